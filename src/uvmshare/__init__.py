@@ -1,0 +1,68 @@
+"""Give a running utility VM host directories, and take them away again.
+
+    async with await FileServer.start(listen=["unix:/run/vm1.9p"]) as server:
+        manager = Manager(UtilityVM(server))
+        name = await manager.add_to_vm(AddOptions("/srv/project", read_only=True))
+        ...
+        await manager.remove_from_vm(name)
+
+What lives here: the public names, from most to least important. They are loaded when first used, so
+that importing the package costs nothing and loads nothing of the other operating system.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvmshare.errors import (
+        ComputeSystemError,
+        ComputeSystemGone,
+        InvalidOptions,
+        OperationDenied,
+        OutcomeUnknown,
+        UvmshareError,
+    )
+    from uvmshare.fileserver.device import FileServer
+    from uvmshare.hcs.utility_vm import UtilityVM
+    from uvmshare.share.manager import Manager, ShareInfo
+    from uvmshare.share.options import AddOptions
+    from uvmshare.share.state import ShareState
+
+__all__ = [  # noqa: RUF022  most to least important
+    "AddOptions",
+    "Manager",
+    "UtilityVM",
+    "FileServer",
+    "ShareState",
+    "ShareInfo",
+    "UvmshareError",
+    "InvalidOptions",
+    "OperationDenied",
+    "ComputeSystemError",
+    "ComputeSystemGone",
+    "OutcomeUnknown",
+]
+
+_HOME = {
+    "AddOptions": "share.options",
+    "Manager": "share.manager",
+    "UtilityVM": "hcs.utility_vm",
+    "FileServer": "fileserver.device",
+    "ShareState": "share.state",
+    "ShareInfo": "share.manager",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    value: object = getattr(import_module(f"{__name__}.{_HOME.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

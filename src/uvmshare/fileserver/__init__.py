@@ -1,0 +1,1 @@
+"""The Linux file server: a Plan 9 device for one VM, in processes of its own."""

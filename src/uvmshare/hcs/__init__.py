@@ -1,0 +1,1 @@
+"""The Host Compute Service: its documents, and (on Windows) the binding to computecore.dll."""

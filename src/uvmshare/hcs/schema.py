@@ -1,0 +1,126 @@
+"""The modify documents of the Host Compute Service, field by field.
+
+What lives here: the documents, their flags, and how they become JSON and are read back.
+What must not: sending them (`uvmshare.hcs.utility_vm` builds them, a compute system takes them).
+
+Field names and values are HCS's: ``ModifySettingRequest`` and ``Plan9Share`` of the HCS schema
+reference. Every field is left out of the JSON when it is empty, as Go's ``omitempty`` does, because
+HCS tells an absent field from an empty one. Both hosts take the same documents: Windows through
+``HcsModifyComputeSystem``, Linux through the file server's control socket.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from uvmshare.errors import InvalidDocument
+
+__all__ = [
+    "DEFAULT_PORT",
+    "PLAN9_SHARES",
+    "GuestRequest",
+    "MappedDirectory",
+    "ModifySettingRequest",
+    "Plan9Share",
+    "Plan9ShareFlags",
+    "RequestType",
+    "decode",
+    "encode",
+]
+
+PLAN9_SHARES = "VirtualMachine/Devices/Plan9/Shares"
+"""The resource path of a VM's Plan 9 shares."""
+
+DEFAULT_PORT = 564
+"""The port that HCS's guests dial, 9P's own (``9pfs`` in /etc/services)."""
+
+
+class RequestType(enum.StrEnum):
+    """What to do with the resource (``ModifyRequestType`` of the HCS schema)."""
+
+    ADD = "Add"
+    REMOVE = "Remove"
+
+
+class Plan9ShareFlags(enum.IntFlag):
+    """``Flags`` of a Plan 9 share document."""
+
+    READ_ONLY = 0x1
+    LINUX_METADATA = 0x4
+    CASE_SENSITIVE = 0x8
+    USE_SHARE_ROOT_IDENTITY = 0x10
+    ALLOW_OPTIONS = 0x20
+    ALLOW_SUB_PATHS = 0x40
+    RESTRICT_FILE_ACCESS = 0x80
+    """Only `allowed_files` exist for the guest. Windows build 18362 or later."""
+    UNLIMITED_CONNECTIONS = 0x100
+
+
+class _Document(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="pascal", forbid_unknown_fields=True
+):
+    """What all documents have in common."""
+
+
+class Plan9Share(_Document):
+    """``Plan9Share``: one share of a VM's Plan 9 device.
+
+    `name` is the host's identifier; `access_name` is what the guest passes as aname. `port` and
+    `access_name` together are the key of a removal.
+    """
+
+    name: str = ""
+    access_name: str = ""
+    path: str = ""
+    port: int = 0
+    flags: int = 0
+    allowed_files: tuple[str, ...] = ()
+
+
+class MappedDirectory(_Document):
+    """``MappedDirectory``: where the guest is to mount a share (the mount manager's part)."""
+
+    mount_path: str = ""
+    port: int = 0
+    share_name: str = ""
+    read_only: bool = False
+
+
+class GuestRequest(_Document):
+    """The part of a modify request that the agent in the guest carries out."""
+
+    request_type: RequestType
+    resource_type: str = "MappedDirectory"
+    settings: MappedDirectory | None = None
+
+
+class ModifySettingRequest(_Document):
+    """``ModifySettingRequest``: one change to a running compute system."""
+
+    resource_path: str = ""
+    request_type: RequestType | None = None
+    settings: Plan9Share | None = None
+    guest_request: GuestRequest | None = None
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(ModifySettingRequest)
+
+
+def encode(request: ModifySettingRequest) -> bytes:
+    """Return the document as compact JSON, fields in the order of the reference, empty ones left out."""
+    return _encoder.encode(request)
+
+
+def decode(document: bytes) -> ModifySettingRequest:
+    """Read a modify document.
+
+    Raises `InvalidDocument` for what is not JSON, has unknown fields or values of the wrong type.
+    """
+    try:
+        return _decoder.decode(document)
+    except msgspec.DecodeError as error:  # ValidationError is one too
+        msg = f"not a modify document: {error}"
+        raise InvalidDocument(msg) from error

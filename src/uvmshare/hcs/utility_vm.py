@@ -1,0 +1,76 @@
+"""A utility VM as the Manager sees it: two calls, turned into modify documents.
+
+What lives here: `UtilityVM`, which knows the documents and the port, and the `ComputeSystem`
+protocol it needs. What must not: who carries a document out, and how (computecore.dll on Windows,
+the file server on Linux).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from uvmshare.hcs import schema
+
+if TYPE_CHECKING:
+    from uvmshare.share.interfaces import Plan9Share
+
+__all__ = ["ComputeSystem", "UtilityVM"]
+
+
+class ComputeSystem(Protocol):
+    """Anything that takes modify documents: an HCS compute system, or the Linux file server."""
+
+    async def modify(self, request: schema.ModifySettingRequest) -> None:
+        """Carry the request out.
+
+        Raises `ComputeSystemError`; of its children `OutcomeUnknown` alone leaves open whether the
+        request was carried out.
+        """
+
+
+class UtilityVM:
+    """The Plan 9 shares of one compute system, as `uvmshare.share.interfaces.VMPlan9`.
+
+    `port` is the port that the guest dials (564 on HCS). Flags are as hcsshim passes them:
+    LinuxMetadata always, ReadOnly and RestrictFileAccess as asked.
+    """
+
+    def __init__(self, compute_system: ComputeSystem, *, port: int = schema.DEFAULT_PORT) -> None:
+        self._compute_system = compute_system
+        self._port = port
+
+    async def add_plan9(self, share: Plan9Share) -> None:
+        """Send the Add document of the share. Raises what the compute system's `modify` raises."""
+        options = share.options
+        flags = schema.Plan9ShareFlags.LINUX_METADATA
+        if options.read_only:
+            flags |= schema.Plan9ShareFlags.READ_ONLY
+        if options.restrict:
+            flags |= schema.Plan9ShareFlags.RESTRICT_FILE_ACCESS
+        await self._modify(
+            schema.RequestType.ADD,
+            schema.Plan9Share(
+                name=share.name,
+                access_name=share.name,
+                path=options.host_path,
+                port=self._port,
+                flags=int(flags),
+                allowed_files=options.allowed_names,
+            ),
+        )
+
+    async def remove_plan9(self, share: Plan9Share) -> None:
+        """Send the Remove document of the share. Raises what the compute system's `modify` raises."""
+        await self._modify(
+            schema.RequestType.REMOVE,
+            schema.Plan9Share(name=share.name, access_name=share.name, port=self._port),
+        )
+
+    async def _modify(self, request_type: schema.RequestType, settings: schema.Plan9Share) -> None:
+        await self._compute_system.modify(
+            schema.ModifySettingRequest(
+                resource_path=schema.PLAN9_SHARES,
+                request_type=request_type,
+                settings=settings,
+            ),
+        )

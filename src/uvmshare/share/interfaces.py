@@ -1,0 +1,47 @@
+"""What the Manager needs of a VM, declared by the one who needs it.
+
+What lives here: the `VMPlan9` protocol and the `Plan9Share` that it is given.
+What must not: how a VM is modified (that is `uvmshare.hcs.utility_vm`), or any state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from uvmshare.share.options import AddOptions
+
+__all__ = ["Plan9Share", "VMPlan9"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan9Share:
+    """One Plan 9 share as the Manager asks a VM for it: a name and what it stands for.
+
+    `name` is a decimal counter ("0", "1", ...), the only form that the guests of HCS accept.
+    """
+
+    name: str
+    options: AddOptions
+
+
+class VMPlan9(Protocol):
+    """A utility VM whose Plan 9 shares can be changed while it runs.
+
+    Both calls end in one of three ways, and the Manager relies on the difference:
+
+    - they return: it is done;
+    - they raise `OutcomeUnknown`, `TimeoutError`, `ConnectionError` or `EOFError`, or are themselves
+      cancelled: it may or may not have been done;
+    - they raise anything else: it was certainly not done.
+
+    `remove_plan9` may raise `ShareNotFound` or `ComputeSystemGone`: the share is not there, as asked.
+    Calls for different shares may run at the same time; there is never more than one for a name.
+    """
+
+    async def add_plan9(self, share: Plan9Share) -> None:
+        """Make the share live on the VM."""
+
+    async def remove_plan9(self, share: Plan9Share) -> None:
+        """Take the share off the VM; when this returns, nothing in the guest can reach it any more."""
