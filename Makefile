@@ -1,0 +1,78 @@
+# The project's commands. `make` alone lists them.
+#
+# Each target sets up what it needs. The first run may fetch packages; later ones need no network.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUFF := $(BIN)/ruff
+MYPY := $(BIN)/mypy
+COVERAGE := $(BIN)/coverage
+
+# What .ci/run gives up on first; a hung test is ended long before by its own deadline.
+PYTEST_ARGS ?=
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help:  ## List the commands
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: venv
+venv: $(STAMP)  ## Make .venv with the package and everything its checks need
+
+# hatchling and editables come first and the build is not isolated, so that a changed pyproject.toml
+# is installed again without the network.
+$(STAMP): pyproject.toml
+	tools/packages venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "uvmshare needs Python 3.11 or later; set PYTHON=")'
+	$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip --quiet --disable-pip-version-check install 'hatchling>=1.25' 'editables>=0.5'
+	$(BIN)/python -m pip --quiet --disable-pip-version-check install --no-build-isolation --editable '.[cli,dev]'
+	@touch $@
+
+.PHONY: lint
+lint: $(STAMP)  ## Lint, formatting, types on both systems, import rules, generated pictures
+	$(RUFF) check .
+	$(RUFF) format --check .
+	$(MYPY)
+	$(MYPY) --platform win32 --cache-dir .mypy_cache/win32
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tools/state_diagram.py --check
+
+.PHONY: format
+format: $(STAMP)  ## Format the sources and mend what the linter can mend
+	$(RUFF) check --fix .
+	$(RUFF) format .
+
+.PHONY: packages
+packages:
+	tools/packages test
+
+.PHONY: test
+test: packages lint  ## Every check and every test but the long ones, with coverage
+	@$(COVERAGE) erase
+	$(COVERAGE) run -m pytest -m 'not long' $(PYTEST_ARGS)
+	@$(COVERAGE) combine --quiet
+	$(COVERAGE) report
+
+.PHONY: test-long
+test-long: packages $(STAMP)  ## The long tests
+	$(BIN)/pytest -m long --timeout 1800 $(PYTEST_ARGS)
+
+.PHONY: demo
+demo: $(STAMP)  ## Boot a real guest and share directories with it while it runs
+	tools/packages demo || echo 'make demo: going on with what there is' >&2
+	$(BIN)/uvmshare demo
+
+.PHONY: clean
+clean:  ## Remove everything that was made, the downloads in .cache too
+	rm -rf $(VENV) .cache .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find src tests tools -name __pycache__ -prune -exec rm -rf {} +
+
+# Hyper-V's side has its own commands (make test-windows).
+-include tools/windows/windows.mk

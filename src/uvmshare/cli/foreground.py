@@ -1,0 +1,103 @@
+"""Commands that hold something until they are told to end.
+
+What lives here: the signals that end such a command, and the lines it prints for programs to read.
+What must not: what is held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+    from types import FrameType
+
+    from uvmshare import AddOptions, Manager
+
+__all__ = ["Ready", "Served", "print_line", "serve_shares", "until_signalled"]
+
+
+class Served(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One share that a guest can mount now: its name, the host's path, and what may be reached in it."""
+
+    share: str
+    path: str
+    read_only: bool
+    only: tuple[str, ...] = ()
+
+
+class Ready(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Every share is being served; where guests connect, if this command listens itself."""
+
+    ready: bool
+    addresses: tuple[str, ...] = ()
+
+
+def print_line(line: Served | Ready) -> None:
+    """Print one line of JSON and flush it: the reader is a program that waits for it."""
+    click.echo(msgspec.json.encode(line))
+
+
+async def serve_shares(manager: Manager, shares: Sequence[AddOptions]) -> None:
+    """Add the shares in their order and print a line for each; the first that fails raises.
+
+    Those before it stay: closing the manager takes them out.
+    """
+    for options in shares:
+        name = await manager.add_to_vm(options)
+        print_line(Served(name, options.host_path, options.read_only, options.allowed_names))
+
+
+def until_signalled(serving: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine until it ends or SIGINT, SIGTERM or SIGHUP comes; then it is cancelled and cleans up.
+
+    Returns when it has cleaned up; raises what it raises. A second signal meanwhile acts as if nobody
+    had asked for it: the process ends and leaves behind what was not cleaned up yet.
+    """
+    asyncio.run(_until_signalled(serving))
+
+
+async def _until_signalled(serving: Coroutine[Any, Any, None]) -> None:
+    loop = asyncio.get_running_loop()
+    signalled = asyncio.Event()
+    before = {number: signal.getsignal(number) for number in _signals()}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note() -> None:
+        restore()
+        signalled.set()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        loop.call_soon_threadsafe(note)
+
+    for number in before:
+        signal.signal(number, on_signal)
+    try:
+        task = asyncio.create_task(serving)
+        waiting = asyncio.create_task(signalled.wait())
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if signalled.is_set():
+            task.cancel()
+            await asyncio.wait({task})
+        if not task.cancelled():
+            task.result()
+    finally:
+        restore()
+
+
+def _signals() -> list[signal.Signals]:
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    # nohup says that the terminal's end is not ours.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    return numbers

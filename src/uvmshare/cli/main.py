@@ -1,0 +1,122 @@
+"""The `uvmshare` command: which commands there are, and how every one of them ends.
+
+What lives here: the table of commands, loaded when they are used, and the one place that turns an
+exception into one line and an exit status. What must not: what a command does.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from uvmshare.errors import InvalidAddress, UvmshareError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["cli", "run"]
+
+
+class Command(NamedTuple):
+    """Where a command is, and what the list of commands says about it."""
+
+    module: str
+    attribute: str
+    summary: str
+
+
+COMMANDS: Mapping[str, Command] = {
+    "serve": Command("uvmshare.cli.serve", "serve", "Serve host directories to a running guest."),
+    "guest": Command("uvmshare.cli.guest", "guest", "Mount what is served; for use inside a guest."),
+    "demo": Command("uvmshare.cli.demo", "demo", "Boot a guest and share directories with it while it runs."),
+    "hcs": Command("uvmshare.cli.hcs", "hcs", "Shares of a Hyper-V utility VM (Windows)."),
+    "completion": Command("uvmshare.cli.completion", "completion", "Print a shell's completion script."),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group that imports a command when it is used: neither system's parts, nor asyncio, for `--help`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(import_module(COMMANDS[cmd_name].module), COMMANDS[cmd_name].attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.summary) for name, command in COMMANDS.items()])
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args or ["--help"])
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(package_name="uvmshare", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Give a running utility VM host directories, and take them away again.
+
+    \b
+    On the host:   uvmshare serve --listen unix:/run/vm1.9p /srv/project:ro /srv/out
+    In the guest:  uvmshare guest mount vsock:2 0 /mnt/project
+    To see it all: uvmshare demo
+
+    Each command's --help has examples. Exit status: 0 success, 1 failure, 2 a command line that
+    cannot be, 130 interrupted. UVMSHARE_DEBUG=1 shows where an error came from.
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one command line; returns the exit status, having said in one line on stderr what went wrong."""
+    try:
+        try:
+            status = cli.main(list(args), prog_name="uvmshare", standalone_mode=False)
+            sys.stdout.flush()
+        except SystemExit as exit_:  # click ends so after a broken pipe and after completion
+            status = exit_.code
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    except BrokenPipeError:
+        # The reader left early (head, less): nobody is left to tell, also not when Python flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ModuleNotFoundError:
+        raise  # a missing extra; `uvmshare.cli.main` knows which
+    except Exception as error:  # the last line of defence: no traceback for the user
+        if os.environ.get("UVMSHARE_DEBUG") == "1":
+            raise
+        return _explain(error)
+    return status if isinstance(status, int) else 0
+
+
+def _explain(error: Exception) -> int:
+    where, status, hint = "uvmshare", 1, ""
+    if isinstance(error, click.ClickException):
+        message, status = error.format_message(), error.exit_code
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            where = error.ctx.command_path
+            hint = f" (see '{where} --help')"
+    elif isinstance(error, UvmshareError):
+        message = str(error)
+        status = 2 if isinstance(error, InvalidAddress) else 1
+    elif isinstance(error, OSError) and error.strerror:
+        message = error.strerror if error.filename is None else f"{os.fsdecode(error.filename)}: {error.strerror}"
+    else:
+        message = f"unexpected {type(error).__name__}: {error}"
+        hint = " (a defect of uvmshare: please report it with what UVMSHARE_DEBUG=1 prints)"
+    print(f"{where}: error: {' '.join(message.split())}{hint}", file=sys.stderr)
+    return status

@@ -1,0 +1,124 @@
+"""`uvmshare serve`: the Linux file server in the foreground, for those who do not drive it from Python.
+
+What lives here: the command's options and the order in which things start and end.
+What must not: anything of the file server or the Manager; both are used as any other caller uses them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import click
+
+from uvmshare.cli.foreground import Ready, print_line, serve_shares, until_signalled
+from uvmshare.cli.share_spec import share_options, shares_argument
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from uvmshare import AddOptions
+    from uvmshare.cli.share_spec import ShareSpec
+
+__all__ = ["serve"]
+
+SECURITY_MODELS = ("mapped-xattr", "passthrough", "none")
+
+
+@click.command()
+@click.option(
+    "--listen",
+    "-l",
+    "listen",
+    metavar="ADDRESS",
+    required=True,
+    multiple=True,
+    help="Where guests connect; give it once for each address.",
+)
+@click.option(
+    "--security-model",
+    type=click.Choice(SECURITY_MODELS),
+    default=SECURITY_MODELS[0],
+    show_default=True,
+    help="How the guest's owners and modes are kept in the host's files (see below).",
+)
+@click.option(
+    "--allow-remote",
+    is_flag=True,
+    help="Allow a TCP address off loopback. Whoever reaches it has the shares: 9P asks for no password here.",
+)
+@click.option(
+    "--run-dir",
+    metavar="DIR",
+    type=click.Path(file_okay=False),
+    help="Where the server keeps its control socket.  [default: a new private directory]",
+)
+@shares_argument
+def serve(
+    listen: tuple[str, ...],
+    security_model: str,
+    run_dir: str | None,
+    shares: tuple[ShareSpec, ...],
+    *,
+    allow_remote: bool,
+) -> None:
+    """Serve host directories to a running guest until SIGINT or SIGTERM.
+
+    Each SHARE is PATH[:ro][:only=NAME,NAME]: a directory, read-only with ":ro", and with ":only="
+    nothing but these names at its top. A path that is one file shares that file alone. All shares are
+    served, or none is.
+
+    \b
+    Addresses:
+      unix:PATH                          a Unix socket (QEMU's guestfwd, tests)
+      firecracker:UDS_PATH[:PORT]        Firecracker's vsock device
+      cloud-hypervisor:UDS_PATH[:PORT]   Cloud Hypervisor's vsock device
+      vsock:CID[:PORT]                   vhost-vsock; that guest alone may connect
+      tcp:HOST:PORT                      loopback, unless --allow-remote
+    PORT is 5640 unless given.
+
+    \b
+    Security models, as QEMU names them:
+      mapped-xattr   owners, modes and special files live in user.virtfs.* attributes; no root needed
+      passthrough    the guest's owners and modes are the host's; needs root
+      none           the guest's owners are ignored
+
+    \b
+    Examples:
+      uvmshare serve --listen unix:/run/vm1.9p /srv/project:ro /srv/out
+      uvmshare serve --listen firecracker:/run/fc/v.sock ~/src:ro:only=main.py,lib
+      uvmshare serve --listen vsock:3 --security-model none /var/cache/ci
+
+    It prints one line of JSON for each share, then one that says it is ready:
+
+    \b
+      {"share":"0","path":"/srv/project","read_only":true}
+      {"share":"1","path":"/srv/out","read_only":false}
+      {"ready":true,"addresses":["unix:/run/vm1.9p"]}
+
+    The guest then mounts a share by its name: uvmshare guest mount ADDRESS 0 /mnt
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+    options = share_options(shares)
+    until_signalled(_serve(options, listen, security_model, run_dir, allow_remote=allow_remote))
+
+
+async def _serve(
+    shares: Sequence[AddOptions],
+    listen: Sequence[str],
+    security_model: str,
+    run_dir: str | None,
+    *,
+    allow_remote: bool,
+) -> None:
+    from uvmshare import FileServer, Manager, UtilityVM  # noqa: PLC0415  --help need not load a server
+
+    server = await FileServer.start(
+        listen=list(listen),
+        security_model=security_model,
+        allow_remote=allow_remote,
+        run_dir=run_dir,
+    )
+    async with server, Manager(UtilityVM(server)) as manager:
+        await serve_shares(manager, shares)
+        print_line(Ready(ready=True, addresses=tuple(server.addresses)))
+        await asyncio.Event().wait()
