@@ -19,6 +19,7 @@ from uvmshare.errors import InvalidDocument
 
 __all__ = [
     "DEFAULT_PORT",
+    "MAPPED_DIRECTORY",
     "PLAN9_SHARES",
     "GuestRequest",
     "MappedDirectory",
@@ -32,6 +33,9 @@ __all__ = [
 
 PLAN9_SHARES = "VirtualMachine/Devices/Plan9/Shares"
 """The resource path of a VM's Plan 9 shares."""
+
+MAPPED_DIRECTORY = "MappedDirectory"
+"""The guest's resource type of a directory that it mounts."""
 
 DEFAULT_PORT = 564
 """The port that HCS's guests dial, 9P's own (``9pfs`` in /etc/services)."""
@@ -92,7 +96,7 @@ class GuestRequest(_Document):
     """The part of a modify request that the agent in the guest carries out."""
 
     request_type: RequestType
-    resource_type: str = "MappedDirectory"
+    resource_type: str  # no default: a value equal to its default would be left out
     settings: MappedDirectory | None = None
 
 
