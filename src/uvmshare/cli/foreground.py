@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -98,6 +99,6 @@ async def _until_signalled(serving: Coroutine[Any, Any, None]) -> None:
 def _signals() -> list[signal.Signals]:
     numbers = [signal.SIGINT, signal.SIGTERM]
     # nohup says that the terminal's end is not ours.
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
     return numbers

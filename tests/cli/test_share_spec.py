@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+
+from uvmshare import AddOptions, InvalidOptions
+from uvmshare.cli.share_spec import ShareSpec, parse, share_options
+
+TYPICAL = {
+    "/srv/a": ShareSpec("/srv/a"),
+    "/srv/a:ro": ShareSpec("/srv/a", read_only=True),
+    "/srv/a:rw": ShareSpec("/srv/a"),
+    "/srv/a:only=x": ShareSpec("/srv/a", only=("x",)),
+    "/srv/a:only=x,y": ShareSpec("/srv/a", only=("x", "y")),
+    "/srv/a:ro:only=x,y": ShareSpec("/srv/a", read_only=True, only=("x", "y")),
+    "/srv/a:only=x,y:ro": ShareSpec("/srv/a", read_only=True, only=("x", "y")),
+    "/srv/a:only=x:only=y": ShareSpec("/srv/a", only=("x", "y")),
+    "relative": ShareSpec("relative"),
+    ".:ro": ShareSpec(".", read_only=True),
+}
+
+COLONS = {
+    "/srv/a:b": ShareSpec("/srv/a:b"),
+    "/srv/a:b:ro": ShareSpec("/srv/a:b", read_only=True),
+    "/srv/a:ro/": ShareSpec("/srv/a:ro/"),
+    "/srv/a:ro/b": ShareSpec("/srv/a:ro/b"),
+    "/srv/a:": ShareSpec("/srv/a:"),
+    "/srv/a:RO": ShareSpec("/srv/a:RO"),
+    "C:\\src": ShareSpec("C:\\src"),
+    "C:\\src:ro": ShareSpec("C:\\src", read_only=True),
+}
+
+
+@pytest.mark.parametrize(("text", "spec"), [*TYPICAL.items(), *COLONS.items()])
+def test_a_share_is_read_from_its_end(text: str, spec: ShareSpec) -> None:
+    assert parse(text) == spec
+
+
+WRONG = {
+    "": "has no path",
+    ":ro": "has no path",
+    ":only=a": "has no path",
+    "/a:only=": "empty name",
+    "/a:only=x,": "empty name",
+    "/a:only=,x": "empty name",
+    "/a:only=x,,y": "empty name",
+    "/a:ro:rw": "more than once",
+    "/a:ro:only=x:ro": "more than once",
+}
+
+
+@pytest.mark.parametrize(("text", "reason"), WRONG.items())
+def test_a_share_that_cannot_be_is_named(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason) as caught:
+        parse(text)
+    assert repr(text) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_specs_become_the_options_of_the_manager(tmp_path: object) -> None:
+    specs = [parse(f"{tmp_path}"), parse(f"{tmp_path}:ro"), parse(f"{tmp_path}:only=b,a")]
+    assert share_options(specs) == [
+        AddOptions(str(tmp_path)),
+        AddOptions(str(tmp_path), read_only=True),
+        AddOptions(str(tmp_path), restrict=True, allowed_names=("a", "b")),
+    ]
+
+
+def test_a_misspelt_option_is_hinted_at() -> None:
+    with pytest.raises(InvalidOptions, match=r"/nowhere:r0.*only ':ro', ':rw'"):
+        share_options([parse("/nowhere:r0")])
+
+
+def test_a_path_without_a_colon_gets_no_hint() -> None:
+    with pytest.raises(InvalidOptions) as caught:
+        share_options([parse("/nowhere")])
+    assert ":ro" not in str(caught.value)
