@@ -1,0 +1,177 @@
+"""What a caller asks to share, in the one form in which two ways of asking for it are equal.
+
+What lives here: `AddOptions` and every check that can be made before a VM is touched.
+What must not: whether a share exists, and what a VM makes of the options.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from uvmshare.errors import InvalidOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["AddOptions"]
+
+_WINDOWS = os.name == "nt"
+
+_SEPARATORS = "/\\:" if _WINDOWS else "/"
+"""What no name in a directory contains. On Windows a colon would name a stream of another file."""
+
+_NAME_MAX = 255
+"""Bytes in a file's name: NAME_MAX of Linux, and the most that its 9P client walks to."""
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class AddOptions:
+    """A directory or file of the host, and what the guest may do with it.
+
+    The options are made canonical when they are built, so that two spellings of one share are equal
+    and have the same hash: the path is absolute, without symlinks, and case-folded on Windows; allowed
+    names are sorted, unique, and case-folded on Windows. A regular file becomes its directory with
+    `restrict` and its own name as the only allowed one, as hcsshim shares a single file.
+
+    - `host_path`: the directory (or regular file) of the host.
+    - `read_only`: the guest cannot change anything, whoever it is there.
+    - `restrict`: of the directory, only `allowed_names` exist for the guest.
+    - `allowed_names`: names in the directory, not paths. They need not exist yet.
+
+    Raises `InvalidOptions` when the path does not exist, is neither directory nor regular file, or
+    cannot be written in a JSON document (it is not UTF-8); when one of `restrict` and `allowed_names`
+    comes without the other; when a name cannot be one.
+    """
+
+    host_path: str
+    read_only: bool = False
+    restrict: bool = False
+    allowed_names: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        host_path: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        restrict: bool = False,
+        allowed_names: Iterable[str] = (),
+    ) -> None:
+        for field, value in (("read_only", read_only), ("restrict", restrict)):
+            if not isinstance(value, bool):
+                msg = f"{field} is {value!r}: pass True or False"
+                raise InvalidOptions(msg)
+        names = _canonical_names(allowed_names)
+        if restrict and not names:
+            msg = f"{host_path!s}: restrict without allowed_names would share nothing: name what the guest may see"
+            raise InvalidOptions(msg)
+        if names and not restrict:
+            msg = (
+                f"{host_path!s}: allowed_names do nothing without restrict: pass restrict=True, or leave the names out"
+            )
+            raise InvalidOptions(msg)
+
+        path, mode = _canonical_path(host_path)
+        if stat.S_ISREG(mode):
+            path, leaf = os.path.split(path)
+            if names and names != (leaf,):
+                msg = (
+                    f"{host_path!s} is a file, which is shared alone, but allowed_names are {', '.join(names)}: "
+                    f"share its directory {path} to choose names in it"
+                )
+                raise InvalidOptions(msg)
+            restrict, names = True, (leaf,)
+
+        # The class is frozen: this is how a frozen dataclass sets its own fields.
+        object.__setattr__(self, "host_path", path)
+        object.__setattr__(self, "read_only", read_only)
+        object.__setattr__(self, "restrict", restrict)
+        object.__setattr__(self, "allowed_names", names)
+
+
+def _canonical_path(host_path: str | os.PathLike[str]) -> tuple[str, int]:
+    """Return the one spelling of the path and the `st_mode` of what it leads to."""
+    try:
+        path = os.fspath(host_path)
+    except TypeError as error:
+        msg = f"host_path is {host_path!r}: pass a str or a pathlib.Path"
+        raise InvalidOptions(msg) from error
+    if not isinstance(path, str):
+        msg = f"host_path is {path!r}: pass a str; os.fsdecode makes one"
+        raise InvalidOptions(msg)
+    if not path:
+        msg = "host_path is empty: name a directory, or '.' for the current one"
+        raise InvalidOptions(msg)
+    if "\0" in path:
+        msg = f"host_path {path!r} contains a NUL, which no path does"
+        raise InvalidOptions(msg)
+    try:
+        path = os.path.realpath(path, strict=True)
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        msg = f"{path}: {error.strerror}: share a directory or file that exists and that you may reach"
+        raise InvalidOptions(msg) from error
+    # After the symlinks are gone: what is sent to the VM is the real path.
+    _check_utf8("host_path", path)
+    if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+        msg = f"{path} is a {_kind(mode)}: only directories and regular files can be shared"
+        raise InvalidOptions(msg)
+    return os.path.normcase(path), mode
+
+
+def _canonical_names(allowed_names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names checked, sorted and unique."""
+    if isinstance(allowed_names, str | bytes):
+        msg = f"allowed_names is the string {allowed_names!r}: pass a tuple of names"
+        raise InvalidOptions(msg)
+    try:
+        names = tuple(allowed_names)
+    except TypeError as error:
+        msg = f"allowed_names is {allowed_names!r}: pass a tuple of names"
+        raise InvalidOptions(msg) from error
+    for name in names:
+        _check_name(name)
+    return tuple(sorted({name.casefold() if _WINDOWS else name for name in names}))
+
+
+def _check_name(name: str) -> None:
+    if not isinstance(name, str):
+        msg = f"allowed name {name!r} is no str"
+        raise InvalidOptions(msg)
+    if not name:
+        msg = "an allowed name is empty: give the names of files or directories"
+        raise InvalidOptions(msg)
+    for character in _SEPARATORS:
+        if character in name:
+            msg = f"allowed name {name!r} contains {character!r}: names are those in the directory itself, not paths"
+            raise InvalidOptions(msg)
+    if "\0" in name:
+        msg = f"allowed name {name!r} contains a NUL, which no name does"
+        raise InvalidOptions(msg)
+    if name in (".", ".."):
+        msg = f"allowed name {name!r} is no name of a file: give the names of files or directories"
+        raise InvalidOptions(msg)
+    if len(_check_utf8("allowed name", name)) > _NAME_MAX:
+        msg = f"allowed name {name[:40]!r}... has more than {_NAME_MAX} bytes, which no file's name has"
+        raise InvalidOptions(msg)
+
+
+def _check_utf8(what: str, text: str) -> bytes:
+    """Return the text encoded. Documents for the VM are JSON, which has no other bytes."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        msg = f"{what} {text!r} is not UTF-8, and the VM's documents hold nothing else: rename it"
+        raise InvalidOptions(msg) from error
+
+
+def _kind(mode: int) -> str:
+    kinds = (
+        (stat.S_ISFIFO, "FIFO"),
+        (stat.S_ISSOCK, "socket"),
+        (stat.S_ISCHR, "character device"),
+        (stat.S_ISBLK, "block device"),
+    )
+    return next((kind for is_kind, kind in kinds if is_kind(mode)), "special file")

@@ -1,0 +1,77 @@
+"""The states of a share and every transition between them.
+
+What lives here: the two enums, the one table, and the one function that reads it. The diagram in the
+documentation is drawn from the table. What must not: anything that makes a transition happen (that is
+`uvmshare.share.manager`), or any other knowledge of a share.
+"""
+
+from __future__ import annotations
+
+import enum
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from uvmshare.errors import InvalidTransition
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["INITIAL_STATE", "TRANSITIONS", "ShareState", "Trigger", "next_state"]
+
+
+class ShareState(enum.Enum):
+    """Where a share is in its life."""
+
+    PENDING = "pending"
+    """It has a name; no call to the VM has ended yet."""
+    ADDED = "added"
+    """The VM was seen to have it."""
+    INVALID = "invalid"
+    """It could not be added. While it is listed, the VM may have it all the same, and it is being taken out."""
+    REMOVED = "removed"
+    """It is gone. The name is never used again."""
+
+
+class Trigger(enum.Enum):
+    """What can happen to a share. The values are the labels of the diagram."""
+
+    ADD_SUCCEEDED = "add succeeded"
+    ADD_FAILED = "add failed"
+    ADD_UNKNOWN = "outcome of add unknown"
+    DROPPED = "dropped before any add"
+    REMOVE_SUCCEEDED = "remove succeeded"
+    """Also when the VM answers that it has no such share, or is gone itself."""
+    REMOVE_FAILED = "remove failed"
+    REMOVE_UNKNOWN = "outcome of remove unknown"
+
+
+INITIAL_STATE = ShareState.PENDING
+
+TRANSITIONS: Mapping[tuple[ShareState, Trigger], ShareState] = MappingProxyType(
+    {
+        (ShareState.PENDING, Trigger.ADD_SUCCEEDED): ShareState.ADDED,
+        (ShareState.PENDING, Trigger.ADD_FAILED): ShareState.INVALID,
+        (ShareState.PENDING, Trigger.ADD_UNKNOWN): ShareState.INVALID,
+        (ShareState.PENDING, Trigger.DROPPED): ShareState.REMOVED,
+        (ShareState.ADDED, Trigger.REMOVE_SUCCEEDED): ShareState.REMOVED,
+        (ShareState.ADDED, Trigger.REMOVE_FAILED): ShareState.ADDED,
+        (ShareState.ADDED, Trigger.REMOVE_UNKNOWN): ShareState.ADDED,
+        # An add whose outcome is unknown is undone with a remove, until one succeeds.
+        (ShareState.INVALID, Trigger.REMOVE_SUCCEEDED): ShareState.REMOVED,
+        (ShareState.INVALID, Trigger.REMOVE_FAILED): ShareState.INVALID,
+        (ShareState.INVALID, Trigger.REMOVE_UNKNOWN): ShareState.INVALID,
+    }
+)
+"""Every transition there is. What is not here cannot happen."""
+
+
+def next_state(state: ShareState, trigger: Trigger) -> ShareState:
+    """Return the state that `trigger` leads to from `state`.
+
+    Raises `InvalidTransition` when the table has no such transition.
+    """
+    try:
+        return TRANSITIONS[state, trigger]
+    except KeyError:
+        msg = f"a share that is {state.value} has no transition for {trigger.value!r}; please report this as a bug"
+        raise InvalidTransition(msg) from None
