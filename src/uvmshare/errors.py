@@ -21,6 +21,9 @@ errors (an HRESULT, an errno, an HCS document), which belongs where the foreign 
     |   +-- InvalidDocument                it cannot read the request, or refuses a field of it
     |   +-- AccessDenied                   the host's files or the request are out of the caller's reach
     +-- FileServerError                    the Linux file server could not be started or reached
+    +-- GuestUnavailable                   no guest VM can be started here: a program or its kernel is missing
+    +-- GuestFailed                        the guest VM ended, hung, or broke off a command
+    +-- ConnectionClosed (EOFError)        the other end of a 9P connection ended it
     +-- ProtocolError                      9P: see its two children; carries an errno
         +-- LocalProtocolError             this side tried to send what 9P cannot say
         +-- RemoteProtocolError            the peer sent what 9P does not allow
@@ -36,7 +39,10 @@ __all__ = [
     "AccessDenied",
     "ComputeSystemError",
     "ComputeSystemGone",
+    "ConnectionClosed",
     "FileServerError",
+    "GuestFailed",
+    "GuestUnavailable",
     "InvalidAddress",
     "InvalidDocument",
     "InvalidOptions",
@@ -130,6 +136,18 @@ class AccessDenied(ComputeSystemError):
 
 class FileServerError(UvmshareError):
     """The Linux file server could not be started, or its control channel could not be reached."""
+
+
+class GuestUnavailable(UvmshareError):
+    """No guest VM can be started here: a program, a kernel or its modules are missing."""
+
+
+class GuestFailed(UvmshareError):
+    """The guest VM ended, did not answer within its deadline, or broke off a command."""
+
+
+class ConnectionClosed(UvmshareError, EOFError):
+    """The other end of a 9P connection ended it; what was not answered may have been done or not."""
 
 
 class ProtocolError(UvmshareError):

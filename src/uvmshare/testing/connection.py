@@ -1,0 +1,255 @@
+"""One 9P2000.L connection from the client's end: bytes, tags, and replies in whatever order.
+
+What lives here: dialling an address, sending messages and raw bytes, receiving replies, matching them
+by tag. What must not: fids, paths, what a message is good for (`uvmshare.testing.client`).
+
+It is for tests and demonstrations, and so it is strict where a kernel would hang or break: a reply that
+nobody asked for, one of the wrong type, or one that does not fit msize is an error here. Every wait has
+a deadline, so that a server which does not answer ends a test instead of holding it up.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, NoReturn, Self, TypeVar
+
+from uvmshare.errors import ConnectionClosed, InvalidAddress, RemoteProtocolError, UnsupportedPlatform
+from uvmshare.ninep import messages
+from uvmshare.ninep.constants import DEFAULT_MSIZE, NOTAG
+from uvmshare.ninep.framing import FrameReader
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from uvmshare.ninep.messages import Message
+
+__all__ = ["DEFAULT_PORT", "DEFAULT_TIMEOUT", "Connection", "dial"]
+
+DEFAULT_PORT: Final = 5640
+"""The port of ``firecracker:``, ``cloud-hypervisor:`` and ``vsock:`` addresses that name none."""
+
+DEFAULT_TIMEOUT: Final = 60.0
+"""Seconds that a server has for each piece of an answer."""
+
+_RECV_SIZE: Final = 256 * 1024
+
+_R = TypeVar("_R", bound="Message")
+
+
+def dial(address: str, *, timeout: float = DEFAULT_TIMEOUT) -> socket.socket:
+    """Connect to the file server at `address` as a guest would, and return the socket.
+
+    ``unix:PATH``, ``tcp:HOST:PORT`` and ``vsock:CID[:PORT]`` are connected to as they stand;
+    ``firecracker:UDS_PATH[:PORT]`` and ``cloud-hypervisor:UDS_PATH[:PORT]`` are what those monitors
+    connect to when their guest dials the port: the socket ``UDS_PATH_PORT`` (Firecracker's vsock.md).
+
+    Raises `InvalidAddress` for any other form, `UnsupportedPlatform` where this system has no such
+    sockets, and `OSError` when nobody listens there.
+    """
+    kind, _, rest = address.partition(":")
+    if kind == "tcp":
+        host, _, port = rest.rpartition(":")
+        if not host or not port.isdecimal():
+            msg = f"{address!r} is no address: write tcp:HOST:PORT"
+            raise InvalidAddress(msg)
+        connected = socket.create_connection((host.strip("[]"), int(port)), timeout)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connected
+    if kind == "unix" and rest:
+        return _dial_unix(rest, timeout)
+    if kind in {"firecracker", "cloud-hypervisor"} and rest:
+        path, _, port = rest.rpartition(":")
+        if not path or not port.isdecimal():
+            path, port = rest, str(DEFAULT_PORT)
+        return _dial_unix(f"{path}_{port}", timeout)
+    if kind == "vsock":
+        cid, _, port = rest.partition(":")
+        if cid.isdecimal() and (port.isdecimal() or not port):
+            return _dial_vsock(int(cid), int(port or DEFAULT_PORT), timeout)
+    msg = (
+        f"{address!r} is no address: write unix:PATH, tcp:HOST:PORT, vsock:CID[:PORT], "
+        "firecracker:UDS_PATH[:PORT] or cloud-hypervisor:UDS_PATH[:PORT]"
+    )
+    raise InvalidAddress(msg)
+
+
+def _dial_unix(path: str, timeout: float) -> socket.socket:
+    if sys.platform == "win32":
+        msg = f"Python on Windows has no Unix sockets; connect to {path} over tcp: instead"
+        raise UnsupportedPlatform(msg)
+    return _connect(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), path, timeout)
+
+
+def _dial_vsock(cid: int, port: int, timeout: float) -> socket.socket:
+    if sys.platform != "linux":
+        msg = f"only Linux has vsock here; connect to {cid}:{port} over tcp: instead"
+        raise UnsupportedPlatform(msg)
+    return _connect(socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM), (cid, port), timeout)
+
+
+def _connect(unconnected: socket.socket, to: str | tuple[int, int], timeout: float) -> socket.socket:
+    try:
+        unconnected.settimeout(timeout)
+        unconnected.connect(to)
+    except BaseException:
+        unconnected.close()
+        raise
+    return unconnected
+
+
+class Connection:
+    """A connected socket that 9P messages go over. No handshake is done; use as a context manager.
+
+    Sending never waits for replies: whoever sends many before reading any can fill both sockets'
+    buffers, and then gets a `TimeoutError`.
+    """
+
+    def __init__(self, connected: socket.socket, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+        connected.settimeout(timeout)
+        self.socket = connected
+        self.msize = DEFAULT_MSIZE
+        self._reader = FrameReader(DEFAULT_MSIZE)
+        self._arrived: list[bytes] = []  # whole messages, not yet looked at
+        self._sent: dict[int, Message] = {}  # by tag: what was asked and not yet answered
+        self._replies: dict[int, Message] = {}  # by tag: answers that came while another was waited for
+        self._last_tag = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket, whatever is under way. Closing twice does nothing."""
+        self.socket.close()
+
+    def limit_replies(self, msize: int) -> None:
+        """Take `msize` bytes for the largest reply from now on; what Tversion agrees on."""
+        self.msize = msize
+        self._reader.limit = msize
+
+    def send_raw(self, data: bytes) -> None:
+        """Send bytes as they are, sense or nonsense.
+
+        Raises `ConnectionClosed` when the server has closed the connection, `TimeoutError` when it
+        takes nothing.
+        """
+        try:
+            self.socket.sendall(data)
+        except TimeoutError:
+            raise
+        except OSError as error:
+            self._end("could not be sent to", error)
+
+    def hang_up(self) -> None:
+        """Say that nothing more will be sent; replies can still come."""
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
+
+    def send(self, message: Message, *, tag: int | None = None) -> int:
+        """Send a message without waiting; return its tag, for `wait`.
+
+        The tag is a free one unless given; a Tversion gets NOTAG (version(5)). A tag given twice is
+        sent twice. Raises `LocalProtocolError` and what `send_raw` does.
+        """
+        if tag is None:
+            tag = NOTAG if isinstance(message, messages.Tversion) else self._free_tag()
+        self.send_raw(message.encode(tag))
+        self._sent[tag] = message
+        return tag
+
+    def _free_tag(self) -> int:
+        tag = self._last_tag
+        for _ in range(NOTAG):
+            tag = (tag + 1) % NOTAG
+            if tag not in self._sent and tag not in self._replies:
+                self._last_tag = tag
+                return tag
+        msg = f"all {NOTAG} tags are in use; wait for some"
+        raise RuntimeError(msg)
+
+    def recv(self) -> tuple[int, Message]:
+        """Take the next message off the wire, whatever it is: its tag and itself. An Rlerror is returned.
+
+        Raises `ConnectionClosed` at the end, `TimeoutError` when nothing comes, `RemoteProtocolError`
+        for what is no message.
+        """
+        while not self._arrived:
+            try:
+                data = self.socket.recv(_RECV_SIZE)
+            except TimeoutError:
+                raise
+            except OSError as error:
+                self._end("could not be read from", error)
+            if not data:
+                self._end("was closed by the server")
+            self._reader.feed(data)
+            self._arrived.extend(self._reader.messages())
+        tag, message = messages.decode(self._arrived.pop(0))
+        self._sent.pop(tag, None)
+        return tag, message
+
+    def wait(self, tag: int) -> Message:
+        """Return the reply to the message sent with `tag`; others that come first are kept.
+
+        Raises `OSError` with the errno of an Rlerror, `RemoteProtocolError` for a reply that nobody
+        asked for or of another type than the request, and what `recv` does.
+        """
+        while tag not in self._replies:
+            waiting = dict(self._sent)
+            if tag not in waiting:
+                msg = f"nothing was sent with tag {tag}, or its reply was taken already"
+                raise ValueError(msg)
+            got, reply = self.recv()
+            request = waiting.get(got)
+            if request is None:
+                msg = f"{type(reply).__name__} came with tag {got}, which no request has"
+                raise RemoteProtocolError(msg)
+            if not isinstance(reply, messages.Rlerror) and reply.type != request.type + 1:
+                msg = f"{type(reply).__name__} came for a {type(request).__name__}"
+                raise RemoteProtocolError(msg)
+            self._replies[got] = reply
+        reply = self._replies.pop(tag)
+        if isinstance(reply, messages.Rlerror):
+            raise OSError(reply.ecode, os.strerror(reply.ecode))
+        return reply
+
+    def rpc(self, message: Message) -> Message:
+        """Send a message and return its reply. Raises what `send` and `wait` do."""
+        return self.wait(self.send(message))
+
+    def ask(self, message: Message, reply: type[_R]) -> _R:
+        """Send a message and return its reply, which is a `reply`. Raises what `rpc` does."""
+        return messages.expect(self.rpc(message), reply)
+
+    def flush(self, tag: int) -> bool:
+        """Flush the request `tag` (flush(5)): True when it was answered all the same, for `wait` to take.
+
+        Raises what `rpc` does.
+        """
+        self.ask(messages.Tflush(tag), messages.Rflush)
+        self._sent.pop(tag, None)
+        return tag in self._replies
+
+    def drain(self) -> list[Message]:
+        """Read until the server closes the connection; return what came before that.
+
+        Raises `TimeoutError` when it does not, `RemoteProtocolError` for what is no message.
+        """
+        came = []
+        with suppress(ConnectionClosed):
+            while True:
+                came.append(self.recv()[1])
+        return came
+
+    def _end(self, how: str, cause: OSError | None = None) -> NoReturn:
+        unanswered = ", ".join(type(message).__name__ for message in self._sent.values())
+        msg = f"the 9P connection {how}"
+        if unanswered:
+            msg += f", with no answer to {unanswered}"
+        msg += "; the server's log says why it ended one"
+        raise ConnectionClosed(msg) from cause
