@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import sys
 
-__all__ = ["main"]
+__all__ = ["EXTRA", "main"]
+
+EXTRA = frozenset({"click", "rich"})
+"""What the extra `cli` installs."""
 
 
 def main() -> int:
@@ -19,7 +22,7 @@ def main() -> int:
     try:
         from uvmshare.cli.main import run  # noqa: PLC0415  click and rich are an extra: see below
     except ModuleNotFoundError as error:
-        if error.name not in {"click", "rich"}:
+        if error.name not in EXTRA:
             raise
         print(
             f"uvmshare: error: the command line needs the Python package {error.name!r}: pip install 'uvmshare[cli]'",

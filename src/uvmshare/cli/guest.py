@@ -1,5 +1,34 @@
 """`uvmshare guest`: what runs inside a guest.
 
 What lives here: only the way to `uvmshare.guest.mount`, which does the work, reads its own arguments
-and also runs without this package.
+and also runs without this package. What must not: options of its own.
 """
+
+from __future__ import annotations
+
+import click
+
+__all__ = ["guest"]
+
+
+@click.group()
+def guest() -> None:
+    """Mount what is served; for use inside a guest.
+
+    \b
+    Examples:
+      uvmshare guest mount vsock:2 0 /mnt/project
+      uvmshare guest mount tcp:10.0.2.2:5640 1 /mnt/out
+
+    A guest needs nothing of this package but Python: copy uvmshare/guest/mount.py into it and run
+    "python3 mount.py ADDRESS SHARE TARGET".
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+
+
+@guest.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def mount(arguments: tuple[str, ...]) -> int:
+    """Mount a share: see "uvmshare guest mount --help"."""
+    from uvmshare.guest import mount as module  # noqa: PLC0415  the guest's file stands for itself
+
+    return module.main(list(arguments))

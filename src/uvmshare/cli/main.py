@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from uvmshare.cli import EXTRA
 from uvmshare.errors import InvalidAddress, UvmshareError
 
 if TYPE_CHECKING:
@@ -94,9 +95,9 @@ def run(args: Sequence[str]) -> int:
         # The reader left early (head, less): nobody is left to tell, also not when Python flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except ModuleNotFoundError:
-        raise  # a missing extra; `uvmshare.cli.main` knows which
     except Exception as error:  # the last line of defence: no traceback for the user
+        if isinstance(error, ModuleNotFoundError) and error.name in EXTRA:
+            raise  # the caller says how to install it
         if os.environ.get("UVMSHARE_DEBUG") == "1":
             raise
         return _explain(error)
@@ -107,8 +108,8 @@ def _explain(error: Exception) -> int:
     where, status, hint = "uvmshare", 1, ""
     if isinstance(error, click.ClickException):
         message, status = error.format_message(), error.exit_code
-        if isinstance(error, click.UsageError) and error.ctx is not None:
-            where = error.ctx.command_path
+        if isinstance(error, click.UsageError):
+            where = where if error.ctx is None else error.ctx.command_path
             hint = f" (see '{where} --help')"
     elif isinstance(error, UvmshareError):
         message = str(error)

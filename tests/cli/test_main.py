@@ -1,0 +1,196 @@
+"""How the command ends: its exit status, and one line on stderr whatever went wrong."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import click
+import pytest
+
+from uvmshare import UvmshareError
+from uvmshare.cli.main import COMMANDS, cli, run
+from uvmshare.errors import InvalidAddress, InvalidOptions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+UVMSHARE = [sys.executable, "-c", "import sys; from uvmshare.cli import main; sys.exit(main())"]
+
+
+def one_line(text: str) -> str:
+    assert text.endswith("\n")
+    assert text.count("\n") == 1, text
+    assert "Traceback" not in text
+    return text.rstrip("\n")
+
+
+WRONG: dict[tuple[str, ...], str] = {
+    ("nonsense",): "nonsense",
+    ("--nonsense",): "--nonsense",
+    ("serve",): "SHARE",
+    ("serve", "/"): "--listen",
+    ("serve", "--listen", "unix:/run/x"): "SHARE",
+    ("serve", "--listen"): "--listen",
+    ("serve", "--listen", "unix:/run/x", "/:ro:rw"): "'/:ro:rw'",
+    ("serve", "--listen", "unix:/run/x", ""): "no path",
+    ("serve", "--listen", "unix:/run/x", "/:only="): "empty name",
+    ("serve", "--listen", "unix:/run/x", "--security-model", "mapped", "/"): "mapped-xattr",
+    ("serve", "--nonsense", "/"): "--nonsense",
+    ("completion",): "bash",
+    ("completion", "csh"): "csh",
+    ("guest", "nonsense"): "nonsense",
+}
+
+
+@pytest.mark.parametrize(("args", "named"), WRONG.items(), ids=[" ".join(args) for args in WRONG])
+def test_a_command_line_that_cannot_be_is_said_in_one_line(
+    args: tuple[str, ...], named: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(args) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    line = one_line(err)
+    assert line.startswith("uvmshare")
+    assert ": error: " in line
+    assert named in line
+    assert "--help')" in line
+
+
+@pytest.mark.parametrize("args", [[], ["--help"], ["-h"]])
+def test_help_lists_every_command(args: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(args) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    for name, command in COMMANDS.items():
+        assert f"  {name} " in out
+        assert command.summary in out
+
+
+def test_help_loads_no_command() -> None:
+    program = (
+        "import sys; from uvmshare.cli.main import run; status = run(['--help']);"
+        "loaded = {name for name in sys.modules if name.startswith(('uvmshare.', 'asyncio'))};"
+        "assert loaded == {'uvmshare.cli', 'uvmshare.cli.main', 'uvmshare.errors'}, loaded; sys.exit(status)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_teaches(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run([name, "--help"]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert out.startswith(f"Usage: uvmshare {name}")
+    assert f"uvmshare {name} " in out.partition("\n")[2], "an example"
+
+
+def test_version(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capfd.readouterr().out.startswith("uvmshare ")
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
+    """A command `fail` that raises the error put into this list."""
+    errors: list[BaseException] = []
+
+    @click.command("fail")
+    def fail() -> None:
+        raise errors[0]
+
+    monkeypatch.setattr(type(cli), "get_command", lambda *_: fail)
+    monkeypatch.delenv("UVMSHARE_DEBUG", raising=False)
+    return errors
+
+
+DEFECT = "(a defect of uvmshare: please report it with what UVMSHARE_DEBUG=1 prints)"
+ENDS: list[tuple[BaseException, int, str]] = [
+    (UvmshareError("share 3: the disk is gone"), 1, "uvmshare: error: share 3: the disk is gone"),
+    (UvmshareError("two\nlines"), 1, "uvmshare: error: two lines"),
+    (InvalidOptions("/x: no such directory"), 1, "uvmshare: error: /x: no such directory"),
+    (InvalidAddress("'nope' is no address"), 2, "uvmshare: error: 'nope' is no address"),
+    (OSError(errno.ENOSPC, "No space left", "/x"), 1, "uvmshare: error: /x: No space left"),
+    (OSError(errno.ENOSPC, "No space left"), 1, "uvmshare: error: No space left"),
+    (click.ClickException("no terminal"), 1, "uvmshare: error: no terminal"),
+    (click.UsageError("not both"), 2, "uvmshare fail: error: not both (see 'uvmshare fail --help')"),
+    (
+        ZeroDivisionError("oops"),
+        1,
+        f"uvmshare: error: unexpected ZeroDivisionError: oops {DEFECT}",
+    ),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "line"), ENDS, ids=lambda value: repr(value)[:40])
+def test_every_error_is_one_line_and_a_status(
+    error: BaseException, status: int, line: str, failing: list[BaseException], capfd: pytest.CaptureFixture[str]
+) -> None:
+    failing.append(error)
+    assert run(["fail"]) == status
+    assert one_line(capfd.readouterr().err) == line
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])
+def test_an_interruption_says_nothing(
+    error: BaseException, failing: list[BaseException], capfd: pytest.CaptureFixture[str]
+) -> None:
+    failing.append(error)
+    assert run(["fail"]) == 130
+    assert capfd.readouterr().err.strip() == ""
+
+
+def test_the_status_a_command_returns_is_the_exit_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command("seven")
+    def seven() -> int:
+        return 7
+
+    monkeypatch.setattr(type(cli), "get_command", lambda *_: seven)
+    assert run(["seven"]) == 7
+
+
+def test_debugging_shows_where_an_error_came_from(
+    failing: list[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UVMSHARE_DEBUG", "1")
+    failing.append(UvmshareError("deep inside"))
+    with pytest.raises(UvmshareError, match="deep inside"):
+        run(["fail"])
+
+
+@pytest.mark.parametrize("name", ["click", "rich"])
+def test_without_the_extra_one_line_says_how_to_install_it(name: str) -> None:
+    program = f"import sys; sys.modules[{name!r}] = None; {UVMSHARE[2]}"
+    args = ["demo", "--help"] if name == "rich" else []
+    done = subprocess.run([sys.executable, "-c", program, *args], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    line = one_line(done.stderr)
+    assert name in line
+    assert "pip install 'uvmshare[cli]'" in line
+
+
+def test_a_broken_pipe_is_quiet(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with (tmp_path / "stderr").open("w+b") as stderr:
+        done = subprocess.run([*UVMSHARE, "serve", "--help"], stdout=write, stderr=stderr, check=False)
+        os.close(write)
+        stderr.seek(0)
+        assert stderr.read() == b""
+    assert done.returncode == 1
+
+
+def test_interrupting_the_process_gives_130() -> None:
+    program = (
+        "import signal, sys\n"
+        "from uvmshare.cli import main\n"
+        "import uvmshare.cli.main as module\n"
+        "module.cli.get_command = lambda ctx, name: signal.raise_signal(signal.SIGINT)\n"
+        "sys.exit(main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, "x"], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr.strip() == ""

@@ -1,0 +1,210 @@
+"""`uvmshare serve` over a file server that only writes down what it is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+import uvmshare
+from uvmshare.cli.foreground import print_line
+from uvmshare.cli.main import run
+from uvmshare.errors import AccessDenied, FileServerError
+from uvmshare.hcs.schema import RequestType
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+    from typing import Self
+
+    from uvmshare.cli.foreground import Ready, Served
+    from uvmshare.hcs.schema import ModifySettingRequest
+
+
+class FakeServer:
+    """A compute system that grants all but `refuse`, and raises `signal` at one add."""
+
+    refuse: str | None = None
+    signal_at: str | None = None
+    fail_to_start = False
+    started: dict[str, object]
+    requests: list[tuple[RequestType, str]]
+    closed: bool
+
+    def __init__(self, listen: Sequence[str]) -> None:
+        self.addresses = tuple(listen)
+
+    @classmethod
+    async def start(
+        cls, *, listen: Sequence[str], security_model: str, allow_remote: bool, run_dir: str | None
+    ) -> Self:
+        cls.started = {
+            "listen": list(listen),
+            "security_model": security_model,
+            "allow_remote": allow_remote,
+            "run_dir": run_dir,
+        }
+        if cls.fail_to_start:
+            msg = "address in use"
+            raise FileServerError(msg)
+        cls.requests = []
+        cls.closed = False
+        return cls(listen)
+
+    async def modify(self, request: ModifySettingRequest) -> None:
+        await asyncio.sleep(0)
+        settings = request.settings
+        assert settings is not None
+        assert request.request_type is not None
+        if request.request_type is RequestType.ADD:
+            if settings.path == self.refuse:
+                msg = f"{settings.path}: not for you"
+                raise AccessDenied(msg)
+            if settings.path == self.signal_at:
+                signal.raise_signal(signal.SIGTERM)
+                for _ in range(10):  # turns of the event loop, in which the signal reaches the command
+                    await asyncio.sleep(0)
+        self.requests.append((request.request_type, settings.name))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *args: object) -> None:
+        type(self).closed = True
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> type[FakeServer]:
+    class Server(FakeServer):
+        pass
+
+    monkeypatch.setitem(vars(uvmshare), "FileServer", Server)
+    return Server
+
+
+@pytest.fixture
+def dirs(tmp_path: Path) -> list[str]:
+    paths = [tmp_path / name for name in ("a", "b", "c")]
+    for path in paths:
+        path.mkdir()
+    return [str(path) for path in paths]
+
+
+def lines(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def signal_when_ready(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    from uvmshare.cli import serve as module
+
+    def print_and_signal(line: Served | Ready) -> None:
+        print_line(line)
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(module, "print_line", print_and_signal)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_shares_are_served_until_a_signal(
+    number: signal.Signals,
+    server: type[FakeServer],
+    dirs: list[str],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    signal_when_ready(monkeypatch, number)
+    assert run(["serve", "--listen", "unix:/x", "--listen", "vsock:3", dirs[0], f"{dirs[1]}:ro:only=z,y"]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert lines(out) == [
+        {"share": "0", "path": dirs[0], "read_only": False},
+        {"share": "1", "path": dirs[1], "read_only": True, "only": ["y", "z"]},
+        {"ready": True, "addresses": ["unix:/x", "vsock:3"]},
+    ]
+    assert sorted(server.requests[2:], key=lambda request: request[1]) == [
+        (RequestType.REMOVE, "0"),
+        (RequestType.REMOVE, "1"),
+    ]
+    assert server.closed
+    assert server.started == {
+        "listen": ["unix:/x", "vsock:3"],
+        "security_model": "mapped-xattr",
+        "allow_remote": False,
+        "run_dir": None,
+    }
+
+
+def test_options_reach_the_server(
+    server: type[FakeServer], dirs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signal_when_ready(monkeypatch, signal.SIGTERM)
+    args = ["--allow-remote", "--security-model", "none", "--run-dir", str(tmp_path), "-l", "tcp:0.0.0.0:0"]
+    assert run(["serve", *args, dirs[0]]) == 0
+    assert server.started == {
+        "listen": ["tcp:0.0.0.0:0"],
+        "security_model": "none",
+        "allow_remote": True,
+        "run_dir": str(tmp_path),
+    }
+
+
+def test_one_share_that_fails_takes_the_others_out_again(
+    server: type[FakeServer], dirs: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.refuse = dirs[2]
+    assert run(["serve", "--listen", "unix:/x", *dirs]) == 1
+    out, err = capfd.readouterr()
+    assert [line["share"] for line in lines(out)] == ["0", "1"]
+    assert err == f"uvmshare: error: {dirs[2]}: not for you\n"
+    assert sorted(server.requests, key=lambda request: (request[1], request[0].value)) == [
+        (RequestType.ADD, "0"),
+        (RequestType.REMOVE, "0"),
+        (RequestType.ADD, "1"),
+        (RequestType.REMOVE, "1"),
+    ]
+    assert server.closed
+
+
+def test_a_signal_while_a_share_is_being_added_leaves_nothing(
+    server: type[FakeServer], dirs: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.signal_at = dirs[1]
+    assert run(["serve", "--listen", "unix:/x", *dirs]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert {"ready": True} not in lines(out)
+    added = {name for request_type, name in server.requests if request_type is RequestType.ADD}
+    removed = {name for request_type, name in server.requests if request_type is RequestType.REMOVE}
+    assert added == removed == {"0", "1"}
+    assert server.closed
+
+
+def test_a_path_that_does_not_exist_starts_nothing(
+    server: type[FakeServer], dirs: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["serve", "--listen", "unix:/x", dirs[0], f"{dirs[0]}/missing"]) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "missing" in err
+    assert err.count("\n") == 1
+    assert not hasattr(server, "started")
+
+
+def test_a_server_that_does_not_start_is_one_line(
+    server: type[FakeServer], dirs: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.fail_to_start = True
+    assert run(["serve", "--listen", "unix:/x", dirs[0]]) == 1
+    assert capfd.readouterr() == ("", "uvmshare: error: address in use\n")
+
+
+def test_a_directory_given_twice_is_one_share(
+    server: type[FakeServer], dirs: list[str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signal_when_ready(monkeypatch, signal.SIGTERM)
+    assert run(["serve", "--listen", "unix:/x", dirs[0], f"{dirs[0]}/"]) == 0
+    assert [line.get("share") for line in lines(capfd.readouterr().out)] == ["0", "0", None]
+    assert server.requests == [(RequestType.ADD, "0"), (RequestType.REMOVE, "0")]
