@@ -114,7 +114,7 @@ class Connection:
         self._reader = FrameReader(DEFAULT_MSIZE)
         self._arrived: list[bytes] = []  # whole messages, not yet looked at
         self._sent: dict[int, Message] = {}  # by tag: what was asked and not yet answered
-        self._replies: dict[int, Message] = {}  # by tag: answers that came while another was waited for
+        self._replies: dict[int, tuple[Message, Message]] = {}  # by tag: requests and replies not taken yet
         self._last_tag = -1
 
     def __enter__(self) -> Self:
@@ -212,10 +212,10 @@ class Connection:
             if not isinstance(reply, messages.Rlerror) and reply.type != request.type + 1:
                 msg = f"{type(reply).__name__} came for a {type(request).__name__}"
                 raise RemoteProtocolError(msg)
-            self._replies[got] = reply
-        reply = self._replies.pop(tag)
+            self._replies[got] = request, reply
+        request, reply = self._replies.pop(tag)
         if isinstance(reply, messages.Rlerror):
-            raise OSError(reply.ecode, os.strerror(reply.ecode))
+            raise OSError(reply.ecode, f"{os.strerror(reply.ecode)}, in answer to {type(request).__name__}")
         return reply
 
     def rpc(self, message: Message) -> Message:
