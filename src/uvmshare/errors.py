@@ -15,11 +15,22 @@ errors (an HRESULT, an errno, an HCS document), which belongs where the foreign 
     +-- UnsupportedPlatform (RuntimeError) this host's system has no such thing
     +-- ComputeSystemError                 the compute system refused or failed a request
     |   +-- OutcomeUnknown                 no answer: the request may have been carried out or not
+    |   |   +-- OperationTimedOut          it did not end within its time
+    |   |   +-- ServiceDisconnected        the service that carries requests out went away
     |   +-- ComputeSystemGone              the virtual machine, and so its devices, no longer exist
+    |   |   +-- ComputeSystemNotFound      there is none of that id
+    |   |   +-- ComputeSystemStopped       it has exited or was stopped
+    |   +-- ComputeSystemClosed            this side closed it; nothing was asked of it
     |   +-- ShareNotFound                  it has no share of that name
     |   +-- ShareExists                    it has another share of that name
     |   +-- InvalidDocument                it cannot read the request, or refuses a field of it
+    |   +-- InvalidState                   it, or the handle on it, is in no state to do that
+    |   +-- NotSupported                   this version of it cannot do that
     |   +-- AccessDenied                   the host's files or the request are out of the caller's reach
+    |   |   +-- NotAdministrator           the caller is not one of the Hyper-V administrators
+    |   +-- HostPathNotFound               the directory or file on the host is not there
+    |   +-- DriveLocked                    the host's drive is locked by BitLocker
+    |   +-- DiskFull                       the host's disk is full
     +-- FileServerError                    the Linux file server could not be started or reached
     +-- GuestUnavailable                   no guest VM can be started here: a program or its kernel is missing
     +-- GuestFailed                        the guest VM ended, hung, or broke off a command
@@ -37,22 +48,33 @@ import errno as _errno
 
 __all__ = [
     "AccessDenied",
+    "ComputeSystemClosed",
     "ComputeSystemError",
     "ComputeSystemGone",
+    "ComputeSystemNotFound",
+    "ComputeSystemStopped",
     "ConnectionClosed",
+    "DiskFull",
+    "DriveLocked",
     "FileServerError",
     "GuestFailed",
     "GuestUnavailable",
+    "HostPathNotFound",
     "InvalidAddress",
     "InvalidDocument",
     "InvalidOptions",
+    "InvalidState",
     "InvalidTransition",
     "LocalProtocolError",
     "ManagerClosed",
+    "NotAdministrator",
+    "NotSupported",
     "OperationDenied",
+    "OperationTimedOut",
     "OutcomeUnknown",
     "ProtocolError",
     "RemoteProtocolError",
+    "ServiceDisconnected",
     "ShareExists",
     "ShareNotFound",
     "SharesLeft",
@@ -106,16 +128,42 @@ class UnsupportedPlatform(UvmshareError, RuntimeError):
 class ComputeSystemError(UvmshareError):
     """The compute system (HCS, or the Linux file server) refused or failed a request.
 
-    The request was certainly not carried out, unless the class is `OutcomeUnknown`.
+    The request was certainly not carried out, unless the class is `OutcomeUnknown`. Where HCS gave
+    them, `hresult` is its value (unsigned, as it is written: 0x80370110) and `hcs_message` its own words.
     """
+
+    def __init__(self, message: str = "", *, hresult: int | None = None, hcs_message: str = "") -> None:
+        super().__init__(message)
+        self.hresult = hresult
+        self.hcs_message = hcs_message
 
 
 class OutcomeUnknown(ComputeSystemError):
     """No answer came: a time-out or a broken channel. The request may have been carried out or not."""
 
 
+class OperationTimedOut(OutcomeUnknown):
+    """The operation did not end within its time. Ask again: the Manager takes out what it left behind."""
+
+
+class ServiceDisconnected(OutcomeUnknown):
+    """The Host Compute Service went away. When it runs again, open the compute system anew."""
+
+
 class ComputeSystemGone(ComputeSystemError):
     """The virtual machine no longer exists, and neither do its shares."""
+
+
+class ComputeSystemNotFound(ComputeSystemGone):
+    """No compute system has this id. `uvmshare hcs list` and `hcsdiag list` name those that there are."""
+
+
+class ComputeSystemStopped(ComputeSystemGone):
+    """The virtual machine has exited or was stopped. Start it again, then add its shares again."""
+
+
+class ComputeSystemClosed(ComputeSystemError):
+    """This side closed the compute system. Open it again; nothing was asked of it."""
 
 
 class ShareNotFound(ComputeSystemError):
@@ -130,8 +178,32 @@ class InvalidDocument(ComputeSystemError):
     """The compute system cannot read the request, or refuses a value in it."""
 
 
+class InvalidState(ComputeSystemError):
+    """The compute system, or the handle on it, is in no state for the request: wait, or open it again."""
+
+
+class NotSupported(ComputeSystemError):
+    """The compute system has no such resource or function: update the host, or create the VM with it."""
+
+
 class AccessDenied(ComputeSystemError):
     """The compute system may not open the host's path, or the caller may not ask it to."""
+
+
+class NotAdministrator(AccessDenied):
+    """The caller is no Hyper-V administrator. Join that group, sign in again; or run as an administrator."""
+
+
+class HostPathNotFound(ComputeSystemError):
+    """The directory or file to share is not on the host any more."""
+
+
+class DriveLocked(ComputeSystemError):
+    """BitLocker has locked the drive of the host's path. Unlock it: `manage-bde -unlock`."""
+
+
+class DiskFull(ComputeSystemError):
+    """The host's disk has no space left for what the request needs."""
 
 
 class FileServerError(UvmshareError):
