@@ -59,9 +59,6 @@ class _LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, command.summary) for name, command in COMMANDS.items()])
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, args or ["--help"])
-
 
 @click.group(
     cls=_LazyGroup,
@@ -95,6 +92,9 @@ def run(args: Sequence[str]) -> int:
         # The reader left early (head, less): nobody is left to tell, also not when Python flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except click.exceptions.NoArgsIsHelpError as help_:  # a group of commands, called without one
+        click.echo(help_.format_message())
+        return 0
     except Exception as error:  # the last line of defence: no traceback for the user
         if isinstance(error, ModuleNotFoundError) and error.name in EXTRA:
             raise  # the caller says how to install it
