@@ -185,3 +185,8 @@ def test_any_bytes_are_read_or_refused_as_an_invalid_document(data: bytes) -> No
     except InvalidDocument:
         return
     assert schema.decode(schema.encode(request_)) == request_
+
+
+def test_text_that_json_cannot_hold_is_refused() -> None:
+    with pytest.raises(InvalidDocument, match="rename that file"):
+        schema.encode(schema.ModifySettingRequest(settings=schema.Plan9Share(path="C:\\\udc80")))

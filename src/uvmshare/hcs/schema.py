@@ -68,7 +68,7 @@ class _Document(
     """What all documents have in common."""
 
 
-class Plan9Share(_Document):
+class Plan9Share(_Document, frozen=True):
     """``Plan9Share``: one share of a VM's Plan 9 device.
 
     `name` is the host's identifier; `access_name` is what the guest passes as aname. `port` and
@@ -83,7 +83,7 @@ class Plan9Share(_Document):
     allowed_files: tuple[str, ...] = ()
 
 
-class MappedDirectory(_Document):
+class MappedDirectory(_Document, frozen=True):
     """``MappedDirectory``: where the guest is to mount a share (the mount manager's part)."""
 
     mount_path: str = ""
@@ -92,7 +92,7 @@ class MappedDirectory(_Document):
     read_only: bool = False
 
 
-class GuestRequest(_Document):
+class GuestRequest(_Document, frozen=True):
     """The part of a modify request that the agent in the guest carries out."""
 
     request_type: RequestType
@@ -100,7 +100,7 @@ class GuestRequest(_Document):
     settings: MappedDirectory | None = None
 
 
-class ModifySettingRequest(_Document):
+class ModifySettingRequest(_Document, frozen=True):
     """``ModifySettingRequest``: one change to a running compute system."""
 
     resource_path: str = ""
@@ -114,8 +114,16 @@ _decoder = msgspec.json.Decoder(ModifySettingRequest)
 
 
 def encode(request: ModifySettingRequest) -> bytes:
-    """Return the document as compact JSON, fields in the order of the reference, empty ones left out."""
-    return _encoder.encode(request)
+    """Return the document as compact JSON, fields in the order of the reference, empty ones left out.
+
+    Raises `InvalidDocument` for text that is no Unicode: JSON has no lone surrogates, which Windows allows
+    in the names of files.
+    """
+    try:
+        return _encoder.encode(request)
+    except UnicodeEncodeError as error:
+        msg = f"the modify document holds {error.object!r}, which cannot be written as JSON: rename that file"
+        raise InvalidDocument(msg) from error
 
 
 def decode(document: bytes) -> ModifySettingRequest:
