@@ -1,0 +1,57 @@
+"""In CI a skip is a failure, however it comes about."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SKIPS = {
+    "a mark": "import pytest\n@pytest.mark.skip(reason='because')\ndef test(): pass\n",
+    "a condition": "import pytest\n@pytest.mark.skipif(True, reason='because')\ndef test(): pass\n",
+    "a call": "import pytest\ndef test(): pytest.skip('because')\n",
+    "a fixture": "import pytest\n@pytest.fixture\ndef it(): pytest.skip('because')\ndef test(it): pass\n",
+    "a module": "import pytest\npytest.skip('because', allow_module_level=True)\n",
+    "an import": "import pytest\npytest.importorskip('no_such_module', reason='because')\n",
+}
+
+
+def run(folder: Path, source: str, ci: str) -> subprocess.CompletedProcess[str]:
+    (folder / "test_it.py").write_text(source)
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    conftest = os.path.join(os.path.dirname(__file__), "conftest.py")
+    with open(conftest, encoding="utf-8") as original:
+        (folder / "conftest.py").write_text(original.read())
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)],
+        env={**os.environ, "CI": ci},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("source", SKIPS.values(), ids=SKIPS)
+def test_a_skip_fails_in_ci_and_says_why(source: str, tmp_path: Path) -> None:
+    done = run(tmp_path, source, ci="true")
+    assert done.returncode != 0, done.stdout
+    assert "nothing is skipped in CI" in done.stdout
+    assert "because" in done.stdout
+
+
+def test_elsewhere_a_skip_is_a_skip(tmp_path: Path) -> None:
+    done = run(tmp_path, f"{SKIPS['a call']}\ndef test_more(): pass\n", ci="")
+    assert done.returncode == 0, done.stdout
+    assert "1 passed, 1 skipped" in done.stdout
+
+
+def test_an_expected_failure_is_no_skip(tmp_path: Path) -> None:
+    done = run(tmp_path, "import pytest\n@pytest.mark.xfail\ndef test(): assert False\n", ci="true")
+    assert done.returncode == 0, done.stdout
+    assert "1 xfailed" in done.stdout
