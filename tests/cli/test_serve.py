@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -208,3 +209,20 @@ def test_a_directory_given_twice_is_one_share(
     assert run(["serve", "--listen", "unix:/x", dirs[0], f"{dirs[0]}/"]) == 0
     assert [line.get("share") for line in lines(capfd.readouterr().out)] == ["0", "0", None]
     assert server.requests == [(RequestType.ADD, "0"), (RequestType.REMOVE, "0")]
+
+
+@pytest.mark.parametrize("platform", ["win32", "darwin"])
+def test_other_systems_are_sent_elsewhere_in_one_line(
+    platform: str,
+    server: type[FakeServer],
+    dirs: list[str],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    assert run(["serve", "--listen", "unix:/x", dirs[0]]) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "needs a Linux host" in err
+    assert err.count("\n") == 1
+    assert not hasattr(server, "started")

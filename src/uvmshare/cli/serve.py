@@ -7,12 +7,14 @@ What must not: anything of the file server or the Manager; both are used as any 
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import TYPE_CHECKING
 
 import click
 
 from uvmshare.cli.foreground import Ready, print_line, serve_shares, until_signalled
 from uvmshare.cli.share_spec import share_options, shares_argument
+from uvmshare.errors import UnsupportedPlatform
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,7 +72,7 @@ def serve(
 
     \b
     Addresses:
-      unix:PATH                          a Unix socket (QEMU's guestfwd, tests)
+      unix:PATH                          a Unix socket
       firecracker:UDS_PATH[:PORT]        Firecracker's vsock device
       cloud-hypervisor:UDS_PATH[:PORT]   Cloud Hypervisor's vsock device
       vsock:CID[:PORT]                   vhost-vsock; that guest alone may connect
@@ -98,6 +100,11 @@ def serve(
 
     The guest then mounts a share by its name: uvmshare guest mount ADDRESS 0 /mnt
     """  # noqa: D301  \b is click's mark for lines that stay as they are
+    if sys.platform != "linux":
+        msg = (
+            "uvmshare serve needs a Linux host; on Windows use uvmshare hcs serve, which drives the system's own server"
+        )
+        raise UnsupportedPlatform(msg)
     options = share_options(shares)
     until_signalled(_serve(options, listen, security_model, run_dir, allow_remote=allow_remote))
 
