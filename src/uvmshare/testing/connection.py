@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NoReturn, Self, TypeVar
 
 from uvmshare.errors import ConnectionClosed, InvalidAddress, RemoteProtocolError, UnsupportedPlatform
+from uvmshare.fileserver.address import parse
 from uvmshare.ninep import messages
 from uvmshare.ninep.constants import DEFAULT_MSIZE, NOTAG
 from uvmshare.ninep.framing import FrameReader
@@ -26,10 +27,7 @@ if TYPE_CHECKING:
 
     from uvmshare.ninep.messages import Message
 
-__all__ = ["DEFAULT_PORT", "DEFAULT_TIMEOUT", "Connection", "dial"]
-
-DEFAULT_PORT: Final = 5640
-"""The port of ``firecracker:``, ``cloud-hypervisor:`` and ``vsock:`` addresses that name none."""
+__all__ = ["DEFAULT_TIMEOUT", "Connection", "dial"]
 
 DEFAULT_TIMEOUT: Final = 60.0
 """Seconds that a server has for each piece of an answer."""
@@ -40,64 +38,32 @@ _R = TypeVar("_R", bound="Message")
 
 
 def dial(address: str, *, timeout: float = DEFAULT_TIMEOUT) -> socket.socket:
-    """Connect to the file server at `address` as a guest would, and return the socket.
+    """Connect to the file server at `address`, as a guest would, and return the socket.
 
-    ``unix:PATH``, ``tcp:HOST:PORT`` and ``vsock:CID[:PORT]`` are connected to as they stand;
-    ``firecracker:UDS_PATH[:PORT]`` and ``cloud-hypervisor:UDS_PATH[:PORT]`` are what those monitors
-    connect to when their guest dials the port: the socket ``UDS_PATH_PORT`` (Firecracker's vsock.md).
-
-    Raises `InvalidAddress` for any other form, `UnsupportedPlatform` where this system has no such
-    sockets, and `OSError` when nobody listens there.
+    For ``firecracker:`` and ``cloud-hypervisor:`` it is the unix socket that those monitors connect to
+    when their guest dials the port. Raises `InvalidAddress` for what is no address and for ``vsock:``,
+    which only a guest can dial; `UnsupportedPlatform` where this system has no such sockets; `OSError`
+    when nobody listens there.
     """
-    kind, _, rest = address.partition(":")
-    if kind == "tcp":
-        host, _, port = rest.rpartition(":")
-        if not host or not port.isdecimal():
-            msg = f"{address!r} is no address: write tcp:HOST:PORT"
-            raise InvalidAddress(msg)
-        connected = socket.create_connection((host.strip("[]"), int(port)), timeout)
+    at = parse(address)
+    if at.kind == "vsock":
+        msg = f"address {address!r}: only the guest can dial it; from the host use one of the other kinds"
+        raise InvalidAddress(msg)
+    if at.kind == "tcp":
+        connected = socket.create_connection((at.host, at.port), timeout)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connected
-    if kind == "unix" and rest:
-        return _dial_unix(rest, timeout)
-    if kind in {"firecracker", "cloud-hypervisor"} and rest:
-        path, _, port = rest.rpartition(":")
-        if not path or not port.isdecimal():
-            path, port = rest, str(DEFAULT_PORT)
-        return _dial_unix(f"{path}_{port}", timeout)
-    if kind == "vsock":
-        cid, _, port = rest.partition(":")
-        if cid.isdecimal() and (port.isdecimal() or not port):
-            return _dial_vsock(int(cid), int(port or DEFAULT_PORT), timeout)
-    msg = (
-        f"{address!r} is no address: write unix:PATH, tcp:HOST:PORT, vsock:CID[:PORT], "
-        "firecracker:UDS_PATH[:PORT] or cloud-hypervisor:UDS_PATH[:PORT]"
-    )
-    raise InvalidAddress(msg)
-
-
-def _dial_unix(path: str, timeout: float) -> socket.socket:
     if sys.platform == "win32":
-        msg = f"Python on Windows has no Unix sockets; connect to {path} over tcp: instead"
+        msg = f"address {address!r}: Python has no unix sockets on Windows; use tcp:HOST:PORT"
         raise UnsupportedPlatform(msg)
-    return _connect(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), path, timeout)
-
-
-def _dial_vsock(cid: int, port: int, timeout: float) -> socket.socket:
-    if sys.platform != "linux":
-        msg = f"only Linux has vsock here; connect to {cid}:{port} over tcp: instead"
-        raise UnsupportedPlatform(msg)
-    return _connect(socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM), (cid, port), timeout)
-
-
-def _connect(unconnected: socket.socket, to: str | tuple[int, int], timeout: float) -> socket.socket:
+    connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        unconnected.settimeout(timeout)
-        unconnected.connect(to)
+        connected.settimeout(timeout)
+        connected.connect(at.socket_path)
     except BaseException:
-        unconnected.close()
+        connected.close()
         raise
-    return unconnected
+    return connected
 
 
 class Connection:
