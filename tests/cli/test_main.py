@@ -88,6 +88,15 @@ def test_every_command_teaches(name: str, capfd: pytest.CaptureFixture[str]) -> 
     assert f"uvmshare {name} " in out.partition("\n")[2], "an example"
 
 
+def test_guest_mount_reads_its_own_arguments(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["guest", "mount", "--help"]) == 0
+    assert "usage: uvmshare guest mount" in capfd.readouterr().out
+    assert run(["guest", "mount", "--msize", "many", "vsock:2", "0", "/mnt"]) == 2
+    assert "many" in one_line(capfd.readouterr().err)
+    assert run(["guest", "mount", "nonsense", "0", "/nonexistent/mnt"]) == 1
+    assert "nonsense" in one_line(capfd.readouterr().err)
+
+
 def test_version(capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
     assert capfd.readouterr().out.startswith("uvmshare ")
