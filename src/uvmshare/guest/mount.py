@@ -1,0 +1,321 @@
+#!/usr/bin/env python3
+"""Mount a share inside a guest: ``python3 mount.py ADDRESS SHARE TARGET``, as root.
+
+What lives here: reading an address, connecting to it, and mount(2) with the connected socket as 9P's transport
+(``trans=fd``), which works over vsock, TCP and unix sockets alike, where mount(8) can only do TCP and unix. What must
+not: anything that the standard library does not have, or the rest of uvmshare; this one file is copied into
+guests and runs there alone, with Python 3.9 or later.
+
+The socket is the kernel's once it is mounted: nothing of this program stays. When the mount fails, the socket and
+the target directory, if it was made here, are gone again.
+
+Sources: mount(2), vsock(7), and the Linux kernel's Documentation/filesystems/9p.rst for the options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import errno
+import os
+import re
+import socket
+import sys
+import threading
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["Address", "MountError", "connect", "main", "mount", "parse_address"]
+
+DEFAULT_PORT = 5640
+DEFAULT_MSIZE = 128 * 1024
+"""The kernel's own since Linux 5.15; before, it was 8 KiB."""
+DEFAULT_TIMEOUT = 30.0
+CACHES = ("none", "loose", "mmap", "readahead")
+_MIN_MSIZE = 4096
+_MAX_MSIZE = 1 << 30
+_MAX_CID = 0xFFFFFFFF
+_MAX_PORT = 0xFFFF
+_MS_RDONLY = 1
+_MNT_DETACH = 2
+
+
+class MountError(Exception):
+    """The share is not mounted. The message names the thing, the reason and the remedy, in one line."""
+
+
+class Address(NamedTuple):
+    """Where the file server listens: `kind` is "vsock", "tcp" or "unix"; `place` a CID, a host or a path."""
+
+    kind: str
+    place: str
+    port: int = 0
+
+    def __str__(self) -> str:
+        if self.kind == "unix":
+            return f"unix:{self.place}"
+        place = f"[{self.place}]" if ":" in self.place else self.place
+        return f"{self.kind}:{place}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """Read ``vsock:CID[:PORT]`` (CID 2 is the host), ``tcp:HOST[:PORT]`` or ``unix:PATH``.
+
+    The port is 5640 unless given. Raises `MountError` for anything else.
+    """
+    kind, _, rest = text.partition(":")
+    if kind == "unix" and rest and "\0" not in rest:
+        return Address("unix", rest)
+    if kind == "vsock":
+        match = re.fullmatch(r"([0-9]{1,10})(?::([0-9]{1,10}))?", rest)
+        if match and int(match[1]) < _MAX_CID and int(match[2] or 0) < _MAX_CID:
+            return Address("vsock", str(int(match[1])), int(match[2] or DEFAULT_PORT))
+    if kind == "tcp":
+        match = re.fullmatch(r"(?:\[([^\]\s]+)\]|([^:\[\]\s]+))(?::([0-9]{1,5}))?", rest)
+        if match and 0 < int(match[3] or DEFAULT_PORT) <= _MAX_PORT:
+            return Address("tcp", match[1] or match[2], int(match[3] or DEFAULT_PORT))
+    message = f"address {text!r}: want vsock:CID[:PORT] (CID 2 is the host), tcp:HOST[:PORT] or unix:PATH"
+    raise MountError(message)
+
+
+def connect(address: Address, *, timeout: float = DEFAULT_TIMEOUT) -> socket.socket:
+    """Return a stream socket connected to the address, in blocking mode. `timeout` is in seconds.
+
+    Raises `MountError` when nothing listens there, or the kernel has no such sockets.
+    """
+    if sys.platform != "linux":
+        message = "a share is mounted by a Linux guest; this is no Linux"
+        raise MountError(message)
+    try:
+        if address.kind == "tcp":
+            connected = socket.create_connection((address.place, address.port), timeout)
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # 9P waits for each small reply
+        else:
+            vsock = address.kind == "vsock"
+            connected = socket.socket(socket.AF_VSOCK if vsock else socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                connected.settimeout(timeout)
+                connected.connect((int(address.place), address.port) if vsock else address.place)
+            except BaseException:
+                connected.close()
+                raise
+    except OSError as error:
+        message = f"cannot connect to {address}: {_why_not_connected(error, address)}"
+        raise MountError(message) from error
+    connected.settimeout(None)
+    return connected
+
+
+def mount(
+    address: Address,
+    share: str,
+    target: str,
+    *,
+    read_only: bool = False,
+    msize: int = DEFAULT_MSIZE,
+    cache: str = "none",
+    access: str = "client",
+    uname: str = "root",
+    timeout: float = DEFAULT_TIMEOUT,
+) -> None:
+    """Mount the share that the server at `address` calls `share` on the directory `target`, which is made if need be.
+
+    `msize` is the largest 9P message in bytes; the server may ask for less. `cache` is one of `CACHES` and `access` is
+    "client", "user", "any" or a uid, as in the kernel's documentation. `uname` is the name given to the server.
+    After `timeout` seconds without an answer the connection is shut, so that a mute server cannot hold the mount up
+    for ever.
+
+    Raises `MountError`; then nothing is left behind.
+    """
+    for what, value in (("share", share), ("uname", uname)):
+        if not value or "," in value or "\0" in value:
+            message = f"{what} {value!r}: it must not be empty or have a comma, which ends an option of mount(2)"
+            raise MountError(message)
+    if cache not in CACHES:
+        message = f"cache {cache!r}: want one of {', '.join(CACHES)}"
+        raise MountError(message)
+    if not re.fullmatch(r"client|user|any|[0-9]{1,10}", access):
+        message = f"access {access!r}: want client, user, any or a uid"
+        raise MountError(message)
+    if not _MIN_MSIZE <= msize <= _MAX_MSIZE:
+        message = f"msize {msize}: want {_MIN_MSIZE} to {_MAX_MSIZE} bytes"
+        raise MountError(message)
+    if not 0 < timeout < threading.TIMEOUT_MAX:
+        message = f"timeout {timeout:g}: want a number of seconds above 0"
+        raise MountError(message)
+    with _target(target) as directory, connect(address, timeout=timeout) as connected:
+        number = connected.fileno()
+        options = (
+            f"trans=fd,rfdno={number},wfdno={number},version=9p2000.L,"
+            f"aname={share},uname={uname},msize={msize},cache={cache},access={access}"
+        )
+        # Only the end of the connection ends a mount(2) that waits for an answer; a signal makes the
+        # kernel's client wait for the answer to a Tflush instead.
+        mute = threading.Event()
+
+        def give_up() -> None:
+            mute.set()
+            connected.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(timeout, give_up)
+        timer.start()
+        try:
+            code = _mount(str(address), directory, _MS_RDONLY if read_only else 0, options)
+        finally:
+            timer.cancel()
+            timer.join()
+        if mute.is_set() and not code:  # mounted in the same moment, on a connection that is shut now
+            _libc().umount2(os.fsencode(directory), _MNT_DETACH)
+        if code or mute.is_set():
+            why = f"no answer within {timeout:g} s" if mute.is_set() else _why_not_mounted(code, share, cache)
+            message = f"cannot mount share {share!r} of {address} on {target}: {why}"
+            raise MountError(message)
+
+
+@contextlib.contextmanager
+def _target(target: str) -> Iterator[str]:
+    """Give the absolute path of the target directory; directories made for it are removed again on an error."""
+    directory = os.path.abspath(target)
+    made: list[str] = []
+    try:
+        try:
+            above = directory
+            while not os.path.lexists(above):
+                made.append(above)
+                above = os.path.dirname(above)
+            for path in reversed(made):
+                os.mkdir(path)
+        except OSError as error:
+            message = f"cannot make the directory {target}: {error.strerror}"
+            raise MountError(message) from error
+        if not os.path.isdir(directory):
+            message = f"{target} is not a directory: a share is mounted on a directory"
+            raise MountError(message)
+        yield directory
+    except BaseException:
+        for path in made:
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
+        raise
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _mount(source: str, directory: str, flags: int, options: str) -> int:
+    """Call mount(2) and return 0 or the errno."""
+    libc = _libc()
+    libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+    libc.mount.restype = ctypes.c_int
+    if libc.mount(os.fsencode(source), os.fsencode(directory), b"9p", flags, os.fsencode(options)) == 0:
+        return 0
+    return ctypes.get_errno()
+
+
+def _why_not_connected(error: OSError, address: Address) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer came in time: is there such a host, and does it drop what comes to this port?"
+    if address.kind == "vsock" and error.errno in (errno.EAFNOSUPPORT, errno.ENODEV, errno.EADDRNOTAVAIL):
+        return (
+            "this guest has no vsock to the host: give the VM a vsock device and load the module "
+            "vmw_vsock_virtio_transport (hv_sock on Hyper-V)"
+        )
+    # A vsock that nobody listens on answers with a reset.
+    if error.errno in (errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOENT):
+        return "nothing listens there: is the host's file server running, and is this its address?"
+    return error.strerror or str(error)
+
+
+def _why_not_mounted(code: int, share: str, cache: str) -> str:
+    """Say in words why mount(2) failed, and what to do."""
+    missing = [name for name in ("9p", "9pnet_fd") if not _has(name)]
+    if code == errno.ENODEV or (missing and code in (errno.EINVAL, errno.EPROTONOSUPPORT)):
+        names = missing or ["9p", "9pnet_fd"]
+        return f"this kernel has no {' and no '.join(names)}: modprobe -a {' '.join(names)}, or take a kernel with them"
+    if code == errno.EPERM:
+        return "only root may mount; run this as root"
+    if code == errno.ENOENT:
+        return f"the server has no share {share!r}; the host lists what it serves"
+    if code == errno.EINVAL:
+        hint = "cache=readahead needs Linux 6.4 or later" if cache == "readahead" else "dmesg tells which"
+        return f"the kernel takes one of the options not; {hint}"
+    if code in (errno.ECONNRESET, errno.EIO, errno.EPIPE):
+        return f"the server closed the connection ({os.strerror(code)}); its log tells why"
+    return os.strerror(code)
+
+
+def _has(name: str) -> bool:
+    """Tell whether the running kernel has the module; for one that is built in, only "9p" can be told for sure."""
+    if name == "9p":
+        with contextlib.suppress(OSError), open("/proc/filesystems", encoding="ascii") as file:
+            return any(line.split()[-1] == name for line in file)
+    return os.path.exists(f"/sys/module/{name}")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; {self.prog} --help has examples\n")
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=program,
+        description="Mount a share of the host's inside this guest. Needs root and a kernel with 9p and 9pnet_fd.",
+        epilog=f"""examples:
+  {program} vsock:2 0 /mnt/project
+  {program} tcp:10.0.2.2:5640 1 /mnt/out --cache mmap
+The share is ended with umount TARGET.""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "address",
+        metavar="ADDRESS",
+        help=f"vsock:CID[:PORT] (CID 2 is the host), tcp:HOST[:PORT] or unix:PATH; port {DEFAULT_PORT} unless given",
+    )
+    parser.add_argument("share", metavar="SHARE", help="the share's name as the host gave it, such as 0")
+    parser.add_argument("target", metavar="TARGET", help="the directory to mount on; it is made if need be")
+    parser.add_argument("--read-only", action="store_true", help="refuse writing in the guest already")
+    parser.add_argument("--msize", type=int, default=DEFAULT_MSIZE, help="largest 9P message, in bytes (%(default)s)")
+    parser.add_argument("--cache", choices=CACHES, default="none", help="what the guest may keep (%(default)s)")
+    parser.add_argument("--access", default="client", help="client, user, any or a uid (%(default)s)")
+    parser.add_argument("--uname", default="root", help="the user name told to the server (%(default)s)")
+    parser.add_argument(
+        "--timeout", type=float, default=DEFAULT_TIMEOUT, help="seconds to wait for the host (%(default)s)"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str], *, program: str = "uvmshare guest mount") -> int:
+    """Mount as the command line says and return the exit status: 0 mounted, 1 not mounted.
+
+    A command line that cannot be ends the program with status 2. Errors are one line on standard error.
+    """
+    options = _parser(program).parse_args(arguments)
+    try:
+        mount(
+            parse_address(options.address),
+            options.share,
+            options.target,
+            read_only=options.read_only,
+            msize=options.msize,
+            cache=options.cache,
+            access=options.access,
+            uname=options.uname,
+            timeout=options.timeout,
+        )
+    except MountError as error:
+        sys.stderr.write(f"{program}: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], program=os.path.basename(sys.argv[0])))
