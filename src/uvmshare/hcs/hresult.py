@@ -64,6 +64,8 @@ _STATE = errors.InvalidState
 _DOCUMENT = errors.InvalidDocument
 _ELSE = errors.ComputeSystemError
 
+_NOT_FOUND = 0x8007_0490
+
 _KINDS: dict[int, _Kind] = {
     # HCS's own (facility 0x37), without the severity.
     0x0037_0100: _Kind(_GONE, "the VM exited while it was starting", _START_AGAIN),
@@ -117,9 +119,7 @@ _KINDS: dict[int, _Kind] = {
     0x8007_007F: _Kind(errors.NotSupported, "the host lacks a procedure of HCS", "update Windows"),
     0x8007_00B7: _Kind(errors.ShareExists, "there is a share of that name", "remove that one first"),
     0x8007_03E3: _Kind(_UNKNOWN, "the operation was cancelled", _ASK_AGAIN),
-    0x8007_0490: _Kind(
-        errors.ShareNotFound, "not found", 'see that the VM was created with "Devices":{"Plan9":{}} and has the share'
-    ),
+    _NOT_FOUND: _Kind(errors.NotSupported, "the VM has no such device", 'create the VM with "Devices":{"Plan9":{}}'),
     0x8007_04C7: _Kind(_UNKNOWN, "the operation was cancelled", _ASK_AGAIN),
     0x8007_06BA: _Kind(_SERVICE_GONE, "the Host Compute Service cannot be reached", _SERVICE),
     0x8007_06BE: _Kind(_SERVICE_GONE, "the call to the Host Compute Service broke off", _SERVICE),
@@ -130,6 +130,8 @@ _KINDS: dict[int, _Kind] = {
     # A result that says that there is none yet.
     **{pending: _Kind(_UNKNOWN, "the operation is still running", _ASK_AGAIN) for pending in PENDING},
 }
+
+_NO_SUCH_SHARE = _Kind(errors.ShareNotFound, "the VM has no such share", "nothing is left to be done")
 
 _UNLISTED = _Kind(_ELSE, "HCS failed", "look the value up with certutil -error, and see the event log Hyper-V-Compute")
 
@@ -151,14 +153,16 @@ class _ResultError(msgspec.Struct, frozen=True, rename="pascal"):
 _result_error = msgspec.json.Decoder(_ResultError)
 
 
-def error_from(action: str, hresult: int, document: str = "") -> errors.ComputeSystemError:
+def error_from(action: str, hresult: int, document: str = "", *, removing: bool = False) -> errors.ComputeSystemError:
     """Return the exception for a failed call.
 
     `action` says who wanted what ("compute system vm1: adding share 0"), `document` is the result
-    document, if there was one. HCS does not promise one, nor that it can be read.
+    document, if there was one: HCS does not promise one, nor that it can be read. "Not found" is a share
+    only when one was to be removed.
     """
     unsigned = hresult & 0xFFFF_FFFF
-    kind = _KINDS.get(normalised(unsigned), _UNLISTED)
+    no_such_share = removing and unsigned == _NOT_FOUND
+    kind = _NO_SUCH_SHARE if no_such_share else _KINDS.get(normalised(unsigned), _UNLISTED)
     said = _own_words(document)
     value = f"HCS 0x{unsigned:08X}: {said}" if said else f"HCS 0x{unsigned:08X}"
     return kind.error(

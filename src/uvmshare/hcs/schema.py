@@ -21,13 +21,18 @@ __all__ = [
     "DEFAULT_PORT",
     "MAPPED_DIRECTORY",
     "PLAN9_SHARES",
+    "ComputeSystemProperties",
+    "ExitStatus",
     "GuestRequest",
     "MappedDirectory",
     "ModifySettingRequest",
     "Plan9Share",
     "Plan9ShareFlags",
     "RequestType",
+    "SystemQuery",
     "decode",
+    "decode_exit_status",
+    "decode_properties",
     "encode",
 ]
 
@@ -109,11 +114,40 @@ class ModifySettingRequest(_Document, frozen=True):
     guest_request: GuestRequest | None = None
 
 
+class SystemQuery(_Document, frozen=True):
+    """``SystemQuery``: which compute systems to enumerate. An empty field is no condition."""
+
+    ids: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
+    owners: tuple[str, ...] = ()
+
+
+class ComputeSystemProperties(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+    """``Properties``: what HCS says of a compute system, as far as it is of use here; other fields are passed over."""
+
+    id: str
+    system_type: str = ""
+    owner: str = ""
+    runtime_os_type: str = ""
+    state: str = ""
+
+
+class ExitStatus(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+    """``SystemExitStatus``: how a VM ended. `status` is an HRESULT, `exit_type` one word ("GracefulExit"), or ""."""
+
+    status: int = 0
+    exit_type: str = ""
+
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(ModifySettingRequest)
+_properties = msgspec.json.Decoder(ComputeSystemProperties)
+_list_of_properties = msgspec.json.Decoder(tuple[ComputeSystemProperties, ...])
+_exit_status = msgspec.json.Decoder(ExitStatus)
 
 
-def encode(request: ModifySettingRequest) -> bytes:
+def encode(request: ModifySettingRequest | SystemQuery) -> bytes:
     """Return the document as compact JSON, fields in the order of the reference, empty ones left out.
 
     Raises `InvalidDocument` for text that is no Unicode: JSON has no lone surrogates, which Windows allows
@@ -136,3 +170,23 @@ def decode(document: bytes) -> ModifySettingRequest:
     except msgspec.DecodeError as error:  # ValidationError is one too
         msg = f"not a modify document: {error}"
         raise InvalidDocument(msg) from error
+
+
+def decode_properties(document: str) -> tuple[ComputeSystemProperties, ...]:
+    """Read the properties of one compute system, or of several in an array.
+
+    Raises `InvalidDocument` for anything else: then HCS is one that this version does not know.
+    """
+    try:
+        return _list_of_properties.decode(document) if document.startswith("[") else (_properties.decode(document),)
+    except msgspec.DecodeError as error:
+        msg = f"HCS gave properties that cannot be read ({error}): {document[:200]!r}"
+        raise InvalidDocument(msg) from error
+
+
+def decode_exit_status(document: str) -> ExitStatus:
+    """Read the data of an exit event. What cannot be read says nothing: the VM has exited all the same."""
+    try:
+        return _exit_status.decode(document)
+    except msgspec.DecodeError:
+        return ExitStatus()
