@@ -186,7 +186,7 @@ class _Data:
         start = offset + 4
         if start > end:
             _short("the count of its data")
-        stop = start + _U32.unpack_from(buffer, offset)[0]
+        stop: int = start + _U32.unpack_from(buffer, offset)[0]
         if stop > end:
             _short("its data")
         into.append(buffer[start:stop])

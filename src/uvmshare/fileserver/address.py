@@ -1,0 +1,131 @@
+"""Addresses of the file server, one syntax everywhere.
+
+What lives here: reading an address and writing it again. What must not: sockets (`listener`).
+
+=====================================  =====================================================
+``unix:PATH``                          a unix stream socket
+``firecracker:UDS_PATH[:PORT]``        hybrid vsock: the host's side of guest port PORT, which is
+``cloud-hypervisor:UDS_PATH[:PORT]``   the unix socket ``UDS_PATH_PORT``
+``vsock:CID[:PORT]``                   a vsock port that accepts the guest CID alone
+``tcp:HOST:PORT``                      TCP; PORT 0 takes a free one; IPv6 in brackets
+=====================================  =====================================================
+
+PORT is 5640 unless given: ports below 1024 need root on vsock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from uvmshare.errors import InvalidAddress
+
+__all__ = ["DEFAULT_PORT", "Address", "parse"]
+
+DEFAULT_PORT: Final = 5640
+_MAX_UNIX_PATH: Final = 107
+"""``sun_path`` has 108 bytes with its NUL (unix(7))."""
+_ANY_CID: Final = 0xFFFFFFFF
+_FIRST_GUEST_CID: Final = 3
+"""0 is the hypervisor, 1 local, 2 the host (vsock(7))."""
+
+Kind = Literal["unix", "firecracker", "cloud-hypervisor", "vsock", "tcp"]
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One address. `path` is of the unix kinds, `host` of tcp, `cid` of vsock; `port` of all but unix."""
+
+    kind: Kind
+    path: str = ""
+    host: str = ""
+    cid: int = 0
+    port: int = 0
+
+    @property
+    def socket_path(self) -> str:
+        """The unix socket's path: for hybrid vsock the one that belongs to the port; else ''."""
+        return self.path if self.kind == "unix" or not self.path else f"{self.path}_{self.port}"
+
+    def with_port(self, port: int) -> Address:
+        """Return the same address with the port that was really bound."""
+        return replace(self, port=port)
+
+    def __str__(self) -> str:
+        match self.kind:
+            case "unix":
+                return f"unix:{self.path}"
+            case "vsock":
+                return f"vsock:{self.cid}:{self.port}"
+            case "tcp":
+                host = f"[{self.host}]" if ":" in self.host else self.host
+                return f"tcp:{host}:{self.port}"
+            case _:
+                return f"{self.kind}:{self.path}:{self.port}"
+
+
+def parse(text: str) -> Address:
+    """Read an address.
+
+    Raises `InvalidAddress`, which names the text, what is wrong with it, and the form that is right.
+    """
+    kind, colon, rest = text.partition(":")
+    if not colon or not rest:
+        raise _wrong(text, "it has no scheme or nothing behind it", "unix:PATH, vsock:CID[:PORT] or tcp:HOST:PORT")
+    match kind:
+        case "unix":
+            return _checked(text, Address("unix", path=rest))
+        case "firecracker" | "cloud-hypervisor":
+            path, port = _split_port(text, rest)
+            return _checked(text, Address(kind, path=path, port=port))
+        case "vsock":
+            cid_text, port = _split_port(text, rest, strict=True)
+            cid = _number(text, cid_text, "the CID", _ANY_CID - 1)
+            if cid < _FIRST_GUEST_CID:
+                raise _wrong(text, f"CID {cid} is no guest's", "the CID that the VM was given, 3 or more")
+            return Address("vsock", cid=cid, port=port)
+        case "tcp":
+            host, colon, port_text = rest.rpartition(":")
+            if not colon or not host:
+                raise _wrong(text, "it has no port", "tcp:HOST:PORT")
+            if host.startswith("[") and host.endswith("]"):
+                host = host[1:-1]
+            elif ":" in host:
+                raise _wrong(text, "an IPv6 host stands in brackets", "tcp:[::1]:5640")
+            return Address("tcp", host=host, port=_number(text, port_text, "the port", 0xFFFF))
+        case _:
+            raise _wrong(text, f"there is no kind {kind!r}", "unix:, firecracker:, cloud-hypervisor:, vsock: or tcp:")
+
+
+def _wrong(text: str, reason: str, remedy: str) -> InvalidAddress:
+    return InvalidAddress(f"address {text!r}: {reason}; use {remedy}")
+
+
+def _number(text: str, number: str, what: str, most: int) -> int:
+    if not (number.isascii() and number.isdigit()) or int(number) > most:
+        raise _wrong(text, f"{what} {number!r} is not a number from 0 to {most}", "decimal digits")
+    return int(number)
+
+
+def _split_port(text: str, rest: str, *, strict: bool = False) -> tuple[str, int]:
+    """Split ``X[:PORT]``. A path may have colons: there only digits behind the last one are a port."""
+    head, colon, tail = rest.rpartition(":")
+    if not colon or not (strict or (tail.isascii() and tail.isdigit())):
+        return rest, DEFAULT_PORT
+    port = _number(text, tail, "the port", 0xFFFFFFFE)
+    if not head or port == 0:
+        raise _wrong(text, "the part before the port is empty" if not head else "port 0 is none", "KIND:X:PORT")
+    return head, port
+
+
+def _checked(text: str, address: Address) -> Address:
+    if "\0" in address.path:
+        raise _wrong(text, "the path contains NUL", "a path in the file system")
+    length = len(address.socket_path.encode(errors="surrogateescape"))
+    if length > _MAX_UNIX_PATH:
+        raise _wrong(
+            text,
+            f"the socket's path has {length} bytes and unix sockets take {_MAX_UNIX_PATH}",
+            "a shorter directory",
+        )
+    return address

@@ -1,0 +1,78 @@
+"""What a mount process gives up before it reads its guest's first request.
+
+What lives here: the order of giving up, and what the host's kernel cannot take away. What must not:
+the system calls themselves (`syscalls`).
+
+The server's own checks come first (`tree`); these are behind them, for the day when one is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from typing import TYPE_CHECKING, Final
+
+from uvmshare.fileserver import syscalls
+from uvmshare.fileserver.syscalls import LandlockAccess as Access
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from uvmshare.fileserver.export import Export
+
+__all__ = ["close_all_but", "confine", "missing"]
+
+_READ: Final = Access.READ_FILE | Access.READ_DIR
+_WRITE: Final = (
+    _READ
+    | Access.WRITE_FILE
+    | Access.TRUNCATE
+    | Access.REMOVE_DIR
+    | Access.REMOVE_FILE
+    | Access.MAKE_DIR
+    | Access.MAKE_REG
+    | Access.MAKE_SOCK
+    | Access.MAKE_FIFO
+    | Access.MAKE_SYM
+    | Access.REFER
+)
+_NODES: Final = Access.MAKE_CHAR | Access.MAKE_BLOCK
+
+
+def missing() -> tuple[str, ...]:
+    """Say what this kernel lacks for full confinement, one sentence a thing; nothing when it has all."""
+    abi = syscalls.landlock_abi()
+    if abi == 0:
+        return ("the kernel has no Landlock: mount processes are held to their share by the server's checks alone",)
+    if abi < 3:
+        return (f"the kernel's Landlock (ABI {abi}) cannot forbid truncation outside the share; ABI 3 can",)
+    return ()
+
+
+def close_all_but(keep: Iterable[int]) -> None:
+    """Close every descriptor past standard error that is not in `keep`."""
+    start = 3
+    for descriptor in sorted(keep):
+        if descriptor >= start:
+            os.closerange(start, descriptor)
+            start = descriptor + 1
+    os.closerange(start, os.sysconf("SC_OPEN_MAX"))
+
+
+def confine(export: Export) -> None:
+    """Hold this process to one share, for ever.
+
+    No new privileges, no core dumps (they would hold the guest's data), as many descriptors as the
+    host allows, files made with the very bits asked for, and Landlock on the share's root where the
+    kernel has it. Raises `OSError` when something that the kernel has does not work.
+    """
+    os.umask(0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    syscalls.no_new_privileges()
+    if syscalls.landlock_abi():
+        allowed = _READ if export.read_only else _WRITE
+        if export.security_model == "passthrough" and not export.read_only:
+            allowed |= _NODES
+        syscalls.landlock_restrict(export.root, allowed)

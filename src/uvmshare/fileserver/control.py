@@ -1,0 +1,166 @@
+"""The control channel between a `FileServer` and its supervisor.
+
+What lives here: the messages and their framing, for both ends. What must not: sockets, or what a
+message does.
+
+A message is its length (4 bytes, big endian) and JSON. Requests carry an `id` which the reply
+repeats; replies come in any order. The first message of the starter is its `Configuration`, and the
+reply to it says that the supervisor listens.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from uvmshare import errors
+from uvmshare.fileserver.limits import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "Configuration",
+    "Failure",
+    "Modify",
+    "Mount",
+    "Reply",
+    "Request",
+    "Share",
+    "Shutdown",
+    "Status",
+    "decode_reply",
+    "decode_request",
+    "encode",
+    "failure_of",
+    "split",
+    "to_exception",
+]
+
+MAX_MESSAGE: Final = 4 << 20
+"""An allow-list of many thousand names fits; a broken peer's length word does not."""
+
+_LENGTH: Final = struct.Struct(">I")
+
+
+class _Request(msgspec.Struct, frozen=True, tag_field="do"):
+    id: int
+
+
+class Configuration(_Request, frozen=True, tag="start", kw_only=True):
+    """Listen; the first request of the process that started the supervisor."""
+
+    listen: tuple[str, ...]
+    security_model: str
+    allow_remote: bool = False
+    socket_mode: int = 0o600
+    run_dir: str | None = None
+    limits: Limits = Limits()
+
+
+class Modify(_Request, frozen=True, tag="modify"):
+    """Carry out a modify document."""
+
+    document: msgspec.Raw
+
+
+class Status(_Request, frozen=True, tag="status"):
+    """Tell the addresses, shares and mounts."""
+
+
+class Shutdown(_Request, frozen=True, tag="shutdown"):
+    """End every mount, and the supervisor."""
+
+
+Request = Configuration | Modify | Status | Shutdown
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why a request was not carried out: the name of a class of `uvmshare.errors`, and its text."""
+
+    kind: str
+    message: str
+
+
+class Mount(msgspec.Struct, frozen=True):
+    """One mount process."""
+
+    pid: int
+    connection: int
+    peer: str
+
+
+class Share(msgspec.Struct, frozen=True):
+    """One share that is being served."""
+
+    name: str
+    path: str
+    read_only: bool
+    mounts: tuple[Mount, ...]
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer to the request of that `id`. Without `failure` it was carried out."""
+
+    id: int
+    failure: Failure | None = None
+    pid: int = 0
+    addresses: tuple[str, ...] = ()
+    shares: tuple[Share, ...] = ()
+    half_open: int = 0
+    notes: tuple[str, ...] = ()
+    """What the host's kernel lacks for full confinement; empty when nothing."""
+
+
+_encoder = msgspec.json.Encoder()
+_requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
+_replies = msgspec.json.Decoder(Reply)
+
+
+def encode(message: Request | Reply) -> bytes:
+    """Return the message with its length before it."""
+    body = _encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+def split(buffer: bytearray) -> Iterator[bytes]:
+    """Take every whole message out of `buffer` and give its body.
+
+    Raises `ValueError` for a length that no message has.
+    """
+    while len(buffer) >= _LENGTH.size:
+        (length,) = _LENGTH.unpack_from(buffer)
+        if length > MAX_MESSAGE:
+            msg = f"a control message of {length} bytes: at most {MAX_MESSAGE} are allowed"
+            raise ValueError(msg)
+        stop = _LENGTH.size + length
+        if len(buffer) < stop:
+            return
+        body = bytes(buffer[_LENGTH.size : stop])
+        del buffer[:stop]
+        yield body
+
+
+def decode_request(body: bytes) -> Request:
+    """Read a request. Raises `msgspec.DecodeError`."""
+    return _requests.decode(body)
+
+
+def decode_reply(body: bytes) -> Reply:
+    """Read a reply. Raises `msgspec.DecodeError`."""
+    return _replies.decode(body)
+
+
+def failure_of(error: Exception) -> Failure:
+    """Say an exception across the channel."""
+    return Failure(type(error).__name__, str(error))
+
+
+def to_exception(failure: Failure) -> errors.UvmshareError:
+    """Return the exception that a failure stands for; one this side does not know is a `ComputeSystemError`."""
+    cls = getattr(errors, failure.kind, None)
+    if isinstance(cls, type) and issubclass(cls, errors.UvmshareError):
+        return cls(failure.message)
+    return errors.ComputeSystemError(f"{failure.kind}: {failure.message}")

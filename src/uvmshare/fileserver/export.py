@@ -1,0 +1,141 @@
+"""A share as the host opened it: from a Plan 9 share document to a descriptor of its root.
+
+What lives here: `Export`, and everything that can be wrong with a document. What must not: what a
+guest may do in it (`tree`, `handlers`), or which exports there are (`supervisor`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from uvmshare.errors import AccessDenied, InvalidDocument
+from uvmshare.hcs.schema import Plan9ShareFlags
+
+if TYPE_CHECKING:
+    from uvmshare.hcs.schema import Plan9Share
+
+__all__ = ["SECURITY_MODELS", "Export"]
+
+SECURITY_MODELS: Final = ("mapped-xattr", "passthrough", "none")
+"""Who owns what a guest makes: see `uvmshare.fileserver.ownership`."""
+
+_KNOWN_FLAGS: Final = (
+    Plan9ShareFlags.READ_ONLY
+    | Plan9ShareFlags.LINUX_METADATA
+    | Plan9ShareFlags.CASE_SENSITIVE  # Linux's file systems are
+    | Plan9ShareFlags.RESTRICT_FILE_ACCESS
+    | Plan9ShareFlags.UNLIMITED_CONNECTIONS  # the limits of the file server hold
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """One share. `root` is an O_PATH descriptor of its directory, which the owner closes.
+
+    The root is opened once, when the share is added: what is later put in its path's place is not
+    shared. `only` is None, or the names of the root directory that exist for the guest.
+    """
+
+    name: str
+    path: str
+    root: int
+    read_only: bool
+    only: frozenset[bytes] | None
+    security_model: str
+
+    @classmethod
+    def open(cls, share: Plan9Share, security_model: str) -> Export:
+        """Check the document and open its directory.
+
+        Raises `InvalidDocument` or `AccessDenied`, and leaves nothing open then.
+        """
+        flags = _checked_flags(share)
+        if security_model == "mapped-xattr" and not flags & Plan9ShareFlags.LINUX_METADATA:
+            security_model = "none"
+        read_only = bool(flags & Plan9ShareFlags.READ_ONLY)
+        root = _open_root(share)
+        try:
+            if security_model == "mapped-xattr" and not read_only:
+                _require_xattrs(share, root)
+        except BaseException:
+            os.close(root)
+            raise
+        return cls(
+            name=share.access_name,
+            path=share.path,
+            root=root,
+            read_only=read_only,
+            only=frozenset(map(os.fsencode, share.allowed_files)) if share.allowed_files else None,
+            security_model=security_model,
+        )
+
+    def close(self) -> None:
+        """Close the root."""
+        os.close(self.root)
+
+
+def _checked_flags(share: Plan9Share) -> Plan9ShareFlags:
+    if not share.access_name:
+        msg = "Plan9Share: AccessName is empty, and it is what a guest attaches to"
+        raise InvalidDocument(msg)
+    if not os.path.isabs(share.path) or "\0" in share.path:
+        msg = f"share {share.access_name}: Path {share.path!r} is not an absolute path"
+        raise InvalidDocument(msg)
+    unknown = share.flags & ~int(_KNOWN_FLAGS)
+    if unknown:
+        msg = f"share {share.access_name}: Flags {unknown:#x} are not supported on Linux; {int(_KNOWN_FLAGS):#x} are"
+        raise InvalidDocument(msg)
+    flags = Plan9ShareFlags(share.flags)
+    if bool(flags & Plan9ShareFlags.RESTRICT_FILE_ACCESS) != bool(share.allowed_files):
+        msg = f"share {share.access_name}: RestrictFileAccess and AllowedFiles go together, and one of them is missing"
+        raise InvalidDocument(msg)
+    for name in share.allowed_files:
+        if not name or "/" in name or "\0" in name or name in (".", ".."):
+            msg = f"share {share.access_name}: AllowedFiles has {name!r}, which is no name in a directory"
+            raise InvalidDocument(msg)
+    return flags
+
+
+def _open_root(share: Plan9Share) -> int:
+    try:
+        root = os.open(share.path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        denied = error.errno in (errno.EACCES, errno.EPERM)
+        remedy = "the file server's user needs to reach and list it" if denied else "a share is a directory"
+        msg = f"share {share.access_name}: cannot open {share.path!r}: {error.strerror}; {remedy}"
+        raise (AccessDenied if denied else InvalidDocument)(msg) from error
+    try:
+        # A symbolic link anywhere in the path would have been resolved when the options were made: if
+        # there is one now, somebody put it there in between.
+        reached = os.readlink(f"/proc/self/fd/{root}")
+        if reached != os.path.normpath(share.path):
+            msg = f"share {share.access_name}: Path {share.path!r} leads to {reached!r}; give the real path"
+            raise InvalidDocument(msg)
+        os.close(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root))
+    except PermissionError as error:
+        os.close(root)
+        msg = (
+            f"share {share.access_name}: cannot list {share.path!r}: {error.strerror}; the file server's user needs to"
+        )
+        raise AccessDenied(msg) from error
+    except BaseException:
+        os.close(root)
+        raise
+    return root
+
+
+def _require_xattrs(share: Plan9Share, root: int) -> None:
+    try:
+        os.getxattr(f"/proc/self/fd/{root}", "user.virtfs.uid")
+    except OSError as error:
+        if error.errno == errno.ENODATA:
+            return
+        msg = (
+            f"share {share.access_name}: the file system of {share.path!r} keeps no user extended attributes "
+            f"({error.strerror}), which the security model mapped-xattr writes; share it read-only, or choose "
+            "another security model (none, passthrough)"
+        )
+        raise InvalidDocument(msg) from error

@@ -1,0 +1,143 @@
+"""Attributes of files and of the file system: getattr, setattr, statfs.
+
+What lives here: how stat(2) becomes an Rgetattr and a Tsetattr becomes system calls. What must not:
+who owns what (`ownership`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING, Final
+
+from uvmshare.fileserver import syscalls
+from uvmshare.ninep import messages as m
+from uvmshare.ninep.constants import V9FS_MAGIC, GetattrMask, SetattrValid
+
+if TYPE_CHECKING:
+    from uvmshare.fileserver.fid import Fid
+    from uvmshare.fileserver.session import Session
+
+_RGETATTR: Final = m.packer(m.Rgetattr)
+_RSETATTR: Final = m.packer(m.Rsetattr)
+_RSTATFS: Final = m.packer(m.Rstatfs)
+
+_BASIC: Final = int(GetattrMask.BASIC)
+_NS: Final = 1_000_000_000
+_U64: Final = 0xFFFFFFFFFFFFFFFF
+
+# Plain numbers, because operations on enum flags cost more than the system calls here.
+_MODE: Final = int(SetattrValid.MODE)
+_UID: Final = int(SetattrValid.UID)
+_GID: Final = int(SetattrValid.GID)
+_SIZE: Final = int(SetattrValid.SIZE)
+_ATIME: Final = int(SetattrValid.ATIME)
+_MTIME: Final = int(SetattrValid.MTIME)
+_ATIME_SET: Final = int(SetattrValid.ATIME_SET)
+_MTIME_SET: Final = int(SetattrValid.MTIME_SET)
+
+
+def getattr_(session: Session, tag: int, message: m.Tgetattr) -> bytes:
+    """Answer with everything of stat(2), whatever was asked for (protocol.md, getattr).
+
+    Times before 1970 are two's complement, as Linux's client takes them.
+    """
+    fid = session.fid(message.fid)
+    found = os.fstat(fid.node.fd)
+    mode, uid, gid, rdev = session.ownership.seen(fid.node, found)
+    atime, mtime, ctime = found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns
+    return _RGETATTR(
+        tag,
+        _BASIC,
+        *session.tree.qid_numbers(found, mode),
+        mode,
+        uid,
+        gid,
+        found.st_nlink,
+        rdev,
+        found.st_size,
+        found.st_blksize,
+        found.st_blocks,
+        atime // _NS & _U64,
+        atime % _NS,
+        mtime // _NS & _U64,
+        mtime % _NS,
+        ctime // _NS & _U64,
+        ctime % _NS,
+        0,
+        0,
+        0,
+        0,
+    )
+
+
+def setattr_(session: Session, tag: int, message: m.Tsetattr) -> bytes:
+    """Change what is named in `valid`: size, owner, mode, times, in this order.
+
+    The owner comes before the mode, because chown(2) takes setuid bits off; the times come last,
+    because everything before touches them. A change of ctime alone happens by itself.
+    """
+    fid = session.fid(message.fid)
+    session.tree.require_inside(fid.node)
+    valid = message.valid
+    if valid & _SIZE:
+        _truncate(session, fid, message.size)
+    if valid & (_UID | _GID):
+        uid = message.uid if valid & _UID else -1
+        gid = message.gid if valid & _GID else -1
+        session.ownership.chown(fid.node, uid, gid)
+    if valid & _MODE:
+        session.ownership.chmod(fid.node, message.mode)
+    if valid & (_ATIME | _MTIME):
+        syscalls.set_times(
+            session.tree.path_of(fid.node),
+            _time(valid & _ATIME, valid & _ATIME_SET, message.atime_sec, message.atime_nsec),
+            _time(valid & _MTIME, valid & _MTIME_SET, message.mtime_sec, message.mtime_nsec),
+        )
+    return _RSETATTR(tag)
+
+
+def _time(change: int, to: int, seconds: int, nanoseconds: int) -> tuple[int, int]:
+    if not change:
+        return 0, syscalls.UTIME_OMIT
+    if not to:
+        return 0, syscalls.UTIME_NOW
+    if nanoseconds >= _NS:
+        raise OSError(errno.EINVAL, "more than a second of nanoseconds")
+    return seconds - (_U64 + 1) if seconds >> 63 else seconds, nanoseconds
+
+
+def _truncate(session: Session, fid: Fid, size: int) -> None:
+    """Set the size, through the open file when it can be written: its permissions may have changed since."""
+    if fid.io >= 0 and fid.writable:
+        os.truncate(fid.io, size)
+        return
+    found = os.fstat(fid.node.fd)
+    kind = stat.S_IFMT(session.ownership.seen(fid.node, found)[0])
+    if kind == stat.S_IFDIR:
+        raise OSError(errno.EISDIR, "a directory has no size to set")
+    if kind != stat.S_IFREG:
+        raise OSError(errno.EINVAL, "not a regular file")
+    io = session.tree.reopen(fid.node, os.O_WRONLY)
+    try:
+        os.truncate(io, size)
+    finally:
+        os.close(io)
+
+
+def statfs(session: Session, tag: int, message: m.Tstatfs) -> bytes:
+    """Tell of the file system that holds the file what the manual page statfs(2) lists."""
+    found = os.fstatvfs(session.fid(message.fid).node.fd)
+    return _RSTATFS(
+        tag,
+        V9FS_MAGIC,
+        found.f_frsize,
+        found.f_blocks,
+        found.f_bfree,
+        found.f_bavail,
+        found.f_files,
+        found.f_ffree,
+        found.f_fsid & _U64,
+        found.f_namemax,
+    )

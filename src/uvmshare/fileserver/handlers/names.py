@@ -1,0 +1,160 @@
+"""Changes of the name space: making, linking, renaming and removing; and reading links.
+
+What lives here: mkdir, symlink, mknod, link, rename, renameat, unlinkat, remove, readlink. What must
+not: who owns what is made (`ownership`).
+
+Every one of them acts on a directory's descriptor and one checked name, and only while the directory
+lies in the share.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Final
+
+from uvmshare.fileserver.ownership import Owner
+from uvmshare.fileserver.tree import check_name
+from uvmshare.ninep import messages as m
+from uvmshare.ninep.constants import AT_REMOVEDIR
+
+if TYPE_CHECKING:
+    from uvmshare.fileserver.fid import Fid
+    from uvmshare.fileserver.session import Session
+    from uvmshare.fileserver.tree import Node
+
+_RMKDIR: Final = m.packer(m.Rmkdir)
+_RSYMLINK: Final = m.packer(m.Rsymlink)
+_RMKNOD: Final = m.packer(m.Rmknod)
+_RLINK: Final = m.packer(m.Rlink)
+_RRENAME: Final = m.packer(m.Rrename)
+_RRENAMEAT: Final = m.packer(m.Rrenameat)
+_RUNLINKAT: Final = m.packer(m.Runlinkat)
+_RREMOVE: Final = m.packer(m.Rremove)
+
+
+def _changeable(session: Session, number: int, name: bytes) -> Fid:
+    """Return the fid of a directory in which `name` may be changed."""
+    fid = session.fid(number)
+    check_name(name)
+    session.tree.require_inside(fid.node)
+    session.require_changeable(fid.node)
+    return fid
+
+
+def _qid_of(session: Session, directory: Node, name: bytes) -> tuple[int, int, int]:
+    """Return the qid of what has just been made."""
+    node = session.tree.child(directory, name)
+    found = os.fstat(node.fd)
+    return session.tree.qid_numbers(found, session.ownership.seen(node, found)[0])
+
+
+def mkdir(session: Session, tag: int, message: m.Tmkdir) -> bytes:
+    """Make a directory (protocol.md, mkdir)."""
+    fid = _changeable(session, message.dfid, message.name)
+    session.ownership.mkdir(fid.node, message.name, message.mode, Owner(fid.uid, message.gid))
+    return _RMKDIR(tag, *_qid_of(session, fid.node, message.name))
+
+
+def symlink(session: Session, tag: int, message: m.Tsymlink) -> bytes:
+    """Make a symbolic link (protocol.md, symlink). Its target is the guest's: nothing here follows it."""
+    fid = _changeable(session, message.fid, message.name)
+    if not message.target:
+        raise OSError(errno.ENOENT, "a link needs a target")
+    if len(message.target) >= _PATH_MAX:
+        raise OSError(errno.ENAMETOOLONG, "the target is too long")
+    session.ownership.symlink(fid.node, message.name, message.target, Owner(fid.uid, message.gid))
+    return _RSYMLINK(tag, *_qid_of(session, fid.node, message.name))
+
+
+_PATH_MAX: Final = 4096
+
+
+def mknod(session: Session, tag: int, message: m.Tmknod) -> bytes:
+    """Make a device node, FIFO, socket or regular file (protocol.md, mknod)."""
+    fid = _changeable(session, message.dfid, message.name)
+    rdev = os.makedev(message.major, message.minor)
+    session.ownership.mknod(fid.node, message.name, message.mode, rdev, Owner(fid.uid, message.gid))
+    return _RMKNOD(tag, *_qid_of(session, fid.node, message.name))
+
+
+def link(session: Session, tag: int, message: m.Tlink) -> bytes:
+    """Make a hard link (protocol.md, link)."""
+    directory = _changeable(session, message.dfid, message.name)
+    source = session.fid(message.fid).node
+    session.tree.require_inside(source)
+    session.tree.link(source, directory.node, message.name)
+    return _RLINK(tag)
+
+
+def renameat(session: Session, tag: int, message: m.Trenameat) -> bytes:
+    """Rename (protocol.md, renameat). Fids of what moves stay what they are."""
+    old = _changeable(session, message.olddirfid, message.oldname)
+    new = _changeable(session, message.newdirfid, message.newname)
+    os.rename(message.oldname, message.newname, src_dir_fd=old.node.fd, dst_dir_fd=new.node.fd)
+    return _RRENAMEAT(tag)
+
+
+def rename(session: Session, tag: int, message: m.Trename) -> bytes:
+    """Rename what a fid stands for (protocol.md, rename), for clients that know no renameat."""
+    node = session.fid(message.fid).node
+    parent, name = _place(session, node)
+    new = _changeable(session, message.dfid, message.name)
+    os.rename(name, message.name, src_dir_fd=parent.fd, dst_dir_fd=new.node.fd)
+    node.parent, node.name = new.node, message.name
+    return _RRENAME(tag)
+
+
+def unlinkat(session: Session, tag: int, message: m.Tunlinkat) -> bytes:
+    """Remove a name (protocol.md, unlinkat)."""
+    fid = _changeable(session, message.dirfd, message.name)
+    _unlink(fid.node, message.name, is_directory=bool(message.flags & AT_REMOVEDIR))
+    return _RUNLINKAT(tag)
+
+
+def remove(session: Session, tag: int, message: m.Tremove) -> bytes:
+    """Remove what a fid stands for, and clunk it.
+
+    remove(5): "the fid is clunked even if the remove fails".
+    """
+    fid = session.fids.pop(message.fid, None)
+    if fid is None:
+        raise OSError(errno.EBADF, "unknown fid")
+    try:
+        if session.export.read_only:
+            raise OSError(errno.EROFS, "the share is read-only")
+        parent, name = _place(session, fid.node)
+        _unlink(parent, name, is_directory=os.path.isdir(session.tree.path_of(fid.node)))
+    finally:
+        fid.close()
+    return _RREMOVE(tag)
+
+
+def _unlink(directory: Node, name: bytes, *, is_directory: bool) -> None:
+    if is_directory:
+        os.rmdir(name, dir_fd=directory.fd)
+    else:
+        os.unlink(name, dir_fd=directory.fd)
+
+
+def _place(session: Session, node: Node) -> tuple[Node, bytes]:
+    """Return the directory and name of a node that may be moved or removed.
+
+    9P says these of a fid, the host says them of a name: the name must still be this file's. When it
+    was renamed in its directory, the kernel knows the new name. Raises `OSError`: EBUSY for the root,
+    ENOENT when the file is no longer in that directory.
+    """
+    parent = node.parent
+    if parent is None:
+        raise OSError(errno.EBUSY, "the root of the share stays")
+    session.tree.require_inside(parent)
+    session.require_changeable(parent)
+    for name in (node.name, session.tree.name_of(node)):
+        if session.tree.is_entry(parent, name, node):
+            return parent, name
+    raise OSError(errno.ENOENT, "no longer in the directory it was walked to in")
+
+
+def readlink(session: Session, tag: int, message: m.Treadlink) -> bytes:
+    """Read a symbolic link (protocol.md, readlink)."""
+    return m.Rreadlink(session.ownership.readlink(session.fid(message.fid).node)).encode(tag)

@@ -1,0 +1,171 @@
+"""Listening sockets: from an address to a socket, and who may connect to it.
+
+What lives here: binding, taking over a socket file that a dead server left, and the check of a
+peer. What must not: what is said on a connection (`handshake`).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import ipaddress
+import os
+import socket
+import stat
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Final
+
+from uvmshare.errors import FileServerError, InvalidAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from uvmshare.fileserver.address import Address
+
+__all__ = ["Listener"]
+
+_BACKLOG: Final = 128
+
+
+class Listener:
+    """One listening socket. `address` is what was really bound: a TCP port 0 is the port it became.
+
+    A unix socket file has `socket_mode`, and goes away with `close()`.
+    """
+
+    def __init__(self, address: Address, *, allow_remote: bool = False, socket_mode: int = 0o600) -> None:
+        """Bind and listen.
+
+        Raises `InvalidAddress` for a TCP host off loopback without `allow_remote`, `FileServerError`
+        when the address cannot be had.
+        """
+        self.address = address
+        self._own_file: tuple[int, int] | None = None
+        try:
+            if address.kind == "tcp":
+                self.socket = self._bind_tcp(allow_remote=allow_remote)
+                self.address = address.with_port(self.socket.getsockname()[1])
+            elif address.kind == "vsock":
+                self.socket = self._bind_vsock()
+            else:
+                self.socket = self._bind_unix(socket_mode)
+        except OSError as error:
+            msg = f"cannot listen on {address}: {error.strerror or error}{_remedy(error)}"
+            raise FileServerError(msg) from error
+        self.socket.settimeout(0)
+
+    def _bind_tcp(self, *, allow_remote: bool) -> socket.socket:
+        address = self.address
+        family, kind, protocol, _, where = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        if not allow_remote and not ipaddress.ip_address(str(where[0]).partition("%")[0]).is_loopback:
+            msg = (
+                f"address {str(address)!r}: {where[0]} is not loopback, and 9P has no authentication here; "
+                "use a loopback address, or allow remote guests explicitly (--allow-remote)"
+            )
+            raise InvalidAddress(msg)
+        listening = socket.socket(family, kind, protocol)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(where)
+            listening.listen(_BACKLOG)
+        except BaseException:
+            listening.close()
+            raise
+        return listening
+
+    def _bind_vsock(self) -> socket.socket:
+        listening = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+        try:
+            listening.bind((socket.VMADDR_CID_ANY, self.address.port))
+            listening.listen(_BACKLOG)
+        except BaseException:
+            listening.close()
+            raise
+        return listening
+
+    def _bind_unix(self, mode: int) -> socket.socket:
+        path = self.address.socket_path
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with _directory_locked(os.path.dirname(path) or "."):
+                _remove_dead_socket(path)
+                listening.bind(path)
+                os.chmod(path, mode)
+                listening.listen(_BACKLOG)
+                found = os.stat(path, follow_symlinks=False)
+                self._own_file = found.st_dev, found.st_ino
+        except BaseException:
+            listening.close()
+            raise
+        return listening
+
+    def accept(self) -> tuple[socket.socket, str] | None:
+        """Take a connection and say who it is; None when there is none, or it is not the guest's.
+
+        Raises `OSError` when the host has no descriptors left.
+        """
+        try:
+            connection, peer = self.socket.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return None
+        connection.settimeout(0)
+        if self.address.kind == "vsock":
+            if peer[0] != self.address.cid:
+                connection.close()
+                return None
+            return connection, f"vsock:{peer[0]}:{peer[1]}"
+        if self.address.kind == "tcp":
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return connection, f"tcp:{peer[0]}:{peer[1]}"
+        return connection, str(self.address)
+
+    def close(self) -> None:
+        """Stop listening and remove the socket file, if it is still this listener's."""
+        self.socket.close()
+        if self._own_file is not None:
+            with suppress(OSError):
+                found = os.stat(self.address.socket_path, follow_symlinks=False)
+                if (found.st_dev, found.st_ino) == self._own_file:
+                    os.unlink(self.address.socket_path)
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "; another server listens there: end it, or choose another address"
+    if error.errno == errno.ENOENT:
+        return "; make the directory first"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "; this user may not: choose another directory, or a port of 1024 or more"
+    if error.errno == errno.EAFNOSUPPORT:
+        return "; load the kernel's vsock modules (modprobe vhost_vsock)"
+    return ""
+
+
+@contextmanager
+def _directory_locked(directory: str) -> Iterator[None]:
+    """Hold the directory's flock(2): of two servers that find one dead socket file, one takes it over."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_dead_socket(path: str) -> None:
+    """Remove a socket file that nobody listens on. Anything else in the way stays, and binding fails."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path, follow_symlinks=False).st_mode):
+            return
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(0)  # a full backlog answers EAGAIN: somebody is there
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        except OSError:
+            return

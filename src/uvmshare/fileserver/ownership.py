@@ -1,0 +1,396 @@
+"""Who owns what a guest makes, and what it sees of it: the three security models.
+
+What lives here: one class a model, with QEMU's names and QEMU's stored format, so that a tree written
+under one server is read by the other. What must not: walks (`tree`), messages (`handlers`).
+
+================  ============================================================================
+``none``          files belong to the server's user; a change of owner that the host refuses is
+                  forgotten
+``passthrough``   the guest's uid and gid are the host's; needs root
+``mapped-xattr``  what the guest means is kept in ``user.virtfs.uid``, ``.gid``, ``.mode`` (32-bit) and
+                  ``.rdev`` (64-bit, all little endian). What is absent falls back to the host file's.
+                  Symbolic links, devices, FIFOs and sockets are regular files whose ``.mode`` has the
+                  type; a link's target is the file's content
+================  ============================================================================
+
+Permission is checked by the guest's kernel, which knows its users' groups; 9P tells a server only a
+uid. What bounds a guest here is its share.
+"""
+
+# ruff: noqa: D102  the base class says what each method does
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from uvmshare.errors import FileServerError
+from uvmshare.fileserver import syscalls
+
+if TYPE_CHECKING:
+    from uvmshare.fileserver.tree import Node, Tree
+
+__all__ = ["Attributes", "Mapped", "Owner", "Ownership", "Passthrough", "choose", "is_hidden_xattr"]
+
+Attributes = tuple[int, int, int, int]
+"""mode with the file type, uid, gid and rdev, as the guest sees them."""
+
+
+class Owner(NamedTuple):
+    """Whom a new file is to belong to, as the guest numbers them."""
+
+    uid: int
+    gid: int
+
+
+_CREATE: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
+_CAP_DAC_OVERRIDE: Final = 1
+_CAP_MKNOD: Final = 27
+_PERMISSIONS: Final = 0o777
+_ALL_BITS: Final = 0o7777
+
+
+class Ownership:
+    """The model ``none``, and what the models have in common: the guest's wishes go to the host's files."""
+
+    name = "none"
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+
+    def seen(self, node: Node, found: os.stat_result) -> Attributes:
+        """Return what the guest sees of a node whose fstat(2) is `found`."""
+        del node
+        return found.st_mode, found.st_uid, found.st_gid, found.st_rdev
+
+    def entry_type(self, d_type: int) -> int:
+        """Return the type of a directory entry as the guest may be told; 0 when only a stat could tell."""
+        return d_type
+
+    # Making files. All raise OSError, and leave nothing behind then.
+
+    def create(self, directory: Node, name: bytes, flags: int, mode: int, owner: Owner) -> int:
+        """Create a regular file that is not there yet and open it with `flags`; return the descriptor."""
+        del owner
+        return os.open(name, flags | _CREATE, mode & _ALL_BITS, dir_fd=directory.fd)
+
+    def mkdir(self, directory: Node, name: bytes, mode: int, owner: Owner) -> None:
+        """Make a directory."""
+        del owner
+        os.mkdir(name, mode & _ALL_BITS, dir_fd=directory.fd)
+        if mode & ~_PERMISSIONS & _ALL_BITS:
+            # mkdir(2) keeps the sticky bit alone; the guest may have asked for setgid too.
+            os.chmod(name, mode & _ALL_BITS, dir_fd=directory.fd)
+
+    def symlink(self, directory: Node, name: bytes, target: bytes, owner: Owner) -> None:
+        """Make a symbolic link."""
+        del owner
+        os.symlink(target, name, dir_fd=directory.fd)
+
+    def mknod(self, directory: Node, name: bytes, mode: int, rdev: int, owner: Owner) -> None:
+        """Make a node of the type in `mode`."""
+        del owner
+        os.mknod(name, mode, rdev, dir_fd=directory.fd)
+
+    # Changing and reading files. All raise OSError.
+
+    def chmod(self, node: Node, mode: int) -> None:
+        """Set the permission bits."""
+        os.chmod(self._tree.path_of(node), mode & _ALL_BITS)
+
+    def chown(self, node: Node, uid: int, gid: int) -> None:
+        """Set owner and group; -1 leaves one as it is."""
+        with suppress(PermissionError):
+            os.chown(self._tree.path_of(node), uid, gid)
+
+    def readlink(self, node: Node) -> bytes:
+        """Return the target of a symbolic link: EINVAL for anything else."""
+        try:
+            return os.readlink(b"", dir_fd=node.fd)
+        except FileNotFoundError as error:  # what readlinkat(2) says of an empty path to anything but a link
+            raise OSError(errno.EINVAL, "not a symbolic link") from error
+
+    def write(self, uid: int, descriptor: int, data: bytes | memoryview, offset: int) -> int:
+        """Write to an open file for the user; return how many bytes."""
+        del uid
+        return os.pwrite(descriptor, data, offset)
+
+
+class Passthrough(Ownership):
+    """The model ``passthrough``: new files are made as the guest's user, and nobody else's rights are used up."""
+
+    name = "passthrough"
+
+    def __init__(self, tree: Tree) -> None:
+        """Drop the supplementary groups. Raises `PermissionError` when the server is not root."""
+        super().__init__(tree)
+        syscalls.drop_supplementary_groups()
+
+    class _As:
+        """Be the guest's user for one call.
+
+        Able to enter any directory, and to make device nodes, when the guest's kernel has allowed it.
+        """
+
+        def __init__(self, owner: Owner) -> None:
+            self._owner = owner
+
+        def __enter__(self) -> None:
+            syscalls.set_fs_identity(self._owner.uid, self._owner.gid)
+            if self._owner.uid:
+                syscalls.keep_capabilities(_CAP_DAC_OVERRIDE, _CAP_MKNOD)
+
+        def __exit__(self, *_: object) -> None:
+            syscalls.set_fs_identity(0, 0)
+
+    def create(self, directory: Node, name: bytes, flags: int, mode: int, owner: Owner) -> int:
+        with self._As(owner):
+            return super().create(directory, name, flags, mode, owner)
+
+    def mkdir(self, directory: Node, name: bytes, mode: int, owner: Owner) -> None:
+        with self._As(owner):
+            super().mkdir(directory, name, mode, owner)
+
+    def symlink(self, directory: Node, name: bytes, target: bytes, owner: Owner) -> None:
+        with self._As(owner):
+            super().symlink(directory, name, target, owner)
+
+    def mknod(self, directory: Node, name: bytes, mode: int, rdev: int, owner: Owner) -> None:
+        with self._As(owner):
+            super().mknod(directory, name, mode, rdev, owner)
+
+    def chown(self, node: Node, uid: int, gid: int) -> None:
+        os.chown(self._tree.path_of(node), uid, gid)
+
+    def write(self, uid: int, descriptor: int, data: bytes | memoryview, offset: int) -> int:
+        if uid == 0:
+            return os.pwrite(descriptor, data, offset)
+        # As the user, without CAP_FSETID, so that the host takes the setuid bit off as write(2) says.
+        with self._As(Owner(uid, 0)):
+            return os.pwrite(descriptor, data, offset)
+
+
+_XATTR: Final = "user.virtfs."
+_UID: Final = _XATTR + "uid"
+_GID: Final = _XATTR + "gid"
+_MODE: Final = _XATTR + "mode"
+_RDEV: Final = _XATTR + "rdev"
+_U32: Final = struct.Struct("<I")
+_U64: Final = struct.Struct("<Q")
+
+_CACHE_SIZE: Final = 16384
+_CLOCK_TICK_NS: Final = 20_000_000
+"""A file may change again within a clock tick and keep its ctime (git calls it racily clean): what is
+younger is not kept. Linux ticks every 1 to 10 ms."""
+
+_DT_DIR: Final = 4
+_DT_REG: Final = 8
+_PRIVATE: Final = 0o600
+"""Host permissions of a file that stands for a link or node: its content is nobody's to change."""
+
+
+def is_hidden_xattr(name: bytes) -> bool:
+    """Say whether an extended attribute is the server's own, which a guest must neither see nor set."""
+    return name.startswith(_XATTR.encode())
+
+
+class Mapped(Ownership):
+    """The model ``mapped-xattr``.
+
+    Host files keep the guest's permission bits without setuid, setgid and sticky, so that the host's
+    user can work with them, and always with the server's own access when it is not root. An attribute
+    is written only where the host file would tell the guest something else.
+    """
+
+    name = "mapped-xattr"
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__(tree)
+        self._kept: dict[tuple[int, int], tuple[int, Attributes]] = {}
+        root = os.geteuid() == 0
+        self._file_bits = 0 if root else 0o600
+        self._directory_bits = 0 if root else 0o700
+
+    def seen(self, node: Node, found: os.stat_result) -> Attributes:
+        mode = found.st_mode
+        kind = stat.S_IFMT(mode)
+        if kind not in (stat.S_IFREG, stat.S_IFDIR):
+            return mode, found.st_uid, found.st_gid, found.st_rdev  # these cannot have user attributes
+        key = found.st_dev, found.st_ino
+        kept = self._kept.get(key)
+        changed = found.st_ctime_ns
+        if kept is not None and kept[0] == changed:
+            return kept[1]
+        attributes = self._read(self._tree.path_of(node), found)
+        if time.time_ns() - changed > _CLOCK_TICK_NS:
+            if len(self._kept) >= _CACHE_SIZE:
+                self._kept.clear()
+            self._kept[key] = changed, attributes
+        return attributes
+
+    def _read(self, path: str, found: os.stat_result) -> Attributes:
+        mode, uid, gid, rdev = found.st_mode, found.st_uid, found.st_gid, 0
+        try:
+            names = os.listxattr(path)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EACCES, errno.EPERM):
+                raise
+            return mode, uid, gid, rdev
+        if _UID in names:
+            uid = _stored(path, _UID, _U32, uid)
+        if _GID in names:
+            gid = _stored(path, _GID, _U32, gid)
+        if _MODE in names:
+            stored = _stored(path, _MODE, _U32, mode)
+            # A directory stays one, and a regular file may stand for anything but one.
+            if (stat.S_IFMT(stored) == stat.S_IFDIR) == stat.S_ISDIR(mode):
+                mode = stored
+            else:
+                mode = stat.S_IFMT(mode) | stat.S_IMODE(stored)
+        if _RDEV in names:
+            rdev = _stored(path, _RDEV, _U64, rdev)
+        return mode, uid, gid, rdev
+
+    def entry_type(self, d_type: int) -> int:
+        return 0 if d_type == _DT_REG else d_type  # it may stand for a link or a node
+
+    def create(self, directory: Node, name: bytes, flags: int, mode: int, owner: Owner) -> int:
+        bits = mode & _PERMISSIONS | self._file_bits
+        descriptor = os.open(name, flags | _CREATE, bits, dir_fd=directory.fd)
+        try:
+            self._remember(descriptor, os.fstat(descriptor), stat.S_IFREG | mode & _ALL_BITS, owner)
+        except BaseException:
+            os.close(descriptor)
+            os.unlink(name, dir_fd=directory.fd)
+            raise
+        return descriptor
+
+    def mkdir(self, directory: Node, name: bytes, mode: int, owner: Owner) -> None:
+        os.mkdir(name, mode & _PERMISSIONS | self._directory_bits, dir_fd=directory.fd)
+        try:
+            made = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.fd)
+            try:
+                self._remember(made, os.fstat(made), stat.S_IFDIR | mode & _ALL_BITS, owner)
+            finally:
+                os.close(made)
+        except BaseException:
+            with suppress(OSError):
+                os.rmdir(name, dir_fd=directory.fd)
+            raise
+
+    def symlink(self, directory: Node, name: bytes, target: bytes, owner: Owner) -> None:
+        self._stand_in(directory, name, stat.S_IFLNK | _PERMISSIONS, owner, content=target)
+
+    def mknod(self, directory: Node, name: bytes, mode: int, rdev: int, owner: Owner) -> None:
+        kind = stat.S_IFMT(mode)
+        if kind in (0, stat.S_IFREG):
+            os.close(self.create(directory, name, os.O_WRONLY, mode, owner))
+        elif kind in (stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK):
+            device = rdev if kind in (stat.S_IFCHR, stat.S_IFBLK) else None
+            self._stand_in(directory, name, kind | mode & _ALL_BITS, owner, rdev=device)
+        else:
+            raise OSError(errno.EINVAL, "no node of that type")
+
+    def _stand_in(
+        self,
+        directory: Node,
+        name: bytes,
+        mode: int,
+        owner: Owner,
+        *,
+        content: bytes = b"",
+        rdev: int | None = None,
+    ) -> None:
+        """Make the regular file that stands for a link or a node."""
+        descriptor = os.open(name, os.O_WRONLY | _CREATE, _PRIVATE, dir_fd=directory.fd)
+        try:
+            written = os.write(descriptor, content) if content else 0
+            if written != len(content):
+                raise OSError(errno.ENOSPC, "the link's target was not written whole")
+            self._remember(descriptor, os.fstat(descriptor), mode, owner)
+            if rdev is not None:
+                os.setxattr(descriptor, _RDEV, _U64.pack(rdev))
+        except BaseException:
+            os.unlink(name, dir_fd=directory.fd)
+            raise
+        finally:
+            os.close(descriptor)
+
+    @staticmethod
+    def _remember(target: int | str, found: os.stat_result, mode: int, owner: Owner, *, new: bool = True) -> None:
+        """Store what the host file does not tell by itself; of a file that is not new, forget what it does."""
+        wanted = ((_UID, owner.uid, found.st_uid), (_GID, owner.gid, found.st_gid), (_MODE, mode, found.st_mode))
+        for name, value, host in wanted:
+            if value != host:
+                os.setxattr(target, name, _U32.pack(value))
+            elif not new:
+                _forget(target, name)
+
+    def chmod(self, node: Node, mode: int) -> None:
+        path = self._tree.path_of(node)
+        found = os.fstat(node.fd)
+        seen_mode, uid, gid, _ = self.seen(node, found)
+        kind = stat.S_IFMT(seen_mode)
+        if kind == stat.S_IFMT(found.st_mode):
+            bits = self._directory_bits if kind == stat.S_IFDIR else self._file_bits
+            os.chmod(path, mode & _PERMISSIONS | bits)
+            found = os.fstat(node.fd)
+        self._remember(path, found, kind | mode & _ALL_BITS, Owner(uid, gid), new=False)
+
+    def chown(self, node: Node, uid: int, gid: int) -> None:
+        found = os.fstat(node.fd)
+        mode, old_uid, old_gid, _ = self.seen(node, found)
+        if stat.S_ISLNK(found.st_mode):
+            raise OSError(errno.EPERM, "a symbolic link of the host keeps its owner")
+        owner = Owner(old_uid if uid == -1 else uid, old_gid if gid == -1 else gid)
+        self._remember(self._tree.path_of(node), found, mode, owner, new=False)
+
+    def readlink(self, node: Node) -> bytes:
+        found = os.fstat(node.fd)
+        if not stat.S_ISREG(found.st_mode):
+            return super().readlink(node)
+        if not stat.S_ISLNK(self.seen(node, found)[0]):
+            raise OSError(errno.EINVAL, "not a symbolic link")
+        descriptor = self._tree.reopen(node, os.O_RDONLY)
+        try:
+            return os.read(descriptor, _MAX_TARGET)
+        finally:
+            os.close(descriptor)
+
+
+_MAX_TARGET: Final = 4096
+"""``PATH_MAX``; Rreadlink has room for 8 KiB in Linux's client."""
+
+
+def _stored(path: str, name: str, number: struct.Struct, otherwise: int) -> int:
+    """Read one stored number; what is not of its size is as if it were absent."""
+    try:
+        value = os.getxattr(path, name)
+    except OSError as error:
+        if error.errno == errno.ENODATA:
+            return otherwise
+        raise
+    return int(number.unpack(value)[0]) if len(value) == number.size else otherwise
+
+
+def _forget(target: int | str, name: str) -> None:
+    try:
+        os.removexattr(target, name)
+    except OSError as error:
+        if error.errno != errno.ENODATA:
+            raise
+
+
+def choose(model: str, tree: Tree) -> Ownership:
+    """Return the security model by its name. Raises `FileServerError` when this user cannot have it."""
+    if model == "passthrough":
+        try:
+            return Passthrough(tree)
+        except PermissionError as error:
+            msg = "the security model passthrough needs root: run as root, or choose mapped-xattr"
+            raise FileServerError(msg) from error
+    return (Mapped if model == "mapped-xattr" else Ownership)(tree)

@@ -1,0 +1,194 @@
+"""System calls that Python's `os` does not have.
+
+What lives here: ctypes for them, each with its manual page; the only ctypes of the file server.
+What must not: why they are called (`confinement`, `ownership`, `listing`).
+
+Everything is looked up when the module is imported, because a confined mount process can load nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Final
+
+__all__ = [
+    "UTIME_NOW",
+    "UTIME_OMIT",
+    "LandlockAccess",
+    "drop_supplementary_groups",
+    "getdents64",
+    "keep_capabilities",
+    "landlock_abi",
+    "landlock_restrict",
+    "no_new_privileges",
+    "set_fs_identity",
+    "set_name",
+    "set_times",
+]
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+# The same on every architecture (numbers past 424 are shared); getdents64 and capset are not.
+_LANDLOCK_CREATE_RULESET: Final = 444
+_LANDLOCK_ADD_RULE: Final = 445
+_LANDLOCK_RESTRICT_SELF: Final = 446
+_LANDLOCK_CREATE_RULESET_VERSION: Final = 1
+_LANDLOCK_RULE_PATH_BENEATH: Final = 1
+
+_PR_SET_NAME: Final = 15
+_PR_SET_NO_NEW_PRIVS: Final = 38
+
+
+def _check(result: int, call: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        msg = f"{call}: {os.strerror(number)}"
+        raise OSError(number, msg)
+    return result
+
+
+def no_new_privileges() -> None:
+    """``prctl(PR_SET_NO_NEW_PRIVS)``, see prctl(2). Raises `OSError`."""
+    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")
+
+
+def set_name(name: str) -> None:
+    """Name this process for ps(1) and top(1), at most 15 bytes. Raises `OSError`."""
+    _check(_libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0), "prctl(PR_SET_NAME)")
+
+
+class LandlockAccess:
+    """``LANDLOCK_ACCESS_FS_*``, see landlock(7)."""
+
+    WRITE_FILE: Final = 1 << 1
+    READ_FILE: Final = 1 << 2
+    READ_DIR: Final = 1 << 3
+    REMOVE_DIR: Final = 1 << 4
+    REMOVE_FILE: Final = 1 << 5
+    MAKE_CHAR: Final = 1 << 6
+    MAKE_DIR: Final = 1 << 7
+    MAKE_REG: Final = 1 << 8
+    MAKE_SOCK: Final = 1 << 9
+    MAKE_FIFO: Final = 1 << 10
+    MAKE_BLOCK: Final = 1 << 11
+    MAKE_SYM: Final = 1 << 12
+    REFER: Final = 1 << 13
+    TRUNCATE: Final = 1 << 14
+
+
+_FS_ACCESSES: Final = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
+"""How many access rights to files each ABI of Landlock knows; since 5 also ioctls on devices."""
+
+
+def landlock_abi() -> int:
+    """Return the ABI of Landlock, 0 when the kernel has none or it is switched off."""
+    version: int = _libc.syscall(
+        _LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_LANDLOCK_CREATE_RULESET_VERSION)
+    )
+    return max(version, 0)
+
+
+class _RulesetAttr(ctypes.Structure):
+    _fields_ = (
+        ("handled_access_fs", ctypes.c_uint64),
+        ("handled_access_net", ctypes.c_uint64),
+        ("scoped", ctypes.c_uint64),
+    )
+
+
+class _PathBeneathAttr(ctypes.Structure):
+    _pack_ = 1
+    _fields_ = (("allowed_access", ctypes.c_uint64), ("parent_fd", ctypes.c_int32))
+
+
+def landlock_restrict(directory: int, allowed: int) -> None:
+    """Confine this process to `allowed` below the directory, for ever; see landlock(7).
+
+    Everything that the kernel's ABI can forbid is forbidden elsewhere: files, since ABI 4 binding and
+    connecting TCP, since ABI 6 signals and abstract sockets to processes outside. `no_new_privileges`
+    comes first. Raises `OSError`.
+    """
+    abi = landlock_abi()
+    handled = (1 << _FS_ACCESSES[min(abi, 5)]) - 1
+    attr = _RulesetAttr(handled, 0b11 if abi >= 4 else 0, 0b11 if abi >= 6 else 0)
+    size = 24 if abi >= 6 else 16 if abi >= 4 else 8
+    ruleset = _check(
+        _libc.syscall(_LANDLOCK_CREATE_RULESET, ctypes.byref(attr), ctypes.c_size_t(size), ctypes.c_uint32(0)),
+        "landlock_create_ruleset",
+    )
+    try:
+        rule = _PathBeneathAttr(allowed & handled, directory)
+        _check(
+            _libc.syscall(
+                _LANDLOCK_ADD_RULE, ruleset, _LANDLOCK_RULE_PATH_BENEATH, ctypes.byref(rule), ctypes.c_uint32(0)
+            ),
+            "landlock_add_rule",
+        )
+        _check(_libc.syscall(_LANDLOCK_RESTRICT_SELF, ruleset, ctypes.c_uint32(0)), "landlock_restrict_self")
+    finally:
+        os.close(ruleset)
+
+
+_getdents64 = _libc.getdents64  # glibc 2.30
+_getdents64.restype = ctypes.c_ssize_t
+_getdents64.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+
+
+def getdents64(descriptor: int, buffer: ctypes.Array[ctypes.c_char]) -> int:
+    """Fill `buffer` with directory entries, see getdents(2); return how many bytes, 0 at the end.
+
+    Raises `OSError`.
+    """
+    return _check(_getdents64(descriptor, buffer, len(buffer)), "getdents64")
+
+
+UTIME_NOW: Final = (1 << 30) - 1
+UTIME_OMIT: Final = (1 << 30) - 2
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_longlong), ("nanoseconds", ctypes.c_long))
+
+
+_AT_FDCWD: Final = -100
+
+
+def set_times(path: str, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
+    """Set both times, see utimensat(2); seconds and nanoseconds, of which the latter may be ``UTIME_*``.
+
+    `os.utime` cannot leave one of them alone. Raises `OSError`.
+    """
+    times = (_Timespec * 2)(_Timespec(*atime), _Timespec(*mtime))
+    _check(_libc.utimensat(_AT_FDCWD, path.encode(), times, 0), "utimensat")
+
+
+def drop_supplementary_groups() -> None:
+    """``setgroups([])``. Raises `PermissionError` without CAP_SETGID."""
+    os.setgroups([])
+
+
+def set_fs_identity(uid: int, gid: int) -> None:
+    """Make files as `uid` and `gid` from now on, see setfsuid(2); the capabilities of root come and go with it."""
+    _libc.setfsgid(ctypes.c_uint32(gid))
+    _libc.setfsuid(ctypes.c_uint32(uid))
+
+
+class _CapHeader(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _CapData(ctypes.Structure):
+    _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
+
+
+_CAP_HEADER: Final = _CapHeader(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3
+
+
+def keep_capabilities(*capabilities: int) -> None:
+    """Add these to the effective capabilities, see capset(2). They must be permitted. Raises `OSError`."""
+    data = (_CapData * 2)()
+    _check(_libc.capget(ctypes.byref(_CAP_HEADER), ctypes.byref(data)), "capget")
+    for capability in capabilities:
+        data[capability // 32].effective |= 1 << (capability % 32)
+    _check(_libc.capset(ctypes.byref(_CAP_HEADER), ctypes.byref(data)), "capset")

@@ -1,0 +1,210 @@
+"""The tree below a share's root, as descriptors, and the walls around it.
+
+What lives here: `Node`, `Tree`, and the rules that keep a guest inside: one component at a time,
+never through a symbolic link, no names that are more than names, and nothing that is not below the
+root when it is reached. What must not: 9P messages (`handlers`), who owns what (`ownership`).
+
+No path string is ever resolved again. The kernel is asked for the path of a descriptor only to see
+whether it lies below the root: a directory that the host moved out of the share keeps its
+descriptors, and a walk on from one of them would otherwise leave the share.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Final
+
+from uvmshare.ninep.constants import QidType
+from uvmshare.ninep.types import Qid
+
+if TYPE_CHECKING:
+    from uvmshare.fileserver.export import Export
+
+__all__ = ["Node", "Tree", "check_name"]
+
+_PATH_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_UP_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
+_INODE_BITS: Final = 48
+_MAX_INODE: Final = 1 << _INODE_BITS
+_MAX_DEVICES: Final = 1 << 14
+
+_QID_DIR: Final = int(QidType.DIR)
+_QID_SYMLINK: Final = int(QidType.SYMLINK)
+
+
+class Node:
+    """One file of the tree: an O_PATH descriptor that lives as long as a fid, or a node below, holds it.
+
+    `parent` is the directory it was reached through, None for the root; `name` is its name there.
+    """
+
+    __slots__ = ("fd", "name", "parent")
+
+    def __init__(self, fd: int, parent: Node | None, name: bytes) -> None:
+        self.fd = fd
+        self.parent = parent
+        self.name = name
+
+    def __del__(self) -> None:
+        # The last fid that knows a node drops it, and CPython calls this at once: no table of
+        # descriptors that could disagree with the fids. The root's descriptor is the export's.
+        if self.parent is not None:
+            os.close(self.fd)
+
+
+def check_name(name: bytes) -> None:
+    """Refuse what is not one name of a directory entry (intro(5)): EINVAL.
+
+    NUL never gets here, because no string of a message may have it. Raises `OSError`.
+    """
+    if not name or b"/" in name or name in (b".", b".."):
+        raise OSError(errno.EINVAL, "not a name")
+
+
+class Tree:
+    """A share's tree: where walks start, how they go on, and what names a file in a qid."""
+
+    def __init__(self, export: Export) -> None:
+        self.root = Node(export.root, None, b"")
+        self.only = export.only
+        found = os.fstat(export.root)
+        self._root_id = found.st_dev, found.st_ino
+        self._devices = {found.st_dev: 0}
+        self._proc = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """The descriptors that the tree itself holds: its root's and that of /proc/self/fd."""
+        return self.root.fd, self._proc
+
+    def close(self) -> None:
+        """Close what the tree opened itself; the root's descriptor is the export's."""
+        os.close(self._proc)
+
+    # Reaching files
+
+    def child(self, parent: Node, name: bytes) -> Node:
+        """Open one entry of a directory, not through a symbolic link; ``..`` goes back the way that was come.
+
+        The caller calls `require_inside` before it tells the guest of the last node of a walk.
+        Raises `OSError`: ENOENT also for names that an allow-list leaves out.
+        """
+        if name == b"..":
+            if not stat.S_ISDIR(os.fstat(parent.fd).st_mode):
+                raise OSError(errno.ENOTDIR, "not a directory")
+            return parent.parent or parent
+        check_name(name)
+        if self.only is not None and parent.parent is None and name not in self.only:
+            raise OSError(errno.ENOENT, "not on the allow-list")
+        return Node(os.open(name, _PATH_FLAGS, dir_fd=parent.fd), parent, name)
+
+    def require_inside(self, node: Node) -> None:
+        """Refuse a node that no longer lies below the share's root: ENOENT.
+
+        Asked at the moment the guest would gain something new by it. Raises `OSError`.
+        """
+        if node.parent is None:
+            return
+        try:
+            root = os.readlink(str(self.root.fd), dir_fd=self._proc)
+            path = os.readlink(str(node.fd), dir_fd=self._proc)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            inside = self._climbs_to_root(node)  # the kernel tells paths of up to a page
+        else:
+            inside = path.startswith(root if root.endswith("/") else root + "/")
+        if not inside:
+            raise OSError(errno.ENOENT, "moved out of the share")
+
+    def _climbs_to_root(self, node: Node) -> bool:
+        """Say whether going up from the node, or from its directory, comes to the root."""
+        start = node if stat.S_ISDIR(os.fstat(node.fd).st_mode) or node.parent is None else node.parent
+        at = os.dup(start.fd)
+        try:
+            found = os.fstat(at)
+            here = found.st_dev, found.st_ino
+            while here != self._root_id:
+                above = os.open("..", _UP_FLAGS, dir_fd=at)
+                os.close(at)
+                at = above
+                found = os.fstat(at)
+                if (found.st_dev, found.st_ino) == here:
+                    return False  # the root of all file systems is its own parent
+                here = found.st_dev, found.st_ino
+            return True
+        finally:
+            os.close(at)
+
+    def reopen(self, node: Node, flags: int) -> int:
+        """Open a regular file or directory for I/O: the very file of the descriptor, wherever it is now.
+
+        The caller has checked its type: opening a FIFO or device could block or act.
+        Raises `OSError`.
+        """
+        return os.open(str(node.fd), flags | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK, dir_fd=self._proc)
+
+    def node_of(self, descriptor: int, parent: Node, name: bytes) -> Node:
+        """Return a node of the very file that was just created and opened. Raises `OSError`."""
+        return Node(os.open(str(descriptor), os.O_PATH | os.O_CLOEXEC, dir_fd=self._proc), parent, name)
+
+    def name_of(self, node: Node) -> bytes:
+        """Return the name that the kernel has for a node now. Raises `OSError`."""
+        return os.path.basename(os.readlink(os.fsencode(str(node.fd)), dir_fd=self._proc))
+
+    @staticmethod
+    def is_entry(directory: Node, name: bytes, node: Node) -> bool:
+        """Say whether a directory has the node's very file under that name."""
+        try:
+            there = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(there, os.fstat(node.fd))
+
+    def link(self, node: Node, directory: Node, name: bytes) -> None:
+        """Make a hard link to the very file of a node. Raises `OSError`."""
+        os.link(str(node.fd), name, src_dir_fd=self._proc, dst_dir_fd=directory.fd, follow_symlinks=True)
+
+    @staticmethod
+    def path_of(node: Node) -> str:
+        """Return a path that leads to the very file of a node, for calls that take no descriptor of it."""
+        return f"/proc/self/fd/{node.fd}"
+
+    # Naming files
+
+    def qid_path(self, device: int, inode: int) -> int:
+        """Return a number that is the file's alone in this share.
+
+        It is the inode number on the root's file system, so that guests see the host's; on other file
+        systems below the root the device is mixed in above 48 bits, and inode numbers past these are
+        hashed (QEMU remaps both likewise).
+        """
+        index = self._devices.get(device)
+        if index is None:
+            index = len(self._devices)
+            if index < _MAX_DEVICES:
+                self._devices[device] = index
+        if inode < _MAX_INODE and index < _MAX_DEVICES:
+            return index << _INODE_BITS | inode
+        digest = blake2b(f"{device}:{inode}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") | 1 << 63
+
+    def qid(self, found: os.stat_result, mode: int) -> Qid:
+        """Return the qid of a file with the `mode` that the guest sees.
+
+        `version` changes with the data's time and size (intro(5)), which is what lets a guest cache.
+        """
+        return Qid(*self.qid_numbers(found, mode))
+
+    def qid_numbers(self, found: os.stat_result, mode: int) -> tuple[int, int, int]:
+        """Return type, version and path of `qid` as numbers."""
+        kind = stat.S_IFMT(mode)
+        return (
+            _QID_DIR if kind == stat.S_IFDIR else _QID_SYMLINK if kind == stat.S_IFLNK else 0,
+            (found.st_mtime_ns ^ found.st_size << 8) & 0xFFFFFFFF,
+            self.qid_path(found.st_dev, found.st_ino),
+        )
