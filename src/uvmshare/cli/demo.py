@@ -1,0 +1,347 @@
+"""`uvmshare demo`: a running guest gets directories and loses them again, each step shown and checked.
+
+What lives here: the steps, their checks and how they are shown. What must not: how a guest does what it is asked
+(`uvmshare.cli.demo_guest`), or the picture (`uvmshare.cli.demo_states`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import sys
+import tempfile
+import time
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.markup import escape
+
+from uvmshare.cli.demo_guest import ClientGuest, QemuGuest
+from uvmshare.cli.demo_states import RecordingComputeSystem, draw
+from uvmshare.cli.foreground import until_signalled
+from uvmshare.errors import ComputeSystemError, GuestUnavailable, UnsupportedPlatform, UvmshareError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from uvmshare import AddOptions, Manager
+    from uvmshare.cli.demo_guest import DemoGuest
+
+__all__ = ["demo", "run_demo"]
+
+GUESTS = ("auto", "qemu", "client")
+_DIGESTS = "SHA256SUMS"
+
+
+class CheckFailed(UvmshareError):
+    """A step of the demonstration came out otherwise than it must."""
+
+
+def _check(holds: bool, otherwise: str) -> None:  # noqa: FBT001  reads as an assertion
+    if not holds:
+        raise CheckFailed(otherwise)
+
+
+@click.command()
+@click.option(
+    "--guest",
+    type=click.Choice(GUESTS),
+    default="auto",
+    show_default=True,
+    help="Who mounts the shares: a Linux guest under QEMU, or the project's own 9P client; auto prefers QEMU.",
+)
+def demo(guest: str) -> int:
+    """Boot a guest, and share directories with it while it runs.
+
+    Shares this project's own files read-only and an empty directory writable; the guest mounts both, and
+    writes the SHA-256 of every file into the second; a second caller shares the first, a release changes
+    nothing, the last one ends the share under the guest's eyes. Every step is checked; exit status 1 says
+    that one of them failed.
+
+    Needs qemu-system-x86, a kernel with 9P and busybox-static ("make demo" sees to them); no root, no KVM.
+    """
+    if sys.platform != "linux":
+        msg = "uvmshare demo needs a Linux host, because the file server it shows runs there"
+        raise UnsupportedPlatform(msg)
+    statuses: list[int] = []
+
+    async def run() -> None:
+        statuses.append(await run_demo(guest=guest))
+
+    until_signalled(run())
+    return statuses[0] if statuses else 130
+
+
+async def run_demo(*, guest: str, console: Console | None = None) -> int:
+    """Run the demonstration and return 0, or 1 when a check failed.
+
+    `guest` is one of `GUESTS`. Raises `GuestUnavailable` for "qemu" when there is no QEMU, and what the
+    file server's start raises.
+    """
+    console = console or Console(highlight=False)
+    shown = _Steps(console)
+    try:
+        with tempfile.TemporaryDirectory(prefix="uvmshare-demo-") as directory:
+            async with _set_up(guest, directory, shown) as (manager, recorder, mounting):
+                started = time.monotonic()
+                await _Demonstration(manager, recorder, mounting, directory, shown).run()
+                took = time.monotonic() - started
+    except CheckFailed as error:
+        console.print(f"[bold red]the demonstration FAILED:[/] {escape(str(error))}")
+        return 1
+    console.print()
+    console.print(draw(recorder.histories))
+    console.print(f"{len(recorder.calls)} modify calls; {took:.1f} s, set-up aside. [bold green]Everything held.[/]")
+    return 0
+
+
+class _Steps:
+    """Shows each step while it is done, and what came of it with the seconds it took."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._started = time.monotonic()
+
+    def clock(self) -> float:
+        """Return the seconds since the start."""
+        return time.monotonic() - self._started
+
+    def note(self, text: str) -> None:
+        """Say something in between."""
+        self._console.print(f"  [dim]{escape(text)}[/]")
+
+    async def step(self, title: str, action: Awaitable[str]) -> None:
+        """Do one step; the action returns what to say of it. A failure is shown and raised on."""
+        begun = time.monotonic()
+        try:
+            with self._console.status(escape(title)):
+                detail = await action
+        except BaseException:
+            self._console.print(f"[red]✗[/] {escape(title)}  [dim]{time.monotonic() - begun:.2f} s[/]")
+            raise
+        self._console.print(f"[green]✓[/] {escape(title)}  [dim]{time.monotonic() - begun:.2f} s[/]")
+        self.note(detail)
+
+
+@contextlib.asynccontextmanager
+async def _set_up(
+    guest: str, directory: str, shown: _Steps
+) -> AsyncIterator[tuple[Manager, RecordingComputeSystem, DemoGuest]]:
+    """Start a file server with a manager, and a guest that reaches it; end them afterwards."""
+    from uvmshare import FileServer, Manager, UtilityVM  # noqa: PLC0415  --help need not load a server
+
+    async with contextlib.AsyncExitStack() as stack:
+        vm = None
+        if guest != "client":
+            from uvmshare.testing.guest_vm import GuestVM  # noqa: PLC0415  as above
+
+            try:
+                vm = await stack.enter_async_context(await GuestVM.start(progress=shown.note))
+            except GuestUnavailable as error:
+                if guest == "qemu":
+                    raise
+                shown.note(f"no QEMU guest ({error}); the project's own 9P client takes its place")
+        model = "mapped-xattr" if _has_xattrs(directory) else "none"
+        listen = f"unix:{directory}/9p" if vm is None else "tcp:127.0.0.1:0"
+        server = await stack.enter_async_context(await FileServer.start(listen=[listen], security_model=model))
+        (address,) = server.addresses
+        shown.note(f"the file server listens on {address}, security model {model}")
+        mounting: DemoGuest
+        if vm is None:
+            mounting = client = ClientGuest(address)
+            stack.callback(client.close)
+        else:
+            mounting = QemuGuest(vm, address)
+        shown.note(f"the guest: {mounting.description}")
+        recorder = RecordingComputeSystem(server, shown.clock)
+        manager = await stack.enter_async_context(Manager(UtilityVM(recorder)))
+        yield manager, recorder, mounting
+
+
+class _Demonstration:
+    """The steps, in order, with what each leaves to the next."""
+
+    def __init__(
+        self, manager: Manager, recorder: RecordingComputeSystem, guest: DemoGuest, directory: str, shown: _Steps
+    ) -> None:
+        from uvmshare import AddOptions  # noqa: PLC0415  --help need not load it
+
+        self._manager = manager
+        self._recorder = recorder
+        self._guest = guest
+        self._shown = shown
+        self._tree = _own_tree()
+        self._out = os.path.join(directory, "out")
+        os.mkdir(self._out)
+        self._writable = AddOptions(self._out)
+        self._absent = os.path.join(directory, "absent")
+        os.mkdir(self._absent)
+        self._doomed = AddOptions(self._absent, read_only=True)
+        self._tree_share = self._out_share = ""
+
+    async def run(self) -> None:
+        """Do every step. Raises `CheckFailed` at the first that does not hold."""
+        steps: list[tuple[str, Callable[[], Awaitable[str]]]] = [
+            ("share this project's files read-only and an empty directory writable, with the guest running", self._add),
+            ("the guest mounts both", self._mount),
+            ("the guest writes the SHA-256 of every file of the first into the second", self._digest),
+            ("the host compares", self._compare),
+            ("a second caller shares the same directory", self._add_again),
+            ("the guest tries to write to the read-only share, which it has mounted read-write", self._write),
+            ("one of the two callers releases the share", self._release),
+            ("the other one releases it too", self._release_last),
+            ("an add that fails", self._add_in_vain),
+            ("the writable share is released", self._end),
+        ]
+        for title, action in steps:
+            await self._shown.step(title, action())
+            differing = self._recorder.disagreements(self._manager)
+            _check(not differing, "; ".join(differing))
+
+    async def _add(self) -> str:
+        self._tree_share = await self._manager.add_to_vm(self._tree, owner="first")
+        self._out_share = await self._manager.add_to_vm(self._writable, owner="first")
+        _check(len(self._recorder.calls) == 2, f"two adds made the modify calls {self._calls()}")
+        return f"share {self._tree_share}: {self._tree.host_path}; share {self._out_share}: {self._out}"
+
+    async def _mount(self) -> str:
+        for share in (self._tree_share, self._out_share):
+            error = await self._guest.mount(share)
+            _check(error is None, f"the guest could not mount share {share}: {error}")
+        return "each by its name, on a connection of its own"
+
+    async def _digest(self) -> str:
+        error = await self._guest.write_digests(self._tree_share, self._out_share, _DIGESTS)
+        _check(error is None, f"the guest could not read the one share or write to the other: {error}")
+        size = os.stat(os.path.join(self._out, _DIGESTS)).st_size
+        return f"{size:,} bytes are in {os.path.join(self._out, _DIGESTS)} on the host"
+
+    async def _compare(self) -> str:
+        theirs = await asyncio.to_thread(_read_digests, os.path.join(self._out, _DIGESTS))
+        ours, size = await asyncio.to_thread(_digests, self._tree)
+        differing = sorted(path for path in theirs.keys() | ours.keys() if theirs.get(path) != ours.get(path))
+        _check(bool(ours), f"{self._tree.host_path} has no files")
+        _check(not differing, f"{len(differing)} of {len(ours)} files differ, the first {differing[:3]}")
+        return f"{len(ours)} files, {size:,} bytes: all the same"
+
+    async def _add_again(self) -> str:
+        before = len(self._recorder.calls)
+        share = await self._manager.add_to_vm(self._tree, owner="second")
+        _check(share == self._tree_share, f"it got the name {share}, not {self._tree_share}")
+        _check(len(self._recorder.calls) == before, f"there was another modify call: {self._calls()}")
+        return f"the same name, {share}, and no second modify call: {self._calls()}"
+
+    async def _write(self) -> str:
+        error = await self._guest.create(self._tree_share, "written-by-the-guest")
+        _check(error is not None, "it could")
+        made = "written-by-the-guest" in os.listdir(self._tree.host_path)
+        _check(not made, f"it was refused ({error}), and yet the file is there")
+        return f"refused by the host: {error}"
+
+    async def _release(self) -> str:
+        before = len(self._recorder.calls)
+        await self._manager.remove_from_vm(self._tree_share, owner="first")
+        _check(len(self._recorder.calls) == before, f"it made a modify call: {self._calls()}")
+        error = await self._guest.list(self._tree_share)
+        _check(error is None, f"the guest cannot read it any more: {error}")
+        return "nothing changed: no modify call, and the guest still reads it"
+
+    async def _release_last(self) -> str:
+        await self._manager.remove_from_vm(self._tree_share, owner="second")
+        error = await self._guest.list(self._tree_share)
+        _check(error is not None, "the guest still reads it")
+        left = await self._guest.list(self._out_share)
+        _check(left is None, f"the other share went with it: {left}")
+        unmounted = await self._guest.unmount(self._tree_share)
+        _check(unmounted is None, f"the guest cannot unmount it: {unmounted}")
+        again = await self._guest.mount(self._tree_share)
+        _check(again is not None, "the guest could mount it again")
+        return f"the guest, at once: {error}; its other share goes on"
+
+    async def _add_in_vain(self) -> str:
+        os.rmdir(self._absent)
+        before = self._manager.shares()
+        try:
+            share = await self._manager.add_to_vm(self._doomed)
+        except ComputeSystemError as error:
+            refused = error
+        else:
+            msg = f"a directory that is gone was shared as {share}"
+            raise CheckFailed(msg)
+        _check(self._manager.shares() == before, "the Manager lists something of it")
+        failed = self._recorder.calls[-1][1]
+        _check(await self._guest.mount(failed) is not None, f"the guest can mount share {failed}")
+        os.mkdir(self._absent)
+        async with self._manager.share(self._doomed) as share:
+            _check(share != failed, f"the name {share} was used twice")
+        return f"nothing is left of share {failed} ({refused}); with the directory back, a retry got the name {share}"
+
+    async def _end(self) -> str:
+        await self._manager.remove_from_vm(self._out_share, owner="first")
+        _check(await self._guest.list(self._out_share) is not None, "the guest still reads it")
+        unmounted = await self._guest.unmount(self._out_share)
+        _check(unmounted is None, f"the guest cannot unmount it: {unmounted}")
+        _check(not self._manager.shares(), f"the VM still has {self._manager.shares()}")
+        return "the VM has no share any more, and the guest runs on"
+
+    def _calls(self) -> str:
+        return ", ".join(f"{kind.value} {share}" for kind, share in self._recorder.calls)
+
+
+def _own_tree() -> AddOptions:
+    """Return the options that share the project's own files read-only.
+
+    Of a source tree, only what is not hidden: environments and caches may be a hundred times the rest.
+    An installed package has no tree but itself.
+    """
+    from uvmshare import AddOptions  # noqa: PLC0415  --help need not load it
+
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    tree = os.path.dirname(os.path.dirname(package))
+    if not os.path.exists(os.path.join(tree, "pyproject.toml")):
+        return AddOptions(package, read_only=True)
+    names = [name for name in os.listdir(tree) if not name.startswith(".")]
+    return AddOptions(tree, read_only=True, restrict=True, allowed_names=names)
+
+
+def _digests(options: AddOptions) -> tuple[dict[bytes, bytes], int]:
+    """Return path and SHA-256 of every regular file that the options share, and how many bytes they have."""
+    root = os.fsencode(options.host_path)
+    found: dict[bytes, bytes] = {}
+    size = 0
+    for directory, names, files in os.walk(root):
+        if directory == root and options.restrict:
+            allowed = [os.fsencode(name) for name in options.allowed_names]
+            names[:] = [name for name in names if name in allowed]
+            files[:] = [name for name in files if name in allowed]
+        for name in files:
+            path = os.path.join(directory, name)
+            if os.path.isfile(path) and not os.path.islink(path):
+                with open(path, "rb") as file:
+                    content = file.read()
+                found[b"./" + os.path.relpath(path, root)] = hashlib.sha256(content).hexdigest().encode()
+                size += len(content)
+    return found, size
+
+
+def _read_digests(path: str) -> dict[bytes, bytes]:
+    """Read what sha256sum(1) writes. Raises `CheckFailed` for anything else: the guest wrote it."""
+    with open(path, "rb") as file:
+        lines = [line.split(b"  ", 1) for line in file.read().splitlines()]
+    _check(all(len(line) == 2 for line in lines), f"{path} is not what sha256sum writes")
+    return {line[1]: line[0] for line in lines}
+
+
+def _has_xattrs(directory: str) -> bool:
+    """Tell whether files there can have user xattrs, which mapped-xattr keeps the guest's owners in."""
+    if sys.platform != "linux":
+        return False
+    try:
+        os.setxattr(directory, b"user.uvmshare.demo", b"")
+        os.removexattr(directory, b"user.uvmshare.demo")
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,119 @@
+"""What `uvmshare demo` sees of the shares' states: every modify call as it passes, and the picture at the end.
+
+What lives here: a compute system that counts what passes through it, and the drawing of what it saw. What must not:
+a table of transitions; there is one, in `uvmshare.share.state`, and this asks it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from uvmshare.errors import ComputeSystemGone, OutcomeUnknown, ShareNotFound
+from uvmshare.hcs.schema import RequestType
+from uvmshare.share.state import INITIAL_STATE, ShareState, Trigger, next_state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from uvmshare import Manager
+    from uvmshare.hcs.schema import ModifySettingRequest
+    from uvmshare.hcs.utility_vm import ComputeSystem
+
+__all__ = ["RecordingComputeSystem", "ShareHistory", "draw"]
+
+_TRIGGERS = {
+    RequestType.ADD: (Trigger.ADD_SUCCEEDED, Trigger.ADD_FAILED, Trigger.ADD_UNKNOWN),
+    RequestType.REMOVE: (Trigger.REMOVE_SUCCEEDED, Trigger.REMOVE_FAILED, Trigger.REMOVE_UNKNOWN),
+}
+_COLOURS = {
+    ShareState.PENDING: "yellow",
+    ShareState.ADDED: "green",
+    ShareState.INVALID: "red",
+    ShareState.REMOVED: "blue",
+}
+
+
+@dataclass(slots=True)
+class ShareHistory:
+    """The states that one share went through, each with the seconds since the start when it got there."""
+
+    path: str
+    visits: list[tuple[ShareState, float]] = field(default_factory=list)
+
+
+class RecordingComputeSystem:
+    """Passes modify requests on to another compute system, and keeps what passed.
+
+    `calls` has a (request type, share name) for every call, in order; `histories` a `ShareHistory` by share name.
+    """
+
+    def __init__(self, behind: ComputeSystem, clock: Callable[[], float]) -> None:
+        self._behind = behind
+        self._clock = clock
+        self.calls: list[tuple[RequestType, str]] = []
+        self.histories: dict[str, ShareHistory] = {}
+
+    async def modify(self, request: ModifySettingRequest) -> None:
+        """Carry the request out and keep how it ended. Raises what the compute system behind raises."""
+        assert request.settings is not None
+        assert request.request_type is not None
+        name = request.settings.access_name
+        self.calls.append((request.request_type, name))
+        succeeded, failed, unknown = _TRIGGERS[request.request_type]
+        if name not in self.histories:
+            self.histories[name] = ShareHistory(request.settings.path, [(INITIAL_STATE, self._clock())])
+        trigger = unknown
+        try:
+            await self._behind.modify(request)
+            trigger = succeeded
+        except (ShareNotFound, ComputeSystemGone):
+            trigger = succeeded if request.request_type is RequestType.REMOVE else failed
+            raise
+        except (OutcomeUnknown, TimeoutError, ConnectionError, EOFError):
+            raise
+        except Exception:
+            trigger = failed
+            raise
+        finally:
+            visits = self.histories[name].visits
+            visits.append((next_state(visits[-1][0], trigger), self._clock()))
+
+    def disagreements(self, manager: Manager) -> list[str]:
+        """Return in words where the Manager's states differ from those that the calls led to."""
+        listed = {share.name: share.state for share in manager.shares()}
+        seen = {name: history.visits[-1][0] for name, history in self.histories.items()}
+        return [
+            f"share {name} is {state}, by its calls {seen.get(name)}"
+            for name, state in listed.items()
+            if seen.get(name) is not state
+        ] + [
+            f"share {name} is added, and the Manager does not list it"
+            for name, state in seen.items()
+            if state is ShareState.ADDED and name not in listed
+        ]
+
+
+def draw(histories: dict[str, ShareHistory]) -> Table:
+    """Return the picture: a row a share, a column a state, the seconds when it got there, arrows in between."""
+    table = Table(title="Every share and the states it went through, in seconds", title_justify="left")
+    table.add_column("share", justify="right")
+    table.add_column("directory", overflow="ellipsis", max_width=40, no_wrap=True)
+    states = list(ShareState)
+    for state in states:
+        table.add_column(state.value, justify="left", min_width=12, no_wrap=True)
+    for name, history in histories.items():
+        when = dict(history.visits)
+        first = min(states.index(state) for state in when)
+        last = max(states.index(state) for state in when)
+        cells = []
+        for index, state in enumerate(states):
+            if state in when:
+                arrow = " ──▶" if index < last else ""
+                cells.append(f"[{_COLOURS[state]}]● {when[state]:5.1f}[/]{arrow}")
+            else:
+                cells.append("────────────" if first < index < last else "")
+        table.add_row(name, history.path, *cells)
+    return table

@@ -1,0 +1,334 @@
+"""The guest's mount command without a guest: addresses, options, errors, and what is left behind."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import os
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uvmshare.guest import mount as module
+from uvmshare.guest.mount import Address, MountError, connect, main, mount, parse_address
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("vsock:2", Address("vsock", "2", 5640)),
+        ("vsock:2:1024", Address("vsock", "2", 1024)),
+        ("vsock:4294967294:4294967294", Address("vsock", "4294967294", 4294967294)),
+        ("tcp:10.0.2.2", Address("tcp", "10.0.2.2", 5640)),
+        ("tcp:host.example:1", Address("tcp", "host.example", 1)),
+        ("tcp:[::1]:65535", Address("tcp", "::1", 65535)),
+        ("tcp:[::1]", Address("tcp", "::1", 5640)),
+        ("unix:/run/a:b", Address("unix", "/run/a:b")),
+    ],
+)
+def test_an_address_is_read(text: str, address: Address) -> None:
+    assert parse_address(text) == address
+    assert parse_address(str(address)) == address
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            "vsock",
+            "vsock:",
+            "vsock:x",
+            "vsock:-1",
+            "vsock:4294967295",
+            "vsock:2:",
+            "vsock:2:4294967295",
+            "vsock:2:1:1",
+        ),
+        *("tcp:", "tcp::5640", "tcp:h:0", "tcp:h:65536", "tcp:h:x", "tcp:::1", "tcp:[::1", "tcp:[]:1", "tcp:h h:1"),
+        *("unix:", "unix:a\0b", "udp:h:1", "10.0.2.2", "/run/socket", "VSOCK:2"),
+    ],
+)
+def test_what_is_no_address_is_named_with_the_right_form(text: str) -> None:
+    with pytest.raises(MountError) as caught:
+        parse_address(text)
+    assert repr(text) in str(caught.value)
+    assert "vsock:CID" in str(caught.value)
+
+
+@given(st.text())
+def test_any_text_is_an_address_that_reads_back_or_one_error(text: str) -> None:
+    try:
+        address = parse_address(text)
+    except MountError:
+        return
+    assert parse_address(str(address)) == address
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[socket.socket]:
+    assert sys.platform == "linux"
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(tmp_path / "socket"))
+        made.listen()
+        yield made
+
+
+@pytest.fixture
+def address(listener: socket.socket) -> Address:
+    return Address("unix", listener.getsockname())
+
+
+class Kernel:
+    """Stands for mount(2): keeps what it was asked and fails as it is told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[str, str, int, str]] = []
+        self.fails_with = 0
+        monkeypatch.setattr(module, "_mount", self.mount)
+
+    def mount(self, source: str, directory: str, flags: int, options: str) -> int:
+        self.calls.append((source, directory, flags, options))
+        return self.fails_with
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    return Kernel(monkeypatch)
+
+
+def test_the_kernel_gets_a_connected_socket_and_the_options(
+    kernel: Kernel, address: Address, listener: socket.socket, tmp_path: Path
+) -> None:
+    mount(address, "0", str(tmp_path), read_only=True, msize=65536, cache="mmap", access="user", uname="me")
+    ((source, directory, flags, options),) = kernel.calls
+    assert (source, directory, flags) == (str(address), str(tmp_path), 1)
+    given_options = dict(option.split("=") for option in options.split(","))
+    assert given_options.pop("rfdno") == given_options.pop("wfdno")
+    assert given_options == {
+        "trans": "fd",
+        "version": "9p2000.L",
+        "aname": "0",
+        "uname": "me",
+        "msize": "65536",
+        "cache": "mmap",
+        "access": "user",
+    }
+    accepted, _ = listener.accept()
+    with accepted:
+        assert accepted.recv(1) == b"", "this end must be closed: the kernel has its own reference"
+
+
+def test_directories_are_made(kernel: Kernel, address: Address, tmp_path: Path) -> None:
+    mount(address, "0", str(tmp_path / "a" / "b"))
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_failed_mount_leaves_no_directory_and_no_socket(
+    kernel: Kernel, address: Address, listener: socket.socket, tmp_path: Path
+) -> None:
+    kernel.fails_with = errno.ENOENT
+    with pytest.raises(MountError, match="no share '7'"):
+        mount(address, "7", str(tmp_path / "a" / "b"))
+    assert not (tmp_path / "a").exists()
+    accepted, _ = listener.accept()
+    with accepted:
+        assert accepted.recv(1) == b""
+
+
+def test_a_directory_that_was_there_stays(kernel: Kernel, address: Address, tmp_path: Path) -> None:
+    kernel.fails_with = errno.EIO
+    with pytest.raises(MountError, match="closed the connection"):
+        mount(address, "0", str(tmp_path))
+    assert tmp_path.is_dir()
+
+
+def test_a_target_that_is_a_file_is_refused_before_anything(kernel: Kernel, address: Address, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(MountError, match=r"file is not a directory"):
+        mount(address, "0", str(tmp_path / "file"))
+    with pytest.raises(MountError, match=r"cannot make the directory .*: Not a directory"):
+        mount(address, "0", str(tmp_path / "file" / "below"))
+    assert not kernel.calls
+
+
+def test_a_mute_server_ends_with_the_connection(
+    monkeypatch: pytest.MonkeyPatch, address: Address, tmp_path: Path
+) -> None:
+    def wait_for_the_end(source: str, directory: str, flags: int, options: str) -> int:
+        number = int(dict(option.split("=") for option in options.split(","))["rfdno"])
+        assert os.read(number, 1) == b"", "nobody writes"
+        return errno.EIO
+
+    monkeypatch.setattr(module, "_mount", wait_for_the_end)
+    with pytest.raises(MountError, match=r"no answer within 0\.01 s"):
+        mount(address, "0", str(tmp_path), timeout=0.01)
+
+
+def test_a_mount_on_a_connection_that_was_just_shut_is_undone(
+    monkeypatch: pytest.MonkeyPatch, address: Address, tmp_path: Path
+) -> None:
+    unmounted = []
+
+    class Libc:
+        @staticmethod
+        def umount2(directory: bytes, flags: int) -> None:
+            unmounted.append((directory, flags))
+
+    def mount_after_the_end(source: str, directory: str, flags: int, options: str) -> int:
+        number = int(dict(option.split("=") for option in options.split(","))["rfdno"])
+        assert os.read(number, 1) == b""
+        return 0
+
+    monkeypatch.setattr(module, "_mount", mount_after_the_end)
+    monkeypatch.setattr(module, "_libc", Libc)
+    with pytest.raises(MountError, match="no answer"):
+        mount(address, "0", str(tmp_path), timeout=0.01)
+    assert unmounted == [(os.fsencode(tmp_path), 2)]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("share", "", "must not be empty"),
+        ("share", "a,version=9p2000", "comma"),
+        ("uname", "a,b", "comma"),
+        ("cache", "everything", "none, loose, mmap, readahead"),
+        ("access", "-1", "client, user, any or a uid"),
+        ("msize", 4095, "4096 to"),
+        ("msize", 1 << 31, "4096 to"),
+        ("timeout", 0.0, "above 0"),
+        ("timeout", float("nan"), "above 0"),
+    ],
+)
+def test_a_bad_option_is_refused_before_anything(
+    kernel: Kernel, tmp_path: Path, option: str, value: object, message: str
+) -> None:
+    arguments: dict[str, object] = {"share": "0", option: value}
+    share = str(arguments.pop("share"))
+    with pytest.raises(MountError, match=message):
+        mount(Address("unix", "/nonexistent"), share, str(tmp_path / "new"), **arguments)  # type: ignore[arg-type]  # a table of wrong values
+    assert not (tmp_path / "new").exists()
+    assert not kernel.calls
+
+
+@pytest.mark.parametrize(
+    ("code", "has", "cache", "words"),
+    [
+        (errno.ENODEV, (), "none", "no 9p and no 9pnet_fd: modprobe -a 9p 9pnet_fd"),
+        (errno.ENODEV, ("9pnet_fd",), "none", "no 9p: modprobe -a 9p,"),
+        (errno.EINVAL, ("9p",), "none", "no 9pnet_fd: modprobe -a 9pnet_fd,"),
+        (errno.EPROTONOSUPPORT, ("9p",), "none", "modprobe -a 9pnet_fd"),
+        (errno.EINVAL, ("9p", "9pnet_fd"), "readahead", "Linux 6.4"),
+        (errno.EINVAL, ("9p", "9pnet_fd"), "none", "dmesg"),
+        (errno.EPERM, ("9p", "9pnet_fd"), "none", "root"),
+        (errno.ENOENT, ("9p", "9pnet_fd"), "none", "no share '12'"),
+        (errno.ECONNRESET, ("9p", "9pnet_fd"), "none", "closed the connection"),
+        (errno.EBUSY, ("9p", "9pnet_fd"), "none", "busy"),
+    ],
+)
+def test_each_failure_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, code: int, has: tuple[str, ...], cache: str, words: str
+) -> None:
+    monkeypatch.setattr(module, "_has", has.__contains__)
+    assert words in module._why_not_mounted(code, "12", cache)
+
+
+def test_nothing_listens_on_a_unix_socket(tmp_path: Path) -> None:
+    with pytest.raises(MountError, match="nothing listens there"):
+        connect(Address("unix", str(tmp_path / "nothing")))
+
+
+def test_nothing_listens_on_tcp() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody else can be there
+        with pytest.raises(MountError, match="nothing listens there"):
+            connect(Address("tcp", "127.0.0.1", taken.getsockname()[1]))
+
+
+def test_a_tcp_connection_sends_small_messages_at_once() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        connect(Address("tcp", "127.0.0.1", server.getsockname()[1])) as connected,
+    ):
+        assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert connected.gettimeout() is None
+
+
+@pytest.mark.parametrize("code", [errno.EAFNOSUPPORT, errno.ENODEV, errno.EADDRNOTAVAIL])
+def test_a_guest_without_vsock_is_told_the_module(code: int) -> None:
+    error = OSError(code, "")
+    assert "vmw_vsock_virtio_transport" in module._why_not_connected(error, Address("vsock", "2", 5640))
+
+
+def run_copied(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the file as a guest does: copied alone, with nothing of the project or its dependencies in reach."""
+    copied = tmp_path / "mount.py"
+    with open(module.__file__, "rb") as file:
+        copied.write_bytes(file.read())
+    return subprocess.run(
+        [sys.executable, "-I", "-S", str(copied), *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+
+
+def test_it_runs_copied_alone(tmp_path: Path) -> None:
+    assert "vsock:2 0 /mnt/project" in run_copied(tmp_path, "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        ((), 2, "ADDRESS, SHARE, TARGET"),
+        (("unix:nothing", "0", "target", "--cache", "all"), 2, "--cache"),
+        (("nowhere", "0", "target"), 1, "'nowhere'"),
+        (("unix:nothing", "0", "target"), 1, "nothing listens there"),
+        (("unix:nothing", "0", "target", "--msize", "1"), 1, "msize 1"),
+    ],
+)
+def test_an_error_is_one_line_and_a_status(tmp_path: Path, arguments: tuple[str, ...], status: int, words: str) -> None:
+    done = run_copied(tmp_path, *arguments)
+    assert done.returncode == status
+    assert done.stderr.startswith("mount.py: ")
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+    assert not (tmp_path / "target").exists()
+
+
+def test_main_returns_success(kernel: Kernel, address: Address, tmp_path: Path) -> None:
+    assert main([str(address), "0", str(tmp_path), "--read-only", "--access", "any"]) == 0
+    assert kernel.calls[0][2] == 1
+
+
+def test_an_interruption_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(text: str) -> Address:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "parse_address", interrupted)
+    assert main(["unix:/x", "0", "/x"]) == 130
+
+
+def test_other_systems_are_told_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert main(["tcp:h", "0", str(tmp_path / "new")]) == 1
+    assert capsys.readouterr().err == "uvmshare guest mount: a share is mounted by a Linux guest; this is no Linux\n"
+    assert not (tmp_path / "new").exists()
+
+
+def test_it_is_written_for_the_pythons_of_older_guests() -> None:
+    with open(module.__file__, encoding="utf-8") as file:
+        ast.parse(file.read(), feature_version=(3, 9))
