@@ -1,0 +1,298 @@
+"""A real file server for every security model, and a share of it for every test.
+
+What lives here: starting servers, sharing directories, connecting clients, and what many tests look at.
+What must not: what the server should do; that is in the tests.
+
+A server is started once for a security model and serves all the tests of the session. Each test has
+directories of its own: `host.root`, which is shared, and `host.outside`, beside it, which is not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import os
+import select
+import shutil
+import stat
+import sys
+import tempfile
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import pytest
+
+from uvmshare.hcs.schema import PLAN9_SHARES, ModifySettingRequest, Plan9Share, Plan9ShareFlags, RequestType
+from uvmshare.ninep.constants import NONUNAME
+from uvmshare.testing.client import Client
+from uvmshare.testing.connection import dial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+    from contextlib import AbstractContextManager
+
+    from uvmshare.fileserver.device import FileServer
+
+if sys.platform == "win32":
+    collect_ignore_glob = ["test_*.py"]
+
+MODELS: Final = ("mapped-xattr", "passthrough", "none")
+
+DEADLINE: Final = 60.0
+"""Seconds until a test that hangs is ended. Nothing is measured with it."""
+
+CANARY: Final = b"the host's own, never a guest's"
+
+
+def add_document(
+    name: str, path: str, *, read_only: bool = False, allowed: tuple[str, ...] = ()
+) -> ModifySettingRequest:
+    flags = Plan9ShareFlags.LINUX_METADATA
+    if read_only:
+        flags |= Plan9ShareFlags.READ_ONLY
+    if allowed:
+        flags |= Plan9ShareFlags.RESTRICT_FILE_ACCESS
+    return ModifySettingRequest(
+        resource_path=PLAN9_SHARES,
+        request_type=RequestType.ADD,
+        settings=Plan9Share(name=name, access_name=name, path=path, port=564, flags=int(flags), allowed_files=allowed),
+    )
+
+
+def remove_document(name: str) -> ModifySettingRequest:
+    return ModifySettingRequest(
+        resource_path=PLAN9_SHARES,
+        request_type=RequestType.REMOVE,
+        settings=Plan9Share(name=name, access_name=name, port=564),
+    )
+
+
+class Device:
+    """A file server in processes of its own, called from tests that are not asynchronous."""
+
+    def __init__(self, **settings: Any) -> None:
+        from uvmshare.fileserver.device import FileServer
+
+        self._names = itertools.count()
+        self.directory = tempfile.mkdtemp(prefix="9p-")  # short: a unix socket's path has 107 bytes
+        self.address = f"unix:{self.directory}/s"
+        self._runner = asyncio.Runner()
+        settings.setdefault("listen", [self.address])
+        self.server: FileServer = self.run(FileServer.start(**settings))
+
+    def run(self, call: Coroutine[Any, Any, Any]) -> Any:
+        async def bounded() -> Any:
+            async with asyncio.timeout(DEADLINE):
+                return await call
+
+        return self._runner.run(bounded())
+
+    def modify(self, document: ModifySettingRequest) -> None:
+        self.run(self.server.modify(document))
+
+    def share(self, path: Path | str, *, read_only: bool = False, allowed: tuple[str, ...] = ()) -> str:
+        name = str(next(self._names))
+        self.modify(add_document(name, str(path), read_only=read_only, allowed=allowed))
+        return name
+
+    def unshare(self, name: str) -> None:
+        self.modify(remove_document(name))
+
+    def dial(self) -> Client:
+        """A connection without a handshake."""
+        return Client(dial(self.address, timeout=DEADLINE), timeout=DEADLINE)
+
+    def connect(self, name: str, *, n_uname: int = NONUNAME, msize: int = 1 << 20) -> Client:
+        return Client.connect(self.address, name, n_uname=n_uname, msize=msize, timeout=DEADLINE)
+
+    def pid(self) -> int:
+        """The supervisor's process."""
+        return int(self.run(self.server.status()).pid)
+
+    def mounts(self, name: str) -> list[int]:
+        """The mount processes of a share."""
+        return [
+            mount.pid for share in self.run(self.server.status()).shares if share.name == name for mount in share.mounts
+        ]
+
+    def close(self) -> None:
+        try:
+            self.run(self.server.aclose())
+        finally:
+            self._runner.close()
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+
+@dataclass
+class Host:
+    """A test's directories on the host, and the share of `root`."""
+
+    device: Device
+    model: str
+    root: Path
+    outside: Path
+    _open: ExitStack = field(default_factory=ExitStack)
+    _names: list[str] = field(default_factory=list)
+
+    def share(self, path: Path | None = None, *, read_only: bool = False, allowed: tuple[str, ...] = ()) -> str:
+        """Share a directory for as long as the test runs, `root` unless another is given."""
+        name = self.device.share(path or self.root, read_only=read_only, allowed=allowed)
+        self._names.append(name)
+        return name
+
+    def connect(self, name: str, *, n_uname: int = NONUNAME, msize: int = 1 << 20) -> Client:
+        return self._open.enter_context(self.device.connect(name, n_uname=n_uname, msize=msize))
+
+    def dial(self) -> Client:
+        return self._open.enter_context(self.device.dial())
+
+    def guest(self, *, n_uname: int = NONUNAME, msize: int = 1 << 20, read_only: bool = False) -> Client:
+        """A client of a new share of `root`."""
+        return self.connect(self.share(read_only=read_only), n_uname=n_uname, msize=msize)
+
+    def close(self) -> None:
+        self._open.close()
+        for name in self._names:
+            self.device.unshare(name)
+
+
+@pytest.fixture(scope="session")
+def xattr_directory() -> Iterator[Path]:
+    """A directory whose file system keeps user extended attributes, which mapped-xattr needs."""
+    if sys.platform == "win32":
+        pytest.skip("the file server runs on Linux")
+    for base in (Path(tempfile.gettempdir()), Path(__file__).parent):
+        made = Path(tempfile.mkdtemp(prefix="shared-", dir=base)).resolve()
+        try:
+            os.setxattr(made, "user.probe", b"1")
+        except OSError:
+            made.rmdir()
+            continue
+        yield made
+        shutil.rmtree(made)
+        return
+    pytest.skip("no file system with user extended attributes; set TMPDIR to one (ext4, xfs, btrfs)")
+
+
+@pytest.fixture(scope="session")
+def devices() -> Iterator[Callable[[str], Device]]:
+    """The server of a security model, started when it is first asked for."""
+    started: dict[str, Device] = {}
+
+    def device(model: str) -> Device:
+        if model not in started:
+            started[model] = Device(security_model=model)
+        return started[model]
+
+    yield device
+    for each in started.values():
+        each.close()
+
+
+@pytest.fixture(params=MODELS)
+def model(request: pytest.FixtureRequest) -> str:
+    """Each security model in turn. Parametrise `model` to have some of them alone."""
+    value: str = request.param
+    return value
+
+
+_directories: Final = itertools.count()
+
+
+@pytest.fixture
+def host(devices: Callable[[str], Device], model: str, xattr_directory: Path) -> Iterator[Host]:
+    if sys.platform == "win32":
+        pytest.skip("the file server runs on Linux")
+    if model == "passthrough" and os.geteuid() != 0:
+        pytest.skip("passthrough changes owners, which needs root")
+    top = xattr_directory / str(next(_directories))
+    root, outside = top / "root", top / "outside"
+    for path in (root, outside):
+        path.mkdir(parents=True)
+    (outside / "canary").write_bytes(CANARY)
+    made = Host(devices(model), model, root, outside)
+    yield made
+    made.close()
+    assert (outside / "canary").read_bytes() == CANARY
+    shutil.rmtree(top)
+
+
+@pytest.fixture
+def guest(host: Host) -> Client:
+    """A client of a writable share of `host.root`."""
+    return host.guest()
+
+
+class Refused(Protocol):
+    def __call__(self, *numbers: int) -> AbstractContextManager[None]: ...
+
+
+@pytest.fixture
+def refused() -> Refused:
+    """What is inside must be answered with one of these errnos; with any at all when none is given."""
+
+    @contextmanager
+    def answers(*numbers: int) -> Iterator[None]:
+        with pytest.raises(OSError, match="in answer to") as caught:
+            yield
+        if numbers:
+            got, wanted = os.strerror(caught.value.errno or 0), [os.strerror(number) for number in numbers]
+            assert caught.value.errno in numbers, f"answered {got!r}, expected {wanted}"
+
+    return answers
+
+
+@pytest.fixture
+def ended() -> Callable[[int], None]:
+    """Wait for the end of a process that need not be ours: it is gone, or a zombie that nobody reaps."""
+
+    def wait(pid: int) -> None:
+        if sys.platform == "win32":
+            pytest.skip("the file server runs on Linux")
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            assert poll.poll(DEADLINE * 1000), f"process {pid} does not end"
+        finally:
+            os.close(descriptor)
+
+    return wait
+
+
+def _describe(path: Path) -> tuple[object, ...]:
+    if sys.platform == "win32":
+        pytest.skip("the file server runs on Linux")
+    found = path.lstat()
+    content: object = None
+    if stat.S_ISREG(found.st_mode):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+    elif stat.S_ISLNK(found.st_mode):
+        content = os.readlink(path)
+    elif stat.S_ISDIR(found.st_mode):
+        content = sorted(entry.name for entry in path.iterdir())
+    attributes = {
+        name: os.getxattr(path, name, follow_symlinks=False) for name in os.listxattr(path, follow_symlinks=False)
+    }
+    return (
+        content,
+        attributes,
+        *(found.st_mode, found.st_uid, found.st_gid, found.st_nlink, found.st_rdev, found.st_size),
+        *(found.st_mtime_ns, found.st_ctime_ns, found.st_ino),
+    )
+
+
+@pytest.fixture
+def snapshot() -> Callable[[Path], dict[str, tuple[object, ...]]]:
+    """Everything of a host tree that a guest could change: contents, names, modes, owners, times, attributes."""
+
+    def take(top: Path) -> dict[str, tuple[object, ...]]:
+        return {str(path.relative_to(top)): _describe(path) for path in [top, *sorted(top.rglob("*"))]}
+
+    return take
