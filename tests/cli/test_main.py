@@ -39,6 +39,8 @@ WRONG: dict[tuple[str, ...], str] = {
     ("serve", "--listen", "unix:/run/x", ""): "no path",
     ("serve", "--listen", "unix:/run/x", "/:only="): "empty name",
     ("serve", "--listen", "unix:/run/x", "--security-model", "mapped", "/"): "mapped-xattr",
+    ("serve", "--listen", "unix:/run/x", "--socket-mode", "rw", "/"): "'rw'",
+    ("serve", "--listen", "unix:/run/x", "--socket-mode", "1777", "/"): "'1777'",
     ("serve", "--nonsense", "/"): "--nonsense",
     ("completion",): "bash",
     ("completion", "csh"): "csh",

@@ -32,6 +32,7 @@ class FakeServer:
     signal_at: str | None = None
     fail_to_start = False
     started: dict[str, object]
+    notes: tuple[str, ...] = ()
     requests: list[tuple[RequestType, str]]
     closed: bool
 
@@ -40,12 +41,13 @@ class FakeServer:
 
     @classmethod
     async def start(
-        cls, *, listen: Sequence[str], security_model: str, allow_remote: bool, run_dir: str | None
+        cls, *, listen: Sequence[str], security_model: str, allow_remote: bool, socket_mode: int, run_dir: str | None
     ) -> Self:
         cls.started = {
             "listen": list(listen),
             "security_model": security_model,
             "allow_remote": allow_remote,
+            "socket_mode": socket_mode,
             "run_dir": run_dir,
         }
         if cls.fail_to_start:
@@ -134,6 +136,7 @@ def test_shares_are_served_until_a_signal(
         "listen": ["unix:/x", "vsock:3"],
         "security_model": "mapped-xattr",
         "allow_remote": False,
+        "socket_mode": 0o600,
         "run_dir": None,
     }
 
@@ -142,14 +145,36 @@ def test_options_reach_the_server(
     server: type[FakeServer], dirs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     signal_when_ready(monkeypatch, signal.SIGTERM)
-    args = ["--allow-remote", "--security-model", "none", "--run-dir", str(tmp_path), "-l", "tcp:0.0.0.0:0"]
+    args = [
+        "--allow-remote",
+        "--socket-mode",
+        "660",
+        "--security-model",
+        "none",
+        "--run-dir",
+        str(tmp_path),
+        "-l",
+        "tcp:0.0.0.0:0",
+    ]
     assert run(["serve", *args, dirs[0]]) == 0
     assert server.started == {
         "listen": ["tcp:0.0.0.0:0"],
         "security_model": "none",
         "allow_remote": True,
+        "socket_mode": 0o660,
         "run_dir": str(tmp_path),
     }
+
+
+def test_what_the_kernel_lacks_is_said_on_stderr(
+    server: type[FakeServer], dirs: list[str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.notes = ("no Landlock",)
+    signal_when_ready(monkeypatch, signal.SIGTERM)
+    assert run(["serve", "--listen", "unix:/x", dirs[0]]) == 0
+    out, err = capfd.readouterr()
+    assert len(lines(out)) == 2
+    assert err == "uvmshare serve: note: no Landlock\n"
 
 
 def test_one_share_that_fails_takes_the_others_out_again(
@@ -209,6 +234,16 @@ def test_a_directory_given_twice_is_one_share(
     assert run(["serve", "--listen", "unix:/x", dirs[0], f"{dirs[0]}/"]) == 0
     assert [line.get("share") for line in lines(capfd.readouterr().out)] == ["0", "0", None]
     assert server.requests == [(RequestType.ADD, "0"), (RequestType.REMOVE, "0")]
+
+
+if sys.platform == "linux":
+
+    def test_the_security_models_are_the_file_servers() -> None:
+        from uvmshare.cli import serve as module
+        from uvmshare.fileserver.export import SECURITY_MODELS
+
+        assert set(module.SECURITY_MODELS) == set(SECURITY_MODELS)
+        assert module.SECURITY_MODELS[0] == "mapped-xattr"
 
 
 @pytest.mark.parametrize("platform", ["win32", "darwin"])

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import sys
 
-__all__ = ["EXTRA", "main"]
-
-EXTRA = frozenset({"click", "rich"})
-"""What the extra `cli` installs."""
+__all__ = ["main", "missing_extra"]
 
 
 def main() -> int:
@@ -21,12 +18,22 @@ def main() -> int:
     """
     try:
         from uvmshare.cli.main import run  # noqa: PLC0415  click and rich are an extra: see below
+
+        return run(sys.argv[1:])
     except ModuleNotFoundError as error:
-        if error.name not in EXTRA:
+        missing = missing_extra(error)
+        if missing is None:
             raise
         print(
-            f"uvmshare: error: the command line needs the Python package {error.name!r}: pip install 'uvmshare[cli]'",
+            f"uvmshare: error: the command line needs the Python package {missing!r}: pip install 'uvmshare[cli]'",
             file=sys.stderr,
         )
         return 1
-    return run(sys.argv[1:])
+
+
+def missing_extra(error: BaseException) -> str | None:
+    """Return the package of the extra `cli` that an import did not find, if that is what the error says."""
+    if not isinstance(error, ModuleNotFoundError) or error.name is None:
+        return None
+    package = error.name.partition(".")[0]
+    return package if package in {"click", "rich"} else None

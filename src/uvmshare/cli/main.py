@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from uvmshare.cli import EXTRA
+from uvmshare.cli import missing_extra
 from uvmshare.errors import InvalidAddress, UvmshareError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def run(args: Sequence[str]) -> int:
         click.echo(help_.format_message())
         return 0
     except Exception as error:  # the last line of defence: no traceback for the user
-        if isinstance(error, ModuleNotFoundError) and error.name in EXTRA:
+        if missing_extra(error) is not None:
             raise  # the caller says how to install it
         if os.environ.get("UVMSHARE_DEBUG") == "1":
             raise

@@ -17,14 +17,20 @@ from uvmshare.cli.share_spec import share_options, shares_argument
 from uvmshare.errors import UnsupportedPlatform
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from uvmshare import AddOptions
     from uvmshare.cli.share_spec import ShareSpec
 
 __all__ = ["serve"]
 
 SECURITY_MODELS = ("mapped-xattr", "passthrough", "none")
+"""Those of `uvmshare.fileserver.export`, which does not load on Windows, where `--help` must."""
+
+
+def _octal(text: str) -> int:
+    digits = text.removeprefix("0o")
+    if not digits or set(digits) - set("01234567") or int(digits, 8) > 0o777:
+        msg = f"{text!r} is no mode; write three octal digits, such as 660"
+        raise click.BadParameter(msg)
+    return int(digits, 8)
 
 
 @click.command()
@@ -50,15 +56,24 @@ SECURITY_MODELS = ("mapped-xattr", "passthrough", "none")
     help="Allow a TCP address off loopback. Whoever reaches it has the shares: 9P asks for no password here.",
 )
 @click.option(
+    "--socket-mode",
+    metavar="MODE",
+    type=_octal,
+    default="600",
+    show_default=True,
+    help="Permissions of Unix sockets, for a VM that runs as another user. Who may connect has the shares.",
+)
+@click.option(
     "--run-dir",
     metavar="DIR",
     type=click.Path(file_okay=False),
-    help="Where the server keeps its control socket.  [default: a new private directory]",
+    help="Keep a control socket and a log there, for other programs. By default there are none.",
 )
 @shares_argument
 def serve(
     listen: tuple[str, ...],
     security_model: str,
+    socket_mode: int,
     run_dir: str | None,
     shares: tuple[ShareSpec, ...],
     *,
@@ -106,26 +121,22 @@ def serve(
         )
         raise UnsupportedPlatform(msg)
     options = share_options(shares)
-    until_signalled(_serve(options, listen, security_model, run_dir, allow_remote=allow_remote))
 
+    async def serving() -> None:
+        from uvmshare import FileServer, Manager, UtilityVM  # noqa: PLC0415  --help need not load a server
 
-async def _serve(
-    shares: Sequence[AddOptions],
-    listen: Sequence[str],
-    security_model: str,
-    run_dir: str | None,
-    *,
-    allow_remote: bool,
-) -> None:
-    from uvmshare import FileServer, Manager, UtilityVM  # noqa: PLC0415  --help need not load a server
+        server = await FileServer.start(
+            listen=listen,
+            security_model=security_model,
+            allow_remote=allow_remote,
+            socket_mode=socket_mode,
+            run_dir=run_dir,
+        )
+        async with server, Manager(UtilityVM(server)) as manager:
+            for note in server.notes:
+                click.echo(f"uvmshare serve: note: {note}", err=True)
+            await serve_shares(manager, options)
+            print_line(Ready(ready=True, addresses=server.addresses))
+            await asyncio.Event().wait()
 
-    server = await FileServer.start(
-        listen=list(listen),
-        security_model=security_model,
-        allow_remote=allow_remote,
-        run_dir=run_dir,
-    )
-    async with server, Manager(UtilityVM(server)) as manager:
-        await serve_shares(manager, shares)
-        print_line(Ready(ready=True, addresses=tuple(server.addresses)))
-        await asyncio.Event().wait()
+    until_signalled(serving())

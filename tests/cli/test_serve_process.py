@@ -1,0 +1,147 @@
+"""`uvmshare serve` as its users start it: a process, signals, and a guest on a Unix socket."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from typing import IO, TYPE_CHECKING
+
+import pytest
+
+from uvmshare.testing.client import Client
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+assert sys.platform == "linux", "uvmshare serve runs on Linux"
+
+UVMSHARE = [sys.executable, "-c", "import sys; from uvmshare.cli import main; sys.exit(main())"]
+HUNG = 60.0
+"""Seconds; only a process that hangs meets this."""
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:  # a Unix socket's path is short, pytest's are not
+        yield f"unix:{folder}/9p"
+
+
+@contextlib.contextmanager
+def serving(args: Sequence[str]) -> Iterator[tuple[subprocess.Popen[bytes], list[dict[str, object]]]]:
+    """A process that is ready, in a process group of its own, and the lines it printed."""
+    process = subprocess.Popen([*UVMSHARE, "serve", *args], stdout=subprocess.PIPE, process_group=0)
+    try:
+        assert process.stdout is not None
+        lines = [json.loads(process.stdout.readline())]
+        while "ready" not in lines[-1]:
+            lines.append(json.loads(process.stdout.readline()))
+        yield process, lines
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(HUNG)
+        stdout: IO[bytes] | None = process.stdout
+        assert stdout is not None
+        stdout.close()
+
+
+def test_a_guest_reads_and_writes_while_it_serves(address: str, tmp_path: Path) -> None:
+    project, out = tmp_path / "project", tmp_path / "out"
+    project.mkdir()
+    out.mkdir()
+    (project / "hello").write_text("from the host")
+    with serving(["--listen", address, f"{project}:ro", str(out)]) as (process, lines):
+        assert lines == [
+            {"share": "0", "path": str(project), "read_only": True},
+            {"share": "1", "path": str(out), "read_only": False},
+            {"ready": True, "addresses": [address]},
+        ]
+        with Client.connect(address, "0") as guest:
+            assert guest.read_file("hello") == b"from the host"
+            with pytest.raises(OSError, match=r".") as refused:
+                guest.write_file("new", b"")
+            assert refused.value.errno == errno.EROFS
+        with Client.connect(address, "1") as guest:
+            guest.write_file("answer", b"from the guest")
+        assert (out / "answer").read_text() == "from the guest"
+        process.terminate()
+        assert process.wait(HUNG) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_cleanly_though_a_guest_is_connected(number: signal.Signals, address: str, tmp_path: Path) -> None:
+    with serving(["--listen", address, str(tmp_path)]) as (process, _):
+        guest = Client.connect(address, "0")
+        process.send_signal(number)
+        assert process.wait(HUNG) == 0
+        with guest, pytest.raises((OSError, EOFError)):
+            guest.listdir("")
+        assert not os.path.exists(address.removeprefix("unix:"))
+
+
+def test_control_c_in_a_terminal_reaches_every_process_of_it(address: str, tmp_path: Path) -> None:
+    with serving(["--listen", address, str(tmp_path)]) as (process, _):
+        with Client.connect(address, "0"):
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.wait(HUNG) == 0
+        assert not os.path.exists(address.removeprefix("unix:"))
+
+
+def test_an_allow_list_hides_the_rest(address: str, tmp_path: Path) -> None:
+    for name in ("shown", "hidden"):
+        (tmp_path / name).write_text(name)
+    with serving(["--listen", address, f"{tmp_path}:ro:only=shown"]) as (_, lines):
+        assert lines[0]["only"] == ["shown"]
+        with Client.connect(address, "0") as guest:
+            assert guest.read_file("shown") == b"shown"
+            with pytest.raises(OSError, match=r".") as refused:
+                guest.read_file("hidden")
+            assert refused.value.errno == errno.ENOENT
+
+
+def test_the_socket_has_the_mode_asked_for(address: str, tmp_path: Path) -> None:
+    with serving(["--listen", address, "--socket-mode", "660", str(tmp_path)]):
+        assert os.stat(address.removeprefix("unix:")).st_mode & 0o777 == 0o660
+
+
+def fails(args: Sequence[str]) -> str:
+    done = subprocess.run([*UVMSHARE, "serve", *args], capture_output=True, text=True, check=False, timeout=HUNG)
+    assert done.returncode in {1, 2}
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert '"ready"' not in done.stdout
+    return f"{done.returncode}: {done.stderr}"
+
+
+@pytest.mark.parametrize(
+    ("address", "status", "named"),
+    [
+        ("nonsense", 2, "nonsense"),
+        ("unix:", 2, "unix:"),
+        ("vsock:2", 2, "vsock:2"),
+        ("tcp:127.0.0.1", 2, "tcp:127.0.0.1"),
+        ("tcp:0.0.0.0:0", 2, "--allow-remote"),
+        ("unix:/nonexistent/9p", 1, "/nonexistent/9p"),
+    ],
+)
+def test_an_address_that_cannot_be_is_one_line(address: str, status: int, named: str, tmp_path: Path) -> None:
+    said = fails(["--listen", address, str(tmp_path)])
+    assert said.startswith(f"{status}: uvmshare")
+    assert named in said
+
+
+def test_an_address_in_use_is_one_line(address: str, tmp_path: Path) -> None:
+    path = address.removeprefix("unix:")
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(path)
+        other.listen()
+        assert path in fails(["--listen", address, str(tmp_path)])
+        assert os.path.exists(path), "somebody else's socket stays"
