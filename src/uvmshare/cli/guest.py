@@ -29,6 +29,6 @@ def guest() -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def mount(arguments: tuple[str, ...]) -> int:
     """Mount a share: see "uvmshare guest mount --help"."""
-    from uvmshare.guest import mount as module  # noqa: PLC0415  the guest's file stands for itself
+    from uvmshare.guest.mount import main  # noqa: PLC0415  the guest's file stands for itself
 
-    return module.main(list(arguments))
+    return main(arguments)
