@@ -17,7 +17,6 @@ at the tables again. There are no locks, and shares never wait for each other.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from contextlib import asynccontextmanager
 from functools import partial
@@ -80,7 +79,8 @@ class Manager:
         self._no_writable_file_shares = no_writable_file_shares
         self._clock = clock
         self._closed = False
-        self._names = map(str, itertools.count())
+        self._next_name = 0
+        """Never goes back: a name that was used once may still be mounted in a guest."""
         self._by_options: dict[AddOptions, Share] = {}
         """The share that an add of these options joins: PENDING or ADDED, never an orphan."""
         self._by_name: dict[str, Share] = {}
@@ -275,7 +275,8 @@ class Manager:
             raise OperationDenied(msg)
 
     def _allocate(self, options: AddOptions) -> Share:
-        share = Share(next(self._names), options, self._clock())
+        share = Share(str(self._next_name), options, self._clock())
+        self._next_name += 1
         self._by_options[options] = share
         self._by_name[share.name] = share
         return share
