@@ -127,7 +127,7 @@ def _truncate(session: Session, fid: Fid, size: int) -> None:
 
 
 def statfs(session: Session, tag: int, message: m.Tstatfs) -> bytes:
-    """Tell of the file system that holds the file what the manual page statfs(2) lists."""
+    """Tell how full the file system is that holds the file, as its manual page lists (statfs(2))."""
     found = os.fstatvfs(session.fid(message.fid).node.fd)
     return _RSTATFS(
         tag,
