@@ -192,6 +192,19 @@ def devices() -> Iterator[Callable[[str], Device]]:
         each.close()
 
 
+@pytest.fixture(scope="module")
+def start_device() -> Iterator[Callable[..., Device]]:
+    """Start a file server of the test's own, with the settings of `FileServer.start`."""
+    with ExitStack() as started:
+
+        def start(**settings: Any) -> Device:
+            device = Device(**settings)
+            started.callback(device.close)
+            return device
+
+        yield start
+
+
 @pytest.fixture(params=MODELS)
 def model(request: pytest.FixtureRequest) -> str:
     """Each security model in turn. Parametrise `model` to have some of them alone."""
