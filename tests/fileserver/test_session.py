@@ -295,12 +295,13 @@ def test_a_fid_that_is_not_there(guest: Client, refused: Refused, message: m.Mes
 
 @pytest.mark.parametrize(
     "message",
-    [m.Trename(0, NEW, b"x"), m.Tlink(0, NEW, b"x"), m.Trenameat(0, b"f", NEW, b"x")],
+    [m.Trename(NEW + 1, NEW, b"x"), m.Tlink(0, NEW, b"x"), m.Trenameat(0, b"f", NEW, b"x")],
     ids=lambda message: type(message).__name__,
 )
 def test_a_second_fid_that_is_not_there(host: Host, guest: Client, refused: Refused, message: m.Message) -> None:
     (host.root / "f").write_bytes(b"")
     assert guest.root == 0
+    guest.ask(m.Twalk(0, NEW + 1, (b"f",)), m.Rwalk)
     with refused(errno.EBADF):
         guest.rpc(message)
     assert guest.listdir() == [b"f"]

@@ -83,15 +83,17 @@ async def run_demo(*, guest: str, console: Console | None = None) -> int:
     """
     console = console or Console(highlight=False)
     shown = _Steps(console)
-    try:
-        with tempfile.TemporaryDirectory(prefix="uvmshare-demo-") as directory:
-            async with _set_up(guest, directory, shown) as (manager, recorder, mounting):
-                started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="uvmshare-demo-") as directory:
+        log = os.path.join(directory, "server.log")
+        try:
+            async with _set_up(guest, directory, log, shown) as (manager, recorder, mounting):
                 await _Demonstration(manager, recorder, mounting, directory, shown).run()
-                took = time.monotonic() - started
-    except CheckFailed as error:
-        console.print(f"[bold red]the demonstration FAILED:[/] {escape(str(error))}")
-        return 1
+                took = recorder.clock()
+        except CheckFailed as error:
+            console.print(f"[bold red]the demonstration FAILED:[/] {escape(str(error))}", soft_wrap=True)
+            with contextlib.suppress(FileNotFoundError):
+                console.print(f"the file server's log:\n{escape(_read(log))}", soft_wrap=True)
+            return 1
     console.print()
     console.print(draw(recorder.histories))
     console.print(f"{len(recorder.calls)} modify calls; {took:.1f} s, set-up aside. [bold green]Everything held.[/]")
@@ -103,15 +105,10 @@ class _Steps:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._started = time.monotonic()
-
-    def clock(self) -> float:
-        """Return the seconds since the start."""
-        return time.monotonic() - self._started
 
     def note(self, text: str) -> None:
         """Say something in between."""
-        self._console.print(f"  [dim]{escape(text)}[/]")
+        self._console.print(f"  [dim]{escape(text)}[/]", soft_wrap=True)
 
     async def step(self, title: str, action: Awaitable[str]) -> None:
         """Do one step; the action returns what to say of it. A failure is shown and raised on."""
@@ -120,15 +117,15 @@ class _Steps:
             with self._console.status(escape(title)):
                 detail = await action
         except BaseException:
-            self._console.print(f"[red]✗[/] {escape(title)}  [dim]{time.monotonic() - begun:.2f} s[/]")
+            self._console.print(f"[red]✗[/] {escape(title)}  [dim]{time.monotonic() - begun:.2f} s[/]", soft_wrap=True)
             raise
-        self._console.print(f"[green]✓[/] {escape(title)}  [dim]{time.monotonic() - begun:.2f} s[/]")
+        self._console.print(f"[green]✓[/] {escape(title)}  [dim]{time.monotonic() - begun:.2f} s[/]", soft_wrap=True)
         self.note(detail)
 
 
 @contextlib.asynccontextmanager
 async def _set_up(
-    guest: str, directory: str, shown: _Steps
+    guest: str, directory: str, log: str, shown: _Steps
 ) -> AsyncIterator[tuple[Manager, RecordingComputeSystem, DemoGuest]]:
     """Start a file server with a manager, and a guest that reaches it; end them afterwards."""
     from uvmshare import FileServer, Manager, UtilityVM  # noqa: PLC0415  --help need not load a server
@@ -146,7 +143,7 @@ async def _set_up(
                 shown.note(f"no QEMU guest ({error}); the project's own 9P client takes its place")
         model = "mapped-xattr" if _has_xattrs(directory) else "none"
         listen = f"unix:{directory}/9p" if vm is None else "tcp:127.0.0.1:0"
-        server = await stack.enter_async_context(await FileServer.start(listen=[listen], security_model=model))
+        server = await stack.enter_async_context(await FileServer.start(listen=[listen], security_model=model, log=log))
         (address,) = server.addresses
         shown.note(f"the file server listens on {address}, security model {model}")
         mounting: DemoGuest
@@ -156,7 +153,7 @@ async def _set_up(
         else:
             mounting = QemuGuest(vm, address)
         shown.note(f"the guest: {mounting.description}")
-        recorder = RecordingComputeSystem(server, shown.clock)
+        recorder = RecordingComputeSystem(server)
         manager = await stack.enter_async_context(Manager(UtilityVM(recorder)))
         yield manager, recorder, mounting
 
@@ -221,7 +218,7 @@ class _Demonstration:
 
     async def _compare(self) -> str:
         theirs = await asyncio.to_thread(_read_digests, os.path.join(self._out, _DIGESTS))
-        ours, size = await asyncio.to_thread(_digests, self._tree)
+        ours, size = await asyncio.to_thread(digests, self._tree)
         differing = sorted(path for path in theirs.keys() | ours.keys() if theirs.get(path) != ours.get(path))
         _check(bool(ours), f"{self._tree.host_path} has no files")
         _check(not differing, f"{len(differing)} of {len(ours)} files differ, the first {differing[:3]}")
@@ -292,22 +289,28 @@ class _Demonstration:
 
 
 def _own_tree() -> AddOptions:
-    """Return the options that share the project's own files read-only.
-
-    Of a source tree, only what is not hidden: environments and caches may be a hundred times the rest.
-    An installed package has no tree but itself.
-    """
+    """Return the options that share the project's own files read-only; an installed package has no tree but itself."""
     from uvmshare import AddOptions  # noqa: PLC0415  --help need not load it
 
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     tree = os.path.dirname(os.path.dirname(package))
     if not os.path.exists(os.path.join(tree, "pyproject.toml")):
         return AddOptions(package, read_only=True)
+    return tree_options(tree)
+
+
+def tree_options(tree: str) -> AddOptions:
+    """Return the options that share a source tree read-only, but for what is hidden in it.
+
+    Environments and caches are there, which may be a hundred times the rest.
+    """
+    from uvmshare import AddOptions  # noqa: PLC0415  --help need not load it
+
     names = [name for name in os.listdir(tree) if not name.startswith(".")]
     return AddOptions(tree, read_only=True, restrict=True, allowed_names=names)
 
 
-def _digests(options: AddOptions) -> tuple[dict[bytes, bytes], int]:
+def digests(options: AddOptions) -> tuple[dict[bytes, bytes], int]:
     """Return path and SHA-256 of every regular file that the options share, and how many bytes they have."""
     root = os.fsencode(options.host_path)
     found: dict[bytes, bytes] = {}
@@ -333,6 +336,11 @@ def _read_digests(path: str) -> dict[bytes, bytes]:
         lines = [line.split(b"  ", 1) for line in file.read().splitlines()]
     _check(all(len(line) == 2 for line in lines), f"{path} is not what sha256sum writes")
     return {line[1]: line[0] for line in lines}
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8", errors="backslashreplace") as file:
+        return file.read()
 
 
 def _has_xattrs(directory: str) -> bool:

@@ -6,9 +6,12 @@ a table of transitions; there is one, in `uvmshare.share.state`, and this asks i
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.table import Table
 
 from uvmshare.errors import ComputeSystemGone, OutcomeUnknown, ShareNotFound
@@ -16,8 +19,6 @@ from uvmshare.hcs.schema import RequestType
 from uvmshare.share.state import INITIAL_STATE, ShareState, Trigger, next_state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from uvmshare import Manager
     from uvmshare.hcs.schema import ModifySettingRequest
     from uvmshare.hcs.utility_vm import ComputeSystem
@@ -50,11 +51,15 @@ class RecordingComputeSystem:
     `calls` has a (request type, share name) for every call, in order; `histories` a `ShareHistory` by share name.
     """
 
-    def __init__(self, behind: ComputeSystem, clock: Callable[[], float]) -> None:
+    def __init__(self, behind: ComputeSystem) -> None:
         self._behind = behind
-        self._clock = clock
+        self._started = time.monotonic()
         self.calls: list[tuple[RequestType, str]] = []
         self.histories: dict[str, ShareHistory] = {}
+
+    def clock(self) -> float:
+        """Return the seconds since this was made."""
+        return time.monotonic() - self._started
 
     async def modify(self, request: ModifySettingRequest) -> None:
         """Carry the request out and keep how it ended. Raises what the compute system behind raises."""
@@ -64,7 +69,7 @@ class RecordingComputeSystem:
         self.calls.append((request.request_type, name))
         succeeded, failed, unknown = _TRIGGERS[request.request_type]
         if name not in self.histories:
-            self.histories[name] = ShareHistory(request.settings.path, [(INITIAL_STATE, self._clock())])
+            self.histories[name] = ShareHistory(request.settings.path, [(INITIAL_STATE, self.clock())])
         trigger = unknown
         try:
             await self._behind.modify(request)
@@ -79,7 +84,7 @@ class RecordingComputeSystem:
             raise
         finally:
             visits = self.histories[name].visits
-            visits.append((next_state(visits[-1][0], trigger), self._clock()))
+            visits.append((next_state(visits[-1][0], trigger), self.clock()))
 
     def disagreements(self, manager: Manager) -> list[str]:
         """Return in words where the Manager's states differ from those that the calls led to."""
@@ -99,11 +104,11 @@ class RecordingComputeSystem:
 def draw(histories: dict[str, ShareHistory]) -> Table:
     """Return the picture: a row a share, a column a state, the seconds when it got there, arrows in between."""
     table = Table(title="Every share and the states it went through, in seconds", title_justify="left")
-    table.add_column("share", justify="right")
-    table.add_column("directory", overflow="ellipsis", max_width=40, no_wrap=True)
+    table.add_column("share", no_wrap=True)
+    table.add_column("directory", no_wrap=True)
     states = list(ShareState)
     for state in states:
-        table.add_column(state.value, justify="left", min_width=12, no_wrap=True)
+        table.add_column(state.value, no_wrap=True)
     for name, history in histories.items():
         when = dict(history.visits)
         first = min(states.index(state) for state in when)
@@ -112,8 +117,8 @@ def draw(histories: dict[str, ShareHistory]) -> Table:
         for index, state in enumerate(states):
             if state in when:
                 arrow = " ──▶" if index < last else ""
-                cells.append(f"[{_COLOURS[state]}]● {when[state]:5.1f}[/]{arrow}")
+                cells.append(f"[{_COLOURS[state]}]● {when[state]:4.1f}[/]{arrow}")
             else:
-                cells.append("────────────" if first < index < last else "")
-        table.add_row(name, history.path, *cells)
+                cells.append("──────────" if first < index < last else "")
+        table.add_row(name, escape(os.path.basename(history.path)), *cells)
     return table

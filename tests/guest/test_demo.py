@@ -1,0 +1,237 @@
+"""The demonstration: it holds with the client and with a guest, and fails loudly when a step does not hold."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from rich.console import Console
+
+from uvmshare.cli import demo
+from uvmshare.cli.demo_guest import ClientGuest
+from uvmshare.cli.demo_states import RecordingComputeSystem, ShareHistory, draw
+from uvmshare.errors import GuestUnavailable, InvalidDocument, OutcomeUnknown, ShareNotFound
+from uvmshare.hcs.schema import ModifySettingRequest, Plan9Share, RequestType
+from uvmshare.share.state import ShareState
+from uvmshare.testing import guest_vm
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def run(guest: str) -> tuple[int, str]:
+    """Run the demonstration and return its status and what it showed."""
+    console = Console(file=io.StringIO(), width=200, highlight=False)
+    status = asyncio.run(demo.run_demo(guest=guest, console=console))
+    assert isinstance(console.file, io.StringIO)
+    return status, console.file.getvalue()
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small tree in the place of the project's own, which other tests may be writing to."""
+    tree = tmp_path / "project"
+    (tree / "src" / "deep").mkdir(parents=True)
+    (tree / "src" / "deep" / "empty").touch()
+    (tree / "src" / "code.py").write_bytes(b"x" * 300_000)
+    (tree / "README").write_text("read me\n")
+    (tree / "link").symlink_to("README")
+    monkeypatch.setattr(demo, "_own_tree", lambda: demo.tree_options(str(tree)))
+    return tree
+
+
+def test_every_step_holds_with_the_projects_own_client(project: Path) -> None:
+    status, shown = run("client")
+    assert status == 0, shown
+    assert shown.count("✓") == 10
+    assert "3 files, 300,008 bytes: all the same" in shown
+    assert "the same name, 0, and no second modify call: Add 0, Add 1" in shown
+    assert "Read-only file system" in shown
+    assert "Everything held." in shown
+
+
+@pytest.mark.guest
+def test_every_step_holds_with_a_linux_guest(project: Path) -> None:
+    status, shown = run("qemu")
+    assert status == 0, shown
+    assert "3 files, 300,008 bytes: all the same" in shown
+    assert "Input/output error" in shown
+
+
+def test_hidden_files_are_not_shared(project: Path) -> None:
+    (project / ".venv").mkdir()
+    (project / ".venv" / "big").touch()
+    files, _ = demo.digests(demo.tree_options(str(project)))
+    assert sorted(files) == [b"./README", b"./src/code.py", b"./src/deep/empty"]
+
+
+class MountsNothing(ClientGuest):
+    async def mount(self, share: str) -> str | None:
+        return "No such device"
+
+
+class HashesWrongly(ClientGuest):
+    async def write_digests(self, share: str, into: str, name: str) -> str | None:
+        self._mounts[into].write_file(name, b"0" * 64 + b"  ./README\n")
+        return None
+
+
+class WritesNonsense(ClientGuest):
+    async def write_digests(self, share: str, into: str, name: str) -> str | None:
+        self._mounts[into].write_file(name, b"nonsense\n")
+        return None
+
+
+class WritesWhereItMust(ClientGuest):
+    async def create(self, share: str, name: str) -> str | None:
+        return None
+
+
+class ReadsWhatIsGone(ClientGuest):
+    async def list(self, share: str) -> str | None:
+        return None
+
+
+class LosesTheOtherShareToo(ClientGuest):
+    async def list(self, share: str) -> str | None:
+        return await super().list(share) or (await super().list("0") and "EIO")
+
+
+class CannotUnmount(ClientGuest):
+    async def unmount(self, share: str) -> str | None:
+        return "Device or resource busy"
+
+
+class MountsWhatIsGone(ClientGuest):
+    async def mount(self, share: str) -> str | None:
+        await super().mount(share)
+        return None
+
+
+@pytest.mark.parametrize(
+    ("guest", "why"),
+    [
+        (MountsNothing, "could not mount share 0: No such device"),
+        (HashesWrongly, "3 of 3 files differ"),
+        (WritesNonsense, "is not what sha256sum writes"),
+        (WritesWhereItMust, "it could"),
+        (ReadsWhatIsGone, "the guest still reads it"),
+        (LosesTheOtherShareToo, "the other share went with it: EIO"),
+        (CannotUnmount, "cannot unmount it: Device or resource busy"),
+        (MountsWhatIsGone, "could mount it again"),
+    ],
+)
+def test_a_step_that_does_not_hold_fails_it_loudly(
+    project: Path, monkeypatch: pytest.MonkeyPatch, guest: type[ClientGuest], why: str
+) -> None:
+    monkeypatch.setattr(demo, "ClientGuest", guest)
+    status, shown = run("client")
+    assert status == 1
+    assert "✗" in shown
+    assert "the demonstration FAILED" in shown
+    assert why in shown
+    assert "Everything held" not in shown
+
+
+def test_a_second_modify_call_fails_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class CountsDouble(RecordingComputeSystem):
+        async def modify(self, request: ModifySettingRequest) -> None:
+            await super().modify(request)
+            self.calls.append(self.calls[-1])
+
+    monkeypatch.setattr(demo, "RecordingComputeSystem", CountsDouble)
+    status, shown = run("client")
+    assert status == 1
+    assert "two adds made the modify calls" in shown
+
+
+def test_without_qemu_it_says_so_and_takes_the_client(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest_vm, "_QEMU", "qemu-that-nobody-has")
+    status, shown = run("auto")
+    assert status == 0
+    assert "qemu-that-nobody-has is not on PATH" in shown
+    assert "own 9P client" in shown
+    with pytest.raises(GuestUnavailable):
+        run("qemu")
+
+
+class Scripted:
+    """A compute system that ends each call as it is told."""
+
+    def __init__(self, *outcomes: Exception | None) -> None:
+        self.outcomes = list(outcomes)
+
+    async def modify(self, request: ModifySettingRequest) -> None:
+        outcome = self.outcomes.pop(0)
+        if outcome is not None:
+            raise outcome
+
+
+ADD, REMOVE = RequestType.ADD, RequestType.REMOVE
+PENDING, ADDED, INVALID, REMOVED = (
+    ShareState.PENDING,
+    ShareState.ADDED,
+    ShareState.INVALID,
+    ShareState.REMOVED,
+)
+
+
+@pytest.mark.parametrize(
+    ("calls", "states"),
+    [
+        ([(ADD, None)], [PENDING, ADDED]),
+        ([(ADD, None), (REMOVE, None)], [PENDING, ADDED, REMOVED]),
+        ([(ADD, None), (REMOVE, ShareNotFound())], [PENDING, ADDED, REMOVED]),
+        ([(ADD, None), (REMOVE, InvalidDocument())], [PENDING, ADDED, ADDED]),
+        ([(ADD, InvalidDocument())], [PENDING, INVALID]),
+        ([(ADD, OutcomeUnknown()), (REMOVE, TimeoutError()), (REMOVE, None)], [PENDING, INVALID, INVALID, REMOVED]),
+    ],
+)
+def test_the_states_are_those_of_the_table(
+    calls: list[tuple[RequestType, Exception | None]], states: list[ShareState]
+) -> None:
+    async def play() -> RecordingComputeSystem:
+        recorder = RecordingComputeSystem(Scripted(*(outcome for _, outcome in calls)))
+        for kind, outcome in calls:
+            request = ModifySettingRequest(request_type=kind, settings=Plan9Share(access_name="0", path="/a/b"))
+            if outcome is None:
+                await recorder.modify(request)
+            else:
+                with pytest.raises(type(outcome)):
+                    await recorder.modify(request)
+        return recorder
+
+    recorder = asyncio.run(play())
+    assert recorder.calls == [(kind, "0") for kind, _ in calls]
+    assert [state for state, _ in recorder.histories["0"].visits] == states
+
+
+def test_the_picture_has_a_row_a_share_and_a_column_a_state() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(
+        draw(
+            {
+                "0": ShareHistory("/srv/[red]tree", [(PENDING, 0.1), (ADDED, 0.2), (REMOVED, 9.3)]),
+                "1": ShareHistory("/srv/gone", [(PENDING, 0.4), (INVALID, 0.5)]),
+            }
+        )
+    )
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert [cell.strip() for cell in lines[2].strip("┃").split("┃")] == [
+        "share",
+        "directory",
+        *(state.value for state in ShareState),
+    ]
+    assert lines[4].split("│")[2:7] == [" [red]tree ", " ●  0.1 ──▶ ", " ●  0.2 ──▶ ", " ────────── ", " ●  9.3  "]
+    assert lines[5].split("│")[3:7] == [" ●  0.4 ──▶ ", " ────────── ", " ●  0.5     ", "         "]
+
+
+def test_it_finds_its_own_tree() -> None:
+    options = demo._own_tree()
+    assert options.read_only
+    assert "src" in options.allowed_names
+    assert os.path.exists(os.path.join(options.host_path, "src", "uvmshare", "cli", "demo.py"))
