@@ -1,45 +1,80 @@
 """Fids: what a guest's numbers stand for.
 
-What lives here: `Fid`. What must not: the table of them (`session`), what is done with one (`handlers`).
+What lives here: `Fid`, and what one can be opened as. What must not: the table of them (`session`),
+what is done with one (`handlers`).
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from uvmshare.fileserver.listing import Listing
     from uvmshare.fileserver.tree import Node
 
-__all__ = ["Fid"]
+__all__ = ["Fid", "OpenFile", "XattrValue", "XattrWrite"]
+
+
+class OpenFile:
+    """An open descriptor. It is closed when the last who uses it lets go: its fid, or a job that runs aside.
+
+    `key` is the file's (device, inode). `nowait` is False once the file system has said that it cannot
+    tell what it would wait for (preadv2(2));
+    `sync` when each write waits for the disk; `listing` is there when it is a directory.
+    """
+
+    __slots__ = ("fd", "key", "listing", "nowait", "sync", "writable")
+
+    def __init__(self, fd: int, key: tuple[int, int], *, writable: bool = False, sync: bool = False) -> None:
+        self.fd = fd
+        self.key = key
+        self.writable = writable
+        self.sync = sync
+        self.listing: Listing | None = None
+        self.nowait = True
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+@dataclass(frozen=True, slots=True)
+class XattrValue:
+    """What a Txattrwalk made readable: an extended attribute's value, or the list of names."""
+
+    value: bytes
+
+
+@dataclass(slots=True)
+class XattrWrite:
+    """What a Txattrcreate made writable; it is set when the fid is clunked.
+
+    `name` is the host's name, `size` what was announced.
+    """
+
+    name: bytes
+    size: int
+    flags: int
+    value: bytearray = field(default_factory=bytearray)
 
 
 class Fid:
     """What a guest's number stands for: a node, for one of the guest's users.
 
-    Clones share the node; each opens it for itself. `io` is the open descriptor or -1; `listing` is
-    there when an open directory is. `uid` is that of the attach the fid descends from.
+    Clones share the node; each opens it for itself, as a file or as an extended attribute. `uid` is
+    that of the attach the fid descends from.
     """
 
-    __slots__ = ("io", "listing", "node", "uid", "writable")
+    __slots__ = ("file", "node", "uid", "xattr")
 
     def __init__(self, node: Node, uid: int) -> None:
         self.node = node
         self.uid = uid
-        self.io = -1
-        self.writable = False
-        self.listing: Listing | None = None
+        self.file: OpenFile | None = None
+        self.xattr: XattrValue | XattrWrite | None = None
 
-    def take(self, opened: Fid) -> None:
-        """Become what was just opened; who speaks through the fid stays."""
-        self.node = opened.node
-        self.io, opened.io = opened.io, -1
-        self.writable = opened.writable
-        self.listing = opened.listing
-
-    def close(self) -> None:
-        """Close the open file, if it is open."""
-        if self.io >= 0:
-            io, self.io = self.io, -1
-            os.close(io)
+    @property
+    def is_open(self) -> bool:
+        """Whether the fid was opened, as a file or as an extended attribute."""
+        return self.file is not None or self.xattr is not None

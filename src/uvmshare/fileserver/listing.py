@@ -14,6 +14,7 @@ import ctypes
 import errno
 import os
 import struct
+import threading
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.fileserver import syscalls
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Listing"]
 
-_BUFFER: Final = ctypes.create_string_buffer(64 * 1024)
-"""One for all: it is empty between two calls."""
+_BUFFER_SIZE: Final = 64 * 1024
+_LARGE: Final = 256 * 1024
+"""A directory's own size in bytes (not its files') from which reading it may wait for the disk for long."""
 
 _DIRENT: Final = struct.Struct("<QQHB")
 _ENTRY: Final = struct.Struct("<BIQQBH")
@@ -55,6 +57,8 @@ class Listing:
         self._entry_type = entry_type
         self._only = only
         self._root_inode = root_inode
+        self.is_large = os.fstat(descriptor).st_size >= _LARGE
+        self._lock = threading.Lock()  # large ones are read on several threads
         self._entries: list[tuple[bytes, int]] = []
         self._next = 0
         self._position = 0
@@ -64,6 +68,10 @@ class Listing:
 
         Raises `OSError`: EINVAL when the next entry is larger than `count`.
         """
+        with self._lock:
+            return self._read(offset, count)
+
+    def _read(self, offset: int, count: int) -> bytes:
         if offset != self._position or offset == 0:
             os.lseek(self._descriptor, offset, os.SEEK_SET)
             self._entries = []
@@ -89,11 +97,12 @@ class Listing:
 
     def _more(self) -> list[tuple[bytes, int]]:
         """Encode what the host gives next; empty at the end of the directory."""
+        buffer = ctypes.create_string_buffer(_BUFFER_SIZE)
         while True:
-            size = syscalls.getdents64(self._descriptor, _BUFFER)
+            size = syscalls.getdents64(self._descriptor, buffer)
             if not size:
                 return []
-            entries = self._encode(_BUFFER.raw[:size])
+            entries = self._encode(buffer.raw[:size])
             if entries:
                 return entries
 

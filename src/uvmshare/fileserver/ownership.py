@@ -34,7 +34,7 @@ from uvmshare.fileserver import syscalls
 if TYPE_CHECKING:
     from uvmshare.fileserver.tree import Node, Tree
 
-__all__ = ["Attributes", "Mapped", "Owner", "Ownership", "Passthrough", "choose", "is_hidden_xattr"]
+__all__ = ["Attributes", "Mapped", "Owner", "Ownership", "Passthrough", "choose"]
 
 Attributes = tuple[int, int, int, int]
 """mode with the file type, uid, gid and rdev, as the guest sees them."""
@@ -52,6 +52,17 @@ _CAP_DAC_OVERRIDE: Final = 1
 _CAP_MKNOD: Final = 27
 _PERMISSIONS: Final = 0o777
 _ALL_BITS: Final = 0o7777
+
+
+_XATTR: Final = "user.virtfs."
+_OURS: Final = _XATTR.encode()
+
+
+def _not_ours(name: bytes) -> bytes:
+    """Refuse the server's own attributes, which a guest must neither see nor set: EPERM."""
+    if name.startswith(_OURS):
+        raise OSError(errno.EPERM, "an attribute of the server's own")
+    return name
 
 
 class Ownership:
@@ -114,6 +125,21 @@ class Ownership:
         except FileNotFoundError as error:  # what readlinkat(2) says of an empty path to anything but a link
             raise OSError(errno.EINVAL, "not a symbolic link") from error
 
+    # Extended attributes: which names a guest may use, and what the host calls them.
+
+    def xattr_name(self, name: bytes) -> bytes:
+        """Return the host's name of a guest's attribute.
+
+        Raises `OSError`: EOPNOTSUPP for what this model does not keep, EPERM for the server's own names.
+        """
+        if not name.startswith(b"user."):
+            raise OSError(errno.EOPNOTSUPP, "only attributes of users are kept")
+        return _not_ours(name)
+
+    def xattr_seen(self, name: bytes) -> bytes | None:
+        """Return the guest's name of a host's attribute, or None when it does not exist for the guest."""
+        return name if name.startswith(b"user.") and not name.startswith(_OURS) else None
+
     def write(self, uid: int, descriptor: int, data: bytes | memoryview, offset: int) -> int:
         """Write to an open file for the user; return how many bytes."""
         del uid
@@ -166,6 +192,12 @@ class Passthrough(Ownership):
     def chown(self, node: Node, uid: int, gid: int) -> None:
         os.chown(self._tree.path_of(node), uid, gid)
 
+    def xattr_name(self, name: bytes) -> bytes:
+        return _not_ours(name)
+
+    def xattr_seen(self, name: bytes) -> bytes | None:
+        return None if name.startswith(_OURS) else name
+
     def write(self, uid: int, descriptor: int, data: bytes | memoryview, offset: int) -> int:
         if uid == 0:
             return os.pwrite(descriptor, data, offset)
@@ -174,7 +206,6 @@ class Passthrough(Ownership):
             return os.pwrite(descriptor, data, offset)
 
 
-_XATTR: Final = "user.virtfs."
 _UID: Final = _XATTR + "uid"
 _GID: Final = _XATTR + "gid"
 _MODE: Final = _XATTR + "mode"
@@ -193,9 +224,9 @@ _PRIVATE: Final = 0o600
 """Host permissions of a file that stands for a link or node: its content is nobody's to change."""
 
 
-def is_hidden_xattr(name: bytes) -> bool:
-    """Say whether an extended attribute is the server's own, which a guest must neither see nor set."""
-    return name.startswith(_XATTR.encode())
+_KEPT: Final = (b"system.posix_acl_access", b"system.posix_acl_default", b"security.", b"trusted.")
+"""Attributes with a meaning for the kernel: mapped ones are kept under the server's own prefix, where
+they have none. The ACL names are QEMU's."""
 
 
 class Mapped(Ownership):
@@ -348,6 +379,19 @@ class Mapped(Ownership):
             raise OSError(errno.EPERM, "a symbolic link of the host keeps its owner")
         owner = Owner(old_uid if uid == -1 else uid, old_gid if gid == -1 else gid)
         self._remember(self._tree.path_of(node), found, mode, owner, new=False)
+
+    def xattr_name(self, name: bytes) -> bytes:
+        if name.startswith(b"user."):
+            return _not_ours(name)
+        if name.startswith(_KEPT):
+            return _OURS + name
+        raise OSError(errno.EOPNOTSUPP, "no such kind of attribute")
+
+    def xattr_seen(self, name: bytes) -> bytes | None:
+        if not name.startswith(_OURS):
+            return name if name.startswith(b"user.") else None
+        kept = name.removeprefix(_OURS)
+        return kept if kept.startswith(_KEPT) else None
 
     def readlink(self, node: Node) -> bytes:
         found = os.fstat(node.fd)

@@ -1,11 +1,12 @@
 """One connection to one share: fids, and the loop that serves them.
 
-What lives here: the fid table, the buffers, and how a request finds its handler and its answer the
+What lives here: the fid table, the limits of a mount, and how a request finds its handler and its answer the
 guest. What must not: what a message does (`handlers`), processes and sockets being set up (`mount`).
 
 The loop is blocking and alone in its process: one ``recv_into`` a turn, every whole message in the
-buffer served, replies packed into one buffer and sent with one call. What a guest sends can only end
-this loop, never reach past it.
+buffer served, replies packed into one buffer and sent with one call. What would hold it up runs aside
+(`aside`), and requests that wait for a lock are tried again between two turns. What a guest sends can
+only end this loop, never reach past it.
 """
 
 from __future__ import annotations
@@ -13,42 +14,46 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import select
+import socket
 import struct
+import time
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from uvmshare.errors import RemoteProtocolError
-from uvmshare.fileserver.handlers import table, walking
+from uvmshare.fileserver.aside import Aside
+from uvmshare.fileserver.fid import XattrValue
+from uvmshare.fileserver.handlers import locking, table, walking
 from uvmshare.fileserver.handshake import negotiate
+from uvmshare.fileserver.limits import Throttle
+from uvmshare.fileserver.locks import LockTable
+from uvmshare.fileserver.outbox import Outbox, read_reply
 from uvmshare.fileserver.ownership import choose
 from uvmshare.fileserver.tree import Tree
 from uvmshare.ninep import messages
-from uvmshare.ninep.constants import HEADER_SIZE, NONUNAME, READ_HEADER_SIZE, VERSION
+from uvmshare.ninep.constants import HEADER_SIZE, NOFID, NONUNAME, VERSION
 from uvmshare.ninep.errno import to_errno
 from uvmshare.ninep.framing import check_size
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from uvmshare.fileserver.export import Export
-    from uvmshare.fileserver.fid import Fid
+    from uvmshare.fileserver.fid import Fid, OpenFile, XattrWrite
     from uvmshare.fileserver.limits import Limits
     from uvmshare.fileserver.tree import Node
 
 __all__ = ["Session"]
 
-_OUT_SIZE: Final = 512 * 1024
-_OUT_FULL: Final = 64 * 1024
-"""Replies are sent when they pass this: enough to batch small ones, little enough to keep a guest busy."""
-
 _IN_SLACK: Final = 64 * 1024
 """Beyond one largest message, so that many small ones arrive in one call."""
 
-_ZEROS: Final = bytes(64 * 1024)
 _NOBODY: Final = 65534
 
+_LOCK_RETRY_SECONDS: Final = 0.01
+"""How often a lock that somebody else holds is tried again: no host call waits for one and can be stopped."""
+
 _RLERROR: Final = messages.packer(messages.Rlerror)
-_READ_HEADER: Final = struct.Struct("<IBHI")
 
 
 class _Entry(NamedTuple):
@@ -72,11 +77,19 @@ class Session:
         self.limits = limits
         self.tree = Tree(export)
         self.ownership = choose(export.security_model, self.tree)
+        self.locks = LockTable(limits.locks)
         self.fids: dict[int, Fid] = {}
         self.msize = limits.msize
+        self._open_files = 0
+        self._xattr_bytes = 0
+        self.outbox = Outbox(connection)
         self._connection = connection
         self._log = log
+        self._logged: set[str] = set()
         self._attached = False
+        self._aside = Aside(self.outbox.send)
+        self._lock_waits: list[locking.Waiting] = []
+        self._throttle = Throttle(limits)
         self._table = {
             number: _Entry(messages.BY_TYPE[number], handler, number in table.CHANGES)
             for number, handler in table.HANDLERS.items()
@@ -84,9 +97,6 @@ class Session:
         # Anonymous mappings: pages that no large message touches cost nothing.
         self._in = mmap.mmap(-1, max(limits.msize, 8192) + _IN_SLACK)
         self._view = memoryview(self._in)
-        self._out = mmap.mmap(-1, _OUT_SIZE)
-        self._out_view = memoryview(self._out)
-        self._out_end = 0
 
     # The loop
 
@@ -99,7 +109,7 @@ class Session:
         self._attached = True
         try:
             tag, message = attach
-            self._reply(walking.attach(self, tag, message))
+            self.outbox.reply(walking.attach(self, tag, message))
             if len(rest) > len(self._view):
                 self._refuse("more came with the handshake than the largest message holds")
             self._view[: len(rest)] = rest
@@ -107,33 +117,56 @@ class Session:
         except RemoteProtocolError as error:
             self._log(f"{error}; connection closed")
         except (BrokenPipeError, ConnectionResetError):
-            pass
+            pass  # the guest hung up
+        except OSError as error:
+            self._log(f"{error.strerror or error}; connection closed")
         finally:
             self.close()
 
     def _serve(self, end: int) -> None:
         view = self._view
         start = 0
+        throttle = self._throttle.spend if self._throttle.is_needed else None
+        if self.limits.idle_seconds is not None:
+            seconds, rest = divmod(self.limits.idle_seconds, 1)
+            timeout = struct.pack("@ll", int(seconds), int(rest * 1_000_000))
+            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
         while True:
             while end - start >= HEADER_SIZE:
                 size = view[start] | view[start + 1] << 8 | view[start + 2] << 16 | view[start + 3] << 24
                 check_size(size, self.msize)
                 if end - start < size:
                     break
+                if throttle is not None:
+                    throttle(1, size + self.outbox.sent)
+                    self.outbox.sent = 0
                 self._serve_one(start, start + size)
                 start += size
-            self.flush()
+            self.outbox.flush()
             if start == end:
                 start = end = 0
             elif len(view) - end < _IN_SLACK:
                 view[: end - start] = bytes(view[start:end])
                 start, end = 0, end - start
-            received = self._connection.recv_into(view[end:])
+            received = self._receive(view[end:])
             if not received:
                 if end != start:
                     self._refuse("the connection ended inside a message")
                 return
             end += received
+
+    def _receive(self, into: memoryview) -> int:
+        """Wait for more from the guest; meanwhile try again what waits for a lock."""
+        if self._lock_waits:
+            readable = select.poll()
+            readable.register(self._connection, select.POLLIN)
+            while self._lock_waits and not readable.poll(_LOCK_RETRY_SECONDS * 1000):
+                self._try_locks_again()
+                self.outbox.flush()
+        try:
+            return self._connection.recv_into(into)
+        except BlockingIOError:
+            self._refuse(f"nothing came for {self.limits.idle_seconds:g} s")
 
     def _serve_one(self, start: int, end: int) -> None:
         view = self._view
@@ -141,29 +174,38 @@ class Session:
         tag = view[start + 5] | view[start + 6] << 8
         entry = self._table.get(number)
         reply: bytes | None
-        if entry is None:
+        if self._is_tag_in_use(tag):
+            reply = _RLERROR(tag, errno.EINVAL)
+        elif entry is None:
             reply = self._serve_rest(number, tag, start, end)
         elif not self._attached:
             self._refuse(f"{entry.message.__name__} before Tversion and Tattach")
         else:
             cls, handler, changes = entry
             message = cls(*cls.layout.read(view, start + HEADER_SIZE, end))
-            if changes and self.export.read_only:
+            if changes and self.export.read_only and cls is not messages.Tremove:  # which clunks all the same
                 reply = _RLERROR(tag, errno.EROFS)
             else:
-                try:
-                    reply = handler(self, tag, message)
-                except OSError as error:
-                    reply = _RLERROR(tag, to_errno(error))
-                except RemoteProtocolError:
-                    raise
-                except Exception as error:  # noqa: BLE001  a bug of ours must not become the guest's hang
-                    self._log(f"{cls.__name__}: {type(error).__name__}: {error}; answered with an error")
-                    reply = _RLERROR(tag, to_errno(error))
+                reply = self._guarded(tag, lambda: handler(self, tag, message))
         if reply:
-            self._reply(reply)
+            self.outbox.reply(reply)
 
-    def _serve_rest(self, number: int, tag: int, start: int, end: int) -> bytes:
+    def _guarded(self, tag: int, work: Callable[[], bytes | None]) -> bytes | None:
+        """Do what a request asks for; an error is the guest's to know."""
+        try:
+            return work()
+        except OSError as error:
+            return _RLERROR(tag, to_errno(error))
+        except RemoteProtocolError:
+            raise
+        except Exception as error:  # noqa: BLE001  a bug of ours must not become the guest's hang
+            self._log(f"{type(error).__name__}: {error}; answered with an error")
+            return _RLERROR(tag, to_errno(error))
+
+    def _is_tag_in_use(self, tag: int) -> bool:
+        return tag in self._aside.pending or any(waiting.tag == tag for waiting in self._lock_waits)
+
+    def _serve_rest(self, number: int, tag: int, start: int, end: int) -> bytes | None:
         """Serve what no handler does: sessions, flushes, and what is not spoken here."""
         cls = messages.BY_TYPE.get(number)
         if cls is None or cls.__name__.startswith("R"):
@@ -172,22 +214,27 @@ class Session:
         if isinstance(message, messages.Tversion):
             return self._begin_again(message).encode(tag)
         if isinstance(message, messages.Tattach):
-            return self._attach_after_version(tag, message)
+            attach = message
+            return self._guarded(tag, lambda: walking.attach(self, tag, attach))
         if not self._attached:
             self._refuse(f"{cls.__name__} before Tversion and Tattach")
         if isinstance(message, messages.Tflush):
-            # flush(5): every request before this one has been answered, because they are served in turn.
-            return messages.Rflush().encode(tag)
+            return self._flush_request(tag, message)
         return _RLERROR(tag, errno.EOPNOTSUPP)
 
-    def _attach_after_version(self, tag: int, message: messages.Tattach) -> bytes:
-        try:
-            return walking.attach(self, tag, message)
-        except OSError as error:
-            return _RLERROR(tag, to_errno(error))
+    def _flush_request(self, tag: int, message: messages.Tflush) -> bytes | None:
+        """Take a request back, if it has not been answered (flush(5)).
+
+        One that waits for a lock is forgotten, and the Rflush stands instead of its answer. One that
+        runs aside is answered, and the Rflush comes behind. All others have been answered already.
+        """
+        self._lock_waits = [waiting for waiting in self._lock_waits if waiting.tag != message.oldtag]
+        answer = messages.Rflush().encode(tag)
+        return None if self._aside.flush(message.oldtag, answer) else answer
 
     def _begin_again(self, message: messages.Tversion) -> messages.Message:
-        """Tversion in the middle of a session ends all fids (version(5))."""
+        """Tversion in the middle of a session ends all fids, and what was asked before (version(5))."""
+        self._aside.drop_all()
         self._drop_fids()
         reply = negotiate(message, self.limits.msize)
         self._attached = isinstance(reply, messages.Rversion) and reply.version == VERSION
@@ -199,77 +246,60 @@ class Session:
         raise RemoteProtocolError(reason)
 
     def _drop_fids(self) -> None:
-        for fid in self.fids.values():
-            fid.close()
+        self._lock_waits.clear()
+        self.locks.clear()
         self.fids.clear()
+        self._open_files = self._xattr_bytes = 0
 
     def close(self) -> None:
         """Let go of every fid and of what the session opened; the connection stays its owner's."""
+        self._aside.close()
         self._drop_fids()
         self.tree.close()
 
     # Answers
 
-    def _reply(self, frame: bytes) -> None:
-        stop = self._out_end + len(frame)
-        if stop > _OUT_SIZE:
-            self.flush()
-            if len(frame) > _OUT_SIZE:
-                self._connection.sendall(frame)
-                return
-            stop = len(frame)
-        self._out_view[self._out_end : stop] = frame
-        self._out_end = stop
-        if stop >= _OUT_FULL:
-            self.flush()
+    def run_aside(self, tag: int, size: int, work: Callable[[], bytes]) -> bool:
+        """Have a request answered by `work` on another thread; `size` is about the size of its reply.
 
-    def flush(self) -> None:
-        """Send every reply that waits. Raises `BrokenPipeError` or `ConnectionResetError`."""
-        if self._out_end:
-            self._connection.sendall(self._out_view[: self._out_end])
-            self._out_end = 0
-
-    def reply_read(self, tag: int, descriptor: int, offset: int, count: int) -> None:
-        """Answer a Tread of a small count: the file is read into the very buffer that is sent.
-
-        `count` is at most what fits a message. Raises `OSError`, and nothing is answered then.
+        Returns False when too much runs aside already: then it is for the caller to do.
         """
-        if self._out_end + READ_HEADER_SIZE + count > _OUT_SIZE:
-            self.flush()
-        start = self._out_end
-        data = start + READ_HEADER_SIZE
-        got = os.preadv(descriptor, [self._out_view[data : data + count]], offset)
-        _READ_HEADER.pack_into(self._out, start, READ_HEADER_SIZE + got, messages.Rread.type, tag, got)
-        self._out_end = data + got
-        if self._out_end >= _OUT_FULL:
-            self.flush()
 
-    def reply_sendfile(self, tag: int, descriptor: int, offset: int, count: int) -> None:
-        """Answer a Tread of a large count without the data passing through this process.
+        def guarded() -> bytes:
+            reply = self._guarded(tag, work)
+            assert reply is not None
+            return reply
 
-        The count is announced before the data is sent: it is what the file has now, and zeros take the
-        place of what is cut off meanwhile. Raises `OSError` while nothing has been announced.
-        """
-        count = max(0, min(count, os.fstat(descriptor).st_size - offset))
-        header = _READ_HEADER.pack(READ_HEADER_SIZE + count, messages.Rread.type, tag, count)
-        self._reply(header)
-        self.flush()
-        sent = 0
-        step = 1
-        while sent < count and step:
-            try:
-                step = os.sendfile(self._connection.fileno(), descriptor, offset + sent, count - sent)
-            except (BrokenPipeError, ConnectionResetError):
-                raise
-            except OSError as error:
-                # What was announced cannot be taken back, and zeros would be wrong data.
-                msg = f"a read failed after its answer had begun: {error.strerror}"
-                raise RemoteProtocolError(msg) from error
-            sent += step
-        while sent < count:
-            piece = _ZEROS[: count - sent]
-            self._connection.sendall(piece)
-            sent += len(piece)
+        return self._aside.start(tag, size, guarded)
+
+    def read_aside(self, tag: int, file: OpenFile, offset: int, count: int) -> None:
+        """Answer a Tread that waits for the disk, on another thread."""
+
+        def read() -> bytes:
+            return read_reply(tag, os.pread(file.fd, count, offset))
+
+        if not self.run_aside(tag, count, read):
+            self.outbox.reply(read())
+
+    # Locks that are waited for
+
+    def wait_for_lock(self, tag: int, try_again: Callable[[], bool]) -> None:
+        """Keep a lock request until `try_again` says that it was granted. Raises `OSError`: ENOLCK past the limit."""
+        if len(self._lock_waits) >= self.limits.locks:
+            self._refuse_more("locks", errno.ENOLCK, f"{self.limits.locks} lock requests wait")
+        deadline = time.monotonic() + self.limits.lock_wait_seconds
+        self._lock_waits.append(locking.Waiting(tag, deadline, try_again))
+
+    def _try_locks_again(self) -> None:
+        now = time.monotonic()
+        left = []
+        for waiting in self._lock_waits:
+            reply = self._guarded(waiting.tag, lambda waiting=waiting: locking.answer(waiting, now))  # type: ignore[misc]  # mypy cannot type a lambda's default
+            if reply is None:
+                left.append(waiting)
+            else:
+                self.outbox.reply(reply)
+        self._lock_waits = left
 
     # Fids
 
@@ -280,24 +310,69 @@ class Session:
             raise OSError(errno.EBADF, "unknown fid")
         return fid
 
-    def open_fid(self, number: int) -> Fid:
-        """Return the fid of that number, opened for I/O: EBADF when it is not. Raises `OSError`."""
-        fid = self.fid(number)
-        if fid.io < 0:
+    def open_file(self, number: int) -> OpenFile:
+        """Return the open file of a fid: EBADF when it has none. Raises `OSError`."""
+        file = self.fid(number).file
+        if file is None:
             raise OSError(errno.EBADF, "fid is not open")
+        return file
+
+    def opened(self, fid: Fid, file: OpenFile) -> None:
+        """Give a fid its open file. The caller has asked `require_room_to_open`."""
+        fid.file = file
+        self._open_files += 1
+
+    def drop_fid(self, number: int) -> Fid:
+        """Forget a fid and return it: EBADF when there is none. Raises `OSError`.
+
+        Its file is closed when the caller lets go of it, and with the last fid that has a file open go
+        the guest's locks on it.
+        """
+        fid = self.fids.pop(number, None)
+        if fid is None:
+            raise OSError(errno.EBADF, "unknown fid")
+        if fid.file is not None:
+            self._open_files -= 1
+            if len(self.locks):
+                key = fid.file.key
+                if not any(other.file is not None and other.file.key == key for other in self.fids.values()):
+                    self.locks.forget_file(key)
+        elif fid.xattr is not None:
+            self._xattr_bytes -= _size_of(fid.xattr)
         return fid
+
+    # Limits
+
+    def require_free(self, number: int) -> None:
+        """Refuse a number that is in use (EINVAL) or one fid too many (EMFILE). Raises `OSError`."""
+        if number in self.fids or number == NOFID:
+            raise OSError(errno.EINVAL, "fid in use, or the number that means none")
+        if len(self.fids) >= self.limits.fids:
+            self._refuse_more("fids", errno.EMFILE, f"there are {self.limits.fids} fids")
+
+    def require_room_to_open(self) -> None:
+        """Refuse one open file too many (EMFILE). Raises `OSError`."""
+        if self._open_files >= self.limits.open_files:
+            self._refuse_more("open files", errno.EMFILE, f"{self.limits.open_files} files are open")
+
+    def require_xattr_room(self, size: int) -> None:
+        """Refuse to hold more of extended attributes than is allowed (ENOMEM), or count them. Raises `OSError`."""
+        if self._xattr_bytes + size > self.limits.xattr_bytes:
+            limit = self.limits.xattr_bytes
+            self._refuse_more("xattrs", errno.ENOMEM, f"{limit} bytes of extended attributes are held")
+        self._xattr_bytes += size
+
+    def _refuse_more(self, limit: str, number: int, reason: str) -> NoReturn:
+        """Raise the error of a limit that is reached, and log it the first time."""
+        if limit not in self._logged:
+            self._logged.add(limit)
+            self._log(f"{reason}, which is the limit; more are refused")
+        raise OSError(number, reason)
 
     def require_changeable(self, directory: Node) -> None:
         """Refuse changes of names in the root of a share with an allow-list: EACCES. Raises `OSError`."""
         if self.export.only is not None and directory.parent is None:
             raise OSError(errno.EACCES, "the names of this directory are fixed")
-
-    def require_free(self, number: int) -> None:
-        """Refuse a number that is in use (EINVAL) or one fid too many (EMFILE). Raises `OSError`."""
-        if number in self.fids:
-            raise OSError(errno.EINVAL, "fid in use")
-        if len(self.fids) >= self.limits.fids:
-            raise OSError(errno.EMFILE, "too many fids")
 
     def uid_of(self, message: messages.Tattach) -> int:
         """Return the uid that an attach speaks for: n_uname, or what uname says when there is none."""
@@ -308,3 +383,7 @@ class Session:
         if message.uname.isdigit() and int(message.uname) < NONUNAME:
             return int(message.uname)
         return _NOBODY
+
+
+def _size_of(xattr: XattrValue | XattrWrite) -> int:
+    return len(xattr.value) if isinstance(xattr, XattrValue) else xattr.size

@@ -90,8 +90,8 @@ class Tree:
     def child(self, parent: Node, name: bytes) -> Node:
         """Open one entry of a directory, not through a symbolic link; ``..`` goes back the way that was come.
 
-        The caller calls `require_inside` before it tells the guest of the last node of a walk.
-        Raises `OSError`: ENOENT also for names that an allow-list leaves out.
+        Raises `OSError`: ENOENT also for names that an allow-list leaves out, and for what lies outside
+        the share because the host has moved its directory there.
         """
         if name == b"..":
             if not stat.S_ISDIR(os.fstat(parent.fd).st_mode):
@@ -100,26 +100,28 @@ class Tree:
         check_name(name)
         if self.only is not None and parent.parent is None and name not in self.only:
             raise OSError(errno.ENOENT, "not on the allow-list")
-        return Node(os.open(name, _PATH_FLAGS, dir_fd=parent.fd), parent, name)
+        node = Node(os.open(name, _PATH_FLAGS, dir_fd=parent.fd), parent, name)
+        # Each step, not the last alone: a walk out and back in would tell what lies outside.
+        self.require_inside(node)
+        return node
 
     def require_inside(self, node: Node) -> None:
         """Refuse a node that no longer lies below the share's root: ENOENT.
 
         Asked at the moment the guest would gain something new by it. Raises `OSError`.
         """
-        if node.parent is None:
-            return
+        if node.parent is not None and not self._is_inside(node):
+            raise OSError(errno.ENOENT, "moved out of the share")
+
+    def _is_inside(self, node: Node) -> bool:
         try:
             root = os.readlink(str(self.root.fd), dir_fd=self._proc)
             path = os.readlink(str(node.fd), dir_fd=self._proc)
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise
-            inside = self._climbs_to_root(node)  # the kernel tells paths of up to a page
-        else:
-            inside = path.startswith(root if root.endswith("/") else root + "/")
-        if not inside:
-            raise OSError(errno.ENOENT, "moved out of the share")
+            return self._climbs_to_root(node)  # the kernel tells paths of up to a page
+        return path.startswith(root if root.endswith("/") else root + "/")
 
     def _climbs_to_root(self, node: Node) -> bool:
         """Say whether going up from the node, or from its directory, comes to the root."""

@@ -110,8 +110,8 @@ def _time(change: int, to: int, seconds: int, nanoseconds: int) -> tuple[int, in
 
 def _truncate(session: Session, fid: Fid, size: int) -> None:
     """Set the size, through the open file when it can be written: its permissions may have changed since."""
-    if fid.io >= 0 and fid.writable:
-        os.truncate(fid.io, size)
+    if fid.file is not None and fid.file.writable:
+        os.truncate(fid.file.fd, size)
         return
     found = os.fstat(fid.node.fd)
     kind = stat.S_IFMT(session.ownership.seen(fid.node, found)[0])

@@ -18,15 +18,24 @@ if TYPE_CHECKING:
 _HEADER: Final = struct.Struct("<IBHI")
 
 
-def readdir(session: Session, tag: int, message: m.Treaddir) -> bytes:
+def readdir(session: Session, tag: int, message: m.Treaddir) -> bytes | None:
     """List an open directory from an offset on (protocol.md, readdir). "." and ".." are among its entries.
 
-    A listing that begins anew is refused when the directory has left the share.
+    A listing that begins anew is refused when the directory has left the share. A large directory is
+    read aside.
     """
-    fid = session.open_fid(message.fid)
-    if fid.listing is None:
+    file = session.open_file(message.fid)
+    listing = file.listing
+    if listing is None:
         raise OSError(errno.ENOTDIR, "not a directory")
     if message.offset == 0:
-        session.tree.require_inside(fid.node)
-    data = fid.listing.read(message.offset, min(message.count, session.msize - READ_HEADER_SIZE))
-    return _HEADER.pack(READ_HEADER_SIZE + len(data), m.Rreaddir.type, tag, len(data)) + data
+        session.tree.require_inside(session.fid(message.fid).node)
+    count = min(message.count, session.msize - READ_HEADER_SIZE)
+
+    def encode() -> bytes:
+        data = listing.read(message.offset, count)
+        return _HEADER.pack(READ_HEADER_SIZE + len(data), m.Rreaddir.type, tag, len(data)) + data
+
+    if listing.is_large and session.run_aside(tag, count, encode):
+        return None
+    return encode()

@@ -11,7 +11,8 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
-from uvmshare.fileserver.fid import Fid
+from uvmshare.fileserver.fid import OpenFile, XattrValue, XattrWrite
+from uvmshare.fileserver.handlers import xattrs
 from uvmshare.fileserver.listing import Listing
 from uvmshare.fileserver.ownership import Owner
 from uvmshare.fileserver.tree import check_name
@@ -29,6 +30,7 @@ _RFSYNC: Final = m.packer(m.Rfsync)
 
 _ACCESS: Final = int(OpenFlag.NOACCESS)
 _EXCL: Final = int(OpenFlag.EXCL)
+_SYNC: Final = int(OpenFlag.SYNC | OpenFlag.DSYNC)
 _TRUNC: Final = int(OpenFlag.TRUNC)
 _DIRECTORY: Final = int(OpenFlag.DIRECTORY)
 
@@ -41,10 +43,6 @@ _PASSED_ON: Final = (
 """Flags with a meaning here. Others are the guest's own affair, or would hurt: O_DIRECT refuses odd
 sizes, O_NONBLOCK changes nothing of a regular file."""
 
-SENDFILE_MIN: Final = 256 * 1024
-"""From this count on the file goes to the socket without passing through the process: at 1 MiB that
-was measured at 1.6 times diod against 1.3 for a copy, and below 256 KiB the second call costs more."""
-
 
 def _host_flags(flags: int) -> int:
     access = flags & _ACCESS
@@ -55,27 +53,18 @@ def _host_flags(flags: int) -> int:
     return host
 
 
-def _open(session: Session, node: Node, flags: int) -> tuple[Fid, os.stat_result, int]:
-    """Open a node for I/O; return what a fid of it is to hold, its stat and the mode that is seen."""
+def _open(session: Session, node: Node, flags: int) -> tuple[OpenFile, os.stat_result, int]:
+    """Open a node for I/O; return the open file, its stat and the mode that is seen."""
+    session.require_room_to_open()
     session.tree.require_inside(node)
     found = os.fstat(node.fd)
     mode = session.ownership.seen(node, found)[0]
     kind = stat.S_IFMT(mode)
-    opened = Fid(node, 0)
     writes = bool(flags & (_ACCESS | _TRUNC))
     if kind == stat.S_IFDIR:
         if writes:
             raise OSError(errno.EISDIR, "a directory is only read")
-        opened.io = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=node.fd)
-        tree, device, is_root = session.tree, found.st_dev, node.parent is None
-        opened.listing = Listing(
-            opened.io,
-            lambda inode: tree.qid_path(device, inode),
-            session.ownership.entry_type,
-            tree.only if is_root else None,
-            found.st_ino if is_root else None,
-        )
-        return opened, found, mode
+        return _open_directory(session, node, found), found, mode
     if writes and session.export.read_only:
         raise OSError(errno.EROFS, "the share is read-only")
     if flags & _DIRECTORY:
@@ -85,18 +74,34 @@ def _open(session: Session, node: Node, flags: int) -> tuple[Fid, os.stat_result
     if kind != stat.S_IFREG or not stat.S_ISREG(found.st_mode):
         # Opening a FIFO blocks, and opening a device acts on the host: the guest has its own.
         raise OSError(errno.ENXIO, "only regular files and directories are opened")
-    opened.io = session.tree.reopen(node, _host_flags(flags))
-    opened.writable = bool(flags & _ACCESS)
-    return opened, found, mode
+    return _file(session.tree.reopen(node, _host_flags(flags)), found, flags), found, mode
+
+
+def _file(descriptor: int, found: os.stat_result, flags: int) -> OpenFile:
+    key = found.st_dev, found.st_ino
+    return OpenFile(descriptor, key, writable=bool(flags & _ACCESS), sync=bool(flags & _SYNC))
+
+
+def _open_directory(session: Session, node: Node, found: os.stat_result) -> OpenFile:
+    tree, device, is_root = session.tree, found.st_dev, node.parent is None
+    file = OpenFile(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=node.fd), (device, found.st_ino))
+    file.listing = Listing(
+        file.fd,
+        lambda inode: tree.qid_path(device, inode),
+        session.ownership.entry_type,
+        tree.only if is_root else None,
+        found.st_ino if is_root else None,
+    )
+    return file
 
 
 def lopen(session: Session, tag: int, message: m.Tlopen) -> bytes:
     """Open a fid for I/O (protocol.md, lopen). A read-only share refuses flags that would change it."""
     fid = session.fid(message.fid)
-    if fid.io >= 0:
+    if fid.is_open:
         raise OSError(errno.EINVAL, "fid is open already")
-    opened, found, mode = _open(session, fid.node, message.flags)
-    fid.take(opened)
+    file, found, mode = _open(session, fid.node, message.flags)
+    session.opened(fid, file)
     return _RLOPEN(tag, *session.tree.qid_numbers(found, mode), 0)
 
 
@@ -108,9 +113,10 @@ def lcreate(session: Session, tag: int, message: m.Tlcreate) -> bytes:
     """
     fid = session.fid(message.fid)
     directory = fid.node
-    if fid.io >= 0:
+    if fid.is_open:
         raise OSError(errno.EINVAL, "fid is open already")
     check_name(message.name)
+    session.require_room_to_open()
     session.tree.require_inside(directory)
     session.require_changeable(directory)
     flags = message.flags
@@ -121,46 +127,72 @@ def lcreate(session: Session, tag: int, message: m.Tlcreate) -> bytes:
     except FileExistsError:
         if flags & _EXCL:
             raise
-        opened, found, mode = _open(session, session.tree.child(directory, message.name), flags)
+        node = session.tree.child(directory, message.name)
+        file, found, mode = _open(session, node, flags)
     else:
-        try:
-            node = session.tree.node_of(io, directory, message.name)
-        except BaseException:
-            os.close(io)
-            raise
-        opened = Fid(node, 0)
-        opened.io = io
-        opened.writable = bool(flags & _ACCESS)
         found = os.fstat(io)
         mode = found.st_mode
-    fid.take(opened)
+        file = _file(io, found, flags)
+        node = session.tree.node_of(io, directory, message.name)
+    fid.node = node
+    session.opened(fid, file)
     return _RLCREATE(tag, *session.tree.qid_numbers(found, mode), 0)
 
 
-def read(session: Session, tag: int, message: m.Tread) -> None:
-    """Read from an open file (read(5)). A count that would not fit a message is cut to what does."""
-    fid = session.open_fid(message.fid)
+def read(session: Session, tag: int, message: m.Tread) -> bytes | None:
+    """Read from an open file or extended attribute (read(5)).
+
+    A count that would not fit a message is cut to what does. What the page cache does not hold is
+    read aside.
+    """
+    fid = session.fid(message.fid)
     count = min(message.count, session.msize - READ_HEADER_SIZE)
-    if count >= SENDFILE_MIN and fid.listing is None:
-        session.reply_sendfile(tag, fid.io, message.offset, count)
-    else:
-        session.reply_read(tag, fid.io, message.offset, count)
+    if fid.xattr is not None:
+        if not isinstance(fid.xattr, XattrValue):
+            raise OSError(errno.EBADF, "fid is open for writing an attribute")
+        return m.Rread(fid.xattr.value[message.offset : message.offset + count]).encode(tag)
+    file = session.open_file(message.fid)
+    if file.listing is not None:
+        raise OSError(errno.EISDIR, "a directory is read with readdir")
+    if not session.outbox.reply_read(tag, file, message.offset, count):
+        session.read_aside(tag, file, message.offset, count)
+    return None
 
 
-def write(session: Session, tag: int, message: m.Twrite) -> bytes:
-    """Write to an open file (write(5)); as many bytes as the host takes."""
-    fid = session.open_fid(message.fid)
-    count = session.ownership.write(fid.uid, fid.io, message.data, message.offset)
-    if not count and len(message.data):
+def write(session: Session, tag: int, message: m.Twrite) -> bytes | None:
+    """Write to an open file or extended attribute (write(5)); as many bytes as the host takes.
+
+    A write that waits for the disk, because the file was opened so, runs aside.
+    """
+    fid = session.fid(message.fid)
+    if fid.xattr is not None:
+        if not isinstance(fid.xattr, XattrWrite):
+            raise OSError(errno.EBADF, "fid is open for reading an attribute")
+        return _RWRITE(tag, xattrs.write(fid.xattr, message.data, message.offset))
+    file = session.open_file(message.fid)
+    offset, put, uid = message.offset, session.ownership.write, fid.uid
+    if file.sync:
+        data = bytes(message.data)  # the buffer it stands in is used again
+        if session.run_aside(tag, 0, lambda: _written(tag, len(data), put(uid, file.fd, data, offset))):
+            return None
+    return _written(tag, len(message.data), put(uid, file.fd, message.data, offset))
+
+
+def _written(tag: int, asked: int, count: int) -> bytes:
+    if not count and asked:
         raise OSError(errno.EIO, "nothing was written")  # a count of 0 would make Linux's client try for ever
     return _RWRITE(tag, count)
 
 
-def fsync(session: Session, tag: int, message: m.Tfsync) -> bytes:
-    """Bring a file or directory to stable storage (protocol.md, fsync)."""
-    io = session.open_fid(message.fid).io
-    if message.datasync:
-        os.fdatasync(io)
-    else:
-        os.fsync(io)
-    return _RFSYNC(tag)
+def fsync(session: Session, tag: int, message: m.Tfsync) -> bytes | None:
+    """Bring a file or directory to stable storage, aside (protocol.md, fsync)."""
+    file = session.open_file(message.fid)
+
+    def sync() -> bytes:
+        if message.datasync:
+            os.fdatasync(file.fd)
+        else:
+            os.fsync(file.fd)
+        return _RFSYNC(tag)
+
+    return None if session.run_aside(tag, 0, sync) else sync()

@@ -108,6 +108,8 @@ def rename(session: Session, tag: int, message: m.Trename) -> bytes:
 def unlinkat(session: Session, tag: int, message: m.Tunlinkat) -> bytes:
     """Remove a name (protocol.md, unlinkat)."""
     fid = _changeable(session, message.dirfd, message.name)
+    if message.flags & ~AT_REMOVEDIR:
+        raise OSError(errno.EINVAL, "unknown flags")
     _unlink(fid.node, message.name, is_directory=bool(message.flags & AT_REMOVEDIR))
     return _RUNLINKAT(tag)
 
@@ -117,16 +119,11 @@ def remove(session: Session, tag: int, message: m.Tremove) -> bytes:
 
     remove(5): "the fid is clunked even if the remove fails".
     """
-    fid = session.fids.pop(message.fid, None)
-    if fid is None:
-        raise OSError(errno.EBADF, "unknown fid")
-    try:
-        if session.export.read_only:
-            raise OSError(errno.EROFS, "the share is read-only")
-        parent, name = _place(session, fid.node)
-        _unlink(parent, name, is_directory=os.path.isdir(session.tree.path_of(fid.node)))
-    finally:
-        fid.close()
+    fid = session.drop_fid(message.fid)
+    if session.export.read_only:
+        raise OSError(errno.EROFS, "the share is read-only")
+    parent, name = _place(session, fid.node)
+    _unlink(parent, name, is_directory=os.path.isdir(session.tree.path_of(fid.node)))
     return _RREMOVE(tag)
 
 
@@ -156,5 +153,8 @@ def _place(session: Session, node: Node) -> tuple[Node, bytes]:
 
 
 def readlink(session: Session, tag: int, message: m.Treadlink) -> bytes:
-    """Read a symbolic link (protocol.md, readlink)."""
-    return m.Rreadlink(session.ownership.readlink(session.fid(message.fid).node)).encode(tag)
+    """Read a symbolic link (protocol.md, readlink). A target that does not fit a message is an error."""
+    reply = m.Rreadlink(session.ownership.readlink(session.fid(message.fid).node)).encode(tag)
+    if len(reply) > session.msize:
+        raise OSError(errno.ENAMETOOLONG, "the target is longer than msize allows")
+    return reply

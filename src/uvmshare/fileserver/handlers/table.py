@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from uvmshare.fileserver.handlers import attributes, directories, files, names, walking
+from uvmshare.fileserver.handlers import attributes, directories, files, locking, names, walking, xattrs
 from uvmshare.ninep import messages as m
 
 if TYPE_CHECKING:
@@ -34,12 +34,16 @@ _READS: Final[dict[type[m.Message], Handler]] = {
     m.Tfsync: files.fsync,
     m.Treaddir: directories.readdir,
     m.Treadlink: names.readlink,
+    m.Tlock: locking.lock,
+    m.Tgetlock: locking.getlock,
+    m.Txattrwalk: xattrs.xattrwalk,
 }
 
 _WRITES: Final[dict[type[m.Message], Handler]] = {
     m.Tsetattr: attributes.setattr_,
     m.Tlcreate: files.lcreate,
     m.Twrite: files.write,
+    m.Txattrcreate: xattrs.xattrcreate,
     m.Tmkdir: names.mkdir,
     m.Tsymlink: names.symlink,
     m.Tmknod: names.mknod,

@@ -10,7 +10,8 @@ import os
 import struct
 from typing import TYPE_CHECKING, Final
 
-from uvmshare.fileserver.fid import Fid
+from uvmshare.fileserver.fid import Fid, XattrWrite
+from uvmshare.fileserver.handlers import xattrs
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import MAXWELEM, NOFID
 
@@ -65,20 +66,20 @@ def walk(session: Session, tag: int, message: m.Twalk) -> bytes:
                 raise
             break
         walked += 1
-    if walked:
-        tree.require_inside(node)
     if walked == len(message.names):
         if message.newfid == message.fid:
-            fid.close()
+            session.drop_fid(message.fid)
         session.fids[message.newfid] = Fid(node, fid.uid)
     frame = _RWALK[walked]
     return frame.pack(frame.size, m.Rwalk.type, tag, walked, *numbers)
 
 
 def clunk(session: Session, tag: int, message: m.Tclunk) -> bytes:
-    """Forget a fid, which goes even when closing fails (clunk(5))."""
-    fid = session.fids.pop(message.fid, None)
-    if fid is None:
-        raise OSError(errno.EBADF, "unknown fid")
-    fid.close()
+    """Forget a fid, which goes even when an error is returned (clunk(5)).
+
+    An extended attribute that was written through it is set now; the error is that of setting it.
+    """
+    fid = session.drop_fid(message.fid)
+    if isinstance(fid.xattr, XattrWrite):
+        xattrs.finish(session, fid, fid.xattr)
     return _RCLUNK(tag)

@@ -1,0 +1,155 @@
+"""POSIX locks of a guest as open-file-description locks of the host (fcntl(2)).
+
+What lives here: `LockTable`: which owner holds which ranges of which file. What must not: the
+messages and how long they wait (`handlers.locking`).
+
+An owner is a process of the guest: (client_id, proc_id) on this connection. The host sees one open
+file description for each owner and file, so that two descriptors of one process do not exclude each
+other, two processes do, and host programs and other mounts take part. The kernel's own rules decide;
+this table only knows when a description is needed no more.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Conflict", "LockTable", "Owner", "Range"]
+
+Owner = tuple[bytes, int]
+"""client_id and proc_id."""
+
+Range = tuple[int, int]
+"""First byte and the one behind the last; `END` is behind all."""
+
+END: Final = 1 << 63
+
+_FLOCK: Final = struct.Struct("hhqqi4x")
+"""``struct flock`` of 64-bit Linux: type, whence, start, length, pid."""
+
+_UNLOCK: Final = fcntl.F_UNLCK
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A lock that stands in the way. `pid` is 0 when it is not a plain POSIX lock of a host process."""
+
+    kind: int
+    start: int
+    length: int
+    pid: int
+
+
+@dataclass(slots=True, eq=False)
+class _Holding:
+    """What one owner holds of one file: a description of its own, and the ranges (disjoint, sorted)."""
+
+    fd: int
+    writable: bool
+    ranges: list[Range] = field(default_factory=list)
+
+    def __del__(self) -> None:
+        os.close(self.fd)  # and with it go the locks
+
+
+class LockTable:
+    """The locks of one session. Files are named by (device, inode)."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._holdings: dict[tuple[tuple[int, int], Owner], _Holding] = {}
+
+    def __len__(self) -> int:
+        """Return the number of locked ranges."""
+        return sum(len(holding.ranges) for holding in self._holdings.values())
+
+    def set(self, file: tuple[int, int], owner: Owner, kind: int, span: Range, reopen: Callable[[int], int]) -> bool:
+        """Lock or unlock a range; `kind` is fcntl's. Returns False when somebody else is in the way.
+
+        `reopen(flags)` opens the file anew. Raises `OSError`: ENOLCK past the limit.
+        """
+        key = file, owner
+        holding = self._holdings.get(key)
+        if kind == _UNLOCK:
+            if holding is not None:
+                _apply(holding.fd, _UNLOCK, span)
+                holding.ranges = _without(holding.ranges, span)
+                if not holding.ranges:
+                    del self._holdings[key]
+            return True
+        if len(self) >= self._most:
+            raise OSError(errno.ENOLCK, "too many locks")
+        write = kind == fcntl.F_WRLCK
+        if holding is None:
+            holding = _Holding(*_open(reopen, write=write))
+        elif write and not holding.writable:
+            raise OSError(errno.EBADF, "the file could only be opened for reading")
+        if not _apply(holding.fd, kind, span):
+            return False
+        holding.ranges = _with(holding.ranges, span)
+        self._holdings[key] = holding
+        return True
+
+    def conflict(
+        self, file: tuple[int, int], owner: Owner, kind: int, span: Range, reopen: Callable[[int], int]
+    ) -> Conflict | None:
+        """Return the lock that stands in the way of one, or None. Raises `OSError`."""
+        holding = self._holdings.get((file, owner)) or _Holding(*_open(reopen, write=kind == fcntl.F_WRLCK))
+        asked = _FLOCK.pack(kind, os.SEEK_SET, span[0], _length(span), 0)
+        found, _, start, length, pid = _FLOCK.unpack(fcntl.fcntl(holding.fd, fcntl.F_OFD_GETLK, asked))
+        return None if found == _UNLOCK else Conflict(found, start, length, max(pid, 0))
+
+    def forget_file(self, file: tuple[int, int]) -> None:
+        """Drop every lock on a file that no fid of the session has open any more."""
+        for key in [key for key in self._holdings if key[0] == file]:
+            del self._holdings[key]
+
+    def clear(self) -> None:
+        """Drop every lock."""
+        self._holdings.clear()
+
+
+def _open(reopen: Callable[[int], int], *, write: bool) -> tuple[int, bool]:
+    """Open for both, so that an owner may take either kind later; for reading alone where that is all there is."""
+    try:
+        return reopen(os.O_RDWR), True
+    except OSError as error:
+        if write or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY):
+            raise
+        return reopen(os.O_RDONLY), False
+
+
+def _length(span: Range) -> int:
+    return 0 if span[1] >= END else span[1] - span[0]
+
+
+def _apply(descriptor: int, kind: int, span: Range) -> bool:
+    asked = _FLOCK.pack(kind, os.SEEK_SET, span[0], _length(span), 0)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, asked)
+    except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: fcntl(2) allows both
+        return False
+    return True
+
+
+def _without(ranges: list[Range], span: Range) -> list[Range]:
+    """Return the ranges less one."""
+    left: list[Range] = []
+    for start, stop in ranges:
+        if start < span[0]:
+            left.append((start, min(stop, span[0])))
+        if stop > span[1]:
+            left.append((max(start, span[1]), stop))
+    return left
+
+
+def _with(ranges: list[Range], span: Range) -> list[Range]:
+    """Return the ranges and one more, without overlaps."""
+    return sorted([*_without(ranges, span), span])
