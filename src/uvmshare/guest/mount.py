@@ -224,9 +224,10 @@ def _why_not_connected(error: OSError, address: Address) -> str:
             "this guest has no vsock to the host: give the VM a vsock device and load the module "
             "vmw_vsock_virtio_transport (hv_sock on Hyper-V)"
         )
-    # A vsock that nobody listens on answers with a reset.
     if error.errno in (errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOENT):
-        return "nothing listens there: is the host's file server running, and is this its address?"
+        # vsock answers with a reset; also when the only transport in the guest is another one's than the host's.
+        device = ", and has this guest a vsock device (vmw_vsock_virtio_transport)" if address.kind == "vsock" else ""
+        return f"nothing listens there: is the host's file server running, is this its address{device}?"
     return error.strerror or str(error)
 
 

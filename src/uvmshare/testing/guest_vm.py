@@ -67,7 +67,8 @@ _PROBE_DEADLINE = 10.0
 _END_DEADLINE = 10.0
 _OUTPUT_LIMIT = 64 << 20
 _INPUT_LIMIT = 4 << 20
-_LOG_TAIL = 2000
+_LOG_TAIL = 6000
+"""Bytes of a log in an error message: a kernel's panic takes half of it."""
 
 Accelerator = Literal["kvm", "tcg"]
 
@@ -250,15 +251,17 @@ class GuestVM:
         try:
             async with asyncio.timeout(timeout):
                 channel = await self._idle.get()
-                self._lost += 1
-                result = await channel.exchange(command, stdin)
+                try:
+                    result = await channel.exchange(command, stdin)
+                except BaseException:
+                    self._lost += 1
+                    raise
         except TimeoutError as error:
             msg = f"in the guest, {command!r} did not end within {timeout:g} s; {self.log_tail()}"
             raise GuestFailed(msg) from error
         except (EOFError, ConnectionError) as error:
             msg = f"the guest ended during {command!r}; {self.log_tail()}"
             raise GuestFailed(msg) from error
-        self._lost -= 1
         self._idle.put_nowait(channel)
         return result
 

@@ -1,0 +1,191 @@
+"""The guest harness: what it promises about commands, their output, and its own end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from uvmshare.errors import GuestFailed, GuestUnavailable
+from uvmshare.testing import guest_vm as module
+from uvmshare.testing.guest_vm import GuestVM, choose_accelerator
+from uvmshare.testing.kernel import GuestKernel, find_kernel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether the process exists and has not ended."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.guest
+def test_status_and_output_come_back_whole(runner: asyncio.Runner, guest: GuestVM) -> None:
+    result = runner.run(guest.run("echo out; echo err >&2; exit 7"))
+    assert (result.status, result.output) == (7, b"out\nerr\n")
+    with pytest.raises(GuestFailed, match=r"(?s)'false' ended with status 1"):
+        runner.run(guest.check("false"))
+    assert runner.run(guest.run("kill -9 $$")).status == 128 + 9
+
+
+@pytest.mark.guest
+def test_every_byte_passes_in_both_directions(runner: asyncio.Runner, guest: GuestVM) -> None:
+    data = bytes(range(256)) * 1000
+    assert runner.run(guest.run("cat", stdin=data)).output == data
+    assert runner.run(guest.run("cat", stdin=b"")).output == b""
+
+
+@pytest.mark.guest
+def test_a_file_larger_than_one_message_is_written(
+    runner: asyncio.Runner, guest: GuestVM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_INPUT_LIMIT", 1000)
+    data = os.urandom(2500)
+    runner.run(guest.write_file("/run/it's a file", data))
+    assert runner.run(guest.run('cat "/run/it\'s a file"')).output == data
+    with pytest.raises(ValueError, match="write_file"):
+        runner.run(guest.run("cat", stdin=data))
+
+
+@pytest.mark.guest
+def test_commands_run_at_the_same_time_and_do_not_mix(runner: asyncio.Runner, guest: GuestVM) -> None:
+    async def all_at_once() -> list[str]:
+        # Each waits for the other's FIFO, so that none could end if they ran one after the other.
+        await guest.check("mkfifo /run/a /run/b")
+        together = await asyncio.gather(
+            guest.check("echo one > /run/a; cat /run/b"),
+            guest.check("read line < /run/a; echo $line; echo two > /run/b"),
+        )
+        return [*together, *await asyncio.gather(*(guest.check(f"echo {number}") for number in range(8)))]
+
+    assert runner.run(all_at_once()) == ["two\n", "one\n", *(f"{number}\n" for number in range(8))]
+
+
+@pytest.mark.guest
+def test_what_a_command_leaves_running_does_not_write_into_later_output(runner: asyncio.Runner, guest: GuestVM) -> None:
+    runner.run(guest.check("mkfifo /run/go /run/went; (read line < /run/go; echo late; echo > /run/went) &"))
+    assert runner.run(guest.check("echo > /run/go; cat /run/went; echo now")) == "\nnow\n"
+
+
+@pytest.mark.guest
+def test_the_guest_has_the_hosts_programs_and_cannot_write_to_its_root(runner: asyncio.Runner, guest: GuestVM) -> None:
+    assert runner.run(guest.check("python3 -c 'print(6 * 7)'")) == "42\n"
+    result = runner.run(guest.run(f"touch {os.path.dirname(__file__)}/written-by-the-guest"))
+    assert result.status != 0
+    assert "Read-only" in result.text
+
+
+@pytest.mark.guest
+def test_a_busybox_guest_lives_and_dies(runner: asyncio.Runner) -> None:
+    async def live() -> str:
+        said: list[str] = []
+        async with await GuestVM.start(channels=2, progress=said.append) as vm:
+            assert said[-1].startswith("the guest is up")
+            assert (await vm.check("uname -r")).strip() == vm.release == find_kernel().release
+            assert vm.accelerator == await choose_accelerator()
+            for module_name in ("9p", "9pnet_fd"):
+                await vm.check(f"grep -q '^{module_name} ' /proc/modules")
+
+            with pytest.raises(GuestFailed, match=r"'cat /dev/vport.*' did not end within 0\.01 s"):
+                await vm.run("cat /dev/vport*p1 /dev/zero > /dev/null", timeout=0.01)
+            assert await vm.check("echo the other channel works") == "the other channel works\n"
+
+            waiting = asyncio.create_task(vm.run("read forever < /dev/console"))
+            await asyncio.sleep(0)
+            process = vm._process
+            process.kill()
+            with pytest.raises(GuestFailed, match="the guest ended during 'read forever"):
+                await waiting
+            with pytest.raises(GuestFailed, match="all 2 channels"):
+                await vm.run("true")
+            assert "initramfs" in os.listdir(vm._directory)
+        assert not is_running(process.pid)
+        await vm.aclose()
+        return vm._directory
+
+    assert not os.path.exists(runner.run(live()))
+
+
+@pytest.mark.guest
+def test_a_kernel_that_does_not_come_up_is_ended_with_its_last_words(
+    runner: asyncio.Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init = tmp_path / "init.sh"
+    init.write_text("#!/bin/sh\necho 'these are my last words'\nexit 1\n")  # process 1 must not end: a panic
+    monkeypatch.setattr(module, "_INIT", str(init))
+    with pytest.raises(
+        GuestFailed, match=r"(?s)ended while it booted.*these are my last words.*Attempted to kill init"
+    ):
+        runner.run(GuestVM.start())
+
+
+@pytest.mark.guest
+def test_what_qemu_refuses_is_in_the_error(runner: asyncio.Runner) -> None:
+    with pytest.raises(GuestFailed, match=r"(?s)end of its qemu log.*no-such-device"):
+        runner.run(GuestVM.start(qemu_arguments=["-device", "no-such-device"]))
+
+
+def test_without_qemu_the_package_is_named(runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_QEMU", "qemu-that-nobody-has")
+    with pytest.raises(GuestUnavailable, match=r"qemu-that-nobody-has is not on PATH.*qemu-system-x86"):
+        runner.run(GuestVM.start())
+
+
+class Probe:
+    """Stands for starting a guest under KVM: counts, and comes up or not."""
+
+    def __init__(self, *, comes_up: bool) -> None:
+        self.comes_up = comes_up
+        self.started = 0
+
+    async def start(self, **settings: object) -> Probe:
+        assert settings["accelerator"] == "kvm"
+        self.started += 1
+        if not self.comes_up:
+            msg = "was not up"
+            raise GuestFailed(msg)
+        return self
+
+    async def aclose(self) -> None:
+        self.started += 100
+
+
+@pytest.fixture
+def kvm_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setattr(module, "cache_directory", lambda: str(tmp_path / "cache"))
+    monkeypatch.setattr(os, "access", lambda path, mode: path == "/dev/kvm")
+    return tmp_path / "cache" / "kvm"
+
+
+@pytest.mark.parametrize(("comes_up", "accelerator", "started"), [(True, "kvm", 101), (False, "tcg", 1)])
+def test_kvm_is_taken_where_a_guest_came_up_and_is_tried_once_a_boot(
+    kvm_is_there: Path, monkeypatch: pytest.MonkeyPatch, comes_up: bool, accelerator: str, started: int
+) -> None:
+    probe = Probe(comes_up=comes_up)
+    monkeypatch.setattr(module, "GuestVM", probe)
+    for _ in range(2):
+        assert asyncio.run(choose_accelerator()) == accelerator
+    assert probe.started == started
+    kvm_is_there.write_text(f"another-boot-of-the-host {'hangs' if comes_up else 'works'}")
+    assert asyncio.run(choose_accelerator()) == accelerator
+    assert probe.started == 2 * started
+
+
+def test_without_kvm_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(module, "GuestVM", None)
+    assert asyncio.run(choose_accelerator()) == "tcg"
+
+
+def test_the_kernel_is_the_callers_to_choose(runner: asyncio.Runner, tmp_path: Path) -> None:
+    nothing = GuestKernel(str(tmp_path / "vmlinuz"), str(tmp_path), "0.0")
+    with pytest.raises(GuestUnavailable, match=re.escape(f"kernel 0.0 has no module virtio_pci in {tmp_path}")):
+        runner.run(GuestVM.start(kernel=nothing, accelerator="tcg"))
