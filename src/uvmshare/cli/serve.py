@@ -67,7 +67,7 @@ def _octal(text: str) -> int:
     "--run-dir",
     metavar="DIR",
     type=click.Path(file_okay=False),
-    help="Keep a control socket and a log there, for other programs. By default there are none.",
+    help="Keep a control socket and the log there; the server then goes on when this command is killed (kill -9).",
 )
 @shares_argument
 def serve(
