@@ -37,6 +37,7 @@ from uvmshare.hcs.hresult import error_from, failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
     from types import TracebackType
 
     from uvmshare.errors import ComputeSystemError
@@ -208,11 +209,9 @@ class ComputeSystem:
             msg = f"{id_!r} is no id of a compute system: uvmshare hcs list shows those that there are"
             raise InvalidDocument(msg)
         system = cls(core or _system_core(), id_, timeout, grace)
-        opening = system._loop.run_in_executor(
-            system._executor, system._core.open_compute_system, id_, system._event_came
-        )
+        opening = system._executor.submit(system._core.open_compute_system, id_, system._event_came)
         try:
-            system._handle = await asyncio.shield(opening)
+            system._handle = await asyncio.wrap_future(opening)
         except asyncio.CancelledError:
             opening.add_done_callback(system._opened_for_nobody)
             raise
@@ -221,9 +220,10 @@ class ComputeSystem:
             raise
         return system
 
-    def _opened_for_nobody(self, opening: asyncio.Future[SystemHandle]) -> None:
+    def _opened_for_nobody(self, opening: Future[SystemHandle]) -> None:
+        # On the worker thread: the event loop may be closed by then.
         if not opening.cancelled() and opening.exception() is None:
-            self._executor.submit(self._core.close_compute_system, opening.result())
+            self._core.close_compute_system(opening.result())
         self._executor.shutdown(wait=False)
 
     async def __aenter__(self) -> Self:

@@ -111,6 +111,7 @@ _KINDS: dict[int, _Kind] = {
     ),
     0x8007_0006: _Kind(_STATE, "the handle is not valid any more", _OPEN_AGAIN),
     0x8007_000D: _Kind(_DOCUMENT, "the document's data is not valid", _REPORT),
+    0x8007_000E: _Kind(_ELSE, "the host has no memory for it", "free some, and ask again"),
     0x8007_0032: _Kind(
         errors.NotSupported, "not supported by this VM", 'create the VM with "Devices":{"Plan9":{}}, or update Windows'
     ),

@@ -1083,30 +1083,6 @@ EXPORT void standin_block(const char *function)
     release();
 }
 
-/* Waits until a call stands in the blocked function. */
-EXPORT void standin_wait_blocked(void)
-{
-    acquire();
-    while (!count_blocked)
-        wait_change();
-    release();
-}
-
-/* Waits until as many operations are held. */
-EXPORT void standin_wait_held(int wanted)
-{
-    acquire();
-    for (;;) {
-        int held = 0;
-        for (struct operation *operation = operations; operation; operation = operation->next)
-            held += operation->state == HELD;
-        if (held >= wanted)
-            break;
-        wait_change();
-    }
-    release();
-}
-
 EXPORT void standin_cancel_works(int on)
 {
     acquire();
@@ -1174,7 +1150,7 @@ EXPORT void standin_disconnect(void)
     release();
 }
 
-/* Waits until nothing is under way but what is held. */
+/* Waits until nothing is under way but what is held, so that what it led to can be looked at. */
 EXPORT void standin_settle(void)
 {
     acquire();
@@ -1183,31 +1159,44 @@ EXPORT void standin_settle(void)
     release();
 }
 
+static int count(const char *what)
+{
+    int open = 0, held = 0, systems_open = 0;
+    for (struct operation *operation = operations; operation; operation = operation->next) {
+        open++;
+        held += operation->state == HELD;
+    }
+    for (struct handle *handle = handles; handle; handle = handle->next)
+        systems_open++;
+    const struct {
+        const char *name;
+        int value;
+    } counts[] = {{"operations", open},        {"held", held},
+                  {"systems", systems_open},   {"strings", count_strings},
+                  {"threads", count_threads},  {"misuse", count_misuse},
+                  {"modify", count_modify},    {"cancel", count_cancel},
+                  {"blocked", count_blocked}};
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
+        if (!strcmp(counts[i].name, what))
+            return counts[i].value;
+    return -1;
+}
+
 EXPORT int standin_count(const char *what)
 {
-    int count = -1;
     acquire();
-    if (!strcmp(what, "operations")) {
-        count = 0;
-        for (struct operation *operation = operations; operation; operation = operation->next)
-            count++;
-    } else if (!strcmp(what, "systems")) {
-        count = 0;
-        for (struct handle *handle = handles; handle; handle = handle->next)
-            count++;
-    } else if (!strcmp(what, "strings")) {
-        count = count_strings;
-    } else if (!strcmp(what, "threads")) {
-        count = count_threads;
-    } else if (!strcmp(what, "misuse")) {
-        count = count_misuse;
-    } else if (!strcmp(what, "modify")) {
-        count = count_modify;
-    } else if (!strcmp(what, "cancel")) {
-        count = count_cancel;
-    }
+    int result = count(what);
     release();
-    return count;
+    return result;
+}
+
+/* Waits until the count is as wanted, or more. */
+EXPORT void standin_wait(const char *what, int wanted)
+{
+    acquire();
+    while (count(what) < wanted)
+        wait_change();
+    release();
 }
 
 /* Both write at most `size` bytes and return how many the whole text has. */
@@ -1265,7 +1254,7 @@ EXPORT int standin_shares(const char *id, char *out, int size)
     return length;
 }
 
-/* Ends the threads and forgets everything but what the caller has left open, which is counted. */
+/* Ends the threads and forgets everything. Returns how much the caller has left open. */
 EXPORT int standin_reset(void)
 {
     int left = 0;
@@ -1285,17 +1274,25 @@ EXPORT int standin_reset(void)
     }
     acquire();
     stopping = threads_started = holding = cancel_works = service_gone = 0;
-    for (struct operation *operation = operations; operation; operation = operation->next)
-        left++;
-    for (struct handle *handle = handles; handle; handle = handle->next)
-        left++;
+    for (struct operation *next, *operation = operations; operation; operation = next, left++) {
+        next = operation->next;
+        free(operation->answer_message);
+        free(operation->document);
+        free(operation);
+    }
+    for (struct handle *next, *handle = handles; handle; handle = next, left++) {
+        next = handle->next;
+        free(handle);
+    }
+    operations = NULL;
+    handles = NULL;
     left += count_strings;
     while (injections) {
         struct injection *injection = injections;
         injections = injection->next;
         free_injection(injection);
     }
-    while (systems && !left) {
+    while (systems) {
         struct system *system = systems;
         systems = system->next;
         while (system->shares) {
