@@ -48,7 +48,7 @@ def _octal(text: str) -> int:
     type=click.Choice(SECURITY_MODELS),
     default=SECURITY_MODELS[0],
     show_default=True,
-    help="How the guest's owners and modes are kept in the host's files (see below).",
+    help="How the guest's owners and modes are kept in the host's files (see above).",
 )
 @click.option(
     "--allow-remote",
