@@ -76,7 +76,8 @@ def test_any_text_is_an_address_that_reads_back_or_one_error(text: str) -> None:
 
 @pytest.fixture
 def listener(tmp_path: Path) -> Iterator[socket.socket]:
-    assert sys.platform == "linux"
+    if sys.platform == "win32":
+        pytest.fail("the guest's command is for Linux")
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(str(tmp_path / "socket"))
         made.listen()
