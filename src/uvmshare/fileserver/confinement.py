@@ -1,7 +1,7 @@
 """What a mount process gives up before it reads its guest's first request.
 
 What lives here: the order of giving up, and what the host's kernel cannot take away. What must not:
-the system calls themselves (`syscalls`).
+the system calls themselves (`syscalls`), which of them stay (`seccomp`).
 
 The server's own checks come first (`tree`); these are behind them, for the day when one is wrong.
 """
@@ -12,13 +12,14 @@ import os
 import resource
 from typing import TYPE_CHECKING, Final
 
-from uvmshare.fileserver import syscalls
+from uvmshare.fileserver import seccomp, syscalls
 from uvmshare.fileserver.syscalls import LandlockAccess as Access
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from uvmshare.fileserver.export import Export
+    from uvmshare.fileserver.limits import Limits
 
 __all__ = ["close_all_but", "confine", "missing"]
 
@@ -40,13 +41,20 @@ _NODES: Final = Access.MAKE_CHAR | Access.MAKE_BLOCK
 
 
 def missing() -> tuple[str, ...]:
-    """Say what this kernel lacks for full confinement, one sentence a thing; nothing when it has all."""
+    """Say what this host lacks for full confinement, one sentence a thing; nothing when it has all."""
+    lacking = []
     abi = syscalls.landlock_abi()
     if abi == 0:
-        return ("the kernel has no Landlock: mount processes are held to their share by the server's checks alone",)
-    if abi < 3:
-        return (f"the kernel's Landlock (ABI {abi}) cannot forbid truncation outside the share; ABI 3 can",)
-    return ()
+        lacking.append("no Landlock: mount processes are held to their share by the server's checks alone")
+    elif abi < 3:
+        lacking.append(f"Landlock of ABI {abi} cannot forbid truncation outside the share; ABI 3 can (Linux 6.2)")
+    if not _has_seccomp():
+        lacking.append("no seccomp filter: mount processes may use every system call")
+    return tuple(lacking)
+
+
+def _has_seccomp() -> bool:
+    return seccomp.is_supported() and syscalls.has_seccomp_filters()
 
 
 def close_all_but(keep: Iterable[int]) -> None:
@@ -59,20 +67,25 @@ def close_all_but(keep: Iterable[int]) -> None:
     os.closerange(start, os.sysconf("SC_OPEN_MAX"))
 
 
-def confine(export: Export) -> None:
+def confine(export: Export, limits: Limits) -> None:
     """Hold this process to one share, for ever.
 
-    No new privileges, no core dumps (they would hold the guest's data), as many descriptors as the
-    host allows, files made with the very bits asked for, and Landlock on the share's root where the
-    kernel has it. Raises `OSError` when something that the kernel has does not work.
+    No new privileges, no core dumps (they would hold the guest's data), as much memory as the limits
+    say, as many descriptors as the host allows, files made with the very bits asked for; Landlock on
+    the share's root and a seccomp filter where the host has them. Raises `OSError` when something that
+    the host has does not work.
     """
     os.umask(0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_DATA, (limits.memory_bytes, limits.memory_bytes))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     syscalls.no_new_privileges()
+    as_guest_users = export.security_model == "passthrough"
     if syscalls.landlock_abi():
         allowed = _READ if export.read_only else _WRITE
-        if export.security_model == "passthrough" and not export.read_only:
+        if as_guest_users and not export.read_only:
             allowed |= _NODES
         syscalls.landlock_restrict(export.root, allowed)
+    if _has_seccomp():
+        seccomp.install(seccomp.allowed_calls(read_only=export.read_only, as_guest_users=as_guest_users))

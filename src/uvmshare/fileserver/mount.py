@@ -55,12 +55,12 @@ def serve(
         with suppress(OSError):
             syscalls.set_name(f"uvmshare-{export.name}")
         lifeline = _die_with(lifeline)
-        session = Session(connection, export, limits, log)
-        confinement.close_all_but((connection.fileno(), lifeline, *session.tree.descriptors))
-        confinement.confine(export)
         connection.settimeout(None)
         with suppress(OSError):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        session = Session(connection, export, limits, log)
+        confinement.close_all_but((connection.fileno(), lifeline, *session.tree.descriptors))
+        confinement.confine(export, limits)
         session.run((attach.tag, attach.message), attach.msize, attach.rest)
         status = 0
     except UvmshareError as error:

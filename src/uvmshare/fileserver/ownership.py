@@ -339,7 +339,7 @@ class Mapped(Ownership):
         """Make the regular file that stands for a link or a node."""
         descriptor = os.open(name, os.O_WRONLY | _CREATE, _PRIVATE, dir_fd=directory.fd)
         try:
-            written = os.write(descriptor, content) if content else 0
+            written = os.pwrite(descriptor, content, 0) if content else 0
             if written != len(content):
                 raise OSError(errno.ENOSPC, "the link's target was not written whole")
             self._remember(descriptor, os.fstat(descriptor), mode, owner)
@@ -401,7 +401,7 @@ class Mapped(Ownership):
             raise OSError(errno.EINVAL, "not a symbolic link")
         descriptor = self._tree.reopen(node, os.O_RDONLY)
         try:
-            return os.read(descriptor, _MAX_TARGET)
+            return os.pread(descriptor, _MAX_TARGET, 0)
         finally:
             os.close(descriptor)
 

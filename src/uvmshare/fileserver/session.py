@@ -98,6 +98,11 @@ class Session:
         self._in = mmap.mmap(-1, max(limits.msize, 8192) + _IN_SLACK)
         self._view = memoryview(self._in)
 
+        if limits.idle_seconds is not None:
+            seconds, rest = divmod(limits.idle_seconds, 1)
+            timeout = struct.pack("@ll", int(seconds), int(rest * 1_000_000))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+
     # The loop
 
     def run(self, attach: tuple[int, messages.Tattach], msize: int, rest: bytes) -> None:
@@ -127,10 +132,6 @@ class Session:
         view = self._view
         start = 0
         throttle = self._throttle.spend if self._throttle.is_needed else None
-        if self.limits.idle_seconds is not None:
-            seconds, rest = divmod(self.limits.idle_seconds, 1)
-            timeout = struct.pack("@ll", int(seconds), int(rest * 1_000_000))
-            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
         while True:
             while end - start >= HEADER_SIZE:
                 size = view[start] | view[start + 1] << 8 | view[start + 2] << 16 | view[start + 3] << 24

@@ -136,7 +136,7 @@ class Supervisor:
         # Objects made so far are the same in every mount process: keep the collector from touching
         # their pages after a fork.
         gc.freeze()
-        while not (self._ending and not any(share.mounts for share in self._shares.values())):
+        while not self._ending or self._mounts():
             for key, events in self._selector.select(self._time_left()):
                 key.data(events)
             self._expire()
@@ -216,6 +216,10 @@ class Supervisor:
             self._drop(next(iter(self._half_open.values())), f"more than {limits.half_open} connections wait to attach")
         connection, peer = accepted
         self._connections += 1
+        if len(self._half_open) + self._mounts() >= limits.connections:
+            connection.close()
+            _log(f"connection {self._connections} ({peer}): there are {limits.connections} already; connection closed")
+            return
         half = _HalfOpen(
             self._connections,
             connection,
@@ -290,13 +294,16 @@ class Supervisor:
         if share is None or share.removals:
             _log(f"connection {half.number} ({half.peer}): there is no share {aname[:64]!r}; attach refused")
             return errno.ENOENT
-        if sum(len(share.mounts) for share in self._shares.values()) >= self._configuration.limits.mounts:
+        if self._mounts() >= self._configuration.limits.mounts:
             limit = self._configuration.limits.mounts
             _log(f"connection {half.number} ({half.peer}): there are {limit} mounts already; attach refused")
             return errno.EUSERS
         return None
 
     # Mount processes
+
+    def _mounts(self) -> int:
+        return sum(len(share.mounts) for share in self._shares.values())
 
     def _begin_mount(self, half: _HalfOpen, attach: Attach) -> None:
         assert self._configuration is not None
@@ -448,6 +455,8 @@ class Supervisor:
         self._listeners = listeners
         for listener in listeners:
             self._watch_listener(listener)
+        for note in confinement.missing():
+            _log(f"this host has {note}")
 
     def _status(self, number: int) -> control.Reply:
         return control.Reply(

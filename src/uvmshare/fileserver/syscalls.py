@@ -9,6 +9,7 @@ Everything is looked up when the module is imported, because a confined mount pr
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from typing import Final
 
@@ -18,12 +19,14 @@ __all__ = [
     "LandlockAccess",
     "drop_supplementary_groups",
     "getdents64",
+    "has_seccomp_filters",
     "keep_capabilities",
     "landlock_abi",
     "landlock_restrict",
     "no_new_privileges",
     "set_fs_identity",
     "set_name",
+    "set_seccomp_filter",
     "set_times",
 ]
 
@@ -37,6 +40,8 @@ _LANDLOCK_CREATE_RULESET_VERSION: Final = 1
 _LANDLOCK_RULE_PATH_BENEATH: Final = 1
 
 _PR_SET_NAME: Final = 15
+_PR_SET_SECCOMP: Final = 22
+_SECCOMP_MODE_FILTER: Final = 2
 _PR_SET_NO_NEW_PRIVS: Final = 38
 
 
@@ -56,6 +61,23 @@ def no_new_privileges() -> None:
 def set_name(name: str) -> None:
     """Name this process for ps(1) and top(1), at most 15 bytes. Raises `OSError`."""
     _check(_libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0), "prctl(PR_SET_NAME)")
+
+
+class _SockFprog(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+
+
+def set_seccomp_filter(program: ctypes.Array[ctypes.c_char], instructions: int) -> None:
+    """``prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER)``, see seccomp(2). Raises `OSError`."""
+    described = _SockFprog(instructions, ctypes.addressof(program))
+    _check(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(described), 0, 0), "prctl(PR_SET_SECCOMP)")
+
+
+def has_seccomp_filters() -> bool:
+    """Say whether the kernel takes seccomp filters: asking with none is EFAULT where it does."""
+    return bool(
+        _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, None, 0, 0) < 0 and ctypes.get_errno() == errno.EFAULT
+    )
 
 
 class LandlockAccess:

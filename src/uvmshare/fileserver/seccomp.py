@@ -1,0 +1,182 @@
+"""A seccomp filter: the system calls that serving one share needs, and no others.
+
+What lives here: which calls these are, by kind of share, and the filter program made of them
+(seccomp(2), bpf(2)). What must not: what else is given up (`confinement`).
+
+A call that is not allowed fails with EPERM: a mistake in the list is an error that the guest sees,
+not a dead mount. New processes, executable memory and sockets are out of reach.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import platform
+import struct
+from typing import Final
+
+from uvmshare.fileserver import syscalls
+
+__all__ = ["allowed_calls", "install", "is_supported"]
+
+# Numbers by the name of the call: x86_64 (asm/unistd_64.h) and aarch64 (asm-generic/unistd.h). None is
+# a call that the architecture does not have.
+_NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
+    "brk": (12, 214),
+    "capget": (125, 90),
+    "capset": (126, 91),
+    "chmod": (90, None),
+    "chown": (92, None),
+    "clock_gettime": (228, 113),
+    "clock_nanosleep": (230, 115),
+    "clone": (56, 220),
+    "clone3": (435, 435),
+    "close": (3, 57),
+    "dup": (32, 23),
+    "exit": (60, 93),
+    "exit_group": (231, 94),
+    "fchmodat": (268, 53),
+    "fchownat": (260, 54),
+    "fcntl": (72, 25),
+    "fdatasync": (75, 83),
+    "fgetxattr": (193, 10),
+    "flistxattr": (196, 13),
+    "fremovexattr": (199, 16),
+    "fsetxattr": (190, 7),
+    "fstat": (5, 80),
+    "fstatfs": (138, 44),
+    "fsync": (74, 82),
+    "ftruncate": (77, 46),
+    "futex": (202, 98),
+    "getdents64": (217, 61),
+    "getpid": (39, 172),
+    "getrandom": (318, 278),
+    "gettid": (186, 178),
+    "getxattr": (191, 8),
+    "linkat": (265, 37),
+    "listxattr": (194, 11),
+    "lseek": (8, 62),
+    "madvise": (28, 233),
+    "mkdirat": (258, 34),
+    "mknodat": (259, 33),
+    "mmap": (9, 222),
+    "mprotect": (10, 226),
+    "mremap": (25, 216),
+    "munmap": (11, 215),
+    "newfstatat": (262, 79),
+    "openat": (257, 56),
+    "poll": (7, None),
+    "ppoll": (271, 73),
+    "pread64": (17, 67),
+    "preadv": (295, 69),
+    "preadv2": (327, 286),
+    "pwrite64": (18, 68),
+    "read": (0, 63),
+    "readlinkat": (267, 78),
+    "recvfrom": (45, 207),
+    "removexattr": (197, 14),
+    "renameat": (264, 38),
+    "renameat2": (316, 276),
+    "restart_syscall": (219, 128),
+    "rseq": (334, 293),
+    "rt_sigaction": (13, 134),
+    "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139),
+    "sched_yield": (24, 124),
+    "sendfile": (40, 71),
+    "sendto": (44, 206),
+    "set_robust_list": (273, 99),
+    "setfsgid": (123, 152),
+    "setfsuid": (122, 151),
+    "setxattr": (188, 5),
+    "sigaltstack": (131, 132),
+    "statx": (332, 291),
+    "symlinkat": (266, 36),
+    "unlinkat": (263, 35),
+    "utimensat": (280, 88),
+    "write": (1, 64),
+}
+
+_CHANGES: Final = frozenset(
+    {
+        "chmod", "chown", "fchmodat", "fchownat", "fremovexattr", "fsetxattr", "ftruncate", "linkat", "mkdirat",
+        "mknodat", "pwrite64", "removexattr", "renameat", "renameat2", "setxattr", "symlinkat", "unlinkat", "utimensat",
+    }
+)  # fmt: skip
+_IDENTITY: Final = frozenset({"capget", "capset", "setfsgid", "setfsuid"})
+
+_ARCHITECTURES: Final = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+"""Which column of the numbers, and the value of ``AUDIT_ARCH_*``."""
+
+_ALLOW: Final = 0x7FFF0000
+_ERRNO: Final = 0x00050000
+_KILL_PROCESS: Final = 0x80000000
+
+_LOAD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
+_EQUAL: Final = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
+_AT_LEAST: Final = 0x35  # BPF_JMP | BPF_JGE | BPF_K
+_ANY_BIT: Final = 0x45  # BPF_JMP | BPF_JSET | BPF_K
+_RETURN: Final = 0x06  # BPF_RET | BPF_K
+
+_NR, _ARCH, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
+_X32: Final = 0x40000000
+_CLONE_THREAD: Final = 0x10000
+_PROT_EXEC: Final = 0x4
+_STDERR: Final = 2
+
+_INSTRUCTION: Final = struct.Struct("=HBBI")
+
+
+def is_supported() -> bool:
+    """Say whether there is a filter for this architecture."""
+    return platform.machine() in _ARCHITECTURES
+
+
+def allowed_calls(*, read_only: bool, as_guest_users: bool) -> frozenset[str]:
+    """Return the names of the calls that a share of this kind needs."""
+    left_out = (_CHANGES if read_only else frozenset()) | (frozenset() if as_guest_users else _IDENTITY)
+    return frozenset(_NUMBERS) - left_out
+
+
+def _program(calls: frozenset[str], column: int, architecture: int) -> bytes:
+    """Assemble the filter. Each instruction is code, jump if true, jump if false, operand."""
+    lines: list[tuple[int, int, int, int]] = [
+        (_LOAD, 0, 0, _ARCH),
+        (_EQUAL, 1, 0, architecture),
+        (_RETURN, 0, 0, _KILL_PROCESS),
+        (_LOAD, 0, 0, _NR),
+        (_AT_LEAST, 0, 1, _X32),  # the x32 numbers of x86_64, which nothing here uses
+        (_RETURN, 0, 0, _ERRNO | errno.EPERM),
+    ]
+    arguments = {  # of these calls one argument decides: its index, the test, the operand, and what it means
+        "clone": (0, _ANY_BIT, _CLONE_THREAD, True),
+        "mmap": (2, _ANY_BIT, _PROT_EXEC, False),
+        "mprotect": (2, _ANY_BIT, _PROT_EXEC, False),
+        "write": (0, _EQUAL, _STDERR, True),
+    }
+    for name in sorted(calls):
+        number = _NUMBERS[name][column]
+        if number is None:
+            continue
+        if name == "clone3":  # its flags are in memory, where a filter cannot look; glibc then uses clone
+            lines += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
+        elif name in arguments:
+            index, test, operand, good = arguments[name]
+            lines += [
+                (_EQUAL, 0, 4, number),
+                (_LOAD, 0, 0, _ARGUMENTS + 8 * index),  # the low half; both architectures are little endian
+                (test, 0, 1, operand),
+                (_RETURN, 0, 0, _ALLOW if good else _ERRNO | errno.EPERM),
+                (_RETURN, 0, 0, _ERRNO | errno.EPERM if good else _ALLOW),
+            ]
+        else:
+            lines += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
+    lines.append((_RETURN, 0, 0, _ERRNO | errno.EPERM))
+    return b"".join(_INSTRUCTION.pack(*line) for line in lines)
+
+
+def install(calls: frozenset[str]) -> None:
+    """Allow this process these calls alone, for ever. `no_new_privileges` comes first. Raises `OSError`."""
+    column, architecture = _ARCHITECTURES[platform.machine()]
+    program = ctypes.create_string_buffer(_program(calls, column, architecture))
+    syscalls.set_seccomp_filter(program, (len(program) - 1) // _INSTRUCTION.size)
