@@ -33,6 +33,9 @@ class Command(NamedTuple):
 COMMANDS: Mapping[str, Command] = {
     "serve": Command("uvmshare.cli.serve", "serve", "Serve host directories to a running guest."),
     "guest": Command("uvmshare.cli.guest", "guest", "Mount what is served; for use inside a guest."),
+    "doctor": Command(
+        "uvmshare.cli.doctor", "doctor", "See what this host can and cannot do, and what to do about it."
+    ),
     "demo": Command("uvmshare.cli.demo", "demo", "Boot a guest and share directories with it while it runs."),
     "hcs": Command("uvmshare.cli.hcs", "hcs", "Shares of a Hyper-V utility VM (Windows)."),
     "completion": Command("uvmshare.cli.completion", "completion", "Print a shell's completion script."),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.export import Export
     from uvmshare.fileserver.limits import Limits
 
-__all__ = ["close_all_but", "confine", "missing"]
+__all__ = ["close_all_but", "confine", "has_seccomp", "missing"]
 
 _READ: Final = Access.READ_FILE | Access.READ_DIR
 _WRITE: Final = (
@@ -48,12 +48,13 @@ def missing() -> tuple[str, ...]:
         lacking.append("no Landlock: mount processes are held to their share by the server's checks alone")
     elif abi < 3:
         lacking.append(f"Landlock of ABI {abi} cannot forbid truncation outside the share; ABI 3 can (Linux 6.2)")
-    if not _has_seccomp():
+    if not has_seccomp():
         lacking.append("no seccomp filter: mount processes may use every system call")
     return tuple(lacking)
 
 
-def _has_seccomp() -> bool:
+def has_seccomp() -> bool:
+    """Say whether mount processes get a seccomp filter here."""
     return seccomp.is_supported() and syscalls.has_seccomp_filters()
 
 
@@ -87,5 +88,5 @@ def confine(export: Export, limits: Limits) -> None:
         if as_guest_users and not export.read_only:
             allowed |= _NODES
         syscalls.landlock_restrict(export.root, allowed)
-    if _has_seccomp():
+    if has_seccomp():
         seccomp.install(seccomp.allowed_calls(read_only=export.read_only, as_guest_users=as_guest_users))

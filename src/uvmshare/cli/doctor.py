@@ -1,0 +1,50 @@
+"""`uvmshare doctor`: what this host can and cannot do for the file server.
+
+What lives here: the table and the JSON. What must not: looking at the host (`uvmshare.fileserver.host`).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from uvmshare.errors import UnsupportedPlatform
+
+__all__ = ["doctor"]
+
+_MARKS: Final = {"good": "[green]good[/]", "warning": "[yellow]warning[/]", "bad": "[red]bad[/]"}
+
+
+@click.command()
+@click.argument("shares", metavar="[DIRECTORY]...", nargs=-1, type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead of a table.")
+def doctor(shares: tuple[str, ...], *, as_json: bool) -> None:
+    """See what this host can and cannot do, what that breaks, and what to do about it.
+
+    \b
+    uvmshare doctor                      the host
+    uvmshare doctor /srv/project         and a directory that is to be shared
+    uvmshare doctor --json | jq '.[] | select(.verdict != "good")'
+
+    Exit status: 0 when nothing is bad, 1 otherwise. Warnings leave it at 0. Nothing is changed.
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+    if sys.platform != "linux":
+        msg = "doctor looks at Linux hosts, where the file server runs; see docs/windows.md for Hyper-V"
+        raise UnsupportedPlatform(msg)
+    from uvmshare.fileserver.host import examine  # noqa: PLC0415  loads what only Linux has
+
+    findings = examine(shares)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(findings)).decode())
+    else:
+        table = Table("what", "", "found", "what it breaks", "what to do", show_lines=True)
+        for finding in findings:
+            table.add_row(finding.subject, _MARKS[finding.verdict], finding.found, finding.breaks, finding.remedy)
+        Console().print(table)
+    if any(finding.verdict == "bad" for finding in findings):
+        sys.exit(1)

@@ -1,0 +1,199 @@
+"""What this host can and cannot do for the file server.
+
+What lives here: one function a finding, and the list of them. What must not: how they are shown
+(`uvmshare.cli.doctor`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import resource
+import socket
+import tempfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+from uvmshare.fileserver import confinement, syscalls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["Finding", "examine"]
+
+Verdict = Literal["good", "warning", "bad"]
+
+_FEW_DESCRIPTORS: Final = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. `breaks` and `remedy` are empty when it is good."""
+
+    subject: str
+    verdict: Verdict
+    found: str
+    breaks: str = ""
+    remedy: str = ""
+
+
+def _kernel() -> Finding:
+    release = platform.release()
+    major, minor = (int("".join(filter(str.isdigit, part)) or 0) for part in release.split(".")[:2])
+    if (major, minor) < (5, 3):
+        return Finding(
+            "kernel",
+            "bad",
+            f"Linux {release}",
+            "mount processes are watched through pidfd_open(2), which came with 5.3",
+            "use a kernel of 5.3 or later",
+        )
+    return Finding("kernel", "good", f"Linux {release}")
+
+
+def _proc() -> Finding:
+    if os.path.isdir("/proc/self/fd"):
+        return Finding("/proc", "good", "mounted")
+    return Finding("/proc", "bad", "not mounted", "files are opened anew through /proc/self/fd", "mount /proc")
+
+
+def _landlock() -> Finding:
+    abi = syscalls.landlock_abi()
+    if abi >= 3:
+        return Finding("Landlock", "good", f"ABI {abi}")
+    return Finding(
+        "Landlock",
+        "warning",
+        f"ABI {abi}" if abi else "not there, or switched off",
+        "the kernel does not hold mount processes to their share; the server's own checks do",
+        "use Linux 6.2 or later with landlock among the kernel's lsm= (CONFIG_LSM)",
+    )
+
+
+def _seccomp() -> Finding:
+    if confinement.has_seccomp():
+        return Finding("seccomp", "good", f"filters on {platform.machine()}")
+    return Finding(
+        "seccomp",
+        "warning",
+        f"no filter on {platform.machine()}",
+        "mount processes may use every system call",
+        "use x86_64 or aarch64 and a kernel with CONFIG_SECCOMP_FILTER",
+    )
+
+
+def _user() -> Finding:
+    if os.geteuid() == 0:
+        return Finding("privileges", "good", "root: every security model, and files of every owner")
+    return Finding(
+        "privileges",
+        "warning",
+        f"uid {os.geteuid()}",
+        "the security model passthrough needs root, and files of other owners can only be served as far as this user "
+        "may read and write them",
+        "run as root for passthrough; mapped-xattr and none need no root",
+    )
+
+
+def _descriptors() -> Finding:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard >= _FEW_DESCRIPTORS:
+        return Finding("open files", "good", f"at most {hard} a process")
+    return Finding(
+        "open files",
+        "warning",
+        f"at most {hard} a process",
+        "a guest that remembers more files than that gets EMFILE",
+        "raise the hard limit (ulimit -Hn, LimitNOFILE= in systemd)",
+    )
+
+
+def _vsock() -> Finding:
+    try:
+        with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as probe:
+            probe.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+    except OSError as error:
+        return Finding(
+            "vsock",
+            "warning",
+            f"cannot be bound: {error.strerror}",
+            "vsock: addresses; unix:, firecracker:, cloud-hypervisor: and tcp: do without",
+            "modprobe vsock",
+        )
+    if not os.path.exists("/dev/vhost-vsock"):
+        return Finding(
+            "vsock",
+            "warning",
+            "can be bound, but /dev/vhost-vsock is missing",
+            "QEMU guests cannot be reached over vsock; hybrid vsock (Firecracker, Cloud Hypervisor) does without",
+            "modprobe vhost_vsock",
+        )
+    return Finding("vsock", "good", "can be bound, and QEMU can give guests a CID")
+
+
+def _nowait() -> Finding:
+    with tempfile.TemporaryFile() as file:
+        file.write(b"x")
+        file.flush()
+        try:
+            os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            return Finding(
+                f"reads without waiting ({tempfile.gettempdir()})",
+                "warning",
+                error.strerror or str(error),
+                "a read there that misses the page cache holds up the mount it belongs to (tmpfs never misses)",
+                "share directories of a disk file system such as ext4, xfs or btrfs",
+            )
+    return Finding(f"reads without waiting ({tempfile.gettempdir()})", "good", "RWF_NOWAIT works")
+
+
+def _share(path: str) -> Finding:
+    """Look at a directory as it would be shared: can it be listed, written, and keep attributes?"""
+    subject = f"share {path}"
+    try:
+        root = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        return Finding(subject, "bad", error.strerror or str(error), "it cannot be shared", "give a directory to list")
+    try:
+        os.getxattr(root, "user.virtfs.uid")
+    except OSError as error:
+        if error.errno not in (errno.ENODATA,):
+            return Finding(
+                subject,
+                "warning",
+                f"its file system keeps no user extended attributes ({error.strerror})",
+                "a writable share under mapped-xattr, the default",
+                "share it read-only, or use --security-model none or passthrough",
+            )
+    finally:
+        os.close(root)
+    if not os.access(path, os.W_OK | os.X_OK):
+        return Finding(
+            subject,
+            "warning",
+            "this user may not write it",
+            "a guest of a writable share gets EACCES",
+            "share it read-only, or serve it as its owner",
+        )
+    return Finding(subject, "good", "can be listed and written, and keeps user extended attributes")
+
+
+_HOST: Final[tuple[Callable[[], Finding], ...]] = (
+    _kernel,
+    _proc,
+    _landlock,
+    _seccomp,
+    _user,
+    _descriptors,
+    _vsock,
+    _nowait,
+)
+
+
+def examine(shares: Iterable[str] = ()) -> list[Finding]:
+    """Look at the host, and at each directory as a share. Nothing is changed."""
+    return [look() for look in _HOST] + [_share(path) for path in shares]
