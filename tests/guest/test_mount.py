@@ -244,6 +244,18 @@ def test_each_failure_says_what_to_do(
     assert words in module._why_not_mounted(code, "12", cache)
 
 
+def test_the_call_to_the_kernel_gives_its_errno(tmp_path: Path) -> None:
+    # The path is looked up before anything else, whoever asks and whatever the kernel has.
+    assert module._mount("x", str(tmp_path / "nowhere"), 0, "trans=fd") == errno.ENOENT
+
+
+def test_what_the_kernel_has_is_read_from_it() -> None:
+    with open("/proc/filesystems", encoding="ascii") as file:
+        assert module._has("9p") == ("\t9p\n" in file.read())
+    assert module._has("no_such_module") is False
+    assert all(module._has(name) for name in os.listdir("/sys/module"))
+
+
 def test_nothing_listens_on_a_unix_socket(tmp_path: Path) -> None:
     with pytest.raises(MountError, match="nothing listens there"):
         connect(Address("unix", str(tmp_path / "nothing")))

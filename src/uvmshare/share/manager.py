@@ -347,7 +347,7 @@ class Manager:
         share.apply(Trigger.ADD_UNKNOWN, now)
         share.orphan = True
         self._forget_options(share)
-        if task.cancelling():
+        if _loop_is_ending(task):
             self._end(share, operation)
             self._retry_later(share)
             return
@@ -384,7 +384,7 @@ class Manager:
 
     def _take_out(self, share: Share, task: asyncio.Task[None]) -> None:
         """Take out what was added when nobody wanted it any more."""
-        if task.cancelling():
+        if _loop_is_ending(task):
             self._retry_later(share)
         else:
             self._start_remove(share)
@@ -424,6 +424,16 @@ class _BlockOwner:
 async def _call(method: Callable[[Plan9Share], Awaitable[None]], share: Plan9Share) -> None:
     """Make the call inside its task, so that whatever it raises, even at once, is the task's outcome."""
     await method(share)
+
+
+def _loop_is_ending(task: asyncio.Task[None]) -> bool:
+    """Tell whether the call was ended from outside. Only an event loop that ends does that.
+
+    It waits for the tasks that it cancelled and for no others, so that nothing new may be started.
+    """
+    if task.cancelling():
+        return True
+    return not task.cancelled() and isinstance(task.exception(), KeyboardInterrupt | SystemExit)
 
 
 def _error_of(share: Share, task: asyncio.Task[None]) -> Exception | None:

@@ -175,14 +175,11 @@ def _choices(world: World) -> list[tuple[str, Callable[[], None]]]:
 
 def _abandon(world: World) -> None:
     """End what still runs in a world that is no longer needed, quietly."""
-    loop = world.loop
-    for task in asyncio.all_tasks(loop):
-        task.cancel()
-    loop.settle()
-    for task in asyncio.all_tasks(loop):  # a VM call that does not end when cancelled
-        task.cancel()
-    loop.settle()
-    loop.close()
+    while tasks := asyncio.all_tasks(world.loop):
+        for task in tasks:
+            task.cancel()
+        world.loop.settle()
+    world.loop.close()
 
 
 # ---------------------------------------------------------------------- what makes two states the same
