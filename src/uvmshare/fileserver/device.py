@@ -92,9 +92,7 @@ class FileServer:
         Raises `InvalidAddress`, `FileServerError`, or `UnsupportedPlatform` on other systems than Linux.
         When it raises, nothing of it is left running.
         """
-        if sys.platform != "linux":
-            msg = "the file server runs on Linux; on Windows use the VM's compute system (uvmshare.hcs)"
-            raise UnsupportedPlatform(msg)
+        _require_linux()
         for text in listen:
             address.parse(text)
         if not listen:
@@ -126,8 +124,9 @@ class FileServer:
     async def connect(cls, run_dir: str | os.PathLike[str], *, modify_timeout: float = 30.0) -> Self:
         """Find the supervisor that was started with `run_dir`; its guests go on meanwhile.
 
-        Raises `FileServerError` when there is none.
+        Raises `FileServerError` when there is none, `UnsupportedPlatform` on other systems than Linux.
         """
+        _require_linux()
         path = os.path.join(run_dir, _CONTROL_SOCKET)
         try:
             reader, writer = await asyncio.open_unix_connection(path)
@@ -261,6 +260,12 @@ class FileServer:
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+
+def _require_linux() -> None:
+    if sys.platform != "linux":
+        msg = "the file server runs on Linux; on Windows use the VM's compute system (uvmshare.hcs)"
+        raise UnsupportedPlatform(msg)
 
 
 def _prepare(

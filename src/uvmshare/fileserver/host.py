@@ -152,7 +152,7 @@ def _nowait() -> Finding:
 
 
 def _share(path: str) -> Finding:
-    """Look at a directory as it would be shared: can it be listed, written, and keep attributes?"""
+    """Look at a directory as it would be shared: whether it can be listed and written, and keeps attributes."""
     subject = f"share {path}"
     try:
         root = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -161,7 +161,7 @@ def _share(path: str) -> Finding:
     try:
         os.getxattr(root, "user.virtfs.uid")
     except OSError as error:
-        if error.errno not in (errno.ENODATA,):
+        if error.errno != errno.ENODATA:
             return Finding(
                 subject,
                 "warning",
