@@ -146,8 +146,7 @@ def described(message: m.Message) -> str:
 
 @pytest.mark.parametrize("message", CHANGES, ids=described)
 def test_a_change_is_refused(read_only: ReadOnly, refused: Refused, message: m.Message) -> None:
-    # Extended attributes are not served at all yet.
-    with refused(errno.EOPNOTSUPP if isinstance(message, m.Txattrcreate) else errno.EROFS):
+    with refused(errno.EROFS):
         read_only.guest.rpc(message)
 
 

@@ -286,9 +286,7 @@ def test_the_table_of_messages_with_a_fid_has_them_all() -> None:
 
 @pytest.mark.parametrize("message", NEEDS_A_FID, ids=lambda message: type(message).__name__)
 def test_a_fid_that_is_not_there(guest: Client, refused: Refused, message: m.Message) -> None:
-    # Locks and extended attributes are not served yet, whatever the fid.
-    later = isinstance(message, (m.Txattrwalk, m.Txattrcreate, m.Tlock, m.Tgetlock))
-    with refused(errno.EOPNOTSUPP if later else errno.EBADF):
+    with refused(errno.EBADF):
         guest.rpc(message)
     assert guest.listdir() == []
 
@@ -305,24 +303,6 @@ def test_a_second_fid_that_is_not_there(host: Host, guest: Client, refused: Refu
     with refused(errno.EBADF):
         guest.rpc(message)
     assert guest.listdir() == [b"f"]
-
-
-@pytest.mark.parametrize(
-    "message",
-    [
-        m.Txattrwalk(0, NEW, b""),
-        m.Txattrwalk(0, NEW, b"security.capability"),
-        m.Txattrcreate(0, b"user.x", 1, 0),
-        m.Tlock(0, 1, 0, 0, 0, 1, b"vm"),
-        m.Tgetlock(0, 1, 0, 0, 1, b"vm"),
-    ],
-    ids=lambda message: type(message).__name__,
-)
-def test_what_is_not_served_yet_says_so(guest: Client, refused: Refused, message: m.Message) -> None:
-    with refused(errno.EOPNOTSUPP):
-        guest.rpc(message)
-    with refused(errno.EBADF):
-        guest.rpc(m.Tgetattr(NEW, 0x7FF))  # and made no fid
 
 
 def test_clunk_frees_the_number(host: Host, guest: Client, refused: Refused) -> None:
