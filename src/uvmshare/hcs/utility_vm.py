@@ -14,7 +14,7 @@ from uvmshare.hcs import schema
 if TYPE_CHECKING:
     from uvmshare.share.interfaces import Plan9Share
 
-__all__ = ["ComputeSystem", "UtilityVM"]
+__all__ = ["ComputeSystem", "UtilityVM", "removal"]
 
 
 class ComputeSystem(Protocol):
@@ -47,30 +47,30 @@ class UtilityVM:
             flags |= schema.Plan9ShareFlags.READ_ONLY
         if options.restrict:
             flags |= schema.Plan9ShareFlags.RESTRICT_FILE_ACCESS
-        await self._modify(
-            schema.RequestType.ADD,
-            schema.Plan9Share(
-                name=share.name,
-                access_name=share.name,
-                path=options.host_path,
-                port=self._port,
-                flags=int(flags),
-                allowed_files=options.allowed_names,
-            ),
+        await self._compute_system.modify(
+            schema.ModifySettingRequest(
+                resource_path=schema.PLAN9_SHARES,
+                request_type=schema.RequestType.ADD,
+                settings=schema.Plan9Share(
+                    name=share.name,
+                    access_name=share.name,
+                    path=options.host_path,
+                    port=self._port,
+                    flags=int(flags),
+                    allowed_files=options.allowed_names,
+                ),
+            )
         )
 
     async def remove_plan9(self, share: Plan9Share) -> None:
         """Send the Remove document of the share. Raises what the compute system's `modify` raises."""
-        await self._modify(
-            schema.RequestType.REMOVE,
-            schema.Plan9Share(name=share.name, access_name=share.name, port=self._port),
-        )
+        await self._compute_system.modify(removal(share.name, self._port))
 
-    async def _modify(self, request_type: schema.RequestType, settings: schema.Plan9Share) -> None:
-        await self._compute_system.modify(
-            schema.ModifySettingRequest(
-                resource_path=schema.PLAN9_SHARES,
-                request_type=request_type,
-                settings=settings,
-            ),
-        )
+
+def removal(name: str, port: int = schema.DEFAULT_PORT) -> schema.ModifySettingRequest:
+    """Return the document that removes a share: it holds the key of the share and nothing else."""
+    return schema.ModifySettingRequest(
+        resource_path=schema.PLAN9_SHARES,
+        request_type=schema.RequestType.REMOVE,
+        settings=schema.Plan9Share(name=name, access_name=name, port=port),
+    )
