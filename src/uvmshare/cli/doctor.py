@@ -1,28 +1,45 @@
 """`uvmshare doctor`: what this host can and cannot do for the file server.
 
-What lives here: the table and the JSON. What must not: looking at the host (`uvmshare.fileserver.host`).
+What lives here: the list for people and the JSON. What must not: looking at the host (`uvmshare.fileserver.host`).
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 import msgspec
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from uvmshare.errors import UnsupportedPlatform
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from uvmshare.fileserver.host import Finding
+
 __all__ = ["doctor"]
 
-_MARKS: Final = {"good": "[green]good[/]", "warning": "[yellow]warning[/]", "bad": "[red]bad[/]"}
+_STYLES: Final = {"good": "green", "warning": "yellow", "bad": "bold red"}
+
+
+def _report(findings: Iterable[Finding]) -> Text:
+    """One line a finding, and two more below one that is not good."""
+    report = Text()
+    for finding in findings:
+        report.append(f"{finding.verdict:<8}", _STYLES[finding.verdict])
+        report.append(f" {finding.subject}: {finding.found}\n")
+        if finding.breaks:
+            report.append(f"         what it breaks: {finding.breaks}\n         what to do:     {finding.remedy}\n")
+    report.rstrip()
+    return report
 
 
 @click.command()
 @click.argument("shares", metavar="[DIRECTORY]...", nargs=-1, type=click.Path())
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead of a table.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead of a list.")
 def doctor(shares: tuple[str, ...], *, as_json: bool) -> None:
     """See what this host can and cannot do, what that breaks, and what to do about it.
 
@@ -42,9 +59,6 @@ def doctor(shares: tuple[str, ...], *, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(findings)).decode())
     else:
-        table = Table("what", "", "found", "what it breaks", "what to do", show_lines=True)
-        for finding in findings:
-            table.add_row(finding.subject, _MARKS[finding.verdict], finding.found, finding.breaks, finding.remedy)
-        Console().print(table)
+        Console(highlight=False, soft_wrap=True).print(_report(findings))
     if any(finding.verdict == "bad" for finding in findings):
         sys.exit(1)

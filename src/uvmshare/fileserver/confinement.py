@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.export import Export
     from uvmshare.fileserver.limits import Limits
 
-__all__ = ["close_all_but", "confine", "has_seccomp", "missing"]
+__all__ = ["close_all_but", "confine", "has_seccomp", "missing", "most_descriptors"]
 
 _READ: Final = Access.READ_FILE | Access.READ_DIR
 _WRITE: Final = (
@@ -79,8 +79,7 @@ def confine(export: Export, limits: Limits) -> None:
     os.umask(0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (limits.memory_bytes, limits.memory_bytes))
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    _raise_descriptors()
     syscalls.no_new_privileges()
     as_guest_users = export.security_model == "passthrough"
     if syscalls.landlock_abi():
@@ -90,3 +89,22 @@ def confine(export: Export, limits: Limits) -> None:
         syscalls.landlock_restrict(export.root, allowed)
     if has_seccomp():
         seccomp.install(seccomp.allowed_calls(read_only=export.read_only, as_guest_users=as_guest_users))
+
+
+def most_descriptors() -> int:
+    """Return how many descriptors a mount process may get: root may raise the hard limit to ``fs.nr_open``."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if os.geteuid() != 0:
+        return hard
+    with open("/proc/sys/fs/nr_open", encoding="ascii") as file:
+        return max(hard, int(file.read()))
+
+
+def _raise_descriptors() -> None:
+    """Allow as many descriptors as can be had: a guest's kernel holds a fid for every file that it remembers."""
+    most = most_descriptors()
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    except (ValueError, PermissionError):  # root without CAP_SYS_RESOURCE, in a container
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

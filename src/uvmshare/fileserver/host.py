@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import platform
-import resource
 import socket
 import tempfile
 from dataclasses import dataclass
@@ -97,7 +96,7 @@ def _user() -> Finding:
 
 
 def _descriptors() -> Finding:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = confinement.most_descriptors()
     if hard >= _FEW_DESCRIPTORS:
         return Finding("open files", "good", f"at most {hard} a process")
     return Finding(

@@ -1,0 +1,85 @@
+"""`uvmshare doctor`: what it finds, how it says so, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from typing import TYPE_CHECKING
+
+from uvmshare.cli.main import run
+from uvmshare.fileserver import confinement, syscalls
+from uvmshare.fileserver.host import Finding, examine
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+
+def test_a_directory_that_can_be_shared_leaves_the_status_at_0(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["doctor", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert f"share {tmp_path}: can be listed" in " ".join(printed.split())
+
+
+def test_a_directory_that_is_not_there_is_bad_and_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = str(tmp_path / "missing")
+    assert run(["doctor", "--json", missing]) == 1
+    findings = json.loads(capsys.readouterr().out)
+    (finding,) = [finding for finding in findings if finding["subject"] == f"share {missing}"]
+    assert finding["verdict"] == "bad"
+    assert finding["found"] == os.strerror(2)
+    assert finding["remedy"]
+
+
+def test_whatever_is_not_good_says_what_it_breaks_and_what_to_do(tmp_path: Path) -> None:
+    for finding in examine([str(tmp_path)]):
+        assert bool(finding.breaks) == bool(finding.remedy) == (finding.verdict != "good"), finding
+
+
+def test_a_kernel_without_landlock_is_a_warning_here_and_a_note_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(syscalls, "landlock_abi", lambda: 0)
+    findings = {finding.subject: finding for finding in examine()}
+    assert findings["Landlock"].verdict == "warning"
+    assert any("no Landlock" in note for note in confinement.missing())
+
+
+def test_an_old_landlock_says_what_it_cannot_forbid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(syscalls, "landlock_abi", lambda: 2)
+    assert any("truncation" in note for note in confinement.missing())
+
+
+def test_a_machine_without_a_filter_is_a_warning_here_and_a_note_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(syscalls, "has_seccomp_filters", lambda: False)
+    findings = {finding.subject: finding for finding in examine()}
+    assert findings["seccomp"].verdict == "warning"
+    assert any("no seccomp" in note for note in confinement.missing())
+
+
+def test_an_old_kernel_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "release", lambda: "4.19.0-27-amd64")
+    findings = {finding.subject: finding for finding in examine()}
+    assert findings["kernel"].verdict == "bad"
+
+
+def test_a_user_who_is_not_root_learns_what_that_rules_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    findings = {finding.subject: finding for finding in examine()}
+    assert findings["privileges"].verdict == "warning"
+    assert "passthrough" in findings["privileges"].breaks
+
+
+def test_a_file_system_without_user_attributes_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> bytes:
+        raise OSError(95, os.strerror(95))
+
+    monkeypatch.setattr(os, "getxattr", refuse)
+    (finding,) = [finding for finding in examine([str(tmp_path)]) if finding.subject == f"share {tmp_path}"]
+    assert finding == Finding(
+        finding.subject, "warning", finding.found, "a writable share under mapped-xattr, the default", finding.remedy
+    )
