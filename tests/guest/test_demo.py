@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import os
+import signal
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +16,7 @@ from rich.console import Console
 from uvmshare.cli import demo
 from uvmshare.cli.demo_guest import ClientGuest
 from uvmshare.cli.demo_states import RecordingComputeSystem, ShareHistory, draw
+from uvmshare.cli.main import run as command
 from uvmshare.errors import GuestUnavailable, InvalidDocument, OutcomeUnknown, ShareNotFound
 from uvmshare.hcs.schema import ModifySettingRequest, Plan9Share, RequestType
 from uvmshare.share.state import ShareState
@@ -136,6 +140,19 @@ def test_a_step_that_does_not_hold_fails_it_loudly(
     assert "Everything held" not in shown
 
 
+def test_an_add_that_does_not_fail_fails_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rmdir = os.rmdir
+
+    def rmdir_but_one(path: str, *, dir_fd: int | None = None) -> None:
+        if not path.endswith("/absent"):
+            rmdir(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "rmdir", rmdir_but_one)
+    status, shown = run("client")
+    assert status == 1
+    assert "a directory that is gone was shared as 2" in shown
+
+
 def test_a_second_modify_call_fails_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class CountsDouble(RecordingComputeSystem):
         async def modify(self, request: ModifySettingRequest) -> None:
@@ -156,6 +173,45 @@ def test_without_qemu_it_says_so_and_takes_the_client(project: Path, monkeypatch
     assert "own 9P client" in shown
     with pytest.raises(GuestUnavailable):
         run("qemu")
+
+
+def test_a_file_system_without_xattrs_is_served_all_the_same(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_has_xattrs", lambda path: False)
+    status, shown = run("client")
+    assert status == 0, shown
+    assert "security model none" in shown
+
+
+def test_xattrs_are_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(path: str, name: bytes, value: bytes) -> None:
+        raise OSError(errno.ENOTSUP, "")
+
+    assert demo._has_xattrs("/proc") is False
+    monkeypatch.setattr(os, "setxattr", refuse)
+    assert demo._has_xattrs(str(tmp_path)) is False
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert demo._has_xattrs(str(tmp_path)) is False
+
+
+def test_the_command_gives_the_status(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(["demo", "--guest", "client"]) == 0
+    assert "Everything held." in capsys.readouterr().out
+
+
+def test_an_interruption_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def interrupted(*, guest: str) -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.Event().wait()
+        return 0
+
+    monkeypatch.setattr(demo, "run_demo", interrupted)
+    assert command(["demo"]) == 130
+
+
+def test_other_systems_are_told_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert command(["demo"]) == 1
+    assert "needs a Linux host" in capsys.readouterr().err
 
 
 class Scripted:
@@ -235,3 +291,11 @@ def test_it_finds_its_own_tree() -> None:
     assert options.read_only
     assert "src" in options.allowed_names
     assert os.path.exists(os.path.join(options.host_path, "src", "uvmshare", "cli", "demo.py"))
+
+
+def test_an_installed_package_shares_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package = tmp_path / "lib" / "uvmshare"
+    (package / "cli").mkdir(parents=True)
+    monkeypatch.setattr(demo, "__file__", str(package / "cli" / "demo.py"))
+    options = demo._own_tree()
+    assert (options.host_path, options.read_only, options.restrict) == (str(package), True, False)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
+import socket
+import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
 
 from uvmshare.errors import GuestFailed, GuestUnavailable
 from uvmshare.testing import guest_vm as module
-from uvmshare.testing.guest_vm import GuestVM, choose_accelerator
+from uvmshare.testing.guest_vm import GuestVM, _Channel, choose_accelerator
 from uvmshare.testing.kernel import GuestKernel, find_kernel
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 
@@ -131,6 +135,98 @@ def test_a_kernel_that_does_not_come_up_is_ended_with_its_last_words(
 def test_what_qemu_refuses_is_in_the_error(runner: asyncio.Runner) -> None:
     with pytest.raises(GuestFailed, match=r"(?s)end of its qemu log.*no-such-device"):
         runner.run(GuestVM.start(qemu_arguments=["-device", "no-such-device"]))
+
+
+@pytest.mark.parametrize("answer", [b"nonsense\n", b"0\n", b"0 -1\n", b"0 99999999999\n", b"x" * 100_000])
+def test_an_answer_that_is_none_is_the_guests_failure(runner: asyncio.Runner, answer: bytes) -> None:
+    async def ask() -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            channel = _Channel(*await asyncio.open_connection(sock=ours))
+            theirs.sendall(answer)
+            try:
+                with pytest.raises(GuestFailed, match=r"'true' got the answer .*; wanted are a status and a size"):
+                    await channel.exchange("true", b"")
+            finally:
+                await channel.close()
+
+    runner.run(ask())
+
+
+def test_a_port_that_says_anything_but_ready_is_not_served(runner: asyncio.Runner) -> None:
+    async def ask() -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            channel = _Channel(*await asyncio.open_connection(sock=ours))
+            theirs.sendall(b"panic\n")
+            with pytest.raises(EOFError):
+                await channel.ready()
+            await channel.close()
+
+    runner.run(ask())
+
+
+@pytest.mark.guest
+def test_a_start_that_is_cancelled_leaves_nothing(
+    runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    spawned: list[asyncio.subprocess.Process] = []
+    spawn = module._spawn
+
+    async def start() -> None:
+        booting = asyncio.Event()
+
+        async def spawn_and_tell(
+            command: list[str], channels: int, directory: str
+        ) -> tuple[asyncio.subprocess.Process, Sequence[_Channel]]:
+            process, opened = await spawn(command, channels, directory)
+            spawned.append(process)
+            booting.set()
+            return process, opened
+
+        monkeypatch.setattr(module, "_spawn", spawn_and_tell)
+        starting = asyncio.create_task(GuestVM.start())
+        await booting.wait()
+        await asyncio.sleep(0)  # into the wait for the guest
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+
+    runner.run(start())
+    assert not is_running(spawned[0].pid)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.guest
+def test_a_qemu_that_cannot_be_run_leaves_nothing(
+    runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(shutil, "which", lambda name: f"/nonexistent/{name}")
+    with pytest.raises(FileNotFoundError):
+        runner.run(GuestVM.start(accelerator="tcg"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_qemu_that_does_not_end_is_named(
+    runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Stuck:
+        pid = 4711
+
+        def kill(self) -> None:
+            raise ProcessLookupError
+
+        async def wait(self) -> None:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(module, "_END_DEADLINE", 0.01)
+    (tmp_path / "directory").mkdir()
+    vm = GuestVM(Stuck(), [], str(tmp_path / "directory"), accelerator="tcg", release="0")  # type: ignore[arg-type]  # a stand-in
+    with pytest.raises(GuestFailed, match="process 4711"):
+        runner.run(vm.aclose())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_qemu_the_package_is_named(runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,22 @@ def test_an_image_that_cannot_be_unpacked_boots_as_it_is(tmp_path: Path, cache: 
     assert not cache.exists()
 
 
+def test_where_nothing_can_be_kept_the_image_boots_as_it_is(tmp_path: Path, cache: Path) -> None:
+    kernel = write_kernel(tmp_path, "6.1.0-1-amd64", image(lzma.compress(PVH_NOTE)))
+    cache.write_text("a file where the directory would be")
+    assert kernel.unpacked_image() == kernel.image
+
+
+def test_an_installed_package_keeps_things_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert module.cache_directory().endswith("/.cache")
+    monkeypatch.setattr(module, "_TREE", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache/me")
+    assert module.cache_directory() == "/var/cache/me/uvmshare"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert module.cache_directory() == "/home/me/.cache/uvmshare"
+
+
 def test_releases_are_ordered_by_number(tmp_path: Path) -> None:
     for release in ("6.1.0-9-amd64", "6.1.0-10-amd64", "6.12.1-1-amd64"):
         write_kernel(tmp_path, release, b"")

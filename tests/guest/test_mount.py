@@ -283,6 +283,14 @@ def test_a_guest_without_vsock_is_told_the_module(code: int) -> None:
     assert "vmw_vsock_virtio_transport" in module._why_not_connected(error, Address("vsock", "2", 5640))
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(TimeoutError(), "no answer came in time"), (OSError(errno.ENETUNREACH, "Network is unreachable"), "unreachable")],
+)
+def test_other_reasons_are_given_as_they_are(error: OSError, words: str) -> None:
+    assert words in module._why_not_connected(error, Address("tcp", "h", 1))
+
+
 def run_copied(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the file as a guest does: copied alone, with nothing of the project or its dependencies in reach."""
     copied = tmp_path / "mount.py"
@@ -318,6 +326,15 @@ def test_an_error_is_one_line_and_a_status(tmp_path: Path, arguments: tuple[str,
     assert done.stderr.count("\n") == 1
     assert words in done.stderr
     assert not (tmp_path / "target").exists()
+
+
+def test_a_command_line_that_cannot_be_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["unix:/x"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("uvmshare guest mount: the following arguments are required: SHARE, TARGET")
+    assert said.count("\n") == 1
 
 
 def test_main_returns_success(kernel: Kernel, address: Address, tmp_path: Path) -> None:

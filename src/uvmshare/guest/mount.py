@@ -211,9 +211,8 @@ def _mount(source: str, directory: str, flags: int, options: str) -> int:
     libc = _libc()
     libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
     libc.mount.restype = ctypes.c_int
-    if libc.mount(os.fsencode(source), os.fsencode(directory), b"9p", flags, os.fsencode(options)) == 0:
-        return 0
-    return ctypes.get_errno()
+    failed = libc.mount(os.fsencode(source), os.fsencode(directory), b"9p", flags, os.fsencode(options))
+    return ctypes.get_errno() if failed else 0
 
 
 def _why_not_connected(error: OSError, address: Address) -> str:

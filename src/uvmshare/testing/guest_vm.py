@@ -109,7 +109,7 @@ class _Channel:
 
     async def ready(self) -> None:
         """Wait until the guest serves this port. Raises `EOFError` when it ends first."""
-        if await self._reader.readline() != b"ready\n":
+        if await self._reader.readexactly(6) != b"ready\n":
             raise EOFError
 
     async def exchange(self, command: str, stdin: bytes) -> GuestResult:
@@ -120,7 +120,10 @@ class _Channel:
         encoded = command.encode("utf-8", "surrogateescape")
         self._writer.write(b"%d %d\n" % (len(encoded), len(stdin)) + encoded + stdin)
         await self._writer.drain()
-        answer = await self._reader.readuntil(b"\n")
+        try:
+            answer = await self._reader.readuntil(b"\n")
+        except asyncio.LimitOverrunError:
+            answer = b"a line that does not end"
         fields = answer.split()
         if len(fields) != 2 or not all(field.isdigit() for field in fields) or int(fields[1]) > _OUTPUT_LIMIT:
             msg = f"in the guest, {command!r} got the answer {answer[:80]!r}; wanted are a status and a size"
@@ -296,10 +299,10 @@ class GuestVM:
         """
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
-        for channel in self._channels:
-            await channel.close()
         try:
             async with asyncio.timeout(_END_DEADLINE):
+                for channel in self._channels:
+                    await channel.close()
                 await self._process.wait()
         except TimeoutError as error:
             msg = f"QEMU (process {self._process.pid}) did not end {_END_DEADLINE:g} s after it was killed"
