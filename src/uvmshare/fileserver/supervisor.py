@@ -37,6 +37,7 @@ from uvmshare.fileserver import address, confinement, control, mount, syscalls
 from uvmshare.fileserver.export import SECURITY_MODELS, Export
 from uvmshare.fileserver.handshake import Handshake
 from uvmshare.fileserver.listener import Listener
+from uvmshare.fileserver.log import Log
 from uvmshare.hcs import schema
 from uvmshare.ninep import messages
 
@@ -92,9 +93,7 @@ class _Controller:
     is_starter: bool = False
 
 
-def _log(line: str) -> None:
-    with suppress(OSError):  # whoever read it may be gone
-        os.write(2, f"uvmshare: {line}\n".encode(errors="backslashreplace"))
+_log: Final = Log()
 
 
 class Supervisor:
