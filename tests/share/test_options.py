@@ -8,6 +8,7 @@ import ntpath
 import os
 import pickle
 import socket
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -103,6 +104,8 @@ REFUSED: list[tuple[str, Callable[[Path], AddOptions], str]] = [
 def test_what_cannot_be_is_refused_with_its_reason(
     tree: Path, build: Callable[[Path], AddOptions], message: str
 ) -> None:
+    if sys.platform == "win32":
+        pytest.skip("made of what only POSIX systems have")
     os.mkfifo(tree / "fifo")
     (tree / "dangling").symlink_to("nowhere")
     (tree / "loop").symlink_to("loop")

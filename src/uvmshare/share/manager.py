@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from uvmshare.share.interfaces import VMPlan9
 
-__all__ = ["RETRY_FIRST", "RETRY_LONGEST", "Manager", "ShareInfo"]
+__all__ = ["RETRY_FIRST", "RETRY_LONGEST", "BlockOwner", "Manager", "ShareInfo"]
 
 RETRY_FIRST = 1.0
 """Seconds before what could not be taken out is tried again: long enough for a restarting file server."""
@@ -164,18 +164,15 @@ class Manager:
         error is raised with a note of that; without one, the VM's error is. Either way the reference is
         given back and the Manager goes on trying.
         """
-        owner = _BlockOwner()
+        owner = BlockOwner()
         share = await self._claim(options)
         self._keep(share, owner)
         try:
             yield share.name
         except BaseException as error:
-            try:
-                await self._give_back(share, owner)
-            except Exception as release_error:  # noqa: BLE001  a VM may raise anything, and the block's error matters more
-                error.add_note(f"and share {share.name} could not be taken out yet: {release_error}")
+            await self._leave(share, owner, error)
             raise
-        await self._give_back(share, owner)
+        await self._leave(share, owner, None)
 
     def shares(self) -> tuple[ShareInfo, ...]:
         """Return a snapshot of every share that the VM has or may have, and the PENDING ones, oldest first."""
@@ -252,13 +249,22 @@ class Manager:
         # would not wait for a task started here.
         self._retry_later(share)
 
-    async def _give_back(self, share: Share, owner: _BlockOwner) -> None:
-        """Give back the reference of a block. Nobody else knows its owner, so it goes whatever the VM answers."""
+    async def _leave(self, share: Share, owner: BlockOwner, error: BaseException | None) -> None:
+        """Give back the reference of a block that ended in `error`.
+
+        Nobody else knows its owner, so the reference goes whatever the VM answers.
+        """
         if not share.held_by(owner):  # closed meanwhile
             return
         share.unrefer(owner)
-        if share.to_be_taken_out:
+        if not share.to_be_taken_out:
+            return
+        try:
             await self._finish(self._start_remove(share))
+        except Exception as release_error:
+            if error is None:
+                raise
+            error.add_note(f"and share {share.name} could not be taken out yet: {release_error}")
 
     # ------------------------------------------------------------------ the tables
 
@@ -412,7 +418,7 @@ class Manager:
             share.retry = None
 
 
-class _BlockOwner:
+class BlockOwner:
     """The owner of the reference that one ``async with manager.share(...)`` holds; equal to itself alone."""
 
     __slots__ = ()

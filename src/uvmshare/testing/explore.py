@@ -78,7 +78,7 @@ def explore(make_world: Callable[[], World]) -> Explored:
     their position and variables, tasks, futures, and every object, by what they are and how they hang
     together and not by where they are in memory. `Explored.orders` counts the orders as if none had been merged.
 
-    Raises what a check raised, with a note of the order that led there.
+    Raises what a check raised, with a note of the order that led there. Raises ValueError when the orders never end.
     """
     return _Search(make_world).run()
 
@@ -151,11 +151,16 @@ class _Search:
     def _count_orders(self) -> int:
         """Count the paths from the first state to those where nothing follows."""
         counts: dict[int, int] = {}
+        begun: set[int] = set()
         stack = [0]
         while stack:
             state = stack[-1]
+            begun.add(state)
             missing = [following for following in self._next[state] if following not in counts]
             if missing:
+                if not begun.isdisjoint(missing):
+                    msg = "the world can come back to a state it was in, so that its orders never end: bound its events"
+                    raise ValueError(msg)
                 stack.extend(missing)
             else:
                 counts[state] = sum(counts[following] for following in self._next[state]) or 1
@@ -297,7 +302,14 @@ def _of_future(future: asyncio.Future[object]) -> list[object]:
 
 
 def _of_coroutine(coroutine: types.CoroutineType[object, object, object]) -> list[object]:
-    frame = coroutine.cr_frame
+    return _of_suspended(coroutine, coroutine.cr_frame)
+
+
+def _of_generator(generator: types.GeneratorType[object, object, object]) -> list[object]:
+    return _of_suspended(generator, generator.gi_frame)
+
+
+def _of_suspended(coroutine: object, frame: types.FrameType | None) -> list[object]:
     if frame is None:
         return []
     # Beside the local variables, the garbage collector sees what the coroutine is in the middle of evaluating.
@@ -325,4 +337,5 @@ _LOOKERS: dict[Any, Callable[[Any], Sequence[object]]] = {
     asyncio.Handle: _of_handle,
     asyncio.Future: _of_future,
     types.CoroutineType: _of_coroutine,
+    types.GeneratorType: _of_generator,
 }

@@ -1,0 +1,270 @@
+"""The Manager for programs with threads instead of an event loop.
+
+    with blocking.Manager(vm) as manager:
+        name = manager.add_to_vm(AddOptions("/srv/project", read_only=True))
+
+What lives here: `Manager`, which hands each call to a `uvmshare.share.manager.Manager` in an event loop in a
+background thread, and waits. What must not: any decision about a share.
+
+What belongs to that event loop, such as a file server, is opened and closed in it::
+
+    @asynccontextmanager
+    async def vm():
+        async with await FileServer.start(listen=["unix:/run/vm1.9p"]) as server:
+            yield UtilityVM(server)
+
+    with blocking.Manager(vm()) as manager:
+        ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+import time
+from contextlib import AsyncExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+
+from uvmshare.errors import ManagerClosed
+from uvmshare.share import manager as asynchronous
+from uvmshare.share.manager import BlockOwner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Hashable, Iterator
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
+
+    from uvmshare.share.interfaces import VMPlan9
+    from uvmshare.share.manager import ShareInfo
+    from uvmshare.share.options import AddOptions
+    from uvmshare.share.share import Share
+
+__all__ = ["Manager"]
+
+T = TypeVar("T")
+
+
+class Manager:
+    """The Plan 9 shares of one running utility VM, for synchronous callers in any number of threads.
+
+    The methods are those of `uvmshare.share.manager.Manager`, with the same promises. A caller that is
+    interrupted while it waits (KeyboardInterrupt) withdraws its own claim, and nothing else, as one that is
+    cancelled does there.
+
+    `vm` is a `VMPlan9`, or an asynchronous context manager that gives one: it is entered in the background
+    event loop now, and left when the Manager ends. Raises what entering it raises.
+
+    End it with `close` or a ``with`` block.
+    """
+
+    def __init__(
+        self,
+        vm: VMPlan9 | AbstractAsyncContextManager[VMPlan9],
+        *,
+        no_writable_file_shares: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._lock = threading.Lock()
+        """Guards `_ended` together with handing something to the loop: after it is set, nothing is."""
+        self._ended = False
+        self._loop = asyncio.new_event_loop()
+        self._end = asyncio.Event()
+        self._ready: concurrent.futures.Future[asynchronous.Manager] = concurrent.futures.Future()
+        self._result: concurrent.futures.Future[None] = concurrent.futures.Future()
+        """How the background thread ended."""
+
+        async def main() -> None:
+            async with AsyncExitStack() as stack:
+                if hasattr(vm, "add_plan9"):
+                    entered = cast("VMPlan9", vm)
+                else:
+                    entered = await stack.enter_async_context(vm)
+                self._ready.set_result(
+                    asynchronous.Manager(entered, no_writable_file_shares=no_writable_file_shares, clock=clock)
+                )
+                await self._end.wait()
+
+        self._thread = threading.Thread(target=self._serve, args=(main(),), name="uvmshare", daemon=True)
+        try:
+            self._thread.start()
+            self._manager = self._ready.result()
+        except BaseException:
+            self._post(self._cancel_everything)  # which ends the thread, if it has not ended
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        finally:
+            self._stop()
+
+    def resolve_share_name(self, options: AddOptions) -> str:
+        """Return the name that the share has or will have, without a call to the VM."""
+        return self.run(_at_once(self._manager.resolve_share_name, options))
+
+    def add_to_vm(self, options: AddOptions, *, owner: Hashable | None = None) -> str:
+        """Make sure that the VM has the share, hold a reference to it, and return its name."""
+        hash(owner)
+        return self._hold(options, owner).name
+
+    def remove_from_vm(self, name: str, *, owner: Hashable | None = None) -> None:
+        """Give a reference back; the last one takes the share off the VM."""
+        self.run(self._manager.remove_from_vm(name, owner=owner))
+
+    @contextmanager
+    def share(self, options: AddOptions) -> Iterator[str]:
+        """Hold the share for the length of a block: ``with manager.share(options) as name:``."""
+        owner = BlockOwner()
+        share = self._hold(options, owner)
+        try:
+            yield share.name
+        except BaseException as error:
+            self._leave(share, owner, error)
+            raise
+        self._leave(share, owner, None)
+
+    def shares(self) -> tuple[ShareInfo, ...]:
+        """Return a snapshot of every share that the VM has or may have, and the PENDING ones, oldest first."""
+        return self.run(_at_once(self._manager.shares))
+
+    def close(self) -> None:
+        """Take everything out, refuse new adds from now on, and end the background thread.
+
+        Raises `SharesLeft` with what could not be taken out; then the thread goes on, and calling again
+        tries again. Leaving a ``with`` block ends the thread all the same. Raises what leaving the VM's
+        context raises.
+        """
+        with suppress(ManagerClosed):  # by an earlier call
+            self.run(self._manager.aclose())
+        self._stop()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the background event loop and return its result.
+
+        For what lives in that loop beside the Manager, such as a file server. When the caller is interrupted, the
+        coroutine is cancelled. Raises `ManagerClosed` when the Manager has ended, or ends meanwhile.
+        """
+        future = self._submit(coroutine)
+        try:
+            return _result_of(future)
+        except BaseException:
+            future.cancel()
+            raise
+
+    # ------------------------------------------------------------------ in the caller's thread
+
+    def _hold(self, options: AddOptions, owner: Hashable | None) -> Share:
+        """Return the share with a reference of `owner` on it.
+
+        Until this thread has the answer, there is only a claim. So an interrupt leaves nothing
+        behind, however it falls together with the answer.
+        """
+        claim = _Claim(self._manager)
+        try:
+            share = self.run(claim.make(options))
+            self._post(claim.keep, owner)
+        except BaseException:
+            self._post(claim.give_up)
+            raise
+        return share
+
+    def _leave(self, share: Share, owner: BlockOwner, error: BaseException | None) -> None:
+        # Not cancelled when this thread is interrupted: the reference is given back once, whatever happens.
+        _result_of(self._submit(self._manager._leave(share, owner, error)))  # noqa: SLF001  the two Managers are one
+
+    def _submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        if threading.current_thread() is self._thread:
+            coroutine.close()
+            msg = "called in the Manager's own event loop, where waiting would wait for ever: use the asyncio Manager"
+            raise RuntimeError(msg)
+        with self._lock:
+            if not self._ended:
+                return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        coroutine.close()
+        raise ManagerClosed(_ENDED)
+
+    def _post(self, callback: Callable[..., None], *args: object) -> None:
+        """Have something done in the loop, after what was handed to it before. Not done when it has ended."""
+        with self._lock:
+            if not self._ended:
+                self._loop.call_soon_threadsafe(callback, *args)
+
+    def _stop(self) -> None:
+        """End the thread and raise what it ended with."""
+        with self._lock:
+            if not self._ended:
+                self._ended = True
+                self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join()
+        self._result.result()
+
+    # ------------------------------------------------------------------ in the background thread
+
+    def _serve(self, main: Coroutine[Any, Any, None]) -> None:
+        try:
+            # Cancels what is still running in the end, which tells those who wait for it.
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                try:
+                    runner.run(main)
+                finally:
+                    with self._lock:
+                        self._ended = True
+                    runner.run(asyncio.sleep(0))  # begins what was handed over last, so that it is cancelled too
+            self._result.set_result(None)
+        except BaseException as error:  # noqa: BLE001  it is raised in the thread that waits
+            if self._ready.done():
+                self._result.set_exception(error)
+            else:
+                self._result.set_result(None)
+                self._ready.set_exception(error)
+
+    def _cancel_everything(self) -> None:
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+
+
+_ENDED = "this Manager was closed and its event loop has ended: make a new one"
+
+
+class _Claim:
+    """A claim on a share that a thread waits for. All of it happens in the loop's thread."""
+
+    def __init__(self, manager: asynchronous.Manager) -> None:
+        self._manager = manager
+        self._share: Share | None = None
+        """The share, while the claim stands."""
+        self._given_up = False
+
+    async def make(self, options: AddOptions) -> Share:
+        self._share = share = await self._manager._claim(options)  # noqa: SLF001  the two Managers are one
+        if self._given_up:
+            self.give_up()
+        return share
+
+    def keep(self, owner: Hashable | None) -> None:
+        if self._share is not None:
+            self._manager._keep(self._share, owner)  # noqa: SLF001  as above
+            self._share = None
+
+    def give_up(self) -> None:
+        self._given_up = True
+        if self._share is not None:
+            self._manager._withdraw(self._share)  # noqa: SLF001  as above
+            self._share = None
+
+
+async def _at_once(function: Callable[..., T], *args: object) -> T:
+    return function(*args)
+
+
+def _result_of(future: concurrent.futures.Future[T]) -> T:
+    try:
+        return future.result()
+    except concurrent.futures.CancelledError:
+        raise ManagerClosed(_ENDED) from None
