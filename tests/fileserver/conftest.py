@@ -10,14 +10,17 @@ directories of its own: `host.root`, which is shared, and `host.outside`, beside
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import itertools
 import os
 import select
 import shutil
+import socket
 import stat
 import sys
 import tempfile
+import threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +28,11 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import pytest
 
+from uvmshare.fileserver.handshake import Handshake
+from uvmshare.fileserver.limits import Limits
 from uvmshare.hcs.schema import PLAN9_SHARES, ModifySettingRequest, Plan9Share, Plan9ShareFlags, RequestType
 from uvmshare.ninep.constants import NONUNAME
+from uvmshare.ninep.messages import Rlerror
 from uvmshare.testing.client import Client
 from uvmshare.testing.connection import dial
 
@@ -35,11 +41,13 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from uvmshare.fileserver.device import FileServer
+    from uvmshare.fileserver.export import Export
 
 if sys.platform == "win32":
     collect_ignore_glob = ["test_*.py"]
 
-MODELS: Final = ("mapped-xattr", "passthrough", "none")
+MODELS: Final = ("mapped-xattr", "passthrough", "none", "in-process")
+"""The security models, each in processes of its own, and one of them in this process."""
 
 DEADLINE: Final = 60.0
 """Seconds until a test that hangs is ended. Nothing is measured with it."""
@@ -126,11 +134,79 @@ class Device:
             shutil.rmtree(self.directory, ignore_errors=True)
 
 
+class InProcess:
+    """Sessions in threads of this process, without a supervisor and its confinement.
+
+    What holds here holds by the server's own checks, and a debugger sees it. It takes the model
+    mapped-xattr, because passthrough would change this process's own identity.
+    """
+
+    def __init__(self) -> None:
+        self.limits = Limits()
+        self.log: list[str] = []
+        self._names = itertools.count()
+        self._exports: dict[str, Export] = {}
+        self._threads: list[tuple[str, threading.Thread]] = []
+
+    def share(self, path: Path | str, *, read_only: bool = False, allowed: tuple[str, ...] = ()) -> str:
+        name = str(next(self._names))
+        from uvmshare.fileserver.export import Export
+
+        settings = add_document(name, str(path), read_only=read_only, allowed=allowed).settings
+        assert settings is not None
+        self._exports[name] = Export.open(settings, "mapped-xattr")
+        return name
+
+    def unshare(self, name: str) -> None:
+        """Close a share whose clients have hung up."""
+        for thread in [thread for share, thread in self._threads if share == name]:
+            thread.join(DEADLINE)
+            assert not thread.is_alive(), "a session goes on although its client is gone"
+        self._threads = [(share, thread) for share, thread in self._threads if share != name]
+        self._exports.pop(name).close()
+
+    def dial(self) -> Client:
+        ours, theirs = socket.socketpair()
+        thread = threading.Thread(target=self._serve, args=(theirs,), daemon=True)
+        thread.start()
+        return Client(ours, timeout=DEADLINE)
+
+    def connect(self, name: str, *, n_uname: int = NONUNAME, msize: int = 1 << 20) -> Client:
+        client = self.dial()
+        return Client.connect(client.socket, name, n_uname=n_uname, msize=msize, timeout=DEADLINE)
+
+    def _serve(self, connection: socket.socket) -> None:
+        """Do what the supervisor does up to the attach, and then what a mount process does."""
+        from uvmshare.fileserver.session import Session
+
+        handshake = Handshake(self.limits.msize)
+        with connection:
+            while data := connection.recv(65536):
+                while True:
+                    replies, attach = handshake.feed(data)
+                    if attach is None:
+                        connection.sendall(replies)
+                        break
+                    name = attach.message.aname.decode(errors="replace")
+                    if name in self._exports:
+                        connection.sendall(replies)
+                        self._threads.append((name, threading.current_thread()))
+                        session = Session(connection, self._exports[name], self.limits, self.log.append)
+                        session.run((attach.tag, attach.message), attach.msize, attach.rest)
+                        return
+                    connection.sendall(replies + Rlerror(errno.ENOENT).encode(attach.tag))
+                    data = attach.rest
+
+    def close(self) -> None:
+        """Nothing is left to close: every test took its shares away."""
+        assert not self._exports
+
+
 @dataclass
 class Host:
     """A test's directories on the host, and the share of `root`."""
 
-    device: Device
+    device: Device | InProcess
     model: str
     root: Path
     outside: Path
@@ -178,13 +254,13 @@ def xattr_directory() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def devices() -> Iterator[Callable[[str], Device]]:
+def devices() -> Iterator[Callable[[str], Device | InProcess]]:
     """The server of a security model, started when it is first asked for."""
-    started: dict[str, Device] = {}
+    started: dict[str, Device | InProcess] = {}
 
-    def device(model: str) -> Device:
+    def device(model: str) -> Device | InProcess:
         if model not in started:
-            started[model] = Device(security_model=model)
+            started[model] = InProcess() if model == "in-process" else Device(security_model=model)
         return started[model]
 
     yield device
@@ -216,7 +292,7 @@ _directories: Final = itertools.count()
 
 
 @pytest.fixture
-def host(devices: Callable[[str], Device], model: str, xattr_directory: Path) -> Iterator[Host]:
+def host(devices: Callable[[str], Device | InProcess], model: str, xattr_directory: Path) -> Iterator[Host]:
     if sys.platform == "win32":
         pytest.skip("the file server runs on Linux")
     if model == "passthrough" and os.geteuid() != 0:
@@ -227,8 +303,13 @@ def host(devices: Callable[[str], Device], model: str, xattr_directory: Path) ->
         path.mkdir(parents=True)
     (outside / "canary").write_bytes(CANARY)
     made = Host(devices(model), model, root, outside)
-    yield made
-    made.close()
+    umask = os.umask(0) if model == "in-process" else None  # a mount process has none either
+    try:
+        yield made
+        made.close()
+    finally:
+        if umask is not None:
+            os.umask(umask)
     assert (outside / "canary").read_bytes() == CANARY
     shutil.rmtree(top)
 
