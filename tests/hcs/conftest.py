@@ -47,6 +47,9 @@ class StandIn:
     def inject(self, function: str, hresult: int, when: int = AT_THE_END, message: str = "") -> None:
         self._library.standin_inject(function.encode(), ctypes.c_uint32(hresult), when, message.encode())
 
+    def clear_injections(self) -> None:
+        self._library.standin_clear_injections()
+
     def hold(self, *, on: bool = True) -> None:
         self._library.standin_hold(int(on))
 

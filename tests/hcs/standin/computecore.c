@@ -1049,6 +1049,23 @@ EXPORT void standin_inject(const char *function, uint32_t hresult, int when, con
     release();
 }
 
+static void drop_injections(void)
+{
+    while (injections) {
+        struct injection *injection = injections;
+        injections = injection->next;
+        free_injection(injection);
+    }
+}
+
+/* Nothing goes wrong any more. */
+EXPORT void standin_clear_injections(void)
+{
+    acquire();
+    drop_injections();
+    release();
+}
+
 /* While on, operations that are started do not end. */
 EXPORT void standin_hold(int on)
 {
@@ -1287,11 +1304,7 @@ EXPORT int standin_reset(void)
     operations = NULL;
     handles = NULL;
     left += count_strings;
-    while (injections) {
-        struct injection *injection = injections;
-        injections = injection->next;
-        free_injection(injection);
-    }
+    drop_injections();
     while (systems) {
         struct system *system = systems;
         systems = system->next;
