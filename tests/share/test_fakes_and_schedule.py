@@ -116,6 +116,20 @@ def test_an_hour_takes_no_time_and_timers_keep_their_order() -> None:
     assert woken == [5, 5, 5.5, 3600]
 
 
+def test_cancelled_callbacks_do_not_run() -> None:
+    loop = VirtualLoop()
+    ran: list[int] = []
+    for number in range(3):
+        loop.call_soon(ran.append, number)
+    cancelled = loop.call_soon(ran.append, 3)
+    loop.call_soon(ran.append, 4)
+    cancelled.cancel()
+    loop.settle()
+    assert ran == [0, 1, 2, 4]
+    assert not loop.ready
+    assert loop.next_timer is None
+
+
 def test_what_waits_for_ever_is_found() -> None:
     async def main() -> None:
         await asyncio.get_running_loop().create_future()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -841,7 +843,53 @@ async def test_shares_tells_all_there_is_to_know(vm: FakeVM) -> None:
     assert added.since == datetime.fromtimestamp(2000, UTC)
 
 
-# ---------------------------------------------------------------------- real event loops
+# ---------------------------------------------------------------------- event loops
+
+
+async def test_a_call_that_nothing_else_refers_to_is_not_collected(vm: FakeVM, manager: Manager) -> None:
+    vm.replies.append(Reply.NEVER)  # waits for a future that it alone knows
+    add = asyncio.create_task(manager.add_to_vm(ONE))
+    await settle()
+    gc.collect()
+    assert "0" in vm.in_flight
+    assert not add.done()
+
+
+class Unstoppable(FakeVM):
+    """A VM whose calls go on to their end when they are cancelled, as those of HCS must."""
+
+    async def add_plan9(self, share: Plan9Share) -> None:
+        adding = asyncio.ensure_future(super().add_plan9(share))
+        while not adding.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.shield(adding)
+
+
+def test_a_call_that_ends_well_after_all_in_a_loop_that_ends_is_not_forgotten() -> None:
+    vm = Unstoppable()
+    vm.hold = True
+    manager = Manager(vm)
+
+    async def main() -> None:
+        add = asyncio.create_task(manager.add_to_vm(ONE))
+        await settle()
+        asyncio.get_running_loop().call_later(1, vm.in_flight["0"].answer, Reply.SUCCEED)
+        (call,) = asyncio.all_tasks() - {add, asyncio.current_task()} - _serving(vm)
+        add.cancel()
+        call.cancel()
+        await asyncio.sleep(2)
+
+    run(main())
+    assert (only(manager).state, only(manager).references) == (ShareState.ADDED, 0)
+    assert kinds(vm) == [("add", "0")]
+    vm.hold = False
+    run(manager.aclose())
+    assert not vm.shares
+
+
+def _serving(vm: FakeVM) -> set[asyncio.Task[object]]:
+    """The tasks inside an `Unstoppable`."""
+    return {task for task in asyncio.all_tasks() if "add_plan9" in repr(task.get_coro())}
 
 
 def test_a_loop_that_ends_with_calls_in_flight_ends_quietly(caplog: pytest.LogCaptureFixture) -> None:

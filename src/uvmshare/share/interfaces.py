@@ -7,12 +7,15 @@ What must not: how a VM is modified (that is `uvmshare.hcs.utility_vm`), or any 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from uvmshare.errors import ComputeSystemGone
     from uvmshare.share.options import AddOptions
 
-__all__ = ["Plan9Share", "VMPlan9"]
+__all__ = ["Plan9Share", "TellsExit", "VMPlan9"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,8 @@ class VMPlan9(Protocol):
 
     - they return: it is done;
     - they raise `OutcomeUnknown`, `TimeoutError`, `ConnectionError` or `EOFError`, or are themselves
-      cancelled: it may or may not have been done;
+      cancelled: it may or may not have been done, but it is not done any more once a later call for
+      the same name has ended (so that a remove undoes an add whose answer was lost);
     - they raise anything else: it was certainly not done.
 
     `remove_plan9` may raise `ShareNotFound` or `ComputeSystemGone`: the share is not there, as asked.
@@ -45,3 +49,11 @@ class VMPlan9(Protocol):
 
     async def remove_plan9(self, share: Plan9Share) -> None:
         """Take the share off the VM; when this returns, nothing in the guest can reach it any more."""
+
+
+@runtime_checkable
+class TellsExit(Protocol):
+    """A VM that tells when it exits. Not every one can: one that does not answers later calls with `ComputeSystemGone`."""
+
+    def on_exit(self, callback: Callable[[ComputeSystemGone], None]) -> None:
+        """Have `callback` called once, in the event loop, when the VM has exited; soon, if it has exited already."""

@@ -30,7 +30,7 @@ from uvmshare.errors import (
     ShareNotFound,
     SharesLeft,
 )
-from uvmshare.share.interfaces import Plan9Share
+from uvmshare.share.interfaces import Plan9Share, TellsExit
 from uvmshare.share.options import AddOptions
 from uvmshare.share.share import Operation, Share, ShareInfo
 from uvmshare.share.state import ShareState, Trigger
@@ -79,12 +79,15 @@ class Manager:
         self._no_writable_file_shares = no_writable_file_shares
         self._clock = clock
         self._closed = False
+        self._vm_gone: ComputeSystemGone | None = None
         self._next_name = 0
         """Never goes back: a name that was used once may still be mounted in a guest."""
         self._by_options: dict[AddOptions, Share] = {}
         """The share that an add of these options joins: PENDING or ADDED, never an orphan."""
         self._by_name: dict[str, Share] = {}
         """Every share that the VM has or may have, and the PENDING ones."""
+        if isinstance(vm, TellsExit):
+            vm.on_exit(self.vm_exited)
 
     async def __aenter__(self) -> Self:
         return self
@@ -102,7 +105,7 @@ class Manager:
         A share that is not there yet is allocated, PENDING, until somebody adds it, or removes its name.
         When adding it fails, the name is gone and the next call gives another.
 
-        Raises `OperationDenied` and `ManagerClosed`.
+        Raises `OperationDenied`, `ManagerClosed`, and `ComputeSystemGone` when the VM has exited.
         """
         self._admit(options)
         share = self._by_options.get(options)
@@ -178,6 +181,23 @@ class Manager:
         """Return a snapshot of every share that the VM has or may have, and the PENDING ones, oldest first."""
         return tuple(share.info() for share in self._by_name.values())
 
+    def vm_exited(self, error: ComputeSystemGone) -> None:
+        """Release every share, because the VM has exited and none is there any more.
+
+        A VM that tells its exit (`TellsExit`) calls this itself. No call to the VM is made. A share with a call in
+        flight is released when that ends, whatever the answer; those who wait to add it get `ComputeSystemGone`,
+        and so does whoever adds a share from now on: a VM that was started again needs a Manager of its own.
+        """
+        self._vm_gone = error
+        for share in tuple(self._by_name.values()):
+            self._cancel_retry(share)
+            if share.operation is not None:
+                continue
+            if share.state is ShareState.PENDING:
+                self._drop(share)
+            else:
+                self._removed(share)
+
     async def aclose(self) -> None:
         """Take everything out, whoever holds it, and refuse new adds from now on.
 
@@ -191,7 +211,8 @@ class Manager:
             operations = []
             for share in tuple(self._by_name.values()):
                 self._cancel_retry(share)
-                if share.operation is None:
+                operation = share.operation
+                if operation is None:
                     if share.state is ShareState.PENDING:
                         self._drop(share)
                         continue
@@ -200,16 +221,18 @@ class Manager:
                     tried.add(share.name)
                     share.owners.clear()
                     share.anonymous = 0
-                    self._start_remove(share)
-                operations.append(share.operation)
+                    operation = self._start_remove(share)
+                operations.append(operation)
             if not operations:
                 break
             for operation in operations:
-                if operation is not None:
-                    await operation.wait()
-        left = {share.name: share.last_error for share in self._by_name.values()}
+                await operation.wait()
+        left: dict[str, BaseException] = {}
+        for share in self._by_name.values():
+            assert share.last_error is not None, "what is left was tried, and failed"
+            left[share.name] = share.last_error
         if left:
-            raise SharesLeft({name: error for name, error in left.items() if error is not None})
+            raise SharesLeft(left)
 
     # ------------------------------------------------------------------ claims and references
 
@@ -273,6 +296,9 @@ class Manager:
         if self._closed:
             msg = "this Manager was closed and adds no more shares: make a new one"
             raise ManagerClosed(msg)
+        if self._vm_gone is not None:
+            msg = f"no share can be added any more: {self._vm_gone}"
+            raise ComputeSystemGone(msg) from self._vm_gone
         if not isinstance(options, AddOptions):
             msg = f"expected AddOptions, got {options!r}"
             raise TypeError(msg)
@@ -292,6 +318,12 @@ class Manager:
         share.apply(Trigger.DROPPED, self._clock())
         self._forget(share)
 
+    def _removed(self, share: Share) -> None:
+        """Note that the VM has it no more."""
+        share.apply(Trigger.REMOVE_SUCCEEDED, self._clock())
+        share.orphan = False
+        self._forget(share)
+
     def _forget(self, share: Share) -> None:
         self._forget_options(share)
         del self._by_name[share.name]
@@ -305,23 +337,25 @@ class Manager:
 
     def _start_add(self, share: Share) -> Operation:
         share.operation = operation = Operation()
-        self._call(self._vm.add_plan9, share, self._add_ended)
+        self._call(operation, self._vm.add_plan9, share, self._add_ended)
         return operation
 
     def _start_remove(self, share: Share) -> Operation:
         self._cancel_retry(share)
         share.operation = operation = Operation()
-        self._call(self._vm.remove_plan9, share, self._remove_ended)
+        self._call(operation, self._vm.remove_plan9, share, self._remove_ended)
         return operation
 
     def _call(
         self,
+        operation: Operation,
         method: Callable[[Plan9Share], Awaitable[None]],
         share: Share,
         ended: Callable[[Share, asyncio.Task[None]], None],
     ) -> None:
         task = asyncio.get_running_loop().create_task(_call(method, Plan9Share(share.name, share.options)))
         task.add_done_callback(partial(ended, share))
+        operation.task = task
 
     async def _finish(self, operation: Operation) -> None:
         """Wait for the end and raise the error, if it has one."""
@@ -336,7 +370,10 @@ class Manager:
     def _add_ended(self, share: Share, task: asyncio.Task[None]) -> None:
         operation = share.operation
         assert operation is not None
-        operation.error = error = _error_of(share, task)
+        error = _error_of(share, task)
+        if self._vm_gone is not None and (error is None or isinstance(error, _OUTCOME_UNKNOWN)):
+            error = self._vm_gone
+        operation.error = error
         now = self._clock()
         if error is None:
             share.apply(Trigger.ADD_SUCCEEDED, now)
@@ -358,17 +395,15 @@ class Manager:
             self._retry_later(share)
             return
         # Undone before those who wait are told: the operation goes on with a second call.
-        self._call(self._vm.remove_plan9, share, self._remove_ended)
+        self._call(operation, self._vm.remove_plan9, share, self._remove_ended)
 
     def _remove_ended(self, share: Share, task: asyncio.Task[None]) -> None:
         operation = share.operation
         assert operation is not None
         error = _error_of(share, task)
         now = self._clock()
-        if error is None or isinstance(error, _NOT_THERE):
-            share.apply(Trigger.REMOVE_SUCCEEDED, now)
-            share.orphan = False
-            self._forget(share)
+        if error is None or isinstance(error, _NOT_THERE) or self._vm_gone is not None:
+            self._removed(share)
         else:
             share.last_error = error
             if isinstance(error, _OUTCOME_UNKNOWN):

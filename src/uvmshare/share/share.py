@@ -43,7 +43,7 @@ class ShareInfo:
     """The answer to a call was lost, so the VM may or may not have it. It is being taken out; adding
     the same options starts a fresh share."""
     last_error: Exception | None
-    """How the last call to the VM for it failed, if one did."""
+    """The last failure of a call to the VM for it; None when there was none."""
 
 
 class Operation:
@@ -52,13 +52,15 @@ class Operation:
     Each waiter has a future of its own: cancelling one reaches neither the call nor the other waiters.
     """
 
-    __slots__ = ("_waiters", "error")
+    __slots__ = ("_waiters", "error", "task")
 
     def __init__(self) -> None:
         self._waiters: list[asyncio.Future[None]] | None = []
         """None when the operation has ended."""
         self.error: Exception | None = None
         """Why it failed. Set before it ends."""
+        self.task: asyncio.Task[None] | None = None
+        """The call to the VM. Kept because an event loop keeps no task that waits from the garbage collector."""
 
     async def wait(self) -> None:
         """Return when the operation has ended. Does not raise its error."""
@@ -114,7 +116,7 @@ class Share:
         self.orphan = False
         """The answer to a call was lost. An orphan is not found by its options any more."""
         self.last_error: Exception | None = None
-        """How the last call to the VM failed."""
+        """The last failure of a call to the VM."""
         self.retry: asyncio.TimerHandle | None = None
         """The next attempt to take it out, when nobody wants it and it is still there."""
         self.retry_delay = 0.0
