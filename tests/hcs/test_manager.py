@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from tests.hcs.conftest import AFTER_DOING_IT, AT_ONCE, AT_THE_END, VM
 
-from uvmshare.errors import ComputeSystemError
+from uvmshare.errors import ComputeSystemError, ComputeSystemGone
 from uvmshare.hcs.compute_system import ComputeSystem
 from uvmshare.hcs.utility_vm import UtilityVM
 from uvmshare.share.manager import Manager
@@ -75,6 +75,48 @@ def test_an_add_with_unknown_outcome_is_undone(standin: StandIn, tmp_path: Path)
             with pytest.raises(ComputeSystemError):
                 await manager.add_to_vm(AddOptions(tmp_path))
             assert (standin.names(), manager.shares()) == ([], ())
+
+    asyncio.run(main())
+
+
+def test_when_the_vm_exits_its_shares_are_released_and_callers_are_told(standin: StandIn, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with await ComputeSystem.open(VM, core=standin.core) as system:
+            manager = Manager(UtilityVM(system))
+            await manager.add_to_vm(AddOptions(tmp_path), owner="a")
+            (tmp_path / "pending").mkdir()
+            manager.resolve_share_name(AddOptions(tmp_path / "pending"))
+            standin.hold()
+            adding = [
+                asyncio.create_task(manager.add_to_vm(AddOptions(tmp_path, read_only=True), owner=owner))
+                for owner in "ab"
+            ]
+            await asyncio.to_thread(standin.wait, "held", 1)
+            standin.exit(VM)
+            for task in adding:
+                with pytest.raises(ComputeSystemGone, match="the VM has exited"):
+                    await task
+            assert manager.shares() == ()
+            calls = standin.count("modify")
+            await manager.remove_from_vm("0", owner="a")  # as asked
+            with pytest.raises(ComputeSystemGone, match="no share can be added any more"):
+                await manager.add_to_vm(AddOptions(tmp_path))
+            await manager.aclose()
+            assert standin.count("modify") == calls
+            standin.let_end()
+
+    asyncio.run(main())
+
+
+def test_a_manager_made_after_the_exit_is_told_too(standin: StandIn, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with await ComputeSystem.open(VM, core=standin.core) as system:
+            standin.exit(VM)
+            await system.wait_exit()
+            manager = Manager(UtilityVM(system))
+            await asyncio.sleep(0)
+            with pytest.raises(ComputeSystemGone, match="no share can be added any more"):
+                manager.resolve_share_name(AddOptions(tmp_path))
 
     asyncio.run(main())
 

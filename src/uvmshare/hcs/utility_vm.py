@@ -10,8 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from uvmshare.hcs import schema
+from uvmshare.share.interfaces import TellsExit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from uvmshare.errors import ComputeSystemGone
     from uvmshare.share.interfaces import Plan9Share
 
 __all__ = ["ComputeSystem", "UtilityVM", "removal"]
@@ -65,6 +69,11 @@ class UtilityVM:
     async def remove_plan9(self, share: Plan9Share) -> None:
         """Send the Remove document of the share. Raises what the compute system's `modify` raises."""
         await self._compute_system.modify(removal(share.name, self._port))
+
+    def on_exit(self, callback: Callable[[ComputeSystemGone], None]) -> None:
+        """Have `callback` called when the VM exits, if its compute system can tell. See `TellsExit`."""
+        if isinstance(self._compute_system, TellsExit):
+            self._compute_system.on_exit(callback)
 
 
 def removal(name: str, port: int = schema.DEFAULT_PORT) -> schema.ModifySettingRequest:
