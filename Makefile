@@ -14,7 +14,7 @@ COVERAGE := $(BIN)/coverage
 LINUX_ONLY := ^src/uvmshare/fileserver/(?!(__init__|address|aside|control|device|fid|handshake|limits|listing)\.py)
 LINUX_ONLY := $(LINUX_ONLY)|^tests/(fileserver|guest)/|^tools/packages
 
-# What .ci/run gives up on first; a hung test is ended long before by its own deadline.
+# More arguments for pytest, such as PYTEST_ARGS='-k retried'.
 PYTEST_ARGS ?=
 
 SHELL := /bin/bash
@@ -39,6 +39,10 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip --quiet --disable-pip-version-check install --no-build-isolation --editable '.[cli,dev]'
 	@touch $@
 
+# The file server runs on Linux alone; of it, only what Windows' part imports is looked at there.
+ON_WINDOWS := --platform win32 --cache-dir .mypy_cache/win32 --follow-imports silent \
+	--exclude '^(src/uvmshare|tests)/fileserver/'
+
 .PHONY: lint
 lint: $(STAMP)  ## Lint, formatting, types on both systems, import rules, generated pictures
 	$(RUFF) check .
@@ -57,12 +61,24 @@ format: $(STAMP)  ## Format the sources and mend what the linter can mend
 packages:
 	tools/packages test
 
+# Two checks at a time, for two cores; each shows what it printed when it is done.
 .PHONY: test
-test: packages lint  ## Every check and every test but the long ones, with coverage
+test: packages $(STAMP)  ## Every check and every test but the long ones, with coverage
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-measured lint test-exhaustive
+
+.PHONY: test-measured
+test-measured: $(STAMP)
 	@$(COVERAGE) erase
-	$(COVERAGE) run -m pytest -m 'not long' $(PYTEST_ARGS)
+	$(COVERAGE) run -m pytest -m 'not long' --ignore $(EXHAUSTIVE) $(PYTEST_ARGS)
 	@$(COVERAGE) combine --quiet
 	$(COVERAGE) report
+
+# Measuring would make every order of events four times as slow, and tells nothing new.
+EXHAUSTIVE := tests/share/test_interleavings.py
+
+.PHONY: test-exhaustive
+test-exhaustive: $(STAMP)
+	$(BIN)/pytest -m 'not long' $(EXHAUSTIVE) $(PYTEST_ARGS)
 
 .PHONY: test-long
 test-long: packages $(STAMP)  ## The long tests
