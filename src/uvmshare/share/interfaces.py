@@ -53,7 +53,7 @@ class VMPlan9(Protocol):
 
 @runtime_checkable
 class TellsExit(Protocol):
-    """A VM that tells when it exits. Not every one can: one that does not answers later calls with `ComputeSystemGone`."""
+    """A VM that tells when it exits. One that cannot answers later calls with `ComputeSystemGone`."""
 
     def on_exit(self, callback: Callable[[ComputeSystemGone], None]) -> None:
         """Have `callback` called once, in the event loop, when the VM has exited; soon, if it has exited already."""
