@@ -15,6 +15,9 @@ from uvmshare.ninep.constants import V9FS_MAGIC, GetattrMask, SetattrValid
 from uvmshare.ninep.constants import OpenFlag as O
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from tests.fileserver.conftest import Host, Refused
 
     from uvmshare.testing.client import Client
@@ -189,6 +192,17 @@ def test_nanoseconds_that_are_none(host: Host, guest: Client, refused: Refused, 
     assert times(host, "f") == (5, 5)
 
 
+def test_a_change_of_several_of_which_one_cannot_be_changes_none(
+    host: Host, guest: Client, refused: Refused, snapshot: Callable[[Path], object]
+) -> None:
+    (host.root / "f").write_bytes(b"0123456789")
+    before = snapshot(host.root)
+    valid = SetattrValid.SIZE | SetattrValid.MODE | SetattrValid.MTIME | SetattrValid.MTIME_SET
+    with guest.walked("f") as fid, refused(errno.EINVAL):
+        guest.rpc(m.Tsetattr(fid, valid, mode=0o600, size=3, mtime_sec=1, mtime_nsec=NS))
+    assert snapshot(host.root) == before
+
+
 def test_a_change_time_alone_changes_nothing_else(host: Host, guest: Client) -> None:
     (host.root / "f").write_bytes(b"x")
     os.utime(host.root / "f", ns=(5, 6))
@@ -240,6 +254,16 @@ def test_owners(guest: Client) -> None:
             guest.setattr(fid, uid=3456)
         seen = guest.stat(name)
         assert (seen.uid, seen.gid) == (3456, 2345)
+
+
+@pytest.mark.parametrize("field", ["uid", "gid"])
+def test_the_number_of_a_user_that_is_none(guest: Client, refused: Refused, field: str) -> None:
+    guest.write_file("f", b"")
+    before = guest.stat("f")
+    valid = SetattrValid.UID if field == "uid" else SetattrValid.GID
+    with guest.walked("f") as fid, refused(errno.EINVAL):
+        guest.rpc(m.Tsetattr(fid, valid, uid=0xFFFFFFFF, gid=0xFFFFFFFF))
+    assert (guest.stat("f").uid, guest.stat("f").gid) == (before.uid, before.gid)
 
 
 def test_unlinked_and_unopened_files_have_attributes(host: Host, guest: Client) -> None:

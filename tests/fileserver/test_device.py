@@ -218,6 +218,14 @@ def test_a_shared_directory_that_is_deleted(device: Device, root: Path, refused:
     device.unshare(name)
 
 
+def test_the_root_of_the_host_can_be_shared(device: Device, root: Path) -> None:
+    name = device.share("/", read_only=True)
+    with device.connect(name) as guest:
+        assert guest.read_file(str(root / "file")) == b"content"
+        assert {entry.name for entry in guest.entries(str(root))} == {b"file"}
+    device.unshare(name)
+
+
 # Removing
 
 
@@ -526,6 +534,11 @@ def test_hybrid_vsock_listens_where_the_monitor_connects(
             assert guest.listdir() == [b"file"]
 
 
+def test_the_mode_of_the_socket(start_device: Callable[..., Device]) -> None:
+    device = start_device(security_model="none", socket_mode=0o660)
+    assert stat.S_IMODE(os.stat(device.address.removeprefix("unix:")).st_mode) == 0o660
+
+
 def start_and_fail(**settings: Any) -> None:
     async def start() -> None:
         async with await FileServer.start(**settings):
@@ -781,6 +794,44 @@ def test_whoever_lets_go_leaves_the_server_running(
         assert guest.listdir() == [b"file"]
     asyncio.run(end())
     ended(supervisor)
+
+
+GARBAGE = [
+    b"\xff\xff\xff\xff",
+    (5).to_bytes(4, "big") + b"hello",
+    (2).to_bytes(4, "big") + b"{}",
+    (4).to_bytes(4, "big") + b"null",
+    (0).to_bytes(4, "big"),
+    (27).to_bytes(4, "big") + b'{"do":"nothing","id":1}    ',
+    (20).to_bytes(4, "big") + b'{"do":"modify","id"',
+]
+
+
+@pytest.mark.parametrize("data", GARBAGE)
+def test_a_peer_that_makes_no_sense_on_the_control_socket_ends_itself_alone(
+    tmp_path_factory: pytest.TempPathFactory, root: Path, data: bytes
+) -> None:
+    directory = tmp_path_factory.mktemp("c")
+    path = directory / "control.sock"
+
+    async def speak_nonsense() -> None:
+        async with await FileServer.start(
+            listen=[f"unix:{directory}/s"], run_dir=directory, security_model="none"
+        ) as server:
+            await server.modify(request_of(share_of(str(root))))
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            reader, writer = await asyncio.open_unix_connection(str(path))
+            writer.write(data)
+            writer.write_eof()
+            async with asyncio.timeout(60):
+                assert await reader.read() == b""
+            writer.close()
+            await writer.wait_closed()
+            with Client.connect(f"unix:{directory}/s", "x") as guest:
+                assert guest.listdir() == [b"file"]
+            assert [share.name for share in (await server.status()).shares] == ["x"]
+
+    asyncio.run(speak_nonsense())
 
 
 def test_a_run_directory_without_a_server(tmp_path: Path) -> None:

@@ -321,6 +321,24 @@ def test_a_directory_that_was_moved_out_is_not_removed_or_renamed(host: Host, mo
     assert empty.is_dir()
 
 
+def test_a_file_that_was_moved_out_is_not_opened_linked_or_renamed(host: Host, guest: Client, refused: Refused) -> None:
+    (host.root / "f").write_bytes(b"was shared")
+    fid = guest.walk("f")
+    (host.root / "f").rename(host.outside / "f")
+    for message in (
+        m.Tlopen(fid, O.RDONLY),
+        m.Tlopen(fid, O.RDWR | O.TRUNC),
+        m.Tlink(guest.root, fid, b"back"),
+        m.Trename(fid, guest.root, b"back"),
+    ):
+        with refused():
+            guest.rpc(message)
+    with refused():
+        guest.rpc(m.Tremove(fid))
+    assert (host.outside / "f").read_bytes() == b"was shared"
+    assert guest.listdir() == []
+
+
 def test_the_rest_of_the_share_goes_on(moved: Moved) -> None:
     assert moved.guest.read_file("stays") == b"stays"
     moved.guest.write_file("more", b"x")
@@ -358,6 +376,45 @@ def test_a_share_whose_root_is_moved_goes_on(host: Host, guest: Client) -> None:
         (host.root / "other").unlink()
         host.root.rmdir()
         (host.outside / "elsewhere").rename(host.root)
+
+
+# Paths that are longer than the host takes in one call
+
+
+def test_deeper_than_a_path_can_say(host: Host, guest: Client, refused: Refused) -> None:
+    name, depth = "d" * 200, 40  # 8 KB; PATH_MAX is 4 KB
+    at = guest.walk()
+    fids = [at]
+    for _ in range(depth):
+        guest.ask(m.Tmkdir(at, name.encode(), 0o755, 0), m.Rmkdir)
+        at = guest.walk(name, start=at)
+        fids.append(at)
+    path = "/".join([name] * depth)
+    guest.write_file(path + "/f", b"deep")
+    guest.symlink("target", path + "/l")
+    guest.link(path + "/f", path + "/g")
+    guest.rename(path + "/g", path + "/h")
+    assert guest.read_file(path + "/h") == b"deep"
+    assert guest.readlink(path + "/l") == b"target"
+    assert sorted(guest.listdir(path)) == [b"f", b"h", b"l"]
+    with guest.walked(path + "/f") as fid:
+        guest.setattr(fid, mode=0o600, uid=1234, size=2, mtime_ns=5)
+        assert (guest.getattr(fid).size, guest.getattr(fid).mtime_nsec) == (2, 5)
+    guest.statfs(path)
+    for leaf in (b"f", b"h", b"l"):
+        guest.ask(m.Tunlinkat(at, leaf, 0), m.Runlinkat)
+    # Moved out there, it is as far outside as any other.
+    middle = fids[depth // 2]
+    (host.root / name).rename(host.outside / "deep")
+    for fid in (at, middle):
+        with refused():
+            guest.rpc(m.Tmkdir(fid, b"new", 0o755, 0))
+        with refused():
+            guest.rpc(m.Twalk(fid, NEW, (name.encode(),)))
+    (host.outside / "deep").rename(host.root / name)
+    for fid in reversed(fids[:-1]):
+        guest.ask(m.Tunlinkat(fid, name.encode(), AT_REMOVEDIR), m.Runlinkat)
+    assert list(host.root.iterdir()) == []
 
 
 # Other shares

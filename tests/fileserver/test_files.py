@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import sys
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -296,6 +297,29 @@ def test_a_file_that_shrinks_between_two_reads(host: Host, guest: Client) -> Non
     os.truncate(path, 10)
     assert guest.read(fid, 0, 900_000) == bytes(10)
     assert guest.read(fid, 900_000, 900_000) == b""
+
+
+def test_a_file_that_shrinks_and_grows_while_it_is_read(host: Host, guest: Client) -> None:
+    # A reply whose count was announced is sent whole; the client would notice one that is not.
+    path = host.root / "f"
+    path.write_bytes(bytes(1 << 20))
+    done = threading.Event()
+
+    def change() -> None:
+        while not done.is_set():
+            os.truncate(path, 1000)
+            os.truncate(path, 1 << 20)
+
+    fid, thread = guest.open("f"), threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(100):
+            for data in (guest.read(fid, 0, 1 << 20), guest.read(fid, 500, 4096)):
+                assert not data.strip(b"\0")
+        assert guest.getattr(fid).size in {1000, 1 << 20}
+    finally:
+        done.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("offset", [4 * GIB - 2, 4 * GIB, 5 * GIB + 1, 1 << 41])
