@@ -37,7 +37,14 @@ PACKAGES = ("msgspec", "click", "rich", "pytest", "pytest-timeout", "hypothesis"
 ALSO = ("colorama",)
 """What these need on Windows alone, which pip does not see from here."""
 
-TESTS = ("tests/hcs", "tests/share", "tests/windows")
+TESTS = (
+    "tests/hcs",
+    "tests/windows",
+    # The Manager's: in every order of events, and long random ones.
+    "tests/share/test_interleavings.py",
+    "tests/share/test_manager.py",
+    "tests/share/test_state.py",
+)
 DEADLINE = 1500
 """Seconds for all of it; each test has its own deadline."""
 
@@ -69,7 +76,9 @@ def main(arguments: list[str]) -> int:
     """Set up what is missing, run pytest and return its exit status."""
     try:
         python = set_up()
-        return run_tests(python, arguments or list(TESTS))
+        options = [argument for argument in arguments if argument.startswith("-")]
+        tests = [argument for argument in arguments if not argument.startswith("-")]
+        return run_tests(python, [*options, *(tests or TESTS)])
     except Failed as error:
         say(str(error))
         return 1
@@ -94,7 +103,9 @@ def set_up() -> Path:
 def interpreter() -> Path:
     """Return python.exe in a directory that is made once for each set of versions."""
     wanted = [f"{name}=={importlib.metadata.version(name)}" for name in PACKAGES] + list(ALSO)
-    key = hashlib.sha256("\n".join([INTERPRETER, *wanted, STUB, sys.version]).encode()).hexdigest()[:12]
+    # Isolated, and with nothing on the path but this. What the editable install has is used where it lies.
+    path = ["Lib", ".", "site-packages", windows_path(ROOT / "src"), windows_path(ROOT / "tools")]
+    key = hashlib.sha256("\n".join([INTERPRETER, *wanted, *path, STUB, sys.version]).encode()).hexdigest()[:12]
     home = HERE / f"python-{key}"
     if home.exists():
         return home / "python.exe"
@@ -108,8 +119,6 @@ def interpreter() -> Path:
     unpack_interpreter(wheel, scratch)
     copy_standard_library(scratch / "Lib")
     pip("install", "--target", str(scratch / "site-packages"), *wanted)
-    # Isolated, and with nothing on the path but this. The package itself is used where it lies.
-    path = ["Lib", ".", "site-packages", windows_path(ROOT / "src")]
     (scratch / "python311._pth").write_text("\r\n".join(path), encoding="utf-8")
     (scratch / "stub.c").write_text(STUB, encoding="ascii")
     mingw("-municode", "-o", str(scratch / "python.exe"), str(scratch / "stub.c"), str(scratch / "python311.dll"))
