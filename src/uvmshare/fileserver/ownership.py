@@ -48,6 +48,7 @@ class Owner(NamedTuple):
 
 
 _CREATE: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
+_MADE_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CAP_DAC_OVERRIDE: Final = 1
 _CAP_MKNOD: Final = 27
 _PERMISSIONS: Final = 0o777
@@ -94,8 +95,13 @@ class Ownership:
         del owner
         os.mkdir(name, mode & _ALL_BITS, dir_fd=directory.fd)
         if mode & ~_PERMISSIONS & _ALL_BITS:
-            # mkdir(2) keeps the sticky bit alone; the guest may have asked for setgid too.
-            os.chmod(name, mode & _ALL_BITS, dir_fd=directory.fd)
+            # mkdir(2) keeps the sticky bit alone; the guest may have asked for setgid too. Not chmod(2) by
+            # name: another mount may have put a symbolic link there, and Landlock does not know chmod.
+            made = os.open(name, _MADE_DIRECTORY, dir_fd=directory.fd)
+            try:
+                os.chmod(f"/proc/self/fd/{made}", mode & _ALL_BITS)
+            finally:
+                os.close(made)
 
     def symlink(self, directory: Node, name: bytes, target: bytes, owner: Owner) -> None:
         """Make a symbolic link."""
