@@ -13,6 +13,7 @@ from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import READ_HEADER_SIZE
 
 if TYPE_CHECKING:
+    from uvmshare.fileserver.fid import OpenFile
     from uvmshare.fileserver.session import Session
 
 _HEADER: Final = struct.Struct("<IBHI")
@@ -21,18 +22,21 @@ _HEADER: Final = struct.Struct("<IBHI")
 def readdir(session: Session, tag: int, message: m.Treaddir) -> bytes | None:
     """List an open directory from an offset on (protocol.md, readdir). "." and ".." are among its entries.
 
-    A listing that begins anew is refused when the directory has left the share. A large directory is
-    read aside.
+    Refused when the directory has left the share, also in the middle: names may be new to it since. A
+    large directory is read aside.
     """
     file = session.open_file(message.fid)
     listing = file.listing
     if listing is None:
         raise OSError(errno.ENOTDIR, "not a directory")
-    if message.offset == 0:
-        session.tree.require_inside(session.fid(message.fid).node)
+    if message.offset >> 63:
+        raise OSError(errno.EINVAL, "no offset of a directory")
+    session.tree.require_inside(session.fid(message.fid).node)
     count = min(message.count, session.msize - READ_HEADER_SIZE)
 
-    def encode() -> bytes:
+    # The job holds the open file: a Tclunk while it runs would close the descriptor under the listing,
+    # whose number may be another directory's a moment later.
+    def encode(_held: OpenFile = file) -> bytes:
         data = listing.read(message.offset, count)
         return _HEADER.pack(READ_HEADER_SIZE + len(data), m.Rreaddir.type, tag, len(data)) + data
 
