@@ -25,7 +25,7 @@ from uvmshare.share.manager import RETRY_FIRST, RETRY_LONGEST, Manager, ShareInf
 from uvmshare.share.options import AddOptions
 from uvmshare.share.state import ShareState
 from uvmshare.testing.fakes import FakeVM, Reply
-from uvmshare.testing.schedule import run
+from uvmshare.testing.schedule import VirtualLoop, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -514,6 +514,33 @@ async def test_retries_wait_longer_each_time_up_to_a_minute(vm: FakeVM, manager:
     assert not vm.shares
 
 
+async def test_what_was_wanted_in_between_is_retried_soon_again(vm: FakeVM, manager: Manager) -> None:
+    await _leave_unwanted(vm, manager)
+    vm.replies.extend([Reply.FAIL, Reply.FAIL])
+    await asyncio.sleep(4 * RETRY_FIRST)
+    await manager.add_to_vm(ONE, owner="a")
+    await asyncio.sleep(RETRY_LONGEST)
+    assert len(vm.calls) == 4
+    leaving = manager.share(ONE)
+    await leaving.__aenter__()
+    await manager.remove_from_vm("0", owner="a")
+    vm.replies.append(Reply.FAIL)
+    with pytest.raises(ComputeSystemError):
+        await leaving.__aexit__(None, None, None)
+    await asyncio.sleep(RETRY_FIRST)
+    await settle()
+    assert not vm.shares
+
+
+async def test_what_was_taken_out_by_name_leaves_no_timer(vm: FakeVM, manager: Manager) -> None:
+    await _leave_unwanted(vm, manager)
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    assert loop.next_timer is not None
+    await manager.remove_from_vm("0")
+    assert loop.next_timer is None
+
+
 async def test_removing_an_orphan_by_its_name_retries_now(vm: FakeVM, manager: Manager) -> None:
     vm.replies.extend([Reply.LOSE_AFTER, Reply.LOSE_BEFORE, Reply.FAIL])
     with pytest.raises(OutcomeUnknown):
@@ -717,11 +744,13 @@ async def test_closing_takes_everything_out(vm: FakeVM) -> None:
 
 async def test_closing_says_what_it_could_not_take_out_and_can_be_repeated(vm: FakeVM, manager: Manager) -> None:
     await manager.add_to_vm(ONE)
+    await manager.add_to_vm(ONE, owner="a")
     await manager.add_to_vm(OTHER)
     vm.replies.extend([Reply.FAIL, Reply.SUCCEED])
     with pytest.raises(SharesLeft, match="share 0: remove of share 0") as raised:
         await manager.aclose()
     assert raised.value.names == ("0",)
+    assert (only(manager).references, only(manager).state) == (0, ShareState.ADDED)  # nobody's any more
     await asyncio.sleep(RETRY_LONGEST)
     assert list(vm.shares) == ["0"]  # nothing goes on behind the back of those who closed it
     vm.replies.append(Reply.LOSE_BEFORE)
@@ -854,8 +883,8 @@ async def test_a_vm_that_exits_releases_every_share_without_a_call() -> None:
     assert len(vm.calls) == calls
 
 
-@pytest.mark.parametrize("reply", [Reply.SUCCEED, Reply.FAIL, Reply.LOSE_BEFORE, Reply.LOSE_AFTER])
-async def test_an_add_that_meets_the_exit_of_the_vm_fails_whatever_the_answer(reply: Reply) -> None:
+@pytest.mark.parametrize("reply", [Reply.SUCCEED, Reply.LOSE_AFTER, TimeoutError()])
+async def test_an_add_that_meets_the_exit_of_the_vm_fails_whatever_the_answer(reply: Reply | Exception) -> None:
     vm = Mortal()
     vm.hold = True
     manager = Manager(vm)
@@ -868,6 +897,21 @@ async def test_an_add_that_meets_the_exit_of_the_vm_fails_whatever_the_answer(re
             await add
     assert not manager.shares()
     assert len(vm.calls) == 1
+
+
+async def test_an_add_that_the_vm_took_just_before_its_exit_fails_too() -> None:
+    vm = Mortal()
+    vm.hold = True
+    manager = Manager(vm)
+    add = asyncio.create_task(manager.add_to_vm(ONE))
+    await settle()
+    vm.in_flight["0"].answer(Reply.SUCCEED)
+    await until(lambda: bool(vm.shares))
+    vm.exit()
+    assert only(manager).busy == "adding"
+    with pytest.raises(ComputeSystemGone):
+        await add
+    assert not manager.shares()
 
 
 async def test_a_remove_that_meets_the_exit_of_the_vm_is_done_whatever_the_answer() -> None:

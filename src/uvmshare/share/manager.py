@@ -210,7 +210,6 @@ class Manager:
         while True:
             operations = []
             for share in tuple(self._by_name.values()):
-                self._cancel_retry(share)
                 operation = share.operation
                 if operation is None:
                     if share.state is ShareState.PENDING:
