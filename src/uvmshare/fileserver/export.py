@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from uvmshare.errors import AccessDenied, InvalidDocument
+from uvmshare.errors import AccessDenied, FileServerError, InvalidDocument
 from uvmshare.hcs.schema import Plan9ShareFlags
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ class Export:
     def open(cls, share: Plan9Share, security_model: str) -> Export:
         """Check the document and open its directory.
 
-        Raises `InvalidDocument` or `AccessDenied`, and leaves nothing open then.
+        Raises `InvalidDocument`, `AccessDenied`, or `FileServerError` when the host has nothing left to open
+        it with; leaves nothing open then.
         """
         flags = _checked_flags(share)
         if security_model == "mapped-xattr" and not flags & Plan9ShareFlags.LINUX_METADATA:
@@ -99,14 +100,21 @@ def _checked_flags(share: Plan9Share) -> Plan9ShareFlags:
     return flags
 
 
+def _cannot(share: Plan9Share, do: str, error: OSError) -> AccessDenied | FileServerError | InvalidDocument:
+    """Say what stands in the way of a share, and what to do about it."""
+    text = f"share {share.access_name}: cannot {do} {share.path!r}: {error.strerror}; "
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return AccessDenied(text + "the file server's user needs to reach and list it")
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return FileServerError(text + "end some of the guest's mounts, or allow the file server more (ulimit -n)")
+    return InvalidDocument(text + "a share is a directory")
+
+
 def _open_root(share: Plan9Share) -> int:
     try:
         root = os.open(share.path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
-        denied = error.errno in (errno.EACCES, errno.EPERM)
-        remedy = "the file server's user needs to reach and list it" if denied else "a share is a directory"
-        msg = f"share {share.access_name}: cannot open {share.path!r}: {error.strerror}; {remedy}"
-        raise (AccessDenied if denied else InvalidDocument)(msg) from error
+        raise _cannot(share, "open", error) from error
     try:
         # A symbolic link anywhere in the path would have been resolved when the options were made: if
         # there is one now, somebody put it there in between.
@@ -115,12 +123,9 @@ def _open_root(share: Plan9Share) -> int:
             msg = f"share {share.access_name}: Path {share.path!r} leads to {reached!r}; give the real path"
             raise InvalidDocument(msg)
         os.close(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root))
-    except PermissionError as error:
+    except OSError as error:
         os.close(root)
-        msg = (
-            f"share {share.access_name}: cannot list {share.path!r}: {error.strerror}; the file server's user needs to"
-        )
-        raise AccessDenied(msg) from error
+        raise _cannot(share, "list", error) from error
     except BaseException:
         os.close(root)
         raise

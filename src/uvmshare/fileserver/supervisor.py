@@ -20,6 +20,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -50,6 +51,8 @@ __all__ = ["Supervisor", "main"]
 
 _RECEIVE: Final = 64 * 1024
 _CONTROL_SOCKET: Final = "control.sock"
+_NOTHING_LEFT: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""What accept(2) says when the host has no descriptors or memory for one more connection."""
 
 
 @dataclass(slots=True)
@@ -203,7 +206,7 @@ class Supervisor:
         try:
             accepted = listener.accept()
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+            if error.errno not in _NOTHING_LEFT:
                 raise
             self._listen_no_more(error)
             return
@@ -236,12 +239,19 @@ class Supervisor:
             self._drop(next(iter(self._half_open.values())), "the host has no descriptors left")
         for listener in self._listeners:
             self._selector.unregister(listener.socket)
+        if self._control_listener is not None:
+            self._selector.unregister(self._control_listener.socket)
         self._deaf = True
 
     def _listen_again(self) -> None:
         self._deaf = False
         for listener in self._listeners:
             self._watch_listener(listener)
+        self._watch_controls()
+
+    def _watch_controls(self) -> None:
+        if (controls := self._control_listener) is not None:
+            self._watch(controls.socket, selectors.EVENT_READ, lambda _: self._on_controller(controls))
 
     def _watch_listener(self, listener: Listener) -> None:
         self._watch(listener.socket, selectors.EVENT_READ, lambda _: self._on_connection(listener))
@@ -318,7 +328,13 @@ class Supervisor:
                 lifeline=self._lifeline,
                 log=lambda reason: _log(f"{who}: {reason}"),
             )
-        pidfd = os.pidfd_open(pid)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            # A mount process that cannot be watched would outlive its share.
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
         share.mounts[pid] = started = _Mount(pid, pidfd, share, half.number, half.peer)
         self._watch(pidfd, selectors.EVENT_READ, lambda _: self._on_mount_end(started))
         self._drop(half, None)
@@ -353,7 +369,15 @@ class Supervisor:
         self._watch(connection, selectors.EVENT_READ, lambda events: self._on_control(controller, events))
 
     def _on_controller(self, listener: Listener) -> None:
-        accepted = listener.accept()
+        if self._deaf:
+            return  # decided by what was ready beside it
+        try:
+            accepted = listener.accept()
+        except OSError as error:
+            if error.errno not in _NOTHING_LEFT:
+                raise
+            self._listen_no_more(error)
+            return
         if accepted is not None:
             self._add_controller(accepted[0], is_starter=False)
 
@@ -381,7 +405,7 @@ class Supervisor:
                     self._obey(controller, control.decode_request(body))
         except BlockingIOError:
             return
-        except (OSError, ValueError, msgspec.DecodeError) as error:
+        except (OSError, ValueError, RecursionError, msgspec.DecodeError) as error:  # RecursionError: JSON too deep
             _log(f"control channel: {error}; channel closed")
             self._lose_controller(controller)
 
@@ -448,8 +472,7 @@ class Supervisor:
                 self._control_listener.close()
                 self._control_listener = None
             raise
-        if (controls := self._control_listener) is not None:
-            self._watch(controls.socket, selectors.EVENT_READ, lambda _: self._on_controller(controls))
+        self._watch_controls()
         self._configuration = configuration
         self._listeners = listeners
         for listener in listeners:
@@ -530,6 +553,9 @@ class Supervisor:
 def main(arguments: list[str]) -> int:
     """Run a supervisor on the control channel whose descriptor is the one argument."""
     syscalls.set_name("uvmshare")
+    # A socket and a pidfd for each mount: the usual 1024 would be less than the limits allow.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     Supervisor(socket.socket(fileno=int(arguments[0]))).run()
     return 0
 
