@@ -72,14 +72,14 @@ def confine(export: Export, limits: Limits) -> None:
     """Hold this process to one share, for ever.
 
     No new privileges, no core dumps (they would hold the guest's data), as much memory as the limits
-    say, as many descriptors as the host allows, files made with the very bits asked for; Landlock on
+    say, as many descriptors as they say and the host allows, files made with the very bits asked for; Landlock on
     the share's root and a seccomp filter where the host has them. Raises `OSError` when something that
     the host has does not work.
     """
     os.umask(0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (limits.memory_bytes, limits.memory_bytes))
-    _raise_descriptors()
+    _set_descriptors(limits.descriptors)
     syscalls.no_new_privileges()
     as_guest_users = export.security_model == "passthrough"
     if syscalls.landlock_abi():
@@ -100,11 +100,15 @@ def most_descriptors() -> int:
         return max(hard, int(file.read()))
 
 
-def _raise_descriptors() -> None:
-    """Allow as many descriptors as can be had: a guest's kernel holds a fid for every file that it remembers."""
-    most = most_descriptors()
+def _set_descriptors(limit: int) -> None:
+    """Allow as many descriptors as the limits say and can be had.
+
+    A guest's kernel holds a fid for every file that it remembers, and each fid one descriptor for its
+    file and one for every directory that it alone was walked through.
+    """
+    most = min(limit, most_descriptors())
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     except (ValueError, PermissionError):  # root without CAP_SYS_RESOURCE, in a container
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(limit, hard), min(limit, hard)))

@@ -46,6 +46,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     open_files: int = 16384
     """Fids that are open."""
 
+    descriptors: int = 262144
+    """Descriptors of a mount process (RLIMIT_NOFILE). A fid holds one for its file and one for each
+    directory on the way that no other fid holds: without this, deep trees would use up the host's."""
+
     locks: int = 4096
     """Byte ranges that are locked, and lock requests that wait."""
 
