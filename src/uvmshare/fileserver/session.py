@@ -49,6 +49,8 @@ _IN_SLACK: Final = 64 * 1024
 """Beyond one largest message, so that many small ones arrive in one call."""
 
 _NOBODY: Final = 65534
+_MOST_DIGITS: Final = 10
+"""Of a uid."""
 
 _LOCK_RETRY_SECONDS: Final = 0.01
 """How often a lock that somebody else holds is tried again: no host call waits for one and can be stopped."""
@@ -89,6 +91,7 @@ class Session:
         self._attached = False
         self._aside = Aside(self.outbox.send)
         self._lock_waits: list[locking.Waiting] = []
+        self._next_lock_try = 0.0
         self._throttle = Throttle(limits)
         self._table = {
             number: _Entry(messages.BY_TYPE[number], handler, number in table.CHANGES)
@@ -114,7 +117,9 @@ class Session:
         self._attached = True
         try:
             tag, message = attach
-            self.outbox.reply(walking.attach(self, tag, message))
+            reply = self._guarded(tag, lambda: walking.attach(self, tag, message))
+            assert reply is not None
+            self.outbox.reply(reply)
             if len(rest) > len(self._view):
                 self._refuse("more came with the handshake than the largest message holds")
             self._view[: len(rest)] = rest
@@ -161,7 +166,12 @@ class Session:
         if self._lock_waits:
             readable = select.poll()
             readable.register(self._connection, select.POLLIN)
-            while self._lock_waits and not readable.poll(_LOCK_RETRY_SECONDS * 1000):
+            while self._lock_waits:
+                # By the clock, not when the guest is silent: one busy program in it would keep all
+                # others from their locks.
+                wait = self._next_lock_try - time.monotonic()
+                if wait > 0 and readable.poll(wait * 1000):
+                    break
                 self._try_locks_again()
                 self.outbox.flush()
         try:
@@ -293,6 +303,7 @@ class Session:
 
     def _try_locks_again(self) -> None:
         now = time.monotonic()
+        self._next_lock_try = now + _LOCK_RETRY_SECONDS
         left = []
         for waiting in self._lock_waits:
             reply = self._guarded(waiting.tag, lambda waiting=waiting: locking.answer(waiting, now))  # type: ignore[misc]  # mypy cannot type a lambda's default
@@ -381,7 +392,7 @@ class Session:
             return message.n_uname
         if message.uname == b"root":
             return 0
-        if message.uname.isdigit() and int(message.uname) < NONUNAME:
+        if message.uname.isdigit() and len(message.uname) <= _MOST_DIGITS and int(message.uname) < NONUNAME:
             return int(message.uname)
         return _NOBODY
 

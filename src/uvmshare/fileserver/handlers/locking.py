@@ -80,6 +80,8 @@ def lock(session: Session, tag: int, message: m.Tlock) -> bytes | None:
     reopen = _reopen(session, fid)
 
     def take() -> bool:
+        if session.fids.get(message.fid) is not fid:  # clunked while it waited: its locks went with it
+            raise OSError(errno.EBADF, "unknown fid")
         return session.locks.set(key, owner, kind, span, reopen)
 
     if take():
