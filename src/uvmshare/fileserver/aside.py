@@ -62,9 +62,17 @@ class Aside:
                 return False
             job = self.pending[tag] = _Job(size)
             self._bytes += size
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(_THREADS)
-        self._threads.submit(self._run, tag, job, work)
+        threads = self._threads or ThreadPoolExecutor(_THREADS)
+        try:
+            threads.submit(self._run, tag, job, work)
+        except RuntimeError:  # no room for another thread
+            if self._threads is None:
+                with self._lock:
+                    del self.pending[tag]
+                    self._bytes -= size
+                return False
+            # One that runs already will come to it: the job is in their queue all the same.
+        self._threads = threads
         return True
 
     def _run(self, tag: int, job: _Job, work: Callable[[], bytes]) -> None:
