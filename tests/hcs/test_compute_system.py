@@ -597,6 +597,23 @@ def test_an_event_after_the_event_loop_reaches_nobody(standin: StandIn) -> None:
     system._executor.shutdown()
 
 
+def test_text_with_a_nul_is_refused_for_hcs_would_read_half_of_it() -> None:
+    with pytest.raises(errors.InvalidDocument, match="leave it out"):
+        computecore._text("a\0b")
+
+
+def test_a_defect_while_handing_over_is_raised_and_not_waited_for(
+    standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with await opened(standin) as system:
+            monkeypatch.setattr(computecore.Operation, "start", lambda _: 1 // 0)
+            with pytest.raises(ZeroDivisionError):
+                await system.modify(adding())
+
+    asyncio.run(main())
+
+
 # What is left
 
 

@@ -249,7 +249,9 @@ class ComputeSystem:
         assert handle is not None, "closed once only: see close()"
         self._end_subscribers()
         if self._running:
-            await asyncio.wait(tuple(self._running), timeout=self._timeout + self._grace)
+            # Of a VM that has exited HCS ends the operations itself, and soon.
+            seconds = self._grace if self._over.done() else self._timeout + self._grace
+            await asyncio.wait(tuple(self._running), timeout=seconds)
         if self._running:
             self._close_when_ended(handle)
             msg = (
