@@ -12,6 +12,7 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.fileserver import syscalls
+from uvmshare.fileserver.handlers.files import SET_ID
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import V9FS_MAGIC, GetattrMask, SetattrValid
 
@@ -89,6 +90,8 @@ def setattr_(session: Session, tag: int, message: m.Tsetattr) -> bytes:
         session.ownership.chown(fid.node, uid, gid)
     if valid & _MODE:
         session.ownership.chmod(fid.node, message.mode)
+        if message.mode & SET_ID:
+            session.note_set_id(fid.node)
     if valid & (_ATIME | _MTIME):
         syscalls.set_times(
             session.tree.path_of(fid.node),
