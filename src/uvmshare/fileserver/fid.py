@@ -21,11 +21,12 @@ class OpenFile:
     """An open descriptor. It is closed when the last who uses it lets go: its fid, or a job that runs aside.
 
     `key` is the file's (device, inode). `nowait` is False once the file system has said that it cannot
-    tell what it would wait for (preadv2(2));
-    `sync` when each write waits for the disk; `listing` is there when it is a directory.
+    tell what it would wait for (preadv2(2)); `set_id` when the file has a setuid or setgid bit that a
+    write by a user takes off; `sync` when each write waits for the disk; `listing` is there when it is
+    a directory.
     """
 
-    __slots__ = ("fd", "key", "listing", "nowait", "sync", "writable")
+    __slots__ = ("fd", "key", "listing", "nowait", "set_id", "sync", "writable")
 
     def __init__(self, fd: int, key: tuple[int, int], *, writable: bool = False, sync: bool = False) -> None:
         self.fd = fd
@@ -34,6 +35,7 @@ class OpenFile:
         self.sync = sync
         self.listing: Listing | None = None
         self.nowait = True
+        self.set_id = False
 
     def __del__(self) -> None:
         os.close(self.fd)

@@ -146,11 +146,6 @@ class Ownership:
         """Return the guest's name of a host's attribute, or None when it does not exist for the guest."""
         return name if name.startswith(b"user.") and not name.startswith(_OURS) else None
 
-    def write(self, uid: int, descriptor: int, data: bytes | memoryview, offset: int) -> int:
-        """Write to an open file for the user; return how many bytes."""
-        del uid
-        return os.pwrite(descriptor, data, offset)
-
 
 class Passthrough(Ownership):
     """The model ``passthrough``: new files are made as the guest's user, and nobody else's rights are used up."""
@@ -203,13 +198,6 @@ class Passthrough(Ownership):
 
     def xattr_seen(self, name: bytes) -> bytes | None:
         return None if name.startswith(_OURS) else name
-
-    def write(self, uid: int, descriptor: int, data: bytes | memoryview, offset: int) -> int:
-        if uid == 0:
-            return os.pwrite(descriptor, data, offset)
-        # As the user, without CAP_FSETID, so that the host takes the setuid bit off as write(2) says.
-        with self._As(Owner(uid, 0)):
-            return os.pwrite(descriptor, data, offset)
 
 
 _UID: Final = _XATTR + "uid"

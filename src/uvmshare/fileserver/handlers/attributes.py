@@ -12,8 +12,9 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.fileserver import syscalls
+from uvmshare.fileserver.handlers.files import SET_ID
 from uvmshare.ninep import messages as m
-from uvmshare.ninep.constants import V9FS_MAGIC, GetattrMask, SetattrValid
+from uvmshare.ninep.constants import NONUNAME, V9FS_MAGIC, GetattrMask, SetattrValid
 
 if TYPE_CHECKING:
     from uvmshare.fileserver.fid import Fid
@@ -81,21 +82,29 @@ def setattr_(session: Session, tag: int, message: m.Tsetattr) -> bytes:
     fid = session.fid(message.fid)
     session.tree.require_inside(fid.node)
     valid = message.valid
+    # What can be wrong with the message itself is found before anything is changed.
+    atime = _time(valid & _ATIME, valid & _ATIME_SET, message.atime_sec, message.atime_nsec)
+    mtime = _time(valid & _MTIME, valid & _MTIME_SET, message.mtime_sec, message.mtime_nsec)
+    uid = _number(message.uid) if valid & _UID else -1
+    gid = _number(message.gid) if valid & _GID else -1
     if valid & _SIZE:
         _truncate(session, fid, message.size)
     if valid & (_UID | _GID):
-        uid = message.uid if valid & _UID else -1
-        gid = message.gid if valid & _GID else -1
         session.ownership.chown(fid.node, uid, gid)
     if valid & _MODE:
         session.ownership.chmod(fid.node, message.mode)
+        if message.mode & SET_ID:
+            session.note_set_id(fid.node)
     if valid & (_ATIME | _MTIME):
-        syscalls.set_times(
-            session.tree.path_of(fid.node),
-            _time(valid & _ATIME, valid & _ATIME_SET, message.atime_sec, message.atime_nsec),
-            _time(valid & _MTIME, valid & _MTIME_SET, message.mtime_sec, message.mtime_nsec),
-        )
+        syscalls.set_times(session.tree.path_of(fid.node), atime, mtime)
     return _RSETATTR(tag)
+
+
+def _number(number: int) -> int:
+    """Refuse the number that means no user or group (``INVALID_UID``); chown(2) would leave the owner alone."""
+    if number == NONUNAME:
+        raise OSError(errno.EINVAL, "no user or group has that number")
+    return number
 
 
 def _time(change: int, to: int, seconds: int, nanoseconds: int) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import READ_HEADER_SIZE, OpenFlag
 
 if TYPE_CHECKING:
+    from uvmshare.fileserver.fid import Fid
     from uvmshare.fileserver.session import Session
     from uvmshare.fileserver.tree import Node
 
@@ -31,6 +32,7 @@ _RFSYNC: Final = m.packer(m.Rfsync)
 _ACCESS: Final = int(OpenFlag.NOACCESS)
 _EXCL: Final = int(OpenFlag.EXCL)
 _SYNC: Final = int(OpenFlag.SYNC | OpenFlag.DSYNC)
+SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 _TRUNC: Final = int(OpenFlag.TRUNC)
 _DIRECTORY: Final = int(OpenFlag.DIRECTORY)
 
@@ -74,7 +76,9 @@ def _open(session: Session, node: Node, flags: int) -> tuple[OpenFile, os.stat_r
     if kind != stat.S_IFREG or not stat.S_ISREG(found.st_mode):
         # Opening a FIFO blocks, and opening a device acts on the host: the guest has its own.
         raise OSError(errno.ENXIO, "only regular files and directories are opened")
-    return _file(session.tree.reopen(node, _host_flags(flags)), found, flags), found, mode
+    file = _file(session.tree.reopen(node, _host_flags(flags)), found, flags)
+    file.set_id = bool(mode & SET_ID)
+    return file, found, mode
 
 
 def _file(descriptor: int, found: os.stat_result, flags: int) -> OpenFile:
@@ -133,6 +137,7 @@ def lcreate(session: Session, tag: int, message: m.Tlcreate) -> bytes:
         found = os.fstat(io)
         mode = found.st_mode
         file = _file(io, found, flags)
+        file.set_id = bool(message.mode & SET_ID)
         node = session.tree.node_of(io, directory, message.name)
     fid.node = node
     session.opened(fid, file)
@@ -170,12 +175,26 @@ def write(session: Session, tag: int, message: m.Twrite) -> bytes | None:
             raise OSError(errno.EBADF, "fid is open for reading an attribute")
         return _RWRITE(tag, xattrs.write(fid.xattr, message.data, message.offset))
     file = session.open_file(message.fid)
-    offset, put, uid = message.offset, session.ownership.write, fid.uid
+    offset = message.offset
+    if file.set_id and fid.uid:
+        _take_set_id_off(session, fid, file)
     if file.sync:
         data = bytes(message.data)  # the buffer it stands in is used again
-        if session.run_aside(tag, 0, lambda: _written(tag, len(data), put(uid, file.fd, data, offset))):
+        if session.run_aside(tag, 0, lambda: _written(tag, len(data), os.pwrite(file.fd, data, offset))):
             return None
-    return _written(tag, len(message.data), put(uid, file.fd, message.data, offset))
+    return _written(tag, len(message.data), os.pwrite(file.fd, message.data, offset))
+
+
+def _take_set_id_off(session: Session, fid: Fid, file: OpenFile) -> None:
+    """Take the setuid bit off, and the setgid bit of what the group may execute, as write(2) by a user does.
+
+    The server writes as its own user, so that the host does not do it.
+    """
+    mode = session.ownership.seen(fid.node, os.fstat(fid.node.fd))[0]
+    off = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
+    if mode & off:
+        session.ownership.chmod(fid.node, mode & ~off)
+    file.set_id = False
 
 
 def _written(tag: int, asked: int, count: int) -> bytes:

@@ -63,8 +63,9 @@ def xattrcreate(session: Session, tag: int, message: m.Txattrcreate) -> bytes:
     if message.flags & ~_KNOWN_FLAGS:
         raise OSError(errno.EINVAL, "unknown flags")
     session.tree.require_inside(fid.node)
-    session.require_xattr_room(message.attr_size)
-    fid.xattr = XattrWrite(session.ownership.xattr_name(message.name), message.attr_size, message.flags)
+    name = session.ownership.xattr_name(message.name)
+    session.require_xattr_room(message.attr_size)  # last, because what it counts is only given back with the fid
+    fid.xattr = XattrWrite(name, message.attr_size, message.flags)
     return _RXATTRCREATE(tag)
 
 
