@@ -205,7 +205,7 @@ class Session:
         """Do what a request asks for; an error is the guest's to know."""
         try:
             return work()
-        except OSError as error:
+        except (OSError, OverflowError) as error:  # OverflowError: an offset or size that no system call takes
             return _RLERROR(tag, to_errno(error))
         except RemoteProtocolError:
             raise
