@@ -1,0 +1,92 @@
+"""What is measured of the file servers: one `Case` a row of the table.
+
+What lives here: the rows, their order, and the figures that each is to reach. What must not: how one is
+measured (`run`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Case", "cases"]
+
+Medium = Literal["tmpfs", "disk"]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One row: a workload of load.c, how hard it is driven, on how many CPUs, and where the files are.
+
+    On one CPU the client and the server share it; on two nobody is held to one. `to_diod` and
+    `to_minimal` are the ratios of throughput to reach, None where none is set. `by_latency` says that
+    the 99th percentile is compared instead, and `to_diod` is then the most it may be.
+    """
+
+    workload: str
+    depth: int
+    connections: int
+    cpus: Literal[1, 2]
+    medium: Medium
+    transport: Literal["unix", "tcp"] = "unix"
+    uid: int = 0
+    to_diod: float | None = None
+    to_minimal: float | None = None
+    by_latency: bool = False
+
+    @property
+    def moves_bytes(self) -> bool:
+        """Whether bytes a second say more than operations a second."""
+        return self.workload.startswith(("read-", "write-"))
+
+    def describe(self) -> str:
+        """Return the row's name."""
+        words = [f"{self.workload}, depth {self.depth}"]
+        if self.connections > 1:
+            words.append(f"{self.connections} connections")
+        words.append("one CPU" if self.cpus == 1 else "two CPUs")
+        words += [
+            self.medium,
+            *(["TCP"] if self.transport == "tcp" else []),
+            *([f"uid {self.uid}"] if self.uid else []),
+        ]
+        return ", ".join(words)
+
+
+SMALL: Final = ("getattr", "walk", "open-read", "create-unlink")
+"""The workloads that small files are made of."""
+
+BULK: Final = tuple(f"{verb}-{size}" for verb in ("read", "write") for size in ("64k", "512k", "1m"))
+
+
+def cases() -> Iterator[Case]:
+    """Give every row. What the file system hardly touches is measured on tmpfs alone."""
+    media: tuple[Medium, ...] = ("tmpfs", "disk")
+    for medium in media:
+        for workload in SMALL:
+            for depth in (1, 8, 32):
+                if medium == "tmpfs" or depth != 32:
+                    to_diod, to_minimal = (1.3, 0.7) if depth == 1 else (2.2, 0.6)
+                    yield Case(workload, depth, 1, 1, medium, to_diod=to_diod, to_minimal=to_minimal)
+            for depth in (1, 8):
+                if medium == "tmpfs" or depth == 8:
+                    yield Case(workload, depth, 4, 2, medium, to_diod=3, to_minimal=0.7)
+        for workload in BULK:
+            goals = (None, None) if workload.endswith("64k") else (1.3, 1.0)
+            yield Case(workload, 4, 1, 1, medium, to_diod=goals[0], to_minimal=goals[1])
+            if medium == "tmpfs":
+                yield Case(workload, 4, 1, 2, medium, to_diod=goals[0], to_minimal=goals[1])
+        yield Case("random-read-4k", 8, 1, 1, medium)
+        yield Case("readdir", 1, 1, 1, medium, to_diod=1, to_minimal=0.7)
+        for depth, connections, cpus in STATUS:
+            yield Case("git-status", depth, connections, cpus, medium)
+        yield Case("create-unlink", 8, 1, 1, medium, uid=1000)
+    yield Case("cold-reads", 8, 1, 2, "disk", to_diod=0.5, by_latency=True)
+    for workload, depth in (("getattr", 1), ("getattr", 8), ("open-read", 8), ("read-512k", 4)):
+        yield Case(workload, depth, 1, 1, "tmpfs", transport="tcp")
+
+
+STATUS: Final[tuple[tuple[int, int, Literal[1, 2]], ...]] = ((1, 1, 1), (8, 1, 1), (8, 4, 2))

@@ -1,0 +1,164 @@
+"""What the Manager costs: adds, duplicate adds and releases with many shares, and memory.
+
+What lives here: the Manager and the published algorithm with a VM that answers at once. What must not: file servers.
+
+Times are CPU time of this process, so that a busy machine does not add to them, with the cyclic garbage collector
+as a program has it. The options are built beforehand, since that reads the file system; building them is a
+row of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import statistics
+import time
+import tracemalloc
+from typing import TYPE_CHECKING, Any, Final
+
+from benchmarks import published
+from uvmshare.share.manager import Manager
+from uvmshare.share.options import AddOptions
+from uvmshare.share.state import ShareState
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from uvmshare.share.interfaces import Plan9Share
+
+__all__ = ["measure"]
+
+SIZES: Final = (1_000, 16_000, 100_000)
+_BATCH: Final = 500
+_ROUNDS: Final = 9
+
+
+class InstantVM:
+    """Answers at once, and keeps nothing."""
+
+    async def add_plan9(self, share: Plan9Share) -> None:
+        """Say yes."""
+
+    async def remove_plan9(self, share: Plan9Share) -> None:
+        """Say yes."""
+
+
+def options(first: int, count: int) -> list[AddOptions]:
+    """Build distinct options: allowed names need not exist."""
+    return [AddOptions("/", restrict=True, allowed_names=(f"n{n}",)) for n in range(first, first + count)]
+
+
+async def _each(calls: list[Callable[[], Awaitable[object]]]) -> float:
+    """Make the calls in turn and return the microseconds that one took."""
+    begun = time.process_time()
+    for call in calls:
+        await call()
+    return (time.process_time() - begun) / len(calls) * 1e6
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+async def _with_shares(
+    manager: Manager | published.Manager, present: list[AddOptions], fresh: list[AddOptions]
+) -> dict[str, Any]:
+    """Measure the three calls on a manager that has the shares `present`; `fresh` it has not."""
+    added, duplicate, released, removed = [], [], [], []
+    rounds = _ROUNDS if isinstance(manager, Manager) else 3
+    batch = fresh[: _BATCH if isinstance(manager, Manager) else 10]
+    some = present[:: max(1, len(present) // len(batch))][: len(batch)]
+    add, remove = manager.add_to_vm, manager.remove_from_vm
+    for _ in range(rounds):
+        names: list[str] = []
+
+        async def add_and_keep(options: AddOptions, names: list[str] = names) -> None:
+            names.append(await add(options))
+
+        added.append(await _each([lambda o=o: add_and_keep(o) for o in batch]))  # type: ignore[misc]  # mypy cannot type a lambda's default
+        removed.append(await _each([lambda n=n: remove(n) for n in names]))  # type: ignore[misc]  # the same
+        names.clear()
+        duplicate.append(await _each([lambda o=o: add_and_keep(o) for o in some]))  # type: ignore[misc]  # the same
+        released.append(await _each([lambda n=n: remove(n) for n in names]))  # type: ignore[misc]  # the same
+    return {
+        "add_us": _spread(added),
+        "duplicate_us": _spread(duplicate),
+        "release_us": _spread(released),
+        "remove_us": _spread(removed),
+    }
+
+
+async def _ours(sizes: tuple[int, ...], every: list[AddOptions]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for size in sizes:
+        manager = Manager(InstantVM())
+        for wanted in every[:size]:
+            await manager.add_to_vm(wanted)
+        gc.collect()
+        result[str(size)] = await _with_shares(manager, every[:size], every[-_BATCH:])
+        await manager.aclose()
+    return result
+
+
+async def _published(sizes: tuple[int, ...], every: list[AddOptions]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for size in sizes:
+        manager = published.Manager(InstantVM())
+        # As if they had been added: adding them one by one would take the square of the time.
+        manager.shares = {
+            str(n): published.Share(str(n), wanted, ShareState.ADDED, 1) for n, wanted in enumerate(every[:size])
+        }
+        manager.next_name = size
+        result[str(size)] = await _with_shares(manager, every[:size], every[-_BATCH:])
+    return result
+
+
+async def _throughput(every: list[AddOptions]) -> dict[str, float]:
+    """Add every share, then remove every one; calls a second."""
+    manager = Manager(InstantVM())
+    begun = time.process_time()
+    names = [await manager.add_to_vm(wanted) for wanted in every]
+    between = time.process_time()
+    for name in names:
+        await manager.remove_from_vm(name)
+    ended = time.process_time()
+    return {
+        "shares": len(every),
+        "adds_per_second": len(every) / (between - begun),
+        "removes_per_second": len(every) / (ended - between),
+        "adds_and_removes_per_second": 2 * len(every) / (ended - begun),
+    }
+
+
+async def _memory(count: int) -> dict[str, float]:
+    """Return the bytes that a share takes in the Manager, and those of its options."""
+    gc.collect()
+    tracemalloc.start()
+    every = options(0, count)
+    with_options, _ = tracemalloc.get_traced_memory()
+    manager = Manager(InstantVM())
+    for wanted in every:
+        await manager.add_to_vm(wanted, owner="owner")
+    gc.collect()
+    with_shares, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    list_bytes = 8 * count  # the list that holds the options here
+    return {
+        "manager_bytes": (with_shares - with_options) / count,
+        "options_bytes": (with_options - list_bytes) / count,
+    }
+
+
+def measure(*, quick: bool) -> dict[str, Any]:
+    """Measure all of it; about half a minute, or a few seconds when `quick`."""
+    sizes = SIZES[:2] if quick else SIZES
+    begun = time.process_time()
+    every = options(0, sizes[-1] + _BATCH)
+    building = (time.process_time() - begun) / len(every) * 1e6
+    return {
+        "uvmshare": asyncio.run(_ours(sizes, every)),
+        "published": asyncio.run(_published(sizes, every)),
+        "throughput": [asyncio.run(_throughput(every[: sizes[-1]])) for _ in range(1 if quick else 3)],
+        "memory": asyncio.run(_memory(10_000)),
+        "building_options_us": building,
+    }

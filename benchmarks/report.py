@@ -1,0 +1,320 @@
+"""From measurements to tables: medians, spread, ratios, and whether a figure is reached.
+
+What lives here: the summary of a row, the text that is printed, the tables of docs/performance.md. What must
+not: measuring (`run`), pictures (`plots`).
+
+A ratio is made of two medians. Its spread is that of the rounds: in each the servers took turns, so that
+the ratio of one round is that of neighbours in time.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from benchmarks.cases import Case
+
+__all__ = ["one_line", "summarise", "text", "write_page"]
+
+_MIB: Final = 1 << 20
+_PEERS: Final = ("diod", "minimal")
+
+
+def _spread(values: Iterable[float]) -> dict[str, float]:
+    known = list(values)
+    return {"median": statistics.median(known), "min": min(known), "max": max(known)}
+
+
+def _value(row: Case, sample: dict[str, Any]) -> float:
+    """Return what a row compares: more is better, but for latencies."""
+    if row.by_latency:
+        return float(sample["p99_us"])
+    return float(sample["bytes_per_second"] if row.moves_bytes else sample["operations_per_second"])
+
+
+def _ratios(ours: list[float], theirs: list[float]) -> dict[str, float] | None:
+    if not all(theirs):
+        return None
+    each = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return {**_spread(each), "median": statistics.median(ours) / statistics.median(theirs)}
+
+
+def summarise(row: Case, samples: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Return a row's medians, spreads and ratios; a server that refused has its reason instead."""
+    result: dict[str, Any] = {"row": asdict(row), "name": row.describe(), "servers": {}, "ratios": {}, "cpu_ratios": {}}
+    for name, taken in samples.items():
+        errors = [sample["error"] for sample in taken if "error" in sample]
+        if errors:
+            result["servers"][name] = {"error": errors[0]}
+            continue
+        keys = ("p50_us", "p99_us", "p999_us", "cpu_us", "server_cpu_us")
+        result["servers"][name] = {
+            "value": _spread(_value(row, sample) for sample in taken),
+            "msize": taken[0]["msize"],
+            "unlinkat": taken[0]["unlinkat"],
+            **{key: statistics.median(sample[key] for sample in taken) for key in keys},
+        }
+    ours = result["servers"]["uvmshare"]
+    for peer in _PEERS:
+        other = result["servers"].get(peer, {"error": "not there"})
+        if "error" in ours or "error" in other:
+            continue
+        result["ratios"][peer] = _ratios(
+            [_value(row, sample) for sample in samples["uvmshare"]], [_value(row, sample) for sample in samples[peer]]
+        )
+        result["cpu_ratios"][peer] = _cpu_ratio(row, ours, other)
+    return result
+
+
+def _cpu_ratio(row: Case, ours: dict[str, Any], other: dict[str, Any]) -> float | None:
+    """Return what the ratio would be on an idle machine, by the CPU time of client and server for the work.
+
+    For one CPU only, which they share. A message of a large transfer carries as much as msize allows.
+    """
+    if row.cpus != 1 or row.by_latency or not ours["cpu_us"]:
+        return None
+    size = 1.0
+    if row.moves_bytes and not row.workload.startswith("random"):
+        words = {"64k": 64 << 10, "512k": 512 << 10, "1m": _MIB}
+        count = words[row.workload.rpartition("-")[2]]
+        size = min(count, ours["msize"] - 24) / min(count, other["msize"] - 24)
+    elif ours["unlinkat"] != other["unlinkat"]:
+        size = 6 / 5  # the peer takes a message more for the same operation
+    elif row.workload == "readdir" and ours["msize"] != other["msize"]:
+        return None  # the number of messages is another
+    return float(other["cpu_us"] / ours["cpu_us"] * size)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _shown(result: dict[str, Any], server: str) -> str:
+    found = result["servers"].get(server, {"error": "not there"})
+    if "error" in found:
+        return "refused"
+    value = found["value"]
+    row = result["row"]
+    if row["by_latency"]:
+        return f"p99 {_number(value['median'])} us"
+    if row["workload"].startswith(("read-", "write-")):
+        return f"{_number(value['median'] / _MIB)} MiB/s"
+    return f"{_number(value['median'])}/s"
+
+
+def _ratio(result: dict[str, Any], peer: str) -> str:
+    ratio = result["ratios"].get(peer)
+    if ratio is None:
+        return "-"
+    return f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
+
+
+def _cpu(result: dict[str, Any], peer: str) -> str:
+    ratio = result["cpu_ratios"].get(peer)
+    return "-" if ratio is None else f"{ratio:.2f}"
+
+
+def _verdict(result: dict[str, Any]) -> str:
+    """Say whether the row's figures are reached: by the clock, and by CPU time where the clock says no."""
+    row = result["row"]
+    words = []
+    for peer in _PEERS:
+        goal = row[f"to_{peer}"]
+        if goal is None:
+            continue
+        ratio = result["ratios"].get(peer)
+        cpu = result["cpu_ratios"].get(peer)
+        if ratio is None:
+            words.append(f"{peer}: no comparison")
+        elif row["by_latency"]:
+            words.append(f"{peer} at most {goal:g}: {'yes' if ratio['median'] <= goal else 'no'}")
+        elif ratio["median"] >= goal:
+            words.append(f"{peer} {goal:g}: yes")
+        else:
+            words.append(f"{peer} {goal:g}: {'by CPU time' if cpu is not None and cpu >= goal else 'no'}")
+    return "; ".join(words) or "none set"
+
+
+def one_line(result: dict[str, Any]) -> str:
+    """Return one row's outcome in a line."""
+    values = ", ".join(f"{name} {_shown(result, name)}" for name in result["servers"])
+    return f"{values}; to diod {_ratio(result, 'diod')}, to the limit {_ratio(result, 'minimal')}; {_verdict(result)}"
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _server_table(results: list[dict[str, Any]]) -> str:
+    head = (
+        "workload",
+        "uvmshare",
+        "diod",
+        "limit",
+        "to diod",
+        "by CPU",
+        "to limit",
+        "by CPU",
+        "p50, p99, p99.9 (us)",
+        "figure",
+    )
+    return _table(
+        head,
+        (
+            (
+                result["name"],
+                *(_shown(result, name) for name in ("uvmshare", "diod", "minimal")),
+                _ratio(result, "diod"),
+                _cpu(result, "diod"),
+                _ratio(result, "minimal"),
+                _cpu(result, "minimal"),
+                _percentiles(result["servers"]["uvmshare"]),
+                _verdict(result),
+            )
+            for result in results
+        ),
+    )
+
+
+def _percentiles(server: dict[str, Any]) -> str:
+    return "-" if "error" in server else ", ".join(_number(server[key]) for key in ("p50_us", "p99_us", "p999_us"))
+
+
+def _refusals(results: list[dict[str, Any]]) -> str:
+    said = {
+        f"- {name}, {result['row']['workload']}: {server['error']}"
+        for result in results
+        for name, server in result["servers"].items()
+        if "error" in server
+    }
+    for name in _PEERS:
+        found = [result["servers"][name] for result in results if name in result["servers"]]
+        if any(server.get("unlinkat") is False for server in found):
+            said.add(f"- {name} refuses Tunlinkat; it gets a walk and a Tremove instead, as Linux's client does it.")
+        sizes = {server["msize"] for server in found if "msize" in server}
+        if sizes and max(sizes) < _MIB:
+            said.add(
+                f"- {name} takes messages of {max(sizes) // 1024} KiB at most; its larger transfers are cut to that."
+            )
+    return "\n".join(sorted(said)) + "\n" if said else "Nothing was refused.\n"
+
+
+def _us(spread: dict[str, float]) -> str:
+    return f"{_number(spread['median'])} ({_number(spread['min'])} to {_number(spread['max'])})"
+
+
+def _manager_table(manager: dict[str, Any]) -> str:
+    calls = (
+        ("add_us", "add"),
+        ("duplicate_us", "duplicate add"),
+        ("release_us", "release"),
+        ("remove_us", "last release"),
+    )
+    head = ("call (us of CPU)", "shares", "uvmshare", "published algorithm")
+    return _table(
+        head,
+        (
+            (label, f"{int(size):,}", _us(ours[key]), _us(manager["published"][size][key]))
+            for key, label in calls
+            for size, ours in manager["uvmshare"].items()
+        ),
+    )
+
+
+def _manager_facts(manager: dict[str, Any]) -> str:
+    sizes = list(manager["uvmshare"])
+    first, last = (manager["uvmshare"][size]["add_us"]["median"] for size in (sizes[0], sizes[-1]))
+    through = manager["throughput"]
+    pairs = [run["adds_and_removes_per_second"] / 2 for run in through]
+    shares = through[0]["shares"]
+    return _table(
+        ("", "measured", "figure"),
+        (
+            (
+                f"cost of an add, {int(sizes[-1]):,} shares against {int(sizes[0]):,}",
+                f"{last / first:.2f}",
+                "1.2 or less",
+            ),
+            (
+                f"{shares:,} distinct adds, then as many removes",
+                f"{statistics.median(pairs):,.0f} shares a second ({min(pairs):,.0f} to {max(pairs):,.0f})",
+                "25,000 or more",
+            ),
+            ("duplicate add", f"{manager['uvmshare'][sizes[-1]]['duplicate_us']['median']:.1f} us", "under 15 us"),
+            ("a share in the Manager", f"{manager['memory']['manager_bytes']:.0f} bytes", "under 1024"),
+            ("its options", f"{manager['memory']['options_bytes']:.0f} bytes", ""),
+            ("building options (reads the file system)", f"{manager['building_options_us']:.1f} us", ""),
+        ),
+    )
+
+
+def _lives_table(found: dict[str, Any]) -> str:
+    one, many = found["one"], found["many"]
+
+    def milliseconds(spread: dict[str, float]) -> str:
+        return f"{spread['median']:.2f} ms ({spread['min']:.2f} to {spread['max']:.2f})"
+
+    return _table(
+        ("", "measured", "figure"),
+        (
+            ("add_to_vm to the guest's first byte", milliseconds(one["add_to_first_byte_ms"]), "under 10 ms"),
+            ("last remove_from_vm to the guest's first error", milliseconds(one["remove_to_first_error_ms"]), ""),
+            ("attach to the mount process's first answer", milliseconds(one["attach_to_first_answer_ms"]), ""),
+            (
+                "private memory of a mount process, fresh",
+                f"{one['mount_private_bytes_fresh'] / _MIB:.2f} MiB",
+                "under 4",
+            ),
+            ("the same after some work", f"{one['mount_private_bytes_used'] / _MIB:.2f} MiB", "under 4"),
+            (f"{many['vms']} VMs with {many['mounts']} mounts: to start them", f"{many['start_seconds']:.1f} s", ""),
+            ("a getattr on each of their mounts", milliseconds(many["getattr_ms"]), ""),
+            ("private memory of a mount process", f"{many['mount_private_bytes'] / _MIB:.2f} MiB", "under 4"),
+            ("private memory of a supervisor", f"{many['supervisor_private_bytes'] / _MIB:.2f} MiB", ""),
+            ("private memory of them all", f"{many['private_bytes'] / _MIB:,.0f} MiB", ""),
+            ("to end them all", f"{many['end_seconds']:.1f} s", ""),
+        ),
+    )
+
+
+def _machine(results: dict[str, Any]) -> str:
+    machine = results["machine"]
+    return (
+        f"{machine['cpus']} CPUs ({machine['cpu']}), Linux {machine['kernel']}, Python {machine['python']}, "
+        f"diod {machine['diod']}, disk {machine['disk']}; {results['rounds']} rounds of {results['run_ms']} ms; "
+        f"load average {results['load_before']:.1f} before and {results['load_after']:.1f} after; "
+        f"{results['seconds']} s in all.\n"
+    )
+
+
+def _parts(results: dict[str, Any]) -> dict[str, str]:
+    parts = {"machine": _machine(results)}
+    if "servers" in results:
+        parts["servers"] = _server_table(results["servers"])
+        parts["refusals"] = _refusals(results["servers"])
+    if "manager" in results:
+        parts["manager"] = _manager_table(results["manager"])
+        parts["manager-figures"] = _manager_facts(results["manager"])
+    if "lives" in results:
+        parts["lives"] = _lives_table(results["lives"])
+    return parts
+
+
+def text(results: dict[str, Any]) -> str:
+    """Return everything as text for a terminal, which is also Markdown."""
+    return "\n".join(_parts(results).values())
+
+
+def write_page(page: Path, results: dict[str, Any]) -> None:
+    """Put the tables between their marks in the page; what stands around them is written by hand."""
+    content = page.read_text(encoding="utf-8")
+    for name, part in _parts(results).items():
+        mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        content = mark.sub(lambda found, part=part: f"{found[1]}\n{part}\n{found[2]}", content)  # type: ignore[misc]  # mypy cannot type a lambda's default
+    page.write_text(content, encoding="utf-8")
