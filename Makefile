@@ -61,24 +61,23 @@ format: $(STAMP)  ## Format the sources and mend what the linter can mend
 packages:
 	tools/packages test
 
-# Two checks at a time, for two cores; each shows what it printed when it is done.
-.PHONY: test
-test: packages $(STAMP)  ## Every check and every test but the long ones, with coverage
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-measured lint test-exhaustive
-
-.PHONY: test-measured
-test-measured: $(STAMP)
-	@$(COVERAGE) erase
-	$(COVERAGE) run -m pytest -m 'not long' --ignore $(EXHAUSTIVE) $(PYTEST_ARGS)
-	@$(COVERAGE) combine --quiet
-	$(COVERAGE) report
-
-# Measuring would make every order of events four times as slow, and tells nothing new.
+# Measuring would make every order of events four times as slow, and tells nothing new. So these tests run
+# beside the others, on the second core; what they printed is shown at the end.
 EXHAUSTIVE := tests/share/test_interleavings.py
 
-.PHONY: test-exhaustive
-test-exhaustive: $(STAMP)
-	$(BIN)/pytest -m 'not long' $(EXHAUSTIVE) $(PYTEST_ARGS)
+.PHONY: test
+test: packages lint  ## Every check and every test but the long ones, with coverage
+	@mkdir -p .cache
+	@$(COVERAGE) erase
+	@$(BIN)/pytest -m 'not long' $(PYTEST_ARGS) $(EXHAUSTIVE) >.cache/exhaustive.log 2>&1 & beside=$$!; \
+	trap 'kill $$beside 2>/dev/null || true' EXIT; \
+	status=0; \
+	$(COVERAGE) run -m pytest -m 'not long' --ignore $(EXHAUSTIVE) $(PYTEST_ARGS) || status=$$?; \
+	wait $$beside || status=$$?; \
+	cat .cache/exhaustive.log; \
+	exit $$status
+	@$(COVERAGE) combine --quiet
+	$(COVERAGE) report
 
 .PHONY: test-long
 test-long: packages $(STAMP)  ## The long tests
