@@ -10,10 +10,6 @@ RUFF := $(BIN)/ruff
 MYPY := $(BIN)/mypy
 COVERAGE := $(BIN)/coverage
 
-# Modules that only Linux loads, and what tests them: their system calls are not there on Windows.
-LINUX_ONLY := ^src/uvmshare/fileserver/(?!(__init__|address|aside|control|device|fid|handshake|limits|listing)\.py)
-LINUX_ONLY := $(LINUX_ONLY)|^tests/(fileserver|guest)/|^tools/packages
-
 # More arguments for pytest, such as PYTEST_ARGS='-k retried'.
 PYTEST_ARGS ?=
 
@@ -48,7 +44,7 @@ lint: $(STAMP)  ## Lint, formatting, types on both systems, import rules, genera
 	$(RUFF) check .
 	$(RUFF) format --check .
 	$(MYPY)
-	$(MYPY) --platform win32 --cache-dir .mypy_cache/win32 --follow-imports silent --exclude '$(LINUX_ONLY)'
+	$(MYPY) $(ON_WINDOWS) src tests
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tools/state_diagram.py --check
 
