@@ -281,6 +281,21 @@ def start_device() -> Iterator[Callable[..., Device]]:
         yield start
 
 
+@pytest.fixture(scope="module")
+def device(start_device: Callable[..., Device]) -> Device:
+    """A file server of the test module's own."""
+    return start_device(security_model="none")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A directory to share, with one file in it."""
+    directory = (tmp_path / "root").resolve()
+    directory.mkdir()
+    (directory / "file").write_bytes(b"content")
+    return directory
+
+
 @pytest.fixture(params=MODELS)
 def model(request: pytest.FixtureRequest) -> str:
     """Each security model in turn. Parametrise `model` to have some of them alone."""

@@ -278,6 +278,22 @@ def test_a_directory_that_was_open_when_it_was_moved_out_is_not_listed_anew(move
         assert {entry.name for entry in decode_entries(reply.data)} <= {b".", b"..", b"file", b"sub"}
 
 
+def test_a_listing_that_had_begun_does_not_go_on_outside(host: Host, guest: Client) -> None:
+    (host.root / "d").mkdir()
+    for number in range(50):
+        (host.root / "d" / f"shared-{number}").touch()
+    fid = guest.open("d", O.DIRECTORY)
+    offset = guest.readdir_some(fid, 0, 100)[-1].offset
+    (host.root / "d").rename(host.outside / "d")
+    for number in range(50):
+        (host.outside / "d" / f"secret-{number}").touch()
+    for start in (offset, 0, offset):
+        guest.send(m.Treaddir(fid, start, 1 << 16))
+        reply = guest.recv()[1]
+        if isinstance(reply, m.Rreaddir):
+            assert not [entry.name for entry in decode_entries(reply.data) if entry.name.startswith(b"secret")]
+
+
 def test_nothing_changes_in_a_directory_that_was_moved_out(
     host: Host, moved: Moved, refused: Refused, snapshot: Callable[[Path], object]
 ) -> None:
