@@ -134,20 +134,25 @@ def read_module(path: str) -> bytes:
     raise GuestUnavailable(msg)
 
 
-def find_kernel() -> GuestKernel:
+def find_kernel(series: str | None = None) -> GuestKernel:
     """Return the newest kernel with 9P: from the cache when there is one there, else from the host's /boot.
+
+    With `series`, such as "6.12", it is the newest of that one, which Debian may have in a package of its own.
 
     Raises `GuestUnavailable` when there is none; Debian's cloud kernels, for one, have no 9P.
     """
-    unpacked = os.path.join(cache_directory(), "packages", "linux-image-amd64")
+    packages = ["linux-image-amd64"] if series is None else [f"linux-image-{series}-amd64", "linux-image-amd64"]
     seen: list[str] = []
-    for root in (unpacked, "/"):
+    for root in (*(os.path.join(cache_directory(), "packages", package) for package in packages), "/"):
         for kernel in reversed(GuestKernel.below(root)):
+            if series is not None and not kernel.release.startswith(f"{series}."):
+                continue
             if kernel.has("9p") and os.access(kernel.image, os.R_OK):
                 return kernel
             seen.append(kernel.image)
     unfit = f" ({', '.join(seen)}: no 9P modules, or not readable)" if seen else ""
-    msg = f"no kernel with 9P for the guest{unfit}: {_REMEDY.format(package='linux-image-amd64')}"
+    which = "kernel" if series is None else f"Linux {series}"
+    msg = f"no {which} with 9P for the guest{unfit}: {_REMEDY.format(package=packages[0])}"
     raise GuestUnavailable(msg)
 
 

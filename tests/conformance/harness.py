@@ -1,0 +1,197 @@
+"""The bench that the file server stands on here: one guest a kernel, one server a security model, and what was found.
+
+What lives here: booting, mounting, and the records that docs/conformance.md is made of. What must not: what is tested.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from uvmshare import AddOptions, FileServer, Manager, UtilityVM
+from uvmshare.testing.guest_vm import HOST, GuestVM
+from uvmshare.testing.kernel import cache_directory, find_kernel
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterator, Mapping
+
+TREE = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
+WORK = os.path.join(cache_directory(), "conformance")
+RESULTS = os.path.join(WORK, "results")
+
+_GUEST_DEADLINE = 900.0
+"""Seconds for one command in the guest; only a hung one should meet this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How a share is mounted: the guest's kernel, the server's security model, the client's options."""
+
+    kernel: str
+    model: str = "passthrough"
+    cache: str = "none"
+    msize: int = 1 << 20
+    access: str = "client"
+    more: str = ""
+
+    def __str__(self) -> str:
+        parts = [self.kernel, self.model, self.cache, str(self.msize), self.access, self.more.strip(",")]
+        return "-".join(part for part in parts if part)
+
+    @property
+    def options(self) -> str:
+        """The options of mount(8); "none" is what the client does when no cache is named."""
+        cache = "" if self.cache == "none" else f",cache={self.cache}"
+        return f"msize={self.msize},access={self.access}{cache}{self.more}"
+
+
+class Record(msgspec.Struct, frozen=True):
+    """What one test found in one setting. `failures` maps what differed to its cause."""
+
+    test: str
+    kernel: str
+    model: str
+    cache: str
+    msize: int
+    access: str
+    figures: dict[str, str]
+    failures: dict[str, str] = {}
+
+
+def keep(test: str, setting: Setting, figures: Mapping[str, object], failures: Mapping[str, str] | None = None) -> None:
+    """Write down what a test found, and print it."""
+    record = Record(
+        *(test, setting.kernel, setting.model, setting.cache, setting.msize, setting.access),
+        {name: str(value) for name, value in figures.items()},
+        dict(failures or {}),
+    )
+    os.makedirs(RESULTS, exist_ok=True)
+    with open(os.path.join(RESULTS, f"{test}-{setting}.json"), "wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(record)))
+    print(f"{test} {setting}: {', '.join(f'{name} {value}' for name, value in record.figures.items())}")  # noqa: T201  the figures are what these tests are for
+
+
+@dataclass(slots=True)
+class Mount:
+    """A share that the guest has mounted: `host` is the directory here, `at` its path in the guest."""
+
+    bench: Bench
+    setting: Setting
+    host: str
+    at: str
+    share: str
+    port: int
+
+    def check(self, command: str) -> str:
+        """Run a shell command that has to succeed in the share."""
+        return self.bench.check(f"cd {self.at} && {command}")
+
+
+@dataclass(slots=True)
+class _Server:
+    server: FileServer
+    manager: Manager
+    port: int
+
+
+@dataclass(slots=True)
+class Bench:
+    """A guest with a file server for each security model, all for one session of tests."""
+
+    runner: asyncio.Runner
+    guest: GuestVM
+    kernel: str
+    disk: str
+    _servers: dict[str, _Server] = field(default_factory=dict)
+    _mounted: int = 0
+
+    @classmethod
+    def start(cls, runner: asyncio.Runner, kernel: str) -> Bench:
+        """Boot a guest with this series of kernel and an empty ext4 disk at /run/local, for comparison."""
+        disk = tempfile.NamedTemporaryFile(prefix="uvmshare-disk-", delete=False).name  # noqa: SIM115  QEMU opens it
+        os.truncate(disk, 1 << 30)
+        subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", disk], check=True)
+        guest = runner.run(
+            GuestVM.start(
+                root="host",
+                kernel=find_kernel(kernel),
+                memory_mib=768,
+                modules=("crc32c_generic", "virtio_blk", "ext4"),
+                qemu_arguments=(
+                    *("-smp", "2", "-drive", f"file={disk},format=raw,if=none,id=disk,cache=unsafe"),
+                    *("-device", "virtio-blk-pci,drive=disk"),
+                ),
+            )
+        )
+        bench = cls(runner, guest, kernel, disk)
+        bench.check("mkdir /run/local /run/results && mount -t ext4 /dev/vda /run/local")
+        return bench
+
+    def check(self, command: str, *, stdin: bytes = b"") -> str:
+        """Run a shell command in the guest that has to succeed."""
+        return self.runner.run(self.guest.check(command, stdin=stdin, timeout=_GUEST_DEADLINE))
+
+    def _server(self, model: str) -> _Server:
+        if model not in self._servers:
+            server = self.runner.run(FileServer.start(listen=["tcp:127.0.0.1:0"], security_model=model))
+            port = int(server.addresses[0].rpartition(":")[2])
+            self._servers[model] = _Server(server, Manager(UtilityVM(server)), port)
+        return self._servers[model]
+
+    @contextmanager
+    def mounted(self, setting: Setting, directory: str, *, read_only: bool = False) -> Iterator[Mount]:
+        """Share a directory and mount it in the guest, until the block is left."""
+        served = self._server(setting.model)
+        self._mounted += 1
+        at = f"/run/mnt{self._mounted}"
+        share = self.runner.run(served.manager.add_to_vm(AddOptions(directory, read_only=read_only)))
+        mount = Mount(self, setting, directory, at, share, served.port)
+        mount_here(mount, at)
+        try:
+            yield mount
+        finally:
+            self.check(f"umount {at} && rmdir {at}")
+            self.runner.run(served.manager.remove_from_vm(share))
+
+    def close(self) -> None:
+        """End the guest and its servers."""
+        self.runner.run(self.guest.aclose())
+        for served in self._servers.values():
+            self.runner.run(served.manager.aclose())
+            self.runner.run(served.server.aclose())
+        os.unlink(self.disk)
+
+
+def mount_here(mount: Mount, at: str, more: str = "") -> None:
+    """Mount a share once more in the guest, with a connection of its own."""
+    given = f"trans=tcp,port={mount.port},version=9p2000.L,aname={mount.share},{mount.setting.options}{more}"
+    mount.bench.check(f"mkdir -p {at} && mount -t 9p -o {given} {HOST} {at}")
+
+
+def compiled(name: str) -> str:
+    """Compile a C program of `programs` and return its path, which is the guest's too."""
+    source = os.path.join(os.path.dirname(__file__), "programs", f"{name}.c")
+    path = os.path.join(WORK, name)
+    os.makedirs(WORK, exist_ok=True)
+    if not os.path.exists(path) or os.stat(path).st_mtime_ns < os.stat(source).st_mtime_ns:
+        subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-o", f"{path}.{os.getpid()}", source], check=True)
+        os.replace(f"{path}.{os.getpid()}", path)
+    return path
+
+
+def scratch_directory() -> str:
+    """Return a new directory on a disk, which a tmpfs would not be: the host's own files lie on one."""
+    return tempfile.mkdtemp(prefix="uvmshare-conformance-", dir="/var/tmp")
+
+
+def remove_directory(path: str) -> None:
+    """Remove a tree whose paths are longer than PATH_MAX too, which shutil's descriptors are good for."""
+    shutil.rmtree(path)
