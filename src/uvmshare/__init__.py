@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         UvmshareError,
     )
     from uvmshare.fileserver.device import FileServer
+    from uvmshare.hcs.compute_system import ComputeSystem
     from uvmshare.hcs.utility_vm import UtilityVM
     from uvmshare.share.manager import Manager, ShareInfo
     from uvmshare.share.options import AddOptions
@@ -35,6 +36,7 @@ __all__ = [  # noqa: RUF022  most to least important
     "Manager",
     "UtilityVM",
     "FileServer",
+    "ComputeSystem",
     "ShareState",
     "ShareInfo",
     "UvmshareError",
@@ -50,6 +52,7 @@ _HOME = {
     "Manager": "share.manager",
     "UtilityVM": "hcs.utility_vm",
     "FileServer": "fileserver.device",
+    "ComputeSystem": "hcs.compute_system",
     "ShareState": "share.state",
     "ShareInfo": "share.manager",
 }

@@ -145,7 +145,8 @@ def test_a_failure_is_one_line_and_leaves_nothing(mounter: Mounter, arguments: t
 
 def test_only_root_may_mount(mounter: Mounter) -> None:
     command = (
-        f"import os, sys; os.setuid(1000); sys.path.insert(0, {os.path.dirname(module.__file__)!r}); import mount; "
+        # The module first: its directory may be root's alone.
+        f"import os, sys; sys.path.insert(0, {os.path.dirname(module.__file__)!r}); import mount; os.setuid(1000); "
     )
     call = f"sys.exit(mount.main(['{mounter.address}', '{mounter.share}', '/mnt']))"
     result = mounter.run(f'python3 -I -B -c "{command}{call}"')

@@ -62,7 +62,12 @@ def demo(guest: str) -> int:
     that one of them failed.
 
     Needs qemu-system-x86, a kernel with 9P and busybox-static ("make demo" sees to them); no root, no KVM.
-    """
+
+    \b
+    Examples:
+      uvmshare demo                  a real guest, if QEMU is there
+      uvmshare demo --guest client   the project's own 9P client in the guest's place
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
     if sys.platform != "linux":
         msg = "uvmshare demo needs a Linux host, because the file server it shows runs there"
         raise UnsupportedPlatform(msg)

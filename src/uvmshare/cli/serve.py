@@ -6,7 +6,6 @@ What must not: anything of the file server or the Manager; both are used as any 
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ import click
 
 from uvmshare.cli.foreground import Ready, print_line, serve_shares, until_signalled
 from uvmshare.cli.share_spec import share_options, shares_argument
-from uvmshare.errors import UnsupportedPlatform
+from uvmshare.errors import FileServerError, UnsupportedPlatform
 
 if TYPE_CHECKING:
     from uvmshare.cli.share_spec import ShareSpec
@@ -137,6 +136,8 @@ def serve(
                 click.echo(f"uvmshare serve: note: {note}", err=True)
             await serve_shares(manager, options)
             print_line(Ready(ready=True, addresses=server.addresses))
-            await asyncio.Event().wait()
+            reason = await server.wait_exit()
+            msg = f"{reason}; no guest has its shares any more"
+            raise FileServerError(msg)
 
     until_signalled(serving())

@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from uvmshare.errors import RemoteProtocolError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -84,7 +86,7 @@ class Aside:
             del self.pending[tag]
             try:
                 self._send(reply + b"".join(job.flushes))
-            except OSError:
+            except (OSError, RemoteProtocolError):
                 return  # the guest is gone; the loop learns it by itself
 
     def flush(self, tag: int, answer: bytes) -> bool:

@@ -22,7 +22,7 @@ from uvmshare.fileserver.limits import Limits
 from uvmshare.hcs import schema
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["FileServer"]
 
@@ -30,6 +30,7 @@ _CONTROL_SOCKET: Final = "control.sock"
 _START_SECONDS: Final = 30.0
 """To start an interpreter and bind a few sockets; a loaded machine took 2."""
 _END_SECONDS: Final = 30.0
+_LAST_BREATH_SECONDS: Final = 1.0
 
 
 class FileServer:
@@ -61,7 +62,11 @@ class FileServer:
         self._modify_timeout = modify_timeout
         self._waiting: dict[int, asyncio.Future[control.Reply]] = {}
         self._last_id = 0
-        self._lost: str | None = None
+        self._broken: str | None = None
+        self._gone: ComputeSystemGone | None = None
+        self._exited = asyncio.Event()
+        self._on_exit: list[Callable[[ComputeSystemGone], None]] = []
+        self._pidfd = -1
         self._closing = False
         self._listening = asyncio.create_task(self._listen())
         self.addresses: tuple[str, ...] = ()
@@ -149,6 +154,12 @@ class FileServer:
             raise FileServerError(msg) from error
         self.addresses = reply.addresses
         self.notes = reply.notes
+        try:
+            self._pidfd = os.pidfd_open(reply.pid)
+        except ProcessLookupError:
+            self._note_exit()
+        else:
+            asyncio.get_running_loop().add_reader(self._pidfd, self._note_exit)
 
     # What a compute system does
 
@@ -173,9 +184,54 @@ class FileServer:
         self._last_id += 1
         return self._last_id
 
+    # What tells that the supervisor has ended, which a channel that broke does not
+
+    def on_exit(self, callback: Callable[[ComputeSystemGone], None]) -> None:
+        """Have `callback` called once, in the event loop, when the supervisor has ended by itself.
+
+        See `uvmshare.share.interfaces.TellsExit`. Closing the file server is no such end.
+        """
+        if self._gone is None:
+            self._on_exit.append(callback)
+        else:
+            asyncio.get_running_loop().call_soon(callback, self._gone)
+
+    async def wait_exit(self) -> str:
+        """Return, with the reason, when the supervisor has ended, or this file server was closed."""
+        await self._exited.wait()
+        return str(self._gone)
+
+    def _note_exit(self) -> None:
+        """Take note of the supervisor's end: its process is gone, and with it every mount."""
+        self._forget_process()
+        reason = "the file server was closed" if self._closing else "the file server's process has ended"
+        self._gone = ComputeSystemGone(reason)
+        self._exited.set()
+        callbacks, self._on_exit = self._on_exit, []
+        if not self._closing:
+            for callback in callbacks:
+                callback(self._gone)
+
+    def _forget_process(self) -> None:
+        if self._pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    async def _require_channel(self) -> None:
+        if self._gone is None and self._broken is not None:
+            # A process that ends closes its sockets a moment before it is gone.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_BREATH_SECONDS):
+                    await self._exited.wait()
+        if self._gone is not None:
+            raise ComputeSystemGone(str(self._gone))
+        if self._broken is not None:
+            msg = f"{self._broken}, and its process goes on: connect to it again, if it has a run directory"
+            raise OutcomeUnknown(msg)
+
     async def _ask(self, request: control.Request, seconds: float) -> control.Reply:
-        if self._lost is not None:
-            raise ComputeSystemGone(self._lost)
+        await self._require_channel()
         answer: asyncio.Future[control.Reply] = asyncio.get_running_loop().create_future()
         self._waiting[request.id] = answer
         try:
@@ -200,18 +256,16 @@ class FileServer:
     async def _listen(self) -> None:
         """Take replies until the channel ends, and then tell everyone who waits."""
         incoming = bytearray()
-        reason = "the file server was closed"
+        reason = "the file server closed its control channel"
         try:
             while data := await self._reader.read(65536):
                 incoming += data
                 for body in control.split(incoming):
                     self._take(control.decode_reply(body))
-            if not self._closing:
-                reason = "the file server has ended"
         except (OSError, ValueError, msgspec.DecodeError) as error:
             reason = f"the channel to the file server broke: {error}"
         finally:
-            self._lost = reason
+            self._broken = reason
             unknown = control.failure_of(OutcomeUnknown(f"{reason} before it answered"))
             for number in list(self._waiting):
                 self._take(control.Reply(id=number, failure=unknown))
@@ -246,6 +300,8 @@ class FileServer:
         self._listening.cancel()
         with suppress(asyncio.CancelledError):
             await self._listening
+        if self._gone is None:
+            self._note_exit()
 
     async def _abandon(self) -> None:
         """Close the channel and see the process off, if it is this one's child."""

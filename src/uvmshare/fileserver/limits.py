@@ -64,7 +64,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The data of a mount process (RLIMIT_DATA). A request that needs more is answered with ENOMEM."""
 
     idle_seconds: float | None = None
-    """How long a mount may be silent. Linux's client is, while nobody uses the mount."""
+    """How long a mount may send nothing, or take none of its replies. Linux's client sends nothing while
+    nobody uses the mount."""
 
     bytes_per_second: int | None = None
     """Bandwidth, of requests and replies together."""

@@ -12,6 +12,7 @@ import ipaddress
 import os
 import socket
 import stat
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["Listener"]
 
 _BACKLOG: Final = 128
+_LOCK_TRIES: Final = 100
+_LOCK_PAUSE_SECONDS: Final = 0.01
 
 
 class Listener:
@@ -145,10 +148,19 @@ def _remedy(error: OSError) -> str:
 
 @contextmanager
 def _directory_locked(directory: str) -> Iterator[None]:
-    """Hold the directory's flock(2): of two servers that find one dead socket file, one takes it over."""
+    """Hold the directory's flock(2): of two servers that find one dead socket file, one takes it over.
+
+    Another server needs it for a moment. Whoever else holds it (anybody may, in a directory like /tmp) is
+    not waited for any longer.
+    """
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        for _ in range(_LOCK_TRIES):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(_LOCK_PAUSE_SECONDS)
         yield
     finally:
         os.close(descriptor)

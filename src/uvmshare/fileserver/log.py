@@ -6,7 +6,9 @@ a line (each place decides).
 
 from __future__ import annotations
 
+import mmap
 import os
+import struct
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -23,31 +25,34 @@ day's lines are some 100 MB."""
 
 _STDERR: Final = 2
 
+_ACCOUNT: Final = struct.Struct("ddQ")
+"""When it was last settled, the lines there is room for, and those left out since the last one."""
+
 
 class Log:
     """Writes lines, `_BURST` at once and `_PER_SECOND` after that; says how many were left out.
 
-    A mount process goes on with its own copy, so that the rate is that of each process.
+    Mount processes go on with a copy, and all of them draw on one account, which is in shared memory: a
+    guest gets no more lines for connecting again. Two processes may spend the same line's worth at the
+    same moment; that does no harm.
     """
 
     def __init__(self, descriptor: int = _STDERR, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._descriptor = descriptor
         self._clock = clock
-        self._last = clock()
-        self._room = float(_BURST)
-        self._left_out = 0
+        self._account = mmap.mmap(-1, _ACCOUNT.size)
+        _ACCOUNT.pack_into(self._account, 0, clock(), _BURST, 0)
 
     def __call__(self, line: str) -> None:
         """Write one line, if there is room for it. Never raises: who reads it may be gone."""
+        last, room, left_out = _ACCOUNT.unpack_from(self._account)
         now = self._clock()
-        self._room = min(_BURST, self._room + (now - self._last) * _PER_SECOND)
-        self._last = now
-        if self._room < 1:
-            self._left_out += 1
+        room = min(_BURST, room + (now - last) * _PER_SECOND)
+        if room < 1:
+            _ACCOUNT.pack_into(self._account, 0, now, room, left_out + 1)
             return
-        self._room -= 1
-        if self._left_out:
-            line = f"{line} ({self._left_out} lines before this one were left out)"
-            self._left_out = 0
+        _ACCOUNT.pack_into(self._account, 0, now, room - 1, 0)
+        if left_out:
+            line = f"{line} ({left_out} lines before this one were left out)"
         with suppress(OSError):
             os.write(self._descriptor, f"uvmshare: {line}\n".encode(errors="backslashreplace"))

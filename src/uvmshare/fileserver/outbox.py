@@ -54,11 +54,23 @@ class Outbox:
         self._buffer = mmap.mmap(-1, _SIZE)  # pages that no reply touches cost nothing
         self._view = memoryview(self._buffer)
         self._end = 0
+        self._stuck = False
 
     def send(self, replies: bytes) -> None:
-        """Send whole replies now, from any thread. Raises `OSError`."""
+        """Send whole replies now, from any thread. Raises `OSError`, or `RemoteProtocolError` as `flush` does."""
         with self._lock:
-            self._connection.sendall(replies)
+            self._transmit(replies)
+
+    def _transmit(self, data: bytes | memoryview) -> None:
+        """Send all of it, with the lock held; once a part was sent and the rest was not, nothing more ever is."""
+        try:
+            if not self._stuck:
+                self._connection.sendall(data)
+        except BlockingIOError:
+            self._stuck = True
+        if self._stuck:
+            msg = "the guest has not taken its replies for too long"
+            raise RemoteProtocolError(msg)
 
     def reply(self, frame: bytes) -> None:
         """Put a whole reply into the buffer, or send it. Raises `OSError`."""
@@ -78,7 +90,7 @@ class Outbox:
         """Send every reply that waits. Raises `BrokenPipeError` or `ConnectionResetError`."""
         if self._end:
             with self._lock:
-                self._connection.sendall(self._view[: self._end])
+                self._transmit(self._view[: self._end])
             self.sent += self._end
             self._end = 0
 
@@ -121,7 +133,7 @@ class Outbox:
         """
         self.reply(_READ_HEADER.pack(READ_HEADER_SIZE + count, messages.Rread.type, tag, count))
         with self._lock:
-            self._connection.sendall(self._view[: self._end])
+            self._transmit(self._view[: self._end])
             self.sent += self._end + count
             self._end = 0
             sent = 0
@@ -138,7 +150,7 @@ class Outbox:
                 sent += step
             while sent < count:
                 piece = _ZEROS[: count - sent]
-                self._connection.sendall(piece)
+                self._transmit(piece)
                 sent += len(piece)
 
 

@@ -167,9 +167,13 @@ class Passthrough(Ownership):
             self._owner = owner
 
         def __enter__(self) -> None:
-            syscalls.set_fs_identity(self._owner.uid, self._owner.gid)
-            if self._owner.uid:
-                syscalls.keep_capabilities(_CAP_DAC_OVERRIDE, _CAP_MKNOD)
+            try:
+                syscalls.set_fs_identity(self._owner.uid, self._owner.gid)
+                if self._owner.uid:
+                    syscalls.keep_capabilities(_CAP_DAC_OVERRIDE, _CAP_MKNOD)
+            except BaseException:
+                syscalls.set_fs_identity(0, 0)
+                raise
 
         def __exit__(self, *_: object) -> None:
             syscalls.set_fs_identity(0, 0)

@@ -105,6 +105,7 @@ class Session:
             seconds, rest = divmod(limits.idle_seconds, 1)
             timeout = struct.pack("@ll", int(seconds), int(rest * 1_000_000))
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
 
     # The loop
 

@@ -414,6 +414,9 @@ class Supervisor:
             controller.outgoing += control.encode(reply)
             with suppress(OSError):  # its end is seen by reading
                 self._send_rest(controller)
+            if len(controller.outgoing) > control.MAX_MESSAGE:
+                _log("control channel: its peer takes no replies; channel closed")
+                self._lose_controller(controller)
 
     def _send_rest(self, controller: _Controller) -> None:
         with suppress(BlockingIOError):

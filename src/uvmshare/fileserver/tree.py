@@ -115,13 +115,20 @@ class Tree:
 
     def _is_inside(self, node: Node) -> bool:
         try:
-            root = os.readlink(str(self.root.fd), dir_fd=self._proc)
-            path = os.readlink(str(node.fd), dir_fd=self._proc)
+            root = self._path(self.root)
+            while not self._path(node).startswith(root if root.endswith("/") else root + "/"):
+                before, root = root, self._path(self.root)
+                if root == before:
+                    return False
+                # The host has renamed the root, or a directory above it, in between.
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise
             return self._climbs_to_root(node)  # the kernel tells paths of up to a page
-        return path.startswith(root if root.endswith("/") else root + "/")
+        return True
+
+    def _path(self, node: Node) -> str:
+        return os.readlink(str(node.fd), dir_fd=self._proc)
 
     def _climbs_to_root(self, node: Node) -> bool:
         """Say whether going up from the node, or from its directory, comes to the root."""
