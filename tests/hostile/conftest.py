@@ -1,0 +1,205 @@
+"""A file server under attack: its shares, what lies outside them, and what must hold afterwards.
+
+What lives here: servers with a log that is read, a canary beside each share, a witness on another mount. What must
+not: the attacks; they are in the tests.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import stat
+import sys
+import tempfile
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from uvmshare.ninep.constants import NONUNAME
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.fileserver.conftest import Device
+
+    from uvmshare.testing.client import Client
+else:
+    from fileserver.conftest import Device
+
+if sys.platform == "win32":
+    collect_ignore_glob = ["test_*.py"]
+
+CANARY: Final = b"the host's own secret, 41 bytes and a few"
+"""What lies outside. Its size is nobody else's."""
+
+DEADLINE: Final = 30.0
+"""Seconds until a test that hangs is ended. Nothing is measured with it."""
+
+BUGS: Final = ("Error:", "signal", "Traceback", "Exception ignored", "Fatal")
+"""Words of a log line that an attack must not bring about: no exception of Python's, no crash."""
+
+
+def wait_for_end(pid: int) -> None:
+    """Wait for the end of a process that need not be ours; one that nobody reaps has ended too."""
+    if sys.platform == "win32":
+        pytest.skip("the file server runs on Linux")
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        assert poll.poll(DEADLINE * 1000), f"process {pid} does not end"
+    finally:
+        os.close(descriptor)
+
+
+def descriptors_of(pid: int) -> int:
+    """How many descriptors a process has."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has and has not reaped."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def status_of(pid: int, key: str) -> str:
+    """A line of proc_pid_status(5)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == key:
+            return value.strip()
+    raise KeyError(key)
+
+
+@dataclass
+class Target:
+    """A file server, a share of it to attack, and those who must not notice."""
+
+    device: Device
+    model: str
+    top: Path
+    log: Path
+    root: Path = field(init=False)
+    outside: Path = field(init=False)
+    name: str = field(init=False)
+    witness: Client = field(init=False)
+    _open: ExitStack = field(default_factory=ExitStack)
+
+    def __post_init__(self) -> None:
+        self.root, self.outside = self.top / "root", self.top / "outside"
+        quiet = self.top / "quiet"
+        for path in (self.root, self.outside, quiet):
+            path.mkdir()
+        (self.outside / "canary").write_bytes(CANARY)
+        (self.outside / "canary").chmod(0o640)
+        (quiet / "file").write_bytes(b"content")
+        self.name = self.device.share(self.root)
+        self.witness = self.connect(self.device.share(quiet))
+        self.witness.read_file("file")
+        self._before = self._outside()
+        self._idle = descriptors_of(self.pid)
+
+    @property
+    def pid(self) -> int:
+        """The supervisor's process. Asking lets it finish what it was at."""
+        return self.device.pid()
+
+    def connect(self, name: str | None = None, *, msize: int = 1 << 20, n_uname: int = NONUNAME) -> Client:
+        return self._open.enter_context(self.device.connect(name or self.name, msize=msize, n_uname=n_uname))
+
+    def mounts(self) -> list[int]:
+        return self.device.mounts(self.name)
+
+    def reasons(self) -> list[str]:
+        self.device.pid()
+        return self.log.read_text().splitlines()
+
+    def _outside(self) -> object:
+        if sys.platform == "win32":
+            pytest.skip("the file server runs on Linux")
+        found = (self.outside / "canary").stat()
+        there = self.outside.stat()
+        return (
+            (self.outside / "canary").read_bytes(),
+            os.listxattr(self.outside / "canary"),
+            (found.st_mode, found.st_uid, found.st_gid, found.st_nlink, found.st_size, found.st_mtime_ns),
+            sorted(os.listdir(self.outside)),
+            os.listxattr(self.outside),
+            (there.st_mode, there.st_uid, there.st_gid, there.st_mtime_ns),
+        )
+
+    def require_unharmed(self) -> None:
+        """Nothing outside was changed, the witness is served as before, and no line of the log tells of a bug."""
+        assert self._outside() == self._before
+        assert self.witness.read_file("file") == b"content"
+        with self.device.connect(self.name) as another:
+            another.stat()
+        assert not [line for line in self.reasons() if any(word in line for word in BUGS)]
+
+    def require_nothing_left(self) -> None:
+        """The supervisor has the processes and descriptors that it had before the attack."""
+        for pid in self.mounts():
+            wait_for_end(pid)
+        assert self.mounts() == []
+        assert descriptors_of(self.pid) == self._idle
+        assert len(children_of(self.pid)) == 1  # the witness's
+
+    def close(self) -> None:
+        self._open.close()
+        self.device.close()
+        _remove(self.top)
+
+
+def _remove(top: Path) -> None:
+    """Remove a tree in which a guest may have taken every permission away."""
+    for directory, names, _ in os.walk(top):
+        for name in names:
+            path = os.path.join(directory, name)
+            with suppress(OSError):
+                if stat.S_ISDIR(os.lstat(path).st_mode):
+                    os.chmod(path, 0o700)
+    shutil.rmtree(top)
+
+
+@pytest.fixture(scope="session")
+def xattr_directory() -> Iterator[Path]:
+    """A directory whose file system keeps user extended attributes, which mapped-xattr needs."""
+    if sys.platform == "win32":
+        pytest.skip("the file server runs on Linux")
+    for base in (Path(tempfile.gettempdir()), Path(__file__).parent):
+        made = Path(tempfile.mkdtemp(prefix="hostile-", dir=base)).resolve()
+        try:
+            os.setxattr(made, "user.probe", b"1")
+        except OSError:
+            made.rmdir()
+            continue
+        yield made
+        _remove(made)
+        return
+    pytest.skip("no file system with user extended attributes; set TMPDIR to one (ext4, xfs, btrfs)")
+
+
+@pytest.fixture
+def attack(xattr_directory: Path) -> Iterator[Callable[..., Target]]:
+    """Start a file server of the test's own, with the settings of `FileServer.start`, and what surrounds it."""
+    with ExitStack() as started:
+
+        def start(model: str = "none", **settings: Any) -> Target:
+            if sys.platform == "win32":
+                pytest.skip("the file server runs on Linux")
+            if model == "passthrough" and os.geteuid() != 0:
+                pytest.skip("passthrough changes owners, which needs root")
+            top = Path(tempfile.mkdtemp(dir=xattr_directory))
+            log = top / "log"
+            made = Target(Device(security_model=model, log=log, **settings), model, top, log)
+            started.callback(made.close)
+            return made
+
+        yield start
