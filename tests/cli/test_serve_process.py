@@ -145,3 +145,21 @@ def test_an_address_in_use_is_one_line(address: str, tmp_path: Path) -> None:
         other.listen()
         assert path in fails(["--listen", address, str(tmp_path)])
         assert os.path.exists(path), "somebody else's socket stays"
+
+
+def test_it_ends_and_says_so_when_the_server_behind_it_is_killed(address: str, tmp_path: Path) -> None:
+    log = tmp_path / "stderr"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [*UVMSHARE, "serve", "--listen", address, f"{tmp_path}:ro"], stdout=subprocess.PIPE, stderr=stderr
+        )
+        with process:
+            assert process.stdout is not None
+            while b"ready" not in process.stdout.readline():
+                pass
+            with open(f"/proc/{process.pid}/task/{process.pid}/children", encoding="ascii") as children:
+                (supervisor,) = map(int, children.read().split())
+            os.kill(supervisor, signal.SIGKILL)
+            assert process.wait(HUNG) == 1
+    (line,) = log.read_text().splitlines()
+    assert line == "uvmshare: error: the file server's process has ended; no guest has its shares any more"

@@ -10,7 +10,7 @@ import mmap
 import os
 import struct
 import threading
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from uvmshare.errors import RemoteProtocolError
 from uvmshare.ninep import messages
@@ -63,14 +63,17 @@ class Outbox:
 
     def _transmit(self, data: bytes | memoryview) -> None:
         """Send all of it, with the lock held; once a part was sent and the rest was not, nothing more ever is."""
-        try:
-            if not self._stuck:
-                self._connection.sendall(data)
-        except BlockingIOError:
-            self._stuck = True
         if self._stuck:
-            msg = "the guest has not taken its replies for too long"
-            raise RemoteProtocolError(msg)
+            self._give_up()
+        try:
+            self._connection.sendall(data)
+        except BlockingIOError:
+            self._give_up()
+
+    def _give_up(self) -> NoReturn:
+        self._stuck = True
+        msg = "the guest has not taken its replies for too long"
+        raise RemoteProtocolError(msg)
 
     def reply(self, frame: bytes) -> None:
         """Put a whole reply into the buffer, or send it. Raises `OSError`."""
@@ -143,6 +146,8 @@ class Outbox:
                     step = os.sendfile(self._connection.fileno(), descriptor, offset + sent, count - sent)
                 except (BrokenPipeError, ConnectionResetError):
                     raise
+                except BlockingIOError:
+                    self._give_up()
                 except OSError as error:
                     # What was announced cannot be taken back, and zeros would be wrong data.
                     msg = f"a read failed after its answer had begun: {error.strerror}"

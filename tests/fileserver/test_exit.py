@@ -1,0 +1,122 @@
+"""The end of the supervisor, and who is told of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from uvmshare import AddOptions, FileServer, Manager, UtilityVM
+from uvmshare.errors import ComputeSystemGone, OutcomeUnknown, RemoteProtocolError
+from uvmshare.fileserver.limits import Limits
+from uvmshare.fileserver.outbox import Outbox
+from uvmshare.ninep import messages as m
+from uvmshare.testing.client import Client
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from pathlib import Path
+
+    from tests.fileserver.conftest import Device
+
+DEADLINE = 60
+
+
+def run(work: Coroutine[object, object, None]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(DEADLINE):
+            await work
+
+    asyncio.run(bounded())
+
+
+def test_the_manager_is_told_when_the_supervisor_is_killed(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with await FileServer.start([f"unix:{tmp_path}/9p"]) as server:
+            manager = Manager(UtilityVM(server))
+            name = await manager.add_to_vm(AddOptions(tmp_path, read_only=True), owner="a")
+            told: asyncio.Future[ComputeSystemGone] = asyncio.get_running_loop().create_future()
+            server.on_exit(told.set_result)
+            os.kill((await server.status()).pid, signal.SIGKILL)
+            assert "has ended" in str(await told)
+            assert "has ended" in await server.wait_exit()
+            assert manager.shares() == ()
+            await manager.remove_from_vm(name, owner="a")
+            with pytest.raises(ComputeSystemGone):
+                await server.status()
+            late: asyncio.Future[ComputeSystemGone] = asyncio.get_running_loop().create_future()
+            server.on_exit(late.set_result)
+            assert "has ended" in str(await late)
+
+    run(work())
+
+
+def test_closing_is_no_such_end_but_ends_the_waiting(tmp_path: Path) -> None:
+    async def work() -> None:
+        server = await FileServer.start([f"unix:{tmp_path}/9p"])
+        told: list[ComputeSystemGone] = []
+        server.on_exit(told.append)
+        waiting = asyncio.create_task(server.wait_exit())
+        await server.aclose()
+        assert await waiting == "the file server was closed"
+        assert told == []
+        with pytest.raises(ComputeSystemGone, match="was closed"):
+            await server.status()
+
+    run(work())
+
+
+def test_a_channel_that_breaks_while_the_supervisor_goes_on_is_an_unknown_outcome(tmp_path: Path) -> None:
+    """Its mounts go on too: to call it gone would be to call shares removed that guests still have."""
+
+    async def work() -> None:
+        run_dir = tmp_path / "run"
+        async with await FileServer.start([f"unix:{tmp_path}/9p"], run_dir=run_dir) as server:
+            second = await FileServer.connect(run_dir)
+            second._writer.write(b"\xff" * 64)  # a length that no message has: the supervisor hangs up
+            with pytest.raises(OutcomeUnknown):
+                await second.status()
+            with pytest.raises(OutcomeUnknown, match="goes on"):
+                await second.status()
+            await second.detach()
+            assert (await server.status()).addresses == server.addresses
+
+    run(work())
+
+
+def test_a_guest_that_takes_no_replies_is_ended_when_silence_has_a_limit(
+    start_device: Callable[..., Device], tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    device = start_device(limits=Limits(idle_seconds=0.05), log=log, security_model="none")
+    (tmp_path / "share").mkdir()
+    (tmp_path / "share" / "large").write_bytes(bytes(1 << 20))
+    name = device.share((tmp_path / "share").resolve())
+    client = Client.connect(device.address, name, timeout=DEADLINE)
+    fid = client.open("large")
+    closed = select.poll()
+    closed.register(client.socket, select.POLLRDHUP)
+    with client:
+        client.socket.sendall(m.Tread(fid, 0, 1 << 19).encode(1) * 64)
+        assert closed.poll(DEADLINE * 1000)
+    device.unshare(name)
+    assert "has not taken its replies" in log.read_text()
+
+
+def test_nothing_more_is_sent_once_a_reply_was_sent_in_part() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(0)
+        outbox = Outbox(ours)
+        with pytest.raises(RemoteProtocolError, match="has not taken"):
+            outbox.send(bytes(64 << 20))
+        theirs.settimeout(DEADLINE)
+        while len(theirs.recv(1 << 20)) == 1 << 20:
+            pass
+        with pytest.raises(RemoteProtocolError, match="has not taken"):
+            outbox.send(b"whole")
