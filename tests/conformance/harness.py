@@ -6,7 +6,6 @@ What lives here: booting, mounting, and the records that docs/conformance.md is 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import tempfile
 from contextlib import contextmanager
@@ -189,9 +188,6 @@ def compiled(name: str) -> str:
 
 def scratch_directory() -> str:
     """Return a new directory on a disk, which a tmpfs would not be: the host's own files lie on one."""
-    return tempfile.mkdtemp(prefix="uvmshare-conformance-", dir="/var/tmp")
-
-
-def remove_directory(path: str) -> None:
-    """Remove a tree whose paths are longer than PATH_MAX too, which shutil's descriptors are good for."""
-    shutil.rmtree(path)
+    made = tempfile.mkdtemp(prefix="uvmshare-conformance-", dir="/var/tmp")
+    os.chmod(made, 0o755)  # the guest's users go in
+    return made

@@ -204,8 +204,8 @@ def check_impossible(suite: Suite) -> None:
             got = "ok" if result == 0 else errno.errorcode[ctypes.get_errno()]
             suite.check(f"client/fallocate/{name}", got, "ENOTSUP")
     suite.check("client/O_TMPFILE", outcome(lambda: os.close(os.open(".", _O_TMPFILE | os.O_RDWR))), "ENOTSUP")
-    for name, flag in (("noreplace", 1), ("exchange", 2)):
-        result = _libc.renameat2(-100, b"a", -100, b"b", flag)
+    for name, new, flag in (("noreplace", b"new", 1), ("exchange", b"b", 2)):
+        result = _libc.renameat2(-100, b"a", -100, new, flag)
         got = "ok" if result == 0 else errno.errorcode[ctypes.get_errno()]
         suite.check(f"client/renameat2/{name}", got, "EINVAL")
 

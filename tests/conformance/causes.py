@@ -1,0 +1,47 @@
+"""Checks that come out otherwise over 9P than on the guest's own ext4, each with its cause.
+
+What lives here: the list, and nothing that decides. A difference that is not in it fails its test.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from tests.conformance.harness import Setting
+
+
+class Cause(NamedTuple):
+    """Why checks whose names match differ, in the security models and cache modes named ("" is every one)."""
+
+    pattern: str
+    why: str
+    models: str = ""
+    caches: str = ""
+    kernels: str = ""
+
+
+CAUSES = (
+    Cause(
+        r"utimensat/.*/sub-second-.*",
+        "Linux's 9P client cuts times that are set to whole seconds: its superblock names no finer granularity",
+    ),
+    Cause(
+        r"utimensat/.*/-\d+/[am]time",
+        "Linux's 9P client sends a time before 1970 as 0 (seen on the wire)",
+    ),
+)
+
+
+def cause_of(check: str, setting: Setting) -> str | None:
+    """Return why a check differs in a setting, or None when nothing explains it."""
+    for cause in CAUSES:
+        if (
+            re.fullmatch(cause.pattern, check)
+            and (not cause.models or setting.model in cause.models.split())
+            and (not cause.caches or setting.cache in cause.caches.split())
+            and (not cause.kernels or setting.kernel in cause.kernels.split())
+        ):
+            return cause.why
+    return None

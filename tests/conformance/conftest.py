@@ -1,0 +1,54 @@
+"""The benches of this folder, one a kernel, each booted once when it is first needed."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.conformance.harness import Bench, scratch_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@pytest.fixture(scope="session")
+def bench() -> Iterator[Callable[[str], Bench]]:
+    """The bench of a kernel series, such as "6.12". One is up at a time: two emulated guests would starve each other."""
+    with asyncio.Runner() as runner:
+        up: list[Bench] = []
+
+        def of(kernel: str) -> Bench:
+            if up and up[0].kernel != kernel:
+                up.pop().close()
+            if not up:
+                up.append(Bench.start(runner, kernel))
+            return up[0]
+
+        yield of
+        if up:
+            up.pop().close()
+
+
+@pytest.fixture
+def directory() -> Iterator[str]:
+    """An empty directory of the host's, on a disk, to share."""
+    made = scratch_directory()
+    yield made
+    shutil.rmtree(made)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of one kernel together, so that each guest boots once."""
+
+    def kernel(item: pytest.Item) -> str:
+        callspec = getattr(item, "callspec", None)
+        setting = callspec.params.get("setting") if callspec else None
+        return getattr(setting, "kernel", "")
+
+    ours = [item for item in items if "tests/conformance/" in item.path.as_posix()]
+    slots = [index for index, item in enumerate(items) if item in ours]
+    for index, item in zip(slots, sorted(ours, key=kernel), strict=True):
+        items[index] = item

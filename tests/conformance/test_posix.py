@@ -1,0 +1,140 @@
+"""Thousands of POSIX checks on a share, held against the same checks on the guest's own ext4."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.conformance.causes import cause_of
+from tests.conformance.harness import TREE, Setting, keep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.conformance.harness import Bench, Mount
+
+pytestmark = pytest.mark.guest
+
+Results = dict[str, tuple[str, str]]
+
+WHOLE = ("paths", "creation", "renames", "times", "contents", "permissions")
+SHORT = ("renames", "contents")
+
+_witnesses: dict[tuple[str, str], Results] = {}
+
+
+def run_part(bench: Bench, directory: str, part: str) -> Results:
+    """Run one part of the checks below a directory of the guest's."""
+    results = f"/run/results/{part}.json"
+    bench.check(
+        f"mkdir {directory}/{part} && cd {TREE} && "
+        f"python3 -B -m tests.conformance.posix {directory}/{part} {results} {part}"
+    )
+    found: Results = json.loads(bench.check(f"cat {results}"))
+    return found
+
+
+def witness(bench: Bench, part: str) -> Results:
+    """Return what the guest's own ext4 says to a part. Its wants are held to it first."""
+    key = bench.kernel, part
+    if key not in _witnesses:
+        _witnesses[key] = run_part(bench, "/run/local", part)
+        bench.check("rm -r /run/local/*")
+    return _witnesses[key]
+
+
+def compare(bench: Bench, mount: Mount, parts: tuple[str, ...], name: str) -> None:
+    """Run parts on a share and on ext4, keep the figures, and fail on a difference that has no cause."""
+    checks = 0
+    explained: Counter[str] = Counter()
+    unexplained: list[str] = []
+    for part in parts:
+        local = witness(bench, part)
+        wrong = [f"{check}: {got}, wanted {want}" for check, (got, want) in local.items() if got != want]
+        assert not wrong, f"the guest's ext4 does not do what is wanted: {wrong[:20]}"
+        remote = run_part(bench, mount.at, part)
+        assert remote.keys() == local.keys()
+        checks += len(remote)
+        for check, (got, _) in remote.items():
+            if got != local[check][0]:
+                cause = cause_of(check, mount.setting)
+                if cause is None:
+                    unexplained.append(f"{check}: {got}, on ext4 {local[check][0]}")
+                else:
+                    explained[cause] += 1
+    failures = {cause: f"{count} checks" for cause, count in explained.items()} | dict.fromkeys(unexplained, "none known")
+    keep(name, mount.setting, {"checks": checks, "differ": sum(explained.values()) + len(unexplained)}, failures)
+    assert not unexplained, "\n".join(unexplained[:50])
+
+
+@pytest.mark.parametrize("setting", [Setting("6.12")], ids=str)
+def test_some_posix_checks_come_out_as_on_ext4(bench: Callable[[str], Bench], directory: str, setting: Setting) -> None:
+    up = bench(setting.kernel)
+    with up.mounted(setting, directory) as mount:
+        compare(up, mount, SHORT, "posix-short")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "setting",
+    [
+        Setting("6.12"),
+        Setting("6.12", model="mapped-xattr"),
+        Setting("6.1"),
+    ],
+    ids=str,
+)
+def test_all_posix_checks_come_out_as_on_ext4(bench: Callable[[str], Bench], directory: str, setting: Setting) -> None:
+    up = bench(setting.kernel)
+    with up.mounted(setting, directory) as mount:
+        compare(up, mount, WHOLE, "posix")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "setting",
+    [
+        Setting("6.12", cache="loose"),
+        Setting("6.12", cache="mmap"),
+        Setting("6.12", cache="readahead", msize=65536),
+        Setting("6.12", msize=8192),
+        Setting("6.1", cache="loose"),
+        Setting("6.1", cache="mmap"),
+        Setting("6.12", access="user"),
+    ],
+    ids=str,
+)
+def test_names_and_contents_come_out_as_on_ext4(bench: Callable[[str], Bench], directory: str, setting: Setting) -> None:
+    up = bench(setting.kernel)
+    with up.mounted(setting, directory) as mount:
+        compare(up, mount, ("renames", "contents"), "posix-names-and-contents")
+
+
+@pytest.mark.parametrize("setting", [Setting("6.12")], ids=str)
+def test_a_read_only_share_answers_as_a_read_only_ext4(
+    bench: Callable[[str], Bench], directory: str, setting: Setting
+) -> None:
+    up = bench(setting.kernel)
+    populate = f"cd {TREE} && python3 -B -m tests.conformance.posix populate"
+    with up.mounted(setting, directory) as mount:
+        up.check(f"{populate} {mount.at}")
+    up.check(f"mkdir /run/local/r && {populate} /run/local/r && mkdir /run/ro && mount --bind /run/local/r /run/ro")
+    up.check("mount -o remount,ro,bind /run/ro")
+    run = f"cd {TREE} && python3 -B -m tests.conformance.posix {{}} /run/results/{{}}.json read-only"
+    up.check(run.format("/run/ro", "local"))
+    with up.mounted(setting, directory, read_only=True) as mount:
+        up.check(run.format(mount.at, "share"))
+    up.check("umount /run/ro && rmdir /run/ro && rm -r /run/local/r")
+    local, share = (json.loads(up.check(f"cat /run/results/{name}.json")) for name in ("local", "share"))
+    differ = {
+        name: cause_of(name, setting) for name, (got, _) in share.items() if got != local[name][0]
+    }
+    keep("posix-read-only", setting, {"checks": len(share), "differ": len(differ)}, {k: str(v) for k, v in differ.items()})
+    assert [(name, *share[name]) for name, why in differ.items() if why is None] == []
+    assert sorted(os.listdir(os.path.join(directory, "ro"))) == sorted(
+        ("regular", "directory", "fifo", "block", "character", "socket", "symlink", "empty")
+    )
