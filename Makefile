@@ -84,6 +84,15 @@ test: packages lint  ## Every check and every test but the long ones, with cover
 test-long: packages $(STAMP)  ## The long tests
 	$(BIN)/pytest -m long --timeout 1800 $(PYTEST_ARGS)
 
+FUZZ_SECONDS ?= 1800
+
+.PHONY: fuzz
+fuzz: $(STAMP)  ## Fuzz the codec and the session for FUZZ_SECONDS each (1800)
+	$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip --quiet --disable-pip-version-check install 'atheris==3.0.0'
+	mkdir -p .cache/fuzz/codec .cache/fuzz/session
+	$(BIN)/python fuzz/run.py codec -max_total_time=$(FUZZ_SECONDS) .cache/fuzz/codec fuzz/corpus/codec
+	$(BIN)/python fuzz/run.py session -max_total_time=$(FUZZ_SECONDS) .cache/fuzz/session fuzz/corpus/session
+
 .PHONY: demo
 demo: $(STAMP)  ## Boot a real guest and share directories with it while it runs
 	tools/packages demo || echo 'make demo: going on with what there is' >&2

@@ -1,0 +1,94 @@
+"""Write the seed corpus: one message of each type, and conversations that reach every handler.
+
+    python fuzz/seeds.py
+
+What lives here: the hand-written inputs. What must not: inputs that fuzzing has found; they are files of
+the corpus alone, and stay when this is run again.
+"""
+
+# ruff: noqa: INP001  a folder of scripts, not a package
+from __future__ import annotations
+
+import pathlib
+from typing import Any, Final
+
+import targets
+
+from uvmshare.ninep import messages as m
+from uvmshare.ninep.constants import NOFID, NONUNAME, NOTAG, VERSION, OpenFlag
+from uvmshare.ninep.types import Qid
+
+CORPUS: Final = pathlib.Path(__file__).parent / "corpus"
+
+_VALUES: Final[dict[str, Any]] = {
+    "int": 1,
+    "bytes": b"name",
+    "bytes | memoryview": b"data",
+    "Qid": Qid(0x80, 1, 2),
+    "tuple[bytes, ...]": (b"a", b".."),
+    "tuple[Qid, ...]": (Qid(0, 1, 2),),
+}
+
+CONVERSATIONS: Final = {
+    "walk": (m.Twalk(0, 1, (b"directory", b"below", b"..", b"file")), m.Tgetattr(1, 0x3FFF), m.Tclunk(1)),
+    "escape": (m.Twalk(0, 1, (b"..", b"..", b"link", b"canary")), m.Twalk(0, 1, (b"link",)), m.Treadlink(1)),
+    "read": (m.Twalk(0, 1, (b"file",)), m.Tlopen(1, 0), m.Tread(1, 0, 100), m.Tread(1, 1 << 63, 1), m.Tfsync(1, 0)),
+    "write": (
+        *(m.Tlcreate(0, b"made", OpenFlag.RDWR, 0o644, 0), m.Twrite(0, 0, b"data"), m.Twrite(0, 1 << 40, b"data")),
+        *(m.Tsetattr(0, 0x1FF, 0o7777, 1, 1, 2, 3, 4, 5, 6), m.Tfsync(0, 1), m.Tread(0, 0, 65536)),
+    ),
+    "append": (m.Twalk(0, 1, (b"file",)), m.Tlopen(1, OpenFlag.RDWR | OpenFlag.APPEND), m.Twrite(1, 9, b"x")),
+    "sync": (m.Twalk(0, 1, (b"file",)), m.Tlopen(1, OpenFlag.RDWR | OpenFlag.SYNC), m.Twrite(1, 9, b"x"), m.Tflush(2)),
+    "list": (m.Twalk(0, 1), m.Tlopen(1, OpenFlag.DIRECTORY), m.Treaddir(1, 0, 4096), m.Treaddir(1, 1, 40)),
+    "make": (
+        *(m.Tmkdir(0, b"new", 0o7777, 0), m.Tsymlink(0, b"to", b"../outside/canary", 0)),
+        *(m.Tmknod(0, b"node", 0o020666, 1, 3, 0), m.Tmknod(0, b"pipe", 0o010666, 0, 0, 0)),
+        *(m.Twalk(0, 1, (b"to",)), m.Treadlink(1), m.Tlopen(1, 0), m.Twalk(0, 2, (b"node",)), m.Tlopen(2, 0)),
+    ),
+    "names": (
+        *(m.Twalk(0, 1, (b"file",)), m.Twalk(0, 2, (b"directory",)), m.Tlink(2, 1, b"hard")),
+        *(m.Trenameat(0, b"file", 2, b"other"), m.Trename(1, 0, b"back"), m.Tunlinkat(2, b"below", 0x200)),
+        *(m.Tunlinkat(0, b"..", 0), m.Tremove(1), m.Tremove(2), m.Tremove(0)),
+    ),
+    "into-itself": (
+        *(m.Twalk(0, 1, (b"directory",)), m.Twalk(1, 2, (b"below",)), m.Trenameat(1, b"below", 0, b"above")),
+        *(m.Trename(1, 2, b"cycle"), m.Twalk(1, 3, (b"..",) * 16), m.Tgetattr(3, 0x7FF)),
+    ),
+    "attributes": (
+        *(m.Twalk(0, 1, (b"file",)), m.Twalk(1, 2), m.Txattrcreate(2, b"user.name", 5, 0), m.Twrite(2, 0, b"value")),
+        *(m.Tclunk(2), m.Txattrwalk(1, 3, b""), m.Tread(3, 0, 100), m.Txattrwalk(1, 4, b"user.name"), m.Tread(4, 0, 9)),
+        *(m.Twalk(1, 5), m.Txattrcreate(5, b"user.virtfs.mode", 4, 0), m.Txattrcreate(5, b"user.name", 0, 2)),
+        *(m.Tclunk(5), m.Txattrcreate(1, b"security.capability", 70000, 0)),
+    ),
+    "locks": (
+        *(m.Twalk(0, 1, (b"file",)), m.Tlopen(1, OpenFlag.RDWR), m.Tlock(1, 1, 0, 0, 10, 1, b"a")),
+        *(
+            m.Tlock(1, 1, 1, 5, 10, 2, b"b"),
+            m.Tgetlock(1, 1, 0, 0, 2, b"b"),
+            m.Tflush(3),
+            m.Tlock(1, 0, 1, 0, 0, 3, b""),
+        ),
+        *(m.Tlock(1, 2, 0, 3, 2, 1, b"a"), m.Tclunk(1)),
+    ),
+    "again": (
+        *(m.Tversion(8192, VERSION), m.Tattach(0, NOFID, b"", b"0", 1), m.Tattach(0, NOFID, b"7", b"0", NONUNAME)),
+        *(m.Tauth(1, b"", b"0", 0), m.Tattach(1, NOFID, b"9" * 300, b"0", NONUNAME), m.Tstatfs(1), m.Tversion(1, b"x")),
+    ),
+}
+
+
+def main() -> None:
+    """Write the files."""
+    for folder in ("codec", "session"):
+        (CORPUS / folder).mkdir(parents=True, exist_ok=True)
+    for cls in m.BY_TYPE.values():
+        values = [_VALUES[str(cls.__annotations__[field])] for field in cls.__struct_fields__]
+        (CORPUS / "codec" / cls.__name__).write_bytes(cls(*values).encode(NOTAG))
+    for name, requests in CONVERSATIONS.items():
+        (CORPUS / "session" / name).write_bytes(targets.packed(*requests))
+        plain = b"".join(request.encode(tag) for tag, request in enumerate(requests))
+        (CORPUS / "session" / f"{name}-plain").write_bytes(b"\2" + plain)
+
+
+if __name__ == "__main__":
+    main()
