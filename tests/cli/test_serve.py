@@ -14,6 +14,7 @@ import uvmshare
 from uvmshare.cli.foreground import print_line
 from uvmshare.cli.main import run
 from uvmshare.errors import AccessDenied, FileServerError
+from uvmshare.fileserver.limits import Limits
 from uvmshare.hcs.schema import RequestType
 
 if TYPE_CHECKING:
@@ -41,7 +42,14 @@ class FakeServer:
 
     @classmethod
     async def start(
-        cls, *, listen: Sequence[str], security_model: str, allow_remote: bool, socket_mode: int, run_dir: str | None
+        cls,
+        *,
+        listen: Sequence[str],
+        security_model: str,
+        allow_remote: bool,
+        socket_mode: int,
+        run_dir: str | None,
+        limits: Limits,
     ) -> Self:
         cls.started = {
             "listen": list(listen),
@@ -49,6 +57,7 @@ class FakeServer:
             "allow_remote": allow_remote,
             "socket_mode": socket_mode,
             "run_dir": run_dir,
+            "limits": limits,
         }
         if cls.fail_to_start:
             msg = "address in use"
@@ -138,6 +147,7 @@ def test_shares_are_served_until_a_signal(
         "allow_remote": False,
         "socket_mode": 0o600,
         "run_dir": None,
+        "limits": Limits(),
     }
 
 
@@ -153,6 +163,10 @@ def test_options_reach_the_server(
         "none",
         "--run-dir",
         str(tmp_path),
+        "--limit",
+        "mounts=4",
+        "--limit",
+        "idle_seconds=none",
         "-l",
         "tcp:0.0.0.0:0",
     ]
@@ -163,7 +177,17 @@ def test_options_reach_the_server(
         "allow_remote": True,
         "socket_mode": 0o660,
         "run_dir": str(tmp_path),
+        "limits": Limits(mounts=4),
     }
+
+
+@pytest.mark.parametrize("text", ["mounts", "mounts=many", "mounts=0", "dogs=1"])
+def test_a_limit_that_cannot_be_is_a_usage_error_in_one_line(
+    text: str, dirs: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["serve", "--listen", "unix:/x", "--limit", text, dirs[0]]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "--limit" in line
 
 
 def test_what_the_kernel_lacks_is_said_on_stderr(

@@ -120,3 +120,19 @@ def test_nothing_more_is_sent_once_a_reply_was_sent_in_part() -> None:
             pass
         with pytest.raises(RemoteProtocolError, match="has not taken"):
             outbox.send(b"whole")
+
+
+def test_a_handshake_that_breaks_off_inside_a_message_leaves_its_reason(
+    start_device: Callable[..., Device], tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    device = start_device(log=log)
+    with device.dial() as silent, device.dial() as broken:
+        broken.send_raw(m.Tversion(8192, b"9P2000.L").encode(0xFFFF)[:-1])
+        silent.hang_up()
+        broken.hang_up()
+    for _ in range(10_000):
+        if not device.run(device.server.status()).half_open:
+            break
+    (line,) = log.read_text().splitlines()
+    assert line.endswith("the connection ended inside a message; connection closed")

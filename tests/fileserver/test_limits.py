@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import sys
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uvmshare.errors import ConnectionClosed
+from uvmshare import FileServer
+from uvmshare.errors import ConnectionClosed, FileServerError
 from uvmshare.fileserver.limits import Limits, Throttle
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import OpenFlag as O
@@ -219,3 +221,27 @@ def test_memory(start_device: Callable[..., Device], tmp_path: Path, refused: Re
             with refused(errno.EINVAL):  # a byte is missing
                 guest.clunk(fid)
         assert guest.read_file("file") == b"content"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"mounts": 0}, {"fids": "many"}, {"msize": 100}, {"half_open": -1}, {"handshake_seconds": 0}, {"dogs": 1}],
+)
+def test_a_limit_that_cannot_be_is_refused_and_the_names_of_all_are_told(values: dict[str, object]) -> None:
+    with pytest.raises(FileServerError, match="operations_per_second"):
+        Limits.of(values)
+
+
+def test_limits_are_read_from_text() -> None:
+    assert Limits.of({"mounts": "4", "idle_seconds": None, "handshake_seconds": "2.5"}) == Limits(
+        mounts=4, handshake_seconds=2.5
+    )
+
+
+def test_a_server_does_not_start_with_limits_that_cannot_be(tmp_path: Path) -> None:
+    async def start() -> None:
+        await FileServer.start([f"unix:{tmp_path}/9p"], limits=Limits(mounts=-1))
+
+    with pytest.raises(FileServerError, match="mounts"):
+        asyncio.run(start())
+    assert list(tmp_path.iterdir()) == []

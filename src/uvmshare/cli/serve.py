@@ -14,6 +14,7 @@ import click
 from uvmshare.cli.foreground import Ready, print_line, serve_shares, until_signalled
 from uvmshare.cli.share_spec import share_options, shares_argument
 from uvmshare.errors import FileServerError, UnsupportedPlatform
+from uvmshare.fileserver.limits import Limits
 
 if TYPE_CHECKING:
     from uvmshare.cli.share_spec import ShareSpec
@@ -30,6 +31,20 @@ def _octal(text: str) -> int:
         msg = f"{text!r} is no mode; write three octal digits, such as 660"
         raise click.BadParameter(msg)
     return int(digits, 8)
+
+
+def _limits(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> Limits:
+    values: dict[str, str | None] = {}
+    for text in given:
+        name, equals, number = text.partition("=")
+        if not equals:
+            msg = f"{text!r} is no limit; write NAME=NUMBER, such as mounts=16"
+            raise click.BadParameter(msg)
+        values[name] = None if number == "none" else number
+    try:
+        return Limits.of(values)
+    except FileServerError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @click.command()
@@ -68,6 +83,15 @@ def _octal(text: str) -> int:
     type=click.Path(file_okay=False),
     help="Keep a control socket and the log there; the server then goes on when this command is killed (kill -9).",
 )
+@click.option(
+    "--limit",
+    "limits",
+    metavar="NAME=NUMBER",
+    multiple=True,
+    callback=_limits,
+    help="What the VM or one mount may use of this host, such as operations_per_second=2000; 'none' lifts what may be "
+    "lifted. A name that is none lists them all.",
+)
 @shares_argument
 def serve(
     listen: tuple[str, ...],
@@ -76,6 +100,7 @@ def serve(
     run_dir: str | None,
     shares: tuple[ShareSpec, ...],
     *,
+    limits: Limits,
     allow_remote: bool,
 ) -> None:
     """Serve host directories to a running guest until SIGINT or SIGTERM.
@@ -104,6 +129,7 @@ def serve(
       uvmshare serve --listen unix:/run/vm1.9p /srv/project:ro /srv/out
       uvmshare serve --listen firecracker:/run/fc/v.sock ~/src:ro:only=main.py,lib
       uvmshare serve --listen vsock:3 --security-model none /var/cache/ci
+      uvmshare serve --listen unix:/run/vm1.9p --limit bytes_per_second=50000000 --limit mounts=4 /srv/out
 
     It prints one line of JSON for each share, then one that says it is ready:
 
@@ -130,6 +156,7 @@ def serve(
             allow_remote=allow_remote,
             socket_mode=socket_mode,
             run_dir=run_dir,
+            limits=limits,
         )
         async with server, Manager(UtilityVM(server)) as manager:
             for note in server.notes:

@@ -103,6 +103,7 @@ class FileServer:
         if not listen:
             msg = "a file server needs an address to listen on, such as unix:/run/vm1.9p"
             raise FileServerError(msg)
+        checked = (limits or Limits()).checked()
         directory, log = _prepare(run_dir, log)
         ours, theirs = socket.socketpair()
         with theirs:
@@ -117,7 +118,7 @@ class FileServer:
                 allow_remote=allow_remote,
                 socket_mode=socket_mode,
                 run_dir=directory,
-                limits=limits or Limits(),
+                limits=checked,
             )
             await server._greet(configuration)
         except BaseException:

@@ -79,6 +79,11 @@ class Handshake:
             replies += self._answer(message).encode(tag)
         return bytes(replies), None
 
+    @property
+    def is_inside_message(self) -> bool:
+        """Whether the connection would break off in the middle of a message if it ended now."""
+        return self._reader.is_inside_message
+
     def _answer(self, message: messages.Message) -> messages.Message:
         match message:
             case messages.Tversion():

@@ -7,14 +7,21 @@ must not: enforcing the others, which each place does, with a line in the log.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
 import msgspec
 
+from uvmshare.errors import FileServerError
+from uvmshare.ninep.constants import MIN_MSIZE
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 __all__ = ["Limits", "Throttle"]
+
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,56 +29,72 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     # Of a VM
 
-    connections: int = 2048
+    connections: Count = 2048
     """Connections of any kind. One more is closed at once."""
 
-    half_open: int = 64
+    half_open: Count = 64
     """Connections that have not attached yet. One more, and the oldest of them is closed: a guest
     that opens silent connections cannot keep a good one out."""
 
-    handshake_seconds: float = 10.0
+    handshake_seconds: Seconds = 10.0
     """How long a connection may take from accept to attach."""
 
-    mounts: int = 1024
+    mounts: Count = 1024
     """Mount processes, one a connection that has attached."""
 
     # Of a mount
 
-    msize: int = 1 << 20
+    msize: Annotated[int, msgspec.Meta(ge=MIN_MSIZE, le=1 << 24)] = 1 << 20
     """The largest message, in bytes. 1 MiB is the most that Linux's fd transport takes."""
 
-    fids: int = 65536
+    fids: Count = 65536
     """Fids. Linux's client holds one a directory entry it remembers, and one an open file."""
 
-    open_files: int = 16384
+    open_files: Count = 16384
     """Fids that are open."""
 
-    descriptors: int = 262144
+    descriptors: Count = 262144
     """Descriptors of a mount process (RLIMIT_NOFILE). A fid holds one for its file and one for each
     directory on the way that no other fid holds: without this, deep trees would use up the host's."""
 
-    locks: int = 4096
+    locks: Count = 4096
     """Byte ranges that are locked, and lock requests that wait."""
 
-    lock_wait_seconds: float = 10.0
+    lock_wait_seconds: Seconds = 10.0
     """How long a lock request may wait for its answer. Linux's client then asks again by itself, every
     30 seconds, and can only be interrupted in between."""
 
-    xattr_bytes: int = 4 << 20
+    xattr_bytes: Count = 4 << 20
     """Values of extended attributes that open fids hold."""
 
-    memory_bytes: int = 512 << 20
+    memory_bytes: Count = 512 << 20
     """The data of a mount process (RLIMIT_DATA). A request that needs more is answered with ENOMEM."""
 
-    idle_seconds: float | None = None
+    idle_seconds: Seconds | None = None
     """How long a mount may send nothing, or take none of its replies. Linux's client sends nothing while
     nobody uses the mount."""
 
-    bytes_per_second: int | None = None
+    bytes_per_second: Count | None = None
     """Bandwidth, of requests and replies together."""
 
-    operations_per_second: int | None = None
+    operations_per_second: Count | None = None
     """Requests."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Return limits from their names and numbers, which may be text.
+
+        Raises `FileServerError` for what is no limit or no number for one.
+        """
+        try:
+            return msgspec.convert(dict(values), cls, strict=False)
+        except msgspec.ValidationError as error:
+            msg = f"limits: {error}; there are {', '.join(cls.__struct_fields__)}"
+            raise FileServerError(msg) from error
+
+    def checked(self) -> Self:
+        """Return the same limits. Raises `FileServerError` when one of them cannot be."""
+        return self.of(msgspec.to_builtins(self))
 
 
 _BURST_SECONDS: Final = 0.25

@@ -30,7 +30,8 @@ __all__ = ["serve"]
 _SEND_BUFFER: Final = 4 << 20
 """So that a reply of 1 MiB leaves with one call; measured beside sendfile. The kernel may give less."""
 
-_RESET: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP)
+_RESET: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, signal.SIGIO)
+"""What the supervisor handles, or whoever started it may have ignored: SIGIO is how the lifeline ends a mount."""
 
 
 def serve(
@@ -52,6 +53,7 @@ def serve(
         signal.set_wakeup_fd(-1)
         for number in _RESET:
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         with suppress(OSError):
             syscalls.set_name(f"uvmshare-{export.name}")
         lifeline = _die_with(lifeline)

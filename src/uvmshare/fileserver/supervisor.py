@@ -270,7 +270,8 @@ class Supervisor:
         try:
             data = half.socket.recv(_RECEIVE)
             if not data:
-                self._drop(half, None)
+                broken_off = half.handshake.is_inside_message
+                self._drop(half, "the connection ended inside a message" if broken_off else None)
                 return
             while True:
                 replies, attach = half.handshake.feed(data)

@@ -65,6 +65,11 @@ class FrameReader:
         check_size(size, self.limit)
         return size
 
+    @property
+    def is_inside_message(self) -> bool:
+        """Whether a message has begun that is not whole yet."""
+        return bool(self._buffer)
+
     def take_rest(self) -> bytes:
         """Take what is left, for whoever goes on reading in another way."""
         rest = bytes(self._buffer)
