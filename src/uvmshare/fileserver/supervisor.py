@@ -260,9 +260,9 @@ class Supervisor:
         """Forget a connection that has not attached, and close it."""
         del self._half_open[half.number]
         self._selector.unregister(half.socket)
-        half.socket.close()
         if reason is not None:
             _log(f"connection {half.number} ({half.peer}): {reason}; connection closed")
+        half.socket.close()
 
     def _on_handshake(self, half: _HalfOpen) -> None:
         if half.number not in self._half_open:
