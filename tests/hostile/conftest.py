@@ -147,6 +147,7 @@ class Target:
         """The supervisor has the processes and descriptors that it had before the attack."""
         for pid in self.mounts():
             wait_for_end(pid)
+        self.device.pid()  # what is ready beside this is served before the next
         assert self.mounts() == []
         assert descriptors_of(self.pid) == self._idle
         assert len(children_of(self.pid)) == 1  # the witness's
