@@ -1,0 +1,317 @@
+"""Races: names that change hands while they are walked, opened, made and changed.
+
+Two connections are served by two processes, so that their requests really run beside each other; a third party, the
+host, swaps names from a process of its own. Each try is a few requests sent in one piece. The short tests make a few ten
+thousand tries, the long one a million. What must hold is not who wins, but that nothing outside is ever told or changed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import struct
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from uvmshare.ninep import messages as m
+from uvmshare.ninep.constants import OpenFlag
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.hostile.conftest import CANARY, Target
+
+    from uvmshare.testing.client import Client
+else:
+    from hostile.conftest import CANARY
+
+if sys.platform == "win32":
+    pytest.skip("the file server runs on Linux", allow_module_level=True)
+
+BATCH: Final = 100
+"""Tries that are sent in one piece: some 25 KiB, which the socket takes without being read."""
+
+_HEADER: Final = struct.Struct("<IBH")
+
+
+class Volley:
+    """The same requests again and again on one connection, encoded once; the answers are looked at as bytes."""
+
+    def __init__(self, client: Client, requests: list[m.Message]) -> None:
+        self._socket = client.socket
+        frames = [request.encode(tag) for tag, request in enumerate(requests)]
+        self._data = b"".join(frames) * BATCH
+        self._expected = len(frames) * BATCH
+        self._rest = bytearray()
+
+    def fire(self) -> None:
+        self._socket.sendall(self._data)
+
+    def answers(self) -> bytes:
+        """Wait for all answers to one firing, and return them as they came."""
+        came = bytearray(self._rest)
+        at = count = 0
+        while count < self._expected:
+            while len(came) - at < 4 or len(came) - at < int.from_bytes(came[at : at + 4], "little"):
+                piece = self._socket.recv(1 << 18)
+                assert piece, "the connection has ended"
+                came += piece
+            at += int.from_bytes(came[at : at + 4], "little")
+            count += 1
+        self._rest = came[at:]
+        return bytes(came[:at])
+
+
+def frames_of(data: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at < len(data):
+        size, number, _ = _HEADER.unpack_from(data, at)
+        yield number, data[at + 7 : at + size]
+        at += size
+
+
+class Watch:
+    """Says when an answer has anything of what lies outside: content, qid or size; counts both outcomes of a race."""
+
+    def __init__(self, target: Target) -> None:
+        self._foreign = {struct.pack("<Q", path.stat().st_ino) for path in (target.outside, target.outside / "canary")}
+        self._size = struct.pack("<Q", len(CANARY))
+        self.won = self.lost = 0
+
+    def look(self, data: bytes) -> None:
+        assert CANARY not in data, "content of a file outside"
+        for inode in self._foreign:
+            assert inode not in data, "a qid of a file outside"
+        for number, body in frames_of(data):
+            if number == m.Rgetattr.type:
+                assert body[49:57] != self._size, "the size of a file outside"
+                self.won += 1
+            elif number == m.Rlerror.type:
+                self.lost += 1
+
+
+_RENAME_EXCHANGE: Final = 2
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+@contextmanager
+def swapping(directory: str, one: bytes, other: bytes) -> Iterator[None]:
+    """Let a process of the host's exchange two names all the time (renameat2(2), RENAME_EXCHANGE)."""
+    descriptor = os.open(directory, os.O_PATH)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            while True:
+                _libc.renameat2(descriptor, one, descriptor, other, _RENAME_EXCHANGE)
+        finally:
+            os._exit(1)
+    os.close(descriptor)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def prepare(target: Target) -> None:
+    """`swap` is a directory with a file "canary" of the guest's own, and `link` leads outside."""
+    (target.root / "swap").mkdir()
+    (target.root / "swap" / "canary").write_bytes(b"the guest's own")
+    (target.root / "link").symlink_to("../outside")
+
+
+# The root is fid 0; each try leaves no fid.
+READ: Final = [
+    m.Twalk(0, 1, (b"swap", b"canary")),
+    m.Tgetattr(1, 0x7FF),
+    m.Tlopen(1, OpenFlag.RDONLY),
+    m.Tread(1, 0, 100),
+    m.Tclunk(1),
+]
+CHANGE: Final = [
+    m.Twalk(0, 1, (b"swap",)),
+    m.Tgetattr(1, 0x7FF),
+    m.Tsetattr(1, 0x1, 0o7777),
+    m.Tmkdir(1, b"made", 0o6777, 0),
+    m.Tlcreate(1, b"canary", OpenFlag.RDWR | OpenFlag.TRUNC, 0o666, 0),
+    m.Twrite(1, 0, b"guest"),
+    m.Tclunk(1),
+    m.Tunlinkat(0, b"swap/canary", 0),
+    m.Twalk(0, 1, (b"swap",)),
+    m.Tunlinkat(1, b"made", 0x200),
+    m.Tclunk(1),
+    m.Twalk(0, 1, (b"swap", b"canary")),
+    m.Tsetattr(1, 0x1FF, 0o6777, 12345, 12345, 3, 4, 5, 6, 7),
+    m.Tclunk(1),
+]
+LIST: Final = [
+    m.Twalk(0, 1, (b"swap",)),
+    m.Tlopen(1, OpenFlag.DIRECTORY),
+    m.Treaddir(1, 0, 4096),
+    m.Tclunk(1),
+]
+
+
+def race(target: Target, rounds: int, requests: list[m.Message], against: list[m.Message] | None = None) -> Watch:
+    """Fire requests round after round, beside another mount's; look at every answer."""
+    watch = Watch(target)
+    client = target.connect(n_uname=0)
+    assert client.root == 0
+    volley = Volley(client, requests)
+    other = Volley(target.connect(n_uname=0), against) if against else None
+    for _ in range(rounds):
+        volley.fire()
+        if other:
+            other.fire()
+        watch.look(volley.answers())
+        if other:
+            other.answers()
+    return watch
+
+
+KINDS: Final = {"read": READ, "change": CHANGE, "list": LIST}
+
+
+def host_swaps(target: Target, rounds: int, requests: list[m.Message]) -> None:
+    prepare(target)
+    with swapping(str(target.root), b"swap", b"link"):
+        watch = race(target, rounds, requests)
+    if requests is not LIST:
+        assert watch.won, "the directory was never reached: nothing raced"
+    assert watch.lost, "the link was never met: nothing raced"
+    target.require_unharmed()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model", ["mapped-xattr", "passthrough", "none"])
+def test_a_directory_that_the_host_swaps_for_a_link(attack: Callable[..., Target], model: str, kind: str) -> None:
+    host_swaps(attack(model), 30, KINDS[kind])
+
+
+SWAP: Final = [  # with a real symbolic link, which a guest can make under these models
+    m.Trenameat(0, b"swap", 0, b"away"),
+    m.Trenameat(0, b"link", 0, b"swap"),
+    m.Trenameat(0, b"swap", 0, b"link"),
+    m.Trenameat(0, b"away", 0, b"swap"),
+]
+
+
+def guest_swaps(target: Target, rounds: int, requests: list[m.Message]) -> None:
+    prepare(target)
+    watch = race(target, rounds, requests, SWAP)
+    assert watch.lost, "the link was never met: nothing raced"
+    target.require_unharmed()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model", ["passthrough", "none"])
+def test_a_directory_that_another_mount_swaps_for_a_link(attack: Callable[..., Target], model: str, kind: str) -> None:
+    guest_swaps(attack(model), 30, KINDS[kind])
+
+
+MAKE: Final = [
+    m.Tmkdir(0, b"new", 0o6777, 0),
+    m.Tunlinkat(0, b"new", 0x200),
+    m.Tlcreate(0, b"new", OpenFlag.RDWR | OpenFlag.TRUNC, 0o6777, 0),
+    m.Tmknod(0, b"new", 0o106777, 0, 0, 0),
+]
+SNATCH: Final = [
+    m.Tsymlink(0, b"trap", b"../outside/canary", 0),
+    m.Trenameat(0, b"new", 0, b"old"),
+    m.Trenameat(0, b"trap", 0, b"new"),
+    m.Tunlinkat(0, b"new", 0),
+    m.Tunlinkat(0, b"old", 0x200),
+    m.Tunlinkat(0, b"old", 0),
+]
+
+
+@pytest.mark.parametrize("model", ["mapped-xattr", "passthrough", "none"])
+def test_what_is_made_is_swapped_for_a_link_at_once(attack: Callable[..., Target], model: str) -> None:
+    target = attack(model)
+    # Tlcreate would turn the root's fid into the file's: it is tried on a clone.
+    make = [*MAKE[:2], m.Twalk(0, 1), m.Tlcreate(1, b"new", OpenFlag.RDWR, 0o6777, 0), m.Tclunk(1), MAKE[3]]
+    race(target, 60, make, SNATCH)
+    target.require_unharmed()
+
+
+RENAME: Final = [
+    m.Trenameat(0, b"a", 0, b"b"),
+    m.Twalk(0, 1, (b"b", b"c")),
+    m.Trename(1, 0, b"c"),
+    m.Twalk(0, 2, (b"b",)),
+    m.Twalk(0, 3, (b"c",)),
+    m.Trename(2, 3, b"b"),
+    m.Trenameat(3, b"b", 0, b"a"),
+    m.Twalk(0, 4, (b"a",)),
+    m.Trename(3, 4, b"c"),
+    *(m.Tclunk(fid) for fid in (1, 2, 3, 4)),
+]
+WALK: Final = [
+    m.Twalk(0, 1, (b"a", b"c", b"d")),
+    m.Tgetattr(1, 0x7FF),
+    m.Twalk(1, 2, (b"..",) * 16),
+    m.Tgetattr(2, 0x7FF),
+    m.Twalk(0, 3, (b"c", b"b", b"c", b"..", b"..", b"..", b"..", b"..", b"outside", b"canary")),
+    *(m.Tclunk(fid) for fid in (1, 2, 3)),
+]
+
+
+def renames_against_walks(target: Target, rounds: int) -> None:
+    (target.root / "a" / "c" / "d").mkdir(parents=True)
+    watch = race(target, rounds, WALK, RENAME)
+    assert watch.won
+    assert watch.lost
+    target.require_unharmed()
+
+
+@pytest.mark.parametrize("model", ["mapped-xattr", "none"])
+def test_renames_against_walks(attack: Callable[..., Target], model: str) -> None:
+    renames_against_walks(attack(model), 40)
+
+
+@pytest.mark.parametrize("kind", ["read", "list"])
+def test_a_directory_that_the_host_exchanges_with_one_outside(attack: Callable[..., Target], kind: str) -> None:
+    # The directory outside is another one each time: what is under test is what a walk tells while it is not the
+    # share's. Once inside it is shared, so the canary's own directory stays where it is.
+    target = attack()
+    prepare(target)
+    (target.top / "other").mkdir()
+    with swapping(str(target.top), b"root/swap", b"other"):
+        watch = race(target, 30, KINDS[kind])
+    assert watch.lost or kind == "list"
+    target.require_unharmed()
+
+
+LONG: Final = 1_000_000 // BATCH
+"""Rounds of a million tries."""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("model", "attacker", "kind", "share"),
+    [
+        ("mapped-xattr", host_swaps, "read", 4),
+        ("none", host_swaps, "change", 8),
+        ("passthrough", host_swaps, "list", 8),
+        ("none", guest_swaps, "read", 4),
+        ("passthrough", guest_swaps, "change", 8),
+        ("none", guest_swaps, "list", 8),
+    ],
+)
+def test_a_million_tries(
+    attack: Callable[..., Target],
+    model: str,
+    attacker: Callable[[Target, int, list[m.Message]], None],
+    kind: str,
+    share: int,
+) -> None:
+    attacker(attack(model), LONG // share, KINDS[kind])
+
+
+@pytest.mark.long
+def test_many_renames_against_many_walks(attack: Callable[..., Target]) -> None:
+    renames_against_walks(attack("mapped-xattr"), 1000)
