@@ -13,19 +13,28 @@ if TYPE_CHECKING:
 
 
 class Cause(NamedTuple):
-    """Why checks whose names match differ, in the security models and cache modes named ("" is every one)."""
+    """Why checks whose names match differ, in the settings named ("" is every one).
+
+    `mounts` is an option of the mount.
+    """
 
     pattern: str
     why: str
     models: str = ""
     caches: str = ""
     kernels: str = ""
+    mounts: str = ""
 
 
 CAUSES = (
     Cause(
         r"utimensat/.*/sub-second-.*",
         "Linux's 9P client cuts times that are set to whole seconds: its superblock names no finer granularity",
+    ),
+    Cause(
+        r"read-only/(other/[a-z]+/(chmod|lchown|link-from)|(root|other)/(access|regular/rename-to))",
+        "the guest has mounted the read-only share writable: its kernel answers by modes and owners before it asks",
+        mounts="rw",
     ),
     Cause(
         r"utimensat/.*/-\d+/[am]time",
@@ -42,6 +51,7 @@ def cause_of(check: str, setting: Setting) -> str | None:
             and (not cause.models or setting.model in cause.models.split())
             and (not cause.caches or setting.cache in cause.caches.split())
             and (not cause.kernels or setting.kernel in cause.kernels.split())
+            and (not cause.mounts or cause.mounts in setting.more.split(","))
         ):
             return cause.why
     return None
