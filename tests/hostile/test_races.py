@@ -1,8 +1,9 @@
 """Races: names that change hands while they are walked, opened, made and changed.
 
-Two connections are served by two processes, so that their requests really run beside each other; a third party, the
-host, swaps names from a process of its own. Each try is a few requests sent in one piece. The short tests make a few ten
-thousand tries, the long one a million. What must hold is not who wins, but that nothing outside is ever told or changed.
+Two connections are served by two processes, so that their requests really run beside each other; a third party,
+the host, swaps names from a process of its own. Each try is a few requests sent in one piece. The short tests make
+a few ten thousand tries, the long one a million. What must hold is not who wins, but that nothing outside is ever
+told or changed.
 """
 
 from __future__ import annotations
@@ -192,7 +193,7 @@ def test_a_directory_that_the_host_swaps_for_a_link(attack: Callable[..., Target
     host_swaps(attack(model), 30, KINDS[kind])
 
 
-SWAP: Final = [  # with a real symbolic link, which a guest can make under these models
+SWAP: Final[list[m.Message]] = [  # with a real symbolic link, which a guest can make under these models
     m.Trenameat(0, b"swap", 0, b"away"),
     m.Trenameat(0, b"link", 0, b"swap"),
     m.Trenameat(0, b"swap", 0, b"link"),
