@@ -35,7 +35,7 @@ __all__ = ["CANARY", "codec", "packed", "session"]
 CANARY: Final = b"what the host keeps to itself"
 
 _MSIZE: Final = 65536
-_LIMITS: Final = Limits(msize=_MSIZE, fids=64, open_files=16, locks=16, xattr_bytes=65536, lock_wait_seconds=0)
+_LIMITS: Final = Limits(msize=_MSIZE, fids=64, open_files=16, locks=16, xattr_bytes=65536, lock_wait_seconds=1e-6)
 _REQUESTS: Final = sorted(number for number, cls in messages.BY_TYPE.items() if cls.__name__.startswith("T"))
 _ENTRY: Final = struct.Struct("<BH")
 _MOST: Final = 1 << 16

@@ -145,10 +145,17 @@ class Target:
 
     def require_nothing_left(self) -> None:
         """The supervisor has the processes and descriptors that it had before the attack."""
-        for pid in self.mounts():
-            wait_for_end(pid)
-        self.device.pid()  # what is ready beside this is served before the next
-        assert self.mounts() == []
+        with self.device.connect(self.name) as last:
+            last.stat()  # connections are accepted in turn: all earlier ones have been
+        for _ in range(1000):  # each asking is a turn of the supervisor's loop, and what is under way takes a few
+            status = self.device.run(self.device.server.status())
+            mounts = [mount.pid for share in status.shares if share.name == self.name for mount in share.mounts]
+            if not mounts and not status.half_open:
+                break
+            for pid in mounts:
+                wait_for_end(pid)
+        assert mounts == []
+        assert status.half_open == 0
         assert descriptors_of(self.pid) == self._idle
         assert len(children_of(self.pid)) == 1  # the witness's
 

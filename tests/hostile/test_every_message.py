@@ -242,7 +242,7 @@ def test_every_message_on_every_kind_of_fid_with_extreme_values(
     attack: Callable[..., Target], model: str, msize: int
 ) -> None:
     # Of two owners in the table one is in the other's way: no lock is waited for.
-    target = attack(model, limits=Limits(lock_wait_seconds=0))
+    target = attack(model, limits=Limits(lock_wait_seconds=0.001))
     client = target.connect(msize=msize)
     fids = Fids(target, client)
     spare = 0x7000
@@ -350,7 +350,7 @@ def test_every_message_before_the_attach(attack: Callable[..., Target], state: s
 
 def test_every_message_after_a_second_version(attack: Callable[..., Target]) -> None:
     # Tversion in the middle ends all fids: whatever comes then meets a session without any.
-    target = attack("mapped-xattr", limits=Limits(lock_wait_seconds=0))
+    target = attack("mapped-xattr", limits=Limits(lock_wait_seconds=0.001))
     (target.root / "file").write_bytes(b"file")
     for cls in REQUESTS.values():
         client = target.connect()
