@@ -7,16 +7,15 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-
-from tests.conformance.harness import Bench, scratch_directory
+from tests.conformance.harness import Bench, scratch_directory, write_down
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
 
 @pytest.fixture(scope="session")
 def bench() -> Iterator[Callable[[str], Bench]]:
-    """The bench of a kernel series, such as "6.12". One is up at a time: two emulated guests would starve each other."""
+    """The bench of a kernel series, such as "6.12". One is up at a time: two would starve each other."""
     with asyncio.Runner() as runner:
         up: list[Bench] = []
 
@@ -52,3 +51,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slots = [index for index, item in enumerate(items) if item in ours]
     for index, item in zip(slots, sorted(ours, key=kernel), strict=True):
         items[index] = item
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Write down how each test ended, so that one which died cannot be taken for what it found the last time."""
+    report = yield
+    if call.when == "call" or report.failed:
+        write_down(item.nodeid, passed=report.passed)
+    return report

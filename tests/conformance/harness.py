@@ -6,6 +6,7 @@ What lives here: booting, mounting, and the records that docs/conformance.md is 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import tempfile
 from contextlib import contextmanager
@@ -53,7 +54,7 @@ class Setting:
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What one test found in one setting. `failures` maps what differed to its cause."""
+    """What a test found in one setting. `failures` maps what came out otherwise to its cause."""
 
     test: str
     kernel: str
@@ -61,21 +62,40 @@ class Record(msgspec.Struct, frozen=True):
     cache: str
     msize: int
     access: str
+    more: str
     figures: dict[str, str]
     failures: dict[str, str] = {}
 
 
+class Run(msgspec.Struct, frozen=True):
+    """One test as pytest knows it, how it ended, and what it found before it did."""
+
+    node: str
+    passed: bool
+    records: tuple[Record, ...]
+
+
+_found: list[Record] = []
+
+
 def keep(test: str, setting: Setting, figures: Mapping[str, object], failures: Mapping[str, str] | None = None) -> None:
-    """Write down what a test found, and print it."""
+    """Note what a test found, and print it."""
     record = Record(
-        *(test, setting.kernel, setting.model, setting.cache, setting.msize, setting.access),
+        *(test, setting.kernel, setting.model, setting.cache, setting.msize, setting.access, setting.more.strip(",")),
         {name: str(value) for name, value in figures.items()},
         dict(failures or {}),
     )
-    os.makedirs(RESULTS, exist_ok=True)
-    with open(os.path.join(RESULTS, f"{test}-{setting}.json"), "wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(record)))
+    _found.append(record)
     print(f"{test} {setting}: {', '.join(f'{name} {value}' for name, value in record.figures.items())}")  # noqa: T201  the figures are what these tests are for
+
+
+def write_down(node: str, *, passed: bool) -> None:
+    """Write down how a test ended and what it kept, in the place of what its last run left."""
+    os.makedirs(RESULTS, exist_ok=True)
+    name = re.sub(r"[^\w.]+", "-", node.removeprefix("tests/conformance/")).strip("-")
+    with open(os.path.join(RESULTS, f"{name}.json"), "wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(Run(node, passed, tuple(_found)))))
+    _found.clear()
 
 
 @dataclass(slots=True)

@@ -11,7 +11,6 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-
 from tests.conformance.causes import cause_of
 from tests.conformance.harness import TREE, Setting, keep, mount_here
 
@@ -44,8 +43,17 @@ def run(bench: Bench, at: str, setting: Setting, name: str, *parts: str) -> None
         f"python3 -B -m tests.conformance.posix {directory} /run/results/{name}.json {' '.join(parts)}"
     )
     results = json.loads(bench.check(f"cat /run/results/{name}.json"))
-    wrong = {f"{check}: {got}, wanted {want}": cause_of(check, setting) for check, (got, want) in results.items() if got != want}
-    keep(name, setting, {"checks": len(results), "differ": len(wrong)}, {what: why or "none known" for what, why in wrong.items()})
+    wrong = {
+        f"{check}: {got}, wanted {want}": cause_of(check, setting)
+        for check, (got, want) in results.items()
+        if got != want
+    }
+    keep(
+        name,
+        setting,
+        {"checks": len(results), "differ": len(wrong)},
+        {what: why or "none known" for what, why in wrong.items()},
+    )
     assert [what for what, why in wrong.items() if why is None] == []
 
 
@@ -90,9 +98,7 @@ def host_sees_locked(path: str, start: int) -> bool:
 
 
 @pytest.mark.parametrize("setting", EVERYWHERE, ids=str)
-def test_locks_between_two_mounts_and_the_host(
-    bench: Callable[[str], Bench], directory: str, setting: Setting
-) -> None:
+def test_locks_between_two_mounts_and_the_host(bench: Callable[[str], Bench], directory: str, setting: Setting) -> None:
     up = bench(setting.kernel)
     path = os.path.join(directory, "f")
     with open(path, "wb"):
@@ -101,7 +107,7 @@ def test_locks_between_two_mounts_and_the_host(
     other = "/run/second"
     try_lock = (
         "python3 -I -c \"import fcntl, sys; f = open(sys.argv[1], 'r+'); "
-        "fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB, 10, int(sys.argv[2]))\" {at}/f {start}"
+        'fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB, 10, int(sys.argv[2]))" {at}/f {start}'
     )
     hold = (
         "python3 -I -c \"import fcntl, sys; f = open('f', 'r+'); fcntl.lockf(f, fcntl.LOCK_EX, 10, 0); "

@@ -7,7 +7,6 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-
 from tests.conformance.harness import Setting, compiled, keep
 
 if TYPE_CHECKING:
@@ -20,7 +19,9 @@ pytestmark = pytest.mark.guest
 _SEED = 20_011
 
 
-def run_fsx(bench: Callable[[str], Bench], directory: str, setting: Setting, count: int, *, direct: bool = False) -> str:
+def run_fsx(
+    bench: Callable[[str], Bench], directory: str, setting: Setting, count: int, *, direct: bool = False
+) -> str:
     """Run fsx in the share and look at the file from the host."""
     program = compiled("fsx")
     # Linux's client refuses shared writable mappings where writes are not cached.

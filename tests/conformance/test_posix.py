@@ -8,7 +8,6 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
-
 from tests.conformance.causes import cause_of
 from tests.conformance.harness import TREE, Setting, keep
 
@@ -66,7 +65,9 @@ def compare(bench: Bench, mount: Mount, parts: tuple[str, ...], name: str) -> No
                     unexplained.append(f"{check}: {got}, on ext4 {local[check][0]}")
                 else:
                     explained[cause] += 1
-    failures = {cause: f"{count} checks" for cause, count in explained.items()} | dict.fromkeys(unexplained, "none known")
+    failures = {cause: f"{count} checks" for cause, count in explained.items()} | dict.fromkeys(
+        unexplained, "none known"
+    )
     keep(name, mount.setting, {"checks": checks, "differ": sum(explained.values()) + len(unexplained)}, failures)
     assert not unexplained, "\n".join(unexplained[:50])
 
@@ -108,7 +109,9 @@ def test_all_posix_checks_come_out_as_on_ext4(bench: Callable[[str], Bench], dir
     ],
     ids=str,
 )
-def test_names_and_contents_come_out_as_on_ext4(bench: Callable[[str], Bench], directory: str, setting: Setting) -> None:
+def test_names_and_contents_come_out_as_on_ext4(
+    bench: Callable[[str], Bench], directory: str, setting: Setting
+) -> None:
     up = bench(setting.kernel)
     with up.mounted(setting, directory) as mount:
         compare(up, mount, ("renames", "contents"), "posix-names-and-contents")

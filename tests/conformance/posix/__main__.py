@@ -10,11 +10,15 @@ import json
 import os
 import sys
 from functools import partial
+from typing import TYPE_CHECKING
 
 from tests.conformance.posix import contents, creation, features, paths, permissions, renames, times
 from tests.conformance.posix.suite import Suite
 
-PARTS = {
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PARTS: dict[str, Callable[[Suite], None]] = {
     "paths": paths.check_all,
     "creation": creation.check_all,
     "renames": renames.check_all,

@@ -10,6 +10,7 @@ import ctypes
 import os
 import socket
 import stat
+import subprocess
 
 UTIME_NOW = (1 << 30) - 1
 UTIME_OMIT = (1 << 30) - 2
@@ -108,6 +109,14 @@ def lchown(path: str, uid: int, gid: int) -> None:
     os.chown(path, uid, gid, follow_symlinks=False)
 
 
+def chown_to_root(path: str) -> None:
+    os.chown(path, 0, 0)
+
+
+def lchown_to_root(path: str) -> None:
+    os.chown(path, 0, 0, follow_symlinks=False)
+
+
 def chown_to_itself(path: str) -> None:
     os.chown(path, os.getuid(), os.getgid())
 
@@ -159,6 +168,20 @@ def write(path: str, flags: int = os.O_WRONLY) -> None:
         os.write(descriptor, b"x")
     finally:
         os.close(descriptor)
+
+
+def truncate_to_one(path: str) -> None:
+    os.truncate(path, 1)
+
+
+def open_truncating(path: str) -> None:
+    open_(path, os.O_WRONLY | os.O_TRUNC)
+
+
+def run(*command: str) -> str:
+    """Run a program and return what it said; who cannot be started is an error."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
 
 
 def umask_and(mask: int, call: str, path: str, mode: int) -> None:

@@ -13,25 +13,31 @@ import errno
 import fcntl
 import mmap
 import os
+import socket
 import struct
-import subprocess
 from typing import TYPE_CHECKING
 
-from tests.conformance.posix.suite import GROUP, OTHER, OWNER, TYPES, Suite, make, outcome
+from tests.conformance.posix import calls
+from tests.conformance.posix.suite import GROUP, OTHER, OWNER, TYPES, make, outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from tests.conformance.posix.suite import Suite
 
 _FLOCK = struct.Struct("hhqqi4x")
 _O_TMPFILE = 0o20200000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def take(descriptor: int, kind: int, start: int, length: int) -> None:
+    """Take or let go of a POSIX lock, without waiting."""
+    fcntl.fcntl(descriptor, fcntl.F_SETLK, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
+
+
 def lock(path: str, kind: int, start: int, length: int) -> None:
     """Take a POSIX lock and let it go when this returns; what is in the way is an error."""
     descriptor = os.open(path, os.O_RDWR)
     try:
-        fcntl.fcntl(descriptor, fcntl.F_SETLK, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
+        take(descriptor, kind, start, length)
     finally:
         os.close(descriptor)
 
@@ -56,25 +62,24 @@ def is_locked(path: str, kind: int, start: int, length: int) -> str:
 
 
 def check_locks(suite: Suite) -> None:
-    """fcntl(2): owners are processes; ranges that do not meet do not conflict; closing any descriptor lets go of all."""
+    """fcntl(2): owners are processes; ranges that do not meet do not conflict; any close lets go of all."""
     suite.scratch()
     make("regular", "f", 0o666)
     one, two = os.open("f", os.O_RDWR), os.open("f", os.O_RDWR)
-    take = lambda fd, kind, start, length: fcntl.fcntl(fd, fcntl.F_SETLK, _FLOCK.pack(kind, 0, start, length, 0)) and None  # noqa: E731
-    suite.check("lock/first", outcome(lambda: take(one, fcntl.F_WRLCK, 0, 10)), "ok")
-    suite.check("lock/another-descriptor-of-the-process", outcome(lambda: take(two, fcntl.F_WRLCK, 0, 10)), "ok")
+    suite.check("lock/first", outcome(take, one, fcntl.F_WRLCK, 0, 10), "ok")
+    suite.check("lock/another-descriptor-of-the-process", outcome(take, two, fcntl.F_WRLCK, 0, 10), "ok")
     suite.check("lock/another-process", suite.run(OTHER, lock, "f", fcntl.F_WRLCK, 0, 10), "EAGAIN")
     suite.check("lock/another-process-reading", suite.run(OTHER, lock, "f", fcntl.F_RDLCK, 9, 1), "EAGAIN")
     suite.check("lock/disjoint", suite.run(OTHER, lock, "f", fcntl.F_WRLCK, 10, 10), "ok")
-    suite.check("lock/asked-by-itself", outcome(lambda: is_locked_here(one)), "unlocked")
-    suite.check("lock/shared", outcome(lambda: take(one, fcntl.F_RDLCK, 0, 10)), "ok")
+    suite.check("lock/asked-by-itself", outcome(is_locked_here, one), "unlocked")
+    suite.check("lock/shared", outcome(take, one, fcntl.F_RDLCK, 0, 10), "ok")
     suite.check("lock/shared-by-another", suite.run(OTHER, lock, "f", fcntl.F_RDLCK, 0, 10), "ok")
     suite.check("lock/shared-not-exclusive", suite.run(OTHER, lock, "f", fcntl.F_WRLCK, 5, 1), "EAGAIN")
-    suite.check("lock/part-unlocked", outcome(lambda: take(one, fcntl.F_UNLCK, 3, 4)), "ok")
+    suite.check("lock/part-unlocked", outcome(take, one, fcntl.F_UNLCK, 3, 4), "ok")
     suite.check("lock/hole-is-free", suite.run(OTHER, lock, "f", fcntl.F_WRLCK, 3, 4), "ok")
     suite.check("lock/left-of-hole", suite.run(OTHER, lock, "f", fcntl.F_WRLCK, 0, 3), "EAGAIN")
     suite.check("lock/right-of-hole", suite.run(OTHER, lock, "f", fcntl.F_WRLCK, 7, 3), "EAGAIN")
-    suite.check("lock/to-the-end", outcome(lambda: take(one, fcntl.F_WRLCK, 100, 0)), "ok")
+    suite.check("lock/to-the-end", outcome(take, one, fcntl.F_WRLCK, 100, 0), "ok")
     suite.check("lock/far-away", suite.run(OTHER, lock, "f", fcntl.F_WRLCK, 1 << 40, 1), "EAGAIN")
     os.close(two)
     suite.check("lock/after-close-of-another-descriptor", suite.run(OTHER, lock, "f", fcntl.F_WRLCK, 0, 0), "ok")
@@ -83,7 +88,7 @@ def check_locks(suite: Suite) -> None:
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     suite.check("flock/another-process", suite.run(OTHER, whole, "f", fcntl.LOCK_EX), "EAGAIN")
     suite.check("flock/another-process-shared", suite.run(OTHER, whole, "f", fcntl.LOCK_SH), "EAGAIN")
-    suite.check("flock/another-descriptor", outcome(lambda: whole("f", fcntl.LOCK_EX)), "EAGAIN")
+    suite.check("flock/another-descriptor", outcome(whole, "f", fcntl.LOCK_EX), "EAGAIN")
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     suite.check("flock/shared", suite.run(OTHER, whole, "f", fcntl.LOCK_SH), "ok")
     suite.check("flock/shared-not-exclusive", suite.run(OTHER, whole, "f", fcntl.LOCK_EX), "EAGAIN")
@@ -102,24 +107,28 @@ def check_xattrs(suite: Suite) -> None:
         suite.scratch()
         make(kind, "f", 0o755)
         at = f"xattr/{kind}"
-        suite.check(f"{at}/none", outcome(lambda: os.listxattr("f")), "[]")
-        suite.check(f"{at}/absent", outcome(lambda: os.getxattr("f", "user.a")), "ENODATA")
-        suite.check(f"{at}/replace-absent", outcome(lambda: os.setxattr("f", "user.a", b"1", os.XATTR_REPLACE)), "ENODATA")
-        suite.check(f"{at}/create", outcome(lambda: os.setxattr("f", "user.a", b"1", os.XATTR_CREATE)), "ok")
-        suite.check(f"{at}/create-again", outcome(lambda: os.setxattr("f", "user.a", b"2", os.XATTR_CREATE)), "EEXIST")
-        suite.check(f"{at}/replace", outcome(lambda: os.setxattr("f", "user.a", b"22", os.XATTR_REPLACE)), "ok")
-        suite.check(f"{at}/read", outcome(lambda: os.getxattr("f", "user.a")), "b'22'")
+        suite.check(f"{at}/none", outcome(os.listxattr, "f"), "[]")
+        suite.check(f"{at}/absent", outcome(os.getxattr, "f", "user.a"), "ENODATA")
+        suite.check(f"{at}/replace-absent", outcome(os.setxattr, "f", "user.a", b"1", os.XATTR_REPLACE), "ENODATA")
+        suite.check(f"{at}/create", outcome(os.setxattr, "f", "user.a", b"1", os.XATTR_CREATE), "ok")
+        suite.check(f"{at}/create-again", outcome(os.setxattr, "f", "user.a", b"2", os.XATTR_CREATE), "EEXIST")
+        suite.check(f"{at}/replace", outcome(os.setxattr, "f", "user.a", b"22", os.XATTR_REPLACE), "ok")
+        suite.check(f"{at}/read", outcome(os.getxattr, "f", "user.a"), "b'22'")
         name = "user." + "n" * 250
-        suite.check(f"{at}/255-bytes", outcome(lambda name=name: os.setxattr("f", name, b"x")), "ok")
-        suite.check(f"{at}/256-bytes", outcome(lambda name=name: os.setxattr("f", name + "n", b"x")), "ERANGE")
-        suite.check(f"{at}/large", outcome(lambda: os.setxattr("f", "user.large", b"v" * 3000)), "ok")
-        suite.check(f"{at}/large/read", outcome(lambda: os.getxattr("f", "user.large") == b"v" * 3000), "True")
-        suite.check(f"{at}/too-large", outcome(lambda: os.setxattr("f", "user.huge", b"v" * 65537)), "E2BIG")
-        suite.check(f"{at}/list", outcome(lambda name=name: sorted(os.listxattr("f")) == sorted(["user.a", "user.large", name])), "True")
-        suite.check(f"{at}/remove", outcome(lambda: os.removexattr("f", "user.a")), "ok")
-        suite.check(f"{at}/removed", outcome(lambda: os.getxattr("f", "user.a")), "ENODATA")
-        suite.check(f"{at}/remove-absent", outcome(lambda: os.removexattr("f", "user.a")), "ENODATA")
-        suite.check(f"{at}/unknown-kind", outcome(lambda: os.setxattr("f", "unknown.a", b"1")), "ENOTSUP")
+        suite.check(f"{at}/255-bytes", outcome(os.setxattr, "f", name, b"x"), "ok")
+        suite.check(f"{at}/256-bytes", outcome(os.setxattr, "f", name + "n", b"x"), "ERANGE")
+        suite.check(f"{at}/large", outcome(os.setxattr, "f", "user.large", b"v" * 3000), "ok")
+        suite.check(f"{at}/large/read", os.getxattr("f", "user.large") == b"v" * 3000, "True")
+        suite.check(f"{at}/too-large", outcome(os.setxattr, "f", "user.huge", b"v" * 65537), "E2BIG")
+        suite.check(
+            f"{at}/list",
+            sorted(os.listxattr("f")) == sorted(["user.a", "user.large", name]),
+            "True",
+        )
+        suite.check(f"{at}/remove", outcome(os.removexattr, "f", "user.a"), "ok")
+        suite.check(f"{at}/removed", outcome(os.getxattr, "f", "user.a"), "ENODATA")
+        suite.check(f"{at}/remove-absent", outcome(os.removexattr, "f", "user.a"), "ENODATA")
+        suite.check(f"{at}/unknown-kind", outcome(os.setxattr, "f", "unknown.a", b"1"), "ENOTSUP")
         suite.check(f"{at}/by-another", suite.run(OTHER, os.setxattr, "f", "user.b", b"1"), "EACCES")
 
 
@@ -136,13 +145,9 @@ def check_special_files(suite: Suite) -> None:
     os.close(writer)
     os.mknod("null", 0o20666, os.makedev(1, 3))
     os.mknod("zero", 0o20666, os.makedev(1, 5))
-    suite.check("special/null", outcome(lambda: open_and(_write_null)), "ok")
-    suite.check("special/zero", outcome(lambda: open_and(_read_zero)), "0000")
+    suite.check("special/null", outcome(_write_null), "ok")
+    suite.check("special/zero", outcome(_read_zero), "0000")
     suite.check("special/socket", outcome(_speak), "said")
-
-
-def open_and(call: Callable[[], object]) -> object:
-    return call()
 
 
 def _write_null() -> None:
@@ -156,8 +161,6 @@ def _read_zero() -> str:
 
 
 def _speak() -> str:
-    import socket  # noqa: PLC0415  one use
-
     with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as speaking:
         listening.bind("spoken")
         listening.listen()
@@ -173,9 +176,9 @@ def check_direct(suite: Suite) -> None:
     suite.scratch()
     data = os.urandom(70_001)
     descriptor = os.open("f", os.O_RDWR | os.O_CREAT | os.O_DIRECT)
-    suite.check("direct/write", outcome(lambda: os.write(descriptor, data)), "70001")
-    suite.check("direct/read", outcome(lambda: os.pread(descriptor, 70_001, 0) == data), "True")
-    suite.check("direct/odd", outcome(lambda: os.pread(descriptor, 777, 333) == data[333:1110]), "True")
+    suite.check("direct/write", outcome(os.write, descriptor, data), "70001")
+    suite.check("direct/read", os.pread(descriptor, 70_001, 0) == data, "True")
+    suite.check("direct/odd", os.pread(descriptor, 777, 333) == data[333:1110], "True")
     os.close(descriptor)
     with open("f", "rb") as file:
         suite.check("direct/plain", file.read() == data, "True")
@@ -203,7 +206,7 @@ def check_impossible(suite: Suite) -> None:
             result = _libc.fallocate(file.fileno(), mode, 0, 4096)
             got = "ok" if result == 0 else errno.errorcode[ctypes.get_errno()]
             suite.check(f"client/fallocate/{name}", got, "ENOTSUP")
-    suite.check("client/O_TMPFILE", outcome(lambda: os.close(os.open(".", _O_TMPFILE | os.O_RDWR))), "ENOTSUP")
+    suite.check("client/O_TMPFILE", outcome(calls.open_, ".", _O_TMPFILE | os.O_RDWR), "ENOTSUP")
     for name, new, flag in (("noreplace", b"new", 1), ("exchange", b"b", 2)):
         result = _libc.renameat2(-100, b"a", -100, new, flag)
         got = "ok" if result == 0 else errno.errorcode[ctypes.get_errno()]
@@ -262,26 +265,22 @@ def check_acls(suite: Suite) -> None:
     suite.scratch()
     make("regular", "f", 0o600)
     make("directory", "d", 0o755)
-    from tests.conformance.posix import calls  # noqa: PLC0415  one use
-
-    def run(*command: str) -> str:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  named below
-        return done.stdout + done.stderr
-
     suite.check("acl/before", suite.run(OTHER, calls.read, "f"), "EACCES")
-    suite.check("acl/set", run("setfacl", "-m", f"u:{OTHER.uid}:r", "f"), "")
+    suite.check("acl/set", calls.run("setfacl", "-m", f"u:{OTHER.uid}:r", "f"), "")
     suite.check("acl/allowed", suite.run(OTHER, calls.read, "f"), "ok")
     suite.check("acl/not-more", suite.run(OTHER, calls.write, "f"), "EACCES")
     suite.check("acl/others-not", suite.run(GROUP, calls.read, "f"), "EACCES")
-    suite.check("acl/shown", f"user:{OTHER.uid}:r--" in run("getfacl", "-n", "f"), "True")
+    suite.check("acl/shown", f"user:{OTHER.uid}:r--" in calls.run("getfacl", "-n", "f"), "True")
     suite.check("acl/mask", f"{os.stat('f').st_mode & 0o777:o}", "640")
-    suite.check("acl/default", run("setfacl", "-d", "-m", f"u:{OWNER.uid}:rwx", "d"), "")
+    suite.check("acl/default", calls.run("setfacl", "-d", "-m", f"u:{OWNER.uid}:rwx", "d"), "")
     make_in = "d/new"
     os.close(os.open(make_in, os.O_CREAT | os.O_WRONLY, 0o666))
-    suite.check("acl/inherited", f"user:{OWNER.uid}:rwx" in run("getfacl", "-n", make_in), "True")
+    suite.check("acl/inherited", f"user:{OWNER.uid}:rwx" in calls.run("getfacl", "-n", make_in), "True")
     os.mkdir("d/below", 0o777)
-    suite.check("acl/inherited-default", f"default:user:{OWNER.uid}:rwx" in run("getfacl", "-n", "d/below"), "True")
-    suite.check("acl/removed", run("setfacl", "-b", "f"), "")
+    suite.check(
+        "acl/inherited-default", f"default:user:{OWNER.uid}:rwx" in calls.run("getfacl", "-n", "d/below"), "True"
+    )
+    suite.check("acl/removed", calls.run("setfacl", "-b", "f"), "")
     suite.check("acl/after", suite.run(OTHER, calls.read, "f"), "EACCES")
 
 

@@ -1,6 +1,7 @@
-"""Paths: components that are missing, too long, no directories, or loops of links; and paths as long as they may be.
+"""Paths: components that are missing, too long, no directories, or loops; and paths as long as they may be.
 
-What lives here: what path_resolution(7) promises of every call that takes a path. What must not: who may (`permissions`).
+What lives here: what path_resolution(7) promises of every call that takes a path. What must not: who may
+(`permissions`).
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tests.conformance.posix import calls
-from tests.conformance.posix.suite import TYPES, Suite, make, outcome
+from tests.conformance.posix.suite import TYPES, make, outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tests.conformance.posix.suite import Suite
 
 NAME_MAX = 255
 PATH_MAX = 4096
@@ -32,13 +35,12 @@ CREATING: dict[str, Callable[[str], object]] = {
 EXISTING: dict[str, Callable[[str], object]] = {
     "open": calls.read,
     "chmod": calls.chmod,
-    "chown": lambda path: os.chown(path, 1, 1),
-    "lchown": lambda path: os.chown(path, 1, 1, follow_symlinks=False),
+    "chown": calls.chown_to_root,
+    "lchown": calls.lchown_to_root,
     "truncate": calls.truncate,
     "utimensat": calls.touch,
     "stat": calls.stat_,
     "lstat": calls.lstat,
-    "access": lambda path: os.stat(path) and None,
     "statfs": calls.statfs,
     "listxattr": calls.listxattr,
     "link-from": calls.link_from,
@@ -80,12 +82,12 @@ def _target_for(call: str, path: str) -> None:
 def check_missing(suite: Suite) -> None:
     for name, call in ALL.items():
         _fresh(suite)
-        suite.check(f"path/{name}/ENOENT/component", outcome(lambda call=call: call("missing/name")), "ENOENT")
-        suite.check(f"path/{name}/ENOENT/empty", outcome(lambda call=call: call("")), "ENOENT")
+        suite.check(f"path/{name}/ENOENT/component", outcome(call, "missing/name"), "ENOENT")
+        suite.check(f"path/{name}/ENOENT/empty", outcome(call, ""), "ENOENT")
         if name not in CREATING:
-            suite.check(f"path/{name}/ENOENT/name", outcome(lambda call=call: call("missing")), "ENOENT")
+            suite.check(f"path/{name}/ENOENT/name", outcome(call, "missing"), "ENOENT")
         os.symlink("nowhere", "dangling")
-        suite.check(f"path/{name}/ENOENT/dangling", outcome(lambda call=call: call("dangling/name")), "ENOENT")
+        suite.check(f"path/{name}/ENOENT/dangling", outcome(call, "dangling/name"), "ENOENT")
 
 
 def check_not_a_directory(suite: Suite) -> None:
@@ -95,9 +97,9 @@ def check_not_a_directory(suite: Suite) -> None:
         for name, call in ALL.items():
             _fresh(suite)
             make(kind, "file")
-            suite.check(f"path/{name}/ENOTDIR/{kind}", outcome(lambda call=call: call("file/name")), "ENOTDIR")
+            suite.check(f"path/{name}/ENOTDIR/{kind}", outcome(call, "file/name"), "ENOTDIR")
             os.symlink("file", "link")
-            got = outcome(lambda call=call: call("link/name"))
+            got = outcome(call, "link/name")
             suite.check(f"path/{name}/ENOTDIR/link-to-{kind}", got, "ENOTDIR")
 
 
@@ -109,7 +111,7 @@ def check_exists(suite: Suite) -> None:
             _fresh(suite)
             make(kind, "file")
             before = os.lstat("file")
-            suite.check(f"path/{name}/EEXIST/{kind}", outcome(lambda call=call: call("file")), "EEXIST")
+            suite.check(f"path/{name}/EEXIST/{kind}", outcome(call, "file"), "EEXIST")
             after = os.lstat("file")
             suite.check(f"path/{name}/EEXIST/{kind}/left-alone", after.st_ino == before.st_ino, "True")
 
@@ -119,11 +121,11 @@ def check_loops(suite: Suite) -> None:
         _fresh(suite)
         os.symlink("two", "one")
         os.symlink("one", "two")
-        suite.check(f"path/{name}/ELOOP/component", outcome(lambda call=call: call("one/name")), "ELOOP")
+        suite.check(f"path/{name}/ELOOP/component", outcome(call, "one/name"), "ELOOP")
         if name in CREATING:
             continue
         want = ("ENOTDIR" if name == "rmdir" else "ok") if name in NOT_FOLLOWING else "ELOOP"
-        suite.check(f"path/{name}/ELOOP/name", outcome(lambda call=call: call("one")), want)
+        suite.check(f"path/{name}/ELOOP/name", outcome(call, "one"), want)
 
 
 def check_many_links(suite: Suite) -> None:
@@ -135,7 +137,7 @@ def check_many_links(suite: Suite) -> None:
             make("regular", "link0")
             for number in range(count):
                 os.symlink(f"link{number}", f"link{number + 1}")
-            got = outcome(lambda call=call, count=count: call(f"link{count}"))
+            got = outcome(call, f"link{count}")
             suite.check(f"path/{name}/{count}-links", got, want)
 
 
@@ -146,12 +148,12 @@ def check_long_names(suite: Suite) -> None:
             width = len(os.fsencode(letter))
             longest = letter * (NAME_MAX // width) + "x" * (NAME_MAX % width)
             _target_for(name, longest)
-            suite.check(f"path/{name}/255-{what}", outcome(lambda call=call, path=longest: call(path)), "ok")
+            suite.check(f"path/{name}/255-{what}", outcome(call, longest), "ok")
             if name == "rename-to":
                 make("regular", "source")  # the last one was renamed away
-            got = outcome(lambda call=call, path=longest + "x": call(path))
+            got = outcome(call, longest + "x")
             suite.check(f"path/{name}/256-{what}", got, "ENAMETOOLONG")
-            got = outcome(lambda call=call, path=longest + "x/name": call(path))
+            got = outcome(call, longest + "x/name")
             suite.check(f"path/{name}/256-{what}-component", got, "ENAMETOOLONG")
 
 
@@ -183,44 +185,48 @@ def check_long_paths(suite: Suite) -> None:
             _fresh(suite)
             path = _long_path(length)
             _target_for(name, path)
-            suite.check(f"path/{name}/{length}-bytes", outcome(lambda call=call, path=path: call(path)), "ok")
+            suite.check(f"path/{name}/{length}-bytes", outcome(call, path), "ok")
     for name, call in ALL.items():
         _fresh(suite)
-        suite.check(
-            f"path/{name}/4096-bytes", outcome(lambda call=call: call("d/" * (PATH_MAX // 2))), "ENAMETOOLONG"
-        )
+        suite.check(f"path/{name}/4096-bytes", outcome(call, "d/" * (PATH_MAX // 2)), "ENAMETOOLONG")
 
 
 def check_long_targets(suite: Suite) -> None:
-    for length, want in ((1, "ok"), (255, "ok"), (2048, "ok"), (4000, "ok"), (4094, "ok"), (4095, "ok"), (4096, "ENAMETOOLONG")):
+    for length, want in (
+        (1, "ok"),
+        (255, "ok"),
+        (2048, "ok"),
+        (4000, "ok"),
+        (4094, "ok"),
+        (4095, "ok"),
+        (4096, "ENAMETOOLONG"),
+    ):
         suite.scratch()
         target = "t" * length
-        suite.check(f"path/symlink/target-{length}", outcome(lambda target=target: os.symlink(target, "link")), want)
+        suite.check(f"path/symlink/target-{length}", outcome(os.symlink, target, "link"), want)
         if want == "ok":
-            suite.check(f"path/symlink/target-{length}/read", outcome(lambda: os.readlink("link")) == target, "True")
+            suite.check(f"path/symlink/target-{length}/read", outcome(os.readlink, "link") == target, "True")
             suite.check(f"path/symlink/target-{length}/size", os.lstat("link").st_size, length)
 
 
 def check_beyond_path_max(suite: Suite) -> None:
+    """Directories within directories, each entered by its descriptor, until no path could name them."""
     suite.scratch()
-    at = os.open(".", os.O_RDONLY)
-    descriptors = [at]
     for number in range(24):
-        os.mkdir("d" * NAME_MAX, dir_fd=at)
-        below = os.open("d" * NAME_MAX, os.O_RDONLY | os.O_DIRECTORY, dir_fd=at)
-        descriptors.append(below)
-        depth = f"path/depth-{(number + 1) * 256}"
-        suite.check(f"{depth}/mkdir", outcome(lambda: os.mkdir("a", dir_fd=below)), "ok")  # noqa: B023  called at once
-        suite.check(f"{depth}/create", outcome(lambda: os.close(os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=below))), "ok")  # noqa: B023
-        suite.check(f"{depth}/stat", outcome(lambda: os.stat("f", dir_fd=below).st_size), "0")  # noqa: B023
-        suite.check(f"{depth}/list", outcome(lambda: sorted(os.listdir(below))), "['a', 'f']")  # noqa: B023
-        suite.check(f"{depth}/rename", outcome(lambda: os.rename("f", "g", src_dir_fd=below, dst_dir_fd=below)), "ok")  # noqa: B023
-        suite.check(f"{depth}/link", outcome(lambda: os.link("g", "h", src_dir_fd=below, dst_dir_fd=below)), "ok")  # noqa: B023
-        suite.check(f"{depth}/unlink", outcome(lambda: os.unlink("g", dir_fd=below)), "ok")  # noqa: B023
-        suite.check(f"{depth}/rmdir", outcome(lambda: os.rmdir("a", dir_fd=below)), "ok")  # noqa: B023
-        at = below
-    for descriptor in descriptors:
-        os.close(descriptor)
+        os.mkdir("d" * NAME_MAX)
+        below = os.open("d" * NAME_MAX, os.O_RDONLY | os.O_DIRECTORY)
+        os.fchdir(below)
+        os.close(below)
+        at = f"path/depth-{(number + 1) * 256}"
+        suite.check(f"{at}/mkdir", outcome(os.mkdir, "a"), "ok")
+        suite.check(f"{at}/create", outcome(calls.create, "f"), "ok")
+        suite.check(f"{at}/stat", os.stat("f").st_size, "0")
+        suite.check(f"{at}/list", sorted(os.listdir(".")), "['a', 'f']")
+        suite.check(f"{at}/rename", outcome(os.rename, "f", "g"), "ok")
+        suite.check(f"{at}/link", outcome(os.link, "g", "h"), "ok")
+        suite.check(f"{at}/unlink", outcome(os.unlink, "g"), "ok")
+        suite.check(f"{at}/rmdir", outcome(os.rmdir, "a"), "ok")
+    os.chdir(suite.root)
 
 
 def check_all(suite: Suite) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from tests.conformance.posix.suite import ROOT, TYPES, Suite, make, outcome
+from tests.conformance.posix.suite import ROOT, TYPES, make, outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tests.conformance.posix.suite import Suite
 
 
 def _wanted(old: str, new: str) -> str:
@@ -39,7 +41,7 @@ def check_types(suite: Suite) -> None:
                 before = os.lstat("d/old")
                 want = "ENOTEMPTY" if (old, new) == ("directory", "full") else _wanted(old, new)
                 at = f"rename/{old}/over-{new}/{'here' if where == 'd' else 'elsewhere'}"
-                suite.check(at, outcome(lambda where=where: os.rename("d/old", f"{where}/new")), want)
+                suite.check(at, outcome(os.rename, "d/old", f"{where}/new"), want)
                 if want == "ok":
                     after = os.lstat(f"{where}/new")
                     suite.check(f"{at}/same", (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode), "True")
@@ -59,17 +61,19 @@ def check_into_itself(suite: Suite) -> None:
     suite.scratch()
     os.makedirs("d/below/deeper")
     for path in ("d/new", "d/below/new", "d/below/deeper/new", "d/below"):
-        suite.check(f"rename/into-itself/{path}", outcome(lambda path=path: os.rename("d", path)), "EINVAL")
-    suite.check("rename/over-what-is-above", outcome(lambda: os.rename("d/below/deeper", "d")), "ENOTEMPTY")
+        suite.check(f"rename/into-itself/{path}", outcome(os.rename, "d", path), "EINVAL")
+    suite.check("rename/over-what-is-above", outcome(os.rename, "d/below/deeper", "d"), "ENOTEMPTY")
     for name, paths in {
         "dot": ("d/.", "new"),
         "dot-dot": ("d/below/..", "new"),
         "to-dot": ("d/below/deeper", "d/."),
         "to-dot-dot": ("d/below/deeper", "d/below/.."),
     }.items():
-        got = outcome(lambda paths=paths: os.rename(*paths))
-        suite.check(f"rename/{name}", "refused" if got in ("EINVAL", "EBUSY", "ENOTEMPTY", "EEXIST") else got, "refused")
-    suite.check("rename/to-itself", outcome(lambda: os.rename("d", "d")), "ok")
+        got = outcome(os.rename, *paths)
+        suite.check(
+            f"rename/{name}", "refused" if got in ("EINVAL", "EBUSY", "ENOTEMPTY", "EEXIST") else got, "refused"
+        )
+    suite.check("rename/to-itself", outcome(os.rename, "d", "d"), "ok")
     suite.check("rename/to-itself/there", sorted(os.listdir("d/below")), ["deeper"])
 
 
@@ -80,7 +84,7 @@ def check_hard_links(suite: Suite) -> None:
         suite.scratch()
         make(kind, "one")
         os.link("one", "two", follow_symlinks=False)
-        suite.check(f"rename/{kind}/two-names-of-one-file", outcome(lambda: os.rename("one", "two")), "ok")
+        suite.check(f"rename/{kind}/two-names-of-one-file", outcome(os.rename, "one", "two"), "ok")
         suite.check(f"rename/{kind}/two-names-of-one-file/both-stay", sorted(os.listdir(".")), ["one", "two"])
         make(kind, "other")
         os.rename("other", "two")

@@ -24,7 +24,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["GROUP", "OTHER", "OWNER", "ROOT", "SUPPLEMENTARY", "TYPES", "Suite", "User", "make", "outcome", "protects_links"]
+__all__ = [
+    "GROUP",
+    "OTHER",
+    "OWNER",
+    "ROOT",
+    "SUPPLEMENTARY",
+    "TYPES",
+    "Suite",
+    "User",
+    "make",
+    "outcome",
+    "protects_links",
+]
 
 
 @dataclass(frozen=True)
@@ -79,10 +91,10 @@ def make(kind: str, path: str, mode: int = 0o644) -> None:
         os.chmod(path, mode)
 
 
-def outcome(call: Callable[[], object]) -> str:
+def outcome(call: Callable[..., object], *arguments: object) -> str:
     """Make a call and return what came of it."""
     try:
-        found = call()
+        found = call(*arguments)
     except OSError as error:
         return errno.errorcode.get(error.errno or 0, str(error))
     return "ok" if found is None else str(found)
@@ -122,12 +134,12 @@ def _serve(connection: socket.socket) -> None:
     at = None
     while head := connection.recv(4, socket.MSG_WAITALL):
         wanted = connection.recv(struct.unpack("<I", head)[0], socket.MSG_WAITALL)
-        directory, call, arguments = pickle.loads(wanted)  # noqa: S301  what the same program pickled
+        directory, call, arguments = pickle.loads(wanted)
         try:
             if at != directory:
                 os.chdir(directory)
                 at = directory
-            answer = outcome(lambda: call(*arguments))  # noqa: B023  called at once
+            answer = outcome(call, *arguments)
         except OSError as error:
             answer = f"chdir: {errno.errorcode[error.errno or 0]}"
         except Exception as error:  # noqa: BLE001  a check that is wrong is an outcome that nobody wants

@@ -47,6 +47,6 @@ for _ in range(processes):
 if any(os.waitpid(child, 0)[1] for child in children):
     sys.exit("a process failed")
 last = opened()
-print(mode)
-print(last.execute("SELECT value FROM counter").fetchone()[0])
-print(last.execute("PRAGMA integrity_check").fetchone()[0])
+value = last.execute("SELECT value FROM counter").fetchone()[0]
+integrity = last.execute("PRAGMA integrity_check").fetchone()[0]
+sys.stdout.write(f"{mode} {value} {integrity}\n")
