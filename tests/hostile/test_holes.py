@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import itertools
 import os
 import resource
 import select
@@ -14,12 +15,14 @@ import struct
 import sys
 import threading
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from uvmshare.errors import ConnectionClosed, FileServerError
 from uvmshare.fileserver import control
+from uvmshare.fileserver import session as session_module
 from uvmshare.fileserver.aside import Aside
 from uvmshare.fileserver.device import FileServer
 from uvmshare.fileserver.export import Export
@@ -313,28 +316,31 @@ def test_only_the_owner_may_open_the_control_socket_and_the_shares(
 # Locks that wait
 
 
-def test_a_guest_that_never_stops_sending_still_gets_the_locks_it_waits_for(attack: Callable[..., Target]) -> None:
-    target = attack(limits=Limits(lock_wait_seconds=SECONDS))
-    (target.root / "file").touch()
-    holder, busy = target.connect(), target.connect()
-    held, fid = holder.open("file", OpenFlag.RDWR), busy.open("file", OpenFlag.RDWR)
-    holder.rpc(m.Tlock(held, LockType.WRLCK, 0, 0, 0, 1, b"holder"))
-    waits = busy.send(m.Tlock(fid, LockType.WRLCK, LockFlag.BLOCK, 0, 0, 1, b"busy"))
-    ahead = [busy.send(m.Tgetattr(fid, 0)) for _ in range(100)]
-    holder.rpc(m.Tlock(held, LockType.UNLCK, 0, 0, 0, 1, b"holder"))
-    for _ in range(100_000):  # many times longer than it takes to try again; the server never runs dry
-        ahead += [busy.send(m.Tgetattr(fid, 0)) for _ in range(50)]
-        now, ahead = ahead[:50], ahead[50:]
-        for tag in now:
-            busy.wait(tag)
-        if waits in busy._replies:
-            break
-    else:
-        pytest.fail("a lock that is free was not granted")
-    assert m.expect(busy.wait(waits), m.Rlock).status == LockStatus.SUCCESS
-    for tag in ahead:
-        busy.wait(tag)
-    target.require_unharmed()
+def test_a_guest_that_never_stops_sending_still_gets_the_locks_it_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export = opened(tmp_path)
+    ours, theirs = socket.socketpair()
+    session = Session(theirs, export, Limits(), lambda _: None)
+    tries: list[int] = []
+
+    def try_again() -> bool:
+        tries.append(1)
+        return len(tries) == 3
+
+    ticks = itertools.count()
+    monkeypatch.setattr(session_module, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    with ours, theirs:
+        session.wait_for_lock(7, try_again)
+        ours.sendall(bytes(100))  # there is always more to read
+        for _ in range(50):
+            assert session._receive(memoryview(bytearray(1))) == 1
+        assert len(tries) == 3
+        ours.settimeout(SECONDS)
+        reply = m.decode(ours.recv(100))
+        assert reply == (7, m.Rlock(LockStatus.SUCCESS))
+        session.close()
+    export.close()
 
 
 def test_a_lock_that_waits_goes_with_its_fid(attack: Callable[..., Target]) -> None:
