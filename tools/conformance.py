@@ -44,7 +44,7 @@ _TITLES: Final = {
     "fio": "fio with verification",
     "dbench": "dbench, two clients",
     "stress-ng": "stress-ng's file system stressors",
-    "git": "git: commit, clone, gc, fsck",
+    "git": "git: commit, clone, fsck",
     "build": "A C program unpacked and built",
     "sqlite-delete": "SQLite with a rollback journal, two processes",
     "sqlite-wal": "SQLite with a write-ahead log, two processes",
