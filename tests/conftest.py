@@ -1,4 +1,4 @@
-"""What every test shares: in CI (CI=true) a test that is skipped has failed.
+"""What every test shares: in CI (CI=true) a test that is skipped has failed, and Ctrl-C is what it is elsewhere.
 
 What must not live here: fixtures of one part of the project; they belong beside its tests.
 """
@@ -6,12 +6,17 @@ What must not live here: fixtures of one part of the project; they belong beside
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+# A shell starts what it runs in the background with SIGINT ignored, and Python then leaves it so, also in
+# the processes that a test starts: those that are to end by it would go on for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 IN_CI = os.environ.get("CI") == "true"
 
