@@ -23,13 +23,14 @@ from uvmshare.ninep.types import Qid
 if TYPE_CHECKING:
     from uvmshare.fileserver.export import Export
 
-__all__ = ["Node", "Tree", "check_name"]
+__all__ = ["MAX_INODE", "Node", "Tree", "check_name"]
 
 _PATH_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _UP_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 _INODE_BITS: Final = 48
-_MAX_INODE: Final = 1 << _INODE_BITS
+MAX_INODE: Final = 1 << _INODE_BITS
+"""Inode numbers below this are part of a qid's path as they are."""
 _MAX_DEVICES: Final = 1 << 14
 
 _QID_DIR: Final = int(QidType.DIR)
@@ -197,10 +198,15 @@ class Tree:
             index = len(self._devices)
             if index < _MAX_DEVICES:
                 self._devices[device] = index
-        if inode < _MAX_INODE and index < _MAX_DEVICES:
+        if inode < MAX_INODE and index < _MAX_DEVICES:
             return index << _INODE_BITS | inode
         digest = blake2b(f"{device}:{inode}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little") | 1 << 63
+
+    def qid_base(self, device: int) -> int | None:
+        """Return what `qid_path` adds to inode numbers below `MAX_INODE`; None when it hashes them."""
+        base = self.qid_path(device, 0)
+        return None if base >> 63 else base
 
     def qid(self, found: os.stat_result, mode: int) -> Qid:
         """Return the qid of a file with the `mode` that the guest sees.

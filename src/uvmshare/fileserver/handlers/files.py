@@ -91,10 +91,11 @@ def _open_directory(session: Session, node: Node, found: os.stat_result) -> Open
     file = OpenFile(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=node.fd), (device, found.st_ino))
     file.listing = Listing(
         file.fd,
-        lambda inode: tree.qid_path(device, inode),
-        session.ownership.entry_type,
-        tree.only if is_root else None,
-        found.st_ino if is_root else None,
+        qid_path=lambda inode: tree.qid_path(device, inode),
+        qid_base=tree.qid_base(device),
+        entry_type=session.ownership.entry_type,
+        only=tree.only if is_root else None,
+        root_inode=found.st_ino if is_root else None,
     )
     return file
 
