@@ -22,11 +22,14 @@ import pytest
 
 from uvmshare.errors import ConnectionClosed, FileServerError
 from uvmshare.fileserver import control
+from uvmshare.fileserver import listener as listener_module
 from uvmshare.fileserver import session as session_module
+from uvmshare.fileserver.address import parse
 from uvmshare.fileserver.aside import Aside
 from uvmshare.fileserver.device import FileServer
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.limits import Limits
+from uvmshare.fileserver.listener import Listener
 from uvmshare.fileserver.ownership import Owner, Ownership
 from uvmshare.fileserver.session import Session
 from uvmshare.fileserver.supervisor import Supervisor
@@ -41,9 +44,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.hostile.conftest import Target, children_of
+    from tests.hostile.conftest import Target, children_of, status_of
 else:
-    from hostile.conftest import children_of
+    from hostile.conftest import children_of, status_of
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
@@ -268,6 +271,28 @@ def test_a_deep_tree_takes_no_more_descriptors_than_the_limit(attack: Callable[.
     target.require_unharmed()
 
 
+# Identities
+
+
+def test_a_group_that_cannot_be_leaves_the_server_who_it_is(attack: Callable[..., Target]) -> None:
+    target = attack("passthrough")
+    (target.root / "roots").write_bytes(b"content")
+    (target.root / "roots").chmod(0o600)
+    target.root.chmod(0o777)
+    client = target.connect(n_uname=1000)
+    for request in (
+        m.Tmkdir(client.root, b"a", 0o755, 0xFFFFFFFF),
+        m.Tsymlink(client.root, b"b", b"c", 0xFFFFFFFF),
+        m.Tmknod(client.root, b"d", 0o100644, 0, 0, 0xFFFFFFFF),
+    ):
+        with pytest.raises(OSError, match="in answer to"):
+            client.rpc(request)
+        # Permission is the guest's kernel's to check: the server itself can open every file of the share.
+        assert client.read_file("roots") == b"content"
+    assert os.listdir(target.root) == ["roots"]
+    target.require_unharmed()
+
+
 # The control channel
 
 
@@ -298,6 +323,36 @@ def test_nonsense_on_the_control_channel_ends_that_channel_alone(attack: Callabl
         assert channel.recv(1) == b""
     target.require_unharmed()
     target.require_nothing_left()
+
+
+def test_a_controller_that_never_reads_is_let_go(attack: Callable[..., Target], tmp_path: Path) -> None:
+    target = attack(run_dir=tmp_path / "run")
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.settimeout(SECONDS)
+        channel.connect(str(tmp_path / "run" / "control.sock"))
+        request = control.encode(control.Status(1)) * 1000
+        with pytest.raises(ConnectionError):
+            channel.sendall(request * 1000)  # tens of megabytes of requests, and more of replies
+    assert int(status_of(target.pid, "VmHWM").split()[0]) < 128 << 10
+    target.require_unharmed()
+    target.require_nothing_left()
+
+
+def test_a_lock_on_the_directory_of_a_socket_keeps_no_server_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(listener_module, "time", SimpleNamespace(sleep=pauses.append))
+    descriptor = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)  # as anybody may in a directory like /tmp
+    try:
+        listener = Listener(parse(f"unix:{tmp_path}/s"))
+        dial(f"unix:{tmp_path}/s", timeout=SECONDS).close()
+        listener.close()
+    finally:
+        os.close(descriptor)
+    assert pauses
+    assert sum(pauses) <= 5
 
 
 def test_only_the_owner_may_open_the_control_socket_and_the_shares(
