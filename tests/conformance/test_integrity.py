@@ -39,7 +39,7 @@ def run_fsx(
 
 @pytest.mark.parametrize("setting", [Setting("6.12"), Setting("6.12", cache="mmap")], ids=str)
 def test_a_little_of_fsx(bench: Callable[[str], Bench], directory: str, setting: Setting) -> None:
-    keep("fsx-short", setting, {"fsx": run_fsx(bench, directory, setting, 500)})
+    keep("fsx-short", setting, {"fsx": run_fsx(bench, directory, setting, 300)})
 
 
 EVERYWHERE = [
@@ -59,13 +59,13 @@ EVERYWHERE = [
 @pytest.mark.long
 @pytest.mark.parametrize("setting", EVERYWHERE, ids=str)
 def test_fsx(bench: Callable[[str], Bench], directory: str, setting: Setting) -> None:
-    keep("fsx", setting, {"fsx": run_fsx(bench, directory, setting, 4000)})
+    keep("fsx", setting, {"fsx": run_fsx(bench, directory, setting, 1200)})
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("setting", [Setting("6.12"), Setting("6.1")], ids=str)
 def test_fsx_with_direct_io(bench: Callable[[str], Bench], directory: str, setting: Setting) -> None:
-    keep("fsx-direct", setting, {"fsx": run_fsx(bench, directory, setting, 2000, direct=True)})
+    keep("fsx-direct", setting, {"fsx": run_fsx(bench, directory, setting, 1200, direct=True)})
 
 
 @pytest.mark.long
@@ -75,7 +75,7 @@ def test_fio_verifies_what_it_wrote(bench: Callable[[str], Bench], directory: st
     engine = "mmap" if setting.cache == "mmap" else "psync"
     with up.mounted(setting, directory) as mount:
         said = mount.check(
-            f"fio --name=verify --directory={mount.at} --rw=randrw --bsrange=512-64k --size=6m --numjobs=2 --thread "
+            f"fio --name=verify --directory={mount.at} --rw=randrw --bsrange=512-64k --size=3m --numjobs=2 --thread "
             f"--verify=crc32c --verify_fatal=1 --do_verify=1 --ioengine={engine} --output-format=json"
         )
         report = json.loads(said[said.index("{") :])

@@ -26,7 +26,7 @@ SETTINGS = [
 
 _STRESSORS = (
     *("chmod", "chown", "dentry", "dir", "fcntl", "filename", "flock", "fstat", "getdent", "hdd", "iomix", "link"),
-    *("lockf", "mknod", "open", "rename", "seek", "symlink", "touch", "unlink", "utime", "xattr"),
+    *("lockf", "mknod", "open", "rename", "seek", "symlink", "touch", "utime", "xattr"),
 )
 """stress-ng's stressors of file systems that need nothing a 9P client refuses by itself (fallocate, O_TMPFILE)."""
 
