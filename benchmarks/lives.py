@@ -7,7 +7,6 @@ guest's place. What must not: throughput (`run`).
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import resource
 import statistics
@@ -215,6 +214,5 @@ def measure(*, vms: int, rounds: int, say: Callable[[str], None]) -> dict[str, A
         one = asyncio.run(_one_share(Path(place), rounds))
     with tempfile.TemporaryDirectory(prefix="9p-") as place:
         say(f"  {vms} VMs with {MOUNTS} mounts each")
-        os.chmod(place, 0o755)
         many = asyncio.run(_many(Path(place), vms))
     return {"one": one, "many": many}

@@ -8,9 +8,11 @@
  * with one send. Any reply that is not the right one ends the program with a message and status 1:
  * errors are never counted as work.
  *
- * It prints one line of JSON: operations and bytes in the measured time, percentiles of the latency of an
- * operation, from its first message to its last reply, and how many messages were sent in all. Then it
- * waits, connected, for the end of its input, so that the server's processes can be looked at.
+ * When every connection is set up it prints an empty line and waits for one. At the end it prints a line
+ * of JSON: operations and bytes in the measured time, percentiles of the latency of an operation, from its
+ * first message to its last reply; and, since the empty line, how many messages were sent and how much
+ * CPU time that took here. Then it waits, connected, for the end of its input. So the server's processes
+ * can be looked at before and after.
  *
  * The tree it expects is that of benchmarks/trees.py; the sizes below are the same there.
  */
@@ -87,7 +89,7 @@ static const char *address, *aname, *workload_name;
 static int depth, connections;
 static uint64_t warm_ns, run_ns;
 static uint32_t user;
-static pthread_barrier_t ready;
+static pthread_barrier_t ready, go;
 
 static void fail(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
 static void fail(const char *format, ...) {
@@ -103,6 +105,12 @@ static uint64_t now(void) {
     struct timespec at;
     clock_gettime(CLOCK_MONOTONIC, &at);
     return (uint64_t)at.tv_sec * 1000000000u + (uint64_t)at.tv_nsec;
+}
+
+static double cpu_us(void) {
+    struct timespec at;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &at);
+    return (double)at.tv_sec * 1e6 + (double)at.tv_nsec / 1e3;
 }
 
 static uint64_t next_random(uint64_t *state) { /* xorshift64, never 0 */
@@ -605,7 +613,9 @@ static bool start_operation(struct connection *c, struct slot *s, uint64_t at, u
 static void *run(void *argument) {
     struct connection *c = argument;
     set_up(c);
+    c->messages = 0;
     pthread_barrier_wait(&ready);
+    pthread_barrier_wait(&go);
     uint64_t at = now(), begins = at + warm_ns, deadline = begins + run_ns;
     bool warm = true;
     int under_way = 0;
@@ -679,18 +689,26 @@ int main(int argc, char **argv) {
 
     struct connection *all = calloc((size_t)connections, sizeof *all);
     pthread_t *threads = calloc((size_t)connections, sizeof *threads);
-    pthread_barrier_init(&ready, NULL, (unsigned)connections);
+    pthread_barrier_init(&ready, NULL, (unsigned)connections + 1);
+    pthread_barrier_init(&go, NULL, (unsigned)connections + 1);
     for (int i = 0; i < connections; i++) {
         all[i].number = i;
         if (pthread_create(&threads[i], NULL, run, &all[i]))
             fail("cannot make a thread");
     }
+    pthread_barrier_wait(&ready);
+    puts("");
+    fflush(stdout);
+    (void)getchar();
+    double used = cpu_us();
+    pthread_barrier_wait(&go);
     uint64_t operations = 0, messages = 0;
     for (int i = 0; i < connections; i++) {
         pthread_join(threads[i], NULL);
         operations += all[i].operations;
         messages += all[i].messages;
     }
+    used = cpu_us() - used;
     uint64_t *latencies = malloc((operations + 1) * sizeof *latencies), at = 0;
     for (int i = 0; i < connections; i++) {
         memcpy(latencies + at, all[i].latencies, all[i].operations * sizeof *latencies);
@@ -700,11 +718,11 @@ int main(int argc, char **argv) {
     double seconds = (double)run_ns / 1e9;
     uint64_t bytes = operations * (bulk_count ? bulk_of(&all[0]) : 0);
     printf("{\"operations\": %llu, \"operations_per_second\": %.1f, \"messages\": %llu, "
-           "\"bytes_per_second\": %.0f, \"msize\": %u, \"p50_us\": %.1f, \"p99_us\": %.1f, \"p999_us\": %.1f, \"unlinkat\": %s}\n",
+           "\"bytes_per_second\": %.0f, \"msize\": %u, \"p50_us\": %.1f, \"p99_us\": %.1f, \"p999_us\": %.1f, \"unlinkat\": %s, \"client_cpu_us\": %.1f}\n",
            (unsigned long long)operations, (double)operations / seconds, (unsigned long long)messages,
            (double)bytes / seconds, all[0].msize, percentile(latencies, operations, 0.5),
            percentile(latencies, operations, 0.99), percentile(latencies, operations, 0.999),
-           all[0].no_unlinkat ? "false" : "true");
+           all[0].no_unlinkat ? "false" : "true", used);
     fflush(stdout);
     while (getchar() != EOF)
         ;

@@ -19,17 +19,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks import lives, manager_cost, plots, report, servers
-from benchmarks.cases import Case, cases
+from benchmarks.cases import cases
 from benchmarks.trees import evict, make_tree
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from benchmarks.cases import Case
     from benchmarks.servers import Server
 
 HERE: Final = Path(__file__).parent
@@ -37,8 +38,6 @@ CACHE: Final = HERE.parent / ".cache" / "bench"
 RESULTS: Final = HERE / "results" / "results.json"
 
 WARM_MS: Final = 50
-RUN_SECONDS: Final = 30.0
-"""The longest that one measurement may take, set-up included, before it is given up."""
 
 
 def say(line: str) -> None:
@@ -56,28 +55,29 @@ def measure(server: Server, case: Case, tree: Path, run_ms: int) -> dict[str, An
         evict(tree / "cold")
     arguments = [case.workload, case.depth, case.connections, WARM_MS, run_ms, case.uid]
     command = [CACHE / "load", server.addresses[case.transport], server.aname, *arguments]
-    before = server.cpu_seconds()
     on = ",".join(map(str, held))
     load = subprocess.Popen(
         ["taskset", "-c", on, *map(str, command)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    assert load.stdin is not None
-    assert load.stdout is not None
-    assert load.stderr is not None
-    line = load.stdout.readline()
-    used = server.cpu_seconds() - before  # while the processes of its connections are still there
-    load.stdin.close()
-    errors = load.stderr.read().decode()
-    _, status, resources = os.wait4(load.pid, 0)
-    load.returncode = os.waitstatus_to_exitcode(status)
-    load.stdout.close()
-    load.stderr.close()
+    with load:
+        assert load.stdin is not None
+        assert load.stdout is not None
+        assert load.stderr is not None
+        load.stdout.readline()
+        before = server.cpu_seconds()
+        with suppress(BrokenPipeError):
+            load.stdin.write(b"\n")
+            load.stdin.flush()
+        line = load.stdout.readline()
+        used = server.cpu_seconds() - before  # while the processes of its connections are still there
+        with suppress(BrokenPipeError):
+            load.stdin.close()
+        errors = load.stderr.read().decode()
     if load.returncode:
         return {"error": errors.strip() or f"status {load.returncode}"}
     result: dict[str, Any] = json.loads(line)
-    client = resources.ru_utime + resources.ru_stime
-    result["server_cpu_us"] = used / result["messages"] * 1e6
-    result["cpu_us"] = (used + client) / result["messages"] * 1e6
+    result["server_cpu_us"] = used * 1e6 / result["messages"]
+    result["cpu_us"] = result["server_cpu_us"] + result["client_cpu_us"] / result["messages"]
     return result
 
 

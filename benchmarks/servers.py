@@ -93,7 +93,8 @@ class Server:
             with suppress(OSError), _connect(address):
                 return
             time.sleep(0.01)
-        raise self.fail(f"does not listen on {address}")
+        msg = f"does not listen on {address}"
+        raise self.fail(msg)
 
     def tasks(self) -> list[int]:
         """Return the threads of every process of the server's."""
@@ -158,7 +159,8 @@ def start(name: str, tree: Path, sockets: Path, programs: Path) -> list[Server]:
         while line := server.read_line():
             if json.loads(line).get("ready"):
                 return [server]
-        raise server.fail("did not start")
+        msg = "did not start"
+        raise server.fail(msg)
     if name == "diod":
         listen = ["-l", unix.removeprefix("unix:"), "-l", f"127.0.0.1:{port}"]
         # No authentication and no look-ups of users, which nobody else does here either.
