@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import socket
 import struct
 import threading
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -17,8 +18,6 @@ from uvmshare.ninep import messages
 from uvmshare.ninep.constants import READ_HEADER_SIZE
 
 if TYPE_CHECKING:
-    import socket
-
     from uvmshare.fileserver.fid import OpenFile
 
 __all__ = ["Outbox", "read_reply"]
@@ -30,6 +29,11 @@ _FULL: Final = 64 * 1024
 _SENDFILE_MIN: Final = 256 * 1024
 """From this count on the file goes to the socket without passing through the process: at 1 MiB that
 was measured at 1.6 times diod against 1.3 for a copy, and below 256 KiB the second call costs more."""
+
+_PIECE: Final = 128 * 1024
+"""What is copied at a time where sendfile does not pay. Over TCP on loopback, reads of 512 KiB were
+measured with it at 0.7 of a server that copies them whole, and at 1.0 in these pieces, which stay in
+the CPU's cache."""
 
 _ZEROS: Final = bytes(64 * 1024)
 _READ_HEADER: Final = struct.Struct("<IBHI")
@@ -55,6 +59,7 @@ class Outbox:
         self._view = memoryview(self._buffer)
         self._end = 0
         self._stuck = False
+        self._uses_sendfile = connection.family == socket.AF_UNIX
 
     def send(self, replies: bytes) -> None:
         """Send whole replies now, from any thread. Raises `OSError`, or `RemoteProtocolError` as `flush` does."""
@@ -108,7 +113,7 @@ class Outbox:
             if count >= _SENDFILE_MIN:
                 if not (self._is_cached(file, offset) and self._is_cached(file, offset + count - 1)):
                     return False
-                self._reply_sendfile(tag, file.fd, offset, count)
+                self._reply_large(tag, file.fd, offset, count)
                 return True
         if self._end + READ_HEADER_SIZE + count > _SIZE:
             self.flush()
@@ -128,8 +133,8 @@ class Outbox:
         """Say whether a byte can be read without the disk: the ends of a range stand for all of it."""
         return _read_now(file, memoryview(bytearray(1)), offset) is not None
 
-    def _reply_sendfile(self, tag: int, descriptor: int, offset: int, count: int) -> None:
-        """Answer a Tread of a large count without the data passing through this process.
+    def _reply_large(self, tag: int, descriptor: int, offset: int, count: int) -> None:
+        """Answer a Tread of a large count; where that pays, the data does not pass through this process.
 
         The count is announced before the data is sent: it is what the file had a moment ago, and zeros
         take the place of what is cut off meanwhile.
@@ -143,8 +148,11 @@ class Outbox:
             step = 1
             while sent < count and step:
                 try:
-                    step = os.sendfile(self._connection.fileno(), descriptor, offset + sent, count - sent)
-                except (BrokenPipeError, ConnectionResetError):
+                    if self._uses_sendfile:
+                        step = os.sendfile(self._connection.fileno(), descriptor, offset + sent, count - sent)
+                    else:
+                        step = self._copy(descriptor, offset + sent, count - sent)
+                except (BrokenPipeError, ConnectionResetError, RemoteProtocolError):
                     raise
                 except BlockingIOError:
                     self._give_up()
@@ -157,6 +165,13 @@ class Outbox:
                 piece = _ZEROS[: count - sent]
                 self._transmit(piece)
                 sent += len(piece)
+
+    def _copy(self, descriptor: int, offset: int, count: int) -> int:
+        """Send a piece of a file by way of the buffer, which is empty; return its size."""
+        piece = self._view[: min(count, _PIECE)]
+        got = os.preadv(descriptor, [piece], offset)
+        self._transmit(piece[:got])
+        return got
 
 
 def _read_now(file: OpenFile, into: memoryview, offset: int) -> int | None:
