@@ -98,6 +98,11 @@ demo: $(STAMP)  ## Boot a real guest and share directories with it while it runs
 	tools/packages demo || echo 'make demo: going on with what there is' >&2
 	$(BIN)/uvmshare demo
 
+.PHONY: bench
+bench: $(STAMP)  ## Measure against diod and a minimal C server; under ten minutes (BENCH_ARGS=--quick to try)
+	tools/packages bench
+	$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
+
 .PHONY: clean
 clean:  ## Remove everything that was made, the downloads in .cache too
 	rm -rf $(VENV) .cache .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
