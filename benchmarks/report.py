@@ -9,6 +9,7 @@ the ratio of one round is that of neighbours in time.
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 from dataclasses import asdict
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from benchmarks.cases import Case
 
-__all__ = ["one_line", "summarise", "text", "write_page"]
+__all__ = ["filled", "load", "one_line", "summarise", "text"]
 
 _MIB: Final = 1 << 20
 _PEERS: Final = ("diod", "minimal")
@@ -131,7 +132,7 @@ def _verdict(result: dict[str, Any]) -> str:
         ratio = result["ratios"].get(peer)
         cpu = result["cpu_ratios"].get(peer)
         if ratio is None:
-            words.append(f"{peer}: no comparison")
+            words.append(f"{peer} {goal:g}: not compared")
         elif row["by_latency"]:
             words.append(f"{peer} at most {goal:g}: {'yes' if ratio['median'] <= goal else 'no'}")
         elif ratio["median"] >= goal:
@@ -311,10 +312,15 @@ def text(results: dict[str, Any]) -> str:
     return "\n".join(_parts(results).values())
 
 
-def write_page(page: Path, results: dict[str, Any]) -> None:
-    """Put the tables between their marks in the page; what stands around them is written by hand."""
-    content = page.read_text(encoding="utf-8")
+def filled(page: str, results: dict[str, Any]) -> str:
+    """Return the page with the tables between their marks; what stands around them is written by hand."""
     for name, part in _parts(results).items():
         mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        content = mark.sub(lambda found, part=part: f"{found[1]}\n{part}\n{found[2]}", content)  # type: ignore[misc]  # mypy cannot type a lambda's default
-    page.write_text(content, encoding="utf-8")
+        page = mark.sub(lambda found, part=part: f"{found[1]}\n{part}\n{found[2]}", page)  # type: ignore[misc]  # mypy cannot type a lambda's default
+    return page
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Return results that were written."""
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return results

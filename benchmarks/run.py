@@ -197,7 +197,8 @@ def show(results: dict[str, Any]) -> None:
     docs = HERE.parent / "docs"
     for name, drawing in plots.draw(results).items():
         (docs / name).write_text(drawing, encoding="utf-8")
-    report.write_page(docs / "performance.md", results)
+    page = docs / "performance.md"
+    page.write_text(report.filled(page.read_text(encoding="utf-8"), results), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,127 @@
+"""The benchmarks run: the C programs compile, and every workload ends without an error on both servers of our own.
+
+Nothing here looks at how fast anything is.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import xml.etree.ElementTree as ET
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from benchmarks.cases import Case, cases
+from benchmarks.trees import make_tree
+
+from benchmarks import plots, report, run, servers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from benchmarks.servers import Server
+
+OURS = ("uvmshare", "minimal")
+"""diod is only installed where somebody benchmarks."""
+
+WORKLOADS = sorted({case.workload for case in cases()})
+ROW = Case("getattr", 1, 1, 1, "tmpfs", to_diod=1.3, to_minimal=0.7)
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="9p-") as path:
+        yield Path(path)
+
+
+@pytest.fixture(scope="module")
+def tree(place: Path) -> Path:
+    path = place / "tree"
+    path.mkdir()
+    make_tree(path, with_cold=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def running(place: Path, tree: Path) -> Iterator[dict[str, list[Server]]]:
+    run.CACHE.mkdir(parents=True, exist_ok=True)
+    servers.build(run.CACHE)
+    with ExitStack() as stack:
+        started = {name: servers.start(name, tree, place, run.CACHE) for name in OURS}
+        for some in started.values():
+            for server in some:
+                stack.enter_context(server)
+        yield started
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_every_workload_ends_without_an_error(
+    running: dict[str, list[Server]], tree: Path, name: str, workload: str
+) -> None:
+    for server in running[name]:
+        for transport in server.addresses:
+            case = Case(workload, 2, 1, 2, "disk", "tcp" if transport == "tcp" else "unix", uid=1000)
+            result = run.measure(server, case, tree, run_ms=1)
+            assert "error" not in result
+            assert result["messages"] > 0
+
+
+def test_an_error_reply_ends_the_load(running: dict[str, list[Server]], tree: Path) -> None:
+    (tree / "listed").rename(tree / "elsewhere")
+    try:
+        result = run.measure(running["uvmshare"][0], Case("readdir", 1, 1, 2, "disk"), tree, run_ms=1)
+    finally:
+        (tree / "elsewhere").rename(tree / "listed")
+    assert "walked 0 names of 1" in result["error"] or "No such file" in result["error"]
+
+
+def test_a_listing_that_lacks_an_entry_ends_the_load(running: dict[str, list[Server]], tree: Path) -> None:
+    shutil.move(tree / "listed" / "entry00000", tree / "entry")
+    try:
+        result = run.measure(running["uvmshare"][0], Case("readdir", 1, 1, 2, "disk"), tree, run_ms=1)
+    finally:
+        shutil.move(tree / "entry", tree / "listed" / "entry00000")
+    assert "entries where 10000 were due" in result["error"]
+
+
+def sample(operations: float, cpu: float) -> dict[str, Any]:
+    times = {"p50_us": 1.0, "p99_us": 2.0, "p999_us": 3.0, "cpu_us": cpu, "server_cpu_us": cpu}
+    return {"operations_per_second": operations, "bytes_per_second": 0, "msize": 1 << 20, "unlinkat": True, **times}
+
+
+def test_a_row_has_medians_spreads_and_ratios() -> None:
+    samples = {
+        "uvmshare": [sample(10, 2.0), sample(30, 2.0), sample(20, 2.0)],
+        "diod": [sample(10, 3.0), sample(10, 3.0), sample(20, 3.0)],
+        "minimal": [{"error": "cannot"}],
+    }
+    result = report.summarise(ROW, samples)
+    assert result["servers"]["uvmshare"]["value"] == {"median": 20, "min": 10, "max": 30}
+    assert result["ratios"]["diod"] == {"median": 2.0, "min": 1.0, "max": 3.0}
+    assert result["cpu_ratios"]["diod"] == 1.5
+    assert "diod 1.3: yes; minimal 0.7: not compared" in report.one_line(result)
+
+
+def test_pictures_are_svg() -> None:
+    samples = {name: [sample(10, 2.0)] for name in ("uvmshare", "diod", "minimal")}
+    costs = {"1000": {"add_us": {"median": 10.0}}, "16000": {"add_us": {"median": 12.0}}}
+    results = {
+        "servers": [report.summarise(ROW, samples)],
+        "manager": {"uvmshare": costs, "published": costs},
+    }
+    for name, drawing in plots.draw(results).items():
+        assert name.endswith(".svg")
+        assert ET.fromstring(drawing).tag.endswith("svg")
+
+
+def test_the_committed_page_shows_the_committed_results() -> None:
+    page = run.HERE.parent / "docs" / "performance.md"
+    if not run.RESULTS.exists():
+        pytest.fail("make bench has not been run: there are no results to show")
+    results = report.load(run.RESULTS)
+    assert page.read_text(encoding="utf-8") == report.filled(page.read_text(encoding="utf-8"), results)
+    for name, drawing in plots.draw(results).items():
+        assert (page.parent / name).read_text(encoding="utf-8") == drawing
