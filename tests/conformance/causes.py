@@ -37,6 +37,12 @@ CAUSES = (
         mounts="rw",
     ),
     Cause(
+        r"append/read-by-another-descriptor",
+        "Linux's 9P client keeps the last page it has read when another descriptor appends; QEMU's virtio-9p shows the "
+        "same, and the host's file has the right bytes",
+        caches="readahead",
+    ),
+    Cause(
         r"utimensat/.*/-\d+/[am]time",
         "Linux's 9P client sends a time before 1970 as 0 (seen on the wire)",
     ),

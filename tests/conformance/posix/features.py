@@ -195,6 +195,19 @@ def check_sparse(suite: Suite) -> None:
         suite.check("sparse/freed", os.fstat(file.fileno()).st_blocks, 0)
 
 
+def check_appended(suite: Suite) -> None:
+    """What one descriptor appends is what another reads next, even when the last page had been read before."""
+    suite.scratch()
+    with open("f", "w+b", buffering=0) as file:
+        file.write(b"a" * 5000)
+        os.pread(file.fileno(), 5000, 0)
+        with open("f", "ab", buffering=0) as appending:
+            appending.write(b"b" * 100)
+        suite.check("append/read-by-another-descriptor", os.pread(file.fileno(), 5, 5000) == b"b" * 5, "True")
+        os.pwrite(file.fileno(), b"c" * 100, 5100)
+        suite.check("append/then-written", os.pread(file.fileno(), 5, 5100) == b"c" * 5, "True")
+
+
 def check_impossible(suite: Suite) -> None:
     """What Linux's client refuses by itself: fallocate(2), O_TMPFILE, renameat2(2) with flags."""
     suite.scratch()
@@ -290,6 +303,7 @@ def check_all(suite: Suite) -> None:
     check_special_files(suite)
     check_direct(suite)
     check_sparse(suite)
+    check_appended(suite)
     check_impossible(suite)
     check_statfs(suite)
     check_listing(suite)

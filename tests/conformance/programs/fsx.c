@@ -1,6 +1,6 @@
 /* Random operations on one file, each compared with the same on a copy in memory.
  *
- * fsx FILE SEED COUNT [no-map | map-read | map-write] [direct]
+ * fsx FILE SEED COUNT [no-map | map-read | map-write] [direct] [no-append]
  *
  * What lives here: reads, writes, truncations, appends, mappings, syncs and reopenings, in an order that the seed alone
  * decides. The first byte that differs ends it with status 1, and the operations that led there are printed.
@@ -32,6 +32,7 @@ static size_t size;
 static int descriptor;
 static const char *path;
 static int open_flags = O_RDWR | O_CLOEXEC;
+static int appends = 1;
 static long counts[OPERATIONS];
 static char history[REMEMBERED][80];
 static long done;
@@ -215,7 +216,7 @@ static void step(int mapping)
         offset = below(LARGEST - LONGEST);
         length = 1 + below(LONGEST - 1);
     }
-    if (operation == APPEND && size + length > LARGEST)
+    if (operation == APPEND && (!appends || size + length > LARGEST))
         operation = WRITE;
     if (operation == APPEND)
         offset = size;
@@ -250,7 +251,7 @@ int main(int argc, char **argv)
     long count;
 
     if (argc < 4) {
-        fprintf(stderr, "usage: fsx FILE SEED COUNT [no-map | map-read | map-write] [direct]\n");
+        fprintf(stderr, "usage: fsx FILE SEED COUNT [no-map | map-read | map-write] [direct] [no-append]\n");
         return 2;
     }
     path = argv[1];
@@ -263,6 +264,8 @@ int main(int argc, char **argv)
             mapping = 2;
         else if (!strcmp(argv[number], "direct"))
             open_flags |= O_DIRECT;
+        else if (!strcmp(argv[number], "no-append"))
+            appends = 0;
     }
     open_file(O_CREAT | O_TRUNC);
     for (done = 0; done < count; done++)
