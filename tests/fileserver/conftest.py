@@ -89,7 +89,12 @@ class Device:
         self.address = f"unix:{self.directory}/s"
         self._runner = asyncio.Runner()
         settings.setdefault("listen", [self.address])
-        self.server: FileServer = self.run(FileServer.start(**settings))
+        try:
+            self.server: FileServer = self.run(FileServer.start(**settings))
+        except BaseException:
+            self._runner.close()
+            shutil.rmtree(self.directory)
+            raise
 
     def run(self, call: Coroutine[Any, Any, Any]) -> Any:
         async def bounded() -> Any:

@@ -145,8 +145,15 @@ class Target:
 
     def require_nothing_left(self) -> None:
         """The supervisor has the processes and descriptors that it had before the attack."""
+        self._require_no_mounts()  # first, because the mounts may be as many as are allowed
         with self.device.connect(self.name) as last:
             last.stat()  # connections are accepted in turn: all earlier ones have been
+        self._require_no_mounts()
+        assert descriptors_of(self.pid) == self._idle
+        assert len(children_of(self.pid)) == 1  # the witness's
+
+    def _require_no_mounts(self) -> None:
+        """Wait until the mounts that are ending have ended; none goes on."""
         for _ in range(1000):  # each asking is a turn of the supervisor's loop, and what is under way takes a few
             status = self.device.run(self.device.server.status())
             mounts = [mount.pid for share in status.shares if share.name == self.name for mount in share.mounts]
@@ -156,8 +163,6 @@ class Target:
                 wait_for_end(pid)
         assert mounts == []
         assert status.half_open == 0
-        assert descriptors_of(self.pid) == self._idle
-        assert len(children_of(self.pid)) == 1  # the witness's
 
     def close(self) -> None:
         self._open.close()
