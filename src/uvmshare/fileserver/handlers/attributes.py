@@ -53,7 +53,7 @@ def getattr_(session: Session, tag: int, message: m.Tgetattr) -> bytes:
     Times before 1970 are two's complement, as Linux's client takes them.
 
     That client asks twice for each stat(2), so an answer is kept until anything that it was made of is
-    different: the second one then takes 2.0 us of this function instead of 3.5 (profiled).
+    different: the second one then takes 2.0 us in here instead of 3.5 (timed, fstat included).
     """
     node = session.fid(message.fid).node
     tree = session.tree
