@@ -135,8 +135,9 @@ def describe_machine() -> dict[str, Any]:
 
 def file_system_of(path: Path) -> str:
     """Return the type of the file system that a path is on."""
-    command = ["findmnt", "--noheadings", "--output", "FSTYPE", "--target", str(path)]
-    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        ["stat", "--file-system", "--format=%T", str(path)], capture_output=True, text=True, check=True
+    )
     return found.stdout.strip()
 
 
