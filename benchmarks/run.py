@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -155,6 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.rounds, options.run_ms, options.vms = 1, 100, 10
     parts = options.parts.split(",")
 
+    # As an exception, so that the servers and their files go away with a run that is ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     CACHE.mkdir(parents=True, exist_ok=True)
     for program in ("taskset", "cc"):
         if shutil.which(program) is None:
