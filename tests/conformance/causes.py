@@ -43,6 +43,12 @@ CAUSES = (
         caches="readahead",
     ),
     Cause(
+        r"clearing/write/other/(2767|6766)/mode",
+        "Linux 6.1's client leaves it to the server to take the setgid bit off when a stranger to the file's group "
+        "writes, and 9P tells a server a user's number but not its groups; without group-execute the bit stays",
+        kernels="6.1",
+    ),
+    Cause(
         r"utimensat/.*/-\d+/[am]time",
         "Linux's 9P client sends a time before 1970 as 0 (seen on the wire)",
     ),
