@@ -117,6 +117,10 @@ class Manager:
         """Give a reference back; the last one takes the share off the VM."""
         self.run(self._manager.remove_from_vm(name, owner=owner))
 
+    def release_owner(self, owner: Hashable) -> tuple[str, ...]:
+        """Give back every reference that `owner` holds, because it is known to be gone, and return the names."""
+        return self.run(self._manager.release_owner(owner))
+
     @contextmanager
     def share(self, options: AddOptions) -> Iterator[str]:
         """Hold the share for the length of a block: ``with manager.share(options) as name:``."""

@@ -10,7 +10,13 @@ errors (an HRESULT, an errno, an HCS document), which belongs where the foreign 
     +-- OperationDenied (PermissionError)  policy forbids it; nothing was touched
     +-- InvalidTransition (RuntimeError)   a share state has no such transition; a bug of ours
     +-- ManagerClosed                      the Manager was closed; nothing was touched
-    +-- SharesLeft                         closing the Manager could not take these shares out
+    +-- SharesLeft                         closing, or releasing an owner, could not take these shares out
+    +-- JournalError                       the journal cannot be written or read
+    |   +-- JournalInUse                   another process, or another Manager, writes it
+    |   +-- JournalFull                    its disk is full
+    |   +-- JournalReadOnly                its file or file system cannot be written to
+    |   +-- JournalDamaged                 it is no journal, or not whole any more
+    |   +-- JournalTooNew                  a later version of uvmshare wrote it
     +-- InvalidAddress (ValueError)        an address of the file server that cannot be
     +-- UnsupportedPlatform (RuntimeError) this host's system has no such thing
     +-- ComputeSystemError                 the compute system refused or failed a request
@@ -65,6 +71,12 @@ __all__ = [
     "InvalidOptions",
     "InvalidState",
     "InvalidTransition",
+    "JournalDamaged",
+    "JournalError",
+    "JournalFull",
+    "JournalInUse",
+    "JournalReadOnly",
+    "JournalTooNew",
     "LocalProtocolError",
     "ManagerClosed",
     "NotAdministrator",
@@ -104,7 +116,7 @@ class ManagerClosed(UvmshareError, RuntimeError):
 
 
 class SharesLeft(UvmshareError):
-    """Closing could not take these shares out of the VM; `names` and `errors` say which and why."""
+    """Closing, or releasing an owner, could not take these shares out of the VM; `errors` says which and why."""
 
     def __init__(self, errors: dict[str, BaseException]) -> None:
         self.errors = errors
@@ -115,6 +127,30 @@ class SharesLeft(UvmshareError):
     def names(self) -> tuple[str, ...]:
         """The names of the shares that stay."""
         return tuple(self.errors)
+
+
+class JournalError(UvmshareError):
+    """The journal cannot be read or written. What it holds is as it was, and the VM was not touched for it."""
+
+
+class JournalInUse(JournalError):
+    """Another process, or another Manager of this one, has the journal. One may write it at a time."""
+
+
+class JournalFull(JournalError):
+    """There is no space left on the journal's disk."""
+
+
+class JournalReadOnly(JournalError):
+    """The journal's file, directory or file system cannot be written to."""
+
+
+class JournalDamaged(JournalError):
+    """The file is no journal, or is not whole any more."""
+
+
+class JournalTooNew(JournalError):
+    """A later version of uvmshare wrote the journal, in a form that this one does not know."""
 
 
 class InvalidAddress(UvmshareError, ValueError):

@@ -1,6 +1,6 @@
 """What the Manager needs of a VM, declared by the one who needs it.
 
-What lives here: the `VMPlan9` protocol and the `Plan9Share` that it is given.
+What lives here: the `VMPlan9` protocol and the `Plan9Share` that it is given; what a VM may offer beyond that.
 What must not: how a VM is modified (that is `uvmshare.hcs.utility_vm`), or any state.
 """
 
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from uvmshare.errors import ComputeSystemGone
     from uvmshare.share.options import AddOptions
 
-__all__ = ["Plan9Share", "TellsExit", "VMPlan9"]
+__all__ = ["ListedShare", "ListsShares", "Plan9Share", "TellsExit", "VMPlan9"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,22 @@ class Plan9Share:
 
     name: str
     options: AddOptions
+
+
+@dataclass(frozen=True, slots=True)
+class ListedShare:
+    """What a VM tells of one share that it has: what `AddOptions` says, unchecked, since the path may be gone."""
+
+    host_path: str
+    """As it was given with the share: absolute, without symlinks."""
+    read_only: bool = False
+    allowed_names: tuple[str, ...] = ()
+    """Sorted; empty when the share is not restricted."""
+
+    @classmethod
+    def of(cls, options: AddOptions) -> ListedShare:
+        """Return what a VM should tell of a share with these options."""
+        return cls(options.host_path, options.read_only, options.allowed_names)
 
 
 class VMPlan9(Protocol):
@@ -57,3 +73,15 @@ class TellsExit(Protocol):
 
     def on_exit(self, callback: Callable[[ComputeSystemGone], None]) -> None:
         """Have `callback` called once, in the event loop, when the VM has exited; soon, if it has exited already."""
+
+
+@runtime_checkable
+class ListsShares(Protocol):
+    """A VM that can be asked which shares it has. Recovery settles what is in doubt by its answer (HCS has none)."""
+
+    async def list_plan9(self) -> Mapping[str, ListedShare] | None:
+        """Return every share that the VM has now, by name; None when it cannot tell after all.
+
+        No call for a share may be in flight from elsewhere: what is listed stays until the caller changes
+        it. Raises what `VMPlan9` says of a call: `ComputeSystemGone` when there is no VM and so no share.
+        """

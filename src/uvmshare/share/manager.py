@@ -158,6 +158,27 @@ class Manager:
                 return
         await self._finish(self._start_remove(share))
 
+    async def release_owner(self, owner: Hashable) -> tuple[str, ...]:
+        """Give back every reference that `owner` holds, because it is known to be gone, and return the names.
+
+        All are tried, beside each other; then raises `SharesLeft` with those that could not be taken out, which
+        keep their last reference, so that calling again tries again. An add of that owner that
+        has not returned yet is not its reference yet: end its calls first.
+        """
+        if owner is None:
+            msg = "an anonymous reference has no owner to release it by: give its name to remove_from_vm"
+            raise TypeError(msg)
+        names = tuple(name for name, share in self._by_name.items() if share.held_by(owner))
+        outcomes = await asyncio.gather(
+            *(self.remove_from_vm(name, owner=owner) for name in names), return_exceptions=True
+        )
+        left = {
+            name: outcome for name, outcome in zip(names, outcomes, strict=True) if isinstance(outcome, BaseException)
+        }
+        if left:
+            raise SharesLeft(left)
+        return names
+
     @asynccontextmanager
     async def share(self, options: AddOptions) -> AsyncIterator[str]:
         """Hold the share for the length of a block: ``async with manager.share(options) as name:``.
