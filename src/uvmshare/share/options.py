@@ -90,6 +90,19 @@ class AddOptions:
         object.__setattr__(self, "restrict", restrict)
         object.__setattr__(self, "allowed_names", names)
 
+    @classmethod
+    def recalled(cls, host_path: str, *, read_only: bool, allowed_names: tuple[str, ...] = ()) -> AddOptions:
+        """Return options that were built, and checked, before they were written down; `restrict` goes with the names.
+
+        The file system is not looked at: what they name may be gone, and the share is there all the same.
+        """
+        options = cls.__new__(cls)
+        object.__setattr__(options, "host_path", host_path)
+        object.__setattr__(options, "read_only", read_only)
+        object.__setattr__(options, "restrict", bool(allowed_names))
+        object.__setattr__(options, "allowed_names", allowed_names)
+        return options
+
 
 def _canonical_path(host_path: str | os.PathLike[str]) -> tuple[str, int]:
     """Return the one spelling of the path and the `st_mode` of what it leads to."""
