@@ -29,7 +29,8 @@ from uvmshare.testing.schedule import VirtualLoop
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-    from uvmshare.share.share import Operation, Share
+    from uvmshare.share.operation import Operation
+    from uvmshare.share.share import Share
 
 HERE = os.path.dirname(__file__)
 ONE = AddOptions(HERE, read_only=True)

@@ -635,7 +635,7 @@ async def test_a_block_holds_the_share_and_gives_it_back(vm: FakeVM, manager: Ma
     async with manager.share(ONE) as name, manager.share(ONE) as again:
         assert name == again == "0"
         assert only(manager).references == 2
-        assert repr(only(manager).owners[0]) == "<async with share()>"
+        assert repr(only(manager).owners[0]) == "<async with block>"
         await manager.remove_from_vm(name)
         await manager.remove_from_vm(name, owner="a")
         assert only(manager).references == 2

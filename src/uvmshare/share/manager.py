@@ -26,13 +26,14 @@ from uvmshare.errors import (
     ComputeSystemGone,
     ManagerClosed,
     OperationDenied,
-    OutcomeUnknown,
     ShareNotFound,
     SharesLeft,
 )
 from uvmshare.share.interfaces import Plan9Share, TellsExit
+from uvmshare.share.operation import OUTCOME_UNKNOWN, Operation, failure_of, loop_is_ending
 from uvmshare.share.options import AddOptions
-from uvmshare.share.share import Operation, Share, ShareInfo
+from uvmshare.share.references import BlockOwner
+from uvmshare.share.share import Share, ShareInfo
 from uvmshare.share.state import ShareState, Trigger
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
     from uvmshare.share.interfaces import VMPlan9
 
-__all__ = ["RETRY_FIRST", "RETRY_LONGEST", "BlockOwner", "Manager", "ShareInfo"]
+__all__ = ["RETRY_FIRST", "RETRY_LONGEST", "Manager", "ShareInfo"]
 
 RETRY_FIRST = 1.0
 """Seconds before what could not be taken out is tried again: long enough for a restarting file server."""
@@ -49,9 +50,6 @@ RETRY_FIRST = 1.0
 RETRY_LONGEST = 60.0
 """Seconds between two attempts at most; the wait doubles up to it, so that a VM that stays broken is not
 flooded, and one that comes back is clean within a minute."""
-
-_OUTCOME_UNKNOWN = (OutcomeUnknown, TimeoutError, ConnectionError, EOFError)
-"""The errors after which a call may have been carried out or not (see `VMPlan9`)."""
 
 _NOT_THERE = (ShareNotFound, ComputeSystemGone)
 """The errors of a removal that say that the share is not on the VM, which is what was asked for."""
@@ -156,7 +154,7 @@ class Manager:
             if share.references > 1 or share.claims:
                 share.unrefer(owner)
                 return
-        await self._finish(self._start_remove(share))
+        await self._start_remove(share).finish()
 
     async def release_owner(self, owner: Hashable) -> tuple[str, ...]:
         """Give back every reference that `owner` holds, because it is known to be gone, and return the names.
@@ -273,7 +271,7 @@ class Manager:
                 operation = self._start_add(share)
             share.claims += 1
             try:
-                await self._finish(operation)
+                await operation.finish()
                 self._admit(options)
             except BaseException:
                 self._withdraw(share)
@@ -303,7 +301,7 @@ class Manager:
         if not share.to_be_taken_out:
             return
         try:
-            await self._finish(self._start_remove(share))
+            await self._start_remove(share).finish()
         except Exception as release_error:
             if error is None:
                 raise
@@ -377,12 +375,6 @@ class Manager:
         task.add_done_callback(partial(ended, share))
         operation.task = task
 
-    async def _finish(self, operation: Operation) -> None:
-        """Wait for the end and raise the error, if it has one."""
-        await operation.wait()
-        if operation.error is not None:
-            raise operation.error
-
     def _end(self, share: Share, operation: Operation) -> None:
         share.operation = None
         operation.end()
@@ -390,8 +382,8 @@ class Manager:
     def _add_ended(self, share: Share, task: asyncio.Task[None]) -> None:
         operation = share.operation
         assert operation is not None
-        error = _error_of(share, task)
-        if self._vm_gone is not None and (error is None or isinstance(error, _OUTCOME_UNKNOWN)):
+        error = failure_of(task, _interrupted(share))
+        if self._vm_gone is not None and (error is None or isinstance(error, OUTCOME_UNKNOWN)):
             error = self._vm_gone
         operation.error = error
         now = self._clock()
@@ -402,7 +394,7 @@ class Manager:
                 self._take_out(share, task)
             return
         share.last_error = error
-        if not isinstance(error, _OUTCOME_UNKNOWN):
+        if not isinstance(error, OUTCOME_UNKNOWN):
             share.apply(Trigger.ADD_FAILED, now)
             self._forget(share)
             self._end(share, operation)
@@ -410,7 +402,7 @@ class Manager:
         share.apply(Trigger.ADD_UNKNOWN, now)
         share.orphan = True
         self._forget_options(share)
-        if _loop_is_ending(task):
+        if loop_is_ending(task):
             self._end(share, operation)
             self._retry_later(share)
             return
@@ -420,13 +412,13 @@ class Manager:
     def _remove_ended(self, share: Share, task: asyncio.Task[None]) -> None:
         operation = share.operation
         assert operation is not None
-        error = _error_of(share, task)
+        error = failure_of(task, _interrupted(share))
         now = self._clock()
         if error is None or isinstance(error, _NOT_THERE) or self._vm_gone is not None:
             self._removed(share)
         else:
             share.last_error = error
-            if isinstance(error, _OUTCOME_UNKNOWN):
+            if isinstance(error, OUTCOME_UNKNOWN):
                 share.apply(Trigger.REMOVE_UNKNOWN, now)
                 share.orphan = True
                 self._forget_options(share)
@@ -445,7 +437,7 @@ class Manager:
 
     def _take_out(self, share: Share, task: asyncio.Task[None]) -> None:
         """Take out what was added when nobody wanted it any more."""
-        if _loop_is_ending(task):
+        if loop_is_ending(task):
             self._retry_later(share)
         else:
             self._start_remove(share)
@@ -473,40 +465,12 @@ class Manager:
             share.retry = None
 
 
-class BlockOwner:
-    """The owner of the reference that one ``async with manager.share(...)`` holds; equal to itself alone."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "<async with share()>"
-
-
 async def _call(method: Callable[[Plan9Share], Awaitable[None]], share: Plan9Share) -> None:
     """Make the call inside its task, so that whatever it raises, even at once, is the task's outcome."""
     await method(share)
 
 
-def _loop_is_ending(task: asyncio.Task[None]) -> bool:
-    """Tell whether the call was ended from outside. Only an event loop that ends does that.
-
-    It waits for the tasks that it cancelled and for no others, so that nothing new may be started.
-    """
-    if task.cancelling():
-        return True
-    return not task.cancelled() and isinstance(task.exception(), KeyboardInterrupt | SystemExit)
-
-
-def _error_of(share: Share, task: asyncio.Task[None]) -> Exception | None:
-    """Return how a call to the VM failed, as an error that can be raised in those who wait for it.
-
-    They must never see a cancellation or an interrupt that was not theirs.
-    """
-    cause = asyncio.CancelledError() if task.cancelled() else task.exception()
-    if cause is None or isinstance(cause, Exception):
-        return cause
-    error = OutcomeUnknown(
+def _interrupted(share: Share) -> str:
+    return (
         f"share {share.name}: the call to the VM was interrupted before it answered; shares() shows what became of it"
     )
-    error.__cause__ = cause
-    return error

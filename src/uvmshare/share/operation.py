@@ -1,0 +1,77 @@
+"""A call to the VM or into the guest that is under way, those who wait for it, and how it ended.
+
+What lives here: what the managers of shares and of mounts have to know of any such call. What must not: what
+the call is, or what its end means for a share or a mount.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from uvmshare.errors import OutcomeUnknown
+
+__all__ = ["OUTCOME_UNKNOWN", "Operation", "failure_of", "loop_is_ending"]
+
+OUTCOME_UNKNOWN = (OutcomeUnknown, TimeoutError, ConnectionError, EOFError)
+"""The errors after which a call may have been carried out or not (see `uvmshare.share.interfaces.VMPlan9`)."""
+
+
+class Operation:
+    """A call in flight, and those who wait for its end.
+
+    Each waiter has a future of its own: cancelling one reaches neither the call nor the other waiters.
+    """
+
+    __slots__ = ("_waiters", "error", "task")
+
+    def __init__(self) -> None:
+        self._waiters: list[asyncio.Future[None]] | None = []
+        """None when the operation has ended."""
+        self.error: Exception | None = None
+        """Why it failed. Set before it ends."""
+        self.task: asyncio.Task[None] | None = None
+        """The call. Kept because an event loop keeps no task that waits from the garbage collector."""
+
+    async def wait(self) -> None:
+        """Return when the operation has ended. Does not raise its error."""
+        if self._waiters is not None:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+
+    async def finish(self) -> None:
+        """Wait for the end and raise the error, if it has one."""
+        await self.wait()
+        if self.error is not None:
+            raise self.error
+
+    def end(self) -> None:
+        """Wake the waiters, in the order in which they came."""
+        waiters, self._waiters = self._waiters, None
+        for waiter in waiters or ():
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+def loop_is_ending(task: asyncio.Task[None]) -> bool:
+    """Tell whether the call was ended from outside. Only an event loop that ends does that.
+
+    It waits for the tasks that it cancelled and for no others, so that nothing new may be started.
+    """
+    if task.cancelling():
+        return True
+    return not task.cancelled() and isinstance(task.exception(), KeyboardInterrupt | SystemExit)
+
+
+def failure_of(task: asyncio.Task[None], interrupted: str) -> Exception | None:
+    """Return how a call failed, as an error that can be raised in those who wait for it.
+
+    They must never see a cancellation or an interrupt that was not theirs: they get `OutcomeUnknown` with the
+    message `interrupted`.
+    """
+    cause = asyncio.CancelledError() if task.cancelled() else task.exception()
+    if cause is None or isinstance(cause, Exception):
+        return cause
+    error = OutcomeUnknown(interrupted)
+    error.__cause__ = cause
+    return error
