@@ -1,5 +1,7 @@
 """What every test shares: in CI (CI=true) a test that is skipped has failed, and Ctrl-C is what it is elsewhere.
 
+And what the searches through all orders of events have covered is told at the end.
+
 What must not live here: fixtures of one part of the project; they belong beside its tests.
 """
 
@@ -41,3 +43,16 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _refuse_skip(report)
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    properties = [
+        dict(report.user_properties)
+        for report in terminalreporter.stats.get("passed", [])
+        if any(name == "explored" for name, _ in report.user_properties)
+    ]
+    if properties:
+        total = sum(int(str(found["orders"])) for found in properties)
+        terminalreporter.section(f"{total:,} orders of events tried")
+        for found in properties:
+            terminalreporter.line(str(found["explored"]))

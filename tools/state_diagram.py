@@ -1,55 +1,133 @@
-"""Draws the states of a share and the transitions between them from the one table in `uvmshare.share.state`.
+"""Draws the states of a share and of a mount, and the transitions between them, from their tables.
 
-    python tools/state_diagram.py            # writes docs/state-diagram.svg and docs/state-diagram.md
+    python tools/state_diagram.py            # writes docs/state-diagram.svg, docs/mount-states.svg and their .md
     python tools/state_diagram.py --check    # fails when what is committed is stale
 
-What lives here: where the boxes stand and how the lines run. What must not: a state, a trigger or a
-transition; those are read. A transition without a line here is an error, not a gap in the picture.
+The tables are `uvmshare.share.state` and `uvmshare.mounts.state`. What lives here: where the boxes stand and how the
+lines run. What must not: a state, a trigger or a transition; those are read. A transition without a line here is
+an error, not a gap in the picture.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from uvmshare.share.state import INITIAL_STATE, TRANSITIONS, ShareState
+from uvmshare.mounts import state as mounts
+from uvmshare.mounts.state import MountState
+from uvmshare.share import state as shares
+from uvmshare.share.state import ShareState
+
+if TYPE_CHECKING:
+    import enum
+    from collections.abc import Mapping
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
-WIDTH, HEIGHT = 880, 430
 BOX_WIDTH, BOX_HEIGHT, LINE = 150, 46, 18
 
-CENTRES = {
-    ShareState.PENDING: (440, 83),
-    ShareState.ADDED: (230, 225),
-    ShareState.INVALID: (650, 225),
-    ShareState.REMOVED: (440, 367),
-}
+BLUE = ("#eff6ff", "#3b82f6")
+GREEN = ("#ecfdf5", "#10b981")
+ORANGE = ("#fff7ed", "#f97316")
+GREY = ("#f8fafc", "#94a3b8")
 
-# From, to: the line, where its labels begin, and how they are anchored there.
-LINES = {
-    (ShareState.PENDING, ShareState.ADDED): ("M 365 95 L 242 200", (296, 138), "end"),
-    (ShareState.PENDING, ShareState.INVALID): ("M 515 95 L 638 200", (584, 124), "start"),
-    (ShareState.PENDING, ShareState.REMOVED): ("M 440 107 L 440 342", (440, 225), "middle"),
-    (ShareState.ADDED, ShareState.REMOVED): ("M 242 249 L 365 355", (296, 322), "end"),
-    (ShareState.INVALID, ShareState.REMOVED): ("M 638 249 L 515 355", (584, 322), "start"),
-    (ShareState.ADDED, ShareState.ADDED): ("M 155 215 C 105 195, 105 255, 155 235", (112, 276), "middle"),
-    (ShareState.INVALID, ShareState.INVALID): ("M 725 215 C 775 195, 775 255, 725 235", (768, 276), "middle"),
-}
+Line = tuple[str, tuple[int, int], str]
+"""A line, where its labels begin, and how they are anchored there."""
 
-COLOURS = {
-    ShareState.PENDING: ("#eff6ff", "#3b82f6"),
-    ShareState.ADDED: ("#ecfdf5", "#10b981"),
-    ShareState.INVALID: ("#fff7ed", "#f97316"),
-    ShareState.REMOVED: ("#f8fafc", "#94a3b8"),
-}
 
-HEAD = f"""\
-<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="ui-sans-serif, system-ui, \
+@dataclass(frozen=True)
+class Diagram:
+    """One table and where its states stand in the picture."""
+
+    name: str
+    """Of the files in docs/."""
+    thing: str
+    source: str
+    initial: enum.Enum
+    transitions: Mapping[Any, Any]
+    """State and trigger to state, of enums of each table's own."""
+    size: tuple[int, int]
+    centres: Mapping[enum.Enum, tuple[int, int]]
+    colours: Mapping[enum.Enum, tuple[str, str]]
+    lines: Mapping[tuple[enum.Enum, enum.Enum], Line]
+
+
+SHARES = Diagram(
+    name="state-diagram",
+    thing="share",
+    source="src/uvmshare/share/state.py",
+    initial=shares.INITIAL_STATE,
+    transitions=shares.TRANSITIONS,
+    size=(880, 430),
+    centres={
+        ShareState.PENDING: (440, 83),
+        ShareState.ADDED: (230, 225),
+        ShareState.INVALID: (650, 225),
+        ShareState.REMOVED: (440, 367),
+    },
+    colours={
+        ShareState.PENDING: BLUE,
+        ShareState.ADDED: GREEN,
+        ShareState.INVALID: ORANGE,
+        ShareState.REMOVED: GREY,
+    },
+    lines={
+        (ShareState.PENDING, ShareState.ADDED): ("M 365 95 L 242 200", (296, 138), "end"),
+        (ShareState.PENDING, ShareState.INVALID): ("M 515 95 L 638 200", (584, 124), "start"),
+        (ShareState.PENDING, ShareState.REMOVED): ("M 440 107 L 440 342", (440, 225), "middle"),
+        (ShareState.ADDED, ShareState.REMOVED): ("M 242 249 L 365 355", (296, 322), "end"),
+        (ShareState.INVALID, ShareState.REMOVED): ("M 638 249 L 515 355", (584, 322), "start"),
+        (ShareState.ADDED, ShareState.ADDED): ("M 155 215 C 105 195, 105 255, 155 235", (112, 276), "middle"),
+        (ShareState.INVALID, ShareState.INVALID): ("M 725 215 C 775 195, 775 255, 725 235", (768, 276), "middle"),
+    },
+)
+
+MOUNTS = Diagram(
+    name="mount-states",
+    thing="mount",
+    source="src/uvmshare/mounts/state.py",
+    initial=mounts.INITIAL_STATE,
+    transitions=mounts.TRANSITIONS,
+    size=(880, 450),
+    centres={
+        MountState.RESERVED: (440, 83),
+        MountState.MOUNTED: (230, 240),
+        MountState.INVALID: (650, 240),
+        MountState.UNMOUNTED: (440, 392),
+    },
+    colours={
+        MountState.RESERVED: BLUE,
+        MountState.MOUNTED: GREEN,
+        MountState.INVALID: ORANGE,
+        MountState.UNMOUNTED: GREY,
+    },
+    lines={
+        (MountState.RESERVED, MountState.MOUNTED): ("M 365 90 L 215 215", (276, 138), "end"),
+        (MountState.MOUNTED, MountState.RESERVED): ("M 262 215 L 395 108", (350, 180), "start"),
+        (MountState.RESERVED, MountState.RESERVED): ("M 515 70 C 570 40, 570 100, 515 84", (568, 72), "start"),
+        (MountState.RESERVED, MountState.INVALID): ("M 500 108 L 638 215", (590, 142), "start"),
+        (MountState.MOUNTED, MountState.INVALID): ("M 306 240 L 573 240", (440, 260), "middle"),
+        (MountState.MOUNTED, MountState.UNMOUNTED): ("M 242 264 L 365 380", (296, 342), "end"),
+        (MountState.INVALID, MountState.UNMOUNTED): ("M 638 264 L 515 380", (584, 342), "start"),
+        (MountState.MOUNTED, MountState.MOUNTED): ("M 155 230 C 105 210, 105 270, 155 250", (112, 291), "middle"),
+        (MountState.INVALID, MountState.INVALID): ("M 725 230 C 775 210, 775 270, 725 250", (768, 291), "middle"),
+    },
+)
+
+DIAGRAMS = (SHARES, MOUNTS)
+
+
+def head(diagram: Diagram) -> str:
+    """Return the beginning of the picture."""
+    width, height = diagram.size
+    return f"""\
+<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="ui-sans-serif, system-ui, \
 sans-serif" font-size="15" role="img" aria-labelledby="title">
-  <title id="title">The states of a share and the transitions between them</title>
-  <!-- Made by tools/state_diagram.py from the table in src/uvmshare/share/state.py -->
+  <title id="title">The states of a {diagram.thing} and the transitions between them</title>
+  <!-- Made by tools/state_diagram.py from the table in {diagram.source} -->
   <defs>
     <marker id="arrow" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="8" markerHeight="8" orient="auto">
       <path d="M0 0 10 5 0 10z" fill="#475569"/>
@@ -60,34 +138,35 @@ sans-serif" font-size="15" role="img" aria-labelledby="title">
       .edge {{ fill: #334155; font-size: 13px; paint-order: stroke; stroke: #ffffff; stroke-width: 5 }}
     </style>
   </defs>
-  <rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>
+  <rect width="{width}" height="{height}" fill="#ffffff"/>
 """
 
 
-def edges() -> dict[tuple[ShareState, ShareState], list[str]]:
+def edges(diagram: Diagram) -> dict[tuple[enum.Enum, enum.Enum], list[str]]:
     """Return the table as lines from state to state, with the labels of each."""
-    found: dict[tuple[ShareState, ShareState], list[str]] = {}
-    for (state, trigger), following in TRANSITIONS.items():
+    found: dict[tuple[enum.Enum, enum.Enum], list[str]] = {}
+    for (state, trigger), following in diagram.transitions.items():
         found.setdefault((state, following), []).append(trigger.value)
     return found
 
 
-def svg() -> str:
+def svg(diagram: Diagram) -> str:
     """Return the picture."""
-    drawn = edges()
-    if drawn.keys() != LINES.keys() or set(CENTRES) != set(ShareState):
-        strange = sorted(f"{a.name} -> {b.name}" for a, b in drawn.keys() ^ LINES.keys())
+    drawn = edges(diagram)
+    if drawn.keys() != diagram.lines.keys() or set(diagram.centres) != set(type(diagram.initial)):
+        strange = sorted(f"{a.name} -> {b.name}" for a, b in drawn.keys() ^ diagram.lines.keys())
         msg = (
-            f"tools/state_diagram.py draws other transitions than the table has: {', '.join(strange) or 'a new state'}"
+            f"tools/state_diagram.py draws other transitions than the table in {diagram.source} has: "
+            f"{', '.join(strange) or 'a new state'}"
         )
         raise SystemExit(msg)
-    parts = [HEAD]
-    x, y = CENTRES[INITIAL_STATE]
+    parts = [head(diagram)]
+    x, y = diagram.centres[diagram.initial]
     parts.append(f'  <circle cx="{x}" cy="{y - 60}" r="7" fill="#475569"/>\n')
     parts.append(f'  <path class="arrow" d="M {x} {y - 53} L {x} {y - BOX_HEIGHT // 2 - 2}"/>\n')
-    parts += [f'  <path class="arrow" d="{path}"/>\n' for path, _, _ in LINES.values()]
-    for state, (x, y) in CENTRES.items():
-        fill, stroke = COLOURS[state]
+    parts += [f'  <path class="arrow" d="{path}"/>\n' for path, _, _ in diagram.lines.values()]
+    for state, (x, y) in diagram.centres.items():
+        fill, stroke = diagram.colours[state]
         left, top = x - BOX_WIDTH // 2, y - BOX_HEIGHT // 2
         parts.append(
             f'  <rect x="{left}" y="{top}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="8" fill="{fill}" '
@@ -95,7 +174,7 @@ def svg() -> str:
             f'  <text class="name" x="{x}" y="{y + 5}">{state.name}</text>\n'
         )
     for edge, labels in drawn.items():
-        _, (x, y), anchor = LINES[edge]
+        _, (x, y), anchor = diagram.lines[edge]
         parts += [
             f'  <text class="edge" x="{x}" y="{y + number * LINE}" text-anchor="{anchor}">{label}</text>\n'
             for number, label in enumerate(labels)
@@ -103,41 +182,43 @@ def svg() -> str:
     return "".join([*parts, "</svg>\n"])
 
 
-def markdown() -> str:
+def markdown(diagram: Diagram) -> str:
     """Return the same as text: a Mermaid diagram and the table."""
     lines = [
-        "# The states of a share",
+        f"# The states of a {diagram.thing}",
         "",
-        "Made by `tools/state_diagram.py` from the table in `src/uvmshare/share/state.py`.",
+        f"Made by `tools/state_diagram.py` from the table in `{diagram.source}`.",
         "",
         "```mermaid",
         "stateDiagram-v2",
-        f"    [*] --> {INITIAL_STATE.name}",
+        f"    [*] --> {diagram.initial.name}",
     ]
-    for (state, following), labels in edges().items():
+    for (state, following), labels in edges(diagram).items():
         lines.append(f"    {state.name} --> {following.name}: {'<br>'.join(labels)}")
-    left_by = {state for state, _ in TRANSITIONS}
-    lines += [f"    {state.name} --> [*]" for state in ShareState if state not in left_by]
+    left_by = {state for state, _ in diagram.transitions}
+    lines += [f"    {state.name} --> [*]" for state in type(diagram.initial) if state not in left_by]
     lines += ["```", "", "| In | when | becomes |", "|---|---|---|"]
     lines += [
-        f"| {state.name} | {trigger.value} | {following.name} |" for (state, trigger), following in TRANSITIONS.items()
+        f"| {state.name} | {trigger.value} | {following.name} |"
+        for (state, trigger), following in diagram.transitions.items()
     ]
     return "\n".join([*lines, ""])
 
 
 def main() -> int:
     """Write the files, or compare them."""
-    parser = argparse.ArgumentParser(description="Draw the state diagram from the table.")
+    parser = argparse.ArgumentParser(description="Draw the state diagrams from the tables.")
     parser.add_argument("--check", action="store_true", help="fail when the committed files are stale")
     check = parser.parse_args().check
     status = 0
-    for name, text in (("state-diagram.svg", svg()), ("state-diagram.md", markdown())):
-        path = DOCS / name
-        if not check:
-            path.write_text(text)
-        elif not path.exists() or path.read_text() != text:
-            sys.stderr.write(f"docs/{name} is stale: run python tools/state_diagram.py\n")
-            status = 1
+    for diagram in DIAGRAMS:
+        for suffix, text in ((".svg", svg(diagram)), (".md", markdown(diagram))):
+            path = DOCS / f"{diagram.name}{suffix}"
+            if not check:
+                path.write_text(text)
+            elif not path.exists() or path.read_text() != text:
+                sys.stderr.write(f"docs/{path.name} is stale: run python tools/state_diagram.py\n")
+                status = 1
     return status
 
 

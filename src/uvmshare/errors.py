@@ -38,6 +38,13 @@ errors (an HRESULT, an errno, an HCS document), which belongs where the foreign 
     |   +-- DriveLocked                    the host's drive is locked by BitLocker
     |   +-- DiskFull                       the host's disk is full
     +-- FileServerError                    the Linux file server could not be started or reached
+    +-- MountConflict                      a path of the guest has another mount; nothing was touched
+    +-- MountsLeft                         closing, or releasing an owner, could not take these mounts away
+    +-- GuestAgentError                    the agent in the guest refused or failed a request
+    |   +-- AgentUnreachable               it could not be reached; nothing was sent
+    |   +-- MountBusy                      programs in the guest use the mount
+    |   +-- MountNotFound                  the guest has no such mount of the agent's
+    |   +-- MountRefused                   the agent does not mount there
     +-- GuestUnavailable                   no guest VM can be started here: a program or its kernel is missing
     +-- GuestFailed                        the guest VM ended, hung, or broke off a command
     +-- ConnectionClosed (EOFError)        the other end of a 9P connection ended it
@@ -54,6 +61,7 @@ import errno as _errno
 
 __all__ = [
     "AccessDenied",
+    "AgentUnreachable",
     "ComputeSystemClosed",
     "ComputeSystemError",
     "ComputeSystemGone",
@@ -63,6 +71,7 @@ __all__ = [
     "DiskFull",
     "DriveLocked",
     "FileServerError",
+    "GuestAgentError",
     "GuestFailed",
     "GuestUnavailable",
     "HostPathNotFound",
@@ -79,6 +88,11 @@ __all__ = [
     "JournalTooNew",
     "LocalProtocolError",
     "ManagerClosed",
+    "MountBusy",
+    "MountConflict",
+    "MountNotFound",
+    "MountRefused",
+    "MountsLeft",
     "NotAdministrator",
     "NotSupported",
     "OperationDenied",
@@ -244,6 +258,44 @@ class DiskFull(ComputeSystemError):
 
 class FileServerError(UvmshareError):
     """The Linux file server could not be started, or its control channel could not be reached."""
+
+
+class MountConflict(UvmshareError):
+    """A path of the guest has a mount with other options. Nothing was touched."""
+
+
+class MountsLeft(UvmshareError):
+    """Closing, or releasing an owner, could not take these mounts away; `errors` says which and why."""
+
+    def __init__(self, errors: dict[str, BaseException]) -> None:
+        self.errors = errors
+        listed = "; ".join(f"{path}: {error}" for path, error in errors.items())
+        super().__init__(f"the guest still has {len(errors)} mount(s): {listed}")
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths of the mounts that stay."""
+        return tuple(self.errors)
+
+
+class GuestAgentError(UvmshareError):
+    """The agent in the guest refused or failed a request, which was certainly not carried out."""
+
+
+class AgentUnreachable(GuestAgentError):
+    """The agent in the guest could not be reached in time. Nothing was sent."""
+
+
+class MountBusy(GuestAgentError):
+    """Programs in the guest use the mount; the message names them where the guest tells."""
+
+
+class MountNotFound(GuestAgentError):
+    """The agent in the guest has no mount at that path."""
+
+
+class MountRefused(GuestAgentError):
+    """The agent does not mount there: outside what it was allowed, behind a symlink, or on another's mount."""
 
 
 class GuestUnavailable(UvmshareError):

@@ -1,4 +1,4 @@
-"""A utility VM that is not one, for tests of everything above it.
+"""A utility VM and a guest's agent that are none, for tests of everything above them.
 
     vm = FakeVM()
     manager = Manager(vm)
@@ -7,8 +7,8 @@
     ...
     vm.in_flight["0"].answer(Reply.SUCCEED)
 
-What lives here: `FakeVM`, which keeps what it truly has apart from what it answers. What must not:
-waiting for real time, or anything of a real VM.
+What lives here: `FakeVM` and `FakeAgent`, which keep what they truly have apart from what they answer. What must
+not: waiting for real time, or anything of a real VM.
 """
 
 from __future__ import annotations
@@ -17,15 +17,27 @@ import asyncio
 import enum
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
-from uvmshare.errors import ComputeSystemError, ComputeSystemGone, OutcomeUnknown, ShareExists, ShareNotFound
+from uvmshare.errors import (
+    ComputeSystemError,
+    ComputeSystemGone,
+    GuestAgentError,
+    MountNotFound,
+    MountRefused,
+    OutcomeUnknown,
+    ShareExists,
+    ShareNotFound,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from uvmshare.mounts.interfaces import GuestMount
     from uvmshare.share.interfaces import Plan9Share
     from uvmshare.share.options import AddOptions
 
-__all__ = ["FakeCall", "FakeVM", "Reply"]
+__all__ = ["FakeAgent", "FakeCall", "FakeVM", "Reply"]
 
 
 class Reply(enum.Enum):
@@ -33,7 +45,7 @@ class Reply(enum.Enum):
 
     SUCCEED = "succeed"
     FAIL = "fail"
-    """Certainly not done: raises `ComputeSystemError`."""
+    """Certainly not done: raises `ComputeSystemError`, or `GuestAgentError`."""
     LOSE_BEFORE = "lose before"
     """Not done, and no answer: raises `OutcomeUnknown`."""
     LOSE_AFTER = "lose after"
@@ -44,12 +56,16 @@ class Reply(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class FakeCall:
-    """One call that the fake was given."""
+    """One call that the fake was given: `name` is a share's name, or a path in the guest."""
 
-    kind: Literal["add", "remove"]
+    kind: Literal["add", "remove", "list"]
     name: str
-    options: AddOptions
+    options: AddOptions | GuestMount | None
+    lazy: bool = False
     _held: asyncio.Future[Reply | Exception] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {'' if self.name.startswith('/') else 'share '}{self.name}"
 
     @property
     def held(self) -> bool:
@@ -59,7 +75,7 @@ class FakeCall:
     def answer(self, reply: Reply | Exception) -> None:
         """End a call that is being held; an exception is raised in it before anything is done."""
         if self._held is None or not self.held:
-            msg = f"{self.kind} of share {self.name} is not being held"
+            msg = f"{self} is not being held"
             raise RuntimeError(msg)
         self._held.set_result(reply)
 
@@ -68,20 +84,20 @@ class FakeCall:
         return await self._held
 
 
-class FakeVM:
-    """A `VMPlan9` in memory, whose every answer a test decides.
+class _Fake:
+    """What answers as a test decides.
 
     A call ends as the next of `replies` says; when there is none, it waits to be answered if `hold` is true, and
     succeeds at once otherwise.
     """
 
+    _failure: type[Exception]
+
     def __init__(self) -> None:
-        self.shares: dict[str, AddOptions] = {}
-        """What the VM truly has, by name."""
         self.calls: list[FakeCall] = []
         """Every call, oldest first."""
         self.in_flight: dict[str, FakeCall] = {}
-        """The calls that have not ended, by the name of the share."""
+        """The calls that have not ended, by name."""
         self.replies: deque[Reply | Exception] = deque()
         """How the next calls end. An exception is raised before anything is done."""
         self.hold = False
@@ -89,20 +105,12 @@ class FakeVM:
         self.gone = False
         """Whether the VM no longer exists: every call raises `ComputeSystemGone`."""
         self.faults: list[str] = []
-        """What no Manager may do to a VM, and did: two calls for one name at a time."""
-
-    async def add_plan9(self, share: Plan9Share) -> None:
-        """Take the share, or not, as the reply says. Raises `ShareExists` for a name it has."""
-        await self._serve(FakeCall("add", share.name, share.options))
-
-    async def remove_plan9(self, share: Plan9Share) -> None:
-        """Lose the share, or not, as the reply says. Raises `ShareNotFound` for a name it does not have."""
-        await self._serve(FakeCall("remove", share.name, share.options))
+        """What no Manager may do, and did: two calls for one name at a time."""
 
     async def _serve(self, call: FakeCall) -> None:
         self.calls.append(call)
         if call.name in self.in_flight:
-            fault = f"{call.kind} of share {call.name} came during its {self.in_flight[call.name].kind}"
+            fault = f"{call} came during its {self.in_flight[call.name].kind}"
             self.faults.append(fault)
             raise AssertionError(fault)
         self.in_flight[call.name] = call
@@ -126,25 +134,96 @@ class FakeVM:
         return reply
 
     def _carry_out(self, call: FakeCall, reply: Reply) -> None:
-        where = f"{call.kind} of share {call.name}"
         if self.gone:
-            msg = f"{where}: the virtual machine no longer exists"
+            msg = f"{call}: the virtual machine no longer exists"
             raise ComputeSystemGone(msg)
         if reply is Reply.FAIL:
-            msg = f"{where}: the test says that it fails"
-            raise ComputeSystemError(msg)
+            msg = f"{call}: the test says that it fails"
+            raise self._failure(msg)
         if reply is not Reply.LOSE_BEFORE:
             self._change(call)
         if reply is not Reply.SUCCEED:
-            msg = f"{where}: the test says that the answer is lost"
+            msg = f"{call}: the test says that the answer is lost"
             raise OutcomeUnknown(msg)
+
+    def _change(self, call: FakeCall) -> None:
+        raise NotImplementedError
+
+
+class FakeVM(_Fake):
+    """A `VMPlan9` in memory, whose every answer a test decides: by `replies`, and by `hold` when there are none."""
+
+    _failure = ComputeSystemError
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shares: dict[str, AddOptions] = {}
+        """What the VM truly has, by name."""
+
+    async def add_plan9(self, share: Plan9Share) -> None:
+        """Take the share, or not, as the reply says. Raises `ShareExists` for a name it has."""
+        await self._serve(FakeCall("add", share.name, share.options))
+
+    async def remove_plan9(self, share: Plan9Share) -> None:
+        """Lose the share, or not, as the reply says. Raises `ShareNotFound` for a name it does not have."""
+        await self._serve(FakeCall("remove", share.name, share.options))
 
     def _change(self, call: FakeCall) -> None:
         if call.kind == "add":
             if call.name in self.shares:
                 msg = f"the VM already has a share {call.name}"
                 raise ShareExists(msg)
-            self.shares[call.name] = call.options
+            self.shares[call.name] = cast("AddOptions", call.options)
         elif self.shares.pop(call.name, None) is None:
             msg = f"the VM has no share {call.name}"
             raise ShareNotFound(msg)
+
+
+class FakeAgent(_Fake):
+    """A `GuestAgent` in memory, whose every answer a test decides: by `replies`, and by `hold` when there are none."""
+
+    _failure = GuestAgentError
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mounts: dict[str, GuestMount] = {}
+        """What the guest truly has, by path."""
+        self._on_connect: list[Callable[[], None]] = []
+        self._lists = 0
+
+    async def add_mapped_directory(self, mount: GuestMount) -> None:
+        """Mount, or not, as the reply says. Raises `MountRefused` when the path has another mount."""
+        await self._serve(FakeCall("add", mount.mount_path, mount))
+
+    async def remove_mapped_directory(self, mount: GuestMount, *, lazy: bool = False) -> None:
+        """Unmount, or not, as the reply says. Raises `MountNotFound` for a path without a mount."""
+        await self._serve(FakeCall("remove", mount.mount_path, mount, lazy))
+
+    async def mapped_directories(self) -> tuple[GuestMount, ...]:
+        """Return what the guest had when it was asked; the answer comes as the reply says."""
+        had = tuple(self.mounts.values())
+        self._lists += 1
+        await self._serve(FakeCall("list", f"/list/{self._lists}", None))
+        return had
+
+    def on_connect(self, callback: Callable[[], None]) -> None:
+        """Keep the callback for `reconnect`."""
+        self._on_connect.append(callback)
+
+    def reconnect(self, *, restarted: bool) -> None:
+        """Tell that the agent was reached again; `restarted`: the guest was started again and has no mounts."""
+        if restarted:
+            self.mounts.clear()
+        for callback in self._on_connect:
+            callback()
+
+    def _change(self, call: FakeCall) -> None:
+        if call.kind == "add":
+            mount = cast("GuestMount", call.options)
+            if self.mounts.get(call.name, mount) != mount:
+                msg = f"{call.name} has another mount"
+                raise MountRefused(msg)
+            self.mounts[call.name] = mount
+        elif call.kind == "remove" and self.mounts.pop(call.name, None) is None:
+            msg = f"the guest has no mount at {call.name}"
+            raise MountNotFound(msg)

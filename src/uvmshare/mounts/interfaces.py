@@ -1,0 +1,62 @@
+"""What the MountManager needs of a guest, declared by the one who needs it.
+
+What lives here: the `GuestAgent` protocol and the `GuestMount` that it is given; what an agent may offer beyond that.
+What must not: how an agent is reached (that is `uvmshare.mounts.agent_client`), or any state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from uvmshare.mounts.options import Cache
+
+__all__ = ["GuestAgent", "GuestMount", "TellsConnect"]
+
+
+@dataclass(frozen=True, slots=True)
+class GuestMount:
+    """One mapped directory as the MountManager asks a guest for it: which share, where and how."""
+
+    share_name: str
+    mount_path: str
+    read_only: bool
+    cache: Cache
+    msize: int
+
+
+class GuestAgent(Protocol):
+    """The agent in a guest, which mounts and unmounts while the guest runs.
+
+    Adding and removing end in one of three ways, and the MountManager relies on the difference:
+
+    - they return: it is done;
+    - they raise `OutcomeUnknown`, `TimeoutError`, `ConnectionError` or `EOFError`, or are themselves
+      cancelled: it may or may not have been done, but it is not done any more once a later call for
+      the same path has ended (so that a removal undoes a mount whose answer was lost);
+    - they raise anything else: it was certainly not done.
+
+    Adding a mount that the guest has already in just this form succeeds. A removal may raise `MountNotFound` or
+    `ComputeSystemGone`: the mount is not there, as asked. Calls for different paths may run at the same time;
+    there is never more than one for a path.
+    """
+
+    async def add_mapped_directory(self, mount: GuestMount) -> None:
+        """Mount the share; when this returns, the guest's programs reach it at its path."""
+
+    async def remove_mapped_directory(self, mount: GuestMount, *, lazy: bool = False) -> None:
+        """Unmount it. `lazy` detaches it although it is in use; otherwise that raises `MountBusy`."""
+
+    async def mapped_directories(self) -> Collection[GuestMount]:
+        """Return every mount of the agent's that the guest has now."""
+
+
+@runtime_checkable
+class TellsConnect(Protocol):
+    """An agent that tells when it was reached, the first time and every time after it was out of reach."""
+
+    def on_connect(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called in the event loop; it may be that the guest was started again and has no mounts."""

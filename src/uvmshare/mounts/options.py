@@ -1,0 +1,113 @@
+"""What a caller asks to have mounted in the guest, in the one form in which two ways of asking for it are equal.
+
+What lives here: `MountOptions` and every check that can be made before a guest is asked.
+What must not: whether a mount exists, and what the guest's agent allows.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+from uvmshare.errors import InvalidOptions
+from uvmshare.share.options import AddOptions
+
+__all__ = ["DEFAULT_MSIZE", "Cache", "MountOptions", "canonical_guest_path"]
+
+Cache = Literal["none", "loose", "mmap", "readahead"]
+"""What the guest's kernel may keep of a mount (``cache=`` in Linux's 9p.rst)."""
+
+DEFAULT_MSIZE: Final = 128 * 1024
+"""The largest 9P message in bytes; Linux's own default since 5.15."""
+
+_MIN_MSIZE: Final = 4096
+_MAX_MSIZE: Final = 1 << 30
+_PATH_MAX: Final = 4095
+"""PATH_MAX of Linux without its NUL."""
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class MountOptions:
+    """A share, and where and how the guest mounts it.
+
+    - `share`: the name of a share that the VM has ("0"); or `AddOptions`, for a share that is added before the
+      mount and taken out after it.
+    - `mount_path`: an absolute path in the guest, made canonical (no double slashes, no dots).
+    - `read_only`: the guest's kernel refuses changes. Always so when the `AddOptions` are read-only.
+    - `cache`, `msize`: as in Linux's 9p.rst; `msize` in bytes.
+
+    Raises `InvalidOptions` for what cannot be.
+    """
+
+    share: str | AddOptions
+    mount_path: str
+    read_only: bool = False
+    cache: Cache = "none"
+    msize: int = DEFAULT_MSIZE
+
+    def __init__(
+        self,
+        share: str | AddOptions,
+        mount_path: str,
+        *,
+        read_only: bool = False,
+        cache: Cache = "none",
+        msize: int = DEFAULT_MSIZE,
+    ) -> None:
+        if isinstance(share, AddOptions):
+            read_only = read_only or share.read_only
+        elif not isinstance(share, str) or not re.fullmatch(r"[0-9]{1,20}", share):
+            msg = f"share {share!r}: pass AddOptions, or the decimal name that the Manager gave"
+            raise InvalidOptions(msg)
+        if not isinstance(read_only, bool):
+            msg = f"read_only is {read_only!r}: pass True or False"
+            raise InvalidOptions(msg)
+        if cache not in get_args(Cache):
+            msg = f"cache {cache!r}: want one of {', '.join(get_args(Cache))}"
+            raise InvalidOptions(msg)
+        if not isinstance(msize, int) or isinstance(msize, bool) or not _MIN_MSIZE <= msize <= _MAX_MSIZE:
+            msg = f"msize {msize!r}: want {_MIN_MSIZE} to {_MAX_MSIZE} bytes"
+            raise InvalidOptions(msg)
+
+        # The class is frozen: this is how a frozen dataclass sets its own fields.
+        object.__setattr__(self, "share", share)
+        object.__setattr__(self, "mount_path", canonical_guest_path(mount_path))
+        object.__setattr__(self, "read_only", read_only)
+        object.__setattr__(self, "cache", cache)
+        object.__setattr__(self, "msize", msize)
+
+    def __str__(self) -> str:
+        share = self.share if isinstance(self.share, str) else self.share.host_path
+        how = ", read-only" if self.read_only else ""
+        return f"share {share} (cache={self.cache}, msize={self.msize}{how})"
+
+
+def canonical_guest_path(path: str) -> str:
+    """Return the one spelling of a path in the guest, which is POSIX whatever the host is.
+
+    Raises `InvalidOptions` for a relative path, for "/", and for one with "..", which leads elsewhere behind a symlink.
+    """
+    if not isinstance(path, str) or not path.startswith("/"):
+        msg = f"guest path {path!r}: want an absolute path in the guest, such as /run/uvmshare/project"
+        raise InvalidOptions(msg)
+    if "\0" in path or "\n" in path:
+        msg = f"guest path {path!r}: it must not contain NUL or a newline"
+        raise InvalidOptions(msg)
+    if ".." in path.split("/"):
+        msg = f"guest path {path!r}: write it without '..', which leads elsewhere behind a symlink"
+        raise InvalidOptions(msg)
+    try:
+        encoded = path.encode()
+    except UnicodeEncodeError as error:
+        msg = f"guest path {path!r} is not UTF-8, and the guest's documents hold nothing else"
+        raise InvalidOptions(msg) from error
+    canonical = posixpath.normpath("/" + path.strip("/"))
+    if canonical == "/":
+        msg = f"guest path {path!r}: nothing can be mounted over the guest's root"
+        raise InvalidOptions(msg)
+    if len(encoded) > _PATH_MAX:
+        msg = f"guest path {path[:40]!r}... has {len(encoded)} bytes, and Linux takes {_PATH_MAX}"
+        raise InvalidOptions(msg)
+    return canonical
