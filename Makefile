@@ -32,12 +32,12 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "uvmshare needs Python 3.11 or later; set PYTHON=")'
 	$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip --quiet --disable-pip-version-check install 'hatchling>=1.25' 'editables>=0.5'
-	$(BIN)/python -m pip --quiet --disable-pip-version-check install --no-build-isolation --editable '.[cli,dev]'
+	$(BIN)/python -m pip --quiet --disable-pip-version-check install --no-build-isolation --editable '.[dev]'
 	@touch $@
 
-# The file server and what is held against it run on Linux alone; elsewhere only what imports them is looked at.
+# The file server, the daemon and what is held against them run on Linux alone; elsewhere only what imports them is looked at.
 ON_WINDOWS := --platform win32 --cache-dir .mypy_cache/win32 --follow-imports silent \
-	--exclude '/(fileserver|conformance)/'
+	--exclude '/(fileserver|conformance|daemon)/'
 
 .PHONY: lint
 lint: $(STAMP)  ## Lint, formatting, types on both systems, import rules, generated pictures

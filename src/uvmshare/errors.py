@@ -45,6 +45,10 @@ errors (an HRESULT, an errno, an HCS document), which belongs where the foreign 
     |   +-- MountBusy                      programs in the guest use the mount
     |   +-- MountNotFound                  the guest has no such mount of the agent's
     |   +-- MountRefused                   the agent does not mount there
+    +-- DaemonError                        the daemon could not be started or reached
+    +-- NotThere (LookupError)             the daemon has no such VM, share or operation that is yours
+    +-- AlreadyThere                       the daemon has another VM of that id
+    +-- StillInUse                         a VM is to go while its shares are held
     +-- GuestUnavailable                   no guest VM can be started here: a program or its kernel is missing
     +-- GuestFailed                        the guest VM ended, hung, or broke off a command
     +-- ConnectionClosed (EOFError)        the other end of a 9P connection ended it
@@ -62,12 +66,14 @@ import errno as _errno
 __all__ = [
     "AccessDenied",
     "AgentUnreachable",
+    "AlreadyThere",
     "ComputeSystemClosed",
     "ComputeSystemError",
     "ComputeSystemGone",
     "ComputeSystemNotFound",
     "ComputeSystemStopped",
     "ConnectionClosed",
+    "DaemonError",
     "DiskFull",
     "DriveLocked",
     "FileServerError",
@@ -95,6 +101,7 @@ __all__ = [
     "MountsLeft",
     "NotAdministrator",
     "NotSupported",
+    "NotThere",
     "OperationDenied",
     "OperationTimedOut",
     "OutcomeUnknown",
@@ -104,6 +111,7 @@ __all__ = [
     "ShareExists",
     "ShareNotFound",
     "SharesLeft",
+    "StillInUse",
     "UnsupportedPlatform",
     "UvmshareError",
 ]
@@ -296,6 +304,22 @@ class MountNotFound(GuestAgentError):
 
 class MountRefused(GuestAgentError):
     """The agent does not mount there: outside what it was allowed, behind a symlink, or on another's mount."""
+
+
+class DaemonError(UvmshareError):
+    """The daemon could not be started or reached, or gave an answer that is none."""
+
+
+class NotThere(UvmshareError, LookupError):
+    """The daemon has no such VM, share, mount or operation; what belongs to another user is not there either."""
+
+
+class AlreadyThere(UvmshareError):
+    """The daemon has a VM of that id, and it is another one."""
+
+
+class StillInUse(UvmshareError):
+    """A VM cannot go while somebody holds its shares, unless it is forced."""
 
 
 class GuestUnavailable(UvmshareError):

@@ -7,8 +7,9 @@ that the command line's own dependencies are there. What must not: anything a li
 from __future__ import annotations
 
 import sys
+from typing import Final
 
-__all__ = ["main", "missing_extra"]
+__all__ = ["EXTRAS", "main", "missing_extra"]
 
 
 def main() -> int:
@@ -25,15 +26,28 @@ def main() -> int:
         if missing is None:
             raise
         print(
-            f"uvmshare: error: the command line needs the Python package {missing!r}: pip install 'uvmshare[cli]'",
+            f"uvmshare: error: this needs the Python package {missing!r}: pip install 'uvmshare[{EXTRAS[missing]}]'",
             file=sys.stderr,
         )
         return 1
 
 
+EXTRAS: Final = {
+    "click": "cli",
+    "rich": "cli",
+    "httpx": "daemon",
+    "litestar": "daemon",
+    "opentelemetry": "daemon",
+    "prometheus_client": "daemon",
+    "structlog": "daemon",
+    "uvicorn": "daemon",
+}
+"""The extra of this package that brings each package which the command line may find missing."""
+
+
 def missing_extra(error: BaseException) -> str | None:
-    """Return the package of the extra `cli` that an import did not find, if that is what the error says."""
+    """Return the package of an extra that an import did not find, if that is what the error says."""
     if not isinstance(error, ModuleNotFoundError) or error.name is None:
         return None
     package = error.name.partition(".")[0]
-    return package if package in {"click", "rich"} else None
+    return package if package in EXTRAS else None

@@ -32,6 +32,12 @@ class Command(NamedTuple):
 
 COMMANDS: Mapping[str, Command] = {
     "serve": Command("uvmshare.cli.serve", "serve", "Serve host directories to a running guest."),
+    "daemon": Command(
+        "uvmshare.cli.daemon", "daemon", "Own the shares of all VMs of this host, for every program on it."
+    ),
+    "vm": Command("uvmshare.cli.vm", "vm", "VMs that the daemon knows: add, ls, rm."),
+    "share": Command("uvmshare.cli.share", "share", "Shares of a VM, through the daemon: add, ls, inspect, renew, rm."),
+    "events": Command("uvmshare.cli.events", "events", "Follow what happens in the daemon."),
     "guest": Command("uvmshare.cli.guest", "guest", "Mount what is served; for use inside a guest."),
     "doctor": Command(
         "uvmshare.cli.doctor", "doctor", "See what this host can and cannot do, and what to do about it."
@@ -74,6 +80,7 @@ def cli() -> None:
     \b
     On the host:   uvmshare serve --listen unix:/run/vm1.9p /srv/project:ro /srv/out
     In the guest:  uvmshare guest mount vsock:2 0 /mnt/project
+    For programs:  uvmshare daemon, then uvmshare vm add, uvmshare share add
     To see it all: uvmshare demo
 
     Each command's --help has examples. Exit status: 0 success, 1 failure, 2 a command line that

@@ -19,13 +19,14 @@ from uvmshare.fileserver.limits import Limits
 if TYPE_CHECKING:
     from uvmshare.cli.share_spec import ShareSpec
 
-__all__ = ["serve"]
+__all__ = ["SECURITY_MODELS", "limit_options", "octal_mode", "serve"]
 
 SECURITY_MODELS = ("mapped-xattr", "passthrough", "none")
 """Those of `uvmshare.fileserver.export`, which does not load on Windows, where `--help` must."""
 
 
-def _octal(text: str) -> int:
+def octal_mode(text: str) -> int:
+    """Read a mode, three octal digits."""
     digits = text.removeprefix("0o")
     if not digits or set(digits) - set("01234567") or int(digits, 8) > 0o777:
         msg = f"{text!r} is no mode; write three octal digits, such as 660"
@@ -33,7 +34,8 @@ def _octal(text: str) -> int:
     return int(digits, 8)
 
 
-def _limits(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> Limits:
+def limit_options(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> Limits:
+    """Read limits, each NAME=NUMBER."""
     values: dict[str, str | None] = {}
     for text in given:
         name, equals, number = text.partition("=")
@@ -72,7 +74,7 @@ def _limits(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> Li
 @click.option(
     "--socket-mode",
     metavar="MODE",
-    type=_octal,
+    type=octal_mode,
     default="600",
     show_default=True,
     help="Permissions of Unix sockets, for a VM that runs as another user. Who may connect has the shares.",
@@ -88,7 +90,7 @@ def _limits(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> Li
     "limits",
     metavar="NAME=NUMBER",
     multiple=True,
-    callback=_limits,
+    callback=limit_options,
     help="What the VM or one mount may use of this host, such as operations_per_second=2000; 'none' lifts what may be "
     "lifted. A name that is none lists them all.",
 )

@@ -86,12 +86,15 @@ class FileServer:
         socket_mode: int = 0o600,
         limits: Limits | None = None,
         modify_timeout: float = 30.0,
+        run_as: tuple[int, int, Sequence[int]] | None = None,
     ) -> Self:
         """Start a supervisor that listens on these addresses (`uvmshare.fileserver.address`).
 
         Without `run_dir` the supervisor ends when this process does, however it ends. With one it
         outlives it, logs to ``RUN_DIR/log`` unless `log` says otherwise, and `connect` finds it
-        again. `socket_mode` is that of unix socket files. After `modify_timeout` seconds a modify
+        again. `run_as` is the uid, gid and supplementary groups that it runs as instead of this process's, which
+        needs root; it then opens addresses and shares with that user's rights, and `run_dir` must be that
+        user's already. `socket_mode` is that of unix socket files. After `modify_timeout` seconds a modify
         request without an answer raises `OutcomeUnknown`.
 
         Raises `InvalidAddress`, `FileServerError`, or `UnsupportedPlatform` on other systems than Linux.
@@ -107,7 +110,7 @@ class FileServer:
         directory, log = _prepare(run_dir, log)
         ours, theirs = socket.socketpair()
         with theirs:
-            process = _spawn(theirs, log)
+            process = _spawn(theirs, log, run_as)
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         server = cls(reader, writer, process, modify_timeout)
         try:
@@ -340,7 +343,9 @@ def _prepare(
     return directory, log or os.path.join(directory, "log")
 
 
-def _spawn(channel: socket.socket, log: str | os.PathLike[str] | None) -> subprocess.Popen[bytes]:
+def _spawn(
+    channel: socket.socket, log: str | os.PathLike[str] | None, run_as: tuple[int, int, Sequence[int]] | None
+) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-P", "-m", "uvmshare.fileserver.supervisor", str(channel.fileno())]
     errors = None
     try:
@@ -353,6 +358,10 @@ def _spawn(channel: socket.socket, log: str | os.PathLike[str] | None) -> subpro
             stdout=subprocess.DEVNULL,
             stderr=errors,
             start_new_session=True,  # Ctrl-C is for the caller, which then ends the server in order
+            user=None if run_as is None else run_as[0],
+            group=None if run_as is None else run_as[1],
+            extra_groups=None if run_as is None else run_as[2],
+            cwd=None if run_as is None else "/",
         )
     except OSError as error:
         msg = f"cannot start the file server: {error}"

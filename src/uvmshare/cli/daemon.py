@@ -1,0 +1,95 @@
+"""`uvmshare daemon`: the daemon in the foreground, as systemd and people start it.
+
+What lives here: its options. What must not: anything that it does (`uvmshare.daemon`).
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from uvmshare.cli.serve import octal_mode
+from uvmshare.errors import UnsupportedPlatform
+
+__all__ = ["daemon"]
+
+
+@click.command()
+@click.option("--socket", "socket_path", metavar="PATH", help="Where clients connect. [default: RUN_DIR/uvmshare.sock]")
+@click.option(
+    "--socket-mode",
+    metavar="MODE",
+    type=octal_mode,
+    default="660",
+    show_default=True,
+    help="Permissions of that socket. Each user has his own VMs and sees no others', so 666 is no mistake.",
+)
+@click.option("--socket-group", metavar="GROUP", help="The group of that socket.")
+@click.option(
+    "--run-dir",
+    metavar="DIR",
+    help="For what ends with the host. [default: /run/uvmshare; a user's: $XDG_RUNTIME_DIR/uvmshare]",
+)
+@click.option(
+    "--state-dir",
+    metavar="DIR",
+    help="For what stays. [default: /var/lib/uvmshare; a user's: $XDG_STATE_HOME/uvmshare]",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["json", "logfmt"]),
+    default="logfmt",
+    show_default=True,
+    help="How lines are written to standard error.",
+)
+@click.option(
+    "--log-level", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]), default="INFO", show_default=True
+)
+def daemon(
+    socket_path: str | None,
+    socket_mode: int,
+    *,
+    socket_group: str | None,
+    run_dir: str | None,
+    state_dir: str | None,
+    log_format: str,
+    log_level: str,
+) -> None:
+    """Own the shares of all VMs of this host, for every program on it, until SIGINT or SIGTERM.
+
+    As root it serves all users of the host, each his own VMs, with that user's rights to files. As any other
+    user it serves that one. What is shared goes on when it ends or is killed; start it again, and it finds
+    everything as it was.
+
+    \b
+    Examples:
+      uvmshare daemon
+      uvmshare daemon --socket-group kvm
+      uvmshare daemon --run-dir /tmp/try/run --state-dir /tmp/try/state --log-format json
+
+    \b
+    Then, elsewhere:
+      uvmshare vm add build firecracker:/run/fc/v.sock
+      uvmshare share add build ~/project:ro
+      curl --unix-socket /run/uvmshare/uvmshare.sock http://localhost/v1/vms
+
+    The API describes itself at /v1/openapi.json. For systemd there are units in contrib/systemd.
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+    if sys.platform != "linux":
+        msg = "uvmshare daemon needs a Linux host; on Windows use uvmshare hcs serve, or the library"
+        raise UnsupportedPlatform(msg)
+    import asyncio  # noqa: PLC0415  --help need not load a server
+
+    from uvmshare.daemon import logs  # noqa: PLC0415  as above
+    from uvmshare.daemon.server import Settings, serve  # noqa: PLC0415  as above
+
+    logs.configure("json" if log_format == "json" else "logfmt", log_level)
+    settings = Settings(
+        socket_path=socket_path,
+        socket_mode=socket_mode,
+        socket_group=socket_group,
+        run_dir=run_dir,
+        state_dir=state_dir,
+    )
+    asyncio.run(serve(settings))

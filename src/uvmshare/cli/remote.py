@@ -1,0 +1,130 @@
+"""What every command that speaks to the daemon has in common.
+
+What lives here: --host and --json, the connection, completion of ids and names, and tables. What must not: what a
+command asks for.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+from rich.console import Console
+from rich.table import Table
+
+from uvmshare.errors import UvmshareError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from uvmshare.daemon.client import Client
+
+__all__ = [
+    "connected",
+    "host_option",
+    "json_option",
+    "lease_option",
+    "owner_option",
+    "print_json",
+    "print_table",
+    "share_argument",
+    "vm_argument",
+]
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+host_option = click.option(
+    "--host",
+    "-H",
+    envvar="UVMSHARE_HOST",
+    metavar="unix:PATH",
+    help="The daemon's socket. [default: $UVMSHARE_HOST, or your own daemon's, or unix:/run/uvmshare/uvmshare.sock]",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+owner_option = click.option(
+    "--owner",
+    default="default",
+    show_default=True,
+    help="Who holds it: each owner holds a share once. Owners are kept apart for each user.",
+)
+lease_option = click.option(
+    "--lease",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Release it by itself, unless it is renewed in time.",
+)
+
+
+@contextmanager
+def connected(host: str | None) -> Iterator[Client]:
+    """Connect to the daemon for the length of a block. Raises `DaemonError`."""
+    from uvmshare.daemon.client import Client  # noqa: PLC0415  httpx takes a while to load, and --help needs none of it
+
+    with Client(host) as client:
+        yield client
+
+
+def print_json(document: Any) -> None:
+    """Print a document of the API, or several, as JSON."""
+    import msgspec  # noqa: PLC0415  as above
+
+    click.echo(msgspec.json.format(msgspec.json.encode(document)).decode())
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
+    """Print rows below their columns; `empty` when there are none."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column.upper(), overflow="fold")
+    for row in rows:
+        table.add_row(*("-" if cell in (None, "", ()) else str(cell) for cell in row))
+    if table.row_count:
+        console = Console(highlight=False, markup=False)
+        # Programs that cut columns get whole lines, however long.
+        if console.is_terminal:
+            console.print(table)
+        else:
+            console.print(table, width=10_000, crop=False)
+    else:
+        click.echo(empty, err=True)
+
+
+def _complete(ask: Callable[[Client, click.Context], Iterable[tuple[str, str]]]) -> Callable[..., list[CompletionItem]]:
+    """Complete from what the daemon has. Without a daemon there is nothing to offer, and nothing to say."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        del param
+        try:
+            with connected(ctx.params.get("host")) as client:
+                found = list(ask(client, ctx))
+        except (UvmshareError, ModuleNotFoundError):
+            return []
+        return [CompletionItem(value, help=words) for value, words in found if value.startswith(incomplete)]
+
+    return complete
+
+
+def _vms(client: Client, ctx: click.Context) -> Iterable[tuple[str, str]]:
+    del ctx
+    return ((vm.id, " ".join(vm.addresses)) for vm in client.vms())
+
+
+def _shares(client: Client, ctx: click.Context) -> Iterable[tuple[str, str]]:
+    vm = ctx.params.get("vm")
+    return ((share.name, share.path) for share in client.shares(vm)) if isinstance(vm, str) else ()
+
+
+def vm_argument(*, many: bool = False) -> Callable[[F], F]:
+    """Give a command the argument VM, completed from the daemon's."""
+    if many:
+        return click.argument("vms", metavar="VM...", nargs=-1, required=True, shell_complete=_complete(_vms))
+    return click.argument("vm", metavar="VM", shell_complete=_complete(_vms))
+
+
+def share_argument(*, many: bool = False) -> Callable[[F], F]:
+    """Give a command the argument SHARE, completed from the VM's."""
+    if many:
+        return click.argument("shares", metavar="SHARE...", nargs=-1, required=True, shell_complete=_complete(_shares))
+    return click.argument("share", metavar="SHARE", shell_complete=_complete(_shares))

@@ -1,0 +1,143 @@
+"""`uvmshare share`: shares of a VM, through the daemon.
+
+What lives here: the commands and their tables. What must not: anything that the daemon's client does.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from uvmshare.cli.remote import (
+    connected,
+    host_option,
+    json_option,
+    lease_option,
+    owner_option,
+    print_json,
+    print_table,
+    share_argument,
+    vm_argument,
+)
+from uvmshare.cli.share_spec import shares_argument
+
+if TYPE_CHECKING:
+    from uvmshare.cli.share_spec import ShareSpec
+    from uvmshare.daemon.documents import Reference, Share
+
+__all__ = ["share"]
+
+
+@click.group()
+def share() -> None:
+    """Shares of a VM, through the daemon.
+
+    \b
+    Examples:
+      uvmshare share add build ~/project:ro ~/out
+      uvmshare share ls
+      uvmshare share rm build 0
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+
+
+@share.command()
+@vm_argument()
+@shares_argument
+@owner_option
+@lease_option
+@host_option
+@json_option
+def add(
+    vm: str, shares: tuple[ShareSpec, ...], owner: str, lease: float | None, host: str | None, *, as_json: bool
+) -> None:
+    """Share directories with a VM and hold them; print each share's name, which the guest mounts.
+
+    Each SHARE is PATH[:ro][:only=NAME,NAME], as with uvmshare serve. Equal shares are one, however many hold it. When
+    one of several cannot be added, those before it are released again.
+
+    \b
+    Examples:
+      uvmshare share add build ~/project:ro ~/out
+      uvmshare share add build /srv/cache --owner job-7 --lease 30
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+    from uvmshare.daemon.documents import NewShare  # noqa: PLC0415  --help need not load it
+
+    added: list[Share] = []
+    with connected(host) as client:
+        try:
+            for spec in shares:
+                path = os.path.abspath(os.path.expanduser(spec.path))
+                wanted = NewShare(path=path, read_only=spec.read_only, only=spec.only, owner=owner, lease=lease)
+                added.append(client.add_share(vm, wanted))
+        except BaseException:
+            for each in added:
+                client.release_share(vm, each.name, owner=owner)
+            raise
+    if as_json:
+        print_json(added)
+        return
+    for each in added:
+        click.echo(each.name)
+
+
+@share.command()
+@click.argument("vms", metavar="[VM]...", nargs=-1)
+@host_option
+@json_option
+def ls(vms: tuple[str, ...], host: str | None, *, as_json: bool) -> None:
+    """List the shares that you hold, of some VMs or of all; as root, everybody's."""
+    with connected(host) as client:
+        shares = [each for vm in vms or [vm.id for vm in client.vms()] for each in client.shares(vm)]
+    if as_json:
+        print_json(shares)
+        return
+    rows = [
+        (each.vm, each.name, each.path, _access(each), each.state, ", ".join(map(_held, each.references)))
+        for each in shares
+    ]
+    print_table(("vm", "share", "path", "access", "state", "held by"), rows, empty="no shares: uvmshare share add")
+
+
+def _access(shown: Share) -> str:
+    return ("ro" if shown.read_only else "rw") + (f" only={','.join(shown.only)}" if shown.only else "")
+
+
+def _held(reference: Reference) -> str:
+    left = "" if reference.expires_in is None else f" ({reference.expires_in:.0f} s)"
+    return f"{reference.owner}{left}"
+
+
+@share.command()
+@vm_argument()
+@share_argument()
+@host_option
+def inspect(vm: str, share: str, host: str | None) -> None:
+    """Print all that is known of a share, as JSON."""
+    with connected(host) as client:
+        print_json(client.share(vm, share))
+
+
+@share.command()
+@vm_argument()
+@share_argument(many=True)
+@owner_option
+@click.option("--uid", type=click.IntRange(min=0), help="Root only: the user whose owner is meant.")
+@host_option
+def rm(vm: str, shares: tuple[str, ...], owner: str, uid: int | None, host: str | None) -> None:
+    """Release shares; when the last owner of one has released it, no guest reaches it any more."""
+    with connected(host) as client:
+        for each in shares:
+            client.release_share(vm, each, owner=owner, uid=uid)
+            click.echo(each)
+
+
+@share.command()
+@click.argument("owner")
+@click.option("--lease", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="A new length.")
+@host_option
+def renew(owner: str, lease: float | None, host: str | None) -> None:
+    """Let every lease of an owner run afresh. Fails when it has none, because they have ended."""
+    with connected(host) as client:
+        client.renew(owner, lease=lease)

@@ -1,0 +1,140 @@
+"""`uvmshare vm`: the VMs that the daemon knows.
+
+What lives here: the commands and their tables. What must not: anything that the daemon's client does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from uvmshare.cli.remote import connected, host_option, json_option, print_json, print_table, vm_argument
+from uvmshare.cli.serve import SECURITY_MODELS, limit_options
+
+if TYPE_CHECKING:
+    from uvmshare.fileserver.limits import Limits
+
+__all__ = ["vm"]
+
+
+@click.group()
+def vm() -> None:
+    """VMs that the daemon knows.
+
+    \b
+    Examples:
+      uvmshare vm add build firecracker:/run/fc/v.sock
+      uvmshare vm ls
+      uvmshare vm rm build
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+
+
+@vm.command()
+@click.argument("id_", metavar="ID")
+@click.argument("listen", metavar="[ADDRESS]...", nargs=-1)
+@click.option("--compute-system", metavar="ID", help="A Hyper-V compute system, in place of addresses (Windows).")
+@click.option(
+    "--security-model",
+    type=click.Choice(SECURITY_MODELS),
+    default=SECURITY_MODELS[0],
+    show_default=True,
+    help="How the guest's owners and modes are kept in the host's files; see uvmshare serve.",
+)
+@click.option("--allow-remote", is_flag=True, help="Allow a TCP address off loopback.")
+@click.option(
+    "--socket-mode",
+    metavar="MODE",
+    default="600",
+    show_default=True,
+    help="Permissions of the file server's Unix sockets, for a VM that runs as another user.",
+)
+@click.option("--read-only", is_flag=True, help="Refuse writable shares.")
+@click.option(
+    "--limit",
+    "limits",
+    metavar="NAME=NUMBER",
+    multiple=True,
+    callback=limit_options,
+    help="What the VM or one mount may use of this host; see uvmshare serve.",
+)
+@host_option
+@json_option
+def add(
+    id_: str,
+    listen: tuple[str, ...],
+    compute_system: str | None,
+    *,
+    security_model: str,
+    socket_mode: str,
+    host: str | None,
+    allow_remote: bool,
+    read_only: bool,
+    limits: Limits,
+    as_json: bool,
+) -> None:
+    """Start a file server for a VM, on these addresses, with your rights to files.
+
+    ID is a name of your choice. Addresses are those of uvmshare serve, such as firecracker:UDS_PATH, vsock:CID,
+    unix:PATH or tcp:127.0.0.1:0. Adding the same VM again changes nothing.
+
+    \b
+    Examples:
+      uvmshare vm add build firecracker:/run/fc/v.sock
+      uvmshare vm add ci vsock:3 --read-only --limit mounts=16
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+    import msgspec  # noqa: PLC0415  --help need not load it
+
+    from uvmshare.daemon.documents import NewVm  # noqa: PLC0415  as above
+
+    wanted = {
+        "id": id_,
+        "listen": listen,
+        "compute_system": compute_system,
+        "security_model": security_model,
+        "socket_mode": socket_mode,
+        "allow_remote": allow_remote,
+        "read_only": read_only,
+        "limits": msgspec.to_builtins(limits, builtin_types=()) if limits != type(limits)() else {},
+    }
+    try:
+        document = msgspec.convert(wanted, NewVm)
+    except msgspec.ValidationError as error:
+        raise click.UsageError(str(error)) from error
+    with connected(host) as client:
+        added = client.add_vm(document)
+    if as_json:
+        print_json(added)
+    else:
+        click.echo(added.id)
+        for address in added.addresses:
+            click.echo(f"listening on {address}", err=True)
+
+
+@vm.command()
+@host_option
+@json_option
+def ls(host: str | None, *, as_json: bool) -> None:
+    """List the VMs that are yours; as root, all."""
+    with connected(host) as client:
+        vms = client.vms()
+    if as_json:
+        print_json(vms)
+        return
+    rows = [
+        (each.id, each.state, " ".join(each.addresses or each.listen), each.security_model, each.shares, each.error)
+        for each in vms
+    ]
+    print_table(("id", "state", "addresses", "model", "shares", "error"), rows, empty="no VMs: uvmshare vm add")
+
+
+@vm.command()
+@vm_argument(many=True)
+@click.option("--force", "-f", is_flag=True, help="Also while shares are held; they are taken out.")
+@host_option
+def rm(vms: tuple[str, ...], host: str | None, *, force: bool) -> None:
+    """End the file servers of VMs and forget them."""
+    with connected(host) as client:
+        for each in vms:
+            client.remove_vm(each, force=force)
+            click.echo(each)

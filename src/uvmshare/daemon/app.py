@@ -1,0 +1,371 @@
+"""The HTTP API: paths, parameters, statuses, and the OpenAPI document that comes of them.
+
+What lives here: the routes; each asks `service` and says what it answered. What must not: a decision.
+
+Every path but /metrics is below /v1. Who asks is known from the connection (`server`), never from what is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar, cast
+
+import msgspec
+from litestar import Litestar, Request, Response, Router, delete, get, post, put
+from litestar.di import NamedDependency, Provide
+from litestar.exceptions import HTTPException
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody, PathParameter, QueryParameter
+from litestar.response import Stream
+
+from uvmshare.daemon.documents import (
+    DEFAULT_OWNER,
+    Event,
+    Info,
+    NewShare,
+    NewVm,
+    Operation,
+    OwnerName,
+    Problem,
+    Renewal,
+    Renewed,
+    Share,
+    Vm,
+)
+from uvmshare.daemon.identity import Identity
+from uvmshare.daemon.operations import Running
+from uvmshare.daemon.problems import problem_of
+from uvmshare.daemon.service import Service
+from uvmshare.errors import UvmshareError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine
+
+__all__ = ["PEER", "make_app"]
+
+T = TypeVar("T")
+
+PEER: Final = "uvmshare.peer"
+"""Where the server puts the `Identity` of the one who asks, in the ASGI scope."""
+
+_PROBLEM_TYPE: Final = "application/problem+json"
+
+Serving = NamedDependency[Service]
+Who = NamedDependency[Identity]
+VmName = Annotated[
+    str, PathParameter(description="A VM's id. Root names another user's VM UID:ID.", max_length=128, min_length=1)
+]
+ShareName = Annotated[str, PathParameter(description="A share's name, a decimal number.", max_length=32, min_length=1)]
+OwnerInPath = FromPath[OwnerName]
+Wait = Annotated[
+    bool,
+    QueryParameter(description="Whether to answer when it is done. If false: 202 and the operation, which goes on."),
+]
+
+_FAILURES: Final = {
+    status: ResponseSpec(data_container=Problem, description=words, media_type=_PROBLEM_TYPE, generate_examples=False)
+    for status, words in {
+        400: "The request cannot be read.",
+        403: "The user may not.",
+        404: "It is not there, or not the user's.",
+        409: "It does not go together with what there is.",
+        410: "The VM is gone.",
+        422: "The request asks for what cannot be.",
+        500: "A defect.",
+        501: "This system does not have it.",
+        502: "The file server, or the compute system, refused.",
+        503: "The service behind it is away.",
+        504: "No answer came in time; what may be left is taken out.",
+        507: "The host's disk is full.",
+    }.items()
+}
+_ACCEPTED: Final = {
+    202: ResponseSpec(data_container=Operation, description="It goes on.", generate_examples=False),
+    **_FAILURES,
+}
+
+
+def _who(request: Request[Any, Any, Any], service: Serving) -> Identity:
+    scope: dict[str, Any] = request.scope  # type: ignore[assignment]  # the server puts more into it
+    who: Identity = scope[PEER]
+    service.admit(who)
+    return who
+
+
+async def _answer(
+    service: Service, who: Identity, action: tuple[str, str], work: Coroutine[Any, Any, T], status: int, *, wait: bool
+) -> T:
+    """Do something that takes a while, and wait for it or not, as asked.
+
+    What it really returns is a `Response` with a T in it, or with the operation; the route's own return type stays what
+    the OpenAPI document is made of.
+    """
+    running = service.operations.start(*action, who.uid, work)
+    if not wait:
+        where = {"Location": f"/v1/operations/{running.id}"}
+        return cast("T", Response(_operation(running), status_code=202, headers=where))
+    # A client that goes away does not end it; cancelling this one does not either.
+    result = await asyncio.shield(running.task)
+    return cast("T", Response(result, status_code=status))
+
+
+def _operation(running: Running) -> Operation:
+    state, result, problem = "running", None, None
+    if running.task.done():
+        error = asyncio.CancelledError() if running.task.cancelled() else running.task.exception()
+        state = "succeeded" if error is None else "failed"
+        if error is None:
+            result = running.task.result()
+        else:
+            problem = problem_of(error, f"{running.action}, VM {running.vm}")
+    return Operation(
+        id=running.id,
+        action=running.action,
+        vm=running.vm,
+        state=state,  # type: ignore[arg-type]  # one of the three above
+        started=datetime.fromtimestamp(running.started, UTC),
+        ended=None if running.ended is None else datetime.fromtimestamp(running.ended, UTC),
+        result=result,
+        problem=problem,
+    )
+
+
+# The routes, in the order of the OpenAPI document.
+
+
+@get("/info", summary="The daemon", responses=_FAILURES)
+async def get_info(*, service: Serving, who: Who) -> Info:
+    """Tell its version, and who you are to it."""
+    return service.info(who)
+
+
+@get("/vms", summary="List VMs", responses=_FAILURES)
+async def list_vms(*, service: Serving, who: Who) -> list[Vm]:
+    """List the VMs that are yours; to root, all."""
+    return [service.vm(who, machine) for machine in service.visible(who)]
+
+
+@post("/vms", summary="Add a VM", responses=_ACCEPTED)
+async def add_vm(*, service: Serving, who: Who, data: JSONBody[NewVm], wait: Wait = True) -> Vm:
+    """Start a file server for a VM, with your rights. The same again changes nothing."""
+    return await _answer(service, who, ("add VM", data.id), service.add_vm(who, data), 201, wait=wait)
+
+
+@get("/vms/{vm:str}", summary="A VM", responses=_FAILURES)
+async def get_vm(*, service: Serving, who: Who, vm: VmName) -> Vm:
+    """Show one VM."""
+    return service.vm(who, service.find(who, vm))
+
+
+@delete("/vms/{vm:str}", summary="Remove a VM", status_code=204, responses=_ACCEPTED)
+async def remove_vm(
+    *,
+    service: Serving,
+    who: Who,
+    vm: VmName,
+    wait: Wait = True,
+    force: FromQuery[bool] = False,
+) -> None:
+    """End its file server and forget it. While shares are held this needs force, and takes them out."""
+    service.find(who, vm)
+    return await _answer(service, who, ("remove VM", vm), service.remove_vm(who, vm, force=force), 204, wait=wait)
+
+
+@get("/vms/{vm:str}/shares", summary="List shares", responses=_FAILURES)
+async def list_shares(*, service: Serving, who: Who, vm: VmName) -> list[Share]:
+    """List the shares of a VM that you hold; to root, all."""
+    return service.shares(who, service.find(who, vm))
+
+
+@post("/vms/{vm:str}/shares", summary="Add a share", responses=_ACCEPTED)
+async def add_share(
+    *,
+    service: Serving,
+    who: Who,
+    vm: VmName,
+    data: JSONBody[NewShare],
+    wait: Wait = True,
+) -> Share:
+    """Share a directory and hold it. Equal shares are one; the same owner again holds it once, with the new lease."""
+    machine = service.find(who, vm)
+    return await _answer(service, who, ("add share", vm), service.add_share(who, machine, data), 201, wait=wait)
+
+
+@get("/vms/{vm:str}/shares/{share:str}", summary="A share", responses=_FAILURES)
+async def get_share(*, service: Serving, who: Who, vm: VmName, share: ShareName) -> Share:
+    """Show one share."""
+    return service.share(who, service.find(who, vm), share)
+
+
+@delete("/vms/{vm:str}/shares/{share:str}", summary="Release a share", status_code=204, responses=_ACCEPTED)
+async def release_share(
+    *,
+    service: Serving,
+    who: Who,
+    vm: VmName,
+    share: ShareName,
+    owner: FromQuery[OwnerName] = DEFAULT_OWNER,
+    uid: Annotated[
+        int | None, QueryParameter(description="Root only: whose owner is meant.", ge=0, le=0xFFFFFFFE)
+    ] = None,
+    wait: Wait = True,
+) -> None:
+    """Give back what an owner holds. The last reference takes the share out; then no guest reaches it any more."""
+    machine = service.find(who, vm)
+    service.share(who, machine, share)
+    work = service.release(who, machine, share, owner, uid)
+    return await _answer(service, who, ("release share", vm), work, 204, wait=wait)
+
+
+@put("/vms/{vm:str}/shares/{share:str}/leases/{owner:str}", summary="Renew a lease", responses=_FAILURES)
+async def renew_lease(
+    *, service: Serving, who: Who, vm: VmName, share: ShareName, owner: OwnerInPath, data: JSONBody[Renewal]
+) -> Renewed:
+    """Let the lease of one owner on one share run afresh."""
+    machine = service.find(who, vm)
+    service.share(who, machine, share)
+    return service.renew(who, owner, data.lease, vm=machine, share=share)
+
+
+@put("/leases/{owner:str}", summary="Renew all leases of an owner", responses=_FAILURES)
+async def renew_leases(*, service: Serving, who: Who, owner: OwnerInPath, data: JSONBody[Renewal]) -> Renewed:
+    """Let every lease of one owner run afresh, in all VMs: one request is a program's sign of life."""
+    return service.renew(who, owner, data.lease)
+
+
+@delete("/owners/{owner:str}", summary="Release an owner", status_code=204, responses=_ACCEPTED)
+async def release_owner(*, service: Serving, who: Who, owner: OwnerInPath, wait: Wait = True) -> None:
+    """Give back everything that an owner of yours holds, in all VMs."""
+    return await _answer(service, who, ("release owner", "*"), service.release_all(who, owner), 204, wait=wait)
+
+
+@get("/operations", summary="List operations", responses=_FAILURES)
+async def list_operations(*, service: Serving, who: Who) -> list[Operation]:
+    """List what you asked for and was not waited for, oldest first, and the last that ended."""
+    return [_operation(running) for running in service.operations.list(who.uid)]
+
+
+@get("/operations/{operation:str}", summary="An operation", responses=_FAILURES)
+async def get_operation(*, service: Serving, who: Who, operation: FromPath[str], wait: Wait = False) -> Operation:
+    """Show what became of an operation; with wait, when it has ended."""
+    running = service.operations.find(operation, who.uid)
+    if wait:
+        await asyncio.wait({running.task})
+    return _operation(running)
+
+
+_EVENTS = {
+    200: ResponseSpec(
+        data_container=Event,
+        description="A stream (text/event-stream); each event's data is one of these, as JSON.",
+        generate_examples=False,
+        media_type="text/event-stream",
+    ),
+    **_FAILURES,
+}
+
+
+@get("/events", summary="Follow events", responses=_EVENTS, media_type="text/event-stream")
+async def follow_events(
+    *,
+    service: Serving,
+    who: Who,
+    since: Annotated[str | None, QueryParameter(description="Begin behind the event of this id.")] = None,
+    last_event_id: Annotated[
+        str | None,
+        HeaderParameter(name="Last-Event-ID", description="As since; what a browser sends when it connects again."),
+    ] = None,
+    follow: Annotated[bool, QueryParameter(description="Whether to wait for more.")] = True,
+) -> Response[Any]:
+    """Send events as they happen. One of kind "missed" says that some are missing, behind an id that is too old."""
+
+    async def messages() -> AsyncIterator[bytes]:
+        yield b": events of the uvmshare daemon\n\n"
+        happenings = service.events.follow(
+            since or last_event_id, lambda happening: service.may_see(who, happening), wait=follow
+        )
+        async for happening in happenings:
+            if happening is None:
+                yield b"event: missed\ndata: {}\n\n"
+                continue
+            event = service.events.document(happening, service.name_for(who, (happening.vm_uid, happening.vm)))
+            data = msgspec.json.encode(event)  # one line, whatever is in it
+            yield b"id: %b\nevent: %b\ndata: %b\n\n" % (event.id.encode(), event.kind.encode(), data)
+
+    return Stream(messages(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+@get("/openapi.json", include_in_schema=False, media_type="application/vnd.oai.openapi+json")
+async def get_openapi(request: Request[Any, Any, Any]) -> bytes:
+    """Describe all of this."""
+    return msgspec.json.encode(request.app.openapi_schema.to_schema())
+
+
+def _on_error(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
+    thing = f"{request.method} {request.url.path}"
+    if isinstance(error, UvmshareError):
+        problem = problem_of(error, thing)
+    elif isinstance(error, HTTPException):
+        problem = problem_of(_Refused(_words(error)), thing, status=error.status_code)
+    else:
+        request.app.state["log"].error("defect", thing=thing, exc_info=error)
+        problem = problem_of(error, thing)
+    headers = error.headers if isinstance(error, HTTPException) else None
+    return Response(problem, status_code=problem.status, media_type=_PROBLEM_TYPE, headers=headers)
+
+
+class _Refused(Exception):
+    """What the HTTP layer refused, in one line."""
+
+
+def _words(error: HTTPException) -> str:
+    extra = error.extra if isinstance(error.extra, list) else []
+    parts = [
+        f"{each.get('key', '')}: {each.get('message', '')}".strip(": ") for each in extra if isinstance(each, dict)
+    ]
+    return f"{error.detail}: {'; '.join(parts)}" if parts else error.detail
+
+
+def make_app(service: Service, log: Any, *more: Any) -> Litestar:
+    """Return the ASGI application over a service; `more` are further routes."""
+    routes = Router(
+        "/v1",
+        route_handlers=[
+            get_info,
+            list_vms,
+            add_vm,
+            get_vm,
+            remove_vm,
+            list_shares,
+            add_share,
+            get_share,
+            release_share,
+            renew_lease,
+            renew_leases,
+            release_owner,
+            list_operations,
+            get_operation,
+            follow_events,
+            get_openapi,
+        ],
+    )
+    app = Litestar(
+        [routes, *more],
+        dependencies={
+            "service": Provide(lambda: service, sync_to_thread=False),
+            "who": Provide(_who, sync_to_thread=False),
+        },
+        exception_handlers={Exception: _on_error},
+        openapi_config=OpenAPIConfig(
+            title="uvmshare",
+            version="1",
+            description="Host directories for running VMs.",
+            render_plugins=[],
+            use_handler_docstrings=True,
+        ),
+        logging_config=None,
+    )
+    app.state["log"] = log
+    return app

@@ -1,0 +1,217 @@
+"""The daemon's API for Python programs: one class, the same names and the same errors as the library.
+
+    with Client() as daemon:
+        daemon.add_vm(NewVm(id="build", listen=("firecracker:/run/fc/v.sock",)))
+        share = daemon.add_share("build", NewShare(path="/srv/project", owner="job-7", lease=30))
+
+What lives here: requests over the daemon's unix socket and the documents of their answers. What must not: how they are
+shown (`uvmshare.cli`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from uvmshare.daemon.documents import (
+    DEFAULT_OWNER,
+    Event,
+    Info,
+    NewShare,
+    NewVm,
+    Operation,
+    Problem,
+    Renewal,
+    Renewed,
+    Share,
+    Vm,
+)
+from uvmshare.daemon.problems import to_exception
+from uvmshare.errors import DaemonError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+__all__ = ["Client", "default_host"]
+
+T = TypeVar("T")
+
+_SYSTEM: Final = "/run/uvmshare/uvmshare.sock"
+_SECONDS: Final = 120.0
+"""Longer than anything that the daemon waits for itself."""
+
+
+def default_host() -> str:
+    """Return where the daemon is: UVMSHARE_HOST, else the user's own where it is there, else the system's."""
+    if host := os.environ.get("UVMSHARE_HOST"):
+        return host
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    own = os.path.join(runtime, "uvmshare", "uvmshare.sock") if runtime else ""
+    return f"unix:{own}" if own and os.path.exists(own) else f"unix:{_SYSTEM}"
+
+
+class Client:
+    """A connection to the daemon; several requests may follow each other on it. For threads, one each.
+
+    Methods raise what the daemon said, as the same class that the library raises (`NotThere`, `InvalidOptions`,
+    `OutcomeUnknown` ...), and `DaemonError` when there is no daemon.
+    """
+
+    def __init__(self, host: str | None = None, *, timeout: float = _SECONDS) -> None:
+        self.host = host or default_host()
+        if not self.host.startswith("unix:") or self.host == "unix:":
+            msg = f"host {self.host!r}: the daemon is reached on a unix socket: write unix:PATH"
+            raise DaemonError(msg)
+        transport = httpx.HTTPTransport(uds=self.host.removeprefix("unix:"))
+        self._http = httpx.Client(transport=transport, base_url="http://uvmshare", timeout=timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._http.close()
+
+    # Requests
+
+    def _ask(self, method: str, path: str, kind: type[T], body: Any = None, **query: Any) -> T:
+        with self._explained():
+            response = self._http.request(
+                method,
+                path,
+                params={key: _text(value) for key, value in query.items() if value is not None},
+                content=None if body is None else msgspec.json.encode(body),
+                headers={} if body is None else {"Content-Type": "application/json"},
+            )
+        self._check(response, response.content)
+        if kind is type(None):
+            return None
+        try:
+            return msgspec.json.decode(response.content, type=kind)
+        except msgspec.DecodeError as error:
+            msg = (
+                f"{self.host}: its answer to {method} {path} cannot be read ({error}): is it a daemon of this version?"
+            )
+            raise DaemonError(msg) from error
+
+    def _check(self, response: httpx.Response, content: bytes) -> None:
+        if response.is_success:
+            return
+        try:
+            problem = msgspec.json.decode(content, type=Problem)
+        except msgspec.DecodeError as error:
+            msg = (
+                f"{self.host}: status {response.status_code}, and no reason that can be read: is it a uvmshare daemon?"
+            )
+            raise DaemonError(msg) from error
+        raise to_exception(problem)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        path = self.host.removeprefix("unix:")
+        nobody = f"no daemon answers at {path}: start one (uvmshare daemon), or name another with --host unix:PATH"
+        if not os.path.exists(path):
+            raise DaemonError(nobody)
+        try:
+            yield
+        except httpx.ConnectError as error:
+            if "Permission" in str(error):
+                msg = f"{path}: you may not connect to the daemon: join the group of that socket, or start your own"
+                raise DaemonError(msg) from error
+            raise DaemonError(nobody) from error
+        except httpx.TimeoutException as error:
+            msg = f"{path}: the daemon gave no answer in time: what was asked may be done or not; see `uvmshare events`"
+            raise DaemonError(msg) from error
+        except httpx.HTTPError as error:
+            msg = f"{path}: the daemon went away meanwhile ({error}): what was asked may be done or not; ask again"
+            raise DaemonError(msg) from error
+
+    def info(self) -> Info:
+        """Return what the daemon is, and who you are to it."""
+        return self._ask("GET", "/v1/info", Info)
+
+    def vms(self) -> list[Vm]:
+        """Return your VMs."""
+        return self._ask("GET", "/v1/vms", list[Vm])
+
+    def vm(self, vm: str) -> Vm:
+        """Return one VM."""
+        return self._ask("GET", f"/v1/vms/{_quoted(vm)}", Vm)
+
+    def add_vm(self, wanted: NewVm) -> Vm:
+        """Add a VM, and return it when its file server listens."""
+        return self._ask("POST", "/v1/vms", Vm, wanted)
+
+    def remove_vm(self, vm: str, *, force: bool = False) -> None:
+        """Remove a VM."""
+        self._ask("DELETE", f"/v1/vms/{_quoted(vm)}", type(None), force=force)
+
+    def shares(self, vm: str) -> list[Share]:
+        """Return the shares of a VM that you hold."""
+        return self._ask("GET", f"/v1/vms/{_quoted(vm)}/shares", list[Share])
+
+    def share(self, vm: str, share: str) -> Share:
+        """Return one share."""
+        return self._ask("GET", f"/v1/vms/{_quoted(vm)}/shares/{_quoted(share)}", Share)
+
+    def add_share(self, vm: str, wanted: NewShare) -> Share:
+        """Add a share and hold it; return it when the guest can mount it."""
+        return self._ask("POST", f"/v1/vms/{_quoted(vm)}/shares", Share, wanted)
+
+    def begin_add_share(self, vm: str, wanted: NewShare) -> Operation:
+        """As `add_share`, but return at once what `operation` then tells of."""
+        return self._ask("POST", f"/v1/vms/{_quoted(vm)}/shares", Operation, wanted, wait=False)
+
+    def release_share(self, vm: str, share: str, *, owner: str = DEFAULT_OWNER, uid: int | None = None) -> None:
+        """Give back what an owner holds; when the last one returns, no guest reaches the share any more."""
+        path = f"/v1/vms/{_quoted(vm)}/shares/{_quoted(share)}"
+        self._ask("DELETE", path, type(None), owner=owner, uid=uid)
+
+    def renew(self, owner: str, *, lease: float | None = None, vm: str | None = None, share: str | None = None) -> int:
+        """Let leases of an owner run afresh, all or those on one share; return how many. Raises `NotThere` for none."""
+        path = f"/v1/leases/{_quoted(owner)}"
+        if vm is not None and share is not None:
+            path = f"/v1/vms/{_quoted(vm)}/shares/{_quoted(share)}/leases/{_quoted(owner)}"
+        return self._ask("PUT", path, Renewed, Renewal(lease=lease)).leases
+
+    def release_owner(self, owner: str) -> None:
+        """Give back everything that an owner holds."""
+        self._ask("DELETE", f"/v1/owners/{_quoted(owner)}", type(None))
+
+    def operation(self, operation: str, *, wait: bool = False) -> Operation:
+        """Return what became of an operation; with `wait`, when it has ended."""
+        return self._ask("GET", f"/v1/operations/{_quoted(operation)}", Operation, wait=wait)
+
+    def events(self, since: str | None = None, *, follow: bool = True) -> Iterator[Event | None]:
+        """Give events as they happen; None where some are missing. Ends when the daemon does."""
+        query = {"follow": _text(follow), **({"since": since} if since else {})}
+        with self._explained(), self._http.stream("GET", "/v1/events", params=query, timeout=None) as response:
+            if not response.is_success:
+                self._check(response, response.read())
+            kind = ""
+            for line in response.iter_lines():
+                field, _, value = line.partition(": ")
+                if field == "event":
+                    kind = value
+                elif field == "data":
+                    yield None if kind == "missed" else msgspec.convert(json.loads(value), Event)
+
+
+def _quoted(name: str) -> str:
+    return quote(name, safe=":@")
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

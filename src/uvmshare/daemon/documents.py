@@ -1,0 +1,214 @@
+"""The documents of the daemon's HTTP API, for the daemon and its clients.
+
+What lives here: what is sent and answered, field by field, with the limits of each. What must not: what a
+request does (`service`), or where it is sent to (`app`).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+__all__ = [
+    "DEFAULT_OWNER",
+    "Event",
+    "Info",
+    "NewShare",
+    "NewVm",
+    "Operation",
+    "OwnerName",
+    "Problem",
+    "Reference",
+    "Renewal",
+    "Renewed",
+    "SecurityModel",
+    "Share",
+    "Vm",
+    "VmId",
+]
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]*$"
+
+VmId = Annotated[str, msgspec.Meta(pattern=_NAME, min_length=1, max_length=64, description="A name for the VM.")]
+OwnerName = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=_NAME,
+        min_length=1,
+        max_length=128,
+        description="Who holds a share: a name of the caller's choice, kept apart for each user of the host.",
+    ),
+]
+Lease = Annotated[
+    float,
+    msgspec.Meta(
+        gt=0,
+        le=31_536_000,
+        description="Seconds until the reference is released, unless it is renewed before.",
+    ),
+]
+SecurityModel = Literal["mapped-xattr", "passthrough", "none"]
+
+DEFAULT_OWNER = "default"
+
+
+class _Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a client sends: a field that nobody knows is a mistake worth an answer."""
+
+
+class _Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the daemon sends."""
+
+
+class NewVm(_Request, frozen=True):
+    """A VM that is to get shares: where its guest connects, or its compute system on Windows."""
+
+    id: VmId
+    listen: tuple[str, ...] = ()
+    """Addresses on which the VM's file server listens, such as firecracker:/run/fc/v.sock."""
+    compute_system: str | None = None
+    """The id of a Hyper-V compute system, in place of addresses."""
+    security_model: SecurityModel = "mapped-xattr"
+    socket_mode: Annotated[str, msgspec.Meta(pattern="^[0-7]{3}$")] = "600"
+    """Permissions of the file server's unix sockets, three octal digits."""
+    allow_remote: bool = False
+    """Whether a TCP address may be off loopback."""
+    read_only: bool = False
+    """Whether writable shares are refused."""
+    limits: dict[str, int | float | None] = {}
+    """What the VM or one mount of it may use; see `uvmshare serve --limit`."""
+
+
+class Vm(_Answer, frozen=True):
+    """A VM that the daemon knows."""
+
+    id: str
+    """As the one who asks has to name it: to root, other users' VMs are UID:ID."""
+    uid: int
+    """The user of the host to whom it belongs."""
+    state: Literal["running", "restarting", "failed", "gone"]
+    """Of its file server: serving; being started again; not to be started; or, of a compute system, ended."""
+    error: str | None
+    """Why it is not running."""
+    listen: tuple[str, ...]
+    addresses: tuple[str, ...]
+    """Where the file server really listens."""
+    compute_system: str | None
+    security_model: SecurityModel
+    read_only: bool
+    restarts: int
+    """How often its file server was started again since the daemon started."""
+    shares: int
+    """How many shares of it the one who asks can see."""
+
+
+class NewShare(_Request, frozen=True):
+    """A directory or file of the host, for a guest, and who wants it."""
+
+    path: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+    """Absolute."""
+    read_only: bool = False
+    only: tuple[str, ...] = ()
+    """Names at the top of the directory; the guest sees no others. Empty: all of them."""
+    owner: OwnerName = DEFAULT_OWNER
+    lease: Lease | None = None
+
+
+class Reference(_Answer, frozen=True):
+    """One reference to a share."""
+
+    owner: str
+    uid: int
+    lease: float | None
+    """Seconds from one renewal to the next; null when it holds until it is released."""
+    expires_in: float | None
+    """Seconds that are left of them."""
+
+
+class Share(_Answer, frozen=True):
+    """A share of a VM, as far as the one who asks may see it."""
+
+    vm: str
+    name: str
+    """What the guest passes as aname."""
+    path: str
+    read_only: bool
+    only: tuple[str, ...]
+    state: str
+    busy: str | None
+    orphan: bool
+    since: datetime
+    last_error: str | None
+    references: tuple[Reference, ...]
+
+
+class Renewal(_Request, frozen=True):
+    """A new lease, or the same again."""
+
+    lease: Lease | None = None
+    """Seconds; null keeps the length that each lease has."""
+
+
+class Renewed(_Answer, frozen=True):
+    """What a renewal came to."""
+
+    leases: int
+    """How many leases of that owner run afresh."""
+
+
+class Problem(_Answer, frozen=True):
+    """Why a request failed: application/problem+json (RFC 9457) with four members of our own."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    error: str
+    """The class in `uvmshare.errors`."""
+    thing: str
+    """What the request was about."""
+    reason: str
+    remedy: str
+
+
+class Operation(_Answer, frozen=True):
+    """Something that takes a while. It goes on whether or not somebody waits for it."""
+
+    id: str
+    action: str
+    vm: str
+    state: Literal["running", "succeeded", "failed"]
+    started: datetime
+    ended: datetime | None
+    result: Any
+    """What the request would have answered, once it has succeeded."""
+    problem: Problem | None
+
+
+class Event(_Answer, frozen=True):
+    """Something that happened."""
+
+    id: str
+    """To be given back as Last-Event-ID."""
+    time: datetime
+    kind: str
+    vm: str
+    share: str | None
+    owner: str | None
+    detail: dict[str, Any]
+
+
+class Info(_Answer, frozen=True):
+    """The daemon itself."""
+
+    version: str
+    pid: int
+    uid: int
+    started: datetime
+    you: int
+    """The uid that the daemon takes you for."""
+    notes: tuple[str, ...]
+    """What the host's kernel lacks to confine file servers fully."""

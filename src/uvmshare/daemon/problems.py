@@ -1,0 +1,102 @@
+"""From an error to the HTTP answer: one table.
+
+What lives here: which status and which remedy each class of error has. What must not: where errors come from.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from uvmshare import errors
+from uvmshare.daemon.documents import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["ANSWERS", "problem_of", "to_exception"]
+
+_REPORT: Final = "This is a defect of uvmshare: please report it with the daemon's log."
+
+ANSWERS: Final[Mapping[type[errors.UvmshareError], tuple[int, str]]] = {
+    errors.InvalidOptions: (422, "Name a directory or file that exists and that you may reach."),
+    errors.InvalidAddress: (422, "Use an address as `uvmshare serve --help` lists them."),
+    errors.InvalidDocument: (422, "Send what the OpenAPI document says."),
+    errors.OperationDenied: (403, "Share what you may reach yourself, and read-only where that is asked for."),
+    errors.AccessDenied: (403, "Let the VM's user reach the path."),
+    errors.NotAdministrator: (403, "Run the daemon as a Hyper-V administrator."),
+    errors.NotThere: (404, "List what there is. What belongs to another user is not there."),
+    errors.ShareNotFound: (404, "List the VM's shares."),
+    errors.HostPathNotFound: (404, "Make the directory, or name another."),
+    errors.ComputeSystemNotFound: (404, "`uvmshare hcs list` shows those that there are."),
+    errors.AlreadyThere: (409, "Choose another id, or remove that VM first."),
+    errors.ShareExists: (409, _REPORT),
+    errors.StillInUse: (409, "Release the shares first, or force it."),
+    errors.SharesLeft: (409, "Ask again: what could not be taken out is tried again."),
+    errors.InvalidState: (409, "Wait, and ask again."),
+    errors.ManagerClosed: (409, "The VM is being removed: add it again."),
+    errors.ComputeSystemClosed: (409, "The VM is being removed: add it again."),
+    errors.ComputeSystemStopped: (410, "Start the VM, and add it again."),
+    errors.ComputeSystemGone: (410, "Start the VM, and add it again."),
+    errors.DriveLocked: (423, "Unlock the drive: manage-bde -unlock."),
+    errors.NotSupported: (501, "Update the host, or create the VM with a Plan 9 device."),
+    errors.UnsupportedPlatform: (501, "Use it on the operating system that has it."),
+    errors.ComputeSystemError: (502, "See the reason, mend it, and ask again: nothing was changed."),
+    errors.FileServerError: (502, "See the reason and the VM's log; `uvmshare doctor` looks at the host."),
+    errors.ServiceDisconnected: (503, "Start the Host Compute Service, and ask again."),
+    errors.DaemonError: (503, "See the reason and the daemon's log."),
+    errors.OutcomeUnknown: (504, "Ask again: what was left behind is taken out by itself."),
+    errors.OperationTimedOut: (504, "Ask again: what was left behind is taken out by itself."),
+    errors.DiskFull: (507, "Make room on the host's disk."),
+    errors.UvmshareError: (500, _REPORT),
+}
+"""The status and the remedy by class. A class that is not here has those of its nearest parent."""
+
+_STATUS_CLASSES: Final[Mapping[int, type[errors.UvmshareError]]] = {
+    400: errors.InvalidDocument,
+    404: errors.NotThere,
+    422: errors.InvalidDocument,
+}
+"""What the HTTP layer refuses before any of our code sees it."""
+
+
+def _answer(cls: type[errors.UvmshareError]) -> tuple[int, str]:
+    return next(ANSWERS[parent] for parent in cls.__mro__ if parent in ANSWERS)
+
+
+def problem_of(error: BaseException, thing: str, *, status: int | None = None) -> Problem:
+    """Return the problem document for an error; `thing` is what was asked for.
+
+    `status` is that of the HTTP layer, where it was the one that refused. What is none of ours is told as such, and
+    nothing more.
+    """
+    cls = type(error)
+    if not issubclass(cls, errors.UvmshareError):
+        cls = _STATUS_CLASSES.get(status or 500, errors.UvmshareError)
+    found, remedy = _answer(cls)
+    if cls is errors.UvmshareError and status not in (None, 500):
+        remedy = "See the OpenAPI document for what can be asked here."
+    reason = str(error) if isinstance(error, errors.UvmshareError) or status else f"unexpected {type(error).__name__}"
+    return Problem(
+        type=f"urn:uvmshare:error:{cls.__name__}",
+        title=_title(cls),
+        status=status or found,
+        detail=reason,
+        instance=thing,
+        error=cls.__name__,
+        thing=thing,
+        reason=reason,
+        remedy=remedy,
+    )
+
+
+def _title(cls: type) -> str:
+    words = "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in cls.__name__)
+    return words.strip().capitalize()
+
+
+def to_exception(problem: Problem) -> errors.UvmshareError:
+    """Return the exception that a problem stands for: the same class as on the other side."""
+    cls = getattr(errors, problem.error, None)
+    if isinstance(cls, type) and issubclass(cls, errors.UvmshareError) and cls is not errors.SharesLeft:
+        return cls(problem.reason)
+    return errors.DaemonError(f"{problem.reason} ({problem.error}, status {problem.status}): {problem.remedy}")

@@ -1,0 +1,242 @@
+"""The daemon as a process: its socket, uvicorn on it, and the beginning and end of it all.
+
+What lives here: `serve`, and how the one who asks is known from his connection. What must not: routes (`app`) or
+decisions (`service`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import grp
+import os
+import socket
+import stat
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from uvmshare.daemon import systemd
+from uvmshare.daemon.app import PEER, make_app
+from uvmshare.daemon.identity import peer_of
+from uvmshare.daemon.machine import Places
+from uvmshare.daemon.service import Service
+from uvmshare.daemon.store import Store
+from uvmshare.errors import DaemonError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["Daemon", "Settings", "default_run_dir", "default_state_dir", "serve"]
+
+_BACKLOG: Final = 1024
+_GRACE: Final = 30
+"""Seconds that requests under way may take when the daemon ends; the next one settles what is not done then."""
+
+
+class Settings:
+    """Where the daemon listens and keeps things."""
+
+    def __init__(
+        self,
+        *,
+        socket_path: str | None = None,
+        socket_mode: int = 0o660,
+        socket_group: str | None = None,
+        run_dir: str | None = None,
+        state_dir: str | None = None,
+    ) -> None:
+        self.run_dir = run_dir or default_run_dir()
+        self.socket_path = socket_path or os.path.join(self.run_dir, "uvmshare.sock")
+        self.state_dir = state_dir or default_state_dir()
+        self.socket_mode = socket_mode
+        self.socket_group = socket_group
+
+
+def default_run_dir() -> str:
+    """Return /run/uvmshare for root, and a directory of the user's own below XDG_RUNTIME_DIR."""
+    if os.geteuid() == 0:
+        return "/run/uvmshare"
+    return os.path.join(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}", "uvmshare")
+
+
+def default_state_dir() -> str:
+    """Return /var/lib/uvmshare for root, and a directory of the user's own below XDG_STATE_HOME."""
+    if os.geteuid() == 0:
+        return os.environ.get("STATE_DIRECTORY") or "/var/lib/uvmshare"
+    return os.path.join(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "uvmshare")
+
+
+class _PeerProtocol(H11Protocol):
+    """uvicorn's protocol, which says in each request's scope who opened the connection."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own does
+        super().connection_made(transport)
+        try:
+            peer = peer_of(transport.get_extra_info("socket"))
+        except OSError as error:
+            structlog.get_logger("uvmshare.daemon").warning("connection of nobody knows whom", reason=str(error))
+            transport.abort()
+            return
+        inner = self.app
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await inner({**scope, PEER: peer}, receive, send)
+
+        self.app = app
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which tells when it answers, and first of all when it ends."""
+
+    def __init__(self, config: uvicorn.Config, *, started: Callable[[], None], ending: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._tell_started = started
+        self._tell_ending = ending
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._tell_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._tell_ending()
+        await super().shutdown(sockets)
+
+
+class Daemon:
+    """A daemon that answers; `stop` may be called from any thread."""
+
+    def __init__(self, server: uvicorn.Server, service: Service, socket_path: str) -> None:
+        self._server = server
+        self.service = service
+        self.socket_path = socket_path
+
+    def stop(self) -> None:
+        """Have it end in order, as SIGTERM does."""
+        self._server.should_exit = True
+
+
+async def serve(
+    settings: Settings, *, ready: Callable[[Daemon], None] = lambda _: None, clock: Callable[[], float] = time.monotonic
+) -> None:
+    """Be the daemon until SIGINT or SIGTERM. VMs go on afterwards, for the next daemon to find.
+
+    `ready` is called when requests are answered; `clock` is that of the leases. Raises `DaemonError` when it cannot be
+    started.
+    """
+    log = structlog.get_logger("uvmshare.daemon")
+    places = Places(settings.run_dir, settings.state_dir)
+    try:
+        places.make()
+    except OSError as error:
+        msg = f"{error.filename}: {error.strerror}: give directories of your own with --run-dir and --state-dir"
+        raise DaemonError(msg) from error
+    with Store(places.store) as store, _listening(settings) as (listener, path):
+        service = Service(places, store, clock=clock)
+
+        def started() -> None:
+            systemd.notify("READY=1", f"STATUS=listening on {path}")
+            log.info("daemon.started", socket=path, pid=os.getpid())
+            ready(Daemon(server, service, path))
+
+        def ending() -> None:
+            systemd.notify("STOPPING=1")
+            service.events.close()
+
+        config = uvicorn.Config(
+            make_app(service, log),
+            http=_PeerProtocol,
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            backlog=_BACKLOG,
+            timeout_graceful_shutdown=_GRACE,
+            callback_notify=_sign_of_life,
+            timeout_notify=max(1, int(systemd.watchdog_seconds() or 3600)),
+        )
+        server = _Server(config, started=started, ending=ending)
+        try:
+            await service.start()
+            await server.serve(sockets=[listener])
+        finally:
+            await service.stop()
+            log.info("daemon.stopped")
+
+
+async def _sign_of_life() -> None:
+    systemd.notify("WATCHDOG=1")
+
+
+@contextlib.contextmanager
+def _listening(settings: Settings) -> Iterator[tuple[socket.socket, str]]:
+    """Give the socket that systemd opened, or one that is opened here and goes away at the end."""
+    given = systemd.inherited_sockets()
+    if given:
+        if len(given) > 1:
+            msg = f"systemd gave {len(given)} sockets, and one is wanted: see the .socket unit"
+            raise DaemonError(msg)
+        with given[0]:
+            yield given[0], given[0].getsockname()
+        return
+    path = settings.socket_path
+    listener = _bind(settings)
+    identity = os.stat(path)
+    try:
+        with listener:
+            yield listener, path
+    finally:
+        with contextlib.suppress(OSError):
+            there = os.stat(path)
+            if (there.st_dev, there.st_ino) == (identity.st_dev, identity.st_ino):
+                os.unlink(path)
+
+
+def _bind(settings: Settings) -> socket.socket:
+    path = settings.socket_path
+    try:
+        group = -1 if settings.socket_group is None else grp.getgrnam(settings.socket_group).gr_gid
+    except KeyError as error:
+        msg = f"there is no group {settings.socket_group!r}: make it (groupadd), or leave --socket-group out"
+        raise DaemonError(msg) from error
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(os.lstat(path).st_mode):
+                msg = f"{path}: it is there and no socket: move it away, or choose another with --socket"
+                raise DaemonError(msg)
+            # The store is locked for this daemon alone; what may answer here is another one's.
+            _require_nobody(path)
+            os.unlink(path)
+        before = os.umask(0o777 & ~settings.socket_mode)  # never more open than asked for, not for a moment
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(before)
+        if group >= 0:
+            os.chown(path, -1, group)
+        os.chmod(path, settings.socket_mode)
+    except BaseException as error:
+        listener.close()
+        if isinstance(error, OSError):
+            msg = f"{path}: {error.strerror or error}: choose another socket with --socket"
+            raise DaemonError(msg) from error
+        raise
+    return listener
+
+
+def _require_nobody(path: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(2.0)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return
+        msg = f"{path}: another daemon listens there: end it, or choose another socket with --socket"
+        raise DaemonError(msg)

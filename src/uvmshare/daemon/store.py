@@ -1,0 +1,149 @@
+"""What the daemon itself remembers across its restarts: which VMs there are, and who has a lease on what.
+
+What lives here: one SQLite file and its two tables. What must not: shares and references, which the Manager's
+journal keeps; deadlines, which start afresh when the daemon does (nobody could renew while it was away).
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from uvmshare.daemon.documents import NewVm
+from uvmshare.daemon.identity import Identity
+from uvmshare.errors import DaemonError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+    from typing import Self
+
+__all__ = ["LeaseKey", "Store", "VmKey", "VmRecord"]
+
+_VERSION: Final = 1
+_SCHEMA: Final = """
+CREATE TABLE vm (uid INTEGER, id TEXT, record BLOB NOT NULL, PRIMARY KEY (uid, id)) WITHOUT ROWID;
+CREATE TABLE lease (
+    vm_uid INTEGER, vm_id TEXT, key BLOB, seconds REAL NOT NULL, PRIMARY KEY (vm_uid, vm_id, key)
+) WITHOUT ROWID;
+"""
+
+VmKey = tuple[int, str]
+"""The user to whom a VM belongs, and its id: each user names his own."""
+
+
+class VmRecord(msgspec.Struct, frozen=True):
+    """A VM as it was asked for, and with whose rights its file server runs."""
+
+    identity: Identity
+    wanted: NewVm
+
+    @property
+    def key(self) -> VmKey:
+        """What the daemon knows it by."""
+        return (self.identity.uid, self.wanted.id)
+
+
+class LeaseKey(msgspec.Struct, frozen=True):
+    """What one lease is on: a reference of an owner to a share, named by its options.
+
+    The options, not the share's name: they are known before the share is added, so that no crash can leave a
+    reference behind whose lease nobody wrote down.
+    """
+
+    vm: VmKey
+    owner: str
+    """As the Manager knows it: "UID/NAME"."""
+    host_path: str
+    read_only: bool
+    allowed_names: tuple[str, ...]
+
+
+_records = msgspec.json.Decoder(VmRecord)
+_keys = msgspec.json.Decoder(LeaseKey)
+
+
+class Store:
+    """The file. Every call is small, written before it returns, and safe against the end of the process.
+
+    Raises `DaemonError` when the file cannot be used. One daemon at a time: it is locked while it is open.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = os.fspath(path)
+        try:
+            self._db = sqlite3.connect(self._path, isolation_level=None, timeout=0.0)
+            os.chmod(self._path, 0o600)
+            self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            self._db.execute("PRAGMA journal_mode = WAL")
+            # Losing the last moments with the host's power loses nothing: the VMs went with it.
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._migrate()
+        except (sqlite3.Error, OSError) as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> DaemonError:
+        if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+            return DaemonError(f"{self._path}: another daemon uses it: give each its own --state-dir")
+        return DaemonError(f"{self._path}: {error}: see that the file is whole and its file system can be written to")
+
+    def _migrate(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version > _VERSION:
+            msg = f"{self._path}: a later version of uvmshare wrote it: use that one"
+            raise DaemonError(msg)
+        if version == 0:
+            for statement in _SCHEMA.split(";"):
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version = {_VERSION}")
+        self._db.execute("COMMIT")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file. Again is a no-op."""
+        self._db.close()
+
+    def _write(self, statement: str, *rows: tuple[object, ...]) -> None:
+        try:
+            with self._db:
+                self._db.executemany(statement, rows)
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
+    def vms(self) -> list[VmRecord]:
+        """Return every VM."""
+        return [_records.decode(record) for (record,) in self._db.execute("SELECT record FROM vm ORDER BY uid, id")]
+
+    def put_vm(self, record: VmRecord) -> None:
+        """Remember a VM."""
+        self._write("INSERT OR REPLACE INTO vm VALUES (?, ?, ?)", (*record.key, msgspec.json.encode(record)))
+
+    def drop_vm(self, key: VmKey) -> None:
+        """Forget a VM and its leases."""
+        self._write("DELETE FROM lease WHERE vm_uid = ? AND vm_id = ?", key)
+        self._write("DELETE FROM vm WHERE uid = ? AND id = ?", key)
+
+    def leases(self, vm: VmKey) -> dict[LeaseKey, float]:
+        """Return the leases of a VM and their lengths in seconds."""
+        rows = self._db.execute("SELECT key, seconds FROM lease WHERE vm_uid = ? AND vm_id = ?", vm)
+        return {_keys.decode(key): seconds for key, seconds in rows}
+
+    def put_lease(self, key: LeaseKey, seconds: float) -> None:
+        """Remember a lease."""
+        self._write("INSERT OR REPLACE INTO lease VALUES (?, ?, ?, ?)", (*key.vm, msgspec.json.encode(key), seconds))
+
+    def drop_leases(self, keys: Iterable[LeaseKey]) -> None:
+        """Forget leases."""
+        rows = [(*key.vm, msgspec.json.encode(key)) for key in keys]
+        self._write("DELETE FROM lease WHERE vm_uid = ? AND vm_id = ? AND key = ?", *rows)

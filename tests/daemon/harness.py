@@ -1,0 +1,152 @@
+"""A daemon in a thread of its own, behind its real socket; its leases run on a clock that the test sets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import structlog
+
+from uvmshare.daemon.client import Client
+from uvmshare.daemon.documents import NewShare, NewVm
+from uvmshare.daemon.server import Settings, serve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+
+    from uvmshare.daemon.documents import Share, Vm
+    from uvmshare.daemon.server import Daemon
+
+assert sys.platform == "linux", "the daemon runs on Linux"
+
+# Lines go nowhere: several daemons of one process would write to whatever stderr the test runner has just then.
+structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+
+HUNG = 60.0
+"""Seconds; only what hangs meets this."""
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Home:
+    """Where one test's daemons live, one after the other, and a way to start them."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.clock = Clock()
+        self.had_vms = False
+        self.settings = Settings(run_dir=f"{folder}/run", state_dir=f"{folder}/state", socket_mode=0o666)
+
+    @classmethod
+    @contextlib.contextmanager
+    def made(cls) -> Iterator[Home]:
+        """Make a home, and take it away with the file servers that outlived their daemons."""
+        folder = tempfile.mkdtemp(prefix="uvmd-")  # a unix socket's path is short, and pytest's are not
+        os.chmod(folder, 0o755)  # other users must be able to reach it
+        home = cls(folder)
+        try:
+            yield home
+        finally:
+            if home.had_vms:
+                with home.running(), home.client() as client:
+                    for vm in client.vms():
+                        client.remove_vm(vm.id, force=True)
+            shutil.rmtree(folder)
+
+    @property
+    def host(self) -> str:
+        return f"unix:{self.settings.socket_path}"
+
+    def client(self) -> Client:
+        return Client(self.host)
+
+    def http(self) -> httpx.Client:
+        return httpx.Client(transport=httpx.HTTPTransport(uds=self.settings.socket_path), base_url="http://daemon")
+
+    def directory(self, name: str, mode: int = 0o755) -> str:
+        path = f"{self.folder}/{name}"
+        os.makedirs(path, exist_ok=True)
+        os.chmod(path, mode)
+        return path
+
+    def new_vm(self, id_: str = "vm", **more: Any) -> NewVm:
+        return NewVm(id=id_, listen=(f"unix:{self.folder}/{id_}.9p",), **more)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Running]:
+        """Run a daemon to the end of the block."""
+        started = threading.Event()
+        running = Running(self)
+        failures: list[BaseException] = []
+
+        def ready(daemon: Daemon) -> None:
+            running.daemon = daemon
+            running.loop = asyncio.get_running_loop()
+            started.set()
+
+        def run() -> None:
+            try:
+                asyncio.run(serve(self.settings, ready=ready, clock=self.clock))
+            except BaseException as error:  # noqa: BLE001  the test raises it
+                failures.append(error)
+            finally:
+                started.set()
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        try:
+            assert started.wait(HUNG)
+            if failures:
+                raise failures[0]
+            yield running
+        finally:
+            if running.daemon is not None:
+                running.daemon.stop()
+            thread.join(HUNG)
+        assert not thread.is_alive()
+        if failures:
+            raise failures[0]
+
+
+class Running:
+    """A daemon that answers."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.daemon: Daemon | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def call(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """Run something in the daemon's own loop."""
+        assert self.loop is not None
+        return asyncio.run_coroutine_threadsafe(work(), self.loop).result(HUNG)
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass, and the daemon see to the leases that are over."""
+        assert self.daemon is not None
+        self.home.clock.now += seconds
+        self.call(self.daemon.service.expire)
+
+    def add_vm(self, id_: str = "vm", **more: Any) -> Vm:
+        self.home.had_vms = True
+        with self.home.client() as client:
+            return client.add_vm(self.home.new_vm(id_, **more))
+
+    def add_share(self, path: str, vm: str = "vm", **more: Any) -> Share:
+        with self.home.client() as client:
+            return client.add_share(vm, NewShare(path=path, **more))

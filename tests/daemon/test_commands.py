@@ -1,0 +1,109 @@
+"""The commands that speak to the daemon: a table, JSON, and one line when something is wrong."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.daemon.harness import Home
+
+from uvmshare.cli.main import run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.daemon.harness import Running
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    with Home.made() as home, home.running() as daemon:
+        yield daemon
+
+
+@pytest.fixture(autouse=True)
+def host(running: Running, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("UVMSHARE_HOST", running.home.host)
+    return running.home.host
+
+
+def printed(capfd: pytest.CaptureFixture[str], *args: str, status: int = 0) -> str:
+    capfd.readouterr()
+    assert run(args) == status
+    out, err = capfd.readouterr()
+    return out if status == 0 else err
+
+
+def test_vm_and_share_from_the_first_to_the_last(running: Running, capfd: pytest.CaptureFixture[str]) -> None:
+    home = running.home
+    path = home.directory("project")
+    address = f"unix:{home.folder}/build.9p"
+    assert printed(capfd, "vm", "add", "build", address) == "build\n"
+    assert address in printed(capfd, "vm", "ls")
+    (vm,) = json.loads(printed(capfd, "vm", "ls", "--json"))
+    assert (vm["id"], vm["state"], vm["addresses"]) == ("build", "running", [address])
+
+    name = printed(capfd, "share", "add", "build", f"{path}:ro", "--owner", "job", "--lease", "60").strip()
+    table = printed(capfd, "share", "ls")
+    assert table.splitlines()[0].split() == ["VM", "SHARE", "PATH", "ACCESS", "STATE", "HELD", "BY"]
+    assert f"{path}" in table
+    assert "job (60 s)" in table
+    assert json.loads(printed(capfd, "share", "ls", "build", "--json"))[0]["read_only"] is True
+    assert json.loads(printed(capfd, "share", "inspect", "build", name))["path"] == path
+    assert printed(capfd, "share", "renew", "job", "--lease", "90") == ""
+    assert "(90 s)" in printed(capfd, "share", "ls")
+    assert "held" in printed(capfd, "vm", "rm", "build", status=1)
+    assert printed(capfd, "share", "rm", "build", name, "--owner", "job") == f"{name}\n"
+    assert json.loads(printed(capfd, "share", "ls", "--json")) == []
+    kinds = [
+        json.loads(line)["kind"]
+        for line in printed(capfd, "events", "--since", "0", "--no-follow", "--json").splitlines()
+    ]
+    assert kinds[:3] == ["vm.added", "share.held", "share.released"]
+    assert "build share.held" in printed(capfd, "events", "--since", "0", "--no-follow")
+    assert printed(capfd, "vm", "rm", "build") == "build\n"
+    assert printed(capfd, "vm", "ls") == ""
+
+
+def test_of_several_shares_none_stays_when_one_fails(running: Running, capfd: pytest.CaptureFixture[str]) -> None:
+    home = running.home
+    printed(capfd, "vm", "add", "several", f"unix:{home.folder}/several.9p", "--json")
+    try:
+        said = printed(capfd, "share", "add", "several", home.directory("one"), f"{home.folder}/missing", status=1)
+        assert "missing" in said
+        assert json.loads(printed(capfd, "share", "ls", "several", "--json")) == []
+    finally:
+        printed(capfd, "vm", "rm", "--force", "several")
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["share", "ls", "nothing"], "'nothing'"),
+        (["share", "inspect", "nothing", "0"], "'nothing'"),
+        (["share", "renew", "nobody"], "'nobody'"),
+        (["vm", "rm", "nothing"], "'nothing'"),
+        (["vm", "add", "x", "nonsense"], "nonsense"),
+        (["vm", "add", "x"], "addresses"),
+    ],
+)
+def test_what_the_daemon_refuses_is_one_line(args: list[str], named: str, capfd: pytest.CaptureFixture[str]) -> None:
+    said = printed(capfd, *args, status=2 if named == "nonsense" else 1)
+    assert said.count("\n") == 1
+    assert named in said
+
+
+@pytest.mark.parametrize("args", [["vm", "add", "a b", "unix:/x"], ["vm", "add", "x", "unix:/x", "--socket-mode", "9"]])
+def test_what_the_api_would_not_take_is_a_command_line_that_cannot_be(
+    args: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert printed(capfd, *args, status=2).count("\n") == 1
+
+
+def test_without_a_daemon_the_remedy_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    said = printed(capfd, "vm", "ls", "--host", "unix:/nonexistent/socket", status=1)
+    assert said.count("\n") == 1
+    assert "no daemon answers at /nonexistent/socket" in said
+    assert "uvmshare daemon" in said
+    assert "unix:PATH" in printed(capfd, "vm", "ls", "--host", "/nonexistent", status=1)

@@ -1,0 +1,114 @@
+"""Leases on a clock of the test's own."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uvmshare.daemon.leases import Leases
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_a_lease_ends_when_it_is_not_renewed(clock: Clock) -> None:
+    leases: Leases[str] = Leases(clock)
+    leases.grant("a", 10)
+    clock.now = 9.9
+    assert leases.due() == []
+    assert leases.left("a") == pytest.approx(0.1)
+    clock.now = 10
+    assert leases.due() == ["a"]
+    assert leases.left("a") == 0
+
+
+def test_one_that_is_renewed_runs_afresh_and_as_long(clock: Clock) -> None:
+    leases: Leases[str] = Leases(clock)
+    leases.grant("a", 10)
+    clock.now = 9
+    assert leases.renew("a")
+    clock.now = 18.9
+    assert leases.due() == []
+    clock.now = 19
+    assert leases.due() == ["a"]
+
+
+def test_there_is_nothing_to_renew_without_a_lease(clock: Clock) -> None:
+    leases: Leases[str] = Leases(clock)
+    assert not leases.renew("a")
+    assert leases.left("a") is None
+    assert leases.next_deadline() is None
+    assert not leases.drop("a")
+
+
+def test_one_that_is_over_stays_so_until_somebody_sees_to_it(clock: Clock) -> None:
+    leases: Leases[str] = Leases(clock)
+    leases.grant("a", 1)
+    clock.now = 2
+    assert leases.due() == ["a"]
+    assert leases.due() == ["a"]
+    assert leases.drop("a")
+    assert leases.due() == []
+
+
+def test_one_that_is_put_off_keeps_its_length(clock: Clock) -> None:
+    leases: Leases[str] = Leases(clock)
+    leases.grant("a", 100)
+    clock.now = 100
+    leases.postpone("a", 5)
+    leases.postpone("b", 5)
+    assert leases.due() == []
+    assert leases.next_deadline() == 105
+    assert leases.renew("a")
+    assert leases.next_deadline() == 200
+    assert "b" not in leases
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["grant", "renew", "drop", "wait", "postpone"]),
+            st.integers(0, 3),
+            st.integers(1, 20),
+        )
+    )
+)
+def test_it_says_what_a_plain_dictionary_would(steps: list[tuple[str, int, int]]) -> None:
+    clock = Clock()
+    leases: Leases[int] = Leases(clock)
+    plain: dict[int, tuple[float, float]] = {}
+    for step, key, number in steps:
+        if step == "grant":
+            leases.grant(key, number)
+            plain[key] = (number, clock.now + number)
+        elif step == "renew" and key in plain:
+            leases.renew(key)
+            plain[key] = (plain[key][0], clock.now + plain[key][0])
+        elif step == "postpone" and key in plain:
+            leases.postpone(key, number)
+            plain[key] = (plain[key][0], clock.now + number)
+        elif step == "drop":
+            assert leases.drop(key) == (plain.pop(key, None) is not None)
+        elif step == "wait":
+            clock.now += number
+        assert sorted(leases.due()) == sorted(k for k, (_, deadline) in plain.items() if deadline <= clock.now)
+        assert leases.next_deadline() == min((deadline for _, deadline in plain.values()), default=None)
+        assert sorted(leases.held()) == sorted(plain)
+        assert len(leases) == len(plain)
+
+
+def test_a_lease_that_is_renewed_for_ever_takes_no_room(clock: Clock) -> None:
+    leases: Leases[str] = Leases(clock)
+    for _ in range(10_000):
+        leases.grant("a", 10)
+    assert len(leases._order) < 100
