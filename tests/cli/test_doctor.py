@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from uvmshare.cli.main import run
 from uvmshare.fileserver import confinement, syscalls
-from uvmshare.fileserver.host import Finding, examine
+from uvmshare.fileserver.host import examine
+from uvmshare.finding import Finding
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from uvmshare.address import parse
 from uvmshare.errors import ConnectionClosed, FileServerError
 from uvmshare.fileserver import control
 from uvmshare.fileserver import listener as listener_module
 from uvmshare.fileserver import session as session_module
-from uvmshare.fileserver.address import parse
 from uvmshare.fileserver.aside import Aside
 from uvmshare.fileserver.device import FileServer
 from uvmshare.fileserver.export import Export

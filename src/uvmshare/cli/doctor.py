@@ -18,7 +18,7 @@ from uvmshare.errors import UnsupportedPlatform
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from uvmshare.fileserver.host import Finding
+    from uvmshare.finding import Finding
 
 __all__ = ["doctor"]
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
+from uvmshare import address
 from uvmshare.errors import ComputeSystemGone, FileServerError, OutcomeUnknown, UnsupportedPlatform
-from uvmshare.fileserver import address, control
+from uvmshare.fileserver import control
 from uvmshare.fileserver.limits import Limits
 from uvmshare.hcs import schema
 
@@ -88,7 +89,7 @@ class FileServer:
         modify_timeout: float = 30.0,
         run_as: tuple[int, int, Sequence[int]] | None = None,
     ) -> Self:
-        """Start a supervisor that listens on these addresses (`uvmshare.fileserver.address`).
+        """Start a supervisor that listens on these addresses (`uvmshare.address`).
 
         Without `run_dir` the supervisor ends when this process does, however it ends. With one it
         outlives it, logs to ``RUN_DIR/log`` unless `log` says otherwise, and `connect` finds it

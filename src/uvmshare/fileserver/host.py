@@ -11,30 +11,17 @@ import os
 import platform
 import socket
 import tempfile
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from uvmshare.fileserver import confinement, syscalls
+from uvmshare.finding import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["Finding", "examine"]
-
-Verdict = Literal["good", "warning", "bad"]
+__all__ = ["examine"]
 
 _FEW_DESCRIPTORS: Final = 65536
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at. `breaks` and `remedy` are empty when it is good."""
-
-    subject: str
-    verdict: Verdict
-    found: str
-    breaks: str = ""
-    remedy: str = ""
 
 
 def _kernel() -> Finding:

@@ -21,7 +21,7 @@ from uvmshare.errors import FileServerError, InvalidAddress
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from uvmshare.fileserver.address import Address
+    from uvmshare.address import Address
 
 __all__ = ["Listener"]
 

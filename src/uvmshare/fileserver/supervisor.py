@@ -33,8 +33,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from uvmshare import address
 from uvmshare.errors import FileServerError, InvalidDocument, ShareExists, ShareNotFound, UvmshareError
-from uvmshare.fileserver import address, confinement, control, mount, syscalls
+from uvmshare.fileserver import confinement, control, mount, syscalls
 from uvmshare.fileserver.export import SECURITY_MODELS, Export
 from uvmshare.fileserver.handshake import Handshake
 from uvmshare.fileserver.listener import Listener

@@ -16,8 +16,8 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NoReturn, Self, TypeVar
 
+from uvmshare.address import parse
 from uvmshare.errors import ConnectionClosed, InvalidAddress, RemoteProtocolError, UnsupportedPlatform
-from uvmshare.fileserver.address import parse
 from uvmshare.ninep import messages
 from uvmshare.ninep.constants import DEFAULT_MSIZE, NOTAG
 from uvmshare.ninep.framing import FrameReader

@@ -1,6 +1,6 @@
-"""Addresses of the file server, one syntax everywhere.
+"""Addresses of the file server, and of the agent in a guest: one syntax everywhere.
 
-What lives here: reading an address and writing it again. What must not: sockets (`listener`).
+What lives here: reading an address and writing it again. What must not: sockets.
 
 =====================================  =====================================================
 ``unix:PATH``                          a unix stream socket
@@ -10,7 +10,8 @@ What lives here: reading an address and writing it again. What must not: sockets
 ``tcp:HOST:PORT``                      TCP; PORT 0 takes a free one; IPv6 in brackets
 =====================================  =====================================================
 
-PORT is 5640 unless given: ports below 1024 need root on vsock.
+PORT is 5640 unless given, and 5641 for agents: ports below 1024 need root on vsock. For an agent that listens, the
+unix socket of hybrid vsock is ``UDS_PATH`` itself, where the port is asked for (`uvmshare.mounts.channel`).
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ class Address:
                 return f"{self.kind}:{self.path}:{self.port}"
 
 
-def parse(text: str) -> Address:
-    """Read an address.
+def parse(text: str, *, default_port: int = DEFAULT_PORT) -> Address:
+    """Read an address; `default_port` is its port when it names none (tcp always does).
 
     Raises `InvalidAddress`, which names the text, what is wrong with it, and the form that is right.
     """
@@ -76,10 +77,10 @@ def parse(text: str) -> Address:
         case "unix":
             return _checked(text, Address("unix", path=rest))
         case "firecracker" | "cloud-hypervisor":
-            path, port = _split_port(text, rest)
+            path, port = _split_port(text, rest, default_port)
             return _checked(text, Address(kind, path=path, port=port))
         case "vsock":
-            cid_text, port = _split_port(text, rest, strict=True)
+            cid_text, port = _split_port(text, rest, default_port, strict=True)
             cid = _number(text, cid_text, "the CID", _ANY_CID - 1)
             if cid < _FIRST_GUEST_CID:
                 raise _wrong(text, f"CID {cid} is no guest's", "the CID that the VM was given, 3 or more")
@@ -107,11 +108,11 @@ def _number(text: str, number: str, what: str, most: int) -> int:
     return int(number)
 
 
-def _split_port(text: str, rest: str, *, strict: bool = False) -> tuple[str, int]:
+def _split_port(text: str, rest: str, default: int, *, strict: bool = False) -> tuple[str, int]:
     """Split ``X[:PORT]``. A path may have colons: there only digits behind the last one are a port."""
     head, colon, tail = rest.rpartition(":")
     if not colon or not (strict or (tail.isascii() and tail.isdigit())):
-        return rest, DEFAULT_PORT
+        return rest, default
     port = _number(text, tail, "the port", 0xFFFFFFFE)
     if not head or port == 0:
         raise _wrong(text, "the part before the port is empty" if not head else "port 0 is none", "KIND:X:PORT")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from uvmshare.address import Address, parse
 from uvmshare.errors import InvalidAddress
-from uvmshare.fileserver.address import Address, parse
 
 deterministic = settings(deadline=None, derandomize=True, database=None)
 
