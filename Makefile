@@ -57,10 +57,11 @@ format: $(STAMP)  ## Format the sources and mend what the linter can mend
 packages:
 	tools/packages test
 
-# Two runs beside each other, one a core. What boots guests waits for them most of the time, and so do the
-# tests that try every order of events: measuring these would make them four times as slow and tell nothing.
-EXHAUSTIVE := tests/share/test_interleavings.py
-BESIDE := $(wildcard tests/guest tests/conformance tests/hostile)
+# Two runs beside each other, one a core. What boots guests waits for them most of the time. Of those that run
+# beside, only the tests of the guest harness are measured: measuring the others, which try every order of events or
+# send hundreds of thousands of requests, would make them three times as slow and tell nothing that the rest does not.
+EXHAUSTIVE := $(wildcard tests/share/test_interleavings.py tests/conformance tests/hostile)
+BESIDE := $(wildcard tests/guest)
 
 .PHONY: test
 test: packages lint  ## Every check and every test but the long ones, with coverage

@@ -49,6 +49,10 @@ if sys.platform == "win32":
 MODELS: Final = ("mapped-xattr", "passthrough", "none", "in-process")
 """The security models, each in processes of its own, and one of them in this process."""
 
+IN_AND_OUT: Final = ("passthrough", "in-process")
+"""For what no security model has a say in: once in a confined process, once by the server's own checks alone.
+A module's own fixture `model` takes them."""
+
 DEADLINE: Final = 60.0
 """Seconds until a test that hangs is ended. Nothing is measured with it."""
 

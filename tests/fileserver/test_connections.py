@@ -47,7 +47,7 @@ def test_descriptors_and_processes_do_not_grow_with_connections(
     name = device.share(root)
     supervisor = device.pid()
     before: int | None = None
-    for turn in range(100):
+    for turn in range(30):
         with device.connect(name) as guest:
             guest.stat("file")
             (pid,) = device.mounts(name)

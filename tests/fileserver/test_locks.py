@@ -21,12 +21,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.fileserver.conftest import Device, Host, Refused
+    from tests.fileserver.conftest import IN_AND_OUT, Device, Host, Refused
 
     from uvmshare.testing.client import Client
+else:
+    from fileserver.conftest import IN_AND_OUT
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
+
+
+@pytest.fixture(params=IN_AND_OUT)
+def model(request: pytest.FixtureRequest) -> str:
+    value: str = request.param
+    return value
+
 
 RD, WR, UN = LockType.RDLCK, LockType.WRLCK, LockType.UNLCK
 GRANTED, BLOCKED = LockStatus.SUCCESS, LockStatus.BLOCKED

@@ -18,12 +18,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.fileserver.conftest import Host, Refused
+    from tests.fileserver.conftest import IN_AND_OUT, Host, Refused
 
     from uvmshare.testing.client import Client
+else:
+    from fileserver.conftest import IN_AND_OUT
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
+
+
+@pytest.fixture(params=IN_AND_OUT)
+def model(request: pytest.FixtureRequest) -> str:
+    value: str = request.param
+    return value
+
 
 ALLOWED = ("allowed", "absent", "directory", "grüße", "link")
 NEW = 7000

@@ -14,12 +14,20 @@ from uvmshare.ninep.constants import NOFID, NONUNAME, NOTAG, VERSION, OpenFlag, 
 from uvmshare.ninep.types import Qid
 
 if TYPE_CHECKING:
-    from tests.fileserver.conftest import Host, Refused
+    from tests.fileserver.conftest import IN_AND_OUT, Host, Refused
 
     from uvmshare.testing.client import Client
+else:
+    from fileserver.conftest import IN_AND_OUT
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
+
+
+@pytest.fixture(params=IN_AND_OUT)
+def model(request: pytest.FixtureRequest) -> str:
+    value: str = request.param
+    return value
 
 
 NEW = 7000

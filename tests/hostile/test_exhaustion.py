@@ -262,8 +262,8 @@ def test_coming_and_going_leaves_no_memory_in_the_supervisor(attack: Callable[..
 
     come_and_go(50)
     before = int(status_of(target.pid, "VmRSS").split()[0])
-    come_and_go(200)
-    assert int(status_of(target.pid, "VmRSS").split()[0]) - before < 2048  # KiB; ten a connection would show
+    come_and_go(120)
+    assert int(status_of(target.pid, "VmRSS").split()[0]) - before < 2048  # KiB; twenty a connection would show
     target.require_nothing_left()
     target.require_unharmed()
 
