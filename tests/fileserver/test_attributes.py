@@ -213,6 +213,39 @@ def test_a_change_time_alone_changes_nothing_else(host: Host, guest: Client) -> 
     assert (host.root / "f").read_bytes() == b"x"
 
 
+@pytest.mark.parametrize("kind", ["file", "directory", "link"])
+@pytest.mark.parametrize("valid", [SetattrValid.CTIME, SetattrValid.CTIME | SetattrValid.UID | SetattrValid.GID])
+def test_a_change_of_owner_that_changes_nothing_moves_the_change_time(
+    host: Host, guest: Client, kind: str, valid: SetattrValid
+) -> None:
+    # chown(2) with -1 and -1, or with the owner that it has, as Linux's client sends them.
+    if kind == "file":
+        guest.write_file("f", b"x")
+    elif kind == "directory":
+        guest.mkdir("f")
+    else:
+        guest.symlink("x", "f")
+    seen = guest.stat("f")
+    before = clock_has_moved_past(host)
+    with guest.walked("f") as fid:
+        guest.ask(m.Tsetattr(fid, valid, uid=seen.uid, gid=seen.gid), m.Rsetattr)
+    after = guest.stat("f")
+    assert after.ctime_sec * NS + after.ctime_nsec > before
+    assert (after.mode, after.uid, after.gid, after.size) == (seen.mode, seen.uid, seen.gid, seen.size)
+    assert (after.mtime_sec, after.mtime_nsec) == (seen.mtime_sec, seen.mtime_nsec)
+
+
+def clock_has_moved_past(host: Host) -> int:
+    """Wait until the file system's clock has ticked, and return the time before the tick."""
+    path = host.outside / "clock"
+    path.write_bytes(b"")
+    before = path.stat().st_ctime_ns
+    while path.stat().st_ctime_ns == before:
+        path.write_bytes(b"")
+    path.unlink()
+    return before
+
+
 def test_several_at_once_as_linux_truncates(host: Host, guest: Client) -> None:
     (host.root / "f").write_bytes(b"0123456789")
     os.utime(host.root / "f", ns=(5, 5))
