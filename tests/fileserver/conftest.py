@@ -21,7 +21,7 @@ import stat
 import sys
 import tempfile
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -244,6 +244,17 @@ class Host:
             self.device.unshare(name)
 
 
+def remove_tree(top: Path) -> None:
+    """Remove a tree in which a guest may have taken every permission away."""
+    for directory, names, _ in os.walk(top):
+        for name in names:
+            path = os.path.join(directory, name)
+            with suppress(OSError):
+                if stat.S_ISDIR(os.lstat(path).st_mode):
+                    os.chmod(path, 0o700)
+    shutil.rmtree(top)
+
+
 @pytest.fixture(scope="session")
 def xattr_directory() -> Iterator[Path]:
     """A directory whose file system keeps user extended attributes, which mapped-xattr needs."""
@@ -257,7 +268,7 @@ def xattr_directory() -> Iterator[Path]:
             made.rmdir()
             continue
         yield made
-        shutil.rmtree(made)
+        remove_tree(made)
         return
     pytest.skip("no file system with user extended attributes; set TMPDIR to one (ext4, xfs, btrfs)")
 
@@ -363,25 +374,26 @@ def refused() -> Refused:
     return answers
 
 
+def wait_for_end(pid: int) -> None:
+    """Wait for the end of a process that need not be ours: it is gone, or a zombie that nobody reaps."""
+    if sys.platform == "win32":
+        pytest.skip("the file server runs on Linux")
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        assert poll.poll(DEADLINE * 1000), f"process {pid} does not end"
+    finally:
+        os.close(descriptor)
+
+
 @pytest.fixture
 def ended() -> Callable[[int], None]:
-    """Wait for the end of a process that need not be ours: it is gone, or a zombie that nobody reaps."""
-
-    def wait(pid: int) -> None:
-        if sys.platform == "win32":
-            pytest.skip("the file server runs on Linux")
-        try:
-            descriptor = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return
-        try:
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            assert poll.poll(DEADLINE * 1000), f"process {pid} does not end"
-        finally:
-            os.close(descriptor)
-
-    return wait
+    """`wait_for_end`, for tests that take everything from here as fixtures."""
+    return wait_for_end
 
 
 def _describe(path: Path) -> tuple[object, ...]:

@@ -1,18 +1,15 @@
 """A file server under attack: its shares, what lies outside them, and what must hold afterwards.
 
-What lives here: servers with a log that is read, a canary beside each share, a witness on another mount. What must
-not: the attacks; they are in the tests.
+What lives here: servers with a log that is read, a canary beside each share, a witness on another mount; servers and
+directories themselves are those of `tests/fileserver`. What must not: the attacks; they are in the tests.
 """
 
 from __future__ import annotations
 
 import os
-import select
-import shutil
-import stat
 import sys
 import tempfile
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,11 +21,23 @@ from uvmshare.ninep.constants import NONUNAME
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.fileserver.conftest import Device
+    from tests.fileserver.conftest import Device, remove_tree, wait_for_end, xattr_directory
 
     from uvmshare.testing.client import Client
 else:
-    from fileserver.conftest import Device
+    from fileserver.conftest import Device, remove_tree, wait_for_end, xattr_directory
+
+__all__ = [
+    "CANARY",
+    "DEADLINE",
+    "Target",
+    "attack",
+    "children_of",
+    "descriptors_of",
+    "status_of",
+    "wait_for_end",
+    "xattr_directory",
+]
 
 if sys.platform == "win32":
     collect_ignore_glob = ["test_*.py"]
@@ -41,22 +50,6 @@ DEADLINE: Final = 30.0
 
 BUGS: Final = ("Error:", "signal", "Traceback", "Exception ignored", "Fatal")
 """Words of a log line that an attack must not bring about: no exception of Python's, no crash."""
-
-
-def wait_for_end(pid: int) -> None:
-    """Wait for the end of a process that need not be ours; one that nobody reaps has ended too."""
-    if sys.platform == "win32":
-        pytest.skip("the file server runs on Linux")
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        assert poll.poll(DEADLINE * 1000), f"process {pid} does not end"
-    finally:
-        os.close(descriptor)
 
 
 def descriptors_of(pid: int) -> int:
@@ -167,36 +160,7 @@ class Target:
     def close(self) -> None:
         self._open.close()
         self.device.close()
-        _remove(self.top)
-
-
-def _remove(top: Path) -> None:
-    """Remove a tree in which a guest may have taken every permission away."""
-    for directory, names, _ in os.walk(top):
-        for name in names:
-            path = os.path.join(directory, name)
-            with suppress(OSError):
-                if stat.S_ISDIR(os.lstat(path).st_mode):
-                    os.chmod(path, 0o700)
-    shutil.rmtree(top)
-
-
-@pytest.fixture(scope="session")
-def xattr_directory() -> Iterator[Path]:
-    """A directory whose file system keeps user extended attributes, which mapped-xattr needs."""
-    if sys.platform == "win32":
-        pytest.skip("the file server runs on Linux")
-    for base in (Path(tempfile.gettempdir()), Path(__file__).parent):
-        made = Path(tempfile.mkdtemp(prefix="hostile-", dir=base)).resolve()
-        try:
-            os.setxattr(made, "user.probe", b"1")
-        except OSError:
-            made.rmdir()
-            continue
-        yield made
-        _remove(made)
-        return
-    pytest.skip("no file system with user extended attributes; set TMPDIR to one (ext4, xfs, btrfs)")
+        remove_tree(self.top)
 
 
 @pytest.fixture
