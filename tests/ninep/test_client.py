@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +20,7 @@ from uvmshare.testing.connection import dial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 QID = Qid(0, 0, 1)
 
@@ -251,3 +254,19 @@ def test_the_socket_of_a_port_of_hybrid_vsock(tmp_path_factory: pytest.TempPathF
 def test_tcp() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         dial(f"tcp:127.0.0.1:{listening.getsockname()[1]}").close()
+
+
+def test_dialling_waits_for_room_and_not_for_ever(tmp_path: Path) -> None:
+    if sys.platform == "win32":
+        pytest.skip("Python has no unix sockets on Windows")
+    with socket.socket(socket.AF_UNIX) as listening, ExitStack() as waiting:
+        listening.bind(str(tmp_path / "s"))
+        listening.listen(0)
+        waiting.enter_context(dial(f"unix:{tmp_path}/s"))
+        with pytest.raises(TimeoutError, match="no more connections"):
+            dial(f"unix:{tmp_path}/s", timeout=0.01)
+        with ThreadPoolExecutor(1) as thread:
+            third = thread.submit(dial, f"unix:{tmp_path}/s")
+            for _ in range(2):
+                waiting.enter_context(listening.accept()[0])
+            waiting.enter_context(third.result(20))

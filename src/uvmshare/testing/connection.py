@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NoReturn, Self, TypeVar
@@ -43,7 +44,7 @@ def dial(address: str, *, timeout: float = DEFAULT_TIMEOUT) -> socket.socket:
     For ``firecracker:`` and ``cloud-hypervisor:`` it is the unix socket that those monitors connect to
     when their guest dials the port. Raises `InvalidAddress` for what is no address and for ``vsock:``,
     which only a guest can dial; `UnsupportedPlatform` where this system has no such sockets; `OSError`
-    when nobody listens there.
+    when nobody listens there, `TimeoutError` when as many connections wait as the server lets.
     """
     at = parse(address)
     if at.kind == "vsock":
@@ -58,8 +59,16 @@ def dial(address: str, *, timeout: float = DEFAULT_TIMEOUT) -> socket.socket:
         raise UnsupportedPlatform(msg)
     connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        connected.settimeout(timeout)
+        # A socket with a time-out is non-blocking, and such a connect gets EAGAIN when the server has as many
+        # connections waiting as it allows (unix(7)): this one waits in the kernel.
+        seconds, rest = divmod(timeout, 1)
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(seconds), int(rest * 1e6)))
         connected.connect(at.socket_path)
+        connected.settimeout(timeout)
+    except BlockingIOError as error:
+        connected.close()
+        msg = f"{address} accepts no more connections for now"
+        raise TimeoutError(msg) from error
     except BaseException:
         connected.close()
         raise
