@@ -22,7 +22,7 @@ from litestar.response import Stream
 
 from uvmshare.daemon.documents import (
     DEFAULT_OWNER,
-    Event,
+    EventMessage,
     Info,
     NewShare,
     NewVm,
@@ -258,8 +258,8 @@ async def get_operation(*, service: Serving, who: Who, operation: FromPath[str],
 
 _EVENTS = {
     200: ResponseSpec(
-        data_container=Event,
-        description="A stream (text/event-stream); each event's data is one of these, as JSON.",
+        data_container=EventMessage,
+        description="Server-sent events. The data of each is JSON: id, time, kind, vm, share, owner, detail.",
         generate_examples=False,
         media_type="text/event-stream",
     ),

@@ -14,6 +14,7 @@ import msgspec
 __all__ = [
     "DEFAULT_OWNER",
     "Event",
+    "EventMessage",
     "Info",
     "NewShare",
     "NewVm",
@@ -199,6 +200,16 @@ class Event(_Answer, frozen=True):
     share: str | None
     owner: str | None
     detail: dict[str, Any]
+
+
+class EventMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An event as it is in the stream: its fields, as a browser's EventSource gives them."""
+
+    event: str
+    """Its kind; or "missed", when some before the next are not kept any more."""
+    data: str
+    """The `Event`, as JSON; empty braces with "missed"."""
+    id: str = ""
 
 
 class Info(_Answer, frozen=True):

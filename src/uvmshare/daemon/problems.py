@@ -32,6 +32,13 @@ ANSWERS: Final[Mapping[type[errors.UvmshareError], tuple[int, str]]] = {
     errors.ShareExists: (409, _REPORT),
     errors.StillInUse: (409, "Release the shares first, or force it."),
     errors.SharesLeft: (409, "Ask again: what could not be taken out is tried again."),
+    errors.MountsLeft: (409, "Ask again: what could not be taken away is tried again."),
+    errors.MountConflict: (409, "Ask for the same options, or for another path."),
+    errors.MountBusy: (409, "End what uses it in the guest, or unmap it lazily."),
+    errors.MountRefused: (403, "Choose a path below what the guest's agent was allowed."),
+    errors.MountNotFound: (404, "List the VM's mounts."),
+    errors.GuestAgentError: (502, "See the reason and the agent's log in the guest."),
+    errors.AgentUnreachable: (503, "Start the agent in the guest (uvmshare guest agent), and see that it is reached."),
     errors.InvalidState: (409, "Wait, and ask again."),
     errors.ManagerClosed: (409, "The VM is being removed: add it again."),
     errors.ComputeSystemClosed: (409, "The VM is being removed: add it again."),
@@ -43,6 +50,8 @@ ANSWERS: Final[Mapping[type[errors.UvmshareError], tuple[int, str]]] = {
     errors.ComputeSystemError: (502, "See the reason, mend it, and ask again: nothing was changed."),
     errors.FileServerError: (502, "See the reason and the VM's log; `uvmshare doctor` looks at the host."),
     errors.ServiceDisconnected: (503, "Start the Host Compute Service, and ask again."),
+    errors.JournalError: (503, "See the reason; docs/journal.md has the ways out. Nothing was changed."),
+    errors.JournalFull: (507, "Make room on the journal's disk. Nothing was changed."),
     errors.DaemonError: (503, "See the reason and the daemon's log."),
     errors.OutcomeUnknown: (504, "Ask again: what was left behind is taken out by itself."),
     errors.OperationTimedOut: (504, "Ask again: what was left behind is taken out by itself."),
@@ -89,6 +98,10 @@ def problem_of(error: BaseException, thing: str, *, status: int | None = None) -
     )
 
 
+_MANY: Final = (errors.SharesLeft, errors.MountsLeft)
+"""Errors that carry others, which no document does."""
+
+
 def _title(cls: type) -> str:
     words = "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in cls.__name__)
     return words.strip().capitalize()
@@ -97,6 +110,6 @@ def _title(cls: type) -> str:
 def to_exception(problem: Problem) -> errors.UvmshareError:
     """Return the exception that a problem stands for: the same class as on the other side."""
     cls = getattr(errors, problem.error, None)
-    if isinstance(cls, type) and issubclass(cls, errors.UvmshareError) and cls is not errors.SharesLeft:
+    if isinstance(cls, type) and issubclass(cls, errors.UvmshareError) and cls not in _MANY:
         return cls(problem.reason)
     return errors.DaemonError(f"{problem.reason} ({problem.error}, status {problem.status}): {problem.remedy}")

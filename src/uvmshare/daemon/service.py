@@ -311,11 +311,14 @@ class Service:
     async def release(self, who: Identity, machine: Machine, name: str, owner: str, uid: int | None = None) -> None:
         """Give back what an owner holds of a share; the last one takes it out. Holding nothing is no mistake.
 
-        `uid` is for root, who may release what others hold. Raises `NotThere` for a share that `who` cannot see, and
-        what the VM raises: the reference then stays.
+        `uid` is for root, who may release what others hold. Raises `NotThere` for a share that `who` cannot see,
+        `OperationDenied`, and what the VM raises: the reference then stays.
         """
         self.share(who, machine, name)
-        whose = who.uid if uid is None or not who.is_root else uid
+        whose = who.uid if uid is None else uid
+        if whose != who.uid and not who.is_root:
+            msg = f"uid {who.uid} releases nothing of uid {whose}'s: only root does"
+            raise OperationDenied(msg)
         await self._release(machine, name, f"{whose}/{owner}", "share.released")
 
     async def _release(self, machine: Machine, name: str, owner: str, kind: str) -> None:

@@ -348,6 +348,10 @@ def _spawn(
     channel: socket.socket, log: str | os.PathLike[str] | None, run_as: tuple[int, int, Sequence[int]] | None
 ) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-P", "-m", "uvmshare.fileserver.supervisor", str(channel.fileno())]
+    if run_as is not None:
+        # It becomes that user itself, once everything is loaded: the interpreter may be where only root reads.
+        user, group, groups = run_as
+        command += [str(user), str(group), ",".join(map(str, groups))]
     errors = None
     try:
         if log is not None:
@@ -359,10 +363,6 @@ def _spawn(
             stdout=subprocess.DEVNULL,
             stderr=errors,
             start_new_session=True,  # Ctrl-C is for the caller, which then ends the server in order
-            user=None if run_as is None else run_as[0],
-            group=None if run_as is None else run_as[1],
-            extra_groups=None if run_as is None else run_as[2],
-            cwd=None if run_as is None else "/",
         )
     except OSError as error:
         msg = f"cannot start the file server: {error}"

@@ -555,8 +555,22 @@ class Supervisor:
             self._answer(controller, control.Reply(id=number))
 
 
+def _become(user: int, group: int, groups: list[int]) -> None:
+    """Be that user and nobody else from now on, with no way back (setresuid(2))."""
+    os.chdir("/")
+    os.setgroups(groups)
+    os.setresgid(group, group, group)
+    os.setresuid(user, user, user)
+
+
 def main(arguments: list[str]) -> int:
-    """Run a supervisor on the control channel whose descriptor is the one argument."""
+    """Run a supervisor on the control channel whose descriptor is the first argument.
+
+    The other three, if there are any, are the uid, gid and supplementary groups to run as.
+    """
+    if len(arguments) == 4:
+        user, group, groups = arguments[1:]
+        _become(int(user), int(group), [int(each) for each in groups.split(",") if each])
     syscalls.set_name("uvmshare")
     # A socket and a pidfd for each mount: the usual 1024 would be less than the limits allow.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

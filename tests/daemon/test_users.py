@@ -1,0 +1,302 @@
+"""Other users of the host: what is not theirs is not there, and nobody shares what he could not read himself.
+
+Each is a process of his own, forked here and given his uid, so that the kernel tells the daemon who he is.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import stat
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+
+from uvmshare import errors
+from uvmshare.daemon import identity
+from uvmshare.daemon.client import Client
+from uvmshare.daemon.documents import NewShare, NewVm
+from uvmshare.testing.client import Client as Guest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.daemon.harness import Running
+
+T = TypeVar("T")
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be other users")
+
+ALICE, BOB = 12345, 65534
+GROUP = 23456
+
+
+def as_user(uid: int, work: Callable[[], T], *, groups: tuple[int, ...] = ()) -> T:
+    """Run `work` in a child that is that user, and return or raise what it did."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        outcome: tuple[bool, Any]
+        try:
+            os.setgroups(groups)
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+            outcome = (True, work())
+        except BaseException as error:  # noqa: BLE001  the parent raises it
+            outcome = (False, (type(error), str(error)))
+        with os.fdopen(writer, "wb") as stream:
+            stream.write(pickle.dumps(outcome))
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as stream:
+        data = stream.read()
+    os.waitpid(child, 0)
+    good, result = pickle.loads(data)
+    if good:
+        return result  # type: ignore[no-any-return]  # pickle knows no types
+    raise result[0](result[1])
+
+
+class User:
+    """One user of the host at the daemon's socket."""
+
+    def __init__(self, daemon: Running, uid: int, *, groups: tuple[int, ...] = ()) -> None:
+        self.daemon = daemon
+        self.uid = uid
+        self.groups = groups
+        self.folder = daemon.home.directory(f"home-{uid}", 0o700)
+        os.chown(self.folder, uid, uid)
+
+    def do(self, work: Callable[[Client], T]) -> T:
+        def connected() -> T:
+            with Client(self.daemon.home.host) as client:
+                return work(client)
+
+        return as_user(self.uid, connected, groups=self.groups)
+
+    def add_vm(self, id_: str = "vm", **more: Any) -> str:
+        self.daemon.home.had_vms = True
+        listen = f"unix:{self.folder}/{id_}.9p"
+        return self.do(lambda client: client.add_vm(NewVm(id=id_, listen=(listen,), **more)).addresses[0])
+
+    def add_share(self, path: str, **more: Any) -> str:
+        return self.do(lambda client: client.add_share("vm", NewShare(path=path, **more)).name)
+
+
+@pytest.fixture
+def alice(daemon: Running) -> User:
+    return User(daemon, ALICE)
+
+
+@pytest.fixture
+def bob(daemon: Running) -> User:
+    return User(daemon, BOB)
+
+
+def test_the_daemon_knows_who_asks(alice: User) -> None:
+    assert alice.do(lambda client: client.info().you) == ALICE
+
+
+def test_what_is_another_users_is_not_there(alice: User, bob: User) -> None:
+    address = alice.add_vm()
+    name = alice.add_share(alice.folder)
+    assert bob.do(lambda client: client.vms()) == []
+    for vm in ("vm", f"{ALICE}:vm"):
+        for attempt in (
+            lambda client, vm=vm: client.vm(vm),
+            lambda client, vm=vm: client.shares(vm),
+            lambda client, vm=vm: client.share(vm, name),
+            lambda client, vm=vm: client.add_share(vm, NewShare(path="/tmp")),
+            lambda client, vm=vm: client.release_share(vm, name),
+            lambda client, vm=vm: client.release_share(vm, name, uid=ALICE),
+            lambda client, vm=vm: client.remove_vm(vm, force=True),
+            lambda client, vm=vm: client.renew("default", vm=vm, share=name),
+        ):
+            with pytest.raises(errors.NotThere, match="no VM"):
+                bob.do(attempt)
+    with Guest.connect(address, name) as guest:
+        assert guest.listdir("") is not None
+    assert alice.do(lambda client: [share.name for share in client.shares("vm")]) == [name]
+
+
+def test_one_user_neither_sees_nor_ends_what_another_asked_for(alice: User, bob: User) -> None:
+    alice.add_vm()
+    operation = alice.do(lambda client: client.begin_add_share("vm", NewShare(path=alice.folder)).id)
+    assert alice.do(lambda client: client.operation(operation, wait=True).state) == "succeeded"
+    with pytest.raises(errors.NotThere, match="operation"):
+        bob.do(lambda client: client.operation(operation))
+    assert bob.do(lambda client: list(client.events("x", follow=False))) == [None]
+    kinds = alice.do(lambda client: [event.kind for event in client.events("x", follow=False) if event])
+    assert kinds == ["vm.added", "share.held"]
+
+
+def test_users_names_are_kept_apart(alice: User, bob: User) -> None:
+    addresses = {alice.add_vm(), bob.add_vm()}
+    assert len(addresses) == 2
+    name = alice.add_share(alice.folder, owner="job", lease=60)
+    with pytest.raises(errors.NotThere):
+        bob.do(lambda client: client.renew("job"))
+    bob.do(lambda client: client.release_owner("job"))
+    assert alice.do(lambda client: client.share("vm", name).references[0].owner) == "job"
+    assert alice.do(lambda client: client.renew("job")) == 1
+
+
+def test_root_sees_all_and_may_all(alice: User, client: Client) -> None:
+    alice.add_vm()
+    name = alice.add_share(alice.folder)
+    (vm,) = client.vms()
+    assert (vm.id, vm.uid) == (f"{ALICE}:vm", ALICE)
+    assert [share.name for share in client.shares(vm.id)] == [name]
+    client.release_share(vm.id, name, uid=ALICE)
+    assert client.shares(vm.id) == []
+    client.remove_vm(vm.id)
+    assert alice.do(lambda client: client.vms()) == []
+
+
+def test_what_root_holds_in_a_users_vm_is_not_the_users(alice: User, client: Client) -> None:
+    alice.add_vm()
+    share = client.add_share(f"{ALICE}:vm", NewShare(path=alice.folder, read_only=True))
+    assert alice.do(lambda client: client.shares("vm")) == []
+    with pytest.raises(errors.NotThere):
+        alice.do(lambda client: client.release_share("vm", share.name))
+    assert alice.add_share(alice.folder, read_only=True) == share.name
+    with pytest.raises(errors.OperationDenied, match="only root"):
+        alice.do(lambda client: client.release_share("vm", share.name, uid=0))
+    alice.do(lambda client: client.release_share("vm", share.name))
+    (left,) = client.shares(f"{ALICE}:vm")
+    assert [reference.uid for reference in left.references] == [0]
+    kinds = alice.do(lambda client: [event.kind for event in client.events("x", follow=False) if event])
+    assert kinds == ["vm.added", "share.held", "share.released"]
+
+
+def test_nobody_shares_what_he_may_not_read(alice: User, daemon: Running) -> None:
+    alice.add_vm()
+    secret = daemon.home.directory("secret", 0o700)
+    os.mkdir(f"{secret}/inside")
+    for path in (secret, f"{secret}/inside", f"{secret}/not-there"):
+        with pytest.raises(errors.UvmshareError) as refused:
+            alice.add_share(path, read_only=True)
+        assert isinstance(refused.value, errors.OperationDenied | errors.InvalidOptions)
+        assert "ermission denied" in str(refused.value), "and nothing of what is there"
+
+
+def test_nobody_shares_writable_what_he_may_only_read(alice: User, daemon: Running) -> None:
+    alice.add_vm()
+    path = daemon.home.directory("readable")
+    with pytest.raises(errors.OperationDenied, match="read and write"):
+        alice.add_share(path)
+    assert alice.add_share(path, read_only=True) == "0"
+    with open(f"{path}/file", "w") as file:
+        file.write("x")
+    with pytest.raises(errors.OperationDenied, match="read and write"):
+        alice.add_share(f"{path}/file")
+
+
+def test_groups_count_as_they_do_everywhere(daemon: Running) -> None:
+    path = daemon.home.directory("grouped", 0o770)
+    os.chown(path, 0, GROUP)
+    member = User(daemon, ALICE, groups=(GROUP,))
+    member.add_vm()
+    assert member.add_share(path) == "0"
+    stranger = User(daemon, BOB)
+    stranger.add_vm()
+    with pytest.raises(errors.OperationDenied):
+        stranger.add_share(path)
+
+
+def test_the_file_server_has_its_users_rights_and_no_others(alice: User, daemon: Running) -> None:
+    """The check at the door could be raced: what holds is who opens the path in the end."""
+    address = alice.add_vm()
+    pids = [
+        int(pid)
+        for pid in os.listdir("/proc")
+        if pid.isdigit() and os.stat(f"/proc/{pid}").st_uid == ALICE and _command(pid).endswith("supervisor")
+    ]
+    assert len(pids) == 1
+    with open(f"/proc/{pids[0]}/status") as file:
+        status = dict(line.split(":", 1) for line in file)
+    assert set(status["Uid"].split()) == {str(ALICE)}
+    assert set(status["Gid"].split()) == {str(ALICE)}
+    assert status["Groups"].split() == []
+    assert int(status["CapEff"], 16) == 0
+    assert stat.S_ISSOCK(os.stat(address.removeprefix("unix:")).st_mode)
+    assert os.stat(address.removeprefix("unix:")).st_uid == ALICE
+
+
+def test_a_path_that_leads_elsewhere_after_the_check_is_opened_with_the_users_rights(
+    alice: User, daemon: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = daemon.home.directory("secret", 0o700)
+    with open(f"{secret}/key", "w") as file:
+        file.write("secret")
+    inner = f"{alice.folder}/inner"
+    os.mkdir(inner)
+    os.chown(inner, ALICE, ALICE)
+    check = identity.checked_options
+
+    async def swapped(*args: Any, **more: Any) -> Any:
+        options = await check(*args, **more)
+        os.rmdir(inner)
+        os.symlink(secret, inner)
+        return options
+
+    address = alice.add_vm()
+    monkeypatch.setattr("uvmshare.daemon.service.checked_options", swapped)
+    with pytest.raises(errors.UvmshareError):
+        alice.add_share(inner, read_only=True)
+    with pytest.raises(OSError, match=r"."):
+        Guest.connect(address, "0")
+
+
+def test_a_user_cannot_have_the_daemon_listen_where_he_may_not(alice: User, daemon: Running) -> None:
+    closed = daemon.home.directory("closed", 0o755)
+    with pytest.raises(errors.FileServerError, match="closed"):
+        alice.do(lambda client: client.add_vm(NewVm(id="x", listen=(f"unix:{closed}/9p",))))
+    assert os.listdir(closed) == []
+    with pytest.raises(errors.FileServerError, match="root"):
+        alice.add_vm("y", security_model="passthrough")
+    assert alice.do(lambda client: client.vms()) == []
+
+
+def test_the_files_of_one_users_file_server_are_out_of_anothers_reach(alice: User, bob: User, daemon: Running) -> None:
+    alice.add_vm()
+    run_dir = f"{daemon.home.settings.run_dir}/vms/{ALICE}/vm"
+    assert stat.S_IMODE(os.stat(run_dir).st_mode) == 0o700
+    assert os.stat(run_dir).st_uid == ALICE
+    assert os.stat(os.path.dirname(run_dir)).st_uid == 0
+    with pytest.raises(PermissionError):
+        as_user(BOB, lambda: os.listdir(run_dir))
+    with pytest.raises(PermissionError):
+        as_user(ALICE, lambda: os.rename(run_dir, f"{run_dir}.elsewhere"))
+    with pytest.raises(PermissionError):
+        as_user(ALICE, lambda: os.listdir(f"{daemon.home.settings.run_dir}/log"))
+    with pytest.raises(PermissionError):
+        as_user(ALICE, lambda: os.listdir(daemon.home.settings.state_dir))
+
+
+def test_the_sockets_permissions_decide_who_may_ask_at_all(daemon: Running, bob: User) -> None:
+    os.chmod(daemon.home.settings.socket_path, 0o600)
+    with pytest.raises(errors.DaemonError, match="may not connect"):
+        bob.do(lambda client: client.info())
+
+
+def test_a_daemon_that_is_not_roots_serves_its_own_user(daemon: Running) -> None:
+    from uvmshare.daemon.identity import Identity
+
+    assert daemon.daemon is not None
+    service = daemon.daemon.service
+    service._identity = Identity(ALICE, ALICE)
+    service.admit(Identity(ALICE, ALICE))
+    service.admit(Identity(0, 0))
+    with pytest.raises(errors.OperationDenied, match="no other user"):
+        service.admit(Identity(BOB, BOB))
+
+
+def _command(pid: str) -> str:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            parts = file.read().split(b"\0")
+    except OSError:
+        return ""
+    return parts[3].decode() if len(parts) > 3 else ""
