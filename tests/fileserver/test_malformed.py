@@ -121,15 +121,30 @@ class Server:
             assert another.listdir() == [b"file"]
 
 
+LINES = 100
+"""A log takes 200 lines at once; these tests make them faster than it takes more."""
+
+
 @pytest.fixture(scope="module")
-def served(start_device: Callable[..., Device], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    root = tmp_path_factory.mktemp("served").resolve()
-    (root / "file").write_bytes(b"content")
-    log = tmp_path_factory.mktemp("log") / "log"
-    device = start_device(security_model="none", log=log, limits=Limits(msize=MSIZE))
-    assert device.share(root) == SHARE
-    with device.connect(SHARE) as witness:
-        yield Server(device, log, witness)
+def servers() -> Iterator[list[Server]]:
+    used: list[Server] = []
+    yield used
+    for each in used:
+        each.witness.close()
+
+
+@pytest.fixture
+def served(
+    servers: list[Server], start_device: Callable[..., Device], tmp_path_factory: pytest.TempPathFactory
+) -> Server:
+    if not servers or len(servers[-1].reasons()) > LINES:
+        root = tmp_path_factory.mktemp("served").resolve()
+        (root / "file").write_bytes(b"content")
+        log = tmp_path_factory.mktemp("log") / "log"
+        device = start_device(security_model="none", log=log, limits=Limits(msize=MSIZE))
+        assert device.share(root) == SHARE
+        servers.append(Server(device, log, device.connect(SHARE)))
+    return servers[-1]
 
 
 @pytest.mark.parametrize("data", BEFORE_THE_ATTACH.values(), ids=BEFORE_THE_ATTACH.keys())
