@@ -256,7 +256,7 @@ def test_servers_that_cannot_start(settings: dict[str, Any]) -> None:
 
 
 def test_an_address_in_use_is_refused_and_the_other_server_goes_on(device: Device, root: Path) -> None:
-    with pytest.raises(FileServerError, match="another server"):
+    with pytest.raises(FileServerError, match=f"file server has it already, process {device.pid()}"):
         start_and_fail(listen=[device.address])
     name = device.share(root)
     with device.connect(name) as guest:

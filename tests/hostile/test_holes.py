@@ -20,16 +20,14 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from uvmshare.address import parse
 from uvmshare.errors import ConnectionClosed, FileServerError
 from uvmshare.fileserver import control
-from uvmshare.fileserver import listener as listener_module
 from uvmshare.fileserver import session as session_module
 from uvmshare.fileserver.aside import Aside
 from uvmshare.fileserver.device import FileServer
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.limits import Limits
-from uvmshare.fileserver.listener import Listener
+from uvmshare.fileserver.link import Link
 from uvmshare.fileserver.ownership import Owner, Ownership
 from uvmshare.fileserver.session import Session
 from uvmshare.fileserver.supervisor import Supervisor
@@ -225,9 +223,10 @@ def test_a_mount_process_that_cannot_be_watched_does_not_stay(tmp_path: Path, mo
     theirs.close()
 
     async def talk() -> None:
-        server = FileServer(*await asyncio.open_unix_connection(sock=ours), None, SECONDS)
         address = f"unix:{tmp_path}/s"
-        await server._greet(control.Configuration(id=0, listen=(address,), security_model="none"))
+        link = Link(*await asyncio.open_unix_connection(sock=ours), None)
+        await link.greeted(control.Configuration(id=0, listen=(address,), security_model="none"))
+        server = FileServer(link, None, SECONDS)
         await server.modify(add(tmp_path / "share"))
         with pytest.raises(ConnectionClosed):
             Client.connect(address, "0", timeout=SECONDS)
@@ -336,23 +335,6 @@ def test_a_controller_that_never_reads_is_let_go(attack: Callable[..., Target], 
     assert int(status_of(target.pid, "VmHWM").split()[0]) < 128 << 10
     target.require_unharmed()
     target.require_nothing_left()
-
-
-def test_a_lock_on_the_directory_of_a_socket_keeps_no_server_from_starting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pauses: list[float] = []
-    monkeypatch.setattr(listener_module, "time", SimpleNamespace(sleep=pauses.append))
-    descriptor = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)  # as anybody may in a directory like /tmp
-    try:
-        listener = Listener(parse(f"unix:{tmp_path}/s"))
-        dial(f"unix:{tmp_path}/s", timeout=SECONDS).close()
-        listener.close()
-    finally:
-        os.close(descriptor)
-    assert pauses
-    assert sum(pauses) <= 5
 
 
 def test_only_the_owner_may_open_the_control_socket_and_the_shares(

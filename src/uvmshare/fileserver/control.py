@@ -17,6 +17,7 @@ import msgspec
 
 from uvmshare import errors
 from uvmshare.fileserver.limits import Limits
+from uvmshare.hcs import schema  # noqa: TC001  msgspec reads the annotations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Configuration",
     "Failure",
+    "Lost",
     "Modify",
     "Mount",
     "Reply",
@@ -57,6 +59,7 @@ class Configuration(_Request, frozen=True, tag="start", kw_only=True):
     allow_remote: bool = False
     socket_mode: int = 0o600
     run_dir: str | None = None
+    log: str | None = None
     limits: Limits = Limits()
 
 
@@ -99,6 +102,17 @@ class Share(msgspec.Struct, frozen=True):
     path: str
     read_only: bool
     mounts: tuple[Mount, ...]
+    document: schema.Plan9Share
+    leaving: bool = False
+    """It is being removed: its mounts have been killed and are ending."""
+
+
+class Lost(msgspec.Struct, frozen=True):
+    """One share of a supervisor that died which the one after it could not take over, and why."""
+
+    name: str
+    path: str
+    reason: str
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -112,6 +126,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     half_open: int = 0
     notes: tuple[str, ...] = ()
     """What the host's kernel lacks for full confinement; empty when nothing."""
+    lost: tuple[Lost, ...] = ()
+    """What this supervisor could not take over from the one before it."""
 
 
 _encoder = msgspec.json.Encoder()

@@ -1,15 +1,14 @@
 """The Linux file server as its users see it: a compute system that takes modify documents.
 
-What lives here: `FileServer`, which starts or finds a supervisor process and speaks to it. What must
-not: serving (`supervisor` and below), or what a share is to a caller (`uvmshare.share`).
+What lives here: `FileServer`, which starts or finds a supervisor process, and another one when it dies.
+What must not: serving (`supervisor` and below), the channel (`link`), or what a share is to a caller
+(`uvmshare.share`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import socket
-import subprocess
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Self
@@ -17,21 +16,32 @@ from typing import TYPE_CHECKING, Final, Self
 import msgspec
 
 from uvmshare import address
-from uvmshare.errors import ComputeSystemGone, FileServerError, OutcomeUnknown, UnsupportedPlatform
+from uvmshare.errors import (
+    ComputeSystemGone,
+    FileServerError,
+    InvalidState,
+    OutcomeUnknown,
+    ShareNotFound,
+    UnsupportedPlatform,
+    UvmshareError,
+)
 from uvmshare.fileserver import control
 from uvmshare.fileserver.limits import Limits
+from uvmshare.fileserver.link import Link, NoFileServer
+from uvmshare.fileserver.rundir import LOG
 from uvmshare.hcs import schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from uvmshare.fileserver.link import RunAs
+
 __all__ = ["FileServer"]
 
-_CONTROL_SOCKET: Final = "control.sock"
-_START_SECONDS: Final = 30.0
-"""To start an interpreter and bind a few sockets; a loaded machine took 2."""
 _END_SECONDS: Final = 30.0
-_LAST_BREATH_SECONDS: Final = 1.0
+_RESTART_FIRST: Final = 0.1
+_RESTART_LONGEST: Final = 10.0
+"""Seconds between two attempts to have a new supervisor; the wait doubles from the first to the longest."""
 
 
 class FileServer:
@@ -42,36 +52,43 @@ class FileServer:
         async with await FileServer.start(listen=["unix:/run/vm1.9p"]) as server:
             manager = Manager(UtilityVM(server))
 
+    Without a run directory, the end of the supervisor is the end of every share: `on_exit` tells it. With one, shares
+    and mounts outlive the supervisor, which is started again by itself, and this goes on: what was asked
+    and not answered has an unknown outcome, what is asked meanwhile waits, and `on_takeover` tells when the new one
+    serves. Then only an end that somebody asked for (`aclose`, SIGTERM) is one.
+
     `addresses` are those it listens on, with the ports that were really bound; `notes` say what the
-    host's kernel lacks to confine mount processes fully. Reasons for ended connections go to the
-    log, a line each, which is standard error unless `log` was given.
+    host's kernel lacks to confine mount processes fully; `lost` are the shares that the supervisor could not
+    take over from one that died. Reasons for ended connections go to the log, a line each, which is standard error
+    unless `log` was given.
 
     Made by `start` or `connect`. Belongs to one event loop.
     """
 
     def __init__(
         self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        process: subprocess.Popen[bytes] | None,
+        link: Link,
+        run_dir: str | None,
         modify_timeout: float,
+        run_as: RunAs | None = None,
+        log: str | None = None,
     ) -> None:
         """Use `start` or `connect`."""
-        self._reader = reader
-        self._writer = writer
-        self._process = process
+        self._run_as = run_as
+        self._log = log
+        self._run_dir = run_dir
         self._modify_timeout = modify_timeout
-        self._waiting: dict[int, asyncio.Future[control.Reply]] = {}
-        self._last_id = 0
-        self._broken: str | None = None
         self._gone: ComputeSystemGone | None = None
         self._exited = asyncio.Event()
         self._on_exit: list[Callable[[ComputeSystemGone], None]] = []
-        self._pidfd = -1
+        self._on_takeover: list[Callable[[control.Reply], None]] = []
         self._closing = False
-        self._listening = asyncio.create_task(self._listen())
-        self.addresses: tuple[str, ...] = ()
-        self.notes: tuple[str, ...] = ()
+        self._restarting: asyncio.Task[None] | None = None
+        self._restart_delay = _RESTART_FIRST
+        self._linked_at = 0.0
+        self._trouble = ""
+        self._link = link
+        self._use(link)
 
     # Starting and finding
 
@@ -87,19 +104,20 @@ class FileServer:
         socket_mode: int = 0o600,
         limits: Limits | None = None,
         modify_timeout: float = 30.0,
-        run_as: tuple[int, int, Sequence[int]] | None = None,
+        run_as: RunAs | None = None,
     ) -> Self:
         """Start a supervisor that listens on these addresses (`uvmshare.address`).
 
         Without `run_dir` the supervisor ends when this process does, however it ends. With one it
         outlives it, logs to ``RUN_DIR/log`` unless `log` says otherwise, and `connect` finds it
-        again. `run_as` is the uid, gid and supplementary groups that it runs as instead of this process's, which
-        needs root; it then opens addresses and shares with that user's rights, and `run_dir` must be that
-        user's already. `socket_mode` is that of unix socket files. After `modify_timeout` seconds a modify
-        request without an answer raises `OutcomeUnknown`.
+        again. When a supervisor died there, its shares and mounts are taken over, and served at these addresses
+        and with these limits from now on. `run_as` is the uid, gid and supplementary groups that it runs
+        as instead of this process's, which needs root; it then opens addresses and shares with that user's
+        rights, and `run_dir` must be that user's already. `socket_mode` is that of unix socket files. After
+        `modify_timeout` seconds a modify request without an answer raises `OutcomeUnknown`.
 
         Raises `InvalidAddress`, `FileServerError`, or `UnsupportedPlatform` on other systems than Linux.
-        When it raises, nothing of it is left running.
+        When it raises, nothing of it is left running, and what was to be taken over is as it was.
         """
         _require_linux()
         for text in listen:
@@ -108,63 +126,52 @@ class FileServer:
             msg = "a file server needs an address to listen on, such as unix:/run/vm1.9p"
             raise FileServerError(msg)
         checked = (limits or Limits()).checked()
-        directory, log = _prepare(run_dir, log)
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = _spawn(theirs, log, run_as)
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
-        server = cls(reader, writer, process, modify_timeout)
-        try:
-            configuration = control.Configuration(
-                id=0,
-                listen=tuple(listen),
-                security_model=security_model,
-                allow_remote=allow_remote,
-                socket_mode=socket_mode,
-                run_dir=directory,
-                limits=checked,
-            )
-            await server._greet(configuration)
-        except BaseException:
-            await server._abandon()
-            raise
-        return server
+        directory = None if run_dir is None else _made(run_dir)
+        own_log = None if log is None else _absolute(log)
+        configuration = control.Configuration(
+            0,
+            listen=tuple(listen),
+            security_model=security_model,
+            allow_remote=allow_remote,
+            socket_mode=socket_mode,
+            run_dir=directory,
+            log=None if directory is None or own_log is not None else os.path.join(directory, LOG),
+            limits=checked,
+        )
+        link = await Link.start(configuration, run_as, own_log)
+        return cls(link, directory, modify_timeout, run_as, own_log)
 
     @classmethod
-    async def connect(cls, run_dir: str | os.PathLike[str], *, modify_timeout: float = 30.0) -> Self:
+    async def connect(
+        cls,
+        run_dir: str | os.PathLike[str],
+        *,
+        log: str | os.PathLike[str] | None = None,
+        modify_timeout: float = 30.0,
+    ) -> Self:
         """Find the supervisor that was started with `run_dir`; its guests go on meanwhile.
 
-        Raises `FileServerError` when there is none, `UnsupportedPlatform` on other systems than Linux.
+        When it died, a new one is started with its configuration, which takes over its shares and mounts; when
+        root asks, it runs as the user whom the directory belongs to. `log` is where that one logs, ``RUN_DIR/log``
+        unless given.
+
+        Raises `FileServerError` when there is none, or none can be started; `UnsupportedPlatform` on other systems
+        than Linux.
         """
         _require_linux()
-        path = os.path.join(run_dir, _CONTROL_SOCKET)
-        try:
-            reader, writer = await asyncio.open_unix_connection(path)
-        except OSError as error:
-            msg = f"no file server answers at {path!r}: {error.strerror or error}; start one with this run directory"
-            raise FileServerError(msg) from error
-        server = cls(reader, writer, None, modify_timeout)
-        try:
-            await server._greet(control.Status(0))
-        except BaseException:
-            await server._abandon()
-            raise
-        return server
+        directory = _absolute(run_dir)
+        own_log = None if log is None else _absolute(log)
+        return cls(await Link.find_or_start(directory, log=own_log), directory, modify_timeout, log=own_log)
 
-    async def _greet(self, request: control.Configuration | control.Status) -> None:
-        try:
-            reply = await self._ask(request, _START_SECONDS)
-        except (OutcomeUnknown, ComputeSystemGone) as error:
-            msg = f"the file server did not start: {error}"
-            raise FileServerError(msg) from error
-        self.addresses = reply.addresses
-        self.notes = reply.notes
-        try:
-            self._pidfd = os.pidfd_open(reply.pid)
-        except ProcessLookupError:
-            self._note_exit()
-        else:
-            asyncio.get_running_loop().add_reader(self._pidfd, self._note_exit)
+    def _use(self, link: Link) -> None:
+        self._link = link
+        self._linked_at = asyncio.get_running_loop().time()
+        self.addresses = link.greeting.addresses
+        self.notes = link.greeting.notes
+        self.lost = link.greeting.lost
+        link.on_end = self._note_end
+        if link.broken is not None:
+            self._note_end()
 
     # What a compute system does
 
@@ -172,44 +179,115 @@ class FileServer:
         """Carry out a modify document: add or remove a share of the device.
 
         When a removal returns, no process serves the share any more. Raises `InvalidDocument`,
-        `AccessDenied`, `ShareExists`, `ShareNotFound`; `OutcomeUnknown` when no answer comes in time or
-        the channel breaks; `ComputeSystemGone` when the supervisor has ended.
+        `AccessDenied`, `ShareExists`, `ShareNotFound`, `DiskFull`; `OutcomeUnknown` when no answer comes in time or
+        the channel breaks; `InvalidState`, and nothing was asked, when there is no supervisor now and none
+        could be started yet; `ComputeSystemGone` when the supervisor has ended for good.
         """
         document = msgspec.Raw(schema.encode(request))
-        await self._ask(control.Modify(self._next_id(), document), self._modify_timeout)
+        link = await self._require_link()
+        await link.ask(lambda number: control.Modify(number, document), self._modify_timeout)
 
     async def status(self) -> control.Reply:
         """Return the addresses, the shares, and the mount processes of each.
 
-        Raises `OutcomeUnknown` or `ComputeSystemGone`.
+        Raises `OutcomeUnknown`, `InvalidState` or `ComputeSystemGone`.
         """
-        return await self._ask(control.Status(self._next_id()), self._modify_timeout)
+        return await (await self._require_link()).ask(control.Status, self._modify_timeout)
 
-    def _next_id(self) -> int:
-        self._last_id += 1
-        return self._last_id
+    async def plan9_shares(self) -> tuple[schema.Plan9Share, ...]:
+        """Return the document of every share that is served; see `uvmshare.hcs.utility_vm.ListsPlan9Shares`.
 
-    # What tells that the supervisor has ended, which a channel that broke does not
+        Waits for those that are being removed. Raises what `modify` and `status` raise.
+        """
+        shares = (await self.status()).shares
+        for share in shares:
+            if share.leaving:
+                with suppress(ShareNotFound):
+                    await self.modify(
+                        schema.ModifySettingRequest(
+                            resource_path=schema.PLAN9_SHARES,
+                            request_type=schema.RequestType.REMOVE,
+                            settings=share.document,
+                        )
+                    )
+        return tuple(share.document for share in shares if not share.leaving)
+
+    async def _require_link(self) -> Link:
+        if self._restarting is not None:
+            await asyncio.wait({self._restarting}, timeout=self._modify_timeout)
+        elif self._gone is None and await self._link.has_ended():
+            self._note_end()
+        if self._gone is not None:
+            raise ComputeSystemGone(str(self._gone))
+        if self._restarting is not None:
+            msg = f"the file server in {self._run_dir!r} has died and is being started again: {self._trouble or 'wait'}"
+            raise InvalidState(msg)
+        if self._link.broken is not None and self._run_dir is None:
+            msg = f"{self._link.broken}, and its process goes on, where nobody reaches it without a run directory"
+            raise OutcomeUnknown(msg)
+        return self._link
+
+    # Its end, and that of its supervisor, which are two things when there is a run directory
 
     def on_exit(self, callback: Callable[[ComputeSystemGone], None]) -> None:
-        """Have `callback` called once, in the event loop, when the supervisor has ended by itself.
+        """Have `callback` called once, in the event loop, when the file server has ended by itself.
 
-        See `uvmshare.share.interfaces.TellsExit`. Closing the file server is no such end.
+        See `uvmshare.share.interfaces.TellsExit`. Closing the file server is no such end; neither is that of a
+        supervisor with a run directory, unless it was told to end.
         """
         if self._gone is None:
             self._on_exit.append(callback)
         else:
             asyncio.get_running_loop().call_soon(callback, self._gone)
 
+    def on_takeover(self, callback: Callable[[control.Reply], None]) -> None:
+        """Have `callback` called, in the event loop, whenever another supervisor serves after one died.
+
+        It is given what `status` would return: the shares it took over, and those that are `lost`.
+        """
+        self._on_takeover.append(callback)
+
     async def wait_exit(self) -> str:
-        """Return, with the reason, when the supervisor has ended, or this file server was closed."""
+        """Return, with the reason, when the file server has ended, or was closed."""
         await self._exited.wait()
         return str(self._gone)
 
-    def _note_exit(self) -> None:
-        """Take note of the supervisor's end: its process is gone, and with it every mount."""
-        self._forget_process()
-        reason = "the file server was closed" if self._closing else "the file server's process has ended"
+    def _note_end(self) -> None:
+        """Take note that the supervisor's process has ended, or the channel to it broke."""
+        if self._closing or self._gone is not None:
+            return
+        if self._run_dir is None:
+            if self._link.ended:
+                self._note_exit("the file server's process has ended")
+        elif self._restarting is None:
+            self._restarting = asyncio.get_running_loop().create_task(self._restart(self._run_dir))
+
+    async def _restart(self, run_dir: str) -> None:
+        """Find the supervisor again, or have a new one take over."""
+        await self._link.has_ended()
+        await self._link.leave()
+        if asyncio.get_running_loop().time() - self._linked_at > _RESTART_LONGEST:
+            self._restart_delay = _RESTART_FIRST
+        while True:
+            try:
+                link = await Link.find_or_start(run_dir, self._run_as, self._log)
+                break
+            except NoFileServer:
+                self._restarting = None
+                self._note_exit("the file server has ended")
+                return
+            except UvmshareError as error:
+                self._trouble = str(error)
+            await asyncio.sleep(self._restart_delay)
+            self._restart_delay = min(2 * self._restart_delay, _RESTART_LONGEST)
+        self._restarting = None
+        self._trouble = ""
+        self._use(link)
+        for callback in self._on_takeover:
+            callback(link.greeting)
+
+    def _note_exit(self, reason: str) -> None:
+        """Take note of the end for good: every mount has ended with it."""
         self._gone = ComputeSystemGone(reason)
         self._exited.set()
         callbacks, self._on_exit = self._on_exit, []
@@ -217,104 +295,45 @@ class FileServer:
             for callback in callbacks:
                 callback(self._gone)
 
-    def _forget_process(self) -> None:
-        if self._pidfd >= 0:
-            asyncio.get_running_loop().remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
-
-    async def _require_channel(self) -> None:
-        if self._gone is None and self._broken is not None:
-            # A process that ends closes its sockets a moment before it is gone.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LAST_BREATH_SECONDS):
-                    await self._exited.wait()
-        if self._gone is not None:
-            raise ComputeSystemGone(str(self._gone))
-        if self._broken is not None:
-            msg = f"{self._broken}, and its process goes on: connect to it again, if it has a run directory"
-            raise OutcomeUnknown(msg)
-
-    async def _ask(self, request: control.Request, seconds: float) -> control.Reply:
-        await self._require_channel()
-        answer: asyncio.Future[control.Reply] = asyncio.get_running_loop().create_future()
-        self._waiting[request.id] = answer
-        try:
-            self._writer.write(control.encode(request))
-            async with asyncio.timeout(seconds):
-                await self._writer.drain()
-                reply = await answer
-        except TimeoutError as error:
-            msg = f"the file server gave no answer within {seconds:g} s"
-            raise OutcomeUnknown(msg) from error
-        except ConnectionError as error:
-            msg = f"the channel to the file server broke: {error}"
-            raise OutcomeUnknown(msg) from error
-        finally:
-            # A caller that was cancelled, or has waited long enough, takes no late answer.
-            self._waiting.pop(request.id, None)
-            answer.cancel()
-        if reply.failure is not None:
-            raise control.to_exception(reply.failure)
-        return reply
-
-    async def _listen(self) -> None:
-        """Take replies until the channel ends, and then tell everyone who waits."""
-        incoming = bytearray()
-        reason = "the file server closed its control channel"
-        try:
-            while data := await self._reader.read(65536):
-                incoming += data
-                for body in control.split(incoming):
-                    self._take(control.decode_reply(body))
-        except (OSError, ValueError, msgspec.DecodeError) as error:
-            reason = f"the channel to the file server broke: {error}"
-        finally:
-            self._broken = reason
-            unknown = control.failure_of(OutcomeUnknown(f"{reason} before it answered"))
-            for number in list(self._waiting):
-                self._take(control.Reply(id=number, failure=unknown))
-
-    def _take(self, reply: control.Reply) -> None:
-        waiting = self._waiting.get(reply.id)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(reply)
-
     # Ending
 
     async def aclose(self) -> None:
-        """End the supervisor and every mount; guests get EIO from then on. Again is a no-op."""
-        if not self._closing:
-            self._closing = True
-            with suppress(OutcomeUnknown, ComputeSystemGone, FileServerError):
-                await self._ask(control.Shutdown(self._next_id()), _END_SECONDS)
-        await self._abandon()
+        """End the supervisor and every mount; guests get EIO from then on. Again is a no-op.
+
+        Raises `FileServerError` when the supervisor has died and none can be started that would end its mounts.
+        """
+        if not self._closing and self._restarting is not None:
+            await asyncio.wait({self._restarting}, timeout=_END_SECONDS)
+        first, self._closing = not self._closing, True
+        dead = self._restarting is not None
+        await self._stop_restarting()
+        try:
+            if first and self._gone is None and not dead:
+                await self._link.shut_down()
+        finally:
+            await self._link.close()
+            if self._gone is None:
+                self._note_exit("the file server was closed")
+        if dead:
+            msg = (
+                f"the file server in {self._run_dir!r} has died, its mounts go on, and none could be started to end "
+                f"them: {self._trouble}"
+            )
+            raise FileServerError(msg)
 
     async def detach(self) -> None:
         """Let go of a supervisor that has a run directory; it and its mounts go on. See `connect`."""
         self._closing = True
-        await self._close_channel()
-        if self._process is not None:
-            self._process.returncode = 0  # not ours to wait for any more: init reaps it
-            self._process = None
-
-    async def _close_channel(self) -> None:
-        self._writer.close()
-        with suppress(OSError):
-            await self._writer.wait_closed()
-        self._listening.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._listening
+        await self._stop_restarting()
+        await self._link.leave()
         if self._gone is None:
-            self._note_exit()
+            self._note_exit("this side let go of the file server")
 
-    async def _abandon(self) -> None:
-        """Close the channel and see the process off, if it is this one's child."""
-        self._closing = True
-        await self._close_channel()
-        process, self._process = self._process, None
-        if process is not None:
-            await asyncio.to_thread(_see_off, process)
+    async def _stop_restarting(self) -> None:
+        task, self._restarting = self._restarting, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
 
     async def __aenter__(self) -> Self:
         return self
@@ -329,53 +348,16 @@ def _require_linux() -> None:
         raise UnsupportedPlatform(msg)
 
 
-def _prepare(
-    run_dir: str | os.PathLike[str] | None, log: str | os.PathLike[str] | None
-) -> tuple[str | None, str | os.PathLike[str] | None]:
-    """Make the run directory, if there is to be one; say where it and the log are."""
-    if run_dir is None:
-        return None, log
-    directory = os.path.abspath(run_dir)
+def _absolute(path: str | os.PathLike[str]) -> str:
+    return os.path.abspath(path)
+
+
+def _made(run_dir: str | os.PathLike[str]) -> str:
+    """Make a run directory, unless it is there; return where it is."""
+    directory = _absolute(run_dir)
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
     except OSError as error:
         msg = f"cannot make the run directory {directory!r}: {error.strerror}"
         raise FileServerError(msg) from error
-    return directory, log or os.path.join(directory, "log")
-
-
-def _spawn(
-    channel: socket.socket, log: str | os.PathLike[str] | None, run_as: tuple[int, int, Sequence[int]] | None
-) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-P", "-m", "uvmshare.fileserver.supervisor", str(channel.fileno())]
-    if run_as is not None:
-        # It becomes that user itself, once everything is loaded: the interpreter may be where only root reads.
-        user, group, groups = run_as
-        command += [str(user), str(group), ",".join(map(str, groups))]
-    errors = None
-    try:
-        if log is not None:
-            errors = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        return subprocess.Popen(
-            command,
-            pass_fds=(channel.fileno(),),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            start_new_session=True,  # Ctrl-C is for the caller, which then ends the server in order
-        )
-    except OSError as error:
-        msg = f"cannot start the file server: {error}"
-        raise FileServerError(msg) from error
-    finally:
-        if errors is not None:
-            os.close(errors)
-
-
-def _see_off(process: subprocess.Popen[bytes]) -> None:
-    """Wait for the supervisor, which ends with its channel; kill it when it does not."""
-    try:
-        process.wait(_END_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    return directory

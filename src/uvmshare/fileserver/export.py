@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.errors import AccessDenied, FileServerError, InvalidDocument
+from uvmshare.fileserver import syscalls
 from uvmshare.hcs.schema import Plan9ShareFlags
 
 if TYPE_CHECKING:
@@ -47,22 +48,24 @@ class Export:
     security_model: str
 
     @classmethod
-    def open(cls, share: Plan9Share, security_model: str) -> Export:
-        """Check the document and open its directory.
+    def open(cls, share: Plan9Share, security_model: str, *, root: int | None = None) -> Export:
+        """Check the document and open its directory, unless that is open already as `root`, which is taken over.
 
         Raises `InvalidDocument`, `AccessDenied`, or `FileServerError` when the host has nothing left to open
         it with; leaves nothing open then.
         """
-        flags = _checked_flags(share)
-        if security_model == "mapped-xattr" and not flags & Plan9ShareFlags.LINUX_METADATA:
-            security_model = "none"
-        read_only = bool(flags & Plan9ShareFlags.READ_ONLY)
-        root = _open_root(share)
         try:
+            flags = _checked_flags(share)
+            if security_model == "mapped-xattr" and not flags & Plan9ShareFlags.LINUX_METADATA:
+                security_model = "none"
+            read_only = bool(flags & Plan9ShareFlags.READ_ONLY)
+            if root is None:
+                root = _open_root(share)
             if security_model == "mapped-xattr" and not read_only:
                 _require_xattrs(share, root)
         except BaseException:
-            os.close(root)
+            if root is not None:
+                os.close(root)
             raise
         return cls(
             name=share.access_name,
@@ -72,6 +75,15 @@ class Export:
             only=frozenset(map(os.fsencode, share.allowed_files)) if share.allowed_files else None,
             security_model=security_model,
         )
+
+    def root_id(self) -> str:
+        """Say which directory the root is, until the host starts anew: no other one has or had the same.
+
+        Where the file system has no file handles, an inode number that was given anew cannot be told apart.
+        Raises `OSError`.
+        """
+        found = os.fstat(self.root)
+        return f"{found.st_dev:x}:{found.st_ino:x}:{syscalls.file_handle(self.root).hex()}"
 
     def close(self) -> None:
         """Close the root."""

@@ -7,27 +7,23 @@ peer. What must not: what is said on a connection (`handshake`).
 from __future__ import annotations
 
 import errno
-import fcntl
 import ipaddress
 import os
 import socket
 import stat
-import time
-from contextlib import contextmanager, suppress
+import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.errors import FileServerError, InvalidAddress
+from uvmshare.fileserver.lockfile import LockFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from uvmshare.address import Address
 
 __all__ = ["Listener"]
 
 _BACKLOG: Final = 128
-_LOCK_TRIES: Final = 100
-_LOCK_PAUSE_SECONDS: Final = 0.01
 
 
 class Listener:
@@ -36,14 +32,17 @@ class Listener:
     A unix socket file has `socket_mode`, and goes away with `close()`.
     """
 
-    def __init__(self, address: Address, *, allow_remote: bool = False, socket_mode: int = 0o600) -> None:
-        """Bind and listen.
+    def __init__(
+        self, address: Address, *, allow_remote: bool = False, socket_mode: int = 0o600, lock: bool = True
+    ) -> None:
+        """Bind and listen. Without `lock`, somebody sees to it that there is one server for a unix socket.
 
         Raises `InvalidAddress` for a TCP host off loopback without `allow_remote`, `FileServerError`
         when the address cannot be had.
         """
         self.address = address
         self._own_file: tuple[int, int] | None = None
+        self._lock: LockFile | None = None
         try:
             if address.kind == "tcp":
                 self.socket = self._bind_tcp(allow_remote=allow_remote)
@@ -51,7 +50,7 @@ class Listener:
             elif address.kind == "vsock":
                 self.socket = self._bind_vsock()
             else:
-                self.socket = self._bind_unix(socket_mode)
+                self.socket = self._bind_unix(socket_mode, lock=lock)
         except OSError as error:
             msg = f"cannot listen on {address}: {error.strerror or error}{_remedy(error)}"
             raise FileServerError(msg) from error
@@ -88,19 +87,26 @@ class Listener:
             raise
         return listening
 
-    def _bind_unix(self, mode: int) -> socket.socket:
+    def _bind_unix(self, mode: int, *, lock: bool) -> socket.socket:
         path = self.address.socket_path
+        if os.path.lexists(path) and not stat.S_ISSOCK(os.stat(path, follow_symlinks=False).st_mode):
+            raise OSError(errno.EADDRINUSE, "there is a file that is no socket")
+        if lock:  # of two servers that find one dead socket file, one takes it over
+            self._lock = LockFile.take(f"{path}.lock", f"address {self.address}")
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            with _directory_locked(os.path.dirname(path) or "."):
-                _remove_dead_socket(path)
-                listening.bind(path)
-                os.chmod(path, mode)
-                listening.listen(_BACKLOG)
-                found = os.stat(path, follow_symlinks=False)
-                self._own_file = found.st_dev, found.st_ino
+            holder = _remove_dead_socket(path)
+            if holder is not None:
+                raise OSError(errno.EADDRINUSE, f"{os.strerror(errno.EADDRINUSE)}, by process {holder}")
+            listening.bind(path)
+            os.chmod(path, mode)
+            listening.listen(_BACKLOG)
+            found = os.stat(path, follow_symlinks=False)
+            self._own_file = found.st_dev, found.st_ino
         except BaseException:
             listening.close()
+            if self._lock is not None:
+                self._lock.release()
             raise
         return listening
 
@@ -132,11 +138,13 @@ class Listener:
                 found = os.stat(self.address.socket_path, follow_symlinks=False)
                 if (found.st_dev, found.st_ino) == self._own_file:
                     os.unlink(self.address.socket_path)
+        if self._lock is not None:
+            self._lock.release()
 
 
 def _remedy(error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return "; another server listens there: end it, or choose another address"
+        return "; end what is there, or choose another address"
     if error.errno == errno.ENOENT:
         return "; make the directory first"
     if error.errno in (errno.EACCES, errno.EPERM):
@@ -146,33 +154,20 @@ def _remedy(error: OSError) -> str:
     return ""
 
 
-@contextmanager
-def _directory_locked(directory: str) -> Iterator[None]:
-    """Hold the directory's flock(2): of two servers that find one dead socket file, one takes it over.
+_UCRED: Final = struct.Struct("iII")
+"""``struct ucred`` of unix(7): pid, uid, gid."""
 
-    Another server needs it for a moment. Whoever else holds it (anybody may, in a directory like /tmp) is
-    not waited for any longer.
+
+def _remove_dead_socket(path: str) -> int | None:
+    """Remove a socket file that nobody listens on; say who does, if somebody does.
+
+    Anything else in the way stays, and binding fails.
     """
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for _ in range(_LOCK_TRIES):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(_LOCK_PAUSE_SECONDS)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _remove_dead_socket(path: str) -> None:
-    """Remove a socket file that nobody listens on. Anything else in the way stays, and binding fails."""
     try:
         if not stat.S_ISSOCK(os.stat(path, follow_symlinks=False).st_mode):
-            return
+            return None
     except FileNotFoundError:
-        return
+        return None
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(0)  # a full backlog answers EAGAIN: somebody is there
         try:
@@ -180,4 +175,8 @@ def _remove_dead_socket(path: str) -> None:
         except ConnectionRefusedError:
             os.unlink(path)
         except OSError:
-            return
+            return None
+        else:
+            pid, _, _ = _UCRED.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            return int(pid)
+    return None

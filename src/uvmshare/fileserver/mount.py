@@ -11,10 +11,11 @@ import os
 import signal
 import socket
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from uvmshare.errors import UvmshareError
-from uvmshare.fileserver import confinement, syscalls
+from uvmshare.fileserver import confinement, rundir, syscalls
 from uvmshare.fileserver.session import Session
 from uvmshare.ninep import messages
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.handshake import Attach
     from uvmshare.fileserver.limits import Limits
 
-__all__ = ["serve"]
+__all__ = ["Life", "serve"]
 
 _SEND_BUFFER: Final = 4 << 20
 """So that a reply of 1 MiB leaves with one call; measured beside sendfile. The kernel may give less."""
@@ -34,20 +35,37 @@ _RESET: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, s
 """What the supervisor handles, or whoever started it may have ignored: SIGIO is how the lifeline ends a mount."""
 
 
+@dataclass(frozen=True, slots=True)
+class Life:
+    """What ends a mount process with its supervisor, or lets another find it; one of the two.
+
+    `lifeline` is the read end of a pipe whose write end the supervisor alone holds: when that one dies,
+    however it dies, so does the mount process, and no guest keeps a share that nobody can take away.
+    `own_file` is its file in the run directory, locked, by which the next supervisor takes it over.
+    """
+
+    lifeline: int | None
+    own_file: int | None
+
+    def begin(self, export: Export) -> int:
+        """Tie this process to it; return the descriptor that must stay open. Raises `OSError`."""
+        if self.own_file is not None:
+            rundir.introduce(self.own_file, export.root)
+            return self.own_file
+        assert self.lifeline is not None
+        return _die_with(self.lifeline)
+
+
 def serve(
     connection: socket.socket,
     export: Export,
     attach: Attach,
     limits: Limits,
     *,
-    lifeline: int,
+    life: Life,
     log: Callable[[str], None],
 ) -> NoReturn:
-    """Be a mount process: serve the connection to its end, then exit. Called in a fresh fork.
-
-    `lifeline` is the read end of a pipe whose write end the supervisor alone holds: when that one dies,
-    however it dies, so does this process, and no guest keeps a share that nobody can take away.
-    """
+    """Be a mount process: serve the connection to its end, then exit. Called in a fresh fork."""
     status = 1
     try:
         signal.set_wakeup_fd(-1)
@@ -56,12 +74,14 @@ def serve(
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         with suppress(OSError):
             syscalls.set_name(f"uvmshare-{export.name}")
-        lifeline = _die_with(lifeline)
+        kept = life.begin(export)
+        # Before anything that may take its time: the locks and the listening sockets of a supervisor that dies
+        # now are not to live on here.
+        confinement.close_all_but((connection.fileno(), kept, export.root))
         connection.settimeout(None)
         with suppress(OSError):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         session = Session(connection, export, limits, log)
-        confinement.close_all_but((connection.fileno(), lifeline, *session.tree.descriptors))
         confinement.confine(export, limits)
         session.run((attach.tag, attach.message), attach.msize, attach.rest)
         status = 0

@@ -18,6 +18,7 @@ __all__ = [
     "UTIME_OMIT",
     "LandlockAccess",
     "drop_supplementary_groups",
+    "file_handle",
     "getdents64",
     "has_seccomp_filters",
     "keep_capabilities",
@@ -150,6 +151,28 @@ def landlock_restrict(directory: int, allowed: int) -> None:
         _check(_libc.syscall(_LANDLOCK_RESTRICT_SELF, ruleset, ctypes.c_uint32(0)), "landlock_restrict_self")
     finally:
         os.close(ruleset)
+
+
+_AT_EMPTY_PATH: Final = 0x1000
+
+
+class _FileHandle(ctypes.Structure):
+    _fields_ = (("bytes", ctypes.c_uint), ("type", ctypes.c_int), ("handle", ctypes.c_ubyte * 128))
+
+
+def file_handle(descriptor: int) -> bytes:
+    """Return what the file system calls an open file, see name_to_handle_at(2): its inode and generation.
+
+    Empty where the file system has no such handles. Raises `OSError` for anything else.
+    """
+    handle = _FileHandle(bytes=128)
+    mount = ctypes.c_int()
+    if _libc.name_to_handle_at(descriptor, b"", ctypes.byref(handle), ctypes.byref(mount), _AT_EMPTY_PATH) < 0:
+        number = ctypes.get_errno()
+        if number in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM):  # EPERM: a container's seccomp filter
+            return b""
+        raise OSError(number, f"name_to_handle_at: {os.strerror(number)}")
+    return bytes(handle.handle[: handle.bytes])
 
 
 _getdents64 = _libc.getdents64  # glibc 2.30

@@ -7,18 +7,18 @@ the file server on Linux).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from uvmshare.hcs import schema
-from uvmshare.share.interfaces import TellsExit
+from uvmshare.share.interfaces import ListedShare, TellsExit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from uvmshare.errors import ComputeSystemGone
     from uvmshare.share.interfaces import Plan9Share
 
-__all__ = ["ComputeSystem", "UtilityVM", "removal"]
+__all__ = ["ComputeSystem", "ListsPlan9Shares", "UtilityVM", "removal"]
 
 
 class ComputeSystem(Protocol):
@@ -29,6 +29,17 @@ class ComputeSystem(Protocol):
 
         Raises `ComputeSystemError`; of its children `OutcomeUnknown` alone leaves open whether the
         request was carried out.
+        """
+
+
+@runtime_checkable
+class ListsPlan9Shares(Protocol):
+    """A compute system that can be asked which shares it has. HCS cannot; the Linux file server can."""
+
+    async def plan9_shares(self) -> Sequence[schema.Plan9Share]:
+        """Return the document that each share was added with.
+
+        Raises what `ComputeSystem.modify` raises.
         """
 
 
@@ -69,6 +80,20 @@ class UtilityVM:
     async def remove_plan9(self, share: Plan9Share) -> None:
         """Send the Remove document of the share. Raises what the compute system's `modify` raises."""
         await self._compute_system.modify(removal(share.name, self._port))
+
+    async def list_plan9(self) -> Mapping[str, ListedShare] | None:
+        """Return the shares that the VM has, by name; None when its compute system cannot tell.
+
+        See `uvmshare.share.interfaces.ListsShares`. Raises what the compute system raises.
+        """
+        if not isinstance(self._compute_system, ListsPlan9Shares):
+            return None
+        return {
+            share.access_name: ListedShare(
+                share.path, bool(share.flags & schema.Plan9ShareFlags.READ_ONLY), tuple(sorted(share.allowed_files))
+            )
+            for share in await self._compute_system.plan9_shares()
+        }
 
     def on_exit(self, callback: Callable[[ComputeSystemGone], None]) -> None:
         """Have `callback` called when the VM exits, if its compute system can tell. See `TellsExit`."""

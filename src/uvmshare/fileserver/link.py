@@ -1,0 +1,331 @@
+"""One connection to a supervisor, and how one is started.
+
+What lives here: `Link`: requests and their answers, and the end of the process behind it. What must not:
+what is asked (`device`), or what is done when the supervisor is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Self
+
+import msgspec
+
+from uvmshare.errors import ComputeSystemGone, FileServerError, OutcomeUnknown
+from uvmshare.fileserver import control
+from uvmshare.fileserver.ledger import Ledger
+from uvmshare.fileserver.lockfile import LockFile
+from uvmshare.fileserver.rundir import CONTROL_SOCKET, LOG, lock_path, table_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Link", "NoFileServer", "RunAs"]
+
+RunAs = tuple[int, int, Sequence[int]]
+"""A uid, a gid, and supplementary groups."""
+
+_START_SECONDS: Final = 30.0
+"""To start an interpreter and bind a few sockets; a loaded machine took 2."""
+_END_SECONDS: Final = 30.0
+_LAST_BREATH_SECONDS: Final = 1.0
+_PAUSE_SECONDS: Final = 0.05
+
+
+class NoFileServer(FileServerError):
+    """There is no file server in a run directory, and nothing to take over."""
+
+
+class Link:
+    """A channel to one supervisor process. `greeting` is its first answer.
+
+    `on_end` is called once, in the event loop, when the process has ended or the channel broke. Made by `start` or
+    `find`. Belongs to one event loop.
+    """
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, process: subprocess.Popen[bytes] | None
+    ) -> None:
+        """Use `start` or `find`."""
+        self._reader = reader
+        self._writer = writer
+        self._process = process
+        self._waiting: dict[int, asyncio.Future[control.Reply]] = {}
+        self._last_id = 0
+        self._broken: str | None = None
+        self._pidfd = -1
+        self._ended = asyncio.Event()
+        self.on_end: Callable[[], None] = lambda: None
+        self.greeting = control.Reply(id=0)
+        self._listening = asyncio.create_task(self._listen())
+
+    # Making one
+
+    @classmethod
+    async def start(
+        cls, configuration: control.Configuration, run_as: RunAs | None = None, log: str | None = None
+    ) -> Self:
+        """Start a supervisor with that configuration.
+
+        `run_as` are its uid, gid and supplementary groups. `log` is opened by this process and becomes its
+        standard error; without one it opens the configuration's.
+
+        Raises `FileServerError`, `InvalidAddress`; then no process of it is left.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                process = _spawn(theirs, run_as, log)
+            except BaseException:
+                ours.close()
+                raise
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        return await cls(reader, writer, process).greeted(configuration)
+
+    @classmethod
+    async def find(cls, run_dir: str) -> Self:
+        """Connect to the supervisor that lives in a run directory.
+
+        Raises `FileServerError` when there is none.
+        """
+        path = os.path.join(run_dir, CONTROL_SOCKET)
+        try:
+            reader, writer = await asyncio.open_unix_connection(path)
+        except OSError as error:
+            msg = f"no file server answers at {path!r}: {error.strerror or error}; start one with this run directory"
+            raise FileServerError(msg) from error
+        return await cls(reader, writer, None).greeted(control.Status(0))
+
+    @classmethod
+    async def find_or_start(cls, run_dir: str, run_as: RunAs | None = None, log: str | None = None) -> Self:
+        """Connect to the supervisor of a run directory; when it died, start the one that takes over.
+
+        Root, without `run_as`, starts it as the user whom the directory belongs to: what is written there is no
+        reason to be root, and neither is the log's name there, which the supervisor opens itself.
+
+        Raises `NoFileServer` when there is none, or it was told to end, and other `FileServerError`s when the new one
+        cannot start.
+        """
+        give_up = asyncio.get_running_loop().time() + _START_SECONDS
+        while True:
+            try:
+                return await cls.find(run_dir)
+            except FileServerError as missing:
+                table = Ledger.read(table_path(run_dir))
+                if table is None:
+                    raise NoFileServer(str(missing)) from missing
+            try:
+                configuration = msgspec.structs.replace(
+                    table.configuration,
+                    run_dir=run_dir,
+                    log=None if log else table.configuration.log or os.path.join(run_dir, LOG),
+                )
+                link = await cls.start(configuration, run_as or _owner(run_dir), log)
+            except FileServerError:
+                if asyncio.get_running_loop().time() > give_up or not LockFile.is_held(lock_path(run_dir)):
+                    raise
+                await asyncio.sleep(_PAUSE_SECONDS)  # another one is about to listen
+                continue
+            if not table.ended:
+                return link
+            await link.shut_down()  # what its predecessor was about to do when it died
+            await link.close()
+            msg = f"the file server in {run_dir!r} was told to end, and has ended; start another one"
+            raise NoFileServer(msg)
+
+    async def greeted(self, request: control.Configuration | control.Status) -> Self:
+        """Return this link with its first answer, the one to `request`.
+
+        Raises `FileServerError`, `InvalidAddress`; then it is closed.
+        """
+        try:
+            try:
+                self.greeting = await self.ask(lambda _: request, _START_SECONDS)
+            except (OutcomeUnknown, ComputeSystemGone) as error:
+                msg = f"the file server did not start: {error}"
+                raise FileServerError(msg) from error
+            try:
+                self._pidfd = os.pidfd_open(self.greeting.pid)
+            except ProcessLookupError:
+                self._note_end()
+            else:
+                asyncio.get_running_loop().add_reader(self._pidfd, self._note_end)
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    # Asking
+
+    async def ask(self, make: Callable[[int], control.Request], seconds: float) -> control.Reply:
+        """Send the request that `make` makes of a new id, and return the answer.
+
+        Raises what the supervisor failed with; `OutcomeUnknown` when no answer comes in time or the channel breaks.
+        """
+        if self._broken is not None:
+            raise OutcomeUnknown(self._broken)
+        self._last_id += 1
+        request = make(self._last_id)
+        answer: asyncio.Future[control.Reply] = asyncio.get_running_loop().create_future()
+        self._waiting[request.id] = answer
+        try:
+            self._writer.write(control.encode(request))
+            async with asyncio.timeout(seconds):
+                await self._writer.drain()
+                reply = await answer
+        except TimeoutError as error:
+            msg = f"the file server gave no answer within {seconds:g} s"
+            raise OutcomeUnknown(msg) from error
+        except ConnectionError as error:
+            msg = f"the channel to the file server broke: {error}"
+            self._lose(msg)
+            raise OutcomeUnknown(msg) from error
+        finally:
+            # A caller that was cancelled, or has waited long enough, takes no late answer.
+            self._waiting.pop(request.id, None)
+            answer.cancel()
+        if reply.failure is not None:
+            raise control.to_exception(reply.failure)
+        return reply
+
+    async def _listen(self) -> None:
+        """Take replies until the channel ends, and then tell everyone who waits."""
+        incoming = bytearray()
+        reason = "the file server closed its control channel"
+        try:
+            while data := await self._reader.read(65536):
+                incoming += data
+                for body in control.split(incoming):
+                    self._take(control.decode_reply(body))
+        except (OSError, ValueError, msgspec.DecodeError) as error:
+            reason = f"the channel to the file server broke: {error}"
+        finally:
+            self._lose(reason)
+
+    def _lose(self, reason: str) -> None:
+        """Ask no more there: everyone who waits is told so."""
+        self._broken = self._broken or reason
+        unknown = control.failure_of(OutcomeUnknown(f"{reason} before it answered"))
+        for number in list(self._waiting):
+            self._take(control.Reply(id=number, failure=unknown))
+        self.on_end()
+
+    def _take(self, reply: control.Reply) -> None:
+        waiting = self._waiting.get(reply.id)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(reply)
+
+    # The end of it
+
+    @property
+    def broken(self) -> str | None:
+        """Why nothing can be asked any more; None while it can."""
+        return self._broken
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process has ended."""
+        return self._ended.is_set()
+
+    async def has_ended(self) -> bool:
+        """Say whether the process has ended. One that ends closes its sockets a moment before it is gone."""
+        if self._broken is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_BREATH_SECONDS):
+                    await self._ended.wait()
+        return self._ended.is_set()
+
+    def _note_end(self) -> None:
+        self._forget_process()
+        self._ended.set()
+        self.on_end()
+
+    def _forget_process(self) -> None:
+        if self._pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    async def shut_down(self) -> None:
+        """Have the supervisor end, and every mount. Whoever calls it then calls `close`."""
+        with suppress(OutcomeUnknown, FileServerError):
+            await self.ask(control.Shutdown, _END_SECONDS)
+
+    async def leave(self) -> None:
+        """Hang up. The process goes on if it has a run directory, and is not this one's to wait for any more."""
+        self.on_end = lambda: None
+        self._writer.close()
+        with suppress(OSError):
+            await self._writer.wait_closed()
+        self._listening.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._listening
+        self._forget_process()
+        if self._process is not None:
+            self._process.poll()
+            self._process.returncode = self._process.returncode or 0  # else init reaps it
+            self._process = None
+
+    async def close(self) -> None:
+        """Hang up and see the process off, if it is this one's child."""
+        process, self._process = self._process, None
+        await self.leave()
+        if process is not None:
+            await asyncio.to_thread(_see_off, process)
+
+
+def _owner(directory: str) -> RunAs | None:
+    """Return whose directory it is, for root to start a supervisor as.
+
+    None when this process is that user, or not root.
+    """
+    found = os.stat(directory)
+    if os.geteuid() != 0 or found.st_uid == 0:
+        return None
+    try:
+        user = pwd.getpwuid(found.st_uid)
+    except KeyError:
+        return found.st_uid, found.st_gid, ()
+    return found.st_uid, user.pw_gid, os.getgrouplist(user.pw_name, user.pw_gid)
+
+
+def _spawn(channel: socket.socket, run_as: RunAs | None, log: str | None) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-P", "-m", "uvmshare.fileserver.supervisor", str(channel.fileno())]
+    if run_as is not None:
+        # It becomes that user itself, once everything is loaded: the interpreter may be where only root reads.
+        user, group, groups = run_as
+        command += [str(user), str(group), ",".join(map(str, groups))]
+    errors = None
+    try:
+        if log is not None:
+            errors = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        return subprocess.Popen(
+            command,
+            pass_fds=(channel.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,  # Ctrl-C is for the caller, which then ends the server in order
+        )
+    except OSError as error:
+        msg = f"cannot start the file server: {error}"
+        raise FileServerError(msg) from error
+    finally:
+        if errors is not None:
+            os.close(errors)
+
+
+def _see_off(process: subprocess.Popen[bytes]) -> None:
+    """Wait for the supervisor, which ends with its channel; kill it when it does not."""
+    try:
+        process.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

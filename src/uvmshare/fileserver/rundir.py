@@ -1,0 +1,278 @@
+"""A run directory: what stays of a file server when its supervisor dies.
+
+What lives here: what is where in it, and the files by which mount processes are found again. What must
+not: what is done with what was found (`takeover`), how the table of shares is written (`ledger`).
+
+::
+
+    lock           held by the supervisor, for as long as it lives
+    control.sock   where it takes requests
+    shares         its table of shares
+    mounts/7       one mount process, which holds the file's flock(2) for as long as it lives
+    log            reasons for ended connections
+
+A mount's file is locked by the supervisor before it forks, on an open file that the child keeps: there is no moment
+at which a mount process lives and its file is not locked. Whoever holds the lock is alive, and the
+pid that it wrote into its own file is its own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from uvmshare.errors import AccessDenied, FileServerError
+from uvmshare.fileserver.lockfile import LockFile
+from uvmshare.hcs.schema import Plan9ShareFlags
+
+if TYPE_CHECKING:
+    from uvmshare.hcs.schema import Plan9Share
+
+__all__ = ["CONTROL_SOCKET", "LOG", "Found", "RunDirectory", "introduce", "lock_path", "table_path"]
+
+CONTROL_SOCKET: Final = "control.sock"
+LOG: Final = "log"
+_LOCK: Final = "lock"
+_TABLE: Final = "shares"
+_MOUNTS: Final = "mounts"
+
+_INTRODUCED_SECONDS: Final = 5.0
+"""How long a mount process that was just forked may take to write its pid down."""
+_PAUSE_SECONDS: Final = 0.01
+_DEATH_SECONDS: Final = 10.0
+
+
+class _Opened(msgspec.Struct, frozen=True):
+    """What the supervisor writes into a mount's file, before there is a process."""
+
+    serial: int
+    connection: int
+    peer: str
+
+
+class _Introduced(msgspec.Struct, frozen=True):
+    """What the mount process writes behind it: who it is, and which of its descriptors is the share's root."""
+
+    pid: int
+    started: int
+    root: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A mount process whose supervisor died. `pidfd` is its finder's to close."""
+
+    pid: int
+    pidfd: int
+    serial: int
+    connection: int
+    peer: str
+    root: int
+
+    def open_root(self) -> int:
+        """Open the root of its share anew: the very directory, wherever it is now. Raises `OSError`."""
+        return os.open(f"/proc/{self.pid}/fd/{self.root}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def lock_path(directory: str) -> str:
+    """Return where the lock is."""
+    return os.path.join(directory, _LOCK)
+
+
+def table_path(directory: str) -> str:
+    """Return where the table of shares is."""
+    return os.path.join(directory, _TABLE)
+
+
+class RunDirectory:
+    """A run directory whose lock this process holds."""
+
+    def __init__(self, path: str) -> None:
+        """Take the lock.
+
+        Raises `FileServerError` when another file server lives there, or the directory cannot be used.
+        """
+        self.path = path
+        self.control = os.path.join(path, CONTROL_SOCKET)
+        self.table = table_path(path)
+        self._mounts = os.path.join(path, _MOUNTS)
+        try:
+            self._lock = LockFile.take(lock_path(path), f"run directory {path!r}")
+        except OSError as error:
+            msg = f"run directory {path!r}: {error.strerror or error}; it must be this user's, to write and to lock in"
+            raise FileServerError(msg) from error
+        try:
+            os.makedirs(self._mounts, mode=0o700, exist_ok=True)
+        except OSError as error:
+            self._lock.release()
+            msg = f"cannot make {self._mounts!r}: {error.strerror}"
+            raise FileServerError(msg) from error
+
+    # A mount's file
+
+    def open_mount(self, serial: int, connection: int, peer: str) -> int:
+        """Make and lock the file of a mount that is to be forked. Raises `OSError`.
+
+        The child keeps the descriptor open; the supervisor closes its own.
+        """
+        path = self._mount(connection)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_APPEND, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _write_line(descriptor, _Opened(serial, connection, peer))
+        except BaseException:
+            os.close(descriptor)
+            os.unlink(path)
+            raise
+        return descriptor
+
+    def forget_mount(self, connection: int) -> None:
+        """Remove the file of a mount that has ended."""
+        with suppress(OSError):
+            os.unlink(self._mount(connection))
+
+    def _mount(self, connection: int) -> str:
+        return os.path.join(self._mounts, str(connection))
+
+    # What a dead supervisor left
+
+    def find_mounts(self) -> list[Found]:
+        """Find the mount processes that live, and remove the files of those that do not.
+
+        Raises `FileServerError` when one lives that cannot be identified: then nobody could take its
+        share away. Every pidfd is closed then.
+        """
+        found: list[Found] = []
+        try:
+            for name in sorted(os.listdir(self._mounts)):
+                mount = _identify(os.path.join(self._mounts, name))
+                if mount is not None:
+                    found.append(mount)
+        except BaseException:
+            for mount in found:
+                os.close(mount.pidfd)
+            raise
+        return found
+
+    def end_mounts(self, mounts: list[Found]) -> None:
+        """Kill mount processes and wait for their end.
+
+        Raises `FileServerError` when one does not end.
+        """
+        for mount in mounts:
+            signal.pidfd_send_signal(mount.pidfd, signal.SIGKILL)
+        deadline = time.monotonic() + _DEATH_SECONDS
+        for mount in mounts:
+            ended = select.poll()
+            ended.register(mount.pidfd, select.POLLIN)
+            if not ended.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                msg = f"mount process {mount.pid} was killed and does not end: what its share is on does not answer"
+                raise FileServerError(msg)
+            self.forget_mount(mount.connection)
+            os.close(mount.pidfd)
+
+    def require_outside(self, share: Plan9Share) -> None:
+        """Refuse a share through which a guest could write here: it could give itself other shares that way.
+
+        Raises `AccessDenied`.
+        """
+        own = os.path.realpath(self.path)
+        if share.flags & Plan9ShareFlags.READ_ONLY or os.path.commonpath([own, share.path]) != share.path:
+            return
+        msg = (
+            f"share {share.access_name}: {share.path!r} holds the run directory of its own file server, {own!r}, where "
+            "a guest could write: share it read-only, or have the run directory elsewhere"
+        )
+        raise AccessDenied(msg)
+
+    # Ending
+
+    def release(self) -> None:
+        """Let go of a directory that was not used after all: everything stays as it was."""
+        self._lock.release()
+
+    def clear(self) -> None:
+        """Remove everything but the log, because the server has ended."""
+        with suppress(OSError):
+            os.rmdir(self._mounts)
+        self._lock.release()
+
+
+def _write_line(descriptor: int, record: _Opened | _Introduced) -> None:
+    os.write(descriptor, msgspec.json.encode(record) + b"\n")
+
+
+def introduce(descriptor: int, root: int) -> None:
+    """Write down in the file of this mount process who it is. Called by itself. Raises `OSError`."""
+    _write_line(descriptor, _Introduced(os.getpid(), _started(os.getpid()), root))
+
+
+def _started(pid: int) -> int:
+    """Return when a process started, in clock ticks since the boot (proc_pid_stat(5)). Raises `OSError`."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rpartition(b")")[2].split()[19])
+
+
+def _identify(path: str) -> Found | None:
+    """Find the process of a mount's file; None, and the file is gone, when there is none any more."""
+    give_up = time.monotonic() + _INTRODUCED_SECONDS
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        while True:
+            if not _is_locked(descriptor):
+                os.unlink(path)
+                return None
+            mount = _who(os.pread(descriptor, 4096, 0))
+            if mount is not None:
+                # Locked still, after the pidfd was opened: the writer of the pid lives, so the pid is its.
+                if _is_locked(descriptor):
+                    return mount
+                os.close(mount.pidfd)
+            elif time.monotonic() > give_up:
+                msg = (
+                    f"the mount process of {path!r} lives and cannot be identified from here (another PID namespace?): "
+                    "its share could not be taken away; end it, then start again"
+                )
+                raise FileServerError(msg)
+            else:
+                time.sleep(_PAUSE_SECONDS)
+    finally:
+        os.close(descriptor)
+
+
+def _is_locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return False
+
+
+def _who(content: bytes) -> Found | None:
+    lines = content.split(b"\n")
+    try:
+        opened = msgspec.json.decode(lines[0], type=_Opened)
+        introduced = msgspec.json.decode(lines[1], type=_Introduced)
+    except (IndexError, msgspec.DecodeError):  # it was forked a moment ago
+        return None
+    try:
+        pidfd = os.pidfd_open(introduced.pid)
+    except ProcessLookupError:
+        return None
+    try:
+        same = _started(introduced.pid) == introduced.started
+    except OSError:
+        same = False
+    if not same:
+        os.close(pidfd)
+        return None
+    return Found(introduced.pid, pidfd, opened.serial, opened.connection, opened.peer, introduced.root)

@@ -1,0 +1,242 @@
+"""The shares that are served, and the mount processes of each.
+
+What lives here: `Shares`, the one owner of that table, and how mounts begin and end. What must not:
+requests and their answers (`supervisor`), what a guest does in a share (`session`, in a mount process).
+
+With a run directory, each change is in its ledger before anybody is told of it, and each mount process
+in a file of its own before it is forked, so that a new supervisor finds all of it (`takeover`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from uvmshare.errors import ShareExists, ShareNotFound
+from uvmshare.fileserver import mount
+from uvmshare.fileserver.export import Export
+from uvmshare.fileserver.ledger import Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from uvmshare.fileserver.connections import HalfOpen
+    from uvmshare.fileserver.handshake import Attach
+    from uvmshare.fileserver.ledger import Ledger
+    from uvmshare.fileserver.limits import Limits
+    from uvmshare.fileserver.log import Log
+    from uvmshare.fileserver.loop import Loop
+    from uvmshare.fileserver.rundir import Found, RunDirectory
+    from uvmshare.hcs.schema import Plan9Share
+
+__all__ = ["Mount", "Share", "Shares"]
+
+
+@dataclass(slots=True, eq=False)
+class Mount:
+    """One mount process. `pidfd` is readable once it has ended."""
+
+    pid: int
+    pidfd: int
+    share: Share
+    connection: int
+    peer: str
+
+
+@dataclass(slots=True, eq=False)
+class Share:
+    """One share and its mounts. `removals` are to be called at its end; with one, it takes no attach.
+
+    `serial` is a number that no other share of this server ever has, since names come again.
+    """
+
+    serial: int
+    document: Plan9Share
+    export: Export
+    mounts: dict[int, Mount] = field(default_factory=dict)
+    removals: list[Callable[[], None]] = field(default_factory=list)
+
+
+class Shares:
+    """The table of shares."""
+
+    def __init__(self, loop: Loop, log: Log, limits: Limits, security_model: str, run_dir: RunDirectory | None) -> None:
+        self._loop = loop
+        self._log = log
+        self._limits = limits
+        self._security_model = security_model
+        self._run_dir = run_dir
+        self._ledger: Ledger | None = None
+        self._by_name: dict[str, Share] = {}
+        self._serial = 0
+        self.mount_count = 0
+        self._ending = False
+        self._lifeline: int | None = None
+        if run_dir is None:
+            self._lifeline, self._life = os.pipe2(os.O_CLOEXEC)
+
+    def __iter__(self) -> Iterator[Share]:
+        return iter(self._by_name.values())
+
+    # Taking over
+
+    def take_over(self, entry: Entry, export: Export, mounts: list[Found]) -> None:
+        """Go on with a share of a supervisor that died, and with its mounts."""
+        share = Share(entry.serial, entry.document, export)
+        self._by_name[export.name] = share
+        for found in mounts:
+            self._watch(Mount(found.pid, found.pidfd, share, found.connection, found.peer))
+
+    def write_to(self, ledger: Ledger, last_serial: int) -> None:
+        """Put every change down there from now on."""
+        self._ledger = ledger
+        self._serial = last_serial
+
+    # Changes
+
+    def add(self, document: Plan9Share) -> None:
+        """Open a share and serve it.
+
+        Raises `ShareExists`, what `Export.open` raises, and what `Ledger.add` raises; then there is no such share.
+        """
+        if document.access_name in self._by_name:
+            msg = f"there is a share {document.access_name!r} already"
+            raise ShareExists(msg)
+        if self._run_dir is not None:
+            self._run_dir.require_outside(document)
+        export = Export.open(document, self._security_model)
+        if self._ledger is not None:
+            try:
+                self._ledger.add(Entry(self._serial + 1, export.root_id(), document))
+            except BaseException:
+                export.close()
+                raise
+        self._serial += 1
+        self._by_name[export.name] = Share(self._serial, document, export)
+
+    def remove(self, name: str, when_gone: Callable[[], None]) -> None:
+        """Take a share away: no new attach from now on, its mounts killed; `when_gone` once they have ended.
+
+        Raises `ShareNotFound`, and what `Ledger.remove` raises; then nothing was changed.
+        """
+        share = self._by_name.get(name)
+        if share is None:
+            msg = f"there is no share {name!r}"
+            raise ShareNotFound(msg)
+        if not share.removals and self._ledger is not None:
+            self._ledger.remove(share.serial)
+        share.removals.append(when_gone)
+        _kill_mounts(share)
+        self._settle(share)
+
+    def end(self) -> None:
+        """Kill every mount, because the server ends. No new one begins."""
+        self._ending = True
+        if self._ledger is not None:
+            self._ledger.end()
+        for share in self._by_name.values():
+            _kill_mounts(share)
+
+    def close(self) -> None:
+        """Let go of everything, once no mount is left."""
+        for share in self._by_name.values():
+            share.export.close()
+        if self._ledger is not None:
+            self._ledger.discard()
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            os.close(self._life)
+
+    # Mounts
+
+    def admit(self, connection: HalfOpen, attach: Attach) -> int | None:
+        """Say why an attach is refused, as an errno; None when it is good."""
+        aname = attach.message.aname.decode(errors="surrogateescape")
+        share = self._by_name.get(aname)
+        who = f"connection {connection.number} ({connection.peer})"
+        if share is None or share.removals:
+            self._log(f"{who}: there is no share {aname[:64]!r}; attach refused")
+            return errno.ENOENT
+        if self.mount_count >= self._limits.mounts:
+            self._log(f"{who}: there are {self._limits.mounts} mounts already; attach refused")
+            return errno.EUSERS
+        return None
+
+    def begin(self, connection: HalfOpen, attach: Attach) -> None:
+        """Fork the mount process of an attach that was admitted. Raises `OSError`; then there is none."""
+        share = self._by_name[attach.message.aname.decode(errors="surrogateescape")]
+        number, peer = connection.number, connection.peer
+        own_file = None
+        if self._run_dir is not None:
+            own_file = self._run_dir.open_mount(share.serial, number, peer)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                mount.serve(
+                    connection.socket,
+                    share.export,
+                    attach,
+                    self._limits,
+                    life=mount.Life(self._lifeline, own_file),
+                    log=lambda reason: self._log(f"connection {number} ({peer}), share {share.export.name}: {reason}"),
+                )
+            try:
+                pidfd = os.pidfd_open(pid)
+            except OSError:
+                # A mount process that cannot be watched would outlive its share.
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                raise
+        except BaseException:
+            if self._run_dir is not None:
+                self._run_dir.forget_mount(number)
+            raise
+        finally:
+            if own_file is not None:
+                os.close(own_file)
+        self._watch(Mount(pid, pidfd, share, number, peer))
+
+    def _watch(self, started: Mount) -> None:
+        started.share.mounts[started.pid] = started
+        self.mount_count += 1
+        self._loop.watch(started.pidfd, lambda _: self._on_end(started))
+
+    def _on_end(self, ended: Mount) -> None:
+        share = ended.share
+        self._loop.forget(ended.pidfd)
+        os.close(ended.pidfd)
+        status = 0
+        with suppress(ChildProcessError):  # taken over: not ours to reap
+            _, status = os.waitpid(ended.pid, 0)
+        del share.mounts[ended.pid]
+        self.mount_count -= 1
+        if self._run_dir is not None:
+            self._run_dir.forget_mount(ended.connection)
+        expected = self._ending or share.removals
+        if os.WIFSIGNALED(status) and not expected:
+            self._log(
+                f"connection {ended.connection} ({ended.peer}), share {share.export.name}: "
+                f"its mount process {ended.pid} was killed by signal {os.WTERMSIG(status)}"
+            )
+        if share.removals:
+            self._settle(share)
+
+    def _settle(self, share: Share) -> None:
+        """Tell those who wait for the end of a share, once its last mount process has ended."""
+        if share.mounts:
+            return
+        del self._by_name[share.export.name]
+        share.export.close()
+        for when_gone in share.removals:
+            when_gone()
+
+
+def _kill_mounts(share: Share) -> None:
+    """Kill, not ask: what the guest wrote is with the host's kernel, and a reply lost is a connection cut."""
+    for running in share.mounts.values():
+        with suppress(ProcessLookupError):  # taken over, and reaped by another
+            signal.pidfd_send_signal(running.pidfd, signal.SIGKILL)
