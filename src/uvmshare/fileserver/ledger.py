@@ -78,8 +78,8 @@ _entries = msgspec.json.Decoder(Entry)
 
 def boot_id() -> str:
     """Return what Linux calls this boot of the host; see proc_sys_kernel_random(5)."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
+    with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+        return file.read().strip().decode()
 
 
 class Ledger:

@@ -6,6 +6,7 @@ peer. What must not: what is said on a connection (`handshake`).
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401  getaddrinfo(3) needs it, and a supervisor that became another user loads nothing
 import errno
 import ipaddress
 import os
