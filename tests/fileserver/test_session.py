@@ -471,3 +471,54 @@ def test_the_type_of_a_qid(host: Host, guest: Client) -> None:
     os.mkfifo(host.root / "fifo")
     assert [guest.stat(name).qid.type for name in ("", "link", "fifo")] == [QidType.DIR, QidType.SYMLINK, 0]
     assert isinstance(guest.stat().qid, Qid)
+
+
+# Many requests at once
+
+
+def test_more_requests_than_are_served_in_a_turn_are_all_answered(guest: Client) -> None:
+    count = 2000
+    guest.send_raw(b"".join(m.Tgetattr(guest.root, 0x7FF).encode(tag) for tag in range(count)))
+    answered = [guest.recv() for _ in range(count)]
+    assert [tag for tag, _ in answered] == list(range(count))
+    assert {type(reply) for _, reply in answered} == {m.Rgetattr}
+
+
+def test_errors_among_many_requests_are_answered_in_their_place(guest: Client) -> None:
+    requests = [m.Tgetattr(guest.root if tag % 3 else NEW, 0x7FF) for tag in range(1500)]
+    guest.send_raw(b"".join(request.encode(tag) for tag, request in enumerate(requests)))
+    for tag in range(len(requests)):
+        expected = m.Rgetattr if tag % 3 else m.Rlerror
+        got, reply = guest.recv()
+        assert (got, type(reply)) == (tag, expected)
+
+
+def test_requests_that_come_byte_by_byte_and_many_at_once_are_answered_alike(host: Host, guest: Client) -> None:
+    (host.root / "d").mkdir()
+    (host.root / "d" / "f").write_bytes(b"content")
+    conversation = [
+        *(m.Twalk(guest.root, NEW, (b"d", b"f")), m.Tlopen(NEW, 0), m.Tread(NEW, 0, 100)),
+        *(m.Tread(NEW, 3, 2), m.Tgetattr(guest.root, 0x7FF), m.Tclunk(NEW), m.Tclunk(NEW)),
+    ]
+    stream = b"".join(message.encode(tag) for tag, message in enumerate(conversation))
+    guest.send_raw(stream)
+    at_once = [guest.recv() for _ in conversation]
+    for byte in stream:
+        guest.send_raw(bytes([byte]))
+    assert sorted(str(guest.recv()) for _ in conversation) == sorted(map(str, at_once))
+
+
+def test_a_version_among_many_requests_ends_the_fids_for_those_behind_it(guest: Client) -> None:
+    root = guest.root
+    guest.send_raw(
+        m.Tgetattr(root, 0x7FF).encode(1)
+        + m.Tversion(8192, VERSION).encode(NOTAG)
+        + m.Tgetattr(root, 0x7FF).encode(2)
+        + m.Tgetattr(root, 0x7FF).encode(3)
+    )
+    assert [type(guest.recv()[1]) for _ in range(4)] == [m.Rgetattr, m.Rversion, m.Rlerror, m.Rlerror]
+
+
+def test_a_message_past_the_new_msize_is_refused_in_the_same_turn(host: Host, guest: Client) -> None:
+    guest.send_raw(m.Tversion(4096, VERSION).encode(NOTAG) + m.Twrite(guest.root, 0, bytes(5000)).encode(1))
+    assert all(isinstance(reply, m.Rversion) for reply in guest.drain())  # no Rlerror, which a write would get

@@ -68,8 +68,8 @@ def close_all_but(keep: Iterable[int]) -> None:
     os.closerange(start, os.sysconf("SC_OPEN_MAX"))
 
 
-def confine(export: Export, limits: Limits) -> None:
-    """Hold this process to one share, for ever.
+def confine(export: Export, limits: Limits) -> bool:
+    """Hold this process to one share, for ever; return whether Landlock does.
 
     No new privileges, no core dumps (they would hold the guest's data), as much memory as the limits
     say, as many descriptors as they say and the host allows, files made with the very bits asked for; Landlock on
@@ -82,13 +82,15 @@ def confine(export: Export, limits: Limits) -> None:
     _set_descriptors(limits.descriptors)
     syscalls.no_new_privileges()
     as_guest_users = export.security_model == "passthrough"
-    if syscalls.landlock_abi():
+    has_landlock = bool(syscalls.landlock_abi())
+    if has_landlock:
         allowed = _READ if export.read_only else _WRITE
         if as_guest_users and not export.read_only:
             allowed |= _NODES
         syscalls.landlock_restrict(export.root, allowed)
     if has_seccomp():
         seccomp.install(seccomp.allowed_calls(read_only=export.read_only, as_guest_users=as_guest_users))
+    return has_landlock
 
 
 def most_descriptors() -> int:

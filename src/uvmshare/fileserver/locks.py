@@ -64,11 +64,12 @@ class LockTable:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._holdings: dict[tuple[tuple[int, int], Owner], _Holding] = {}
+        self.holdings: dict[tuple[tuple[int, int], Owner], _Holding] = {}
+        """What is locked, by file and owner; empty when nothing is."""
 
     def __len__(self) -> int:
         """Return the number of locked ranges."""
-        return sum(len(holding.ranges) for holding in self._holdings.values())
+        return sum(len(holding.ranges) for holding in self.holdings.values())
 
     def set(self, file: tuple[int, int], owner: Owner, kind: int, span: Range, reopen: Callable[[int], int]) -> bool:
         """Lock or unlock a range; `kind` is fcntl's. Returns False when somebody else is in the way.
@@ -76,13 +77,13 @@ class LockTable:
         `reopen(flags)` opens the file anew. Raises `OSError`: ENOLCK past the limit.
         """
         key = file, owner
-        holding = self._holdings.get(key)
+        holding = self.holdings.get(key)
         if kind == _UNLOCK:
             if holding is not None:
                 _apply(holding.fd, _UNLOCK, span)
                 holding.ranges = _without(holding.ranges, span)
                 if not holding.ranges:
-                    del self._holdings[key]
+                    del self.holdings[key]
             return True
         if len(self) >= self._most:
             raise OSError(errno.ENOLCK, "too many locks")
@@ -94,26 +95,26 @@ class LockTable:
         if not _apply(holding.fd, kind, span):
             return False
         holding.ranges = _with(holding.ranges, span)
-        self._holdings[key] = holding
+        self.holdings[key] = holding
         return True
 
     def conflict(
         self, file: tuple[int, int], owner: Owner, kind: int, span: Range, reopen: Callable[[int], int]
     ) -> Conflict | None:
         """Return the lock that stands in the way of one, or None. Raises `OSError`."""
-        holding = self._holdings.get((file, owner)) or _Holding(*_open(reopen, write=kind == fcntl.F_WRLCK))
+        holding = self.holdings.get((file, owner)) or _Holding(*_open(reopen, write=kind == fcntl.F_WRLCK))
         asked = _FLOCK.pack(kind, os.SEEK_SET, span[0], _length(span), 0)
         found, _, start, length, pid = _FLOCK.unpack(fcntl.fcntl(holding.fd, fcntl.F_OFD_GETLK, asked))
         return None if found == _UNLOCK else Conflict(found, start, length, max(pid, 0))
 
     def forget_file(self, file: tuple[int, int]) -> None:
         """Drop every lock on a file that no fid of the session has open any more."""
-        for key in [key for key in self._holdings if key[0] == file]:
-            del self._holdings[key]
+        for key in [key for key in self.holdings if key[0] == file]:
+            del self.holdings[key]
 
     def clear(self) -> None:
         """Drop every lock."""
-        self._holdings.clear()
+        self.holdings.clear()
 
 
 def _open(reopen: Callable[[int], int], *, write: bool) -> tuple[int, bool]:

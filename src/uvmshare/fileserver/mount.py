@@ -82,7 +82,8 @@ def serve(
         with suppress(OSError):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         session = Session(connection, export, limits, log)
-        confinement.confine(export, limits)
+        has_landlock = confinement.confine(export, limits)
+        session.tree.walls.take_process(has_landlock=has_landlock)
         session.run((attach.tag, attach.message), attach.msize, attach.rest)
         status = 0
     except UvmshareError as error:

@@ -1,4 +1,4 @@
-"""Replies on their way to the guest: one buffer, one send, and file data that need not pass through.
+"""Replies on their way to the guest: one list, one send, and file data that need not pass through.
 
 What lives here: `Outbox`. What must not: what a reply says (`handlers`).
 """
@@ -18,13 +18,18 @@ from uvmshare.ninep import messages
 from uvmshare.ninep.constants import READ_HEADER_SIZE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from uvmshare.fileserver.fid import OpenFile
 
 __all__ = ["Outbox", "read_reply"]
 
-_SIZE: Final = 512 * 1024
 _FULL: Final = 64 * 1024
-"""Replies are sent when they pass this: enough to batch small ones, little enough to keep a guest busy."""
+"""Replies are sent when those that may be large pass this: enough to batch small ones, little enough to
+keep a guest busy."""
+
+_SMALL: Final = 16 * 1024
+"""Up to this count the data of a read is sent with other replies; larger ones are sent from where they were read."""
 
 _SENDFILE_MIN: Final = 256 * 1024
 """From this count on the file goes to the socket without passing through the process: at 1 MiB that
@@ -39,6 +44,8 @@ memory. Other sockets than unix and TCP were not measured.
 
 _ZEROS: Final = bytes(64 * 1024)
 _READ_HEADER: Final = struct.Struct("<IBHI")
+_PACK_READ_HEADER: Final = _READ_HEADER.pack
+_RREAD: Final = messages.Rread.type
 
 
 def read_reply(tag: int, data: bytes) -> bytes:
@@ -49,17 +56,22 @@ def read_reply(tag: int, data: bytes) -> bytes:
 class Outbox:
     """The way out of one connection, a blocking stream socket.
 
-    The session's loop fills the buffer and sends it; jobs that run aside `send` whole replies of their
-    own in between. `sent` counts bytes, for whoever resets it.
+    The session's loop puts whole replies into `replies`, those that may be large with `reply`, and sends
+    them together; jobs that run aside `send` whole replies of their own in between. `sent` counts bytes,
+    for whoever resets it.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, before: Callable[[], None] = lambda: None) -> None:
+        """Send on `connection`; `before` is called before the loop's replies are sent, and may raise."""
         self.sent = 0
+        self.replies: list[bytes] = []
+        self._before = before
+        self._large = 0
+        """Bytes of the replies that came by `reply`."""
         self._connection = connection
         self._lock = threading.Lock()  # held by whoever sends
-        self._buffer = mmap.mmap(-1, _SIZE)  # pages that no reply touches cost nothing
+        self._buffer = mmap.mmap(-1, READ_HEADER_SIZE + _SENDFILE_MIN)  # pages that nothing touches cost nothing
         self._view = memoryview(self._buffer)
-        self._end = 0
         self._stuck = False
         self._uses_sendfile = connection.family == socket.AF_UNIX
 
@@ -83,32 +95,28 @@ class Outbox:
         raise RemoteProtocolError(msg)
 
     def reply(self, frame: bytes) -> None:
-        """Put a whole reply into the buffer, or send it. Raises `OSError`."""
-        stop = self._end + len(frame)
-        if stop > _SIZE:
-            self.flush()
-            if len(frame) > _SIZE:
-                self.send(frame)
-                return
-            stop = len(frame)
-        self._view[self._end : stop] = frame
-        self._end = stop
-        if stop >= _FULL:
+        """Have a whole reply sent, now or with those that follow. Raises `OSError`."""
+        self.replies.append(frame)
+        self._large += len(frame)
+        if self._large >= _FULL:
             self.flush()
 
     def flush(self) -> None:
         """Send every reply that waits. Raises `BrokenPipeError` or `ConnectionResetError`."""
-        if self._end:
+        replies = self.replies
+        if replies:
+            self._before()
+            data = replies[0] if len(replies) == 1 else b"".join(replies)
+            replies.clear()
+            self._large = 0
             with self._lock:
-                self._transmit(self._view[: self._end])
-            self.sent += self._end
-            self._end = 0
+                self._transmit(data)
+            self.sent += len(data)
 
     def reply_read(self, tag: int, file: OpenFile, offset: int, count: int) -> bool:
         """Answer a Tread from the page cache. Returns False when the host would have to wait for the disk.
 
-        `count` is at most what fits a message. A small count is read into the very buffer that is
-        sent. Raises `OSError`, and nothing is answered then.
+        `count` is at most what fits a message. Raises `OSError`, and nothing is answered then.
         """
         if count >= _SENDFILE_MIN:
             count = max(0, min(count, os.fstat(file.fd).st_size - offset))
@@ -117,17 +125,21 @@ class Outbox:
                     return False
                 self._reply_large(tag, file.fd, offset, count)
                 return True
-        if self._end + READ_HEADER_SIZE + count > _SIZE:
-            self.flush()
-        start = self._end
-        data = start + READ_HEADER_SIZE
-        got = _read_now(file, self._view[data : data + count], offset)
+        if count <= _SMALL and not file.nowait:
+            data = os.pread(file.fd, count, offset)
+            self.reply(_PACK_READ_HEADER(READ_HEADER_SIZE + len(data), _RREAD, tag, len(data)) + data)
+            return True
+        got = _read_now(file, self._view[READ_HEADER_SIZE : READ_HEADER_SIZE + count], offset)
         if got is None:
             return False
-        _READ_HEADER.pack_into(self._buffer, start, READ_HEADER_SIZE + got, messages.Rread.type, tag, got)
-        self._end = data + got
-        if self._end >= _FULL:
+        _READ_HEADER.pack_into(self._buffer, 0, READ_HEADER_SIZE + got, _RREAD, tag, got)
+        if count <= _SMALL:
+            self.reply(self._buffer[: READ_HEADER_SIZE + got])
+        else:
             self.flush()
+            with self._lock:
+                self._transmit(self._view[: READ_HEADER_SIZE + got])
+            self.sent += READ_HEADER_SIZE + got
         return True
 
     @staticmethod
@@ -141,11 +153,14 @@ class Outbox:
         The count is announced before the data is sent: it is what the file had a moment ago, and zeros
         take the place of what is cut off meanwhile.
         """
-        self.reply(_READ_HEADER.pack(READ_HEADER_SIZE + count, messages.Rread.type, tag, count))
+        self.replies.append(_READ_HEADER.pack(READ_HEADER_SIZE + count, _RREAD, tag, count))
+        self._before()
+        head = b"".join(self.replies)
+        self.replies.clear()
+        self._large = 0
         with self._lock:
-            self._transmit(self._view[: self._end])
-            self.sent += self._end + count
-            self._end = 0
+            self._transmit(head)
+            self.sent += len(head) + count
             sent = 0
             step = 1
             while sent < count and step:

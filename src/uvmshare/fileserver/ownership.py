@@ -34,10 +34,14 @@ from uvmshare.fileserver import syscalls
 if TYPE_CHECKING:
     from uvmshare.fileserver.tree import Node, Tree
 
-__all__ = ["Attributes", "Mapped", "Owner", "Ownership", "Passthrough", "choose"]
+__all__ = ["Attributes", "Known", "Mapped", "Owner", "Ownership", "Passthrough", "choose"]
 
 Attributes = tuple[int, int, int, int]
 """mode with the file type, uid, gid and rdev, as the guest sees them."""
+
+
+Created = tuple[int, os.stat_result]
+"""A descriptor, and what fstat(2) said of it."""
 
 
 class Owner(NamedTuple):
@@ -45,6 +49,34 @@ class Owner(NamedTuple):
 
     uid: int
     gid: int
+
+
+_MOST_KNOWN: Final = 2048
+"""Files of which what the guest sees is kept, at some 600 bytes each."""
+
+_CLOCK_TICK_NS: Final = 20_000_000
+"""A file may change again within a clock tick and keep its ctime (git calls it racily clean): what is
+younger is not kept. Linux ticks every 1 to 10 ms."""
+
+
+class Known:
+    """What a guest sees of a file as long as the file is what it was.
+
+    `qid` is its qid as numbers; `body` that of an Rgetattr, made with `atime` and `blocks`, which change
+    without ctime.
+    """
+
+    __slots__ = ("atime", "attributes", "blocks", "body", "ctime", "device", "mtime", "qid", "size")
+
+    def __init__(self, found: os.stat_result, attributes: Attributes, qid: tuple[int, int, int]) -> None:
+        self.device = found.st_dev
+        self.ctime = found.st_ctime_ns
+        self.mtime = found.st_mtime_ns
+        self.size = found.st_size
+        self.attributes = attributes
+        self.qid = qid
+        self.body: bytes | None = None
+        self.atime = self.blocks = 0
 
 
 _CREATE: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
@@ -73,6 +105,30 @@ class Ownership:
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
+        self._known: dict[int, Known] = {}
+
+    def known(self, node: Node, found: os.stat_result) -> Known:
+        """Return what the guest sees of a node whose fstat(2) is `found`, read again only when the file has changed.
+
+        Every change of what is kept changes ctime (inode(7)); size and mtime are compared for file systems
+        that are not exact about it. Kept, all of it takes 0.3 us; reading extended attributes 3, numbers 0.6.
+        """
+        known = self._known.get(found.st_ino)
+        if (
+            known is not None
+            and known.ctime == found.st_ctime_ns
+            and known.mtime == found.st_mtime_ns
+            and known.size == found.st_size
+            and known.device == found.st_dev
+        ):
+            return known
+        attributes = self.seen(node, found)
+        known = Known(found, attributes, self._tree.qid_numbers(found, attributes[0]))
+        if time.time_ns() - known.ctime > _CLOCK_TICK_NS:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[found.st_ino] = known
+        return known
 
     def seen(self, node: Node, found: os.stat_result) -> Attributes:
         """Return what the guest sees of a node whose fstat(2) is `found`."""
@@ -85,10 +141,11 @@ class Ownership:
 
     # Making files. All raise OSError, and leave nothing behind then.
 
-    def create(self, directory: Node, name: bytes, flags: int, mode: int, owner: Owner) -> int:
-        """Create a regular file that is not there yet and open it with `flags`; return the descriptor."""
+    def create(self, directory: Node, name: bytes, flags: int, mode: int, owner: Owner) -> Created:
+        """Create a regular file that is not there yet and open it with `flags`; return the descriptor and its stat."""
         del owner
-        return os.open(name, flags | _CREATE, mode & _ALL_BITS, dir_fd=directory.fd)
+        descriptor = os.open(name, flags | _CREATE, mode & _ALL_BITS, dir_fd=directory.fd)
+        return descriptor, os.fstat(descriptor)
 
     def mkdir(self, directory: Node, name: bytes, mode: int, owner: Owner) -> None:
         """Make a directory."""
@@ -178,7 +235,7 @@ class Passthrough(Ownership):
         def __exit__(self, *_: object) -> None:
             syscalls.set_fs_identity(0, 0)
 
-    def create(self, directory: Node, name: bytes, flags: int, mode: int, owner: Owner) -> int:
+    def create(self, directory: Node, name: bytes, flags: int, mode: int, owner: Owner) -> Created:
         with self._As(owner):
             return super().create(directory, name, flags, mode, owner)
 
@@ -211,11 +268,6 @@ _RDEV: Final = _XATTR + "rdev"
 _U32: Final = struct.Struct("<I")
 _U64: Final = struct.Struct("<Q")
 
-_CACHE_SIZE: Final = 16384
-_CLOCK_TICK_NS: Final = 20_000_000
-"""A file may change again within a clock tick and keep its ctime (git calls it racily clean): what is
-younger is not kept. Linux ticks every 1 to 10 ms."""
-
 _DT_DIR: Final = 4
 _DT_REG: Final = 8
 _PRIVATE: Final = 0o600
@@ -239,7 +291,6 @@ class Mapped(Ownership):
 
     def __init__(self, tree: Tree) -> None:
         super().__init__(tree)
-        self._kept: dict[tuple[int, int], tuple[int, Attributes]] = {}
         root = os.geteuid() == 0
         self._file_bits = 0 if root else 0o600
         self._directory_bits = 0 if root else 0o700
@@ -249,17 +300,7 @@ class Mapped(Ownership):
         kind = stat.S_IFMT(mode)
         if kind not in (stat.S_IFREG, stat.S_IFDIR):
             return mode, found.st_uid, found.st_gid, found.st_rdev  # these cannot have user attributes
-        key = found.st_dev, found.st_ino
-        kept = self._kept.get(key)
-        changed = found.st_ctime_ns
-        if kept is not None and kept[0] == changed:
-            return kept[1]
-        attributes = self._read(self._tree.path_of(node), found)
-        if time.time_ns() - changed > _CLOCK_TICK_NS:
-            if len(self._kept) >= _CACHE_SIZE:
-                self._kept.clear()
-            self._kept[key] = changed, attributes
-        return attributes
+        return self._read(self._tree.path_of(node), found)
 
     def _read(self, path: str, found: os.stat_result) -> Attributes:
         mode, uid, gid, rdev = found.st_mode, found.st_uid, found.st_gid, 0
@@ -287,16 +328,17 @@ class Mapped(Ownership):
     def entry_type(self, d_type: int) -> int:
         return 0 if d_type == _DT_REG else d_type  # it may stand for a link or a node
 
-    def create(self, directory: Node, name: bytes, flags: int, mode: int, owner: Owner) -> int:
+    def create(self, directory: Node, name: bytes, flags: int, mode: int, owner: Owner) -> Created:
         bits = mode & _PERMISSIONS | self._file_bits
         descriptor = os.open(name, flags | _CREATE, bits, dir_fd=directory.fd)
         try:
-            self._remember(descriptor, os.fstat(descriptor), stat.S_IFREG | mode & _ALL_BITS, owner)
+            found = os.fstat(descriptor)
+            self._remember(descriptor, found, stat.S_IFREG | mode & _ALL_BITS, owner)
         except BaseException:
             os.close(descriptor)
             os.unlink(name, dir_fd=directory.fd)
             raise
-        return descriptor
+        return descriptor, found
 
     def mkdir(self, directory: Node, name: bytes, mode: int, owner: Owner) -> None:
         os.mkdir(name, mode & _PERMISSIONS | self._directory_bits, dir_fd=directory.fd)
@@ -317,7 +359,7 @@ class Mapped(Ownership):
     def mknod(self, directory: Node, name: bytes, mode: int, rdev: int, owner: Owner) -> None:
         kind = stat.S_IFMT(mode)
         if kind in (0, stat.S_IFREG):
-            os.close(self.create(directory, name, os.O_WRONLY, mode, owner))
+            os.close(self.create(directory, name, os.O_WRONLY, mode, owner)[0])
         elif kind in (stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK):
             device = rdev if kind in (stat.S_IFCHR, stat.S_IFBLK) else None
             self._stand_in(directory, name, kind | mode & _ALL_BITS, owner, rdev=device)

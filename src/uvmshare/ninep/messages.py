@@ -577,16 +577,22 @@ class Rremove(Message, frozen=True):
     """Done."""
 
 
-def packer(cls: type[Message]) -> Callable[..., bytes]:
-    """Return a function of (tag, flat numbers...) that packs a message made of numbers and qids alone.
+def frame_of(cls: type[Message]) -> tuple[Callable[..., bytes], int, int]:
+    """Return how a message made of numbers and qids alone is packed: the function, the size and the number.
 
-    For replies at speed: no message object is made. A qid stands as its three numbers.
+    The function takes size, number, tag and the numbers; a qid stands as its three. For replies at speed:
+    no message object is made, and no call but that of `struct`.
     """
     frame = cls.layout.frame
     if frame is None:
         msg = f"{cls.__name__} has fields of variable length"
         raise LocalProtocolError(msg)
-    size, number, pack = frame.size, cls.type, frame.pack
+    return frame.pack, frame.size, cls.type
+
+
+def packer(cls: type[Message]) -> Callable[..., bytes]:
+    """Return a function of (tag, flat numbers...) that packs such a message as `frame_of` tells of."""
+    pack, size, number = frame_of(cls)
 
     def packed(tag: int, *values: int) -> bytes:
         return pack(size, number, tag, *values)

@@ -11,22 +11,24 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
-from uvmshare.fileserver.fid import OpenFile, XattrValue, XattrWrite
+from uvmshare.fileserver.fid import CreatedFile, OpenFile, XattrValue, XattrWrite
 from uvmshare.fileserver.handlers import xattrs
 from uvmshare.fileserver.listing import Listing
 from uvmshare.fileserver.ownership import Owner
-from uvmshare.fileserver.tree import check_name
+from uvmshare.fileserver.tree import Node, check_name
 from uvmshare.ninep import messages as m
+from uvmshare.ninep import requests
 from uvmshare.ninep.constants import READ_HEADER_SIZE, OpenFlag
 
 if TYPE_CHECKING:
     from uvmshare.fileserver.fid import Fid
+    from uvmshare.fileserver.ownership import Known
     from uvmshare.fileserver.session import Session
-    from uvmshare.fileserver.tree import Node
 
 _RLOPEN: Final = m.packer(m.Rlopen)
 _RLCREATE: Final = m.packer(m.Rlcreate)
 _RWRITE: Final = m.packer(m.Rwrite)
+_PACK_RWRITE, _RWRITE_SIZE, _RWRITE_TYPE = m.frame_of(m.Rwrite)
 _RFSYNC: Final = m.packer(m.Rfsync)
 
 _ACCESS: Final = int(OpenFlag.NOACCESS)
@@ -34,6 +36,8 @@ _EXCL: Final = int(OpenFlag.EXCL)
 _SYNC: Final = int(OpenFlag.SYNC | OpenFlag.DSYNC)
 SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 _TRUNC: Final = int(OpenFlag.TRUNC)
+_ACCESS_OR_TRUNC: Final = _ACCESS | _TRUNC
+_S_IFMT: Final = 0o170000
 _DIRECTORY: Final = int(OpenFlag.DIRECTORY)
 
 _PASSED_ON: Final = (
@@ -44,46 +48,53 @@ _PASSED_ON: Final = (
 )
 """Flags with a meaning here. Others are the guest's own affair, or would hurt: O_DIRECT refuses odd
 sizes, O_NONBLOCK changes nothing of a regular file."""
+_SOME_PASSED_ON: Final = _TRUNC | _SYNC | int(OpenFlag.APPEND)
 
 
 def _host_flags(flags: int) -> int:
     access = flags & _ACCESS
     host = os.O_RDWR if access == _ACCESS else access
-    for guest, passed in _PASSED_ON:
-        if flags & guest:
-            host |= passed
+    if flags & _SOME_PASSED_ON:
+        for guest, passed in _PASSED_ON:
+            if flags & guest:
+                host |= passed
     return host
 
 
-def _open(session: Session, node: Node, flags: int) -> tuple[OpenFile, os.stat_result, int]:
-    """Open a node for I/O; return the open file, its stat and the mode that is seen."""
+def _open(session: Session, node: Node, flags: int) -> tuple[OpenFile, Known]:
+    """Open a node for I/O; return the open file and what is known of it."""
     session.require_room_to_open()
-    session.tree.require_inside(node)
+    walls = session.tree.walls
+    if not walls.has_landlock:
+        walls.require_inside(node)
     found = os.fstat(node.fd)
-    mode = session.ownership.seen(node, found)[0]
-    kind = stat.S_IFMT(mode)
-    writes = bool(flags & (_ACCESS | _TRUNC))
+    known = session.ownership.known(node, found)
+    mode = known.attributes[0]
+    kind = mode & _S_IFMT
+    writes = flags & _ACCESS_OR_TRUNC
     if kind == stat.S_IFDIR:
         if writes:
             raise OSError(errno.EISDIR, "a directory is only read")
-        return _open_directory(session, node, found), found, mode
+        with walls.kept_by_landlock(node):
+            return _open_directory(session, node, found), known
     if writes and session.export.read_only:
         raise OSError(errno.EROFS, "the share is read-only")
     if flags & _DIRECTORY:
         raise OSError(errno.ENOTDIR, "not a directory")
     if kind == stat.S_IFLNK:
         raise OSError(errno.ELOOP, "a symbolic link is read with readlink")
-    if kind != stat.S_IFREG or not stat.S_ISREG(found.st_mode):
+    if kind != stat.S_IFREG or found.st_mode & _S_IFMT != stat.S_IFREG:
         # Opening a FIFO blocks, and opening a device acts on the host: the guest has its own.
         raise OSError(errno.ENXIO, "only regular files and directories are opened")
-    file = _file(session.tree.reopen(node, _host_flags(flags)), found, flags)
-    file.set_id = bool(mode & SET_ID)
-    return file, found, mode
-
-
-def _file(descriptor: int, found: os.stat_result, flags: int) -> OpenFile:
-    key = found.st_dev, found.st_ino
-    return OpenFile(descriptor, key, writable=bool(flags & _ACCESS), sync=bool(flags & _SYNC))
+    try:
+        descriptor = session.tree.reopen(node, _host_flags(flags))
+    except OSError:
+        walls.require_inside(node)  # no error of what lies outside is told
+        raise
+    file = OpenFile(descriptor, (found.st_dev, found.st_ino), writable=flags & _ACCESS != 0, sync=flags & _SYNC != 0)
+    if mode & SET_ID:
+        file.set_id = True
+    return file, known
 
 
 def _open_directory(session: Session, node: Node, found: os.stat_result) -> OpenFile:
@@ -100,90 +111,112 @@ def _open_directory(session: Session, node: Node, found: os.stat_result) -> Open
     return file
 
 
-def lopen(session: Session, tag: int, message: m.Tlopen) -> bytes:
+def lopen(session: Session, tag: int, number: int, at: int, stop: int) -> bytes:
     """Open a fid for I/O (protocol.md, lopen). A read-only share refuses flags that would change it."""
-    fid = session.fid(message.fid)
-    if fid.is_open:
+    flags = requests.lopen(session.buffer, at, stop)
+    fid = session.fids.get(number) or session.fid(number)
+    if fid.file is not None or fid.xattr is not None:
         raise OSError(errno.EINVAL, "fid is open already")
-    file, found, mode = _open(session, fid.node, message.flags)
+    file, known = _open(session, fid.node, flags)
     session.opened(fid, file)
-    return _RLOPEN(tag, *session.tree.qid_numbers(found, mode), 0)
+    return _RLOPEN(tag, *known.qid, 0)
 
 
-def lcreate(session: Session, tag: int, message: m.Tlcreate) -> bytes:
+def lcreate(session: Session, tag: int, number: int, at: int, stop: int) -> bytes:
     """Create a file and open it; the fid of the directory becomes the file's (protocol.md, lcreate).
 
     A file that is there already is opened, unless O_EXCL is asked for; what is no regular file is
     refused then as lopen refuses it.
     """
-    fid = session.fid(message.fid)
+    name, flags, permissions, gid = requests.lcreate(session.buffer, at, stop)
+    fid = session.fids.get(number) or session.fid(number)
     directory = fid.node
-    if fid.is_open:
+    if fid.file is not None or fid.xattr is not None:
         raise OSError(errno.EINVAL, "fid is open already")
-    check_name(message.name)
+    check_name(name)
     session.require_room_to_open()
-    session.tree.require_inside(directory)
     session.require_changeable(directory)
-    flags = message.flags
-    owner = Owner(fid.uid, message.gid)
+    walls = session.tree.walls
+    if not walls.has_landlock:
+        walls.require_inside(directory)
     try:
         # What is created is empty: O_TRUNC has nothing to do.
-        io = session.ownership.create(directory, message.name, _host_flags(flags & ~_TRUNC), message.mode, owner)
-    except FileExistsError:
-        if flags & _EXCL:
+        io, found = session.ownership.create(
+            directory, name, _host_flags(flags & ~_TRUNC), permissions, Owner(fid.uid, gid)
+        )
+    except OSError as error:
+        walls.require_inside(directory)  # no error of what lies outside is told
+        if flags & _EXCL or error.errno != errno.EEXIST:
             raise
-        node = session.tree.child(directory, message.name)
-        file, found, mode = _open(session, node, flags)
+        node = session.tree.child(directory, name)
+        file, known = _open(session, node, flags)
+        qid = known.qid
     else:
-        found = os.fstat(io)
-        mode = found.st_mode
-        file = _file(io, found, flags)
-        file.set_id = bool(message.mode & SET_ID)
-        node = session.tree.node_of(io, directory, message.name)
+        node = Node(io, directory, name)
+        file = CreatedFile(node, (found.st_dev, found.st_ino), writable=flags & _ACCESS != 0, sync=flags & _SYNC != 0)
+        if permissions & SET_ID:
+            file.set_id = True
+        qid = session.tree.qid_numbers(found, found.st_mode)
     fid.node = node
     session.opened(fid, file)
-    return _RLCREATE(tag, *session.tree.qid_numbers(found, mode), 0)
+    return _RLCREATE(tag, *qid, 0)
 
 
-def read(session: Session, tag: int, message: m.Tread) -> bytes | None:
+def read(session: Session, tag: int, number: int, at: int, stop: int) -> bytes | None:
     """Read from an open file or extended attribute (read(5)).
 
     A count that would not fit a message is cut to what does. What the page cache does not hold is
     read aside.
     """
-    fid = session.fid(message.fid)
-    count = min(message.count, session.msize - READ_HEADER_SIZE)
-    if fid.xattr is not None:
-        if not isinstance(fid.xattr, XattrValue):
-            raise OSError(errno.EBADF, "fid is open for writing an attribute")
-        return m.Rread(fid.xattr.value[message.offset : message.offset + count]).encode(tag)
-    file = session.open_file(message.fid)
+    offset, count = requests.read(session.buffer, at, stop)
+    fid = session.fids.get(number) or session.fid(number)
+    most = session.msize - READ_HEADER_SIZE
+    count = min(count, most)
+    file = fid.file
+    if file is None:
+        _read_xattr(session, tag, fid, offset, count)
+        return None
     if file.listing is not None:
         raise OSError(errno.EISDIR, "a directory is read with readdir")
-    if not session.outbox.reply_read(tag, file, message.offset, count):
-        session.read_aside(tag, file, message.offset, count)
+    if not session.outbox.reply_read(tag, file, offset, count):
+        session.read_aside(tag, file, offset, count)
     return None
 
 
-def write(session: Session, tag: int, message: m.Twrite) -> bytes | None:
+def _read_xattr(session: Session, tag: int, fid: Fid, offset: int, count: int) -> None:
+    if fid.xattr is None:
+        raise OSError(errno.EBADF, "fid is not open")
+    if not isinstance(fid.xattr, XattrValue):
+        raise OSError(errno.EBADF, "fid is open for writing an attribute")
+    session.outbox.reply(m.Rread(fid.xattr.value[offset : offset + count]).encode(tag))
+
+
+def write(session: Session, tag: int, number: int, at: int, stop: int) -> bytes | None:
     """Write to an open file or extended attribute (write(5)); as many bytes as the host takes.
 
     A write that waits for the disk, because the file was opened so, runs aside.
     """
-    fid = session.fid(message.fid)
-    if fid.xattr is not None:
-        if not isinstance(fid.xattr, XattrWrite):
-            raise OSError(errno.EBADF, "fid is open for reading an attribute")
-        return _RWRITE(tag, xattrs.write(fid.xattr, message.data, message.offset))
-    file = session.open_file(message.fid)
-    offset = message.offset
+    offset, start = requests.write(session.buffer, at, stop)
+    data = session.view[start:stop]
+    fid = session.fids.get(number) or session.fid(number)
+    file = fid.file
+    if file is None:
+        return _RWRITE(tag, _write_xattr(fid, data, offset))
     if file.set_id and fid.uid:
         _take_set_id_off(session, fid, file)
     if file.sync:
-        data = bytes(message.data)  # the buffer it stands in is used again
-        if session.run_aside(tag, 0, lambda: _written(tag, len(data), os.pwrite(file.fd, data, offset))):
+        copied, descriptor = bytes(data), file  # the buffer it stands in is used again
+        if session.run_aside(tag, 0, lambda: _written(tag, len(copied), os.pwrite(descriptor.fd, copied, offset))):
             return None
-    return _written(tag, len(message.data), os.pwrite(file.fd, message.data, offset))
+    return _written(tag, stop - start, os.pwrite(file.fd, data, offset))
+
+
+def _write_xattr(fid: Fid, data: memoryview, offset: int) -> int:
+    if fid.xattr is None:
+        raise OSError(errno.EBADF, "fid is not open")
+    if not isinstance(fid.xattr, XattrWrite):
+        raise OSError(errno.EBADF, "fid is open for reading an attribute")
+    return xattrs.write(fid.xattr, data, offset)
 
 
 def _take_set_id_off(session: Session, fid: Fid, file: OpenFile) -> None:
@@ -201,7 +234,7 @@ def _take_set_id_off(session: Session, fid: Fid, file: OpenFile) -> None:
 def _written(tag: int, asked: int, count: int) -> bytes:
     if not count and asked:
         raise OSError(errno.EIO, "nothing was written")  # a count of 0 would make Linux's client try for ever
-    return _RWRITE(tag, count)
+    return _PACK_RWRITE(_RWRITE_SIZE, _RWRITE_TYPE, tag, count)
 
 
 def fsync(session: Session, tag: int, message: m.Tfsync) -> bytes | None:

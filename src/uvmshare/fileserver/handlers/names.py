@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from uvmshare.fileserver.ownership import Owner
 from uvmshare.fileserver.tree import check_name
 from uvmshare.ninep import messages as m
+from uvmshare.ninep import requests
 from uvmshare.ninep.constants import AT_REMOVEDIR
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _RMKNOD: Final = m.packer(m.Rmknod)
 _RLINK: Final = m.packer(m.Rlink)
 _RRENAME: Final = m.packer(m.Rrename)
 _RRENAMEAT: Final = m.packer(m.Rrenameat)
-_RUNLINKAT: Final = m.packer(m.Runlinkat)
+_PACK_RUNLINKAT, _RUNLINKAT_SIZE, _RUNLINKAT = m.frame_of(m.Runlinkat)
 _RREMOVE: Final = m.packer(m.Rremove)
 
 
@@ -45,8 +46,7 @@ def _changeable(session: Session, number: int, name: bytes) -> Fid:
 def _qid_of(session: Session, directory: Node, name: bytes) -> tuple[int, int, int]:
     """Return the qid of what has just been made."""
     node = session.tree.child(directory, name)
-    found = os.fstat(node.fd)
-    return session.tree.qid_numbers(found, session.ownership.seen(node, found)[0])
+    return session.ownership.known(node, os.fstat(node.fd)).qid
 
 
 def mkdir(session: Session, tag: int, message: m.Tmkdir) -> bytes:
@@ -105,13 +105,24 @@ def rename(session: Session, tag: int, message: m.Trename) -> bytes:
     return _RRENAME(tag)
 
 
-def unlinkat(session: Session, tag: int, message: m.Tunlinkat) -> bytes:
+def unlinkat(session: Session, tag: int, number: int, at: int, stop: int) -> bytes:
     """Remove a name (protocol.md, unlinkat)."""
-    fid = _changeable(session, message.dirfd, message.name)
-    if message.flags & ~AT_REMOVEDIR:
+    name, flags = requests.unlinkat(session.buffer, at, stop)
+    fid = session.fids.get(number) or session.fid(number)
+    check_name(name)
+    directory = fid.node
+    walls = session.tree.walls
+    if not walls.has_landlock:
+        walls.require_inside(directory)
+    session.require_changeable(directory)
+    if flags & ~AT_REMOVEDIR:
         raise OSError(errno.EINVAL, "unknown flags")
-    _unlink(fid.node, message.name, is_directory=bool(message.flags & AT_REMOVEDIR))
-    return _RUNLINKAT(tag)
+    try:
+        _unlink(directory, name, is_directory=flags != 0)
+    except OSError:
+        walls.require_inside(directory)  # no error of what lies outside is told
+        raise
+    return _PACK_RUNLINKAT(_RUNLINKAT_SIZE, _RUNLINKAT, tag)
 
 
 def remove(session: Session, tag: int, message: m.Tremove) -> bytes:

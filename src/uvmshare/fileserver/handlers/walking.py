@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, Final
 from uvmshare.fileserver.fid import Fid, XattrWrite
 from uvmshare.fileserver.handlers import xattrs
 from uvmshare.ninep import messages as m
+from uvmshare.ninep import requests
 from uvmshare.ninep.constants import MAXWELEM, NOFID
 
 if TYPE_CHECKING:
     from uvmshare.fileserver.session import Session
 
 _RATTACH: Final = m.packer(m.Rattach)
-_RCLUNK: Final = m.packer(m.Rclunk)
-_RWALK: Final = tuple(struct.Struct("<IBHH" + "BIQ" * count) for count in range(MAXWELEM + 1))
+_PACK_RCLUNK, _RCLUNK_SIZE, _RCLUNK = m.frame_of(m.Rclunk)
+_RWALK_TYPE: Final = m.Rwalk.type
+_RWALK_FRAMES: Final = [struct.Struct("<IBHH" + "BIQ" * count) for count in range(MAXWELEM + 1)]
+_RWALK: Final = [(frame.pack, frame.size) for frame in _RWALK_FRAMES]
 
 
 def attach(session: Session, tag: int, message: m.Tattach) -> bytes:
@@ -41,7 +44,7 @@ def attach(session: Session, tag: int, message: m.Tattach) -> bytes:
     return reply
 
 
-def walk(session: Session, tag: int, message: m.Twalk) -> bytes:
+def walk(session: Session, tag: int, number: int, at: int, stop: int) -> bytes:
     """Make newfid what the names lead to.
 
     walk(5): "If the first element cannot be walked for any reason, Rerror is returned. Otherwise, the
@@ -49,37 +52,39 @@ def walk(session: Session, tag: int, message: m.Twalk) -> bytes:
     are visited by the nwqid successful elementwise walks"; newfid is affected only when all succeed.
     An open fid may be walked from: Linux's client does.
     """
-    fid = session.fid(message.fid)
-    if message.newfid != message.fid:
-        session.require_free(message.newfid)
-    tree, ownership = session.tree, session.ownership
+    newfid, names = requests.walk(session.buffer, at, stop)
+    fids = session.fids
+    fid = fids.get(number) or session.fid(number)
+    if newfid != number and (newfid in fids or newfid == NOFID or len(fids) >= session.limits.fids):
+        session.require_free(newfid)
     node = fid.node
     numbers: list[int] = []
     walked = 0
-    for name in message.names:
-        try:
-            node = tree.child(node, name)
-            found = os.fstat(node.fd)
-            numbers += tree.qid_numbers(found, ownership.seen(node, found)[0])
-        except OSError:
-            if not walked:
-                raise
-            break
-        walked += 1
-    if walked == len(message.names):
-        if message.newfid == message.fid:
-            session.drop_fid(message.fid)
-        session.fids[message.newfid] = Fid(node, fid.uid)
-    frame = _RWALK[walked]
-    return frame.pack(frame.size, m.Rwalk.type, tag, walked, *numbers)
+    if names:
+        known = session.ownership.known
+        for node in session.tree.walk(fid.node, names):
+            try:
+                numbers += known(node, os.fstat(node.fd)).qid
+            except OSError:
+                if not walked:
+                    raise
+                break
+            walked += 1
+    if walked == len(names):
+        if newfid == number:
+            session.drop_fid(number)
+        fids[newfid] = Fid(node, fid.uid)
+    pack, size = _RWALK[walked]
+    return pack(size, _RWALK_TYPE, tag, walked, *numbers)
 
 
-def clunk(session: Session, tag: int, message: m.Tclunk) -> bytes:
+def clunk(session: Session, tag: int, number: int, at: int, stop: int) -> bytes:
     """Forget a fid, which goes even when an error is returned (clunk(5)).
 
     An extended attribute that was written through it is set now; the error is that of setting it.
     """
-    fid = session.drop_fid(message.fid)
-    if isinstance(fid.xattr, XattrWrite):
+    requests.clunk(session.buffer, at, stop)
+    fid = session.drop_fid(number)
+    if fid.xattr is not None and isinstance(fid.xattr, XattrWrite):
         xattrs.finish(session, fid, fid.xattr)
-    return _RCLUNK(tag)
+    return _PACK_RCLUNK(_RCLUNK_SIZE, _RCLUNK, tag)

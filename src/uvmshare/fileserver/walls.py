@@ -1,0 +1,190 @@
+"""What lies inside a share: the kernel is asked for paths of descriptors, and they are compared.
+
+What lives here: `Walls`. What must not: how files are reached (`tree`), and no path is ever resolved.
+
+A directory that the host moves out of the share keeps its descriptors, and a walk on from one of them
+would leave the share. So whatever the guest would gain something new by is looked at after it was
+reached: its path must be below the root's at that moment.
+
+There are two ways to ask. `require_inside` reads the links of /proc/self/fd, which always works, and
+costs 2.5 us for the node and as much for the root. A process that is a mount's own asks for its working
+directory instead, 0.4 us to go there and 0.6 us to ask (getcwd(2)): `before` notes where a walk begins,
+`after` says whether the directory in which it ended is just where the walk's names say, and so everything
+that was opened on the way below the root. The root's own path is read once before the first walk of a turn and
+once, in `confirm`, before any reply of that turn leaves: when it is the same, the root did not move.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Final
+
+from uvmshare.errors import RemoteProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from uvmshare.fileserver.tree import Node
+
+__all__ = ["Walls"]
+
+_MOST_LET_IN: Final = 256
+"""Nodes that wait for `confirm`: each holds a descriptor."""
+
+_UP_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class Walls:
+    """The bounds of one share. `proc` is a descriptor of /proc/self/fd."""
+
+    def __init__(self, root: Node, proc: int) -> None:
+        found = os.fstat(root.fd)
+        self._root = root
+        self._root_id = found.st_dev, found.st_ino
+        self._proc = proc
+        self.is_alone = False
+        self.has_landlock = False
+        """Whether the kernel itself refuses to open, make and remove what is not below the root: landlock(7)."""
+        self._root_path = b""
+        self._at: Node | None = None
+        """The working directory; None while it is the root, whose path has not been read in this turn."""
+        self._here = b""
+        """The path that it was seen to have in this turn, below the root's; empty when it was not."""
+        self._let_in: list[Node] = []
+        """What was let in because of these paths, until `confirm`."""
+
+    def take_process(self, *, has_landlock: bool) -> None:
+        """Use the working directory, which nobody else in this process may; `has_landlock` as it says.
+
+        Raises `OSError`.
+        """
+        os.fchdir(self._root.fd)
+        self.is_alone = True
+        self.has_landlock = has_landlock
+
+    # By the working directory
+
+    def before(self, start: Node) -> bytes:
+        """Return the path of the directory where a walk begins, inside; empty when that cannot be told."""
+        try:
+            if self._at is None:
+                self._root_path = os.getcwdb()
+                if start is not self._root:
+                    self._go(start)
+            elif self._at is not start and start is not self._root:
+                self._go(start)
+        except OSError:
+            return b""
+        return self._root_path if start is self._root else self._here
+
+    def _go(self, directory: Node) -> None:
+        os.fchdir(directory.fd)
+        self._at = directory
+        self._here = b""
+        here = os.getcwdb()
+        if here.startswith(self._root_path) and here[len(self._root_path) :].startswith(b"/"):
+            self._here = here
+
+    def after(self, directory: Node, expected: bytes, nodes: list[Node]) -> bool:
+        """Say whether a walk ended where it must, and let `nodes` in then.
+
+        They were opened one in the other, the last one in `directory`, whose path must be `expected`: the
+        one of `before` and the names in between.
+        """
+        try:
+            if self._at is not directory:
+                os.fchdir(directory.fd)
+                self._at = directory
+            self._here = b""
+            here = os.getcwdb()
+        except OSError:
+            return False
+        if here != expected:
+            return False
+        self._here = here
+        self._let_in += nodes
+        if len(self._let_in) >= _MOST_LET_IN:
+            self.confirm()
+        return True
+
+    def confirm(self) -> None:
+        """Make sure that the root is still where this turn's paths were compared with; before replies are sent.
+
+        When it was moved, everything that was let in is looked at again. Raises `RemoteProtocolError` when
+        that shows something to be outside: the host has put it where the root was, within this turn.
+        """
+        if self._at is None:
+            return
+        self._at = None
+        let_in, self._let_in = self._let_in, []
+        try:
+            os.fchdir(self._root.fd)
+            if os.getcwdb() == self._root_path:
+                return
+        except OSError:
+            pass  # the root was removed
+        if not all(map(self.is_inside, let_in)):
+            msg = "the share was moved while it was walked, and something else is in its place"
+            raise RemoteProtocolError(msg)
+
+    # By the links of /proc/self/fd
+
+    def require_inside(self, node: Node) -> None:
+        """Refuse a node that no longer lies below the share's root: ENOENT.
+
+        Asked at the moment the guest would gain something new by it. Raises `OSError`.
+        """
+        if node.parent is not None and not self.is_inside(node):
+            raise OSError(errno.ENOENT, "moved out of the share")
+
+    @contextmanager
+    def kept_by_landlock(self, node: Node) -> Iterator[None]:
+        """Do what Landlock refuses outside; no error is told then but that it lies there. Raises `OSError`."""
+        try:
+            yield
+        except OSError:
+            self.require_inside(node)
+            raise
+
+    def is_inside(self, node: Node) -> bool:
+        """Say whether the kernel's path of a node is below the root's. Raises `OSError`."""
+        try:
+            root = self._path(self._root)
+            while not self._path(node).startswith(root if root.endswith(b"/") else root + b"/"):
+                before, root = root, self._path(self._root)
+                if root == before:
+                    return False
+                # The host has renamed the root, or a directory above it, in between.
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return self._climbs_to_root(node)  # the kernel tells paths of up to a page
+        return True
+
+    def _path(self, node: Node) -> bytes:
+        if node is self._root and self.is_alone and self._at is None:
+            with suppress(FileNotFoundError):  # the host has removed it
+                return os.getcwdb()
+        return os.readlink(b"%d" % node.fd, dir_fd=self._proc)
+
+    def _climbs_to_root(self, node: Node) -> bool:
+        """Say whether going up from the node, or from its directory, comes to the root."""
+        start = node if stat.S_ISDIR(os.fstat(node.fd).st_mode) or node.parent is None else node.parent
+        at = os.dup(start.fd)
+        try:
+            found = os.fstat(at)
+            here = found.st_dev, found.st_ino
+            while here != self._root_id:
+                above = os.open("..", _UP_FLAGS, dir_fd=at)
+                os.close(at)
+                at = above
+                found = os.fstat(at)
+                if (found.st_dev, found.st_ino) == here:
+                    return False  # the root of all file systems is its own parent
+                here = found.st_dev, found.st_ino
+            return True
+        finally:
+            os.close(at)

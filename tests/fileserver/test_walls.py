@@ -1,0 +1,255 @@
+"""Nothing outside is told while the host moves directories and the root in the middle of a walk.
+
+A mount's own process asks for its working directory; here that is this process, which goes back where it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from uvmshare.errors import RemoteProtocolError
+
+if sys.platform == "win32":
+    pytest.skip("the file server runs on Linux", allow_module_level=True)
+
+from uvmshare.fileserver import walls as walls_module
+from uvmshare.fileserver.export import Export
+from uvmshare.fileserver.tree import Tree
+from uvmshare.hcs.schema import Plan9Share
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from uvmshare.fileserver.tree import Node
+
+
+class Share:
+    """A share ``root`` with ``d/e/f/file`` in it, and ``outside`` beside it."""
+
+    def __init__(self, top: Path) -> None:
+        self.root, self.outside = top / "root", top / "outside"
+        (self.root / "d" / "e" / "f").mkdir(parents=True)
+        self.outside.mkdir()
+        for directory in (self.root, self.root / "d", self.root / "d" / "e", self.root / "d" / "e" / "f"):
+            (directory / "file").write_bytes(b"")
+        self.export = Export.open(Plan9Share(name="0", access_name="0", path=str(self.root)), "none")
+        self.tree = Tree(self.export)
+        self.tree.walls.take_process(has_landlock=False)
+
+    def walk(self, *names: str, start: Node | None = None) -> list[str]:
+        """Walk, and return the host's paths of what was reached, as they are now."""
+        nodes = self.tree.walk(start or self.tree.root, [name.encode() for name in names])
+        return [os.readlink(f"/proc/self/fd/{node.fd}") for node in nodes]
+
+    def node(self, *names: str) -> Node:
+        node = self.tree.walk(self.tree.root, [name.encode() for name in names])[-1]
+        self.tree.walls.confirm()
+        return node
+
+
+@pytest.fixture
+def share(tmp_path: Path) -> Iterator[Share]:
+    before = os.open(".", os.O_PATH)
+    made = Share(tmp_path.resolve())
+    try:
+        yield made
+    finally:
+        os.fchdir(before)
+        os.close(before)
+        made.tree.close()
+        made.export.close()
+
+
+@pytest.fixture
+def at_open(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], object]], None]:
+    """Have the host do something right before, or right behind, the so many-th component is opened."""
+
+    def arrange(number: int, act: Callable[[], object], *, behind: bool = False) -> None:
+        count, open_ = [0], os.open
+
+        def opened(name: bytes, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+            count[0] += 1
+            mine = count[0] == number
+            if mine and not behind:
+                act()
+            try:
+                return open_(name, flags, mode, dir_fd=dir_fd)
+            finally:
+                if mine and behind:
+                    act()
+
+        monkeypatch.setattr(os, "open", opened)
+
+    return arrange
+
+
+CHAINS = [("file",), ("e", "file"), ("e", "f"), ("e", "f", "file"), ("e", "nothing"), ("e", "file", "nothing")]
+
+
+STEPS = [(names, number) for names in CHAINS for number in range(1, len(names) + 1)]
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize(("names", "number"), STEPS)
+def test_a_directory_that_is_moved_out_at_any_step_of_a_walk_tells_nothing(
+    share: Share, at_open: Callable[..., None], names: tuple[str, ...], number: int, behind: bool
+) -> None:
+    directory = share.node("d")
+    at_open(number, lambda: (share.root / "d").rename(share.outside / "d"), behind=behind)
+    with pytest.raises(FileNotFoundError):
+        share.walk(*names, start=directory)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("inner", ["d", "d/e", "d/e/f"])
+def test_a_component_that_is_moved_out_behind_the_walk_is_not_followed(
+    share: Share, at_open: Callable[..., None], number: int, inner: str
+) -> None:
+    moved = share.outside / "moved"
+    at_open(number, lambda: (share.root / inner).rename(moved))
+    try:
+        reached = share.walk("d", "e", "f", "file")
+    except FileNotFoundError:
+        reached = []
+    assert not [path for path in reached if path.startswith(str(share.outside))]
+
+
+def test_what_was_only_there_while_the_directory_was_outside_is_not_reached(
+    share: Share, at_open: Callable[..., None]
+) -> None:
+    """The host takes a directory out, puts something in, takes it away again, and puts the directory back."""
+    directory = share.node("d")
+    (share.root / "d").rename(share.outside / "d")
+    secret = share.outside / "d" / "secret"
+    secret.write_bytes(b"")
+
+    def put_back() -> None:
+        secret.rename(share.outside / "secret")
+        (share.outside / "d").rename(share.root / "d")
+
+    at_open(1, put_back, behind=True)
+    with pytest.raises(FileNotFoundError):
+        share.walk("secret", start=directory)
+
+
+def test_a_name_is_not_told_to_be_missing_in_a_directory_that_was_moved_out(
+    share: Share, at_open: Callable[..., None]
+) -> None:
+    at_open(2, lambda: (share.root / "d").rename(share.outside / "d"))
+    with pytest.raises(FileNotFoundError):
+        share.walk("d", "nothing")
+
+
+def test_a_root_that_is_moved_between_two_turns_is_found_again(share: Share) -> None:
+    directory = share.node("d")
+    share.root.rename(share.outside / "elsewhere")
+    assert share.walk("e", "file", start=directory) == [
+        f"{share.outside}/elsewhere/d/e",
+        f"{share.outside}/elsewhere/d/e/file",
+    ]
+    share.tree.walls.confirm()
+
+
+def test_a_root_that_is_moved_within_a_turn_lets_everything_in_it_be(share: Share) -> None:
+    share.walk("d", "e", "file")
+    share.root.rename(share.outside / "elsewhere")
+    share.tree.walls.confirm()
+    assert share.walk("d", "file")[-1] == f"{share.outside}/elsewhere/d/file"
+    share.tree.walls.confirm()
+
+
+def test_what_takes_the_roots_place_before_a_turn_is_outside(share: Share) -> None:
+    directory = share.node("d")
+    share.root.rename(share.outside / "elsewhere")
+    share.root.mkdir()
+    (share.outside / "elsewhere" / "d").rename(share.root / "d")
+    with pytest.raises(FileNotFoundError):
+        share.walk("file", start=directory)
+    share.tree.walls.confirm()
+
+
+def test_what_takes_the_roots_place_within_a_turn_ends_the_connection_before_a_reply_leaves(
+    share: Share, at_open: Callable[..., None]
+) -> None:
+    directory = share.node("d")
+
+    def swap() -> None:
+        share.root.rename(share.outside / "elsewhere")
+        share.root.mkdir()
+        (share.outside / "elsewhere" / "d").rename(share.root / "d")
+
+    at_open(1, swap)  # between the looks at the root's path and at the directory's
+    share.walk("file", start=directory)
+    with pytest.raises(RemoteProtocolError, match="moved while it was walked"):
+        share.tree.walls.confirm()
+
+
+def test_a_root_that_was_removed_has_nothing_in_it(share: Share) -> None:
+    directory = share.node("d")
+    (share.root / "d").rename(share.outside / "d")
+    (share.root / "file").unlink()
+    share.root.rmdir()
+    with pytest.raises(FileNotFoundError):
+        share.walk("file", start=directory)
+    share.tree.walls.confirm()
+
+
+def test_a_root_that_is_removed_within_a_turn(share: Share) -> None:
+    share.walk("d", "e", "file")
+    (share.root / "d").rename(share.outside / "d")
+    (share.root / "file").unlink()
+    share.root.rmdir()
+    with pytest.raises(RemoteProtocolError):
+        share.tree.walls.confirm()
+
+
+def test_a_file_is_no_place_to_walk_on_from(share: Share) -> None:
+    file = share.node("d", "file")
+    with pytest.raises(NotADirectoryError):
+        share.walk("x", start=file)
+    assert share.walk("d", "file", "x") == [f"{share.root}/d", f"{share.root}/d/file"]
+
+
+def test_the_same_directory_is_asked_for_once_in_a_turn(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = share.node("d")
+    entered: list[int] = []
+    fchdir = os.fchdir
+
+    def noted(descriptor: int) -> None:
+        entered.append(descriptor)
+        fchdir(descriptor)
+
+    monkeypatch.setattr(os, "fchdir", noted)
+    for _ in range(10):
+        share.walk("file", start=directory)
+    assert entered == [directory.fd]
+    share.tree.walls.confirm()
+    assert entered == [directory.fd, share.tree.root.fd]
+    assert os.getcwd() == str(share.root)
+
+
+def test_a_turn_holds_only_so_many_descriptors(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walls_module, "_MOST_LET_IN", 8)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(100):
+        share.walk("d", "e", "f", "file")
+    assert len(os.listdir("/proc/self/fd")) - before <= 8
+
+
+def test_deeper_than_a_path_can_say(share: Share) -> None:
+    at, name = share.tree.root, b"n" * 200
+    for _ in range(30):
+        os.mkdir(name, dir_fd=at.fd)
+        (at,) = share.tree.walk(at, [name])
+    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=at.fd))
+    assert share.tree.walk(at, [b"file"])[0].name == b"file"
+    with pytest.raises(OSError, match="No such file") as caught:
+        share.tree.walk(at, [b"nothing"])
+    assert caught.value.errno == errno.ENOENT
+    share.tree.walls.confirm()
