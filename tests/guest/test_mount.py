@@ -241,7 +241,7 @@ def test_each_failure_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, code: int, has: tuple[str, ...], cache: str, words: str
 ) -> None:
     monkeypatch.setattr(module, "_has", has.__contains__)
-    assert words in module._why_not_mounted(code, "12", cache)
+    assert words in module.why_not_mounted(code, "12", cache)
 
 
 def test_the_call_to_the_kernel_gives_its_errno(tmp_path: Path) -> None:

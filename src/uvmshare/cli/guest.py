@@ -1,7 +1,7 @@
 """`uvmshare guest`: what runs inside a guest.
 
-What lives here: only the way to `uvmshare.guest.mount`, which does the work, reads its own arguments
-and also runs without this package. What must not: options of its own.
+What lives here: only the way to `uvmshare.guest.mount` and `uvmshare.guest.agent`, which do the work, read their own
+arguments and also run without this package. What must not: options of its own.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ __all__ = ["guest"]
 
 @click.group()
 def guest() -> None:
-    """Mount what is served; for use inside a guest.
+    """Mount what is served, or let the host do it; for use inside a guest.
 
     \b
     Examples:
       uvmshare guest mount vsock:2 0 /mnt/project
       uvmshare guest mount tcp:10.0.2.2:5640 1 /mnt/out
+      uvmshare guest agent --allow /mnt
 
     A guest needs nothing of this package but Python: copy uvmshare/guest/mount.py into it and run
-    "python3 mount.py ADDRESS SHARE TARGET".
+    "python3 mount.py ADDRESS SHARE TARGET"; or copy what "uvmshare guest agent --print" writes, which has the agent.
     """  # noqa: D301  \b is click's mark for lines that stay as they are
 
 
@@ -30,5 +31,14 @@ def guest() -> None:
 def mount(arguments: tuple[str, ...]) -> int:
     """Mount a share: see "uvmshare guest mount --help"."""
     from uvmshare.guest.mount import main  # noqa: PLC0415  the guest's file stands for itself
+
+    return main(arguments)
+
+
+@guest.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def agent(arguments: tuple[str, ...]) -> int:
+    """Mount and unmount what the host asks for: see "uvmshare guest agent --help"."""
+    from uvmshare.guest.agent import main  # noqa: PLC0415  the guest's files stand for themselves
 
     return main(arguments)

@@ -28,7 +28,17 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Address", "MountError", "connect", "main", "mount", "parse_address"]
+__all__ = [
+    "Address",
+    "MountError",
+    "attach",
+    "connect",
+    "main",
+    "mount",
+    "mount_options",
+    "parse_address",
+    "why_not_mounted",
+]
 
 DEFAULT_PORT = 5640
 DEFAULT_MSIZE = 128 * 1024
@@ -130,6 +140,38 @@ def mount(
 
     Raises `MountError`; then nothing is left behind.
     """
+    options = mount_options(share, uname=uname, msize=msize, cache=cache, access=access)
+    if not 0 < timeout < threading.TIMEOUT_MAX:
+        message = f"timeout {timeout:g}: want a number of seconds above 0"
+        raise MountError(message)
+    with _target(target) as directory, connect(address, timeout=timeout) as connected:
+        # Only the end of the connection ends a mount(2) that waits for an answer; a signal makes the
+        # kernel's client wait for the answer to a Tflush instead.
+        mute = threading.Event()
+
+        def give_up() -> None:
+            mute.set()
+            connected.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(timeout, give_up)
+        timer.start()
+        try:
+            code = attach(connected, str(address), directory, options, read_only=read_only)
+        finally:
+            timer.cancel()
+            timer.join()
+        if mute.is_set() and not code:  # mounted in the same moment, on a connection that is shut now
+            _libc().umount2(os.fsencode(directory), _MNT_DETACH)
+        if code or mute.is_set():
+            why = f"no answer within {timeout:g} s" if mute.is_set() else why_not_mounted(code, share, cache)
+            message = f"cannot mount share {share!r} of {address} on {target}: {why}"
+            raise MountError(message)
+
+
+def mount_options(
+    share: str, *, uname: str = "root", msize: int = DEFAULT_MSIZE, cache: str = "none", access: str = "client"
+) -> str:
+    """Return what mount(2) is told of a share, without the connection. Raises `MountError` for what cannot be."""
     for what, value in (("share", share), ("uname", uname)):
         if not value or "," in value or "\0" in value:
             message = f"{what} {value!r}: it must not be empty or have a comma, which ends an option of mount(2)"
@@ -143,36 +185,14 @@ def mount(
     if not _MIN_MSIZE <= msize <= _MAX_MSIZE:
         message = f"msize {msize}: want {_MIN_MSIZE} to {_MAX_MSIZE} bytes"
         raise MountError(message)
-    if not 0 < timeout < threading.TIMEOUT_MAX:
-        message = f"timeout {timeout:g}: want a number of seconds above 0"
-        raise MountError(message)
-    with _target(target) as directory, connect(address, timeout=timeout) as connected:
-        number = connected.fileno()
-        options = (
-            f"trans=fd,rfdno={number},wfdno={number},version=9p2000.L,"
-            f"aname={share},uname={uname},msize={msize},cache={cache},access={access}"
-        )
-        # Only the end of the connection ends a mount(2) that waits for an answer; a signal makes the
-        # kernel's client wait for the answer to a Tflush instead.
-        mute = threading.Event()
+    return f"version=9p2000.L,aname={share},uname={uname},msize={msize},cache={cache},access={access}"
 
-        def give_up() -> None:
-            mute.set()
-            connected.shutdown(socket.SHUT_RDWR)
 
-        timer = threading.Timer(timeout, give_up)
-        timer.start()
-        try:
-            code = _mount(str(address), directory, _MS_RDONLY if read_only else 0, options)
-        finally:
-            timer.cancel()
-            timer.join()
-        if mute.is_set() and not code:  # mounted in the same moment, on a connection that is shut now
-            _libc().umount2(os.fsencode(directory), _MNT_DETACH)
-        if code or mute.is_set():
-            why = f"no answer within {timeout:g} s" if mute.is_set() else _why_not_mounted(code, share, cache)
-            message = f"cannot mount share {share!r} of {address} on {target}: {why}"
-            raise MountError(message)
+def attach(connected: socket.socket, source: str, directory: str, options: str, *, read_only: bool) -> int:
+    """Mount what the connected socket leads to, and return 0 or the errno. `source` is what /proc/mounts shows."""
+    number = connected.fileno()
+    flags = _MS_RDONLY if read_only else 0
+    return _mount(source, directory, flags, f"trans=fd,rfdno={number},wfdno={number},{options}")
 
 
 @contextlib.contextmanager
@@ -230,7 +250,7 @@ def _why_not_connected(error: OSError, address: Address) -> str:
     return error.strerror or str(error)
 
 
-def _why_not_mounted(code: int, share: str, cache: str) -> str:
+def why_not_mounted(code: int, share: str, cache: str) -> str:
     """Say in words why mount(2) failed, and what to do."""
     missing = [name for name in ("9p", "9pnet_fd") if not _has(name)]
     if code == errno.ENODEV or (missing and code in (errno.EINVAL, errno.EPROTONOSUPPORT)):

@@ -1,0 +1,528 @@
+"""The agent in a guest: ``uvmshare guest agent``. It mounts and unmounts what the host asks for.
+
+What lives here: the command line, listening and dialling, the sessions with the host. What must not: mounts
+(`uvmshare.guest.table`). Standard library only (Python 3.9): ``uvmshare guest agent --print`` writes one file with
+all of it, which runs in a guest that has nothing but Python.
+
+Who may ask: on vsock the host alone (CID 2); on a unix socket root and the agent's own user; on TCP whoever knows the
+token. Without a token TCP takes everybody who reaches the port, so that off loopback it has to be asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import fcntl
+import ipaddress
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from uvmshare.guest import mount, wire, work
+from uvmshare.guest.bundle import bundle
+from uvmshare.guest.loop import Child, Loop
+from uvmshare.guest.mount import Address, MountError
+from uvmshare.guest.places import PlaceError
+from uvmshare.guest.survey import survey
+from uvmshare.guest.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from uvmshare.guest.loop import Send
+
+__all__ = ["Agent", "main"]
+
+RELEASE = "0.1.0"
+_HOST_CID = 2
+_MOST_SESSIONS = 16
+_MOST_REQUESTS = 256
+"""Requests of one session under way."""
+_MOST_UNSENT = 8 * 1024 * 1024
+"""Bytes of answers that nobody takes."""
+_DIAL_FIRST = 0.1
+_DIAL_LONGEST = 5.0
+"""Seconds between two attempts to reach the host; the wait doubles from the first to the longest."""
+_LONGEST_TIMEOUT = 600.0
+
+
+class Session:
+    """One connection with the host."""
+
+    def __init__(self, agent: Agent, connected: socket.socket, ended: Callable[[], None]) -> None:
+        self._agent = agent
+        self._socket = connected
+        self._ended = ended
+        self._lines = wire.Lines()
+        self._unsent = b""
+        self._nonce = wire.new_nonce()
+        self._requests = 0
+        self.client = ""
+        """Who it is, once it said so."""
+        self.open = True
+        connected.settimeout(0)
+        agent.loop.watch(connected.fileno(), select.EPOLLIN, self._ready)
+        self._send({**agent.greeting(), "nonce": self._nonce})
+
+    def close(self) -> None:
+        """End it; what is under way goes on, what has not begun does not begin."""
+        if self.open:
+            self.open = False
+            self._agent.loop.unwatch(self._socket.fileno())
+            self._socket.close()
+            self._agent.sessions.discard(self)
+            self._ended()
+
+    def _ready(self, events: int) -> None:
+        try:
+            if events & select.EPOLLOUT:
+                self._flush()
+            if events & ~select.EPOLLOUT:
+                data = self._socket.recv(65536)
+                if not data:
+                    self.close()
+                    return
+                for message in self._lines.feed(data):
+                    if self.open:
+                        self._take(message)
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError:
+            self.close()
+        except wire.WireError as error:
+            self._agent.log(f"the host's connection is ended: {error}")
+            self.close()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if not self.open:
+            return
+        self._unsent += wire.encode(message)
+        if len(self._unsent) > _MOST_UNSENT:
+            self.close()
+            return
+        try:
+            self._flush()
+        except OSError:
+            self.close()
+
+    def _flush(self) -> None:
+        with contextlib.suppress(BlockingIOError, InterruptedError):
+            sent = self._socket.send(self._unsent)
+            self._unsent = self._unsent[sent:]
+        events = select.EPOLLIN | (select.EPOLLOUT if self._unsent else 0)
+        self._agent.loop.watch(self._socket.fileno(), events, self._ready)
+
+    def _take(self, message: dict[str, Any]) -> None:
+        number = message.get("id")
+        if not isinstance(number, int):
+            problem = f"a request without a number: {str(message)[:80]}"
+            raise wire.WireError(problem)
+        if message.get("op") == "hello":
+            self._greet(number, message)
+        elif not self.client:
+            problem = "a request before hello"
+            raise wire.WireError(problem)
+        elif self._requests >= _MOST_REQUESTS:
+            self._answer(number, None, PlaceError(wire.FAILED, f"{_MOST_REQUESTS} requests are under way: wait"))
+        else:
+            self._requests += 1
+            answer = partial(self._answer_once, number)
+            try:
+                self._agent.carry_out(message, lambda: self.open, answer)
+            except PlaceError as error:
+                answer(None, error)
+
+    def _greet(self, number: int, message: dict[str, Any]) -> None:
+        token = self._agent.token
+        client, nonce = message.get("client"), message.get("nonce")
+        if message.get("version") != wire.VERSION:
+            error = PlaceError(wire.INVALID, f"this agent speaks version {wire.VERSION} of the protocol")
+        elif not (isinstance(client, str) and client and isinstance(nonce, str)):
+            error = PlaceError(wire.INVALID, "hello needs a client and a nonce")
+        elif token and not wire.proven(token, "host", nonce, self._nonce, message.get("proof")):
+            self._agent.log("a connection without the right token was refused")
+            error = PlaceError(wire.REFUSED, "the token is not this agent's")
+        else:
+            # What the older connection sent and nobody has begun is never begun.
+            for session in tuple(self._agent.sessions):
+                if session is not self and session.client == client:
+                    session.close()
+            self.client = client
+            proof = wire.prove(token, "agent", self._nonce, nonce) if token else ""
+            self._answer(number, {"proof": proof}, None)
+            return
+        self._answer(number, None, error)
+        self.close()
+
+    def _answer_once(self, number: int, result: object, error: PlaceError | None) -> None:
+        self._requests -= 1
+        self._answer(number, result, error)
+
+    def _answer(self, number: int, result: object, error: PlaceError | None) -> None:
+        if error is None:
+            self._send({"id": number, "ok": True, "result": result})
+        else:
+            self._send({"id": number, "ok": False, "error": {"code": error.code, "message": str(error)}})
+
+
+class Agent:
+    """The agent: sessions with the host, and the table of mounts."""
+
+    def __init__(self, options: argparse.Namespace, token: str) -> None:
+        self.loop = Loop()
+        self.token = token
+        self.sessions: set[Session] = set()
+        self._prefixes = [_prefix(given) for given in options.allow]
+        self._server: Address = options.server
+        self._peer_cid: int = options.peer_cid
+        os.makedirs(options.state, mode=0o700, exist_ok=True)
+        self._lock = _lock(options.state)
+        self._id = wire.new_nonce()
+        self._table = Table(
+            *(self.loop, self._server, self._prefixes, options.state),
+            check_every=options.check_every,
+            hung_after=options.hung_after,
+            log=self.log,
+        )
+
+    def log(self, words: str) -> None:
+        """Write a line on standard error, which systemd keeps."""
+        sys.stderr.write(f"uvmshare guest agent: {words}\n")
+        sys.stderr.flush()
+
+    def run(self, *, listen: Sequence[Address], connect: Sequence[Address]) -> None:
+        """Serve until a signal comes. Mounts stay: the next agent finds them again."""
+        for address in listen:
+            self._listen(address)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.loop.end())
+        wake, woken = socket.socketpair()  # a signal that comes while nothing happens ends the wait
+        for end in (wake, woken):
+            end.settimeout(0)
+        signal.set_wakeup_fd(woken.fileno())
+        self.loop.watch(wake.fileno(), select.EPOLLIN, lambda _: _forget(wake.recv(64)))
+        self._table.start()
+        for address in connect:
+            self._dial(address, _DIAL_FIRST)
+        _notify("READY=1")
+        self.log(f"mounts below {', '.join(self._prefixes)}, from {self._server}")
+        self.loop.run()
+
+    def greeting(self) -> dict[str, Any]:
+        """Return the first words, but for the nonce."""
+        return {
+            "uvmshare": "agent",
+            "version": wire.VERSION,
+            "agent": self._id,
+            "boot": work.boot_id(),
+            "token": bool(self.token),
+            "allow": self._prefixes,
+            "server": str(self._server),
+            "release": RELEASE,
+        }
+
+    # ------------------------------------------------------------------ requests
+
+    def carry_out(
+        self, message: dict[str, Any], wanted: Callable[[], bool], answer: Callable[[Any, PlaceError | None], None]
+    ) -> None:
+        """Begin a request. Raises `PlaceError` for one that cannot be."""
+        operation = message.get("op")
+        if operation == "modify":
+            self._modify(message, wanted, answer)
+        elif operation == "list":
+            answer([record.listed() for record in self._table.records.values()], None)
+        elif operation == "health":
+            self._table.health(_seconds(message.get("within", 1.0)), lambda found: answer(found, None))
+        elif operation == "report":
+            report = {**survey(self._prefixes), "release": RELEASE, "server": str(self._server)}
+            self._table.health(1.0, lambda found: answer({**report, "mounts": found}, None))
+        elif operation == "ping":
+            answer({}, None)
+        else:
+            raise PlaceError(wire.INVALID, f"there is no request {operation!r}; this is uvmshare {RELEASE}")
+
+    def _modify(
+        self, message: dict[str, Any], wanted: Callable[[], bool], answer: Callable[[Any, PlaceError | None], None]
+    ) -> None:
+        request, options = message.get("request"), message.get("options", {})
+        if not isinstance(request, dict) or not isinstance(options, dict):
+            raise PlaceError(wire.INVALID, "modify needs a request document")
+        if request.get("ResourceType") != "MappedDirectory":
+            raise PlaceError(wire.INVALID, f"ResourceType {request.get('ResourceType')!r}: want MappedDirectory")
+        settings = request.get("Settings")
+        if not isinstance(settings, dict):
+            raise PlaceError(wire.INVALID, "a MappedDirectory request needs Settings")
+        fields = _fields(settings, options)
+        timeout = _seconds(message.get("timeout", 30.0))
+        kind = request.get("RequestType")
+        if kind == "Add":
+            self._table.add(fields, timeout, wanted, answer)
+        elif kind == "Remove":
+            self._table.remove(fields, timeout, wanted, answer, lazy=options.get("lazy") is True)
+        else:
+            raise PlaceError(wire.INVALID, f"RequestType {kind!r}: want Add or Remove")
+
+    # ------------------------------------------------------------------ the host's connections
+
+    def _listen(self, address: Address) -> None:
+        listening = _bind(address)
+        listening.listen(8)
+        listening.settimeout(0)
+        self.loop.watch(listening.fileno(), select.EPOLLIN, lambda _: self._accept(listening))
+        self.log(f"listening on {address.kind}:{_bound(address, listening)}")
+
+    def _accept(self, listening: socket.socket) -> None:
+        try:
+            connected, peer = listening.accept()
+        except OSError:  # it hung up before it was taken, or there are too many descriptors
+            return
+        why = self._unwelcome(connected, peer)
+        if why or len(self.sessions) >= _MOST_SESSIONS:
+            self.log(f"a connection was refused: {why or 'there are too many'}")
+            connected.close()
+            return
+        self.sessions.add(Session(self, connected, lambda: None))
+
+    def _unwelcome(self, connected: socket.socket, peer: Any) -> str:
+        """Say why this peer may not ask; "" when it may."""
+        if connected.family == socket.AF_UNIX:
+            _, uid, _ = struct.unpack("3i", connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            return "" if uid in (0, os.geteuid()) else f"uid {uid} is neither root nor the agent's"
+        if connected.family in (socket.AF_INET, socket.AF_INET6):
+            return ""
+        return "" if peer[0] == self._peer_cid else f"CID {peer[0]} is not the host's"
+
+    def _dial(self, address: Address, delay: float) -> None:
+        """Reach the host, and again when the connection ends. Dialling may wait, so a child does it."""
+        sessions: list[Session] = []
+
+        def dial(send: Send) -> None:
+            with contextlib.suppress(MountError), mount.connect(address, timeout=10.0) as connected:
+                send({}, connected.fileno())
+
+        def dialled(_: object, descriptors: list[int]) -> None:
+            connected = socket.socket(fileno=descriptors[0])
+            sessions.append(Session(self, connected, lambda: self._dial_later(address, _DIAL_FIRST)))
+            self.sessions.add(sessions[0])
+
+        def ended() -> None:
+            if not sessions:
+                self._dial_later(address, min(2 * delay, _DIAL_LONGEST))
+
+        Child(self.loop, dial, dialled, ended)
+
+    def _dial_later(self, address: Address, delay: float) -> None:
+        self.loop.later(delay, lambda: self._dial(address, delay))
+
+
+def _fields(settings: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a record. Raises `PlaceError` for those that cannot be."""
+    share, port = settings.get("ShareName"), settings.get("Port")
+    read_only = settings.get("ReadOnly", False)
+    cache, msize = options.get("cache", "none"), options.get("msize", mount.DEFAULT_MSIZE)
+    if not (isinstance(share, str) and share.isascii() and share.isdigit()):
+        raise PlaceError(wire.INVALID, f"ShareName {share!r}: want a decimal name")
+    if not (isinstance(port, int) and 0 < port < 1 << 32):
+        raise PlaceError(wire.INVALID, f"Port {port!r}: want the port of the file server")
+    if not isinstance(read_only, bool):
+        raise PlaceError(wire.INVALID, f"ReadOnly {read_only!r}: want true or false")
+    if not (isinstance(cache, str) and isinstance(msize, int)):
+        raise PlaceError(wire.INVALID, f"cache {cache!r}, msize {msize!r}: want a word and a number")
+    try:
+        mount.mount_options(share, msize=msize, cache=cache)
+    except MountError as error:
+        raise PlaceError(wire.INVALID, str(error)) from error
+    return {
+        "path": settings.get("MountPath"),
+        "port": port,
+        "share": share,
+        "read_only": read_only,
+        "cache": cache,
+        "msize": msize,
+    }
+
+
+def _forget(_: object) -> None:
+    """Take it and do nothing."""
+
+
+def _seconds(value: object) -> float:
+    if not isinstance(value, (int, float)) or not 0 < value <= _LONGEST_TIMEOUT:
+        raise PlaceError(wire.INVALID, f"{value!r}: want seconds, above 0 and at most {_LONGEST_TIMEOUT:g}")
+    return float(value)
+
+
+def _prefix(given: str) -> str:
+    """Return the directory as the kernel calls it; it is made if need be."""
+    os.makedirs(given, exist_ok=True)
+    return os.path.realpath(given)
+
+
+def _lock(directory: str) -> int:
+    """Hold the directory as long as this process lives. Raises `MountError` when another agent does."""
+    descriptor = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        pid = os.read(descriptor, 20).decode("ascii", "replace").strip()
+        message = f"another agent (pid {pid or '?'}) has {directory}: end it, or give this one another --state"
+        raise MountError(message) from error
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, str(os.getpid()).encode())
+    return descriptor
+
+
+def _bind(address: Address) -> socket.socket:
+    try:
+        if address.kind == "unix":
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(address.place)
+            bound = socket.socket(socket.AF_UNIX)
+            bound.bind(address.place)
+        elif address.kind == "vsock":
+            bound = socket.socket(socket.AF_VSOCK)
+            bound.bind((socket.VMADDR_CID_ANY, address.port))
+        else:
+            family = socket.AF_INET6 if ":" in address.place else socket.AF_INET
+            bound = socket.create_server((address.place, address.port), family=family)
+    except OSError as error:
+        message = f"cannot listen on {address}: {_why_not_bound(error)}"
+        raise MountError(message) from error
+    return bound
+
+
+def _why_not_bound(error: OSError) -> str:
+    if error.errno in (errno.EAFNOSUPPORT, errno.ENODEV):
+        return "this kernel has no vsock: load vmw_vsock_virtio_transport (hv_sock on Hyper-V)"
+    return error.strerror or str(error)
+
+
+def _bound(address: Address, listening: socket.socket) -> str:
+    name = listening.getsockname()
+    return str(name) if address.kind == "unix" else f"{address.place}:{name[1]}"
+
+
+def _notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)), if it asked."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if path:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as telling:
+            telling.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
+
+
+# ---------------------------------------------------------------------- the command line
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; {self.prog} --help has examples\n")
+
+
+def _address(text: str) -> Address:
+    kind, _, rest = text.partition(":")
+    if kind == "vsock" and rest.isascii() and rest.isdigit():
+        return Address("vsock", "2", int(rest))
+    try:
+        return mount.parse_address(text)
+    except MountError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=program,
+        description="Mount and unmount in this guest what the host asks for, and again what was lost. Needs root.",
+        epilog=f"""examples:
+  {program}                                   on vsock port {wire.DEFAULT_PORT}, for the host alone
+  {program} --allow /mnt --allow /srv         mounts there, and nowhere else
+  {program} --listen tcp:10.0.2.15:{wire.DEFAULT_PORT} --server tcp:10.0.2.2 --token-file /etc/uvmshare-token
+  {program} --print > uvmshare-guest          one file for guests that have only Python
+  {program} --connect vsock:2:{wire.DEFAULT_PORT}              dials the host instead
+Mounts stay when the agent ends; the next one finds them again.""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    where = "vsock:PORT, tcp:HOST:PORT or unix:PATH"
+    add = parser.add_argument
+    add("--listen", action="append", type=_address, metavar="ADDRESS", help=f"{where} (vsock:{wire.DEFAULT_PORT})")
+    add("--connect", action="append", type=_address, metavar="ADDRESS", help="dial the host there, and again and again")
+    server = Address("vsock", "2", mount.DEFAULT_PORT)
+    where = "where the file server is; requests say the port (vsock:2)"
+    add("--server", type=_address, default=server, metavar="ADDRESS", help=where)
+    add("--allow", action="append", metavar="DIRECTORY", help="mount below it and nowhere else (/run/uvmshare)")
+    where = "the secret that the host has to know; or in UVMSHARE_AGENT_TOKEN"
+    add("--token-file", metavar="FILE", help=where)
+    add("--no-token", action="store_true", help="on TCP off loopback, take whoever reaches the port")
+    add("--state", default="/run/uvmshare-agent", metavar="DIRECTORY", help="what it has is kept here (%(default)s)")
+    add("--check-every", type=float, default=2.0, metavar="SECONDS", help="read every mount so often (%(default)s)")
+    what = "cut a mount that nobody could read for so long, and mount it again; 0 is never (%(default)s)"
+    add("--hung-after", type=float, default=60.0, metavar="SECONDS", help=what)
+    add("--print", action="store_true", help="write one file with all of this, to be copied into guests, and end")
+    add("--peer-cid", type=int, default=_HOST_CID, help=argparse.SUPPRESS)
+    return parser
+
+
+def _token(options: argparse.Namespace) -> str:
+    token = os.environ.get("UVMSHARE_AGENT_TOKEN", "")
+    if options.token_file:
+        try:
+            with open(options.token_file, encoding="utf-8") as file:
+                token = file.read().strip()
+        except (OSError, ValueError) as error:
+            message = f"the token cannot be read from {options.token_file}: {error}"
+            raise MountError(message) from error
+        if not token:
+            message = f"{options.token_file} is empty: put a secret into it"
+            raise MountError(message)
+    if not token and not options.no_token:
+        for address in options.listen:
+            if address.kind == "tcp" and not _on_loopback(address.place):
+                message = (
+                    f"whoever reaches {address} could mount and unmount here: give a --token-file, "
+                    f"or say --no-token if nobody else can reach it"
+                )
+                raise MountError(message)
+    return token
+
+
+def _on_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def main(arguments: Sequence[str], *, program: str = "uvmshare guest agent") -> int:
+    """Run the agent as the command line says and return the exit status: 0 ended by a signal, 1 it could not start.
+
+    A command line that cannot be ends the program with status 2. Errors are one line on standard error.
+    """
+    options = _parser(program).parse_args(arguments)
+    if options.print:
+        sys.stdout.buffer.write(bundle())
+        sys.stdout.flush()
+        return 0
+    options.connect = options.connect or []
+    options.listen = options.listen or ([] if options.connect else [_address(f"vsock:{wire.DEFAULT_PORT}")])
+    options.allow = options.allow or ["/run/uvmshare"]
+    try:
+        Agent(options, _token(options)).run(listen=options.listen, connect=options.connect)
+    except MountError as error:
+        sys.stderr.write(f"{program}: {error}\n")
+        return 1
+    except OSError as error:
+        sys.stderr.write(f"{program}: {error.filename or 'cannot start'}: {error.strerror}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], program=os.path.basename(sys.argv[0])))

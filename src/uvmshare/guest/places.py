@@ -1,0 +1,230 @@
+"""Where the agent may mount, what is mounted there, and who uses it.
+
+What lives here: paths below what was allowed, walked without following a symlink; /proc/self/mountinfo; and the
+search for those who keep a mount busy. What must not: when to mount. Standard library only (Python 3.9): it runs in
+guests.
+
+Sources: proc(5) for mountinfo, fdinfo and the links of a process; openat(2), umount2(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from uvmshare.guest import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "Mounted",
+    "PlaceError",
+    "allowed",
+    "holders",
+    "mount_number",
+    "mounted",
+    "mounted_at",
+    "opened",
+    "remove_made",
+    "unmount",
+    "walk",
+]
+
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
+_O_PATH = 0o10000000  # os.O_PATH is not on every system that type checkers look at
+_DIRECTORY = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0) | _O_PATH
+_MOST_HOLDERS = 5
+"""So many of those who keep a mount busy are named: enough to act on, and one line."""
+
+
+class PlaceError(Exception):
+    """Nothing is mounted or unmounted there. `code` is the protocol's word for why."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Mounted(NamedTuple):
+    """One line of mountinfo."""
+
+    number: int
+    """Its mount ID."""
+    path: str
+    kind: str
+    """The type of its file system."""
+    source: str
+    options: str
+    """The file system's own."""
+
+
+def mounted() -> list[Mounted]:
+    """Return what is mounted in this mount namespace, in the kernel's order."""
+    found = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            before, _, after = line.rstrip("\n").partition(" - ")
+            fields, (kind, source, options) = before.split(" "), after.split(" ", 2)
+            found.append(Mounted(int(fields[0]), _plain(fields[4]), kind, _plain(source), options))
+    return found
+
+
+def mounted_at(path: str) -> Mounted | None:
+    """Return what is mounted at just this path, the uppermost; None when it is no mount point."""
+    return next((found for found in reversed(mounted()) if found.path == path), None)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def allowed(path: object, prefixes: list[str]) -> str:
+    """Return the path if it is one below a prefix, written plainly. Raises `PlaceError` otherwise."""
+    if not isinstance(path, str) or not path.startswith("/") or "\0" in path or "\n" in path:
+        raise PlaceError(wire.INVALID, f"MountPath {path!r}: want an absolute path")
+    if path != "/" + "/".join(part for part in path.split("/") if part not in ("", ".", "..")):
+        raise PlaceError(wire.INVALID, f"MountPath {path!r}: write it plainly, without '..', '.', or double slashes")
+    if not any(path.startswith(prefix.rstrip("/") + "/") and path != prefix for prefix in prefixes):
+        where = " or ".join(prefixes)
+        raise PlaceError(wire.REFUSED, f"{path} is not below {where}: mount there, or start the agent with --allow")
+    return path
+
+
+@contextlib.contextmanager
+def walk(path: str, prefixes: list[str], *, make: bool) -> Iterator[tuple[int, list[str]]]:
+    """Give a descriptor of the directory above the path, and the directories that were made on the way and at its end.
+
+    Each step is one name, and a symlink is refused: whoever can write below a prefix leads nowhere else.
+    Directories that were made are removed again when the block raises. Raises `PlaceError`.
+    """
+    at = next(prefix for prefix in prefixes if path.startswith(prefix.rstrip("/") + "/"))
+    *names, last = path[len(at.rstrip("/")) + 1 :].split("/")
+    made: list[str] = []
+    opened: list[int] = []
+    try:
+        opened.append(os.open(at, _DIRECTORY))
+        for name in names:
+            _make(name, opened[-1], at, made, make=make)
+            at = os.path.join(at, name)
+            opened.append(os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=opened[-1]))
+        _make(last, opened[-1], at, made, make=make)
+        yield opened[-1], made
+    except OSError as error:
+        remove_made(made)
+        raise PlaceError(*_why(error, at)) from error
+    except BaseException:
+        remove_made(made)
+        raise
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+
+
+def _make(name: str, above: int, at: str, made: list[str], *, make: bool) -> None:
+    if make:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o755, dir_fd=above)
+            made.append(os.path.join(at, name))
+
+
+@contextlib.contextmanager
+def opened(above: int, path: str) -> Iterator[int]:
+    """Give a descriptor of the directory at the path, or of the root of what is mounted there. Raises `PlaceError`."""
+    try:
+        descriptor = os.open(os.path.basename(path), _DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
+    except OSError as error:
+        raise PlaceError(*_why(error, path)) from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _why(error: OSError, at: str) -> tuple[str, str]:
+    if error.errno == errno.ELOOP or (error.errno == errno.ENOTDIR and os.path.islink(at)):
+        return wire.REFUSED, f"{at} is a symlink, and no mount goes through one: give the path that it leads to"
+    if error.errno == errno.ENOTDIR:
+        return wire.REFUSED, f"{at} is not a directory: a share is mounted on a directory"
+    if error.errno == errno.ENOENT:
+        return wire.NOT_FOUND, f"{at} is not there"
+    return wire.FAILED, f"{at}: {error.strerror}"
+
+
+def remove_made(made: list[str]) -> None:
+    """Remove directories that were made for a mount, from the innermost; those that are in use stay."""
+    for path in reversed(made):
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+
+
+def mount_number(descriptor: int) -> int:
+    """Return the ID of the mount that a descriptor is on (``mnt_id`` of proc(5))."""
+    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("mnt_id:"))
+
+
+def unmount(path: str, prefixes: list[str], *, lazy: bool) -> None:
+    """Unmount what is at the path, without following a symlink.
+
+    Raises `PlaceError`: "busy" names those who use it; with `lazy` it goes out of sight at once and ends with its
+    last use.
+    """
+    with walk(path, prefixes, make=False) as (above, _):
+        name = f"/proc/self/fd/{above}/{os.path.basename(path)}"
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.umount2(os.fsencode(name), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)) == 0:
+            return
+        code = ctypes.get_errno()
+    if code == errno.EBUSY:
+        users = holders(path)
+        named = f"in use by {', '.join(users)}" if users else "in use, by whom /proc does not tell"
+        raise PlaceError(wire.BUSY, f"{path} is {named}: end that, or unmount lazily")
+    if code == errno.EINVAL:
+        raise PlaceError(wire.NOT_FOUND, f"nothing is mounted at {path}")
+    raise PlaceError(wire.FAILED, f"{path}: {os.strerror(code)}")
+
+
+def holders(path: str) -> list[str]:
+    """Name the processes that use what is mounted at the path, and how, as far as /proc tells; some of them."""
+    found = []
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+        use = _use(f"/proc/{pid}", path)
+        if use:
+            found.append(f"{_name(pid)} (pid {pid}, {use})")
+    if len(found) > _MOST_HOLDERS:
+        found[_MOST_HOLDERS:] = [f"{len(found) - _MOST_HOLDERS} more"]
+    return found
+
+
+def _use(process: str, path: str) -> str:
+    with contextlib.suppress(OSError):
+        for link, use in (("cwd", "working directory"), ("root", "root"), ("exe", "program")):
+            if _below(os.readlink(f"{process}/{link}"), path):
+                return use
+        for number in os.listdir(f"{process}/fd"):
+            with contextlib.suppress(OSError):
+                target = os.readlink(f"{process}/fd/{number}")
+                if _below(target, path):
+                    return f"open {target}"
+        with open(f"{process}/maps", encoding="utf-8", errors="replace") as file:
+            if any(_below(line.split(None, 5)[-1].rstrip("\n"), path) for line in file if "/" in line):
+                return "mapped file"
+    return ""
+
+
+def _below(target: str, path: str) -> bool:
+    return target == path or target.startswith(path + "/")
+
+
+def _name(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip() or "?"
+    except OSError:
+        return "?"

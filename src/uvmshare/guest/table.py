@@ -1,0 +1,536 @@
+"""The agent's mounts: adding, removing, watching them, and mounting them again.
+
+What lives here: the table, the file that it is kept in, and what happens to a mount whose connection is lost. What
+must not: how the host reaches the agent (`uvmshare.guest.agent`), or what the child processes do
+(`uvmshare.guest.work`). Standard library only (Python 3.9): it runs in guests.
+
+A dead 9P connection never comes back; the kernel answers EIO on it for ever. The agent keeps a descriptor of each
+mount's socket, which tells at once when it is hung up; after a restart of its own it has none and finds out by
+reading. A lost mount stays where it is until a new one is ready, so that nobody writes into the directory below it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import time
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from uvmshare.guest import places, wire, work
+from uvmshare.guest.loop import Child
+from uvmshare.guest.places import PlaceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from uvmshare.guest.loop import Loop, Timer
+    from uvmshare.guest.mount import Address
+
+    Answer = Callable[[Any, PlaceError | None], None]
+    """Called once, with the result or with why there is none."""
+
+__all__ = ["Record", "Table"]
+
+_AGAIN_FIRST = 0.05
+_AGAIN_LONGEST = 5.0
+"""Seconds between two attempts to mount again; the wait doubles from the first to the longest. A file server that is
+started again is there within a second."""
+_LEAVE = 5.0
+"""Seconds that a child has to end after its connection was cut."""
+_HANG_UP = select.EPOLLRDHUP if hasattr(select, "EPOLLRDHUP") else 0
+_FIELDS = ("path", "port", "share", "read_only", "cache", "msize", "state", "made")
+
+
+class Record:
+    """One mount. `state` is "mounting", "mounted" or "broken"."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self.path: str = fields["path"]
+        self.port: int = fields["port"]
+        self.share: str = fields["share"]
+        self.read_only: bool = fields["read_only"]
+        self.cache: str = fields["cache"]
+        self.msize: int = fields["msize"]
+        self.state: str = fields.get("state", "mounting")
+        self.made: list[str] = list(fields.get("made", ()))
+        """The directories that were made for it, and go with it."""
+        self.transport: socket.socket | None = None
+        """The mount's own socket; only its end is of interest. None after a restart of the agent."""
+        self.going = False
+        """Whether it is being removed."""
+        self.again = 0
+        self.last_gap: float | None = None
+        self.broken_at = 0.0
+        self.error = ""
+        self.delay = 0.0
+        self.timer: Timer | None = None
+        self.stuck: Child | None = None
+        """A child that hangs reading it."""
+        self.hung_since: float | None = None
+
+    def form(self) -> tuple[object, ...]:
+        """Return what makes two mounts the same."""
+        return (self.path, self.port, self.share, self.read_only, self.cache, self.msize)
+
+    def listed(self) -> dict[str, Any]:
+        """Return what the host is told of it."""
+        told: dict[str, Any] = {"mount_path": self.path, "share_name": self.share}
+        told.update({name: getattr(self, name) for name in ("port", "read_only", "cache", "msize", "state", "again")})
+        told.update(last_gap=self.last_gap, error=self.error)
+        return told
+
+
+class Table:
+    """The mounts of this guest that the agent made, by path.
+
+    `server` is where they dial; a request says the port. `prefixes` are the directories below which mounts may be.
+    `check_every` and `hung_after` are in seconds; a mount that nobody could read for `hung_after` is cut off
+    and mounted again (0: never).
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        server: Address,
+        prefixes: list[str],
+        directory: str,
+        *,
+        check_every: float,
+        hung_after: float,
+        log: Callable[[str], None],
+    ) -> None:
+        self._loop = loop
+        self._server = server
+        self._prefixes = prefixes
+        self._directory = directory
+        self._check_every = check_every
+        self._hung_after = hung_after
+        self._log = log
+        self.records: dict[str, Record] = {}
+        self._turns: dict[str, deque[Callable[[Callable[[], None]], None]]] = {}
+        """By path: what is under way, and what waits for it."""
+        self._mountinfo = open("/proc/self/mountinfo", encoding="utf-8")  # noqa: SIM115  watched for ever
+
+    def start(self) -> None:
+        """Find the mounts of an earlier run again, and begin to watch."""
+        self._load()
+        self._loop.watch(self._mountinfo.fileno(), select.EPOLLPRI, lambda _: self._compare())
+        self._loop.later(self._check_every, self._check_all)
+
+    # ------------------------------------------------------------------ what the host asks for
+
+    def add(self, fields: dict[str, Any], timeout: float, wanted: Callable[[], bool], answer: Answer) -> None:
+        """Mount. What is mounted in this form is left as it is; another form at the path is refused."""
+        record = Record({**fields, "path": places.allowed(fields["path"], self._prefixes)})
+        self._in_turn(record.path, wanted, partial(self._add, record, timeout, answer))
+
+    def remove(
+        self, fields: dict[str, Any], timeout: float, wanted: Callable[[], bool], answer: Answer, *, lazy: bool
+    ) -> None:
+        """Unmount."""
+        record = Record({**fields, "path": places.allowed(fields["path"], self._prefixes)})
+        self._in_turn(record.path, wanted, partial(self._remove, record, timeout, lazy, answer))
+
+    def health(self, within: float, answer: Callable[[list[dict[str, Any]]], None]) -> None:
+        """Read every mount, each within so many seconds, and tell which could be read."""
+        found: dict[str, dict[str, Any]] = {}
+        for path, record in self.records.items():
+            if record.state == "mounting":
+                found[path] = {"mount_path": path, "status": "missing", "error": "it is being mounted"}
+            elif record.state == "broken":
+                found[path] = {"mount_path": path, "status": "dead", "error": record.error}
+
+        def tell(path: str, result: dict[str, Any]) -> None:
+            found[path] = {"mount_path": path, **result}
+
+        self._check(
+            [path for path in self.records if path not in found], within, tell, lambda: answer([*found.values()])
+        )
+
+    # ------------------------------------------------------------------ adding and removing
+
+    def _add(self, record: Record, timeout: float, answer: Answer, done: Callable[[], None]) -> None:
+        known = self.records.get(record.path)
+        if known is not None and known.form() != record.form():
+            how = f"share {known.share} of port {known.port} (cache={known.cache}, msize={known.msize})"
+            answer(None, PlaceError(wire.REFUSED, f"{record.path} is taken by {how}: unmount that first"))
+            done()
+            return
+        if known is not None and known.state == "mounted":
+            answer({}, None)
+            done()
+            return
+        if known is not None:
+            self._cancel(known)
+            record.made = known.made
+        self.records[record.path] = record
+        try:
+            self._save()
+        except OSError as error:
+            self._drop(record)
+            answer(None, PlaceError(wire.FAILED, f"{self._directory} cannot be written: {error.strerror}"))
+            done()
+            return
+        task = work.mounting(record, self._server, self._prefixes, self._directory, timeout)
+        _Attempt(self._loop, record, task, timeout, partial(self._added, record, answer, done))
+
+    def _added(self, record: Record, answer: Answer, done: Callable[[], None], attempt: _Attempt) -> None:
+        if attempt.mounted and not attempt.given_up:
+            self._is_mounted(record, attempt)
+            self._log(f"mounted share {record.share} on {record.path}")
+            answer({}, None)
+            done()
+            return
+        error = attempt.error
+        # It was mounted in the moment in which it was given up, or a dead one is there that was to be mounted again.
+        if attempt.mounted or work.is_there(record, self._server):
+            task = work.unmounting(record, self._prefixes, lazy=True)
+            _Attempt(self._loop, record, task, _LEAVE, lambda _: done())
+        else:
+            done()
+        self._drop(record)
+        answer(None, error or PlaceError(wire.UNKNOWN, f"mounting {record.path} was broken off"))
+
+    def _remove(self, asked: Record, timeout: float, lazy: bool, answer: Answer, done: Callable[[], None]) -> None:  # noqa: FBT001  always bound by name above
+        record = self.records.get(asked.path)
+        if record is None and work.is_there(asked, self._server):
+            record = asked  # an agent before this one mounted it and was killed before it knew
+        if record is None or (record.share, record.port) != (asked.share, asked.port):
+            answer(None, PlaceError(wire.NOT_FOUND, f"share {asked.share} is not mounted on {asked.path}"))
+            done()
+            return
+        record.going = True
+        if record.timer is not None:
+            record.timer.cancel()
+        # Of a mount whose connection is lost nobody has any more use.
+        task = work.unmounting(record, self._prefixes, lazy=lazy or record.state == "broken")
+        ended = partial(self._removed, record, answer, done)
+        _Attempt(self._loop, record, task, timeout, ended, transport=record.transport, otherwise=wire.UNKNOWN)
+
+    def _removed(self, record: Record, answer: Answer, done: Callable[[], None], attempt: _Attempt) -> None:
+        record.going = False
+        error = attempt.error
+        if error is None and not attempt.mounted:  # the child was broken off
+            error = PlaceError(wire.UNKNOWN, f"unmounting {record.path} was broken off")
+        if error is None or error.code == wire.NOT_FOUND:
+            self._drop(record)
+            self._log(f"unmounted {record.path}")
+        elif record.state == "broken":
+            self._try_again_later(record)
+        answer(None if error else {}, error)
+        done()
+
+    def _is_mounted(self, record: Record, attempt: _Attempt) -> None:
+        record.state = "mounted"
+        record.error = ""
+        record.delay = 0.0
+        record.hung_since = None
+        record.made = record.made or attempt.made
+        record.transport = attempt.take_transport()
+        if record.transport is not None:
+            self._loop.watch(record.transport.fileno(), _HANG_UP, lambda _: self._lost(record, "hung up"))
+        self._save_or_say()
+
+    def _drop(self, record: Record) -> None:
+        self._cancel(record)
+        if self.records.get(record.path) is record:
+            del self.records[record.path]
+        self._save_or_say()
+
+    def _cancel(self, record: Record | None) -> None:
+        if record is not None:
+            if record.timer is not None:
+                record.timer.cancel()
+            self._close_transport(record)
+
+    def _close_transport(self, record: Record) -> None:
+        if record.transport is not None:
+            self._loop.unwatch(record.transport.fileno())
+            record.transport.close()
+            record.transport = None
+
+    def _in_turn(self, path: str, wanted: Callable[[], bool], begin: Callable[[Callable[[], None]], None]) -> None:
+        """Begin when nothing else is under way for the path, and unless nobody wants it any more."""
+
+        def when_due(done: Callable[[], None]) -> None:
+            if wanted():
+                begin(done)
+            else:
+                done()
+
+        turns = self._turns.setdefault(path, deque())
+        turns.append(when_due)
+        if len(turns) == 1:
+            when_due(partial(self._next_turn, path))
+
+    def _next_turn(self, path: str) -> None:
+        turns = self._turns[path]
+        turns.popleft()
+        if turns:
+            turns[0](partial(self._next_turn, path))
+        else:
+            del self._turns[path]
+
+    # ------------------------------------------------------------------ mounting again
+
+    def _lost(self, record: Record, why: str) -> None:
+        self._close_transport(record)
+        if record.state != "mounted" or record.going or self.records.get(record.path) is not record:
+            return
+        record.state = "broken"
+        record.error = f"its connection was lost ({why})"
+        record.broken_at = time.monotonic()
+        self._log(f"{record.path}: the connection was lost ({why}), mounting again")
+        self._save_or_say()
+        self._try_again(record)
+
+    def _try_again(self, record: Record) -> None:
+        self._in_turn(record.path, lambda: self._is_broken(record), partial(self._mount_again, record))
+
+    def _is_broken(self, record: Record) -> bool:
+        return self.records.get(record.path) is record and record.state == "broken"
+
+    def _mount_again(self, record: Record, done: Callable[[], None]) -> None:
+        task = work.mounting(record, self._server, self._prefixes, self._directory, _AGAIN_LONGEST)
+        _Attempt(self._loop, record, task, _AGAIN_LONGEST, partial(self._mounted_again, record, done))
+
+    def _mounted_again(self, record: Record, done: Callable[[], None], attempt: _Attempt) -> None:
+        if attempt.mounted and not attempt.given_up:
+            self._is_mounted(record, attempt)
+            record.again += 1
+            record.last_gap = time.monotonic() - record.broken_at
+            self._log(f"{record.path}: mounted again after {record.last_gap:.3f} s")
+        else:
+            record.error = str(attempt.error or "it was broken off")
+            self._try_again_later(record)
+        done()
+
+    def _try_again_later(self, record: Record) -> None:
+        record.delay = min(2 * record.delay, _AGAIN_LONGEST) or _AGAIN_FIRST
+        record.timer = self._loop.later(record.delay, lambda: self._try_again(record))
+
+    # ------------------------------------------------------------------ watching
+
+    def _compare(self) -> None:
+        """Forget what somebody else unmounted."""
+        there = {found.path for found in places.mounted()}
+        for path, record in tuple(self.records.items()):
+            if record.state == "mounted" and path not in there and path not in self._turns:
+                self._log(f"{path}: somebody unmounted it")
+                places.remove_made(record.made)
+                self._drop(record)
+
+    def _check_all(self) -> None:
+        def tell(path: str, result: dict[str, Any]) -> None:
+            record = self.records.get(path)
+            if record is not None and path not in self._turns:
+                self._heard(record, result["status"])
+
+        paths = [path for path, record in self.records.items() if record.state == "mounted"]
+        self._check(paths, 1.0, tell, lambda: self._loop.later(self._check_every, self._check_all))
+
+    def _heard(self, record: Record, status: str) -> None:
+        if status == "dead" and record.transport is None:
+            self._lost(record, "it cannot be read")
+        if status != "slow":
+            record.hung_since = None
+            return
+        now = time.monotonic()
+        if record.hung_since is None:
+            record.hung_since = now
+        elif self._hung_after and now - record.hung_since >= self._hung_after and record.transport is not None:
+            self._log(f"{record.path}: no answer for {self._hung_after:g} s, cutting its connection")
+            with contextlib.suppress(OSError):  # then it is hung up already
+                record.transport.shutdown(socket.SHUT_RDWR)
+
+    def _check(
+        self,
+        paths: list[str],
+        within: float,
+        tell: Callable[[str, dict[str, Any]], None],
+        ended: Callable[[], object],
+    ) -> None:
+        """Have a child read each of the paths; when it hangs in one, it is left there, and another reads the rest."""
+        there = {found.path for found in places.mounted()}
+        readable = []
+        for path in paths:
+            record = self.records.get(path)
+            if path not in there:
+                tell(path, {"status": "missing"})
+            elif record is not None and record.stuck is not None and record.stuck.running:
+                tell(path, {"status": "slow", "error": "a read of it has not ended yet"})
+            else:
+                readable.append(path)
+        _Check(self._loop, self.records, deque(readable), within, tell=tell, ended=ended)
+
+    # ------------------------------------------------------------------ the file
+
+    def _save(self) -> None:
+        path = os.path.join(self._directory, "mounts.json")
+        records = [{name: getattr(record, name) for name in _FIELDS} for record in self.records.values()]
+        with open(f"{path}.new", "w", encoding="utf-8") as file:
+            json.dump({"boot": work.boot_id(), "mounts": records}, file)
+        os.replace(f"{path}.new", path)
+
+    def _save_or_say(self) -> None:
+        try:
+            self._save()
+        except OSError as error:
+            self._log(
+                f"{self._directory} cannot be written ({error.strerror}): a restarted agent will not know of this"
+            )
+
+    def _load(self) -> None:
+        try:
+            with open(os.path.join(self._directory, "mounts.json"), encoding="utf-8") as file:
+                kept = json.load(file)
+            records = [Record(fields) for fields in kept["mounts"]] if kept["boot"] == work.boot_id() else []
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._log(f"{self._directory}/mounts.json cannot be read ({error}): mounts of an earlier run are not known")
+            return
+        for record in records:
+            there = work.is_there(record, self._server)
+            if not there and record.state == "mounting":
+                places.remove_made(record.made)
+                continue
+            self.records[record.path] = record
+            record.state = "mounted"
+            self._log(f"found share {record.share} on {record.path}")
+            if not there:
+                self._lost(record, "it is not mounted any more")
+        self._save_or_say()
+
+
+class _Attempt:
+    """A child that mounts or unmounts, and its deadline.
+
+    At the deadline its connection is cut, which is the only thing that ends a mount(2) or umount(2) that waits for a
+    server; a child that has none yet is killed.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        record: Record,
+        task: Callable[[Any], None],
+        timeout: float,
+        ended: Callable[[_Attempt], None],
+        *,
+        transport: socket.socket | None = None,
+        otherwise: str = wire.FAILED,
+    ) -> None:
+        self._loop = loop
+        self._otherwise = otherwise
+        self._path = record.path
+        self._timeout = timeout
+        self._ended = ended
+        self.mounted = False
+        """It said that it is done."""
+        self.made: list[str] = []
+        self.transport = transport
+        self._own_transport = False
+        self.error: PlaceError | None = None
+        self.given_up = False
+        self._timer_runs = True
+        self._child = Child(loop, task, self._message, self._end)
+        self._timer = loop.later(timeout, self._give_up)
+
+    def take_transport(self) -> socket.socket | None:
+        """Return the mount's socket; it is the caller's now."""
+        self._own_transport = False
+        return self.transport
+
+    def _message(self, message: dict[str, Any], descriptors: list[int]) -> None:
+        if descriptors:
+            self.transport = socket.socket(fileno=descriptors[0])
+            self._own_transport = True
+        if "error" in message:
+            code, words = message["error"]
+            self.error = PlaceError(code, words)
+        elif "done" in message:
+            self.mounted = True
+            self.made = message.get("made", [])
+
+    def _give_up(self) -> None:
+        self._child.hear()
+        if not self._timer_runs:
+            return
+        if self.transport is not None and not self.given_up:
+            self.given_up = True
+            with contextlib.suppress(OSError):  # then it is hung up already
+                self.transport.shutdown(socket.SHUT_RDWR)
+            self._timer = self._loop.later(_LEAVE, self._give_up)
+            return
+        # Without a connection it has not called mount(2) yet; with one it hangs although that was cut.
+        if self.given_up:
+            self.error = PlaceError(wire.UNKNOWN, f"{self._path}: the kernel does not come back from it")
+        self.given_up = True
+        self._child.give_up()
+        self._end()
+
+    def _end(self) -> None:
+        self._timer_runs = False
+        self._timer.cancel()
+        if self.given_up and (self.error is None or self.error.code == wire.FAILED):
+            self.error = PlaceError(
+                self._otherwise, f"{self._path}: the host did not answer within {self._timeout:g} s"
+            )
+        self._ended(self)
+        if self._own_transport and self.transport is not None:
+            self.transport.close()
+
+
+class _Check:
+    """A child that reads mounts, one after the other."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        records: dict[str, Record],
+        paths: deque[str],
+        within: float,
+        *,
+        tell: Callable[[str, dict[str, Any]], None],
+        ended: Callable[[], object],
+    ) -> None:
+        self._loop = loop
+        self._records = records
+        self._paths = paths
+        self._within = within
+        self._tell = tell
+        self._ended = ended
+        self._begin()
+
+    def _begin(self) -> None:
+        if not self._paths:
+            self._ended()
+            return
+        self._child = Child(self._loop, work.reading([*self._paths]), self._message, self._end)
+        self._timer = self._loop.later(self._within, self._hangs)
+
+    def _message(self, message: dict[str, Any], _: list[int]) -> None:
+        self._timer.cancel()
+        self._timer = self._loop.later(self._within, self._hangs)
+        self._tell(self._paths.popleft(), message)
+
+    def _hangs(self) -> None:
+        path = self._paths.popleft()
+        self._child.give_up()
+        record = self._records.get(path)
+        if record is not None and self._child.running:
+            record.stuck = self._child
+        self._tell(path, {"status": "slow", "error": f"no answer within {self._within:g} s"})
+        self._begin()
+
+    def _end(self) -> None:
+        self._timer.cancel()
+        for path in self._paths:
+            self._tell(path, {"status": "failing", "error": "the child that reads it was broken off"})
+        self._ended()

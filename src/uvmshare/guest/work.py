@@ -1,0 +1,180 @@
+"""What the agent's child processes do: mount, unmount, read. Everything here may hang.
+
+What lives here: the system calls that touch a mount. What must not: the table, or waiting for a child. Standard
+library only (Python 3.9): it runs in guests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import socket
+import tempfile
+import time
+from typing import TYPE_CHECKING
+
+from uvmshare.guest import mount, places, wire
+from uvmshare.guest.places import PlaceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from uvmshare.guest.loop import Send
+    from uvmshare.guest.mount import Address
+    from uvmshare.guest.table import Record
+
+__all__ = ["boot_id", "is_there", "mounting", "reading", "unmounting"]
+
+_MS_BIND = 4096
+_MNT_DETACH = 2
+_DEAD = (errno.EIO, errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ESHUTDOWN)
+"""What the kernel's 9P client answers when its connection is gone (seen: EIO)."""
+_KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
+"""A host that is gone without a word is noticed after 11 s; TCP_USER_TIMEOUT, in milliseconds, is for requests
+that are out (tcp(7))."""
+
+
+def boot_id() -> str:
+    """Return what the kernel calls this boot (proc_sys_kernel_random(5))."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def is_there(record: Record, server: Address) -> bool:
+    """Tell whether the record's share is mounted at its path, and uppermost there."""
+    found = places.mounted_at(record.path)
+    return found is not None and _is_its(found, record, _address(server, record))
+
+
+def _is_its(found: places.Mounted, record: Record, address: Address) -> bool:
+    return (found.kind, found.source) == ("9p", str(address)) and f"aname={record.share}" in found.options.split(",")
+
+
+def _address(server: Address, record: Record) -> Address:
+    return server if server.kind == "unix" else server._replace(port=record.port)
+
+
+def mounting(
+    record: Record, server: Address, prefixes: list[str], directory: str, timeout: float
+) -> Callable[[Send], None]:
+    """Return the work that mounts the record, over what is left of it at its path if that is the case."""
+    address = _address(server, record)
+
+    def task(send: Send) -> None:
+        options = mount.mount_options(record.share, msize=record.msize, cache=record.cache)
+        with places.walk(record.path, prefixes, make=True) as (above, made):
+            found = _what_is_there(above, record)
+            if found is not None and not _is_its(found, record, address):
+                words = f"{record.path} has another mount, {found.kind} from {found.source}: choose another path"
+                raise PlaceError(wire.REFUSED, words)
+            with mount.connect(address, timeout=timeout) as connected:
+                _keep_alive(connected)
+                send({}, connected.fileno())
+                if found is None:
+                    with places.opened(above, record.path) as target:
+                        _attach(connected, address, f"/proc/self/fd/{target}", record, options)
+                else:
+                    with _aside(directory) as aside:
+                        _attach(connected, address, aside, record, options)
+                        _replace(above, record, prefixes, aside)
+        send({"done": True, "made": made})
+
+    return _telling(task)
+
+
+def _what_is_there(above: int, record: Record) -> places.Mounted | None:
+    """Return what is mounted at the path, None if nothing is. The directory itself is not touched."""
+    with places.opened(above, record.path) as target:
+        if places.mount_number(target) == places.mount_number(above):
+            return None
+    found = places.mounted_at(record.path)
+    if found is None:
+        raise PlaceError(wire.REFUSED, f"{record.path} has a mount that this mount namespace does not tell of")
+    return found
+
+
+def _keep_alive(connected: socket.socket) -> None:
+    if connected.family in (socket.AF_INET, socket.AF_INET6):
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE.items():
+            connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _attach(connected: socket.socket, address: Address, where: str, record: Record, options: str) -> None:
+    code = mount.attach(connected, str(address), where, options, read_only=record.read_only)
+    if code:
+        why = mount.why_not_mounted(code, record.share, record.cache)
+        words = f"cannot mount share {record.share!r} of {address} on {record.path}: {why}"
+        raise PlaceError(wire.FAILED, words)
+
+
+@contextlib.contextmanager
+def _aside(directory: str) -> Iterator[str]:
+    """Give a directory where nobody looks; what is mounted there at the end is unmounted from there."""
+    aside = tempfile.mkdtemp(prefix="aside-", dir=directory)
+    try:
+        yield aside
+    finally:
+        ctypes.CDLL(None).umount2(os.fsencode(aside), _MNT_DETACH)
+        os.rmdir(aside)
+
+
+def _replace(above: int, record: Record, prefixes: list[str], aside: str) -> None:
+    """Put what is mounted aside in the place of a dead mount, which stays until then.
+
+    It is bound there: moving it would need a mount that is not shared (mount(2)).
+    """
+    places.unmount(record.path, prefixes, lazy=True)
+    libc = ctypes.CDLL(None, use_errno=True)
+    with places.opened(above, record.path) as target:
+        where = os.fsencode(f"/proc/self/fd/{target}")
+        if libc.mount(os.fsencode(aside), where, None, ctypes.c_ulong(_MS_BIND), None):
+            raise PlaceError(wire.FAILED, f"{record.path}: {os.strerror(ctypes.get_errno())}")
+
+
+def unmounting(record: Record, prefixes: list[str], *, lazy: bool) -> Callable[[Send], None]:
+    """Return the work that unmounts the record and removes the directories that were made for it."""
+
+    def task(send: Send) -> None:
+        places.unmount(record.path, prefixes, lazy=lazy)
+        places.remove_made(record.made)
+        send({"done": True})
+
+    return _telling(task)
+
+
+def reading(paths: list[str]) -> Callable[[Send], None]:
+    """Return the work that reads each of the mounts and tells, one by one, how that went."""
+
+    def task(send: Send) -> None:
+        for path in paths:
+            began = time.monotonic()
+            result: dict[str, object] = {"status": "ok"}
+            try:
+                os.statvfs(path)
+                with os.scandir(path) as entries:
+                    next(entries, None)
+            except OSError as error:
+                result = {"status": "dead" if error.errno in _DEAD else "failing", "error": error.strerror}
+            send({**result, "seconds": time.monotonic() - began})
+
+    return task
+
+
+def _telling(task: Callable[[Send], None]) -> Callable[[Send], None]:
+    """Return the task with its errors told as messages."""
+
+    def told(send: Send) -> None:
+        try:
+            task(send)
+        except PlaceError as error:
+            send({"error": [error.code, str(error)]})
+        except mount.MountError as error:
+            send({"error": [wire.FAILED, str(error)]})
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                send({"error": [wire.FAILED, f"{error.filename or 'mount'}: {error.strerror}"]})
+
+    return told
