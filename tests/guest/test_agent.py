@@ -1,0 +1,283 @@
+"""The agent inside a real guest: mounts that come and go, and come back by themselves.
+
+The file with the agent is the one that `uvmshare guest agent --print` writes, run by the guest's Python without
+anything of this project in reach. How long mounts took to come back is printed, and no test asks for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from uvmshare import AddOptions, FileServer, Manager, UtilityVM
+from uvmshare.errors import MountBusy, MountConflict, MountRefused
+from uvmshare.guest.bundle import bundle
+from uvmshare.mounts import AgentClient, MountManager, MountOptions
+from uvmshare.testing.guest_vm import HOST
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
+    from pathlib import Path
+    from typing import TypeVar
+
+    from uvmshare.mounts.report import ListedMount
+    from uvmshare.testing.guest_vm import GuestVM
+
+    T = TypeVar("T")
+
+pytestmark = pytest.mark.guest
+
+TOKEN = "a secret of this test"
+
+
+class Bench:
+    """A guest with an agent, a file server, and the managers of both."""
+
+    def __init__(self, runner: asyncio.Runner, guest: GuestVM, directory: Path) -> None:
+        self.runner = runner
+        self.guest = guest
+        self.directory = directory
+        self.file = directory / "uvmshare-guest"
+        self.file.write_bytes(bundle())
+        self.made = 0
+
+    def run(self, coroutine: Coroutine[object, object, T]) -> T:
+        return self.runner.run(coroutine)
+
+    def sh(self, command: str) -> str:
+        return self.run(self.guest.check(command))
+
+    async def start(self) -> None:
+        self.server = await FileServer.start(listen=["tcp:127.0.0.1:0"])
+        self.port = int(self.server.addresses[0].rpartition(":")[2])
+        self.shares = Manager(UtilityVM(self.server))
+        self.agent = await AgentClient("tcp:127.0.0.1:0", accept=True, server_port=self.port, token=TOKEN).start()
+        self.mounts = MountManager(self.agent, shares=self.shares)
+        await self.start_agent()
+
+    async def start_agent(self) -> None:
+        await self.guest.check(
+            f"UVMSHARE_AGENT_TOKEN='{TOKEN}' python3 -I -S {self.file} agent --connect tcp:{HOST}:{self.agent.port} "
+            f"--server tcp:{HOST} --allow /run/mnt --state /run/agent --check-every 0.5 "
+            f">>/run/agent.log 2>&1 & echo $! >/run/agent.pid"
+        )
+        await self.agent.reached(timeout=60)
+
+    async def close(self) -> None:
+        await self.mounts.aclose()
+        await self.shares.aclose()
+        await self.agent.aclose()
+        await self.guest.run("kill $(cat /run/agent.pid); rm -r /run/agent /run/agent.log")
+        await self.server.aclose()
+
+    def share(self) -> AddOptions:
+        """Return a directory of its own with a file in it."""
+        self.made += 1
+        made = self.directory / f"share{self.made}"
+        made.mkdir()
+        (made / "f").write_text("text")
+        return AddOptions(made)
+
+    def listed(self, path: str) -> ListedMount:
+        return next(found for found in self.run(self.agent.listed()) if found.mount_path == path)
+
+    def until(self, holds: Callable[[], Awaitable[bool]]) -> None:
+        """Wait until something holds; only the test's deadline ends that."""
+
+        async def wait() -> None:
+            while not await holds():  # noqa: ASYNC110  a guest has no event to wait for
+                await asyncio.sleep(0.02)
+
+        self.run(wait())
+
+    def until_back(self, path: str, times: int) -> ListedMount:
+        """Wait until the agent has mounted the path again so often."""
+
+        async def back() -> bool:
+            found = [found for found in await self.agent.listed() if found.mount_path == path]
+            return bool(found) and found[0].again >= times and found[0].state == "mounted"
+
+        self.until(back)
+        return self.listed(path)
+
+
+@pytest.fixture(scope="module")
+def bench(runner: asyncio.Runner, guest: GuestVM, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    made = Bench(runner, guest, tmp_path_factory.mktemp("agent"))
+    made.run(made.start())
+    yield made
+    made.run(made.close())
+
+
+def tell(what: str, seconds: float | None) -> None:
+    """Print a figure, and keep it where .cache/agent.json collects those of the last run."""
+    assert seconds is not None
+    print(f"{what}: {seconds:.3f} s")  # noqa: T201  the figures are what is of interest here
+    path = os.path.join(os.path.dirname(__file__), "..", "..", ".cache", "agent.json")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    figures: dict[str, float] = {}
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            figures = json.load(file)
+    figures[what] = round(seconds, 3)
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(figures, file, indent=2, sort_keys=True)
+
+
+def mount_processes(bench: Bench, name: str | None = None) -> list[int]:
+    """Return the file server's mount processes: of one share, or of all."""
+    shares = bench.run(bench.server.status()).shares
+    return [mount.pid for share in shares if name in (None, share.name) for mount in share.mounts]
+
+
+def test_map_and_unmap_with_several_owners(bench: Bench) -> None:
+    options = bench.share()
+    began = time.monotonic()
+    bench.run(bench.mounts.map_to_guest(options, "/run/mnt/a/b", owner="first"))
+    tell("share and mount", time.monotonic() - began)
+    bench.run(bench.mounts.map_to_guest(options, "/run/mnt/a/b", owner="second"))
+    assert bench.sh("cat /run/mnt/a/b/f; grep -c /run/mnt/a/b /proc/mounts") == "text1\n"
+    bench.run(bench.mounts.unmap_from_guest("/run/mnt/a/b", owner="first"))
+    assert bench.sh("cat /run/mnt/a/b/f") == "text"
+    bench.run(bench.mounts.unmap_from_guest("/run/mnt/a/b", owner="second"))
+    assert not bench.shares.shares()
+    assert bench.sh("grep -c /run/mnt /proc/mounts; ls /run/mnt") == "0\n", "what was made for it must be gone"
+
+
+def test_options_reach_the_guest_and_another_form_is_refused(bench: Bench) -> None:
+    options = bench.share()
+    bench.run(bench.mounts.map_to_guest(options, "/run/mnt/o", owner="a", read_only=True, cache="mmap", msize=16384))
+    line = bench.sh("grep /run/mnt/o /proc/mounts")
+    for word in (" ro,", "mmap", "msize=16384"):
+        assert word in line
+    with pytest.raises(MountConflict):
+        bench.run(bench.mounts.map_to_guest(options, "/run/mnt/o", owner="b"))
+    bench.run(bench.mounts.unmap_from_guest("/run/mnt/o", owner="a"))
+
+
+def test_a_busy_mount_names_who_uses_it_and_goes_lazily(bench: Bench) -> None:
+    bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/busy", owner="a"))
+    bench.sh("cd /run/mnt/busy && (sleep 600 & echo $! >/run/sleep.pid)")
+    with pytest.raises(MountBusy, match=r"in use by sleep \(pid [0-9]+, working directory\)"):
+        bench.run(bench.mounts.unmap_from_guest("/run/mnt/busy", owner="a"))
+    assert len(bench.shares.shares()) == 1, "the share must not be pulled from under it"
+    bench.run(bench.mounts.unmap_from_guest("/run/mnt/busy", owner="a", lazy=True))
+    assert not bench.shares.shares()
+    bench.sh("kill $(cat /run/sleep.pid)")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "path", "words"),
+    [
+        ("true", "/etc/x", "not below /run/mnt"),
+        ("mkdir -p /run/mnt && ln -sfn /etc /run/mnt/link", "/run/mnt/link/x", "is a symlink"),
+        ("ln -sfn /etc /run/mnt/link", "/run/mnt/link", "is a symlink"),
+        ("touch /run/mnt/file", "/run/mnt/file", "not a directory"),
+        (
+            "mkdir -p /run/mnt/others && mount -t tmpfs others /run/mnt/others",
+            "/run/mnt/others",
+            "another mount, tmpfs",
+        ),
+    ],
+)
+def test_what_is_not_allowed_is_refused_and_leaves_nothing(bench: Bench, prepare: str, path: str, words: str) -> None:
+    bench.sh(prepare)
+    with pytest.raises(MountRefused, match=words):
+        bench.run(bench.mounts.map_to_guest(bench.share(), path))
+    assert not bench.shares.shares()
+    assert bench.sh("grep -c ' 9p .*trans=fd' /proc/mounts; ls /etc/x 2>&1 | grep -c 'No such'") == "0\n1\n"
+    bench.run(bench.guest.run("umount /run/mnt/others; rm -r /run/mnt/*"))
+
+
+def test_a_cut_connection_is_mounted_again_by_itself(bench: Bench) -> None:
+    bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/cut", owner="a"))
+    for times in (1, 2):
+        (pid,) = mount_processes(bench)
+        os.kill(pid, signal.SIGKILL)
+        found = bench.until_back("/run/mnt/cut", times)
+        assert bench.sh("cat /run/mnt/cut/f; grep -c /run/mnt/cut /proc/mounts") == "text1\n"
+    tell("a cut connection, until it is mounted again", found.last_gap)
+    bench.run(bench.mounts.unmap_from_guest("/run/mnt/cut", owner="a"))
+
+
+def test_an_agent_that_was_killed_finds_its_mounts_again(bench: Bench) -> None:
+    bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/kept", owner="a"))
+    bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/lost", owner="a"))
+    bench.sh("exec 7</run/mnt/kept/f; (sleep 600 <&7 & echo $! >/run/sleep.pid); kill -9 $(cat /run/agent.pid)")
+    began = time.monotonic()
+    bench.run(bench.start_agent())
+    tell("an agent that was killed, until it answers", time.monotonic() - began)
+    assert {found.mount_path for found in bench.run(bench.agent.listed())} == {"/run/mnt/kept", "/run/mnt/lost"}
+    assert bench.sh("cat /run/mnt/kept/f /run/mnt/lost/f; grep -c ' /run/mnt/' /proc/mounts") == "texttext2\n"
+    # It has no socket of theirs any more, and finds a dead one by reading.
+    for pid in mount_processes(bench):
+        os.kill(pid, signal.SIGKILL)
+    gap = bench.until_back("/run/mnt/lost", 1).last_gap
+    bench.until_back("/run/mnt/kept", 1)
+    tell("the same, found by reading", gap)
+    assert bench.sh("cat /run/mnt/kept/f /run/mnt/lost/f; kill $(cat /run/sleep.pid)") == "texttext"
+    for path in ("/run/mnt/kept", "/run/mnt/lost"):
+        bench.run(bench.mounts.unmap_from_guest(path, owner="a"))
+
+
+def test_a_mount_that_somebody_unmounted_is_mounted_again_when_the_host_settles(bench: Bench) -> None:
+    bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/gone", owner="a"))
+    bench.sh("umount /run/mnt/gone")
+
+    async def forgotten() -> bool:
+        return not await bench.agent.listed()
+
+    bench.until(forgotten)
+    assert bench.run(bench.mounts.settle()) == ()
+
+    async def there() -> bool:
+        return (await bench.guest.run("cat /run/mnt/gone/f")).output == b"text"
+
+    bench.until(there)
+    bench.run(bench.mounts.unmap_from_guest("/run/mnt/gone", owner="a"))
+
+
+def test_a_mount_that_hangs_hangs_nothing_else(bench: Bench) -> None:
+    name = bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/hung", owner="a")).share_name
+    bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/well", owner="a"))
+    (hung,) = mount_processes(bench, name)
+    os.kill(hung, signal.SIGSTOP)
+    try:
+        health = {found.mount_path: found.status for found in bench.run(bench.agent.health())}
+        assert health == {"/run/mnt/hung": "slow", "/run/mnt/well": "ok"}
+        bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/new", owner="a"))
+        assert bench.sh("cat /run/mnt/new/f") == "text"
+    finally:
+        os.kill(hung, signal.SIGCONT)
+
+    async def well() -> bool:
+        return {found.status for found in await bench.agent.health()} == {"ok"}
+
+    bench.until(well)
+    for name in ("hung", "well", "new"):
+        bench.run(bench.mounts.unmap_from_guest(f"/run/mnt/{name}", owner="a"))
+
+
+def test_the_agent_says_what_the_guest_can_do(bench: Bench) -> None:
+    report = bench.run(bench.agent.report())
+    assert report.kernel == bench.guest.release
+    assert report.modules["9p"]
+    assert report.modules["9pnet_fd"]
+    assert report.root
+    assert report.allow[0].path == "/run/mnt"
+
+
+def test_an_agent_without_the_token_is_no_agent_of_ours(bench: Bench) -> None:
+    with pytest.raises(MountRefused):
+        bench.run(bench.mounts.mount(MountOptions("0", "/elsewhere")))
+    second = bench.run(
+        bench.guest.run(f"python3 -I -S {bench.file} agent --connect tcp:{HOST}:{bench.agent.port} --state /run/agent")
+    )
+    assert second.status == 1
+    assert "another agent (pid" in second.text
