@@ -410,6 +410,8 @@ class Mapped(Ownership):
             bits = self._directory_bits if kind == stat.S_IFDIR else self._file_bits
             os.chmod(path, mode & _PERMISSIONS | bits)
             found = os.fstat(node.fd)
+        else:
+            _touch(path)
         self._remember(path, found, kind | mode & _ALL_BITS, Owner(uid, gid), new=False)
 
     def chown(self, node: Node, uid: int, gid: int) -> None:
@@ -418,7 +420,9 @@ class Mapped(Ownership):
         if stat.S_ISLNK(found.st_mode):
             raise OSError(errno.EPERM, "a symbolic link of the host keeps its owner")
         owner = Owner(old_uid if uid == -1 else uid, old_gid if gid == -1 else gid)
-        self._remember(self._tree.path_of(node), found, mode, owner, new=False)
+        path = self._tree.path_of(node)
+        _touch(path)
+        self._remember(path, found, mode, owner, new=False)
 
     def xattr_name(self, name: bytes) -> bytes:
         if name.startswith(b"user."):
@@ -459,6 +463,11 @@ def _stored(path: str, name: str, number: struct.Struct, otherwise: int) -> int:
             return otherwise
         raise
     return int(number.unpack(value)[0]) if len(value) == number.size else otherwise
+
+
+def _touch(path: str) -> None:
+    """Give a file a new ctime: an attribute that is set to what it is leaves it as it was."""
+    os.chown(path, -1, -1)
 
 
 def _forget(target: int | str, name: str) -> None:

@@ -43,8 +43,8 @@ _SIZE: Final = int(SetattrValid.SIZE)
 _ATIME: Final = int(SetattrValid.ATIME)
 _MTIME: Final = int(SetattrValid.MTIME)
 _CTIME: Final = int(SetattrValid.CTIME)
-_TOUCHES: Final = _MODE | _SIZE | _ATIME | _MTIME
-"""Changes after which the host's file has a new ctime, whatever the security model makes of them."""
+_OTHERS: Final = _MODE | _UID | _GID | _SIZE | _ATIME | _MTIME
+"""Changes after which the host's file has a new ctime."""
 _ATIME_SET: Final = int(SetattrValid.ATIME_SET)
 _MTIME_SET: Final = int(SetattrValid.MTIME_SET)
 
@@ -99,8 +99,8 @@ def setattr_(session: Session, tag: int, message: m.Tsetattr) -> bytes:
     """Change what is named in `valid`: size, owner, mode, times, in this order.
 
     The owner comes before the mode, because chown(2) takes setuid bits off; the times come last,
-    because everything before touches them. A change of ctime happens by itself, but for a chown(2) that
-    leaves the owner what it was, with -1 and -1 say: the client asks for it as a local disk would do it.
+    because everything before touches them. A change of ctime happens by itself, but for that of a chown(2)
+    with -1 and -1, of which nothing else is asked for.
     """
     fid = session.fid(message.fid)
     session.tree.require_inside(fid.node)
@@ -120,7 +120,7 @@ def setattr_(session: Session, tag: int, message: m.Tsetattr) -> bytes:
             session.note_set_id(fid.node)
     if valid & (_ATIME | _MTIME):
         syscalls.set_times(session.tree.path_of(fid.node), atime, mtime)
-    if valid & _CTIME and not valid & _TOUCHES:
+    if valid & _CTIME and not valid & _OTHERS:
         os.chown(session.tree.path_of(fid.node), -1, -1)
     return _RSETATTR(tag)
 
