@@ -8,8 +8,12 @@ What lives here: how the figures are laid out. What must not: a figure or a caus
 
 from __future__ import annotations
 
+import platform
+import re
+import shutil
+import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Final
 
@@ -18,26 +22,39 @@ import msgspec
 TREE: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = TREE / ".cache" / "conformance" / "results"
 PAGE: Final = TREE / "docs" / "conformance.md"
+SHARES: Final = "/var/tmp"  # noqa: S108  only looked at: the tests make their own directories below it
+
+UNKNOWN: Final = "none known"
+"""The cause of what nothing explains; its test has failed."""
+
+_MOST_NAMED: Final = 4
+"""Checks that are named for one cause; the rest is counted."""
 
 _HEAD: Final = """# Conformance
 
-A real Linux guest mounts a share with its kernel's own 9P client and works in it. These are the figures of the last
-runs, by kernel, security model and cache mode. "Otherwise" counts what came out otherwise than it should; every one
-has its cause below. `make test` runs a short selection, `make test-long` everything, and
-`python tools/conformance.py` writes this page.
+Can a Linux guest tell a share from a good local disk? A real guest mounts shares with its kernel's own 9P client and
+works in them: POSIX checks, each held against the same check on an ext4 of the guest's own; programs that verify what
+they wrote; locks, attributes and listings while others interfere; and a hostile guest that only tries to break out.
+This page is written by `make conformance` from what the last `make test` and `make test-long` found, and by nothing
+else.
+"""
 
-The POSIX checks run on the share and on an ext4 of the guest's own, and each outcome is compared.
+_READING: Final = """The settings are the guest's kernel, the server's
+security model, and the client's mount options: cache mode, `msize`, and how it tells its users apart (`access`).
+"Otherwise" counts what came out otherwise than wanted. A test passes when each of these has a cause in
+`tests/conformance/causes.py`, which a change of the server cannot mend.
 """
 
 _TITLES: Final = {
     "posix": "POSIX checks, all of them",
-    "posix-short": "POSIX checks, the selection of `make test`",
     "posix-names-and-contents": "POSIX checks of names and contents",
+    "posix-short": "POSIX checks, the selection of `make test`",
     "posix-read-only": "POSIX checks of a read-only share",
     "features": "Locks, extended attributes, special files, holes, listings",
     "acls": "Access control lists",
     "locks": "Locks between two mounts and the host",
     "devices": "Files on two devices below one share",
+    "peers": "What other 9P servers get wrong",
     "fsx": "Random operations against a model (fsx)",
     "fsx-direct": "The same with O_DIRECT",
     "fsx-short": "The same, the selection of `make test`",
@@ -48,7 +65,10 @@ _TITLES: Final = {
     "build": "A C program unpacked and built",
     "sqlite-delete": "SQLite with a rollback journal, two processes",
     "sqlite-wal": "SQLite with a write-ahead log, two processes",
+    "races": "A hostile guest: directories swapped for links while they are walked",
 }
+
+_SETTING: Final = ("kernel", "model", "cache", "msize", "access")
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -66,53 +86,163 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class Run(msgspec.Struct, frozen=True):
-    """One test, how it ended, and what it found."""
+    """One test, how it ended, what it found, when, and on what."""
 
     node: str
     passed: bool
     records: tuple[Record, ...]
+    ended: str
+    seconds: float
+    on: str
 
 
-def _table(records: list[tuple[Record, bool]]) -> list[str]:
-    names = list(dict.fromkeys(name for record, _ in records for name in record.figures))
-    shown = ["otherwise" if name == "differ" else name for name in names]
-    lines = [
-        "| kernel | model | cache | msize | access | " + " | ".join(shown) + " | |",
-        "| --- | --- | --- | --- | --- |" + " --- |" * (len(names) + 1),
-    ]
-    for record, passed in sorted(records, key=lambda pair: _order(pair[0])):
-        access = record.access + (f", {record.more}" if record.more else "")
-        figures = " | ".join(record.figures.get(name, "") for name in names)
-        setting = f"{record.kernel} | {record.model} | {record.cache} | {record.msize} | {access}"
-        lines.append(f"| {setting} | {figures} | {'passes' if passed else '**fails**'} |")
-    return lines
+def _row(*cells: object) -> str:
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def _head(*names: str) -> list[str]:
+    return [_row(*names), _row(*("---" for _ in names))]
+
+
+def _cells(record: Record) -> dict[str, str]:
+    """Return what names a record's setting; nothing is said of a client where none took part."""
+    access = record.access + (f", {record.more}" if record.more else "")
+    all_of_them = (record.kernel, record.model, record.cache, str(record.msize or ""), access)
+    return {name: cell for name, cell in zip(_SETTING, all_of_them, strict=True) if cell}
 
 
 def _order(record: Record) -> tuple[bool, str, str, str, int]:
     return record.kernel != "6.12", record.model, record.cache, record.access, record.msize
 
 
-def page(runs: list[Run]) -> str:
-    """Return the page for these runs."""
+def _table(records: list[tuple[Record, bool]]) -> list[str]:
+    figures = list(dict.fromkeys(name for record, _ in records for name in record.figures))
+    settings = [name for name in _SETTING if any(name in _cells(record) for record, _ in records)]
+    lines = _head(*settings, *("otherwise" if name == "differ" else name for name in figures), "result")
+    for record, passed in sorted(records, key=lambda pair: _order(pair[0])):
+        cells = _cells(record)
+        lines.append(
+            _row(
+                *(cells.get(name, "") for name in settings),
+                *(record.figures.get(name, "") for name in figures),
+                "passes" if passed else "**fails**",
+            )
+        )
+    return lines
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdigit() else 0
+
+
+def _summary(by_test: dict[str, list[tuple[Record, bool]]], runs: list[Run]) -> list[str]:
+    checks = Counter[str]()
+    otherwise = Counter[str]()
+    for name, records in by_test.items():
+        for record, _ in records:
+            checks[name] += _number(record.figures.get("checks", ""))
+            otherwise[name] += _number(record.figures.get("differ", ""))
+    failed = sum(not run.passed for run in runs)
+    unexplained = sum(cause == UNKNOWN for run in runs for record in run.records for cause in record.failures.values())
+    largest = max(
+        (_number(record.figures["checks"]), _number(record.figures["differ"]), record)
+        for record, _ in by_test["posix"]
+        if record.model == "passthrough"
+    ) if "posix" in by_test else None  # fmt: skip
+    lines = [
+        f"{len(runs)} tests ran in {sum(map(len, by_test.values()))} settings; "
+        + (f"**{failed} failed**" if failed else "all passed")
+        + f". They made {sum(checks.values()):,} single checks, of which {sum(otherwise.values())} came out otherwise"
+        + (f", **{unexplained} without a known cause**." if unexplained else ", each with a known cause (below)."),
+    ]
+    if largest:
+        count, differ, record = largest
+        lines.append(
+            f"Of the {count:,} POSIX checks under `{record.model}`, kernel {record.kernel}, `cache={record.cache}`, "
+            f"{differ} differ from ext4."
+        )
+    lines += ["", *_head("what", "settings", "checks", "otherwise", "failed")]
+    for name, records in by_test.items():
+        title = _TITLES.get(name, name)
+        anchor = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+        lines.append(
+            _row(
+                f"[{title}](#{anchor})",
+                len(records),
+                f"{checks[name]:,}" if checks[name] else "",
+                otherwise[name] if checks[name] else "",
+                sum(not passed for _, passed in records) or "",
+            )
+        )
+    return lines
+
+
+def _causes(runs: list[Run]) -> list[str]:
+    found: defaultdict[str, dict[str, list[str]]] = defaultdict(dict)
+    where: defaultdict[str, set[str]] = defaultdict(set)
+    count = Counter[str]()
+    for run in runs:
+        for record in run.records:
+            for what, cause in record.failures.items():
+                found[cause].setdefault(what, []).append(record.test)
+                where[cause].add(", ".join(_cells(record).values()))
+                count[cause] += 1
+    lines = []
+    for cause in sorted(found, key=lambda cause: (cause != UNKNOWN, cause)):
+        names = sorted(found[cause])
+        shown = names if cause == UNKNOWN else names[:_MOST_NAMED]
+        lines += [
+            f"- {cause}. {count[cause]} in {len(where[cause])} settings: "
+            + ", ".join(f"`{name}`" for name in shown)
+            + (" ..." if len(names) > len(shown) else ""),
+            *(f"  - {setting}" for setting in sorted(where[cause])),
+        ]
+    return lines or ["Nothing did."]
+
+
+def _said(*command: str) -> str:
+    if shutil.which(command[0]) is None:
+        return ""
+    return subprocess.run(command, cwd=TREE, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _ran(runs: list[Run]) -> list[str]:
+    """Say when the runs were and on what."""
+    times = sorted(run.ended for run in runs)
+    guests = sorted({run.on for run in runs if run.on})
+    cores = len(re.findall("^processor", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE))
+    qemu = re.search(r"version (\S+)", _said("qemu-system-x86_64", "--version"))
+    disk = _said("stat", "-f", "-c", "%T", SHARES).replace("ext2/ext3", "ext4")
+    return [
+        f"Run from {times[0]} to {times[-1]}, at or after commit `{_said('git', 'rev-parse', '--short=12', 'HEAD')}`,",
+        f"on {cores} cores ({_processor()}), Linux {platform.release()}, Python {platform.python_version()},",
+        f"with shares on {disk}.",
+        f"Guests: {'; '.join(guests)}" + (f" (QEMU {qemu[1]})." if qemu else "."),
+    ]
+
+
+def page(runs: list[Run], ran: list[str]) -> str:
+    """Return the page for these runs; `ran` says when and on what."""
     by_test: defaultdict[str, list[tuple[Record, bool]]] = defaultdict(list)
-    causes: defaultdict[str, list[str]] = defaultdict(list)
     for run in runs:
         for record in run.records:
             by_test[record.test].append((record, run.passed))
-            where = f"{record.kernel}, {record.model}, {record.cache}"
-            for what, cause in record.failures.items():
-                causes[cause].append(f"{record.test} ({where}): {what}")
-    lines = [_HEAD]
-    for test in [*(name for name in _TITLES if name in by_test), *sorted(by_test.keys() - _TITLES.keys())]:
-        lines += [f"## {_TITLES.get(test, test)}", "", *_table(by_test[test]), ""]
-    lines += ["## What came out otherwise, and why", ""]
-    for cause in sorted(causes):
-        lines += [f"- {cause}:", *(f"  - {what}" for what in sorted(set(causes[cause])))]
-    if not causes:
-        lines.append("Nothing.")
-    died = [run.node for run in runs if not run.passed and not run.records]
+    order = [*(name for name in _TITLES if name in by_test), *sorted(by_test.keys() - _TITLES.keys())]
+    ordered = {name: by_test[name] for name in order}
+    lines = [_HEAD, *ran, "", "## In short", "", *_summary(ordered, runs), "", _READING]
+    lines += ["## What came out otherwise, and why", "", *_causes(runs), ""]
+    died = sorted(run.node for run in runs if not run.passed and not run.records)
     if died:
-        lines += ["", "## Tests that failed before they found anything", "", *(f"- `{node}`" for node in sorted(died))]
+        lines += ["## Tests that failed before they found anything", "", *(f"- `{node}`" for node in died), ""]
+    for name, records in ordered.items():
+        lines += [f"## {_TITLES.get(name, name)}", "", *_table(records), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -122,7 +252,7 @@ def main() -> int:
     if not runs:
         sys.stderr.write(f"tools/conformance.py: nothing below {RESULTS.relative_to(TREE)}: run make test-long first\n")
         return 1
-    PAGE.write_text(page(runs), encoding="utf-8")
+    PAGE.write_text(page(runs, _ran(runs)), encoding="utf-8")
     return 0
 
 

@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 TREE = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 WORK = os.path.join(cache_directory(), "conformance")
 RESULTS = os.path.join(WORK, "results")
+
+NEWER = "6.12"
+"""The newer of the two kernel series."""
+
+UNKNOWN = "none known"
+"""The cause of what nothing explains; its test fails."""
 
 _GUEST_DEADLINE = 900.0
 """Seconds for one command in the guest; only a hung one should meet this."""
@@ -68,14 +75,22 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class Run(msgspec.Struct, frozen=True):
-    """One test as pytest knows it, how it ended, and what it found before it did."""
+    """One test as pytest knows it, how it ended, and what it found before it did.
+
+    `ended` is the time in UTC, `seconds` how long it took, and `on` what it ran on.
+    """
 
     node: str
     passed: bool
     records: tuple[Record, ...]
+    ended: str
+    seconds: float
+    on: str
 
 
 _found: list[Record] = []
+_ran_on: list[str] = []
+"""The guest's kernel and what ran it, of the bench that is up."""
 
 
 def keep(test: str, setting: Setting, figures: Mapping[str, object], failures: Mapping[str, str] | None = None) -> None:
@@ -89,12 +104,14 @@ def keep(test: str, setting: Setting, figures: Mapping[str, object], failures: M
     print(f"{test} {setting}: {', '.join(f'{name} {value}' for name, value in record.figures.items())}")  # noqa: T201  the figures are what these tests are for
 
 
-def write_down(node: str, *, passed: bool) -> None:
+def write_down(node: str, *, passed: bool, seconds: float) -> None:
     """Write down how a test ended and what it kept, in the place of what its last run left."""
     os.makedirs(RESULTS, exist_ok=True)
     name = re.sub(r"[^\w.]+", "-", node.removeprefix("tests/conformance/")).strip("-")
     with open(os.path.join(RESULTS, f"{name}.json"), "wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(Run(node, passed, tuple(_found)))))
+        ended = datetime.now(UTC).isoformat(timespec="seconds")
+        run = Run(node, passed, tuple(_found), ended, round(seconds, 1), " ".join(_ran_on))
+        file.write(msgspec.json.format(msgspec.json.encode(run)))
     _found.clear()
 
 
@@ -151,6 +168,7 @@ class Bench:
             )
         )
         bench = cls(runner, guest, kernel, disk)
+        _ran_on[:] = ["Linux", guest.release, "under", guest.accelerator.upper()]
         bench.check("mkdir /run/local /run/results && mount -t ext4 /dev/vda /run/local")
         return bench
 

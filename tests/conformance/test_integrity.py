@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,8 +22,8 @@ _SEED = 20_011
 
 def run_fsx(
     bench: Callable[[str], Bench], directory: str, setting: Setting, count: int, *, direct: bool = False
-) -> str:
-    """Run fsx in the share and look at the file from the host."""
+) -> dict[str, object]:
+    """Run fsx in the share, look at the file from the host, and return the figures."""
     program = compiled("fsx")
     # Linux's client refuses shared writable mappings where writes are not cached.
     mapping = {"none": "no-map", "readahead": "map-read"}.get(setting.cache, "map-write")
@@ -36,12 +37,14 @@ def run_fsx(
     assert os.stat(os.path.join(directory, "file")).st_size == size
     there = up.check(f"cksum < {directory}/file").split()[0]
     assert there == seen, "the host has other bytes than the guest"
-    return f"{mapping}{' direct' if direct else ''}: {said.strip()}"
+    operations = re.search(r"(\d+) operations", said)
+    assert operations, said
+    return {"operations": operations[1], "mapped": mapping.replace("-", " "), "wrong bytes": 0}
 
 
 @pytest.mark.parametrize("setting", [Setting("6.12"), Setting("6.12", cache="mmap")], ids=str)
 def test_a_little_of_fsx(bench: Callable[[str], Bench], directory: str, setting: Setting) -> None:
-    keep("fsx-short", setting, {"fsx": run_fsx(bench, directory, setting, 300)})
+    keep("fsx-short", setting, run_fsx(bench, directory, setting, 300))
 
 
 EVERYWHERE = [
@@ -61,13 +64,13 @@ EVERYWHERE = [
 @pytest.mark.long
 @pytest.mark.parametrize("setting", EVERYWHERE, ids=str)
 def test_fsx(bench: Callable[[str], Bench], directory: str, setting: Setting) -> None:
-    keep("fsx", setting, {"fsx": run_fsx(bench, directory, setting, 1200)})
+    keep("fsx", setting, run_fsx(bench, directory, setting, 1200))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("setting", [Setting("6.12"), Setting("6.1")], ids=str)
 def test_fsx_with_direct_io(bench: Callable[[str], Bench], directory: str, setting: Setting) -> None:
-    keep("fsx-direct", setting, {"fsx": run_fsx(bench, directory, setting, 1200, direct=True)})
+    keep("fsx-direct", setting, run_fsx(bench, directory, setting, 1200, direct=True))
 
 
 @pytest.mark.long

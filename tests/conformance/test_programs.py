@@ -21,6 +21,7 @@ pytestmark = pytest.mark.guest
 SETTINGS = [
     Setting("6.12"),
     Setting("6.12", cache="mmap", model="mapped-xattr"),
+    Setting("6.12", cache="loose"),
     Setting("6.1"),
 ]
 

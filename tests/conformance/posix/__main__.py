@@ -12,7 +12,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tests.conformance.posix import contents, creation, features, paths, permissions, renames, times
+from tests.conformance.posix import contents, creation, descriptors, features, paths, peers, permissions, renames, times
 from tests.conformance.posix.suite import Suite
 
 if TYPE_CHECKING:
@@ -24,9 +24,11 @@ PARTS: dict[str, Callable[[Suite], None]] = {
     "renames": renames.check_all,
     "times": times.check_all,
     "contents": contents.check_all,
+    "descriptors": descriptors.check_all,
     "permissions": permissions.check_all,
     "read-only": permissions.check_read_only,
     "features": features.check_all,
+    "peers": peers.check_all,
     "acls": features.check_acls,
     "shared-maps": partial(features.check_shared_maps, writable=True),
     "no-shared-maps": partial(features.check_shared_maps, writable=False),

@@ -170,6 +170,34 @@ def write(path: str, flags: int = os.O_WRONLY) -> None:
         os.close(descriptor)
 
 
+def write_nothing(path: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        os.write(descriptor, b"")
+    finally:
+        os.close(descriptor)
+
+
+def content(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def fchmod(path: str, mode: int) -> None:
+    with open(path, "rb") as file:
+        os.fchmod(file.fileno(), mode)
+
+
+def fchown(path: str, uid: int, gid: int) -> None:
+    with open(path, "rb") as file:
+        os.fchown(file.fileno(), uid, gid)
+
+
+def fsync(path: str) -> None:
+    with open(path, "r+b") as file:
+        os.fsync(file.fileno())
+
+
 def truncate_to_one(path: str) -> None:
     os.truncate(path, 1)
 

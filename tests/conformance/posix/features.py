@@ -197,15 +197,20 @@ def check_sparse(suite: Suite) -> None:
 
 def check_appended(suite: Suite) -> None:
     """What one descriptor appends is what another reads next, even when the last page had been read before."""
-    suite.scratch()
-    with open("f", "w+b", buffering=0) as file:
-        file.write(b"a" * 5000)
-        os.pread(file.fileno(), 5000, 0)
-        with open("f", "ab", buffering=0) as appending:
-            appending.write(b"b" * 100)
-        suite.check("append/read-by-another-descriptor", os.pread(file.fileno(), 5, 5000) == b"b" * 5, "True")
-        os.pwrite(file.fileno(), b"c" * 100, 5100)
-        suite.check("append/then-written", os.pread(file.fileno(), 5, 5100) == b"c" * 5, "True")
+    for how, flags in (("appended", os.O_APPEND), ("written", 0)):
+        suite.scratch()
+        held = os.open("f", os.O_RDWR | os.O_CREAT)
+        os.write(held, b"a" * 5000)
+        os.pread(held, 5000, 0)
+        writing = os.open("f", os.O_WRONLY | flags)
+        if not flags:
+            os.lseek(writing, 5000, os.SEEK_SET)
+        os.write(writing, b"b" * 100)
+        os.close(writing)
+        with open("f", "rb") as file:
+            suite.check(f"append/{how}-by-another-descriptor", file.read()[5000:] == b"b" * 100, "True")
+        suite.check(f"append/{how}-by-another-descriptor/size", os.fstat(held).st_size, 5100)
+        os.close(held)
 
 
 def check_impossible(suite: Suite) -> None:

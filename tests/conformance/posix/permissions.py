@@ -192,7 +192,9 @@ def check_chown(suite: Suite) -> None:
                 )
     for user in (ROOT, OWNER):
         for mode in (0o4755, 0o2755, 0o6755, 0o2745, 0o6644, 0o1755):
-            for kind in ("regular", "directory"):
+            for kind in TYPES:
+                if kind == "symlink":
+                    continue
                 for uid, gid in ((-1, OWNER.gid), (OWNER.uid, OWNER.gid), (OWNER.uid, -1), (-1, -1)):
                     suite.scratch()
                     make(kind, "f", mode)
@@ -201,12 +203,30 @@ def check_chown(suite: Suite) -> None:
                     at = f"chown/{kind}/{user.name}/bits-{mode:o}/{uid}-{gid}"
                     suite.check(at, suite.run(user, calls.chown, "f", uid, gid), "ok")
                     left = mode
-                    if kind == "regular":
+                    if kind != "directory":
                         # Linux clears them for root too, and even when nothing is changed (chown(2), notify_change).
                         left &= ~stat.S_ISUID
                         if mode & stat.S_IXGRP:
                             left &= ~stat.S_ISGID
                     suite.check(f"{at}/mode", f"{stat.S_IMODE(os.stat('f').st_mode):o}", f"{left:o}")
+
+
+def check_directory_moves(suite: Suite) -> None:
+    """rename(2): a directory that comes under another one must be writable itself, because its ".." changes."""
+    for user in (OWNER, GROUP, SUPPLEMENTARY, OTHER, ROOT):
+        for bits in range(8):
+            for where in ("here", "elsewhere"):
+                suite.scratch()
+                make("directory", "from", 0o777)
+                make("directory", "to", 0o777)
+                make("directory", "from/d", 0o777)
+                os.chown("from/d", OWNER.uid, OWNER.gid)
+                os.chmod("from/d", _mode_for(user, bits, 7 - bits))
+                may = user is ROOT or where == "here" or bool(bits & 2)
+                new = "from/new" if where == "here" else "to/new"
+                at = f"permission/move-directory-{bits}/{user.name}/{where}"
+                suite.check(at, suite.run(user, calls.rename, "from/d", new), "ok" if may else "EACCES")
+                suite.check(f"{at}/there", os.path.isdir(new), may)
 
 
 def check_sticky(suite: Suite) -> None:
@@ -289,4 +309,5 @@ def check_all(suite: Suite) -> None:
     check_files(suite)
     check_chmod(suite)
     check_chown(suite)
+    check_directory_moves(suite)
     check_sticky(suite)

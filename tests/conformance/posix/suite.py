@@ -1,8 +1,8 @@
 """What the checks stand on: users, file types, scratch directories, and the list of outcomes.
 
 What lives here: `Suite`, which runs a call as one of several users and notes what came of it. What must not: what is
-checked (`paths`, `permissions`, `creation`, `renames`, `times`, `contents`). It runs in the guest, on the
-standard library alone, as root.
+checked (`paths`, `permissions`, `creation`, `renames`, `times`, `contents`, `descriptors`, `features`, `peers`). It
+runs in the guest, on the standard library alone, as root.
 
 An outcome is "ok", or the name of an errno, or a value as text. Each check has what POSIX and Linux's manual pages
 want, so that a check is wrong by itself; and the same checks run on a local file system, so that a wrong
