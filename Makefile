@@ -82,15 +82,36 @@ test: packages lint  ## Every check and every test but the long ones, with cover
 	@$(COVERAGE) combine --quiet
 	$(COVERAGE) report
 
+# Two runs beside each other here too: the guest of the newer kernel, and all the rest. What every test found stays
+# below .cache/conformance, for the page.
+LONG := $(BIN)/pytest --timeout 1800 --durations 15 --durations-min 10
+
 .PHONY: test-long
 test-long: packages $(STAMP)  ## The long tests
-	$(BIN)/pytest -m long --timeout 1800 $(PYTEST_ARGS)
+	@mkdir -p .cache
+	@$(LONG) -m 'long and newer_kernel' $(PYTEST_ARGS) >.cache/beside-long.log 2>&1 & beside=$$!; \
+	trap 'kill $$beside 2>/dev/null || true' EXIT; \
+	status=0; \
+	$(LONG) -m 'long and not newer_kernel' $(PYTEST_ARGS) || status=$$?; \
+	echo 'waiting for the tests that run beside these, in a guest of the newer kernel; what they print:'; \
+	wait $$beside || status=$$?; \
+	cat .cache/beside-long.log; \
+	exit $$status
+
+.PHONY: conformance
+conformance: $(STAMP)  ## Write docs/conformance.md from what the last runs of the tests found
+	$(BIN)/python tools/conformance.py
 
 FUZZ_SECONDS ?= 1800
 
+FUZZ_STAMP := $(VENV)/.fuzz-installed
+
+$(FUZZ_STAMP): $(STAMP)
+	$(BIN)/python -m pip --quiet --disable-pip-version-check install --no-build-isolation --editable '.[cli,dev,fuzz]'
+	@touch $@
+
 .PHONY: fuzz
-fuzz: $(STAMP)  ## Fuzz the codec and the session for FUZZ_SECONDS each (1800)
-	$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip --quiet --disable-pip-version-check install 'atheris==3.0.0'
+fuzz: $(FUZZ_STAMP)  ## Fuzz the codec and the session for FUZZ_SECONDS each (1800)
 	mkdir -p .cache/fuzz/codec .cache/fuzz/session
 	$(BIN)/python fuzz/run.py codec -max_total_time=$(FUZZ_SECONDS) .cache/fuzz/codec fuzz/corpus/codec
 	$(BIN)/python fuzz/run.py session -max_total_time=$(FUZZ_SECONDS) .cache/fuzz/session fuzz/corpus/session

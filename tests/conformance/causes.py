@@ -39,8 +39,8 @@ CAUSES = (
     ),
     Cause(
         r"append/appended-by-another-descriptor",
-        "Linux's 9P client keeps the last page that it has read when a descriptor whose own offset is elsewhere appends "
-        "to the file: it does not ask the server, whose file has the right bytes",
+        "Linux's 9P client keeps the last page that it has read when a descriptor whose own offset is elsewhere "
+        "appends to the file: it does not ask the server, whose file has the right bytes",
         caches="readahead",
     ),
     Cause(
