@@ -78,6 +78,8 @@ SHARES = Diagram(
         (ShareState.PENDING, ShareState.ADDED): ("M 365 95 L 242 200", (296, 138), "end"),
         (ShareState.PENDING, ShareState.INVALID): ("M 515 95 L 638 200", (584, 124), "start"),
         (ShareState.PENDING, ShareState.REMOVED): ("M 440 107 L 440 342", (440, 225), "middle"),
+        (ShareState.ADDED, ShareState.PENDING): ("M 190 200 C 190 110, 290 75, 362 78", (206, 96), "end"),
+        (ShareState.PENDING, ShareState.PENDING): ("M 515 76 C 570 50, 545 30, 500 57", (560, 48), "start"),
         (ShareState.ADDED, ShareState.REMOVED): ("M 242 249 L 365 355", (296, 322), "end"),
         (ShareState.INVALID, ShareState.REMOVED): ("M 638 249 L 515 355", (584, 322), "start"),
         (ShareState.ADDED, ShareState.ADDED): ("M 155 215 C 105 195, 105 255, 155 235", (112, 276), "middle"),

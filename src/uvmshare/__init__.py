@@ -20,16 +20,21 @@ if TYPE_CHECKING:
         ComputeSystemError,
         ComputeSystemGone,
         InvalidOptions,
+        JournalError,
         OperationDenied,
         OutcomeUnknown,
+        SharesLeft,
         UvmshareError,
     )
     from uvmshare.fileserver.device import FileServer
     from uvmshare.hcs.compute_system import ComputeSystem
     from uvmshare.hcs.utility_vm import UtilityVM
+    from uvmshare.share.journal import Journal
     from uvmshare.share.manager import Manager, ShareInfo
     from uvmshare.share.options import AddOptions
+    from uvmshare.share.recovery import RecoveryReport
     from uvmshare.share.state import ShareState
+    from uvmshare.sqlite_journal import SqliteJournal
 
 __all__ = [  # noqa: RUF022  most to least important
     "AddOptions",
@@ -37,6 +42,9 @@ __all__ = [  # noqa: RUF022  most to least important
     "UtilityVM",
     "FileServer",
     "ComputeSystem",
+    "SqliteJournal",
+    "Journal",
+    "RecoveryReport",
     "ShareState",
     "ShareInfo",
     "UvmshareError",
@@ -45,6 +53,8 @@ __all__ = [  # noqa: RUF022  most to least important
     "ComputeSystemError",
     "ComputeSystemGone",
     "OutcomeUnknown",
+    "JournalError",
+    "SharesLeft",
 ]
 
 _HOME = {
@@ -53,6 +63,9 @@ _HOME = {
     "UtilityVM": "hcs.utility_vm",
     "FileServer": "fileserver.device",
     "ComputeSystem": "hcs.compute_system",
+    "SqliteJournal": "sqlite_journal",
+    "Journal": "share.journal",
+    "RecoveryReport": "share.recovery",
     "ShareState": "share.state",
     "ShareInfo": "share.manager",
 }

@@ -36,8 +36,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from uvmshare.share.interfaces import VMPlan9
+    from uvmshare.share.journal import Journal
     from uvmshare.share.manager import ShareInfo
     from uvmshare.share.options import AddOptions
+    from uvmshare.share.recovery import RecoveryReport
     from uvmshare.share.share import Share
 
 __all__ = ["Manager"]
@@ -62,6 +64,7 @@ class Manager:
         self,
         vm: VMPlan9 | AbstractAsyncContextManager[VMPlan9],
         *,
+        journal: Journal | None = None,
         no_writable_file_shares: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -81,7 +84,9 @@ class Manager:
                 else:
                     entered = await stack.enter_async_context(vm)
                 self._ready.set_result(
-                    asynchronous.Manager(entered, no_writable_file_shares=no_writable_file_shares, clock=clock)
+                    asynchronous.Manager(
+                        entered, journal=journal, no_writable_file_shares=no_writable_file_shares, clock=clock
+                    )
                 )
                 await self._end.wait()
 
@@ -94,6 +99,11 @@ class Manager:
             raise
 
     def __enter__(self) -> Self:
+        try:
+            self.run(self._manager.__aenter__())
+        except BaseException:
+            self._stop()
+            raise
         return self
 
     def __exit__(
@@ -110,7 +120,7 @@ class Manager:
 
     def add_to_vm(self, options: AddOptions, *, owner: Hashable | None = None) -> str:
         """Make sure that the VM has the share, hold a reference to it, and return its name."""
-        hash(owner)
+        self._manager._check(owner)  # noqa: SLF001  the two Managers are one
         return self._hold(options, owner).name
 
     def remove_from_vm(self, name: str, *, owner: Hashable | None = None) -> None:
@@ -136,6 +146,16 @@ class Manager:
     def shares(self) -> tuple[ShareInfo, ...]:
         """Return a snapshot of every share that the VM has or may have, and the PENDING ones, oldest first."""
         return self.run(_at_once(self._manager.shares))
+
+    def recover(self, *, vm_is_new: bool = False, take_out_unknown: bool = False) -> RecoveryReport:
+        """Find out what is shared, settle every difference, and return share by share what was found and done."""
+        return self.run(self._manager.recover(vm_is_new=vm_is_new, take_out_unknown=take_out_unknown))
+
+    def detach(self) -> tuple[ShareInfo, ...]:
+        """End this Manager and its thread, and leave every share to another one on the same journal; return them."""
+        there = self.run(self._manager.detach())
+        self._stop()
+        return there
 
     def close(self) -> None:
         """Take everything out, refuse new adds from now on, and end the background thread.
@@ -171,8 +191,8 @@ class Manager:
         """
         claim = _Claim(self._manager)
         try:
-            share = self.run(claim.make(options))
-            self._post(claim.keep, owner)
+            share = self.run(claim.make(options, owner))
+            self._post(claim.keep)
         except BaseException:
             self._post(claim.give_up)
             raise
@@ -241,25 +261,27 @@ class _Claim:
 
     def __init__(self, manager: asynchronous.Manager) -> None:
         self._manager = manager
+        self._owner: Hashable | None = None
         self._share: Share | None = None
         """The share, while the claim stands."""
         self._given_up = False
 
-    async def make(self, options: AddOptions) -> Share:
-        self._share = share = await self._manager._claim(options)  # noqa: SLF001  the two Managers are one
+    async def make(self, options: AddOptions, owner: Hashable | None) -> Share:
+        self._owner = owner
+        self._share = share = await self._manager._hold(options, owner)  # noqa: SLF001  the two Managers are one
         if self._given_up:
             self.give_up()
         return share
 
-    def keep(self, owner: Hashable | None) -> None:
+    def keep(self) -> None:
         if self._share is not None:
-            self._manager._keep(self._share, owner)  # noqa: SLF001  as above
+            self._manager._keep(self._share, self._owner)  # noqa: SLF001  as above
             self._share = None
 
     def give_up(self) -> None:
         self._given_up = True
         if self._share is not None:
-            self._manager._withdraw(self._share)  # noqa: SLF001  as above
+            self._manager._withdraw(self._share, self._owner)  # noqa: SLF001  as above
             self._share = None
 
 

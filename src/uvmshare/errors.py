@@ -17,6 +17,7 @@ errors (an HRESULT, an errno, an HCS document), which belongs where the foreign 
     |   +-- JournalReadOnly                its file or file system cannot be written to
     |   +-- JournalDamaged                 it is no journal, or not whole any more
     |   +-- JournalTooNew                  a later version of uvmshare wrote it
+    |   +-- OutcomeNotWritten              the VM did it, and that could not be written down yet
     +-- InvalidAddress (ValueError)        an address of the file server that cannot be
     +-- UnsupportedPlatform (RuntimeError) this host's system has no such thing
     +-- ComputeSystemError                 the compute system refused or failed a request
@@ -104,6 +105,7 @@ __all__ = [
     "NotThere",
     "OperationDenied",
     "OperationTimedOut",
+    "OutcomeNotWritten",
     "OutcomeUnknown",
     "ProtocolError",
     "RemoteProtocolError",
@@ -143,7 +145,7 @@ class SharesLeft(UvmshareError):
     def __init__(self, errors: dict[str, BaseException]) -> None:
         self.errors = errors
         listed = "; ".join(f"share {name}: {error}" for name, error in errors.items())
-        super().__init__(f"the VM still has {len(errors)} share(s): {listed}")
+        super().__init__(f"{len(errors)} share(s) are left: {listed}")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -152,7 +154,7 @@ class SharesLeft(UvmshareError):
 
 
 class JournalError(UvmshareError):
-    """The journal cannot be read or written. What it holds is as it was, and the VM was not touched for it."""
+    """The journal cannot be read or written. What it holds is as it was; the Manager goes on trying to write."""
 
 
 class JournalInUse(JournalError):
@@ -173,6 +175,10 @@ class JournalDamaged(JournalError):
 
 class JournalTooNew(JournalError):
     """A later version of uvmshare wrote the journal, in a form that this one does not know."""
+
+
+class OutcomeNotWritten(JournalError):
+    """The VM did what it was asked, and that could not be written down yet; the Manager sees to it."""
 
 
 class InvalidAddress(UvmshareError, ValueError):

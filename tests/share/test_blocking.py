@@ -243,7 +243,7 @@ def test_an_interrupt_together_with_the_answer_leaves_nothing(
 def test_a_claim_given_up_before_its_answer_is_withdrawn_with_it(manager: blocking.Manager) -> None:
     claim = blocking._Claim(manager._manager)
     manager._post(claim.give_up)
-    share = manager.run(claim.make(ONE))
+    share = manager.run(claim.make(ONE, None))
     manager._post(claim.keep, None)  # too late
     assert share.claims == 0
     assert_nobody_holds(manager)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
+    "FIRST_PHASES",
     "AddIntended",
     "Added",
     "Allocated",
@@ -35,6 +36,7 @@ __all__ = [
     "JournalState",
     "JournalledShare",
     "NamesReserved",
+    "NotOurs",
     "Phase",
     "Record",
     "Referred",
@@ -56,6 +58,8 @@ class Phase(enum.Enum):
     """The VM was asked to remove it, or was about to be; no outcome was written down."""
     IN_DOUBT = "in doubt"
     """The answer to a call was lost: the VM may have it or not, and it is being taken out."""
+    NOT_OURS = "not ours"
+    """The VM has it, and no Manager of this journal added it: it is left alone."""
 
 
 class _Record(msgspec.Struct, frozen=True, tag=True):
@@ -77,6 +81,13 @@ class Allocated(_Record, frozen=True):
 
 class AddIntended(_Record, frozen=True):
     """The VM is going to be asked to add the share."""
+
+    name: str
+    options: AddOptions
+
+
+class NotOurs(_Record, frozen=True):
+    """The VM has a share of this name, which no Manager of this journal added."""
 
     name: str
     options: AddOptions
@@ -131,6 +142,7 @@ Record = (
     NamesReserved
     | Allocated
     | AddIntended
+    | NotOurs
     | Added
     | RemoveIntended
     | InDoubt
@@ -139,6 +151,10 @@ Record = (
     | Unreferred
     | AnonymousReferences
 )
+
+
+FIRST_PHASES = {Allocated: Phase.PENDING, AddIntended: Phase.ADDING, NotOurs: Phase.NOT_OURS}
+"""The records that a share begins with, and how far it is then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +188,8 @@ class JournalState:
             case NamesReserved(below):
                 # Going back is for a Manager that ends in order and told nobody of the rest.
                 self.next_name = max([below, *(int(name) + 1 for name in self.shares)])
-            case Allocated(name, options) | AddIntended(name, options):
-                phase = Phase.PENDING if isinstance(record, Allocated) else Phase.ADDING
+            case Allocated(name, options) | AddIntended(name, options) | NotOurs(name, options):
+                phase = FIRST_PHASES[type(record)]
                 self.next_name = max(self.next_name, int(name) + 1)
                 known = self.shares.get(name)
                 self.shares[name] = replace(known, phase=phase) if known else JournalledShare(name, options, phase)

@@ -5,57 +5,47 @@
     ...
     await manager.remove_from_vm(name, owner="build-7")
 
-What lives here: every decision about a share, and the two tables. What must not: I/O of any kind, or
-knowledge of how a VM is modified; a VM is anything with `add_plan9` and `remove_plan9`.
+With a journal, what it had is there again in the next process:
 
-How it stays simple: all of it runs in one event loop and nothing is decided across an await. A call to the
-VM runs in a task of its own, so that no caller's cancellation reaches it, and ends in a callback,
-`_add_ended` or `_remove_ended`, which makes the transition and wakes those who wait. Whoever wakes up looks
-at the tables again. There are no locks, and shares never wait for each other.
+    async with Manager(vm, journal=SqliteJournal("/var/lib/vms/journal.db").for_vm("vm1")) as manager:
+        ...
+
+What lives here: what callers may ask for, their claims and their references. What must not: I/O of any kind, or
+knowledge of how a VM is modified; a VM is anything with `add_plan9` and `remove_plan9`. What then happens to a
+share is `uvmshare.share.engine`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager
-from functools import partial
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
-from uvmshare.errors import (
-    ComputeSystemGone,
-    ManagerClosed,
-    OperationDenied,
-    ShareNotFound,
-    SharesLeft,
-)
-from uvmshare.share.interfaces import Plan9Share, TellsExit
-from uvmshare.share.operation import OUTCOME_UNKNOWN, Operation, failure_of, loop_is_ending
+from uvmshare.errors import ComputeSystemGone, JournalError, ManagerClosed, OperationDenied, SharesLeft
+from uvmshare.share import recovery
+from uvmshare.share.engine import Engine
+from uvmshare.share.interfaces import TellsExit
+from uvmshare.share.ledger import RETRY_FIRST, RETRY_LONGEST, check_owner
+from uvmshare.share.operation import Operation
 from uvmshare.share.options import AddOptions
 from uvmshare.share.references import BlockOwner
-from uvmshare.share.share import Share, ShareInfo
-from uvmshare.share.state import ShareState, Trigger
+from uvmshare.share.share import ShareInfo
+from uvmshare.share.state import ShareState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+    from collections.abc import AsyncIterator, Callable, Hashable
     from types import TracebackType
 
     from uvmshare.share.interfaces import VMPlan9
+    from uvmshare.share.journal import Journal
+    from uvmshare.share.recovery import RecoveryReport
+    from uvmshare.share.share import Share
 
 __all__ = ["RETRY_FIRST", "RETRY_LONGEST", "Manager", "ShareInfo"]
 
-RETRY_FIRST = 1.0
-"""Seconds before what could not be taken out is tried again: long enough for a restarting file server."""
 
-RETRY_LONGEST = 60.0
-"""Seconds between two attempts at most; the wait doubles up to it, so that a VM that stays broken is not
-flooded, and one that comes back is clean within a minute."""
-
-_NOT_THERE = (ShareNotFound, ComputeSystemGone)
-"""The errors of a removal that say that the share is not on the VM, which is what was asked for."""
-
-
-class Manager:
+class Manager(Engine):
     """The Plan 9 shares of one running utility VM.
 
     Shares with equal `AddOptions` are one share. The first add calls the VM; later ones count a
@@ -65,29 +55,32 @@ class Manager:
 
     One event loop, not thread safe: `uvmshare.blocking.Manager` is for threads.
 
-    `vm` is any `VMPlan9`; it should answer in finite time, since its calls are never abandoned.
-    `no_writable_file_shares` refuses all options that are not read-only. `clock` gives the seconds since
-    the epoch that `ShareInfo.since` shows.
+    `vm` is any `VMPlan9`; it should answer in finite time, since its calls are never abandoned. `journal` keeps what
+    is shared over the end of this process (`uvmshare.share.journal`); owners are strings then, and `JournalError` is
+    raised where it cannot be written. `no_writable_file_shares` refuses all options that are not read-only. `clock`
+    gives the seconds since the epoch that `ShareInfo.since` shows.
     """
 
     def __init__(
-        self, vm: VMPlan9, *, no_writable_file_shares: bool = False, clock: Callable[[], float] = time.time
+        self,
+        vm: VMPlan9,
+        *,
+        journal: Journal | None = None,
+        no_writable_file_shares: bool = False,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self._vm = vm
+        super().__init__(vm, journal, clock)
         self._no_writable_file_shares = no_writable_file_shares
-        self._clock = clock
-        self._closed = False
-        self._vm_gone: ComputeSystemGone | None = None
-        self._next_name = 0
-        """Never goes back: a name that was used once may still be mounted in a guest."""
-        self._by_options: dict[AddOptions, Share] = {}
-        """The share that an add of these options joins: PENDING or ADDED, never an orphan."""
-        self._by_name: dict[str, Share] = {}
-        """Every share that the VM has or may have, and the PENDING ones."""
+        self._detached = False
+        self._recovered = journal is None
+        """Whether the tables hold what the journal says."""
+        self._recovering: Operation | None = None
         if isinstance(vm, TellsExit):
             vm.on_exit(self.vm_exited)
 
     async def __aenter__(self) -> Self:
+        if not self._recovered:
+            await self.recover()
         return self
 
     async def __aexit__(
@@ -103,11 +96,24 @@ class Manager:
         A share that is not there yet is allocated, PENDING, until somebody adds it, or removes its name.
         When adding it fails, the name is gone and the next call gives another.
 
-        Raises `OperationDenied`, `ManagerClosed`, and `ComputeSystemGone` when the VM has exited.
+        Raises `OperationDenied`, `ManagerClosed`, and `ComputeSystemGone` when the VM has exited. With a journal, also
+        `JournalError` before `recover`, or when more than 64 new names are asked for while the event loop waits.
         """
         self._admit(options)
+        if not self._recovered:
+            msg = "what the journal says was not read yet, so no name can be told: await recover() first"
+            raise JournalError(msg)
         share = self._by_options.get(options)
-        return (share or self._allocate(options)).name
+        new = share is None
+        share = share or self._allocate(options)
+        if self._ledger is not None:
+            try:
+                self._ledger.resolved(share, new=new)
+            except JournalError:
+                if new:
+                    self._drop(share)
+                raise
+        return share.name
 
     async def add_to_vm(self, options: AddOptions, *, owner: Hashable | None = None) -> str:
         """Make sure that the VM has the share, hold a reference to it, and return its name.
@@ -119,10 +125,11 @@ class Manager:
         Raises what the VM raised, for every caller that waited; then there is no reference and the next
         call starts with a fresh name. When it is unknown whether the VM has the share, it is taken out before
         the error is raised, or kept as an orphan (see `shares`) and retried. Raises `OperationDenied`
-        before anything is touched, and `ManagerClosed`.
+        before anything is touched, and `ManagerClosed`. With a journal, returns when a crash does not lose the
+        reference, and raises `JournalError` when that cannot be had; then there is none.
         """
-        hash(owner)  # A TypeError belongs here, not after the VM was changed.
-        share = await self._claim(options)
+        self._check(owner)  # A TypeError belongs here, not after the VM was changed.
+        share = await self._hold(options, owner)
         self._keep(share, owner)
         return share.name
 
@@ -136,25 +143,39 @@ class Manager:
         A VM, or a share, that no longer exists counts as removed. Otherwise raises what the VM raised; the share
         then stays ADDED with its last reference, and calling again tries again. When it is unknown
         whether the VM removed it, it also becomes an orphan: adding the same options starts a fresh share.
-        Cancelling this call does not stop the VM's, whose result counts all the same.
+        Cancelling this call does not stop the VM's, whose result counts all the same. With a journal, returns when a
+        crash does not bring the reference back, and raises `JournalError` when that cannot be had; calling again
+        tries again.
         """
-        hash(owner)
+        self._check(owner)
+        if self._ledger is not None:
+            await self._ready()
         share = self._by_name.get(name)
         while share is not None and share.operation is not None:
             await share.operation.wait()
             share = self._by_name.get(name)
-        if share is None:
-            return
-        if share.state is ShareState.PENDING:
+        if share is not None and self._release(share, owner):
+            await self._start_remove(share).finish()
+        elif self._ledger is not None:
+            await self._ledger.flush()
+
+    def _release(self, share: Share, owner: Hashable | None) -> bool:
+        """Take the reference away, unless it is the last one; tell whether the share is to be taken out for it."""
+        if share.state is ShareState.PENDING and not share.restoring:
             self._drop(share)
-            return
-        if not share.to_be_taken_out:
-            if not share.held_by(owner):
-                return
-            if share.references > 1 or share.claims:
-                share.unrefer(owner)
-                return
-        await self._start_remove(share).finish()
+            return False
+        if share.to_be_taken_out:
+            return True
+        if not share.held_by(owner):
+            return False
+        if share.references > 1 or (share.claims and not share.restoring):
+            share.unrefer(owner)
+            if self._ledger is not None:
+                self._ledger.released(share, owner)
+            return False
+        if share.restoring:
+            self._give_up(share)
+        return True
 
     async def release_owner(self, owner: Hashable) -> tuple[str, ...]:
         """Give back every reference that `owner` holds, because it is known to be gone, and return the names.
@@ -166,6 +187,9 @@ class Manager:
         if owner is None:
             msg = "an anonymous reference has no owner to release it by: give its name to remove_from_vm"
             raise TypeError(msg)
+        self._check(owner)
+        if self._ledger is not None:
+            await self._ready()
         names = tuple(name for name, share in self._by_name.items() if share.held_by(owner))
         outcomes = await asyncio.gather(
             *(self.remove_from_vm(name, owner=owner) for name in names), return_exceptions=True
@@ -184,10 +208,11 @@ class Manager:
         The reference has an owner of its own and is given back exactly once, however the block ends. Entering
         raises what `add_to_vm` does. When the share cannot be taken out at the end, the block's own
         error is raised with a note of that; without one, the VM's error is. Either way the reference is
-        given back and the Manager goes on trying.
+        given back and the Manager goes on trying. A reference of a block ends with its process: `recover` takes
+        out what only blocks held.
         """
         owner = BlockOwner()
-        share = await self._claim(options)
+        share = await self._hold(options, owner)
         self._keep(share, owner)
         try:
             yield share.name
@@ -197,7 +222,10 @@ class Manager:
         await self._leave(share, owner, None)
 
     def shares(self) -> tuple[ShareInfo, ...]:
-        """Return a snapshot of every share that the VM has or may have, and the PENDING ones, oldest first."""
+        """Return a snapshot of every share that the VM has or may have, and the PENDING ones, oldest first.
+
+        With a journal, there are none before `recover`.
+        """
         return tuple(share.info() for share in self._by_name.values())
 
     def vm_exited(self, error: ComputeSystemGone) -> None:
@@ -208,54 +236,184 @@ class Manager:
         and so does whoever adds a share from now on: a VM that was started again needs a Manager of its own.
         """
         self._vm_gone = error
-        for share in tuple(self._by_name.values()):
-            self._cancel_retry(share)
-            if share.operation is not None:
-                continue
-            if share.state is ShareState.PENDING:
-                self._drop(share)
-            else:
-                self._removed(share)
+        self._release_everything()
 
     async def aclose(self) -> None:
         """Take everything out, whoever holds it, and refuse new adds from now on.
 
         Waits for the calls in flight. An add that is in flight is carried out and taken out again; its
         callers get `ManagerClosed`. Raises `SharesLeft` with what could not be taken out; calling again
-        tries again. Nothing is retried in the background any more.
+        tries again. Nothing is retried in the background any more. When it is cancelled, the calls go on, and a
+        note of the error says what was still there.
+
+        A journal that was never read (see `recover`) is left as it is.
         """
+        if self._detached:
+            return
         self._closed = True
+        try:
+            await self._take_everything_out()
+        except asyncio.CancelledError as error:
+            names = ", ".join(self._by_name) or "none"
+            error.add_note(f"the Manager was being closed; shares that the VM still had or may have had: {names}")
+            raise
+        left: dict[str, BaseException] = {}
+        for share in self._by_name.values():
+            assert share.last_error is not None, "what is left was tried, and failed"
+            left[share.name] = share.last_error
+        try:
+            await self._end_ledger()
+        except JournalError:
+            if not left:
+                raise
+        if left:
+            raise SharesLeft(left)
+
+    async def detach(self) -> tuple[ShareInfo, ...]:
+        """End this Manager and leave every share as it is, for another one on the same journal; return what there is.
+
+        For a process that is going to be started again. Waits for the calls in flight; an add among them gets
+        `ManagerClosed`, and what nobody holds is left to `recover`, as are the references of ``share()`` blocks.
+        Raises `JournalError` when the journal cannot be written, and then nothing was given up: call it again, or
+        `aclose`. Raises ValueError without a journal, since nothing would know of the shares any more.
+        """
+        if self._ledger is None:
+            msg = "without a journal nobody would know of the shares any more: give the Manager one, or close it"
+            raise ValueError(msg)
+        if self._detached:
+            return ()
+        self._closed = True
+        if self._recovering is not None:
+            await self._recovering.wait()
+        for share in self._by_name.values():
+            self._cancel_retry(share)
+        while operations := [share.operation for share in self._by_name.values() if share.operation is not None]:
+            for operation in operations:
+                await operation.wait()
+        await self._end_ledger()
+        self._detached = True
+        there = self.shares()
+        self._by_name.clear()
+        self._by_options.clear()
+        return there
+
+    async def _end_ledger(self) -> None:
+        """Have everything written down, and nothing more after it."""
+        if self._ledger is None or not self._recovered:
+            return
+        await self._ledger.end(self._next_name)
+
+    async def _take_everything_out(self) -> None:
+        if self._recovering is not None:
+            await self._recovering.wait()
         tried: set[str] = set()
         while True:
             operations = []
             for share in tuple(self._by_name.values()):
                 operation = share.operation
                 if operation is None:
-                    if share.state is ShareState.PENDING:
+                    if share.state is ShareState.PENDING and not share.restoring:
                         self._drop(share)
                         continue
                     if share.name in tried:
                         continue
                     tried.add(share.name)
-                    share.owners.clear()
-                    share.anonymous = 0
+                    if share.restoring:
+                        self._give_up(share)
+                    self._release_all(share)
                     operation = self._start_remove(share)
                 operations.append(operation)
             if not operations:
                 break
             for operation in operations:
                 await operation.wait()
-        left: dict[str, BaseException] = {}
-        for share in self._by_name.values():
-            assert share.last_error is not None, "what is left was tried, and failed"
-            left[share.name] = share.last_error
-        if left:
-            raise SharesLeft(left)
+
+    def _release_all(self, share: Share) -> None:
+        owners = tuple(share.owners) + (None,) * bool(share.anonymous)
+        share.owners.clear()
+        share.anonymous = 0
+        if self._ledger is not None:
+            for owner in owners:
+                self._ledger.released(share, owner)
+
+    # ------------------------------------------------------------------ what was before
+
+    async def recover(self, *, vm_is_new: bool = False, take_out_unknown: bool = False) -> RecoveryReport:
+        """Find out what is shared, settle every difference, and return share by share what was found and done.
+
+        Of a journal, reads what it says; without that nothing else is done, and so the first add or release, and
+        ``async with``, do it by themselves. Then asks the VM what it has, if it can tell (`ListsShares`):
+
+        - what somebody holds stays, and is added again under its name if the VM lost it;
+        - an add or a removal without an outcome is undone or finished, and what nobody holds is taken out;
+        - a share that nobody knows is taken out if its name was this Manager's. One that was never is left alone
+          and reported, unless `take_out_unknown`.
+
+        Owners keep their references: `release_owner` is for those that are known to be gone. A VM that cannot tell is
+        taken to have what the journal says it has. `vm_is_new` says that it was started anew and has nothing.
+
+        May be called again at any time, such as when the file server was started again. Calls that fail are in the
+        report and are tried again later, by themselves.
+
+        Raises `JournalError` when the journal cannot be read or written, and `ManagerClosed`.
+        """
+        self._require_open()
+        how = recovery.How(vm_is_new=vm_is_new, take_out_unknown=take_out_unknown)
+        settlement = None if self._recovered else await self._recover_once(how)
+        if settlement is None:
+            if self._ledger is not None:
+                await self._ledger.ready()
+            settlement = await recovery.settle(self, how)
+        report = await settlement.report()
+        if self._ledger is not None:
+            with suppress(JournalError):  # it stays in line, and calls are refused until it is written
+                await self._ledger.flush()
+        return report
+
+    async def _recover_once(self, how: recovery.How) -> recovery.Settlement | None:
+        """Read the journal and begin to settle, once; return what was begun, if it was for this caller."""
+        mine: asyncio.Task[recovery.Settlement] | None = None
+        while not self._recovered:
+            self._require_open()
+            if self._recovering is None:
+                self._recovering = Operation()
+                mine = asyncio.get_running_loop().create_task(recovery.begin(self, how))
+                mine.add_done_callback(self._recovery_begun)
+            await self._recovering.finish()
+        return None if mine is None else mine.result()
+
+    def _recovery_begun(self, task: asyncio.Task[recovery.Settlement]) -> None:
+        operation, self._recovering = self._recovering, None
+        assert operation is not None
+        error = JournalError("reading the journal was interrupted") if task.cancelled() else task.exception()
+        if error is None:
+            self._recovered = True
+        else:
+            operation.error = error if isinstance(error, Exception) else JournalError(f"it was interrupted: {error!r}")
+        operation.end()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            msg = "this Manager was closed and adds no more shares: make a new one"
+            raise ManagerClosed(msg)
+
+    async def _ready(self) -> None:
+        """Return when the tables hold what the journal says, and it can be written. For Managers with a journal."""
+        assert self._ledger is not None
+        if self._detached:
+            msg = "this Manager was detached, and another one may have its shares now: ask that one"
+            raise ManagerClosed(msg)
+        if not self._recovered:
+            await self._recover_once(recovery.How())
+        await self._ledger.ready()
 
     # ------------------------------------------------------------------ claims and references
 
     async def _claim(self, options: AddOptions) -> Share:
         """Return the share, live, with a claim on it that becomes `_keep` or `_withdraw`."""
+        if self._ledger is not None:
+            self._admit(options)
+            await self._ready()
         while True:
             self._admit(options)
             share = self._by_options.get(options) or self._allocate(options)
@@ -278,14 +436,36 @@ class Manager:
                 raise
             return share
 
+    async def _hold(self, options: AddOptions, owner: Hashable | None) -> Share:
+        """Return the share, live, with a claim on it that is as safe as a reference, and may become one."""
+        share = await self._claim(options)
+        if self._ledger is None:
+            return share
+        try:
+            await self._ledger.confirm(share, owner)
+        except BaseException:
+            self._withdraw(share)
+            raise
+        try:
+            self._admit(options)  # closing, or the VM's exit, takes a share out whoever claims it
+        except BaseException:
+            self._withdraw(share, owner)
+            raise
+        return share
+
     def _keep(self, share: Share, owner: Hashable | None) -> None:
-        """Turn a claim into a reference."""
+        """Turn a claim that `_hold` gave into a reference."""
         share.claims -= 1
         share.refer(owner)
+        if self._ledger is not None:
+            self._ledger.kept(share, owner)
 
-    def _withdraw(self, share: Share) -> None:
-        """Give a claim up. If nobody else wants the share, it is taken out."""
+    def _withdraw(self, share: Share, *held: Hashable | None) -> None:
+        """Give a claim up, with the owner for whom `_hold` gave it. If nobody else wants the share, it is taken out."""
         share.claims -= 1
+        if self._ledger is not None:
+            for owner in held:
+                self._ledger.given_up(share, owner)
         # Later, not now: this caller is being cancelled, perhaps with its whole event loop, which
         # would not wait for a task started here.
         self._retry_later(share)
@@ -298,6 +478,8 @@ class Manager:
         if not share.held_by(owner):  # closed meanwhile
             return
         share.unrefer(owner)
+        if share.restoring and share.operation is None and not share.references:
+            self._give_up(share)
         if not share.to_be_taken_out:
             return
         try:
@@ -307,13 +489,15 @@ class Manager:
                 raise
             error.add_note(f"and share {share.name} could not be taken out yet: {release_error}")
 
-    # ------------------------------------------------------------------ the tables
+    def _check(self, owner: Hashable | None) -> None:
+        """Refuse an owner that cannot be one."""
+        hash(owner)
+        if self._ledger is not None:
+            check_owner(owner)
 
     def _admit(self, options: AddOptions) -> None:
         """Refuse what cannot or may not be added."""
-        if self._closed:
-            msg = "this Manager was closed and adds no more shares: make a new one"
-            raise ManagerClosed(msg)
+        self._require_open()
         if self._vm_gone is not None:
             msg = f"no share can be added any more: {self._vm_gone}"
             raise ComputeSystemGone(msg) from self._vm_gone
@@ -323,154 +507,3 @@ class Manager:
         if self._no_writable_file_shares and not options.read_only:
             msg = f"{options.host_path}: this Manager allows no writable shares: pass read_only=True"
             raise OperationDenied(msg)
-
-    def _allocate(self, options: AddOptions) -> Share:
-        share = Share(str(self._next_name), options, self._clock())
-        self._next_name += 1
-        self._by_options[options] = share
-        self._by_name[share.name] = share
-        return share
-
-    def _drop(self, share: Share) -> None:
-        """Forget a PENDING share that nobody adds."""
-        share.apply(Trigger.DROPPED, self._clock())
-        self._forget(share)
-
-    def _removed(self, share: Share) -> None:
-        """Note that the VM has it no more."""
-        share.apply(Trigger.REMOVE_SUCCEEDED, self._clock())
-        share.orphan = False
-        self._forget(share)
-
-    def _forget(self, share: Share) -> None:
-        self._forget_options(share)
-        del self._by_name[share.name]
-
-    def _forget_options(self, share: Share) -> None:
-        """Let the next add of these options start afresh."""
-        if self._by_options.get(share.options) is share:
-            del self._by_options[share.options]
-
-    # ------------------------------------------------------------------ calls to the VM
-
-    def _start_add(self, share: Share) -> Operation:
-        share.operation = operation = Operation()
-        self._call(operation, self._vm.add_plan9, share, self._add_ended)
-        return operation
-
-    def _start_remove(self, share: Share) -> Operation:
-        self._cancel_retry(share)
-        share.operation = operation = Operation()
-        self._call(operation, self._vm.remove_plan9, share, self._remove_ended)
-        return operation
-
-    def _call(
-        self,
-        operation: Operation,
-        method: Callable[[Plan9Share], Awaitable[None]],
-        share: Share,
-        ended: Callable[[Share, asyncio.Task[None]], None],
-    ) -> None:
-        task = asyncio.get_running_loop().create_task(_call(method, Plan9Share(share.name, share.options)))
-        task.add_done_callback(partial(ended, share))
-        operation.task = task
-
-    def _end(self, share: Share, operation: Operation) -> None:
-        share.operation = None
-        operation.end()
-
-    def _add_ended(self, share: Share, task: asyncio.Task[None]) -> None:
-        operation = share.operation
-        assert operation is not None
-        error = failure_of(task, _interrupted(share))
-        if self._vm_gone is not None and (error is None or isinstance(error, OUTCOME_UNKNOWN)):
-            error = self._vm_gone
-        operation.error = error
-        now = self._clock()
-        if error is None:
-            share.apply(Trigger.ADD_SUCCEEDED, now)
-            self._end(share, operation)
-            if not share.wanted:
-                self._take_out(share, task)
-            return
-        share.last_error = error
-        if not isinstance(error, OUTCOME_UNKNOWN):
-            share.apply(Trigger.ADD_FAILED, now)
-            self._forget(share)
-            self._end(share, operation)
-            return
-        share.apply(Trigger.ADD_UNKNOWN, now)
-        share.orphan = True
-        self._forget_options(share)
-        if loop_is_ending(task):
-            self._end(share, operation)
-            self._retry_later(share)
-            return
-        # Undone before those who wait are told: the operation goes on with a second call.
-        self._call(operation, self._vm.remove_plan9, share, self._remove_ended)
-
-    def _remove_ended(self, share: Share, task: asyncio.Task[None]) -> None:
-        operation = share.operation
-        assert operation is not None
-        error = failure_of(task, _interrupted(share))
-        now = self._clock()
-        if error is None or isinstance(error, _NOT_THERE) or self._vm_gone is not None:
-            self._removed(share)
-        else:
-            share.last_error = error
-            if isinstance(error, OUTCOME_UNKNOWN):
-                share.apply(Trigger.REMOVE_UNKNOWN, now)
-                share.orphan = True
-                self._forget_options(share)
-            else:
-                share.apply(Trigger.REMOVE_FAILED, now)
-            if operation.error is None:
-                operation.error = error
-            else:  # an add that is being undone: its own error is what its callers are told
-                operation.error.add_note(
-                    f"and share {share.name} may still be on the VM, since undoing failed: {error}"
-                )
-        self._end(share, operation)
-        self._retry_later(share)
-
-    # ------------------------------------------------------------------ what nobody waits for
-
-    def _take_out(self, share: Share, task: asyncio.Task[None]) -> None:
-        """Take out what was added when nobody wanted it any more."""
-        if loop_is_ending(task):
-            self._retry_later(share)
-        else:
-            self._start_remove(share)
-
-    def _retry_later(self, share: Share) -> None:
-        """If the share is to be taken out, see to it after a while, and after a longer one each time.
-
-        A timer rather than a task that sleeps: nothing is left to cancel when the event loop ends.
-        """
-        if self._closed or share.retry is not None or not share.to_be_taken_out:
-            return
-        share.retry_delay = min(2 * share.retry_delay, RETRY_LONGEST) or RETRY_FIRST
-        share.retry = asyncio.get_running_loop().call_later(share.retry_delay, self._retry, share)
-
-    def _retry(self, share: Share) -> None:
-        share.retry = None
-        if share.to_be_taken_out:
-            self._start_remove(share)
-        else:  # somebody wants it again
-            share.retry_delay = 0.0
-
-    def _cancel_retry(self, share: Share) -> None:
-        if share.retry is not None:
-            share.retry.cancel()
-            share.retry = None
-
-
-async def _call(method: Callable[[Plan9Share], Awaitable[None]], share: Plan9Share) -> None:
-    """Make the call inside its task, so that whatever it raises, even at once, is the task's outcome."""
-    await method(share)
-
-
-def _interrupted(share: Share) -> str:
-    return (
-        f"share {share.name}: the call to the VM was interrupted before it answered; shares() shows what became of it"
-    )

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 
-from uvmshare.errors import OutcomeUnknown
+from uvmshare.errors import OutcomeNotWritten, OutcomeUnknown
 
 __all__ = ["OUTCOME_UNKNOWN", "Operation", "failure_of", "loop_is_ending"]
 
-OUTCOME_UNKNOWN = (OutcomeUnknown, TimeoutError, ConnectionError, EOFError)
+OUTCOME_UNKNOWN = (OutcomeUnknown, TimeoutError, ConnectionError, EOFError, OutcomeNotWritten)
 """The errors after which a call may have been carried out or not (see `uvmshare.share.interfaces.VMPlan9`)."""
 
 

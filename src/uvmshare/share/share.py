@@ -1,8 +1,8 @@
 """One share as the Manager keeps it, and what it shows of it.
 
-What lives here: the entry and the snapshot that callers see. What must not: any decision. Those are
-`uvmshare.share.manager`'s, which alone changes an entry, always between two awaits of one event loop, so
-that there is nothing to lock.
+What lives here: the entry and the snapshot that callers see. What must not: any decision. Those are the
+Manager's (its lower half is `uvmshare.share.engine`), which alone changes an entry, always between two awaits of
+one event loop, so that there is nothing to lock.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class Share(References):
         "operation",
         "options",
         "orphan",
+        "restoring",
         "retry",
         "retry_delay",
         "since",
@@ -77,10 +78,12 @@ class Share(References):
         """The call in flight; at most one. In PENDING it is an add, in any other state a remove."""
         self.orphan = False
         """The answer to a call was lost. An orphan is not found by its options any more."""
+        self.restoring = False
+        """The VM lost it, and it is being added again, for as long as somebody holds it. PENDING meanwhile."""
         self.last_error: Exception | None = None
         """The last failure of a call to the VM."""
         self.retry: asyncio.TimerHandle | None = None
-        """The next attempt to take it out, when nobody wants it and it is still there."""
+        """The next attempt to take it out, when nobody wants it and it is still there, or to add it again."""
         self.retry_delay = 0.0
         """How long the attempt after the last one had to wait, in seconds; 0 before the first."""
 
@@ -95,6 +98,11 @@ class Share(References):
     def to_be_taken_out(self) -> bool:
         """Whether the VM may have it though it should not, and no call in flight will change that."""
         return self.operation is None and (self.orphan or (self.state is ShareState.ADDED and not self.wanted))
+
+    @property
+    def to_be_restored(self) -> bool:
+        """Whether somebody holds it, the VM lost it, and no call in flight will change that."""
+        return self.restoring and self.operation is None and self.references > 0
 
     def info(self) -> ShareInfo:
         """Return what callers may see."""

@@ -43,6 +43,10 @@ class Trigger(enum.Enum):
     """Also when the VM answers that it has no such share, or is gone itself."""
     REMOVE_FAILED = "remove failed"
     REMOVE_UNKNOWN = "outcome of remove unknown"
+    LOST = "lost by the VM"
+    """The VM was asked, and does not have it, though somebody holds it: it is added again under its name."""
+    RESTORE_FAILED = "add again failed"
+    """Adding again what was lost failed, or its outcome is unknown: it is tried again, for those who hold it."""
 
 
 INITIAL_STATE = ShareState.PENDING
@@ -56,6 +60,8 @@ TRANSITIONS: Mapping[tuple[ShareState, Trigger], ShareState] = MappingProxyType(
         (ShareState.ADDED, Trigger.REMOVE_SUCCEEDED): ShareState.REMOVED,
         (ShareState.ADDED, Trigger.REMOVE_FAILED): ShareState.ADDED,
         (ShareState.ADDED, Trigger.REMOVE_UNKNOWN): ShareState.ADDED,
+        (ShareState.ADDED, Trigger.LOST): ShareState.PENDING,
+        (ShareState.PENDING, Trigger.RESTORE_FAILED): ShareState.PENDING,
         # An add whose outcome is unknown is undone with a remove, until one succeeds.
         (ShareState.INVALID, Trigger.REMOVE_SUCCEEDED): ShareState.REMOVED,
         (ShareState.INVALID, Trigger.REMOVE_FAILED): ShareState.INVALID,

@@ -25,6 +25,7 @@ from uvmshare.errors import (
     JournalTooNew,
 )
 from uvmshare.share.journal import (
+    FIRST_PHASES,
     Added,
     AddIntended,
     Allocated,
@@ -34,6 +35,7 @@ from uvmshare.share.journal import (
     JournalledShare,
     JournalState,
     NamesReserved,
+    NotOurs,
     Phase,
     Referred,
     RemoveIntended,
@@ -275,9 +277,8 @@ class Store:
         names_seen = 0
         for record in records:
             match record:
-                case AddIntended() | Allocated():
-                    phase = Phase.ADDING if isinstance(record, AddIntended) else Phase.PENDING
-                    self._write_share(vm, record.name, phase, record.options)
+                case AddIntended() | Allocated() | NotOurs():
+                    self._write_share(vm, record.name, FIRST_PHASES[type(record)], record.options)
                     names_seen = max(names_seen, int(record.name) + 1)
                 case Added():
                     self._change(vm, record.name, "phase", Phase.ADDED.value)

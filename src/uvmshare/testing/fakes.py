@@ -7,8 +7,9 @@
     ...
     vm.in_flight["0"].answer(Reply.SUCCEED)
 
-What lives here: `FakeVM` and `FakeAgent`, which keep what they truly have apart from what they answer. What must
-not: waiting for real time, or anything of a real VM.
+What lives here: `FakeVM` and `FakeAgent`, which keep what they truly have apart from what they answer, and
+`FakeJournal`, which does the same with what was written down. What must not: waiting for real time, or anything of
+a real VM or disk.
 """
 
 from __future__ import annotations
@@ -23,21 +24,25 @@ from uvmshare.errors import (
     ComputeSystemError,
     ComputeSystemGone,
     GuestAgentError,
+    JournalError,
     MountNotFound,
     MountRefused,
     OutcomeUnknown,
     ShareExists,
     ShareNotFound,
 )
+from uvmshare.share.interfaces import ListedShare
+from uvmshare.share.journal import JournalState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from uvmshare.mounts.interfaces import GuestMount
     from uvmshare.share.interfaces import Plan9Share
+    from uvmshare.share.journal import Record
     from uvmshare.share.options import AddOptions
 
-__all__ = ["FakeAgent", "FakeCall", "FakeVM", "Reply"]
+__all__ = ["FakeAgent", "FakeAppend", "FakeCall", "FakeJournal", "FakeVM", "ListingFakeVM", "Reply"]
 
 
 class Reply(enum.Enum):
@@ -227,3 +232,88 @@ class FakeAgent(_Fake):
         elif call.kind == "remove" and self.mounts.pop(call.name, None) is None:
             msg = f"the guest has no mount at {call.name}"
             raise MountNotFound(msg)
+
+
+class ListingFakeVM(FakeVM):
+    """One that can be asked what it has, as the Linux file server can."""
+
+    async def list_plan9(self) -> Mapping[str, ListedShare]:
+        """Tell what it truly has. Raises `ComputeSystemGone` when it no longer exists."""
+        if self.gone:
+            msg = "the virtual machine no longer exists"
+            raise ComputeSystemGone(msg)
+        return {name: ListedShare.of(options) for name, options in self.shares.items()}
+
+
+@dataclass(slots=True, eq=False)
+class FakeAppend:
+    """One append that the fake journal was given."""
+
+    records: tuple[Record, ...]
+    _held: asyncio.Future[Reply]
+
+    @property
+    def held(self) -> bool:
+        """Whether it waits for `answer`."""
+        return not self._held.done()
+
+    def answer(self, reply: Reply) -> None:
+        """End it: see `FakeJournal`."""
+        self._held.set_result(reply)
+
+
+class FakeJournal:
+    """A `Journal` in memory, which outlives the Manager, and whose every answer a test decides.
+
+    An append ends as the next of `replies` says; when there is none, it waits to be answered if `hold` is true, and
+    succeeds at once otherwise. FAIL and LOSE_BEFORE write nothing and raise `JournalError`; LOSE_AFTER writes and
+    raises it; NEVER writes nothing and waits.
+    """
+
+    def __init__(self) -> None:
+        self.state = JournalState()
+        """What is on the disk."""
+        self.replies: deque[Reply] = deque()
+        """How the next appends end."""
+        self.broken = False
+        """Whether every append fails, as on a full disk."""
+        self.hold = False
+        """Whether appends without a reply wait for `FakeAppend.answer`."""
+        self.in_flight: list[FakeAppend] = []
+        """The appends that have not ended, oldest first."""
+        self.appended: list[tuple[Record, ...]] = []
+        """Every append that was written, oldest first."""
+
+    async def load(self) -> JournalState:
+        """Return what is on the disk. Raises `JournalError` when it is broken."""
+        if self.broken:
+            msg = "the test says that the journal cannot be read"
+            raise JournalError(msg)
+        return JournalState(self.state.next_name, dict(self.state.shares))
+
+    async def append(self, records: Sequence[Record]) -> None:
+        """Write the records, or not, as the reply says."""
+        append = FakeAppend(tuple(records), asyncio.get_running_loop().create_future())
+        self.in_flight.append(append)
+        try:
+            if self.broken:
+                reply = Reply.FAIL
+            elif self.replies:
+                reply = self.replies.popleft()
+            else:
+                reply = await append._held if self.hold else Reply.SUCCEED  # noqa: SLF001  the two are one
+            if reply is Reply.NEVER:
+                await asyncio.get_running_loop().create_future()
+            if reply in (Reply.SUCCEED, Reply.LOSE_AFTER):
+                self.write(append.records)
+            if reply is not Reply.SUCCEED:
+                msg = f"the test says that the append fails ({reply.value})"
+                raise JournalError(msg)
+        finally:
+            self.in_flight.remove(append)
+
+    def write(self, records: tuple[Record, ...]) -> None:
+        """Have the records on the disk."""
+        for record in records:
+            self.state.apply(record)
+        self.appended.append(records)

@@ -1,0 +1,257 @@
+"""What happens to a share, whoever asked for it: the two tables, the calls to the VM, and what nobody waits for.
+
+What lives here: `Engine`, the lower half of the Manager, which alone changes an entry. What must not: what callers may
+ask for (`uvmshare.share.manager`), what is in doubt after a restart (`uvmshare.share.recovery`), or I/O.
+
+How it stays simple: all of it runs in one event loop and nothing is decided across an await. A call to the
+VM runs in a task of its own, so that no caller's cancellation reaches it, and ends in a callback,
+`_add_ended` or `_remove_ended`, which makes the transition and wakes those who wait. Whoever wakes up looks
+at the tables again. There are no locks, and shares never wait for each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING
+
+from uvmshare.errors import ComputeSystemGone
+from uvmshare.share.interfaces import Plan9Share
+from uvmshare.share.ledger import NOT_THERE, RETRY_FIRST, RETRY_LONGEST, Ledger, add_again
+from uvmshare.share.operation import OUTCOME_UNKNOWN, Operation, failure_of, loop_is_ending
+from uvmshare.share.share import Share
+from uvmshare.share.state import ShareState, Trigger
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from uvmshare.share.interfaces import VMPlan9
+    from uvmshare.share.journal import Journal
+    from uvmshare.share.options import AddOptions
+
+__all__ = ["Engine"]
+
+
+class Engine:
+    """The shares of one VM and what is under way for each."""
+
+    def __init__(self, vm: VMPlan9, journal: Journal | None, clock: Callable[[], float]) -> None:
+        self._vm = vm
+        self._clock = clock
+        self._closed = False
+        self._vm_gone: ComputeSystemGone | None = None
+        self._next_name = 0
+        """Never goes back: a name that was used once may still be mounted in a guest."""
+        self._by_options: dict[AddOptions, Share] = {}
+        """The share that an add of these options joins: PENDING or ADDED, never an orphan."""
+        self._by_name: dict[str, Share] = {}
+        """Every share that the VM has or may have, and the PENDING ones."""
+        self._not_ours: set[str] = set()
+        """Names of shares that the VM has and that nobody added by this Manager, or one before it."""
+        self._ledger = None if journal is None else Ledger(journal)
+
+    # ------------------------------------------------------------------ the tables
+
+    def _allocate(self, options: AddOptions) -> Share:
+        if self._ledger is not None:
+            self._ledger.allocated(self._next_name)
+        share = Share(str(self._next_name), options, self._clock())
+        self._next_name += 1
+        self._by_options[options] = share
+        self._by_name[share.name] = share
+        return share
+
+    def _drop(self, share: Share) -> None:
+        """Forget a PENDING share that nobody adds."""
+        share.apply(Trigger.DROPPED, self._clock())
+        self._forget(share)
+
+    def _removed(self, share: Share) -> None:
+        """Note that the VM has it no more."""
+        share.apply(Trigger.REMOVE_SUCCEEDED, self._clock())
+        share.orphan = False
+        self._forget(share)
+
+    def _lost(self, share: Share) -> None:
+        """Note that the VM does not have it, though somebody holds it."""
+        share.apply(Trigger.LOST, self._clock())
+        share.restoring = True
+
+    def _give_up(self, share: Share) -> None:
+        """Note that nobody wants a lost share back. The VM may have it all the same, so it is to be taken out."""
+        share.apply(Trigger.ADD_UNKNOWN, self._clock())
+        share.restoring = False
+        share.orphan = True
+        self._forget_options(share)
+
+    def _release_everything(self) -> None:
+        """Note that the VM has exited. A share with a call in flight is released when that ends."""
+        for share in tuple(self._by_name.values()):
+            self._cancel_retry(share)
+            if share.operation is not None:
+                continue
+            if share.state is ShareState.PENDING:
+                self._drop(share)
+            else:
+                self._removed(share)
+
+    def _forget(self, share: Share) -> None:
+        self._forget_options(share)
+        del self._by_name[share.name]
+        if self._ledger is not None:
+            self._ledger.forgotten(share.name)
+
+    def _forget_options(self, share: Share) -> None:
+        """Let the next add of these options start afresh."""
+        if self._by_options.get(share.options) is share:
+            del self._by_options[share.options]
+
+    # ------------------------------------------------------------------ calls to the VM
+
+    def _start_add(self, share: Share) -> Operation:
+        self._cancel_retry(share)
+        share.operation = operation = Operation()
+        self._call(operation, self._adding(share), share, self._add_ended)
+        return operation
+
+    def _start_remove(self, share: Share) -> Operation:
+        self._cancel_retry(share)
+        share.operation = operation = Operation()
+        self._call(operation, self._removing(share), share, self._remove_ended)
+        return operation
+
+    def _adding(self, share: Share) -> Coroutine[object, object, None]:
+        if self._ledger is not None:
+            return self._ledger.add(self._vm, share)
+        if share.restoring:
+            return add_again(self._vm, share)
+        return _call(self._vm.add_plan9, Plan9Share(share.name, share.options))
+
+    def _removing(self, share: Share) -> Coroutine[object, object, None]:
+        if self._ledger is not None:
+            return self._ledger.remove(self._vm, share)
+        return _call(self._vm.remove_plan9, Plan9Share(share.name, share.options))
+
+    def _call(
+        self,
+        operation: Operation,
+        call: Coroutine[object, object, None],
+        share: Share,
+        ended: Callable[[Share, asyncio.Task[None]], None],
+    ) -> None:
+        task = asyncio.get_running_loop().create_task(call)
+        task.add_done_callback(partial(ended, share))
+        operation.task = task
+
+    def _end(self, share: Share, operation: Operation) -> None:
+        share.operation = None
+        operation.end()
+
+    def _add_ended(self, share: Share, task: asyncio.Task[None]) -> None:
+        operation = share.operation
+        assert operation is not None
+        error = failure_of(task, _interrupted(share))
+        if self._vm_gone is not None and (error is None or isinstance(error, OUTCOME_UNKNOWN)):
+            error = self._vm_gone
+        operation.error = error
+        now = self._clock()
+        if error is None:
+            share.apply(Trigger.ADD_SUCCEEDED, now)
+            share.restoring = False
+            if self._ledger is not None:
+                self._ledger.added(share)
+            self._end(share, operation)
+            if not share.wanted:
+                self._take_out(share, task)
+            return
+        share.last_error = error
+        if share.restoring and share.references and not isinstance(error, ComputeSystemGone):
+            share.apply(Trigger.RESTORE_FAILED, now)
+            self._end(share, operation)
+            self._retry_later(share)
+            return
+        # One that was lost may have come back by an attempt before this one, whatever became of this one.
+        unknown = isinstance(error, OUTCOME_UNKNOWN) or share.restoring
+        if not unknown or isinstance(error, ComputeSystemGone):
+            share.apply(Trigger.ADD_FAILED, now)
+            self._forget(share)
+            self._end(share, operation)
+            return
+        share.apply(Trigger.ADD_UNKNOWN, now)
+        share.restoring = False
+        share.orphan = True
+        self._forget_options(share)
+        if loop_is_ending(task):
+            self._end(share, operation)
+            self._retry_later(share)
+            return
+        # Undone before those who wait are told: the operation goes on with a second call.
+        self._call(operation, self._removing(share), share, self._remove_ended)
+
+    def _remove_ended(self, share: Share, task: asyncio.Task[None]) -> None:
+        operation = share.operation
+        assert operation is not None
+        error = failure_of(task, _interrupted(share))
+        now = self._clock()
+        if error is None or isinstance(error, NOT_THERE) or self._vm_gone is not None:
+            self._removed(share)
+        else:
+            share.last_error = error
+            if isinstance(error, OUTCOME_UNKNOWN):
+                share.apply(Trigger.REMOVE_UNKNOWN, now)
+                share.orphan = True
+                self._forget_options(share)
+            else:
+                share.apply(Trigger.REMOVE_FAILED, now)
+            if operation.error is None:
+                operation.error = error
+            else:  # an add that is being undone: its own error is what its callers are told
+                operation.error.add_note(
+                    f"and share {share.name} may still be on the VM, since undoing failed: {error}"
+                )
+        self._end(share, operation)
+        self._retry_later(share)
+
+    # ------------------------------------------------------------------ what nobody waits for
+
+    def _take_out(self, share: Share, task: asyncio.Task[None]) -> None:
+        """Take out what was added when nobody wanted it any more."""
+        if loop_is_ending(task):
+            self._retry_later(share)
+        else:
+            self._start_remove(share)
+
+    def _retry_later(self, share: Share) -> None:
+        """If the share is to be taken out, or back, see to it after a while, and after a longer one each time.
+
+        A timer rather than a task that sleeps: nothing is left to cancel when the event loop ends.
+        """
+        if self._closed or share.retry is not None or not (share.to_be_taken_out or share.to_be_restored):
+            return
+        share.retry_delay = min(2 * share.retry_delay, RETRY_LONGEST) or RETRY_FIRST
+        share.retry = asyncio.get_running_loop().call_later(share.retry_delay, self._retry, share)
+
+    def _retry(self, share: Share) -> None:
+        share.retry = None
+        if share.to_be_taken_out:
+            self._start_remove(share)
+        elif share.to_be_restored:
+            self._start_add(share)
+        else:  # somebody wants it again
+            share.retry_delay = 0.0
+
+    def _cancel_retry(self, share: Share) -> None:
+        if share.retry is not None:
+            share.retry.cancel()
+            share.retry = None
+
+
+async def _call(method: Callable[[Plan9Share], Awaitable[None]], share: Plan9Share) -> None:
+    """Make the call inside its task, so that whatever it raises, even at once, is the task's outcome."""
+    await method(share)
+
+
+def _interrupted(share: Share) -> str:
+    return (
+        f"share {share.name}: the call to the VM was interrupted before it answered; shares() shows what became of it"
+    )

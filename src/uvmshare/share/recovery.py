@@ -1,0 +1,264 @@
+"""What a Manager does about what it cannot know: after a restart, or when its VM may have lost shares.
+
+What lives here: reading the journal into the tables, comparing them with what the VM says, what follows from each
+difference, and the report. What must not: I/O, or what then becomes of a share (`uvmshare.share.engine`).
+
+What follows from what was written down:
+
+=========  =========================  ===========================================
+phase      somebody holds it          nobody does
+=========  =========================  ===========================================
+pending    (cannot be)                keeps its name
+adding     is added again             is taken out: nobody was told that it is there
+added      stays, or is added again   is taken out
+removing   is taken out: whoever held it had asked for that, and was not told yet
+in doubt   is taken out
+=========  =========================  ===========================================
+
+What was under way is asked for again even if the VM says that it is done, since only the end of a later call
+makes sure that an earlier one is over (`VMPlan9`).
+"""
+
+# ruff: noqa: SLF001  this is a part of the engine, in a file of its own
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from uvmshare.errors import ComputeSystemGone
+from uvmshare.share.interfaces import ListedShare, ListsShares
+from uvmshare.share.journal import Phase
+from uvmshare.share.options import AddOptions
+from uvmshare.share.share import Share
+from uvmshare.share.state import ShareState, Trigger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from uvmshare.share.engine import Engine
+    from uvmshare.share.journal import JournalledShare
+    from uvmshare.share.operation import Operation
+
+__all__ = ["Done", "How", "RecoveredShare", "RecoveryReport", "Settlement", "begin", "settle"]
+
+
+_DIGITS = 18
+"""Decimal names of fewer digits may be ours; a counter does not come that far."""
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """What the caller of `Manager.recover` says."""
+
+    vm_is_new: bool = False
+    take_out_unknown: bool = False
+
+
+class Done(enum.Enum):
+    """What recovery did about a share."""
+
+    KEPT = "kept"
+    """It is as it was."""
+    ADDED_AGAIN = "added again"
+    """Somebody holds it, and the VM had lost it."""
+    TAKEN_OUT = "taken out"
+    """Nobody holds it, or a call for it had no outcome."""
+    LEFT_ALONE = "left alone"
+    """It is on the VM, and its name was never this Manager's."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveredShare:
+    """One share of a `RecoveryReport`."""
+
+    name: str
+    options: AddOptions
+    found: str
+    """What was known of it, in words."""
+    done: Done
+    owners: tuple[str, ...] = ()
+    """Who holds it now. Those without a name are not among them."""
+    error: Exception | None = None
+    """Why that has not come about yet; it is tried again."""
+
+    def __str__(self) -> str:
+        text = f"share {self.name} ({self.options.host_path}): {self.found}: {self.done.value}"
+        return text if self.error is None else f"{text}, not yet: {self.error}"
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryReport:
+    """What `Manager.recover` found and did, share by share."""
+
+    shares: tuple[RecoveredShare, ...]
+    """Those that were written down or known, oldest first; then what only the VM knew of."""
+    asked: bool
+    """Whether the VM told what it has."""
+    listing_error: Exception | None = None
+    """Why it did not, though it can."""
+
+    def __iter__(self) -> Iterator[RecoveredShare]:
+        return iter(self.shares)
+
+    @property
+    def unsettled(self) -> tuple[RecoveredShare, ...]:
+        """What has not come about yet, and is tried again."""
+        return tuple(share for share in self.shares if share.error is not None)
+
+
+@dataclass(slots=True)
+class _Item:
+    share: Share
+    found: str
+    done: Done
+    operation: Operation | None = None
+
+
+@dataclass(slots=True)
+class Settlement:
+    """What was begun for each share."""
+
+    asked: bool = False
+    listing_error: Exception | None = None
+    items: list[_Item] = field(default_factory=list)
+
+    async def report(self) -> RecoveryReport:
+        """Return what came of it, when the calls have ended."""
+        shares = []
+        for item in self.items:
+            error = None
+            if item.operation is not None:
+                await item.operation.wait()
+                error = item.operation.error
+            owners = tuple(str(owner) for owner in item.share.owners) if item.done is not Done.TAKEN_OUT else ()
+            shares.append(RecoveredShare(item.share.name, item.share.options, item.found, item.done, owners, error))
+        return RecoveryReport(tuple(shares), self.asked, self.listing_error)
+
+
+async def begin(engine: Engine, how: How) -> Settlement:
+    """Read the journal into the tables, which are empty, and begin to settle. Raises `JournalError`."""
+    assert engine._ledger is not None
+    state = await engine._ledger.begin()
+    engine._next_name = max(engine._next_name, state.next_name)
+    for journalled in state.shares.values():
+        if journalled.phase is Phase.NOT_OURS:
+            engine._not_ours.add(journalled.name)
+            continue
+        share = _recalled(journalled, engine._clock())
+        engine._by_name[share.name] = share
+        if not share.orphan:
+            engine._by_options.setdefault(share.options, share)
+    if engine._closed:
+        return Settlement()
+    if engine._vm_gone is not None:
+        items = [_Item(share, "the VM has exited", Done.TAKEN_OUT) for share in engine._by_name.values()]
+        engine._release_everything()
+        return Settlement(items=items)
+    return await settle(engine, how)
+
+
+def _recalled(journalled: JournalledShare, now: float) -> Share:
+    """Return the entry of a share as it was written down."""
+    share = Share(journalled.name, journalled.options, now)
+    share.owners = dict.fromkeys(journalled.owners)
+    share.anonymous = journalled.anonymous
+    match journalled.phase:
+        case Phase.PENDING:
+            pass
+        case Phase.ADDED:
+            share.apply(Trigger.ADD_SUCCEEDED, now)
+        case Phase.ADDING if share.references:
+            share.restoring = True
+        case Phase.ADDING:
+            share.apply(Trigger.ADD_UNKNOWN, now)
+            share.orphan = True
+        case Phase.REMOVING | Phase.IN_DOUBT:
+            share.apply(Trigger.ADD_SUCCEEDED, now)
+            share.apply(Trigger.REMOVE_UNKNOWN, now)
+            share.orphan = True
+    return share
+
+
+async def settle(engine: Engine, how: How) -> Settlement:
+    """Ask the VM what it has, and begin what follows for each share that no call is under way for."""
+    settlement = Settlement()
+    before = dict(engine._by_name)
+    # Only what nothing was under way for when the VM was asked can be compared with its answer.
+    resting = {name for name, share in before.items() if share.operation is None}
+    listed = await _listing(engine, how, settlement)
+    if engine._closed:
+        return settlement
+    for name, share in before.items():
+        if name in resting and engine._by_name.get(name) is share and share.operation is None:
+            settlement.items.append(_settle_one(engine, share, listed))
+    if listed is not None:
+        for name in engine._not_ours - listed.keys():
+            engine._not_ours.discard(name)
+            if engine._ledger is not None:
+                engine._ledger.forgotten(name)
+        unknown = [name for name in listed if name not in before and name not in engine._by_name]
+        for name in sorted(unknown, key=lambda name: (len(name), name)):
+            settlement.items.append(_settle_unknown(engine, name, listed[name], how))
+    return settlement
+
+
+async def _listing(engine: Engine, how: How, settlement: Settlement) -> Mapping[str, ListedShare] | None:
+    if how.vm_is_new:
+        return {}
+    if not isinstance(engine._vm, ListsShares):
+        return None
+    try:
+        listed = await engine._vm.list_plan9()
+    except ComputeSystemGone:
+        settlement.asked = True
+        return {}
+    except Exception as error:  # noqa: BLE001  whatever it is, the VM did not tell, and the report says so
+        settlement.listing_error = error
+        return None
+    settlement.asked = listed is not None
+    return listed
+
+
+def _settle_one(engine: Engine, share: Share, listed: Mapping[str, ListedShare] | None) -> _Item:
+    """Begin what follows for a share that no call is under way for."""
+    on_vm = None if listed is None else listed.get(share.name)
+    if share.to_be_taken_out:
+        found = "a call for it has no outcome" if share.orphan else "nobody holds it"
+    elif share.restoring:
+        return _Item(share, "it was lost by the VM before", Done.ADDED_AGAIN, engine._start_add(share))
+    elif share.state is ShareState.PENDING:
+        if on_vm is None:
+            return _Item(share, "it has a name, and was never added", Done.KEPT)
+        found = "it was never added, and the VM has it"
+        engine._give_up(share)
+    elif listed is None or on_vm == ListedShare.of(share.options):
+        return _Item(share, "it was added, and the VM " + ("did not tell" if listed is None else "has it"), Done.KEPT)
+    else:
+        found = "the VM does not have it" if on_vm is None else f"the VM has {on_vm.host_path} under its name"
+        engine._lost(share)
+        return _Item(share, found, Done.ADDED_AGAIN, engine._start_add(share))
+    return _Item(share, found, Done.TAKEN_OUT, engine._start_remove(share))
+
+
+def _settle_unknown(engine: Engine, name: str, listed: ListedShare, how: How) -> _Item:
+    """Begin what follows for a share of the VM that the tables do not have."""
+    options = AddOptions.recalled(
+        listed.host_path, read_only=listed.read_only, allowed_names=tuple(sorted(listed.allowed_names))
+    )
+    share = Share(name, options, engine._clock())
+    number = int(name) if name.isascii() and name.isdecimal() and len(name) < _DIGITS else -1
+    if str(number) != name:
+        return _Item(share, "nobody knows it, and it has no name of ours", Done.LEFT_ALONE)
+    ours = number < engine._next_name and name not in engine._not_ours
+    engine._next_name = max(engine._next_name, number + 1)  # or a share of ours would get that name one day
+    if not ours and not how.take_out_unknown:
+        engine._not_ours.add(name)
+        if engine._ledger is not None:
+            engine._ledger.not_ours(name, options)
+        return _Item(share, "nobody knows it, and its name was never ours", Done.LEFT_ALONE)
+    engine._not_ours.discard(name)
+    engine._by_name[name] = share
+    engine._give_up(share)
+    return _Item(share, "nobody knows it", Done.TAKEN_OUT, engine._start_remove(share))
