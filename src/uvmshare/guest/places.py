@@ -31,6 +31,7 @@ __all__ = [
     "mounted_at",
     "opened",
     "remove_made",
+    "umount",
     "unmount",
     "walk",
 ]
@@ -176,11 +177,9 @@ def unmount(path: str, prefixes: list[str], *, lazy: bool) -> None:
     last use.
     """
     with walk(path, prefixes, make=False) as (above, _):
-        name = f"/proc/self/fd/{above}/{os.path.basename(path)}"
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.umount2(os.fsencode(name), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)) == 0:
-            return
-        code = ctypes.get_errno()
+        code = umount(f"/proc/self/fd/{above}/{os.path.basename(path)}", lazy=lazy)
+    if code == 0:
+        return
     if code == errno.EBUSY:
         users = holders(path)
         named = f"in use by {', '.join(users)}" if users else "in use, by whom /proc does not tell"
@@ -188,6 +187,13 @@ def unmount(path: str, prefixes: list[str], *, lazy: bool) -> None:
     if code == errno.EINVAL:
         raise PlaceError(wire.NOT_FOUND, f"nothing is mounted at {path}")
     raise PlaceError(wire.FAILED, f"{path}: {os.strerror(code)}")
+
+
+def umount(name: str, *, lazy: bool) -> int:
+    """Call umount2(2) and return 0 or the errno."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    failed = libc.umount2(os.fsencode(name), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0))
+    return ctypes.get_errno() if failed else 0
 
 
 def holders(path: str) -> list[str]:

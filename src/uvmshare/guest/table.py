@@ -180,21 +180,28 @@ class Table:
         _Attempt(self._loop, record, task, timeout, partial(self._added, record, answer, done))
 
     def _added(self, record: Record, answer: Answer, done: Callable[[], None], attempt: _Attempt) -> None:
-        if attempt.mounted and not attempt.given_up:
+        if attempt.done and not attempt.given_up:
             self._is_mounted(record, attempt)
             self._log(f"mounted share {record.share} on {record.path}")
             answer({}, None)
             done()
             return
-        error = attempt.error
-        # It was mounted in the moment in which it was given up, or a dead one is there that was to be mounted again.
-        if attempt.mounted or work.is_there(record, self._server):
-            task = work.unmounting(record, self._prefixes, lazy=True)
-            _Attempt(self._loop, record, task, _LEAVE, lambda _: done())
-        else:
+        error = attempt.error or PlaceError(wire.UNKNOWN, f"mounting {record.path} was broken off")
+
+        def undone(undoing: _Attempt | None) -> None:
+            self._drop(record)
+            if undoing is not None and not undoing.done:
+                words = f"{error}; and what is left of it could not be unmounted: {undoing.error}"
+                answer(None, PlaceError(wire.UNKNOWN, words))
+            else:
+                answer(None, error)
             done()
-        self._drop(record)
-        answer(None, error or PlaceError(wire.UNKNOWN, f"mounting {record.path} was broken off"))
+
+        # It was mounted in the moment in which it was given up, or a dead one is there that was to be mounted again.
+        if attempt.done or work.is_there(record, self._server):
+            _Attempt(self._loop, record, work.unmounting(record, self._prefixes, lazy=True), _LEAVE, undone)
+        else:
+            undone(None)
 
     def _remove(self, asked: Record, timeout: float, lazy: bool, answer: Answer, done: Callable[[], None]) -> None:  # noqa: FBT001  always bound by name above
         record = self.records.get(asked.path)
@@ -215,7 +222,7 @@ class Table:
     def _removed(self, record: Record, answer: Answer, done: Callable[[], None], attempt: _Attempt) -> None:
         record.going = False
         error = attempt.error
-        if error is None and not attempt.mounted:  # the child was broken off
+        if error is None and not attempt.done:  # the child was broken off
             error = PlaceError(wire.UNKNOWN, f"unmounting {record.path} was broken off")
         if error is None or error.code == wire.NOT_FOUND:
             self._drop(record)
@@ -300,7 +307,7 @@ class Table:
         _Attempt(self._loop, record, task, _AGAIN_LONGEST, partial(self._mounted_again, record, done))
 
     def _mounted_again(self, record: Record, done: Callable[[], None], attempt: _Attempt) -> None:
-        if attempt.mounted and not attempt.given_up:
+        if attempt.done and not attempt.given_up:
             self._is_mounted(record, attempt)
             record.again += 1
             record.last_gap = time.monotonic() - record.broken_at
@@ -431,8 +438,8 @@ class _Attempt:
         self._path = record.path
         self._timeout = timeout
         self._ended = ended
-        self.mounted = False
-        """It said that it is done."""
+        self.done = False
+        """It said that it is done, be it mounting or unmounting."""
         self.made: list[str] = []
         self.transport = transport
         self._own_transport = False
@@ -455,7 +462,7 @@ class _Attempt:
             code, words = message["error"]
             self.error = PlaceError(code, words)
         elif "done" in message:
-            self.mounted = True
+            self.done = True
             self.made = message.get("made", [])
 
     def _give_up(self) -> None:

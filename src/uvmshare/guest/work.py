@@ -25,10 +25,9 @@ if TYPE_CHECKING:
     from uvmshare.guest.mount import Address
     from uvmshare.guest.table import Record
 
-__all__ = ["boot_id", "is_there", "mounting", "reading", "unmounting"]
+__all__ = ["bind", "boot_id", "is_there", "mounting", "read", "reading", "unmounting"]
 
 _MS_BIND = 4096
-_MNT_DETACH = 2
 _DEAD = (errno.EIO, errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ESHUTDOWN)
 """What the kernel's 9P client answers when its connection is gone (seen: EIO)."""
 _KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
@@ -117,7 +116,7 @@ def _aside(directory: str) -> Iterator[str]:
     try:
         yield aside
     finally:
-        ctypes.CDLL(None).umount2(os.fsencode(aside), _MNT_DETACH)
+        places.umount(aside, lazy=True)
         os.rmdir(aside)
 
 
@@ -127,11 +126,17 @@ def _replace(above: int, record: Record, prefixes: list[str], aside: str) -> Non
     It is bound there: moving it would need a mount that is not shared (mount(2)).
     """
     places.unmount(record.path, prefixes, lazy=True)
-    libc = ctypes.CDLL(None, use_errno=True)
     with places.opened(above, record.path) as target:
-        where = os.fsencode(f"/proc/self/fd/{target}")
-        if libc.mount(os.fsencode(aside), where, None, ctypes.c_ulong(_MS_BIND), None):
-            raise PlaceError(wire.FAILED, f"{record.path}: {os.strerror(ctypes.get_errno())}")
+        code = bind(aside, f"/proc/self/fd/{target}")
+    if code:
+        raise PlaceError(wire.FAILED, f"{record.path}: {os.strerror(code)}")
+
+
+def bind(source: str, target: str) -> int:
+    """Bind a mount to a second place with mount(2), and return 0 or the errno."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    failed = libc.mount(os.fsencode(source), os.fsencode(target), None, ctypes.c_ulong(_MS_BIND), None)
+    return ctypes.get_errno() if failed else 0
 
 
 def unmounting(record: Record, prefixes: list[str], *, lazy: bool) -> Callable[[Send], None]:
@@ -153,14 +158,19 @@ def reading(paths: list[str]) -> Callable[[Send], None]:
             began = time.monotonic()
             result: dict[str, object] = {"status": "ok"}
             try:
-                os.statvfs(path)
-                with os.scandir(path) as entries:
-                    next(entries, None)
+                read(path)
             except OSError as error:
                 result = {"status": "dead" if error.errno in _DEAD else "failing", "error": error.strerror}
             send({**result, "seconds": time.monotonic() - began})
 
     return task
+
+
+def read(path: str) -> None:
+    """Ask the server about the mount's root and for its first entry. Raises `OSError`, or hangs."""
+    os.statvfs(path)
+    with os.scandir(path) as entries:
+        next(entries, None)
 
 
 def _telling(task: Callable[[Send], None]) -> Callable[[Send], None]:

@@ -1,0 +1,108 @@
+"""Runs the agent with a kernel that only notes down its mounts, so that it needs neither root nor 9P.
+
+    python fake_kernel.py DIRECTORY ARGUMENTS...
+
+DIRECTORY/mounts.json is what is mounted. A mount asks its server with the share's name and gets an errno. What is
+named in DIRECTORY/busy cannot be unmounted, in DIRECTORY/dead reads with EIO, in DIRECTORY/hang does not end a read.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from uvmshare.guest import agent, mount, places, work
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
+
+HERE = sys.argv[1]
+
+
+@contextmanager
+def table() -> Iterator[list[Any]]:
+    with open(f"{HERE}/mounts.json", "a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        found = json.loads(file.read() or "[]")
+        yield found
+        file.truncate(0)
+        json.dump(found, file)
+
+
+def named(what: str) -> list[str]:
+    try:
+        with open(f"{HERE}/{what}", encoding="utf-8") as file:
+            return file.read().split()
+    except FileNotFoundError:
+        return []
+
+
+def mounted() -> list[places.Mounted]:
+    with table() as found:
+        return [places.Mounted(*entry) for entry in found]
+
+
+def mount_number(descriptor: int) -> int:
+    path = os.readlink(f"/proc/self/fd/{descriptor}")
+    numbers = [found.number for found in mounted() if (path + "/").startswith(found.path + "/")]
+    return max(numbers, default=0)
+
+
+def add(path: str, source: str, options: str) -> None:
+    with table() as found:
+        found.append([1 + max([entry[0] for entry in found], default=0), path, "9p", source, options])
+
+
+def attach(connected: socket.socket, source: str, directory: str, options: str, *, read_only: bool) -> int:
+    share = next(option for option in options.split(",") if option.startswith("aname="))
+    connected.sendall(f"{share.removeprefix('aname=')}\n".encode())
+    answer = connected.recv(16)
+    code = int(answer) if answer else errno.EIO
+    if not code:
+        add(os.path.realpath(directory), source, options)
+    return code
+
+
+def bind(source: str, target: str) -> int:
+    (found,) = [found for found in mounted() if found.path == source]
+    add(os.path.realpath(target), found.source, found.options)
+    return 0
+
+
+def umount(name: str, *, lazy: bool) -> int:
+    path = os.path.join(os.path.realpath(os.path.dirname(name)), os.path.basename(name))
+    if path in named("busy") and not lazy:
+        return errno.EBUSY
+    with table() as found:
+        for entry in reversed(found):
+            if entry[1] == path:
+                found.remove(entry)
+                return 0
+    return errno.EINVAL
+
+
+def read(path: str) -> None:
+    if path in named("dead"):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    if path in named("denied"):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    if path in named("hang"):
+        signal.pause()
+
+
+if __name__ == "__main__":
+    mount.attach = attach
+    places.mounted = mounted
+    places.mount_number = mount_number
+    places.umount = umount
+    work.bind = bind
+    work.read = read
+    sys.exit(agent.main(sys.argv[2:]))
