@@ -68,6 +68,40 @@ class Manager:
         no_writable_file_shares: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        async def make(entered: VMPlan9) -> asynchronous.Manager:
+            return asynchronous.Manager(
+                entered, journal=journal, no_writable_file_shares=no_writable_file_shares, clock=clock
+            )
+
+        self._start(vm, make)
+
+    @classmethod
+    def restore(
+        cls,
+        state: bytes | str,
+        vm: VMPlan9 | AbstractAsyncContextManager[VMPlan9],
+        *,
+        journal: Journal | None = None,
+        no_writable_file_shares: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> Self:
+        """Return a Manager that has what `save` told: the same shares under the same names, held by the same."""
+
+        async def make(entered: VMPlan9) -> asynchronous.Manager:
+            return await asynchronous.Manager.restore(
+                state, entered, journal=journal, no_writable_file_shares=no_writable_file_shares, clock=clock
+            )
+
+        self = cls.__new__(cls)
+        self._start(vm, make)
+        return self
+
+    def _start(
+        self,
+        vm: VMPlan9 | AbstractAsyncContextManager[VMPlan9],
+        make: Callable[[VMPlan9], Coroutine[Any, Any, asynchronous.Manager]],
+    ) -> None:
+        """Start the background thread with its event loop, and make the Manager there."""
         self._lock = threading.Lock()
         """Guards `_ended` together with handing something to the loop: after it is set, nothing is."""
         self._ended = False
@@ -83,11 +117,7 @@ class Manager:
                     entered = cast("VMPlan9", vm)
                 else:
                     entered = await stack.enter_async_context(vm)
-                self._ready.set_result(
-                    asynchronous.Manager(
-                        entered, journal=journal, no_writable_file_shares=no_writable_file_shares, clock=clock
-                    )
-                )
+                self._ready.set_result(await make(entered))
                 await self._end.wait()
 
         self._thread = threading.Thread(target=self._serve, args=(main(),), name="uvmshare", daemon=True)
@@ -150,6 +180,10 @@ class Manager:
     def recover(self, *, vm_is_new: bool = False, take_out_unknown: bool = False) -> RecoveryReport:
         """Find out what is shared, settle every difference, and return share by share what was found and done."""
         return self.run(self._manager.recover(vm_is_new=vm_is_new, take_out_unknown=take_out_unknown))
+
+    def save(self) -> bytes:
+        """Return what is shared as a document, from which `restore` makes it again in another process or host."""
+        return self.run(_at_once(self._manager.save))
 
     def detach(self) -> tuple[ShareInfo, ...]:
         """End this Manager and its thread, and leave every share to another one on the same journal; return them."""

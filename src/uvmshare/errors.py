@@ -11,6 +11,8 @@ errors (an HRESULT, an errno, an HCS document), which belongs where the foreign 
     +-- InvalidTransition (RuntimeError)   a share state has no such transition; a bug of ours
     +-- ManagerClosed                      the Manager was closed; nothing was touched
     +-- SharesLeft                         closing, or releasing an owner, could not take these shares out
+    +-- InvalidSavedState (ValueError)     not what Manager.save() wrote; nothing was touched
+    +-- RestoreFailed                      these shares cannot be restored, so none was
     +-- JournalError                       the journal cannot be written or read
     |   +-- JournalInUse                   another process, or another Manager, writes it
     |   +-- JournalFull                    its disk is full
@@ -85,6 +87,7 @@ __all__ = [
     "InvalidAddress",
     "InvalidDocument",
     "InvalidOptions",
+    "InvalidSavedState",
     "InvalidState",
     "InvalidTransition",
     "JournalDamaged",
@@ -109,6 +112,7 @@ __all__ = [
     "OutcomeUnknown",
     "ProtocolError",
     "RemoteProtocolError",
+    "RestoreFailed",
     "ServiceDisconnected",
     "ShareExists",
     "ShareNotFound",
@@ -151,6 +155,19 @@ class SharesLeft(UvmshareError):
     def names(self) -> tuple[str, ...]:
         """The names of the shares that stay."""
         return tuple(self.errors)
+
+
+class InvalidSavedState(UvmshareError, ValueError):
+    """A document that `Manager.save` did not write, or a later version of it. Nothing was touched."""
+
+
+class RestoreFailed(UvmshareError):
+    """These shares cannot be restored, and so none was; `errors` says by name why."""
+
+    def __init__(self, errors: dict[str, BaseException]) -> None:
+        self.errors = errors
+        listed = "; ".join(f"share {name}: {error}" for name, error in errors.items())
+        super().__init__(f"nothing was restored, because {len(errors)} share(s) cannot be: {listed}")
 
 
 class JournalError(UvmshareError):

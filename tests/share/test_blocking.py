@@ -403,6 +403,8 @@ def test_an_add_in_flight_when_the_manager_closes_is_told(
     vm.wait()
     vm.hold = False
     closing = threads.submit(manager.close)
+    while not manager._manager._closed:
+        manager.run(asyncio.sleep(0))
     answer(manager, vm, "0", Reply.SUCCEED)
     closing.result(LONGEST)
     with pytest.raises(ManagerClosed):

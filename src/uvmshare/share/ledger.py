@@ -288,8 +288,12 @@ class Ledger:
             msg = f"no name is reserved for {share.options.host_path} yet: let the event loop go on, and ask again"
             raise self._failed or JournalError(msg)
         if new:
-            self._known.add(share.name)
-            self.note(Allocated(share.name, share.options))
+            self.named(share)
+
+    def named(self, share: Share) -> None:
+        """Take note of a share that has nothing but a name."""
+        self._known.add(share.name)
+        self.note(Allocated(share.name, share.options))
 
     def not_ours(self, name: str, options: AddOptions) -> None:
         """Take note of a share that is left alone."""
@@ -343,8 +347,8 @@ class Ledger:
             if self._recorded(share, owner) != before:
                 self._note_reference(share, owner)
 
-    def released(self, share: Share, owner: Hashable | None) -> None:
-        """Take note that the share lost a reference of the owner."""
+    def holds(self, share: Share, owner: Hashable | None) -> None:
+        """Take note of what the owner holds of the share now."""
         if not isinstance(owner, BlockOwner):
             self._note_reference(share, owner)
 

@@ -1,0 +1,254 @@
+"""A Manager's table as a document, for another process or host: what it says, and how it becomes shares again.
+
+What lives here: the document, its checks, and the restoring of all of it or nothing. What must not: I/O beyond the
+look at the paths that `AddOptions` takes, or what then becomes of a share (`uvmshare.share.engine`).
+
+The document has what somebody holds, and the names that were told:
+
+- a share that is being added while it is saved is not in it, since nobody holds it yet; its name is not used again;
+- one whose last holder has asked to remove it is not, whatever comes of that;
+- nor is what is being taken out because an answer was lost: it is not known to be on the VM;
+- references of ``async with manager.share(...)`` blocks end with their process, and are not in it.
+"""
+
+# ruff: noqa: SLF001  this is a part of the engine, in a file of its own
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from uvmshare.errors import (
+    InvalidOptions,
+    InvalidSavedState,
+    JournalError,
+    OperationDenied,
+    RestoreFailed,
+    ShareExists,
+)
+from uvmshare.share.interfaces import ListedShare, ListsShares
+from uvmshare.share.ledger import check_owner
+from uvmshare.share.options import AddOptions
+from uvmshare.share.references import BlockOwner
+from uvmshare.share.share import Share
+from uvmshare.share.state import ShareState
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping
+
+    from uvmshare.share.interfaces import Plan9Share, VMPlan9
+    from uvmshare.share.manager import Manager
+
+__all__ = ["VERSION", "decode", "encode", "restore_into"]
+
+VERSION: Final = 1
+"""Of the document. One that is higher was written by a later uvmshare, and is refused."""
+
+
+class _SavedShare(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    name: str
+    host_path: str
+    read_only: bool = False
+    allowed_names: tuple[str, ...] = ()
+    owners: tuple[str, ...] = ()
+    anonymous: int = 0
+
+    @property
+    def held(self) -> bool:
+        return bool(self.owners or self.anonymous)
+
+
+class _Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    uvmshare_shares: int
+    """The version; by this field the document is told from any other."""
+    next_name: int
+    shares: tuple[_SavedShare, ...]
+
+
+class _Version(msgspec.Struct, frozen=True):
+    uvmshare_shares: int
+
+
+def encode(manager: Manager) -> bytes:
+    """Return the table of a Manager. Raises TypeError or `InvalidOptions` for an owner that is no string."""
+    shares = []
+    for share in manager._by_name.values():
+        owners = tuple(_written(share, owner) for owner in share.owners if not isinstance(owner, BlockOwner))
+        named = share.state is ShareState.PENDING
+        held = bool(owners or share.anonymous) and not share.orphan
+        if named or (held and share.operation is None):
+            options = share.options
+            shares.append(
+                _SavedShare(
+                    share.name, options.host_path, options.read_only, options.allowed_names, owners, share.anonymous
+                )
+            )
+    return msgspec.json.encode(_Saved(VERSION, manager._next_name, tuple(shares)))
+
+
+def _written(share: Share, owner: Hashable) -> str:
+    try:
+        check_owner(owner)
+    except TypeError as error:
+        msg = f"share {share.name} cannot be saved: {error}"
+        raise TypeError(msg) from error
+    assert isinstance(owner, str)
+    return owner
+
+
+def decode(state: bytes | str) -> _Saved:
+    """Read a document. Raises `InvalidSavedState` when it is none, or not one that a Manager wrote."""
+    try:
+        version = msgspec.json.decode(state, type=_Version).uvmshare_shares
+        if version > VERSION:
+            msg = f"a later uvmshare saved this (version {version}, this one knows {VERSION}): restore it with that"
+            raise InvalidSavedState(msg)
+        saved = msgspec.json.decode(state, type=_Saved)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        msg = f"this is not what Manager.save() wrote: {error}"
+        raise InvalidSavedState(msg) from error
+    seen: set[str] = set()
+    for share in saved.shares:
+        decimal = share.name.isascii() and share.name.isdecimal() and len(share.name) < 19
+        if not decimal or str(int(share.name)) != share.name or int(share.name) >= saved.next_name:
+            msg = f"this is not what Manager.save() wrote: share {share.name!r} has no name below {saved.next_name}"
+            raise InvalidSavedState(msg)
+        if share.name in seen or share.anonymous < 0:
+            msg = f"this is not what Manager.save() wrote: share {share.name} is there twice, or negative"
+            raise InvalidSavedState(msg)
+        seen.add(share.name)
+    return saved
+
+
+async def restore_into(manager: Manager, saved: _Saved) -> None:
+    """Make the shares of the document those of a new Manager: all of them, or none.
+
+    Raises `RestoreFailed`, and `JournalError` when the Manager's journal already has shares, or cannot be written.
+    """
+    shares = _checked(manager, saved)
+    next_name = saved.next_name
+    if manager._ledger is not None:
+        written = await manager._ledger.begin()
+        if written.shares:
+            msg = "the journal already has shares of this VM: restore into one that has none, or recover() from it"
+            raise JournalError(msg)
+        next_name = max(next_name, written.next_name)
+        manager._ledger.allocated(next_name)
+    manager._recovered = True
+    manager._next_name = next_name
+    vm = manager._vm
+    manager._vm = there = await _There.look(vm)
+    try:
+        await _add_all(manager, shares, saved)
+    except BaseException as error:
+        left = await _undo(manager, shares)
+        if left:
+            error.add_note(f"and these could not be taken out again yet: {', '.join(left)}")
+        raise
+    finally:
+        there.restored = True
+        manager._vm = vm
+
+
+def _checked(manager: Manager, saved: _Saved) -> dict[str, Share]:
+    """Look at every path, here, and return the entries. Raises `RestoreFailed` with all that cannot be."""
+    shares: dict[str, Share] = {}
+    errors: dict[str, BaseException] = {}
+    for share in saved.shares:
+        try:
+            options = AddOptions(
+                share.host_path,
+                read_only=share.read_only,
+                restrict=bool(share.allowed_names),
+                allowed_names=share.allowed_names,
+            )
+            manager._admit(options)
+        except (InvalidOptions, OperationDenied) as error:
+            errors[share.name] = error
+        else:
+            shares[share.name] = Share(share.name, options, manager._clock())
+    if errors:
+        raise RestoreFailed(errors)
+    return shares
+
+
+async def _add_all(manager: Manager, shares: Mapping[str, Share], saved: _Saved) -> None:
+    """Add what is held, and give the references back when all of it is there."""
+    for share in shares.values():
+        manager._by_name[share.name] = share
+        manager._by_options.setdefault(share.options, share)
+    held = [(shares[saved_share.name], saved_share) for saved_share in saved.shares if saved_share.held]
+    operations = {}
+    for share, _ in held:
+        share.claims += 1  # so that it stays when the VM has it
+        operations[share.name] = manager._start_add(share)
+    errors: dict[str, BaseException] = {}
+    for name, operation in operations.items():
+        await operation.wait()
+        if operation.error is not None:
+            errors[name] = operation.error
+    if errors:
+        raise RestoreFailed(errors)
+    for share, saved_share in held:
+        for owner in (*saved_share.owners, *(None,) * saved_share.anonymous):
+            share.refer(owner)
+            if manager._ledger is not None:
+                manager._ledger.holds(share, owner)
+    if manager._ledger is not None:
+        for saved_share in saved.shares:
+            if not saved_share.held:
+                manager._ledger.named(shares[saved_share.name])
+        await manager._ledger.flush()
+    for share, _ in held:
+        share.claims -= 1
+
+
+async def _undo(manager: Manager, shares: Mapping[str, Share]) -> list[str]:
+    """Take out again what was added, and return the names of what could not be."""
+    manager._closed = True
+    for share in shares.values():
+        share.claims = 0
+    with suppress(JournalError):  # what is left is recovered from the journal, or the next one that is made of it
+        await manager._take_everything_out()
+        await manager._end_ledger()
+    return [name for name in shares if name in manager._by_name]
+
+
+class _There:
+    """The VM while shares are restored to it, of which it may have some: it may be the one that they were saved of."""
+
+    def __init__(self, vm: VMPlan9, listed: Mapping[str, ListedShare] | None) -> None:
+        """Use `look`."""
+        self._vm = vm
+        self._listed = listed
+        self._left_alone: set[str] = set()
+        self.restored = False
+        """Whether that is over."""
+
+    @classmethod
+    async def look(cls, vm: VMPlan9) -> _There:
+        """Ask the VM what it has, if it can tell. Raises what it raises."""
+        return cls(vm, await vm.list_plan9() if isinstance(vm, ListsShares) else None)
+
+    async def add_plan9(self, share: Plan9Share) -> None:
+        """Add the share, unless the VM has it. A VM that cannot tell, and says that it has the name, is believed."""
+        on_vm = None if self._listed is None else self._listed.get(share.name)
+        if on_vm is not None and on_vm != ListedShare.of(share.options):
+            msg = f"the VM has {on_vm.host_path} under the name {share.name}"
+            raise ShareExists(msg)
+        if on_vm is None:
+            try:
+                await self._vm.add_plan9(share)
+            except ShareExists:
+                if self._listed is not None:
+                    raise
+            else:
+                return
+        self._left_alone.add(share.name)
+
+    async def remove_plan9(self, share: Plan9Share) -> None:
+        """Remove the share, unless the VM had it before and all of it is being undone."""
+        if self.restored or share.name not in self._left_alone:
+            await self._vm.remove_plan9(share)
