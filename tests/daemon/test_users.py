@@ -242,7 +242,7 @@ def test_a_path_that_leads_elsewhere_after_the_check_is_opened_with_the_users_ri
         return options
 
     address = alice.add_vm()
-    monkeypatch.setattr("uvmshare.daemon.service.checked_options", swapped)
+    monkeypatch.setattr("uvmshare.daemon.shares.checked_options", swapped)
     with pytest.raises(errors.UvmshareError):
         alice.add_share(inner, read_only=True)
     with pytest.raises(OSError, match=r"."):

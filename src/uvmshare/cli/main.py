@@ -37,6 +37,9 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "vm": Command("uvmshare.cli.vm", "vm", "VMs that the daemon knows: add, ls, rm."),
     "share": Command("uvmshare.cli.share", "share", "Shares of a VM, through the daemon: add, ls, inspect, renew, rm."),
+    "map": Command("uvmshare.cli.map", "map_", "Share a directory and mount it in the guest, through the daemon."),
+    "unmap": Command("uvmshare.cli.map", "unmap", "Unmount what was mapped, and end its share."),
+    "mounts": Command("uvmshare.cli.map", "mounts", "List what is mounted in guests."),
     "events": Command("uvmshare.cli.events", "events", "Follow what happens in the daemon."),
     "guest": Command("uvmshare.cli.guest", "guest", "Mount what is served; for use inside a guest."),
     "doctor": Command(

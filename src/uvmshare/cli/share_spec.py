@@ -17,7 +17,7 @@ from uvmshare import AddOptions, InvalidOptions
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["ShareSpec", "parse", "share_options", "shares_argument"]
+__all__ = ["ShareSpec", "parse", "share_argument", "share_options", "shares_argument"]
 
 _ONLY = "only="
 
@@ -90,6 +90,9 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     del ctx, param
     return [CompletionItem(incomplete, type="dir")]
 
+
+share_argument = click.argument("share", metavar="SHARE", type=_convert, shell_complete=_complete)
+"""The SHARE argument of a command: decorates a function that takes `share: ShareSpec`."""
 
 shares_argument = click.argument(
     "shares",

@@ -5,7 +5,7 @@ What lives here: the commands and their tables. What must not: anything that the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -58,6 +58,14 @@ def vm() -> None:
     callback=limit_options,
     help="What the VM or one mount may use of this host; see uvmshare serve.",
 )
+@click.option(
+    "--agent",
+    metavar="ADDRESS",
+    help="Where the agent in the guest is reached, such as firecracker:UDS_PATH or "
+    "tcp:127.0.0.1:5641; uvmshare map needs it.",
+)
+@click.option("--agent-dials", is_flag=True, help="The agent dials: that address is where the daemon listens for it.")
+@click.option("--agent-token-file", type=click.File(), help="A file with the secret that the agent was started with.")
 @host_option
 @json_option
 def add(
@@ -68,6 +76,9 @@ def add(
     security_model: str,
     socket_mode: str,
     host: str | None,
+    agent: str | None,
+    agent_dials: bool,
+    agent_token_file: TextIO | None,
     allow_remote: bool,
     read_only: bool,
     limits: Limits,
@@ -82,6 +93,7 @@ def add(
     Examples:
       uvmshare vm add build firecracker:/run/fc/v.sock
       uvmshare vm add ci vsock:3 --read-only --limit mounts=16
+      uvmshare vm add dev firecracker:/run/fc/v.sock --agent firecracker:/run/fc/v.sock
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     import msgspec  # noqa: PLC0415  --help need not load it
 
@@ -95,6 +107,9 @@ def add(
         "socket_mode": socket_mode,
         "allow_remote": allow_remote,
         "read_only": read_only,
+        "agent": agent,
+        "agent_dials": agent_dials,
+        "agent_token": None if agent_token_file is None else agent_token_file.read().strip(),
         "limits": msgspec.to_builtins(limits, builtin_types=()) if limits != type(limits)() else {},
     }
     try:

@@ -23,7 +23,10 @@ from litestar.response import Stream
 from uvmshare.daemon.documents import (
     DEFAULT_OWNER,
     EventMessage,
+    Finding,
     Info,
+    Mount,
+    NewMount,
     NewShare,
     NewVm,
     Operation,
@@ -38,6 +41,8 @@ from uvmshare.daemon.identity import Identity
 from uvmshare.daemon.operations import Running
 from uvmshare.daemon.problems import problem_of
 from uvmshare.daemon.service import Service
+from uvmshare.daemon.shares import whose
+from uvmshare.daemon.store import name_for
 from uvmshare.errors import UvmshareError
 
 if TYPE_CHECKING:
@@ -59,6 +64,8 @@ VmName = Annotated[
 ]
 ShareName = Annotated[str, PathParameter(description="A share's name, a decimal number.", max_length=32, min_length=1)]
 OwnerInPath = FromPath[OwnerName]
+GuestPath = Annotated[str, QueryParameter(description="Where the guest has it mounted.", min_length=2, max_length=4095)]
+Uid = Annotated[int | None, QueryParameter(description="Root only: whose owner is meant.", ge=0, le=0xFFFFFFFE)]
 Wait = Annotated[
     bool,
     QueryParameter(description="Whether to answer when it is done. If false: 202 and the operation, which goes on."),
@@ -176,7 +183,7 @@ async def remove_vm(
 @get("/vms/{vm:str}/shares", summary="List shares", responses=_FAILURES)
 async def list_shares(*, service: Serving, who: Who, vm: VmName) -> list[Share]:
     """List the shares of a VM that you hold; to root, all."""
-    return service.shares(who, service.find(who, vm))
+    return service.shares.all(who, service.find(who, vm))
 
 
 @post("/vms/{vm:str}/shares", summary="Add a share", responses=_ACCEPTED)
@@ -190,13 +197,13 @@ async def add_share(
 ) -> Share:
     """Share a directory and hold it. Equal shares are one; the same owner again holds it once, with the new lease."""
     machine = service.find(who, vm)
-    return await _answer(service, who, ("add share", vm), service.add_share(who, machine, data), 201, wait=wait)
+    return await _answer(service, who, ("add share", vm), service.shares.add(who, machine, data), 201, wait=wait)
 
 
 @get("/vms/{vm:str}/shares/{share:str}", summary="A share", responses=_FAILURES)
 async def get_share(*, service: Serving, who: Who, vm: VmName, share: ShareName) -> Share:
     """Show one share."""
-    return service.share(who, service.find(who, vm), share)
+    return service.shares.get(who, service.find(who, vm), share)
 
 
 @delete("/vms/{vm:str}/shares/{share:str}", summary="Release a share", status_code=204, responses=_ACCEPTED)
@@ -207,15 +214,13 @@ async def release_share(
     vm: VmName,
     share: ShareName,
     owner: FromQuery[OwnerName] = DEFAULT_OWNER,
-    uid: Annotated[
-        int | None, QueryParameter(description="Root only: whose owner is meant.", ge=0, le=0xFFFFFFFE)
-    ] = None,
+    uid: Uid = None,
     wait: Wait = True,
 ) -> None:
     """Give back what an owner holds. The last reference takes the share out; then no guest reaches it any more."""
     machine = service.find(who, vm)
-    service.share(who, machine, share)
-    work = service.release(who, machine, share, owner, uid)
+    service.shares.get(who, machine, share)
+    work = service.shares.release(machine, share, whose(who, owner, uid))
     return await _answer(service, who, ("release share", vm), work, 204, wait=wait)
 
 
@@ -225,14 +230,54 @@ async def renew_lease(
 ) -> Renewed:
     """Let the lease of one owner on one share run afresh."""
     machine = service.find(who, vm)
-    service.share(who, machine, share)
-    return service.renew(who, owner, data.lease, vm=machine, share=share)
+    service.shares.get(who, machine, share)
+    return Renewed(leases=service.shares.renew(machine, share, f"{who.uid}/{owner}", data.lease))
+
+
+@get("/vms/{vm:str}/mounts", summary="List mounts", responses=_FAILURES)
+async def list_mounts(*, service: Serving, who: Who, vm: VmName) -> list[Mount]:
+    """List the mounts in a VM's guest that you hold; to root, all."""
+    return service.mappings.all(who, service.find(who, vm))
+
+
+@post("/vms/{vm:str}/mounts", summary="Map a directory", responses=_ACCEPTED)
+async def map_directory(
+    *, service: Serving, who: Who, vm: VmName, data: JSONBody[NewMount], wait: Wait = True
+) -> Mount:
+    """Share a directory and have the guest's agent mount it; both or neither. Whoever asks for the same shares it."""
+    machine = service.find(who, vm)
+    return await _answer(service, who, ("map", vm), service.mappings.map(who, machine, data), 201, wait=wait)
+
+
+@delete("/vms/{vm:str}/mounts", summary="Unmap a directory", status_code=204, responses=_ACCEPTED)
+async def unmap_directory(
+    *,
+    service: Serving,
+    who: Who,
+    vm: VmName,
+    guest_path: GuestPath,
+    owner: FromQuery[OwnerName] = DEFAULT_OWNER,
+    uid: Uid = None,
+    lazy: Annotated[bool, QueryParameter(description="Detach it although the guest uses it.")] = False,
+    wait: Wait = True,
+) -> None:
+    """Give back what an owner holds. The last one unmounts, and then the share goes too."""
+    machine = service.find(who, vm)
+    mount = service.mappings.get(who, machine, guest_path)
+    work = service.mappings.unmap(machine, mount.guest_path, whose(who, owner, uid), lazy=lazy)
+    return await _answer(service, who, ("unmap", vm), work, 204, wait=wait)
+
+
+@get("/vms/{vm:str}/doctor", summary="Look at a guest", responses=_FAILURES)
+async def examine_guest(*, service: Serving, who: Who, vm: VmName) -> list[Finding]:
+    """Ask the guest's agent what the guest can and cannot do, and say what that breaks and what to do."""
+    return await service.examine_guest(service.find(who, vm))
 
 
 @put("/leases/{owner:str}", summary="Renew all leases of an owner", responses=_FAILURES)
 async def renew_leases(*, service: Serving, who: Who, owner: OwnerInPath, data: JSONBody[Renewal]) -> Renewed:
     """Let every lease of one owner run afresh, in all VMs: one request is a program's sign of life."""
-    return service.renew(who, owner, data.lease)
+    return Renewed(leases=service.keeper.renew_all(f"{who.uid}/{owner}", data.lease))
 
 
 @delete("/owners/{owner:str}", summary="Release an owner", status_code=204, responses=_ACCEPTED)
@@ -290,7 +335,7 @@ async def follow_events(
             if happening is None:
                 yield b"event: missed\ndata: {}\n\n"
                 continue
-            event = service.events.document(happening, service.name_for(who, (happening.vm_uid, happening.vm)))
+            event = service.events.document(happening, name_for(who, (happening.vm_uid, happening.vm)))
             data = msgspec.json.encode(event)  # one line, whatever is in it
             yield b"id: %b\nevent: %b\ndata: %b\n\n" % (event.id.encode(), event.kind.encode(), data)
 
@@ -342,6 +387,10 @@ def make_app(service: Service, log: Any, *more: Any) -> Litestar:
             add_share,
             get_share,
             release_share,
+            list_mounts,
+            map_directory,
+            unmap_directory,
+            examine_guest,
             renew_lease,
             renew_leases,
             release_owner,

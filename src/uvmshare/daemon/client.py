@@ -22,7 +22,10 @@ import msgspec
 from uvmshare.daemon.documents import (
     DEFAULT_OWNER,
     Event,
+    Finding,
     Info,
+    Mount,
+    NewMount,
     NewShare,
     NewVm,
     Operation,
@@ -178,6 +181,25 @@ class Client:
         """Give back what an owner holds; when the last one returns, no guest reaches the share any more."""
         path = f"/v1/vms/{_quoted(vm)}/shares/{_quoted(share)}"
         self._ask("DELETE", path, type(None), owner=owner, uid=uid)
+
+    def mounts(self, vm: str) -> list[Mount]:
+        """Return the mounts in a VM's guest that you hold."""
+        return self._ask("GET", f"/v1/vms/{_quoted(vm)}/mounts", list[Mount])
+
+    def map(self, vm: str, wanted: NewMount) -> Mount:
+        """Share a directory and mount it in the guest; both or neither."""
+        return self._ask("POST", f"/v1/vms/{_quoted(vm)}/mounts", Mount, wanted)
+
+    def unmap(
+        self, vm: str, guest_path: str, *, owner: str = DEFAULT_OWNER, uid: int | None = None, lazy: bool = False
+    ) -> None:
+        """Give back what an owner holds; the last one unmounts it, and takes its share out."""
+        path = f"/v1/vms/{_quoted(vm)}/mounts"
+        self._ask("DELETE", path, type(None), guest_path=guest_path, owner=owner, uid=uid, lazy=lazy)
+
+    def examine_guest(self, vm: str) -> list[Finding]:
+        """Return what a VM's guest can and cannot do, by its agent."""
+        return self._ask("GET", f"/v1/vms/{_quoted(vm)}/doctor", list[Finding])
 
     def renew(self, owner: str, *, lease: float | None = None, vm: str | None = None, share: str | None = None) -> int:
         """Let leases of an owner run afresh, all or those on one share; return how many. Raises `NotThere` for none."""

@@ -11,11 +11,16 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from uvmshare.mounts.options import DEFAULT_MSIZE, Cache
+
 __all__ = [
     "DEFAULT_OWNER",
     "Event",
     "EventMessage",
+    "Finding",
     "Info",
+    "Mount",
+    "NewMount",
     "NewShare",
     "NewVm",
     "Operation",
@@ -50,6 +55,9 @@ Lease = Annotated[
         description="Seconds until the reference is released, unless it is renewed before.",
     ),
 ]
+HostPath = Annotated[
+    str, msgspec.Meta(min_length=1, max_length=4096, description="A directory or file of the host, absolute.")
+]
 SecurityModel = Literal["mapped-xattr", "passthrough", "none"]
 
 DEFAULT_OWNER = "default"
@@ -80,6 +88,12 @@ class NewVm(_Request, frozen=True):
     """Whether writable shares are refused."""
     limits: dict[str, int | float | None] = {}
     """What the VM or one mount of it may use; see `uvmshare serve --limit`."""
+    agent: str | None = None
+    """Where the agent in the guest is reached, such as firecracker:/run/fc/v.sock or tcp:127.0.0.1:5641; it mounts."""
+    agent_dials: bool = False
+    """Whether the agent dials, and this address is where the daemon listens for it."""
+    agent_token: str | None = None
+    """The secret that the agent was started with, if it was. Never told to anybody."""
 
 
 class Vm(_Answer, frozen=True):
@@ -89,8 +103,8 @@ class Vm(_Answer, frozen=True):
     """As the one who asks has to name it: to root, other users' VMs are UID:ID."""
     uid: int
     """The user of the host to whom it belongs."""
-    state: Literal["running", "restarting", "failed", "gone"]
-    """Of its file server: serving; being started again; not to be started; or, of a compute system, ended."""
+    state: Literal["running", "failed", "gone"]
+    """Of its file server: it serves, or is being started again; it cannot be started; somebody ended it."""
     error: str | None
     """Why it is not running."""
     listen: tuple[str, ...]
@@ -99,17 +113,21 @@ class Vm(_Answer, frozen=True):
     compute_system: str | None
     security_model: SecurityModel
     read_only: bool
+    agent: str | None
+    agent_state: Literal["connected", "unreachable"] | None
+    """Of the agent in the guest; null when the VM has none."""
     restarts: int
     """How often its file server was started again since the daemon started."""
     shares: int
     """How many shares of it the one who asks can see."""
+    mounts: int
+    """How many mounts in its guest the one who asks can see."""
 
 
 class NewShare(_Request, frozen=True):
     """A directory or file of the host, for a guest, and who wants it."""
 
-    path: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
-    """Absolute."""
+    path: HostPath
     read_only: bool = False
     only: tuple[str, ...] = ()
     """Names at the top of the directory; the guest sees no others. Empty: all of them."""
@@ -143,6 +161,55 @@ class Share(_Answer, frozen=True):
     since: datetime
     last_error: str | None
     references: tuple[Reference, ...]
+    mounts: tuple[str, ...]
+    """Where the guest has it mounted for those whom the daemon maps it for: these hold it too."""
+
+
+class NewMount(_Request, frozen=True):
+    """A directory of the host that is to be at a path of the guest, and who wants it."""
+
+    path: HostPath
+    guest_path: Annotated[str, msgspec.Meta(min_length=2, max_length=4095)]
+    """Absolute, below what the guest's agent allows."""
+    read_only: bool = False
+    only: tuple[str, ...] = ()
+    cache: Cache = "none"
+    """What the guest's kernel may keep (Linux's 9p.rst)."""
+    msize: Annotated[int, msgspec.Meta(ge=4096, le=1 << 24)] = DEFAULT_MSIZE
+    """The largest 9P message, in bytes."""
+    owner: OwnerName = DEFAULT_OWNER
+    lease: Lease | None = None
+
+
+class Mount(_Answer, frozen=True):
+    """A mount in a guest, as far as the one who asks may see it."""
+
+    vm: str
+    guest_path: str
+    share: str | None
+    """The name of its share; null while it has none."""
+    path: str
+    """The host's."""
+    read_only: bool
+    only: tuple[str, ...]
+    cache: str
+    msize: int
+    state: str
+    """Of the guest's mount; or "restoring", while the daemon that was started again has not reached the agent yet."""
+    busy: str | None
+    since: datetime | None
+    last_error: str | None
+    references: tuple[Reference, ...]
+
+
+class Finding(_Answer, frozen=True):
+    """One thing that was looked at. `breaks` and `remedy` are empty when it is good."""
+
+    subject: str
+    verdict: Literal["good", "warning", "bad"]
+    found: str
+    breaks: str
+    remedy: str
 
 
 class Renewal(_Request, frozen=True):

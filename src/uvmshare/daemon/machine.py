@@ -1,41 +1,49 @@
-"""One VM of the daemon: its file server, which is kept running, and its Manager.
+"""One VM of the daemon: its file server or compute system, and the Manager of its shares.
 
-What lives here: `Machine`, which starts, finds, starts again and ends the file server of one VM and puts the shares
-back. What must not: who may ask for what (`service`).
+What lives here: `Machine`, which starts, finds and ends what one VM has, and where on the host it is kept (`Places`).
+What must not: who may ask for what (`service`), or how a file server that died is started again, which it is by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal
 
-import structlog
-
-from uvmshare.errors import ComputeSystemError, FileServerError, ShareExists, UvmshareError
+from uvmshare import address
+from uvmshare.daemon.dialler import UserDialler
+from uvmshare.errors import ComputeSystemGone, FileServerError, InvalidState, UnsupportedPlatform, UvmshareError
 from uvmshare.fileserver.device import FileServer
 from uvmshare.fileserver.limits import Limits
+from uvmshare.guest.wire import DEFAULT_PORT as AGENT_PORT
 from uvmshare.hcs.utility_vm import UtilityVM
-from uvmshare.share.interfaces import Plan9Share
+from uvmshare.mounts.agent_client import AgentClient
+from uvmshare.mounts.manager import MountManager
 from uvmshare.share.manager import Manager
-from uvmshare.share.state import ShareState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from uvmshare.daemon.store import VmRecord
-    from uvmshare.errors import ComputeSystemGone
-    from uvmshare.hcs import schema
+    from uvmshare.fileserver import control
+    from uvmshare.mounts.mount import MountInfo
+    from uvmshare.share.journal import Journal
+    from uvmshare.share.manager import ShareInfo
 
 __all__ = ["Machine", "Places"]
 
-_RETRY_FIRST: Final = 0.5
-_RETRY_LONGEST: Final = 30.0
-"""Seconds between two attempts to start a file server again; the wait doubles."""
-_PATIENCE: Final = 30.0
-"""Seconds that a request waits for a file server that is being started again; as long as its start may take."""
+State = Literal["running", "failed", "gone"]
 
-State = Literal["running", "restarting", "failed", "gone"]
+_AGENT_SECONDS: Final = 10.0
+"""For one request in the guest. A lease that ends with a guest that hangs takes this and its grace longer."""
+_LAST_UNMOUNT_SECONDS: Final = 10.0
+"""For a guest to unmount everything when its VM is removed."""
+
+_COMPUTE_SYSTEMS: Final = (
+    "VM {id!r}: a Hyper-V compute system needs a Windows host, and this daemon runs on Linux; "
+    "there, `uvmshare hcs serve` and the library do it"
+)
 
 
 class Places:
@@ -56,6 +64,11 @@ class Places:
     def store(self) -> str:
         """The daemon's own file."""
         return os.path.join(self.state_dir, "daemon.sqlite")
+
+    @property
+    def journal(self) -> str:
+        """The journal of the Managers."""
+        return os.path.join(self.state_dir, "journal.sqlite")
 
     def run_dir_of(self, record: VmRecord) -> str:
         """Return the run directory of a VM's file server, made for its user.
@@ -79,77 +92,98 @@ class Places:
         return os.path.join(self.run_dir, "log", f"{record.identity.uid}-{record.wanted.id}.log")
 
 
-class _Steady:
-    """The compute system that the Manager sees: the file server of the day.
+class Machine:
+    """One VM. Made by `add` for a new one, or by `find` for one that an earlier daemon had.
 
-    It tells nobody of a file server's end, since another takes its place; a request meanwhile waits for that one.
+    `changed` is called with the machine, what happened to its file server, in a word, and the reason.
     """
 
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-
-    async def modify(self, request: schema.ModifySettingRequest) -> None:
-        """Carry the request out. Raises `ComputeSystemError`."""
-        server = await self._machine.server()
-        await server.modify(request)
-
-
-class Machine:
-    """One VM. `changed` is called with what happened to its file server, in a word."""
-
-    def __init__(self, record: VmRecord, places: Places, changed: Callable[[Machine, str, str | None], None]) -> None:
+    def __init__(
+        self,
+        record: VmRecord,
+        places: Places,
+        journal: Journal,
+        changed: Callable[[Machine, str, str | None], None],
+    ) -> None:
         self.record = record
+        self._journal = journal
         self._places = places
         self._changed = changed
         self._server: FileServer | None = None
-        self._ready = asyncio.Event()
-        self._restarting: asyncio.Task[None] | None = None
-        self._ending = False
-        self.state: State = "restarting"
-        self.error: str | None = None
+        self.state: State = "failed"
+        self.error: str | None = "it was not started yet"
         self.restarts = 0
-        self.manager = Manager(UtilityVM(_Steady(self)), no_writable_file_shares=record.wanted.read_only)
+        self._settling: asyncio.Task[None] | None = None
+        self.manager: Manager | None = None
+        """None while there is no file server."""
+        self.mounts: MountManager | None = None
+        """None without an agent in the guest."""
+        self.agent: AgentClient | None = None
 
     @property
     def addresses(self) -> tuple[str, ...]:
         """Where the file server listens; nothing while there is none."""
         return self._server.addresses if self._server is not None else ()
 
-    async def server(self) -> FileServer:
-        """Return the file server, when one is being started again after a while.
+    @property
+    def agent_connected(self) -> bool:
+        """Whether the agent in the guest is reached now."""
+        return self.agent is not None and self.agent.info is not None
 
-        Raises `ComputeSystemError` when there is none after all: nothing was asked of it then.
-        """
-        try:
-            async with asyncio.timeout(_PATIENCE):
-                await self._ready.wait()
-        except TimeoutError as error:
-            raise ComputeSystemError(self._why_not()) from error
-        if self._server is None:
-            raise ComputeSystemError(self._why_not())
-        return self._server
+    def shares(self) -> tuple[ShareInfo, ...]:
+        """Return a snapshot of every share."""
+        return () if self.manager is None else self.manager.shares()
 
-    def _why_not(self) -> str:
-        return f"VM {self.record.wanted.id} has no file server: {self.error or 'it is being started again'}"
+    def share(self, name: str) -> ShareInfo | None:
+        """Return a snapshot of one share, if there is one of that name."""
+        return next((info for info in self.shares() if info.name == name), None)
 
-    # Starting, and starting again
+    def mounted(self) -> tuple[MountInfo, ...]:
+        """Return a snapshot of every mount."""
+        return () if self.mounts is None else self.mounts.mounts()
 
-    async def start(self) -> None:
+    def require(self) -> Manager:
+        """Return the Manager. Raises `FileServerError` with the reason when there is no file server."""
+        if self.manager is None:
+            msg = f"VM {self.record.wanted.id!r} has no file server: {self.error}; remove the VM and add it again"
+            raise FileServerError(msg)
+        return self.manager
+
+    def require_mounts(self) -> MountManager:
+        """Return the MountManager. Raises `InvalidState` for a VM without an agent, and as `require` does."""
+        self.require()
+        if self.mounts is None:
+            msg = f"VM {self.record.wanted.id!r} has no agent: add it with the address of one (uvmshare guest agent)"
+            raise InvalidState(msg)
+        return self.mounts
+
+    # Starting and finding
+
+    async def add(self) -> None:
         """Start the file server of a new VM. Raises what `FileServer.start` does, and leaves nothing then."""
-        self._take(await self._start_server())
+        server = await self._start_server()
+        await self._take(server, vm_is_new=True)
 
-    async def adopt(self) -> None:
-        """Find the file server that an earlier daemon left, or start another; a VM that has neither is "failed"."""
+    async def find(self) -> None:
+        """Find what an earlier daemon left of the VM, or start it anew; with neither, it is "failed"."""
+        is_new = False
         try:
-            server = await FileServer.connect(self._places.run_dir_of(self.record))
-        except (UvmshareError, OSError):
-            await self._start_again()
-        else:
-            self._take(server)
+            try:
+                server = await FileServer.connect(
+                    self._places.run_dir_of(self.record), log=self._places.log_of(self.record)
+                )
+            except FileServerError:  # the host was started again, and nothing is left to be found
+                server, is_new = await self._start_server(), True
+            await self._take(server, vm_is_new=is_new)
+        except (UvmshareError, OSError) as error:
+            self.state, self.error = "failed", str(error)
 
     async def _start_server(self) -> FileServer:
         wanted = self.record.wanted
+        if wanted.compute_system is not None:
+            raise UnsupportedPlatform(_COMPUTE_SYSTEMS.format(id=wanted.id))
         limits = Limits.of(wanted.limits)
+        user = self.record.identity
         try:
             return await FileServer.start(
                 wanted.listen,
@@ -159,86 +193,97 @@ class Machine:
                 log=self._places.log_of(self.record),
                 socket_mode=int(wanted.socket_mode, 8),
                 limits=limits,
-                run_as=self._run_as(),
+                # Its user's rights, unless the daemon has no others to give.
+                run_as=(user.uid, user.gid, user.groups) if os.geteuid() == 0 and not user.is_root else None,
             )
         except OSError as error:
             msg = f"the file server of VM {wanted.id} cannot be started: {error}"
             raise FileServerError(msg) from error
 
-    def _run_as(self) -> tuple[int, int, tuple[int, ...]] | None:
-        """Return whose rights the file server has: the VM's user's, unless the daemon has no others to give."""
-        user = self.record.identity
-        return (user.uid, user.gid, user.groups) if os.geteuid() == 0 and not user.is_root else None
-
-    def _take(self, server: FileServer) -> None:
-        self._server = server
+    async def _take(self, server: FileServer, *, vm_is_new: bool) -> None:
+        """Have a Manager find what is shared there, and settle what is in doubt."""
+        manager = Manager(
+            UtilityVM(server), journal=self._journal, no_writable_file_shares=self.record.wanted.read_only
+        )
+        try:
+            await manager.recover(vm_is_new=vm_is_new)
+        except BaseException:
+            await server.detach()
+            raise
+        self._server, self.manager = server, manager
+        await self._start_agent(server, manager)
         self.state, self.error = "running", None
         server.on_exit(self._note_exit)
-        self._ready.set()
+        server.on_takeover(self._note_takeover)
+
+    async def _start_agent(self, server: FileServer, manager: Manager) -> None:
+        wanted, user = self.record.wanted, self.record.identity
+        if wanted.agent is None:
+            return
+        listens = address.parse(server.addresses[0])
+        where = address.parse(wanted.agent, default_port=AGENT_PORT)
+        foreign = os.geteuid() == 0 and not user.is_root
+        self.agent = AgentClient(
+            where,
+            accept=wanted.agent_dials,
+            server_port=listens.port or address.DEFAULT_PORT,
+            token=wanted.agent_token,
+            timeout=_AGENT_SECONDS,
+            streams=UserDialler(where, user) if foreign and not wanted.agent_dials else None,
+        )
+        await self.agent.start()
+        self.mounts = MountManager(self.agent, shares=manager)
+
+    def _note_takeover(self, status: control.Reply) -> None:
+        self.restarts += 1
+        lost = ", ".join(share.name for share in status.lost)
+        self._changed(self, "restarted", f"lost share(s) {lost}, which are added again" if lost else None)
+        if self.manager is not None:
+            self._settling = asyncio.get_running_loop().create_task(self._settle(self.manager))
+
+    async def _settle(self, manager: Manager) -> None:
+        """Have the Manager compare what it knows with what the new supervisor has."""
+        try:
+            await manager.recover()
+        except UvmshareError as error:
+            self._changed(self, "unsettled", str(error))
 
     def _note_exit(self, reason: ComputeSystemGone) -> None:
-        """Start another: the shares are the Manager's to know, and the new one gets them all."""
-        if self._ending:
-            return
-        self._server = None
-        self._ready.clear()
-        self.state, self.error = "restarting", str(reason)
-        self._changed(self, "restarting", self.error)
-        self._restarting = asyncio.get_running_loop().create_task(self._keep_starting())
-
-    async def _keep_starting(self) -> None:
-        delay = _RETRY_FIRST
-        while not await self._start_again():
-            await asyncio.sleep(delay)
-            delay = min(2 * delay, _RETRY_LONGEST)
-
-    async def _start_again(self) -> bool:
-        """Start a file server and give it the shares that the VM had; False when that failed."""
-        try:
-            server = await self._start_server()
-            utility_vm = UtilityVM(server)
-            for share in self.manager.shares():
-                if share.state is ShareState.ADDED:
-                    await self._put_back(utility_vm, Plan9Share(share.name, share.options))
-        except UvmshareError as error:
-            self.state, self.error = "failed", str(error)
-            self._changed(self, "failed", self.error)
-            return False
-        self.restarts += 1
-        self._take(server)
-        self._changed(self, "restarted", None)
-        return True
-
-    async def _put_back(self, utility_vm: UtilityVM, share: Plan9Share) -> None:
-        try:
-            await utility_vm.add_plan9(share)
-        except ShareExists:
-            pass
-        except ComputeSystemError as error:
-            # The directory may be gone. The others go on, and whoever holds this one sees the reason in the log.
-            structlog.get_logger("uvmshare.daemon").warning(
-                "share not put back", vm=self.record.wanted.id, share=share.name, reason=str(error)
-            )
+        self.state, self.error = "gone", str(reason)
+        self._changed(self, "gone", self.error)
 
     # Ending
 
     async def detach(self) -> None:
-        """Let go of the file server; it and its guests go on, for the next daemon to find."""
-        await self._stop_restarting()
+        """Let go of everything; file server, guests and shares go on, for the next daemon to find."""
+        await self._settled()
+        if self.agent is not None:
+            await self.agent.aclose()
+        if self.manager is not None and self.state != "gone":
+            await self.manager.detach()
         if self._server is not None:
             await self._server.detach()
 
+    async def _settled(self) -> None:
+        if self._settling is not None:
+            await asyncio.wait({self._settling})
+
     async def remove(self) -> None:
-        """Take every share out and end the file server. Guests get EIO."""
-        await self._stop_restarting()
+        """Unmount and take out everything, and end the file server. A guest that does not answer gets EIO."""
+        await self._settled()
+        mounts, self.mounts = self.mounts, None
+        if mounts is not None:
+            if self.agent_connected:
+                with suppress(UvmshareError, TimeoutError):
+                    async with asyncio.timeout(_LAST_UNMOUNT_SECONDS):
+                        await mounts.aclose()
+            mounts.vm_exited(ComputeSystemGone("the VM was removed from the daemon"))
+        if self.agent is not None:
+            await self.agent.aclose()
+        manager, self.manager = self.manager, None
+        if manager is not None:
+            with suppress(UvmshareError):  # what cannot be taken out ends with the file server
+                await manager.aclose()
         if self._server is not None:
             await self._server.aclose()
-            self._server = None
         self.state, self.error = "gone", "it was removed"
-        self._ready.set()  # whoever waits is told
-
-    async def _stop_restarting(self) -> None:
-        self._ending = True
-        if self._restarting is not None:
-            self._restarting.cancel()
-            await asyncio.wait({self._restarting})

@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 import grp
 import os
+import signal
 import socket
 import stat
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +28,7 @@ from uvmshare.daemon.machine import Places
 from uvmshare.daemon.service import Service
 from uvmshare.daemon.store import Store
 from uvmshare.errors import DaemonError
+from uvmshare.sqlite_journal import SqliteJournal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -97,6 +100,19 @@ class _Server(uvicorn.Server):
         self._tell_started = started
         self._tell_ending = ending
 
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Have SIGINT and SIGTERM end it in order; uvicorn's own would raise them again, before the end is reached."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._tell_started()
@@ -134,8 +150,12 @@ async def serve(
     except OSError as error:
         msg = f"{error.filename}: {error.strerror}: give directories of your own with --run-dir and --state-dir"
         raise DaemonError(msg) from error
-    with Store(places.store) as store, _listening(settings) as (listener, path):
-        service = Service(places, store, clock=clock)
+    with (
+        Store(places.store) as store,
+        SqliteJournal(places.journal) as journal,
+        _listening(settings) as (listener, path),
+    ):
+        service = Service(places, store, journal, clock=clock)
 
         def started() -> None:
             systemd.notify("READY=1", f"STATUS=listening on {path}")

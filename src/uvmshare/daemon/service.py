@@ -1,6 +1,7 @@
-"""The daemon without its HTTP: VMs, shares, references and leases, and who may do what with them.
+"""The daemon without its HTTP: its VMs, its life, and who may do what.
 
-What lives here: every decision. What must not: HTTP (`app`), or how a file server is kept running (`machine`).
+What lives here: every decision about VMs, and what holds the rest together. What must not: HTTP (`app`), what
+is done with a VM's shares (`shares`) and mounts (`mappings`), or how a file server is started (`machine`).
 
 Who may: a VM belongs to the user who added it. Nobody else sees it, root excepted, and to everybody else it is as if
 it were not there. In a VM, whoever asked for a share holds it under his own uid: what others hold there, root above
@@ -12,35 +13,33 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from uvmshare.daemon.documents import Info, NewShare, NewVm, Reference, Renewed, Share, Vm
+from uvmshare.daemon.documents import Finding, Info, NewVm, Vm
 from uvmshare.daemon.events import EventLog, Happening
-from uvmshare.daemon.identity import Identity, checked_options, of_process
-from uvmshare.daemon.leases import Leases
+from uvmshare.daemon.identity import Identity, of_process
+from uvmshare.daemon.keeper import LeaseKeeper
 from uvmshare.daemon.machine import Machine
+from uvmshare.daemon.mappings import Mappings
 from uvmshare.daemon.operations import Operations
-from uvmshare.daemon.store import LeaseKey, VmRecord
+from uvmshare.daemon.shares import Shares
+from uvmshare.daemon.store import LeaseKey, MountLease, VmRecord, name_for
 from uvmshare.errors import AlreadyThere, InvalidOptions, NotThere, OperationDenied, StillInUse, UvmshareError
 from uvmshare.fileserver import confinement
+from uvmshare.mounts.doctor import examine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine
 
     from uvmshare.daemon.machine import Places
     from uvmshare.daemon.store import Store, VmKey
-    from uvmshare.share.manager import ShareInfo
-    from uvmshare.share.options import AddOptions
+    from uvmshare.sqlite_journal import SqliteJournal
 
 __all__ = ["Service"]
-
-_EXPIRY_RETRY: Final = 5.0
-"""Seconds before a lease that is over, but whose share could not be taken out, is tried again."""
 
 
 class Service:
@@ -53,6 +52,7 @@ class Service:
         self,
         places: Places,
         store: Store,
+        journal: SqliteJournal,
         *,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
@@ -61,17 +61,19 @@ class Service:
         instance = instance or f"{os.getpid():x}.{int(now()):x}"
         self._places = places
         self._store = store
+        self._journal = journal
         self._clock = clock
         self._now = now
         self._started = now()
         self._identity = of_process()
         self.machines: dict[VmKey, Machine] = {}
         self._being_added: set[VmKey] = set()
-        self.leases: Leases[LeaseKey] = Leases(clock)
-        self._leases_changed = asyncio.Event()
         self.events = EventLog(instance, now)
         self.operations = Operations(instance, now)
-        self._background: list[asyncio.Task[None]] = []
+        self.keeper = LeaseKeeper(store, clock, self._lease_ended)
+        self.shares = Shares(self.events, self.keeper)
+        self.mappings = Mappings(self.events, self.keeper, store)
+        self._background: set[asyncio.Task[None]] = set()
         self._log = structlog.get_logger("uvmshare.daemon")
 
     # ------------------------------------------------------------------ the daemon's life
@@ -79,20 +81,31 @@ class Service:
     async def start(self) -> None:
         """Find every VM that an earlier daemon left, with its leases, which run afresh; then watch the leases."""
         records = self._store.vms()
-        await asyncio.gather(*(self._adopt(record) for record in records))
-        self._background.append(asyncio.get_running_loop().create_task(self._watch_leases()))
+        await asyncio.gather(*(self._find_vm(record) for record in records))
+        self._in_background(self.keeper.watch())
 
-    async def _adopt(self, record: VmRecord) -> None:
+    async def _find_vm(self, record: VmRecord) -> None:
         machine = self._make_machine(record)
         self.machines[record.key] = machine
-        await machine.adopt()
-        held = {key for info in machine.manager.shares() for key in self._lease_keys(record.key, info)}
-        leases = self._store.leases(record.key)
-        for key, seconds in leases.items():
-            if key in held:
-                self.leases.grant(key, seconds)
-        self._store.drop_leases(key for key in leases if key not in held)
-        self.events.emit("vm.found", record.key, state=machine.state)
+        await machine.find()
+        if machine.manager is None:
+            # What it had is as it was. Its leases cannot end before it can be told.
+            self.events.emit("vm.failed", record.key, reason=machine.error)
+            return
+        self.mappings.load(machine)
+        self.keeper.restore(record.key, self.shares.leased(machine) | self.mappings.leased(machine))
+        self.events.emit("vm.found", record.key, state=machine.state, addresses=list(machine.addresses))
+        self._in_background(self.mappings.restore(machine))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background_ended)
+
+    def _background_ended(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.error("defect", exc_info=error)
 
     async def stop(self) -> None:
         """End, and leave every VM running for the next daemon."""
@@ -101,14 +114,19 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self.operations.settle()
+        await self.keeper.settle()
         for machine in self.machines.values():
-            await machine.detach()
+            try:
+                await machine.detach()
+            except UvmshareError as error:
+                self._log.error("could not let go of a VM", vm=machine.record.wanted.id, reason=str(error))
 
     def _make_machine(self, record: VmRecord) -> Machine:
         def changed(machine: Machine, what: str, reason: str | None) -> None:
             self.events.emit(f"vm.{what}", machine.record.key, reason=reason)
 
-        return Machine(record, self._places, changed)
+        uid, id_ = record.key
+        return Machine(record, self._places, self._journal.for_vm(f"{uid}/{id_}"), changed)
 
     def info(self, who: Identity) -> Info:
         """Tell about the daemon."""
@@ -148,10 +166,6 @@ class Service:
             return (int(uid), id_)
         return (-1, "")
 
-    def name_for(self, who: Identity, key: VmKey) -> str:
-        """Return what `who` has to call a VM."""
-        return key[1] if key[0] == who.uid else f"{key[0]}:{key[1]}"
-
     def visible(self, who: Identity) -> list[Machine]:
         """Return the VMs that a user may see."""
         return [machine for key, machine in sorted(self.machines.items()) if who.is_root or key[0] == who.uid]
@@ -160,7 +174,7 @@ class Service:
         """Return the document of a VM."""
         wanted = machine.record.wanted
         return Vm(
-            id=self.name_for(who, machine.record.key),
+            id=name_for(who, machine.record.key),
             uid=machine.record.identity.uid,
             state=machine.state,
             error=machine.error,
@@ -169,8 +183,11 @@ class Service:
             compute_system=wanted.compute_system,
             security_model=wanted.security_model,
             read_only=wanted.read_only,
+            agent=wanted.agent,
+            agent_state=None if machine.agent is None else "connected" if machine.agent_connected else "unreachable",
             restarts=machine.restarts,
-            shares=len(self.shares(who, machine)),
+            shares=len(self.shares.all(who, machine)),
+            mounts=len(self.mappings.all(who, machine)),
         )
 
     async def add_vm(self, who: Identity, wanted: NewVm) -> Vm:
@@ -195,7 +212,7 @@ class Service:
             # Written down first: a daemon that dies in between finds the file server again.
             self._store.put_vm(record)
             try:
-                await machine.start()
+                await machine.add()
             except BaseException:
                 self._store.drop_vm(record.key)
                 raise
@@ -211,234 +228,64 @@ class Service:
         Raises `NotThere`, and `StillInUse` while shares are held, unless it is forced.
         """
         machine = self.find(who, name)
-        held = [info for info in machine.manager.shares() if info.references]
+        held = sum(1 for info in machine.shares() if info.references) + len(machine.mounted())
         if held and not force:
-            msg = f"VM {name!r} has {len(held)} share(s) that are held: release them first, or force it"
+            msg = f"VM {name!r} has {held} share(s) or mounts that are held: release them first, or force it"
             raise StillInUse(msg)
         key = machine.record.key
-        with suppress(UvmshareError):  # what could not be taken out ends with the file server
-            await machine.manager.aclose()
+        self.mappings.forget(key)
         await machine.remove()
-        self._forget_leases(lease for lease in self.leases.held() if lease.vm == key)
-        if self.machines.pop(key, None) is not None:
+        self.keeper.forget(*self.keeper.of_vm(key))
+        if self.machines.get(key) is machine:
+            del self.machines[key]
             self._store.drop_vm(key)
+            await self._journal.forget_vm(f"{key[0]}/{key[1]}")
             self.events.emit("vm.removed", key)
 
-    # ------------------------------------------------------------------ shares
-
-    def shares(self, who: Identity, machine: Machine) -> list[Share]:
-        """Return the shares of a VM that a user may see: to root all, to others those that they hold."""
-        found = (self._share(who, machine, info) for info in machine.manager.shares())
-        return [share for share in found if share.references or who.is_root]
-
-    def share(self, who: Identity, machine: Machine, name: str) -> Share:
-        """Return one share. Raises `NotThere`."""
-        for share in self.shares(who, machine):
-            if share.name == name:
-                return share
-        msg = f"VM {self.name_for(who, machine.record.key)!r} has no share {name!r}, or none of yours"
-        raise NotThere(msg)
-
-    def _share(self, who: Identity, machine: Machine, info: ShareInfo) -> Share:
-        return Share(
-            vm=self.name_for(who, machine.record.key),
-            name=info.name,
-            path=info.options.host_path,
-            read_only=info.options.read_only,
-            only=info.options.allowed_names,
-            state=info.state.value,
-            busy=info.busy,
-            orphan=info.orphan,
-            since=info.since,
-            last_error=None if info.last_error is None else str(info.last_error),
-            references=tuple(
-                self._reference(machine, info, str(owner))
-                for owner in info.owners
-                if who.is_root or _uid_of(str(owner)) == who.uid
-            ),
-        )
-
-    def _reference(self, machine: Machine, info: ShareInfo, owner: str) -> Reference:
-        key = _lease_key(machine.record.key, owner, info.options)
-        lease = self.leases.get(key)
-        return Reference(
-            owner=owner.partition("/")[2],
-            uid=_uid_of(owner),
-            lease=None if lease is None else lease.seconds,
-            expires_in=self.leases.left(key),
-        )
-
-    async def add_share(self, who: Identity, machine: Machine, wanted: NewShare) -> Share:
-        """Share a directory with a VM for an owner of `who`, and return the share when the guest can mount it.
-
-        The same owner again holds one reference, whose lease is then the new one. Raises `InvalidOptions`,
-        `OperationDenied`, and what the VM raises; then there is no new reference.
-        """
-        if not os.path.isabs(wanted.path):
-            msg = f"{wanted.path}: give an absolute path; the daemon has another working directory than you"
-            raise InvalidOptions(msg)
-        options = await checked_options(
-            machine.record.identity, wanted.path, read_only=wanted.read_only, only=wanted.only
-        )
-        vm, owner = machine.record.key, f"{who.uid}/{wanted.owner}"
-        key = _lease_key(vm, owner, options)
-        held = self._holds(machine, key)
-        if wanted.lease is not None:
-            self._grant(key, wanted.lease)
-        try:
-            name = await machine.manager.add_to_vm(options, owner=owner)
-        except BaseException:
-            if not self._holds(machine, key):
-                self._forget_leases([key])
-            raise
-        if wanted.lease is None:
-            self._forget_leases([key])
-        else:  # it runs from when the share is there
-            self._grant(key, wanted.lease)
-        if not held:
-            self.events.emit(
-                "share.held",
-                vm,
-                uid=who.uid,
-                share=name,
-                owner=wanted.owner,
-                path=options.host_path,
-                read_only=options.read_only,
-                lease=wanted.lease,
+    async def examine_guest(self, machine: Machine) -> list[Finding]:
+        """Ask a guest's agent what the guest can do. Raises `InvalidState` without one, and what the agent raises."""
+        machine.require_mounts()
+        assert machine.agent is not None
+        return [
+            Finding(
+                subject=each.subject, verdict=each.verdict, found=each.found, breaks=each.breaks, remedy=each.remedy
             )
-        return self.share(who, machine, name)
+            for each in examine(await machine.agent.report())
+        ]
 
-    async def release(self, who: Identity, machine: Machine, name: str, owner: str, uid: int | None = None) -> None:
-        """Give back what an owner holds of a share; the last one takes it out. Holding nothing is no mistake.
-
-        `uid` is for root, who may release what others hold. Raises `NotThere` for a share that `who` cannot see,
-        `OperationDenied`, and what the VM raises: the reference then stays.
-        """
-        self.share(who, machine, name)
-        whose = who.uid if uid is None else uid
-        if whose != who.uid and not who.is_root:
-            msg = f"uid {who.uid} releases nothing of uid {whose}'s: only root does"
-            raise OperationDenied(msg)
-        await self._release(machine, name, f"{whose}/{owner}", "share.released")
-
-    async def _release(self, machine: Machine, name: str, owner: str, kind: str) -> None:
-        info = _find(machine, name)
-        if info is None or owner not in info.owners:
-            return
-        vm = machine.record.key
-        await machine.manager.remove_from_vm(name, owner=owner)
-        after = _find(machine, name)
-        if after is None or owner not in after.owners:
-            self._forget_leases([_lease_key(vm, owner, info.options)])
-            plain = owner.partition("/")[2]
-            self.events.emit(kind, vm, uid=_uid_of(owner), share=name, owner=plain, path=info.options.host_path)
-        if after is None:
-            self.events.emit("share.removed", vm, uid=_uid_of(owner), share=name, path=info.options.host_path)
+    # ------------------------------------------------------------------ owners and leases
 
     async def release_all(self, who: Identity, owner: str) -> None:
         """Give back everything that an owner of `who` holds, in every VM.
 
-        All are tried; then raises what the first raised that could not be given back.
+        All are tried, mounts before shares; then raises what the first raised that could not be given back.
         """
-        whose = f"{who.uid}/{owner}"
-        releases = [
-            self._release(machine, info.name, whose, "share.released")
-            for machine in self.visible(who)
-            for info in machine.manager.shares()
-            if whose in info.owners
+        holder = f"{who.uid}/{owner}"
+        machines = self.visible(who)
+        unmaps = [
+            self.mappings.unmap(machine, mount.guest_path, holder)
+            for machine in machines
+            for mount in self.mappings.all(who, machine)
+            if any((each.uid, each.owner) == (who.uid, owner) for each in mount.references)
         ]
-        outcomes = await asyncio.gather(*releases, return_exceptions=True)
+        outcomes = await asyncio.gather(*unmaps, return_exceptions=True)
+        releases = [
+            self.shares.release(machine, info.name, holder)
+            for machine in machines
+            for info in machine.shares()
+            if holder in info.owners
+        ]
+        outcomes += await asyncio.gather(*releases, return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
 
-    # ------------------------------------------------------------------ leases
-
-    def renew(
-        self, who: Identity, owner: str, lease: float | None, *, vm: Machine | None = None, share: str | None = None
-    ) -> Renewed:
-        """Let the leases of an owner run afresh: all of them, or those in one VM, or on one share.
-
-        Raises `NotThere` when there is none: it was not renewed in time, and is to be asked for again.
-        """
-        whose = f"{who.uid}/{owner}"
-        info = None if vm is None or share is None else _find(vm, share)
-        if share is not None and info is None:
-            keys = []
-        else:
-            keys = [
-                key
-                for key in self.leases.held()
-                if key.owner == whose
-                and (vm is None or key.vm == vm.record.key)
-                and (info is None or key == _lease_key(key.vm, whose, info.options))
-            ]
-        if not keys:
-            msg = f"owner {owner!r} has no lease there: it may have ended; add the share again"
-            raise NotThere(msg)
-        for key in keys:
-            found = self.leases.get(key)
-            assert found is not None
-            if lease is None or lease == found.seconds:
-                self.leases.renew(key)
-            else:
-                self._grant(key, lease)
-        self._leases_changed.set()
-        return Renewed(leases=len(keys))
-
-    def _grant(self, key: LeaseKey, seconds: float) -> None:
-        found = self.leases.get(key)
-        if found is None or found.seconds != seconds:
-            self._store.put_lease(key, seconds)
-        self.leases.grant(key, seconds)
-        self._leases_changed.set()
-
-    def _forget_leases(self, keys: Iterable[LeaseKey]) -> None:
-        dropped = [key for key in keys if self.leases.drop(key)]
-        if dropped:
-            self._store.drop_leases(dropped)
-
-    def _lease_keys(self, vm: VmKey, info: ShareInfo) -> list[LeaseKey]:
-        return [_lease_key(vm, str(owner), info.options) for owner in info.owners]
-
-    def _holds(self, machine: Machine, key: LeaseKey) -> ShareInfo | None:
-        for info in machine.manager.shares():
-            if key.owner in info.owners and _lease_key(key.vm, key.owner, info.options) == key:
-                return info
-        return None
-
-    async def _watch_leases(self) -> None:
-        while True:
-            self._leases_changed.clear()
-            deadline = self.leases.next_deadline()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(None if deadline is None else max(0.0, deadline - self._clock())):
-                    await self._leases_changed.wait()
-            await self.expire()
-
-    async def expire(self) -> None:
-        """Release what has a lease that is over. What cannot be taken out now is tried again in some seconds."""
-        await asyncio.gather(*(self._expire(key) for key in self.leases.due()))
-
-    async def _expire(self, key: LeaseKey) -> None:
+    async def _lease_ended(self, key: LeaseKey) -> None:
         machine = self.machines.get(key.vm)
-        info = None if machine is None else self._holds(machine, key)
-        if machine is None or info is None:
-            # Nothing is held. Either an add is under way, which grants the lease afresh when it ends, or it failed.
-            self._forget_leases([key])
-            return
-        try:
-            await self._release(machine, info.name, key.owner, "lease.ended")
-        except UvmshareError as error:
-            self._log.warning(
-                "lease is over, and its share could not be taken out",
-                vm=f"{key.vm[0]}:{key.vm[1]}",
-                share=info.name,
-                owner=key.owner,
-                reason=str(error),
-            )
-            self.leases.postpone(key, _EXPIRY_RETRY)
-            self._leases_changed.set()
+        if isinstance(key, MountLease):
+            await self.mappings.lease_ended(machine, key)
+        else:
+            await self.shares.lease_ended(machine, key)
 
     # ------------------------------------------------------------------ events
 
@@ -447,15 +294,3 @@ class Service:
         if who.is_root:
             return True
         return happening.vm_uid == who.uid and happening.uid in (None, who.uid)
-
-
-def _find(machine: Machine, name: str) -> ShareInfo | None:
-    return next((info for info in machine.manager.shares() if info.name == name), None)
-
-
-def _uid_of(owner: str) -> int:
-    return int(owner.partition("/")[0])
-
-
-def _lease_key(vm: VmKey, owner: str, options: AddOptions) -> LeaseKey:
-    return LeaseKey(vm, owner, options.host_path, options.read_only, options.allowed_names)

@@ -1,6 +1,6 @@
 """What the daemon itself remembers across its restarts: which VMs there are, and who has a lease on what.
 
-What lives here: one SQLite file and its two tables. What must not: shares and references, which the Manager's
+What lives here: one SQLite file and its tables. What must not: shares and references, which the Manager's
 journal keeps; deadlines, which start afresh when the daemon does (nobody could renew while it was away).
 """
 
@@ -15,13 +15,14 @@ import msgspec
 from uvmshare.daemon.documents import NewVm
 from uvmshare.daemon.identity import Identity
 from uvmshare.errors import DaemonError
+from uvmshare.mounts.options import Cache
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
     from typing import Self
 
-__all__ = ["LeaseKey", "Store", "VmKey", "VmRecord"]
+__all__ = ["LeaseKey", "MountLease", "MountRecord", "ShareLease", "Store", "VmKey", "VmRecord", "name_for"]
 
 _VERSION: Final = 1
 _SCHEMA: Final = """
@@ -29,10 +30,18 @@ CREATE TABLE vm (uid INTEGER, id TEXT, record BLOB NOT NULL, PRIMARY KEY (uid, i
 CREATE TABLE lease (
     vm_uid INTEGER, vm_id TEXT, key BLOB, seconds REAL NOT NULL, PRIMARY KEY (vm_uid, vm_id, key)
 ) WITHOUT ROWID;
+CREATE TABLE mount (vm_uid INTEGER, vm_id TEXT, path TEXT, owner TEXT, record BLOB NOT NULL,
+    PRIMARY KEY (vm_uid, vm_id, path, owner)
+) WITHOUT ROWID;
 """
 
 VmKey = tuple[int, str]
 """The user to whom a VM belongs, and its id: each user names his own."""
+
+
+def name_for(who: Identity, vm: VmKey) -> str:
+    """Return what `who` has to call a VM: root names other users' VMs UID:ID."""
+    return vm[1] if vm[0] == who.uid else f"{vm[0]}:{vm[1]}"
 
 
 class VmRecord(msgspec.Struct, frozen=True):
@@ -47,7 +56,29 @@ class VmRecord(msgspec.Struct, frozen=True):
         return (self.identity.uid, self.wanted.id)
 
 
-class LeaseKey(msgspec.Struct, frozen=True):
+class MountRecord(msgspec.Struct, frozen=True):
+    """A mount that somebody holds: enough to ask for it again."""
+
+    vm: VmKey
+    mount_path: str
+    owner: str
+    """As the MountManager knows it: "UID/NAME"."""
+    host_path: str
+    read_only: bool
+    allowed_names: tuple[str, ...]
+    cache: Cache
+    msize: int
+
+
+class MountLease(msgspec.Struct, frozen=True, tag="mount"):
+    """What one lease is on: a reference of an owner to a mount."""
+
+    vm: VmKey
+    owner: str
+    mount_path: str
+
+
+class ShareLease(msgspec.Struct, frozen=True, tag="share"):
     """What one lease is on: a reference of an owner to a share, named by its options.
 
     The options, not the share's name: they are known before the share is added, so that no crash can leave a
@@ -63,7 +94,10 @@ class LeaseKey(msgspec.Struct, frozen=True):
 
 
 _records = msgspec.json.Decoder(VmRecord)
-_keys = msgspec.json.Decoder(LeaseKey)
+LeaseKey = ShareLease | MountLease
+
+_keys: msgspec.json.Decoder[LeaseKey] = msgspec.json.Decoder(LeaseKey)
+_mounts = msgspec.json.Decoder(MountRecord)
 
 
 class Store:
@@ -130,7 +164,8 @@ class Store:
         self._write("INSERT OR REPLACE INTO vm VALUES (?, ?, ?)", (*record.key, msgspec.json.encode(record)))
 
     def drop_vm(self, key: VmKey) -> None:
-        """Forget a VM and its leases."""
+        """Forget a VM, its leases and its mounts."""
+        self._write("DELETE FROM mount WHERE vm_uid = ? AND vm_id = ?", key)
         self._write("DELETE FROM lease WHERE vm_uid = ? AND vm_id = ?", key)
         self._write("DELETE FROM vm WHERE uid = ? AND id = ?", key)
 
@@ -147,3 +182,19 @@ class Store:
         """Forget leases."""
         rows = [(*key.vm, msgspec.json.encode(key)) for key in keys]
         self._write("DELETE FROM lease WHERE vm_uid = ? AND vm_id = ? AND key = ?", *rows)
+
+    def mounts(self, vm: VmKey) -> list[MountRecord]:
+        """Return the mounts of a VM that somebody holds."""
+        rows = self._db.execute("SELECT record FROM mount WHERE vm_uid = ? AND vm_id = ? ORDER BY path, owner", vm)
+        return [_mounts.decode(record) for (record,) in rows]
+
+    def put_mount(self, record: MountRecord) -> None:
+        """Remember that somebody holds a mount, or is going to ask for it."""
+        row = (*record.vm, record.mount_path, record.owner, msgspec.json.encode(record))
+        self._write("INSERT OR REPLACE INTO mount VALUES (?, ?, ?, ?, ?)", row)
+
+    def drop_mount(self, vm: VmKey, mount_path: str, owner: str) -> None:
+        """Forget that somebody holds a mount."""
+        self._write(
+            "DELETE FROM mount WHERE vm_uid = ? AND vm_id = ? AND path = ? AND owner = ?", (*vm, mount_path, owner)
+        )

@@ -35,6 +35,7 @@ def inherited_sockets(environment: MutableMapping[str, str] = os.environ) -> lis
         os.set_inheritable(descriptor, False)  # noqa: FBT003  it takes no keyword
         given = socket.socket(fileno=descriptor)
         if given.family != socket.AF_UNIX or not given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            given.close()
             msg = f"systemd gave descriptor {descriptor}, which is no listening unix socket: see the .socket unit"
             raise DaemonError(msg)
         sockets.append(given)

@@ -79,7 +79,7 @@ class AgentClient:
     `address` is where it listens (`uvmshare.mounts.channel`); with ``accept=True`` it is where this side listens and
     the agent dials. `server_port` is the port of the file server that the guest's mounts dial. `token` is the secret
     that the agent was given, if it was; then each end proves to the other that it knows it. `timeout` is how many
-    seconds a request may take in the guest.
+    seconds a request may take in the guest. `streams` gives connected streams in another way than `address` says.
 
     It is used as ``async with``, or with `start` and `aclose`. Starting does not wait for the agent: requests do.
     """
@@ -92,6 +92,7 @@ class AgentClient:
         server_port: int = 5640,
         token: str | None = None,
         timeout: float = 30.0,
+        streams: Streams | None = None,
     ) -> None:
         self.address = parse(address, default_port=wire.DEFAULT_PORT) if isinstance(address, str) else address
         self._accept = accept
@@ -107,13 +108,14 @@ class AgentClient:
         self._denied = False
         """Whether trying again would not help before somebody does something."""
         self._closed = False
-        self._streams: Streams | None = None
+        self._streams = streams
         self._keeping: asyncio.Task[None] | None = None
         self._on_connect: list[Callable[[], None]] = []
 
     async def start(self) -> Self:
         """Begin to reach the agent, and to stay connected. Raises `OSError` when it is to listen and cannot."""
-        self._streams = await Acceptor.start(self.address) if self._accept else Dialler(self.address)
+        if self._streams is None:
+            self._streams = await Acceptor.start(self.address) if self._accept else Dialler(self.address)
         self._keeping = asyncio.get_running_loop().create_task(self._keep(self._streams))
         return self
 

@@ -29,7 +29,7 @@ from uvmshare.guest import wire
 if TYPE_CHECKING:
     from uvmshare.address import Address
 
-__all__ = ["Acceptor", "Dialler", "Stream", "Streams"]
+__all__ = ["Acceptor", "Dialler", "Stream", "Streams", "ask_for_port"]
 
 _LONGEST_ANSWER = 64
 """Bytes of hybrid vsock's answer: "OK " and a port."""
@@ -65,7 +65,7 @@ class Dialler:
         reader, writer = await asyncio.open_unix_connection(address.path, limit=wire.MAX_LINE)
         if address.kind != "unix":
             try:
-                await _ask_for_port(reader, writer, address.port)
+                await ask_for_port(reader, writer, address.port)
             except BaseException:
                 writer.close()
                 raise
@@ -88,7 +88,8 @@ async def _dial_vsock(cid: int, port: int) -> socket.socket:
     return dialling
 
 
-async def _ask_for_port(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:
+async def ask_for_port(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:
+    """Ask hybrid vsock, on a stream to its socket, for a port of the guest. Raises `OSError`."""
     writer.write(b"CONNECT %d\n" % port)
     answer = await reader.readline()
     if not answer.startswith(b"OK ") or len(answer) > _LONGEST_ANSWER:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from uvmshare.mounts.options import Cache
     from uvmshare.share.manager import Manager
 
-__all__ = ["RETRY_FIRST", "RETRY_LONGEST", "MountManager"]
+__all__ = ["RETRY_FIRST", "RETRY_LONGEST", "MountManager", "share_owner"]
 
 RETRY_FIRST: Final = 0.5
 """Seconds before what could not be taken away, or mounted again, is tried again: a guest that is started again
@@ -361,7 +361,7 @@ class MountManager:
         options = mount.options
         if isinstance(options.share, AddOptions):
             assert self._shares is not None, "_admit saw to it"
-            mount.share_name = await self._shares.add_to_vm(options.share, owner=_share_owner(mount))
+            mount.share_name = await self._shares.add_to_vm(options.share, owner=share_owner(mount.path))
         before, mount.maybe_in_guest = mount.maybe_in_guest, True
         try:
             await self._agent.add_mapped_directory(_guest_mount(mount))
@@ -378,7 +378,7 @@ class MountManager:
             mount.maybe_in_guest = False
         if mount.mapped and mount.share_name is not None:
             assert self._shares is not None, "_admit saw to it"
-            await self._shares.remove_from_vm(mount.share_name, owner=_share_owner(mount))
+            await self._shares.remove_from_vm(mount.share_name, owner=share_owner(mount.path))
             mount.share_name = None
 
     def _start_mount(self, mount: Mount) -> Operation:
@@ -541,9 +541,9 @@ def _guest_mount(mount: Mount) -> GuestMount:
     return GuestMount(mount.share_name or "", mount.path, options.read_only, options.cache, options.msize)
 
 
-def _share_owner(mount: Mount) -> str:
-    """Return the owner of the mount's own reference to its share: text, so that it survives in a journal."""
-    return f"guest mount {mount.path}"
+def share_owner(mount_path: str) -> str:
+    """Return the owner of a mount's own reference to its share: text, so that it survives in a journal."""
+    return f"guest mount {mount_path}"
 
 
 def _interrupted(mount: Mount) -> str:

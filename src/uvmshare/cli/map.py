@@ -1,0 +1,155 @@
+"""`uvmshare map` and `uvmshare unmap`: directories of the host in a guest, through the daemon and the guest's agent.
+
+What lives here: the two commands. What must not: anything that the daemon's client does.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from uvmshare.cli.remote import (
+    connected,
+    host_option,
+    json_option,
+    lease_option,
+    owner_option,
+    print_json,
+    print_table,
+    vm_argument,
+)
+from uvmshare.cli.share_spec import share_argument
+
+if TYPE_CHECKING:
+    from uvmshare.cli.share_spec import ShareSpec
+
+__all__ = ["map_", "mounts", "unmap"]
+
+CACHES = ("none", "loose", "mmap", "readahead")
+
+
+@click.command("map")
+@vm_argument()
+@share_argument
+@click.argument("guest_path", metavar="GUEST_PATH")
+@click.option(
+    "--cache",
+    type=click.Choice(CACHES),
+    default="none",
+    show_default=True,
+    help="What the guest's kernel may keep of it.",
+)
+@click.option(
+    "--msize",
+    type=click.IntRange(4096, 1 << 24),
+    default=128 * 1024,
+    show_default=True,
+    metavar="BYTES",
+    help="The largest 9P message.",
+)
+@owner_option
+@lease_option
+@host_option
+@json_option
+def map_(
+    vm: str,
+    share: ShareSpec,
+    guest_path: str,
+    *,
+    cache: str,
+    msize: int,
+    owner: str,
+    lease: float | None,
+    host: str | None,
+    as_json: bool,
+) -> None:
+    """Share a directory with a VM and mount it in its guest; both or neither.
+
+    SHARE is PATH[:ro][:only=NAME,NAME], as with uvmshare serve. The VM must have been added with --agent, and the agent
+    must run in the guest. Whoever maps the same directory to the same path shares it: one mount, however many hold it.
+
+    \b
+    Examples:
+      uvmshare map build ~/project:ro /run/uvmshare/project
+      uvmshare map build /srv/cache /run/uvmshare/cache --owner job-7 --lease 30
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+    import msgspec  # noqa: PLC0415  --help need not load it
+
+    from uvmshare.daemon.documents import NewMount  # noqa: PLC0415  as above
+
+    wanted = msgspec.convert(
+        {
+            "path": os.path.abspath(os.path.expanduser(share.path)),
+            "guest_path": guest_path,
+            "read_only": share.read_only,
+            "only": share.only,
+            "cache": cache,
+            "msize": msize,
+            "owner": owner,
+            "lease": lease,
+        },
+        NewMount,
+    )
+    with connected(host) as client:
+        mount = client.map(vm, wanted)
+    if as_json:
+        print_json(mount)
+    else:
+        click.echo(mount.guest_path)
+
+
+@click.command()
+@vm_argument()
+@click.argument("guest_paths", metavar="GUEST_PATH...", nargs=-1, required=True)
+@owner_option
+@click.option("--uid", type=click.IntRange(min=0), help="Root only: the user whose owner is meant.")
+@click.option("--lazy", is_flag=True, help="Detach it although programs in the guest use it.")
+@host_option
+def unmap(vm: str, guest_paths: tuple[str, ...], *, owner: str, uid: int | None, host: str | None, lazy: bool) -> None:
+    """Give mounts back; the last owner's release unmounts, and then the share goes too.
+
+    \b
+    Examples:
+      uvmshare unmap build /run/uvmshare/project
+      uvmshare unmap build /run/uvmshare/cache --owner job-7 --lazy
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+    with connected(host) as client:
+        for each in guest_paths:
+            client.unmap(vm, each, owner=owner, uid=uid, lazy=lazy)
+            click.echo(each)
+
+
+@click.command()
+@click.argument("vms", metavar="[VM]...", nargs=-1)
+@host_option
+@json_option
+def mounts(vms: tuple[str, ...], host: str | None, *, as_json: bool) -> None:
+    """List the mounts in guests that you hold, of some VMs or of all.
+
+    \b
+    Examples:
+      uvmshare mounts
+      uvmshare mounts build --json
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+    with connected(host) as client:
+        found = [each for vm in vms or [vm.id for vm in client.vms()] for each in client.mounts(vm)]
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (
+            each.vm,
+            each.guest_path,
+            each.share,
+            each.path,
+            "ro" if each.read_only else "rw",
+            each.state,
+            ", ".join(reference.owner for reference in each.references),
+        )
+        for each in found
+    ]
+    print_table(
+        ("vm", "guest path", "share", "path", "access", "state", "held by"), rows, empty="no mounts: uvmshare map"
+    )

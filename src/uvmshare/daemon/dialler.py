@@ -1,0 +1,61 @@
+"""The way to a guest's agent with the rights of the VM's user.
+
+What lives here: dialling a unix socket (hybrid vsock's too) as somebody else. What must not: what is said then.
+
+A daemon that runs as root would else connect, as root, to whatever socket a user calls his agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING
+
+from uvmshare.daemon.identity import acting_as
+from uvmshare.guest import wire
+from uvmshare.mounts.channel import Dialler, ask_for_port
+
+if TYPE_CHECKING:
+    from uvmshare.address import Address
+    from uvmshare.daemon.identity import Identity
+    from uvmshare.mounts.channel import Stream
+
+__all__ = ["UserDialler"]
+
+_SECONDS = 5.0
+"""A unix socket answers at once, or its queue is full."""
+
+
+class UserDialler(Dialler):
+    """Streams that are dialled with the rights of a user. Addresses without a path need none."""
+
+    def __init__(self, address: Address, user: Identity) -> None:
+        super().__init__(address)
+        self._path = address.path
+        self._port = address.port if address.kind != "unix" else None
+        self._user = user
+
+    async def next(self) -> Stream:
+        """Dial once. Raises `OSError`, also when the user may not connect there."""
+        if not self._path:
+            return await super().next()
+        connection = await acting_as(self._user, self._connect)
+        reader, writer = await asyncio.open_unix_connection(sock=connection, limit=wire.MAX_LINE)
+        if self._port is not None:
+            try:
+                await ask_for_port(reader, writer, self._port)
+            except BaseException:
+                writer.close()
+                raise
+        return reader, writer
+
+    def _connect(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(_SECONDS)
+            connection.connect(self._path)
+            connection.setblocking(False)  # noqa: FBT003  it takes no keyword
+        except BaseException:
+            connection.close()
+            raise
+        return connection

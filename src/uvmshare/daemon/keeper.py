@@ -1,0 +1,148 @@
+"""The leases of the daemon: on the clock, in the store, and what is done when one ends.
+
+What lives here: `LeaseKeeper`, which keeps both in step and watches the clock. What must not: how something that
+is leased is given back (`shares`, `mappings`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from uvmshare.daemon.leases import Leases
+from uvmshare.errors import NotThere, UvmshareError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Iterable
+
+    from uvmshare.daemon.leases import Lease
+    from uvmshare.daemon.store import LeaseKey, Store, VmKey
+
+__all__ = ["LeaseKeeper"]
+
+_RETRY: Final = 5.0
+"""Seconds before a lease that is over, but could not be given back, is tried again."""
+
+
+class LeaseKeeper:
+    """Every lease of the daemon. `clock` counts seconds from any zero.
+
+    `ended` gives back what a lease that is over was on, and forgets the lease. Raising `UvmshareError` it says that
+    this could not be done, and is called again some seconds later.
+    """
+
+    def __init__(self, store: Store, clock: Callable[[], float], ended: Callable[[LeaseKey], Awaitable[None]]) -> None:
+        self._store = store
+        self._clock = clock
+        self._ended = ended
+        self._leases: Leases[LeaseKey] = Leases(clock)
+        self._changed = asyncio.Event()
+        self._ending: set[LeaseKey] = set()
+        """What is being given back now."""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def get(self, key: LeaseKey) -> Lease | None:
+        """Return a lease, if there is one."""
+        return self._leases.get(key)
+
+    def left(self, key: LeaseKey) -> float | None:
+        """Return the seconds that a lease has left."""
+        return self._leases.left(key)
+
+    def restore(self, vm: VmKey, held: Collection[LeaseKey]) -> None:
+        """Let the leases that an earlier daemon wrote down run afresh, where something is still held by them."""
+        leases = self._store.leases(vm)
+        for key, seconds in leases.items():
+            if key in held:
+                self._leases.grant(key, seconds)
+        self._store.drop_leases(key for key in leases if key not in held)
+        self._changed.set()
+
+    def grant(self, key: LeaseKey, seconds: float) -> None:
+        """Let a lease run afresh for so long. Written down before it returns."""
+        found = self._leases.get(key)
+        if found is None or found.seconds != seconds:
+            self._store.put_lease(key, seconds)
+        self._leases.grant(key, seconds)
+        self._changed.set()
+
+    def forget(self, *keys: LeaseKey) -> None:
+        """Forget leases, those that there are."""
+        dropped = [key for key in keys if self._leases.drop(key)]
+        if dropped:
+            self._store.drop_leases(dropped)
+
+    def of_vm(self, vm: VmKey) -> list[LeaseKey]:
+        """Return what is leased in a VM."""
+        return [key for key in self._leases.held() if key.vm == vm]
+
+    def renew(self, keys: Iterable[LeaseKey], seconds: float | None) -> int:
+        """Let leases run afresh, for as long as each was or for `seconds`; return how many there were."""
+        renewed = 0
+        for key in keys:
+            found = self._leases.get(key)
+            if found is not None:
+                self.grant(key, found.seconds if seconds is None else seconds)
+                renewed += 1
+        return renewed
+
+    def renew_all(self, owner: str, seconds: float | None) -> int:
+        """Let every lease of an owner ("UID/NAME") run afresh. Raises `NotThere` when there is none."""
+        renewed = self.renew([key for key in self._leases.held() if key.owner == owner], seconds)
+        if not renewed:
+            raise no_lease(owner)
+        return renewed
+
+    async def watch(self) -> None:
+        """See to leases that end, for ever."""
+        while True:
+            self._changed.clear()
+            deadline = self._leases.next_deadline()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None if deadline is None else max(0.0, deadline - self._clock())):
+                    await self._changed.wait()
+            self._see_to_those_over()
+
+    def _see_to_those_over(self) -> None:
+        # Beside each other, and beside what comes next: a guest that hangs holds up no other's leases.
+        for key in self._leases.due():
+            self._leases.postpone(key, _RETRY)
+            if key not in self._ending:
+                self._ending.add(key)
+                task = asyncio.get_running_loop().create_task(self._expire(key))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def expire(self) -> None:
+        """See to the leases that are over now, and wait until they were seen to."""
+        self._see_to_those_over()
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Wait for what is being given back."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _expire(self, key: LeaseKey) -> None:
+        try:
+            await self._ended(key)
+        except UvmshareError as error:
+            structlog.get_logger("uvmshare.daemon").warning(
+                "lease is over, and what it was on could not be given back",
+                vm=f"{key.vm[0]}:{key.vm[1]}",
+                owner=key.owner,
+                reason=str(error),
+            )
+            self._leases.postpone(key, _RETRY)
+            self._changed.set()
+        finally:
+            self._ending.discard(key)
+
+
+def no_lease(owner: str) -> NotThere:
+    """Return the error of a lease that is not there any more."""
+    name = owner.partition("/")[2]
+    return NotThere(f"owner {name!r} has no lease there: it may have ended; ask for what it was on again")

@@ -1,0 +1,209 @@
+"""Shares of VMs for the daemon's users: held, released, shown.
+
+What lives here: what users ask of shares. What must not: VMs (`service`), mounts in guests (`mappings`), HTTP.
+
+A holder is "UID/NAME" to the Manager: whoever asked, and the owner that he named. Besides these, mounts hold shares of
+their own (`uvmshare.mounts.manager`), for those who hold the mount.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from uvmshare.daemon.documents import Reference, Share
+from uvmshare.daemon.identity import checked_options
+from uvmshare.daemon.keeper import no_lease
+from uvmshare.daemon.store import ShareLease, name_for
+from uvmshare.errors import InvalidOptions, NotThere, OperationDenied
+
+if TYPE_CHECKING:
+    from uvmshare.daemon.documents import NewMount, NewShare
+    from uvmshare.daemon.events import EventLog
+    from uvmshare.daemon.identity import Identity
+    from uvmshare.daemon.keeper import LeaseKeeper
+    from uvmshare.daemon.machine import Machine
+    from uvmshare.daemon.store import VmKey
+    from uvmshare.share.manager import ShareInfo
+    from uvmshare.share.options import AddOptions
+
+__all__ = ["Shares", "holder_of", "options_of", "whose"]
+
+
+def holder_of(owner: object) -> tuple[int, str] | None:
+    """Return the user and the name of a holder; None for a mount's own reference."""
+    uid, slash, name = str(owner).partition("/")
+    return (int(uid), name) if slash and uid.isdigit() else None
+
+
+def whose(who: Identity, owner: str, uid: int | None) -> str:
+    """Return the holder that is meant: `who`'s owner, or for root another user's. Raises `OperationDenied`."""
+    if uid is not None and uid != who.uid and not who.is_root:
+        msg = f"uid {who.uid} releases nothing of uid {uid}'s: only root does"
+        raise OperationDenied(msg)
+    return f"{who.uid if uid is None else uid}/{owner}"
+
+
+async def options_of(machine: Machine, wanted: NewShare | NewMount) -> AddOptions:
+    """Return the share options that are wanted, looked at with the rights of the VM's user.
+
+    Raises `InvalidOptions`, `OperationDenied`.
+    """
+    if not os.path.isabs(wanted.path):
+        msg = f"{wanted.path}: give an absolute path; the daemon has another working directory than you"
+        raise InvalidOptions(msg)
+    return await checked_options(machine.record.identity, wanted.path, read_only=wanted.read_only, only=wanted.only)
+
+
+class Shares:
+    """What users ask of the shares of a VM."""
+
+    def __init__(self, events: EventLog, keeper: LeaseKeeper) -> None:
+        self._events = events
+        self._keeper = keeper
+
+    # Shown
+
+    def all(self, who: Identity, machine: Machine) -> list[Share]:
+        """Return the shares that a user may see: to root all, to others those that they hold, or hold a mount of."""
+        found = (self._document(who, machine, info) for info in machine.shares())
+        return [share for share in found if share.references or share.mounts or who.is_root]
+
+    def get(self, who: Identity, machine: Machine, name: str) -> Share:
+        """Return one share. Raises `NotThere`."""
+        info = machine.share(name)
+        share = None if info is None else self._document(who, machine, info)
+        if share is None or not (share.references or share.mounts or who.is_root):
+            msg = f"VM {name_for(who, machine.record.key)!r} has no share {name!r}, or none of yours"
+            raise NotThere(msg)
+        return share
+
+    def _document(self, who: Identity, machine: Machine, info: ShareInfo) -> Share:
+        holders = [(holder_of(owner), str(owner)) for owner in info.owners]
+        return Share(
+            vm=name_for(who, machine.record.key),
+            name=info.name,
+            path=info.options.host_path,
+            read_only=info.options.read_only,
+            only=info.options.allowed_names,
+            state=info.state.value,
+            busy=info.busy,
+            orphan=info.orphan,
+            since=info.since,
+            last_error=None if info.last_error is None else str(info.last_error),
+            references=tuple(
+                self._reference(machine.record.key, owner, holder, info.options)
+                for holder, owner in holders
+                if holder is not None and (who.is_root or holder[0] == who.uid)
+            ),
+            mounts=tuple(
+                mount.mount_path
+                for mount in machine.mounted()
+                if mount.share_name == info.name
+                and any(who.is_root or holder[0] == who.uid for holder in map(holder_of, mount.owners) if holder)
+            ),
+        )
+
+    def _reference(self, vm: VmKey, owner: str, holder: tuple[int, str], options: AddOptions) -> Reference:
+        key = lease_key(vm, owner, options)
+        lease = self._keeper.get(key)
+        return Reference(
+            owner=holder[1],
+            uid=holder[0],
+            lease=None if lease is None else lease.seconds,
+            expires_in=self._keeper.left(key),
+        )
+
+    # Held and released
+
+    async def add(self, who: Identity, machine: Machine, wanted: NewShare) -> Share:
+        """Share a directory for an owner of `who`, and return the share when the guest can mount it.
+
+        The same owner again holds one reference, whose lease is then the new one. Raises `InvalidOptions`,
+        `OperationDenied`, and what the VM raises; then there is no new reference.
+        """
+        manager = machine.require()
+        options = await options_of(machine, wanted)
+        vm, owner = machine.record.key, f"{who.uid}/{wanted.owner}"
+        key = lease_key(vm, owner, options)
+        held = _held(machine, key) is not None
+        if wanted.lease is not None:
+            self._keeper.grant(key, wanted.lease)
+        try:
+            name = await manager.add_to_vm(options, owner=owner)
+        except BaseException:
+            if _held(machine, key) is None:
+                self._keeper.forget(key)
+            raise
+        if wanted.lease is None:
+            self._keeper.forget(key)
+        else:  # it runs from when the share is there
+            self._keeper.grant(key, wanted.lease)
+        if not held:
+            self._events.emit(
+                "share.held",
+                vm,
+                uid=who.uid,
+                share=name,
+                owner=wanted.owner,
+                path=options.host_path,
+                read_only=options.read_only,
+                lease=wanted.lease,
+            )
+        return self.get(who, machine, name)
+
+    async def release(self, machine: Machine, name: str, owner: str, kind: str = "share.released") -> None:
+        """Give back what a holder ("UID/NAME") holds of a share; the last one takes it out. Nothing held: no mistake.
+
+        Raises what the VM raises: the reference then stays.
+        """
+        info = machine.share(name)
+        holder = holder_of(owner)
+        if info is None or holder is None or owner not in info.owners:
+            return
+        vm = machine.record.key
+        await machine.require().remove_from_vm(name, owner=owner)
+        after = machine.share(name)
+        path = info.options.host_path
+        if after is None or owner not in after.owners:
+            self._keeper.forget(lease_key(vm, owner, info.options))
+            self._events.emit(kind, vm, uid=holder[0], share=name, owner=holder[1], path=path)
+        if after is None:
+            self._events.emit("share.removed", vm, uid=holder[0], share=name, path=path)
+
+    # Leases
+
+    def renew(self, machine: Machine, name: str, owner: str, seconds: float | None) -> int:
+        """Let the lease of a holder on one share run afresh. Raises `NotThere` when it has none."""
+        info = machine.share(name)
+        keys = [] if info is None else [lease_key(machine.record.key, owner, info.options)]
+        renewed = self._keeper.renew(keys, seconds)
+        if not renewed:
+            raise no_lease(owner)
+        return renewed
+
+    def leased(self, machine: Machine) -> set[ShareLease]:
+        """Return everything that a lease may be on."""
+        vm = machine.record.key
+        return {lease_key(vm, str(owner), info.options) for info in machine.shares() for owner in info.owners}
+
+    async def lease_ended(self, machine: Machine | None, key: ShareLease) -> None:
+        """Give back what the lease was on. Raises what the VM raises."""
+        info = None if machine is None else _held(machine, key)
+        if machine is None or info is None:
+            # Nothing is held. Either an add is under way, which grants the lease afresh when it ends, or it failed.
+            self._keeper.forget(key)
+            return
+        await self.release(machine, info.name, key.owner, "lease.ended")
+
+
+def lease_key(vm: VmKey, owner: str, options: AddOptions) -> ShareLease:
+    """Return what a lease of a holder on a share is on."""
+    return ShareLease(vm, owner, options.host_path, options.read_only, options.allowed_names)
+
+
+def _held(machine: Machine, key: ShareLease) -> ShareInfo | None:
+    for info in machine.shares():
+        if key.owner in info.owners and lease_key(key.vm, key.owner, info.options) == key:
+            return info
+    return None

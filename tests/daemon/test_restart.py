@@ -1,0 +1,178 @@
+"""The daemon is killed and started again: nothing that somebody holds is lost, and nothing that nobody holds stays."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.daemon.harness import HUNG
+from tests.daemon.test_process import running
+
+from uvmshare import errors
+from uvmshare.daemon.documents import NewShare
+from uvmshare.testing.client import Client as Guest
+
+if TYPE_CHECKING:
+    from tests.daemon.harness import Home
+
+
+def test_leases_run_afresh_after_a_restart_and_end(home: Home) -> None:
+    path = home.directory("project")
+    with home.running() as daemon:
+        daemon.add_vm()
+        daemon.add_share(path, owner="leased", lease=30)
+        daemon.add_share(path, owner="held")
+    home.clock.now += 1000  # nobody could renew meanwhile
+    with home.running() as daemon, home.client() as client:
+        daemon.pass_time(29)
+        (share,) = client.shares("vm")
+        assert {each.owner: each.lease for each in share.references} == {"leased": 30, "held": None}
+        daemon.pass_time(1)
+        (share,) = client.shares("vm")
+        assert [each.owner for each in share.references] == ["held"]
+
+
+def test_a_directory_that_is_gone_meanwhile_hinders_nobody(home: Home) -> None:
+    with home.running() as daemon:
+        vm = daemon.add_vm()
+        gone = daemon.add_share(home.directory("gone"))
+        stays = daemon.add_share(home.directory("stays"))
+    os.rmdir(f"{home.folder}/gone")
+    with home.running(), home.client() as client:
+        assert stays.name in {share.name for share in client.shares("vm")}
+        with Guest.connect(vm.addresses[0], stays.name) as guest:
+            guest.listdir("")
+        client.release_share("vm", gone.name)
+        assert [share.name for share in client.shares("vm")] == [stays.name]
+
+
+def test_a_vm_whose_file_server_cannot_be_started_is_told_and_can_be_removed(home: Home) -> None:
+    blocker = f"{home.folder}/vm.9p"
+    with home.running() as daemon, home.client() as client:
+        daemon.add_vm()
+        daemon.add_share(home.directory("project"))
+        client.remove_vm("vm", force=True)
+        daemon.add_vm()
+    from uvmshare.daemon.machine import Places
+
+    run_dir = f"{Places(home.settings.run_dir, home.settings.state_dir).run_dir}/vms/{os.getuid()}/vm"
+    _end_file_server(run_dir)
+    os.mkdir(blocker)  # what is to be its socket
+    with home.running() as daemon, home.client() as client:
+        (vm,) = client.vms()
+        assert vm.state == "failed"
+        assert blocker in (vm.error or "")
+        with pytest.raises(errors.FileServerError, match="no file server"):
+            daemon.add_share(home.directory("project"))
+        os.rmdir(blocker)
+        client.remove_vm("vm")
+        assert client.vms() == []
+
+
+def _end_file_server(run_dir: str) -> None:
+    """End one in order, as whoever starts the host again does."""
+    import asyncio
+
+    from uvmshare import FileServer
+
+    async def end() -> None:
+        await (await FileServer.connect(run_dir)).aclose()
+
+    asyncio.run(end())
+
+
+class Load:
+    """Clients that add, release and renew until they are told to stop, and what each of them was told."""
+
+    def __init__(self, home: Home, clients: int) -> None:
+        self.home = home
+        self.stopping = threading.Event()
+        self.held: dict[str, set[str]] = {}
+        """By owner: the directories that it was told it holds, and did not ask to release."""
+        self.in_doubt: dict[str, set[str]] = {}
+        """By owner: those for which it got no answer."""
+        self.asked = 0
+        self.threads = [threading.Thread(target=self._run, args=(f"client-{number}",)) for number in range(clients)]
+
+    def _run(self, owner: str) -> None:
+        chance = random.Random(owner)
+        held = self.held.setdefault(owner, set())
+        in_doubt = self.in_doubt.setdefault(owner, set())
+        while not self.stopping.is_set():
+            path = self.home.directory(f"d{chance.randrange(6)}")
+            adding = path not in held
+            try:
+                with self.home.client() as client:
+                    if adding:
+                        client.add_share("vm", NewShare(path=path, owner=owner))
+                        held.add(path)
+                    else:
+                        held.discard(path)
+                        in_doubt.add(path)
+                        (name,) = [share.name for share in client.shares("vm") if share.path == path]
+                        client.release_share("vm", name, owner=owner)
+                    in_doubt.discard(path)
+                    self.asked += 1
+            except errors.DaemonError:  # it was killed meanwhile
+                held.discard(path)
+                in_doubt.add(path)
+            except ValueError:  # the share of an earlier request without an answer is not there
+                in_doubt.discard(path)
+
+
+# httpcore leaves a socket to the garbage collector that it could not connect, as clients do here while nobody listens.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_killed_under_load_it_comes_back_with_all_that_was_promised(home: Home) -> None:
+    path = home.directory("open")
+    with open(f"{path}/file", "w") as file:
+        file.write("still there")
+    load = Load(home, clients=4)
+    guest: Guest | None = None
+    try:
+        for round_ in range(3):
+            with running(home) as daemon, home.client() as client:
+                if round_ == 0:
+                    vm = client.add_vm(home.new_vm())
+                    share = client.add_share("vm", NewShare(path=path, owner="reader", read_only=True))
+                    guest = Guest.connect(vm.addresses[0], share.name)
+                    for thread in load.threads:
+                        thread.start()
+                events = client.events("0")
+                for _ in range(60):  # it is killed in the middle of what goes on
+                    next(events)
+                daemon.end(signal.SIGKILL)
+                with contextlib.suppress(errors.DaemonError):
+                    for _ in events:
+                        pass
+            assert guest is not None
+            assert guest.read_file("file") == b"still there"
+        with running(home), home.client() as client:
+            load.stopping.set()
+            for thread in load.threads:
+                thread.join(HUNG)
+            there: dict[str, set[str]] = {}
+            for found in client.shares("vm"):
+                assert (found.state, found.orphan) == ("added", False)
+                for reference in found.references:
+                    there.setdefault(reference.owner, set()).add(found.path)
+            assert there.pop("reader") == {path}
+            for owner, held in load.held.items():
+                kept = there.pop(owner, set())
+                assert held <= kept, f"{owner} was told that it holds {held - kept}"
+                assert kept - held <= load.in_doubt[owner], f"{owner} was not told that it holds {kept - held}"
+            assert there == {}
+            for owner in load.held:
+                client.release_owner(owner)
+            assert [each.path for each in client.shares("vm")] == [path]
+            assert guest is not None
+            assert guest.read_file("file") == b"still there"
+        assert load.asked >= 20, "the load was one"
+    finally:
+        load.stopping.set()
+        if guest is not None:
+            guest.close()
