@@ -233,7 +233,6 @@ async def test_a_listing_vm_that_says_it_has_one_that_it_does_not_list_is_not_be
     vm = ListingFakeVM()
     manager = Manager(vm)
     await manager.add_to_vm(one, owner="a")
-    monkeypatch.setattr(vm, "list_plan9", FakeJournal().load)
 
     async def nothing() -> dict[str, object]:
         return {}
@@ -296,7 +295,7 @@ async def test_an_owner_that_is_no_string_cannot_move(one: AddOptions) -> None:
         (b'{"uvmshare_shares":1,"next_name":1,"shares":[{"name":"1","host_path":"/"}]}', "no name below 1"),
         (b'{"uvmshare_shares":1,"next_name":9,"shares":[{"name":"01","host_path":"/"}]}', "no name below 9"),
         (b'{"uvmshare_shares":1,"next_name":9,"shares":[{"name":"x","host_path":"/"}]}', "no name below 9"),
-        (b'{"uvmshare_shares":1,"next_name":9,"shares":[{"name":"1","host_path":"/","anonymous":-1}]}', "fewer than 0"),
+        (b'{"uvmshare_shares":1,"next_name":9,"shares":[{"name":"1","host_path":"/","anonymous":-1}]}', "negative"),
         (
             b'{"uvmshare_shares":1,"next_name":9,"shares":[{"name":"1","host_path":"/"},{"name":"1","host_path":"/"}]}',
             "there twice",
