@@ -34,7 +34,7 @@ from uvmshare.fileserver import syscalls
 if TYPE_CHECKING:
     from uvmshare.fileserver.tree import Node, Tree
 
-__all__ = ["Attributes", "Known", "Mapped", "Owner", "Ownership", "Passthrough", "choose"]
+__all__ = ["CLOCK_TICK_NS", "Attributes", "Known", "Mapped", "Owner", "Ownership", "Passthrough", "choose"]
 
 Attributes = tuple[int, int, int, int]
 """mode with the file type, uid, gid and rdev, as the guest sees them."""
@@ -54,7 +54,7 @@ class Owner(NamedTuple):
 _MOST_KNOWN: Final = 2048
 """Files of which what the guest sees is kept, at some 600 bytes each."""
 
-_CLOCK_TICK_NS: Final = 20_000_000
+CLOCK_TICK_NS: Final = 20_000_000
 """A file may change again within a clock tick and keep its ctime (git calls it racily clean): what is
 younger is not kept. Linux ticks every 1 to 10 ms."""
 
@@ -124,7 +124,7 @@ class Ownership:
             return known
         attributes = self.seen(node, found)
         known = Known(found, attributes, self._tree.qid_numbers(found, attributes[0]))
-        if time.time_ns() - known.ctime > _CLOCK_TICK_NS:
+        if time.time_ns() - known.ctime > CLOCK_TICK_NS:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
             self._known[found.st_ino] = known

@@ -26,6 +26,7 @@ from uvmshare.fileserver.fid import XattrValue
 from uvmshare.fileserver.handlers import locking, table, walking
 from uvmshare.fileserver.handshake import negotiate
 from uvmshare.fileserver.limits import Throttle
+from uvmshare.fileserver.listing import Kept
 from uvmshare.fileserver.locks import LockTable
 from uvmshare.fileserver.outbox import Outbox, read_reply
 from uvmshare.fileserver.ownership import choose
@@ -83,6 +84,7 @@ class Session:
         self.tree = Tree(export)
         self.ownership = choose(export.security_model, self.tree)
         self.locks = LockTable(limits.locks)
+        self.listings = Kept()
         self.fids: dict[int, Fid] = {}
         self.msize = limits.msize
         self._open_files = 0

@@ -10,6 +10,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.ninep import messages as m
+from uvmshare.ninep import requests
 from uvmshare.ninep.constants import READ_HEADER_SIZE
 
 if TYPE_CHECKING:
@@ -19,27 +20,30 @@ if TYPE_CHECKING:
 _HEADER: Final = struct.Struct("<IBHI")
 
 
-def readdir(session: Session, tag: int, message: m.Treaddir) -> bytes | None:
+def readdir(session: Session, tag: int, number: int, at: int, stop: int) -> bytes | None:
     """List an open directory from an offset on (protocol.md, readdir). "." and ".." are among its entries.
 
     Refused when the directory has left the share, also in the middle: names may be new to it since. A
     large directory is read aside.
     """
-    file = session.open_file(message.fid)
+    offset, count = requests.readdir(session.buffer, at, stop)
+    file = session.open_file(number)
     listing = file.listing
     if listing is None:
         raise OSError(errno.ENOTDIR, "not a directory")
-    if message.offset >> 63:
+    if offset >> 63:
         raise OSError(errno.EINVAL, "no offset of a directory")
-    session.tree.require_inside(session.fid(message.fid).node)
-    count = min(message.count, session.msize - READ_HEADER_SIZE)
+    session.tree.walls.require_inside(session.fids[number].node)
+    count = min(count, session.msize - READ_HEADER_SIZE)
 
     # The job holds the open file: a Tclunk while it runs would close the descriptor under the listing,
     # whose number may be another directory's a moment later.
     def encode(_held: OpenFile = file) -> bytes:
-        data = listing.read(message.offset, count)
-        return _HEADER.pack(READ_HEADER_SIZE + len(data), m.Rreaddir.type, tag, len(data)) + data
+        pieces = listing.read(offset, count)
+        size = sum(map(len, pieces))
+        return b"".join((_HEADER.pack(READ_HEADER_SIZE + size, m.Rreaddir.type, tag, size), *pieces))
 
-    if listing.is_large and session.run_aside(tag, count, encode):
+    if listing.is_large and not listing.is_ready(offset) and session.run_aside(tag, count, encode):
         return None
-    return encode()
+    session.outbox.reply(encode())
+    return None

@@ -107,6 +107,7 @@ def _open_directory(session: Session, node: Node, found: os.stat_result) -> Open
         entry_type=session.ownership.entry_type,
         only=tree.only if is_root else None,
         root_inode=found.st_ino if is_root else None,
+        kept=session.listings,
     )
     return file
 

@@ -62,7 +62,7 @@ _READS: Final[dict[type[m.Message], Server]] = {
     m.Tlopen: files.lopen,  # refuses flags that change by itself
     m.Tread: files.read,
     m.Tfsync: _decoded(m.Tfsync, files.fsync),
-    m.Treaddir: _decoded(m.Treaddir, directories.readdir),
+    m.Treaddir: directories.readdir,
     m.Treadlink: _decoded(m.Treadlink, names.readlink),
     m.Tlock: _decoded(m.Tlock, locking.lock),
     m.Tgetlock: _decoded(m.Tgetlock, locking.getlock),

@@ -1,0 +1,256 @@
+"""A listing that is kept is the one that the host would give, for as long as the directory is what it was."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from uvmshare.ninep.types import decode_entries
+
+if sys.platform == "win32":
+    pytest.skip("the file server runs on Linux", allow_module_level=True)
+
+from uvmshare.fileserver import listing as listing_module
+from uvmshare.fileserver import syscalls
+from uvmshare.fileserver.listing import Kept, Listing
+
+if TYPE_CHECKING:
+    import ctypes
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from uvmshare.ninep.types import DirectoryEntry
+
+
+class Directory:
+    """A directory, what is kept of it, and how often the host was asked for entries."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.kept = Kept()
+        self.asked = 0
+        self._open: list[int] = []
+
+    def open(self, *, only: frozenset[bytes] | None = None, root_inode: int | None = None) -> Listing:
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        self._open.append(descriptor)
+        return Listing(
+            descriptor,
+            qid_path=lambda inode: inode,
+            qid_base=0,
+            entry_type=lambda number: number,
+            only=only,
+            root_inode=root_inode,
+            kept=self.kept,
+        )
+
+    def entries(self, listing: Listing | None = None, *, count: int = 4096, offset: int = 0) -> list[DirectoryEntry]:
+        """Read from an offset to the end."""
+        listing = listing or self.open()
+        found: list[DirectoryEntry] = []
+        while True:
+            data = b"".join(listing.read(offset, count))
+            if not data:
+                return found
+            assert len(data) <= count
+            found += decode_entries(data)
+            offset = found[-1].offset
+
+    def names(self, listing: Listing | None = None) -> list[bytes]:
+        return sorted(entry.name for entry in self.entries(listing) if entry.name not in (b".", b".."))
+
+    def is_asked(self, look: Callable[[], object]) -> bool:
+        before = self.asked
+        look()
+        return self.asked != before
+
+    def close(self) -> None:
+        for descriptor in self._open:
+            os.close(descriptor)
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was changed a moment ago was changed long ago: the clock of listings is a minute ahead."""
+    time_ns = time.time_ns
+    monkeypatch.setattr(listing_module, "time", type("Later", (), {"time_ns": lambda: time_ns() + 60_000_000_000}))
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Directory]:
+    made = Directory(tmp_path / "d")
+    made.path.mkdir()
+    for number in range(300):
+        (made.path / f"name{number}").touch()
+    getdents64 = syscalls.getdents64
+
+    def counted(descriptor: int, buffer: ctypes.Array[ctypes.c_char]) -> int:
+        made.asked += 1
+        return getdents64(descriptor, buffer)
+
+    monkeypatch.setattr(syscalls, "getdents64", counted)
+    yield made
+    made.close()
+
+
+ALL = sorted(f"name{number}".encode() for number in range(300))
+
+
+@pytest.mark.usefixtures("later")
+def test_a_directory_that_is_listed_again_is_not_read_again(directory: Directory) -> None:
+    first = directory.entries()
+    assert directory.is_asked(directory.entries) is False
+    assert directory.entries() == first
+    assert directory.names() == ALL
+
+
+@pytest.mark.usefixtures("later")
+@pytest.mark.parametrize("count", [60, 100, 1000, 1 << 20])
+def test_a_kept_listing_in_pieces_of_any_size_is_whole(directory: Directory, count: int) -> None:
+    first = directory.entries()
+    assert directory.entries(count=count) == first
+
+
+@pytest.mark.usefixtures("later")
+def test_every_change_of_the_directory_is_seen(directory: Directory) -> None:
+    directory.entries()
+    changes: list[Callable[[], object]] = [
+        (directory.path / "name0").unlink,
+        (directory.path / "new").touch,
+        lambda: (directory.path / "new").rename(directory.path / "newer"),
+        (directory.path / "inner").mkdir,
+        lambda: (directory.path / "inner").rename(directory.path.parent / "inner"),
+        lambda: (directory.path.parent / "inner").rename(directory.path / "inner"),
+    ]
+    for change in changes:
+        before = directory.path.stat().st_mtime_ns
+        change()
+        while directory.path.stat().st_mtime_ns == before:  # within one tick of the clock, which nothing can tell
+            (directory.path / "more").touch()
+            (directory.path / "more").unlink()
+        assert directory.is_asked(directory.names) is True
+        assert directory.names() == sorted(os.listdir(os.fsencode(directory.path)))
+
+
+@pytest.mark.usefixtures("later")
+def test_a_directory_that_is_moved_tells_its_new_parent(directory: Directory) -> None:
+    directory.entries()
+    elsewhere = directory.path.parent / "elsewhere"
+    elsewhere.mkdir()
+    directory.path = directory.path.rename(elsewhere / "d")
+    (above,) = (entry for entry in directory.entries() if entry.name == b"..")
+    assert above.qid.path == elsewhere.stat().st_ino
+
+
+def test_a_directory_that_has_just_changed_is_not_kept(directory: Directory) -> None:
+    """It may change once more within the same tick of the clock (git's racily clean rule)."""
+    (directory.path / "new").touch()
+    directory.entries()
+    assert directory.is_asked(directory.entries) is True
+
+
+@pytest.mark.usefixtures("later")
+def test_a_directory_that_changes_while_it_is_read_is_not_kept(directory: Directory) -> None:
+    listing = directory.open()
+    data = b"".join(listing.read(0, 200))
+    (directory.path / "new").touch()
+    directory.entries(listing, offset=list(decode_entries(data))[-1].offset)
+    assert directory.is_asked(directory.entries) is True
+    assert b"new" in directory.names()
+
+
+@pytest.mark.usefixtures("later")
+def test_an_open_listing_goes_on_as_it_was_while_entries_go(directory: Directory) -> None:
+    """What rm -r does: each entry comes once, although those before it are gone."""
+    directory.entries()
+    listing, seen, offset = directory.open(), list[bytes](), 0
+    while data := b"".join(listing.read(offset, 200)):
+        for entry in decode_entries(data):
+            seen.append(entry.name)
+            offset = entry.offset
+            if entry.name not in (b".", b".."):
+                (directory.path / os.fsdecode(entry.name)).unlink()
+    assert sorted(seen) == sorted([b".", b"..", *ALL])
+    assert directory.names(listing) == []
+
+
+@pytest.mark.usefixtures("later")
+def test_an_offset_in_the_middle_leads_to_the_same_place_in_a_kept_listing_and_in_the_hosts(
+    directory: Directory,
+) -> None:
+    every = directory.entries()
+    listing = directory.open()
+    directory.entries(listing)
+    for number in (250, 10, 150):
+        assert directory.entries(listing, offset=every[number].offset) == every[number + 1 :]
+    assert directory.entries(listing) == every
+
+
+@pytest.mark.usefixtures("later")
+def test_a_listing_that_was_begun_in_the_middle_is_not_kept_as_whole(directory: Directory) -> None:
+    middle = directory.entries()[150].offset
+    directory.kept = Kept()
+    directory.entries(offset=middle)
+    listing = directory.open()
+    listing.read(0, 200)
+    directory.entries(listing, offset=middle)
+    assert directory.is_asked(directory.entries) is True
+    assert directory.names() == ALL
+
+
+@pytest.mark.usefixtures("later")
+def test_what_is_left_out_of_the_root_stays_left_out(directory: Directory) -> None:
+    """The same directory may be reached in another way, below a mount point: then it is listed whole."""
+    inode = directory.path.stat().st_ino
+    only = frozenset([b"name1"])
+    for _ in range(2):
+        assert directory.names(directory.open(only=only, root_inode=inode)) == [b"name1"]
+        assert directory.names() == ALL
+
+
+@pytest.mark.usefixtures("later")
+def test_a_count_too_small_for_the_next_entry_is_refused_of_a_kept_listing_too(directory: Directory) -> None:
+    directory.entries()
+    listing = directory.open()
+    with pytest.raises(OSError, match="smaller than the next entry") as caught:
+        listing.read(0, 10)
+    assert caught.value.errno == errno.EINVAL
+    assert directory.names(listing) == ALL
+
+
+@pytest.mark.usefixtures("later")
+def test_only_so_much_is_kept_and_the_oldest_goes(directory: Directory, tmp_path: Path) -> None:
+    size = len(b"".join(directory.open().read(0, 1 << 20)))
+    directory.kept = Kept(most=2 * size + 200)
+    others = [tmp_path / name for name in ("x", "y")]
+    for other in others:
+        other.mkdir()
+        for number in range(300):
+            (other / f"name{number}").touch()
+    first = directory.path
+    for path in (first, *others):
+        directory.path = path
+        directory.entries()
+    assert directory.is_asked(directory.entries) is False
+    directory.path = first
+    assert directory.is_asked(directory.entries) is True
+    directory.kept = Kept(most=100)
+    directory.entries()
+    assert directory.is_asked(directory.entries) is True
+
+
+@pytest.mark.usefixtures("later")
+def test_a_kept_listing_needs_nothing_of_the_host(directory: Directory) -> None:
+    listing = directory.open()
+    assert not listing.is_ready(0)
+    every = directory.entries(listing)
+    assert listing.is_ready(0)
+    listing.read(0, 200)
+    assert not listing.is_ready(every[200].offset)
+    with listing._lock:
+        assert not listing.is_ready(0)  # somebody is reading it
