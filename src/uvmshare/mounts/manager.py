@@ -222,19 +222,30 @@ class MountManager:
         An agent that tells when it was reached (`TellsConnect`) has this called by itself. What nobody here asked
         for is left alone: other programs may use the same agent. Raises what the agent raised.
         """
-        for mount in tuple(self._by_path.values()):
-            if mount.operation is not None:  # it may have ended before the guest was started again
-                await mount.operation.wait()
-        settled = {path: mount for path, mount in self._by_path.items() if mount.operation is None}
-        since = {path: mount.since for path, mount in settled.items()}
-        listed = {found.mount_path: found for found in await self._agent.mapped_directories()}
-        for path, mount in settled.items():
-            unchanged = self._by_path.get(path) is mount and mount.operation is None and mount.since == since[path]
-            if unchanged and mount.state is MountState.MOUNTED and listed.get(path) != _guest_mount(mount):
-                mount.apply(Trigger.LOST, self._clock())
-                mount.maybe_in_guest = path in listed
-                self._see_to(mount)
-        return tuple(found for path, found in listed.items() if path not in self._by_path)
+        unsettled = dict(self._by_path)
+        listed: dict[str, GuestMount] = {}
+        while True:
+            # What is under way may have been carried out before the guest was started again.
+            under_way = [mount.operation for mount in unsettled.values() if mount.operation is not None]
+            while under_way:
+                await under_way.pop().wait()
+            since = {path: mount.since for path, mount in unsettled.items()}
+            listed = {found.mount_path: found for found in await self._agent.mapped_directories()}
+            for path, mount in tuple(unsettled.items()):
+                if mount.operation is not None:  # begun meanwhile: it says nothing until it ends
+                    continue
+                del unsettled[path]
+                if self._by_path.get(path) is mount and mount.since == since[path]:
+                    self._compare(mount, listed.get(path))
+            if not unsettled:
+                return tuple(found for path, found in listed.items() if path not in self._by_path)
+
+    def _compare(self, mount: Mount, found: GuestMount | None) -> None:
+        """See to a mount that the guest does not have, or has in another form."""
+        if mount.state is MountState.MOUNTED and found != _guest_mount(mount):
+            mount.apply(Trigger.LOST, self._clock())
+            mount.maybe_in_guest = found is not None
+            self._see_to(mount)
 
     def vm_exited(self, error: ComputeSystemGone) -> None:
         """Forget every mount, because the VM has exited and none is there any more.

@@ -1,0 +1,309 @@
+"""What must always hold of a MountManager, tried in every order of events.
+
+What lives here: callers around a MountManager and a Manager, an agent and a VM whose answers are chosen, the
+properties that hold after every step, and the search through all orders.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from uvmshare.errors import ComputeSystemError, GuestAgentError
+from uvmshare.mounts import MountManager, MountOptions, MountState
+from uvmshare.share.manager import Manager
+from uvmshare.share.options import AddOptions
+from uvmshare.testing.explore import explore
+from uvmshare.testing.fakes import FakeAgent, FakeVM, Reply
+from uvmshare.testing.schedule import VirtualLoop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from uvmshare.mounts.mount import Mount
+    from uvmshare.share.operation import Operation
+
+PATH = "/run/uvmshare/x"
+SHARE = AddOptions(os.path.dirname(__file__), read_only=True)
+NAMED = MountOptions("0", PATH)
+FAULTS = (Reply.FAIL, Reply.LOSE_BEFORE, Reply.LOSE_AFTER)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """What one caller does, one call after the other."""
+
+    owner: str
+    does: tuple[str, ...] = ("map", "unmap")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What one search covers. `mapped`: the share comes and goes with the mount."""
+
+    title: str
+    callers: tuple[Caller, ...]
+    mapped: bool = True
+    cancels: int = 0
+    faults: int = 0
+    restarts: int = 0
+    loop_ends: bool = False
+
+    def make(self) -> World:
+        return World(self)
+
+    def __str__(self) -> str:
+        return self.title
+
+
+class World:
+    """Callers around one path; and what they may rely on, kept apart from what the MountManager says."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self.loop = VirtualLoop()
+        self.vm = FakeVM()
+        self.agent = FakeAgent()
+        self.agent.hold = True
+        self.vm.hold = bounds.mapped
+        self.shares = Manager(self.vm, clock=lambda: 0.0)
+        self.mounts = MountManager(self.agent, shares=self.shares, clock=lambda: 0.0)
+        self.callers = bounds.callers
+        self.mapped = bounds.mapped
+        self.cancels = bounds.cancels
+        self.faults = bounds.faults
+        self.restarts = bounds.restarts
+        self.loop_ends = bounds.loop_ends
+        self.progress = [0] * len(bounds.callers)
+        self.tasks: list[asyncio.Task[None] | None] = [None] * len(bounds.callers)
+        self.relied_on: set[str] = set()
+        """Owners whose map returned and who began no unmap since."""
+        self.doubtful: set[str] = set()
+        """Owners who began an unmap: when it fails, or is cancelled, they may hold it or not."""
+        self.lost = False
+        """Whether the guest was started again and lost what it had."""
+
+    # What happens.
+
+    def state(self) -> object:
+        for number, task in enumerate(self.tasks):
+            if task is not None and task.done() and self.progress[number] == len(self.callers[number].does):
+                self.tasks[number] = None
+        return self
+
+    def events(self) -> list[tuple[str, Callable[[], None]]]:
+        events: list[tuple[str, Callable[[], None]]] = []
+        for number, caller in enumerate(self.callers):
+            task = self.tasks[number]
+            if task is not None and not task.done():
+                if self.cancels:
+                    events.append((f"cancel {number}", partial(self._cancel, task)))
+            elif self._may_start(number):
+                does = caller.does[self.progress[number]]
+                events.append((f"{number} {does}", partial(self._go_on, number)))
+        for fake in (self.agent, self.vm):
+            for name, held in fake.in_flight.items():
+                if held.held:
+                    replies = (Reply.SUCCEED, *FAULTS) if self.faults and held.kind != "list" else (Reply.SUCCEED,)
+                    events += [
+                        (f"{held}: {reply.value}", partial(self._answer, fake, name, reply)) for reply in replies
+                    ]
+        if self.restarts:
+            events.append(("the guest restarts", self._restart))
+        if self.loop_ends:
+            events.append(("the loop ends", self._end_loop))
+        return events
+
+    def _may_start(self, number: int) -> bool:
+        caller = self.callers[number]
+        if self.progress[number] == len(caller.does):
+            return False
+        # Of callers that are alike, the first starts first: other orders differ in nothing but their numbers.
+        alike = number > 0 and self.callers[number - 1] == caller and self.progress[number] == 0
+        return not alike or self.progress[number - 1] > 0
+
+    def _go_on(self, number: int) -> None:
+        caller = self.callers[number]
+        does = caller.does[self.progress[number]]
+        self.progress[number] += 1
+        call: Coroutine[object, object, None]
+        if does == "map":
+            call = self._map(caller.owner)
+        else:
+            self.relied_on.discard(caller.owner)
+            self.doubtful.add(caller.owner)
+            call = self._unmap(caller.owner)
+        self.tasks[number] = self.loop.create_task(call)
+
+    def _cancel(self, task: asyncio.Task[None]) -> None:
+        self.cancels -= 1
+        task.cancel()
+
+    def _answer(self, fake: FakeAgent | FakeVM, name: str, reply: Reply) -> None:
+        self.faults -= reply is not Reply.SUCCEED
+        fake.in_flight[name].answer(reply)
+
+    def _restart(self) -> None:
+        self.restarts -= 1
+        self.loop.call_soon(self._lose)
+
+    def _lose(self) -> None:
+        self.lost = True
+        self.agent.reconnect(restarted=True)
+
+    def _end_loop(self) -> None:
+        """Cancel everything at once, as `asyncio.run` does in the end."""
+        self.loop_ends = False
+        self.restarts = 0
+        self.progress = [len(caller.does) for caller in self.callers]
+        for task in sorted(asyncio.all_tasks(self.loop), key=lambda task: int(task.get_name().removeprefix("Task-"))):
+            task.cancel()
+
+    async def _map(self, owner: str) -> None:
+        try:
+            if self.mapped:
+                await self.mounts.map_to_guest(SHARE, PATH, owner=owner)
+            else:
+                await self.mounts.mount(NAMED, owner=owner)
+        except (ComputeSystemError, GuestAgentError):
+            return
+        unmaps = any(
+            task is not None and not task.done() and caller.owner == owner and self.progress[number] == 2
+            for number, (caller, task) in enumerate(zip(self.callers, self.tasks, strict=True))
+        )
+        (self.doubtful if unmaps else self.relied_on).add(owner)
+
+    async def _unmap(self, owner: str) -> None:
+        try:
+            if self.mapped:
+                await self.mounts.unmap_from_guest(PATH, owner=owner)
+            else:
+                await self.mounts.unmount(PATH, owner=owner)
+        except (ComputeSystemError, GuestAgentError):
+            return
+
+    # What must hold.
+
+    def check(self) -> None:
+        """After every step."""
+        assert not self.agent.faults
+        assert not self.vm.faults
+        self._forget_history()
+        entry = self.mounts._by_path.get(PATH)
+        there = self.agent.mounts.get(PATH)
+        if there is not None:
+            assert entry is not None, "the guest has a mount, and the MountManager does not know it"
+            assert entry.wanted or entry.operation or entry.retry, "nobody wants the mount"
+            if self.mapped:
+                assert there.share_name in self.vm.shares, "the share was pulled from under a live mount"
+        if self.mapped and self.vm.shares:
+            infos = self.shares.shares()
+            assert entry is not None or any(info.busy or info.orphan for info in infos), "a share without its mount"
+        settling = self.mounts._settling is not None
+        if entry is not None and entry.state is MountState.MOUNTED and entry.operation is None and not self.lost:
+            assert there is not None, "it is MOUNTED, and the guest does not have it"
+        if entry is not None and entry.state is MountState.INVALID and entry.operation is None:
+            assert entry.retry, "nobody sees to the INVALID mount"
+        for owner in sorted(self.relied_on):
+            assert entry is not None, f"the mount of {owner!r} is gone"
+            assert owner in entry.owners, f"the reference of {owner!r} is gone"
+            assert not entry.unmounting, f"the mount of {owner!r} is being unmounted"
+            if not self.lost:
+                assert there is not None, f"the mount was taken from {owner!r}"
+            elif there is None:
+                assert settling or entry.operation or entry.retry, f"nobody mounts it again for {owner!r}"
+
+    def _forget_history(self) -> None:
+        """Keep only what decides how it goes on, so that equal states are seen to be equal."""
+        self.agent.calls.clear()
+        self.vm.calls.clear()
+        self.agent._lists = 0 if not self.agent.in_flight else self.agent._lists
+        for task in self.tasks:
+            if task is not None and task.done() and not task.cancelled():
+                task.result()  # raises what no call may
+
+    def check_end(self) -> None:
+        """When nothing can happen any more."""
+        assert not [task for task in self.tasks if task is not None and not task.done()], "a call waits for ever"
+        assert not self.agent.in_flight
+        assert not self.vm.in_flight
+        entry = self.mounts._by_path.get(PATH)
+        owners = set(entry.owners) if entry is not None else set()
+        assert self.relied_on <= owners <= self.relied_on | self.doubtful
+        assert (PATH in self.agent.mounts) == bool(owners), "a mount too many, or one that did not come back"
+        if self.mapped:
+            assert bool(self.vm.shares) == bool(owners), "a share too many"
+        if not owners:
+            assert entry is None
+
+
+# ---------------------------------------------------------------------- every order
+
+A, B, C = (Caller(owner) for owner in "abc")
+
+SHORT = (
+    Bounds("share and mount: one owner, two faults", (A,), faults=2),
+    Bounds("share and mount: two owners, a fault", (A, B), faults=1),
+    Bounds("share and mount: two owners, a cancellation", (A, B), cancels=1),
+    Bounds("share and mount: one owner, a cancellation, a fault", (A,), cancels=1, faults=1),
+    Bounds("share and mount: one owner, the guest restarts, a fault", (A,), restarts=1, faults=1),
+    Bounds("a named share: two owners, a cancellation, a fault", (A, B), mapped=False, cancels=1, faults=1),
+    Bounds("a named share: one owner twice, a cancellation, a fault", (A, A), mapped=False, cancels=1, faults=1),
+    Bounds("a named share: two owners, the guest restarts", (A, B), mapped=False, restarts=1),
+)
+LONG = (
+    Bounds("share and mount: two owners, a cancellation, a fault", (A, B), cancels=1, faults=1),
+    Bounds("share and mount: one owner twice, a fault", (A, A), faults=1),
+    Bounds("share and mount: two owners, a fault, the loop ends", (A, B), faults=1, loop_ends=True),
+    Bounds("share and mount: two owners, the guest restarts, a fault", (A, B), restarts=1, faults=1),
+    Bounds("a named share: three owners, a cancellation, a fault", (A, B, C), mapped=False, cancels=1, faults=1),
+    Bounds("a named share: two owners, two restarts, a cancellation", (A, B), mapped=False, restarts=2, cancels=1),
+)
+
+
+@pytest.mark.parametrize(
+    "bounds", [*SHORT, *(pytest.param(bounds, marks=pytest.mark.long) for bounds in LONG)], ids=str
+)
+def test_every_order(bounds: Bounds, record_property: Callable[[str, object], None]) -> None:
+    found = explore(bounds.make)
+    record_property("orders", found.orders)
+    record_property("explored", f"{bounds}: {found}")
+    assert min(found.orders, found.states) > 100
+
+
+def steal_claims(mounts: MountManager, mount: Mount) -> None:
+    mount.claims = 0
+    mounts._retry_later(mount)
+
+
+async def pull_the_share(mounts: MountManager, mount: Mount) -> None:
+    if mount.share_name is not None:
+        await mounts._shares.remove_from_vm(mount.share_name, owner=f"guest mount {mount.path}")  # type: ignore[union-attr]
+        mount.share_name = None
+    await mounts._agent.remove_mapped_directory(NAMED)  # type: ignore[arg-type]  # any with the path
+    mount.maybe_in_guest = False
+
+
+def never_end(mounts: MountManager, mount: Mount, operation: Operation, task: object) -> None:
+    mount.operation = None
+
+
+@pytest.mark.parametrize(
+    ("method", "defect", "complaint"),
+    [
+        ("_withdraw", steal_claims, "is being unmounted|was taken from|is gone|nobody wants"),
+        ("_unmount_in_guest", pull_the_share, "pulled from under a live mount"),
+        ("_end", never_end, "waits for ever"),
+    ],
+)
+def test_a_planted_defect_is_found(
+    monkeypatch: pytest.MonkeyPatch, method: str, defect: Callable[..., None], complaint: str
+) -> None:
+    monkeypatch.setattr(MountManager, method, defect)
+    with pytest.raises(AssertionError, match=complaint) as raised:
+        explore(Bounds("", (A, B), cancels=1).make)
+    assert raised.value.__notes__[0].startswith("after: 0 map")
