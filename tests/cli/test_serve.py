@@ -66,6 +66,15 @@ class FakeServer:
         cls.closed = False
         return cls(listen)
 
+    @classmethod
+    async def connect(cls, run_dir: str, *, take_over: bool) -> Self:
+        assert not take_over
+        msg = f"no file server answers in {run_dir}"
+        raise FileServerError(msg)
+
+    def on_takeover(self, callback: object) -> None:
+        """Nothing takes over from this one."""
+
     async def modify(self, request: ModifySettingRequest) -> None:
         await asyncio.sleep(0)
         settings = request.settings

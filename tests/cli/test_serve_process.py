@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -110,6 +111,102 @@ def test_an_allow_list_hides_the_rest(address: str, tmp_path: Path) -> None:
 def test_the_socket_has_the_mode_asked_for(address: str, tmp_path: Path) -> None:
     with serving(["--listen", address, "--socket-mode", "660", str(tmp_path)]):
         assert os.stat(address.removeprefix("unix:")).st_mode & 0o777 == 0o660
+
+
+@pytest.fixture
+def run_dir() -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield f"{folder}/run"
+
+
+def supervisor_of(run_dir: str) -> int:
+    with open(f"{run_dir}/lock", encoding="ascii") as lock:
+        return int(lock.read())
+
+
+def kill(pid: int) -> None:
+    """Kill -9, and wait until it is gone."""
+    pidfd = os.pidfd_open(pid)
+    os.kill(pid, signal.SIGKILL)
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    assert poll.poll(HUNG * 1000)
+    os.close(pidfd)
+
+
+@pytest.mark.parametrize("supervisor_too", [False, True])
+def test_after_kill_9_guests_go_on_and_the_same_command_goes_on_from_there(
+    address: str, run_dir: str, tmp_path: Path, *, supervisor_too: bool
+) -> None:
+    kept, dropped, new = (tmp_path / name for name in ("kept", "dropped", "new"))
+    for path in (kept, dropped, new):
+        path.mkdir()
+        (path / "file").write_bytes(path.name.encode())
+    common = ["--listen", address, "--run-dir", run_dir, "--security-model", "none"]
+    with contextlib.ExitStack() as guests:
+        with serving([*common, str(dropped), str(kept)]) as (process, _):
+            on_dropped, on_kept = (
+                guests.enter_context(Client.connect(address, name, timeout=HUNG)) for name in ("0", "1")
+            )
+            fid = on_kept.open("file", os.O_RDWR)
+            supervisor = supervisor_of(run_dir)
+            process.kill()
+            process.wait(HUNG)
+        assert on_dropped.read_file("file") == b"dropped"
+        if supervisor_too:
+            kill(supervisor)
+        assert on_kept.read(fid, 0, 4) == b"kept"
+        with serving([*common, str(kept), f"{new}:ro"]) as (process, lines):
+            assert lines[0] == {"share": "1", "path": str(kept), "read_only": False}
+            name = lines[1]["share"]  # never one that was used before
+            assert name not in ("0", "1")
+            assert lines[1:] == [
+                {"share": name, "path": str(new), "read_only": True},
+                {"ready": True, "addresses": [address]},
+            ]
+            assert (supervisor_of(run_dir) == supervisor) is not supervisor_too
+            on_kept.write(fid, 0, b"KEPT")
+            assert on_dropped.drain() == []  # it was not given any more
+            with Client.connect(address, str(name), timeout=HUNG) as on_new:
+                assert on_new.read_file("file") == b"new"
+            process.terminate()
+            assert process.wait(HUNG) == 0
+        assert on_kept.drain() == []
+    assert (kept / "file").read_bytes() == b"KEPT"
+    assert {name for name in os.listdir(run_dir) if not name.startswith("journal")} == {"log"}
+
+
+def test_a_supervisor_that_dies_is_said_and_another_takes_over(address: str, run_dir: str, tmp_path: Path) -> None:
+    shared, gone = tmp_path / "shared", tmp_path / "gone"
+    shared.mkdir()
+    gone.mkdir()
+    command = [*UVMSHARE, "serve", "-l", address, "--run-dir", run_dir, f"{shared}:ro", f"{gone}:ro"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while "ready" not in process.stdout.readline():
+            pass
+        gone.rmdir()
+        os.kill(supervisor_of(run_dir), signal.SIGKILL)
+        assert "has taken over 1 shares" in process.stderr.readline()
+        assert "share 1 " in process.stderr.readline()
+        assert str(gone) in process.stderr.readline()
+        with Client.connect(address, "0", timeout=HUNG) as guest:
+            assert guest.listdir() == []
+        process.terminate()
+        assert process.wait(HUNG) in (0, 1)
+
+
+def test_of_two_commands_with_one_run_directory_the_second_ends_in_one_line(
+    address: str, run_dir: str, tmp_path: Path
+) -> None:
+    with serving(["--listen", address, "--run-dir", run_dir, f"{tmp_path}:ro"]) as (process, _):
+        assert str(process.pid) in fails(["--listen", address, "--run-dir", run_dir, f"{tmp_path}:ro"])
+        with Client.connect(address, "0", timeout=HUNG) as guest:
+            guest.listdir()
+        process.terminate()
+        assert process.wait(HUNG) == 0
 
 
 def fails(args: Sequence[str]) -> str:

@@ -363,11 +363,13 @@ def test_a_supervisor_that_was_told_to_end_is_not_started_again(place: Place) ->
 def test_while_none_can_be_started_requests_are_refused_and_mounts_go_on(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = place.start(modify_timeout=0.05)
+    server = place.start()
     place.add(server, "0")
     guest = place.guest("0")
+    pid = int(place.run(server.status()).pid)
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
-    kill(int(place.run(server.status()).pid))
+    monkeypatch.setattr(server, "_modify_timeout", 0.05)
+    kill(pid)
     with pytest.raises((OutcomeUnknown, InvalidState)):
         place.add(server, "1")
     with pytest.raises(InvalidState, match="nonexistent"):  # nothing was asked

@@ -44,14 +44,20 @@ def print_line(line: Served | Ready) -> None:
     click.echo(msgspec.json.encode(line))
 
 
-async def serve_shares(manager: Manager, shares: Sequence[AddOptions]) -> None:
+async def serve_shares(manager: Manager, shares: Sequence[AddOptions], *, owner: str | None = None) -> None:
     """Add the shares in their order and print a line for each; the first that fails raises.
 
-    Those before it stay: closing the manager takes them out.
+    Those before it stay: closing the manager takes them out. What `owner` holds from an earlier time and is not
+    among them is taken out at the end.
     """
+    names = set()
     for options in shares:
-        name = await manager.add_to_vm(options)
+        name = await manager.add_to_vm(options, owner=owner)
+        names.add(name)
         print_line(Served(name, options.host_path, options.read_only, options.allowed_names))
+    for share in manager.shares():
+        if owner is not None and owner in share.owners and share.name not in names:
+            await manager.remove_from_vm(share.name, owner=owner)
 
 
 def until_signalled(serving: Coroutine[Any, Any, None]) -> None:

@@ -6,8 +6,11 @@ What must not: anything of the file server or the Manager; both are used as any 
 
 from __future__ import annotations
 
+import asyncio
+import os
 import sys
-from typing import TYPE_CHECKING
+from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -17,9 +20,15 @@ from uvmshare.errors import FileServerError, UnsupportedPlatform
 from uvmshare.fileserver.limits import Limits
 
 if TYPE_CHECKING:
+    from uvmshare import FileServer, Manager, RecoveryReport
     from uvmshare.cli.share_spec import ShareSpec
+    from uvmshare.fileserver.control import Reply
 
 __all__ = ["SECURITY_MODELS", "limit_options", "octal_mode", "serve"]
+
+_JOURNAL: Final = "journal.db"
+_OWNER: Final = "uvmshare serve"
+"""Who holds the shares in the journal: the next command with the same run directory is the same owner."""
 
 SECURITY_MODELS = ("mapped-xattr", "passthrough", "none")
 """Those of `uvmshare.fileserver.export`, which does not load on Windows, where `--help` must."""
@@ -83,7 +92,8 @@ def limit_options(_: click.Context, __: click.Parameter, given: tuple[str, ...])
     "--run-dir",
     metavar="DIR",
     type=click.Path(file_okay=False),
-    help="Keep a control socket and the log there; the server then goes on when this command is killed (kill -9).",
+    help="Keep there what outlives this command: guests go on when it is killed, and the same command goes on from "
+    "there (see below).",
 )
 @click.option(
     "--limit",
@@ -141,6 +151,12 @@ def serve(
       {"ready":true,"addresses":["unix:/run/vm1.9p"]}
 
     The guest then mounts a share by its name: uvmshare guest mount ADDRESS 0 /mnt
+
+    With --run-dir, guests keep their mounts when this command or the file server behind it is killed
+    (kill -9). A file server that died is started again, and takes them over. Give the command again with
+    the same directory, and it goes on: a path that is shared already keeps its share and its name, new ones
+    are added, and those that are not given any more are taken out. SIGINT and SIGTERM end everything all the
+    same. A server that still runs keeps its addresses and settings.
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     if sys.platform != "linux":
         msg = (
@@ -150,23 +166,62 @@ def serve(
     options = share_options(shares)
 
     async def serving() -> None:
-        from uvmshare import FileServer, Manager, UtilityVM  # noqa: PLC0415  --help need not load a server
+        from uvmshare import FileServer, Manager, SqliteJournal, UtilityVM  # noqa: PLC0415  --help need not load them
 
-        server = await FileServer.start(
-            listen=listen,
-            security_model=security_model,
-            allow_remote=allow_remote,
-            socket_mode=socket_mode,
-            run_dir=run_dir,
-            limits=limits,
-        )
-        async with server, Manager(UtilityVM(server)) as manager:
+        async def start() -> FileServer:
+            if run_dir is not None:
+                with suppress(FileServerError):
+                    return await FileServer.connect(run_dir, take_over=False)
+            return await FileServer.start(
+                listen=listen,
+                security_model=security_model,
+                allow_remote=allow_remote,
+                socket_mode=socket_mode,
+                run_dir=run_dir,
+                limits=limits,
+            )
+
+        async with AsyncExitStack() as stack:
+            journal = None
+            if run_dir is not None:
+                os.makedirs(run_dir, mode=0o700, exist_ok=True)
+                journal = stack.enter_context(SqliteJournal(os.path.join(run_dir, _JOURNAL))).for_vm()
+                await journal.load()  # so that of two commands the second ends before it touches the server
+            server = await stack.enter_async_context(await start())
+            manager = await stack.enter_async_context(Manager(UtilityVM(server), journal=journal))
             for note in server.notes:
-                click.echo(f"uvmshare serve: note: {note}", err=True)
-            await serve_shares(manager, options)
+                _note(note)
+            _settle_after_takeovers(server, manager)
+            await serve_shares(manager, options, owner=None if journal is None else _OWNER)
             print_line(Ready(ready=True, addresses=server.addresses))
             reason = await server.wait_exit()
             msg = f"{reason}; no guest has its shares any more"
             raise FileServerError(msg)
 
     until_signalled(serving())
+
+
+def _note(text: str) -> None:
+    click.echo(f"uvmshare serve: note: {text}", err=True)
+
+
+def _settle_after_takeovers(server: FileServer, manager: Manager) -> None:
+    """Say when another supervisor has taken over, and have the manager add again what that one lost."""
+    settling: set[asyncio.Task[RecoveryReport]] = set()
+
+    def say(settled: asyncio.Task[RecoveryReport]) -> None:
+        settling.discard(settled)
+        if settled.cancelled() or settled.exception() is not None:
+            return  # the manager is closed, or goes on trying
+        for share in settled.result().unsettled:
+            _note(str(share))
+
+    def settle(status: Reply) -> None:
+        _note(f"the file server had died; process {status.pid} has taken over {len(status.shares)} shares")
+        for lost in status.lost:
+            _note(f"share {lost.name} ({lost.path}) was lost: {lost.reason}")
+        task = asyncio.get_running_loop().create_task(manager.recover())
+        settling.add(task)
+        task.add_done_callback(say)
+
+    server.on_takeover(settle)

@@ -146,14 +146,15 @@ class FileServer:
         cls,
         run_dir: str | os.PathLike[str],
         *,
+        take_over: bool = True,
         log: str | os.PathLike[str] | None = None,
         modify_timeout: float = 30.0,
     ) -> Self:
         """Find the supervisor that was started with `run_dir`; its guests go on meanwhile.
 
-        When it died, a new one is started with its configuration, which takes over its shares and mounts; when
-        root asks, it runs as the user whom the directory belongs to. `log` is where that one logs, ``RUN_DIR/log``
-        unless given.
+        When it died, a new one is started with its configuration, which takes over its shares and mounts, unless
+        `take_over` is False: `start` can then do that with other settings. When root asks, the new one runs as
+        the user whom the directory belongs to. `log` is where that one logs, ``RUN_DIR/log`` unless given.
 
         Raises `FileServerError` when there is none, or none can be started; `UnsupportedPlatform` on other systems
         than Linux.
@@ -161,7 +162,8 @@ class FileServer:
         _require_linux()
         directory = _absolute(run_dir)
         own_log = None if log is None else _absolute(log)
-        return cls(await Link.find_or_start(directory, log=own_log), directory, modify_timeout, log=own_log)
+        link = await (Link.find_or_start(directory, log=own_log) if take_over else Link.find(directory))
+        return cls(link, directory, modify_timeout, log=own_log)
 
     def _use(self, link: Link) -> None:
         self._link = link
