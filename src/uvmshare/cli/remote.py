@@ -82,11 +82,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
         table.add_row(*("-" if cell in (None, "", ()) else str(cell) for cell in row))
     if table.row_count:
         console = Console(highlight=False, markup=False)
-        # Programs that cut columns get whole lines, however long.
-        if console.is_terminal:
-            console.print(table)
-        else:
-            console.print(table, width=10_000, crop=False)
+        if not console.is_terminal:  # programs that cut columns get whole lines, however long
+            console.width = 10_000
+        console.print(table)
     else:
         click.echo(empty, err=True)
 
