@@ -38,7 +38,7 @@ $(STAMP): pyproject.toml
 # The file server, the daemon, the guest's agent and what is held against them run on Linux alone; elsewhere only what
 # imports them is looked at.
 ON_WINDOWS := --platform win32 --cache-dir .mypy_cache/win32 --follow-imports silent \
-	--exclude '/(reliability|fileserver|conformance|daemon|agent)/' --exclude '/guest/(agent|loop|places|survey|table|work|test_agent)'
+	--exclude '/(reliability|fileserver|conformance|daemon|agent)/' --exclude '/guest/(agent|loop|places|survey|table|work|test_agent|test_shell_agent)'
 
 .PHONY: lint
 lint: $(STAMP)  ## Lint, formatting, types on both systems, import rules, generated pictures
@@ -61,7 +61,7 @@ packages:
 # Two runs beside each other, one a core. What boots guests waits for them most of the time. Of those that run
 # beside, only the tests of the guest harness are measured: measuring the others, which try every order of events or
 # send hundreds of thousands of requests, would make them three times as slow and tell nothing that the rest does not.
-EXHAUSTIVE := $(wildcard tests/share/test_interleavings.py tests/conformance tests/hostile)
+EXHAUSTIVE := $(wildcard tests/share/test_interleavings.py tests/mounts/test_interleavings.py tests/conformance tests/hostile)
 BESIDE := $(wildcard tests/guest)
 
 .PHONY: test

@@ -1,0 +1,293 @@
+#!/bin/sh
+# The agent for guests without Python: busybox's shell and nc, over TCP. As root:
+#
+#     sh agent.sh --listen 5641 --server 10.0.2.2 [--allow DIRECTORY] [--state DIRECTORY]
+#     sh agent.sh --connect 10.0.2.2:5641 --server 10.0.2.2          # dials the host, again and again
+#
+# What lives here: the protocol of uvmshare/guest/wire.py as far as a shell can speak it. It mounts, unmounts, lists, tells
+# health, and mounts again what cannot be read any more. What it does not have: tokens (whoever reaches the port may ask),
+# vsock (busybox has none), paths with anything but plain characters, and time limits: a server that takes a connection
+# and says nothing holds up the requests that come after.
+
+self=$0
+mode=$1
+[ "$mode" = serve ] || mode=start
+allow=${UVMSHARE_ALLOW:-/run/uvmshare}
+state=${UVMSHARE_STATE:-/run/uvmshare-agent}
+server=${UVMSHARE_SERVER:-10.0.2.2}
+every=${UVMSHARE_CHECK_EVERY:-5}
+listen=
+connect=
+
+die() {
+    echo "agent.sh: $1" >&2
+    exit "${2:-1}"
+}
+
+# ---------------------------------------------------------------- what the host says and is told
+
+text() { printf %s "$line" | sed -n "s/.*\"$1\":\"\([^\"\\\\]*\)\".*/\1/p"; }
+number() { printf %s "$line" | sed -n "s/.*\"$1\":\([0-9][0-9]*\).*/\1/p"; }
+ok() { printf '{"id":%s,"ok":true,"result":%s}\n' "$id" "$1"; }
+# Of what programs say, only what needs no escapes in JSON.
+no() { printf '{"id":%s,"ok":false,"error":{"code":"%s","message":"%s"}}\n' "$id" "$1" "$(printf %s "$2" | tr -cd ' -!#-[]-~')"; }
+
+serve() {
+    printf '{"uvmshare":"agent","version":1,"agent":"%s","boot":"%s","nonce":"","token":false,"allow":["%s"],"server":"tcp:%s","release":"shell"}\n' \
+        "$(cat "$state/agent")" "$(cat /proc/sys/kernel/random/boot_id)" "$allow" "$server"
+    client=
+    while read -r line; do
+        id=$(number id)
+        id=${id:--1}
+        op=$(text op)
+        # A newer connection of the same client ends this one before anything more is begun.
+        [ -z "$client" ] || [ "$(cat "$state/client-$client")" = $$ ] || exit
+        case $op in
+            hello)
+                client=$(text client | tr -cd '0-9a-zA-Z')
+                [ -n "$client" ] || exit
+                echo $$ >"$state/client-$client"
+                ok '{"proof":""}'
+                continue
+                ;;
+        esac
+        [ -n "$client" ] || exit
+        case $op in
+            ping) ok '{}' ;;
+            modify) modify ;;
+            list) ok "[$(each listed)]" ;;
+            health) ok "[$(each health)]" ;;
+            report) report ;;
+            *) no invalid "there is no request $op; this is the shell's agent" ;;
+        esac
+    done
+}
+
+# ---------------------------------------------------------------- the mounts: one file for each, with what it is
+
+record() { echo "$state/mount$(printf %s "$1" | tr / %)"; }
+
+each() {
+    comma=
+    for file in "$state"/mount%*; do
+        [ -e "$file" ] || continue
+        read -r path share port read_only cache msize again <"$file"
+        printf %s "$comma"
+        "$1"
+        comma=,
+    done
+}
+
+listed() {
+    condition=mounted
+    [ -e "$file.broken" ] && condition=broken
+    printf '{"mount_path":"%s","share_name":"%s","port":%s,"read_only":%s,"cache":"%s","msize":%s,"state":"%s","again":%s}' \
+        "$path" "$share" "$port" "$read_only" "$cache" "$msize" "$condition" "$again"
+}
+
+health() { printf '{"mount_path":"%s","status":"%s"}' "$path" "$(condition "$path")"; }
+
+is_mounted() { grep -q " $1 9p " /proc/mounts; }
+
+# Read the mount in a process that is left alone if it hangs: it cannot be killed.
+condition() {
+    is_mounted "$1" || { echo missing && return; }
+    rm -f "$state/read.$$"
+    { ls -d "$1"/. >/dev/null 2>&1 && ls "$1" >/dev/null 2>&1; echo $? >"$state/read.$$"; } </dev/null >/dev/null &
+    for _ in 1 2 3 4 5 6 7 8 9 10; do
+        [ -s "$state/read.$$" ] && break
+        sleep 0.1
+    done
+    case $(cat "$state/read.$$" 2>/dev/null) in
+        0) echo ok ;;
+        '') echo slow ;;
+        *) echo dead ;;
+    esac
+}
+
+mount_it() { # path share port read_only cache msize; says why it failed
+    options="trans=tcp,port=$3,version=9p2000.L,aname=$2,uname=root,access=client,msize=$6"
+    [ "$5" = none ] || options="$options,cache=$5"
+    [ "$4" = false ] || options="ro,$options"
+    mount -t 9p -o "$options" "$server" "$1" 2>&1
+}
+
+# ---------------------------------------------------------------- requests
+
+modify() {
+    path=$(text MountPath)
+    share=$(text ShareName)
+    port=$(number Port)
+    cache=$(text cache)
+    cache=${cache:-none}
+    msize=$(number msize)
+    msize=${msize:-131072}
+    read_only=false
+    case $line in *'"ReadOnly":true'*) read_only=true ;; esac
+    [ "$(text ResourceType)" = MappedDirectory ] || { no invalid "want ResourceType MappedDirectory" && return; }
+    case $share in '' | *[!0-9]*) no invalid "want a decimal ShareName" && return ;; esac
+    [ -n "$port" ] || { no invalid "want the Port of the file server" && return; }
+    case $cache in none | loose | mmap | readahead) ;; *) no invalid "cache $cache: want none, loose, mmap or readahead" && return ;; esac
+    case $path in
+        '' | *[!a-zA-Z0-9_./+@=-]*) no invalid "MountPath: this agent takes plain characters alone" && return ;;
+        */../* | */.. | */./* | */. | *//* | */) no invalid "MountPath $path: write it plainly" && return ;;
+        "$allow"/*) ;;
+        *) no refused "$path is not below $allow: mount there, or start the agent with --allow" && return ;;
+    esac
+    tries=0
+    until mkdir "$state/lock" 2>/dev/null; do
+        tries=$((tries + 1))
+        [ $tries -lt 100 ] || { no failed "another request does not end" && return; }
+        sleep 0.1
+    done
+    case $(text RequestType) in
+        Add) add ;;
+        Remove) remove ;;
+        *) no invalid "want RequestType Add or Remove" ;;
+    esac
+    rmdir "$state/lock"
+}
+
+add() {
+    kept=$(record "$path")
+    form="$path $share $port $read_only $cache $msize"
+    if [ -e "$kept" ] && is_mounted "$path" && [ ! -e "$kept.broken" ]; then
+        case $(cat "$kept") in
+            "$form "*) ok '{}' ;;
+            *) no refused "$path is taken by another share: unmount that first" ;;
+        esac
+        return
+    fi
+    if [ -e "$kept" ]; then
+        umount -l "$path" 2>/dev/null
+        rm -f "$kept" "$kept.broken"
+    elif grep -q " $path " /proc/mounts; then
+        no refused "$path has another mount: choose another path"
+        return
+    fi
+    at=$allow
+    made=
+    rest=${path#"$allow"/}
+    while [ -n "$rest" ]; do
+        at=$at/${rest%%/*}
+        case $rest in */*) rest=${rest#*/} ;; *) rest= ;; esac
+        if [ -L "$at" ]; then
+            no refused "$at is a symlink, and no mount goes through one"
+            return
+        elif [ ! -e "$at" ]; then
+            mkdir "$at" && made="$at $made"
+        fi
+        [ -d "$at" ] || { no refused "$at is not a directory" && return; }
+    done
+    if why=$(mount_it "$path" "$share" "$port" "$read_only" "$cache" "$msize"); then
+        echo "$made" >"$state/made$(printf %s "$path" | tr / %)"
+        echo "$form 0" >"$kept"
+        ok '{}'
+    else
+        for directory in $made; do rmdir "$directory" 2>/dev/null; done
+        no failed "cannot mount share $share of tcp:$server:$port on $path: $why"
+    fi
+}
+
+remove() {
+    kept=$(record "$path")
+    case $(cat "$kept" 2>/dev/null) in
+        "$path $share $port "*) ;;
+        *) no not-found "share $share is not mounted on $path" && return ;;
+    esac
+    lazy=
+    case $line in *'"lazy":true'*) lazy=-l ;; esac
+    [ -e "$kept.broken" ] && lazy=-l
+    # A file system that is in use or not there any more: umount tells no two of them apart.
+    if ! is_mounted "$path"; then
+        gone=1
+    elif why=$(umount $lazy "$path" 2>&1); then
+        gone=1
+    else
+        gone=
+    fi
+    if [ -z "$gone" ]; then
+        case $why in *usy*) no busy "$path is in use: $(users)" ;; *) no failed "$path: $why" ;; esac
+        return
+    fi
+    kept_made=$state/made$(printf %s "$path" | tr / %)
+    for directory in $(cat "$kept_made" 2>/dev/null); do rmdir "$directory" 2>/dev/null; done
+    rm -f "$kept" "$kept.broken" "$kept_made"
+    ok '{}'
+}
+
+users() {
+    for process in /proc/[0-9]*; do
+        for link in "$process"/cwd "$process"/root "$process"/fd/*; do
+            case $(readlink "$link" 2>/dev/null) in
+                "$path" | "$path"/*) echo "$(cat "$process/comm") (pid ${process#/proc/})" && break ;;
+            esac
+        done
+    done | head -n 5 | tr '\n' ' '
+}
+
+report() {
+    nine=false
+    grep -qw 9p /proc/filesystems && nine=true
+    fd=false
+    [ -d /sys/module/9pnet_fd ] && fd=true
+    root=false
+    [ "$(id -u)" = 0 ] && root=true
+    writable=false
+    [ -w "$allow" ] && writable=true
+    ok "{\"kernel\":\"$(uname -r)\",\"machine\":\"$(uname -m)\",\"release\":\"shell\",\"modules\":{\"9p\":$nine,\"9pnet_fd\":$fd},\"vsock\":\"busybox has none\",\"time\":$(date +%s),\"root\":$root,\"server\":\"tcp:$server\",\"allow\":[{\"path\":\"$allow\",\"kind\":\"?\",\"writable\":$writable}],\"mounts\":[$(each health)]}"
+}
+
+# ---------------------------------------------------------------- mounting again, and starting
+
+# A dead 9P connection never comes back: the kernel answers EIO on it for ever.
+watch() {
+    while sleep "$every"; do
+        for file in "$state"/mount%*; do
+            case $file in *.broken | *%\*) continue ;; esac
+            mkdir "$state/lock" 2>/dev/null || continue
+            if read -r path share port read_only cache msize again <"$file"; then
+                if [ -e "$file.broken" ] || [ "$(condition "$path")" = dead ]; then
+                    : >"$file.broken"
+                    umount -l "$path" 2>/dev/null
+                    if mount_it "$path" "$share" "$port" "$read_only" "$cache" "$msize" >/dev/null; then
+                        echo "$path $share $port $read_only $cache $msize $((again + 1))" >"$file"
+                        rm -f "$file.broken"
+                    fi
+                fi
+            fi
+            rmdir "$state/lock"
+        done
+    done
+}
+
+if [ "$mode" = serve ]; then
+    serve
+    exit
+fi
+while [ $# -gt 0 ]; do
+    [ $# -ge 2 ] || die "$1 needs a value" 2
+    case $1 in
+        --listen) listen=$2 ;;
+        --connect) connect=$2 ;;
+        --server) server=$2 ;;
+        --allow) allow=${2%/} ;;
+        --state) state=$2 ;;
+        --check-every) every=$2 ;;
+        *) die "there is no option $1: want --listen PORT or --connect HOST:PORT, --server HOST, --allow, --state" 2 ;;
+    esac
+    shift 2
+done
+[ -n "$listen$connect" ] || die "want --listen PORT or --connect HOST:PORT" 2
+mkdir -p "$allow" "$state" && chmod 700 "$state" || die "$allow and $state must be there and be writable"
+rmdir "$state/lock" 2>/dev/null
+cut -d- -f1 /proc/sys/kernel/random/uuid >"$state/agent"
+export UVMSHARE_ALLOW="$allow" UVMSHARE_STATE="$state" UVMSHARE_SERVER="$server"
+watch &
+if [ -n "$listen" ]; then
+    exec nc -ll -p "$listen" -e /bin/sh "$self" serve
+fi
+while :; do
+    nc "${connect%:*}" "${connect##*:}" -e /bin/sh "$self" serve
+    sleep 1
+done
