@@ -9,7 +9,7 @@ import tarfile
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.conformance.harness import TREE, Setting, keep
+from tests.conformance.harness import TREE, UNKNOWN, Setting, keep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,10 +26,11 @@ SETTINGS = [
 ]
 
 _STRESSORS = (
-    *("chmod", "chown", "dentry", "dir", "fcntl", "filename", "flock", "fstat", "getdent", "hdd", "iomix", "link"),
-    *("lockf", "mknod", "open", "rename", "seek", "symlink", "touch", "utime", "xattr"),
+    *("chmod", "chown", "dentry", "dir", "fcntl", "filename", "flock", "fstat", "getdent", "hdd", "iomix", "lockf"),
+    *("mknod", "open", "rename", "seek", "touch", "utime", "xattr"),
 )
-"""stress-ng's stressors of file systems that need nothing a 9P client refuses by itself (fallocate, O_TMPFILE)."""
+"""stress-ng's stressors of file systems that need nothing a 9P client refuses by itself (fallocate, O_TMPFILE). Not
+link and symlink: each makes 8192 at a time and took as long as all the others together, twice."""
 
 
 @pytest.mark.long
@@ -58,12 +59,13 @@ def test_stress_ng(bench: Callable[[str], Bench], directory: str, setting: Setti
     with up.mounted(setting, directory) as mount:
         for name in _STRESSORS:
             command = (
-                f"stress-ng --{name} 1 --{name}-ops 20 --timeout 5 --verify --temp-path {mount.at} --hdd-bytes 2m "
+                f"stress-ng --{name} 1 --{name}-ops 20 --timeout 3 --verify --temp-path {mount.at} --hdd-bytes 2m "
                 "--iomix-bytes 2m --seek-size 2m 2>&1"
             )
             result = up.runner.run(up.guest.run(command, timeout=300))
             if result.status != 0:
-                failures[name] = result.text.strip()[-300:]
+                failures[name] = UNKNOWN
+                print(result.text)  # noqa: T201  what it said of its failure
     keep("stress-ng", setting, {"stressors": len(_STRESSORS), "failed": len(failures)}, failures)
     assert failures == {}
 

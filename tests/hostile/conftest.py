@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from tests.conformance.harness import write_down
 
 from uvmshare.ninep.constants import NONUNAME
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from tests.fileserver.conftest import Device, remove_tree, wait_for_end, xattr_directory
 
@@ -180,3 +181,14 @@ def attack(xattr_directory: Path) -> Iterator[Callable[..., Target]]:
             return made
 
         yield start
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Write down what a long test found, for docs/conformance.md."""
+    report = yield
+    if item.get_closest_marker("long") and (call.when == "call" or report.failed):
+        write_down(item.nodeid, passed=report.passed, seconds=report.duration)
+    return report
