@@ -1,0 +1,64 @@
+"""docs/conformance.md: what the tests wrote down is what the page says, and it hides nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+PATH = Path(__file__).parent.parent / "tools" / "conformance.py"
+_spec = importlib.util.spec_from_file_location("conformance_page", PATH)
+assert _spec is not None
+assert _spec.loader is not None
+tool: Any = importlib.util.module_from_spec(_spec)
+sys.modules[_spec.name] = tool  # msgspec looks for the module of a struct
+_spec.loader.exec_module(tool)
+
+
+def run(test: str, *, passed: bool = True, failures: dict[str, str] | None = None, **figures: object) -> Any:
+    record = tool.Record(
+        *(test, "6.12", "passthrough", "none", 8192, "client", ""),
+        {name: str(value) for name, value in figures.items()},
+        failures or {},
+    )
+    return tool.Run(f"tests/{test}", passed, (record,), "2026-01-02T03:04:05+00:00", 1.5, "Linux 6.12 under TCG")
+
+
+def test_the_summary_counts_checks_and_what_came_out_otherwise() -> None:
+    page = tool.page(
+        [run("posix", checks=9000, differ=1, failures={"a/b": "the client's"}), run("fsx", operations=7)], []
+    )
+    assert "2 tests ran in 2 settings; all passed. They made 9,000 single checks, of which 1 came out otherwise" in page
+    assert "Of the 9,000 POSIX checks under `passthrough`" in page
+    assert "| 6.12 | passthrough | none | 8192 | client | 9000 | 1 | passes |" in page
+
+
+def test_each_cause_has_its_checks_and_where() -> None:
+    failures = {f"utimensat/{number}": "the client cuts times" for number in range(9)}
+    page = tool.page([run("posix", checks=10, differ=9, failures=failures)], [])
+    assert "- the client cuts times. 9 in 1 settings: `utimensat/0`, `utimensat/1`" in page
+    assert "`utimensat/8`" not in page
+
+
+def test_what_has_no_cause_stands_first_and_whole() -> None:
+    failures = {"known": "a cause"} | {f"wrong-{number}": tool.UNKNOWN for number in range(9)}
+    page = tool.page([run("posix", passed=False, checks=10, differ=10, failures=failures)], [])
+    assert "**1 failed**" in page
+    assert "**9 without a known cause**" in page
+    assert page.index(f"- {tool.UNKNOWN}.") < page.index("- a cause.")
+    assert all(f"`wrong-{number}`" in page for number in range(9))
+    assert "| **fails** |" in page
+
+
+def test_a_test_that_died_is_named() -> None:
+    died = tool.Run("tests/conformance/test_x.py::test_y", False, (), "2026-01-02T03:04:05+00:00", 1.5, "")
+    page = tool.page([died, run("fsx", operations=7)], [])
+    assert "- `tests/conformance/test_x.py::test_y`" in page
+
+
+def test_nothing_is_said_of_a_client_where_none_took_part() -> None:
+    record = tool.Record("races", "", "none", "", 0, "", "", {"tries": "5"}, {})
+    page = tool.page([tool.Run("n", True, (record,), "2026-01-02T03:04:05+00:00", 1.5, "")], [])
+    assert "| model | tries | result |" in page
+    assert "| none | 5 | passes |" in page
