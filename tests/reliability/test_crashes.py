@@ -152,11 +152,13 @@ class Scene:
 
     def require_consistent(self) -> dict[str, list[int]]:
         """Every mount process is known, every share of the table can be mounted, and no other."""
-        self.shares()  # a turn of its loop, in which it sees who has ended
-        shares = self.shares()
-        known = {pid for mounts in shares.values() for pid in mounts}
-        found = mount_processes(self.zygote.pid, self.pid)
-        assert found == known, f"mount processes {found}, in the table {known}"
+        while True:
+            shares = self.shares()
+            known = {pid for mounts in shares.values() for pid in mounts}
+            found = mount_processes(self.zygote.pid, self.pid)
+            assert found <= known, f"mount processes {found}, in the table {known}"
+            if found == known:
+                break  # else one has just ended, which the supervisor sees in its next turn
         for name in ("kept", "other", "new"):
             if name in shares:
                 Client.connect(self.address, name, timeout=DEADLINE).close()
