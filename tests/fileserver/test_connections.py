@@ -125,15 +125,17 @@ def test_fids_past_the_limit_are_refused(start_device: Callable[..., Device], ro
 
 
 def test_mounts_past_the_limit_are_refused(
-    start_device: Callable[..., Device], root: Path, refused: Refused, ended: Callable[[int], None]
+    start_device: Callable[..., Device], root: Path, refused: Refused, ended: Callable[[int], None], tmp_path: Path
 ) -> None:
-    device = start_device(security_model="none", limits=Limits(mounts=2))
+    log = tmp_path / "log"
+    device = start_device(security_model="none", log=log, limits=Limits(mounts=2))
     name = device.share(root)
     with device.connect(name) as one:
         (first,) = device.mounts(name)
         with device.connect(name) as two:
             with refused(errno.EUSERS):
                 device.connect(name)
+            assert log.read_text().count("there are 2 mounts already; attach refused") == 1
             assert one.listdir() == two.listdir() == [b"file"]
             one.close()
             ended(first)
@@ -146,14 +148,18 @@ def test_mounts_past_the_limit_are_refused(
 # Connections that say nothing
 
 
-def test_silent_connections_do_not_keep_a_good_one_out(start_device: Callable[..., Device], root: Path) -> None:
-    device = start_device(security_model="none", limits=Limits(half_open=8))
+def test_silent_connections_do_not_keep_a_good_one_out(
+    start_device: Callable[..., Device], root: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    device = start_device(security_model="none", log=log, limits=Limits(half_open=8))
     name = device.share(root)
     silent = [device.dial() for _ in range(8)]
     device.pid()
     with device.connect(name) as guest:
         assert guest.listdir() == [b"file"]
         assert silent[0].drain() == []  # the oldest had to go
+        assert "more than 8 connections wait to attach; connection closed" in log.read_text()
         more = [device.dial() for _ in range(20)]
         for half, version in zip(more, range(20), strict=True):
             if version % 2:

@@ -176,7 +176,7 @@ def test_connections(start_device: Callable[..., Device], tmp_path: Path) -> Non
         assert one.listdir() == two.listdir() == [b"file"]
         half_open.root = half_open.attach(name)
         assert half_open.listdir() == [b"file"]
-        assert lines(device, log, "connection") >= 1
+        assert lines(device, log, "there are 3 already") >= 1
         with pytest.raises(ConnectionClosed):
             device.connect(name)
 
@@ -198,16 +198,18 @@ def test_a_waiting_lock_is_not_silence_for_ever(start_device: Callable[..., Devi
 
 
 def test_rates_slow_a_mount_down_and_change_nothing(start_device: Callable[..., Device], tmp_path: Path) -> None:
-    device, name, _ = serve(start_device, tmp_path, Limits(operations_per_second=10_000, bytes_per_second=10_000_000))
+    limits = Limits(operations_per_second=10_000, bytes_per_second=10_000_000)
+    device, name, log = serve(start_device, tmp_path, limits)
     with device.connect(name) as guest:
         guest.write_file("large", b"x" * 3_000_000)
         assert guest.read_file("large") == b"x" * 3_000_000
         assert {guest.stat("file").size for _ in range(100)} == {7}
+        assert lines(device, log, "its rate is 10000 requests and 10000000 bytes a second, which is the limit") == 1
 
 
 def test_memory(start_device: Callable[..., Device], tmp_path: Path, refused: Refused) -> None:
     limits = Limits(memory_bytes=48 << 20, xattr_bytes=1 << 40)  # so that the one is met and not the other
-    device, name, _ = serve(start_device, tmp_path, limits)
+    device, name, log = serve(start_device, tmp_path, limits)
     with device.connect(name) as guest, device.connect(name) as witness:
         fids: list[int] = []
         with refused(errno.ENOMEM):  # each value is held until its fid is clunked
@@ -216,6 +218,7 @@ def test_memory(start_device: Callable[..., Device], tmp_path: Path, refused: Re
                 guest.ask(m.Txattrcreate(fids[-1], b"user.x", 65536, 0), m.Rxattrcreate)
                 guest.ask(m.Twrite(fids[-1], 0, bytes(65535)), m.Rwrite)
         assert len(fids) > 10
+        assert lines(device, log, f"{48 << 20} bytes of memory are used, which is the limit") == 1
         assert witness.listdir() == [b"file"]
         for fid in fids:
             with refused(errno.EINVAL):  # a byte is missing

@@ -14,6 +14,7 @@ import socket
 import struct
 import sys
 import threading
+from collections import deque
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Final
@@ -264,6 +265,10 @@ def test_a_deep_tree_takes_no_more_descriptors_than_the_limit(attack: Callable[.
     assert reached[1] < 160
     (pid,) = target.mounts()
     assert len(os.listdir(f"/proc/{pid}/fd")) <= most
+    spare = range(2000, 2000 + most)
+    with pytest.raises(OSError, match="Too many open files"):
+        deque((client.rpc(m.Twalk(client.root, fid, (b"d",))) for fid in spare), maxlen=0)
+    assert sum(f"no descriptor is left: the limit is {most}" in line for line in target.reasons()) == 1
     for fid in (1000, 1001):
         client.rpc(m.Tclunk(fid))
     client.stat("d/d/d")  # it goes on once the guest lets go

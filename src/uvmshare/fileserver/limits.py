@@ -114,7 +114,9 @@ class Throttle:
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        on_first_wait: Callable[[], None] | None = None,
     ) -> None:
+        self._on_first_wait = on_first_wait
         self._rates = (limits.operations_per_second or 0, limits.bytes_per_second or 0)
         self._levels = [rate * _BURST_SECONDS for rate in self._rates]
         self._clock = clock
@@ -137,4 +139,7 @@ class Throttle:
                 self._levels[index] = level
                 delay = max(delay, -level / rate)
         if delay > 0:
+            if self._on_first_wait is not None:
+                self._on_first_wait()
+                self._on_first_wait = None
             self._sleep(delay)

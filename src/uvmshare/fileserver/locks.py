@@ -62,8 +62,7 @@ class _Holding:
 class LockTable:
     """The locks of one session. Files are named by (device, inode)."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self) -> None:
         self.holdings: dict[tuple[tuple[int, int], Owner], _Holding] = {}
         """What is locked, by file and owner; empty when nothing is."""
 
@@ -74,7 +73,7 @@ class LockTable:
     def set(self, file: tuple[int, int], owner: Owner, kind: int, span: Range, reopen: Callable[[int], int]) -> bool:
         """Lock or unlock a range; `kind` is fcntl's. Returns False when somebody else is in the way.
 
-        `reopen(flags)` opens the file anew. Raises `OSError`: ENOLCK past the limit.
+        `reopen(flags)` opens the file anew. How many there may be is for the caller to say. Raises `OSError`.
         """
         key = file, owner
         holding = self.holdings.get(key)
@@ -85,8 +84,6 @@ class LockTable:
                 if not holding.ranges:
                     del self.holdings[key]
             return True
-        if len(self) >= self._most:
-            raise OSError(errno.ENOLCK, "too many locks")
         write = kind == fcntl.F_WRLCK
         if holding is None:
             holding = _Holding(*_open(reopen, write=write))

@@ -57,6 +57,8 @@ _MOST_DIGITS: Final = 10
 _LOCK_RETRY_SECONDS: Final = 0.01
 """How often a lock that somebody else holds is tried again: no host call waits for one and can be stopped."""
 
+_NO_DESCRIPTORS: Final = os.strerror(errno.EMFILE)
+
 _RLERROR: Final = messages.packer(messages.Rlerror)
 
 
@@ -83,7 +85,7 @@ class Session:
         self.limits = limits
         self.tree = Tree(export)
         self.ownership = choose(export.security_model, self.tree)
-        self.locks = LockTable(limits.locks)
+        self.locks = LockTable()
         self.listings = Kept()
         self.fids: dict[int, Fid] = {}
         self.msize = limits.msize
@@ -97,7 +99,7 @@ class Session:
         self._aside = Aside(self.outbox.send)
         self._lock_waits: list[locking.Waiting] = []
         self._next_lock_try = 0.0
-        self._throttle = Throttle(limits)
+        self._throttle = Throttle(limits, on_first_wait=self._slowed_down)
         self._served = _NOT_ATTACHED
         # Anonymous mappings: pages that no large message touches cost nothing.
         self.buffer = mmap.mmap(-1, max(limits.msize, 8192) + _IN_SLACK + _HEADER.size)
@@ -222,8 +224,17 @@ class Session:
             return self._error(tag, error)
 
     def _error(self, tag: int, error: Exception) -> bytes:
-        """Return the Rlerror for whatever a handler raised, and log what only a bug of ours raises."""
-        if not isinstance(error, (OSError, OverflowError)):  # OverflowError: a number that no system call takes
+        """Return the Rlerror for whatever a handler raised, and log a limit that it met or a bug of ours."""
+        if isinstance(error, OSError):
+            if error.errno == errno.EMFILE and error.strerror == _NO_DESCRIPTORS:  # the kernel's, and no limit of fids
+                most = f"the limit is {self.limits.descriptors}, unless the host allows less"
+                self._log_once("descriptors", f"no descriptor is left: {most}; what needs more is refused")
+        elif isinstance(error, MemoryError):
+            limit = self.limits.memory_bytes
+            self._log_once(
+                "memory", f"{limit} bytes of memory are used, which is the limit; what needs more is refused"
+            )
+        elif not isinstance(error, OverflowError):  # a number that no system call takes
             self._log(f"{type(error).__name__}: {error}; answered with an error")
         return _RLERROR(tag, to_errno(error))
 
@@ -399,6 +410,11 @@ class Session:
         if self._open_files >= self.limits.open_files:
             self._refuse_more("open files", errno.EMFILE, f"{self.limits.open_files} files are open")
 
+    def require_room_to_lock(self) -> None:
+        """Refuse one locked range too many (ENOLCK). Raises `OSError`."""
+        if len(self.locks) >= self.limits.locks:
+            self._refuse_more("locks", errno.ENOLCK, f"{self.limits.locks} ranges are locked")
+
     def require_xattr_room(self, size: int) -> None:
         """Refuse to hold more of extended attributes than is allowed (ENOMEM), or count them. Raises `OSError`."""
         if self._xattr_bytes + size > self.limits.xattr_bytes:
@@ -408,10 +424,20 @@ class Session:
 
     def _refuse_more(self, limit: str, number: int, reason: str) -> NoReturn:
         """Raise the error of a limit that is reached, and log it the first time."""
-        if limit not in self._logged:
-            self._logged.add(limit)
-            self._log(f"{reason}, which is the limit; more are refused")
+        self._log_once(limit, f"{reason}, which is the limit; more are refused")
         raise OSError(number, reason)
+
+    def _slowed_down(self) -> None:
+        limits = self.limits
+        rates = (
+            f"{limits.operations_per_second or 'any'} requests and {limits.bytes_per_second or 'any'} bytes a second"
+        )
+        self._log_once("rates", f"its rate is {rates}, which is the limit; what is more waits")
+
+    def _log_once(self, what: str, reason: str) -> None:
+        if what not in self._logged:
+            self._logged.add(what)
+            self._log(reason)
 
     def require_changeable(self, directory: Node) -> None:
         """Refuse changes of names in the root of a share with an allow-list: EACCES. Raises `OSError`."""
