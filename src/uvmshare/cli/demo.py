@@ -19,6 +19,7 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
+from uvmshare.cli import EXTRAS, missing_extra
 from uvmshare.cli.demo_guest import ClientGuest, QemuGuest
 from uvmshare.cli.demo_states import RecordingComputeSystem, draw
 from uvmshare.cli.foreground import until_signalled
@@ -58,8 +59,9 @@ def demo(guest: str) -> int:
 
     Shares this project's own files read-only and an empty directory writable; the guest mounts both, and
     writes the SHA-256 of every file into the second; a second caller shares the first, a release changes
-    nothing, the last one ends the share under the guest's eyes. Every step is checked; exit status 1 says
-    that one of them failed.
+    nothing, the last one ends the share under the guest's eyes. Then the daemon: two programs map one
+    directory, both crash, and the share goes when their leases end. Every step is checked; exit status 1
+    says that one of them failed.
 
     Needs qemu-system-x86, a kernel with 9P and busybox-static ("make demo" sees to them); no root, no KVM.
 
@@ -94,6 +96,7 @@ async def run_demo(*, guest: str, console: Console | None = None) -> int:
             async with _set_up(guest, directory, log, shown) as (manager, recorder, mounting):
                 await _Demonstration(manager, recorder, mounting, directory, shown).run()
                 took = recorder.clock()
+                await _daemon_way(mounting, directory, shown, console)
         except CheckFailed as error:
             console.print(f"[bold red]the demonstration FAILED:[/] {escape(str(error))}", soft_wrap=True)
             with contextlib.suppress(FileNotFoundError):
@@ -291,6 +294,24 @@ class _Demonstration:
 
     def _calls(self) -> str:
         return ", ".join(f"{kind.value} {share}" for kind, share in self._recorder.calls)
+
+
+async def _daemon_way(mounting: DemoGuest, directory: str, shown: _Steps, console: Console) -> None:
+    """Show the same with a daemon, in a guest that has an agent; without one, or the extra, say why not."""
+    console.print("\n[bold]The daemon way[/]: programs that come and go", soft_wrap=True)
+    if not isinstance(mounting, QemuGuest):
+        shown.note("left out: it needs a guest, in which an agent mounts")
+        return
+    if sys.platform == "linux":  # `demo` refused others already; this is for the type checker
+        from uvmshare.cli.demo_daemon import DaemonDemonstration  # noqa: PLC0415  --help need not load it
+
+        try:
+            await DaemonDemonstration(mounting.vm, directory, shown.step, _check).run()
+        except ModuleNotFoundError as error:
+            missing = missing_extra(error)
+            if missing is None:
+                raise
+            shown.note(f"left out: it needs {missing}: pip install 'uvmshare[{EXTRAS[missing]}]'")
 
 
 def _own_tree() -> AddOptions:

@@ -56,7 +56,7 @@ class QemuGuest:
     """A Linux guest: the kernel's own 9P client over QEMU's user network."""
 
     def __init__(self, vm: GuestVM, address: str) -> None:
-        self._vm = vm
+        self.vm = vm
         self._port = address.rpartition(":")[2]
         self.description = f"Linux {vm.release} under QEMU ({vm.accelerator}), its own 9P client over TCP"
 
@@ -83,7 +83,7 @@ class QemuGuest:
         return await self._try(f"ls /run/{share} > /dev/null")
 
     async def _try(self, command: str) -> str | None:
-        result = await self._vm.run(command, timeout=_DEADLINE)
+        result = await self.vm.run(command, timeout=_DEADLINE)
         return (result.text.strip() or f"exit status {result.status}") if result.status else None
 
 

@@ -130,6 +130,13 @@ class Machine:
         """Whether the agent in the guest is reached now."""
         return self.agent is not None and self.agent.info is not None
 
+    @property
+    def agent_address(self) -> str | None:
+        """Where the agent is reached, or reaches the daemon, with the port that was really bound."""
+        if self.agent is None:
+            return self.record.wanted.agent
+        return str(self.agent.address.with_port(self.agent.port))
+
     def shares(self) -> tuple[ShareInfo, ...]:
         """Return a snapshot of every share."""
         return () if self.manager is None else self.manager.shares()

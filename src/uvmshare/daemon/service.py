@@ -183,7 +183,7 @@ class Service:
             compute_system=wanted.compute_system,
             security_model=wanted.security_model,
             read_only=wanted.read_only,
-            agent=wanted.agent,
+            agent=machine.agent_address,
             agent_state=None if machine.agent is None else "connected" if machine.agent_connected else "unreachable",
             restarts=machine.restarts,
             shares=len(self.shares.all(who, machine)),

@@ -1,0 +1,194 @@
+"""The second half of `uvmshare demo`: two programs, one VM, one directory, one mount; both crash.
+
+What lives here: the daemon's process, the programs, and the steps with their checks. What must not: the first half.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, Final
+
+from uvmshare.errors import UvmshareError
+from uvmshare.testing.guest_vm import HOST
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from uvmshare.daemon.client import Client
+    from uvmshare.testing.guest_vm import GuestVM
+
+__all__ = ["DaemonDemonstration"]
+
+assert sys.platform == "linux", "the daemon runs on Linux"
+
+_VM: Final = "demo"
+_GUEST_PATH: Final = "/run/uvmshare/project"
+_LEASE: Final = 3
+_DEADLINE: Final = 50.0
+
+PROGRAM: Final = """
+import sys, time
+from uvmshare.daemon.client import Client
+from uvmshare.daemon.documents import NewMount
+
+host, path, guest_path, owner, lease = sys.argv[1:]
+with Client(host) as daemon:
+    mount = daemon.map("demo", NewMount(path=path, guest_path=guest_path, owner=owner, lease=float(lease)))
+    print(mount.share, flush=True)
+    while True:  # until it crashes
+        time.sleep(float(lease) / 3)
+        daemon.renew(owner)
+"""
+"""What each of the two programs is; it neither knows of the other nor cleans up."""
+
+
+class DaemonDemonstration:
+    """The steps, in order. `check` raises when something does not hold; `step` shows one."""
+
+    def __init__(
+        self,
+        vm: GuestVM,
+        directory: str,
+        step: Callable[[str, Awaitable[str]], Awaitable[None]],
+        check: Callable[[bool, str], None],
+    ) -> None:
+        self._vm = vm
+        self._step = step
+        self._check = check
+        self._directory = directory
+        self._shared = os.path.join(directory, "project")
+        self._programs: list[asyncio.subprocess.Process] = []
+        self._client: Client | None = None
+
+    async def run(self) -> None:
+        """Do every step, and end what was started."""
+        async with self._daemon() as client:
+            self._client = client
+            os.mkdir(self._shared)
+            await asyncio.to_thread(_write, os.path.join(self._shared, "hello"), "from the host\n")
+            try:
+                await self._step("a daemon owns the VM, and an agent in the guest mounts for it", self._add(client))
+                await self._step("two programs map the same directory to the same path", self._map(client))
+                await self._step("both crash (kill -9), and nobody cleans up", self._crash())
+                await self._step(f"their leases of {_LEASE} s end", self._end(client))
+                await self._step("the VM is removed from the daemon", self._remove(client))
+            finally:
+                await self._crash()
+
+    @contextlib.asynccontextmanager
+    async def _daemon(self) -> AsyncIterator[Client]:
+        from uvmshare.daemon.client import Client  # noqa: PLC0415  an extra, which the rest does without
+
+        notices = os.path.join(self._directory, "notify")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
+            ready.bind(notices)
+            ready.setblocking(False)  # noqa: FBT003  it takes no keyword
+            run_dir, state_dir = os.path.join(self._directory, "run"), os.path.join(self._directory, "state")
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-c", "import sys; from uvmshare.cli import main; sys.exit(main())"),
+                *("daemon", "--run-dir", run_dir, "--state-dir", state_dir, "--log-level", "WARNING"),
+                env={**os.environ, "NOTIFY_SOCKET": notices},
+            )
+            try:
+                async with asyncio.timeout(_DEADLINE):
+                    await asyncio.get_running_loop().sock_recv(ready, 4096)
+                with Client(f"unix:{run_dir}/uvmshare.sock") as client:
+                    try:
+                        yield client
+                    finally:
+                        await asyncio.to_thread(_remove_all, client)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    process.terminate()
+                await process.wait()
+
+    async def _add(self, client: Client) -> str:
+        from uvmshare.daemon.documents import NewVm  # noqa: PLC0415  as above
+
+        wanted = NewVm(id=_VM, listen=("tcp:127.0.0.1:0",), agent="tcp:127.0.0.1:0", agent_dials=True)
+        added = await asyncio.to_thread(client.add_vm, wanted)
+        assert added.agent is not None
+        port = added.agent.rpartition(":")[2]
+        await self._vm.write_file("/run/agent.sh", await asyncio.to_thread(_agent_script))
+        where = f"--connect {HOST}:{port} --server {HOST} --allow /run/uvmshare --check-every 1"
+        await self._vm.check(f"sh /run/agent.sh {where} >/run/agent.log 2>&1 &", timeout=_DEADLINE)
+        return f"VM {added.id!r} on {added.addresses[0]}; the agent is a shell script, which dials {HOST}:{port}"
+
+    async def _map(self, client: Client) -> str:
+        names = [await self._start_program(client, f"program-{number}") for number in (1, 2)]
+        self._check(names[0] == names[1], f"the programs were given the shares {names}")
+        (mount,) = await asyncio.to_thread(client.mounts, _VM)
+        owners = [each.owner for each in mount.references]
+        self._check(owners == ["program-1", "program-2"], f"the mount is held by {owners}")
+        read = await self._vm.run(f"cat {_GUEST_PATH}/hello; grep -c {_GUEST_PATH} /proc/mounts", timeout=_DEADLINE)
+        self._check(read.text == "from the host\n1\n", f"the guest reads {read.text!r}")
+        return f"share {names[0]}, once in the guest's /proc/mounts, held by {' and '.join(owners)}"
+
+    async def _start_program(self, client: Client, owner: str) -> str:
+        program = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", PROGRAM, client.host, self._shared, _GUEST_PATH, owner, str(_LEASE)),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        self._programs.append(program)
+        assert program.stdout is not None
+        async with asyncio.timeout(_DEADLINE):
+            name = (await program.stdout.readline()).decode().strip()
+        self._check(bool(name), f"{owner} ended before it had its share")
+        return name
+
+    async def _crash(self) -> str:
+        for program in self._programs:
+            with contextlib.suppress(ProcessLookupError):
+                program.send_signal(signal.SIGKILL)
+            await program.wait()
+        crashed = len(self._programs)
+        self._programs.clear()
+        return f"{crashed} processes are gone"
+
+    async def _end(self, client: Client) -> str:
+        ended = await asyncio.to_thread(_until_leases_end, client, 2)
+        self._check(ended == {"program-1", "program-2"}, f"leases ended of {ended}")
+        shares = await asyncio.to_thread(client.shares, _VM)
+        self._check(not shares, f"the VM still has {shares}")
+        mounted = await self._vm.run(f"grep -c {_GUEST_PATH} /proc/mounts", timeout=_DEADLINE)
+        self._check(mounted.text.strip() == "0", f"the guest still has it mounted: {mounted.text}")
+        return "the guest has no such mount any more, and the VM no share"
+
+    async def _remove(self, client: Client) -> str:
+        await asyncio.to_thread(client.remove_vm, _VM)
+        self._check(not await asyncio.to_thread(client.vms), "the daemon still has it")
+        return "the guest runs on"
+
+
+def _until_leases_end(client: Client, count: int) -> set[str]:
+    """Follow the daemon's events until so many leases have ended, and return whose."""
+    ended: set[str] = set()
+    for event in client.events("0"):
+        if event is not None and event.kind == "lease.ended" and event.owner is not None:
+            ended.add(event.owner)
+        if len(ended) == count:
+            break
+    return ended
+
+
+def _remove_all(client: Client) -> None:
+    with contextlib.suppress(UvmshareError):
+        for vm in client.vms():
+            client.remove_vm(vm.id, force=True)
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _agent_script() -> bytes:
+    from uvmshare.guest import mount  # noqa: PLC0415  only to know where the guest's files are
+
+    with open(os.path.join(os.path.dirname(mount.__file__), "agent.sh"), "rb") as file:
+        return file.read()
