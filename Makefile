@@ -61,7 +61,8 @@ packages:
 # Two runs beside each other, one a core. What boots guests waits for them most of the time. Of those that run
 # beside, only the tests of the guest harness are measured: measuring the others, which try every order of events or
 # send hundreds of thousands of requests, would make them three times as slow and tell nothing that the rest does not.
-EXHAUSTIVE := $(wildcard tests/share/test_interleavings.py tests/mounts/test_interleavings.py tests/conformance tests/hostile)
+EXHAUSTIVE := $(wildcard tests/share/test_interleavings.py tests/share/test_crash_orders.py \
+	tests/mounts/test_interleavings.py tests/conformance tests/hostile)
 BESIDE := $(wildcard tests/guest)
 
 .PHONY: test

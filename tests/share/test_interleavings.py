@@ -18,7 +18,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from uvmshare.errors import ComputeSystemError
+from uvmshare.errors import ComputeSystemError, JournalError
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 from uvmshare.share.state import ShareState
@@ -46,6 +46,8 @@ class Call:
     owner: str | None
     name: str | None
     task: asyncio.Task[None] | None = None
+    unwritten: bool = False
+    """Whether it failed because the journal did."""
 
     @property
     def running(self) -> bool:
@@ -94,7 +96,8 @@ class World:
     async def _add(self, call: Call, options: AddOptions) -> None:
         try:
             name = await self.manager.add_to_vm(options, owner=call.owner)
-        except ComputeSystemError:
+        except (ComputeSystemError, JournalError) as error:
+            call.unwritten = isinstance(error, JournalError)
             return
         call.name = name
         if call.owner is None:
@@ -110,7 +113,7 @@ class World:
     async def _remove(self, name: str, owner: str | None) -> None:
         try:
             await self.manager.remove_from_vm(name, owner=owner)
-        except ComputeSystemError:
+        except (ComputeSystemError, JournalError):
             return
         self.doubtful[name] -= 1
 

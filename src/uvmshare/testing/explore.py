@@ -309,6 +309,10 @@ def _of_generator(generator: types.GeneratorType[object, object, object]) -> lis
     return _of_suspended(generator, generator.gi_frame)
 
 
+def _of_iterator(item: Any) -> list[object]:
+    return list(item.__reduce__()[1:])  # what it goes through, and how far it is
+
+
 def _of_suspended(coroutine: object, frame: types.FrameType | None) -> list[object]:
     if frame is None:
         return []
@@ -334,6 +338,8 @@ _LOOKERS: dict[Any, Callable[[Any], Sequence[object]]] = {
     types.MethodType: _of_method,
     types.BuiltinFunctionType: _of_builtin,
     types.CellType: gc.get_referents,
+    type(iter([])): _of_iterator,
+    type(iter(())): _of_iterator,
     asyncio.Handle: _of_handle,
     asyncio.Future: _of_future,
     types.CoroutineType: _of_coroutine,
