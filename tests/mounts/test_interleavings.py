@@ -201,8 +201,8 @@ class World:
             if self.mapped:
                 assert there.share_name in self.vm.shares, "the share was pulled from under a live mount"
         if self.mapped and self.vm.shares:
-            infos = self.shares.shares()
-            assert entry is not None or any(info.busy or info.orphan for info in infos), "a share without its mount"
+            going = any(share.operation or share.retry for share in self.shares._by_name.values())
+            assert entry is not None or going, "a share without its mount, and nobody takes it out"
         settling = self.mounts._settling is not None
         if entry is not None and entry.state is MountState.MOUNTED and entry.operation is None and not self.lost:
             assert there is not None, "it is MOUNTED, and the guest does not have it"

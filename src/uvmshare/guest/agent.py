@@ -46,6 +46,9 @@ _MOST_REQUESTS = 256
 """Requests of one session under way."""
 _MOST_UNSENT = 8 * 1024 * 1024
 """Bytes of answers that nobody takes."""
+_SILENCE = 20.0
+"""Seconds without a word after which a session is over: the host asks for one every five. A guest that was restored
+from a snapshot is told nothing of the end of its connections."""
 _DIAL_FIRST = 0.1
 _DIAL_LONGEST = 5.0
 """Seconds between two attempts to reach the host; the wait doubles from the first to the longest."""
@@ -66,6 +69,7 @@ class Session:
         self.client = ""
         """Who it is, once it said so."""
         self.open = True
+        self._silence = agent.loop.later(_SILENCE, self._silent)
         connected.settimeout(0)
         agent.loop.watch(connected.fileno(), select.EPOLLIN, self._ready)
         self._send({**agent.greeting(), "nonce": self._nonce})
@@ -74,10 +78,15 @@ class Session:
         """End it; what is under way goes on, what has not begun does not begin."""
         if self.open:
             self.open = False
+            self._silence.cancel()
             self._agent.loop.unwatch(self._socket.fileno())
             self._socket.close()
             self._agent.sessions.discard(self)
             self._ended()
+
+    def _silent(self) -> None:
+        self._agent.log(f"the host said nothing for {_SILENCE:g} s: its connection is ended")
+        self.close()
 
     def _ready(self, events: int) -> None:
         try:
@@ -88,6 +97,8 @@ class Session:
                 if not data:
                     self.close()
                     return
+                self._silence.cancel()
+                self._silence = self._agent.loop.later(_SILENCE, self._silent)
                 for message in self._lines.feed(data):
                     if self.open:
                         self._take(message)
