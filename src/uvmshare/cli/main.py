@@ -41,6 +41,8 @@ COMMANDS: Mapping[str, Command] = {
     "unmap": Command("uvmshare.cli.map", "unmap", "Unmount what was mapped, and end its share."),
     "mounts": Command("uvmshare.cli.map", "mounts", "List what is mounted in guests."),
     "events": Command("uvmshare.cli.events", "events", "Follow what happens in the daemon."),
+    "stats": Command("uvmshare.cli.stats", "stats", "Show what guests have done with their shares."),
+    "top": Command("uvmshare.cli.stats", "top", "Watch what guests do with their shares, as they do it."),
     "guest": Command("uvmshare.cli.guest", "guest", "Mount what is served; for use inside a guest."),
     "doctor": Command(
         "uvmshare.cli.doctor", "doctor", "See what this host can and cannot do, and what to do about it."

@@ -20,6 +20,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody, PathParameter, QueryParameter
 from litestar.response import Stream
 
+from uvmshare.daemon import metrics
 from uvmshare.daemon.documents import (
     DEFAULT_OWNER,
     EventMessage,
@@ -35,6 +36,7 @@ from uvmshare.daemon.documents import (
     Renewal,
     Renewed,
     Share,
+    Stats,
     Vm,
 )
 from uvmshare.daemon.identity import Identity
@@ -268,6 +270,18 @@ async def unmap_directory(
     return await _answer(service, who, ("unmap", vm), work, 204, wait=wait)
 
 
+@get("/vms/{vm:str}/stats", summary="What a guest does", responses=_FAILURES)
+async def get_stats(*, service: Serving, who: Who, vm: VmName) -> list[Stats]:
+    """Tell operations, bytes, errors and latency of each share that you hold, since its connections began."""
+    return await service.stats(who, service.find(who, vm))
+
+
+@get("/metrics", include_in_schema=False, media_type="text/plain")
+async def get_metrics(*, service: Serving, who: Who) -> Response[bytes]:
+    """Tell Prometheus how everything is that you may see."""
+    return Response(await metrics.render(service, service.visible(who)), media_type=metrics.CONTENT_TYPE)
+
+
 @get("/vms/{vm:str}/doctor", summary="Look at a guest", responses=_FAILURES)
 async def examine_guest(*, service: Serving, who: Who, vm: VmName) -> list[Finding]:
     """Ask the guest's agent what the guest can and cannot do, and say what that breaks and what to do."""
@@ -373,8 +387,8 @@ def _words(error: HTTPException) -> str:
     return f"{error.detail}: {'; '.join(parts)}" if parts else error.detail
 
 
-def make_app(service: Service, log: Any, *more: Any) -> Litestar:
-    """Return the ASGI application over a service; `more` are further routes."""
+def make_app(service: Service, log: Any) -> Litestar:
+    """Return the ASGI application over a service."""
     routes = Router(
         "/v1",
         route_handlers=[
@@ -390,6 +404,7 @@ def make_app(service: Service, log: Any, *more: Any) -> Litestar:
             list_mounts,
             map_directory,
             unmap_directory,
+            get_stats,
             examine_guest,
             renew_lease,
             renew_leases,
@@ -401,7 +416,7 @@ def make_app(service: Service, log: Any, *more: Any) -> Litestar:
         ],
     )
     app = Litestar(
-        [routes, *more],
+        [routes, get_metrics],
         dependencies={
             "service": Provide(lambda: service, sync_to_thread=False),
             "who": Provide(_who, sync_to_thread=False),

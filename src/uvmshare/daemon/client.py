@@ -33,6 +33,7 @@ from uvmshare.daemon.documents import (
     Renewal,
     Renewed,
     Share,
+    Stats,
     Vm,
 )
 from uvmshare.daemon.problems import to_exception
@@ -196,6 +197,10 @@ class Client:
         """Give back what an owner holds; the last one unmounts it, and takes its share out."""
         path = f"/v1/vms/{_quoted(vm)}/mounts"
         self._ask("DELETE", path, type(None), guest_path=guest_path, owner=owner, uid=uid, lazy=lazy)
+
+    def stats(self, vm: str) -> list[Stats]:
+        """Return what a VM's guest has done with each share that you hold."""
+        return self._ask("GET", f"/v1/vms/{_quoted(vm)}/stats", list[Stats])
 
     def examine_guest(self, vm: str) -> list[Finding]:
         """Return what a VM's guest can and cannot do, by its agent."""

@@ -31,6 +31,7 @@ __all__ = [
     "Renewed",
     "SecurityModel",
     "Share",
+    "Stats",
     "Vm",
     "VmId",
 ]
@@ -200,6 +201,26 @@ class Mount(_Answer, frozen=True):
     since: datetime | None
     last_error: str | None
     references: tuple[Reference, ...]
+
+
+class Stats(_Answer, frozen=True):
+    """What the guest has done with one share, over all connections that it is mounted by."""
+
+    vm: str
+    share: str
+    path: str
+    read_only: bool
+    connections: int
+    operations: int
+    errors: int
+    received: int
+    """Bytes, from the guest."""
+    sent: int
+    """Bytes, to the guest."""
+    latency: float | None
+    """Seconds in a request's handler, the mean of those that were measured, one turn in sixteen."""
+    kinds: dict[str, int]
+    """Operations by kind."""
 
 
 class Finding(_Answer, frozen=True):

@@ -149,6 +149,15 @@ class Machine:
         """Return a snapshot of every mount."""
         return () if self.mounts is None else self.mounts.mounts()
 
+    async def counted(self) -> tuple[control.Share, ...]:
+        """Return the shares that are served and what their mounts have done; nothing where it cannot be asked."""
+        if self._server is None:
+            return ()
+        try:
+            return (await self._server.status(counters=True)).shares
+        except UvmshareError:
+            return ()
+
     def require(self) -> Manager:
         """Return the Manager. Raises `FileServerError` with the reason when there is no file server."""
         if self.manager is None:

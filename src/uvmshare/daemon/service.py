@@ -13,13 +13,14 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import Counter
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from uvmshare.daemon.documents import Finding, Info, NewVm, Vm
+from uvmshare.daemon.documents import Finding, Info, NewVm, Stats, Vm
 from uvmshare.daemon.events import EventLog, Happening
 from uvmshare.daemon.identity import Identity, of_process
 from uvmshare.daemon.keeper import LeaseKeeper
@@ -252,6 +253,36 @@ class Service:
             )
             for each in examine(await machine.agent.report())
         ]
+
+    async def stats(self, who: Identity, machine: Machine) -> list[Stats]:
+        """Return what the guest has done with each share that `who` may see."""
+        visible = {share.name for share in self.shares.all(who, machine)}
+        found = []
+        for share in await machine.counted():
+            if share.name not in visible:
+                continue
+            counted = [mount.counted for mount in share.mounts if mount.counted is not None]
+            measured = [latency for each in counted for latency in each.latencies.values()]
+            count = sum(latency.count for latency in measured)
+            kinds: Counter[str] = Counter()
+            for each in counted:
+                kinds.update(each.operations)
+            found.append(
+                Stats(
+                    vm=name_for(who, machine.record.key),
+                    share=share.name,
+                    path=share.path,
+                    read_only=share.read_only,
+                    connections=len(share.mounts),
+                    operations=kinds.total(),
+                    errors=sum(sum(each.errors.values()) for each in counted),
+                    received=sum(each.received for each in counted),
+                    sent=sum(each.sent for each in counted),
+                    latency=sum(latency.seconds for latency in measured) / count if count else None,
+                    kinds=dict(kinds),
+                )
+            )
+        return found
 
     # ------------------------------------------------------------------ owners and leases
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from uvmshare import errors
+from uvmshare.fileserver.counters import Counted  # noqa: TC001  msgspec reads the annotations
 from uvmshare.fileserver.limits import Limits
 from uvmshare.hcs import schema  # noqa: TC001  msgspec reads the annotations
 
@@ -70,7 +71,9 @@ class Modify(_Request, frozen=True, tag="modify"):
 
 
 class Status(_Request, frozen=True, tag="status"):
-    """Tell the addresses, shares and mounts."""
+    """Tell the addresses, shares and mounts; with `counters`, what each mount has done."""
+
+    counters: bool = False
 
 
 class Shutdown(_Request, frozen=True, tag="shutdown"):
@@ -93,6 +96,8 @@ class Mount(msgspec.Struct, frozen=True):
     pid: int
     connection: int
     peer: str
+    counted: Counted | None = None
+    """What it has done, where that was asked for."""
 
 
 class Share(msgspec.Struct, frozen=True):

@@ -189,12 +189,14 @@ class FileServer:
         link = await self._require_link()
         await link.ask(lambda number: control.Modify(number, document), self._modify_timeout)
 
-    async def status(self) -> control.Reply:
-        """Return the addresses, the shares, and the mount processes of each.
+    async def status(self, *, counters: bool = False) -> control.Reply:
+        """Return the addresses, the shares, and the mount processes of each; with `counters`, what these have done.
 
         Raises `OutcomeUnknown`, `InvalidState` or `ComputeSystemGone`.
         """
-        return await (await self._require_link()).ask(control.Status, self._modify_timeout)
+        return await (await self._require_link()).ask(
+            lambda number: control.Status(number, counters=counters), self._modify_timeout
+        )
 
     async def plan9_shares(self) -> tuple[schema.Plan9Share, ...]:
         """Return the document of every share that is served; see `uvmshare.hcs.utility_vm.ListsPlan9Shares`.

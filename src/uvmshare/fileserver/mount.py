@@ -22,6 +22,7 @@ from uvmshare.ninep import messages
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from uvmshare.fileserver.counters import Counters
     from uvmshare.fileserver.export import Export
     from uvmshare.fileserver.handshake import Attach
     from uvmshare.fileserver.limits import Limits
@@ -64,6 +65,7 @@ def serve(
     *,
     life: Life,
     log: Callable[[str], None],
+    counters: Counters | None = None,
 ) -> NoReturn:
     """Be a mount process: serve the connection to its end, then exit. Called in a fresh fork."""
     status = 1
@@ -81,7 +83,7 @@ def serve(
         connection.settimeout(None)
         with suppress(OSError):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
-        session = Session(connection, export, limits, log)
+        session = Session(connection, export, limits, log, counters)
         has_landlock = confinement.confine(export, limits)
         session.tree.walls.take_process(has_landlock=has_landlock)
         session.run((attach.tag, attach.message), attach.msize, attach.rest)

@@ -57,13 +57,14 @@ class Outbox:
     """The way out of one connection, a blocking stream socket.
 
     The session's loop puts whole replies into `replies`, those that may be large with `reply`, and sends
-    them together; jobs that run aside `send` whole replies of their own in between. `sent` counts bytes,
-    for whoever resets it.
+    them together; jobs that run aside `send` whole replies of their own in between. `sent` counts bytes.
     """
 
     def __init__(self, connection: socket.socket, before: Callable[[], None] = lambda: None) -> None:
         """Send on `connection`; `before` is called before the loop's replies are sent, and may raise."""
         self.sent = 0
+        self.sent_aside = 0
+        """Bytes that `send` sent, from other threads than the loop's."""
         self.replies: list[bytes] = []
         self._before = before
         self._large = 0
@@ -79,6 +80,7 @@ class Outbox:
         """Send whole replies now, from any thread. Raises `OSError`, or `RemoteProtocolError` as `flush` does."""
         with self._lock:
             self._transmit(replies)
+            self.sent_aside += len(replies)
 
     def _transmit(self, data: bytes | memoryview) -> None:
         """Send all of it, with the lock held; once a part was sent and the rest was not, nothing more ever is."""

@@ -9,6 +9,7 @@ not: what is done with what was found (`takeover`), how the table of shares is w
     control.sock   where it takes requests
     shares         its table of shares
     mounts/7       one mount process, which holds the file's flock(2) for as long as it lives
+    counters/7     what it has done (`counters`)
     log            reasons for ended connections
 
 A mount's file is locked by the supervisor before it forks, on an open file that the child keeps: there is no moment
@@ -43,6 +44,7 @@ LOG: Final = "log"
 _LOCK: Final = "lock"
 _TABLE: Final = "shares"
 _MOUNTS: Final = "mounts"
+_COUNTERS: Final = "counters"
 
 _INTRODUCED_SECONDS: Final = 5.0
 """How long a mount process that was just forked may take to write its pid down."""
@@ -104,6 +106,7 @@ class RunDirectory:
         self.control = os.path.join(path, CONTROL_SOCKET)
         self.table = table_path(path)
         self._mounts = os.path.join(path, _MOUNTS)
+        self._counters = os.path.join(path, _COUNTERS)
         try:
             self._lock = LockFile.take(lock_path(path), f"run directory {path!r}")
         except OSError as error:
@@ -111,6 +114,7 @@ class RunDirectory:
             raise FileServerError(msg) from error
         try:
             os.makedirs(self._mounts, mode=0o700, exist_ok=True)
+            os.makedirs(self._counters, mode=0o700, exist_ok=True)
         except OSError as error:
             self._lock.release()
             msg = f"cannot make {self._mounts!r}: {error.strerror}"
@@ -137,7 +141,20 @@ class RunDirectory:
     def forget_mount(self, connection: int) -> None:
         """Remove the file of a mount that has ended."""
         with suppress(OSError):
+            os.unlink(self.counters(connection))
+        with suppress(OSError):
             os.unlink(self._mount(connection))
+
+    def new_counters(self, connection: int) -> str:
+        """Return where the counters of a new mount are to be; what an earlier one left there is gone."""
+        path = self.counters(connection)
+        with suppress(OSError):
+            os.unlink(path)
+        return path
+
+    def counters(self, connection: int) -> str:
+        """Return where the counters of a mount are."""
+        return os.path.join(self._counters, str(connection))
 
     def _mount(self, connection: int) -> str:
         return os.path.join(self._mounts, str(connection))
@@ -202,7 +219,11 @@ class RunDirectory:
     def clear(self) -> None:
         """Remove everything but the log, because the server has ended."""
         with suppress(OSError):
-            os.rmdir(self._mounts)
+            for name in os.listdir(self._counters):  # of mounts that ended while there was no supervisor
+                os.unlink(os.path.join(self._counters, name))
+        for directory in (self._mounts, self._counters):
+            with suppress(OSError):
+                os.rmdir(directory)
         self._lock.release()
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from uvmshare.errors import RemoteProtocolError
 from uvmshare.fileserver.aside import Aside
+from uvmshare.fileserver.counters import SAMPLED, Counters
 from uvmshare.fileserver.fid import XattrValue
 from uvmshare.fileserver.handlers import locking, table, walking
 from uvmshare.fileserver.handshake import negotiate
@@ -79,8 +80,16 @@ class Session:
     Tattach it ended with and `rest` the bytes that came behind. `log` takes one line a reason.
     """
 
-    def __init__(self, connection: socket.socket, export: Export, limits: Limits, log: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        export: Export,
+        limits: Limits,
+        log: Callable[[str], None],
+        counters: Counters | None = None,
+    ) -> None:
         """Take over an export. Raises `FileServerError` when its security model is not to be had."""
+        self.counters = counters or Counters()
         self.export = export
         self.limits = limits
         self.tree = Tree(export)
@@ -100,7 +109,7 @@ class Session:
         self._lock_waits: list[locking.Waiting] = []
         self._next_lock_try = 0.0
         self._throttle = Throttle(limits, on_first_wait=self._slowed_down)
-        self._served = _NOT_ATTACHED
+        self._served = self._measured = _NOT_ATTACHED
         # Anonymous mappings: pages that no large message touches cost nothing.
         self.buffer = mmap.mmap(-1, max(limits.msize, 8192) + _IN_SLACK + _HEADER.size)
         """What the guest has sent. A slice of it is bytes, one of `view` is not copied."""
@@ -140,7 +149,7 @@ class Session:
         finally:
             self.close()
 
-    def _serve(self, end: int) -> None:  # noqa: PLR0912  one loop, for the reason below
+    def _serve(self, end: int) -> None:  # noqa: PLR0912, PLR0915  one loop, for the reason below
         # Nearly all of a mount's CPU time that is not the kernel's is this loop and the handlers below it
         # (`perf` of walks at depth 32: 60 % before it was written so). Hence one `struct` call for a
         # header, handlers in a list by type, `try` around the loop and not around each request.
@@ -148,9 +157,11 @@ class Session:
         replies, pending = self.outbox.replies, self._aside.pending
         append = replies.append
         throttle = self._throttle.spend if self._throttle.is_needed else None
-        start = tag = 0
+        counts = self.counters.slots
+        start = tag = turn = charged = 0
         while True:
-            served, msize = self._served, self.msize
+            turn += 1
+            served, msize = self._measured if turn % SAMPLED == 0 else self._served, self.msize
             more = False
             try:
                 for _ in _TURN:
@@ -163,10 +174,11 @@ class Session:
                     if stop > end:
                         break
                     if throttle is not None:
-                        throttle(1, size + self.outbox.sent)
-                        self.outbox.sent = 0
+                        throttle(1, size + self.outbox.sent - charged)
+                        charged = self.outbox.sent
                     at, start = start + HEADER_SIZE, stop
                     serve = served[number]
+                    counts[number] += 1
                     if serve is None or pending or self._lock_waits:
                         reply = self._serve_rest(number, tag, fid, at, stop)
                         served, msize = self._served, self.msize
@@ -189,7 +201,9 @@ class Session:
             elif self._room - end < _IN_SLACK:
                 view[: end - start] = bytes(view[start:end])
                 start, end = 0, end - start
+            self.counters.set_sent(self.outbox.sent + self.outbox.sent_aside)
             received = self._receive(view[end : self._room])
+            self.counters.count_received(received)
             if not received:
                 if end != start:
                     self._refuse("the connection ended inside a message")
@@ -236,7 +250,9 @@ class Session:
             )
         elif not isinstance(error, OverflowError):  # a number that no system call takes
             self._log(f"{type(error).__name__}: {error}; answered with an error")
-        return _RLERROR(tag, to_errno(error))
+        number = to_errno(error)
+        self.counters.count_error(number)
+        return _RLERROR(tag, number)
 
     def _is_tag_in_use(self, tag: int) -> bool:
         return tag in self._aside.pending or any(waiting.tag == tag for waiting in self._lock_waits)
@@ -268,6 +284,7 @@ class Session:
         """Serve requests from now on, or none but Tversion and Tattach."""
         self._attached = attached
         self._served = table.served(read_only=self.export.read_only) if attached else _NOT_ATTACHED
+        self._measured = self.counters.measured(self._served)
 
     def _flush_request(self, tag: int, message: messages.Tflush) -> bytes | None:
         """Take a request back, if it has not been answered (flush(5)).

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from uvmshare.errors import ShareExists, ShareNotFound
-from uvmshare.fileserver import mount
+from uvmshare.fileserver import counters, mount
+from uvmshare.fileserver.counters import Counters
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.ledger import Entry
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from uvmshare.fileserver.connections import HalfOpen
+    from uvmshare.fileserver.counters import Counted
     from uvmshare.fileserver.handshake import Attach
     from uvmshare.fileserver.ledger import Ledger
     from uvmshare.fileserver.limits import Limits
@@ -45,6 +47,8 @@ class Mount:
     share: Share
     connection: int
     peer: str
+    counters: Counters | None = None
+    """None for one that was taken over: its counters are in the run directory."""
 
 
 @dataclass(slots=True, eq=False)
@@ -171,6 +175,7 @@ class Shares:
         share = self._by_name[attach.message.aname.decode(errors="surrogateescape")]
         number, peer = connection.number, connection.peer
         own_file = None
+        counted = Counters(None if self._run_dir is None else self._run_dir.new_counters(number))
         if self._run_dir is not None:
             own_file = self._run_dir.open_mount(share.serial, number, peer)
         try:
@@ -183,6 +188,7 @@ class Shares:
                     self._limits,
                     life=mount.Life(self._lifeline, own_file),
                     log=lambda reason: self._log(f"connection {number} ({peer}), share {share.export.name}: {reason}"),
+                    counters=counted,
                 )
             try:
                 pidfd = os.pidfd_open(pid)
@@ -198,7 +204,14 @@ class Shares:
         finally:
             if own_file is not None:
                 os.close(own_file)
-        self._watch(Mount(pid, pidfd, share, number, peer))
+        self._watch(Mount(pid, pidfd, share, number, peer, counted))
+
+    def counted(self, running: Mount) -> Counted:
+        """Return what a mount has done."""
+        if running.counters is not None:
+            return counters.read(running.counters.memory)
+        assert self._run_dir is not None, "a mount is taken over from one"
+        return counters.read(self._run_dir.counters(running.connection))
 
     def _watch(self, started: Mount) -> None:
         started.share.mounts[started.pid] = started

@@ -118,8 +118,8 @@ class _Server:
         """Return those of guests and of the control socket."""
         return self.listeners if self.control_listener is None else [*self.listeners, self.control_listener]
 
-    def status(self, number: int) -> control.Reply:
-        """Tell what there is, in the reply to the request of that number."""
+    def status(self, number: int, *, counters: bool = False) -> control.Reply:
+        """Tell what there is, in the reply to the request of that number; with `counters`, what each mount has done."""
         return control.Reply(
             id=number,
             pid=os.getpid(),
@@ -129,7 +129,12 @@ class _Server:
                     share.export.name,
                     share.export.path,
                     share.export.read_only,
-                    tuple(control.Mount(each.pid, each.connection, each.peer) for each in share.mounts.values()),
+                    tuple(
+                        control.Mount(
+                            each.pid, each.connection, each.peer, self.shares.counted(each) if counters else None
+                        )
+                        for each in share.mounts.values()
+                    ),
                     document=share.document,
                     leaving=bool(share.removals),
                 )
@@ -236,7 +241,8 @@ class Supervisor:
                 case control.Modify():
                     self._modify(controller, request)
                 case control.Status():
-                    self._controllers.answer(controller, self._require_server().status(request.id))
+                    status = self._require_server().status(request.id, counters=request.counters)
+                    self._controllers.answer(controller, status)
                 case control.Shutdown():
                     self._goodbyes.append((controller, request.id))
                     self._end()

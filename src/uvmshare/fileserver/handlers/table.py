@@ -47,6 +47,7 @@ def _refused(cls: type[m.Message]) -> Server:
 
     def serve(session: Session, tag: int, _: int, at: int, stop: int) -> bytes | None:
         read(session.view, at, stop)
+        session.counters.count_error(errno.EROFS)
         return _RLERROR(tag, errno.EROFS)
 
     return serve

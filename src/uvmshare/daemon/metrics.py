@@ -1,0 +1,140 @@
+"""What Prometheus reads at /metrics: the daemon's tables and the mounts' counters, as they are when it asks.
+
+What lives here: the names, and how they are filled. What must not: counting (`uvmshare.fileserver.counters` does).
+
+Everything is read at the moment of the scrape, so that nothing has to be kept in step. A mount that ends takes its
+numbers with it, so sums over a VM may fall; `rate()` takes that for a restart of the counter, as it should.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from uvmshare.fileserver.counters import BUCKETS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from uvmshare.daemon.machine import Machine
+    from uvmshare.daemon.service import Service
+    from uvmshare.fileserver.control import Share
+
+__all__ = ["CONTENT_TYPE", "NAMES", "render"]
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+NAMES = (
+    "uvmshare_vms",
+    "uvmshare_shares",
+    "uvmshare_references",
+    "uvmshare_leases",
+    "uvmshare_guest_mounts",
+    "uvmshare_restarts_total",
+    "uvmshare_agent_connected",
+    "uvmshare_mounts",
+    "uvmshare_operations_total",
+    "uvmshare_errors_total",
+    "uvmshare_received_bytes_total",
+    "uvmshare_sent_bytes_total",
+    "uvmshare_operation_seconds",
+)
+"""Every name there is, as queries write it; histograms without their suffixes."""
+
+
+async def render(service: Service, machines: list[Machine]) -> bytes:
+    """Return the metrics of these VMs in Prometheus' text format."""
+    shares = {machine.record.key: await machine.counted() for machine in machines}
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Once([*_tables(service, machines), *_mounts(shares)]))
+    return generate_latest(registry)
+
+
+class _Once(Collector):
+    """Metrics that were made already."""
+
+    def __init__(self, metrics: list[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        """Return them."""
+        return self._metrics
+
+
+def _name(key: tuple[int, str]) -> str:
+    return f"{key[0]}:{key[1]}"
+
+
+def _tables(service: Service, machines: list[Machine]) -> list[Metric]:
+    vms = GaugeMetricFamily("uvmshare_vms", "VMs by the state of their file server.", labels=["state"])
+    for state, count in Counter(str(machine.state) for machine in machines).items():
+        vms.add_metric([state], count)
+    shares = GaugeMetricFamily("uvmshare_shares", "Shares by state.", labels=["vm", "state"])
+    references = GaugeMetricFamily("uvmshare_references", "References to shares.", labels=["vm"])
+    leases = GaugeMetricFamily("uvmshare_leases", "Leases that run.", labels=["vm"])
+    mounts = GaugeMetricFamily("uvmshare_guest_mounts", "Mounts in guests by state.", labels=["vm", "state"])
+    restarts = CounterMetricFamily("uvmshare_restarts", "Restarts of file servers.", labels=["vm"])
+    agents = GaugeMetricFamily("uvmshare_agent_connected", "Whether the guest's agent is reached.", labels=["vm"])
+    for machine in machines:
+        vm = _name(machine.record.key)
+        found = machine.shares()
+        for state, count in Counter(info.state.value for info in found).items():
+            shares.add_metric([vm, state], count)
+        for state, count in Counter(info.state.value for info in machine.mounted()).items():
+            mounts.add_metric([vm, state], count)
+        references.add_metric([vm], sum(info.references for info in found))
+        leases.add_metric([vm], len(service.keeper.of_vm(machine.record.key)))
+        restarts.add_metric([vm], machine.restarts)
+        if machine.agent is not None:
+            agents.add_metric([vm], int(machine.agent_connected))
+    return [vms, shares, references, leases, mounts, restarts, agents]
+
+
+def _mounts(shares: Mapping[tuple[int, str], tuple[Share, ...]]) -> list[Metric]:
+    labels = ["vm", "share"]
+    mounts = GaugeMetricFamily("uvmshare_mounts", "Connections of guests that are mounted.", labels=labels)
+    operations = CounterMetricFamily("uvmshare_operations", "9P requests by kind.", labels=[*labels, "kind"])
+    errors = CounterMetricFamily("uvmshare_errors", "Requests answered with an error.", labels=[*labels, "errno"])
+    received = CounterMetricFamily("uvmshare_received_bytes", "Bytes from guests.", labels=labels)
+    sent = CounterMetricFamily("uvmshare_sent_bytes", "Bytes to guests.", labels=labels)
+    seconds = HistogramMetricFamily(
+        "uvmshare_operation_seconds", "Time in a request's handler, of one turn in sixteen.", labels=[*labels, "kind"]
+    )
+    for key, served in shares.items():
+        vm = _name(key)
+        for share in served:
+            where = [vm, share.name]
+            counted = [mount.counted for mount in share.mounts if mount.counted is not None]
+            mounts.add_metric(where, len(share.mounts))
+            received.add_metric(where, sum(each.received for each in counted))
+            sent.add_metric(where, sum(each.sent for each in counted))
+            kinds: Counter[str] = Counter()
+            failures: Counter[int] = Counter()
+            latencies: dict[str, list[float]] = {}
+            buckets: dict[str, list[int]] = {}
+            for each in counted:
+                kinds.update(each.operations)
+                failures.update(each.errors)
+                for kind, latency in each.latencies.items():
+                    latencies.setdefault(kind, []).append(latency.seconds)
+                    so_far = buckets.setdefault(kind, [0] * len(latency.buckets))
+                    buckets[kind] = [a + b for a, b in zip(so_far, latency.buckets, strict=True)]
+            for kind, count in kinds.items():
+                operations.add_metric([*where, kind], count)
+            for number, count in failures.items():
+                errors.add_metric([*where, errno.errorcode.get(number, str(number))], count)
+            for kind, counts in buckets.items():
+                bounds = [*(f"{bound:g}" for bound in BUCKETS), "+Inf"]
+                sums = [sum(counts[: index + 1]) for index in range(len(counts))]
+                seconds.add_metric([*where, kind], list(zip(bounds, sums, strict=True)), sum(latencies[kind]))
+    return [mounts, operations, errors, received, sent, seconds]

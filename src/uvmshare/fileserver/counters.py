@@ -1,0 +1,152 @@
+"""What a mount process has done, in memory that its supervisor can read.
+
+What lives here: `Counters`, as the mount process writes them, and `Counted`, as others read them. What must not: when
+something is counted (`session`).
+
+All of it is an array of 64-bit numbers, shared since before the fork, so that counting a request is one addition in
+it. Latencies are measured in one turn of the loop of `SAMPLED`, by handlers that are wrapped for it, so that all
+other turns pay nothing for them. Readers may see a number while it is being changed; nothing depends on it. With a run
+directory the array is a file there, for the next supervisor to find.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from uvmshare.ninep import messages
+
+if TYPE_CHECKING:
+    from uvmshare.fileserver.handlers.table import Server
+    from uvmshare.fileserver.session import Session
+
+__all__ = ["BUCKETS", "SAMPLED", "Counted", "Counters", "Latency", "read"]
+
+SAMPLED: Final = 16
+"""Latencies are measured in one turn of so many."""
+
+BUCKETS: Final = tuple(10e-6 * 4**step for step in range(10))
+"""Upper bounds of latencies in seconds: 10 µs to 2.6 s; what takes longer is beyond the last."""
+
+_OPERATIONS: Final = 0
+"""By message type, whatever a guest makes of it."""
+_ERRORS: Final = 256
+"""By errno; what is above 255 counts as EIO."""
+_RECEIVED: Final = 512
+_SENT: Final = 513
+_LATENCIES: Final = 514
+_PER_TYPE: Final = 2 + len(BUCKETS) + 1
+"""How many were measured, their sum in nanoseconds, and how many in each bucket."""
+_SLOTS: Final = _LATENCIES + 64 * _PER_TYPE
+_SIZE: Final = 8 * _SLOTS
+_BOUNDS: Final = tuple(int(bound * 1e9) for bound in BUCKETS)
+_EIO: Final = 5
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """Latencies of one kind of request, of those that were measured."""
+
+    count: int
+    seconds: float
+    """Their sum."""
+    buckets: tuple[int, ...]
+    """How many took at most each of `BUCKETS`, and no less than the one before; then those beyond."""
+
+
+class Counted(msgspec.Struct, frozen=True):
+    """What one mount has done since it began."""
+
+    operations: dict[str, int] = {}
+    """By kind of request: Tread, Twalk ..."""
+    errors: dict[int, int] = {}
+    """Requests that were answered with an error, by errno."""
+    received: int = 0
+    """Bytes, from the guest."""
+    sent: int = 0
+    """Bytes, to the guest."""
+    latencies: dict[str, Latency] = {}
+
+
+class Counters:
+    """The array. `path` is a file that does not exist yet, or None for memory that has no name."""
+
+    def __init__(self, path: str | None = None) -> None:
+        """Make the array. A file that cannot be had, as on a full disk, is done without: raises nothing."""
+        descriptor = -1
+        if path is not None:
+            with suppress(OSError):
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                # Room that is promised: a page that the disk has no room for would be the process's end (SIGBUS).
+                os.posix_fallocate(descriptor, 0, _SIZE)
+                self.memory = mmap.mmap(descriptor, _SIZE)
+        if descriptor >= 0:
+            os.close(descriptor)
+        if not hasattr(self, "memory"):
+            self.memory = mmap.mmap(-1, _SIZE)
+        self.slots = memoryview(self.memory).cast("Q")
+        """The numbers: requests at the number of their type, so that the loop adds to them without a call."""
+
+    def count_error(self, number: int) -> None:
+        """Count a request that is answered with an error."""
+        self.slots[_ERRORS + (number if 0 < number < 256 else _EIO)] += 1
+
+    def count_received(self, size: int) -> None:
+        """Count bytes from the guest."""
+        self.slots[_RECEIVED] += size
+
+    def set_sent(self, size: int) -> None:
+        """Say how many bytes went to the guest so far."""
+        self.slots[_SENT] = size
+
+    def measured(self, served: list[Server | None]) -> list[Server | None]:
+        """Return what serves each message type, measuring how long that takes."""
+        return [None if serve is None else self._measured(number, serve) for number, serve in enumerate(served)]
+
+    def _measured(self, number: int, serve: Server) -> Server:
+        slots, clock = self.slots, time.perf_counter_ns
+        at = _LATENCIES + (number >> 1) * _PER_TYPE
+
+        def measuring(session: Session, tag: int, fid: int, start: int, stop: int) -> bytes | None:
+            begun = clock()
+            try:
+                return serve(session, tag, fid, start, stop)
+            finally:
+                took = clock() - begun
+                slots[at] += 1
+                slots[at + 1] += took
+                slots[at + 2 + sum(took > bound for bound in _BOUNDS)] += 1
+
+        return measuring
+
+
+def read(source: mmap.mmap | str) -> Counted:
+    """Read an array: one that is shared, or a file. One that is not there counts nothing."""
+    data = b""
+    if isinstance(source, str):
+        # Not mapped: who owns the file may cut it off at any moment.
+        with suppress(OSError), open(source, "rb") as file:
+            data = file.read(_SIZE)
+    else:
+        data = source[:_SIZE]
+    if len(data) < _SIZE:
+        return Counted()
+    slots = struct.unpack(f"@{_SLOTS}Q", data)
+    names = {number: cls.__name__ for number, cls in messages.BY_TYPE.items()}
+    latencies = {}
+    for number, name in names.items():
+        at = _LATENCIES + (number >> 1) * _PER_TYPE
+        if number % 2 == 0 and slots[at]:
+            latencies[name] = Latency(slots[at], slots[at + 1] / 1e9, slots[at + 2 : at + _PER_TYPE])
+    return Counted(
+        operations={name: slots[number] for number, name in names.items() if slots[number]},
+        errors={number: slots[_ERRORS + number] for number in range(256) if slots[_ERRORS + number]},
+        received=slots[_RECEIVED],
+        sent=slots[_SENT],
+        latencies=latencies,
+    )

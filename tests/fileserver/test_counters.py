@@ -1,0 +1,118 @@
+"""What mounts have done is counted where the supervisor, and the one after it, can read it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import mmap
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from uvmshare import AddOptions, FileServer, Manager, UtilityVM
+from uvmshare.fileserver import counters
+from uvmshare.fileserver.counters import BUCKETS, Counted, Counters
+from uvmshare.ninep import messages
+from uvmshare.testing.client import Client
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+async def counted(server: FileServer) -> Counted:
+    (share,) = (await server.status(counters=True)).shares
+    (mount,) = share.mounts
+    assert mount.counted is not None
+    return mount.counted
+
+
+def _use(guest: Client) -> None:
+    guest.read_file("file")
+    for _ in range(3):
+        with pytest.raises(OSError, match=r"."):
+            guest.read_file("missing")
+        with pytest.raises(OSError, match=r"."):
+            guest.write_file("new", b"")
+
+
+@pytest.mark.parametrize("with_run_dir", [True, False])
+def test_requests_bytes_and_errors_are_counted(tmp_path: Path, *, with_run_dir: bool) -> None:
+    (tmp_path / "share").mkdir()
+    (tmp_path / "share" / "file").write_bytes(b"x" * 10_000)
+
+    async def test() -> None:
+        run_dir = tmp_path / "run" if with_run_dir else None
+        async with (
+            await FileServer.start(["tcp:127.0.0.1:0"], run_dir=run_dir) as server,
+            Manager(UtilityVM(server)) as shares,
+        ):
+            name = await shares.add_to_vm(AddOptions(tmp_path / "share", read_only=True))
+            with await asyncio.to_thread(Client.connect, server.addresses[0], name) as guest:
+                await asyncio.to_thread(_use, guest)
+                first = await counted(server)
+                assert first.operations["Tread"] >= 1
+                assert first.operations["Twalk"] >= 4
+                assert first.errors[errno.ENOENT] == 6, "each write looks whether the file is there"
+                assert first.errors[errno.EROFS] == 3
+                assert first.sent > 10_000
+                assert 100 < first.received < 10_000
+                for _ in range(20):
+                    await asyncio.to_thread(_use, guest)
+                second = await counted(server)
+                assert sum(second.operations.values()) > sum(first.operations.values())
+                measured = sum(latency.count for latency in second.latencies.values())
+                assert 0 < measured < sum(second.operations.values())
+                for latency in second.latencies.values():
+                    assert sum(latency.buckets) == latency.count
+                    assert len(latency.buckets) == len(BUCKETS) + 1
+                    assert latency.seconds > 0
+                if run_dir is not None:
+                    # The next supervisor goes on counting where this one was.
+                    again = asyncio.Event()
+                    server.on_takeover(lambda _: again.set())
+                    os.kill((await server.status()).pid, signal.SIGKILL)
+                    await again.wait()
+                    third = await counted(server)
+                    assert third.operations == second.operations
+                    await asyncio.to_thread(_use, guest)
+                    assert (await counted(server)).errors[errno.ENOENT] == second.errors[errno.ENOENT] + 6
+            await shares.remove_from_vm(name)
+            if run_dir is not None:
+                assert os.listdir(run_dir / "counters") == []
+
+    asyncio.run(test())
+
+
+def test_a_file_that_is_cut_off_or_gone_counts_nothing(tmp_path: Path) -> None:
+    path = str(tmp_path / "counters")
+    made = Counters(path)
+    made.count_error(errno.ENOENT)
+    made.count_error(100_000)
+    assert counters.read(path).errors == {errno.ENOENT: 1, errno.EIO: 1}
+    os.truncate(path, 100)
+    assert counters.read(path) == Counted()
+    os.unlink(path)
+    assert counters.read(path) == Counted()
+
+
+def test_without_room_for_a_file_it_counts_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    made = Counters(str(tmp_path / "counters"))
+    made.count_received(7)
+    assert isinstance(made.memory, mmap.mmap)
+    assert counters.read(made.memory).received == 7
+    assert counters.read(str(tmp_path / "counters")) == Counted()
+
+
+def test_every_type_of_message_has_a_place_of_its_own() -> None:
+    made = Counters()
+    for number in messages.BY_TYPE:
+        made.slots[number] += number
+    found = counters.read(made.memory)
+    assert found.operations == {cls.__name__: number for number, cls in messages.BY_TYPE.items()}
+    assert (found.errors, found.received, found.sent, found.latencies) == ({}, 0, 0, {})
