@@ -14,6 +14,7 @@ import gc
 import statistics
 import time
 import tracemalloc
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks import published
@@ -30,7 +31,7 @@ __all__ = ["measure"]
 
 SIZES: Final = (1_000, 16_000, 100_000)
 _BATCH: Final = 500
-_ROUNDS: Final = 9
+_ROUNDS: Final = 15
 
 
 class InstantVM:
@@ -60,57 +61,62 @@ def _spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-async def _with_shares(
+_CALLS: Final = ("add_us", "duplicate_us", "release_us", "remove_us")
+
+
+async def _turn(
     manager: Manager | published.Manager, present: list[AddOptions], fresh: list[AddOptions]
+) -> dict[str, float]:
+    """Measure each call once on a manager that has the shares `present`; `fresh` it has not."""
+    names: list[str] = []
+
+    async def add(wanted: AddOptions) -> None:
+        names.append(await manager.add_to_vm(wanted))
+
+    some = present[:: max(1, len(present) // len(fresh))][: len(fresh)]
+    added = await _each([partial(add, wanted) for wanted in fresh])
+    removed = await _each([partial(manager.remove_from_vm, name) for name in names])
+    names.clear()
+    duplicate = await _each([partial(add, wanted) for wanted in some])
+    released = await _each([partial(manager.remove_from_vm, name) for name in names])
+    return dict(zip(_CALLS, (added, duplicate, released, removed), strict=True))
+
+
+async def _in_turns(
+    managers: dict[int, Manager] | dict[int, published.Manager], every: list[AddOptions], rounds: int, batch: int
 ) -> dict[str, Any]:
-    """Measure the three calls on a manager that has the shares `present`; `fresh` it has not."""
-    added, duplicate, released, removed = [], [], [], []
-    rounds = _ROUNDS if isinstance(manager, Manager) else 3
-    batch = fresh[: _BATCH if isinstance(manager, Manager) else 10]
-    some = present[:: max(1, len(present) // len(batch))][: len(batch)]
-    add, remove = manager.add_to_vm, manager.remove_from_vm
+    """Let the sizes take turns, so that a machine that gets slower meanwhile does not look like growth."""
+    gc.collect()
+    turns: dict[int, list[dict[str, float]]] = {size: [] for size in managers}
     for _ in range(rounds):
-        names: list[str] = []
-
-        async def add_and_keep(options: AddOptions, names: list[str] = names) -> None:
-            names.append(await add(options))
-
-        added.append(await _each([lambda o=o: add_and_keep(o) for o in batch]))  # type: ignore[misc]  # mypy cannot type a lambda's default
-        removed.append(await _each([lambda n=n: remove(n) for n in names]))  # type: ignore[misc]  # the same
-        names.clear()
-        duplicate.append(await _each([lambda o=o: add_and_keep(o) for o in some]))  # type: ignore[misc]  # the same
-        released.append(await _each([lambda n=n: remove(n) for n in names]))  # type: ignore[misc]  # the same
-    return {
-        "add_us": _spread(added),
-        "duplicate_us": _spread(duplicate),
-        "release_us": _spread(released),
-        "remove_us": _spread(removed),
+        for size, manager in managers.items():
+            turns[size].append(await _turn(manager, every[:size], every[-batch:]))
+    sizes = list(managers)
+    growth = [last["add_us"] / first["add_us"] for first, last in zip(turns[sizes[0]], turns[sizes[-1]], strict=True)]
+    by_size = {
+        str(size): {call: _spread([turn[call] for turn in some]) for call in _CALLS} for size, some in turns.items()
     }
+    return {"sizes": by_size, "growth": _spread(growth)}
 
 
 async def _ours(sizes: tuple[int, ...], every: list[AddOptions]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for size in sizes:
-        manager = Manager(InstantVM())
+    managers = {size: Manager(InstantVM()) for size in sizes}
+    for size, manager in managers.items():
         for wanted in every[:size]:
             await manager.add_to_vm(wanted)
-        gc.collect()
-        result[str(size)] = await _with_shares(manager, every[:size], every[-_BATCH:])
-        await manager.aclose()
-    return result
+    return await _in_turns(managers, every, _ROUNDS, _BATCH)
 
 
 async def _published(sizes: tuple[int, ...], every: list[AddOptions]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
+    managers = {}
     for size in sizes:
-        manager = published.Manager(InstantVM())
+        managers[size] = manager = published.Manager(InstantVM())
         # As if they had been added: adding them one by one would take the square of the time.
         manager.shares = {
             str(n): published.Share(str(n), wanted, ShareState.ADDED, 1) for n, wanted in enumerate(every[:size])
         }
         manager.next_name = size
-        result[str(size)] = await _with_shares(manager, every[:size], every[-_BATCH:])
-    return result
+    return await _in_turns(managers, every, 3, 10)
 
 
 async def _throughput(every: list[AddOptions]) -> dict[str, float]:
@@ -155,9 +161,11 @@ def measure(*, quick: bool) -> dict[str, Any]:
     begun = time.process_time()
     every = options(0, sizes[-1] + _BATCH)
     building = (time.process_time() - begun) / len(every) * 1e6
+    ours, theirs = asyncio.run(_ours(sizes, every)), asyncio.run(_published(sizes, every))
     return {
-        "uvmshare": asyncio.run(_ours(sizes, every)),
-        "published": asyncio.run(_published(sizes, every)),
+        "uvmshare": ours["sizes"],
+        "growth": ours["growth"],
+        "published": theirs["sizes"],
         "throughput": [asyncio.run(_throughput(every[: sizes[-1]])) for _ in range(1 if quick else 3)],
         "memory": asyncio.run(_memory(10_000)),
         "building_options_us": building,

@@ -24,7 +24,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from benchmarks import lives, manager_cost, plots, report, servers
+from benchmarks import floor, lives, manager_cost, plots, report, servers
 from benchmarks.cases import cases
 from benchmarks.trees import evict, make_tree
 
@@ -114,6 +114,13 @@ def measure_servers(rows: Sequence[Case], rounds: int, run_ms: int) -> list[dict
     return results
 
 
+def measure_floor() -> dict[str, float]:
+    """Measure the bare Python loop on files of its own."""
+    with tempfile.TemporaryDirectory(prefix="uvmshare-bench-", dir="/dev/shm") as place:
+        make_tree(Path(place), with_cold=False)
+        return floor.measure(Path(place))
+
+
 def describe_machine() -> dict[str, Any]:
     """Say what this was measured on."""
     model = next(
@@ -136,9 +143,8 @@ def describe_machine() -> dict[str, Any]:
 
 def file_system_of(path: Path) -> str:
     """Return the type of the file system that a path is on."""
-    found = subprocess.run(
-        ["stat", "--file-system", "--format=%T", str(path)], capture_output=True, text=True, check=True
-    )
+    command = ["findmnt", "--noheadings", "--output", "FSTYPE", "--target", str(path)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
     return found.stdout.strip()
 
 
@@ -150,10 +156,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run-ms", type=int, default=300, help="how long each turn is measured (%(default)s)")
     parser.add_argument("--vms", type=int, default=200, help="how many VMs are put on this host (%(default)s)")
     parser.add_argument("--only", default="", metavar="TEXT", help="rows that have this in their names; writes nothing")
-    parser.add_argument("--parts", default="servers,manager,lives", help="which parts (%(default)s)")
+    parser.add_argument(
+        "--show", action="store_true", help="measure nothing: make page and plots from the last results"
+    )
+    parser.add_argument("--parts", default="servers,manager,lives,floor", help="which parts (%(default)s)")
     options = parser.parse_args(arguments)
     if options.quick:
         options.rounds, options.run_ms, options.vms = 1, 100, 10
+    if options.show:
+        show(report.load(RESULTS))
+        return 0
     parts = options.parts.split(",")
 
     # As an exception, so that the servers and their files go away with a run that is ended.
@@ -181,13 +193,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "servers" in parts:
             rows = [row for row in cases() if options.only in row.describe()]
             results["servers"] = measure_servers(rows, options.rounds, options.run_ms)
+        if "floor" in parts:
+            results["floor"] = measure_floor()
     except servers.Failed as error:
         say(f"make bench: {error}")
         return 1
     results["load_after"] = os.getloadavg()[0]
     results["seconds"] = round(time.monotonic() - begun)
     sys.stdout.write(report.text(results))
-    whole = not options.quick and not options.only and set(parts) == {"servers", "manager", "lives"}
+    whole = not options.quick and not options.only and set(parts) == {"servers", "manager", "lives", "floor"}
     if whole:
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

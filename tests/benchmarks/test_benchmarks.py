@@ -40,7 +40,9 @@ def place() -> Iterator[Path]:
 def tree(place: Path) -> Path:
     path = place / "tree"
     path.mkdir()
-    make_tree(path, with_cold=True)
+    make_tree(path, with_cold=False)
+    with (path / "cold").open("wb") as cold:
+        cold.truncate(256 << 20)  # holes do here, where nothing is measured
     return path
 
 
@@ -102,7 +104,16 @@ def test_a_row_has_medians_spreads_and_ratios() -> None:
     assert result["servers"]["uvmshare"]["value"] == {"median": 20, "min": 10, "max": 30}
     assert result["ratios"]["diod"] == {"median": 2.0, "min": 1.0, "max": 3.0}
     assert result["cpu_ratios"]["diod"] == 1.5
-    assert "diod 1.3: yes; minimal 0.7: not compared" in report.one_line(result)
+    assert "diod 1.3: unsettled, median reaches it; minimal 0.7: not compared" in report.one_line(result)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "said"),
+    [((14, 20), "diod 1.3: yes"), ((5, 12), "diod 1.3: no"), ((5, 14), "diod 1.3: unsettled, median does not")],
+)
+def test_a_figure_is_settled_when_every_round_says_the_same(rounds: tuple[int, int], said: str) -> None:
+    samples = {"uvmshare": [sample(each, 1.0) for each in rounds], "diod": [sample(10, 9.0)] * 2}
+    assert said in report.one_line(report.summarise(ROW, samples))
 
 
 def test_pictures_are_svg() -> None:
