@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import socket
 import sys
 import threading
 from typing import TYPE_CHECKING
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from uvmshare.fileserver import outbox
+from uvmshare.fileserver import session as session_module
 from uvmshare.fileserver.aside import Aside
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import NOTAG, VERSION
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
     from tests.fileserver.conftest import Host
 
+    from uvmshare.fileserver.fid import OpenFile
     from uvmshare.testing.client import Client
 
 if sys.platform == "win32":
@@ -191,6 +195,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     monkeypatch.setattr(os, "fdatasync", stands_in.wait)
     monkeypatch.setattr(os, "pread", slow_read)
     monkeypatch.setattr(outbox, "_read_now", nothing_is_cached)
+    monkeypatch.setattr(session_module, "_AHEAD_MOST", -1)  # a thread reads at once
     yield stands_in
     stands_in.goes_on.set()
 
@@ -316,3 +321,129 @@ def test_what_is_read_aside_is_what_is_there(host: Host, guest: Client, disk: Di
     assert guest.read(fid, 999_999, count) == data[-1:]
     assert guest.read(fid, 1_000_000, count) == b""
     assert guest.read_file("large") == data
+
+
+# Reads that are tried again while the kernel reads ahead
+
+
+class Ahead:
+    """A page cache that has nothing until it is told that the data has come; and no thread may read."""
+
+    def __init__(self) -> None:
+        self.has_come = threading.Event()
+        self.tried = threading.Event()
+        self.error: OSError | None = None
+        self._read = outbox._read_now
+
+    def read_now(self, file: OpenFile, into: memoryview, offset: int) -> int | None:
+        if not self.has_come.is_set():
+            self.tried.set()
+            return None
+        if self.error is not None:
+            raise self.error
+        return self._read(file, into, offset)
+
+
+def no_thread(*_: object) -> bytes:
+    raise AssertionError
+
+
+@pytest.fixture
+def ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ahead]:
+    made = Ahead()
+    monkeypatch.setattr(outbox, "_read_now", made.read_now)
+    monkeypatch.setattr(os, "pread", no_thread)
+    monkeypatch.setattr(session_module, "_AHEAD_SECONDS", 1e9)
+    yield made
+    made.has_come.set()
+
+
+@in_process
+def test_a_read_whose_data_is_on_its_way_is_answered_by_the_loop_itself(guest: Client, fid: int, ahead: Ahead) -> None:
+    tags = [guest.send(m.Tread(fid, offset, 3)) for offset in (0, 3)]
+    assert guest.getattr(fid).size == 7
+    assert not set(tags) & guest._replies.keys()
+    ahead.has_come.set()
+    assert [guest.wait(tag) for tag in tags] == [m.Rread(b"con"), m.Rread(b"ten")]
+
+
+@in_process
+def test_a_flush_takes_a_read_back_whose_data_is_on_its_way(guest: Client, fid: int, ahead: Ahead) -> None:
+    tag = guest.send(m.Tread(fid, 0, 100))
+    assert guest.ask(m.Tflush(tag), m.Rflush) == m.Rflush()
+    ahead.has_come.set()
+    guest.send_raw(m.Tgetattr(fid, 0).encode(tag))  # the tag is free
+    got, reply = guest.recv()
+    assert (got, type(reply)) == (tag, m.Rgetattr)
+
+
+@in_process
+def test_the_tag_of_a_read_whose_data_is_on_its_way_is_in_use(guest: Client, fid: int, ahead: Ahead) -> None:
+    tag = guest.send(m.Tread(fid, 0, 100))
+    guest.send_raw(m.Tgetattr(fid, 0).encode(tag))
+    assert guest.recv() == (tag, m.Rlerror(errno.EINVAL))
+    ahead.has_come.set()
+    assert guest.recv() == (tag, m.Rread(b"content"))
+
+
+@in_process
+def test_a_read_whose_data_does_not_come_has_an_error(guest: Client, fid: int, ahead: Ahead) -> None:
+    tag = guest.send(m.Tread(fid, 0, 100))
+    assert ahead.tried.wait(DEADLINE)
+    ahead.error = OSError(errno.EIO, "the disk is broken")
+    ahead.has_come.set()
+    with pytest.raises(OSError, match="in answer to") as caught:
+        guest.wait(tag)
+    assert caught.value.errno == errno.EIO
+
+
+@in_process
+def test_a_fid_may_be_clunked_while_its_data_is_on_its_way(guest: Client, fid: int, ahead: Ahead) -> None:
+    tag = guest.send(m.Tread(fid, 0, 100))
+    guest.clunk(fid)
+    guest.open("f")  # might be given the same descriptor, were it closed
+    ahead.has_come.set()
+    assert guest.wait(tag) == m.Rread(b"content")
+
+
+@in_process
+def test_a_new_session_hears_nothing_of_data_that_comes_late(guest: Client, fid: int, ahead: Ahead) -> None:
+    guest.send(m.Tread(fid, 0, 100))
+    assert ahead.tried.wait(DEADLINE)
+    guest.send_raw(m.Tversion(8192, VERSION).encode(NOTAG))
+    assert isinstance(guest.recv()[1], m.Rversion)
+    ahead.has_come.set()
+    guest._sent.clear()
+    guest.version(8192)
+    assert guest._replies == {}
+
+
+@in_process
+@pytest.mark.parametrize("reason", ["slow", "refused", "many"])
+def test_a_thread_reads_what_does_not_come_soon(
+    guest: Client, fid: int, ahead: Ahead, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ESPIPE, "no reading ahead")
+
+    monkeypatch.setattr(os, "pread", lambda *_: b"by a thread")
+    if reason == "slow":
+        monkeypatch.setattr(session_module, "_AHEAD_SECONDS", -1.0)
+    elif reason == "refused":
+        monkeypatch.setattr(os, "posix_fadvise", refused)
+    else:
+        monkeypatch.setattr(session_module, "_MOST_AHEAD", 0)
+    assert guest.read(fid, 0, 100) == b"by a thread"
+    assert not ahead.has_come.is_set()
+
+
+def test_a_connection_of_any_number_is_waited_for() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        high = socket.socket(fileno=fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, 1100))  # past what select(2) takes
+        with high:
+            for connection in (ours, high):
+                assert not session_module._is_readable(connection, 0)
+            theirs.send(b"x")
+            for connection in (ours, high):
+                assert session_module._is_readable(connection, DEADLINE)

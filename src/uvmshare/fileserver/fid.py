@@ -24,17 +24,21 @@ class OpenFile:
 
     `key` is the file's (device, inode). `nowait` is False once the file system has said that it cannot
     tell what it would wait for (preadv2(2)); `set_id` when the file has a setuid or setgid bit that a
-    write by a user takes off; `sync` when each write waits for the disk; `listing` is there when it is
+    write by a user takes off; `splices` when splice(2) may write to it; `sync` when each write waits for
+    the disk; `listing` is there when it is
     a directory.
     """
 
-    __slots__ = ("fd", "key", "listing", "nowait", "set_id", "sync", "writable")
+    __slots__ = ("fd", "key", "listing", "nowait", "set_id", "splices", "sync", "writable")
 
-    def __init__(self, fd: int, key: tuple[int, int], *, writable: bool = False, sync: bool = False) -> None:
+    def __init__(
+        self, fd: int, key: tuple[int, int], *, writable: bool = False, sync: bool = False, splices: bool = False
+    ) -> None:
         self.fd = fd
         self.key = key
         self.writable = writable
         self.sync = sync
+        self.splices = splices
         self.listing: Listing | None = None
         self.nowait = True
         self.set_id = False
@@ -51,8 +55,8 @@ class CreatedFile(OpenFile):
 
     __slots__ = ("node",)
 
-    def __init__(self, node: Node, key: tuple[int, int], *, writable: bool, sync: bool) -> None:
-        super().__init__(node.fd, key, writable=writable, sync=sync)
+    def __init__(self, node: Node, key: tuple[int, int], *, writable: bool, sync: bool, splices: bool) -> None:
+        super().__init__(node.fd, key, writable=writable, sync=sync, splices=splices)
         self.node = node
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypedDict
 
 from uvmshare.fileserver.fid import CreatedFile, OpenFile, XattrValue, XattrWrite
 from uvmshare.fileserver.handlers import xattrs
@@ -48,7 +48,8 @@ _PASSED_ON: Final = (
 )
 """Flags with a meaning here. Others are the guest's own affair, or would hurt: O_DIRECT refuses odd
 sizes, O_NONBLOCK changes nothing of a regular file."""
-_SOME_PASSED_ON: Final = _TRUNC | _SYNC | int(OpenFlag.APPEND)
+_SYNC_OR_APPEND: Final = _SYNC | int(OpenFlag.APPEND)
+_SOME_PASSED_ON: Final = _TRUNC | _SYNC_OR_APPEND
 
 
 def _host_flags(flags: int) -> int:
@@ -59,6 +60,18 @@ def _host_flags(flags: int) -> int:
             if flags & guest:
                 host |= passed
     return host
+
+
+class _Kind(TypedDict):
+    writable: bool
+    sync: bool
+    splices: bool
+
+
+def _kind_of(flags: int) -> _Kind:
+    """Return what the flags of an open say of the file: splice(2) writes to none that appends."""
+    writable = flags & _ACCESS != 0
+    return {"writable": writable, "sync": flags & _SYNC != 0, "splices": writable and not flags & _SYNC_OR_APPEND}
 
 
 def _open(session: Session, node: Node, flags: int) -> tuple[OpenFile, Known]:
@@ -91,7 +104,7 @@ def _open(session: Session, node: Node, flags: int) -> tuple[OpenFile, Known]:
     except OSError:
         walls.require_inside(node)  # no error of what lies outside is told
         raise
-    file = OpenFile(descriptor, (found.st_dev, found.st_ino), writable=flags & _ACCESS != 0, sync=flags & _SYNC != 0)
+    file = OpenFile(descriptor, (found.st_dev, found.st_ino), **_kind_of(flags))
     if mode & SET_ID:
         file.set_id = True
     return file, known
@@ -154,7 +167,7 @@ def lcreate(session: Session, tag: int, number: int, at: int, stop: int) -> byte
         qid = known.qid
     else:
         node = Node(io, directory, name)
-        file = CreatedFile(node, (found.st_dev, found.st_ino), writable=flags & _ACCESS != 0, sync=flags & _SYNC != 0)
+        file = CreatedFile(node, (found.st_dev, found.st_ino), **_kind_of(flags))
         if permissions & SET_ID:
             file.set_id = True
         qid = session.tree.qid_numbers(found, found.st_mode)
@@ -180,7 +193,7 @@ def read(session: Session, tag: int, number: int, at: int, stop: int) -> bytes |
     if file.listing is not None:
         raise OSError(errno.EISDIR, "a directory is read with readdir")
     if not session.outbox.reply_read(tag, file, offset, count):
-        session.read_aside(tag, file, offset, count)
+        session.read_later(tag, file, offset, count)
     return None
 
 
