@@ -17,7 +17,7 @@ import tracemalloc
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from benchmarks import published
+from benchmarks import journal_cost, published
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 from uvmshare.share.state import ShareState
@@ -156,7 +156,7 @@ async def _memory(count: int) -> dict[str, float]:
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
-    """Measure all of it; about half a minute, or a few seconds when `quick`."""
+    """Measure all of it; about a minute, or a few seconds when `quick`."""
     sizes = SIZES[:2] if quick else SIZES
     begun = time.process_time()
     every = options(0, sizes[-1] + _BATCH)
@@ -167,6 +167,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
         "growth": ours["growth"],
         "published": theirs["sizes"],
         "throughput": [asyncio.run(_throughput(every[: sizes[-1]])) for _ in range(1 if quick else 3)],
+        "journal": journal_cost.measure(InstantVM(), every[: 2_000 if quick else 10_000], 1 if quick else 3),
         "memory": asyncio.run(_memory(10_000)),
         "building_options_us": building,
     }

@@ -317,6 +317,21 @@ def _manager_facts(manager: dict[str, Any]) -> str:
     )
 
 
+def _journal_table(journal: dict[str, list[dict[str, float]]]) -> str:
+    rows = []
+    for callers, rounds in journal.items():
+        adds = [run["adds_per_second"] for run in rounds]
+        rows.append(
+            (
+                f"{callers} at a time",
+                f"{statistics.median(adds):,.0f} adds a second ({min(adds):,.0f} to {max(adds):,.0f})",
+                f"{statistics.median(run['cpu_us'] for run in rounds):.0f} us",
+                "5,000 or more" if callers == "256" else "",
+            )
+        )
+    return _table(("callers", "with a journal", "CPU time an add", "figure"), rows)
+
+
 def _lives_table(found: dict[str, Any]) -> str:
     one, many = found["one"], found["many"]
 
@@ -376,6 +391,8 @@ def _parts(results: dict[str, Any]) -> dict[str, str]:
     if "manager" in results:
         parts["manager"] = _manager_table(results["manager"])
         parts["manager-figures"] = _manager_facts(results["manager"])
+        if "journal" in results["manager"]:  # results of before there was one have none
+            parts["journal"] = _journal_table(results["manager"]["journal"])
     if "lives" in results:
         parts["lives"] = _lives_table(results["lives"])
     return parts

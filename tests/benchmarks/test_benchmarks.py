@@ -16,7 +16,7 @@ import pytest
 from benchmarks.cases import Case, cases
 from benchmarks.trees import make_tree
 
-from benchmarks import plots, report, run, servers
+from benchmarks import journal_cost, manager_cost, plots, report, run, servers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,3 +136,13 @@ def test_the_committed_page_shows_the_committed_results() -> None:
     assert page.read_text(encoding="utf-8") == report.filled(page.read_text(encoding="utf-8"), results)
     for name, drawing in plots.draw(results).items():
         assert (page.parent / name).read_text(encoding="utf-8") == drawing
+
+
+def test_adds_with_a_journal_are_counted_for_each_number_of_callers(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UVMSHARE_BENCH_DIR", str(place))
+    found = journal_cost.measure(manager_cost.InstantVM(), manager_cost.options(0, 20), rounds=2)
+    assert {int(callers): len(rounds) for callers, rounds in found.items()} == dict.fromkeys(journal_cost.CALLERS, 2)
+    assert all(run["adds_per_second"] > 0 for rounds in found.values() for run in rounds)
+    assert "| 256 at a time |" in report._journal_table(found)

@@ -18,7 +18,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +26,10 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.acknowledged import require_kept
     from tests.reliability_results import write_down
 else:
+    from acknowledged import require_kept
     from reliability_results import write_down
 
 if sys.platform == "win32":
@@ -80,45 +81,14 @@ def lines(directory: str, name: str) -> list[Any]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def told(directory: str) -> tuple[Counter[tuple[str, str | None]], Counter[tuple[str, str | None]]]:
-    """Return by (path, owner) how many references are surely there, and how many more there may be."""
-    sure: Counter[tuple[str, str | None]] = Counter()
-    maybe: Counter[tuple[str, str | None]] = Counter()
-    paths: dict[str, str] = {}
-    for what, owner, subject, *more in lines(directory, "told"):
-        if what == "adding":
-            maybe[subject, owner] += 1
-        elif what == "added":
-            paths[more[0]] = subject
-            maybe[subject, owner] -= 1
-            sure[subject, owner] = sure[subject, owner] + 1 if owner is None else 1
-        elif what == "failed":
-            maybe[subject, owner] -= 1
-        elif what == "removing":
-            sure[paths[subject], owner] -= 1
-            maybe[paths[subject], owner] += 1
-        elif what == "removed":
-            maybe[paths[subject], owner] -= 1
-    return sure, maybe
-
-
 def require_nothing_lost(directory: str) -> None:
-    state = json.loads(Path(directory, "state").read_text(encoding="utf-8"))
-    sure, maybe = told(directory)
-    held: Counter[tuple[str, str | None]] = Counter()
+    (state,) = lines(directory, "state")
+    held = {}
     for name, path, share_state, owners, references, orphan in state["shares"]:
         assert (share_state, orphan) == ("added", False), f"share {name} is not settled"
-        assert references > 0, f"nobody holds share {name}"
-        assert state["vm"].get(name, [None])[0] == path, f"share {name} is held, and the VM does not have it"
-        held.update((path, owner) for owner in owners)
-        held[path, None] += references - len(owners)
-    assert state["vm"].keys() == {share[0] for share in state["shares"]}, "the VM has what nobody holds"
-    for key in sure.keys() | maybe.keys() | held.keys():
-        most = sure[key] + maybe[key]
-        assert sure[key] <= held[key] <= most, f"{key}: {held[key]} references, not {sure[key]} to {most}"
-    names: dict[str, str] = {}
-    for name, options in lines(directory, "added"):
-        assert names.setdefault(name, options) == options, f"name {name} was given to two shares"
+        held[name] = (path, owners, references)
+    on_vm = {name: path for name, (path, _, _) in state["vm"].items()}
+    require_kept(lines(directory, "told"), held, on_vm, lines(directory, "added"))
 
 
 def one_try(lives: Lives, *, lists: bool, first: int, second: int = 0, defect: bool = False) -> int:

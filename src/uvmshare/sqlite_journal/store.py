@@ -313,12 +313,12 @@ class Store:
     def _write_share(self, vm: int, name: str, phase: Phase, options: AddOptions) -> None:
         allowed = msgspec.json.encode(options.allowed_names).decode()
         row = (vm, int(name), phase.value, options.host_path, int(options.read_only), allowed, 0)
-        self._connection.execute(
+        inserted = self._connection.execute(
             "INSERT OR IGNORE INTO shares "
             "(vm, name, phase, host_path, read_only, allowed_names, anonymous, sum) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (*row, _row_sum(*row)),
         )
-        if self._connection.execute("SELECT changes()").fetchone() == (0,):
+        if inserted.rowcount == 0:
             self._change(vm, name, "phase", phase.value)
 
     def _change(self, vm: int, name: str, column: str, value: object) -> None:

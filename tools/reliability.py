@@ -1,0 +1,143 @@
+"""Writes docs/reliability.md from what the last runs of the reliability tests tried and lost.
+
+    make test-long && .venv/bin/python tools/reliability.py
+
+Each test leaves one file below .cache/reliability, in this form, with numbers alone:
+
+    {"name": "manager-killed-lists", "what": "The Manager's process killed, ...; every point",
+     "points": 385, "kills": 384, "losses": 0, "more": {"orders": 1494800}}
+
+`name` is the file's and never changes; its beginning says which table the row is in (`_TABLES`). `points` are the
+places where something was made to go wrong, `kills` the processes that were killed with SIGKILL. What `make test`
+tries of a longer test has the same name with `-short`. A test that finds a loss fails, and writes nothing; so the
+page also says which of those that have to be there (`_EXPECTED`) are not.
+
+What lives here: how the tables are laid out, and the words around them. What must not: a figure.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+TREE: Final = Path(__file__).resolve().parent.parent
+RESULTS: Final = TREE / ".cache" / "reliability"
+PAGE: Final = TREE / "docs" / "reliability.md"
+
+_HEAD: Final = """# Reliability
+
+What may go wrong was made to go wrong, at every point where it can, and then it was asked whether anything was lost.
+These are the figures of the last runs; `make test` runs a selection, `make test-long` everything, and
+`python tools/reliability.py` writes this page. What holds, and what you have to do for it, is in
+[journal.md](journal.md) and [architecture.md](architecture.md).
+
+**Lost** is: a reference that somebody was told to have and does not; one that was given back and is there again; a
+share that nobody holds, or a holder without a share; a name that two shares had; a guest's open file that is not
+served any more though its share is; a process, a descriptor or a file that is left behind.
+"""
+
+_TABLES: Final = {
+    "orders-": "Every order of events",
+    "faults-": "Calls and journal writes that fail",
+    "manager-": "The Manager's process killed (kill -9)",
+    "journal-": "The journal's disk",
+    "supervisor-": "The file server killed (kill -9)",
+    "soak": "Soak",
+}
+
+_WORDS: Final = {
+    "orders-": """\
+A search through every order in which calls, answers, appends to the journal, faults and crashes can happen around
+one share. A point is a step of it, after which everything was checked; a kill is a crash in one state, with the
+calls in flight carried out or not. No process is involved, and the time is virtual.""",
+    "faults-": """\
+Each call to the VM and each append of a life fails before or after it was done, or never answers. Then time passes, or
+the process ends at once; the next one recovers.""",
+    "manager-": """\
+Real processes with a real journal on a disk, and a VM that outlives them. There is a point before every callback of
+the event loop, before every SQL statement, after every commit, and before and after the VM acts.""",
+    "journal-": "Full, read-only, cut off and damaged files and file systems.",
+    "supervisor-": """\
+A supervisor dies before every line that it runs, and the next one takes over, with guests that have files open.""",
+    "soak": "Random adds, removes, guests that come and go, and crashes of any part.",
+}
+
+_EXPECTED: Final = (
+    "orders-of-events",
+    "faults-of-calls",
+    "manager-killed-lists",
+    "manager-killed-lists-twice",
+    "manager-killed-cannot-tell",
+    "manager-killed-cannot-tell-twice",
+    "journal-disk",
+)
+
+_TAIL: Final = """## What was not tried
+
+- A power failure. SQLite is told to wait for the disk at every commit (`synchronous=FULL`); whether a disk does what it
+  says was not tried, only that a log which is cut off or has a hole loses whole transactions from its end.
+- Recovery on a real Host Compute Service. It cannot list its shares; a VM that cannot is among the above.
+- Clocks that jump. Retries use the event loop's clock, which does not.
+"""
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What a test tried and lost, as it wrote it down."""
+
+    name: str
+    what: str
+    points: int
+    kills: int
+    losses: int
+    more: dict[str, int]
+
+
+def _table(results: list[Result]) -> list[str]:
+    columns = list(dict.fromkeys(column for result in results for column in result.more))
+    head = ["", "points", "kills", *columns, "losses"]
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    for result in results:
+        more = [f"{result.more[column]:,}" if column in result.more else "" for column in columns]
+        losses = str(result.losses) if result.losses == 0 else f"**{result.losses}**"
+        lines.append("| " + " | ".join([result.what, f"{result.points:,}", f"{result.kills:,}", *more, losses]) + " |")
+    return lines
+
+
+def page(results: list[Result]) -> str:
+    """Return the page for these results."""
+    known = {result.name for result in results}
+    # What make test tries is a part of what make test-long does.
+    every = [result for result in results if result.name.removesuffix("-short") not in known - {result.name}]
+    lines = [_HEAD]
+    left = list(every)
+    for beginning, title in _TABLES.items():
+        mine = [result for result in left if result.name.startswith(beginning)]
+        left = [result for result in left if result not in mine]
+        if mine:
+            lines += [f"## {title}", "", _WORDS[beginning], "", *_table(mine), ""]
+    if left:
+        lines += ["## More", "", *_table(left), ""]
+    points, kills, losses = (sum(getattr(result, name) for result in every) for name in ("points", "kills", "losses"))
+    lines += ["## All together", "", f"{points:,} points, {kills:,} kills, {losses or 'no'} losses.", ""]
+    missing = [name for name in _EXPECTED if name not in known]
+    if missing:
+        lines += ["**Not run, or failed, the last time:** " + ", ".join(missing) + ".", ""]
+    lines.append(_TAIL)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> int:
+    """Write the page and return the exit status."""
+    results = [msgspec.json.decode(path.read_bytes(), type=Result) for path in sorted(RESULTS.glob("*.json"))]
+    if not results:
+        sys.stderr.write(f"tools/reliability.py: nothing below {RESULTS.relative_to(TREE)}: run make test-long first\n")
+        return 1
+    PAGE.write_text(page(results), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
