@@ -309,6 +309,22 @@ def test_an_agent_is_dialled_with_the_rights_of_the_vms_user(home: Home, guest: 
     assert alice.do(lambda client: client.map("vm", wanted(guest, alice.folder)).state) == "mounted"
 
 
+def test_doctor_tells_of_the_guest_too(
+    mapped: Running, guest: Guest, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("UVMSHARE_HOST", mapped.home.host)
+    assert run(["doctor", "--vm", "vm", "--json"]) in {0, 1}
+    subjects = {finding["subject"] for finding in json.loads(capfd.readouterr().out)}
+    assert {"kernel", "guest kernel", "guest 9P client"} <= subjects
+    assert run(["doctor", "--vm", "nothing", "--json"]) == 1
+    (found,) = [each for each in json.loads(capfd.readouterr().out) if each["subject"] == "guest of nothing"]
+    assert "'nothing'" in found["found"]
+    assert found["remedy"]
+    mapped.add_vm("deaf")
+    assert run(["doctor", "--vm", "deaf"]) == 1
+    assert "no agent" in capfd.readouterr().out
+
+
 def test_the_commands_map_list_and_unmap(
     mapped: Running, guest: Guest, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

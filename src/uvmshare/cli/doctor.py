@@ -1,6 +1,7 @@
 """`uvmshare doctor`: what this host can and cannot do for the file server.
 
-What lives here: the list for people and the JSON. What must not: looking at the host (`uvmshare.fileserver.host`).
+What lives here: the list for people and the JSON. What must not: looking at the host (`uvmshare.fileserver.host`) or
+at a guest (`uvmshare.mounts.doctor`, by way of the daemon).
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from uvmshare.errors import UnsupportedPlatform
+from uvmshare.cli.remote import connected, host_option
+from uvmshare.errors import UnsupportedPlatform, UvmshareError
+from uvmshare.finding import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from uvmshare.finding import Finding
 
 __all__ = ["doctor"]
 
@@ -37,15 +38,38 @@ def _report(findings: Iterable[Finding]) -> Text:
     return report
 
 
+def _guest(vm: str, host: str | None) -> list[Finding]:
+    """Return what the guest's agent tells. That nobody can be asked is a finding too, and not the end of the others."""
+    try:
+        with connected(host) as client:
+            return [
+                Finding(each.subject, each.verdict, each.found, each.breaks, each.remedy)
+                for each in client.examine_guest(vm)
+            ]
+    except UvmshareError as error:
+        return [
+            Finding(
+                f"guest of {vm}",
+                "bad",
+                str(error),
+                "nothing can be told of the guest, nor mounted in it",
+                "see the reason; uvmshare vm ls tells whether its agent is reached",
+            )
+        ]
+
+
 @click.command()
 @click.argument("shares", metavar="[DIRECTORY]...", nargs=-1, type=click.Path())
+@click.option("--vm", metavar="VM", help="Look at the guest of this VM too, by the daemon and the guest's agent.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead of a list.")
-def doctor(shares: tuple[str, ...], *, as_json: bool) -> None:
+@host_option
+def doctor(shares: tuple[str, ...], *, vm: str | None, host: str | None, as_json: bool) -> None:
     """See what this host can and cannot do, what that breaks, and what to do about it.
 
     \b
     uvmshare doctor                      the host
     uvmshare doctor /srv/project         and a directory that is to be shared
+    uvmshare doctor --vm dev             and the guest of a VM, whose agent tells
     uvmshare doctor --json | jq '.[] | select(.verdict != "good")'
 
     Exit status: 0 when nothing is bad, 1 otherwise. Warnings leave it at 0. Nothing is changed.
@@ -56,6 +80,8 @@ def doctor(shares: tuple[str, ...], *, as_json: bool) -> None:
     from uvmshare.fileserver.host import examine  # noqa: PLC0415  loads what only Linux has
 
     findings = examine(shares)
+    if vm is not None:
+        findings += _guest(vm, host)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(findings)).decode())
     else:

@@ -45,6 +45,7 @@ from uvmshare.daemon.problems import problem_of
 from uvmshare.daemon.service import Service
 from uvmshare.daemon.shares import whose
 from uvmshare.daemon.store import name_for
+from uvmshare.daemon.tracing import span
 from uvmshare.errors import UvmshareError
 
 if TYPE_CHECKING:
@@ -111,13 +112,18 @@ async def _answer(
     What it really returns is a `Response` with a T in it, or with the operation; the route's own return type stays what
     the OpenAPI document is made of.
     """
-    running = service.operations.start(*action, who.uid, work)
+    running = service.operations.start(*action, who.uid, _traced(*action, work))
     if not wait:
         where = {"Location": f"/v1/operations/{running.id}"}
         return cast("T", Response(_operation(running), status_code=202, headers=where))
     # A client that goes away does not end it; cancelling this one does not either.
     result = await asyncio.shield(running.task)
     return cast("T", Response(result, status_code=status))
+
+
+async def _traced(action: str, vm: str, work: Coroutine[Any, Any, T]) -> T:
+    with span(action, vm=vm):
+        return await work
 
 
 def _operation(running: Running) -> Operation:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from uvmshare import address
 from uvmshare.daemon.dialler import UserDialler
+from uvmshare.daemon.tracing import TracedFileServer
 from uvmshare.errors import ComputeSystemGone, FileServerError, InvalidState, UnsupportedPlatform, UvmshareError
 from uvmshare.fileserver.device import FileServer
 from uvmshare.fileserver.limits import Limits
@@ -219,7 +220,9 @@ class Machine:
     async def _take(self, server: FileServer, *, vm_is_new: bool) -> None:
         """Have a Manager find what is shared there, and settle what is in doubt."""
         manager = Manager(
-            UtilityVM(server), journal=self._journal, no_writable_file_shares=self.record.wanted.read_only
+            UtilityVM(TracedFileServer(server, f"{self.record.identity.uid}:{self.record.wanted.id}")),
+            journal=self._journal,
+            no_writable_file_shares=self.record.wanted.read_only,
         )
         try:
             await manager.recover(vm_is_new=vm_is_new)

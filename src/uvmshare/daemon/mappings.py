@@ -17,6 +17,7 @@ import structlog
 from uvmshare.daemon.documents import Mount, Reference
 from uvmshare.daemon.shares import holder_of, options_of
 from uvmshare.daemon.store import MountLease, MountRecord, name_for
+from uvmshare.daemon.tracing import span
 from uvmshare.errors import (
     AgentUnreachable,
     ComputeSystemGone,
@@ -148,7 +149,8 @@ class Mappings:
         if not held:
             self._store.put_mount(_record(vm, owner, options))
         try:
-            info = await mounts.mount(options, owner=owner)
+            with span("map_to_guest", vm=f"{vm[0]}:{vm[1]}", owner=owner, path=share.host_path, guest_path=path):
+                info = await mounts.mount(options, owner=owner)
         except BaseException:
             if not self._holds(machine, path, owner):
                 self._strike(key)

@@ -15,6 +15,7 @@ from uvmshare.daemon.documents import Reference, Share
 from uvmshare.daemon.identity import checked_options
 from uvmshare.daemon.keeper import no_lease
 from uvmshare.daemon.store import ShareLease, name_for
+from uvmshare.daemon.tracing import span
 from uvmshare.errors import InvalidOptions, NotThere, OperationDenied
 
 if TYPE_CHECKING:
@@ -130,7 +131,8 @@ class Shares:
         if wanted.lease is not None:
             self._keeper.grant(key, wanted.lease)
         try:
-            name = await manager.add_to_vm(options, owner=owner)
+            with span("add_to_vm", vm=f"{vm[0]}:{vm[1]}", owner=owner, path=options.host_path):
+                name = await manager.add_to_vm(options, owner=owner)
         except BaseException:
             if _held(machine, key) is None:
                 self._keeper.forget(key)
@@ -162,7 +164,8 @@ class Shares:
         if info is None or holder is None or owner not in info.owners:
             return
         vm = machine.record.key
-        await machine.require().remove_from_vm(name, owner=owner)
+        with span("remove_from_vm", vm=f"{vm[0]}:{vm[1]}", owner=owner, share=name):
+            await machine.require().remove_from_vm(name, owner=owner)
         after = machine.share(name)
         path = info.options.host_path
         if after is None or owner not in after.owners:
