@@ -301,15 +301,11 @@ SHORT = (
     Bounds("a remove too many among three", (A, ONLY_REMOVES, B, ANYBODY)),
 )
 LONG = (
-    Bounds("two owners, two cancellations, two faults", (A, B), cancels=2, faults=2),
     Bounds("two owners, a cancellation, a fault, the loop ends", (A, B), cancels=1, faults=1, loop_ends=True),
     Bounds("one owner twice, another, a cancellation, a fault", (A, A, B), cancels=1, faults=1),
-    Bounds("a remove too many, a cancellation, a fault", (A, ONLY_REMOVES, B), cancels=1, faults=1),
     Bounds("four owners, a cancellation", (A, B, C, D), cancels=1),
-    Bounds("four anonymous, a fault", (ANYBODY,) * 4, faults=1),
-    Bounds("four of all kinds, a fault", (A, ONLY_ADDS, ANYBODY, ONLY_REMOVES), faults=1),
-    Bounds("four of all kinds, a cancellation", (A, ONLY_ADDS, ANYBODY, ONLY_REMOVES), cancels=1),
 )
+"""Each takes a minute or more. Two cancellations and two faults at once did not end within half an hour."""
 
 
 @pytest.mark.parametrize(
@@ -459,4 +455,4 @@ class LongWalk(Walk):
 
 
 TestLongWalk = pytest.mark.long(LongWalk.TestCase)
-TestLongWalk.settings = settings(max_examples=3000, stateful_step_count=150, deadline=None)
+TestLongWalk.settings = settings(max_examples=500, stateful_step_count=150, deadline=None)
