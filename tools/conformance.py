@@ -39,10 +39,10 @@ This page is written by `make conformance` from what the last `make test` and `m
 else.
 """
 
-_READING: Final = """The settings are the guest's kernel, the server's
-security model, and the client's mount options: cache mode, `msize`, and how it tells its users apart (`access`).
-"Otherwise" counts what came out otherwise than wanted. A test passes when each of these has a cause in
-`tests/conformance/causes.py`, which a change of the server cannot mend.
+_READING: Final = """A setting is the guest's kernel, the server's security model, and the client's mount options:
+cache mode, `msize`, and how it tells its users apart (`access`). "Otherwise" counts what came out otherwise than
+wanted. A test passes when each of these has a cause in `tests/conformance/causes.py` that lies in the client, whatever
+the server; `tests/conformance/test_causes.py` shows each of them on the wire.
 """
 
 _TITLES: Final = {
@@ -215,13 +215,13 @@ def _processor() -> str:
 
 def _ran(runs: list[Run]) -> list[str]:
     """Say when the runs were and on what."""
-    times = sorted(run.ended for run in runs)
+    times = sorted(run.ended[:16].replace("T", " ") for run in runs)
     guests = sorted({run.on for run in runs if run.on})
     cores = len(re.findall("^processor", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE))
     qemu = re.search(r"version (\S+)", _said("qemu-system-x86_64", "--version"))
     disk = _said("stat", "-f", "-c", "%T", SHARES).replace("ext2/ext3", "ext4")
     return [
-        f"Run from {times[0]} to {times[-1]}, at or after commit `{_said('git', 'rev-parse', '--short=12', 'HEAD')}`,",
+        f"Run from {times[0]} to {times[-1]} UTC, of commit `{_said('git', 'rev-parse', '--short=12', 'HEAD')}`,",
         f"on {cores} cores ({_processor()}), Linux {platform.release()}, Python {platform.python_version()},",
         f"with shares on {disk}.",
         f"Guests: {'; '.join(guests)}" + (f" (QEMU {qemu[1]})." if qemu else "."),
