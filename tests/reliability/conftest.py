@@ -1,7 +1,7 @@
-"""Supervisors that are forked rather than started, and killed where a test says; and the record of what was tried.
+"""Supervisors that are forked rather than started, and killed where a test says.
 
-What lives here: `Zygote`, which stands in the place of the interpreter's start, and `record`. What must not: what
-is killed and what holds afterwards; that is in the tests.
+What lives here: `Zygote`, which stands in the place of the interpreter's start. What must not: what is killed
+and what holds afterwards; that is in the tests.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 if sys.platform == "win32":
     collect_ignore_glob = ["test_*.py"]
-
-RESULTS: Final = Path(__file__).parent.parent.parent / ".cache" / "reliability"
 
 DEADLINE: Final = 60.0
 """Seconds until a test that hangs is ended. Nothing is measured with it."""
@@ -115,16 +113,3 @@ def zygote() -> Iterator[Zygote]:
         patch.setattr(link, "_spawn", made.spawn)
         yield made
     made.close()
-
-
-@pytest.fixture(scope="session")
-def record() -> Callable[..., None]:
-    """Write down what a test tried and what was lost, for docs/reliability.md, and print it."""
-
-    def write(name: str, what: str, *, points: int, kills: int, losses: int, **more: int) -> None:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        found = {"name": name, "what": what, "points": points, "kills": kills, "losses": losses, "more": more}
-        (RESULTS / f"{name}.json").write_text(json.dumps(found) + "\n")
-        print(f"{what}: {points} points, {kills} kills, {losses} losses {more or ''}")  # noqa: T201  it is the count
-
-    return write

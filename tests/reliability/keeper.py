@@ -37,14 +37,11 @@ class Keeper:
             "held": {
                 share.name: [share.options.host_path, share.options.read_only, sorted(map(str, share.owners))]
                 for share in self.manager.shares()
-                if share.owners and share.busy is None
+                if share.owners and share.busy is None and not share.orphan
             },
-            "orphans": [share.name for share in self.manager.shares() if not share.owners],
+            # What is being taken out, as somebody had asked for, since the answer was lost.
+            "orphans": [share.name for share in self.manager.shares() if not share.owners or share.orphan],
         }
-
-    async def settle(self) -> None:
-        """Take out and add again what is in doubt."""
-        await self.manager.recover()
 
     async def obey(self, line: bytes) -> None:
         request = json.loads(line)

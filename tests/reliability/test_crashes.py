@@ -40,8 +40,10 @@ if TYPE_CHECKING:
 
     from tests.fileserver.conftest import add_document, remove_document
     from tests.reliability.conftest import Zygote
+    from tests.reliability_results import write_down
 else:
     from fileserver.conftest import add_document, remove_document
+    from reliability_results import write_down
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
@@ -377,7 +379,7 @@ WAYS: Final[dict[str, Callable[[Zygote, str, int], bool]]] = {
 }
 
 
-def kill_everywhere(zygote: Zygote, record: Callable[..., None], name: str, stride: int) -> None:
+def kill_everywhere(zygote: Zygote, name: str, stride: int) -> None:
     """Kill before every line of an operation, or before one in so many, and count."""
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))
@@ -397,7 +399,7 @@ def kill_everywhere(zygote: Zygote, record: Callable[..., None], name: str, stri
         line += stride
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) == before, "descriptors are left"
-    record(
+    write_down(
         f"supervisor-{name.replace(' ', '-').replace(',', '')}" + ("" if stride == 1 else "-short"),
         f"kill -9 of the supervisor before every {'' if stride == 1 else f'{stride}th '}line: {name}",
         points=points,
@@ -409,15 +411,11 @@ def kill_everywhere(zygote: Zygote, record: Callable[..., None], name: str, stri
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_a_supervisor_killed_before_some_lines_of_it_loses_nothing(
-    zygote: Zygote, record: Callable[..., None], name: str
-) -> None:
-    kill_everywhere(zygote, record, name, 17)
+def test_a_supervisor_killed_before_some_lines_of_it_loses_nothing(zygote: Zygote, name: str) -> None:
+    kill_everywhere(zygote, name, 17)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", WAYS)
-def test_a_supervisor_killed_before_any_line_of_it_loses_nothing(
-    zygote: Zygote, record: Callable[..., None], name: str
-) -> None:
-    kill_everywhere(zygote, record, name, 1)
+def test_a_supervisor_killed_before_any_line_of_it_loses_nothing(zygote: Zygote, name: str) -> None:
+    kill_everywhere(zygote, name, 1)

@@ -33,7 +33,9 @@ from uvmshare.errors import ConnectionClosed
 from uvmshare.testing.client import Client
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from tests.reliability_results import write_down
+else:
+    from reliability_results import write_down
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
@@ -310,7 +312,7 @@ def marked(mark: str) -> list[int]:
     return found
 
 
-def soak(seconds: float, record: Callable[..., None], name: str) -> None:
+def soak(seconds: float, name: str) -> None:
     seed = int(os.environ.get("SOAK_SEED", "") or random.SystemRandom().randrange(1 << 32))
     print(f"SOAK_SEED={seed}")  # noqa: T201  to do the same again
     descriptors = len(os.listdir("/proc/self/fd"))
@@ -343,15 +345,15 @@ def soak(seconds: float, record: Callable[..., None], name: str) -> None:
     shutil.rmtree(directory)
     kills = sum(number for what, number in made.counts.items() if what.startswith("kills"))
     what = f"soak of {seconds:g} s, seed {seed}"
-    record(name, what, points=steps, kills=kills, losses=0, **dict(sorted(made.counts.items())))
+    write_down(name, what, points=steps, kills=kills, losses=0, **dict(sorted(made.counts.items())))
     assert kills
 
 
-def test_a_short_soak_loses_nothing(record: Callable[..., None]) -> None:
-    soak(20, record, "soak-short")
+def test_a_short_soak_loses_nothing() -> None:
+    soak(20, "soak-short")
 
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
-def test_a_soak_loses_nothing(record: Callable[..., None]) -> None:
-    soak(float(os.environ.get("SOAK_SECONDS", "600")), record, "soak")
+def test_a_soak_loses_nothing() -> None:
+    soak(float(os.environ.get("SOAK_SECONDS", "600")), "soak")
