@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,10 @@ def test_it_has_every_module_as_it_is() -> None:
         for path in GUEST.glob("*.py"):
             assert archive.read(f"uvmshare/guest/{path.name}") == path.read_bytes()
             assert path.stem in bundle.MODULES
+
+
+def test_it_says_which_version_it_is() -> None:
+    assert metadata.version("uvmshare") == agent.RELEASE
 
 
 def test_the_same_modules_give_the_same_file() -> None:

@@ -61,10 +61,10 @@ class Bench:
         self.mounts = MountManager(self.agent, shares=self.shares)
         await self.start_agent()
 
-    async def start_agent(self) -> None:
+    async def start_agent(self, more: str = "") -> None:
         await self.guest.check(
             f"UVMSHARE_AGENT_TOKEN='{TOKEN}' python3 -I -S {self.file} agent --connect tcp:{HOST}:{self.agent.port} "
-            f"--server tcp:{HOST} --allow /run/mnt --state /run/agent --check-every 0.5 "
+            f"--server tcp:{HOST} --allow /run/mnt --state /run/agent --check-every 0.5 {more} "
             f">>/run/agent.log 2>&1 & echo $! >/run/agent.pid"
         )
         await self.agent.reached(timeout=60)
@@ -262,6 +262,55 @@ def test_a_mount_that_hangs_hangs_nothing_else(bench: Bench) -> None:
     bench.until(well)
     for name in ("hung", "well", "new"):
         bench.run(bench.mounts.unmap_from_guest(f"/run/mnt/{name}", owner="a"))
+
+
+def test_a_hung_mount_is_cut_and_mounted_again_and_frees_those_who_wait_in_it(bench: Bench) -> None:
+    bench.sh("kill $(cat /run/agent.pid)")
+    bench.run(bench.start_agent("--hung-after 1"))
+    name = bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/hung", owner="a")).share_name
+    (hung,) = mount_processes(bench, name)
+    os.kill(hung, signal.SIGSTOP)
+    bench.sh("(ls /run/mnt/hung/ >/run/ls.log 2>&1; echo $? >/run/ls.status) & echo $! >/run/ls.pid")
+    found = bench.until_back("/run/mnt/hung", 1)
+    tell("a hung mount that was cut, until it is mounted again", found.last_gap)
+    assert bench.sh("cat /run/mnt/hung/f") == "text"
+
+    async def freed() -> bool:
+        return (await bench.guest.run("grep -q '[1-9]' /run/ls.status")).status == 0
+
+    bench.until(freed)
+    os.kill(hung, signal.SIGKILL)
+    bench.run(bench.mounts.unmap_from_guest("/run/mnt/hung", owner="a"))
+
+
+@pytest.mark.long
+def test_a_hung_mount_can_be_unmounted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/hung", owner="a")).share_name
+    (hung,) = mount_processes(bench, name)
+    os.kill(hung, signal.SIGSTOP)
+    monkeypatch.setattr(bench.agent, "_timeout", 1.0)
+    bench.run(bench.mounts.unmap_from_guest("/run/mnt/hung", owner="a"))
+    assert bench.sh("grep -c /run/mnt/hung /proc/mounts; true") == "0\n"
+    assert not bench.shares.shares()
+
+
+@pytest.mark.parametrize(
+    ("option", "first"), [("--peer-cid 1", b'{"uvmshare":"agent"'), pytest.param("", b"", marks=pytest.mark.long)]
+)
+def test_on_vsock_the_host_alone_is_heard(bench: Bench, option: str, first: bytes) -> None:
+    # The loopback of vsock has CID 1, and stands for a host only when it is told to.
+    ask = (
+        "import socket; s = socket.socket(socket.AF_VSOCK); s.connect((1, 5641)); "
+        "print(s.recv(19).decode(), end='', flush=True)"
+    )
+    agent = f"python3 -I -S {bench.file} agent --state /run/vsock --allow /run/mnt {option}"
+    bench.sh(f"({agent} >/run/vsock.log 2>&1 & echo $! >/run/vsock.pid)")
+    try:
+        bench.sh("until grep -q listening /run/vsock.log; do sleep 0.1; done")
+        assert bench.run(bench.guest.run(f'python3 -I -S -c "{ask}"')).output == first
+    finally:
+        said = bench.sh("kill $(cat /run/vsock.pid); cat /run/vsock.log; rm -r /run/vsock*")
+    assert ("CID 1 is not the host's" in said) == (not first)
 
 
 def test_the_agent_says_what_the_guest_can_do(bench: Bench) -> None:

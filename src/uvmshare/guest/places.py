@@ -184,7 +184,7 @@ def unmount(path: str, prefixes: list[str], *, lazy: bool) -> None:
         users = holders(path)
         named = f"in use by {', '.join(users)}" if users else "in use, by whom /proc does not tell"
         raise PlaceError(wire.BUSY, f"{path} is {named}: end that, or unmount lazily")
-    if code == errno.EINVAL:
+    if code in (errno.EINVAL, errno.ENOENT):
         raise PlaceError(wire.NOT_FOUND, f"nothing is mounted at {path}")
     raise PlaceError(wire.FAILED, f"{path}: {os.strerror(code)}")
 

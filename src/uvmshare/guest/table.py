@@ -485,7 +485,8 @@ class _Attempt:
     def _end(self) -> None:
         self._timer_runs = False
         self._timer.cancel()
-        if self.given_up and (self.error is None or self.error.code == wire.FAILED):
+        unmounted = self.done and self._otherwise == wire.UNKNOWN  # cutting the connection is what it needed
+        if self.given_up and not unmounted and (self.error is None or self.error.code == wire.FAILED):
             self.error = PlaceError(
                 self._otherwise, f"{self._path}: the host did not answer within {self._timeout:g} s"
             )
