@@ -661,3 +661,63 @@ def test_a_table_does_not_grow_with_what_came_and_went(place: Place) -> None:
     assert (place.run_dir / "shares").stat().st_size < 32 << 10
     place.kill(server)
     assert set(place.mounts(place.start())) == {"kept"}
+
+
+# Who started it, and as whom
+
+
+def test_a_log_whose_reader_is_gone_ends_nobody(place: Place) -> None:
+    fifo = place.directory / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    server = place.start(log=fifo)
+    place.add(server, "0")
+    guest, other = place.guest("0"), place.guest("0")
+    os.close(reader)
+    guest.send_raw(b"\x03\0\0\0\0\0\0")  # the mount process has something to say
+    assert guest.drain() == []
+    with pytest.raises(OSError, match=r"."):
+        place.guest("nothing")  # and so has the supervisor
+    assert other.listdir() == [b"file"]
+    assert len(place.mounts(server)["0"]) == 1
+
+
+def test_what_cannot_be_ended_is_said(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = place.start()
+    place.add(server, "0")
+    guest = place.guest("0")
+    pid = int(place.run(server.status()).pid)
+    from uvmshare.fileserver import device
+
+    with monkeypatch.context() as nobody:
+        nobody.setattr(sys, "executable", "/nonexistent/python")
+        nobody.setattr(device, "_END_SECONDS", 0.05)
+        kill(pid)
+        place.run(asyncio.sleep(0))  # a turn of the loop, in which the end is seen
+        place.servers.remove(server)
+        with pytest.raises(FileServerError, match="its mounts go on"):
+            place.run(server.aclose())
+    assert guest.listdir() == [b"file"]
+    place.run(place.start().aclose())
+    place.servers.clear()
+    assert guest.drain() == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+def test_root_has_a_users_directory_taken_over_as_that_user(place: Place) -> None:
+    user = (12345, 12345, ())
+    place.directory.chmod(0o777)
+    place.run_dir.mkdir()
+    os.chown(place.run_dir, 12345, 12345)
+    server = place.start(run_as=user)
+    place.add(server, "0")
+    guest = place.guest("0")
+    place.kill(server)
+    table = place.run_dir / "shares"
+    assert table.stat().st_uid == 12345
+    server = place.connect()
+    with open(f"/proc/{place.run(server.status()).pid}/status", encoding="ascii") as status:
+        assert "Uid:\t12345\t12345\t12345\t12345\n" in status.read()
+    assert guest.listdir() == [b"file"]
+    place.remove(server, "0")
+    assert guest.drain() == []
