@@ -73,6 +73,15 @@ _EXPECTED: Final = (
     "manager-killed-cannot-tell",
     "manager-killed-cannot-tell-twice",
     "journal-disk",
+    "supervisor-add",
+    "supervisor-remove",
+    "supervisor-attach",
+    "supervisor-attach-in-the-mount-process",
+    "supervisor-hang-up",
+    "supervisor-end",
+    "supervisor-start",
+    "supervisor-takeover",
+    "soak",
 )
 
 _TAIL: Final = """## What was not tried
