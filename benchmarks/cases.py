@@ -81,6 +81,7 @@ def cases() -> Iterator[Case]:
                 yield Case(workload, 4, 1, 2, medium, to_diod=goals[0], to_minimal=goals[1])
         yield Case("random-read-4k", 8, 1, 1, medium)
         yield Case("readdir", 1, 1, 1, medium, to_diod=1, to_minimal=0.7)
+        yield Case("readdir-changed", 1, 1, 1, medium, to_diod=1, to_minimal=0.7)
         for depth, connections, cpus in STATUS:
             yield Case("git-status", depth, connections, cpus, medium)
         yield Case("create-unlink", 8, 1, 1, medium, uid=1000)

@@ -406,6 +406,13 @@ static uint32_t listing_count(const struct connection *c) {
     return LISTING_COUNT < c->msize - IO_HEADER_SIZE ? LISTING_COUNT : c->msize - IO_HEADER_SIZE;
 }
 
+/* A change of its time before each listing, so that no server has anything of it. */
+static bool put_touch(struct connection *c, struct slot *s, uint32_t fid) {
+    uint8_t *at = put32(put32(begin(c, s, TSETATTR), fid), 0x20); /* mtime, now */
+    memset(at, 0, 12 + 5 * 8);
+    return finish(c, at + 12 + 5 * 8);
+}
+
 static bool next_readdir(struct connection *c, struct slot *s, const uint8_t *reply) {
     switch (s->step) {
     case 0:
@@ -428,6 +435,15 @@ static bool next_readdir(struct connection *c, struct slot *s, const uint8_t *re
     default:
         return false;
     }
+}
+
+static bool next_readdir_changed(struct connection *c, struct slot *s, const uint8_t *reply) {
+    if (s->step == 0)
+        return put_touch(c, s, s->other);
+    s->step--;
+    bool more = next_readdir(c, s, reply);
+    s->step++;
+    return more;
 }
 
 static void set_up_readdir(struct connection *c, struct slot *s) {
@@ -542,6 +558,7 @@ static const struct workload {
     {"write-1m", next_seq_write, set_up_bulk_write, 1 << 20},
     {"random-read-4k", next_random_read, set_up_bulk, SMALL_SIZE},
     {"readdir", next_readdir, set_up_readdir, 0},
+    {"readdir-changed", next_readdir_changed, set_up_readdir, 0},
     {"git-status", next_status, NULL, 0},
     {"cold-reads", next_cold_read, set_up_cold, 0},
 };

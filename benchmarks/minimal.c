@@ -219,6 +219,13 @@ static uint8_t *readdir_from(const uint8_t *body, uint8_t *at) {
     return at;
 }
 
+static uint8_t *touch(const uint8_t *body, uint8_t *at) {
+    char name[40];
+    snprintf(name, sizeof name, "/proc/self/fd/%d", fids[get32(body)].path);
+    struct timespec now[] = {{.tv_nsec = UTIME_OMIT}, {.tv_nsec = UTIME_NOW}};
+    return utimensat(AT_FDCWD, name, now, 0) ? NULL : at;
+}
+
 static uint8_t *unlink_name(const uint8_t *body, uint8_t *at) {
     char name[65536];
     return unlinkat(fids[get32(body)].path, take_string(body + 4, name), 0) ? NULL : at;
@@ -253,6 +260,8 @@ static uint8_t *serve(uint8_t type, const uint8_t *body, uint8_t *at) {
         return read_file(body, at);
     case TWRITE:
         return write_file(body, at);
+    case TSETATTR:
+        return touch(body, at);
     case TREADDIR:
         return readdir_from(body, at);
     case TUNLINKAT:

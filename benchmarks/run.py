@@ -138,7 +138,16 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "diod": servers.describe_diod(),
         "disk": file_system_of(CACHE),
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "commit": commit(),
     }
+
+
+def commit() -> str:
+    """Return the commit that is measured, and whether files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE)
+    return found.stdout.strip() or "unknown"
 
 
 def file_system_of(path: Path) -> str:
@@ -153,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.run", description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a try: one round of 100 ms, 10 VMs; writes no results")
     parser.add_argument("--rounds", type=int, default=5, help="how often each server takes its turn (%(default)s)")
-    parser.add_argument("--run-ms", type=int, default=300, help="how long each turn is measured (%(default)s)")
+    parser.add_argument("--run-ms", type=int, default=250, help="how long each turn is measured (%(default)s)")
     parser.add_argument("--vms", type=int, default=200, help="how many VMs are put on this host (%(default)s)")
     parser.add_argument("--only", default="", metavar="TEXT", help="rows that have this in their names; writes nothing")
     parser.add_argument(

@@ -14,6 +14,7 @@ enum {
     TLOPEN = 12,
     TLCREATE = 14,
     TGETATTR = 24,
+    TSETATTR = 26,
     TREADDIR = 40,
     TUNLINKAT = 76,
     TVERSION = 100,

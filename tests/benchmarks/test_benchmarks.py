@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from benchmarks.cases import Case, cases
+from benchmarks.reasons import REASONS
 from benchmarks.trees import make_tree
 
 from benchmarks import journal_cost, manager_cost, plots, report, run, servers
@@ -104,12 +105,12 @@ def test_a_row_has_medians_spreads_and_ratios() -> None:
     assert result["servers"]["uvmshare"]["value"] == {"median": 20, "min": 10, "max": 30}
     assert result["ratios"]["diod"] == {"median": 2.0, "min": 1.0, "max": 3.0}
     assert result["cpu_ratios"]["diod"] == 1.5
-    assert "diod 1.3: unsettled, median reaches it; minimal 0.7: not compared" in report.one_line(result)
+    assert "diod 1.3: not met: the median is, not every round; minimal 0.7: not compared" in report.one_line(result)
 
 
 @pytest.mark.parametrize(
     ("rounds", "said"),
-    [((14, 20), "diod 1.3: yes"), ((5, 12), "diod 1.3: no"), ((5, 14), "diod 1.3: unsettled, median does not")],
+    [((14, 20), "diod 1.3: met"), ((5, 12), "diod 1.3: not met;"), ((5, 14), "diod 1.3: not met: some rounds are")],
 )
 def test_a_figure_is_settled_when_every_round_says_the_same(rounds: tuple[int, int], said: str) -> None:
     samples = {"uvmshare": [sample(each, 1.0) for each in rounds], "diod": [sample(10, 9.0)] * 2}
@@ -146,3 +147,31 @@ def test_adds_with_a_journal_are_counted_for_each_number_of_callers(
     assert {int(callers): len(rounds) for callers, rounds in found.items()} == dict.fromkeys(journal_cost.CALLERS, 2)
     assert all(run["adds_per_second"] > 0 for rounds in found.values() for run in rounds)
     assert "| 256 at a time |" in report._journal_table(found)
+
+
+# The results that are kept
+
+
+def test_every_figure_that_is_missed_has_a_reason() -> None:
+    missed = report.not_met(report.load(run.RESULTS)["servers"])
+    assert [(workload, peer) for workload, peer, _ in missed if (workload, peer) not in REASONS] == []
+
+
+def test_a_reason_is_of_a_figure_that_is_set() -> None:
+    goals = {(row.workload, "diod") for row in cases() if row.to_diod is not None}
+    goals |= {(row.workload, "minimal") for row in cases() if row.to_minimal is not None}
+    assert set(REASONS) <= goals
+
+
+def test_the_page_shows_the_results_that_are_kept() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert report.filled(page, report.load(run.RESULTS)) == page
+
+
+def test_what_has_no_reason_yet_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "REASONS", {})
+    samples = {"uvmshare": [sample(5, 9.0)], "diod": [sample(10, 9.0)]}
+    kept = report.load(run.RESULTS)
+    machine = {**kept["machine"], "commit": "0", "date": "today"}
+    results = {**kept, "machine": machine, "servers": [report.summarise(ROW, samples)]}
+    assert "no reason is known yet" in report.filled("<!-- not-met -->\n<!-- end -->", results)
