@@ -27,6 +27,7 @@ DEFAULT_PORT: Final = 5640
 _MAX_UNIX_PATH: Final = 107
 """``sun_path`` has 108 bytes with its NUL (unix(7))."""
 _ANY_CID: Final = 0xFFFFFFFF
+_MOST_DIGITS: Final = 20
 _FIRST_GUEST_CID: Final = 3
 """0 is the hypervisor, 1 local, 2 the host (vsock(7))."""
 
@@ -103,7 +104,7 @@ def _wrong(text: str, reason: str, remedy: str) -> InvalidAddress:
 
 
 def _number(text: str, number: str, what: str, most: int) -> int:
-    if not (number.isascii() and number.isdigit()) or int(number) > most:
+    if not (number.isascii() and number.isdigit()) or len(number) > _MOST_DIGITS or int(number) > most:
         raise _wrong(text, f"{what} {number!r} is not a number from 0 to {most}", "decimal digits")
     return int(number)
 

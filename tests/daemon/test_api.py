@@ -180,12 +180,20 @@ def test_the_same_vm_again_changes_nothing_and_another_of_its_id_is_refused(daem
         (NewVm(id="x", listen=("unix:/nonexistent/9p",)), errors.FileServerError),
         (NewVm(id="x", listen=("tcp:0.0.0.0:0",)), errors.UvmshareError),
         (NewVm(id="x", listen=("unix:/x",), limits={"mounts": -1}), errors.FileServerError),
+        (NewVm(id="x", listen=("unix:relative",)), errors.InvalidAddress),
+        (NewVm(id="x", listen=("tcp:127.0.0.1:0",), agent="nonsense"), errors.InvalidAddress),
+        (NewVm(id="x", listen=("tcp:127.0.0.1:0",), agent="unix:relative"), errors.InvalidAddress),
+        (NewVm(id="x", listen=("tcp:127.0.0.1:0",), agent="tcp:0.0.0.0:0", agent_dials=True), errors.InvalidAddress),
+        (NewVm(id="x", listen=("tcp:127.0.0.1:0",), agent="tcp:name:0", agent_dials=True), errors.InvalidAddress),
+        (NewVm(id="x", listen=("tcp:127.0.0.1:0",), agent="unix:/dev/null", agent_dials=True), errors.FileServerError),
     ],
 )
 def test_a_vm_that_cannot_be_leaves_nothing(shared: Running, wanted: NewVm, error: type[Exception]) -> None:
+    lock = f"{shared.home.settings.run_dir}/vms/{os.getuid()}/x/lock"
     with shared.home.client() as client:
         with pytest.raises(error):
             client.add_vm(wanted)
+        assert not os.path.exists(lock), "its file server has ended"
         assert [vm.id for vm in client.vms()] == ["vm"]
         with pytest.raises(errors.NotThere):
             client.vm("x")
@@ -207,10 +215,13 @@ def test_a_vm_that_cannot_be_leaves_nothing(shared: Running, wanted: NewVm, erro
         ("PATCH", "/v1/vms", None, 405, "UvmshareError"),
         ("POST", "/v1/vms", {"id": "a b", "listen": ["unix:/x"]}, 400, "InvalidDocument"),
         ("POST", "/v1/vms", {"id": "a", "listn": ["unix:/x"]}, 400, "InvalidDocument"),
+        ("POST", "/v1/vms", {"id": "a\n", "listen": ["unix:/x"]}, 400, "InvalidDocument"),
+        ("POST", "/v1/vms", {"id": "a", "listen": ["vsock:" + 5000 * "9"]}, 422, "InvalidAddress"),
         ("POST", "/v1/vms/vm/shares", {"path": "relative"}, 422, "InvalidOptions"),
         ("POST", "/v1/vms/vm/shares", {"path": "/nonexistent"}, 422, "InvalidOptions"),
         ("POST", "/v1/vms/vm/shares", {"path": "/tmp", "lease": 0}, 400, "InvalidDocument"),
         ("POST", "/v1/vms/vm/shares", {"path": "/tmp", "owner": "a/b"}, 400, "InvalidDocument"),
+        ("POST", "/v1/vms/vm/shares", {"path": "/tmp", "owner": "a\n"}, 400, "InvalidDocument"),
         ("GET", "/v1/vms/vm/shares?wait=perhaps", None, 200, ""),
         ("DELETE", "/v1/vms/vm?force=perhaps", None, 400, "InvalidDocument"),
     ],
@@ -232,9 +243,10 @@ def test_whatever_fails_says_the_thing_the_reason_and_the_remedy(
     assert problem["remedy"]
 
 
-def test_a_body_that_is_no_json_is_a_problem_too(shared: Running) -> None:
+@pytest.mark.parametrize("body", [b"{", 100_000 * b"["])
+def test_a_body_that_is_no_json_is_a_problem_too(shared: Running, body: bytes) -> None:
     with shared.home.http() as http:
-        answer = http.post("/v1/vms", content=b"{", headers={"Content-Type": "application/json"})
+        answer = http.post("/v1/vms", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400
     assert answer.json()["error"] == "InvalidDocument"
 
@@ -254,9 +266,11 @@ def test_events_come_in_order_and_go_on_behind_an_id(daemon: Running, client: Cl
 
 def test_an_id_of_another_daemon_says_that_events_may_be_missing(daemon: Running, client: Client) -> None:
     daemon.add_vm()
-    first, *rest = client.events("another.daemon-17", follow=False)
-    assert first is None
-    assert [event.kind for event in rest if event is not None] == ["vm.added"]
+    assert daemon.daemon is not None
+    for id_ in ("another.daemon-17", f"{daemon.daemon.service.events.instance}-{5000 * '9'}"):
+        first, *rest = client.events(id_, follow=False)
+        assert first is None
+        assert [event.kind for event in rest if event is not None] == ["vm.added"]
 
 
 def test_a_stream_of_events_goes_on_until_the_daemon_ends(home: Home) -> None:

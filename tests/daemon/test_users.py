@@ -5,8 +5,12 @@ Each is a process of his own, forked here and given his uid, so that the kernel 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import select
+import signal
+import socket
 import stat
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,12 +20,13 @@ from uvmshare import errors
 from uvmshare.daemon import identity
 from uvmshare.daemon.client import Client
 from uvmshare.daemon.documents import NewShare, NewVm
+from uvmshare.fileserver.device import FileServer
 from uvmshare.testing.client import Client as Guest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.daemon.harness import Running
+    from tests.daemon.harness import Home, Running
 
 T = TypeVar("T")
 
@@ -300,3 +305,98 @@ def _command(pid: str) -> str:
     except OSError:
         return ""
     return parts[3].decode() if len(parts) > 3 else ""
+
+
+@pytest.mark.parametrize("address", ["tcp:127.0.0.1:80", "vsock:3:1023"])
+def test_ports_that_are_roots_stay_roots(alice: User, address: str) -> None:
+    with pytest.raises(errors.OperationDenied, match="below 1024"):
+        alice.add_vm(agent=address, agent_dials=True)
+
+
+def test_waiting_for_an_agent_takes_no_socket_from_anybody(alice: User, daemon: Running) -> None:
+    path = daemon.home.directory("roots") + "/service.sock"
+    with socket.socket(socket.AF_UNIX) as service:
+        service.bind(path)
+        os.chmod(path, 0o666)
+        for _ in range(2):  # one that is listened on, then one that is not
+            before = os.lstat(path)
+            with pytest.raises(errors.FileServerError, match="cannot listen"):
+                alice.add_vm(agent=f"unix:{path}", agent_dials=True)
+            assert os.path.samestat(os.lstat(path), before)
+            service.close()
+    assert alice.do(lambda client: client.vms()) == []
+
+
+def test_waiting_for_an_agent_makes_and_removes_only_what_the_user_could(alice: User, daemon: Running) -> None:
+    folder = f"{alice.folder}/agent"
+    as_user(ALICE, lambda: os.mkdir(folder))
+    alice.add_vm(agent=f"unix:{folder}/here", agent_dials=True, socket_mode="660")
+    made = os.lstat(f"{folder}/here")
+    assert (made.st_uid, stat.S_IMODE(made.st_mode)) == (ALICE, 0o660)
+    roots = daemon.home.directory("roots")
+    with open(f"{roots}/here", "w"):
+        pass
+    as_user(ALICE, lambda: os.rename(folder, f"{folder}.old"))
+    as_user(ALICE, lambda: os.symlink(roots, folder))
+    alice.do(lambda client: client.remove_vm("vm"))
+    assert os.path.exists(f"{roots}/here")
+
+
+def test_an_agents_socket_goes_with_its_vm(alice: User) -> None:
+    path = f"{alice.folder}/agent"
+    alice.add_vm(agent=f"unix:{path}", agent_dials=True)
+    alice.do(lambda client: client.remove_vm("vm"))
+    assert not os.path.exists(path)
+
+
+@pytest.mark.parametrize("what", ["fifo", "link", "device"])
+def test_what_a_user_puts_into_his_run_directory_holds_up_nobody(home: Home, what: str) -> None:
+    with home.running() as daemon, home.client() as client:
+        User(daemon, ALICE).add_vm()
+        client.add_vm(home.new_vm("roots"))
+    directory = f"{home.settings.run_dir}/vms/{ALICE}/vm"
+
+    def swap() -> None:
+        _end(directory)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{directory}/shares")
+        if what == "fifo":
+            os.mkfifo(f"{directory}/shares")
+        else:
+            os.symlink("/dev/zero" if what == "device" else "/etc/shadow", f"{directory}/shares")
+
+    as_user(ALICE, swap)
+    with home.running(), home.client() as client:
+        assert client.vm("roots").state == "running"
+        vm = client.vm(f"{ALICE}:vm")
+        assert "root:" not in (vm.error or "")
+        client.remove_vm(vm.id, force=True)
+
+
+def _end(run_dir: str) -> None:
+    """Kill the supervisor that lives there, and wait for its end."""
+    with open(f"{run_dir}/lock") as file:
+        ended = os.pidfd_open(int(file.read()))
+    signal.pidfd_send_signal(ended, signal.SIGKILL)
+    select.select([ended], [], [])
+    os.close(ended)
+
+
+def test_a_users_process_that_talks_nonsense_does_not_keep_the_daemon_from_starting(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with home.running() as daemon, home.client() as client:
+        User(daemon, ALICE).add_vm()
+        client.add_vm(home.new_vm("roots"))
+    connect = FileServer.connect
+
+    async def nonsense(run_dir: str, **more: Any) -> FileServer:
+        if f"/{ALICE}/" in run_dir:
+            raise IndexError(run_dir)
+        return await connect(run_dir, **more)
+
+    monkeypatch.setattr(FileServer, "connect", nonsense)
+    with home.running(), home.client() as client:
+        assert client.vm("roots").state == "running"
+        alices = client.vm(f"{ALICE}:vm")
+        assert (alices.state, "cannot be understood" in (alices.error or "")) == ("failed", True)

@@ -374,6 +374,8 @@ def _on_error(request: Request[Any, Any, Any], error: Exception) -> Response[Pro
         problem = problem_of(error, thing)
     elif isinstance(error, HTTPException):
         problem = problem_of(_Refused(_words(error)), thing, status=error.status_code)
+    elif isinstance(error, RecursionError):
+        problem = problem_of(_Refused("the document is nested too deeply"), thing, status=400)
     else:
         request.app.state["log"].error("defect", thing=thing, exc_info=error)
         problem = problem_of(error, thing)

@@ -36,7 +36,8 @@ __all__ = [
     "VmId",
 ]
 
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]*$"
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]*$(?!\n)"
+"""Python's ``$`` also matches before a line feed at the end, and no name has one."""
 
 VmId = Annotated[str, msgspec.Meta(pattern=_NAME, min_length=1, max_length=64, description="A name for the VM.")]
 OwnerName = Annotated[
@@ -81,7 +82,7 @@ class NewVm(_Request, frozen=True):
     compute_system: str | None = None
     """The id of a Hyper-V compute system, in place of addresses."""
     security_model: SecurityModel = "mapped-xattr"
-    socket_mode: Annotated[str, msgspec.Meta(pattern="^[0-7]{3}$")] = "600"
+    socket_mode: Annotated[str, msgspec.Meta(pattern=r"^[0-7]{3}$(?!\n)")] = "600"
     """Permissions of the file server's unix sockets, three octal digits."""
     allow_remote: bool = False
     """Whether a TCP address may be off loopback."""

@@ -23,6 +23,9 @@ __all__ = ["EventLog", "Happening"]
 _KEPT: Final = 10_000
 """Some MB. Who was away for longer is told that events are missing."""
 
+_MOST_DIGITS: Final = 20
+"""Of an event's number: nobody makes int() work on a long one."""
+
 
 class Happening(msgspec.Struct, frozen=True):
     """An event with what decides who may see it: the VM's user, and the user whose share it is about."""
@@ -93,7 +96,8 @@ class EventLog:
         position = self._last
         if after is not None:
             instance, _, number = after.rpartition("-")
-            known = instance == self.instance and number.isascii() and number.isdigit() and int(number) <= self._last
+            digits = number.isascii() and number.isdigit() and len(number) <= _MOST_DIGITS
+            known = instance == self.instance and digits and int(number) <= self._last
             position = int(number) if known else 0
             if not known:
                 yield None

@@ -80,11 +80,14 @@ class LeaseKeeper:
         return [key for key in self._leases.held() if key.vm == vm]
 
     def renew(self, keys: Iterable[LeaseKey], seconds: float | None) -> int:
-        """Let leases run afresh, for as long as each was or for `seconds`; return how many there were."""
+        """Let leases run afresh, for as long as each was or for `seconds`; return how many there were.
+
+        One that is over, and whose reference is being given back now, is not there any more.
+        """
         renewed = 0
         for key in keys:
             found = self._leases.get(key)
-            if found is not None:
+            if found is not None and key not in self._ending:
                 self.grant(key, found.seconds if seconds is None else seconds)
                 renewed += 1
         return renewed

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
 from uvmshare import address
 from uvmshare.daemon.dialler import UserDialler
+from uvmshare.daemon.identity import acting_as
 from uvmshare.daemon.tracing import TracedFileServer
 from uvmshare.errors import ComputeSystemGone, FileServerError, InvalidState, UnsupportedPlatform, UvmshareError
 from uvmshare.fileserver.device import FileServer
@@ -20,14 +22,17 @@ from uvmshare.fileserver.limits import Limits
 from uvmshare.guest.wire import DEFAULT_PORT as AGENT_PORT
 from uvmshare.hcs.utility_vm import UtilityVM
 from uvmshare.mounts.agent_client import AgentClient
+from uvmshare.mounts.channel import Acceptor, Dialler
 from uvmshare.mounts.manager import MountManager
 from uvmshare.share.manager import Manager
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from uvmshare.daemon.identity import Identity
     from uvmshare.daemon.store import VmRecord
     from uvmshare.fileserver import control
+    from uvmshare.mounts.channel import Streams
     from uvmshare.mounts.mount import MountInfo
     from uvmshare.share.journal import Journal
     from uvmshare.share.manager import ShareInfo
@@ -79,13 +84,10 @@ class Places:
         parent = os.path.join(self.run_dir, "vms", str(record.identity.uid))
         os.makedirs(parent, mode=0o711, exist_ok=True)
         path = os.path.join(parent, record.wanted.id)
-        try:
+        with suppress(FileExistsError):
             os.mkdir(path, mode=0o700)
-        except FileExistsError:
-            pass
-        else:
-            if os.geteuid() == 0:
-                os.chown(path, record.identity.uid, record.identity.gid)
+        if os.geteuid() == 0:  # also where it is there: whoever made it may have been killed in between
+            os.chown(path, record.identity.uid, record.identity.gid)
         return path
 
     def log_of(self, record: VmRecord) -> str:
@@ -179,7 +181,11 @@ class Machine:
     async def add(self) -> None:
         """Start the file server of a new VM. Raises what `FileServer.start` does, and leaves nothing then."""
         server = await self._start_server()
-        await self._take(server, vm_is_new=True)
+        try:
+            await self._take(server, vm_is_new=True)
+        except BaseException:
+            await server.aclose()
+            raise
 
     async def find(self) -> None:
         """Find what an earlier daemon left of the VM, or start it anew; with neither, it is "failed"."""
@@ -191,9 +197,15 @@ class Machine:
                 )
             except FileServerError:  # the host was started again, and nothing is left to be found
                 server, is_new = await self._start_server(), True
-            await self._take(server, vm_is_new=is_new)
+            try:
+                await self._take(server, vm_is_new=is_new)
+            except BaseException:
+                await server.detach()
+                raise
         except (UvmshareError, OSError) as error:
             self.state, self.error = "failed", str(error)
+        except Exception as error:  # noqa: BLE001  its user's own process answers there, and other users' VMs must start
+            self.state, self.error = "failed", f"what was found of it cannot be understood: {error!r}"
 
     async def _start_server(self) -> FileServer:
         wanted = self.record.wanted
@@ -218,19 +230,19 @@ class Machine:
             raise FileServerError(msg) from error
 
     async def _take(self, server: FileServer, *, vm_is_new: bool) -> None:
-        """Have a Manager find what is shared there, and settle what is in doubt."""
+        """Have a Manager find what is shared there, and settle what is in doubt. When it raises, nothing was taken."""
         manager = Manager(
             UtilityVM(TracedFileServer(server, f"{self.record.identity.uid}:{self.record.wanted.id}")),
             journal=self._journal,
             no_writable_file_shares=self.record.wanted.read_only,
         )
+        await manager.recover(vm_is_new=vm_is_new)
         try:
-            await manager.recover(vm_is_new=vm_is_new)
+            await self._start_agent(server, manager)
         except BaseException:
-            await server.detach()
+            await manager.detach()
             raise
         self._server, self.manager = server, manager
-        await self._start_agent(server, manager)
         self.state, self.error = "running", None
         server.on_exit(self._note_exit)
         server.on_takeover(self._note_takeover)
@@ -241,17 +253,28 @@ class Machine:
             return
         listens = address.parse(server.addresses[0])
         where = address.parse(wanted.agent, default_port=AGENT_PORT)
-        foreign = os.geteuid() == 0 and not user.is_root
-        self.agent = AgentClient(
+        agent = AgentClient(
             where,
             accept=wanted.agent_dials,
             server_port=listens.port or address.DEFAULT_PORT,
             token=wanted.agent_token,
             timeout=_AGENT_SECONDS,
-            streams=UserDialler(where, user) if foreign and not wanted.agent_dials else None,
+            streams=await self._streams(where, user),
         )
-        await self.agent.start()
+        await agent.start()
+        self.agent = agent
         self.mounts = MountManager(self.agent, shares=manager)
+
+    async def _streams(self, where: address.Address, user: Identity) -> Streams:
+        """Return where connections to the agent come from: all of them made with the rights of the VM's user."""
+        wanted = self.record.wanted
+        if not wanted.agent_dials:
+            return UserDialler(where, user) if os.geteuid() == 0 and not user.is_root else Dialler(where)
+        try:
+            return await Acceptor.start(where, mode=int(wanted.socket_mode, 8), run=partial(acting_as, user))
+        except OSError as error:
+            msg = f"cannot listen on {where} for the agent of VM {wanted.id!r}: {error.strerror or error}"
+            raise FileServerError(msg) from error
 
     def _note_takeover(self, status: control.Reply) -> None:
         self.restarts += 1

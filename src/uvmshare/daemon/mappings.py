@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from uvmshare.daemon.documents import Mount, Reference
+from uvmshare.daemon.identity import checked_options
 from uvmshare.daemon.shares import holder_of, options_of
 from uvmshare.daemon.store import MountLease, MountRecord, name_for
 from uvmshare.daemon.tracing import span
@@ -24,6 +25,7 @@ from uvmshare.errors import (
     InvalidOptions,
     MountConflict,
     NotThere,
+    OperationDenied,
     OutcomeUnknown,
     UvmshareError,
 )
@@ -281,11 +283,8 @@ class Mappings:
         key = MountLease(record.vm, record.owner, record.mount_path)
         try:
             mounts = machine.require_mounts()
-            share = AddOptions(
-                record.host_path,
-                read_only=record.read_only,
-                restrict=bool(record.allowed_names),
-                allowed_names=record.allowed_names,
+            share = await checked_options(
+                machine.record.identity, record.host_path, read_only=record.read_only, only=record.allowed_names
             )
             options = MountOptions(share, record.mount_path, cache=record.cache, msize=record.msize)
             await mounts.mount(options, owner=record.owner)
@@ -294,7 +293,7 @@ class Mappings:
         except ComputeSystemGone:
             return True
         except UvmshareError as error:
-            refused = isinstance(error, InvalidOptions | MountConflict)
+            refused = isinstance(error, InvalidOptions | OperationDenied | MountConflict)
             structlog.get_logger("uvmshare.daemon").warning(
                 "mount of an earlier daemon could not be had again",
                 vm=f"{record.vm[0]}:{record.vm[1]}",

@@ -98,7 +98,7 @@ def problem_of(error: BaseException, thing: str, *, status: int | None = None) -
     )
 
 
-_MANY: Final = (errors.SharesLeft, errors.MountsLeft)
+_MANY: Final = (errors.SharesLeft, errors.MountsLeft, errors.RestoreFailed)
 """Errors that carry others, which no document does."""
 
 

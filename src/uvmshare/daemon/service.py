@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from uvmshare.daemon.addresses import check_addresses
 from uvmshare.daemon.documents import Finding, Info, NewVm, Stats, Vm
 from uvmshare.daemon.events import EventLog, Happening
 from uvmshare.daemon.identity import Identity, of_process
@@ -207,6 +208,7 @@ class Service:
         if bool(wanted.listen) == (wanted.compute_system is not None):
             msg = f"VM {wanted.id!r} needs either addresses to listen on or a compute system, and got both or neither"
             raise InvalidOptions(msg)
+        check_addresses(wanted, who)
         self._being_added.add(record.key)
         try:
             machine = self._make_machine(record)
@@ -238,9 +240,11 @@ class Service:
         await machine.remove()
         self.keeper.forget(*self.keeper.of_vm(key))
         if self.machines.get(key) is machine:
+            # Before the name is free again: what a new VM of that name writes there stays.
+            await self._journal.forget_vm(f"{key[0]}/{key[1]}")
+        if self.machines.get(key) is machine:
             del self.machines[key]
             self._store.drop_vm(key)
-            await self._journal.forget_vm(f"{key[0]}/{key[1]}")
             self.events.emit("vm.removed", key)
 
     async def examine_guest(self, machine: Machine) -> list[Finding]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import zlib
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -38,6 +39,7 @@ __all__ = ["Entry", "Ledger", "Table", "boot_id"]
 _VERSION: Final = 1
 _MARKS: Final = (b"+", b"-")
 _HEAD: Final = len("+ 00000000 ")
+_LARGEST: Final = 256 << 20
 _WORTH_REWRITING: Final = 64
 """Removed lines that do no harm; past that, once they outnumber the others, the file is written anew."""
 
@@ -103,8 +105,7 @@ class Ledger:
         Raises `FileServerError` when it cannot be understood.
         """
         try:
-            with open(path, "rb") as file:
-                data = file.read()
+            data = _content(path)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -193,6 +194,19 @@ class Ledger:
         for serial, line in zip(self._entries, lines[1:], strict=True):
             self._offsets[serial] = self._size
             self._size += len(line)
+
+
+def _content(path: str) -> bytes:
+    """Read the file. Raises `OSError`, also for what no ledger is.
+
+    Root reads it in another user's directory: what is put there in its place must not lead root elsewhere, hold it up
+    or fill its memory.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST:
+            raise OSError(errno.EINVAL, f"it is no table of shares: no file, or larger than {_LARGEST} bytes")
+        return file.read(_LARGEST)
 
 
 def _line(record: _Header | Entry) -> bytes:

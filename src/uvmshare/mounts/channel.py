@@ -18,18 +18,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
+import stat
 import sys
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from uvmshare.errors import UnsupportedPlatform
 from uvmshare.guest import wire
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from uvmshare.address import Address
 
-__all__ = ["Acceptor", "Dialler", "Stream", "Streams", "ask_for_port"]
+__all__ = ["Acceptor", "Dialler", "Runner", "Stream", "Streams", "ask_for_port"]
+
+T = TypeVar("T")
 
 _LONGEST_ANSWER = 64
 """Bytes of hybrid vsock's answer: "OK " and a port."""
@@ -98,21 +104,37 @@ async def ask_for_port(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
         raise ConnectionRefusedError(msg)
 
 
+class Runner(Protocol):
+    """Runs what touches the file system, with rights that it decides about."""
+
+    async def __call__(self, work: Callable[[], T], /) -> T:
+        """Return what `work` returns."""
+
+
+async def _run_here(work: Callable[[], T], /) -> T:
+    return work()
+
+
 class Acceptor:
     """Streams that the agent dials: ``uvmshare guest agent --connect``. The newest one counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: Runner) -> None:
+        self._run = run
         self._waiting: asyncio.Queue[Stream] = asyncio.Queue()
         self._server: asyncio.Server | None = None
         self._path = ""
+        self._own_file: tuple[int, int] | None = None
         self._cid = 0
         self.port = 0
         """The TCP port that was bound, when the address said 0."""
 
     @classmethod
-    async def start(cls, address: Address) -> Acceptor:
-        """Listen. Raises `OSError` when the address is taken."""
-        acceptor = cls()
+    async def start(cls, address: Address, *, mode: int = 0o600, run: Runner = _run_here) -> Acceptor:
+        """Listen. A unix socket is made, with that mode, and removed by what `run` runs.
+
+        Raises `OSError` when the address is taken.
+        """
+        acceptor = cls(run)
         if address.kind == "tcp":
             server = await asyncio.start_server(acceptor._take, address.host, address.port, limit=wire.MAX_LINE)
             acceptor.port = server.sockets[0].getsockname()[1]
@@ -122,8 +144,10 @@ class Acceptor:
         elif sys.platform == "win32":
             raise _not_here(address)
         else:
-            acceptor._path = address.socket_path
-            server = await asyncio.start_unix_server(acceptor._take, acceptor._path, limit=wire.MAX_LINE)
+            path = address.socket_path
+            listening, acceptor._own_file = await run(lambda: _listen_unix(path, mode))
+            acceptor._path = path
+            server = await asyncio.start_unix_server(acceptor._take, sock=listening, limit=wire.MAX_LINE)
         acceptor._server = server
         return acceptor
 
@@ -148,8 +172,52 @@ class Acceptor:
             _, writer = self._waiting.get_nowait()
             writer.close()
         if self._path:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
+            with contextlib.suppress(OSError):
+                await self._run(lambda: _unlink_own(self._path, self._own_file))
+
+
+def _listen_unix(path: str, mode: int) -> tuple[socket.socket, tuple[int, int]]:
+    """Listen at `path`, in place of a socket that nobody listens on; say which file it is."""
+    if sys.platform == "win32":
+        raise _not_here(path)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_dead(path)
+        listening.bind(path)
+        os.chmod(path, mode)
+        listening.listen()
+        listening.setblocking(False)  # noqa: FBT003  it takes no keyword
+        found = os.lstat(path)
+    except BaseException:
+        listening.close()
+        raise
+    return listening, (found.st_dev, found.st_ino)
+
+
+def _remove_dead(path: str) -> None:
+    if sys.platform == "win32":
+        raise _not_here(path)
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise OSError(errno.EADDRINUSE, "a file that is no socket is in the way", path)
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # noqa: FBT003  as above; a full queue says that somebody is there
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except BlockingIOError:
+            pass
+    raise OSError(errno.EADDRINUSE, "somebody listens there already", path)
+
+
+def _unlink_own(path: str, own: tuple[int, int] | None) -> None:
+    found = os.lstat(path)
+    if (found.st_dev, found.st_ino) == own:
+        os.unlink(path)
 
 
 def _listen_vsock(port: int) -> socket.socket:
@@ -166,5 +234,5 @@ def _listen_vsock(port: int) -> socket.socket:
     return listening
 
 
-def _not_here(address: Address) -> UnsupportedPlatform:
+def _not_here(address: Address | str) -> UnsupportedPlatform:
     return UnsupportedPlatform(f"{address}: Windows' asyncio has no unix sockets: use tcp:")

@@ -1,0 +1,59 @@
+"""Which addresses a user may have the daemon use for his VM.
+
+What lives here: what is refused before anything is started. What must not: reading an address (`uvmshare.address`), or
+listening and dialling, which is done with the user's rights (`machine`, `dialler`).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from typing import TYPE_CHECKING, Final
+
+from uvmshare import address
+from uvmshare.errors import InvalidAddress, OperationDenied
+from uvmshare.guest.wire import DEFAULT_PORT as AGENT_PORT
+
+if TYPE_CHECKING:
+    from uvmshare.daemon.documents import NewVm
+    from uvmshare.daemon.identity import Identity
+
+__all__ = ["check_addresses"]
+
+_FIRST_FREE_PORT: Final = 1024
+"""Ports below are root's (ip(7), vsock(7))."""
+
+
+def check_addresses(wanted: NewVm, user: Identity) -> None:
+    """See that a VM's addresses can be used, and by that user. Raises `InvalidAddress`, `OperationDenied`."""
+    for text in wanted.listen:
+        _require_absolute(text, address.parse(text))
+    if wanted.agent is None:
+        return
+    agent = address.parse(wanted.agent, default_port=AGENT_PORT)
+    _require_absolute(wanted.agent, agent)
+    if not wanted.agent_dials:
+        return
+    # The file server is the user's own process, and the kernel refuses this there. Here the daemon itself listens.
+    if not user.is_root and agent.kind in ("tcp", "vsock") and 0 < agent.port < _FIRST_FREE_PORT:
+        msg = f"address {wanted.agent!r}: uid {user.uid} may not listen on a port below {_FIRST_FREE_PORT}: use another"
+        raise OperationDenied(msg)
+    if agent.kind == "tcp" and not wanted.allow_remote and not _is_loopback(agent.host):
+        msg = (
+            f"address {wanted.agent!r}: {agent.host} is not loopback, and whoever reaches it could be the VM's agent; "
+            "use a loopback address, or allow remote guests explicitly (--allow-remote)"
+        )
+        raise InvalidAddress(msg)
+
+
+def _require_absolute(text: str, where: address.Address) -> None:
+    if where.path and not os.path.isabs(where.path):
+        msg = f"address {text!r}: the daemon has another working directory than you; use an absolute path"
+        raise InvalidAddress(msg)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
