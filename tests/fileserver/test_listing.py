@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import threading
 import time
+from array import array
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,7 +25,6 @@ from uvmshare.fileserver.listing import Kept, Listing
 if TYPE_CHECKING:
     import ctypes
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from uvmshare.ninep.types import DirectoryEntry
 
@@ -254,3 +256,48 @@ def test_a_kept_listing_needs_nothing_of_the_host(directory: Directory) -> None:
     assert not listing.is_ready(every[200].offset)
     with listing._lock:
         assert not listing.is_ready(0)  # somebody is reading it
+
+
+@pytest.mark.usefixtures("later")
+def test_directories_that_are_begun_and_not_read_to_the_end_hold_only_so_much(directory: Directory) -> None:
+    size = len(b"".join(directory.open().read(0, 1 << 20)))
+    directory.kept = Kept(most=2 * size)
+    begun = [directory.open() for _ in range(5)]
+    for listing in begun:
+        listing.read(0, 200)
+        assert sum(sum(map(len, each._read_so_far)) for each in begun) <= 2 * size
+    del begun, listing
+    directory.entries()
+    assert directory.is_asked(directory.entries) is False, "what was held is not given back"
+
+
+@pytest.mark.usefixtures("later")
+def test_a_directory_too_large_to_be_kept_is_not_held_while_it_is_read(directory: Directory) -> None:
+    directory.kept = Kept(most=5000)
+    listing = directory.open()
+    listing.read(0, 200)
+    assert not listing._read_so_far
+    assert directory.names(listing) == ALL
+    assert directory.is_asked(directory.names) is True
+
+
+def test_empty_directories_that_are_kept_count_for_what_they_take(directory: Directory) -> None:
+    kept = Kept(most=4096)
+    for number in range(100):
+        kept.put((1, number, False), (0, 0), b"", array("I"))
+    assert sum(kept.get((1, number, False), (0, 0)) is not None for number in range(100)) == 8
+
+
+@pytest.mark.usefixtures("later")
+def test_a_directory_whose_times_tell_nothing_is_read_each_time(directory: Directory) -> None:
+    """The times of one of procfs stay what they are while entries come and go."""
+    directory.path = Path("/proc/self/task")
+    assert directory.names() == [b"%d" % os.getpid()]
+    let_go = threading.Event()
+    thread = threading.Thread(target=let_go.wait)
+    thread.start()
+    try:
+        assert directory.names() == sorted([b"%d" % os.getpid(), b"%d" % (thread.native_id or 0)])
+    finally:
+        let_go.set()
+        thread.join()

@@ -25,7 +25,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.fileserver import syscalls
-from uvmshare.fileserver.ownership import CLOCK_TICK_NS
+from uvmshare.fileserver.ownership import is_settled
 from uvmshare.fileserver.tree import MAX_INODE
 from uvmshare.ninep.constants import QidType
 
@@ -55,7 +55,16 @@ _DOTS: Final = (b".", b"..")
 
 
 _MOST_KEPT: Final = 1 << 20
-"""Bytes of encoded entries that a mount keeps of directories that nobody is reading."""
+"""Bytes that a mount keeps of directories that nobody is reading, and as many of those that are being read."""
+
+_EACH_KEPT: Final = 512
+"""What a listing takes beside its entries: keys, numbers and where they end; a guest may list empty directories."""
+
+_EXACT: Final = frozenset(
+    (0xEF53, 0x58465342, 0x9123683E, 0xF2F52010, 0x2FC12FC1, 0xCA451A4E, 0x01021994, 0x794C7630),
+)
+"""ext2 to ext4, XFS, btrfs, f2fs, ZFS, bcachefs, tmpfs and overlayfs (statfs(2)): a directory's times change there
+with its entries, by this host's clock. Those of procfs, of kernfs and of many a file system in user space do not."""
 
 _Stamp = tuple[int, int]
 """ctime and mtime of a directory in nanoseconds: one of them changes with its entries, and with its parent."""
@@ -68,7 +77,24 @@ class Kept:
         self._most = most
         self._size = 0
         self._kept: dict[tuple[int, int, bool], tuple[_Stamp, bytes, array[int]]] = {}
-        self._lock = threading.Lock()  # large directories are read on several threads
+        self._lock = threading.RLock()  # large directories are read on several threads
+        self._being_read = 0
+        self._exact: dict[int, bool] = {}
+
+    def is_exact(self, descriptor: int, device: int) -> bool:
+        """Say whether the file system of an open directory tells by a directory's times that it has changed."""
+        known = self._exact.get(device)
+        if known is None:
+            known = self._exact[device] = syscalls.file_system_type(descriptor) in _EXACT
+        return known
+
+    def take_room(self, size: int) -> bool:
+        """Take room for what is being read, until it is given back with a negative `size`; False when there is none."""
+        with self._lock:
+            if size > 0 and self._being_read + size > self._most:
+                return False
+            self._being_read += size
+            return True
 
     def get(self, key: tuple[int, int, bool], stamp: _Stamp) -> tuple[bytes, array[int]] | None:
         """Return the entries and where each ends, if the directory is as it was."""
@@ -77,19 +103,20 @@ class Kept:
 
     def put(self, key: tuple[int, int, bool], stamp: _Stamp, encoded: bytes, ends: array[int]) -> None:
         """Keep a listing that was whole when the directory had that stamp."""
-        if len(encoded) > self._most:
+        size = len(encoded) + _EACH_KEPT
+        if size > self._most:
             return
         with self._lock:
             self._drop(key)
-            while self._size + len(encoded) > self._most:
+            while self._size + size > self._most:
                 self._drop(next(iter(self._kept)))
             self._kept[key] = stamp, encoded, ends
-            self._size += len(encoded)
+            self._size += size
 
     def _drop(self, key: tuple[int, int, bool]) -> None:
         kept = self._kept.pop(key, None)
         if kept is not None:
-            self._size -= len(kept[1])
+            self._size -= len(kept[1]) + _EACH_KEPT
 
 
 class Listing:
@@ -113,6 +140,9 @@ class Listing:
         kept: Kept,
     ) -> None:
         self._descriptor = descriptor
+        self._stamp: _Stamp | None = None
+        """That of the directory when it was begun; None when what is read will not be kept."""
+        self._read_so_far: list[bytes] = []
         self._qid_path = qid_path
         self._qid_base = qid_base
         self._entry_type = entry_type
@@ -122,6 +152,7 @@ class Listing:
         self.is_large = found.st_size >= _LARGE
         self._key = found.st_dev, found.st_ino, root_inode is not None  # the root's own listing leaves things out
         self._kept = kept
+        self._is_exact = kept.is_exact(descriptor, found.st_dev)
         self._lock = threading.Lock()  # large ones are read on several threads
         self._buffer: ctypes.Array[ctypes.c_char] | None = None
         self._encoded = b""
@@ -133,9 +164,9 @@ class Listing:
         """The offset behind what was taken last."""
         self._is_whole = False
         """Whether there is nothing behind `_encoded`."""
-        self._stamp: _Stamp | None = None
-        """That of the directory when it was begun; None when what is read will not be kept."""
-        self._read_so_far: list[bytes] = []
+
+    def __del__(self) -> None:
+        self._forget_read()
 
     def is_ready(self, offset: int) -> bool:
         """Say whether a read from there needs nothing of the host."""
@@ -182,7 +213,10 @@ class Listing:
             self._ends = array("I", accumulate(map(len, entries)))
             self._start = 0
             if self._stamp is not None:
-                self._read_so_far.append(self._encoded)
+                if self._kept.take_room(len(self._encoded)):
+                    self._read_so_far.append(self._encoded)
+                else:
+                    self._forget_read()
 
     def _begin(self) -> None:
         """Go to the beginning: to what is kept, if the directory is still the same."""
@@ -190,31 +224,38 @@ class Listing:
         stamp = found.st_ctime_ns, found.st_mtime_ns
         kept = self._kept.get(self._key, stamp)
         if kept is not None:
-            self._stamp, self._is_whole = None, True
+            self._forget_read()
+            self._is_whole = True
             self._encoded, self._ends = kept
             self._start = self._position = 0
             return
         self._seek(0)
         # A directory may change again within a clock tick and have the same times: git's rule.
-        if time.time_ns() - max(stamp) > CLOCK_TICK_NS:
+        if self._is_exact and is_settled(time.time_ns(), *stamp):
             self._stamp = stamp
+
+    def _forget_read(self) -> None:
+        """Keep nothing of what is being read."""
+        self._stamp = None
+        pieces, self._read_so_far = self._read_so_far, []
+        if pieces:
+            self._kept.take_room(-sum(map(len, pieces)))
 
     def _seek(self, offset: int) -> None:
         os.lseek(self._descriptor, offset, os.SEEK_SET)
         self._encoded, self._ends = b"", array("I")
         self._start, self._position = 0, offset
-        self._stamp, self._is_whole = None, False
-        self._read_so_far = []
+        self._is_whole = False
+        self._forget_read()
 
     def _end(self) -> None:
         """Keep what was read from the beginning to the end, if nothing has changed meanwhile."""
         if self._stamp is None:
             return
-        stamp, self._stamp = self._stamp, None
-        pieces, self._read_so_far = self._read_so_far, []
+        stamp, whole = self._stamp, b"".join(self._read_so_far)
+        self._forget_read()
         found = os.fstat(self._descriptor)
         if stamp == (found.st_ctime_ns, found.st_mtime_ns):
-            whole = b"".join(pieces)
             self._kept.put(self._key, stamp, whole, _ends_of(whole))
 
     def _take(self, room: int) -> memoryview:

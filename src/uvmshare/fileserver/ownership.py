@@ -34,7 +34,7 @@ from uvmshare.fileserver import syscalls
 if TYPE_CHECKING:
     from uvmshare.fileserver.tree import Node, Tree
 
-__all__ = ["CLOCK_TICK_NS", "Attributes", "Known", "Mapped", "Owner", "Ownership", "Passthrough", "choose"]
+__all__ = ["Attributes", "Known", "Mapped", "Owner", "Ownership", "Passthrough", "choose", "is_settled"]
 
 Attributes = tuple[int, int, int, int]
 """mode with the file type, uid, gid and rdev, as the guest sees them."""
@@ -54,25 +54,36 @@ class Owner(NamedTuple):
 _MOST_KNOWN: Final = 2048
 """Files of which what the guest sees is kept, at some 600 bytes each."""
 
-CLOCK_TICK_NS: Final = 20_000_000
-"""A file may change again within a clock tick and keep its ctime (git calls it racily clean): what is
-younger is not kept. Linux ticks every 1 to 10 ms."""
+_CLOCK_TICK_NS: Final = 20_000_000
+"""Linux ticks every 1 to 10 ms."""
+
+_SECOND_NS: Final = 1_000_000_000
+_COARSE_NS: Final = 3 * _SECOND_NS
+"""File systems that keep no part of a second (ext4 with inodes of 128 bytes) tick with it, FAT every other one."""
+
+
+def is_settled(now: int, *times: int) -> bool:
+    """Say whether another change of a file would give it other times than these; all in nanoseconds.
+
+    It may change again within a clock tick and keep them (git calls it racily clean): what is known of a younger
+    one must not be kept.
+    """
+    return all(now - time > (_CLOCK_TICK_NS if time % _SECOND_NS else _COARSE_NS) for time in times)
 
 
 class Known:
     """What a guest sees of a file as long as the file is what it was.
 
-    `qid` is its qid as numbers; `body` that of an Rgetattr, made with `atime` and `blocks`, which change
-    without ctime.
+    `stat` has mode, inode, device, links, owner, group and size; `qid` is its qid as numbers; `body` that of an
+    Rgetattr, made with `atime` and `blocks`, which change without ctime.
     """
 
-    __slots__ = ("atime", "attributes", "blocks", "body", "ctime", "device", "mtime", "qid", "size")
+    __slots__ = ("atime", "attributes", "blocks", "body", "ctime", "mtime", "qid", "stat")
 
     def __init__(self, found: os.stat_result, attributes: Attributes, qid: tuple[int, int, int]) -> None:
-        self.device = found.st_dev
+        self.stat = found[:7]
         self.ctime = found.st_ctime_ns
         self.mtime = found.st_mtime_ns
-        self.size = found.st_size
         self.attributes = attributes
         self.qid = qid
         self.body: bytes | None = None
@@ -110,21 +121,21 @@ class Ownership:
     def known(self, node: Node, found: os.stat_result) -> Known:
         """Return what the guest sees of a node whose fstat(2) is `found`, read again only when the file has changed.
 
-        Every change of what is kept changes ctime (inode(7)); size and mtime are compared for file systems
-        that are not exact about it. Kept, all of it takes 0.3 us; reading extended attributes 3, numbers 0.6.
+        Every change of what is kept changes ctime (inode(7)); all else that was asked for anyway is compared for
+        file systems that are not exact about it, as sshfs, which knows no ctime. Kept, all of it takes 0.3 us;
+        reading extended attributes 3, numbers 0.6.
         """
         known = self._known.get(found.st_ino)
         if (
             known is not None
             and known.ctime == found.st_ctime_ns
             and known.mtime == found.st_mtime_ns
-            and known.size == found.st_size
-            and known.device == found.st_dev
+            and known.stat == found[:7]
         ):
             return known
         attributes = self.seen(node, found)
         known = Known(found, attributes, self._tree.qid_numbers(found, attributes[0]))
-        if time.time_ns() - known.ctime > CLOCK_TICK_NS:
+        if is_settled(time.time_ns(), known.ctime):
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
             self._known[found.st_ino] = known

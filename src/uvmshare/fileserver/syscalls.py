@@ -19,6 +19,7 @@ __all__ = [
     "LandlockAccess",
     "drop_supplementary_groups",
     "file_handle",
+    "file_system_type",
     "getdents64",
     "has_seccomp_filters",
     "keep_capabilities",
@@ -173,6 +174,17 @@ def file_handle(descriptor: int) -> bytes:
             return b""
         raise OSError(number, f"name_to_handle_at: {os.strerror(number)}")
     return bytes(handle.handle[: handle.bytes])
+
+
+_ENOUGH_FOR_STATFS: Final = 256
+"""``struct statfs`` has 120 bytes on 64-bit Linux, and begins with a long, ``f_type``."""
+
+
+def file_system_type(descriptor: int) -> int:
+    """Return the magic number of the file system that a file is on, see fstatfs(2). Raises `OSError`."""
+    found = (ctypes.c_long * (_ENOUGH_FOR_STATFS // ctypes.sizeof(ctypes.c_long)))()
+    _check(_libc.fstatfs(descriptor, found), "fstatfs")
+    return found[0] & 0xFFFFFFFF
 
 
 _getdents64 = _libc.getdents64  # glibc 2.30
