@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import sys
+import threading
+from collections import deque
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +17,8 @@ from uvmshare.ninep.constants import NOFID, NONUNAME, NOTAG, VERSION, OpenFlag, 
 from uvmshare.ninep.types import Qid
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.fileserver.conftest import IN_AND_OUT, Host, Refused
 
     from uvmshare.testing.client import Client
@@ -22,6 +27,12 @@ else:
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
+
+from uvmshare.fileserver.export import Export
+from uvmshare.fileserver.limits import Limits
+from uvmshare.fileserver.outbox import Outbox
+from uvmshare.fileserver.session import Session
+from uvmshare.hcs.schema import Plan9Share
 
 
 @pytest.fixture(params=IN_AND_OUT)
@@ -491,6 +502,37 @@ def test_errors_among_many_requests_are_answered_in_their_place(guest: Client) -
         expected = m.Rgetattr if tag % 3 else m.Rlerror
         got, reply = guest.recv()
         assert (got, type(reply)) == (tag, expected)
+
+
+def test_errors_among_requests_do_not_make_a_turn_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every error began the turn's count anew, and with long links between them 200 MB of replies waited."""
+    (tmp_path / "l").symlink_to("a" * 4000)
+    waiting: list[int] = []
+    flush = Outbox.flush
+
+    def noted(outbox: Outbox) -> None:
+        waiting.append(len(outbox.replies))
+        flush(outbox)
+
+    monkeypatch.setattr(Outbox, "flush", noted)
+    export = Export.open(Plan9Share(name="0", access_name="0", path=str(tmp_path.resolve())), "none")
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        session = Session(theirs, export, Limits(), lambda _: None)
+        batch = [m.Twalk(0, 1, (b"l",)), *(m.Treadlink(NEW if tag % 2 else 1) for tag in range(3000))]
+        rest = b"".join(message.encode(tag) for tag, message in enumerate(batch))
+        guest = threading.Thread(target=lambda: deque(iter(lambda: ours.recv(1 << 20), b""), maxlen=0))
+        guest.start()
+        serving = threading.Thread(
+            target=session.run, args=((0, m.Tattach(0, NOFID, b"", b"0", 0)), 1 << 20, rest), daemon=True
+        )
+        serving.start()
+        ours.shutdown(socket.SHUT_WR)
+        serving.join(60)
+        theirs.close()
+        guest.join(60)
+    export.close()
+    assert max(waiting) <= 1024
 
 
 def test_requests_that_come_byte_by_byte_and_many_at_once_are_answered_alike(host: Host, guest: Client) -> None:

@@ -226,7 +226,9 @@ class Session:
                 raise
             except Exception as error:  # noqa: BLE001  a bug of ours must not become the guest's hang
                 append(self.error(tag, error))
-                continue
+                if len(replies) < _TURN.stop:
+                    continue
+                more = True  # a turn does not go on for ever with errors: the replies between them may be large
             self.outbox.flush()
             if more:
                 continue
