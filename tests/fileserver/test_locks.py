@@ -416,3 +416,19 @@ def test_locks_past_the_limit_are_refused(
         assert log.read_text().count("10 ranges are locked, which is the limit") == 1
         assert lock(guest, fid, UN, 1, (0, 1)) == GRANTED
         assert lock(guest, fid, WR, 1, (1000, 1)) == GRANTED
+
+
+def test_unlocking_the_middle_makes_no_more_ranges_than_the_limit(
+    start_device: Callable[..., Device], tmp_path: Path, refused: Refused
+) -> None:
+    (tmp_path / "f").write_bytes(b"")
+    device = start_device(security_model="none", limits=Limits(locks=3))
+    with device.connect(device.share(tmp_path.resolve())) as guest:
+        fid = guest.open("f", O.RDWR)
+        assert lock(guest, fid, WR, 1) == GRANTED
+        for n in (1, 2):
+            assert lock(guest, fid, UN, 1, (n * 10, 1)) == GRANTED
+        with refused(errno.ENOLCK):
+            lock(guest, fid, UN, 1, (30, 1))
+        assert lock(guest, fid, UN, 1, (0, 5)) == GRANTED
+        assert lock(guest, fid, UN, 1) == GRANTED

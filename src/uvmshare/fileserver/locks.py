@@ -95,6 +95,11 @@ class LockTable:
         self.holdings[key] = holding
         return True
 
+    def splits(self, file: tuple[int, int], owner: Owner, span: Range) -> bool:
+        """Say whether unlocking a range would leave more of them than there are."""
+        holding = self.holdings.get((file, owner))
+        return holding is not None and len(_without(holding.ranges, span)) > len(holding.ranges)
+
     def conflict(
         self, file: tuple[int, int], owner: Owner, kind: int, span: Range, reopen: Callable[[int], int]
     ) -> Conflict | None:

@@ -82,7 +82,7 @@ def lock(session: Session, tag: int, message: m.Tlock) -> bytes | None:
     def take() -> bool:
         if session.fids.get(message.fid) is not fid:  # clunked while it waited: its locks went with it
             raise OSError(errno.EBADF, "unknown fid")
-        if kind != fcntl.F_UNLCK:
+        if kind != fcntl.F_UNLCK or session.locks.splits(key, owner, span):
             session.require_room_to_lock()
         return session.locks.set(key, owner, kind, span, reopen)
 
