@@ -253,3 +253,43 @@ def test_deeper_than_a_path_can_say(share: Share) -> None:
         share.tree.walk(at, [b"nothing"])
     assert caught.value.errno == errno.ENOENT
     share.tree.walls.confirm()
+
+
+def test_a_root_that_lets_nobody_in_is_not_mistaken_for_where_the_last_walk_ended(
+    share: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host takes the permission to enter the root away and gives it back, and moves out what was walked last."""
+    (share.root / "d" / "e" / "f" / "deep").mkdir()
+    last, inner = share.node("d"), share.node("d", "e", "f")
+    share.walk("e", "f", start=last)
+    fchdir = os.fchdir
+
+    def refused(descriptor: int) -> None:
+        if descriptor == share.tree.root.fd:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        fchdir(descriptor)
+
+    with monkeypatch.context() as denied:
+        denied.setattr(os, "fchdir", refused)
+        share.tree.walls.confirm()
+    (share.root / "d").rename(share.outside / "d")
+    with pytest.raises(FileNotFoundError):
+        share.tree.require_inside(inner)
+    with pytest.raises(FileNotFoundError):
+        share.walk("file", start=last)
+    (share.outside / "d").rename(share.root / "d")
+    assert share.walk("d", "e", "file")[-1] == f"{share.root}/d/e/file"
+
+
+def test_what_cannot_be_looked_at_again_is_outside_and_no_error_of_a_request(
+    share: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share.walk("d", "e", "file")
+    share.root.rename(share.outside / "elsewhere")
+
+    def no_descriptors(*_: object, **__: object) -> bool:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(share.tree.walls, "is_inside", no_descriptors)
+    with pytest.raises(RemoteProtocolError):
+        share.tree.walls.confirm()

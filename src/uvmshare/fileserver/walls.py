@@ -122,11 +122,18 @@ class Walls:
         let_in, self._let_in = self._let_in, []
         try:
             os.fchdir(self._root.fd)
-            if os.getcwdb() == self._root_path:
-                return
         except OSError:
-            pass  # the root was removed
-        if not all(map(self.is_inside, let_in)):
+            # The host lets nobody in any more. The working directory is not the root's, and is never asked again.
+            self.is_alone = False
+        else:
+            with suppress(OSError):  # the root was removed
+                if os.getcwdb() == self._root_path:
+                    return
+        try:
+            are_inside = all(map(self.is_inside, let_in))
+        except OSError:  # no request's error: the head of a large reply may wait already, its data would be missed
+            are_inside = False
+        if not are_inside:
             msg = "the share was moved while it was walked, and something else is in its place"
             raise RemoteProtocolError(msg)
 
