@@ -564,11 +564,36 @@ def test_files_that_a_dead_server_left_never_block_a_start(place: Place, kind: s
 
 def test_a_writable_share_may_not_hold_the_run_directory(place: Place) -> None:
     server = place.start()
-    for path in (place.directory, place.run_dir):
+    for path in (place.directory, place.run_dir, place.run_dir / "mounts"):
         with pytest.raises(AccessDenied, match="run directory"):
             place.add(server, "0", path)
     place.add(server, "0", place.directory, read_only=True)
     assert place.guest("0").read_file("run/shares")
+
+
+@pytest.mark.parametrize(
+    ("directory", "fault"),
+    [(each, fault) for each in ("run", "run/mounts") for fault in ("writable", "another's")] + [("run/mounts", "link")],
+)
+def test_where_another_user_could_name_a_mount_process_no_server_starts(
+    place: Place, directory: str, fault: str
+) -> None:
+    """A server kills what it takes for a mount process of a share that is gone."""
+    made = place.directory / directory
+    made.mkdir(parents=True, mode=0o700)
+    if fault == "writable":
+        made.chmod(0o1777)
+    elif fault == "another's":
+        if os.geteuid() != 0:
+            pytest.skip("giving a directory away needs root")
+        os.chown(made, 12345, 12345)
+    else:
+        made.rmdir()
+        (place.directory / "elsewhere").mkdir()
+        made.symlink_to(place.directory / "elsewhere")
+    with pytest.raises(FileServerError, match="must be a directory of user"):
+        place.start()
+    shutil.rmtree(place.run_dir)
 
 
 # What the server has

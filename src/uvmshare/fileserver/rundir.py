@@ -23,6 +23,7 @@ import fcntl
 import os
 import select
 import signal
+import stat
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ _LOCK: Final = "lock"
 _TABLE: Final = "shares"
 _MOUNTS: Final = "mounts"
 _COUNTERS: Final = "counters"
+
+_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 _INTRODUCED_SECONDS: Final = 5.0
 """How long a mount process that was just forked may take to write its pid down."""
@@ -107,6 +110,7 @@ class RunDirectory:
         self.table = table_path(path)
         self._mounts = os.path.join(path, _MOUNTS)
         self._counters = os.path.join(path, _COUNTERS)
+        _require_own(os.path.realpath(path))
         try:
             self._lock = LockFile.take(lock_path(path), f"run directory {path!r}")
         except OSError as error:
@@ -115,10 +119,15 @@ class RunDirectory:
         try:
             os.makedirs(self._mounts, mode=0o700, exist_ok=True)
             os.makedirs(self._counters, mode=0o700, exist_ok=True)
+            _require_own(self._mounts)
+            _require_own(self._counters)
         except OSError as error:
             self._lock.release()
             msg = f"cannot make {self._mounts!r}: {error.strerror}"
             raise FileServerError(msg) from error
+        except FileServerError:
+            self._lock.release()
+            raise
 
     # A mount's file
 
@@ -202,7 +211,11 @@ class RunDirectory:
         Raises `AccessDenied`.
         """
         own = os.path.realpath(self.path)
-        if share.flags & Plan9ShareFlags.READ_ONLY or os.path.commonpath([own, share.path]) != share.path:
+        mounts = os.path.join(own, _MOUNTS)
+        is_apart = (
+            os.path.commonpath([own, share.path]) != share.path and os.path.commonpath([mounts, share.path]) != mounts
+        )
+        if share.flags & Plan9ShareFlags.READ_ONLY or is_apart:
             return
         msg = (
             f"share {share.access_name}: {share.path!r} holds the run directory of its own file server, {own!r}, where "
@@ -225,6 +238,24 @@ class RunDirectory:
             with suppress(OSError):
                 os.rmdir(directory)
         self._lock.release()
+
+
+def _require_own(directory: str) -> None:
+    """Refuse a directory in which another user could say who is a mount process: such are killed.
+
+    Raises `FileServerError`.
+    """
+    try:
+        found = os.stat(directory, follow_symlinks=False)
+    except OSError as error:
+        msg = f"run directory {directory!r}: {error.strerror}"
+        raise FileServerError(msg) from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & _OTHERS_WRITE:
+        msg = (
+            f"run directory {directory!r}: it must be a directory of user {os.geteuid()} where nobody else writes, and "
+            f"belongs to user {found.st_uid} with mode {stat.S_IMODE(found.st_mode):o}; change that or choose another"
+        )
+        raise FileServerError(msg)
 
 
 def _write_line(descriptor: int, record: _Opened | _Introduced) -> None:
