@@ -94,7 +94,27 @@ def test_what_the_daemon_refuses_is_one_line(args: list[str], named: str, capfd:
     assert named in said
 
 
-@pytest.mark.parametrize("args", [["vm", "add", "a b", "unix:/x"], ["vm", "add", "x", "unix:/x", "--socket-mode", "9"]])
+def test_what_was_held_before_stays_when_another_fails(running: Running, capfd: pytest.CaptureFixture[str]) -> None:
+    home = running.home
+    printed(capfd, "vm", "add", "before", f"unix:{home.folder}/before.9p")
+    try:
+        held = printed(capfd, "share", "add", "before", home.directory("one")).strip()
+        printed(capfd, "share", "add", "before", home.directory("one"), f"{home.folder}/missing", status=1)
+        assert [each["name"] for each in json.loads(printed(capfd, "share", "ls", "before", "--json"))] == [held]
+    finally:
+        printed(capfd, "vm", "rm", "--force", "before")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["vm", "add", "a b", "unix:/x"],
+        ["vm", "add", "x", "unix:/x", "--socket-mode", "9"],
+        ["map", "x", "/tmp", "/"],
+        ["share", "add", "x", "/tmp", "--lease", "nan"],
+        ["share", "renew", "job", "--lease", "inf"],
+    ],
+)
 def test_what_the_api_would_not_take_is_a_command_line_that_cannot_be(
     args: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:

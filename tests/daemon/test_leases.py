@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from uvmshare.daemon.keeper import LeaseKeeper
 from uvmshare.daemon.leases import Leases
+from uvmshare.daemon.store import MountLease, Store
+from uvmshare.errors import NotThere
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from uvmshare.daemon.store import LeaseKey
 
 
 class Clock:
@@ -59,6 +70,30 @@ def test_one_that_is_over_stays_so_until_somebody_sees_to_it(clock: Clock) -> No
     assert leases.due() == ["a"]
     assert leases.drop("a")
     assert leases.due() == []
+
+
+def test_one_that_is_over_is_not_renewed_while_it_is_being_given_back(clock: Clock, tmp_path: Path) -> None:
+    key = MountLease((0, "vm"), "0/job", "/mnt")
+
+    async def test() -> None:
+        begun, may_end = asyncio.Event(), asyncio.Event()
+
+        async def ended(_: LeaseKey) -> None:
+            begun.set()
+            await may_end.wait()
+
+        with Store(tmp_path / "store") as store:
+            keeper = LeaseKeeper(store, clock, ended)
+            keeper.grant(key, 10)
+            clock.now = 11
+            expiring = asyncio.create_task(keeper.expire())
+            await begun.wait()
+            with pytest.raises(NotThere, match="may have ended"):
+                keeper.renew_all("0/job", None)
+            may_end.set()
+            await expiring
+
+    asyncio.run(test())
 
 
 def test_one_that_is_put_off_keeps_its_length(clock: Clock) -> None:

@@ -79,19 +79,20 @@ def map_(
 
     from uvmshare.daemon.documents import NewMount  # noqa: PLC0415  as above
 
-    wanted = msgspec.convert(
-        {
-            "path": os.path.abspath(os.path.expanduser(share.path)),
-            "guest_path": guest_path,
-            "read_only": share.read_only,
-            "only": share.only,
-            "cache": cache,
-            "msize": msize,
-            "owner": owner,
-            "lease": lease,
-        },
-        NewMount,
-    )
+    document = {
+        "path": os.path.abspath(os.path.expanduser(share.path)),
+        "guest_path": guest_path,
+        "read_only": share.read_only,
+        "only": share.only,
+        "cache": cache,
+        "msize": msize,
+        "owner": owner,
+        "lease": lease,
+    }
+    try:
+        wanted = msgspec.convert(document, NewMount)
+    except msgspec.ValidationError as error:
+        raise click.UsageError(str(error)) from error
     with connected(host) as client:
         mount = client.map(vm, wanted)
     if as_json:

@@ -6,6 +6,7 @@ command asks for.
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "connected",
+    "finite",
     "host_option",
     "json_option",
     "lease_option",
@@ -49,9 +51,20 @@ owner_option = click.option(
     show_default=True,
     help="Who holds it: each owner holds a share once. Owners are kept apart for each user.",
 )
+
+
+def finite(_: click.Context, __: click.Parameter, seconds: float | None) -> float | None:
+    """Refuse "nan" and "inf": JSON has neither, and the lease would be none."""
+    if seconds is not None and not math.isfinite(seconds):
+        msg = f"{seconds} is no number of seconds; leave --lease out to hold it for good"
+        raise click.BadParameter(msg)
+    return seconds
+
+
 lease_option = click.option(
     "--lease",
     type=click.FloatRange(min=0, min_open=True),
+    callback=finite,
     metavar="SECONDS",
     help="Release it by itself, unless it is renewed in time.",
 )

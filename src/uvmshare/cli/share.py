@@ -12,6 +12,7 @@ import click
 
 from uvmshare.cli.remote import (
     connected,
+    finite,
     host_option,
     json_option,
     lease_option,
@@ -55,7 +56,8 @@ def add(
     """Share directories with a VM and hold them; print each share's name, which the guest mounts.
 
     Each SHARE is PATH[:ro][:only=NAME,NAME], as with uvmshare serve. Equal shares are one, however many hold it. When
-    one of several cannot be added, those before it are released again.
+    one of several cannot be added, those before it are released again,
+    unless the owner held them already.
 
     \b
     Examples:
@@ -66,6 +68,12 @@ def add(
 
     added: list[Share] = []
     with connected(host) as client:
+        you = client.info().you
+        before = {
+            each.name
+            for each in client.shares(vm)
+            if any((reference.uid, reference.owner) == (you, owner) for reference in each.references)
+        }
         try:
             for spec in shares:
                 path = os.path.abspath(os.path.expanduser(spec.path))
@@ -73,6 +81,8 @@ def add(
                 added.append(client.add_share(vm, wanted))
         except BaseException:
             for each in added:
+                if each.name in before:
+                    continue  # it was held before this command, and stays so
                 client.release_share(vm, each.name, owner=owner)
             raise
     if as_json:
@@ -135,7 +145,13 @@ def rm(vm: str, shares: tuple[str, ...], owner: str, uid: int | None, host: str 
 
 @share.command()
 @click.argument("owner")
-@click.option("--lease", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="A new length.")
+@click.option(
+    "--lease",
+    type=click.FloatRange(min=0, min_open=True),
+    callback=finite,
+    metavar="SECONDS",
+    help="A new length.",
+)
 @host_option
 def renew(owner: str, lease: float | None, host: str | None) -> None:
     """Let every lease of an owner run afresh. Fails when it has none, because they have ended."""
