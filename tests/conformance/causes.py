@@ -44,6 +44,12 @@ CAUSES = (
         caches="readahead",
     ),
     Cause(
+        r"offset/pwrite/(past-all|11(/.*)?)",
+        "Linux 6.12's client lets a write that the server refuses return 0, and fails the next one with EIO without "
+        "sending it",
+        kernels="6.12",
+    ),
+    Cause(
         r"sparse/blocks",
         "Linux 6.1's client counts the blocks of a file that it caches by itself, those of holes too, and does not ask",
         caches="loose",

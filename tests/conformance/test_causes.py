@@ -104,6 +104,21 @@ def test_a_page_that_was_read_is_not_asked_for_again_after_an_append(
         assert file.read()[5000:] == b"b" * 100
 
 
+def test_a_write_that_is_refused_fails_the_next_one_which_is_not_sent(
+    bench: Callable[[str], Bench], directory: str
+) -> None:
+    script = (
+        "fd = os.open('f', os.O_RDWR | os.O_CREAT); os.write(fd, b'0123456789')\n"
+        "# now\n"
+        "assert os.pwrite(fd, b'x', 1 << 62) == 0\n"
+        "try:\n    os.pwrite(fd, b'x', 11)\n"
+        "except OSError as error:\n    assert error.errno == 5\n"
+        "else:\n    raise SystemExit('it was written')\n"
+    )
+    requests = sent(bench("6.12"), directory, Setting("6.12"), script)
+    assert [request.offset for request in requests if isinstance(request, m.Twrite)] == [1 << 62]
+
+
 @pytest.mark.long
 def test_the_older_client_counts_blocks_by_itself(bench: Callable[[str], Bench], directory: str) -> None:
     script = (
