@@ -219,9 +219,10 @@ def _ran(runs: list[Run]) -> list[str]:
     guests = sorted({run.on for run in runs if run.on})
     cores = len(re.findall("^processor", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE))
     qemu = re.search(r"version (\S+)", _said("qemu-system-x86_64", "--version"))
+    sources = _said("git", "log", "-1", "--format=%h", "--", "src")
     disk = _said("stat", "-f", "-c", "%T", SHARES).replace("ext2/ext3", "ext4")
     return [
-        f"Run from {times[0]} to {times[-1]} UTC, the last of commit `{_said('git', 'rev-parse', '--short=12', 'HEAD')}`,",
+        f"Run from {times[0]} to {times[-1]} UTC, at last of `{sources}`,",
         f"on {cores} cores ({_processor()}), Linux {platform.release()}, Python {platform.python_version()},",
         f"with shares on {disk}.",
         f"Guests: {'; '.join(guests)}" + (f" (QEMU {qemu[1]})." if qemu else "."),
