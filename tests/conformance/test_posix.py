@@ -80,7 +80,7 @@ def test_some_posix_checks_come_out_as_on_ext4(bench: Callable[[str], Bench], di
     [
         (Setting("6.12"), WHOLE),
         # What the security model decides: the rest is the same code as above.
-        (Setting("6.12", model="mapped-xattr"), ("creation", "times", "descriptors", "permissions")),
+        (Setting("6.12", model="mapped-xattr"), ("creation", "times", "owners")),
         # Permissions are the kernel's own, and the newer one has looked at them.
         (Setting("6.1"), WHOLE[:-1]),
     ],
@@ -105,7 +105,6 @@ def test_posix_checks_come_out_as_on_ext4(
         Setting("6.1", cache="loose"),
         Setting("6.1", cache="mmap"),
         Setting("6.12", access="user"),
-        Setting("6.12", access="any"),
         Setting("6.1", access="user"),
     ],
     ids=str,

@@ -26,6 +26,7 @@ PARTS: dict[str, Callable[[Suite], None]] = {
     "contents": contents.check_all,
     "descriptors": descriptors.check_all,
     "permissions": permissions.check_all,
+    "owners": permissions.check_owners,
     "read-only": permissions.check_read_only,
     "features": features.check_all,
     "peers": peers.check_all,

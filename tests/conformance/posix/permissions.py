@@ -304,6 +304,12 @@ def check_read_only(suite: Suite) -> None:
         suite.check(f"read-only/{user.name}/access", suite.run(user, calls.access, "regular", os.W_OK), "no")
 
 
+def check_owners(suite: Suite) -> None:
+    """What a security model has a say in: the guest's kernel decides about all else by itself."""
+    check_chmod(suite)
+    check_chown(suite)
+
+
 def check_all(suite: Suite) -> None:
     check_directories(suite)
     check_files(suite)
