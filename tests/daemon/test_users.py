@@ -12,12 +12,13 @@ import select
 import signal
 import socket
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
 from uvmshare import errors
-from uvmshare.daemon import identity
+from uvmshare.daemon import identity, server
 from uvmshare.daemon.client import Client
 from uvmshare.daemon.documents import NewShare, NewVm
 from uvmshare.fileserver.device import FileServer
@@ -100,6 +101,32 @@ def bob(daemon: Running) -> User:
 
 
 def test_the_daemon_knows_who_asks(alice: User) -> None:
+    assert alice.do(lambda client: client.info().you) == ALICE
+
+
+def test_one_user_does_not_use_up_the_connections_of_all(daemon: Running, alice: User, bob: User) -> None:
+    theirs, ours = socket.socketpair()
+
+    def open_many() -> None:
+        with contextlib.ExitStack() as stack:
+            many = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(server._MOST_OF_USER + 1)]
+            for connection in many:
+                connection.connect(daemon.home.host.removeprefix("unix:"))
+            # They are taken in the order in which they came: when the last one is cut, all others are held.
+            with contextlib.suppress(ConnectionResetError):
+                assert many.pop().recv(1) == b""
+            assert not select.select(many, [], [], 0)[0]
+            theirs.send(b"held")
+            theirs.recv(1)
+
+    with theirs, ours, ThreadPoolExecutor() as pool:
+        holding = pool.submit(as_user, ALICE, open_many)
+        try:
+            assert ours.recv(4) == b"held"
+            assert bob.do(lambda client: client.info().you) == BOB
+        finally:
+            ours.send(b".")
+        holding.result()
     assert alice.do(lambda client: client.info().you) == ALICE
 
 

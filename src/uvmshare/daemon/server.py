@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import grp
 import os
+import resource
 import signal
 import socket
 import stat
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 __all__ = ["Daemon", "Settings", "default_run_dir", "default_state_dir", "serve"]
 
 _BACKLOG: Final = 1024
+
+_MOST_OF_USER: Final = 256
+"""Connections that one user may have open, root aside: the daemon's descriptors are for all of them."""
+
 _GRACE: Final = 30
 """Seconds that requests under way may take when the daemon ends; the next one settles what is not done then."""
 
@@ -82,6 +87,12 @@ class _PeerProtocol(H11Protocol):
             peer = peer_of(transport.get_extra_info("socket"))
         except OSError as error:
             structlog.get_logger("uvmshare.daemon").warning("connection of nobody knows whom", reason=str(error))
+            transport.abort()
+            return
+        self.uid = peer.uid
+        others = sum(getattr(other, "uid", None) == peer.uid for other in self.connections)
+        if others > _MOST_OF_USER and not peer.is_root:
+            structlog.get_logger("uvmshare.daemon").warning("connection.refused", user=peer.uid, most=_MOST_OF_USER)
             transport.abort()
             return
         inner = self.app
@@ -144,6 +155,8 @@ async def serve(
     started.
     """
     log = structlog.get_logger("uvmshare.daemon")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the usual 1024 are fewer than several users may use
     places = Places(settings.run_dir, settings.state_dir)
     try:
         places.make()
