@@ -21,50 +21,48 @@ _DIOD: Final = (
     "diod hands each request to a thread, which costs it most where there is one request at a time and least at depth 32. "
     "What is left of ours is the floor of the table above and the checks"
 )
-_BUSY: Final = (
-    "The spread is the machine's: other work ran beside this run, and a ratio whose rounds disagree is not called met"
-)
+_SPREAD: Final = "The spread is the machine's, two virtual CPUs with nothing else of ours on them; a ratio whose rounds disagree is not called met"
 
 REASONS: Final[dict[tuple[str, str], str]] = {
-    ("getattr", "diod"): f"{_DIOD}. {_BUSY}.",
+    ("getattr", "diod"): f"{_DIOD}. {_SPREAD}.",
     ("getattr", "minimal"): f"{_FLOOR}.",
     ("walk", "diod"): (
         f"{_DIOD}: a walk looks where it was, before and after (`fileserver/walls.py`), which diod does not. Profiled: "
-        f"5.8 us of 20 are opening and closing, 3.1 fstat, 2 the looks. {_BUSY}."
+        f"5.8 us of 20 are opening and closing, 3.1 fstat, 2 the looks. {_SPREAD}."
     ),
     ("walk", "minimal"): f"{_FLOOR}; one look at the working directory for a walk instead of two links a step.",
     ("open-read", "diod"): (
         f"{_DIOD}; opening goes by way of /proc/self/fd, 2.8 us against 1.5 by name, because a name may be another file's by "
-        f"now. {_BUSY}."
+        f"now. {_SPREAD}."
     ),
     ("open-read", "minimal"): f"{_FLOOR}.",
-    ("create-unlink", "diod"): f"{_DIOD}. {_BUSY}.",
+    ("create-unlink", "diod"): f"{_DIOD}. {_SPREAD}.",
     (
         "create-unlink",
         "minimal",
     ): f"{_FLOOR}; no second open for a new file, no look at paths where Landlock refuses by itself.",
-    ("read-512k", "diod"): f"{_BUSY}.",
-    ("read-512k", "minimal"): f"{_BUSY}.",
-    ("read-1m", "diod"): f"{_BUSY}.",
-    ("read-1m", "minimal"): f"{_BUSY}.",
+    ("read-512k", "diod"): f"{_SPREAD}.",
+    ("read-512k", "minimal"): f"{_SPREAD}.",
+    ("read-1m", "diod"): f"{_SPREAD}.",
+    ("read-1m", "minimal"): f"{_SPREAD}.",
     (
         "write-512k",
         "diod",
-    ): f"{_BUSY}. Writes are spliced; before that they were at 0.9 of the C server, which copies twice.",
+    ): f"{_SPREAD}. Writes are spliced; before that they were at 0.9 of the C server, which copies twice.",
     ("write-512k", "minimal"): (
         "By CPU time splicing gains 4 to 10 % on the C server's two copies; 20 % were measured without the client and "
-        f"the message around. {_BUSY}."
+        f"the message around. {_SPREAD}."
     ),
     (
         "write-1m",
         "diod",
-    ): f"{_BUSY}. Writes are spliced; before that they were at 0.9 of the C server, which copies twice.",
+    ): f"{_SPREAD}. Writes are spliced; before that they were at 0.9 of the C server, which copies twice.",
     ("write-1m", "minimal"): (
         "By CPU time splicing gains 4 to 10 % on the C server's two copies; 20 % were measured without the client and "
-        f"the message around. {_BUSY}."
+        f"the message around. {_SPREAD}."
     ),
-    ("readdir", "diod"): f"{_BUSY}.",
-    ("readdir", "minimal"): f"{_BUSY}.",
+    ("readdir", "diod"): f"{_SPREAD}.",
+    ("readdir", "minimal"): f"{_SPREAD}.",
     ("readdir-changed", "diod"): (
         "Each entry is a pass of a Python loop: 0.6 us to unpack, slice and pack it, where C takes 0.2. Kept listings cannot "
         "help, because this row changes the directory before each listing. Tried: plain numbers instead of a call for each "
@@ -73,8 +71,7 @@ REASONS: Final[dict[tuple[str, str], str]] = {
     ("readdir-changed", "minimal"): "The same loop as against diod.",
     ("cold-reads", "diod"): (
         "The cause that was found: a thread for each cold read took the interpreter lock from the loop. The kernel is now asked "
-        "to read ahead and the loop tries again, which halved the CPU time of a message (54 to 24 us). What is left is one "
-        "thread of ours beside several of diod's on a machine with other work: the C server, with one thread that "
-        f"waits for each read, has the same latencies. {_BUSY}."
+        "to read ahead and the loop tries again, which halved the CPU time of a message (54 to 24 us). What is left was not "
+        f"traced; the C server, which waits for each read, is far behind both. {_SPREAD}."
     ),
 }
