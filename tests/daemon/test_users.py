@@ -202,6 +202,24 @@ def test_what_root_holds_in_a_users_vm_is_not_the_users(alice: User, client: Cli
     assert kinds == ["vm.added", "share.held", "share.released"]
 
 
+def test_the_figures_of_what_root_holds_in_a_users_vm_are_not_the_users(
+    daemon: Running, alice: User, client: Client
+) -> None:
+    address = alice.add_vm()
+    share = client.add_share(f"{ALICE}:vm", NewShare(path=alice.folder, read_only=True))
+
+    def figures() -> str:
+        with daemon.home.http() as http:
+            return http.get("/metrics").text
+
+    with Guest.connect(address, share.name):
+        assert f'share="{share.name}",vm="{ALICE}:vm"' in figures()
+        theirs = as_user(ALICE, figures)
+    assert f'uvmshare_references{{vm="{ALICE}:vm"}} 0.0' in theirs
+    assert "share=" not in theirs
+    assert 'state="added"' not in theirs
+
+
 def test_nobody_shares_what_he_may_not_read(alice: User, daemon: Running) -> None:
     alice.add_vm()
     secret = daemon.home.directory("secret", 0o700)

@@ -8,6 +8,7 @@ numbers with it, so sums over a VM may fall; `rate()` takes that for a restart o
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -21,11 +22,13 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from uvmshare.daemon.shares import holder_of
 from uvmshare.fileserver.counters import BUCKETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from uvmshare.daemon.identity import Identity
     from uvmshare.daemon.machine import Machine
     from uvmshare.daemon.service import Service
     from uvmshare.fileserver.control import Share
@@ -52,11 +55,13 @@ NAMES = (
 """Every name there is, as queries write it; histograms without their suffixes."""
 
 
-async def render(service: Service, machines: list[Machine]) -> bytes:
-    """Return the metrics of these VMs in Prometheus' text format."""
-    shares = {machine.record.key: await machine.counted() for machine in machines}
+async def render(service: Service, who: Identity) -> bytes:
+    """Return the metrics of what `who` may see, in Prometheus' text format."""
+    machines = service.visible(who)
+    counted = await asyncio.gather(*(service.counted(who, machine) for machine in machines))
+    shares = {machine.record.key: found for machine, found in zip(machines, counted, strict=True)}
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Once([*_tables(service, machines), *_mounts(shares)]))
+    registry.register(_Once([*_tables(service, who, machines), *_mounts(shares)]))
     return generate_latest(registry)
 
 
@@ -75,7 +80,7 @@ def _name(key: tuple[int, str]) -> str:
     return f"{key[0]}:{key[1]}"
 
 
-def _tables(service: Service, machines: list[Machine]) -> list[Metric]:
+def _tables(service: Service, who: Identity, machines: list[Machine]) -> list[Metric]:
     vms = GaugeMetricFamily("uvmshare_vms", "VMs by the state of their file server.", labels=["state"])
     for state, count in Counter(str(machine.state) for machine in machines).items():
         vms.add_metric([state], count)
@@ -87,20 +92,21 @@ def _tables(service: Service, machines: list[Machine]) -> list[Metric]:
     agents = GaugeMetricFamily("uvmshare_agent_connected", "Whether the guest's agent is reached.", labels=["vm"])
     for machine in machines:
         vm = _name(machine.record.key)
-        found = machine.shares()
-        for state, count in Counter(info.state.value for info in found).items():
+        found = service.shares.all(who, machine)
+        for state, count in Counter(share.state for share in found).items():
             shares.add_metric([vm, state], count)
-        for state, count in Counter(info.state.value for info in machine.mounted()).items():
+        for state, count in Counter(mount.state for mount in service.mappings.all(who, machine)).items():
             mounts.add_metric([vm, state], count)
-        references.add_metric([vm], sum(info.references for info in found))
-        leases.add_metric([vm], len(service.keeper.of_vm(machine.record.key)))
+        references.add_metric([vm], sum(len(share.references) + len(share.mounts) for share in found))
+        leased = (holder_of(lease.owner) for lease in service.keeper.of_vm(machine.record.key))
+        leases.add_metric([vm], sum(who.is_root or (one is not None and one[0] == who.uid) for one in leased))
         restarts.add_metric([vm], machine.restarts)
         if machine.agent is not None:
             agents.add_metric([vm], int(machine.agent_connected))
     return [vms, shares, references, leases, mounts, restarts, agents]
 
 
-def _mounts(shares: Mapping[tuple[int, str], tuple[Share, ...]]) -> list[Metric]:
+def _mounts(shares: Mapping[tuple[int, str], list[Share]]) -> list[Metric]:
     labels = ["vm", "share"]
     mounts = GaugeMetricFamily("uvmshare_mounts", "Connections of guests that are mounted.", labels=labels)
     operations = CounterMetricFamily("uvmshare_operations", "9P requests by kind.", labels=[*labels, "kind"])

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from uvmshare.daemon.machine import Places
     from uvmshare.daemon.store import Store, VmKey
+    from uvmshare.fileserver import control
     from uvmshare.sqlite_journal import SqliteJournal
 
 __all__ = ["Service"]
@@ -258,13 +259,15 @@ class Service:
             for each in examine(await machine.agent.report())
         ]
 
+    async def counted(self, who: Identity, machine: Machine) -> list[control.Share]:
+        """Return each share that `who` may see and that is served, with what its mounts have done."""
+        visible = {share.name for share in self.shares.all(who, machine)}
+        return [share for share in await machine.counted() if share.name in visible]
+
     async def stats(self, who: Identity, machine: Machine) -> list[Stats]:
         """Return what the guest has done with each share that `who` may see."""
-        visible = {share.name for share in self.shares.all(who, machine)}
         found = []
-        for share in await machine.counted():
-            if share.name not in visible:
-                continue
+        for share in await self.counted(who, machine):
             counted = [mount.counted for mount in share.mounts if mount.counted is not None]
             measured = [latency for each in counted for latency in each.latencies.values()]
             count = sum(latency.count for latency in measured)
