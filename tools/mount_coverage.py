@@ -7,6 +7,9 @@ A confined process can neither write a data file nor keep a descriptor for it. S
 shared memory first. The child measures itself afresh, in memory, and leaves the result there before
 `os._exit`; the parent adds it to its own before the next fork and when it ends. A child that is
 killed leaves nothing.
+
+A child of a process with threads is not measured, and ends at once: another thread may have held a lock of
+sqlite's at the fork, which nobody in the child will ever give back, and coverage's data are kept in sqlite.
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ from __future__ import annotations
 import atexit
 import mmap
 import os
+import posix
 import sqlite3.dump  # noqa: F401  coverage imports it late, when a confined process cannot
 import struct
+import threading
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -39,16 +44,21 @@ class _Children:
         self._include = include
         self._measured: Coverage | None = None
         self._regions: list[mmap.mmap] = []
+        self._threads = False
 
     def before_fork(self) -> None:
         self._measured = self._measured or Coverage.current()
         self.collect()
         self._regions.append(mmap.mmap(-1, _SIZE))
+        self._threads = threading.active_count() > 1
 
     def after_fork_in_child(self) -> None:
         region = self._regions.pop()
         if self._measured is not None:
             self._measured.stop()
+        if self._threads:
+            os._exit = posix._exit  # noqa: SLF001  the same call, but as the system has it: coverage changed the other
+            return
         mine = Coverage(data_file=None, config_file=False, branch=True, include=self._include)
         exit_ = os._exit
 
