@@ -62,3 +62,30 @@ def test_nothing_is_said_of_a_client_where_none_took_part() -> None:
     page = tool.page([tool.Run("n", True, (record,), "2026-01-02T03:04:05+00:00", 1.5, "")], [])
     assert "| model | tries | result |" in page
     assert "| none | 5 | passes |" in page
+
+
+def of_commit(commit: str, found: Any) -> Any:
+    return tool.msgspec.structs.replace(found, commit=commit)
+
+
+def test_each_row_has_its_commit_where_they_differ_and_none_where_they_do_not() -> None:
+    one, other = (of_commit(name, run("posix", checks=1, differ=0)) for name in ("aaaa", "bbbb-dirty"))
+    died = tool.Run("tests/died", False, (), "2026-01-02T03:04:05+00:00", 1.5, "", "cccc")
+    page = tool.page([one, other, died], [])
+    assert "| result | commit |" in page
+    assert "| passes | `aaaa` |" in page
+    assert "| passes | `bbbb-dirty` |" in page
+    assert "- `tests/died`, of `cccc`" in page
+    assert "commit |" not in tool.page([one, one], [])
+
+
+def test_the_head_says_of_which_commits_the_runs_are() -> None:
+    one, other = (of_commit(name, run("posix", checks=1)) for name in ("aaaa", "bbbb"))
+    assert "UTC, of commit `aaaa`," in tool._ran([one, one])[0]
+    assert "UTC, **of different commits**: `aaaa` (2 tests), `bbbb` (1 tests)" in tool._ran([one, other, one])[0]
+
+
+def test_a_record_of_before_there_were_commits_in_them_is_of_an_unknown_one() -> None:
+    written = tool.msgspec.json.encode(run("posix", checks=1)).replace(b',"commit":"unknown"', b"")
+    assert b"commit" not in written
+    assert "UTC, of an unknown commit," in tool._ran([tool.msgspec.json.decode(written, type=tool.Run)])[0]

@@ -19,6 +19,8 @@ from typing import Final
 
 import msgspec
 
+import commits
+
 TREE: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = TREE / ".cache" / "conformance" / "results"
 PAGE: Final = TREE / "docs" / "conformance.md"
@@ -86,7 +88,7 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class Run(msgspec.Struct, frozen=True):
-    """One test, how it ended, what it found, when, and on what."""
+    """One test, how it ended, what it found, when, on what, and what was run."""
 
     node: str
     passed: bool
@@ -94,6 +96,11 @@ class Run(msgspec.Struct, frozen=True):
     ended: str
     seconds: float
     on: str
+    commit: str = commits.UNKNOWN
+
+
+Found = list[tuple[Record, Run]]
+"""What one test found in all its settings, each beside the run that it is of."""
 
 
 def _row(*cells: object) -> str:
@@ -115,17 +122,23 @@ def _order(record: Record) -> tuple[bool, str, str, str, int]:
     return record.kernel != "6.12", record.model, record.cache, record.access, record.msize
 
 
-def _table(records: list[tuple[Record, bool]]) -> list[str]:
+def _table(records: Found, *, with_commits: bool) -> list[str]:
     figures = list(dict.fromkeys(name for record, _ in records for name in record.figures))
     settings = [name for name in _SETTING if any(name in _cells(record) for record, _ in records)]
-    lines = _head(*settings, *("otherwise" if name == "differ" else name for name in figures), "result")
-    for record, passed in sorted(records, key=lambda pair: _order(pair[0])):
+    lines = _head(
+        *settings,
+        *("otherwise" if name == "differ" else name for name in figures),
+        "result",
+        *(["commit"] if with_commits else []),
+    )
+    for record, run in sorted(records, key=lambda pair: _order(pair[0])):
         cells = _cells(record)
         lines.append(
             _row(
                 *(cells.get(name, "") for name in settings),
                 *(record.figures.get(name, "") for name in figures),
-                "passes" if passed else "**fails**",
+                "passes" if run.passed else "**fails**",
+                *([f"`{run.commit}`"] if with_commits else []),
             )
         )
     return lines
@@ -135,7 +148,7 @@ def _number(text: str) -> int:
     return int(text) if text.isdigit() else 0
 
 
-def _summary(by_test: dict[str, list[tuple[Record, bool]]], runs: list[Run]) -> list[str]:
+def _summary(by_test: dict[str, Found], runs: list[Run]) -> list[str]:
     checks = Counter[str]()
     otherwise = Counter[str]()
     for name, records in by_test.items():
@@ -171,7 +184,7 @@ def _summary(by_test: dict[str, list[tuple[Record, bool]]], runs: list[Run]) -> 
                 len(records),
                 f"{checks[name]:,}" if checks[name] else "",
                 otherwise[name] if checks[name] else "",
-                sum(not passed for _, passed in records) or "",
+                sum(not run.passed for _, run in records) or "",
             )
         )
     return lines
@@ -219,10 +232,9 @@ def _ran(runs: list[Run]) -> list[str]:
     guests = sorted({run.on for run in runs if run.on})
     cores = len(re.findall("^processor", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE))
     qemu = re.search(r"version (\S+)", _said("qemu-system-x86_64", "--version"))
-    sources = _said("git", "log", "-1", "--format=%h", "--", "src")
     disk = _said("stat", "-f", "-c", "%T", SHARES).replace("ext2/ext3", "ext4")
     return [
-        f"Run from {times[0]} to {times[-1]} UTC, at last of `{sources}`,",
+        f"Run from {times[0]} to {times[-1]} UTC, {commits.said([run.commit for run in runs], 'tests')},",
         f"on {cores} cores ({_processor()}), Linux {platform.release()}, Python {platform.python_version()},",
         f"with shares on {disk}.",
         f"Guests: {'; '.join(guests)}" + (f" (QEMU {qemu[1]})." if qemu else "."),
@@ -231,19 +243,24 @@ def _ran(runs: list[Run]) -> list[str]:
 
 def page(runs: list[Run], ran: list[str]) -> str:
     """Return the page for these runs; `ran` says when and on what."""
-    by_test: defaultdict[str, list[tuple[Record, bool]]] = defaultdict(list)
+    by_test: defaultdict[str, Found] = defaultdict(list)
     for run in runs:
         for record in run.records:
-            by_test[record.test].append((record, run.passed))
+            by_test[record.test].append((record, run))
     order = [*(name for name in _TITLES if name in by_test), *sorted(by_test.keys() - _TITLES.keys())]
     ordered = {name: by_test[name] for name in order}
+    with_commits = len({run.commit for run in runs}) > 1
     lines = [_HEAD, *ran, "", "## In short", "", *_summary(ordered, runs), "", _READING]
     lines += ["## What came out otherwise, and why", "", *_causes(runs), ""]
-    died = sorted(run.node for run in runs if not run.passed and not run.records)
+    died = sorted(
+        f"- `{run.node}`" + (f", of `{run.commit}`" if with_commits else "")
+        for run in runs
+        if not run.passed and not run.records
+    )
     if died:
-        lines += ["## Tests that failed before they found anything", "", *(f"- `{node}`" for node in died), ""]
+        lines += ["## Tests that failed before they found anything", "", *died, ""]
     for name, records in ordered.items():
-        lines += [f"## {_TITLES.get(name, name)}", "", *_table(records), ""]
+        lines += [f"## {_TITLES.get(name, name)}", "", *_table(records, with_commits=with_commits), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

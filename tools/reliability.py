@@ -2,10 +2,10 @@
 
     make test-long && .venv/bin/python tools/reliability.py
 
-Each test leaves one file below .cache/reliability, in this form, with numbers alone:
+Each test leaves one file below .cache/reliability, in this form, with numbers alone in `more`:
 
     {"name": "manager-killed-lists", "what": "The Manager's process killed, ...; every point",
-     "points": 385, "kills": 384, "losses": 0, "more": {"orders": 1494800}}
+     "points": 385, "kills": 384, "losses": 0, "more": {"orders": 1494800}, "commit": "0123456789-dirty"}
 
 `name` is the file's and never changes; its beginning says which table the row is in (`_TABLES`). `points` are the
 places where something was made to go wrong, `kills` the processes that were killed with SIGKILL. What `make test`
@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+
+import commits
 
 TREE: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = TREE / ".cache" / "reliability"
@@ -102,16 +104,21 @@ class Result(msgspec.Struct, frozen=True):
     kills: int
     losses: int
     more: dict[str, int]
+    commit: str = commits.UNKNOWN
 
 
-def _table(results: list[Result]) -> list[str]:
+def _table(results: list[Result], *, with_commits: bool) -> list[str]:
     columns = list(dict.fromkeys(column for result in results for column in result.more))
     head = ["", "points", "kills", *columns, "losses"]
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    if with_commits:
+        lines = [lines[0] + " commit |", lines[1] + " --- |"]
     for result in results:
         more = [f"{result.more[column]:,}" if column in result.more else "" for column in columns]
         losses = str(result.losses) if result.losses == 0 else f"**{result.losses}**"
-        lines.append("| " + " | ".join([result.what, f"{result.points:,}", f"{result.kills:,}", *more, losses]) + " |")
+        commit = [f"`{result.commit}`"] if with_commits else []
+        cells = [result.what, f"{result.points:,}", f"{result.kills:,}", *more, losses, *commit]
+        lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
@@ -120,15 +127,18 @@ def page(results: list[Result]) -> str:
     known = {result.name for result in results}
     # What make test tries is a part of what make test-long does.
     every = [result for result in results if result.name.removesuffix("-short") not in known - {result.name}]
+    with_commits = len({result.commit for result in every}) > 1
     lines = [_HEAD]
+    if every:
+        lines += [f"The runs were {commits.said([result.commit for result in every], 'tests')}.", ""]
     left = list(every)
     for beginning, title in _TABLES.items():
         mine = [result for result in left if result.name.startswith(beginning)]
         left = [result for result in left if result not in mine]
         if mine:
-            lines += [f"## {title}", "", _WORDS[beginning], "", *_table(mine), ""]
+            lines += [f"## {title}", "", _WORDS[beginning], "", *_table(mine, with_commits=with_commits), ""]
     if left:
-        lines += ["## More", "", *_table(left), ""]
+        lines += ["## More", "", *_table(left, with_commits=with_commits), ""]
     points, kills, losses = (sum(getattr(result, name) for result in every) for name in ("points", "kills", "losses"))
     lines += ["## All together", "", f"{points:,} points, {kills:,} kills, {losses or 'no'} losses.", ""]
     missing = [name for name in _EXPECTED if name not in known]

@@ -12,10 +12,12 @@ import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+import commits
 from uvmshare import AddOptions, FileServer, Manager, UtilityVM
 from uvmshare.testing.guest_vm import HOST, GuestVM
 from uvmshare.testing.kernel import cache_directory, find_kernel
@@ -33,6 +35,9 @@ NEWER = "6.12"
 
 UNKNOWN = "none known"
 """The cause of what nothing explains; its test fails."""
+
+COMMIT = commits.current(Path(TREE))
+"""Asked when the tests are loaded, as what they test is: the tree may be another one when they end."""
 
 _GUEST_DEADLINE = 900.0
 """Seconds for one command in the guest; only a hung one should meet this."""
@@ -77,7 +82,7 @@ class Record(msgspec.Struct, frozen=True):
 class Run(msgspec.Struct, frozen=True):
     """One test as pytest knows it, how it ended, and what it found before it did.
 
-    `ended` is the time in UTC, `seconds` how long it took, and `on` what it ran on.
+    `ended` is the time in UTC, `seconds` how long it took, `on` what it ran on, and `commit` what was run.
     """
 
     node: str
@@ -86,6 +91,7 @@ class Run(msgspec.Struct, frozen=True):
     ended: str
     seconds: float
     on: str
+    commit: str
 
 
 _found: list[Record] = []
@@ -110,7 +116,7 @@ def write_down(node: str, *, passed: bool, seconds: float) -> None:
     name = re.sub(r"[^\w.]+", "-", node.removeprefix("tests/conformance/")).strip("-")
     with open(os.path.join(RESULTS, f"{name}.json"), "wb") as file:
         ended = datetime.now(UTC).isoformat(timespec="seconds")
-        run = Run(node, passed, tuple(_found), ended, round(seconds, 1), " ".join(_ran_on))
+        run = Run(node, passed, tuple(_found), ended, round(seconds, 1), " ".join(_ran_on), COMMIT)
         file.write(msgspec.json.format(msgspec.json.encode(run)))
     _found.clear()
 
