@@ -83,22 +83,11 @@ test: packages lint  ## Every check and every test but the long ones, with cover
 	@$(COVERAGE) combine --quiet
 	$(COVERAGE) report
 
-# Two runs beside each other here too: the guest of the newer kernel, and all the rest. What every test found stays
-# below .cache/conformance, for the page.
-LONG := $(BIN)/pytest --timeout 1800 --durations 15 --durations-min 10
-
 .PHONY: test-long
-test-long: packages $(STAMP)  ## The long tests
-	@mkdir -p .cache
-	@$(LONG) -m 'long and newer_kernel' $(PYTEST_ARGS) >.cache/beside-long.log 2>&1 & beside=$$!; \
-	trap 'kill $$beside 2>/dev/null || true' EXIT; \
-	status=0; \
-	$(LONG) -m 'long and not newer_kernel' $(PYTEST_ARGS) || status=$$?; \
-	echo 'waiting for the tests that run beside these, in a guest of the newer kernel; what they print:'; \
-	wait $$beside || status=$$?; \
-	cat .cache/beside-long.log; \
-	exit $$status
+test-long: packages $(STAMP)  ## The long tests, beside each other
+	$(BIN)/python tools/long_tests.py $(PYTEST_ARGS)
 
+# What every test found stays below .cache/conformance, for the page.
 .PHONY: conformance
 conformance: $(STAMP)  ## Write docs/conformance.md from what the last runs of the tests found
 	$(BIN)/python tools/conformance.py
