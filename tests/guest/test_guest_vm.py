@@ -6,15 +6,18 @@ import asyncio
 import os
 import re
 import shutil
+import signal
 import socket
+import sys
 import tempfile
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
 from uvmshare.errors import GuestFailed, GuestUnavailable
 from uvmshare.testing import guest_vm as module
-from uvmshare.testing.guest_vm import GuestVM, _Channel, choose_accelerator
+from uvmshare.testing.guest_vm import GuestVM, _Channel, choose_accelerator, send_signal
 from uvmshare.testing.kernel import GuestKernel, find_kernel
 
 if TYPE_CHECKING:
@@ -214,9 +217,7 @@ def test_a_qemu_that_does_not_end_is_named(
 ) -> None:
     class Stuck:
         pid = 4711
-
-        def kill(self) -> None:
-            raise ProcessLookupError
+        returncode = 0
 
         async def wait(self) -> None:
             await asyncio.Event().wait()
@@ -227,6 +228,37 @@ def test_a_qemu_that_does_not_end_is_named(
     with pytest.raises(GuestFailed, match="process 4711"):
         runner.run(vm.aclose())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes end otherwise there")
+def test_killing_one_that_has_just_ended_takes_its_status_from_nobody(
+    runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    killed = threading.Event()
+    watcher = getattr(asyncio, "ThreadedChildWatcher", None)  # later Pythons watch in the loop, which stands still here
+    if watcher is not None:
+        look = watcher._do_waitpid
+
+        def look_late(*args: object) -> None:
+            killed.wait()
+            look(*args)
+
+        monkeypatch.setattr(watcher, "_do_waitpid", look_late)
+
+    async def end() -> int:
+        if sys.platform == "win32":  # for the type checker: Windows' modules have no such names
+            raise AssertionError
+        process = await asyncio.create_subprocess_exec("sh", "-c", "exit 3")
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222  it has ended, and nobody was told
+        send_signal(process, signal.SIGKILL)
+        killed.set()
+        status = await process.wait()
+        with pytest.raises(ProcessLookupError):
+            send_signal(process, signal.SIGKILL)
+        return status
+
+    assert runner.run(end()) == 3
+    assert caplog.text == ""
 
 
 def test_without_qemu_the_package_is_named(runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.errors import UvmshareError
-from uvmshare.testing.guest_vm import HOST
+from uvmshare.testing.guest_vm import HOST, send_signal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -104,7 +104,7 @@ class DaemonDemonstration:
                         await asyncio.to_thread(_remove_all, client)
             finally:
                 with contextlib.suppress(ProcessLookupError):
-                    process.terminate()
+                    send_signal(process, signal.SIGTERM)
                 await process.wait()
 
     async def _add(self, client: Client) -> str:
@@ -144,7 +144,7 @@ class DaemonDemonstration:
     async def _crash(self) -> str:
         for program in self._programs:
             with contextlib.suppress(ProcessLookupError):
-                program.send_signal(signal.SIGKILL)
+                send_signal(program, signal.SIGKILL)
             await program.wait()
         crashed = len(self._programs)
         self._programs.clear()

@@ -43,10 +43,13 @@ if TYPE_CHECKING:
     from uvmshare.testing.kernel import GuestKernel
 
 
-__all__ = ["HOST", "GuestResult", "GuestVM", "choose_accelerator"]
+__all__ = ["HOST", "GuestResult", "GuestVM", "choose_accelerator", "send_signal"]
 
 HOST = "10.0.2.2"
 """The host's loopback, as the guest sees it through QEMU's user network."""
+
+_SIGKILL = 9
+"""The signal module of Windows, where this is only imported, has no name for it."""
 
 _QEMU = "qemu-system-x86_64"
 _INIT = os.path.join(os.path.dirname(__file__), "guest_init.sh")
@@ -298,7 +301,7 @@ class GuestVM:
         Does nothing the second time. Raises `GuestFailed` when QEMU cannot be ended.
         """
         with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+            send_signal(self._process, _SIGKILL)
         try:
             async with asyncio.timeout(_END_DEADLINE):
                 for channel in self._channels:
@@ -320,6 +323,18 @@ class GuestVM:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+
+def send_signal(process: asyncio.subprocess.Process, number: int) -> None:
+    """Send a signal to a child that asyncio watches. Raises `ProcessLookupError` when it has ended and that is known.
+
+    asyncio's own way looks first whether the child has ended, and so may take its exit status away from the watcher,
+    which then logs "Unknown child process" and makes up the status 255 (CPython issue 87744). A QEMU that finds no
+    usable KVM ends just before it is killed.
+    """
+    if process.returncode is not None:
+        raise ProcessLookupError
+    os.kill(process.pid, number)
 
 
 async def choose_accelerator(progress: Callable[[str], None] = lambda _: None) -> Accelerator:
