@@ -348,10 +348,7 @@ async def follow_events(
 
     async def messages() -> AsyncIterator[bytes]:
         yield b": events of the uvmshare daemon\n\n"
-        happenings = service.events.follow(
-            since or last_event_id, lambda happening: service.may_see(who, happening), wait=follow
-        )
-        async for happening in happenings:
+        async for happening in service.events.follow(who, since or last_event_id, wait=follow):
             if happening is None:
                 yield b"event: missed\ndata: {}\n\n"
                 continue

@@ -1,12 +1,14 @@
 """What happened: the events that clients follow, and the log line of each.
 
-What lives here: the last events, and those who wait for the next. What must not: how they are sent (`app`).
+What lives here: the last events of each user's VMs, and those who wait for the next. What must not: how they are sent
+(`app`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from bisect import bisect_right
+from collections import defaultdict, deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,10 +20,13 @@ from uvmshare.daemon.documents import Event
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from uvmshare.daemon.identity import Identity
+
 __all__ = ["EventLog", "Happening"]
 
 _KEPT: Final = 10_000
-"""Some MB. Who was away for longer is told that events are missing."""
+"""Events of each user's VMs, some MB: nobody pushes out another's. Who was away for longer is told that some are
+missing."""
 
 _MOST_DIGITS: Final = 20
 """Of an event's number: nobody makes int() work on a long one."""
@@ -41,8 +46,26 @@ class Happening(msgspec.Struct, frozen=True):
     detail: dict[str, Any]
 
 
+class _Kept:
+    """The last events of one user's VMs, oldest first, and the number of the last that is not kept any more."""
+
+    def __init__(self, most: int) -> None:
+        self.events: deque[Happening] = deque(maxlen=most)
+        self.dropped = 0
+
+    def add(self, happening: Happening) -> None:
+        if len(self.events) == self.events.maxlen:
+            self.dropped = self.events[0].number
+        self.events.append(happening)
+
+    def behind(self, position: int) -> Happening | None:
+        """Return the first event with a greater number."""
+        at = bisect_right(self.events, position, key=lambda happening: happening.number)
+        return self.events[at] if at < len(self.events) else None
+
+
 class EventLog:
-    """The events of one daemon process, oldest first.
+    """The events of one daemon process, numbered in the order in which they came.
 
     `instance` tells this process from those before it: after a restart, an id of an earlier one is known to be
     so, and the client is told that it may have missed something.
@@ -51,7 +74,8 @@ class EventLog:
     def __init__(self, instance: str, clock: Callable[[], float], kept: int = _KEPT) -> None:
         self.instance = instance
         self._clock = clock
-        self._events: deque[Happening] = deque(maxlen=kept)
+        self._of_user: defaultdict[int, _Kept] = defaultdict(lambda: _Kept(kept))
+        """By whose VMs they are about."""
         self._last = 0
         self._waiting: set[asyncio.Event] = set()
         self._closed = False
@@ -70,7 +94,7 @@ class EventLog:
         """Note that something happened, log it, and wake those who follow."""
         self._last += 1
         happening = Happening(self._last, self._clock(), kind, *vm, uid, share, owner, detail)
-        self._events.append(happening)
+        self._of_user[vm[0]].add(happening)
         self._log.info(kind, vm=f"{vm[0]}:{vm[1]}", share=share, owner=owner, **detail)
         for waiting in self._waiting:
             waiting.set()
@@ -85,13 +109,11 @@ class EventLog:
         for waiting in self._waiting:
             waiting.set()
 
-    async def follow(
-        self, after: str | None, may_see: Callable[[Happening], bool], *, wait: bool = True
-    ) -> AsyncIterator[Happening | None]:
-        """Give the events behind the one of id `after` (None: from now on), then new ones as they come.
+    async def follow(self, who: Identity, after: str | None, *, wait: bool = True) -> AsyncIterator[Happening | None]:
+        """Give `who` the events behind the one of id `after` (None: from now on), then new ones as they come.
 
-        A None among them says that events are missing between the one before and the one behind it. Without `wait`
-        it ends with the last that there is.
+        Those of his own VMs that are about nobody else's holding; to root all. A None among them says that some behind
+        the one before it are missing. Without `wait` it ends with the last that there is.
         """
         position = self._last
         if after is not None:
@@ -101,32 +123,34 @@ class EventLog:
             position = int(number) if known else 0
             if not known:
                 yield None
+        told = 0
         waiting = asyncio.Event()
         self._waiting.add(waiting)
         try:
             while True:
                 waiting.clear()
-                if self._events and self._events[0].number > position + 1:
-                    position = self._events[0].number - 1
+                kept = self._kept_for(who)
+                dropped = max((each.dropped for each in kept), default=0)
+                if dropped > max(position, told):  # he was away for long, or is slow
+                    told = dropped
                     yield None
-                while position < self._last:
-                    happening = self._at(position + 1)
-                    if happening is None:  # it fell out while the client was slow
-                        break
-                    position += 1
-                    if may_see(happening):
-                        yield happening
-                if position < self._last:
                     continue
+                found = [happening for each in kept if (happening := each.behind(position)) is not None]
+                if found:
+                    happening = min(found, key=lambda each: each.number)
+                    position = happening.number
+                    if who.is_root or happening.uid in (None, who.uid):
+                        yield happening
+                    continue
+                position = self._last
                 if self._closed or not wait:
                     return
                 await waiting.wait()
         finally:
             self._waiting.discard(waiting)
 
-    def _at(self, number: int) -> Happening | None:
-        first = self._events[0].number if self._events else number + 1
-        return self._events[number - first] if number >= first else None
+    def _kept_for(self, who: Identity) -> list[_Kept]:
+        return [kept for uid, kept in self._of_user.items() if who.is_root or uid == who.uid]
 
     def document(self, happening: Happening, vm: str) -> Event:
         """Return the event as it is sent; `vm` is the VM's name for the one who gets it."""

@@ -1,12 +1,13 @@
 """What takes a while: it runs to its end whether or not the client waits, and can be looked up meanwhile.
 
-What lives here: the operations under way and the last that ended. What must not: what they do (`service`), or how an
-error is said (`problems`).
+What lives here: the operations under way and the last that ended, of each user his own. What must not: what they do
+(`service`), or how an error is said (`problems`).
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Operations", "Running"]
 
 _KEPT: Final = 1000
+"""Operations that ended, of each user: nobody pushes out another's."""
 
 
 @dataclass(slots=True, eq=False)
@@ -41,7 +43,8 @@ class Operations:
         self._instance = instance
         self._clock = clock
         self._kept = kept
-        self._all: dict[str, Running] = {}
+        self._of_user: defaultdict[int, dict[str, Running]] = defaultdict(dict)
+        """By who asked, oldest first."""
         self._last = 0
 
     def start(self, action: str, vm: str, uid: int, work: Coroutine[Any, Any, Any]) -> Running:
@@ -49,7 +52,7 @@ class Operations:
         self._last += 1
         task = asyncio.get_running_loop().create_task(work)
         running = Running(f"{self._instance}-{self._last}", action, vm, uid, self._clock(), task)
-        self._all[running.id] = running
+        self._of_user[uid][running.id] = running
         task.add_done_callback(lambda _: self._note_end(running))
         return running
 
@@ -57,23 +60,25 @@ class Operations:
         running.ended = self._clock()
         if not running.task.cancelled():
             running.task.exception()  # taken note of: nobody may wait for it
-        over = [each.id for each in self._all.values() if each.ended is not None]
+        mine = self._of_user[running.uid]
+        over = [each.id for each in mine.values() if each.ended is not None]
         for id_ in over[: -self._kept]:
-            del self._all[id_]
+            del mine[id_]
 
     def find(self, id_: str, uid: int) -> Running:
         """Return an operation. Raises `NotThere` for none, and for another user's, unless root asks."""
-        running = self._all.get(id_)
-        if running is None or uid not in (0, running.uid):
-            msg = f"there is no operation {id_!r}, or none of yours: the last {self._kept} that ended are kept"
-            raise NotThere(msg)
-        return running
+        for user, mine in self._of_user.items():
+            if uid in (0, user) and id_ in mine:
+                return mine[id_]
+        msg = f"there is no operation {id_!r}, or none of yours: the last {self._kept} of each user that ended are kept"
+        raise NotThere(msg)
 
     def list(self, uid: int) -> list[Running]:
-        """Return the operations that a user asked for; root sees all."""
-        return [running for running in self._all.values() if uid in (0, running.uid)]
+        """Return the operations that a user asked for; root sees all. Oldest first."""
+        found = [running for user, mine in self._of_user.items() if uid in (0, user) for running in mine.values()]
+        return sorted(found, key=lambda running: running.started)
 
     async def settle(self) -> None:
         """Wait until every operation has ended."""
-        while running := [each.task for each in self._all.values() if not each.task.done()]:
+        while running := [each.task for each in self.list(0) if not each.task.done()]:
             await asyncio.wait(running)

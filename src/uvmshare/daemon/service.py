@@ -22,7 +22,7 @@ import structlog
 
 from uvmshare.daemon.addresses import check_addresses
 from uvmshare.daemon.documents import Finding, Info, NewVm, Stats, Vm
-from uvmshare.daemon.events import EventLog, Happening
+from uvmshare.daemon.events import EventLog
 from uvmshare.daemon.identity import Identity, of_process
 from uvmshare.daemon.keeper import LeaseKeeper
 from uvmshare.daemon.machine import Machine
@@ -324,11 +324,3 @@ class Service:
             await self.mappings.lease_ended(machine, key)
         else:
             await self.shares.lease_ended(machine, key)
-
-    # ------------------------------------------------------------------ events
-
-    def may_see(self, who: Identity, happening: Happening) -> bool:
-        """Tell whether an event is for a user: of his VM, and about nobody else's holding."""
-        if who.is_root:
-            return True
-        return happening.vm_uid == who.uid and happening.uid in (None, who.uid)
