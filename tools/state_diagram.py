@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import enum
     from collections.abc import Mapping
 
+    from uvmshare.share.transitions import Transitions
+
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 BOX_WIDTH, BOX_HEIGHT, LINE = 150, 46, 18
@@ -44,11 +46,9 @@ class Diagram:
 
     name: str
     """Of the files in docs/."""
-    thing: str
     source: str
-    initial: enum.Enum
-    transitions: Mapping[Any, Any]
-    """State and trigger to state, of enums of each table's own."""
+    transitions: Transitions[Any, Any]
+    """Of enums of each table's own."""
     size: tuple[int, int]
     centres: Mapping[enum.Enum, tuple[int, int]]
     colours: Mapping[enum.Enum, tuple[str, str]]
@@ -57,9 +57,7 @@ class Diagram:
 
 SHARES = Diagram(
     name="state-diagram",
-    thing="share",
     source="src/uvmshare/share/state.py",
-    initial=shares.INITIAL_STATE,
     transitions=shares.TRANSITIONS,
     size=(880, 430),
     centres={
@@ -89,9 +87,7 @@ SHARES = Diagram(
 
 MOUNTS = Diagram(
     name="mount-states",
-    thing="mount",
     source="src/uvmshare/mounts/state.py",
-    initial=mounts.INITIAL_STATE,
     transitions=mounts.TRANSITIONS,
     size=(880, 450),
     centres={
@@ -128,7 +124,7 @@ def head(diagram: Diagram) -> str:
     return f"""\
 <svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="ui-sans-serif, system-ui, \
 sans-serif" font-size="15" role="img" aria-labelledby="title">
-  <title id="title">The states of a {diagram.thing} and the transitions between them</title>
+  <title id="title">The states of a {diagram.transitions.thing} and the transitions between them</title>
   <!-- Made by tools/state_diagram.py from the table in {diagram.source} -->
   <defs>
     <marker id="arrow" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="8" markerHeight="8" orient="auto">
@@ -147,7 +143,7 @@ sans-serif" font-size="15" role="img" aria-labelledby="title">
 def edges(diagram: Diagram) -> dict[tuple[enum.Enum, enum.Enum], list[str]]:
     """Return the table as lines from state to state, with the labels of each."""
     found: dict[tuple[enum.Enum, enum.Enum], list[str]] = {}
-    for (state, trigger), following in diagram.transitions.items():
+    for (state, trigger), following in diagram.transitions.table.items():
         found.setdefault((state, following), []).append(trigger.value)
     return found
 
@@ -155,7 +151,8 @@ def edges(diagram: Diagram) -> dict[tuple[enum.Enum, enum.Enum], list[str]]:
 def svg(diagram: Diagram) -> str:
     """Return the picture."""
     drawn = edges(diagram)
-    if drawn.keys() != diagram.lines.keys() or set(diagram.centres) != set(type(diagram.initial)):
+    initial: enum.Enum = diagram.transitions.initial
+    if drawn.keys() != diagram.lines.keys() or set(diagram.centres) != set(type(initial)):
         strange = sorted(f"{a.name} -> {b.name}" for a, b in drawn.keys() ^ diagram.lines.keys())
         msg = (
             f"tools/state_diagram.py draws other transitions than the table in {diagram.source} has: "
@@ -163,7 +160,7 @@ def svg(diagram: Diagram) -> str:
         )
         raise SystemExit(msg)
     parts = [head(diagram)]
-    x, y = diagram.centres[diagram.initial]
+    x, y = diagram.centres[initial]
     parts.append(f'  <circle cx="{x}" cy="{y - 60}" r="7" fill="#475569"/>\n')
     parts.append(f'  <path class="arrow" d="M {x} {y - 53} L {x} {y - BOX_HEIGHT // 2 - 2}"/>\n')
     parts += [f'  <path class="arrow" d="{path}"/>\n' for path, _, _ in diagram.lines.values()]
@@ -186,23 +183,24 @@ def svg(diagram: Diagram) -> str:
 
 def markdown(diagram: Diagram) -> str:
     """Return the same as text: a Mermaid diagram and the table."""
+    initial: enum.Enum = diagram.transitions.initial
     lines = [
-        f"# The states of a {diagram.thing}",
+        f"# The states of a {diagram.transitions.thing}",
         "",
         f"Made by `tools/state_diagram.py` from the table in `{diagram.source}`.",
         "",
         "```mermaid",
         "stateDiagram-v2",
-        f"    [*] --> {diagram.initial.name}",
+        f"    [*] --> {initial.name}",
     ]
     for (state, following), labels in edges(diagram).items():
         lines.append(f"    {state.name} --> {following.name}: {'<br>'.join(labels)}")
-    left_by = {state for state, _ in diagram.transitions}
-    lines += [f"    {state.name} --> [*]" for state in type(diagram.initial) if state not in left_by]
+    left_by = {state for state, _ in diagram.transitions.table}
+    lines += [f"    {state.name} --> [*]" for state in type(initial) if state not in left_by]
     lines += ["```", "", "| In | when | becomes |", "|---|---|---|"]
     lines += [
         f"| {state.name} | {trigger.value} | {following.name} |"
-        for (state, trigger), following in diagram.transitions.items()
+        for (state, trigger), following in diagram.transitions.table.items()
     ]
     return "\n".join([*lines, ""])
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from uvmshare.errors import ManagerClosed
 from uvmshare.share import manager as asynchronous
-from uvmshare.share.references import BlockOwner
+from uvmshare.share.entry import BlockOwner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Hashable, Iterator

@@ -19,11 +19,11 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from uvmshare.errors import OutcomeUnknown, ShareExists, ShareNotFound
+from uvmshare.share.entry import BlockOwner
 from uvmshare.share.interfaces import ListedShare
 from uvmshare.share.ledger import Ledger
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
-from uvmshare.share.references import BlockOwner
 from uvmshare.sqlite_journal import SqliteJournal
 from uvmshare.sqlite_journal.store import Store
 

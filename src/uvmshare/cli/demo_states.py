@@ -16,7 +16,7 @@ from rich.table import Table
 
 from uvmshare.errors import ComputeSystemGone, OutcomeUnknown, ShareNotFound
 from uvmshare.hcs.schema import RequestType
-from uvmshare.share.state import INITIAL_STATE, ShareState, Trigger, next_state
+from uvmshare.share.state import TRANSITIONS, ShareState, Trigger
 
 if TYPE_CHECKING:
     from uvmshare import Manager
@@ -69,7 +69,7 @@ class RecordingComputeSystem:
         self.calls.append((request.request_type, name))
         succeeded, failed, unknown = _TRIGGERS[request.request_type]
         if name not in self.histories:
-            self.histories[name] = ShareHistory(request.settings.path, [(INITIAL_STATE, self.clock())])
+            self.histories[name] = ShareHistory(request.settings.path, [(TRANSITIONS.initial, self.clock())])
         trigger = unknown
         try:
             await self._behind.modify(request)
@@ -84,7 +84,7 @@ class RecordingComputeSystem:
             raise
         finally:
             visits = self.histories[name].visits
-            visits.append((next_state(visits[-1][0], trigger), self.clock()))
+            visits.append((TRANSITIONS.following(visits[-1][0], trigger), self.clock()))
 
     def disagreements(self, manager: Manager) -> list[str]:
         """Return in words where the Manager's states differ from those that the calls led to."""

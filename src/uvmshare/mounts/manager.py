@@ -31,13 +31,13 @@ from uvmshare.mounts.interfaces import GuestMount, TellsConnect
 from uvmshare.mounts.mount import Mount
 from uvmshare.mounts.options import DEFAULT_MSIZE, MountOptions, canonical_guest_path
 from uvmshare.mounts.state import MountState, Trigger
+from uvmshare.share.entry import BlockOwner
 from uvmshare.share.interfaces import TellsExit
-from uvmshare.share.operation import OUTCOME_UNKNOWN, Operation, failure_of, loop_is_ending
+from uvmshare.share.operation import OUTCOME_UNKNOWN, Operation, failure_of, failures_of, loop_is_ending
 from uvmshare.share.options import AddOptions
-from uvmshare.share.references import BlockOwner
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
+    from collections.abc import AsyncIterator, Callable, Hashable
     from types import TracebackType
 
     from uvmshare.mounts.interfaces import GuestAgent
@@ -45,14 +45,11 @@ if TYPE_CHECKING:
     from uvmshare.mounts.options import Cache
     from uvmshare.share.manager import Manager
 
-__all__ = ["RETRY_FIRST", "RETRY_LONGEST", "MountManager", "share_owner"]
+__all__ = ["RETRY_FIRST", "MountManager", "share_owner"]
 
 RETRY_FIRST: Final = 0.5
 """Seconds before what could not be taken away, or mounted again, is tried again: a guest that is started again
 needs about that long until its agent answers."""
-
-RETRY_LONGEST: Final = 60.0
-"""Seconds between two attempts at most; the wait doubles up to it."""
 
 
 class MountManager:
@@ -181,12 +178,7 @@ class MountManager:
             msg = "an anonymous reference has no owner to release it by: give its path to unmount"
             raise TypeError(msg)
         paths = tuple(path for path, mount in self._by_path.items() if mount.held_by(owner))
-        outcomes = await asyncio.gather(
-            *(self.unmount(path, owner=owner, lazy=lazy) for path in paths), return_exceptions=True
-        )
-        left = {
-            path: outcome for path, outcome in zip(paths, outcomes, strict=True) if isinstance(outcome, BaseException)
-        }
+        left = await failures_of({path: self.unmount(path, owner=owner, lazy=lazy) for path in paths})
         if left:
             raise MountsLeft(left)
         return paths
@@ -256,7 +248,7 @@ class MountManager:
         """
         self._vm_gone = error
         for mount in tuple(self._by_path.values()):
-            self._cancel_retry(mount)
+            mount.cancel_retry()
             if mount.operation is None:
                 self._gone(mount)
 
@@ -393,14 +385,14 @@ class MountManager:
             mount.share_name = None
 
     def _start_mount(self, mount: Mount) -> Operation:
-        self._cancel_retry(mount)
+        mount.cancel_retry()
         mount.operation = operation = Operation()
-        self._call(operation, self._mount_in_guest(mount), mount, self._mount_ended)
+        operation.begin(self._mount_in_guest(mount), partial(self._mount_ended, mount))
         return operation
 
     def _start_unmount(self, mount: Mount) -> Operation | None:
         """Begin to take it away; None when there was nothing to do, and it is gone."""
-        self._cancel_retry(mount)
+        mount.cancel_retry()
         if mount.state is MountState.RESERVED:
             mount.apply(Trigger.GIVEN_UP, self._clock())
         if not mount.left_behind:
@@ -412,23 +404,13 @@ class MountManager:
 
     def _undo(self, mount: Mount, operation: Operation) -> None:
         mount.unmounting = True
-        self._call(operation, self._unmount_in_guest(mount), mount, self._unmount_ended)
+        operation.begin(self._unmount_in_guest(mount), partial(self._unmount_ended, mount))
 
     async def _take_away(self, mount: Mount) -> None:
         """Take it away and raise why that failed, if it did."""
         operation = self._start_unmount(mount)
         if operation is not None:
             await operation.finish()
-
-    def _call(
-        self,
-        operation: Operation,
-        coroutine: Coroutine[object, object, None],
-        mount: Mount,
-        ended: Callable[[Mount, asyncio.Task[None]], None],
-    ) -> None:
-        operation.task = asyncio.get_running_loop().create_task(coroutine)
-        operation.task.add_done_callback(partial(ended, mount))
 
     def _mount_ended(self, mount: Mount, task: asyncio.Task[None]) -> None:
         operation = mount.operation
@@ -506,15 +488,11 @@ class MountManager:
             self._start_unmount(mount)
 
     def _retry_later(self, mount: Mount) -> None:
-        """See to it after a while, and after a longer one each time.
-
-        A timer rather than a task that sleeps: nothing is left to cancel when the event loop ends.
-        """
+        """If it is to be taken away, or mounted, see to it after a while, and after a longer one each time."""
         if self._closed or mount.retry is not None or self._by_path.get(mount.path) is not mount:
             return
         if mount.to_be_taken_away or mount.to_be_mounted:
-            mount.retry_delay = min(2 * mount.retry_delay, RETRY_LONGEST) or RETRY_FIRST
-            mount.retry = asyncio.get_running_loop().call_later(mount.retry_delay, self._retry, mount)
+            mount.retry_later(RETRY_FIRST, partial(self._retry, mount))
 
     def _retry(self, mount: Mount) -> None:
         mount.retry = None
@@ -522,11 +500,6 @@ class MountManager:
             self._see_to(mount)
         else:  # somebody wants it again
             mount.retry_delay = 0.0
-
-    def _cancel_retry(self, mount: Mount) -> None:
-        if mount.retry is not None:
-            mount.retry.cancel()
-            mount.retry = None
 
     def _connected(self) -> None:
         """Settle what the guest has, one attempt at a time, because the agent was reached again."""

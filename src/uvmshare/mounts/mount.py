@@ -11,16 +11,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
-from uvmshare.mounts.state import INITIAL_STATE, MountState, next_state
-from uvmshare.share.references import References
+from uvmshare.mounts.state import TRANSITIONS, MountState, Trigger
+from uvmshare.share.entry import Entry
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Hashable
 
     from uvmshare.mounts.options import MountOptions
-    from uvmshare.mounts.state import Trigger
-    from uvmshare.share.operation import Operation
 
 __all__ = ["Mount", "MountInfo"]
 
@@ -47,54 +44,25 @@ class MountInfo:
     """The last failure of a call for it; None when there was none."""
 
 
-class Mount(References):
+class Mount(Entry[MountState, Trigger]):
     """One entry of the MountManager's table. Only the MountManager changes it."""
 
-    __slots__ = (
-        "last_error",
-        "lazy",
-        "maybe_in_guest",
-        "operation",
-        "options",
-        "retry",
-        "retry_delay",
-        "share_name",
-        "since",
-        "state",
-        "unmounting",
-    )
+    __slots__ = ("lazy", "maybe_in_guest", "options", "share_name", "unmounting")
+
+    transitions = TRANSITIONS
 
     def __init__(self, options: MountOptions, now: float) -> None:
-        super().__init__()
+        super().__init__(now)
         self.options = options
         """Immutable."""
         self.share_name = options.share if isinstance(options.share, str) else None
         """For a share of `AddOptions`: its name while the mount holds it, else None."""
         self.maybe_in_guest = False
         """Whether the guest may have it."""
-        self.state = INITIAL_STATE
-        """Changed by `apply` alone."""
-        self.since = now
-        """Changed by `apply` alone. Seconds since the epoch."""
-        self.operation: Operation | None = None
-        """The call in flight; at most one."""
         self.unmounting = False
         """Whether the call in flight takes it away."""
         self.lazy = False
         """Whether somebody asked to detach it even if it is in use."""
-        self.last_error: Exception | None = None
-        """The last failure of a call for it."""
-        self.retry: asyncio.TimerHandle | None = None
-        """The next attempt to take it away, or to mount it again."""
-        self.retry_delay = 0.0
-        """How long the attempt after the last one had to wait, in seconds; 0 before the first."""
-
-    def apply(self, trigger: Trigger, now: float) -> None:
-        """Make the transition. Raises `InvalidTransition` and changes nothing when there is none."""
-        state = next_state(self.state, trigger)
-        if state is not self.state:
-            self.state = state
-            self.since = now
 
     @property
     def path(self) -> str:

@@ -1,22 +1,17 @@
 """The states of a mount in the guest and every transition between them.
 
-What lives here: the two enums, the one table, and the one function that reads it. The diagram in the
-documentation is drawn from the table. What must not: anything that makes a transition happen (that is
-`uvmshare.mounts.manager`), or any other knowledge of a mount.
+What lives here: the two enums and the one table, which the diagram in the documentation is drawn from. What must not:
+anything that makes a transition happen (that is `uvmshare.mounts.manager`), or any other knowledge of a mount.
 """
 
 from __future__ import annotations
 
 import enum
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
-from uvmshare.errors import InvalidTransition
+from uvmshare.share.transitions import Transitions
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-__all__ = ["INITIAL_STATE", "TRANSITIONS", "MountState", "Trigger", "next_state"]
+__all__ = ["TRANSITIONS", "MountState", "Trigger"]
 
 
 class MountState(enum.Enum):
@@ -51,35 +46,24 @@ class Trigger(enum.Enum):
     """Or it is unmounted, but the share behind it could not be taken out yet."""
 
 
-INITIAL_STATE = MountState.RESERVED
-
-TRANSITIONS: Mapping[tuple[MountState, Trigger], MountState] = MappingProxyType(
-    {
-        (MountState.RESERVED, Trigger.MOUNT_SUCCEEDED): MountState.MOUNTED,
-        (MountState.RESERVED, Trigger.MOUNT_FAILED): MountState.INVALID,
-        (MountState.RESERVED, Trigger.MOUNT_UNKNOWN): MountState.INVALID,
-        (MountState.RESERVED, Trigger.REMOUNT_FAILED): MountState.RESERVED,
-        (MountState.RESERVED, Trigger.GIVEN_UP): MountState.INVALID,
-        (MountState.MOUNTED, Trigger.LOST): MountState.RESERVED,
-        (MountState.MOUNTED, Trigger.UNMOUNT_SUCCEEDED): MountState.UNMOUNTED,
-        (MountState.MOUNTED, Trigger.UNMOUNT_FAILED): MountState.MOUNTED,
-        (MountState.MOUNTED, Trigger.UNMOUNT_UNKNOWN): MountState.INVALID,
-        # What a mount left behind is taken away with an unmount, until one succeeds.
-        (MountState.INVALID, Trigger.UNMOUNT_SUCCEEDED): MountState.UNMOUNTED,
-        (MountState.INVALID, Trigger.UNMOUNT_FAILED): MountState.INVALID,
-        (MountState.INVALID, Trigger.UNMOUNT_UNKNOWN): MountState.INVALID,
-    }
+TRANSITIONS = Transitions(
+    thing="mount",
+    initial=MountState.RESERVED,
+    table=MappingProxyType(
+        {
+            (MountState.RESERVED, Trigger.MOUNT_SUCCEEDED): MountState.MOUNTED,
+            (MountState.RESERVED, Trigger.MOUNT_FAILED): MountState.INVALID,
+            (MountState.RESERVED, Trigger.MOUNT_UNKNOWN): MountState.INVALID,
+            (MountState.RESERVED, Trigger.REMOUNT_FAILED): MountState.RESERVED,
+            (MountState.RESERVED, Trigger.GIVEN_UP): MountState.INVALID,
+            (MountState.MOUNTED, Trigger.LOST): MountState.RESERVED,
+            (MountState.MOUNTED, Trigger.UNMOUNT_SUCCEEDED): MountState.UNMOUNTED,
+            (MountState.MOUNTED, Trigger.UNMOUNT_FAILED): MountState.MOUNTED,
+            (MountState.MOUNTED, Trigger.UNMOUNT_UNKNOWN): MountState.INVALID,
+            # What a mount left behind is taken away with an unmount, until one succeeds.
+            (MountState.INVALID, Trigger.UNMOUNT_SUCCEEDED): MountState.UNMOUNTED,
+            (MountState.INVALID, Trigger.UNMOUNT_FAILED): MountState.INVALID,
+            (MountState.INVALID, Trigger.UNMOUNT_UNKNOWN): MountState.INVALID,
+        }
+    ),
 )
-"""Every transition there is. What is not here cannot happen."""
-
-
-def next_state(state: MountState, trigger: Trigger) -> MountState:
-    """Return the state that `trigger` leads to from `state`.
-
-    Raises `InvalidTransition` when the table has no such transition.
-    """
-    try:
-        return TRANSITIONS[state, trigger]
-    except KeyError:
-        msg = f"a mount that is {state.value} has no transition for {trigger.value!r}; please report this as a bug"
-        raise InvalidTransition(msg) from None

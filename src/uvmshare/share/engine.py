@@ -11,18 +11,18 @@ at the tables again. There are no locks, and shares never wait for each other.
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
 from uvmshare.errors import ComputeSystemGone
 from uvmshare.share.interfaces import Plan9Share
-from uvmshare.share.ledger import NOT_THERE, RETRY_FIRST, RETRY_LONGEST, Ledger, add_again
+from uvmshare.share.ledger import NOT_THERE, RETRY_FIRST, Ledger, add_again
 from uvmshare.share.operation import OUTCOME_UNKNOWN, Operation, failure_of, loop_is_ending
 from uvmshare.share.share import Share
 from uvmshare.share.state import ShareState, Trigger
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Awaitable, Callable, Coroutine
 
     from uvmshare.share.interfaces import VMPlan9
@@ -87,7 +87,7 @@ class Engine:
     def _release_everything(self) -> None:
         """Note that the VM has exited. A share with a call in flight is released when that ends."""
         for share in tuple(self._by_name.values()):
-            self._cancel_retry(share)
+            share.cancel_retry()
             if share.operation is not None:
                 continue
             if share.state is ShareState.PENDING:
@@ -109,15 +109,15 @@ class Engine:
     # ------------------------------------------------------------------ calls to the VM
 
     def _start_add(self, share: Share) -> Operation:
-        self._cancel_retry(share)
+        share.cancel_retry()
         share.operation = operation = Operation()
-        self._call(operation, self._adding(share), share, self._add_ended)
+        operation.begin(self._adding(share), partial(self._add_ended, share))
         return operation
 
     def _start_remove(self, share: Share) -> Operation:
-        self._cancel_retry(share)
+        share.cancel_retry()
         share.operation = operation = Operation()
-        self._call(operation, self._removing(share), share, self._remove_ended)
+        operation.begin(self._removing(share), partial(self._remove_ended, share))
         return operation
 
     def _adding(self, share: Share) -> Coroutine[object, object, None]:
@@ -131,17 +131,6 @@ class Engine:
         if self._ledger is not None:
             return self._ledger.remove(self._vm, share)
         return _call(self._vm.remove_plan9, Plan9Share(share.name, share.options))
-
-    def _call(
-        self,
-        operation: Operation,
-        call: Coroutine[object, object, None],
-        share: Share,
-        ended: Callable[[Share, asyncio.Task[None]], None],
-    ) -> None:
-        task = asyncio.get_running_loop().create_task(call)
-        task.add_done_callback(partial(ended, share))
-        operation.task = task
 
     def _end(self, share: Share, operation: Operation) -> None:
         share.operation = None
@@ -186,7 +175,7 @@ class Engine:
             self._retry_later(share)
             return
         # Undone before those who wait are told: the operation goes on with a second call.
-        self._call(operation, self._removing(share), share, self._remove_ended)
+        operation.begin(self._removing(share), partial(self._remove_ended, share))
 
     def _remove_ended(self, share: Share, task: asyncio.Task[None]) -> None:
         operation = share.operation
@@ -222,14 +211,9 @@ class Engine:
             self._start_remove(share)
 
     def _retry_later(self, share: Share) -> None:
-        """If the share is to be taken out, or back, see to it after a while, and after a longer one each time.
-
-        A timer rather than a task that sleeps: nothing is left to cancel when the event loop ends.
-        """
-        if self._closed or share.retry is not None or not (share.to_be_taken_out or share.to_be_restored):
-            return
-        share.retry_delay = min(2 * share.retry_delay, RETRY_LONGEST) or RETRY_FIRST
-        share.retry = asyncio.get_running_loop().call_later(share.retry_delay, self._retry, share)
+        """If the share is to be taken out, or back, see to it after a while, and after a longer one each time."""
+        if not self._closed and share.retry is None and (share.to_be_taken_out or share.to_be_restored):
+            share.retry_later(RETRY_FIRST, partial(self._retry, share))
 
     def _retry(self, share: Share) -> None:
         share.retry = None
@@ -239,11 +223,6 @@ class Engine:
             self._start_add(share)
         else:  # somebody wants it again
             share.retry_delay = 0.0
-
-    def _cancel_retry(self, share: Share) -> None:
-        if share.retry is not None:
-            share.retry.cancel()
-            share.retry = None
 
 
 async def _call(method: Callable[[Plan9Share], Awaitable[None]], share: Plan9Share) -> None:

@@ -29,6 +29,7 @@ from uvmshare.errors import (
     OutcomeNotWritten,
     ShareNotFound,
 )
+from uvmshare.share.entry import RETRY_LONGEST, BlockOwner
 from uvmshare.share.interfaces import Plan9Share
 from uvmshare.share.journal import (
     Added,
@@ -44,7 +45,6 @@ from uvmshare.share.journal import (
     Unreferred,
 )
 from uvmshare.share.operation import OUTCOME_UNKNOWN, Operation
-from uvmshare.share.references import BlockOwner
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -54,14 +54,10 @@ if TYPE_CHECKING:
     from uvmshare.share.options import AddOptions
     from uvmshare.share.share import Share
 
-__all__ = ["NOT_THERE", "RETRY_FIRST", "RETRY_LONGEST", "Ledger"]
+__all__ = ["NOT_THERE", "RETRY_FIRST", "Ledger"]
 
 RETRY_FIRST: Final = 1.0
 """Seconds before what could not be done is tried again: long enough for a restarting file server."""
-
-RETRY_LONGEST: Final = 60.0
-"""Seconds between two attempts at most; the wait doubles up to it, so that what stays broken is not flooded, and
-what comes back is in order within a minute."""
 
 NOT_THERE: Final = (ShareNotFound, ComputeSystemGone)
 """The errors of a removal that say that the share is not on the VM, which is what was asked for."""

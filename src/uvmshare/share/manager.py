@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Self
 from uvmshare.errors import ComputeSystemGone, JournalError, ManagerClosed, OperationDenied, SharesLeft
 from uvmshare.share import recovery, saved
 from uvmshare.share.engine import Engine
+from uvmshare.share.entry import RETRY_LONGEST, BlockOwner
 from uvmshare.share.interfaces import TellsExit
-from uvmshare.share.ledger import RETRY_FIRST, RETRY_LONGEST, check_owner
-from uvmshare.share.operation import Operation
+from uvmshare.share.ledger import RETRY_FIRST, check_owner
+from uvmshare.share.operation import Operation, failures_of
 from uvmshare.share.options import AddOptions
-from uvmshare.share.references import BlockOwner
 from uvmshare.share.share import ShareInfo
 from uvmshare.share.state import ShareState
 
@@ -192,12 +192,7 @@ class Manager(Engine):
         if self._ledger is not None:
             await self._ready()
         names = tuple(name for name, share in self._by_name.items() if share.held_by(owner))
-        outcomes = await asyncio.gather(
-            *(self.remove_from_vm(name, owner=owner) for name in names), return_exceptions=True
-        )
-        left = {
-            name: outcome for name, outcome in zip(names, outcomes, strict=True) if isinstance(outcome, BaseException)
-        }
+        left = await failures_of({name: self.remove_from_vm(name, owner=owner) for name in names})
         if left:
             raise SharesLeft(left)
         return names
@@ -287,7 +282,7 @@ class Manager(Engine):
         if self._recovering is not None:
             await self._recovering.wait()
         for share in self._by_name.values():
-            self._cancel_retry(share)
+            share.cancel_retry()
         while operations := [share.operation for share in self._by_name.values() if share.operation is not None]:
             for operation in operations:
                 await operation.wait()

@@ -7,10 +7,14 @@ the call is, or what its end means for a share or a mount.
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from uvmshare.errors import OutcomeNotWritten, OutcomeUnknown
 
-__all__ = ["OUTCOME_UNKNOWN", "Operation", "failure_of", "loop_is_ending"]
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
+
+__all__ = ["OUTCOME_UNKNOWN", "Operation", "failure_of", "failures_of", "loop_is_ending"]
 
 OUTCOME_UNKNOWN = (OutcomeUnknown, TimeoutError, ConnectionError, EOFError, OutcomeNotWritten)
 """The errors after which a call may have been carried out or not (see `uvmshare.share.interfaces.VMPlan9`)."""
@@ -31,6 +35,14 @@ class Operation:
         """Why it failed. Set before it ends."""
         self.task: asyncio.Task[None] | None = None
         """The call. Kept because an event loop keeps no task that waits from the garbage collector."""
+
+    def begin(self, call: Coroutine[object, object, None], ended: Callable[[asyncio.Task[None]], None]) -> None:
+        """Make a call, in a task of its own that no caller's cancellation reaches, and have `ended` called after it.
+
+        That either makes the next call or ends the operation.
+        """
+        self.task = asyncio.get_running_loop().create_task(call)
+        self.task.add_done_callback(ended)
 
     async def wait(self) -> None:
         """Return when the operation has ended. Does not raise its error."""
@@ -75,3 +87,9 @@ def failure_of(task: asyncio.Task[None], interrupted: str) -> Exception | None:
     error = OutcomeUnknown(interrupted)
     error.__cause__ = cause
     return error
+
+
+async def failures_of(calls: Mapping[str, Awaitable[object]]) -> dict[str, BaseException]:
+    """Make all the calls, beside each other, and return why those failed that did."""
+    outcomes = await asyncio.gather(*calls.values(), return_exceptions=True)
+    return {name: outcome for name, outcome in zip(calls, outcomes, strict=True) if isinstance(outcome, BaseException)}

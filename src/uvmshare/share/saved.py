@@ -28,10 +28,10 @@ from uvmshare.errors import (
     RestoreFailed,
     ShareExists,
 )
+from uvmshare.share.entry import BlockOwner
 from uvmshare.share.interfaces import ListedShare, ListsShares
 from uvmshare.share.ledger import check_owner
 from uvmshare.share.options import AddOptions
-from uvmshare.share.references import BlockOwner
 from uvmshare.share.share import Share
 from uvmshare.share.state import ShareState
 

@@ -11,16 +11,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
-from uvmshare.share.references import References
-from uvmshare.share.state import INITIAL_STATE, ShareState, next_state
+from uvmshare.share.entry import Entry
+from uvmshare.share.state import TRANSITIONS, ShareState, Trigger
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Hashable
 
-    from uvmshare.share.operation import Operation
     from uvmshare.share.options import AddOptions
-    from uvmshare.share.state import Trigger
 
 __all__ = ["Share", "ShareInfo"]
 
@@ -48,51 +45,26 @@ class ShareInfo:
     """The last failure of a call to the VM for it; None when there was none."""
 
 
-class Share(References):
-    """One entry of the Manager's tables. Only the Manager changes it."""
+class Share(Entry[ShareState, Trigger]):
+    """One entry of the Manager's tables. Only the Manager changes it.
 
-    __slots__ = (
-        "last_error",
-        "name",
-        "operation",
-        "options",
-        "orphan",
-        "restoring",
-        "retry",
-        "retry_delay",
-        "since",
-        "state",
-    )
+    The call in flight for it is an add in PENDING, and a remove in any other state.
+    """
+
+    __slots__ = ("name", "options", "orphan", "restoring")
+
+    transitions = TRANSITIONS
 
     def __init__(self, name: str, options: AddOptions, now: float) -> None:
-        super().__init__()
+        super().__init__(now)
         self.name = name
         """Immutable."""
         self.options = options
         """Immutable."""
-        self.state = INITIAL_STATE
-        """Changed by `apply` alone."""
-        self.since = now
-        """Changed by `apply` alone. Seconds since the epoch."""
-        self.operation: Operation | None = None
-        """The call in flight; at most one. In PENDING it is an add, in any other state a remove."""
         self.orphan = False
         """The answer to a call was lost. An orphan is not found by its options any more."""
         self.restoring = False
         """The VM lost it, and it is being added again, for as long as somebody holds it. PENDING meanwhile."""
-        self.last_error: Exception | None = None
-        """The last failure of a call to the VM."""
-        self.retry: asyncio.TimerHandle | None = None
-        """The next attempt to take it out, when nobody wants it and it is still there, or to add it again."""
-        self.retry_delay = 0.0
-        """How long the attempt after the last one had to wait, in seconds; 0 before the first."""
-
-    def apply(self, trigger: Trigger, now: float) -> None:
-        """Make the transition. Raises `InvalidTransition` and changes nothing when there is none."""
-        state = next_state(self.state, trigger)
-        if state is not self.state:
-            self.state = state
-            self.since = now
 
     @property
     def to_be_taken_out(self) -> bool:

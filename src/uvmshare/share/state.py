@@ -1,22 +1,17 @@
 """The states of a share and every transition between them.
 
-What lives here: the two enums, the one table, and the one function that reads it. The diagram in the
-documentation is drawn from the table. What must not: anything that makes a transition happen (that is
-`uvmshare.share.manager`), or any other knowledge of a share.
+What lives here: the two enums and the one table, which the diagram in the documentation is drawn from. What must not:
+anything that makes a transition happen (that is `uvmshare.share.manager`), or any other knowledge of a share.
 """
 
 from __future__ import annotations
 
 import enum
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
-from uvmshare.errors import InvalidTransition
+from uvmshare.share.transitions import Transitions
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-__all__ = ["INITIAL_STATE", "TRANSITIONS", "ShareState", "Trigger", "next_state"]
+__all__ = ["TRANSITIONS", "ShareState", "Trigger"]
 
 
 class ShareState(enum.Enum):
@@ -49,35 +44,24 @@ class Trigger(enum.Enum):
     """Adding again what was lost failed, or its outcome is unknown: it is tried again, for those who hold it."""
 
 
-INITIAL_STATE = ShareState.PENDING
-
-TRANSITIONS: Mapping[tuple[ShareState, Trigger], ShareState] = MappingProxyType(
-    {
-        (ShareState.PENDING, Trigger.ADD_SUCCEEDED): ShareState.ADDED,
-        (ShareState.PENDING, Trigger.ADD_FAILED): ShareState.INVALID,
-        (ShareState.PENDING, Trigger.ADD_UNKNOWN): ShareState.INVALID,
-        (ShareState.PENDING, Trigger.DROPPED): ShareState.REMOVED,
-        (ShareState.ADDED, Trigger.REMOVE_SUCCEEDED): ShareState.REMOVED,
-        (ShareState.ADDED, Trigger.REMOVE_FAILED): ShareState.ADDED,
-        (ShareState.ADDED, Trigger.REMOVE_UNKNOWN): ShareState.ADDED,
-        (ShareState.ADDED, Trigger.LOST): ShareState.PENDING,
-        (ShareState.PENDING, Trigger.RESTORE_FAILED): ShareState.PENDING,
-        # An add whose outcome is unknown is undone with a remove, until one succeeds.
-        (ShareState.INVALID, Trigger.REMOVE_SUCCEEDED): ShareState.REMOVED,
-        (ShareState.INVALID, Trigger.REMOVE_FAILED): ShareState.INVALID,
-        (ShareState.INVALID, Trigger.REMOVE_UNKNOWN): ShareState.INVALID,
-    }
+TRANSITIONS = Transitions(
+    thing="share",
+    initial=ShareState.PENDING,
+    table=MappingProxyType(
+        {
+            (ShareState.PENDING, Trigger.ADD_SUCCEEDED): ShareState.ADDED,
+            (ShareState.PENDING, Trigger.ADD_FAILED): ShareState.INVALID,
+            (ShareState.PENDING, Trigger.ADD_UNKNOWN): ShareState.INVALID,
+            (ShareState.PENDING, Trigger.DROPPED): ShareState.REMOVED,
+            (ShareState.ADDED, Trigger.REMOVE_SUCCEEDED): ShareState.REMOVED,
+            (ShareState.ADDED, Trigger.REMOVE_FAILED): ShareState.ADDED,
+            (ShareState.ADDED, Trigger.REMOVE_UNKNOWN): ShareState.ADDED,
+            (ShareState.ADDED, Trigger.LOST): ShareState.PENDING,
+            (ShareState.PENDING, Trigger.RESTORE_FAILED): ShareState.PENDING,
+            # An add whose outcome is unknown is undone with a remove, until one succeeds.
+            (ShareState.INVALID, Trigger.REMOVE_SUCCEEDED): ShareState.REMOVED,
+            (ShareState.INVALID, Trigger.REMOVE_FAILED): ShareState.INVALID,
+            (ShareState.INVALID, Trigger.REMOVE_UNKNOWN): ShareState.INVALID,
+        }
+    ),
 )
-"""Every transition there is. What is not here cannot happen."""
-
-
-def next_state(state: ShareState, trigger: Trigger) -> ShareState:
-    """Return the state that `trigger` leads to from `state`.
-
-    Raises `InvalidTransition` when the table has no such transition.
-    """
-    try:
-        return TRANSITIONS[state, trigger]
-    except KeyError:
-        msg = f"a share that is {state.value} has no transition for {trigger.value!r}; please report this as a bug"
-        raise InvalidTransition(msg) from None
