@@ -206,6 +206,11 @@ class InProcess:
                     connection.sendall(replies + Rlerror(errno.ENOENT).encode(attach.tag))
                     data = attach.rest
 
+    def mounts(self, name: str) -> list[int]:
+        """The process in which its sessions are."""
+        assert name in self._exports
+        return [os.getpid()]
+
     def close(self) -> None:
         """Nothing is left to close: every test took its shares away."""
         assert not self._exports
@@ -237,6 +242,19 @@ class Host:
     def guest(self, *, n_uname: int = NONUNAME, msize: int = 1 << 20, read_only: bool = False) -> Client:
         """A client of a new share of `root`."""
         return self.connect(self.share(read_only=read_only), n_uname=n_uname, msize=msize)
+
+    def flags(self, path: Path) -> list[int]:
+        """The flags of each descriptor that a mount process of this host's shares has of a file."""
+        if sys.platform == "win32":
+            pytest.skip("the file server runs on Linux")
+        found = []
+        for pid in {pid for name in self._names for pid in self.device.mounts(name)}:
+            for descriptor in os.listdir(f"/proc/{pid}/fd"):
+                with suppress(FileNotFoundError):  # listed, and closed since
+                    if os.path.samestat(os.stat(f"/proc/{pid}/fd/{descriptor}"), path.stat()):
+                        about = Path(f"/proc/{pid}/fdinfo/{descriptor}").read_text()
+                        found.append(int(about.partition("flags:")[2].split()[0], 8))
+        return found
 
     def close(self) -> None:
         self._open.close()

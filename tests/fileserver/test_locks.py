@@ -199,6 +199,32 @@ def test_a_read_only_share_takes_shared_locks(host: Host, file: Path) -> None:
     assert lock(reader, shared, RD, 1) == BLOCKED
 
 
+def test_a_read_only_share_is_never_opened_for_writing(host: Host, file: Path, refused: Refused) -> None:
+    reader = host.guest(read_only=True)
+    fid = reader.open("f")
+    with refused(errno.EBADF):  # fcntl(2): what is open for reading alone cannot be locked for writing
+        reader.rpc(request(fid, WR, 1))
+    assert lock(reader, fid, RD, 1) == GRANTED
+    with refused(errno.EBADF):
+        reader.rpc(request(fid, WR, 1))
+    assert {flags & os.O_ACCMODE for flags in host.flags(file) if not flags & os.O_PATH} == {os.O_RDONLY}
+
+
+def test_a_read_only_share_is_told_what_is_in_the_way(host: Host, file: Path) -> None:
+    reader, writer = host.guest(read_only=True), host.guest()
+    fid = reader.open("f")
+    assert in_the_way(reader, fid, WR, 1).lock_type == UN
+    assert lock(writer, writer.open("f", O.RDWR), RD, 1) == GRANTED
+    assert in_the_way(reader, fid, WR, 1).lock_type == RD
+    assert in_the_way(reader, fid, RD, 1).lock_type == UN
+
+
+def test_flock_takes_an_exclusive_lock_on_what_is_open_for_reading(guest: Client, fid: int) -> None:
+    # flock(2): "A shared or exclusive lock can be placed on a file regardless of the mode in which the file was opened".
+    assert lock(guest, guest.open("f", O.RDONLY), WR, 1) == GRANTED
+    assert lock(guest, fid, WR, 2) == BLOCKED
+
+
 def test_two_names_of_a_file_are_one_file(guest: Client, fid: int) -> None:
     guest.link("f", "g")
     assert lock(guest, fid, WR, 1) == GRANTED

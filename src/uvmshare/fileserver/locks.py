@@ -36,6 +36,8 @@ _FLOCK: Final = struct.Struct("hhqqi4x")
 
 _UNLOCK: Final = fcntl.F_UNLCK
 
+_READ_ALONE: Final = "the file can only be opened for reading"
+
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
@@ -88,7 +90,7 @@ class LockTable:
         if holding is None:
             holding = _Holding(*_open(reopen, write=write))
         elif write and not holding.writable:
-            raise OSError(errno.EBADF, "the file could only be opened for reading")
+            raise OSError(errno.EBADF, _READ_ALONE)
         if not _apply(holding.fd, kind, span):
             return False
         holding.ranges = _with(holding.ranges, span)
@@ -103,8 +105,11 @@ class LockTable:
     def conflict(
         self, file: tuple[int, int], owner: Owner, kind: int, span: Range, reopen: Callable[[int], int]
     ) -> Conflict | None:
-        """Return the lock that stands in the way of one, or None. Raises `OSError`."""
-        holding = self.holdings.get((file, owner)) or _Holding(*_open(reopen, write=kind == fcntl.F_WRLCK))
+        """Return the lock that stands in the way of one, or None. Raises `OSError`.
+
+        Asking needs no description that could be locked so.
+        """
+        holding = self.holdings.get((file, owner)) or _Holding(reopen(os.O_RDONLY), writable=False)
         asked = _FLOCK.pack(kind, os.SEEK_SET, span[0], _length(span), 0)
         found, _, start, length, pid = _FLOCK.unpack(fcntl.fcntl(holding.fd, fcntl.F_OFD_GETLK, asked))
         return None if found == _UNLOCK else Conflict(found, start, length, max(pid, 0))
@@ -120,12 +125,18 @@ class LockTable:
 
 
 def _open(reopen: Callable[[int], int], *, write: bool) -> tuple[int, bool]:
-    """Open for both, so that an owner may take either kind later; for reading alone where that is all there is."""
+    """Open for both, so that an owner may take either kind later; for reading alone where that is all there is.
+
+    Also what the guest has open for reading alone: flock(2), which Linux's client turns into these locks, may lock it
+    for writing all the same. Raises `OSError`: EBADF when it can only be locked for reading, see fcntl(2).
+    """
     try:
         return reopen(os.O_RDWR), True
     except OSError as error:
-        if write or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY):
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY):
             raise
+        if write:
+            raise OSError(errno.EBADF, _READ_ALONE) from error
         return reopen(os.O_RDONLY), False
 
 

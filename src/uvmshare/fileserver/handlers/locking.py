@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -60,8 +61,14 @@ def _span(start: int, length: int) -> Range:
 
 
 def _reopen(session: Session, fid: Fid) -> Callable[[int], int]:
-    node, tree = fid.node, session.tree
-    return lambda flags: tree.reopen(node, flags)
+    node, tree, read_only = fid.node, session.tree, session.export.read_only
+
+    def reopen(flags: int) -> int:
+        if read_only and flags != os.O_RDONLY:
+            raise OSError(errno.EROFS, "the share is read-only")
+        return tree.reopen(node, flags)
+
+    return reopen
 
 
 def lock(session: Session, tag: int, message: m.Tlock) -> bytes | None:
