@@ -101,6 +101,34 @@ def test_create_on_an_open_fid_is_an_error(host: Host, guest: Client, refused: R
     assert guest.listdir() == []
 
 
+@pytest.mark.parametrize("how", ["Twalk", "Twalk to itself", "Txattrwalk"])
+def test_what_was_cloned_of_a_created_file_does_not_keep_it_open(host: Host, guest: Client, how: str) -> None:
+    # Who has a file open for writing keeps the host from running it (ETXTBSY), and counts as an open file.
+    fid, clone = guest.create("f", O.RDWR, 0o755), 7000
+    guest.write(fid, 0, b"#!/bin/sh")
+    if how == "Twalk to itself":
+        guest.ask(m.Twalk(fid, fid, ()), m.Rwalk)
+    else:
+        guest.rpc(m.Twalk(fid, clone, ()) if how == "Twalk" else m.Txattrwalk(fid, clone, b""))
+        guest.clunk(fid)
+        fid = clone
+    assert not [flags for flags in host.flags(host.root / "f") if not flags & os.O_PATH]
+    if how != "Txattrwalk":
+        assert guest.getattr(fid).size == 9
+        guest.ask(m.Tlopen(fid, O.RDWR), m.Rlopen)
+        guest.write(fid, 9, b" -e")
+        assert guest.read_file("f") == b"#!/bin/sh -e"
+
+
+def test_a_created_file_is_written_through_its_own_fid_while_there_are_clones(host: Host, guest: Client) -> None:
+    fid = guest.create("f", O.RDWR, 0)
+    guest.ask(m.Twalk(fid, 7000, ()), m.Rwalk)
+    guest.write(fid, 0, b"content")
+    guest.unlink("f")
+    assert guest.read(fid, 0, 10) == b"content"
+    assert guest.getattr(7000).nlink == 0
+
+
 def test_truncation_on_open(host: Host, guest: Client) -> None:
     (host.root / "f").write_bytes(b"long content")
     guest.write(guest.open("f", O.WRONLY | O.TRUNC), 0, b"new")

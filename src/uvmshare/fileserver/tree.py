@@ -188,6 +188,10 @@ class Tree:
         """
         return os.open(b"%d" % node.fd, flags | _REOPEN, dir_fd=self._proc)
 
+    def apart(self, node: Node) -> Node:
+        """Return another node of the very file, in the same place. Raises `OSError`."""
+        return Node(self.reopen(node, os.O_PATH), node.parent, node.name)
+
     def name_of(self, node: Node) -> bytes:
         """Return the name that the kernel has for a node now. Raises `OSError`."""
         return os.path.basename(os.readlink(os.fsencode(str(node.fd)), dir_fd=self._proc))

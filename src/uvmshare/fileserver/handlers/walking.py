@@ -70,6 +70,8 @@ def walk(session: Session, tag: int, number: int, at: int, stop: int) -> bytes:
                     raise
                 break
             walked += 1
+    elif fid.file is not None:
+        node = fid.node_for_clone(session.tree)
     if walked == len(names):
         if newfid == number:
             session.drop_fid(number)

@@ -40,8 +40,8 @@ def xattrwalk(session: Session, tag: int, message: m.Txattrwalk) -> bytes:
     else:
         names = (session.ownership.xattr_seen(os.fsencode(name)) for name in os.listxattr(path))
         value = b"".join(name + b"\0" for name in names if name is not None)
+    reading = Fid(fid.node_for_clone(session.tree), fid.uid)
     session.require_xattr_room(len(value))
-    reading = Fid(fid.node, fid.uid)
     reading.xattr = XattrValue(value)
     session.fids[message.newfid] = reading
     return _RXATTRWALK(tag, len(value))
