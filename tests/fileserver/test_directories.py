@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import stat
 import sys
@@ -444,6 +445,42 @@ def test_a_fid_follows_its_file_through_renames(guest: Client) -> None:
         guest.ask(m.Trename(fid, guest.root, b"h"), m.Rrename)
         assert guest.getattr(fid).qid == guest.stat("h").qid
     assert sorted(guest.listdir()) == [b"d", b"h"]
+
+
+@pytest.mark.parametrize("moved", ["b", "b/c"])
+def test_directories_that_change_places_do_not_hold_each_other(host: Host, guest: Client, moved: str) -> None:
+    """The host takes out a directory that a fid was walked to, and the guest puts those above it in there."""
+    (host.root / "a" / "b" / "c").mkdir(parents=True)
+    a = guest.walk("a")
+    b = guest.walk("b", start=a)
+    c = guest.walk("c", start=b)
+    inner = {"b": b, "b/c": c}[moved]
+    (host.root / "a" / moved).rename(host.root / "out")
+    gc.disable()  # what is held in a circle goes when this is run, and nobody knows when that is
+    try:
+        guest.ask(m.Trename(a, inner, b"a"), m.Rrename)
+        assert (host.root / "out" / "a").is_dir()
+        for fid in (a, b, c):
+            qids = guest.ask(m.Twalk(fid, 7000, (b"..",) * 16), m.Rwalk).qids
+            assert qids[-1] == guest.getattr(guest.root).qid
+            guest.clunk(7000)
+        for fid in (a, b, c):
+            guest.clunk(fid)
+        assert host.flags(host.root / "out") == host.flags(host.root / "out" / "a") == []
+    finally:
+        gc.enable()
+
+
+def test_a_directory_that_was_renamed_is_removed_by_its_fid(host: Host, guest: Client) -> None:
+    (host.root / "a" / "b").mkdir(parents=True)
+    (host.root / "d").mkdir()
+    a = guest.walk("a")
+    b = guest.walk("b", start=a)
+    with guest.walked("d") as directory:
+        guest.ask(m.Trename(a, directory, b"x"), m.Rrename)
+    guest.ask(m.Tremove(b), m.Rremove)
+    guest.ask(m.Tremove(a), m.Rremove)
+    assert list((host.root / "d").iterdir()) == []
 
 
 # Removing
