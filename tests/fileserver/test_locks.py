@@ -220,7 +220,7 @@ def test_a_read_only_share_is_told_what_is_in_the_way(host: Host, file: Path) ->
 
 
 def test_flock_takes_an_exclusive_lock_on_what_is_open_for_reading(guest: Client, fid: int) -> None:
-    # flock(2): "A shared or exclusive lock can be placed on a file regardless of the mode in which the file was opened".
+    # flock(2) asks for no access; Linux's client turns it into these locks.
     assert lock(guest, guest.open("f", O.RDONLY), WR, 1) == GRANTED
     assert lock(guest, fid, WR, 2) == BLOCKED
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 from typing import TYPE_CHECKING
 
 import pytest
 
+from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import OpenFlag
 
 if TYPE_CHECKING:
-    from tests.fileserver.conftest import Host
+    from tests.fileserver.conftest import Host, Refused
 
 ROOT, USER = 0, 1000
 
@@ -24,7 +26,7 @@ ROOT, USER = 0, 1000
         (ROOT, 0o6755, 0o6755),
     ],
 )
-@pytest.mark.parametrize("when", ["before it is opened", "while it is open"])
+@pytest.mark.parametrize("when", ["before it is opened", "while it is open", "by another mount", "by the host"])
 def test_a_write_takes_them_off(host: Host, uid: int, mode: int, left: int, when: str) -> None:
     name = host.share()
     guest = host.connect(name, n_uname=ROOT)
@@ -35,8 +37,14 @@ def test_a_write_takes_them_off(host: Host, uid: int, mode: int, left: int, when
     guest.root = as_user
     fid = guest.open("f", OpenFlag.WRONLY)
     guest.root = root
+    guest.write(fid, 0, b"during")
     if when == "while it is open":
         guest.setattr(guest.walk("f"), mode=mode)
+    elif when == "by another mount":
+        other = host.connect(name, n_uname=ROOT)
+        other.setattr(other.walk("f"), mode=mode)
+    elif when == "by the host":
+        (host.root / "f").chmod(mode)
     guest.write(fid, 0, b"after!")
     assert stat.S_IMODE(guest.stat("f").mode) == left
     assert guest.read_file("f") == b"after!"
@@ -50,3 +58,36 @@ def test_a_file_that_is_created_with_them_loses_them_too(host: Host) -> None:
     assert stat.S_IMODE(guest.stat("f").mode) == 0o4755
     guest.write(fid, 0, b"x")
     assert stat.S_IMODE(guest.stat("f").mode) == 0o755
+
+
+@pytest.mark.parametrize("size", [1, 400_000])
+def test_a_write_of_any_size_takes_off_what_the_host_has_set(host: Host, size: int) -> None:
+    guest = host.guest(n_uname=USER)
+    (host.root / "f").write_bytes(b"before")
+    (host.root / "f").chmod(0o666)
+    fid = guest.open("f", OpenFlag.WRONLY)
+    (host.root / "f").chmod(0o6777)
+    assert guest.ask(m.Twrite(fid, 0, bytes(size)), m.Rwrite).count == size
+    assert stat.S_IMODE((host.root / "f").stat().st_mode) == 0o777
+    assert stat.S_IMODE(guest.stat("f").mode) == 0o777
+
+
+@pytest.mark.parametrize(("uid", "left"), [(USER, 0o755), (ROOT, 0o6755)])
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_change_of_size_takes_them_off_too(host: Host, uid: int, left: int, is_open: bool) -> None:
+    guest = host.guest(n_uname=uid)
+    (host.root / "f").write_bytes(b"before")
+    (host.root / "f").chmod(0o6755)
+    fid = guest.open("f", OpenFlag.WRONLY) if is_open else guest.walk("f")
+    guest.setattr(fid, size=3)
+    assert stat.S_IMODE(guest.stat("f").mode) == left
+    assert guest.read_file("f") == b"bef"
+
+
+def test_a_directory_keeps_its_setgid_bit_when_its_size_is_not_changed(host: Host, refused: Refused) -> None:
+    guest = host.guest(n_uname=USER)
+    (host.root / "d").mkdir()
+    (host.root / "d").chmod(0o2777)
+    with refused(errno.EISDIR):
+        guest.setattr(guest.walk("d"), size=0)
+    assert stat.S_IMODE(guest.stat("d").mode) == 0o2777

@@ -23,13 +23,11 @@ class OpenFile:
     """An open descriptor. It is closed when the last who uses it lets go: its fid, or a job that runs aside.
 
     `key` is the file's (device, inode). `nowait` is False once the file system has said that it cannot
-    tell what it would wait for (preadv2(2)); `set_id` when the file has a setuid or setgid bit that a
-    write by a user takes off; `splices` when splice(2) may write to it; `sync` when each write waits for
-    the disk; `listing` is there when it is
-    a directory.
+    tell what it would wait for (preadv2(2)); `splices` when splice(2) may write to it; `sync` when each write
+    waits for the disk; `listing` is there when it is a directory.
     """
 
-    __slots__ = ("fd", "key", "listing", "nowait", "set_id", "splices", "sync", "writable")
+    __slots__ = ("fd", "key", "listing", "nowait", "splices", "sync", "writable")
 
     def __init__(
         self, fd: int, key: tuple[int, int], *, writable: bool = False, sync: bool = False, splices: bool = False
@@ -41,7 +39,6 @@ class OpenFile:
         self.splices = splices
         self.listing: Listing | None = None
         self.nowait = True
-        self.set_id = False
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         close(self.fd)

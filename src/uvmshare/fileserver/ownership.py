@@ -146,6 +146,10 @@ class Ownership:
         del node
         return found.st_mode, found.st_uid, found.st_gid, found.st_rdev
 
+    def mode_of(self, target: int | str) -> int:
+        """Return the mode that the guest sees of a regular file, open or as a path. Raises `OSError`."""
+        return os.stat(target).st_mode
+
     def entry_type(self, d_type: int) -> int:
         """Return the type of a directory entry as the guest may be told; 0 when only a stat could tell."""
         return d_type
@@ -313,14 +317,13 @@ class Mapped(Ownership):
             return mode, found.st_uid, found.st_gid, found.st_rdev  # these cannot have user attributes
         return self._read(self._tree.path_of(node), found)
 
+    def mode_of(self, target: int | str) -> int:
+        mode = super().mode_of(target)
+        return _stored(target, _MODE, _U32, mode) if _MODE in _names(target) else mode
+
     def _read(self, path: str, found: os.stat_result) -> Attributes:
         mode, uid, gid, rdev = found.st_mode, found.st_uid, found.st_gid, 0
-        try:
-            names = os.listxattr(path)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EACCES, errno.EPERM):
-                raise
-            return mode, uid, gid, rdev
+        names = _names(path)
         if _UID in names:
             uid = _stored(path, _UID, _U32, uid)
         if _GID in names:
@@ -465,10 +468,20 @@ _MAX_TARGET: Final = 4096
 """``PATH_MAX``; Rreadlink has room for 8 KiB in Linux's client."""
 
 
-def _stored(path: str, name: str, number: struct.Struct, otherwise: int) -> int:
+def _names(target: int | str) -> list[str]:
+    """Return the names of a file's attributes; none where it cannot have any, or shows none."""
+    try:
+        return os.listxattr(target)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EACCES, errno.EPERM):
+            raise
+        return []
+
+
+def _stored(target: int | str, name: str, number: struct.Struct, otherwise: int) -> int:
     """Read one stored number; what is not of its size is as if it were absent."""
     try:
-        value = os.getxattr(path, name)
+        value = os.getxattr(target, name)
     except OSError as error:
         if error.errno == errno.ENODATA:
             return otherwise

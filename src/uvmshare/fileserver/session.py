@@ -487,13 +487,6 @@ class Session:
         fid.file = file
         self._open_files += 1
 
-    def note_set_id(self, node: Node) -> None:
-        """Remember for every open file of a node that it has got a setuid or setgid bit."""
-        found = os.fstat(node.fd)
-        for fid in self.fids.values():
-            if fid.file is not None and fid.file.key == (found.st_dev, found.st_ino):
-                fid.file.set_id = True
-
     def drop_fid(self, number: int) -> Fid:
         """Forget a fid and return it: EBADF when there is none. Raises `OSError`.
 

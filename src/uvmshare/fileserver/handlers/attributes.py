@@ -13,7 +13,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.fileserver import syscalls
-from uvmshare.fileserver.handlers.files import SET_ID
+from uvmshare.fileserver.handlers.files import take_set_id_off
 from uvmshare.ninep import messages as m
 from uvmshare.ninep import requests
 from uvmshare.ninep.constants import NONUNAME, V9FS_MAGIC, GetattrMask, SetattrValid
@@ -112,12 +112,12 @@ def setattr_(session: Session, tag: int, message: m.Tsetattr) -> bytes:
     gid = _number(message.gid) if valid & _GID else -1
     if valid & _SIZE:
         _truncate(session, fid, message.size)
+        if fid.uid:
+            take_set_id_off(session, fid.node, session.tree.path_of(fid.node))
     if valid & (_UID | _GID):
         session.ownership.chown(fid.node, uid, gid)
     if valid & _MODE:
         session.ownership.chmod(fid.node, message.mode)
-        if message.mode & SET_ID:
-            session.note_set_id(fid.node)
     if valid & (_ATIME | _MTIME):
         syscalls.set_times(session.tree.path_of(fid.node), atime, mtime)
     if valid & _CTIME and not valid & _OTHERS:

@@ -34,7 +34,6 @@ _RFSYNC: Final = m.packer(m.Rfsync)
 _ACCESS: Final = int(OpenFlag.NOACCESS)
 _EXCL: Final = int(OpenFlag.EXCL)
 _SYNC: Final = int(OpenFlag.SYNC | OpenFlag.DSYNC)
-SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 _TRUNC: Final = int(OpenFlag.TRUNC)
 _ACCESS_OR_TRUNC: Final = _ACCESS | _TRUNC
 _S_IFMT: Final = 0o170000
@@ -104,10 +103,7 @@ def _open(session: Session, node: Node, flags: int) -> tuple[OpenFile, Known]:
     except OSError:
         walls.require_inside(node)  # no error of what lies outside is told
         raise
-    file = OpenFile(descriptor, (found.st_dev, found.st_ino), **_kind_of(flags))
-    if mode & SET_ID:
-        file.set_id = True
-    return file, known
+    return OpenFile(descriptor, (found.st_dev, found.st_ino), **_kind_of(flags)), known
 
 
 def _open_directory(session: Session, node: Node, found: os.stat_result) -> OpenFile:
@@ -168,8 +164,6 @@ def lcreate(session: Session, tag: int, number: int, at: int, stop: int) -> byte
     else:
         node = Node(io, directory, name)
         file = CreatedFile(node, (found.st_dev, found.st_ino), **_kind_of(flags))
-        if permissions & SET_ID:
-            file.set_id = True
         qid = session.tree.qid_numbers(found, found.st_mode)
     fid.node = node
     session.opened(fid, file)
@@ -216,8 +210,8 @@ def write(session: Session, tag: int, number: int, at: int, stop: int) -> bytes 
     file = fid.file
     if file is None:
         return _RWRITE(tag, _write_xattr(fid, data, offset))
-    if file.set_id and fid.uid:
-        _take_set_id_off(session, fid, file)
+    if fid.uid and file.writable:
+        take_set_id_off(session, fid.node, file.fd)
     if file.sync:
         copied, descriptor = bytes(data), file  # the buffer it stands in is used again
         if session.run_aside(tag, 0, lambda: _written(tag, len(copied), os.pwrite(descriptor.fd, copied, offset))):
@@ -233,16 +227,17 @@ def _write_xattr(fid: Fid, data: memoryview, offset: int) -> int:
     return xattrs.write(fid.xattr, data, offset)
 
 
-def _take_set_id_off(session: Session, fid: Fid, file: OpenFile) -> None:
+def take_set_id_off(session: Session, node: Node, target: int | str) -> None:
     """Take the setuid bit off, and the setgid bit of what the group may execute, as write(2) by a user does.
 
-    The server writes as its own user, so that the host does not do it.
+    The server writes as its own user, so that the host does not do it. `target` is the node's regular file, open or
+    as a path. It is looked at each time: another mount, or the host, may have set the bits since the last one. Where
+    that falls between the look and the write, the write is the earlier one. Raises `OSError`.
     """
-    mode = session.ownership.seen(fid.node, os.fstat(fid.node.fd))[0]
+    mode = session.ownership.mode_of(target)
     off = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
     if mode & off:
-        session.ownership.chmod(fid.node, mode & ~off)
-    file.set_id = False
+        session.ownership.chmod(node, mode & ~off)
 
 
 def _written(tag: int, asked: int, count: int) -> bytes:

@@ -44,6 +44,8 @@ def write(session: Session, start: int, end: int) -> bool:
         return False
     data = session.view[start + FIELDS : end]
     try:
+        if session.fids[fid].uid:
+            files.take_set_id_off(session, session.fids[fid].node, file.fd)
         if os.pwrite(file.fd, data, offset) < len(data):
             return False
     except (OSError, OverflowError):
@@ -65,9 +67,8 @@ def write(session: Session, start: int, end: int) -> bool:
 
 
 def _file(session: Session, number: int) -> OpenFile | None:
-    """Return the open file of a fid if a write to it needs nothing but the write."""
+    """Return the open file of a fid if splice(2) may write to it."""
     fid = session.fids.get(number)
     if fid is None or fid.file is None or session.serves(_TWRITE) is not files.write:
         return None
-    file = fid.file
-    return file if file.splices and not (file.set_id and fid.uid) else None
+    return fid.file if fid.file.splices else None
