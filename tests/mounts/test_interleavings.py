@@ -6,13 +6,13 @@ properties that hold after every step, and the search through all orders.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.orders import Caller, cancel_everything, may_start, searches, try_every_order
 
 from uvmshare.errors import ComputeSystemError, GuestAgentError
 from uvmshare.mounts import MountManager, MountOptions, MountState
@@ -23,6 +23,7 @@ from uvmshare.testing.fakes import FakeAgent, FakeVM, Reply
 from uvmshare.testing.schedule import VirtualLoop
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Coroutine
 
     from uvmshare.mounts.mount import Mount
@@ -32,14 +33,6 @@ PATH = "/run/uvmshare/x"
 SHARE = AddOptions(os.path.dirname(__file__), read_only=True)
 NAMED = MountOptions("0", PATH)
 FAULTS = (Reply.FAIL, Reply.LOSE_BEFORE, Reply.LOSE_AFTER)
-
-
-@dataclass(frozen=True)
-class Caller:
-    """What one caller does, one call after the other."""
-
-    owner: str
-    does: tuple[str, ...] = ("map", "unmap")
 
 
 @dataclass(frozen=True)
@@ -56,9 +49,6 @@ class Bounds:
 
     def make(self) -> World:
         return World(self)
-
-    def __str__(self) -> str:
-        return self.title
 
 
 class World:
@@ -102,7 +92,7 @@ class World:
             if task is not None and not task.done():
                 if self.cancels:
                     events.append((f"cancel {number}", partial(self._cancel, task)))
-            elif self._may_start(number):
+            elif may_start(self.callers, self.progress, number):
                 does = caller.does[self.progress[number]]
                 events.append((f"{number} {does}", partial(self._go_on, number)))
         for fake in (self.agent, self.vm):
@@ -118,18 +108,11 @@ class World:
             events.append(("the loop ends", self._end_loop))
         return events
 
-    def _may_start(self, number: int) -> bool:
-        caller = self.callers[number]
-        if self.progress[number] == len(caller.does):
-            return False
-        # Of callers that are alike, the first starts first: other orders differ in nothing but their numbers.
-        alike = number > 0 and self.callers[number - 1] == caller and self.progress[number] == 0
-        return not alike or self.progress[number - 1] > 0
-
     def _go_on(self, number: int) -> None:
         caller = self.callers[number]
         does = caller.does[self.progress[number]]
         self.progress[number] += 1
+        assert caller.owner is not None
         call: Coroutine[object, object, None]
         if does == "map":
             call = self._map(caller.owner)
@@ -156,12 +139,10 @@ class World:
         self.agent.reconnect(restarted=True)
 
     def _end_loop(self) -> None:
-        """Cancel everything at once, as `asyncio.run` does in the end."""
         self.loop_ends = False
         self.restarts = 0
         self.progress = [len(caller.does) for caller in self.callers]
-        for task in sorted(asyncio.all_tasks(self.loop), key=lambda task: int(task.get_name().removeprefix("Task-"))):
-            task.cancel()
+        cancel_everything(self.loop)
 
     async def _map(self, owner: str) -> None:
         try:
@@ -243,7 +224,7 @@ class World:
 
 # ---------------------------------------------------------------------- every order
 
-A, B, C = (Caller(owner) for owner in "abc")
+A, B, C = (Caller(owner, ("map", "unmap")) for owner in "abc")
 
 SHORT = (
     Bounds("share and mount: one owner, two faults", (A,), faults=2),
@@ -265,13 +246,9 @@ LONG = (
 )
 
 
-@pytest.mark.parametrize(
-    "bounds", [*SHORT, *(pytest.param(bounds, marks=pytest.mark.long) for bounds in LONG)], ids=str
-)
+@searches(SHORT, LONG)
 def test_every_order(bounds: Bounds, record_property: Callable[[str, object], None]) -> None:
-    found = explore(bounds.make)
-    record_property("orders", found.orders)
-    record_property("explored", f"{bounds}: {found}")
+    found = try_every_order(bounds, record_property)
     assert min(found.orders, found.states) > 100
 
 

@@ -16,6 +16,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.orders import searches, try_every_order
 
 from uvmshare.errors import JournalError
 from uvmshare.share import recovery
@@ -33,8 +34,9 @@ from uvmshare.testing.schedule import VirtualLoop
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
+    from tests.orders import Caller
     from tests.reliability_results import write_down
-    from tests.share.test_interleavings import ANYBODY, ONLY_ADDS, A, B, Call, Caller, Scenario
+    from tests.share.test_interleavings import ANYBODY, ONLY_ADDS, A, B, Call, Scenario
 
     from uvmshare.share.journal import JournalledShare
     from uvmshare.share.recovery import RecoveryReport
@@ -198,9 +200,6 @@ class Bounds:
     def make(self) -> CrashScenario:
         return CrashScenario(self)
 
-    def __str__(self) -> str:
-        return self.title
-
 
 SHORT = (
     Bounds("one owner, two crashes", (A,), crashes=2),
@@ -226,14 +225,10 @@ LONG = (
 )
 
 
-@pytest.mark.parametrize(
-    "bounds", [*SHORT, *(pytest.param(bounds, marks=pytest.mark.long) for bounds in LONG)], ids=str
-)
+@searches(SHORT, LONG)
 def test_every_order_with_crashes(bounds: Bounds, record_property: Callable[[str, object], None]) -> None:
-    found = explore(bounds.make)
+    found = try_every_order(bounds, record_property)
     _counted[bounds.title] = found
-    record_property("orders", found.orders)
-    record_property("explored", f"{bounds}: {found}")
     assert found.orders >= found.states > 50
 
 

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tests.orders import Caller, cancel_everything, may_start, searches, try_every_order
 
 from uvmshare.errors import ComputeSystemError, JournalError
 from uvmshare.share.manager import Manager
@@ -175,14 +176,6 @@ class World:
 # ---------------------------------------------------------------------- every order
 
 
-@dataclass(frozen=True)
-class Caller:
-    """What one caller of a scenario does, one call after the other."""
-
-    owner: str | None
-    does: tuple[str, ...] = ("add", "remove")
-
-
 class Scenario(World):
     """Callers around one share, and how much goes wrong."""
 
@@ -224,12 +217,7 @@ class Scenario(World):
         return events
 
     def _may_start(self, number: int) -> bool:
-        caller = self.callers[number]
-        if self.progress[number] == len(caller.does):
-            return False
-        # Of callers that are alike, the first starts first: other orders differ in nothing but their numbers.
-        alike = number > 0 and self.callers[number - 1] == caller and self.progress[number] == 0
-        return not alike or self.progress[number - 1] > 0
+        return may_start(self.callers, self.progress, number)
 
     def _go_on(self, number: int) -> None:
         caller = self.callers[number]
@@ -256,16 +244,13 @@ class Scenario(World):
         self.vm.in_flight[name].answer(reply)
 
     def _end_loop(self, *, newest_first: bool) -> None:
-        """Cancel everything at once, as `asyncio.run` does in the end, in no order that one may rely on."""
         self.loop_ends = False
         self.progress = [len(caller.does) for caller in self.callers]
-        tasks = sorted(asyncio.all_tasks(self.loop), key=lambda task: int(task.get_name().removeprefix("Task-")))
-        for task in reversed(tasks) if newest_first else tasks:
-            task.cancel()
+        cancel_everything(self.loop, newest_first=newest_first)
 
 
-A, B, C, D = (Caller(owner) for owner in "abcd")
-ANYBODY = Caller(None)
+A, B, C, D = (Caller(owner, ("add", "remove")) for owner in "abcd")
+ANYBODY = Caller(None, ("add", "remove"))
 ONLY_ADDS = Caller("a", ("add",))
 ONLY_REMOVES = Caller("a", ("remove",))
 
@@ -282,9 +267,6 @@ class Bounds:
 
     def make(self) -> Scenario:
         return Scenario(self.callers, self.cancels, self.faults, loop_ends=self.loop_ends)
-
-    def __str__(self) -> str:
-        return self.title
 
 
 SHORT = (
@@ -308,13 +290,9 @@ LONG = (
 """Each takes a minute or more. Two cancellations and two faults at once did not end within half an hour."""
 
 
-@pytest.mark.parametrize(
-    "bounds", [*SHORT, *(pytest.param(bounds, marks=pytest.mark.long) for bounds in LONG)], ids=str
-)
+@searches(SHORT, LONG)
 def test_every_order(bounds: Bounds, record_property: Callable[[str, object], None]) -> None:
-    found = explore(bounds.make)
-    record_property("orders", found.orders)
-    record_property("explored", f"{bounds}: {found}")
+    found = try_every_order(bounds, record_property)
     assert found.orders >= found.states > 100
 
 
