@@ -5,6 +5,7 @@ What waits for ever fails there at once.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 
 import pytest
@@ -19,3 +20,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     names = inspect.signature(pyfuncitem.obj).parameters
     run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
     return True
+
+
+async def settle() -> None:
+    """Let everything happen that needs no time."""
+    await asyncio.sleep(1e-6)

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.virtual_time import settle
 
 from uvmshare import blocking
 from uvmshare.errors import (
@@ -38,11 +39,6 @@ def _one(tmp_path: Path) -> AddOptions:
 def _other(tmp_path: Path) -> AddOptions:
     (tmp_path / "other").mkdir()
     return AddOptions(tmp_path / "other", restrict=True, allowed_names=("a", "b"))
-
-
-async def settle() -> None:
-    """Let everything happen that needs no time."""
-    await asyncio.sleep(1e-6)
 
 
 async def test_a_snapshot_finds_its_shares_under_their_old_names_and_their_holders_have_them(

@@ -40,10 +40,15 @@ ALSO = ("colorama",)
 TESTS = (
     "tests/hcs",
     "tests/windows",
-    # The Manager's: in every order of events, and long random ones.
+    # The Manager's: one story at a time, in every order of events, and long random ones.
+    "tests/share/test_blocks.py",
+    "tests/share/test_cancellation.py",
+    "tests/share/test_closing.py",
     "tests/share/test_interleavings.py",
     "tests/share/test_manager.py",
     "tests/share/test_state.py",
+    "tests/share/test_unknown_outcome.py",
+    "tests/share/test_vm_exit.py",
 )
 DEADLINE = 1500
 """Seconds for all of it; each test has its own deadline."""

@@ -1,0 +1,116 @@
+"""A VM that tells its exit: every share is released, and nobody gets one any more."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.share.harness import ONE, OTHER, WRITABLE, only, until
+from tests.virtual_time import settle
+
+from uvmshare.errors import (
+    ComputeSystemGone,
+    OutcomeUnknown,
+)
+from uvmshare.share.manager import RETRY_LONGEST, Manager
+from uvmshare.share.state import ShareState
+from uvmshare.testing.fakes import FakeVM, Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Mortal(FakeVM):
+    """A VM that tells its exit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tell: list[Callable[[ComputeSystemGone], None]] = []
+
+    def on_exit(self, callback: Callable[[ComputeSystemGone], None]) -> None:
+        self.tell.append(callback)
+
+    def exit(self) -> None:
+        self.gone = True
+        self.shares.clear()
+        for callback in self.tell:
+            callback(ComputeSystemGone("the VM has exited"))
+
+
+async def test_a_vm_that_exits_releases_every_share_without_a_call() -> None:
+    vm = Mortal()
+    manager = Manager(vm)
+    vm.replies.extend([Reply.SUCCEED, Reply.LOSE_AFTER, Reply.FAIL])
+    await manager.add_to_vm(ONE, owner="a")
+    with pytest.raises(OutcomeUnknown):
+        await manager.add_to_vm(OTHER)
+    manager.resolve_share_name(WRITABLE)
+    calls = len(vm.calls)
+    vm.exit()
+    assert not manager.shares()
+    await asyncio.sleep(RETRY_LONGEST)
+    await manager.remove_from_vm("0", owner="a")
+    with pytest.raises(ComputeSystemGone, match="no share can be added any more: the VM has exited"):
+        await manager.add_to_vm(ONE)
+    await manager.aclose()
+    assert len(vm.calls) == calls
+
+
+@pytest.mark.parametrize("reply", [Reply.SUCCEED, Reply.LOSE_AFTER, TimeoutError()])
+async def test_an_add_that_meets_the_exit_of_the_vm_fails_whatever_the_answer(reply: Reply | Exception) -> None:
+    vm = Mortal()
+    vm.hold = True
+    manager = Manager(vm)
+    adds = [asyncio.create_task(manager.add_to_vm(ONE)) for _ in range(2)]
+    await settle()
+    vm.in_flight["0"].answer(reply)
+    vm.exit()
+    for add in adds:
+        with pytest.raises(ComputeSystemGone):
+            await add
+    assert not manager.shares()
+    assert len(vm.calls) == 1
+
+
+async def test_an_add_that_the_vm_took_just_before_its_exit_fails_too() -> None:
+    vm = Mortal()
+    vm.hold = True
+    manager = Manager(vm)
+    add = asyncio.create_task(manager.add_to_vm(ONE))
+    await settle()
+    vm.in_flight["0"].answer(Reply.SUCCEED)
+    await until(lambda: bool(vm.shares))
+    vm.exit()
+    assert only(manager).busy == "adding"
+    with pytest.raises(ComputeSystemGone):
+        await add
+    assert not manager.shares()
+
+
+async def test_a_remove_that_meets_the_exit_of_the_vm_is_done_whatever_the_answer() -> None:
+    vm = Mortal()
+    manager = Manager(vm)
+    async with manager.share(OTHER):
+        name = await manager.add_to_vm(ONE)
+        vm.hold = True
+        removal = asyncio.create_task(manager.remove_from_vm(name))
+        await settle()
+        vm.in_flight[name].answer(TimeoutError())
+        vm.exit()
+        await removal
+    assert not manager.shares()
+
+
+async def test_a_caller_whose_share_goes_before_its_turn_is_told() -> None:
+    vm = Mortal()
+    vm.hold = True
+    manager = Manager(vm)
+    add = asyncio.create_task(manager.add_to_vm(ONE))
+    await settle()
+    vm.in_flight["0"].answer(Reply.SUCCEED)
+    await until(lambda: only(manager).state is ShareState.ADDED)
+    vm.exit()
+    with pytest.raises(ComputeSystemGone):
+        await add
+    assert not manager.shares()
