@@ -3,60 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from typing import TYPE_CHECKING
 
 import pytest
+from tests.mounts.harness import MAPPED, OPTIONS, PATH, Bench, only
+from tests.virtual_time import settle
 
 from uvmshare.errors import (
-    ComputeSystemError,
     ComputeSystemGone,
     GuestAgentError,
     ManagerClosed,
     MountBusy,
     MountConflict,
     MountsLeft,
-    OperationDenied,
     OutcomeUnknown,
 )
 from uvmshare.mounts import MountManager, MountOptions, MountState
 from uvmshare.mounts.interfaces import GuestMount
-from uvmshare.share.manager import Manager
-from uvmshare.share.options import AddOptions
-from uvmshare.testing.fakes import FakeAgent, FakeVM, Reply
-
-if TYPE_CHECKING:
-    from uvmshare.mounts import MountInfo
-
-HERE = os.path.dirname(__file__)
-ABOVE = os.path.dirname(HERE)
-PATH = "/run/uvmshare/x"
-OPTIONS = MountOptions("0", PATH)
-MAPPED = AddOptions(HERE)
-
-
-def only(mounts: MountManager) -> MountInfo:
-    (info,) = mounts.mounts()
-    return info
-
-
-async def settle() -> None:
-    """Let everything happen that can happen without the test; in virtual time a second costs nothing."""
-    await asyncio.sleep(0.01)
-
-
-class Bench:
-    """A guest and a VM with their managers."""
-
-    def __init__(self, *, no_writable_file_shares: bool = False) -> None:
-        self.agent = FakeAgent()
-        self.vm = FakeVM()
-        self.shares = Manager(self.vm, no_writable_file_shares=no_writable_file_shares)
-        self.mounts = MountManager(self.agent, shares=self.shares)
-
-    def empty(self) -> bool:
-        return not (self.agent.mounts or self.vm.shares or self.mounts.mounts() or self.shares.shares())
-
+from uvmshare.testing.fakes import FakeAgent, Reply
 
 # ---------------------------------------------------------------------- one mount however many callers
 
@@ -270,244 +233,6 @@ async def test_a_cancelled_unmount_counts_all_the_same() -> None:
     await settle()
     assert unmounting.cancelled()
     assert not mounts.mounts()
-
-
-# ---------------------------------------------------------------------- share and mount together
-
-
-async def test_map_and_unmap_do_both() -> None:
-    bench = Bench()
-    info = await bench.mounts.map_to_guest(MAPPED, PATH, owner="a", cache="mmap")
-    assert info.share_name == "0"
-    assert bench.vm.shares == {"0": MAPPED}
-    assert bench.agent.mounts[PATH].share_name == "0"
-    assert bench.agent.mounts[PATH].cache == "mmap"
-    await bench.mounts.map_to_guest(MAPPED, PATH, owner="b", cache="mmap")
-    await bench.mounts.unmap_from_guest(PATH, owner="a")
-    assert bench.vm.shares
-    await bench.mounts.unmap_from_guest(PATH, owner="b")
-    assert bench.empty()
-
-
-async def test_a_read_only_share_is_mounted_read_only() -> None:
-    bench = Bench()
-    await bench.mounts.map_to_guest(AddOptions(HERE, read_only=True), PATH)
-    assert bench.agent.mounts[PATH].read_only
-
-
-async def test_one_share_at_two_paths_goes_with_the_second() -> None:
-    bench = Bench()
-    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
-    await bench.mounts.map_to_guest(MAPPED, PATH + "2", owner="a")
-    assert len(bench.vm.shares) == 1
-    await bench.mounts.unmap_from_guest(PATH, owner="a")
-    assert bench.vm.shares
-    await bench.mounts.unmap_from_guest(PATH + "2", owner="a")
-    assert bench.empty()
-
-
-async def test_somebody_elses_reference_to_the_share_is_not_touched() -> None:
-    bench = Bench()
-    name = await bench.shares.add_to_vm(MAPPED)
-    await bench.mounts.map_to_guest(MAPPED, PATH)
-    await bench.mounts.unmap_from_guest(PATH)
-    assert bench.vm.shares == {name: MAPPED}
-
-
-async def test_when_the_add_fails_the_guest_is_not_asked() -> None:
-    bench = Bench()
-    bench.vm.replies.append(Reply.FAIL)
-    with pytest.raises(ComputeSystemError):
-        await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
-    assert not bench.agent.calls
-    assert bench.empty()
-
-
-async def test_when_the_mount_fails_the_share_is_taken_out_again() -> None:
-    bench = Bench()
-    bench.agent.replies.append(Reply.FAIL)
-    with pytest.raises(GuestAgentError):
-        await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
-    assert [call.kind for call in bench.vm.calls] == ["add", "remove"]
-    assert [call.kind for call in bench.agent.calls] == ["add"]
-    assert bench.empty()
-
-
-async def test_when_the_mount_fails_and_the_share_stays_it_is_retried() -> None:
-    bench = Bench()
-    bench.agent.replies.append(Reply.FAIL)
-    bench.vm.replies += [Reply.SUCCEED, Reply.FAIL]
-    with pytest.raises(GuestAgentError) as raised:
-        await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
-    assert raised.value.__notes__
-    assert bench.vm.shares
-    assert only(bench.mounts).state is MountState.INVALID
-    await asyncio.sleep(1)
-    assert bench.empty()
-
-
-async def test_when_the_unmount_fails_the_share_is_not_pulled_from_under_it() -> None:
-    bench = Bench()
-    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
-    bench.agent.replies.append(Reply.FAIL)
-    with pytest.raises(GuestAgentError):
-        await bench.mounts.unmap_from_guest(PATH, owner="a")
-    assert bench.vm.shares
-    assert PATH in bench.agent.mounts
-    assert only(bench.mounts).owners == ("a",)
-    await bench.mounts.unmap_from_guest(PATH, owner="a")
-    assert bench.empty()
-
-
-async def test_when_the_share_cannot_be_taken_out_calling_again_does_only_that() -> None:
-    bench = Bench()
-    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
-    bench.vm.replies.append(Reply.FAIL)
-    with pytest.raises(ComputeSystemError):
-        await bench.mounts.unmap_from_guest(PATH, owner="a")
-    assert only(bench.mounts).state is MountState.INVALID
-    await bench.mounts.unmap_from_guest(PATH, owner="a")
-    assert [call.kind for call in bench.agent.calls] == ["add", "remove"]
-    assert bench.empty()
-
-
-async def test_a_retry_that_finds_other_options_does_not_tear_down_the_live_mount() -> None:
-    bench = Bench()
-    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
-    with pytest.raises(MountConflict):
-        await bench.mounts.map_to_guest(MAPPED, PATH, owner="a", read_only=True)
-    with pytest.raises(MountConflict):
-        await bench.mounts.map_to_guest(AddOptions(ABOVE), PATH, owner="a")
-    assert bench.vm.shares == {"0": MAPPED}
-    assert PATH in bench.agent.mounts
-    assert len(bench.vm.calls) == 1, "a share of nobody was added for a moment"
-
-
-async def test_policy_is_the_managers() -> None:
-    bench = Bench(no_writable_file_shares=True)
-    with pytest.raises(OperationDenied):
-        await bench.mounts.map_to_guest(MAPPED, PATH)
-    assert bench.empty()
-
-
-async def test_a_block_holds_the_mapping_and_gives_it_back_once() -> None:
-    bench = Bench()
-    async with bench.mounts.mapped(MAPPED, PATH) as info:
-        assert info.state is MountState.MOUNTED
-        assert repr(only(bench.mounts).owners[0]) == "<async with block>"
-    assert bench.empty()
-
-    async def leave_with(error: BaseException | None) -> None:
-        async with bench.mounts.mapped(MAPPED, PATH):
-            bench.agent.replies.append(Reply.FAIL)
-            if error is not None:
-                raise error
-
-    with pytest.raises(KeyError) as raised:
-        await leave_with(KeyError())
-    assert "could not be unmounted yet" in raised.value.__notes__[0]
-    await asyncio.sleep(1)
-    assert bench.empty()
-    with pytest.raises(GuestAgentError):
-        await leave_with(None)
-    await asyncio.sleep(1)
-    assert bench.empty()
-
-
-async def test_a_block_whose_manager_was_closed_meanwhile_ends_quietly() -> None:
-    bench = Bench()
-    async with bench.mounts.mapped(MAPPED, PATH):
-        await bench.mounts.aclose()
-    assert bench.empty()
-
-
-# ---------------------------------------------------------------------- the guest loses mounts
-
-
-async def test_a_guest_that_was_started_again_gets_its_mounts_back() -> None:
-    bench = Bench()
-    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
-    await bench.mounts.mount(MountOptions("5", PATH + "5"), owner="a")
-    before = dict(bench.agent.mounts)
-    bench.agent.reconnect(restarted=True)
-    await settle()
-    assert bench.agent.mounts == before
-    assert {info.state for info in bench.mounts.mounts()} == {MountState.MOUNTED}
-    assert len(bench.vm.shares) == 1
-    await bench.mounts.unmap_from_guest(PATH, owner="a")
-    await bench.mounts.unmount(PATH + "5", owner="a")
-    assert bench.empty()
-
-
-async def test_a_connection_that_came_back_to_the_same_guest_changes_nothing() -> None:
-    bench = Bench()
-    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
-    bench.agent.reconnect(restarted=False)
-    await settle()
-    assert [call.kind for call in bench.agent.calls] == ["add", "list"]
-
-
-async def test_what_cannot_be_mounted_again_yet_is_retried_and_can_be_given_up() -> None:
-    bench = Bench()
-    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
-    bench.agent.replies += [Reply.SUCCEED, Reply.FAIL, Reply.LOSE_AFTER, Reply.FAIL]
-    bench.agent.reconnect(restarted=True)
-    await settle()
-    info = only(bench.mounts)
-    assert (info.state, info.owners, info.busy) == (MountState.RESERVED, ("a",), None)
-    await asyncio.sleep(120)
-    assert PATH in bench.agent.mounts
-    assert only(bench.mounts).state is MountState.MOUNTED
-    bench.agent.replies += [Reply.SUCCEED, Reply.FAIL]
-    bench.agent.reconnect(restarted=True)
-    await settle()
-    await bench.mounts.unmap_from_guest(PATH, owner="a")
-    assert bench.empty()
-
-
-async def test_whoever_asks_for_a_lost_mount_has_it_mounted_at_once() -> None:
-    bench = Bench()
-    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
-    bench.agent.replies += [Reply.SUCCEED, Reply.FAIL]
-    bench.agent.reconnect(restarted=True)
-    await settle()
-    await bench.mounts.map_to_guest(MAPPED, PATH, owner="b")
-    assert only(bench.mounts).owners == ("a", "b")
-    assert only(bench.mounts).state is MountState.MOUNTED
-
-
-async def test_a_mount_made_while_the_guest_was_asked_is_not_taken_for_lost() -> None:
-    bench = Bench()
-    bench.agent.hold = True
-    bench.agent.reconnect(restarted=True)
-    bench.agent.reconnect(restarted=True)  # twice is asked one after the other
-    await settle()
-    bench.agent.hold = False
-    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
-    bench.agent.in_flight["/list/1"].answer(Reply.SUCCEED)
-    await settle()
-    assert [call.kind for call in bench.agent.calls] == ["list", "add", "list"]
-    assert only(bench.mounts).state is MountState.MOUNTED
-
-
-async def test_what_others_mounted_through_the_agent_is_told_and_left_alone() -> None:
-    bench = Bench()
-    strange = GuestMount("9", PATH + "9", read_only=True, cache="none", msize=8192)
-    bench.agent.mounts[strange.mount_path] = strange
-    assert await bench.mounts.settle() == (strange,)
-    assert strange.mount_path in bench.agent.mounts
-
-
-async def test_an_agent_that_cannot_be_asked_is_asked_when_it_is_reached_again() -> None:
-    bench = Bench()
-    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
-    bench.agent.replies.append(Reply.FAIL)
-    bench.agent.reconnect(restarted=True)
-    await settle()
-    assert not bench.agent.mounts
-    bench.agent.reconnect(restarted=False)
-    await settle()
-    assert PATH in bench.agent.mounts
 
 
 # ---------------------------------------------------------------------- ends

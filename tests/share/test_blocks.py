@@ -9,9 +9,7 @@ import pytest
 from tests.share.harness import ONE, kinds, only
 from tests.virtual_time import settle
 
-from uvmshare.errors import (
-    ComputeSystemError,
-)
+from uvmshare.errors import ComputeSystemError
 from uvmshare.share.manager import RETRY_FIRST
 from uvmshare.testing.fakes import Reply
 

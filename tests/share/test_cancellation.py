@@ -11,10 +11,7 @@ import pytest
 from tests.share.harness import ONE, OTHER, WRITABLE, kinds, only, until
 from tests.virtual_time import settle
 
-from uvmshare.errors import (
-    ComputeSystemError,
-    OutcomeUnknown,
-)
+from uvmshare.errors import ComputeSystemError, OutcomeUnknown
 from uvmshare.share.manager import RETRY_FIRST, RETRY_LONGEST, Manager
 from uvmshare.share.state import ShareState
 from uvmshare.testing.fakes import FakeVM, Reply

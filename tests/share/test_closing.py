@@ -9,12 +9,7 @@ import pytest
 from tests.share.harness import ONE, OTHER, WRITABLE, only
 from tests.virtual_time import settle
 
-from uvmshare.errors import (
-    ComputeSystemError,
-    ManagerClosed,
-    OutcomeUnknown,
-    SharesLeft,
-)
+from uvmshare.errors import ComputeSystemError, ManagerClosed, OutcomeUnknown, SharesLeft
 from uvmshare.share.manager import RETRY_LONGEST, Manager
 from uvmshare.share.state import ShareState
 from uvmshare.testing.fakes import Reply

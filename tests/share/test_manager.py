@@ -10,13 +10,7 @@ import pytest
 from tests.share.harness import HERE, ONE, OTHER, WRITABLE, kinds, only
 from tests.virtual_time import settle
 
-from uvmshare.errors import (
-    ComputeSystemError,
-    ComputeSystemGone,
-    OperationDenied,
-    ShareExists,
-    ShareNotFound,
-)
+from uvmshare.errors import ComputeSystemError, ComputeSystemGone, OperationDenied, ShareExists, ShareNotFound
 from uvmshare.share.manager import RETRY_LONGEST, Manager, ShareInfo
 from uvmshare.share.options import AddOptions
 from uvmshare.share.state import ShareState

@@ -9,10 +9,7 @@ import pytest
 from tests.share.harness import ONE, kinds, only, until
 from tests.virtual_time import settle
 
-from uvmshare.errors import (
-    ComputeSystemError,
-    OutcomeUnknown,
-)
+from uvmshare.errors import ComputeSystemError, OutcomeUnknown
 from uvmshare.share.manager import RETRY_FIRST
 from uvmshare.share.state import ShareState
 from uvmshare.testing.fakes import Reply

@@ -9,10 +9,7 @@ import pytest
 from tests.share.harness import ONE, OTHER, WRITABLE, only, until
 from tests.virtual_time import settle
 
-from uvmshare.errors import (
-    ComputeSystemGone,
-    OutcomeUnknown,
-)
+from uvmshare.errors import ComputeSystemGone, OutcomeUnknown
 from uvmshare.share.manager import RETRY_LONGEST, Manager
 from uvmshare.share.state import ShareState
 from uvmshare.testing.fakes import FakeVM, Reply

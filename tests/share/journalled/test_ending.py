@@ -10,11 +10,7 @@ from tests.share.harness import HERE, ONE, OTHER
 from tests.share.journalled.harness import only
 from tests.virtual_time import settle
 
-from uvmshare.errors import (
-    JournalError,
-    ManagerClosed,
-    SharesLeft,
-)
+from uvmshare.errors import JournalError, ManagerClosed, SharesLeft
 from uvmshare.share.interfaces import ListedShare, Plan9Share
 from uvmshare.share.journal import JournalledShare, JournalState, Phase
 from uvmshare.share.manager import Manager

@@ -10,13 +10,7 @@ from tests.share.harness import HERE, ONE, OTHER
 from tests.share.journalled.harness import only
 from tests.virtual_time import settle
 
-from uvmshare.errors import (
-    ComputeSystemError,
-    ComputeSystemGone,
-    JournalError,
-    OperationDenied,
-    OutcomeUnknown,
-)
+from uvmshare.errors import ComputeSystemError, ComputeSystemGone, JournalError, OperationDenied, OutcomeUnknown
 from uvmshare.share.journal import JournalledShare, JournalState, Phase
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions

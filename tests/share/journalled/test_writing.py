@@ -10,13 +10,7 @@ from tests.share.harness import HERE, ONE, OTHER
 from tests.share.journalled.harness import only, records_in_flight
 from tests.virtual_time import settle
 
-from uvmshare.errors import (
-    ComputeSystemError,
-    InvalidOptions,
-    JournalError,
-    OutcomeNotWritten,
-    OutcomeUnknown,
-)
+from uvmshare.errors import ComputeSystemError, InvalidOptions, JournalError, OutcomeNotWritten, OutcomeUnknown
 from uvmshare.share import journal as written
 from uvmshare.share.journal import JournalledShare, Phase
 from uvmshare.share.manager import Manager

@@ -1,0 +1,406 @@
+"""The connection between the agent and its client: lost answers, bad words, tokens, and how each end is reached."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from uvmshare.errors import AgentUnreachable, GuestAgentError, OperationTimedOut, OutcomeUnknown
+from uvmshare.guest import wire
+from uvmshare.mounts import AgentClient, agent_client
+
+if TYPE_CHECKING:
+    from tests.agent.conftest import Bench
+
+
+# ---------------------------------------------------------------------- the host's connection
+
+
+def test_a_request_whose_answer_was_lost_is_sent_again(bench: Bench) -> None:
+    async def test() -> None:
+        await bench.start_agent()
+        dropped: list[bytes] = []
+
+        async def between(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            """Hand on what comes, but hang up instead of handing on the first answer to a modify request."""
+            agent = await bench.raw()
+
+            async def up() -> None:
+                while line := await reader.readline():
+                    agent.writer.write(line)
+                agent.writer.close()
+
+            upwards = asyncio.create_task(up())
+            while line := await agent.reader.readline():
+                if b'"result":{}' in line and not dropped:
+                    dropped.append(line)
+                    break
+                writer.write(line)
+            writer.close()
+            await upwards
+
+        path = str(bench.directory / "between")
+        server = await asyncio.start_unix_server(between, path)
+        async with AgentClient(f"unix:{path}") as client:
+            await client.add_mapped_directory(bench.mount("a"))
+            assert dropped
+            assert bench.server.asked == ["0"], "it was asked twice and did it once"
+        server.close()
+
+    bench.run(test)
+
+
+def test_a_newer_connection_ends_the_older_one_and_what_that_had_not_begun(bench: Bench) -> None:
+    async def test() -> None:
+        bench.server.answers["0"] = None
+        await bench.start_agent()
+        first = await bench.raw()
+        await first.greet("me")
+        settings = {"MountPath": f"{bench.allow}/a", "Port": 1, "ShareName": "0"}
+        request = {"RequestType": "Add", "ResourceType": "MappedDirectory", "Settings": settings}
+        first.writer.write(wire.encode({"id": 1, "op": "modify", "request": request, "timeout": 0.5}))
+        await bench.server.until_asked(1)
+        settings["ShareName"] = "1"
+        first.writer.write(wire.encode({"id": 2, "op": "modify", "request": request}))
+        assert (await first.ask(id=3, op="ping"))["id"] == 3
+        second = await bench.raw()
+        await second.greet("me")
+        with pytest.raises(EOFError):
+            await first.next()
+        settings["ShareName"] = "2"
+        answer = await second.ask(id=1, op="modify", request=request)
+        assert answer["ok"]
+        assert bench.server.asked == ["0", "2"]
+        for raw in (first, second):
+            raw.writer.close()
+
+    bench.run(test)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"op": "dance"}, "no request 'dance'"),
+        ({"request": 7}, "needs a request document"),
+        ({"options": 7}, "needs a request document"),
+        ({"timeout": 0}, "above 0"),
+        ({"timeout": "long"}, "above 0"),
+        ({"request": {"ResourceType": "NetworkAdapter"}}, "want MappedDirectory"),
+        ({"request": {"ResourceType": "MappedDirectory"}}, "needs Settings"),
+        ({"RequestType": "Update"}, "want Add or Remove"),
+        ({"ShareName": "x"}, "decimal name"),
+        ({"ShareName": "1,uname=x"}, "decimal name"),
+        ({"Port": 0}, "the port of the file server"),
+        ({"ReadOnly": 1}, "true or false"),
+        ({"MountPath": "x"}, "absolute path"),
+        ({"MountPath": "/mnt/../etc"}, "write it plainly"),
+        ({"MountPath": 7}, "absolute path"),
+        ({"MountPath": "/etc/x"}, "is not below"),
+        ({"cache": 7}, "a word and a number"),
+        ({"cache": "all"}, "none, loose, mmap, readahead"),
+        ({"msize": 1}, "4096 to"),
+    ],
+)
+def test_a_request_that_cannot_be_is_one_clear_line(bench: Bench, change: dict[str, Any], words: str) -> None:
+    async def test() -> None:
+        await bench.start_agent()
+        raw = await bench.raw()
+        await raw.greet("me")
+        settings: dict[str, Any] = {"MountPath": f"{bench.allow}/a", "Port": 1, "ShareName": "0"}
+        request: dict[str, Any] = {"RequestType": "Add", "ResourceType": "MappedDirectory", "Settings": settings}
+        message: dict[str, Any] = {"id": 1, "op": "modify", "request": request, "options": {}}
+        for name, value in change.items():
+            parts = {"RequestType": request, "cache": message["options"], "msize": message["options"]}
+            place = message if name in ("op", "request", "options", "timeout") else parts.get(name, settings)
+            place[name] = value
+        answer = await raw.ask(**message)
+        assert not answer["ok"]
+        assert words in answer["error"]["message"]
+        assert "\n" not in answer["error"]["message"]
+        assert not bench.server.asked
+        raw.writer.close()
+
+    bench.run(test)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"no JSON\n",
+        b"7\n",
+        b'{"op":"ping"}\n',
+        b'{"id":1,"op":"ping"}\n',  # before hello
+        b"[" * 100_000 + b"\n",
+        b"x" * (wire.MAX_LINE + 1),
+        b"x" * wire.MAX_LINE + b"\n",
+    ],
+)
+def test_what_is_not_of_the_protocol_ends_the_connection_and_nothing_else(bench: Bench, sent: bytes) -> None:
+    async def test() -> None:
+        await bench.start_agent()
+        raw = await bench.raw()
+        await raw.next()
+        raw.writer.write(sent)
+        with pytest.raises((EOFError, ConnectionError)):
+            await raw.next()
+        raw.writer.close()
+        async with bench.client() as client:
+            assert await client.listed() == ()
+
+    bench.run(test)
+
+
+@pytest.mark.parametrize(
+    ("hello", "words"),
+    [
+        ({"version": 9}, "speaks version 1"),
+        ({"client": ""}, "needs a client"),
+        ({"nonce": 7}, "needs a client and a nonce"),
+    ],
+)
+def test_a_hello_that_cannot_be_is_refused(bench: Bench, hello: dict[str, object], words: str) -> None:
+    async def test() -> None:
+        await bench.start_agent()
+        raw = await bench.raw()
+        await raw.next()
+        answer = await raw.ask(**{"id": 0, "op": "hello", "version": 1, "client": "me", "nonce": "n", **hello})
+        assert words in answer["error"]["message"]
+        with pytest.raises(EOFError):
+            await raw.next()
+        raw.writer.close()
+
+    bench.run(test)
+
+
+def test_a_token_is_proven_by_both(bench: Bench) -> None:
+    async def test() -> None:
+        (bench.directory / "token").write_text("secret\n")
+        await bench.start_agent("--token-file", str(bench.directory / "token"))
+        async with bench.client(token="secret") as client:
+            assert (await client.reached()).token
+        for token, words in ((None, "asks for a token"), ("wrong", "is not this agent's")):
+            async with bench.client(token=token) as client:
+                with pytest.raises(AgentUnreachable, match=words):
+                    await client.listed()
+        await bench.end_agent()
+        await bench.start_agent(environment={"UVMSHARE_AGENT_TOKEN": ""})
+        async with bench.client(token="secret") as client:
+            with pytest.raises(AgentUnreachable, match="started without a token"):
+                await client.reached()
+
+    bench.run(test)
+
+
+@pytest.mark.parametrize(
+    ("greeting", "words"),
+    [
+        ({"uvmshare": "other"}, "not an agent's greeting"),
+        ({"version": 2}, "version 2 of the protocol"),
+        ({"boot": 7}, "Expected `str`"),
+        ({"token": True}, "did not prove"),
+    ],
+)
+def test_what_is_no_agent_of_ours_is_not_trusted(bench: Bench, greeting: dict[str, object], words: str) -> None:
+    async def test() -> None:
+        async def pretend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            first = {"uvmshare": "agent", "version": 1, "agent": "x", "boot": "x", "nonce": "x"}
+            writer.write(wire.encode({**first, **greeting}))
+            await reader.readline()
+            writer.write(wire.encode({"id": 0, "ok": True, "result": {"proof": "made up"}}))
+            await reader.read()
+            writer.close()
+
+        server = await asyncio.start_unix_server(pretend, bench.socket)
+        async with bench.client(token="secret" if "token" in greeting else None) as client:
+            with pytest.raises(AgentUnreachable, match=words):
+                await client.reached(timeout=0.3)
+        server.close()
+
+    bench.run(test)
+
+
+def test_an_agent_that_cannot_be_reached_was_sent_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_client, "_GRACE", 0.05)
+
+    async def test() -> None:
+        client = bench.client(timeout=0.05)
+        with pytest.raises(AgentUnreachable, match="not open"):
+            await client.listed()
+        async with client:
+            assert client.info is None
+            with pytest.raises(AgentUnreachable, match="is 'uvmshare guest agent' running"):
+                await client.add_mapped_directory(bench.mount("a"))
+        with pytest.raises(AgentUnreachable, match="not open"):
+            await client.listed()
+
+    bench.run(test)
+
+
+def test_an_agent_that_does_not_answer_leaves_the_outcome_unknown(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_client, "_GRACE", 0.05)
+
+    async def test() -> None:
+        await bench.start_agent()
+        async with bench.client(timeout=0.1) as client:
+            await client.reached(timeout=20)
+            bench.agents[0].send_signal(signal.SIGSTOP)
+            with pytest.raises(OperationTimedOut, match=r"no answer to modify within 0\.15 s"):
+                await client.add_mapped_directory(bench.mount("a"))
+            bench.agents[0].send_signal(signal.SIGCONT)
+
+    bench.run(test)
+
+
+def test_a_client_that_is_closed_while_it_waits_leaves_the_outcome_unknown(bench: Bench) -> None:
+    async def test() -> None:
+        bench.server.answers["0"] = None
+        await bench.start_agent()
+        client = await bench.client().start()
+        adding = asyncio.create_task(client.add_mapped_directory(bench.mount("a")))
+        await bench.server.until_asked(1)
+        await client.aclose()
+        with pytest.raises(OutcomeUnknown, match="could then not be reached"):
+            await adding
+
+    bench.run(test)
+
+
+def test_an_agent_that_says_nothing_any_more_is_dialled_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_client, "_SILENCE", 0.05)
+
+    async def test() -> None:
+        await bench.start_agent()
+        async with bench.client() as client:
+            reached = asyncio.Queue[None]()
+            client.on_connect(lambda: reached.put_nowait(None))
+            await reached.get()
+            client.on_connect(lambda: None)
+            bench.agents[0].send_signal(signal.SIGSTOP)
+
+            async def lost() -> bool:
+                return client.info is None
+
+            await bench.until(lost)
+            bench.agents[0].send_signal(signal.SIGCONT)
+            await reached.get()
+            assert await client.listed() == ()
+
+    bench.run(test)
+
+
+def test_an_answer_that_cannot_be_read_is_an_error(bench: Bench) -> None:
+    async def test() -> None:
+        async def pretend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            first = {"uvmshare": "agent", "version": 1, "agent": "x", "boot": "x"}
+            writer.write(wire.encode(first))
+            await reader.readline()
+            writer.write(wire.encode({"id": 0, "ok": True, "result": {}}))
+            for answer in ({"ok": True, "result": 7}, {"ok": False, "error": "no"}, {"ok": True}):
+                await reader.readline()
+                writer.write(wire.encode({"id": 99, "ok": True}) + wire.encode({"id": 1, **answer}))
+                writer.write(wire.encode({"id": 2, **answer}))
+            await reader.read()
+            writer.close()
+
+        server = await asyncio.start_unix_server(pretend, bench.socket)
+        async with bench.client() as client:
+            with pytest.raises(Exception, match="cannot be read"):
+                await client.listed()
+            with pytest.raises(GuestAgentError, match="no"):
+                await client.listed()
+        server.close()
+
+    bench.run(test)
+
+
+# ---------------------------------------------------------------------- addresses
+
+
+@pytest.mark.parametrize("answer", [b"OK 1073741824\n", b"", b"no\n"])
+def test_hybrid_vsock_is_asked_for_the_port(bench: Bench, answer: bytes) -> None:
+    async def test() -> None:
+        await bench.start_agent()
+        asked: list[bytes] = []
+
+        async def vmm(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            asked.append(await reader.readline())
+            writer.write(answer)
+            if not answer.startswith(b"OK"):
+                writer.close()
+                return
+            agent = await bench.raw()
+
+            async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+                while data := await source.read(65536):
+                    target.write(data)
+                target.close()
+
+            await asyncio.gather(pump(reader, agent.writer), pump(agent.reader, writer))
+
+        path = str(bench.directory / "v.sock")
+        server = await asyncio.start_unix_server(vmm, path)
+        async with AgentClient(f"firecracker:{path}") as client:
+            if answer.startswith(b"OK"):
+                assert await client.listed() == ()
+            else:
+                with pytest.raises(AgentUnreachable, match="nothing in the guest listens on port 5641"):
+                    await client.reached(timeout=0.3)
+        assert asked[0] == b"CONNECT 5641\n"
+        server.close()
+
+    bench.run(test)
+
+
+def test_over_tcp(bench: Bench) -> None:
+    async def test() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        await bench.start_agent("--listen", f"tcp:127.0.0.1:{port}")
+        async with AgentClient(f"tcp:127.0.0.1:{port}") as client:
+            assert await client.listed() == ()
+            assert client.port == port
+
+    bench.run(test)
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp", "firecracker"])
+def test_an_agent_that_dials_out_dials_again(bench: Bench, kind: str) -> None:
+    async def test() -> None:
+        path = f"{bench.directory}/host"
+        address = {"unix": f"unix:{path}", "tcp": "tcp:127.0.0.1:0", "firecracker": f"firecracker:{path}:9"}[kind]
+        async with AgentClient(address, accept=True) as client:
+            with pytest.raises(AgentUnreachable, match="has not dialled yet"):
+                await client.reached(timeout=0.01)
+            dialled = {"unix": f"unix:{path}", "tcp": f"tcp:127.0.0.1:{client.port}", "firecracker": f"unix:{path}_9"}
+            await bench.start_agent("--connect", dialled[kind])
+            await client.add_mapped_directory(bench.mount("a"))
+            await bench.end_agent(signal.SIGKILL)
+            await bench.start_agent("--connect", dialled[kind])
+            assert await client.mapped_directories() == (bench.mount("a"),)
+        if kind == "unix":
+            assert "host" not in os.listdir(bench.directory)
+            async with AgentClient(address, accept=True) as client:  # it goes on dialling
+                assert await client.mapped_directories() == (bench.mount("a"),)
+
+    bench.run(test)
+
+
+def test_the_newest_that_dials_counts(bench: Bench) -> None:
+    async def test() -> None:
+        path = f"{bench.directory}/host"
+        async with AgentClient(f"unix:{path}", accept=True) as client:
+            mute = [await bench.raw(path) for _ in range(3)]
+            for raw in mute[:2]:
+                raw.writer.close()
+            await bench.start_agent("--connect", f"unix:{path}")
+            mute[2].writer.close()
+            assert await client.listed() == ()
+
+    bench.run(test)

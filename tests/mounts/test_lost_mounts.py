@@ -1,0 +1,98 @@
+"""A guest that loses its mounts: it gets back what somebody holds."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.mounts.harness import MAPPED, PATH, Bench, only
+from tests.virtual_time import settle
+
+from uvmshare.mounts import MountOptions, MountState
+from uvmshare.mounts.interfaces import GuestMount
+from uvmshare.testing.fakes import Reply
+
+
+async def test_a_guest_that_was_started_again_gets_its_mounts_back() -> None:
+    bench = Bench()
+    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+    await bench.mounts.mount(MountOptions("5", PATH + "5"), owner="a")
+    before = dict(bench.agent.mounts)
+    bench.agent.reconnect(restarted=True)
+    await settle()
+    assert bench.agent.mounts == before
+    assert {info.state for info in bench.mounts.mounts()} == {MountState.MOUNTED}
+    assert len(bench.vm.shares) == 1
+    await bench.mounts.unmap_from_guest(PATH, owner="a")
+    await bench.mounts.unmount(PATH + "5", owner="a")
+    assert bench.empty()
+
+
+async def test_a_connection_that_came_back_to_the_same_guest_changes_nothing() -> None:
+    bench = Bench()
+    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+    bench.agent.reconnect(restarted=False)
+    await settle()
+    assert [call.kind for call in bench.agent.calls] == ["add", "list"]
+
+
+async def test_what_cannot_be_mounted_again_yet_is_retried_and_can_be_given_up() -> None:
+    bench = Bench()
+    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+    bench.agent.replies += [Reply.SUCCEED, Reply.FAIL, Reply.LOSE_AFTER, Reply.FAIL]
+    bench.agent.reconnect(restarted=True)
+    await settle()
+    info = only(bench.mounts)
+    assert (info.state, info.owners, info.busy) == (MountState.RESERVED, ("a",), None)
+    await asyncio.sleep(120)
+    assert PATH in bench.agent.mounts
+    assert only(bench.mounts).state is MountState.MOUNTED
+    bench.agent.replies += [Reply.SUCCEED, Reply.FAIL]
+    bench.agent.reconnect(restarted=True)
+    await settle()
+    await bench.mounts.unmap_from_guest(PATH, owner="a")
+    assert bench.empty()
+
+
+async def test_whoever_asks_for_a_lost_mount_has_it_mounted_at_once() -> None:
+    bench = Bench()
+    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+    bench.agent.replies += [Reply.SUCCEED, Reply.FAIL]
+    bench.agent.reconnect(restarted=True)
+    await settle()
+    await bench.mounts.map_to_guest(MAPPED, PATH, owner="b")
+    assert only(bench.mounts).owners == ("a", "b")
+    assert only(bench.mounts).state is MountState.MOUNTED
+
+
+async def test_a_mount_made_while_the_guest_was_asked_is_not_taken_for_lost() -> None:
+    bench = Bench()
+    bench.agent.hold = True
+    bench.agent.reconnect(restarted=True)
+    bench.agent.reconnect(restarted=True)  # twice is asked one after the other
+    await settle()
+    bench.agent.hold = False
+    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+    bench.agent.in_flight["/list/1"].answer(Reply.SUCCEED)
+    await settle()
+    assert [call.kind for call in bench.agent.calls] == ["list", "add", "list"]
+    assert only(bench.mounts).state is MountState.MOUNTED
+
+
+async def test_what_others_mounted_through_the_agent_is_told_and_left_alone() -> None:
+    bench = Bench()
+    strange = GuestMount("9", PATH + "9", read_only=True, cache="none", msize=8192)
+    bench.agent.mounts[strange.mount_path] = strange
+    assert await bench.mounts.settle() == (strange,)
+    assert strange.mount_path in bench.agent.mounts
+
+
+async def test_an_agent_that_cannot_be_asked_is_asked_when_it_is_reached_again() -> None:
+    bench = Bench()
+    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+    bench.agent.replies.append(Reply.FAIL)
+    bench.agent.reconnect(restarted=True)
+    await settle()
+    assert not bench.agent.mounts
+    bench.agent.reconnect(restarted=False)
+    await settle()
+    assert PATH in bench.agent.mounts

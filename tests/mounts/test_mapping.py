@@ -1,0 +1,159 @@
+"""A share that comes and goes with its mount: both or neither, whatever fails between the two."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.mounts.harness import ABOVE, HERE, MAPPED, PATH, Bench, only
+
+from uvmshare.errors import ComputeSystemError, GuestAgentError, MountConflict, OperationDenied
+from uvmshare.mounts import MountState
+from uvmshare.share.options import AddOptions
+from uvmshare.testing.fakes import Reply
+
+
+async def test_map_and_unmap_do_both() -> None:
+    bench = Bench()
+    info = await bench.mounts.map_to_guest(MAPPED, PATH, owner="a", cache="mmap")
+    assert info.share_name == "0"
+    assert bench.vm.shares == {"0": MAPPED}
+    assert bench.agent.mounts[PATH].share_name == "0"
+    assert bench.agent.mounts[PATH].cache == "mmap"
+    await bench.mounts.map_to_guest(MAPPED, PATH, owner="b", cache="mmap")
+    await bench.mounts.unmap_from_guest(PATH, owner="a")
+    assert bench.vm.shares
+    await bench.mounts.unmap_from_guest(PATH, owner="b")
+    assert bench.empty()
+
+
+async def test_a_read_only_share_is_mounted_read_only() -> None:
+    bench = Bench()
+    await bench.mounts.map_to_guest(AddOptions(HERE, read_only=True), PATH)
+    assert bench.agent.mounts[PATH].read_only
+
+
+async def test_one_share_at_two_paths_goes_with_the_second() -> None:
+    bench = Bench()
+    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+    await bench.mounts.map_to_guest(MAPPED, PATH + "2", owner="a")
+    assert len(bench.vm.shares) == 1
+    await bench.mounts.unmap_from_guest(PATH, owner="a")
+    assert bench.vm.shares
+    await bench.mounts.unmap_from_guest(PATH + "2", owner="a")
+    assert bench.empty()
+
+
+async def test_somebody_elses_reference_to_the_share_is_not_touched() -> None:
+    bench = Bench()
+    name = await bench.shares.add_to_vm(MAPPED)
+    await bench.mounts.map_to_guest(MAPPED, PATH)
+    await bench.mounts.unmap_from_guest(PATH)
+    assert bench.vm.shares == {name: MAPPED}
+
+
+async def test_when_the_add_fails_the_guest_is_not_asked() -> None:
+    bench = Bench()
+    bench.vm.replies.append(Reply.FAIL)
+    with pytest.raises(ComputeSystemError):
+        await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+    assert not bench.agent.calls
+    assert bench.empty()
+
+
+async def test_when_the_mount_fails_the_share_is_taken_out_again() -> None:
+    bench = Bench()
+    bench.agent.replies.append(Reply.FAIL)
+    with pytest.raises(GuestAgentError):
+        await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+    assert [call.kind for call in bench.vm.calls] == ["add", "remove"]
+    assert [call.kind for call in bench.agent.calls] == ["add"]
+    assert bench.empty()
+
+
+async def test_when_the_mount_fails_and_the_share_stays_it_is_retried() -> None:
+    bench = Bench()
+    bench.agent.replies.append(Reply.FAIL)
+    bench.vm.replies += [Reply.SUCCEED, Reply.FAIL]
+    with pytest.raises(GuestAgentError) as raised:
+        await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+    assert raised.value.__notes__
+    assert bench.vm.shares
+    assert only(bench.mounts).state is MountState.INVALID
+    await asyncio.sleep(1)
+    assert bench.empty()
+
+
+async def test_when_the_unmount_fails_the_share_is_not_pulled_from_under_it() -> None:
+    bench = Bench()
+    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+    bench.agent.replies.append(Reply.FAIL)
+    with pytest.raises(GuestAgentError):
+        await bench.mounts.unmap_from_guest(PATH, owner="a")
+    assert bench.vm.shares
+    assert PATH in bench.agent.mounts
+    assert only(bench.mounts).owners == ("a",)
+    await bench.mounts.unmap_from_guest(PATH, owner="a")
+    assert bench.empty()
+
+
+async def test_when_the_share_cannot_be_taken_out_calling_again_does_only_that() -> None:
+    bench = Bench()
+    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+    bench.vm.replies.append(Reply.FAIL)
+    with pytest.raises(ComputeSystemError):
+        await bench.mounts.unmap_from_guest(PATH, owner="a")
+    assert only(bench.mounts).state is MountState.INVALID
+    await bench.mounts.unmap_from_guest(PATH, owner="a")
+    assert [call.kind for call in bench.agent.calls] == ["add", "remove"]
+    assert bench.empty()
+
+
+async def test_a_retry_that_finds_other_options_does_not_tear_down_the_live_mount() -> None:
+    bench = Bench()
+    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+    with pytest.raises(MountConflict):
+        await bench.mounts.map_to_guest(MAPPED, PATH, owner="a", read_only=True)
+    with pytest.raises(MountConflict):
+        await bench.mounts.map_to_guest(AddOptions(ABOVE), PATH, owner="a")
+    assert bench.vm.shares == {"0": MAPPED}
+    assert PATH in bench.agent.mounts
+    assert len(bench.vm.calls) == 1, "a share of nobody was added for a moment"
+
+
+async def test_policy_is_the_managers() -> None:
+    bench = Bench(no_writable_file_shares=True)
+    with pytest.raises(OperationDenied):
+        await bench.mounts.map_to_guest(MAPPED, PATH)
+    assert bench.empty()
+
+
+async def test_a_block_holds_the_mapping_and_gives_it_back_once() -> None:
+    bench = Bench()
+    async with bench.mounts.mapped(MAPPED, PATH) as info:
+        assert info.state is MountState.MOUNTED
+        assert repr(only(bench.mounts).owners[0]) == "<async with block>"
+    assert bench.empty()
+
+    async def leave_with(error: BaseException | None) -> None:
+        async with bench.mounts.mapped(MAPPED, PATH):
+            bench.agent.replies.append(Reply.FAIL)
+            if error is not None:
+                raise error
+
+    with pytest.raises(KeyError) as raised:
+        await leave_with(KeyError())
+    assert "could not be unmounted yet" in raised.value.__notes__[0]
+    await asyncio.sleep(1)
+    assert bench.empty()
+    with pytest.raises(GuestAgentError):
+        await leave_with(None)
+    await asyncio.sleep(1)
+    assert bench.empty()
+
+
+async def test_a_block_whose_manager_was_closed_meanwhile_ends_quietly() -> None:
+    bench = Bench()
+    async with bench.mounts.mapped(MAPPED, PATH):
+        await bench.mounts.aclose()
+    assert bench.empty()
