@@ -33,9 +33,11 @@ import msgspec
 
 from uvmshare.errors import AccessDenied, FileServerError
 from uvmshare.fileserver.lockfile import LockFile
+from uvmshare.fileserver.mounttable import place_of, shown_below
 from uvmshare.hcs.schema import Plan9ShareFlags
 
 if TYPE_CHECKING:
+    from uvmshare.fileserver.mounttable import Place
     from uvmshare.hcs.schema import Plan9Share
 
 __all__ = ["CONTROL_SOCKET", "LOG", "Found", "RunDirectory", "introduce", "lock_path", "table_path"]
@@ -46,6 +48,7 @@ _LOCK: Final = "lock"
 _TABLE: Final = "shares"
 _MOUNTS: Final = "mounts"
 _COUNTERS: Final = "counters"
+_OURS: Final = frozenset((CONTROL_SOCKET, LOG, _LOCK, _TABLE, _MOUNTS, _COUNTERS))
 
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
@@ -208,14 +211,21 @@ class RunDirectory:
     def require_outside(self, share: Plan9Share) -> None:
         """Refuse a share through which a guest could write here: it could give itself other shares that way.
 
-        Raises `AccessDenied`.
+        By whatever path, as the mounts are now: one that is made later is for whoever makes it to keep apart.
+        Raises `AccessDenied`, or `FileServerError` when it cannot be seen.
         """
+        if share.flags & Plan9ShareFlags.READ_ONLY:
+            return
         own = os.path.realpath(self.path)
-        mounts = os.path.join(own, _MOUNTS)
-        is_apart = (
-            os.path.commonpath([own, share.path]) != share.path and os.path.commonpath([mounts, share.path]) != mounts
-        )
-        if share.flags & Plan9ShareFlags.READ_ONLY or is_apart:
+        try:
+            here = place_of(own)
+            is_apart = not any(place.holds(here) or _is_ours(here, place) for place in shown_below(share.path))
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return  # there is no such directory to share, as whoever opens it will say
+        except OSError as error:
+            msg = f"share {share.access_name}: cannot see whether {share.path!r} holds {own!r}: {error.strerror}"
+            raise FileServerError(msg) from error
+        if is_apart:
             return
         msg = (
             f"share {share.access_name}: {share.path!r} holds the run directory of its own file server, {own!r}, where "
@@ -238,6 +248,14 @@ class RunDirectory:
             with suppress(OSError):
                 os.rmdir(directory)
         self._lock.release()
+
+
+def _is_ours(run_dir: Place, place: Place) -> bool:
+    """Say whether a place is in a run directory and has something of the server's in it: others may have more there."""
+    if not run_dir.holds(place):
+        return False
+    name = os.path.relpath(place.path, run_dir.path).partition("/")[0]
+    return name in _OURS
 
 
 def _require_own(directory: str) -> None:
