@@ -15,6 +15,7 @@ from uvmshare.cli.remote import (
     host_option,
     json_option,
     lease_option,
+    of_vms,
     owner_option,
     print_json,
     print_table,
@@ -50,7 +51,7 @@ CACHES = ("none", "loose", "mmap", "readahead")
     help="The largest 9P message.",
 )
 @owner_option
-@lease_option
+@lease_option()
 @host_option
 @json_option
 def map_(
@@ -135,7 +136,7 @@ def mounts(vms: tuple[str, ...], host: str | None, *, as_json: bool) -> None:
       uvmshare mounts build --json
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     with connected(host) as client:
-        found = [each for vm in vms or [vm.id for vm in client.vms()] for each in client.mounts(vm)]
+        found = of_vms(client, vms, client.mounts)
     if as_json:
         print_json(found)
         return

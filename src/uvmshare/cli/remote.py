@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "connected",
-    "finite",
     "host_option",
     "json_option",
     "lease_option",
+    "of_vms",
     "owner_option",
     "print_json",
     "print_table",
@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 F = TypeVar("F", bound="Callable[..., Any]")
+T = TypeVar("T")
 
 host_option = click.option(
     "--host",
@@ -53,7 +54,7 @@ owner_option = click.option(
 )
 
 
-def finite(_: click.Context, __: click.Parameter, seconds: float | None) -> float | None:
+def _finite(_: click.Context, __: click.Parameter, seconds: float | None) -> float | None:
     """Refuse "nan" and "inf": JSON has neither, and the lease would be none."""
     if seconds is not None and not math.isfinite(seconds):
         msg = f"{seconds} is no number of seconds; leave --lease out to hold it for good"
@@ -61,13 +62,11 @@ def finite(_: click.Context, __: click.Parameter, seconds: float | None) -> floa
     return seconds
 
 
-lease_option = click.option(
-    "--lease",
-    type=click.FloatRange(min=0, min_open=True),
-    callback=finite,
-    metavar="SECONDS",
-    help="Release it by itself, unless it is renewed in time.",
-)
+def lease_option(words: str = "Release it by itself, unless it is renewed in time.") -> Callable[[F], F]:
+    """Give a command the option --lease, with these words in its help."""
+    return click.option(
+        "--lease", type=click.FloatRange(min=0, min_open=True), callback=_finite, metavar="SECONDS", help=words
+    )
 
 
 @contextmanager
@@ -77,6 +76,11 @@ def connected(host: str | None) -> Iterator[Client]:
 
     with Client(host) as client:
         yield client
+
+
+def of_vms(client: Client, vms: Sequence[str], ask: Callable[[str], Iterable[T]]) -> list[T]:
+    """Return what `ask` gives for each of the VMs, or for all of the daemon's when none is named."""
+    return [each for vm in vms or [vm.id for vm in client.vms()] for each in ask(vm)]
 
 
 def print_json(document: Any) -> None:

@@ -12,10 +12,10 @@ import click
 
 from uvmshare.cli.remote import (
     connected,
-    finite,
     host_option,
     json_option,
     lease_option,
+    of_vms,
     owner_option,
     print_json,
     print_table,
@@ -47,7 +47,7 @@ def share() -> None:
 @vm_argument()
 @shares_argument
 @owner_option
-@lease_option
+@lease_option()
 @host_option
 @json_option
 def add(
@@ -99,7 +99,7 @@ def add(
 def ls(vms: tuple[str, ...], host: str | None, *, as_json: bool) -> None:
     """List the shares that you hold, of some VMs or of all; as root, everybody's."""
     with connected(host) as client:
-        shares = [each for vm in vms or [vm.id for vm in client.vms()] for each in client.shares(vm)]
+        shares = of_vms(client, vms, client.shares)
     if as_json:
         print_json(shares)
         return
@@ -145,13 +145,7 @@ def rm(vm: str, shares: tuple[str, ...], owner: str, uid: int | None, host: str 
 
 @share.command()
 @click.argument("owner")
-@click.option(
-    "--lease",
-    type=click.FloatRange(min=0, min_open=True),
-    callback=finite,
-    metavar="SECONDS",
-    help="A new length.",
-)
+@lease_option("A new length.")
 @host_option
 def renew(owner: str, lease: float | None, host: str | None) -> None:
     """Let every lease of an owner run afresh. Fails when it has none, because they have ended."""

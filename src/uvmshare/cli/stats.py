@@ -13,10 +13,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from uvmshare.cli.remote import connected, host_option, json_option, print_json, print_table
+from uvmshare.cli.remote import connected, host_option, json_option, of_vms, print_json, print_table
 
 if TYPE_CHECKING:
-    from uvmshare.daemon.client import Client
     from uvmshare.daemon.documents import Stats
 
 __all__ = ["stats", "top"]
@@ -38,10 +37,6 @@ def micros(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds * 1e6:.0f} µs"
 
 
-def _all(client: Client, vms: tuple[str, ...]) -> list[Stats]:
-    return [each for vm in vms or [vm.id for vm in client.vms()] for each in client.stats(vm)]
-
-
 @click.command()
 @click.argument("vms", metavar="[VM]...", nargs=-1)
 @host_option
@@ -55,7 +50,7 @@ def stats(vms: tuple[str, ...], host: str | None, *, as_json: bool) -> None:
       uvmshare stats build --json
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     with connected(host) as client:
-        found = _all(client, vms)
+        found = of_vms(client, vms, client.stats)
     if as_json:
         print_json(found)
         return
@@ -92,10 +87,10 @@ def top(vms: tuple[str, ...], interval: float, times: int | None, host: str | No
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     shown = 0
     with connected(host) as client, Live(console=Console(highlight=False), auto_refresh=False) as live:
-        before, then = {(each.vm, each.share): each for each in _all(client, vms)}, time.monotonic()
+        before, then = {(each.vm, each.share): each for each in of_vms(client, vms, client.stats)}, time.monotonic()
         while times is None or shown < times:
             time.sleep(interval)
-            found, now = _all(client, vms), time.monotonic()
+            found, now = of_vms(client, vms, client.stats), time.monotonic()
             live.update(picture(before, found, now - then), refresh=True)
             before, then = {(each.vm, each.share): each for each in found}, now
             shown += 1
