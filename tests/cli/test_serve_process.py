@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -15,6 +14,7 @@ import tempfile
 from typing import IO, TYPE_CHECKING
 
 import pytest
+from tests.processes import kill
 
 from uvmshare.testing.client import Client
 
@@ -122,16 +122,6 @@ def run_dir() -> Iterator[str]:
 def supervisor_of(run_dir: str) -> int:
     with open(f"{run_dir}/lock", encoding="ascii") as lock:
         return int(lock.read())
-
-
-def kill(pid: int) -> None:
-    """Kill -9, and wait until it is gone."""
-    pidfd = os.pidfd_open(pid)
-    os.kill(pid, signal.SIGKILL)
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    assert poll.poll(HUNG * 1000)
-    os.close(pidfd)
 
 
 @pytest.mark.parametrize("supervisor_too", [False, True])

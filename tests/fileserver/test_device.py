@@ -12,14 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from tests.processes import process_exists
 
-from uvmshare.errors import (
-    ComputeSystemError,
-    InvalidDocument,
-    OutcomeUnknown,
-    ShareExists,
-    ShareNotFound,
-)
+from uvmshare.errors import ComputeSystemError, InvalidDocument, OutcomeUnknown, ShareExists, ShareNotFound
 from uvmshare.hcs.schema import (
     PLAN9_SHARES,
     GuestRequest,
@@ -39,15 +34,6 @@ if TYPE_CHECKING:
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
-
-
-def process_exists(pid: int) -> bool:
-    """Whether there is such a process, a zombie included."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 # Adding

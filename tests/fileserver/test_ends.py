@@ -12,19 +12,11 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.processes import process_exists
 
-from uvmshare.errors import (
-    ComputeSystemGone,
-    FileServerError,
-    OutcomeUnknown,
-)
+from uvmshare.errors import ComputeSystemGone, FileServerError, OutcomeUnknown
 from uvmshare.fileserver.device import FileServer
-from uvmshare.hcs.schema import (
-    PLAN9_SHARES,
-    ModifySettingRequest,
-    Plan9Share,
-    RequestType,
-)
+from uvmshare.hcs.schema import PLAN9_SHARES, ModifySettingRequest, Plan9Share, RequestType
 from uvmshare.testing.client import Client
 
 if TYPE_CHECKING:
@@ -35,15 +27,6 @@ if TYPE_CHECKING:
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
-
-
-def process_exists(pid: int) -> bool:
-    """Whether there is such a process, a zombie included."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def addition(root: Path) -> ModifySettingRequest:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import select
-import signal
 import sys
 import tempfile
 from contextlib import suppress
@@ -13,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.processes import kill
 
 from uvmshare import AddOptions, FileServer, Manager, UtilityVM
 from uvmshare.testing.guest_vm import HOST
@@ -48,15 +46,6 @@ try:
 except OSError as error:
     print(errno.errorcode[error.errno])
 """
-
-
-def kill(pid: int) -> None:
-    pidfd = os.pidfd_open(pid)
-    os.kill(pid, signal.SIGKILL)
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    assert poll.poll(60_000)
-    os.close(pidfd)
 
 
 def require_records(path: Path, count: int) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import select
 import shutil
-import signal
 import tempfile
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
+
+from tests.processes import DEADLINE, kill
 
 from uvmshare.errors import FileServerError
 from uvmshare.fileserver.device import FileServer
@@ -22,14 +22,6 @@ if TYPE_CHECKING:
     from tests.fileserver.conftest import add_document, remove_document
 else:
     from fileserver.conftest import add_document, remove_document
-
-DEADLINE: Final = 60.0
-
-
-def await_end(pidfd: int) -> None:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    assert poll.poll(DEADLINE * 1000), "a process that was to end does not"
 
 
 class Place:
@@ -101,11 +93,3 @@ class Place:
         left = [name for name in os.listdir(self.run_dir) if name != "log"] if self.run_dir.exists() else []
         shutil.rmtree(self.directory)
         assert left == [], "an orderly end leaves the log alone"
-
-
-def kill(pid: int) -> None:
-    """Kill -9 a process and wait until it is gone, or a zombie."""
-    pidfd = os.pidfd_open(pid)
-    os.kill(pid, signal.SIGKILL)
-    await_end(pidfd)
-    os.close(pidfd)

@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.fileserver.takeover.harness import kill
+from tests.processes import kill
 
 from uvmshare.errors import AccessDenied, DiskFull, FileServerError
 from uvmshare.fileserver.device import FileServer

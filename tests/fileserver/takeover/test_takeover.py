@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.fileserver.takeover.harness import await_end, kill
+from tests.processes import await_end, kill
 
 from uvmshare.errors import ComputeSystemGone, FileServerError, InvalidState, OutcomeUnknown, ShareExists, ShareNotFound
 from uvmshare.fileserver.limits import Limits

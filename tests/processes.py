@@ -1,0 +1,42 @@
+"""Processes of a test: whether one is there, and waiting for its end."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+from typing import Final
+
+import pytest
+
+DEADLINE: Final = 60.0
+"""Seconds until a test that hangs is ended. Nothing is measured with it."""
+
+
+def process_exists(pid: int) -> bool:
+    """Whether there is such a process, a zombie included."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def await_end(pidfd: int) -> None:
+    """Wait until a process has ended, whoever reaps it."""
+    if sys.platform == "win32":
+        pytest.skip("Windows has no pidfds")
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    assert poll.poll(DEADLINE * 1000), "a process that was to end does not"
+
+
+def kill(pid: int) -> None:
+    """Kill -9 a process and wait until it is gone, or a zombie."""
+    if sys.platform == "win32":
+        pytest.skip("Windows has no pidfds")
+    pidfd = os.pidfd_open(pid)
+    os.kill(pid, signal.SIGKILL)
+    await_end(pidfd)
+    os.close(pidfd)
