@@ -9,13 +9,17 @@ import pytest
 from tests.share.harness import ONE, OTHER, WRITABLE, only, until
 from tests.virtual_time import settle
 
-from uvmshare.errors import ComputeSystemGone, OutcomeUnknown
+from uvmshare.errors import ComputeSystemGone, ComputeSystemStopped, OutcomeUnknown
+from uvmshare.hcs.utility_vm import UtilityVM
+from uvmshare.share.interfaces import TellsExit
 from uvmshare.share.manager import RETRY_LONGEST, Manager
 from uvmshare.share.state import ShareState
 from uvmshare.testing.fakes import FakeVM, Reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from uvmshare.hcs.schema import ModifySettingRequest
 
 
 class Mortal(FakeVM):
@@ -31,8 +35,12 @@ class Mortal(FakeVM):
     def exit(self) -> None:
         self.gone = True
         self.shares.clear()
+        self.tell_exit()
+
+    def tell_exit(self) -> None:
+        """Tell of it before it is seen in any other way."""
         for callback in self.tell:
-            callback(ComputeSystemGone("the VM has exited"))
+            callback(ComputeSystemStopped("the VM has exited"))
 
 
 async def test_a_vm_that_exits_releases_every_share_without_a_call() -> None:
@@ -111,3 +119,80 @@ async def test_a_caller_whose_share_goes_before_its_turn_is_told() -> None:
     with pytest.raises(ComputeSystemGone):
         await add
     assert not manager.shares()
+
+
+def test_only_a_vm_that_can_tell_is_asked_to() -> None:
+    assert isinstance(Mortal(), TellsExit)
+    assert not isinstance(FakeVM(), TellsExit)
+
+    class Silent:
+        async def modify(self, request: ModifySettingRequest) -> None: ...
+
+    Manager(UtilityVM(Silent()))  # the Linux file server, say
+
+
+async def test_shares_that_nothing_is_in_flight_for_are_released_without_a_call() -> None:
+    vm = Mortal()
+    manager = Manager(vm)
+    name = await manager.add_to_vm(ONE, owner="a")
+    manager.resolve_share_name(OTHER)
+    vm.exit()
+    assert manager.shares() == ()
+    await manager.remove_from_vm(name, owner="a")
+    for ask in (manager.add_to_vm(ONE), manager.add_to_vm(OTHER)):
+        with pytest.raises(ComputeSystemGone, match="no share can be added any more: the VM has exited"):
+            await ask
+    assert len(vm.calls) == 1
+
+
+@pytest.mark.parametrize("reply", [Reply.SUCCEED, Reply.FAIL, Reply.LOSE_BEFORE, Reply.LOSE_AFTER])
+async def test_an_add_in_flight_ends_as_gone_whatever_its_answer(reply: Reply) -> None:
+    vm = Mortal()
+    vm.hold = True
+    manager = Manager(vm)
+    adding = [asyncio.create_task(manager.add_to_vm(ONE, owner=owner)) for owner in "ab"]
+    await settle()
+    vm.tell_exit()
+    assert [task.done() for task in adding] == [False, False]
+    vm.in_flight["0"].answer(reply)
+    for task in adding:
+        with pytest.raises(Exception, match=r"exited|the test says that it fails"):
+            await task
+    assert manager.shares() == ()
+    assert len(vm.calls) == 1
+
+
+@pytest.mark.parametrize("reply", [Reply.SUCCEED, Reply.FAIL, Reply.LOSE_BEFORE])
+async def test_a_removal_in_flight_succeeds_whatever_its_answer(reply: Reply) -> None:
+    vm = Mortal()
+    manager = Manager(vm)
+    name = await manager.add_to_vm(ONE)
+    vm.hold = True
+    removing = asyncio.create_task(manager.remove_from_vm(name))
+    await settle()
+    vm.tell_exit()
+    vm.in_flight[name].answer(reply)
+    await removing
+    assert manager.shares() == ()
+
+
+async def test_what_was_to_be_retried_is_not() -> None:
+    vm = Mortal()
+    manager = Manager(vm)
+    vm.replies += [Reply.LOSE_AFTER, Reply.LOSE_BEFORE]
+    with pytest.raises(OutcomeUnknown):
+        await manager.add_to_vm(ONE)
+    assert [share.orphan for share in manager.shares()] == [True]
+    vm.exit()
+    assert manager.shares() == ()
+    await asyncio.sleep(2 * RETRY_LONGEST)  # virtual
+    assert len(vm.calls) == 2
+
+
+async def test_a_block_ends_well_when_the_vm_has_exited_inside() -> None:
+    vm = Mortal()
+    manager = Manager(vm)
+    async with manager.share(ONE):
+        vm.exit()
+    await manager.aclose()
+    assert len(vm.calls) == 1
