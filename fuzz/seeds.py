@@ -77,6 +77,37 @@ CONVERSATIONS: Final = {
 }
 
 
+_WRITES: Final = (
+    *(m.Twalk(0, 1, (b"file",)), m.Tlopen(1, OpenFlag.RDWR), m.Twrite(1, 3, bytes(300_032))),
+    *(m.Twrite(1, 1 << 20, bytes(1_000_000)), m.Tread(1, 200_000, 100), m.Twrite(1, 0, b""), m.Tclunk(1)),
+)
+
+LARGE: Final = {
+    "large": targets.large(*_WRITES),
+    "large-cut-header": targets.large(*_WRITES, end=300_032 + 100),
+    "large-cut-data": targets.large(*_WRITES, end=250_000),
+    "large-pieces": targets.large(*_WRITES, pieces=(60, 22, 1, 5000, 65535)),
+    "large-count-short": targets.large(*_WRITES, wrong=(-1, 0)),
+    "large-count-long": targets.large(*_WRITES, wrong=(1, 0)),
+    "large-size": targets.large(*_WRITES, wrong=(0, 1)),
+    "large-msize": targets.large(*_WRITES[:2], m.Twrite(1, 0, bytes(1 << 20))),
+    "large-user": targets.large(m.Tsetattr(0, 1, 0o777, 0, 0, 0, 0, 0, 0, 0), *_WRITES, bits=6),
+    "large-nowhere": targets.large(
+        *(m.Twalk(0, 1, (b"file",)), m.Tlopen(1, OpenFlag.RDONLY), m.Twalk(0, 2, (b"file",))),
+        *(m.Twrite(fid, 0, bytes(300_032)) for fid in (0, 1, 2, 9)),
+    ),
+    "large-offset": targets.large(*_WRITES[:2], *(m.Twrite(1, (1 << 63) - at, bytes(300_032)) for at in (9, 200_000))),
+    "large-append": targets.large(
+        *(m.Twalk(0, 1, (b"file",)), m.Tlopen(1, OpenFlag.RDWR | OpenFlag.APPEND), m.Twrite(1, 0, bytes(300_032))),
+        *(m.Twalk(0, 2, (b"file",)), m.Tlopen(2, OpenFlag.RDWR | OpenFlag.SYNC), m.Twrite(2, 0, bytes(300_032))),
+    ),
+    "large-created": targets.large(
+        *(m.Twalk(0, 1), m.Tlcreate(1, b"made", OpenFlag.WRONLY, 0o6777, 0), m.Twalk(1, 2)),
+        *(m.Twrite(1, 0, bytes(300_032)), m.Tunlinkat(0, b"made", 0), m.Twrite(1, 9, bytes(300_032)), m.Tclunk(1)),
+    ),
+}
+
+
 def main() -> None:
     """Write the files."""
     for folder in ("codec", "session"):
@@ -88,6 +119,8 @@ def main() -> None:
         (CORPUS / "session" / name).write_bytes(targets.packed(*requests))
         plain = b"".join(request.encode(tag) for tag, request in enumerate(requests))
         (CORPUS / "session" / f"{name}-plain").write_bytes(b"\2" + plain)
+    for name, data in LARGE.items():
+        (CORPUS / "session" / name).write_bytes(data)
 
 
 if __name__ == "__main__":

@@ -4,21 +4,27 @@ What lives here: the two targets, and how a session is fed. What must not: where
 chance in the tests, coverage-guided mutation in `fuzz/run.py`.
 
 The first byte of a session's input says how the rest becomes messages: even, and it is sent as it stands; odd, and it
-is a list of (type, length, body), which get the right size words, so that mutations reach behind the framing.
+is a list of (type, length, body), which get the right size words, so that mutations reach behind the framing. From
+`_LARGE` on it is such a list with writes that are large enough to be spliced, and what an input says of a write is how
+much data it has; see `large`.
 """
 
 # ruff: noqa: INP001  a folder of scripts, not a package
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 import shutil
 import socket
+import stat
 import struct
 import tempfile
 import threading
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
 
 from uvmshare.errors import RemoteProtocolError
 from uvmshare.fileserver.export import Export
@@ -30,7 +36,10 @@ from uvmshare.ninep import messages
 from uvmshare.ninep.constants import NOFID
 from uvmshare.ninep.framing import FrameReader
 
-__all__ = ["CANARY", "codec", "packed", "session"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["CANARY", "codec", "large", "packed", "session"]
 
 CANARY: Final = b"what the host keeps to itself"
 
@@ -39,6 +48,18 @@ _LIMITS: Final = Limits(msize=_MSIZE, fids=64, open_files=16, locks=16, xattr_by
 _REQUESTS: Final = sorted(number for number, cls in messages.BY_TYPE.items() if cls.__name__.startswith("T"))
 _ENTRY: Final = struct.Struct("<BH")
 _MOST: Final = 1 << 16
+
+_LARGE: Final = 0xF0
+_LARGE_MSIZE: Final = 1 << 20
+_LARGE_MOST: Final = 4 << 20
+_LARGE_HEAD: Final = struct.Struct("<BIB")
+"""The first byte, how many bytes of the stream are sent (0: all), and how many numbers of bytes follow (modulo 8) after
+which a receive of the server ends (0: it takes what there is)."""
+_PIECE: Final = struct.Struct("<H")
+_LARGE_WRITE: Final = struct.Struct("<IQHbb")
+"""fid, offset, how many units of data, and what is wrong with the count and with the size word."""
+_UNIT: Final = 64
+_DATA: Final = hashlib.shake_128(b"data").digest(2 << 20)
 
 
 def codec(data: bytes) -> None:
@@ -82,42 +103,127 @@ def packed(*requests: messages.Message) -> bytes:
     return b"\1" + b"".join(entries)
 
 
-def _stream(data: bytes) -> bytes:
-    """Make what is sent of a session's input."""
+def large(
+    *requests: messages.Message,
+    end: int = 0,
+    pieces: Sequence[int] = (),
+    wrong: tuple[int, int] = (0, 0),
+    bits: int = 0,
+) -> bytes:
+    """Return the input for `session` with large writes that stands for these requests.
+
+    `wrong` is what is added to the count and to the size word of each write. `bits` are those of the first byte.
+    """
+    head = _LARGE_HEAD.pack(_LARGE | 1 | bits, end, len(pieces))
+    entries = [head, *map(_PIECE.pack, pieces)]
+    for request in requests:
+        body = request.encode(0)[7:]
+        if isinstance(request, messages.Twrite):
+            body = _LARGE_WRITE.pack(request.fid, request.offset, len(request.data) // _UNIT, *wrong)
+        entries.append(_ENTRY.pack(_REQUESTS.index(request.type), len(body)) + body)
+    return b"".join(entries)
+
+
+class _Stream(NamedTuple):
+    """What is sent of a session's input. `pieces` are where the server's receives end, the last one first."""
+
+    sent: bytes
+    is_large: bool = False
+    pieces: tuple[int, ...] = ()
+
+
+def _stream(data: bytes) -> _Stream:
+    if data and data[0] >= _LARGE:
+        return _large_stream(data)
     if not data or data[0] % 2 == 0:
-        return data[1:_MOST]
+        return _Stream(data[1:_MOST])
+    return _Stream(b"".join(_frames_of(data, 1))[:_MOST])
+
+
+def _frames_of(data: bytes, at: int, *, is_large: bool = False) -> list[bytes]:
     frames: list[bytes] = []
-    at = 1
     while at + _ENTRY.size <= len(data):
         index, length = _ENTRY.unpack_from(data, at)
         at += _ENTRY.size
         body = data[at : at + length]
         at += length
-        frames.append(struct.pack("<IBH", 7 + len(body), _REQUESTS[index % len(_REQUESTS)], len(frames)) + body)
-    return b"".join(frames)[:_MOST]
+        number, wrong = _REQUESTS[index % len(_REQUESTS)], 0
+        if is_large and number == messages.Twrite.type and len(body) >= _LARGE_WRITE.size:
+            fid, offset, units, wrong_count, wrong = _LARGE_WRITE.unpack_from(body)
+            written = _DATA[len(frames) : len(frames) + min(units * _UNIT, _LARGE_MSIZE)]
+            body = struct.pack("<IQI", fid, offset, (len(written) + wrong_count) & 0xFFFFFFFF) + written
+        frames.append(struct.pack("<IBH", max(0, 7 + len(body) + wrong), number, len(frames) & 0xFFFF) + body)
+    return frames
+
+
+def _large_stream(data: bytes) -> _Stream:
+    if len(data) < _LARGE_HEAD.size:
+        return _Stream(b"", is_large=True)
+    _, end, count = _LARGE_HEAD.unpack_from(data)
+    at = min(_LARGE_HEAD.size + _PIECE.size * (count % 8), len(data) // 2 * 2)
+    pieces = [piece for (piece,) in _PIECE.iter_unpack(data[_LARGE_HEAD.size : at])]
+    sent = b"".join(_frames_of(data, at, is_large=True))[:_LARGE_MOST]
+    return _Stream(sent[: end or None], is_large=True, pieces=tuple(reversed(pieces)))
 
 
 def session(data: bytes) -> None:
     """Serve any bytes as a guest's, after a good attach.
 
     Nothing but its end comes out of `run`, no descriptor is left, what lies outside is neither changed nor told, and
-    each reply fits msize.
+    each reply fits msize. Where large writes are spliced, replies and files are what they are where none is.
     """
+    stream = _stream(data)
+    served = _serve_alone(stream, data[:1])
+    if stream.is_large:
+        received = _serve_alone(stream, data[:1], splices=False)
+        _compare(served, received)
+
+
+class _Served(NamedTuple):
+    """What came of a stream: the replies to writes, what the share has in it then, and what was logged."""
+
+    written: dict[int, bytes]
+    tree: dict[str, object]
+    log: list[str]
+
+
+def _compare(served: _Served, received: _Served) -> None:
+    """Hold one stream, spliced, against itself, received: only a write that it ends in the middle of may differ."""
+    # Replies that waited to be sent when the protocol was broken are lost in either.
+    for tag in served.written.keys() & received.written.keys():
+        assert served.written[tag] == received.written[tag], "a write that is spliced has another answer"
+    if not any("ended inside a message" in line for line in (*served.log, *received.log)):
+        assert served.tree == received.tree, "a write that is spliced is another one"
+
+
+def _serve_alone(stream: _Stream, choice: bytes, *, splices: bool = True) -> _Served:
     top = tempfile.mkdtemp(prefix="fuzz-")
     before = _descriptors()
+    gc.disable()  # nothing may wait for it to be closed
     try:
-        _serve(os.path.realpath(top), _stream(data), data[:1])
-        gc.collect()  # directories that were renamed into one another hold each other
+        served = _serve(os.path.realpath(top), stream, choice, splices=splices)
         assert _descriptors() == before, "descriptors were left open"
     finally:
+        gc.enable()
         shutil.rmtree(top)
+    return served
 
 
 def _descriptors() -> list[str]:
     return sorted(os.listdir("/proc/self/fd"))
 
 
-def _serve(top: str, stream: bytes, choice: bytes) -> None:
+class _Piecemeal(socket.socket):
+    """A socket whose receives end where they are told to, the last of `pieces` first."""
+
+    pieces: list[int]
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        piece = self.pieces.pop() if self.pieces else 0
+        return super().recv_into(buffer, min(piece, len(buffer)) or nbytes, flags)
+
+
+def _serve(top: str, stream: _Stream, choice: bytes, *, splices: bool) -> _Served:
     root, outside = os.path.join(top, "root"), os.path.join(top, "outside")
     os.makedirs(os.path.join(root, "directory", "below"))
     os.mkdir(outside)
@@ -131,18 +237,25 @@ def _serve(top: str, stream: bytes, choice: bytes) -> None:
     share = Plan9Share(name="0", access_name="0", path=root, flags=int(flags))
     export = Export.open(share, "none" if choice and choice[0] & 2 else "mapped-xattr")
     log: list[str] = []
+    msize = _LARGE_MSIZE if stream.is_large else _MSIZE
     try:
-        ours, theirs = socket.socketpair()
+        ours, other = socket.socketpair()
+        theirs = _Piecemeal(fileno=other.detach())
+        theirs.pieces = list(stream.pieces)
         with ours, theirs:
             replies = bytearray()
             reader = threading.Thread(target=_collect, args=(ours, replies))
-            served = Session(theirs, export, _LIMITS, log.append)
-            sender = threading.Thread(target=_send, args=(ours, stream))
+            served: Any = Session(theirs, export, msgspec.structs.replace(_LIMITS, msize=msize), log.append)
+            if stream.is_large:
+                served.run_aside = lambda *_: False  # in turn, so that two runs of it do the same
+            if not splices:
+                served.splicer = None
+            sender = threading.Thread(target=_send, args=(ours, stream.sent))
             reader.start()
             sender.start()
-            attach = messages.Tattach(0, NOFID, b"root", b"0", 0)
+            attach = messages.Tattach(0, NOFID, b"root", b"0", 1000 if choice and choice[0] & 4 else 0)
             try:
-                served.run((0, attach), _MSIZE, b"")
+                served.run((0, attach), msize, b"")
             finally:
                 theirs.shutdown(socket.SHUT_RDWR)
                 sender.join()
@@ -150,8 +263,9 @@ def _serve(top: str, stream: bytes, choice: bytes) -> None:
             del served
     finally:
         export.close()
-    _check_replies(bytes(replies), log)
+    written = _check_replies(bytes(replies), log, msize)
     assert _state(outside) == told, "what lies outside was changed"
+    return _Served(written, _contents(root) if stream.is_large else {}, log)
 
 
 def _send(ours: socket.socket, stream: bytes) -> None:
@@ -166,15 +280,47 @@ def _collect(ours: socket.socket, into: bytearray) -> None:
             into += piece
 
 
-def _check_replies(replies: bytes, log: list[str]) -> None:
+def _check_replies(replies: bytes, log: list[str], msize: int) -> dict[int, bytes]:
+    """Return the replies to writes, and errors, by their tags."""
     assert CANARY not in replies, "what lies outside was told"
-    reader = FrameReader(_MSIZE)
+    reader = FrameReader(msize)
     reader.feed(replies)
+    found = {}
     for frame in reader.messages():
-        _, reply = messages.decode(frame)
+        tag, reply = messages.decode(frame)
         assert reply.type % 2 == 1, reply
+        if isinstance(reply, messages.Rwrite | messages.Rlerror):
+            found[tag] = frame
     assert not reader.take_rest()
     assert not [line for line in log if "Error:" in line], log
+    return found
+
+
+def _contents(root: str) -> dict[str, object]:
+    """Return what is in a tree: of each regular file, the size and the blocks that are not all zeros."""
+    found: dict[str, object] = {}
+    for directory, _, names in os.walk(root):
+        found[directory[len(root) :]] = sorted(names)
+        for path in (os.path.join(directory, name) for name in names):
+            about = os.lstat(path)
+            if stat.S_ISREG(about.st_mode):
+                found[path[len(root) :]] = about.st_size, stat.S_IMODE(about.st_mode), _blocks(path)
+    return found
+
+
+def _blocks(path: str) -> dict[int, bytes]:
+    blocks: dict[int, bytes] = {}
+    with open(path, "rb") as file:
+        at = 0
+        while True:
+            try:
+                at = os.lseek(file.fileno(), at, os.SEEK_DATA) // 4096 * 4096
+            except OSError:  # there is no more
+                return blocks
+            block = os.pread(file.fileno(), 4096, at)
+            if any(block):
+                blocks[at] = block
+            at += 4096
 
 
 def _state(outside: str) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import random
 import sys
 from pathlib import Path
@@ -84,4 +85,33 @@ def test_session_on_mutations(block: int) -> None:
 def test_the_session_target_fails_when_something_outside_is_told() -> None:
     # The target itself must be able to fail: here a reply carries what it looks for.
     with pytest.raises(AssertionError, match="was told"):
-        targets._check_replies(b"\x2b\0\0\0\x75\0\0" + targets.CANARY, [])
+        targets._check_replies(b"\x2b\0\0\0\x75\0\0" + targets.CANARY, [], 65536)
+
+
+REFUSED: Final = {"append", "count-long", "count-short", "msize", "nowhere", "offset", "size"}
+"""Which of the large writes of the corpus are received whole and then served, or refused, as any message is."""
+
+
+@pytest.mark.parametrize("path", sorted((CORPUS / "session").glob("large*")), ids=lambda path: path.name)
+def test_large_writes_of_the_corpus_are_spliced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    into_files: list[bool] = []
+    splice = os.splice
+
+    def noted(source: int, sink: int, count: int, offset_dst: int | None = None) -> int:
+        into_files.append(offset_dst is not None)
+        return splice(source, sink, count, offset_dst=offset_dst)
+
+    monkeypatch.setattr(os, "splice", noted)
+    targets.session(path.read_bytes())
+    assert set(into_files) == (set() if path.name.removeprefix("large-") in REFUSED else {False, True})
+
+
+def test_the_session_target_fails_when_a_write_is_another_one_spliced(monkeypatch: pytest.MonkeyPatch) -> None:
+    splice = os.splice
+
+    def beside(source: int, sink: int, count: int, offset_dst: int | None = None) -> int:
+        return splice(source, sink, count, offset_dst=None if offset_dst is None else offset_dst + 1)
+
+    monkeypatch.setattr(os, "splice", beside)
+    with pytest.raises(AssertionError, match="another one"):
+        targets.session((CORPUS / "session" / "large").read_bytes())
