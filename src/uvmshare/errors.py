@@ -52,6 +52,8 @@ errors (an HRESULT, an errno, an HCS document), which belongs where the foreign 
     +-- NotThere (LookupError)             the daemon has no such VM, share or operation that is yours
     +-- AlreadyThere                       the daemon has another VM of that id
     +-- StillInUse                         a VM is to go while its shares are held
+    +-- HostPathHangs (TimeoutError)       the file system of a host path does not answer; nothing was touched
+    +-- LimitReached                       the user has as many as he may have; nothing was touched
     +-- GuestUnavailable                   no guest VM can be started here: a program or its kernel is missing
     +-- GuestFailed                        the guest VM ended, hung, or broke off a command
     +-- ConnectionClosed (EOFError)        the other end of a 9P connection ended it
@@ -83,6 +85,7 @@ __all__ = [
     "GuestAgentError",
     "GuestFailed",
     "GuestUnavailable",
+    "HostPathHangs",
     "HostPathNotFound",
     "InvalidAddress",
     "InvalidDocument",
@@ -96,6 +99,7 @@ __all__ = [
     "JournalInUse",
     "JournalReadOnly",
     "JournalTooNew",
+    "LimitReached",
     "LocalProtocolError",
     "ManagerClosed",
     "MountBusy",
@@ -343,6 +347,14 @@ class AlreadyThere(UvmshareError):
 
 class StillInUse(UvmshareError):
     """A VM cannot go while somebody holds its shares, unless it is forced."""
+
+
+class HostPathHangs(UvmshareError, TimeoutError):
+    """The file system of a path on the host does not answer. Mend or end what serves it, or unmount it."""
+
+
+class LimitReached(UvmshareError):
+    """A user of the host has as many of something as he may have. Give back what is not needed."""
 
 
 class GuestUnavailable(UvmshareError):

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import threading
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.daemon.harness import HUNG
 
+from uvmshare.daemon import identity
+from uvmshare.daemon.documents import NewShare
 from uvmshare.daemon.events import EventLog
-from uvmshare.daemon.identity import Identity
+from uvmshare.daemon.identity import Identity, Threads
 from uvmshare.daemon.operations import Operations
-from uvmshare.errors import NotThere
+from uvmshare.errors import HostPathHangs, NotThere
+from uvmshare.share.options import AddOptions
+
+if TYPE_CHECKING:
+    from tests.daemon.harness import Running
+
+    from uvmshare.daemon.client import Client
 
 ROOT, ALICE, BOB = Identity(0, 0), Identity(12345, 12345), Identity(65534, 65534)
 
@@ -92,3 +104,123 @@ def test_one_user_pushes_out_no_operations_of_another() -> None:
                 operations.find(id_, BOB.uid)
 
     asyncio.run(test())
+
+
+# Threads that look at users' files. A file system that does not answer is an event that nobody sets.
+
+
+def me(uid: int) -> Identity:
+    """A user with this process's own rights, so that the test needs no others: `uid` only counts."""
+    return Identity(uid, 0)
+
+
+@pytest.fixture
+def no_rights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "_take_on", lambda _: None)
+
+
+@pytest.mark.usefixtures("no_rights")
+def test_a_file_system_that_hangs_holds_up_its_user_alone_and_only_for_a_time() -> None:
+    answers = threading.Event()
+
+    async def test() -> None:
+        threads = Threads(seconds=0, most=2)
+        for path in ("/a", "/b", "/c"):  # the third finds no thread
+            with pytest.raises(HostPathHangs, match=rf"^{path}: no answer within 0 s.*uid 12345.*umount"):
+                await threads.acting_as(me(ALICE.uid), path, answers.wait)
+        threads.seconds = HUNG
+        assert await threads.acting_as(me(BOB.uid), "/his", lambda: "his") == "his"
+        waiting = asyncio.create_task(threads.acting_as(me(ALICE.uid), "/d", lambda: "hers"))
+        answers.set()
+        assert await waiting == "hers", "a thread that ends is there for the next"
+
+    asyncio.run(test())
+
+
+@pytest.mark.usefixtures("no_rights")
+def test_whoever_stops_waiting_leaves_the_thread_to_end_by_itself() -> None:
+    answers, begun = threading.Event(), asyncio.Event()
+
+    async def test() -> None:
+        threads = Threads(seconds=HUNG, most=1)
+        loop = asyncio.get_running_loop()
+
+        def hang() -> None:
+            loop.call_soon_threadsafe(begun.set)
+            answers.wait()
+
+        first = asyncio.create_task(threads.acting_as(me(ALICE.uid), "/a", hang))
+        await begun.wait()
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        second = asyncio.create_task(threads.acting_as(me(ALICE.uid), "/b", lambda: "hers"))
+        answers.set()
+        assert await second == "hers"
+
+    asyncio.run(test())
+
+
+@pytest.mark.usefixtures("no_rights")
+def test_an_answer_that_comes_when_the_daemon_has_ended_troubles_nobody() -> None:
+    answers, before = threading.Event(), set(threading.enumerate())
+
+    async def test() -> None:
+        with pytest.raises(HostPathHangs):
+            await Threads(seconds=0).acting_as(me(ALICE.uid), "/a", answers.wait)
+
+    asyncio.run(test())
+    (late,) = set(threading.enumerate()) - before
+    answers.set()
+    late.join(HUNG)
+    assert not late.is_alive()
+
+
+def test_what_the_work_itself_raises_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow() -> None:
+        raise TimeoutError(errno.ETIMEDOUT, "of its own")
+
+    async def test() -> None:
+        threads = Threads(most=1)
+        with pytest.raises(TimeoutError, match="of its own"):
+            await threads.acting_as(me(ALICE.uid), "/a", slow)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", _refused)
+            with pytest.raises(RuntimeError):
+                await threads.acting_as(me(ALICE.uid), "/a", slow)
+        assert await threads.acting_as(me(ALICE.uid), "/a", lambda: 1) == 1, "neither kept a thread's place"
+
+    monkeypatch.setattr(identity, "_take_on", lambda _: None)
+    asyncio.run(test())
+
+
+def _refused(_: threading.Thread) -> None:
+    raise RuntimeError
+
+
+def test_a_directory_that_hangs_is_named_and_the_daemon_answers_others(
+    daemon: Running, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+    hung = daemon.home.directory("hung")
+
+    def look(path: str, **more: Any) -> AddOptions:
+        if path == hung:
+            answers.wait()
+        return AddOptions(path, **more)
+
+    monkeypatch.setattr(identity, "AddOptions", look)
+    daemon.add_vm()
+    assert daemon.daemon is not None
+    threads = daemon.daemon.service.threads
+    threads.seconds = 0
+    with pytest.raises(HostPathHangs, match=rf"^{hung}: no answer.*uid \d+.*umount"):
+        client.add_share("vm", NewShare(path=hung))
+    threads.seconds = HUNG
+    assert client.add_share("vm", NewShare(path=daemon.home.directory("well"))).state == "added"
+    with daemon.home.http() as http:
+        threads.seconds = 0
+        answer = http.post("/v1/vms/vm/shares", json={"path": hung})
+    assert (answer.status_code, answer.json()["error"]) == (504, "HostPathHangs")
+    assert "unmount" in answer.json()["remedy"]
+    answers.set()

@@ -83,6 +83,7 @@ _FAILURES: Final = {
         409: "It does not go together with what there is.",
         410: "The VM is gone.",
         422: "The request asks for what cannot be.",
+        429: "The user has as many as he may have.",
         500: "A defect.",
         501: "This system does not have it.",
         502: "The file server, or the compute system, refused.",

@@ -11,13 +11,12 @@ import asyncio
 import socket
 from typing import TYPE_CHECKING
 
-from uvmshare.daemon.identity import acting_as
 from uvmshare.guest import wire
 from uvmshare.mounts.channel import Dialler, ask_for_port
 
 if TYPE_CHECKING:
     from uvmshare.address import Address
-    from uvmshare.daemon.identity import Identity
+    from uvmshare.daemon.identity import Identity, Threads
     from uvmshare.mounts.channel import Stream
 
 __all__ = ["UserDialler"]
@@ -29,17 +28,18 @@ _SECONDS = 5.0
 class UserDialler(Dialler):
     """Streams that are dialled with the rights of a user. Addresses without a path need none."""
 
-    def __init__(self, address: Address, user: Identity) -> None:
+    def __init__(self, address: Address, user: Identity, threads: Threads) -> None:
         super().__init__(address)
         self._path = address.path
         self._port = address.port if address.kind != "unix" else None
         self._user = user
+        self._threads = threads
 
     async def next(self) -> Stream:
-        """Dial once. Raises `OSError`, also when the user may not connect there."""
+        """Dial once. Raises `OSError`, also when the user may not connect there or the path does not answer."""
         if not self._path:
             return await super().next()
-        connection = await acting_as(self._user, self._connect)
+        connection = await self._threads.acting_as(self._user, self._path, self._connect)
         reader, writer = await asyncio.open_unix_connection(sock=connection, limit=wire.MAX_LINE)
         if self._port is not None:
             try:

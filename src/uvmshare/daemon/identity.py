@@ -1,12 +1,13 @@
 """Who asks, and looking at the host's files with his rights instead of the daemon's.
 
-What lives here: `Identity`, how it is read from a connection, and `acting_as`. What must not: what an
-identity may do with VMs and shares (`service`).
+What lives here: `Identity`, how it is read from a connection, and the `Threads` that look at files for users. What must
+not: what an identity may do with VMs and shares (`service`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import errno
 import os
@@ -14,17 +15,19 @@ import socket
 import stat
 import struct
 import threading
+from collections import defaultdict
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
+import structlog
 
-from uvmshare.errors import OperationDenied
+from uvmshare.errors import HostPathHangs, OperationDenied
 from uvmshare.share.options import AddOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Identity", "acting_as", "checked_options", "of_process", "peer_of"]
+__all__ = ["Identity", "Threads", "checked_options", "of_process", "peer_of"]
 
 T = TypeVar("T")
 
@@ -32,6 +35,12 @@ _UCRED: Final = struct.Struct("iII")
 _SO_PEERGROUPS: Final = 59
 _MOST_GROUPS: Final = 65536
 """NGROUPS_MAX (setgroups(2))."""
+
+_SECONDS: Final = 8.0
+"""For a file system to answer. The user's own may never do so (FUSE), nor one of the network whose server is away. Less
+than dialling an agent may take, so that its path is what is named."""
+_MOST_AT_ONCE: Final = 8
+"""Threads that look at files for one user. One that hangs cannot be ended, so this many is all that he can hold."""
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _machine: Final = os.uname().machine
@@ -105,39 +114,78 @@ def _take_on(identity: Identity) -> None:
         raise OSError(errno.EPERM, "setfsuid")
 
 
-async def acting_as(identity: Identity, work: Callable[[], T]) -> T:
-    """Return what `work` returns, run with the file system rights of `identity`, on a thread of its own.
+class Threads:
+    """The threads that look at files for users: so many at once for each user, and nobody waits longer than `seconds`.
 
-    The thread ends with the work, and its rights with it. A process that is not root has no other rights to
-    give than its own. Cancelling waits for nothing: the thread ends by itself.
+    A system call on a file system that does not answer cannot be broken off, so its thread stays until the file system
+    answers or is unmounted, and counts as long as it does. That user's other requests then find fewer threads, or none;
+    nobody else notices.
     """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-    own = of_process()
 
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(result)  # type: ignore[arg-type]  # None only where T is
+    def __init__(self, seconds: float = _SECONDS, most: int = _MOST_AT_ONCE) -> None:
+        self.seconds = seconds
+        self._free: defaultdict[int, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(most))
 
-    def run() -> None:
-        result, failure = None, None
+    async def acting_as(self, identity: Identity, path: str, work: Callable[[], T]) -> T:
+        """Return what `work` returns, run with the file system rights of `identity`, on a thread of its own.
+
+        The thread ends with the work, and its rights with it. A process that is not root has no other rights to
+        give than its own. Cancelling waits for nothing: the thread ends by itself. Raises what `work` does, and
+        `HostPathHangs` for `path`, when the time is over.
+        """
+        free = self._free[identity.uid]
         try:
-            if own.is_root and not identity.is_root:
-                _take_on(identity)
-            result = work()
-        except BaseException as error:  # noqa: BLE001  it belongs to the one who waits
-            failure = error
-        loop.call_soon_threadsafe(settle, result, failure)
+            async with asyncio.timeout(self.seconds) as limit:
+                await free.acquire()
+                return await self._start(identity, work, free)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            structlog.get_logger("uvmshare.daemon").warning(
+                "a file system does not answer", path=path, user=identity.uid, seconds=self.seconds
+            )
+            msg = (
+                f"{path}: no answer within {self.seconds:g} s, so its file system hangs, or others do that uid "
+                f"{identity.uid} asked for: mend or end what serves it, or unmount it (umount -f), and ask again"
+            )
+            raise HostPathHangs(msg) from error
 
-    threading.Thread(target=run, name="acting-as", daemon=True).start()
-    return await done
+    def _start(self, identity: Identity, work: Callable[[], T], free: asyncio.Semaphore) -> asyncio.Future[T]:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+        own = of_process()
+
+        def settle(result: T | None, error: BaseException | None) -> None:
+            free.release()
+            if done.cancelled():  # by the one who waited, or because the time was over
+                return
+            if error is not None:
+                done.set_exception(error)
+            else:
+                done.set_result(result)  # type: ignore[arg-type]  # None only where T is
+
+        def run() -> None:
+            result, failure = None, None
+            try:
+                if own.is_root and not identity.is_root:
+                    _take_on(identity)
+                result = work()
+            except BaseException as error:  # noqa: BLE001  it belongs to the one who waits
+                failure = error
+            with contextlib.suppress(RuntimeError):  # the daemon ended meanwhile, and its loop with it
+                loop.call_soon_threadsafe(settle, result, failure)
+
+        try:
+            threading.Thread(target=run, name="acting-as", daemon=True).start()
+        except RuntimeError:  # the host has no room for another
+            free.release()
+            raise
+        return done
 
 
-async def checked_options(identity: Identity, path: str, *, read_only: bool, only: tuple[str, ...]) -> AddOptions:
+async def checked_options(
+    threads: Threads, identity: Identity, path: str, *, read_only: bool, only: tuple[str, ...]
+) -> AddOptions:
     """Return share options, looked at with the rights of `identity` alone.
 
     The path is resolved with these rights, so that nothing is told of what the user could not see himself.
@@ -145,7 +193,7 @@ async def checked_options(identity: Identity, path: str, *, read_only: bool, onl
     refuses early and says why. It is not what keeps him from other people's files, since the path may lead elsewhere a
     moment later: the file server itself runs as the VM's user, and opens it with that one's rights.
 
-    Raises `InvalidOptions`, `OperationDenied`.
+    Raises `InvalidOptions`, `OperationDenied`, `HostPathHangs`.
     """
 
     def look() -> AddOptions:
@@ -153,7 +201,7 @@ async def checked_options(identity: Identity, path: str, *, read_only: bool, onl
         _require_access(path, options, identity.uid)
         return options
 
-    return await acting_as(identity, look)
+    return await threads.acting_as(identity, path, look)
 
 
 def _require_access(path: str, options: AddOptions, uid: int) -> None:

@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import suppress
-from functools import partial
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from uvmshare import address
 from uvmshare.daemon.dialler import UserDialler
-from uvmshare.daemon.identity import acting_as
 from uvmshare.daemon.tracing import TracedFileServer
 from uvmshare.errors import ComputeSystemGone, FileServerError, InvalidState, UnsupportedPlatform, UvmshareError
 from uvmshare.fileserver.device import FileServer
@@ -29,7 +27,7 @@ from uvmshare.share.manager import Manager
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from uvmshare.daemon.identity import Identity
+    from uvmshare.daemon.identity import Identity, Threads
     from uvmshare.daemon.store import VmRecord
     from uvmshare.fileserver import control
     from uvmshare.mounts.channel import Streams
@@ -38,6 +36,8 @@ if TYPE_CHECKING:
     from uvmshare.share.manager import ShareInfo
 
 __all__ = ["Machine", "Places"]
+
+T = TypeVar("T")
 
 State = Literal["running", "failed", "gone"]
 
@@ -107,8 +107,10 @@ class Machine:
         places: Places,
         journal: Journal,
         changed: Callable[[Machine, str, str | None], None],
+        threads: Threads,
     ) -> None:
         self.record = record
+        self.threads = threads
         self._journal = journal
         self._places = places
         self._changed = changed
@@ -269,9 +271,13 @@ class Machine:
         """Return where connections to the agent come from: all of them made with the rights of the VM's user."""
         wanted = self.record.wanted
         if not wanted.agent_dials:
-            return UserDialler(where, user) if os.geteuid() == 0 and not user.is_root else Dialler(where)
+            return UserDialler(where, user, self.threads) if os.geteuid() == 0 and not user.is_root else Dialler(where)
+
+        async def run(work: Callable[[], T]) -> T:
+            return await self.threads.acting_as(user, where.path, work)
+
         try:
-            return await Acceptor.start(where, mode=int(wanted.socket_mode, 8), run=partial(acting_as, user))
+            return await Acceptor.start(where, mode=int(wanted.socket_mode, 8), run=run)
         except OSError as error:
             msg = f"cannot listen on {where} for the agent of VM {wanted.id!r}: {error.strerror or error}"
             raise FileServerError(msg) from error

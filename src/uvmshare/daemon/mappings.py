@@ -284,7 +284,11 @@ class Mappings:
         try:
             mounts = machine.require_mounts()
             share = await checked_options(
-                machine.record.identity, record.host_path, read_only=record.read_only, only=record.allowed_names
+                machine.threads,
+                machine.record.identity,
+                record.host_path,
+                read_only=record.read_only,
+                only=record.allowed_names,
             )
             options = MountOptions(share, record.mount_path, cache=record.cache, msize=record.msize)
             await mounts.mount(options, owner=record.owner)
@@ -305,9 +309,20 @@ class Mappings:
                 await self._drop_share(machine, record.mount_path)
                 self._note_release(key, "mount.lost", record.host_path)
             return refused
-        if (record.mount_path, record.owner) not in self._restoring.get(record.vm, {}):
+        if self._restoring.get(record.vm, {}).pop((record.mount_path, record.owner), None) is None:
             # Given back while it was being asked for.
             await mounts.unmount(record.mount_path, owner=record.owner, lazy=True)
+            return True
+        holder = holder_of(record.owner)
+        assert holder is not None
+        self._events.emit(
+            "mount.restored",
+            record.vm,
+            uid=holder[0],
+            owner=holder[1],
+            path=record.host_path,
+            guest_path=record.mount_path,
+        )
         return True
 
     async def _release_strays(self, machine: Machine, paths: set[str]) -> None:

@@ -37,6 +37,8 @@ ANSWERS: Final[Mapping[type[errors.UvmshareError], tuple[int, str]]] = {
     errors.MountBusy: (409, "End what uses it in the guest, or unmap it lazily."),
     errors.MountRefused: (403, "Choose a path below what the guest's agent was allowed."),
     errors.MountNotFound: (404, "List the VM's mounts."),
+    errors.HostPathHangs: (504, "Mend or end what serves that file system, or unmount it. Nothing was changed."),
+    errors.LimitReached: (429, "Give back what is not needed, or have root raise the limit (uvmshare daemon --help)."),
     errors.GuestAgentError: (502, "See the reason and the agent's log in the guest."),
     errors.AgentUnreachable: (503, "Start the agent in the guest (uvmshare guest agent), and see that it is reached."),
     errors.InvalidState: (409, "Wait, and ask again."),

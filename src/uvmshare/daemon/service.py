@@ -23,7 +23,7 @@ import structlog
 from uvmshare.daemon.addresses import check_addresses
 from uvmshare.daemon.documents import Finding, Info, NewVm, Stats, Vm
 from uvmshare.daemon.events import EventLog
-from uvmshare.daemon.identity import Identity, of_process
+from uvmshare.daemon.identity import Identity, Threads, of_process
 from uvmshare.daemon.keeper import LeaseKeeper
 from uvmshare.daemon.machine import Machine
 from uvmshare.daemon.mappings import Mappings
@@ -69,6 +69,7 @@ class Service:
         self._now = now
         self._started = now()
         self._identity = of_process()
+        self.threads = Threads()
         self.machines: dict[VmKey, Machine] = {}
         self._being_added: set[VmKey] = set()
         self.events = EventLog(instance, now)
@@ -129,7 +130,7 @@ class Service:
             self.events.emit(f"vm.{what}", machine.record.key, reason=reason)
 
         uid, id_ = record.key
-        return Machine(record, self._places, self._journal.for_vm(f"{uid}/{id_}"), changed)
+        return Machine(record, self._places, self._journal.for_vm(f"{uid}/{id_}"), changed, self.threads)
 
     def info(self, who: Identity) -> Info:
         """Tell about the daemon."""

@@ -48,12 +48,13 @@ def whose(who: Identity, owner: str, uid: int | None) -> str:
 async def options_of(machine: Machine, wanted: NewShare | NewMount) -> AddOptions:
     """Return the share options that are wanted, looked at with the rights of the VM's user.
 
-    Raises `InvalidOptions`, `OperationDenied`.
+    Raises `InvalidOptions`, `OperationDenied`, `HostPathHangs`.
     """
     if not os.path.isabs(wanted.path):
         msg = f"{wanted.path}: give an absolute path; the daemon has another working directory than you"
         raise InvalidOptions(msg)
-    return await checked_options(machine.record.identity, wanted.path, read_only=wanted.read_only, only=wanted.only)
+    user = machine.record.identity
+    return await checked_options(machine.threads, user, wanted.path, read_only=wanted.read_only, only=wanted.only)
 
 
 class Shares:
