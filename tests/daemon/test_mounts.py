@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import socketserver
 import subprocess
 import sys
@@ -23,12 +24,13 @@ from uvmshare.cli.main import run
 from uvmshare.daemon.documents import NewMount, NewShare
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from tests.daemon.harness import Home, Running
 
     from uvmshare.daemon.client import Client
     from uvmshare.daemon.machine import Machine
+    from uvmshare.mounts.channel import Stream
 
 AGENT = Path(__file__).parents[1] / "agent" / "fake_kernel.py"
 
@@ -69,11 +71,15 @@ class Guest:
     def start(self) -> None:
         command = [sys.executable, str(AGENT), self.kernel, "--listen", f"unix:{self.socket}", "--allow", self.allow]
         command += ["--state", f"{self.folder}/state", "--server", f"unix:{self.folder}/nine", "--check-every", "60"]
-        with open(f"{self.folder}/log", "ab") as log:
-            self.process = subprocess.Popen(command, stderr=log)
-        while not os.path.exists(self.socket):
-            assert self.process.poll() is None, Path(self.folder, "log").read_text()
-            os.sched_yield()
+        path = f"{self.folder}/notify"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices, open(f"{self.folder}/log", "ab") as log:
+            notices.bind(path)
+            notices.settimeout(HUNG)
+            try:
+                self.process = subprocess.Popen(command, stderr=log, env={**os.environ, "NOTIFY_SOCKET": path})
+                assert notices.recv(64) == b"READY=1", Path(self.folder, "log").read_text()
+            finally:
+                os.unlink(path)
 
     def end(self, number: signal.Signals = signal.SIGKILL) -> None:
         if self.process is not None:
@@ -178,14 +184,20 @@ def test_a_lease_that_ends_takes_mount_and_share_away_although_they_are_used(
 def test_a_guest_that_does_not_answer_keeps_no_directory(mapped: Running, guest: Guest, client: Client) -> None:
     path = mapped.home.directory("project")
     client.map("vm", wanted(guest, path, owner="job", lease=10))
+    machine = _machine(mapped)
+    dials, released = _tell_dials(machine), _tell_releases(machine)
     guest.end()
-    mapped.call(lambda: _until(mapped, lambda machine: not machine.agent_connected))
+    mapped.call(dials.get)  # it dials when it is not connected any more
     assert client.vm("vm").agent_state == "unreachable"
     assert mapped.daemon is not None
     keeper = mapped.daemon.service.keeper
-
     mapped.home.clock.now += 10
-    mapped.call(lambda: _until(mapped, lambda machine: not machine.shares(), keeper._see_to_those_over))
+
+    async def end_lease() -> None:
+        keeper._see_to_those_over()
+        await released.get()
+
+    mapped.call(end_lease)
     assert client.shares("vm") == []
     guest.start()
     mapped.call(keeper.settle)
@@ -194,13 +206,39 @@ def test_a_guest_that_does_not_answer_keeps_no_directory(mapped: Running, guest:
     assert client.mounts("vm") == []
 
 
-async def _until(daemon: Running, holds: Callable[[Machine], bool], first: Callable[[], None] = lambda: None) -> None:
-    """Wait, in the daemon's own loop, until something holds that tells nobody; only the test's deadline ends that."""
+def _machine(daemon: Running) -> Machine:
     assert daemon.daemon is not None
     (machine,) = daemon.daemon.service.machines.values()
-    first()
-    while not holds(machine):  # noqa: ASYNC110  see above
-        await asyncio.sleep(0.01)
+    return machine
+
+
+def _tell_dials(machine: Machine) -> asyncio.Queue[Exception | None]:
+    """Have each attempt to dial the agent told from now on, with the failure of the one before it."""
+    agent, told = machine.agent, asyncio.Queue[Exception | None]()
+    assert agent is not None
+    streams = agent._streams
+    assert streams is not None
+    dial = streams.next
+
+    async def dial_and_tell() -> Stream:
+        told.put_nowait(agent._failure)
+        return await dial()
+
+    streams.next = dial_and_tell  # type: ignore[method-assign]  # nothing tells of an attempt
+    return told
+
+
+def _tell_releases(machine: Machine) -> asyncio.Queue[None]:
+    """Have each release of a share told that the Manager has carried out."""
+    manager, told = machine.require(), asyncio.Queue[None]()
+    release = manager.remove_from_vm
+
+    async def release_and_tell(*args: Any, **more: Any) -> None:
+        await release(*args, **more)
+        told.put_nowait(None)
+
+    manager.remove_from_vm = release_and_tell  # type: ignore[method-assign]  # it is no event for users
+    return told
 
 
 def test_the_daemon_finds_its_mounts_again_and_the_guest_notices_nothing(home: Home, guest: Guest) -> None:
@@ -212,7 +250,8 @@ def test_the_daemon_finds_its_mounts_again_and_the_guest_notices_nothing(home: H
     with home.running() as daemon, home.client() as client:
         (found,) = client.mounts("vm")
         assert {each.owner for each in found.references} == {"leased", "held"}
-        daemon.call(lambda: _until(daemon, lambda _: _all_restored(daemon)))
+        restored = (event for event in client.events("0") if event is not None and event.kind == "mount.restored")
+        assert {next(restored).owner, next(restored).owner} == {"leased", "held"}
         (found,) = client.mounts("vm")
         assert (found.state, found.share, found.path) == ("mounted", before.share, path)
         assert len(guest.server.asked) == 1
@@ -221,11 +260,6 @@ def test_the_daemon_finds_its_mounts_again_and_the_guest_notices_nothing(home: H
         assert [each.owner for each in found.references] == ["held"]
         client.unmap("vm", found.guest_path, owner="held")
         assert (guest.mounted(), client.shares("vm")) == ([], [])
-
-
-def _all_restored(daemon: Running) -> bool:
-    assert daemon.daemon is not None
-    return not any(daemon.daemon.service.mappings._restoring.values())
 
 
 def test_what_is_given_back_before_the_guest_is_reached_again_stays_given_back(home: Home, guest: Guest) -> None:
@@ -296,15 +330,9 @@ def test_an_agent_is_dialled_with_the_rights_of_the_vms_user(home: Home, guest: 
     alice = User(daemon, ALICE)
     os.chmod(guest.socket, 0o600)
     alice.add_vm(agent=f"unix:{guest.socket}")
-    why: list[str] = []
-
-    def refused(machine: Machine) -> bool:
-        assert machine.agent is not None
-        why[:] = [str(machine.agent._failure)]
-        return machine.agent._failure is not None
-
-    daemon.call(lambda: _until(daemon, refused))
-    assert "ermission denied" in why[0]
+    dials = _tell_dials(_machine(daemon))
+    daemon.call(dials.get)  # that one may be the first
+    assert "ermission denied" in str(daemon.call(dials.get))
     os.chmod(guest.socket, 0o666)
     assert alice.do(lambda client: client.map("vm", wanted(guest, alice.folder)).state) == "mounted"
 
