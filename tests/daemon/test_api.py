@@ -176,6 +176,7 @@ def test_the_same_vm_again_changes_nothing_and_another_of_its_id_is_refused(daem
     [
         (NewVm(id="x"), errors.InvalidOptions),
         (NewVm(id="x", listen=("unix:/x",), compute_system="y"), errors.InvalidOptions),
+        (NewVm(id="x", compute_system="y"), errors.UnsupportedPlatform),
         (NewVm(id="x", listen=("nonsense",)), errors.InvalidAddress),
         (NewVm(id="x", listen=("unix:/nonexistent/9p",)), errors.FileServerError),
         (NewVm(id="x", listen=("tcp:0.0.0.0:0",)), errors.UvmshareError),
@@ -197,6 +198,16 @@ def test_a_vm_that_cannot_be_leaves_nothing(shared: Running, wanted: NewVm, erro
         assert [vm.id for vm in client.vms()] == ["vm"]
         with pytest.raises(errors.NotThere):
             client.vm("x")
+
+
+def test_a_compute_system_is_refused_with_what_to_do_on_windows(shared: Running) -> None:
+    with shared.home.http() as http:
+        answer = http.post("/v1/vms", json={"id": "x", "compute_system": "build-7"})
+    assert answer.status_code == 501
+    assert re.search(
+        r"'build-7'.*Windows host.*process of your own.*Manager over uvmshare\.hcs\.compute_system\.ComputeSystem",
+        answer.json()["reason"],
+    )
 
 
 @pytest.mark.parametrize(

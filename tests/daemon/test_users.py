@@ -6,6 +6,7 @@ daemon's threads would now and then hang: a child has the locks that they held j
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import os
@@ -14,12 +15,13 @@ import signal
 import socket
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
 from uvmshare import errors
-from uvmshare.daemon import identity, server
+from uvmshare.daemon import identity, quotas, server
 from uvmshare.daemon.client import Client
 from uvmshare.daemon.documents import NewShare, NewVm
 from uvmshare.fileserver.device import FileServer
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.daemon.harness import Home, Running
+
+    from uvmshare.daemon.documents import Operation
 
 T = TypeVar("T")
 
@@ -128,6 +132,81 @@ def test_one_user_does_not_use_up_the_connections_of_all(daemon: Running, alice:
             ours.send(b".")
         holding.result()
     assert alice.do(lambda client: client.info().you) == ALICE
+
+
+def test_a_user_has_only_so_many_vms_and_root_any_number(home: Home) -> None:
+    home.settings.user_vms = 2
+    with home.running() as daemon, home.client() as client:
+        alice = User(daemon, ALICE)
+        for id_ in ("a", "b", "b"):  # the same again is not another
+            alice.add_vm(id_)
+        with pytest.raises(errors.LimitReached, match=rf"uid {ALICE} has 2 VM.*may have 2.*vm rm.*--user-vms"):
+            alice.add_vm("c")
+        assert os.listdir(f"{home.settings.run_dir}/vms/{ALICE}") == ["a", "b"] or not os.path.exists(
+            f"{home.settings.run_dir}/vms/{ALICE}/c"
+        )
+        User(daemon, BOB).add_vm("c")
+        for id_ in ("a", "b", "c"):
+            client.add_vm(home.new_vm(id_))
+        alice.do(lambda client: client.remove_vm("a"))
+        alice.add_vm("c")
+
+
+def test_a_user_holds_only_so_many_shares_also_when_they_are_asked_for_at_once(home: Home) -> None:
+    home.settings.user_shares = 2
+    with home.running() as daemon, home.client() as root:
+        alice = User(daemon, ALICE)
+        alice.add_vm()
+        root.add_share(f"{ALICE}:vm", NewShare(path=alice.folder, read_only=True))  # counts for root, who has no limit
+        for number in range(3):
+            root.add_share(f"{ALICE}:vm", NewShare(path=alice.folder, owner=f"root-{number}", read_only=True))
+        assert daemon.daemon is not None
+        manager = daemon.daemon.service.machines[ALICE, "vm"].require()
+        add, may_add = manager.add_to_vm, asyncio.Event()
+
+        async def add_late(*args: Any, **more: Any) -> str:
+            await may_add.wait()
+            return await add(*args, **more)
+
+        manager.add_to_vm = add_late  # type: ignore[method-assign]  # so that all are under way at once
+        wanted = [NewShare(path=alice.folder, owner=owner) for owner in ("a", "b", "c")]
+        begun = [alice.do(partial(_begin_add, each)) for each in wanted]
+        refused = alice.do(lambda client: client.operation(begun[2], wait=True)).problem
+        assert refused is not None
+        assert (refused.error, refused.status) == ("LimitReached", 429)
+        assert "--user-shares" in refused.reason
+
+        async def let_add() -> None:
+            may_add.set()
+
+        daemon.call(let_add)
+        ended = [alice.do(partial(_end_of, id_)).state for id_ in begun]
+        assert ended == ["succeeded", "succeeded", "failed"]
+        alice.add_share(alice.folder, owner="b")  # which he holds
+        with pytest.raises(errors.LimitReached, match="share rm"):
+            alice.add_share(alice.folder, owner="c")
+        with pytest.raises(errors.NotThere):
+            alice.do(lambda client: client.renew("c"))
+        alice.do(lambda client: client.release_owner("a"))
+        alice.add_share(alice.folder, owner="c")
+
+
+def _begin_add(wanted: NewShare, client: Client) -> str:
+    return client.begin_add_share("vm", wanted).id
+
+
+def _end_of(operation: str, client: Client) -> Operation:
+    return client.operation(operation, wait=True)
+
+
+def test_a_user_has_only_so_many_operations_under_way(alice: User, bob: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    alice.add_vm()
+    bob.add_vm()
+    monkeypatch.setattr(quotas, "USER_OPERATIONS", 0)
+    with pytest.raises(errors.LimitReached, match=r"operation.*under way.*wait"):
+        alice.add_share(alice.folder)
+    monkeypatch.setattr(quotas, "USER_OPERATIONS", 1)
+    assert alice.add_share(alice.folder) == bob.add_share(bob.folder) == "0"
 
 
 def test_what_is_another_users_is_not_there(alice: User, bob: User) -> None:

@@ -37,6 +37,22 @@ __all__ = ["daemon"]
     help="For what stays. [default: /var/lib/uvmshare; a user's: $XDG_STATE_HOME/uvmshare]",
 )
 @click.option(
+    "--user-vms",
+    metavar="COUNT",
+    type=click.IntRange(min=0),
+    default=64,
+    show_default=True,
+    help="How many VMs each user of the host may have, root aside.",
+)
+@click.option(
+    "--user-shares",
+    metavar="COUNT",
+    type=click.IntRange(min=0),
+    default=1024,
+    show_default=True,
+    help="How many shares and mounts each user of the host may hold in all his VMs, root aside.",
+)
+@click.option(
     "--log-format",
     type=click.Choice(["json", "logfmt"]),
     default="logfmt",
@@ -53,6 +69,8 @@ def daemon(
     socket_group: str | None,
     run_dir: str | None,
     state_dir: str | None,
+    user_vms: int,
+    user_shares: int,
     log_format: str,
     log_level: str,
 ) -> None:
@@ -77,7 +95,10 @@ def daemon(
     The API describes itself at /v1/openapi.json. For systemd there are units in contrib/systemd.
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     if sys.platform != "linux":
-        msg = "uvmshare daemon needs a Linux host; on Windows use uvmshare hcs serve, or the library"
+        msg = (
+            "uvmshare daemon needs a Linux host; on Windows use, in a process of your own, a Manager over "
+            "uvmshare.hcs.compute_system.ComputeSystem (docs/windows.md)"
+        )
         raise UnsupportedPlatform(msg)
     import asyncio  # noqa: PLC0415  --help need not load a server
 
@@ -91,5 +112,7 @@ def daemon(
         socket_group=socket_group,
         run_dir=run_dir,
         state_dir=state_dir,
+        user_vms=user_vms,
+        user_shares=user_shares,
     )
     asyncio.run(serve(settings))

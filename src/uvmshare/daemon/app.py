@@ -46,7 +46,7 @@ from uvmshare.daemon.service import Service
 from uvmshare.daemon.shares import whose
 from uvmshare.daemon.store import name_for
 from uvmshare.daemon.tracing import span
-from uvmshare.errors import UvmshareError
+from uvmshare.errors import LimitReached, UvmshareError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
@@ -113,6 +113,11 @@ async def _answer(
     What it really returns is a `Response` with a T in it, or with the operation; the route's own return type stays what
     the OpenAPI document is made of.
     """
+    try:
+        service.quotas.require_room_for_operation(who, service.operations.under_way(who.uid))
+    except LimitReached:
+        work.close()
+        raise
     running = service.operations.start(*action, who.uid, _traced(*action, work))
     if not wait:
         where = {"Location": f"/v1/operations/{running.id}"}

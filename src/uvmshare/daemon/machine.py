@@ -47,8 +47,8 @@ _LAST_UNMOUNT_SECONDS: Final = 10.0
 """For a guest to unmount everything when its VM is removed."""
 
 _COMPUTE_SYSTEMS: Final = (
-    "VM {id!r}: a Hyper-V compute system needs a Windows host, and this daemon runs on Linux; "
-    "there, `uvmshare hcs serve` and the library do it"
+    "VM {id!r}: compute system {system!r} is reached on its Windows host alone, and this daemon runs on Linux: there, "
+    "in a process of your own, use a Manager over uvmshare.hcs.compute_system.ComputeSystem (docs/windows.md)"
 )
 
 
@@ -212,7 +212,7 @@ class Machine:
     async def _start_server(self) -> FileServer:
         wanted = self.record.wanted
         if wanted.compute_system is not None:
-            raise UnsupportedPlatform(_COMPUTE_SYSTEMS.format(id=wanted.id))
+            raise UnsupportedPlatform(_COMPUTE_SYSTEMS.format(id=wanted.id, system=wanted.compute_system))
         limits = Limits.of(wanted.limits)
         user = self.record.identity
         try:

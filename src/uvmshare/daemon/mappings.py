@@ -10,6 +10,7 @@ that form, says so, and the guest notices nothing.
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -34,6 +35,9 @@ from uvmshare.mounts.options import MountOptions, canonical_guest_path
 from uvmshare.share.options import AddOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
     from uvmshare.daemon.documents import NewMount
     from uvmshare.daemon.events import EventLog
     from uvmshare.daemon.identity import Identity
@@ -52,10 +56,17 @@ _RETRY_LONGEST: Final = 15.0
 class Mappings:
     """What users ask of the mounts in a VM's guest."""
 
-    def __init__(self, events: EventLog, keeper: LeaseKeeper, store: Store) -> None:
+    def __init__(
+        self,
+        events: EventLog,
+        keeper: LeaseKeeper,
+        store: Store,
+        adding: Callable[[Identity], AbstractContextManager[None]],
+    ) -> None:
         self._events = events
         self._keeper = keeper
         self._store = store
+        self._adding = adding
         self._restoring: dict[VmKey, dict[tuple[str, str], MountRecord]] = {}
         """By VM, guest path and holder: what an earlier daemon had and was not mounted again yet."""
 
@@ -136,8 +147,8 @@ class Mappings:
     async def map(self, who: Identity, machine: Machine, wanted: NewMount) -> Mount:
         """Share a directory and mount it in the guest, for an owner of `who`; both or neither.
 
-        Raises `InvalidOptions`, `OperationDenied`, `MountConflict`, and what the VM and the agent raise; then there is
-        no new reference.
+        Raises `InvalidOptions`, `OperationDenied`, `LimitReached`, `MountConflict`, and what VM and agent do; then
+        there is no new reference.
         """
         mounts = machine.require_mounts()
         share = await options_of(machine, wanted)
@@ -146,17 +157,18 @@ class Mappings:
         key = MountLease(vm, owner, path)
         held = self._holds(machine, path, owner)
         self._refuse_conflict(who, machine, options)
-        if wanted.lease is not None:
-            self._keeper.grant(key, wanted.lease)
-        if not held:
-            self._store.put_mount(_record(vm, owner, options))
-        try:
-            with span("map_to_guest", vm=f"{vm[0]}:{vm[1]}", owner=owner, path=share.host_path, guest_path=path):
-                info = await mounts.mount(options, owner=owner)
-        except BaseException:
-            if not self._holds(machine, path, owner):
-                self._strike(key)
-            raise
+        with nullcontext() if held else self._adding(who):
+            if wanted.lease is not None:
+                self._keeper.grant(key, wanted.lease)
+            if not held:
+                self._store.put_mount(_record(vm, owner, options))
+            try:
+                with span("map_to_guest", vm=f"{vm[0]}:{vm[1]}", owner=owner, path=share.host_path, guest_path=path):
+                    info = await mounts.mount(options, owner=owner)
+            except BaseException:
+                if not self._holds(machine, path, owner):
+                    self._strike(key)
+                raise
         if wanted.lease is None:
             self._keeper.forget(key)
         else:
@@ -223,6 +235,12 @@ class Mappings:
 
     def _mounted(self, machine: Machine, path: str, owner: str) -> MountInfo | None:
         return next((info for info in machine.mounted() if info.mount_path == path and owner in info.owners), None)
+
+    def held_by(self, uid: int, machine: Machine) -> int:
+        """Count the mounts that a user holds there, or will again, once for each owner of his."""
+        mine = f"{uid}/"
+        held = {(info.mount_path, str(owner)) for info in machine.mounted() for owner in info.owners}
+        return sum(owner.startswith(mine) for _, owner in held | self._restoring.get(machine.record.key, {}).keys())
 
     # Leases
 

@@ -78,6 +78,10 @@ class Operations:
         found = [running for user, mine in self._of_user.items() if uid in (0, user) for running in mine.values()]
         return sorted(found, key=lambda running: running.started)
 
+    def under_way(self, uid: int) -> int:
+        """Count what a user asked for and has not ended."""
+        return sum(running.ended is None for running in self._of_user[uid].values())
+
     async def settle(self) -> None:
         """Wait until every operation has ended."""
         while running := [each.task for each in self.list(0) if not each.task.done()]:

@@ -26,6 +26,7 @@ from uvmshare.daemon import systemd
 from uvmshare.daemon.app import PEER, make_app
 from uvmshare.daemon.identity import peer_of
 from uvmshare.daemon.machine import Places
+from uvmshare.daemon.quotas import USER_SHARES, USER_VMS
 from uvmshare.daemon.service import Service
 from uvmshare.daemon.store import Store
 from uvmshare.errors import DaemonError
@@ -46,7 +47,7 @@ _GRACE: Final = 30
 
 
 class Settings:
-    """Where the daemon listens and keeps things."""
+    """Where the daemon listens and keeps things, and how many VMs and shares each user but root may have."""
 
     def __init__(
         self,
@@ -56,12 +57,16 @@ class Settings:
         socket_group: str | None = None,
         run_dir: str | None = None,
         state_dir: str | None = None,
+        user_vms: int = USER_VMS,
+        user_shares: int = USER_SHARES,
     ) -> None:
         self.run_dir = run_dir or default_run_dir()
         self.socket_path = socket_path or os.path.join(self.run_dir, "uvmshare.sock")
         self.state_dir = state_dir or default_state_dir()
         self.socket_mode = socket_mode
         self.socket_group = socket_group
+        self.user_vms = user_vms
+        self.user_shares = user_shares
 
 
 def default_run_dir() -> str:
@@ -168,7 +173,9 @@ async def serve(
         SqliteJournal(places.journal) as journal,
         _listening(settings) as (listener, path),
     ):
-        service = Service(places, store, journal, clock=clock)
+        service = Service(
+            places, store, journal, clock=clock, user_vms=settings.user_vms, user_shares=settings.user_shares
+        )
 
         def started() -> None:
             systemd.notify("READY=1", f"STATUS=listening on {path}")

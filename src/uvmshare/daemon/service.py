@@ -28,6 +28,7 @@ from uvmshare.daemon.keeper import LeaseKeeper
 from uvmshare.daemon.machine import Machine
 from uvmshare.daemon.mappings import Mappings
 from uvmshare.daemon.operations import Operations
+from uvmshare.daemon.quotas import USER_SHARES, USER_VMS, Quotas
 from uvmshare.daemon.shares import Shares
 from uvmshare.daemon.store import LeaseKey, MountLease, VmRecord, name_for
 from uvmshare.errors import AlreadyThere, InvalidOptions, NotThere, OperationDenied, StillInUse, UvmshareError
@@ -36,6 +37,7 @@ from uvmshare.mounts.doctor import examine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from contextlib import AbstractContextManager
 
     from uvmshare.daemon.machine import Places
     from uvmshare.daemon.store import Store, VmKey
@@ -60,6 +62,8 @@ class Service:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
         instance: str = "",
+        user_vms: int = USER_VMS,
+        user_shares: int = USER_SHARES,
     ) -> None:
         instance = instance or f"{os.getpid():x}.{int(now()):x}"
         self._places = places
@@ -75,8 +79,9 @@ class Service:
         self.events = EventLog(instance, now)
         self.operations = Operations(instance, now)
         self.keeper = LeaseKeeper(store, clock, self._lease_ended)
-        self.shares = Shares(self.events, self.keeper)
-        self.mappings = Mappings(self.events, self.keeper, store)
+        self.quotas = Quotas(vms=user_vms, shares=user_shares, unlimited={0, self._identity.uid})
+        self.shares = Shares(self.events, self.keeper, self._adding)
+        self.mappings = Mappings(self.events, self.keeper, store, self._adding)
         self._background: set[asyncio.Task[None]] = set()
         self._log = structlog.get_logger("uvmshare.daemon")
 
@@ -197,8 +202,8 @@ class Service:
     async def add_vm(self, who: Identity, wanted: NewVm) -> Vm:
         """Start a file server for a VM, with the rights of the one who asks; return the VM.
 
-        The same again, word for word, is no mistake and changes nothing. Raises `AlreadyThere`, and what starting a
-        file server raises; then nothing is left of it.
+        The same again, word for word, is no mistake and changes nothing. Raises `AlreadyThere`, `LimitReached`, and
+        what starting a file server raises; then nothing is left of it.
         """
         record = VmRecord(who, wanted)
         there = self.machines.get(record.key)
@@ -211,6 +216,7 @@ class Service:
             msg = f"VM {wanted.id!r} needs either addresses to listen on or a compute system, and got both or neither"
             raise InvalidOptions(msg)
         check_addresses(wanted, who)
+        self.quotas.require_room_for_vm(who, sum(uid == who.uid for uid, _ in {*self.machines, *self._being_added}))
         self._being_added.add(record.key)
         try:
             machine = self._make_machine(record)
@@ -293,6 +299,15 @@ class Service:
         return found
 
     # ------------------------------------------------------------------ owners and leases
+
+    def _adding(self, who: Identity) -> AbstractContextManager[None]:
+        return self.quotas.adding(who, self._held_by)
+
+    def _held_by(self, uid: int) -> int:
+        """Count what a user holds: shares and mounts, once for each owner of his."""
+        machines = [machine for key, machine in self.machines.items() if key[0] == uid]
+        held = sum(self.mappings.held_by(uid, machine) for machine in machines)
+        return held + sum(self.shares.held_by(uid, machine) for machine in machines)
 
     async def release_all(self, who: Identity, owner: str) -> None:
         """Give back everything that an owner of `who` holds, in every VM.

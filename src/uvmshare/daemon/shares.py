@@ -9,6 +9,7 @@ their own (`uvmshare.mounts.manager`), for those who hold the mount.
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from uvmshare.daemon.documents import Reference, Share
@@ -19,6 +20,9 @@ from uvmshare.daemon.tracing import span
 from uvmshare.errors import InvalidOptions, NotThere, OperationDenied
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
     from uvmshare.daemon.documents import NewMount, NewShare
     from uvmshare.daemon.events import EventLog
     from uvmshare.daemon.identity import Identity
@@ -60,9 +64,12 @@ async def options_of(machine: Machine, wanted: NewShare | NewMount) -> AddOption
 class Shares:
     """What users ask of the shares of a VM."""
 
-    def __init__(self, events: EventLog, keeper: LeaseKeeper) -> None:
+    def __init__(
+        self, events: EventLog, keeper: LeaseKeeper, adding: Callable[[Identity], AbstractContextManager[None]]
+    ) -> None:
         self._events = events
         self._keeper = keeper
+        self._adding = adding
 
     # Shown
 
@@ -122,22 +129,23 @@ class Shares:
         """Share a directory for an owner of `who`, and return the share when the guest can mount it.
 
         The same owner again holds one reference, whose lease is then the new one. Raises `InvalidOptions`,
-        `OperationDenied`, and what the VM raises; then there is no new reference.
+        `OperationDenied`, `LimitReached`, and what the VM raises; then there is no new reference.
         """
         manager = machine.require()
         options = await options_of(machine, wanted)
         vm, owner = machine.record.key, f"{who.uid}/{wanted.owner}"
         key = lease_key(vm, owner, options)
         held = _held(machine, key) is not None
-        if wanted.lease is not None:
-            self._keeper.grant(key, wanted.lease)
-        try:
-            with span("add_to_vm", vm=f"{vm[0]}:{vm[1]}", owner=owner, path=options.host_path):
-                name = await manager.add_to_vm(options, owner=owner)
-        except BaseException:
-            if _held(machine, key) is None:
-                self._keeper.forget(key)
-            raise
+        with nullcontext() if held else self._adding(who):
+            if wanted.lease is not None:
+                self._keeper.grant(key, wanted.lease)
+            try:
+                with span("add_to_vm", vm=f"{vm[0]}:{vm[1]}", owner=owner, path=options.host_path):
+                    name = await manager.add_to_vm(options, owner=owner)
+            except BaseException:
+                if _held(machine, key) is None:
+                    self._keeper.forget(key)
+                raise
         if wanted.lease is None:
             self._keeper.forget(key)
         else:  # it runs from when the share is there
@@ -174,6 +182,11 @@ class Shares:
             self._events.emit(kind, vm, uid=holder[0], share=name, owner=holder[1], path=path)
         if after is None:
             self._events.emit("share.removed", vm, uid=holder[0], share=name, path=path)
+
+    def held_by(self, uid: int, machine: Machine) -> int:
+        """Count what a user holds there, once for each owner of his."""
+        mine = f"{uid}/"
+        return sum(str(owner).startswith(mine) for info in machine.shares() for owner in info.owners)
 
     # Leases
 
