@@ -293,3 +293,78 @@ def test_what_cannot_be_looked_at_again_is_outside_and_no_error_of_a_request(
     monkeypatch.setattr(share.tree.walls, "is_inside", no_descriptors)
     with pytest.raises(RemoteProtocolError):
         share.tree.walls.confirm()
+
+
+def swap(share: Share) -> None:
+    """Put the directory beside the share in its place, and the share in that one's."""
+    share.root.rename(share.outside.with_name("between"))
+    share.outside.rename(share.root)
+    share.outside.with_name("between").rename(share.outside)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_what_changes_places_with_the_share_while_it_is_looked_at_is_not_inside(
+    share: Share, monkeypatch: pytest.MonkeyPatch, number: int, is_alone: bool
+) -> None:
+    """Paths are read one after the other: here the host acts before the so many-th."""
+    directory = share.node("d")
+    (share.root / "d").rename(share.outside / "d")
+    share.tree.walls.is_alone = is_alone
+    readlink, getcwdb, count = os.readlink, os.getcwdb, [0]
+
+    def act() -> None:
+        count[0] += 1
+        if count[0] == number:
+            swap(share)
+
+    def read(path: bytes, *, dir_fd: int) -> bytes:
+        act()
+        return readlink(path, dir_fd=dir_fd)
+
+    def here() -> bytes:
+        act()
+        return getcwdb()
+
+    monkeypatch.setattr(os, "readlink", read)
+    monkeypatch.setattr(os, "getcwdb", here)
+    assert not share.tree.walls.is_inside(directory)
+    assert count[0] >= 2
+
+
+def test_what_is_inside_is_inside_while_the_share_changes_places(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, readlink, count = share.node("d"), os.readlink, [0]
+
+    def read(path: bytes, *, dir_fd: int) -> bytes:
+        count[0] += 1
+        if count[0] == 1:
+            swap(share)
+        return readlink(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "readlink", read)
+    assert share.tree.walls.is_inside(directory)
+
+
+def test_a_root_that_is_moved_away_and_back_within_a_turn_lets_nothing_in_but_names(
+    share: Share, at_open: Callable[..., None]
+) -> None:
+    """The host can do so unseen, for no two paths are read at one moment. The guest can do nothing with what it has."""
+    directory = share.node("d")
+
+    def away() -> None:
+        share.root.rename(share.outside / "elsewhere")
+        share.root.mkdir()
+        (share.outside / "elsewhere" / "d").rename(share.root / "d")
+
+    at_open(1, away)
+    (reached,) = share.tree.walk(directory, [b"e"])
+    share.root.rename(share.outside / "replaced")
+    (share.outside / "elsewhere").rename(share.root)
+    share.tree.walls.confirm()
+    assert os.readlink(f"/proc/self/fd/{reached.fd}") == f"{share.outside}/replaced/d/e"
+    for node in (directory, reached):
+        with pytest.raises(FileNotFoundError):
+            share.tree.require_inside(node)
+        with pytest.raises(FileNotFoundError):
+            share.walk("file", start=node)
+    share.tree.walls.confirm()

@@ -7,11 +7,16 @@ would leave the share. So whatever the guest would gain something new by is look
 reached: its path must be below the root's at that moment.
 
 There are two ways to ask. `require_inside` reads the links of /proc/self/fd, which always works, and
-costs 2.5 us for the node and as much for the root. A process that is a mount's own asks for its working
+costs 2.5 us for the node and, unless the root is the working directory, twice as much for the root. A process that is a mount's own asks for its working
 directory instead, 0.4 us to go there and 0.6 us to ask (getcwd(2)): `before` notes where a walk begins,
 `after` says whether the directory in which it ended is just where the walk's names say, and so everything
 that was opened on the way below the root. The root's own path is read once before the first walk of a turn and
 once, in `confirm`, before any reply of that turn leaves: when it is the same, the root did not move.
+
+No two paths are read at one moment, so both ways read the root's again, behind the others. One move of the host's is
+seen then, whatever it moves. Two are not that take the root away, put something in its place, and bring it back before
+that: names and attributes of one walk may be told of a directory that the guest had in the share before. It can neither
+open, list, change nor walk on from what it got, and no guest can move the root.
 """
 
 from __future__ import annotations
@@ -160,16 +165,16 @@ class Walls:
         """Say whether the kernel's path of a node is below the root's. Raises `OSError`."""
         try:
             root = self._path(self._root)
-            while not self._path(node).startswith(root if root.endswith(b"/") else root + b"/"):
+            while True:
+                is_below = self._path(node).startswith(root if root.endswith(b"/") else root + b"/")
                 before, root = root, self._path(self._root)
                 if root == before:
-                    return False
+                    return is_below
                 # The host has renamed the root, or a directory above it, in between.
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise
             return self._climbs_to_root(node)  # the kernel tells paths of up to a page
-        return True
 
     def _path(self, node: Node) -> bytes:
         if node is self._root and self.is_alone and self._at is None:
