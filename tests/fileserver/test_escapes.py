@@ -355,6 +355,17 @@ def test_a_file_that_was_moved_out_is_not_opened_linked_or_renamed(host: Host, g
     assert guest.listdir() == []
 
 
+def test_a_link_that_was_moved_out_is_not_read(host: Host, guest: Client, refused: Refused) -> None:
+    """Under mapped-xattr it is a regular file, and the host may write something else into it."""
+    guest.symlink("target", "l")
+    fid = guest.walk("l")
+    (host.root / "l").rename(host.outside / "l")
+    if not (host.outside / "l").is_symlink():
+        (host.outside / "l").write_bytes(b"the host's own")
+    with refused(errno.ENOENT):
+        guest.rpc(m.Treadlink(fid))
+
+
 def test_the_rest_of_the_share_goes_on(moved: Moved) -> None:
     assert moved.guest.read_file("stays") == b"stays"
     moved.guest.write_file("more", b"x")

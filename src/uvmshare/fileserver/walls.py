@@ -16,7 +16,7 @@ once, in `confirm`, before any reply of that turn leaves: when it is the same, t
 No two paths are read at one moment, so both ways read the root's again, behind the others. One move of the host's is
 seen then, whatever it moves. Two are not that take the root away, put something in its place, and bring it back before
 that: names and attributes of one walk may be told of a directory that the guest had in the share before. It can neither
-open, list, change nor walk on from what it got, and no guest can move the root.
+open, list, change nor walk on from what it got, and cannot move the root of its own share.
 """
 
 from __future__ import annotations

@@ -179,8 +179,15 @@ def _place(session: Session, node: Node) -> tuple[Node, bytes]:
 
 
 def readlink(session: Session, tag: int, message: m.Treadlink) -> bytes:
-    """Read a symbolic link (protocol.md, readlink). A target that does not fit a message is an error."""
-    reply = m.Rreadlink(session.ownership.readlink(session.fid(message.fid).node)).encode(tag)
+    """Read a symbolic link (protocol.md, readlink). A target that does not fit a message is an error.
+
+    One that was moved out of the share is not read: its target may be content of a file (`ownership.Mapped`).
+    """
+    node = session.fid(message.fid).node
+    with session.tree.walls.kept_by_landlock(node):
+        target = session.ownership.readlink(node)
+    session.tree.require_inside(node)
+    reply = m.Rreadlink(target).encode(tag)
     if len(reply) > session.msize:
         raise OSError(errno.ENAMETOOLONG, "the target is longer than msize allows")
     return reply
