@@ -188,6 +188,26 @@ def test_a_disk_that_is_full_in_the_middle_is_a_short_write(
 
 
 @in_process
+def test_a_file_system_that_takes_nothing_is_not_asked_for_ever(
+    host: Host, guest: Client, fid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splice, refusals = os.splice, [0]
+
+    def takes_nothing(source: int, sink: int, size: int, offset_dst: int | None = None) -> int:
+        if offset_dst is None:
+            return splice(source, sink, size)
+        refusals[0] += 1
+        assert refusals[0] == 1
+        return 0
+
+    monkeypatch.setattr(os, "splice", takes_nothing)
+    written = guest.ask(m.Twrite(fid, 0, DATA), m.Rwrite).count
+    assert 0 < written < SIZE
+    assert (host.root / "f").read_bytes() == DATA[:written]
+    assert guest.read(fid, 0, 10) == DATA[:10]  # what was not written was skipped
+
+
+@in_process
 def test_a_file_system_that_cannot_splice_gets_copies(
     host: Host, guest: Client, fid: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

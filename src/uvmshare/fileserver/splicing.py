@@ -96,6 +96,8 @@ class Splicer:
                             raise
                         file.splices = False  # this file system cannot
                         continue
+                    if not moved:  # it would be asked for ever
+                        return put, left, OSError(errno.EIO, "nothing was written")
                     put, left = put + moved, left - moved
                 else:
                     data = os.read(source, left)

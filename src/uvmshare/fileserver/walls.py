@@ -6,12 +6,11 @@ A directory that the host moves out of the share keeps its descriptors, and a wa
 would leave the share. So whatever the guest would gain something new by is looked at after it was
 reached: its path must be below the root's at that moment.
 
-There are two ways to ask. `require_inside` reads the links of /proc/self/fd, which always works, and
-costs 2.5 us for the node and, unless the root is the working directory, twice as much for the root. A process that is a mount's own asks for its working
-directory instead, 0.4 us to go there and 0.6 us to ask (getcwd(2)): `before` notes where a walk begins,
-`after` says whether the directory in which it ended is just where the walk's names say, and so everything
-that was opened on the way below the root. The root's own path is read once before the first walk of a turn and
-once, in `confirm`, before any reply of that turn leaves: when it is the same, the root did not move.
+There are two ways to ask. `require_inside` reads the links of /proc/self/fd, which always works and costs 2.5 us a
+link. A process that is a mount's own asks for its working directory instead, 0.4 us to go there and 0.6 us to ask
+(getcwd(2)): `before` notes where a walk begins, `after` says whether the directory in which it ended is just where
+the walk's names say, and so everything that was opened on the way below the root. The root's own path is read once
+before the first walk of a turn and once, in `confirm`, before any reply of that turn leaves.
 
 No two paths are read at one moment, so both ways read the root's again, behind the others. One move of the host's is
 seen then, whatever it moves. Two are not that take the root away, put something in its place, and bring it back before
