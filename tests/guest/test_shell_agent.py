@@ -41,14 +41,14 @@ def test_a_guest_with_busybox_alone_is_mapped_into(tmp_path: Path) -> None:
         port = int(server.addresses[0].rpartition(":")[2])
         async with (
             await GuestVM.start() as guest,
-            AgentClient("tcp:127.0.0.1:0", accept=True, server_port=port) as client,
+            AgentClient("tcp:127.0.0.1:0", accept=True, server_port=port, token="secret") as client,
             Manager(UtilityVM(server)) as shares,
             MountManager(client, shares=shares) as mounts,
         ):
             await guest.write_file("/run/agent.sh", await read_script())
             start = (
-                f"sh /run/agent.sh --connect {HOST}:{client.port} --server {HOST} --allow /run/mnt --check-every 0.2 "
-                f">/run/agent.log 2>&1 & echo $! >/run/agent.pid"
+                f"UVMSHARE_AGENT_TOKEN=secret sh /run/agent.sh --connect {HOST}:{client.port} --server {HOST} "
+                f"--allow /run/mnt --check-every 0.2 >/run/agent.log 2>&1 & echo $! >/run/agent.pid"
             )
             await guest.check(start)
             assert (await client.reached(timeout=30)).release == "shell"
@@ -85,7 +85,7 @@ def test_a_guest_with_busybox_alone_is_mapped_into(tmp_path: Path) -> None:
                 await mounts.map_to_guest(options, "/run/mnt/a b")
             with pytest.raises(GuestAgentError, match="cannot mount share 77"):
                 await mounts.mount(MountOptions("77", "/run/mnt/none"))
-            listening = "sh /run/agent.sh --listen 5641 --allow /run/mnt --state /run/other >/run/log 2>&1 &"
+            listening = "sh /run/agent.sh --listen 5641 --no-token --allow /run/mnt --state /run/other >/run/log 2>&1 &"
             hello = r'{"id":0,"op":"hello","version":1,"client":"c"}\n{"id":1,"op":"dance"}\n'
             until = "until grep -q :1609 /proc/net/tcp*; do :; done"  # 5641 in hexadecimal
             said = await guest.check(f"{listening} {until}; printf '{hello}' | nc 127.0.0.1 5641")

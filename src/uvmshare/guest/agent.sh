@@ -1,13 +1,13 @@
 #!/bin/sh
 # The agent for guests without Python: busybox's shell and nc, over TCP. As root:
 #
-#     sh agent.sh --listen 5641 --server 10.0.2.2 [--allow DIRECTORY] [--state DIRECTORY]
+#     sh agent.sh --listen 5641 --server 10.0.2.2 --token-file FILE [--allow DIRECTORY] [--state DIRECTORY]
 #     sh agent.sh --connect 10.0.2.2:5641 --server 10.0.2.2          # dials the host, again and again
 #
 # What lives here: the protocol of uvmshare/guest/wire.py as far as a shell can speak it. It mounts, unmounts, lists, tells
-# health, and mounts again what cannot be read any more. What it does not have: tokens (whoever reaches the port may ask),
-# vsock (busybox has none), paths with anything but plain characters, and time limits: a server that takes a connection
-# and says nothing holds up the requests that come after.
+# health, and mounts again what cannot be read any more. What it does not have: vsock (busybox has none), paths with
+# anything but plain characters, and time limits: a server that takes a connection and says nothing holds up the requests
+# that come after, because the kernel does not break off a mount that waits for it, whatever signal is sent.
 
 self=$0
 mode=$1
@@ -18,6 +18,7 @@ server=${UVMSHARE_SERVER:-10.0.2.2}
 every=${UVMSHARE_CHECK_EVERY:-5}
 listen=
 connect=
+open=
 
 die() {
     echo "agent.sh: $1" >&2
@@ -32,9 +33,33 @@ ok() { printf '{"id":%s,"ok":true,"result":%s}\n' "$id" "$1"; }
 # Of what programs say, only what needs no escapes in JSON.
 no() { printf '{"id":%s,"ok":false,"error":{"code":"%s","message":"%s"}}\n' "$id" "$1" "$(printf %s "$2" | tr -cd ' -!#-[]-~')"; }
 
+# HMAC-SHA-256 (RFC 2104) of what is on standard input, with the token as the key.
+hmac() {
+    key=$(printf %s "$token" | od -An -v -tx1 | tr -d ' \n')
+    [ ${#key} -le 128 ] || key=$(printf %s "$token" | sha256sum | cut -c1-64)
+    inner=
+    outer=
+    for _ in 0 1 2 3 4 5 6 7; do for _ in 0 1 2 3 4 5 6 7; do
+        key=${key:-00}
+        rest=${key#??}
+        byte=$((0x${key%"$rest"}))
+        key=$rest
+        inner="$inner\\$(((byte ^ 0x36) >> 6))$(((byte ^ 0x36) >> 3 & 7))$(((byte ^ 0x36) & 7))"
+        outer="$outer\\$(((byte ^ 0x5c) >> 6))$(((byte ^ 0x5c) >> 3 & 7))$(((byte ^ 0x5c) & 7))"
+    done; done
+    sum=$({ printf "$inner" && cat; } | sha256sum | cut -c1-64)
+    { printf "$outer" && printf "$(echo "$sum" | sed 's/../\\x&/g')"; } | sha256sum | cut -c1-64
+}
+
+proof() { printf '%s %s %s' "$1" "$2" "$3" | hmac; }
+
 serve() {
-    printf '{"uvmshare":"agent","version":1,"agent":"%s","boot":"%s","nonce":"","token":false,"allow":["%s"],"server":"tcp:%s","release":"shell"}\n' \
-        "$(cat "$state/agent")" "$(cat /proc/sys/kernel/random/boot_id)" "$allow" "$server"
+    token=$UVMSHARE_AGENT_TOKEN
+    nonce=$(tr -d - </proc/sys/kernel/random/uuid)
+    known=false
+    [ -z "$token" ] || known=true
+    printf '{"uvmshare":"agent","version":1,"agent":"%s","boot":"%s","nonce":"%s","token":%s,"allow":["%s"],"server":"tcp:%s","release":"shell"}\n' \
+        "$(cat "$state/agent")" "$(cat /proc/sys/kernel/random/boot_id)" "$nonce" "$known" "$allow" "$server"
     client=
     while read -r line; do
         id=$(number id)
@@ -46,8 +71,13 @@ serve() {
             hello)
                 client=$(text client | tr -cd '0-9a-zA-Z')
                 [ -n "$client" ] || exit
+                theirs=$(text nonce | tr -cd '0-9a-f')
+                if [ -n "$token" ] && [ "$(text proof)" != "$(proof host "$theirs" "$nonce")" ]; then
+                    no refused "the token is not this agent's"
+                    exit
+                fi
                 echo $$ >"$state/client-$client"
-                ok '{"proof":""}'
+                ok "{\"proof\":\"$([ -z "$token" ] || proof agent "$nonce" "$theirs")\"}"
                 continue
                 ;;
         esac
@@ -266,6 +296,7 @@ if [ "$mode" = serve ]; then
     exit
 fi
 while [ $# -gt 0 ]; do
+    [ "$1" = --no-token ] && open=1 && shift && continue
     [ $# -ge 2 ] || die "$1 needs a value" 2
     case $1 in
         --listen) listen=$2 ;;
@@ -274,15 +305,21 @@ while [ $# -gt 0 ]; do
         --allow) allow=${2%/} ;;
         --state) state=$2 ;;
         --check-every) every=$2 ;;
-        *) die "there is no option $1: want --listen PORT or --connect HOST:PORT, --server HOST, --allow, --state" 2 ;;
+        --token-file)
+            UVMSHARE_AGENT_TOKEN=$(sed 's/^[[:space:]]*//; s/[[:space:]]*$//' "$2") || die "the token cannot be read from $2"
+            [ -n "$UVMSHARE_AGENT_TOKEN" ] || die "$2 is empty: put a secret into it"
+            ;;
+        *) die "there is no option $1: want --listen PORT or --connect HOST:PORT, --server HOST, --token-file or --no-token, --allow, --state" 2 ;;
     esac
     shift 2
 done
 [ -n "$listen$connect" ] || die "want --listen PORT or --connect HOST:PORT" 2
+[ -z "$listen" ] || [ -n "$UVMSHARE_AGENT_TOKEN$open" ] ||
+    die "whoever reaches port $listen could mount and unmount here: give a --token-file, or say --no-token if nobody else can reach it" 2
 mkdir -p "$allow" "$state" && chmod 700 "$state" || die "$allow and $state must be there and be writable"
 rmdir "$state/lock" 2>/dev/null
 cut -d- -f1 /proc/sys/kernel/random/uuid >"$state/agent"
-export UVMSHARE_ALLOW="$allow" UVMSHARE_STATE="$state" UVMSHARE_SERVER="$server"
+export UVMSHARE_AGENT_TOKEN UVMSHARE_ALLOW="$allow" UVMSHARE_STATE="$state" UVMSHARE_SERVER="$server"
 watch &
 if [ -n "$listen" ]; then
     exec nc -ll -p "$listen" -e /bin/sh "$self" serve
