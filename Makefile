@@ -116,6 +116,11 @@ bench: $(STAMP)  ## Measure against diod and a minimal C server; under ten minut
 	tools/packages bench
 	$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
 
+.PHONY: deb
+deb: $(STAMP)  ## Build a Debian package into dist/: the command, the daemon and its units
+	tools/packages deb
+	PIP=$(BIN)/pip contrib/debian/build dist
+
 .PHONY: clean
 clean:  ## Remove everything that was made, the downloads in .cache too
 	rm -rf $(VENV) .cache .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -1,0 +1,105 @@
+"""The Debian package: what its recipe says; and, a long test, the package installed below a directory and removed."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.daemon.harness import HUNG
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "contrib" / "debian"
+SCRIPTS = ("postinst", "prerm", "postrm")
+
+
+def fields(text: str) -> dict[str, str]:
+    """The fields of a control file, whose further lines begin with a space (deb-control(5))."""
+    return dict(re.findall(r"^([A-Z][A-Za-z-]+): (.*(?:\n .*)*)", text, re.MULTILINE))
+
+
+def test_the_control_file_has_what_debian_asks_for() -> None:
+    control = fields((RECIPE / "control").read_text())
+    assert {"Package", "Version", "Architecture", "Maintainer", "Description"} <= control.keys()
+    filled_in = set(re.findall(r"s/(@[A-Z_]+@)/", (RECIPE / "build").read_text()))
+    assert set(re.findall(r"@[A-Z_]+@", (RECIPE / "control").read_text())) == filled_in
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_scripts_are_plain_shell_that_stops_at_the_first_failure(name: str) -> None:
+    script = RECIPE / name
+    assert os.access(script, os.X_OK)
+    assert re.search(r"^set -e$", script.read_text(), re.MULTILINE)
+    subprocess.run(["sh", "-n", str(script)], check=True)
+
+
+def test_the_units_name_what_the_package_installs() -> None:
+    recipe = (RECIPE / "build").read_text()
+    units = [path.read_text() for path in (ROOT / "contrib" / "systemd").rglob("*.*") if path.is_file()]
+    assert len(units) == 3
+    for unit in units:
+        for program in re.findall(r"^ExecStart=(/usr/bin/uvmshare) ", unit, re.MULTILINE):
+            assert f'"$stage{program}"' in recipe
+        for page in re.findall(r"^Documentation=file:/usr/share/doc/uvmshare/(.*)$", unit, re.MULTILINE):
+            assert (ROOT / "docs" / page).exists()
+    for name in SCRIPTS:
+        for unit_name in re.findall(r"uvmshare\.(?:socket|service)", (RECIPE / name).read_text()):
+            assert (ROOT / "contrib" / "systemd" / unit_name).exists()
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10 * HUNG)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def files(root: Path) -> set[str]:
+    """The files below a directory, but for dpkg's own and those of the package's environment and documents."""
+    found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() or path.is_symlink()}
+    return {path for path in found if not re.match(r"var/lib/dpkg/|usr/lib/uvmshare/(lib|bin)|usr/share/doc/", path)}
+
+
+@pytest.mark.long
+@pytest.mark.skipif(os.geteuid() != 0, reason="dpkg installs as root alone")
+def test_it_is_built_installed_run_and_removed(tmp_path: Path) -> None:
+    environment = {**os.environ, "PIP": f"{sys.prefix}/bin/pip"}
+    subprocess.run([str(RECIPE / "build"), str(tmp_path / "out")], check=True, env=environment, timeout=10 * HUNG)
+    (package,) = (tmp_path / "out").glob("*.deb")
+    control = fields(run("dpkg-deb", "--field", str(package)))
+    assert re.fullmatch(
+        r"python3 \(>= 3\.\d+\), python3 \(<< 3\.\d+\), init-system-helpers \(>= .*\)", control["Depends"]
+    )
+    assert "@" not in "".join(value for field, value in control.items() if field != "Maintainer")
+
+    root = tmp_path / "root"
+    for directory in ("updates", "info"):
+        (root / "var/lib/dpkg" / directory).mkdir(parents=True)
+    (root / "var/lib/dpkg/status").touch()
+    # The scripts run outside, with DPKG_ROOT set: there is nothing in there to run them with.
+    dpkg = ("dpkg", f"--root={root}", "--log=/dev/null", "--force-depends", "--force-script-chrootless")
+    run(*dpkg, "--install", str(package))
+    installed = files(root)
+    assert {"usr/bin/uvmshare", "usr/lib/systemd/system/uvmshare.service"} <= installed
+    assert "etc/systemd/system/sockets.target.wants/uvmshare.socket" in installed, "it is enabled"
+    assert os.readlink(root / "usr/bin/uvmshare") == "../lib/uvmshare/bin/uvmshare"
+    home = root / "usr/lib/uvmshare"
+    started = (home / "bin/uvmshare").read_text().splitlines()[0]
+    assert started == "#!/usr/lib/uvmshare/bin/python"
+    program = "import sys; from uvmshare.cli import main; sys.exit(main())"
+    # That of the package alone: neither this environment's nor the host's.
+    assert run(str(home / "bin/python"), "-I", "-c", program, "--version") == f"uvmshare {control['Version']}\n"
+    assert "--user-vms" in run(str(home / "bin/python"), "-I", "-c", program, "daemon", "--help")
+    built = str(Path(os.environ.get("TMPDIR", "/tmp")) / "tmp.").encode()
+    for path in home.rglob("*"):
+        assert not (path.is_file() and built in path.read_bytes()), f"{path} names where it was built"
+
+    (root / "var/lib/uvmshare").mkdir()
+    (root / "var/lib/uvmshare/daemon.sqlite").touch()
+    run(*dpkg, "--remove", "uvmshare")
+    assert "var/lib/uvmshare/daemon.sqlite" in files(root)
+    assert not home.exists()
+    run(*dpkg, "--purge", "uvmshare")
+    assert files(root) == set()
