@@ -50,8 +50,9 @@ def place_of(directory: str) -> Place:
     """Return where a directory is; the path has no symbolic link in it. Raises `OSError`."""
     opened = os.open(directory, os.O_PATH | os.O_CLOEXEC)
     try:
-        with open(f"/proc/self/fdinfo/{opened}", encoding="ascii") as file:
-            number = int(file.read().partition("mnt_id:")[2].split()[0])
+        # As bytes: a supervisor that has become another user may be able to load no codec.
+        with open(f"/proc/self/fdinfo/{opened}", "rb") as file:
+            number = int(file.read().partition(b"mnt_id:")[2].split()[0])
     finally:
         os.close(opened)
     for mount in _table():

@@ -214,14 +214,12 @@ class RunDirectory:
         By whatever path, as the mounts are now: one that is made later is for whoever makes it to keep apart.
         Raises `AccessDenied`, or `FileServerError` when it cannot be seen.
         """
-        if share.flags & Plan9ShareFlags.READ_ONLY:
-            return
+        if share.flags & Plan9ShareFlags.READ_ONLY or not os.path.isdir(share.path):
+            return  # what is no directory is refused by whoever opens it
         own = os.path.realpath(self.path)
         try:
             here = place_of(own)
             is_apart = not any(place.holds(here) or _is_ours(here, place) for place in shown_below(share.path))
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
-            return  # there is no such directory to share, as whoever opens it will say
         except OSError as error:
             msg = f"share {share.access_name}: cannot see whether {share.path!r} holds {own!r}: {error.strerror}"
             raise FileServerError(msg) from error
