@@ -19,6 +19,7 @@ pid that it wrote into its own file is its own.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import select
@@ -137,15 +138,19 @@ class RunDirectory:
     def open_mount(self, serial: int, connection: int, peer: str) -> int:
         """Make and lock the file of a mount that is to be forked. Raises `OSError`.
 
-        The child keeps the descriptor open; the supervisor closes its own.
+        The child keeps the descriptor open; the supervisor closes its own. It is for reading alone: a mount process
+        that a guest has taken over could name another as itself, and have that killed by the next supervisor.
         """
         path = self._mount(connection)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_APPEND, 0o600)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _write_line(descriptor, _Opened(serial, connection, peer))
+            descriptor = _locked(path)
+            try:
+                _write_line(descriptor, _Opened(serial, connection, peer))
+            except BaseException:
+                os.close(descriptor)
+                raise
         except BaseException:
-            os.close(descriptor)
             os.unlink(path)
             raise
         return descriptor
@@ -274,8 +279,32 @@ def _require_own(directory: str) -> None:
         raise FileServerError(msg)
 
 
+def _locked(path: str) -> int:
+    """Open and lock a mount's file. Raises `OSError`."""
+    try:
+        return _lock(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+        return _lock(os.open(path, os.O_RDWR | os.O_CLOEXEC))  # NFS locks what can be written alone: flock(2)
+
+
+def _lock(descriptor: int) -> int:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
 def _write_line(descriptor: int, record: _Opened | _Introduced) -> None:
-    os.write(descriptor, msgspec.json.encode(record) + b"\n")
+    """Write to a file that may be open for reading alone."""
+    writing = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    try:
+        os.write(writing, msgspec.json.encode(record) + b"\n")
+    finally:
+        os.close(writing)
 
 
 def introduce(descriptor: int, root: int) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import select
 import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.processes import kill
 
 from uvmshare.errors import AccessDenied, DiskFull, FileServerError
+from uvmshare.fileserver import rundir
 from uvmshare.fileserver.device import FileServer
 from uvmshare.hcs.utility_vm import UtilityVM
 from uvmshare.share.interfaces import ListedShare
@@ -21,8 +24,6 @@ from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.fileserver.conftest import add_document, remove_document
     from tests.fileserver.takeover.harness import Place
 else:
@@ -104,6 +105,45 @@ def test_where_another_user_could_name_a_mount_process_no_server_starts(
     with pytest.raises(FileServerError, match="must be a directory of user"):
         place.start()
     shutil.rmtree(place.run_dir)
+
+
+def test_a_mount_process_cannot_write_down_another_as_itself(place: Place) -> None:
+    """The next supervisor kills whom its file names, if its share is gone."""
+    server = place.start()
+    place.add(server, "0")
+    place.guest("0").stat("file")
+    (pid,) = place.mounts(server)["0"]
+    (own,) = (place.run_dir / "mounts").iterdir()
+    descriptors = Path(f"/proc/{pid}/fd")
+    (held,) = [each for each in descriptors.iterdir() if each.exists() and each.samefile(own)]
+    about = Path(f"/proc/{pid}/fdinfo/{held.name}").read_text()
+    assert int(about.partition("flags:")[2].split()[0], 8) & os.O_ACCMODE == os.O_RDONLY
+    place.kill(server)
+    assert place.mounts(place.start()) == {"0": [pid]}
+
+
+def test_where_locks_are_for_writers_alone_a_mount_process_is_one(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, see flock(2)."""
+    place.run_dir.mkdir(mode=0o700)
+    held = rundir.RunDirectory(str(place.run_dir))
+    flock = fcntl.flock
+
+    def for_writers(descriptor: int, how: int) -> None:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", for_writers)
+    own = held.open_mount(1, 7, "a guest")
+    rundir.introduce(own, 9)
+    (found,) = held.find_mounts()
+    assert (found.pid, found.serial, found.connection, found.root) == (os.getpid(), 1, 7, 9)
+    os.close(found.pidfd)
+    os.close(own)
+    assert held.find_mounts() == []
+    held.clear()
 
 
 # What the server has
