@@ -62,12 +62,19 @@ class Bench:
         await self.start_agent()
 
     async def start_agent(self, more: str = "") -> None:
+        """Start one, and return when it is reached: it, and not the one before it whose end was not heard of yet."""
+        before = self.agent.info
         await self.guest.check(
             f"UVMSHARE_AGENT_TOKEN='{TOKEN}' python3 -I -S {self.file} agent --connect tcp:{HOST}:{self.agent.port} "
             f"--server tcp:{HOST} --allow /run/mnt --state /run/agent --check-every 0.5 {more} "
             f">>/run/agent.log 2>&1 & echo $! >/run/agent.pid"
         )
-        await self.agent.reached(timeout=60)
+        while await self.agent.reached(timeout=60) is before:
+            await self.agent._changed.wait()
+
+    async def end_agent(self, how: str = "TERM") -> None:
+        """End it, and return when the next one may start: what it had locked is free once it and its children ended."""
+        await self.guest.check(f"kill -{how} $(cat /run/agent.pid); flock /run/agent/lock true")
 
     async def close(self) -> None:
         await self.mounts.aclose()
@@ -209,7 +216,8 @@ def test_a_cut_connection_is_mounted_again_by_itself(bench: Bench) -> None:
 def test_an_agent_that_was_killed_finds_its_mounts_again(bench: Bench) -> None:
     bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/kept", owner="a"))
     bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/lost", owner="a"))
-    bench.sh("exec 7</run/mnt/kept/f; (sleep 600 <&7 & echo $! >/run/sleep.pid); kill -9 $(cat /run/agent.pid)")
+    bench.sh("exec 7</run/mnt/kept/f; (sleep 600 <&7 & echo $! >/run/sleep.pid)")
+    bench.run(bench.end_agent("KILL"))
     began = time.monotonic()
     bench.run(bench.start_agent())
     tell("an agent that was killed, until it answers", time.monotonic() - began)
@@ -265,7 +273,7 @@ def test_a_mount_that_hangs_hangs_nothing_else(bench: Bench) -> None:
 
 
 def test_a_hung_mount_is_cut_and_mounted_again_and_frees_those_who_wait_in_it(bench: Bench) -> None:
-    bench.sh("kill $(cat /run/agent.pid)")
+    bench.run(bench.end_agent())
     bench.run(bench.start_agent("--hung-after 1"))
     name = bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/hung", owner="a")).share_name
     (hung,) = mount_processes(bench, name)
