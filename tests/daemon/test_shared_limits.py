@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
+import os
+import struct
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +23,8 @@ from uvmshare.errors import HostPathHangs, NotThere
 from uvmshare.share.options import AddOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.daemon.harness import Running
 
     from uvmshare.daemon.client import Client
@@ -224,3 +230,64 @@ def test_a_directory_that_hangs_is_named_and_the_daemon_answers_others(
     assert (answer.status_code, answer.json()["error"]) == (504, "HostPathHangs")
     assert "unmount" in answer.json()["remedy"]
     answers.set()
+
+
+# A real file system that does not answer: FUSE's server is this test (Linux' include/uapi/linux/fuse.h).
+
+_FUSE_INIT, _FUSE_GETATTR = 26, 3
+_MNT_DETACH = 2
+
+
+class SilentFileSystem:
+    """A FUSE file system whose server says yes to being mounted, and then nothing any more."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._server = os.open("/dev/fuse", os.O_RDWR)
+        options = f"fd={self._server},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
+        if identity._libc.mount(b"silent", path.encode(), b"fuse.silent", 0, options) < 0:
+            raise OSError(ctypes.get_errno(), "mount")
+        kind, unique = self.next()
+        assert kind == _FUSE_INIT
+        answer = struct.pack("=IIIIHHI40x", 7, 31, 0, 0, 12, 12, 1 << 16)
+        os.write(self._server, struct.pack("=IiQ", 16 + len(answer), 0, unique) + answer)
+
+    def next(self) -> tuple[int, int]:
+        """Take the next request, as a server does; from then on the kernel waits for the answer."""
+        _, kind, unique = struct.unpack_from("=IIQ", os.read(self._server, 1 << 17))
+        return kind, unique
+
+    def end(self) -> None:
+        """End the server, as its crash does: who waits gets an error."""
+        os.close(self._server)
+
+
+@contextmanager
+def silent(path: str) -> Iterator[SilentFileSystem]:
+    found = SilentFileSystem(path)
+    try:
+        yield found
+    finally:
+        found.end()
+        identity._libc.umount2(path.encode(), _MNT_DETACH)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
+def test_a_fuse_server_that_does_not_answer_holds_up_nobody_else(daemon: Running, client: Client) -> None:
+    path = daemon.home.directory("silent")
+    daemon.add_vm()
+    assert daemon.daemon is not None
+    threads, before = daemon.daemon.service.threads, set(threading.enumerate())
+    with silent(path) as file_system:
+        threads.seconds = 0
+        with pytest.raises(HostPathHangs, match=rf"^{path}: no answer"):
+            client.add_share("vm", NewShare(path=path))
+        assert file_system.next()[0] == _FUSE_GETATTR
+        threads.seconds = HUNG
+        assert client.add_share("vm", NewShare(path=daemon.home.directory("well"))).state == "added"
+        stuck = [thread for thread in set(threading.enumerate()) - before if thread.name == "acting-as"]
+        assert stuck
+    for thread in stuck:
+        thread.join(HUNG)
+        assert not thread.is_alive(), "the end of its server frees it"
