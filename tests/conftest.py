@@ -11,6 +11,7 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 # A shell starts what it runs in the background with SIGINT ignored, and Python then leaves it so, also in
 # the processes that a test starts: those that are to end by it would go on for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Hypothesis fails an example that takes more than 200 ms, and a test that is slow to make its examples: on a busy
+# machine that says nothing.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 IN_CI = os.environ.get("CI") == "true"
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -55,3 +56,8 @@ def test_an_expected_failure_is_no_skip(tmp_path: Path) -> None:
     done = run(tmp_path, "import pytest\n@pytest.mark.xfail\ndef test(): assert False\n", ci="true")
     assert done.returncode == 0, done.stdout
     assert "1 xfailed" in done.stdout
+
+
+def test_no_example_fails_because_the_machine_is_busy() -> None:
+    assert hypothesis.settings().deadline is None
+    assert hypothesis.HealthCheck.too_slow in hypothesis.settings().suppress_health_check

@@ -76,7 +76,8 @@ class Home:
         return Client(self.host)
 
     def http(self) -> httpx.Client:
-        return httpx.Client(transport=httpx.HTTPTransport(uds=self.settings.socket_path), base_url="http://daemon")
+        transport = httpx.HTTPTransport(uds=self.settings.socket_path)
+        return httpx.Client(transport=transport, base_url="http://daemon", timeout=HUNG)  # its own are five seconds
 
     def directory(self, name: str, mode: int = 0o755) -> str:
         path = f"{self.folder}/{name}"
