@@ -3,7 +3,8 @@
     python fake_kernel.py DIRECTORY ARGUMENTS...
 
 DIRECTORY/mounts.json is what is mounted. A mount asks its server with the share's name and gets an errno. What is
-named in DIRECTORY/busy cannot be unmounted, in DIRECTORY/dead reads with EIO, in DIRECTORY/hang does not end a read.
+named in DIRECTORY/busy cannot be unmounted, in DIRECTORY/dead reads with EIO, in DIRECTORY/hang does not end a read,
+in DIRECTORY/slow ends it when DIRECTORY/fifo does; until then it is busy, which DIRECTORY/met-reader notes.
 """
 
 from __future__ import annotations
@@ -81,6 +82,9 @@ def umount(name: str, *, lazy: bool) -> int:
     path = os.path.join(os.path.realpath(os.path.dirname(name)), os.path.basename(name))
     if path in named("busy") and not lazy:
         return errno.EBUSY
+    if path in named("reading") and not lazy:
+        open(f"{HERE}/met-reader", "w").close()
+        return errno.EBUSY
     with table() as found:
         for entry in reversed(found):
             if entry[1] == path:
@@ -96,6 +100,12 @@ def read(path: str) -> None:
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
     if path in named("hang"):
         signal.pause()
+    if path in named("slow"):
+        with open(f"{HERE}/reading", "w", encoding="utf-8") as file:
+            file.write(path)
+        with open(f"{HERE}/fifo", encoding="utf-8") as fifo:
+            fifo.read()
+        os.unlink(f"{HERE}/reading")
 
 
 if __name__ == "__main__":

@@ -120,6 +120,28 @@ def test_a_busy_mount_stays_unless_it_may_go_lazily(bench: Bench) -> None:
     bench.run(test)
 
 
+def test_a_mount_that_only_the_agent_itself_reads_is_not_busy(bench: Bench) -> None:
+    async def met() -> bool:
+        return (bench.kernel / "met-reader").exists()
+
+    async def test() -> None:
+        os.mkfifo(bench.kernel / "fifo")
+        bench.note("slow", "a")
+        await bench.start_agent("--check-every", "600")
+        async with bench.client() as client:
+            await client.add_mapped_directory(bench.mount("a"))
+            asked = asyncio.create_task(client.health(within=60))
+            reading = await asyncio.to_thread(open, bench.kernel / "fifo", "w")
+            removing = asyncio.create_task(client.remove_mapped_directory(bench.mount("a")))
+            await bench.until(met)
+            reading.close()
+            await asked
+            await removing
+            assert not bench.mounted()
+
+    bench.run(test)
+
+
 # ---------------------------------------------------------------------- lost connections of mounts
 
 

@@ -132,12 +132,14 @@ class Child:
                 _be_child(theirs, work)
         self._socket = ours
         self.running = True
+        self.given_up = False
         loop.children.add(self)
         loop.watch(ours.fileno(), select.EPOLLIN, self._readable)
 
     def give_up(self) -> None:
         """Kill it and hear no more of it; `on_end` is not called."""
         self._on_end = None
+        self.given_up = True
         if self.running:
             os.kill(self.pid, signal.SIGKILL)
             self._hang_up()

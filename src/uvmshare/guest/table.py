@@ -42,6 +42,8 @@ _AGAIN_LONGEST = 5.0
 started again is there within a second."""
 _LEAVE = 5.0
 """Seconds that a child has to end after its connection was cut."""
+_UNMOUNT_AGAIN = 0.05
+"""Seconds until what only a child of the agent's keeps busy is unmounted again."""
 _HANG_UP = select.EPOLLRDHUP if hasattr(select, "EPOLLRDHUP") else 0
 _FIELDS = ("path", "port", "share", "read_only", "cache", "msize", "state", "made")
 
@@ -69,9 +71,20 @@ class Record:
         self.error = ""
         self.delay = 0.0
         self.timer: Timer | None = None
-        self.stuck: Child | None = None
-        """A child that hangs reading it."""
+        self.reader: Child | None = None
+        """The child that reads it, or has been given up and hangs in it."""
+        self.read_until = 0.0
+        """When the last read of it ended."""
         self.hung_since: float | None = None
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a child hangs reading it."""
+        return self.reader is not None and self.reader.running and self.reader.given_up
+
+    def was_read_since(self, when: float) -> bool:
+        """Tell whether a child of the agent's kept it busy after that."""
+        return (self.reader is not None and self.reader.running) or self.read_until >= when
 
     def form(self) -> tuple[object, ...]:
         """Return what makes two mounts the same."""
@@ -214,10 +227,26 @@ class Table:
         record.going = True
         if record.timer is not None:
             record.timer.cancel()
+        self._unmount(record, lazy, time.monotonic() + timeout, answer, done)
+
+    def _unmount(self, record: Record, lazy: bool, until: float, answer: Answer, done: Callable[[], None]) -> None:  # noqa: FBT001  always bound by name above
+        began = time.monotonic()
+
+        def ended(attempt: _Attempt) -> None:
+            is_busy = attempt.error is not None and attempt.error.code == wire.BUSY
+            if is_busy and record.was_read_since(began) and time.monotonic() < until:
+                # It may be the agent's own child that is in it. One that hangs comes out when the connection ends.
+                if record.is_stuck and record.transport is not None and not places.holders(record.path):
+                    self._log(f"{record.path}: no answer, cutting its connection to unmount it")
+                    _hang_up(record.transport)
+                self._loop.later(_UNMOUNT_AGAIN, partial(self._unmount, record, lazy, until, answer, done))
+            else:
+                self._removed(record, answer, done, attempt)
+
         # Of a mount whose connection is lost nobody has any more use.
         task = work.unmounting(record, self._prefixes, lazy=lazy or record.state == "broken")
-        ended = partial(self._removed, record, answer, done)
-        _Attempt(self._loop, record, task, timeout, ended, transport=record.transport, otherwise=wire.UNKNOWN)
+        left = max(until - began, _UNMOUNT_AGAIN)
+        _Attempt(self._loop, record, task, left, ended, transport=record.transport, otherwise=wire.UNKNOWN)
 
     def _removed(self, record: Record, answer: Answer, done: Callable[[], None], attempt: _Attempt) -> None:
         record.going = False
@@ -352,8 +381,7 @@ class Table:
             record.hung_since = now
         elif self._hung_after and now - record.hung_since >= self._hung_after and record.transport is not None:
             self._log(f"{record.path}: no answer for {self._hung_after:g} s, cutting its connection")
-            with contextlib.suppress(OSError):  # then it is hung up already
-                record.transport.shutdown(socket.SHUT_RDWR)
+            _hang_up(record.transport)
 
     def _check(
         self,
@@ -369,7 +397,9 @@ class Table:
             record = self.records.get(path)
             if path not in there:
                 tell(path, {"status": "missing"})
-            elif record is not None and record.stuck is not None and record.stuck.running:
+            elif record is not None and record.going:
+                tell(path, {"status": "missing", "error": "it is being unmounted"})
+            elif record is not None and record.is_stuck:
                 tell(path, {"status": "slow", "error": "a read of it has not ended yet"})
             else:
                 readable.append(path)
@@ -413,6 +443,11 @@ class Table:
             if not there:
                 self._lost(record, "it is not mounted any more")
         self._save_or_say()
+
+
+def _hang_up(transport: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # then it is hung up already
+        transport.shutdown(socket.SHUT_RDWR)
 
 
 class _Attempt:
@@ -471,8 +506,7 @@ class _Attempt:
             return
         if self.transport is not None and not self.given_up:
             self.given_up = True
-            with contextlib.suppress(OSError):  # then it is hung up already
-                self.transport.shutdown(socket.SHUT_RDWR)
+            _hang_up(self.transport)
             self._timer = self._loop.later(_LEAVE, self._give_up)
             return
         # Without a connection it has not called mount(2) yet; with one it hangs although that was cut.
@@ -522,18 +556,27 @@ class _Check:
             return
         self._child = Child(self._loop, work.reading([*self._paths]), self._message, self._end)
         self._timer = self._loop.later(self._within, self._hangs)
+        self._reads(self._paths[0])
+
+    def _reads(self, path: str) -> None:
+        record = self._records.get(path)
+        if record is not None:
+            record.reader = self._child
 
     def _message(self, message: dict[str, Any], _: list[int]) -> None:
         self._timer.cancel()
         self._timer = self._loop.later(self._within, self._hangs)
-        self._tell(self._paths.popleft(), message)
+        path = self._paths.popleft()
+        record = self._records.get(path)
+        if record is not None and record.reader is self._child:
+            record.reader, record.read_until = None, time.monotonic()
+        if self._paths:
+            self._reads(self._paths[0])
+        self._tell(path, message)
 
     def _hangs(self) -> None:
         path = self._paths.popleft()
         self._child.give_up()
-        record = self._records.get(path)
-        if record is not None and self._child.running:
-            record.stuck = self._child
         self._tell(path, {"status": "slow", "error": f"no answer within {self._within:g} s"})
         self._begin()
 
