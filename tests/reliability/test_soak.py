@@ -229,15 +229,18 @@ class Soak:
         self.count(f"kills: {what.removesuffix(' killed')}")
 
     def mount_killed(self) -> None:
-        mounts = [pid for pids in self.keeper.ask("shares")["mounts"].values() for pid in pids]
+        mounts = [(name, pid) for name, pids in self.keeper.ask("shares")["mounts"].items() for pid in pids]
         if mounts:
-            self.kill(self.random.choice(mounts), "mount killed")
-            alive = [guest for guest in self.guests if guest.works()]
-            assert len(alive) == len(self.guests) - 1
-            for guest in self.guests:
-                if guest not in alive:
-                    guest.client.close()
-            self.guests = alive
+            share, pid = self.random.choice(mounts)
+            self.kill(pid, "mount killed")
+            held = {self.names[key] for key, owners in self.held.items() if owners}
+            dead = [guest for guest in self.guests if not guest.works()]
+            # A share that nobody holds any more may go at any time, and take its guests with it.
+            assert [guest.share for guest in dead if guest.share in held] == [share] * (share in held)
+            assert share in [guest.share for guest in dead]
+            for guest in dead:
+                guest.client.close()
+            self.guests = [guest for guest in self.guests if guest not in dead]
 
     def guest_comes(self) -> None:
         keys = [key for key, owners in self.held.items() if owners]
@@ -331,6 +334,8 @@ def soak(seconds: float, name: str) -> None:
         for pid in marked(made.mark):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        for guest in made.guests:
+            guest.client.close()
         raise
     assert marked(made.mark) == [], "processes are left"
     left = [each for each in os.listdir(made.run_dir) if each != "log" and not each.startswith("journal.db")]
