@@ -6,11 +6,13 @@ child has the locks that they held just then, and nobody to give them back.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from tests.daemon.harness import Running
 
     from uvmshare.daemon.client import Client
+    from uvmshare.daemon.server import Daemon
 
 CLIENTS = 100
 
@@ -54,6 +57,13 @@ def _of_this_process(what: str) -> int:
     return len(os.listdir(f"/proc/self/{what}"))
 
 
+async def _settled(daemon: Daemon) -> None:
+    """Return when every request has been carried out that the daemon read, whoever waits for its answer."""
+    while requests := daemon._server.server_state.tasks:
+        await asyncio.wait(set(requests))
+    await daemon.service.operations.settle()
+
+
 def test_a_hundred_clients_that_crash_leave_nothing(daemon: Running, client: Client) -> None:
     vm = daemon.add_vm()
     paths = [daemon.home.directory(f"d{number}") for number in range(8)]
@@ -62,7 +72,8 @@ def test_a_hundred_clients_that_crash_leave_nothing(daemon: Running, client: Cli
     command = [sys.executable, "-m", "tests.daemon.test_crashes", daemon.home.settings.socket_path, *paths]
     subprocess.run(command, cwd=Path(__file__).parents[2], check=True, timeout=HUNG)
     assert daemon.daemon is not None
-    daemon.call(daemon.daemon.service.operations.settle)
+    client.info()  # connections are taken in their order, so theirs were all taken when this is answered
+    daemon.call(partial(_settled, daemon.daemon))
     held = {reference.owner for share in client.shares("vm") for reference in share.references}
     assert len(held) > CLIENTS // 4, "most of them held something when they died"
     for _ in range(3):
