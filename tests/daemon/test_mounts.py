@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from uvmshare.daemon.client import Client
     from uvmshare.daemon.machine import Machine
     from uvmshare.mounts.channel import Stream
+    from uvmshare.mounts.mount import MountInfo
 
 AGENT = Path(__file__).parents[1] / "agent" / "fake_kernel.py"
 
@@ -141,6 +142,25 @@ def test_two_programs_have_one_share_and_one_mount(mapped: Running, guest: Guest
     assert (client.mounts("vm"), client.shares("vm")) == ([], [])
     with pytest.raises(errors.NotThere):
         client.unmap("vm", mount.guest_path, owner="two")
+
+
+def test_listing_shares_looks_at_the_mounts_once(
+    mapped: Running, guest: Guest, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("a", "b", "c")
+    for name in names:
+        client.map("vm", wanted(guest, mapped.home.directory(name), name))
+    machine, looked = _machine(mapped), 0
+    mounted = machine.mounted
+
+    def look() -> tuple[MountInfo, ...]:
+        nonlocal looked
+        looked += 1
+        return mounted()
+
+    monkeypatch.setattr(machine, "mounted", look)
+    assert [share.mounts for share in client.shares("vm")] == [(f"{guest.allow}/{name}",) for name in names]
+    assert looked == 1
 
 
 def test_what_cannot_be_mounted_leaves_neither_share_nor_lease(mapped: Running, guest: Guest, client: Client) -> None:

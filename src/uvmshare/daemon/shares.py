@@ -20,7 +20,7 @@ from uvmshare.daemon.tracing import span
 from uvmshare.errors import InvalidOptions, NotThere, OperationDenied
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
     from uvmshare.daemon.documents import NewMount, NewShare
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from uvmshare.daemon.keeper import LeaseKeeper
     from uvmshare.daemon.machine import Machine
     from uvmshare.daemon.store import VmKey
+    from uvmshare.mounts.mount import MountInfo
     from uvmshare.share.manager import ShareInfo
     from uvmshare.share.options import AddOptions
 
@@ -75,19 +76,22 @@ class Shares:
 
     def all(self, who: Identity, machine: Machine) -> list[Share]:
         """Return the shares that a user may see: to root all, to others those that they hold, or hold a mount of."""
-        found = (self._document(who, machine, info) for info in machine.shares())
+        mounts = _mounts_of_shares(machine)
+        found = (self._document(who, machine, info, mounts) for info in machine.shares())
         return [share for share in found if share.references or share.mounts or who.is_root]
 
     def get(self, who: Identity, machine: Machine, name: str) -> Share:
         """Return one share. Raises `NotThere`."""
         info = machine.share(name)
-        share = None if info is None else self._document(who, machine, info)
+        share = None if info is None else self._document(who, machine, info, _mounts_of_shares(machine))
         if share is None or not (share.references or share.mounts or who.is_root):
             msg = f"VM {name_for(who, machine.record.key)!r} has no share {name!r}, or none of yours"
             raise NotThere(msg)
         return share
 
-    def _document(self, who: Identity, machine: Machine, info: ShareInfo) -> Share:
+    def _document(
+        self, who: Identity, machine: Machine, info: ShareInfo, mounts: Mapping[str | None, list[MountInfo]]
+    ) -> Share:
         holders = [(holder_of(owner), str(owner)) for owner in info.owners]
         return Share(
             vm=name_for(who, machine.record.key),
@@ -107,9 +111,8 @@ class Shares:
             ),
             mounts=tuple(
                 mount.mount_path
-                for mount in machine.mounted()
-                if mount.share_name == info.name
-                and any(who.is_root or holder[0] == who.uid for holder in map(holder_of, mount.owners) if holder)
+                for mount in mounts.get(info.name, ())
+                if any(who.is_root or holder[0] == who.uid for holder in map(holder_of, mount.owners) if holder)
             ),
         )
 
@@ -212,6 +215,14 @@ class Shares:
             self._keeper.forget(key)
             return
         await self.release(machine, info.name, key.owner, "lease.ended")
+
+
+def _mounts_of_shares(machine: Machine) -> Mapping[str | None, list[MountInfo]]:
+    """Return the mounts by the name of their share, so that listing the shares looks at each mount once."""
+    found: dict[str | None, list[MountInfo]] = {}
+    for mount in machine.mounted():
+        found.setdefault(mount.share_name, []).append(mount)
+    return found
 
 
 def lease_key(vm: VmKey, owner: str, options: AddOptions) -> ShareLease:
