@@ -24,6 +24,7 @@ import concurrent.futures
 import threading
 import time
 from contextlib import AsyncExitStack, contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from uvmshare.errors import ManagerClosed
@@ -173,9 +174,12 @@ class Manager:
             raise
         self._leave(share, owner, None)
 
-    def shares(self) -> tuple[ShareInfo, ...]:
-        """Return a snapshot of every share that the VM has or may have, and the PENDING ones, oldest first."""
-        return self.run(_at_once(self._manager.shares))
+    def shares(self, *, name: str | None = None, owner: Hashable | None = None) -> tuple[ShareInfo, ...]:
+        """Return a snapshot of every share that the VM has or may have, and the PENDING ones, oldest first.
+
+        Only the one of that `name`, if it is given, and only those that `owner` holds.
+        """
+        return self.run(_at_once(partial(self._manager.shares, name=name, owner=owner)))
 
     def recover(self, *, vm_is_new: bool = False, take_out_unknown: bool = False) -> RecoveryReport:
         """Find out what is shared, settle every difference, and return share by share what was found and done."""
@@ -323,8 +327,18 @@ async def _at_once(function: Callable[..., T], *args: object) -> T:
     return function(*args)
 
 
+_LOOK_FOR_SIGNALS = 1.0
+"""Seconds. A wait ends at once for a signal that comes to this very thread while it waits, but not for one that came a
+moment before, or that another thread of the process took; and on Windows for none (threading, signal)."""
+
+
 def _result_of(future: concurrent.futures.Future[T]) -> T:
     try:
-        return future.result()
+        while True:
+            try:
+                return future.result(_LOOK_FOR_SIGNALS)
+            except TimeoutError:  # of this wait, or of what was waited for
+                if future.done():
+                    return future.result()
     except concurrent.futures.CancelledError:
         raise ManagerClosed(_ENDED) from None

@@ -104,6 +104,8 @@ def test_the_same_api_without_await(vm: ToldVM, manager: blocking.Manager) -> No
     assert manager.shares()[0].state is ShareState.PENDING
     assert manager.add_to_vm(ONE) == manager.add_to_vm(ONE, owner="a") == "0"
     assert [(info.references, info.owners) for info in manager.shares()] == [(2, ("a",))]
+    assert manager.shares(name="0", owner="a") == manager.shares()
+    assert manager.shares(name="1") == manager.shares(owner="b") == ()
     manager.remove_from_vm("0")
     manager.remove_from_vm("0", owner="b")
     assert vm.shares
@@ -220,6 +222,27 @@ def test_an_interrupted_add_that_nobody_else_wants_is_taken_out(
     manager.close()
     assert not vm.shares
     assert [call.kind for call in vm.calls] == ["add", "remove"]
+
+
+def test_an_interrupt_that_another_thread_took_is_seen(vm: ToldVM, manager: blocking.Manager) -> None:
+    vm.hold = True
+    vm.on_call = lambda: signal.raise_signal(signal.SIGINT)  # in the event loop's thread: nobody's wait is interrupted
+    with pytest.raises(KeyboardInterrupt):
+        manager.add_to_vm(ONE)
+    vm.wait()
+    vm.on_call = lambda: None
+    vm.hold = False
+    answer(manager, vm, "0", Reply.SUCCEED)
+    manager.close()
+    assert not vm.shares
+
+
+def test_a_time_out_of_what_is_waited_for_is_told(manager: blocking.Manager) -> None:
+    async def times_out() -> None:
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        manager.run(times_out())
 
 
 def test_an_interrupt_together_with_the_answer_leaves_nothing(

@@ -304,3 +304,17 @@ async def test_shares_tells_all_there_is_to_know(vm: FakeVM) -> None:
     )
     assert (added.name, added.references, added.owners) == ("1", 3, ("a", "b"))
     assert added.since == datetime.fromtimestamp(2000, UTC)
+
+
+async def test_shares_tells_of_one_name_or_of_one_owner(manager: Manager) -> None:
+    await manager.add_to_vm(ONE, owner="a")
+    await manager.add_to_vm(OTHER, owner="a")
+    await manager.add_to_vm(OTHER, owner="b")
+    await manager.add_to_vm(WRITABLE)
+
+    def names(**of: str) -> list[str]:
+        return [info.name for info in manager.shares(**of)]
+
+    assert names(name="1") == ["1"]
+    assert names(owner="a") == ["0", "1"]
+    assert names(name="0", owner="b") == names(name="7") == names(owner="c") == []

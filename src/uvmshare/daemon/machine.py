@@ -142,13 +142,13 @@ class Machine:
             return self.record.wanted.agent
         return str(self.agent.address.with_port(self.agent.port))
 
-    def shares(self) -> tuple[ShareInfo, ...]:
-        """Return a snapshot of every share."""
-        return () if self.manager is None else self.manager.shares()
+    def shares(self, *, name: str | None = None, owner: str | None = None) -> tuple[ShareInfo, ...]:
+        """Return a snapshot of every share, or of that name alone, or of those that a holder has."""
+        return () if self.manager is None else self.manager.shares(name=name, owner=owner)
 
     def share(self, name: str) -> ShareInfo | None:
         """Return a snapshot of one share, if there is one of that name."""
-        return next((info for info in self.shares() if info.name == name), None)
+        return next(iter(self.shares(name=name)), None)
 
     def mounted(self) -> tuple[MountInfo, ...]:
         """Return a snapshot of every mount."""

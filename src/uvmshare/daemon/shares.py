@@ -231,7 +231,5 @@ def lease_key(vm: VmKey, owner: str, options: AddOptions) -> ShareLease:
 
 
 def _held(machine: Machine, key: ShareLease) -> ShareInfo | None:
-    for info in machine.shares():
-        if key.owner in info.owners and lease_key(key.vm, key.owner, info.options) == key:
-            return info
-    return None
+    held = machine.shares(owner=key.owner)
+    return next((info for info in held if lease_key(key.vm, key.owner, info.options) == key), None)

@@ -217,12 +217,14 @@ class Manager(Engine):
             raise
         await self._leave(share, owner, None)
 
-    def shares(self) -> tuple[ShareInfo, ...]:
+    def shares(self, *, name: str | None = None, owner: Hashable | None = None) -> tuple[ShareInfo, ...]:
         """Return a snapshot of every share that the VM has or may have, and the PENDING ones, oldest first.
 
-        With a journal, there are none before `recover`.
+        Only the one of that `name`, if it is given, and only those that `owner` holds. With a journal, there are none
+        before `recover`.
         """
-        return tuple(share.info() for share in self._by_name.values())
+        found = self._by_name.values() if name is None else filter(None, [self._by_name.get(name)])
+        return tuple(share.info() for share in found if owner is None or share.held_by(owner))
 
     def vm_exited(self, error: ComputeSystemGone) -> None:
         """Release every share, because the VM has exited and none is there any more.
