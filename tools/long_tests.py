@@ -1,7 +1,7 @@
 """Run the long tests beside each other: ``python tools/long_tests.py [PYTEST ARGUMENT...]``, or ``make test-long``.
 
 What lives here: the groups, and how many of them run at a time. What must not: which tests are long; the mark at
-each says so, and what is in no group of its own is in the last one.
+each says so, and what is in no group of its own is in `rest`.
 
 Two groups at a time, one a core, the longest first. The soak has a lane of its own: it waits most of the time. What a
 group prints is kept in .cache/long-NAME.log and shown when it ends.
@@ -40,9 +40,9 @@ SOAK = Group("soak", ("tests/reliability/test_soak.py",))
 GROUPS = (
     Group("newer-kernel", ("tests/conformance",), "long and newer_kernel"),
     Group("older-kernel", ("tests/conformance",), "long and not newer_kernel"),
+    Group("rest", ("tests", *(f"--ignore=tests/{name}" for name in ("conformance", "hostile", "reliability")))),
     Group("hostile", ("tests/hostile",)),
     Group("kills", ("tests/reliability", f"--ignore={SOAK.where[0]}")),
-    Group("rest", ("tests", *(f"--ignore=tests/{name}" for name in ("conformance", "hostile", "reliability")))),
 )
 
 
