@@ -14,7 +14,6 @@ import errno
 import hashlib
 import itertools
 import os
-import select
 import shutil
 import socket
 import stat
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import pytest
+from tests.processes import await_end
 
 from uvmshare.fileserver.handshake import Handshake
 from uvmshare.fileserver.limits import Limits
@@ -401,9 +401,7 @@ def wait_for_end(pid: int) -> None:
     except ProcessLookupError:
         return
     try:
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        assert poll.poll(DEADLINE * 1000), f"process {pid} does not end"
+        await_end(descriptor)
     finally:
         os.close(descriptor)
 

@@ -38,29 +38,17 @@ from uvmshare.testing.client import Client
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tests.fileserver.conftest import add_document, remove_document
+    from tests.fileserver.conftest import add_document, remove_document, wait_for_end
     from tests.reliability.conftest import Zygote
     from tests.reliability_results import write_down
 else:
-    from fileserver.conftest import add_document, remove_document
+    from fileserver.conftest import add_document, remove_document, wait_for_end
     from reliability_results import write_down
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
 
 DEADLINE: Final = 60.0
-
-
-def await_end(pid: int) -> None:
-    """Wait until a process has ended, whoever reaps it."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    assert poll.poll(DEADLINE * 1000), f"process {pid} does not end"
-    os.close(pidfd)
 
 
 class Scene:
@@ -232,7 +220,7 @@ def hanging_up(scene: Scene) -> bool | None:
     (pid,) = scene.shares()["other"]
     client, _ = scene.guests.pop("other")
     client.close()
-    await_end(pid)
+    wait_for_end(pid)
     return told(scene.look)
 
 
@@ -276,7 +264,7 @@ def killed_in(zygote: Zygote, name: str, line: int) -> bool:
         killed = answered is None if name == "end" else told(scene.look) is None
         if not killed and name != "end":
             os.kill(scene.pid, signal.SIGKILL)
-        await_end(scene.pid)
+        wait_for_end(scene.pid)
         scene.let_go()
         if name != "end":
             scene.require_open_file("kept")
@@ -352,7 +340,7 @@ def killed_in_takeover(zygote: Zygote, _: str, line: int) -> bool:
         assert scene.start()
         scene.populate()
         assert removing(scene) is None
-        await_end(scene.pid)
+        wait_for_end(scene.pid)
         scene.let_go()
         scene.require_open_file("kept")
         zygote.point = {"function": "_Server.__init__", "line": line}

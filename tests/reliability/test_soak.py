@@ -15,7 +15,6 @@ import itertools
 import json
 import os
 import random
-import select
 import shutil
 import signal
 import subprocess
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from tests.processes import kill
 
 from uvmshare.errors import ConnectionClosed
 from uvmshare.testing.client import Client
@@ -220,12 +220,7 @@ class Soak:
         self.learn(unknown)
 
     def kill(self, pid: int, what: str) -> None:
-        pidfd = os.pidfd_open(pid)
-        os.kill(pid, signal.SIGKILL)
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        assert poll.poll(DEADLINE * 1000)
-        os.close(pidfd)
+        kill(pid)
         self.count(f"kills: {what.removesuffix(' killed')}")
 
     def mount_killed(self) -> None:
