@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.processes import kill
+from tests.processes import await_end, kill
 
 from uvmshare.errors import AccessDenied, DiskFull, FileServerError
 from uvmshare.fileserver import rundir
@@ -247,12 +247,17 @@ def test_a_log_whose_reader_is_gone_ends_nobody(place: Place) -> None:
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     server = place.start(log=fifo)
     place.add(server, "0")
-    guest, other = place.guest("0"), place.guest("0")
+    guest = place.guest("0")
+    (pid,) = place.mounts(server)["0"]
+    pidfd = os.pidfd_open(pid)
+    other = place.guest("0")
     os.close(reader)
     guest.send_raw(b"\x03\0\0\0\0\0\0")  # the mount process has something to say
     assert guest.drain() == []
+    await_end(pidfd)
+    os.close(pidfd)
     with pytest.raises(OSError, match=r"."):
-        place.guest("nothing")  # and so has the supervisor
+        place.guest("nothing")  # and so has the supervisor, which sees the end in the same turn or before
     assert other.listdir() == [b"file"]
     assert len(place.mounts(server)["0"]) == 1
 
