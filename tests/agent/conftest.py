@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -12,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.processes import DEADLINE
 
 from uvmshare.guest import wire
 from uvmshare.mounts import AgentClient
@@ -60,7 +60,7 @@ class Server:
         self._open.clear()
 
     async def stop(self) -> None:
-        self._server.close()
+        await close(self._server)
         self.cut()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
@@ -115,7 +115,8 @@ class Bench:
             return await asyncio.create_subprocess_exec(
                 *(sys.executable, os.path.join(os.path.dirname(__file__), "fake_kernel.py"), str(self.kernel), *where),
                 *("--allow", str(self.allow), "--state", str(self.state), "--server", f"unix:{self.server.path}"),
-                *("--check-every", "0.05"),
+                # Unless a test wants it, nothing reads the mounts beside what the test does with them.
+                *("--check-every", "600"),
                 *arguments,
                 env={**os.environ, **(environment or {})},
                 stderr=asyncio.subprocess.PIPE if capture else log,
@@ -129,8 +130,14 @@ class Bench:
         process.send_signal(number)
         await process.wait()
 
-    def client(self, **options: Any) -> AgentClient:
-        return AgentClient(f"unix:{self.socket}", **{"timeout": 20.0, **options})
+    async def stop_agent(self) -> None:
+        """Have the agent do nothing any more until it gets SIGCONT, and wait until it does nothing."""
+        pid = self.agents[-1].pid
+        os.kill(pid, signal.SIGSTOP)
+        await asyncio.to_thread(os.waitid, os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+
+    def client(self, address: str = "", **options: Any) -> AgentClient:
+        return AgentClient(address or f"unix:{self.socket}", **{"timeout": DEADLINE, **options})
 
     async def raw(self, path: str | None = None) -> Raw:
         while True:
@@ -148,9 +155,7 @@ class Bench:
     def mounted(self) -> list[str]:
         """Return the names of what the kernel has mounted below the allowed directory."""
         try:
-            with open(self.kernel / "mounts.json", encoding="utf-8") as file:
-                fcntl.flock(file, fcntl.LOCK_SH)
-                entries = json.loads(file.read() or "[]")
+            entries = json.loads((self.kernel / "mounts.json").read_text())
         except FileNotFoundError:
             return []
         return [os.path.relpath(entry[1], self.allow) for entry in entries]
@@ -164,6 +169,14 @@ class Bench:
         while not await holds():  # noqa: ASYNC110  see above
             await asyncio.sleep(0.01)
 
+    async def until_it_failed(self, client: AgentClient) -> None:
+        """Wait until an attempt of the client's to reach its agent has failed."""
+
+        async def failed() -> bool:
+            return client._failure is not None
+
+        await self.until(failed)
+
     def run(self, test: Callable[[], Coroutine[object, object, None]]) -> None:
         """Run a test with the server, and end what it started."""
 
@@ -175,8 +188,20 @@ class Bench:
                 while self.agents:
                     await self.end_agent()
                 await self.server.stop()
+                # Whoever serves a connection, and is cancelled at the end, leaves it open.
+                for transport in tuple(asyncio.get_running_loop()._transports.values()):  # type: ignore[attr-defined]  # told nowhere else
+                    transport.abort()
 
         asyncio.run(running())
+
+
+async def close(server: asyncio.Server) -> None:
+    """Close a server when all that it has taken from the kernel is served: asyncio leaves the rest open for ever."""
+    for listening in server.sockets:
+        asyncio.get_running_loop().remove_reader(listening.fileno())
+    for _ in range(4):  # turns of this loop alone: no thread or process takes part in them
+        await asyncio.sleep(0)
+    server.close()
 
 
 @pytest.fixture

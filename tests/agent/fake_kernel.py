@@ -4,7 +4,8 @@
 
 DIRECTORY/mounts.json is what is mounted. A mount asks its server with the share's name and gets an errno. What is
 named in DIRECTORY/busy cannot be unmounted, in DIRECTORY/dead reads with EIO, in DIRECTORY/hang does not end a read,
-in DIRECTORY/slow ends it when DIRECTORY/fifo does; until then it is busy, which DIRECTORY/met-reader notes.
+in DIRECTORY/slow ends it when DIRECTORY/fifo does; until then it is busy, which DIRECTORY/met-reader notes. A read that
+does not end is noted in DIRECTORY/hanging, and DIRECTORY/later says how many seconds the clock is ahead.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import json
 import os
 import signal
 import sys
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from uvmshare.guest import agent, mount, places, work
+from uvmshare.guest import table as mounts
 
 if TYPE_CHECKING:
     import socket
@@ -26,16 +29,32 @@ if TYPE_CHECKING:
 
 HERE = sys.argv[1]
 
+_monotonic = time.monotonic
+
+
+def clock() -> float:
+    return _monotonic() + sum(map(float, named("later")))
+
+
+def told() -> list[Any]:
+    try:
+        with open(f"{HERE}/mounts.json", encoding="utf-8") as file:
+            found: list[Any] = json.load(file)
+            return found
+    except FileNotFoundError:
+        return []
+
 
 @contextmanager
 def table() -> Iterator[list[Any]]:
-    with open(f"{HERE}/mounts.json", "a+", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        found = json.loads(file.read() or "[]")
+    """Change what is mounted, at once: who reads it sees the old or the new, and so it stays when this is killed."""
+    with open(f"{HERE}/lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = told()
         yield found
-        file.truncate(0)
-        json.dump(found, file)
+        with open(f"{HERE}/mounts.json.new", "w", encoding="utf-8") as file:
+            json.dump(found, file)
+        os.replace(f"{HERE}/mounts.json.new", f"{HERE}/mounts.json")
 
 
 def named(what: str) -> list[str]:
@@ -47,8 +66,7 @@ def named(what: str) -> list[str]:
 
 
 def mounted() -> list[places.Mounted]:
-    with table() as found:
-        return [places.Mounted(*entry) for entry in found]
+    return [places.Mounted(*entry) for entry in told()]
 
 
 def mount_number(descriptor: int) -> int:
@@ -99,6 +117,7 @@ def read(path: str) -> None:
     if path in named("denied"):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
     if path in named("hang"):
+        open(f"{HERE}/hanging", "w").close()
         signal.pause()
     if path in named("slow"):
         with open(f"{HERE}/reading", "w", encoding="utf-8") as file:
@@ -115,4 +134,7 @@ if __name__ == "__main__":
     places.umount = umount
     work.bind = bind
     work.read = read
+    time.monotonic = clock
+    # It is told of the mounts of the host that runs the test, of which those of this kernel are none.
+    mounts.Table._compare = lambda _: None  # type: ignore[method-assign, assignment]  # as above
     sys.exit(agent.main(sys.argv[2:]))

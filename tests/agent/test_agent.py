@@ -7,14 +7,20 @@ import errno
 import os
 import signal
 import socket
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.processes import DEADLINE
 
 from uvmshare.errors import GuestAgentError, MountBusy, MountNotFound, MountRefused, OutcomeUnknown
-from uvmshare.mounts import MountManager, MountOptions
+from uvmshare.guest import agent
+from uvmshare.mounts import MountManager, MountOptions, agent_client
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.agent.conftest import Bench
 
 
@@ -28,7 +34,7 @@ def test_mounts_come_and_go(bench: Bench) -> None:
             assert bench.server.asked == ["0"]
             assert bench.mounted() == ["a/b"]
             assert await client.mapped_directories() == (mount,)
-            (found,) = await client.health()
+            (found,) = await client.health(within=DEADLINE)
             assert (found.status, found.mount_path) == ("ok", mount.mount_path)
             with pytest.raises(MountRefused, match="is taken by share 0"):
                 await client.add_mapped_directory(bench.mount("a/b", cache="mmap"))
@@ -87,7 +93,9 @@ def test_without_a_server_it_says_so(bench: Bench) -> None:
     bench.run(test)
 
 
-def test_a_mute_server_is_given_up_and_nothing_is_left(bench: Bench) -> None:
+def test_a_mute_server_is_given_up_and_nothing_is_left(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_client, "_GRACE", DEADLINE)
+
     async def test() -> None:
         bench.server.answers["0"] = None
         await bench.start_agent()
@@ -127,10 +135,10 @@ def test_a_mount_that_only_the_agent_itself_reads_is_not_busy(bench: Bench) -> N
     async def test() -> None:
         os.mkfifo(bench.kernel / "fifo")
         bench.note("slow", "a")
-        await bench.start_agent("--check-every", "600")
+        await bench.start_agent()
         async with bench.client() as client:
             await client.add_mapped_directory(bench.mount("a"))
-            asked = asyncio.create_task(client.health(within=60))
+            asked = asyncio.create_task(client.health(within=DEADLINE))
             reading = await asyncio.to_thread(open, bench.kernel / "fifo", "w")
             removing = asyncio.create_task(client.remove_mapped_directory(bench.mount("a")))
             await bench.until(met)
@@ -199,7 +207,7 @@ def test_an_agent_that_was_killed_finds_its_mounts_and_those_that_died_meanwhile
         async with bench.client() as client:
             await client.add_mapped_directory(bench.mount("a"))
             await bench.end_agent(signal.SIGKILL)
-            await bench.start_agent()
+            await bench.start_agent("--check-every", "0.05")
             assert await client.mapped_directories() == (bench.mount("a"),)
             assert bench.server.asked == ["0"]
             bench.note("dead", "a")  # it has no socket of it any more, and finds out by reading
@@ -258,6 +266,29 @@ def test_a_mount_that_an_earlier_agent_did_not_live_to_note_is_removed_all_the_s
     bench.run(test)
 
 
+FORKS = """
+import os, signal, sys
+from uvmshare.guest import agent
+agent._lock(sys.argv[1])
+if os.fork() == 0:
+    os.write(1, b".")
+    os.read(0, 1)
+    os._exit(0)
+signal.pause()
+"""
+
+
+def test_an_agent_that_is_killed_while_it_forks_does_not_hinder_the_next(tmp_path: Path) -> None:
+    """Its child has all that it had, until it closes that; here it does so when the test says so."""
+    command = [sys.executable, "-c", FORKS, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        assert first.stdout.read(1) == b"."
+        first.kill()
+        first.wait(DEADLINE)
+        os.close(agent._lock(str(tmp_path)))
+
+
 def test_a_file_of_another_boot_says_nothing(bench: Bench) -> None:
     async def test() -> None:
         await bench.start_agent()
@@ -291,14 +322,21 @@ def test_an_agent_that_cannot_note_a_mount_does_not_make_it(bench: Bench) -> Non
 
 
 def test_a_read_that_hangs_or_fails_is_told_and_hangs_nothing(bench: Bench) -> None:
+    async def hangs() -> bool:
+        return (bench.kernel / "hanging").exists()
+
     async def test() -> None:
-        await bench.start_agent("--check-every", "600")
+        await bench.start_agent()
         async with bench.client() as client:
             for name in ("dead", "denied", "hang", "well"):
                 await client.add_mapped_directory(bench.mount(name))
                 if name != "well":
                     bench.note(name, name)
-            health = {os.path.basename(found.mount_path): found.status for found in await client.health(within=0.3)}
+            asked = asyncio.create_task(client.health(within=10))
+            await bench.until(hangs)
+            (bench.kernel / "later").write_text("11")
+            await client.listed()  # it looks at its clock when something happens
+            health = {os.path.basename(found.mount_path): found.status for found in await asked}
             assert health == {"dead": "dead", "denied": "failing", "hang": "slow", "well": "ok"}
             (bench.kernel / "mounts.json").unlink()
             assert {found.status for found in await client.health()} == {"missing"}
@@ -311,7 +349,7 @@ def test_a_read_that_hangs_or_fails_is_told_and_hangs_nothing(bench: Bench) -> N
 
 def test_a_mount_that_nobody_can_read_is_cut_and_mounted_again(bench: Bench) -> None:
     async def test() -> None:
-        await bench.start_agent("--hung-after", "0.01")
+        await bench.start_agent("--hung-after", "0.01", "--check-every", "0.05")
         async with bench.client() as client:
             await client.add_mapped_directory(bench.mount("a"))
             bench.note("hang", "a")

@@ -377,10 +377,14 @@ def _prefix(given: str) -> str:
 
 
 def _lock(directory: str) -> int:
-    """Hold the directory as long as this process lives. Raises `MountError` when another agent does."""
+    """Hold the directory as long as this process lives. Raises `MountError` when another agent does.
+
+    A record lock is this process's alone: its children would hold an flock(2) until they have closed their descriptors,
+    and an agent that was killed just then could not be started again.
+    """
     descriptor = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         pid = os.read(descriptor, 20).decode("ascii", "replace").strip()
         message = f"another agent (pid {pid or '?'}) has {directory}: end it, or give this one another --state"
