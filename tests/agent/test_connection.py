@@ -9,10 +9,14 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.agent.conftest import close
+from tests.processes import DEADLINE
 
+from uvmshare.address import parse
 from uvmshare.errors import AgentUnreachable, GuestAgentError, OperationTimedOut, OutcomeUnknown
 from uvmshare.guest import wire
-from uvmshare.mounts import AgentClient, agent_client
+from uvmshare.mounts import agent_client
+from uvmshare.mounts.channel import Acceptor
 
 if TYPE_CHECKING:
     from tests.agent.conftest import Bench
@@ -46,11 +50,11 @@ def test_a_request_whose_answer_was_lost_is_sent_again(bench: Bench) -> None:
 
         path = str(bench.directory / "between")
         server = await asyncio.start_unix_server(between, path)
-        async with AgentClient(f"unix:{path}") as client:
+        async with bench.client(f"unix:{path}") as client:
             await client.add_mapped_directory(bench.mount("a"))
             assert dropped
             assert bench.server.asked == ["0"], "it was asked twice and did it once"
-        server.close()
+        await close(server)
 
     bench.run(test)
 
@@ -63,7 +67,7 @@ def test_a_newer_connection_ends_the_older_one_and_what_that_had_not_begun(bench
         await first.greet("me")
         settings = {"MountPath": f"{bench.allow}/a", "Port": 1, "ShareName": "0"}
         request = {"RequestType": "Add", "ResourceType": "MappedDirectory", "Settings": settings}
-        first.writer.write(wire.encode({"id": 1, "op": "modify", "request": request, "timeout": 0.5}))
+        first.writer.write(wire.encode({"id": 1, "op": "modify", "request": request, "timeout": DEADLINE}))
         await bench.server.until_asked(1)
         settings["ShareName"] = "1"
         first.writer.write(wire.encode({"id": 2, "op": "modify", "request": request}))
@@ -73,6 +77,7 @@ def test_a_newer_connection_ends_the_older_one_and_what_that_had_not_begun(bench
         with pytest.raises(EOFError):
             await first.next()
         settings["ShareName"] = "2"
+        bench.server.cut()  # what has begun is over now
         answer = await second.ask(id=1, op="modify", request=request)
         assert answer["ok"]
         assert bench.server.asked == ["0", "2"]
@@ -217,9 +222,10 @@ def test_what_is_no_agent_of_ours_is_not_trusted(bench: Bench, greeting: dict[st
 
         server = await asyncio.start_unix_server(pretend, bench.socket)
         async with bench.client(token="secret" if "token" in greeting else None) as client:
+            await bench.until_it_failed(client)
             with pytest.raises(AgentUnreachable, match=words):
-                await client.reached(timeout=0.3)
-        server.close()
+                await client.reached(timeout=0.01)
+        await close(server)
 
     bench.run(test)
 
@@ -249,8 +255,8 @@ def test_an_agent_that_does_not_answer_leaves_the_outcome_unknown(
     async def test() -> None:
         await bench.start_agent()
         async with bench.client(timeout=0.1) as client:
-            await client.reached(timeout=20)
-            bench.agents[0].send_signal(signal.SIGSTOP)
+            await client.reached(timeout=DEADLINE)
+            await bench.stop_agent()
             with pytest.raises(OperationTimedOut, match=r"no answer to modify within 0\.15 s"):
                 await client.add_mapped_directory(bench.mount("a"))
             bench.agents[0].send_signal(signal.SIGCONT)
@@ -282,12 +288,15 @@ def test_an_agent_that_says_nothing_any_more_is_dialled_again(bench: Bench, monk
             client.on_connect(lambda: reached.put_nowait(None))
             await reached.get()
             client.on_connect(lambda: None)
-            bench.agents[0].send_signal(signal.SIGSTOP)
+            await bench.stop_agent()
 
             async def lost() -> bool:
                 return client.info is None
 
             await bench.until(lost)
+            monkeypatch.setattr(agent_client, "_SILENCE", DEADLINE)
+            while not reached.empty():  # a busy machine may have been too slow for that before
+                reached.get_nowait()
             bench.agents[0].send_signal(signal.SIGCONT)
             await reached.get()
             assert await client.listed() == ()
@@ -315,7 +324,7 @@ def test_an_answer_that_cannot_be_read_is_an_error(bench: Bench) -> None:
                 await client.listed()
             with pytest.raises(GuestAgentError, match="no"):
                 await client.listed()
-        server.close()
+        await close(server)
 
     bench.run(test)
 
@@ -346,26 +355,30 @@ def test_hybrid_vsock_is_asked_for_the_port(bench: Bench, answer: bytes) -> None
 
         path = str(bench.directory / "v.sock")
         server = await asyncio.start_unix_server(vmm, path)
-        async with AgentClient(f"firecracker:{path}") as client:
+        async with bench.client(f"firecracker:{path}") as client:
             if answer.startswith(b"OK"):
                 assert await client.listed() == ()
             else:
+                await bench.until_it_failed(client)
                 with pytest.raises(AgentUnreachable, match="nothing in the guest listens on port 5641"):
-                    await client.reached(timeout=0.3)
+                    await client.reached(timeout=0.01)
         assert asked[0] == b"CONNECT 5641\n"
-        server.close()
+        await close(server)
 
     bench.run(test)
 
 
 def test_over_tcp(bench: Bench) -> None:
     async def test() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        await bench.start_agent("--listen", f"tcp:127.0.0.1:{port}")
-        async with AgentClient(f"tcp:127.0.0.1:{port}") as client:
-            assert await client.listed() == ()
-            assert client.port == port
+        # Its being bound keeps the port from all others; the agent may have it, since nobody listens on it (socket(7)).
+        with socket.socket() as keeping:
+            keeping.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            keeping.bind(("127.0.0.1", 0))
+            port = keeping.getsockname()[1]
+            await bench.start_agent("--listen", f"tcp:127.0.0.1:{port}")
+            async with bench.client(f"tcp:127.0.0.1:{port}") as client:
+                assert await client.listed() == ()
+                assert client.port == port
 
     bench.run(test)
 
@@ -375,7 +388,7 @@ def test_an_agent_that_dials_out_dials_again(bench: Bench, kind: str) -> None:
     async def test() -> None:
         path = f"{bench.directory}/host"
         address = {"unix": f"unix:{path}", "tcp": "tcp:127.0.0.1:0", "firecracker": f"firecracker:{path}:9"}[kind]
-        async with AgentClient(address, accept=True) as client:
+        async with bench.client(address, accept=True) as client:
             with pytest.raises(AgentUnreachable, match="has not dialled yet"):
                 await client.reached(timeout=0.01)
             dialled = {"unix": f"unix:{path}", "tcp": f"tcp:127.0.0.1:{client.port}", "firecracker": f"unix:{path}_9"}
@@ -386,8 +399,19 @@ def test_an_agent_that_dials_out_dials_again(bench: Bench, kind: str) -> None:
             assert await client.mapped_directories() == (bench.mount("a"),)
         if kind == "unix":
             assert "host" not in os.listdir(bench.directory)
-            async with AgentClient(address, accept=True) as client:  # it goes on dialling
+            async with bench.client(address, accept=True) as client:  # it goes on dialling
                 assert await client.mapped_directories() == (bench.mount("a"),)
+
+    bench.run(test)
+
+
+def test_whoever_dials_in_the_moment_of_the_end_is_hung_up_on(bench: Bench) -> None:
+    async def test() -> None:
+        acceptor = await Acceptor.start(parse(f"unix:{bench.directory}/host"))
+        reader, writer = await asyncio.open_unix_connection(bench.server.path)
+        await acceptor.aclose()
+        await acceptor._take(reader, writer)  # which the loop does a moment after it took the connection
+        assert writer.is_closing()
 
     bench.run(test)
 
@@ -395,7 +419,7 @@ def test_an_agent_that_dials_out_dials_again(bench: Bench, kind: str) -> None:
 def test_the_newest_that_dials_counts(bench: Bench) -> None:
     async def test() -> None:
         path = f"{bench.directory}/host"
-        async with AgentClient(f"unix:{path}", accept=True) as client:
+        async with bench.client(f"unix:{path}", accept=True) as client:
             mute = [await bench.raw(path) for _ in range(3)]
             for raw in mute[:2]:
                 raw.writer.close()

@@ -125,6 +125,7 @@ class Acceptor:
         self._path = ""
         self._own_file: tuple[int, int] | None = None
         self._cid = 0
+        self._closed = False
         self.port = 0
         """The TCP port that was bound, when the address said 0."""
 
@@ -152,7 +153,8 @@ class Acceptor:
         return acceptor
 
     async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._cid and writer.get_extra_info("peername")[0] != self._cid:
+        # Closing does not reach one that was taken from the kernel and has not come here yet.
+        if self._closed or (self._cid and writer.get_extra_info("peername")[0] != self._cid):
             writer.close()
             return
         while not self._waiting.empty():
@@ -166,6 +168,7 @@ class Acceptor:
 
     async def aclose(self) -> None:
         """Listen no more, and let those go that nobody took."""
+        self._closed = True
         if self._server is not None:
             self._server.close()
         while not self._waiting.empty():
