@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 import commits
+import results
 
 if TYPE_CHECKING:
     from tests import reliability_results
@@ -85,7 +87,7 @@ def test_there_need_be_no_git(checkout: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_what_a_conformance_test_found_has_the_commit_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.conformance import harness
 
-    monkeypatch.setattr(harness, "RESULTS", str(tmp_path))
+    monkeypatch.setattr(results, "CONFORMANCE", tmp_path)
     monkeypatch.setattr(harness, "COMMIT", "aaaa")
     harness.write_down("tests/conformance/test_x.py::test_y", passed=True, seconds=1.5)
     (written,) = tmp_path.iterdir()
@@ -93,15 +95,15 @@ def test_what_a_conformance_test_found_has_the_commit_in_it(tmp_path: Path, monk
 
 
 def test_what_a_reliability_test_found_has_the_commit_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reliability_results, "RESULTS", tmp_path)
+    monkeypatch.setattr(results, "RELIABILITY", tmp_path)
     monkeypatch.setattr(reliability_results, "COMMIT", "aaaa")
     reliability_results.write_down("soak", "A soak", points=1, kills=2, losses=0)
     assert json.loads((tmp_path / "soak.json").read_text())["commit"] == "aaaa"
-    assert page.msgspec.json.decode((tmp_path / "soak.json").read_bytes(), type=page.Result).commit == "aaaa"
+    assert msgspec.json.decode((tmp_path / "soak.json").read_bytes(), type=page.Tries).commit == "aaaa"
 
 
 def test_the_reliability_page_says_of_which_commits_its_rows_are() -> None:
-    one, other = (page.Result(name, name, 1, 0, 0, {}, commit) for name, commit in (("soak", "aaaa"), ("x", "b-dirty")))
+    one, other = (page.Tries(name, name, 1, 0, 0, {}, commit) for name, commit in (("soak", "aaaa"), ("x", "b-dirty")))
     both = page.page([one, other])
     assert "The runs were **of different commits**: `aaaa` (1 tests), `b-dirty` (1 tests); each row says which" in both
     assert "| soak | 1 | 0 | 0 | `aaaa` |" in both

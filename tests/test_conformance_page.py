@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 PATH = Path(__file__).parent.parent / "tools" / "conformance.py"
 _spec = importlib.util.spec_from_file_location("conformance_page", PATH)
 assert _spec is not None
@@ -42,11 +44,11 @@ def test_each_cause_has_its_checks_and_where() -> None:
 
 
 def test_what_has_no_cause_stands_first_and_whole() -> None:
-    failures = {"known": "a cause"} | {f"wrong-{number}": tool.UNKNOWN for number in range(9)}
+    failures = {"known": "a cause"} | {f"wrong-{number}": tool.NO_CAUSE for number in range(9)}
     page = tool.page([run("posix", passed=False, checks=10, differ=10, failures=failures)], [])
     assert "**1 failed**" in page
     assert "**9 without a known cause**" in page
-    assert page.index(f"- {tool.UNKNOWN}.") < page.index("- a cause.")
+    assert page.index(f"- {tool.NO_CAUSE}.") < page.index("- a cause.")
     assert all(f"`wrong-{number}`" in page for number in range(9))
     assert "| **fails** |" in page
 
@@ -65,7 +67,7 @@ def test_nothing_is_said_of_a_client_where_none_took_part() -> None:
 
 
 def of_commit(commit: str, found: Any) -> Any:
-    return tool.msgspec.structs.replace(found, commit=commit)
+    return msgspec.structs.replace(found, commit=commit)
 
 
 def test_each_row_has_its_commit_where_they_differ_and_none_where_they_do_not() -> None:
@@ -86,6 +88,6 @@ def test_the_head_says_of_which_commits_the_runs_are() -> None:
 
 
 def test_a_record_of_before_there_were_commits_in_them_is_of_an_unknown_one() -> None:
-    written = tool.msgspec.json.encode(run("posix", checks=1)).replace(b',"commit":"unknown"', b"")
+    written = msgspec.json.encode(run("posix", checks=1)).replace(b',"commit":"unknown"', b"")
     assert b"commit" not in written
-    assert "UTC, of an unknown commit," in tool._ran([tool.msgspec.json.decode(written, type=tool.Run)])[0]
+    assert "UTC, of an unknown commit," in tool._ran([msgspec.json.decode(written, type=tool.Run)])[0]

@@ -2,8 +2,8 @@
 
     python tools/conformance.py
 
-What lives here: how the figures are laid out. What must not: a figure or a cause; the tests write them below
-.cache/conformance/results, one file a test.
+What lives here: how the figures are laid out. What must not: a figure or a cause; the tests write them down in
+the form that is in results.py.
 """
 
 from __future__ import annotations
@@ -17,17 +17,11 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 import commits
+from results import CONFORMANCE, NO_CAUSE, TREE, Record, Run, write_page
 
-TREE: Final = Path(__file__).resolve().parent.parent
-RESULTS: Final = TREE / ".cache" / "conformance" / "results"
 PAGE: Final = TREE / "docs" / "conformance.md"
 SHARES: Final = "/var/tmp"  # noqa: S108  only looked at: the tests make their own directories below it
-
-UNKNOWN: Final = "none known"
-"""The cause of what nothing explains; its test has failed."""
 
 _MOST_NAMED: Final = 4
 """Checks that are named for one cause; the rest is counted."""
@@ -71,32 +65,6 @@ _TITLES: Final = {
 }
 
 _SETTING: Final = ("kernel", "model", "cache", "msize", "access")
-
-
-class Record(msgspec.Struct, frozen=True):
-    """What a test found in one setting, as the tests write it."""
-
-    test: str
-    kernel: str
-    model: str
-    cache: str
-    msize: int
-    access: str
-    more: str
-    figures: dict[str, str]
-    failures: dict[str, str]
-
-
-class Run(msgspec.Struct, frozen=True):
-    """One test, how it ended, what it found, when, on what, and what was run."""
-
-    node: str
-    passed: bool
-    records: tuple[Record, ...]
-    ended: str
-    seconds: float
-    on: str
-    commit: str = commits.UNKNOWN
 
 
 Found = list[tuple[Record, Run]]
@@ -156,7 +124,7 @@ def _summary(by_test: dict[str, Found], runs: list[Run]) -> list[str]:
             checks[name] += _number(record.figures.get("checks", ""))
             otherwise[name] += _number(record.figures.get("differ", ""))
     failed = sum(not run.passed for run in runs)
-    unexplained = sum(cause == UNKNOWN for run in runs for record in run.records for cause in record.failures.values())
+    unexplained = sum(cause == NO_CAUSE for run in runs for record in run.records for cause in record.failures.values())
     largest = max(
         (_number(record.figures["checks"]), _number(record.figures["differ"]), record)
         for record, _ in by_test["posix"]
@@ -201,9 +169,9 @@ def _causes(runs: list[Run]) -> list[str]:
                 where[cause].add(", ".join(_cells(record).values()))
                 count[cause] += 1
     lines = []
-    for cause in sorted(found, key=lambda cause: (cause != UNKNOWN, cause)):
+    for cause in sorted(found, key=lambda cause: (cause != NO_CAUSE, cause)):
         names = sorted(found[cause])
-        shown = names if cause == UNKNOWN else names[:_MOST_NAMED]
+        shown = names if cause == NO_CAUSE else names[:_MOST_NAMED]
         lines += [
             f"- {cause}. {count[cause]} in {len(where[cause])} settings: "
             + ", ".join(f"`{name}`" for name in shown)
@@ -264,15 +232,5 @@ def page(runs: list[Run], ran: list[str]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def main() -> int:
-    """Write the page and return the exit status."""
-    runs = [msgspec.json.decode(path.read_bytes(), type=Run) for path in sorted(RESULTS.glob("*.json"))]
-    if not runs:
-        sys.stderr.write(f"tools/conformance.py: nothing below {RESULTS.relative_to(TREE)}: run make test-long first\n")
-        return 1
-    PAGE.write_text(page(runs, _ran(runs)), encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_page(PAGE, CONFORMANCE, Run, lambda runs: page(runs, _ran(runs))))

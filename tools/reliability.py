@@ -2,15 +2,9 @@
 
     make test-long && .venv/bin/python tools/reliability.py
 
-Each test leaves one file below .cache/reliability, in this form, with numbers alone in `more`:
-
-    {"name": "manager-killed-lists", "what": "The Manager's process killed, ...; every point",
-     "points": 385, "kills": 384, "losses": 0, "more": {"orders": 1494800}, "commit": "0123456789-dirty"}
-
-`name` is the file's and never changes; its beginning says which table the row is in (`_TABLES`). `points` are the
-places where something was made to go wrong, `kills` the processes that were killed with SIGKILL. What `make test`
-tries of a longer test has the same name with `-short`. A test that finds a loss fails, and writes nothing; so the
-page also says which of those that have to be there (`_EXPECTED`) are not.
+Each test leaves its `Tries` below .cache/reliability (`results.py` says what they are); the beginning of their name
+says which table the row is in (`_TABLES`). A test that finds a loss fails, and writes nothing; so the page also says
+which of those that have to be there (`_EXPECTED`) are not.
 
 What lives here: how the tables are laid out, and the words around them. What must not: a figure.
 """
@@ -18,15 +12,11 @@ What lives here: how the tables are laid out, and the words around them. What mu
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Final
 
-import msgspec
-
 import commits
+from results import RELIABILITY, TREE, Tries, write_page
 
-TREE: Final = Path(__file__).resolve().parent.parent
-RESULTS: Final = TREE / ".cache" / "reliability"
 PAGE: Final = TREE / "docs" / "reliability.md"
 
 _HEAD: Final = """# Reliability
@@ -95,19 +85,7 @@ _TAIL: Final = """## What was not tried
 """
 
 
-class Result(msgspec.Struct, frozen=True):
-    """What a test tried and lost, as it wrote it down."""
-
-    name: str
-    what: str
-    points: int
-    kills: int
-    losses: int
-    more: dict[str, int]
-    commit: str = commits.UNKNOWN
-
-
-def _table(results: list[Result], *, with_commits: bool) -> list[str]:
+def _table(results: list[Tries], *, with_commits: bool) -> list[str]:
     columns = list(dict.fromkeys(column for result in results for column in result.more))
     head = ["", "points", "kills", *columns, "losses"]
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
@@ -122,7 +100,7 @@ def _table(results: list[Result], *, with_commits: bool) -> list[str]:
     return lines
 
 
-def page(results: list[Result]) -> str:
+def page(results: list[Tries]) -> str:
     """Return the page for these results."""
     known = {result.name for result in results}
     # What make test tries is a part of what make test-long does.
@@ -148,15 +126,5 @@ def page(results: list[Result]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def main() -> int:
-    """Write the page and return the exit status."""
-    results = [msgspec.json.decode(path.read_bytes(), type=Result) for path in sorted(RESULTS.glob("*.json"))]
-    if not results:
-        sys.stderr.write(f"tools/reliability.py: nothing below {RESULTS.relative_to(TREE)}: run make test-long first\n")
-        return 1
-    PAGE.write_text(page(results), encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_page(PAGE, RELIABILITY, Tries, page))

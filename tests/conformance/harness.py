@@ -12,12 +12,10 @@ import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 import commits
+import results
 from uvmshare import AddOptions, FileServer, Manager, UtilityVM
 from uvmshare.testing.guest_vm import HOST, GuestVM
 from uvmshare.testing.kernel import cache_directory, find_kernel
@@ -28,15 +26,11 @@ if TYPE_CHECKING:
 
 TREE = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 WORK = os.path.join(cache_directory(), "conformance")
-RESULTS = os.path.join(WORK, "results")
 
 NEWER = "6.12"
 """The newer of the two kernel series."""
 
-UNKNOWN = "none known"
-"""The cause of what nothing explains; its test fails."""
-
-COMMIT = commits.current(Path(TREE))
+COMMIT = commits.current(results.TREE)
 """Asked when the tests are loaded, as what they test is: the tree may be another one when they end."""
 
 _GUEST_DEADLINE = 900.0
@@ -65,43 +59,14 @@ class Setting:
         return f"msize={self.msize},access={self.access}{cache}{self.more}"
 
 
-class Record(msgspec.Struct, frozen=True):
-    """What a test found in one setting. `failures` maps what came out otherwise to its cause."""
-
-    test: str
-    kernel: str
-    model: str
-    cache: str
-    msize: int
-    access: str
-    more: str
-    figures: dict[str, str]
-    failures: dict[str, str] = {}
-
-
-class Run(msgspec.Struct, frozen=True):
-    """One test as pytest knows it, how it ended, and what it found before it did.
-
-    `ended` is the time in UTC, `seconds` how long it took, `on` what it ran on, and `commit` what was run.
-    """
-
-    node: str
-    passed: bool
-    records: tuple[Record, ...]
-    ended: str
-    seconds: float
-    on: str
-    commit: str
-
-
-_found: list[Record] = []
+_found: list[results.Record] = []
 _ran_on: list[str] = []
 """The guest's kernel and what ran it, of the bench that is up."""
 
 
 def keep(test: str, setting: Setting, figures: Mapping[str, object], failures: Mapping[str, str] | None = None) -> None:
     """Note what a test found, and print it."""
-    record = Record(
+    record = results.Record(
         *(test, setting.kernel, setting.model, setting.cache, setting.msize, setting.access, setting.more.strip(",")),
         {name: str(value) for name, value in figures.items()},
         dict(failures or {}),
@@ -112,12 +77,10 @@ def keep(test: str, setting: Setting, figures: Mapping[str, object], failures: M
 
 def write_down(node: str, *, passed: bool, seconds: float) -> None:
     """Write down how a test ended and what it kept, in the place of what its last run left."""
-    os.makedirs(RESULTS, exist_ok=True)
     name = re.sub(r"[^\w.]+", "-", node.removeprefix("tests/conformance/")).strip("-")
-    with open(os.path.join(RESULTS, f"{name}.json"), "wb") as file:
-        ended = datetime.now(UTC).isoformat(timespec="seconds")
-        run = Run(node, passed, tuple(_found), ended, round(seconds, 1), " ".join(_ran_on), COMMIT)
-        file.write(msgspec.json.format(msgspec.json.encode(run)))
+    ended = datetime.now(UTC).isoformat(timespec="seconds")
+    run = results.Run(node, passed, tuple(_found), ended, round(seconds, 1), " ".join(_ran_on), COMMIT)
+    results.write(results.CONFORMANCE, name, run)
     _found.clear()
 
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.conformance.causes import cause_of
-from tests.conformance.harness import TREE, UNKNOWN, Setting, keep, mount_here
+from tests.conformance.harness import TREE, Setting, keep, mount_here
+
+from results import NO_CAUSE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +49,7 @@ def run(bench: Bench, at: str, setting: Setting, name: str, *parts: str) -> None
     results = json.loads(bench.check(f"cat /run/results/{name}.json"))
     wrong = {check: cause_of(check, setting) for check, (got, want) in results.items() if got != want}
     figures = {"checks": len(results), "differ": len(wrong)}
-    keep(name, setting, figures, {what: why or UNKNOWN for what, why in wrong.items()})
+    keep(name, setting, figures, {what: why or NO_CAUSE for what, why in wrong.items()})
     assert [(what, *results[what]) for what, why in wrong.items() if why is None] == []
 
 
@@ -133,7 +135,7 @@ def test_locks_between_two_mounts_and_the_host(bench: Callable[[str], Bench], di
             verdicts["the guest gets the rest"] = not fails(up, try_lock.format(at=mount.at, start=10))
         verdicts["the guest gets what the host let go"] = not fails(up, try_lock.format(at=mount.at, start=5))
         up.check(f"umount {other} && rm /run/held /run/release")
-    wrong = {verdict: UNKNOWN for verdict, right in verdicts.items() if not right}
+    wrong = {verdict: NO_CAUSE for verdict, right in verdicts.items() if not right}
     keep("locks", setting, {"checks": len(verdicts), "differ": len(wrong)}, wrong)
     assert wrong == {}
 

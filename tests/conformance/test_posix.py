@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.conformance.causes import cause_of
-from tests.conformance.harness import TREE, UNKNOWN, Setting, keep
+from tests.conformance.harness import TREE, Setting, keep
+
+from results import NO_CAUSE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +64,7 @@ def compare(bench: Bench, mount: Mount, parts: tuple[str, ...], name: str) -> No
                 differ[check] = cause_of(check, mount.setting)
                 if differ[check] is None:
                     seen.append(f"{check}: {got}, on ext4 {local[check][0]}")
-    failures = {check: cause or UNKNOWN for check, cause in differ.items()}
+    failures = {check: cause or NO_CAUSE for check, cause in differ.items()}
     keep(name, mount.setting, {"checks": checks, "differ": len(differ)}, failures)
     assert not seen, "\n".join(seen[:50])
 
@@ -135,7 +137,7 @@ def test_a_read_only_share_answers_as_a_read_only_ext4(
     local, share = (json.loads(up.check(f"cat /run/results/{name}.json")) for name in ("local", "share"))
     assert [name for name, (got, want) in local.items() if got != want] == []
     differ = {name: cause_of(name, setting) for name, (got, _) in share.items() if got != local[name][0]}
-    failures = {name: why or UNKNOWN for name, why in differ.items()}
+    failures = {name: why or NO_CAUSE for name, why in differ.items()}
     keep("posix-read-only", setting, {"checks": len(share), "differ": len(differ)}, failures)
     assert [(name, *share[name]) for name, why in differ.items() if why is None] == []
     assert sorted(os.listdir(os.path.join(directory, "ro"))) == sorted(

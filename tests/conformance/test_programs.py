@@ -9,7 +9,9 @@ import tarfile
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.conformance.harness import TREE, UNKNOWN, Setting, keep
+from tests.conformance.harness import TREE, Setting, keep
+
+from results import NO_CAUSE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +69,7 @@ def test_stress_ng(bench: Callable[[str], Bench], directory: str, setting: Setti
             )
             result = up.runner.run(up.guest.run(command, timeout=300))
             if result.status != 0:
-                failures[name] = UNKNOWN
+                failures[name] = NO_CAUSE
                 print(result.text)  # noqa: T201  what it said of its failure
     keep("stress-ng", setting, {"stressors": len(stressors), "failed": len(failures)}, failures)
     assert failures == {}
