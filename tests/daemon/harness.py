@@ -124,6 +124,12 @@ class Home:
             raise failures[0]
 
 
+def supervisor_of(home: Home, uid: int, vm: str = "vm") -> int:
+    """Return the process that listens for the guests of a user's VM."""
+    with open(f"{home.settings.run_dir}/vms/{uid}/{vm}/lock", encoding="ascii") as lock:
+        return int(lock.read())
+
+
 class Running:
     """A daemon that answers."""
 

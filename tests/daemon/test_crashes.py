@@ -68,11 +68,13 @@ def test_a_hundred_clients_that_crash_leave_nothing(daemon: Running, client: Cli
     vm = daemon.add_vm()
     paths = [daemon.home.directory(f"d{number}") for number in range(8)]
     daemon.add_share(paths[0], owner="steady")
+    client.info()  # its connection counts among what was there before
     descriptors, threads = _of_this_process("fd"), _of_this_process("task")
     command = [sys.executable, "-m", "tests.daemon.test_crashes", daemon.home.settings.socket_path, *paths]
     subprocess.run(command, cwd=Path(__file__).parents[2], check=True, timeout=HUNG)
     assert daemon.daemon is not None
-    client.info()  # connections are taken in their order, so theirs were all taken when this is answered
+    with daemon.home.client() as behind_them:
+        behind_them.info()  # connections are taken in their order, so theirs were all taken when this is answered
     daemon.call(partial(_settled, daemon.daemon))
     held = {reference.owner for share in client.shares("vm") for reference in share.references}
     assert len(held) > CLIENTS // 4, "most of them held something when they died"

@@ -12,7 +12,7 @@ import sys
 from typing import IO, TYPE_CHECKING
 
 import pytest
-from tests.daemon.harness import HUNG
+from tests.daemon.harness import HUNG, supervisor_of
 
 from uvmshare import errors
 from uvmshare.daemon.documents import NewShare
@@ -154,7 +154,7 @@ def test_a_file_server_that_is_killed_is_started_again_with_its_shares(home: Hom
         names = [client.add_share("vm", NewShare(path=home.directory(name))).name for name in ("a", "b")]
         del path
         events = client.events("0")
-        os.kill(_supervisor(home), signal.SIGKILL)
+        os.kill(supervisor_of(home, os.getuid()), signal.SIGKILL)
         with home.client() as other:
             kinds = []
             while "vm.restarted" not in kinds:
@@ -165,18 +165,6 @@ def test_a_file_server_that_is_killed_is_started_again_with_its_shares(home: Hom
         for name in names:
             with Guest.connect(vm.addresses[0], name) as guest:
                 guest.listdir("")
-
-
-def _supervisor(home: Home) -> int:
-    """Return the process that listens for the guests of the VM "vm"."""
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                is_one = b"uvmshare.fileserver.supervisor" in file.read()
-            log = f"{home.settings.run_dir}/log/{os.getuid()}-vm.log"
-            if is_one and os.readlink(f"/proc/{pid}/fd/2") == log:
-                return int(pid)
-    raise AssertionError
 
 
 def test_every_line_of_the_log_names_vm_share_and_owner(home: Home) -> None:

@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import os
 import select
-import signal
 import socket
 import stat
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
+from tests.daemon.harness import supervisor_of
+from tests.processes import kill
 
 from uvmshare import errors
 from uvmshare.daemon import identity, quotas, server
@@ -162,15 +163,19 @@ def test_a_user_holds_only_so_many_shares_also_when_they_are_asked_for_at_once(h
             root.add_share(f"{ALICE}:vm", NewShare(path=alice.folder, owner=f"root-{number}", read_only=True))
         assert daemon.daemon is not None
         manager = daemon.daemon.service.machines[ALICE, "vm"].require()
-        add, may_add = manager.add_to_vm, asyncio.Event()
+        add, may_add, adding = manager.add_to_vm, asyncio.Event(), asyncio.Queue[None]()
 
         async def add_late(*args: Any, **more: Any) -> str:
+            adding.put_nowait(None)
             await may_add.wait()
             return await add(*args, **more)
 
         manager.add_to_vm = add_late  # type: ignore[method-assign]  # so that all are under way at once
-        wanted = [NewShare(path=alice.folder, owner=owner) for owner in ("a", "b", "c")]
-        begun = [alice.do(partial(_begin_add, each)) for each in wanted]
+        begun = []
+        for owner in ("a", "b", "c"):
+            begun.append(alice.do(partial(_begin_add, NewShare(path=alice.folder, owner=owner))))
+            if owner != "c":  # a thread looks at the path first: without waiting, the third may be the first
+                daemon.call(adding.get)
         refused = alice.do(lambda client: client.operation(begun[2], wait=True)).problem
         assert refused is not None
         assert (refused.error, refused.status) == ("LimitReached", 429)
@@ -337,13 +342,7 @@ def test_groups_count_as_they_do_everywhere(daemon: Running) -> None:
 def test_the_file_server_has_its_users_rights_and_no_others(alice: User, daemon: Running) -> None:
     """The check at the door could be raced: what holds is who opens the path in the end."""
     address = alice.add_vm()
-    pids = [
-        int(pid)
-        for pid in os.listdir("/proc")
-        if pid.isdigit() and os.stat(f"/proc/{pid}").st_uid == ALICE and _command(pid).endswith("supervisor")
-    ]
-    assert len(pids) == 1
-    with open(f"/proc/{pids[0]}/status") as file:
+    with open(f"/proc/{supervisor_of(daemon.home, ALICE)}/status") as file:
         status = dict(line.split(":", 1) for line in file)
     assert set(status["Uid"].split()) == {str(ALICE)}
     assert set(status["Gid"].split()) == {str(ALICE)}
@@ -424,15 +423,6 @@ def test_a_daemon_that_is_not_roots_serves_its_own_user(daemon: Running) -> None
         service.admit(Identity(BOB, BOB))
 
 
-def _command(pid: str) -> str:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            parts = file.read().split(b"\0")
-    except OSError:
-        return ""
-    return parts[3].decode() if len(parts) > 3 else ""
-
-
 @pytest.mark.parametrize("address", ["tcp:127.0.0.1:80", "vsock:3:1023"])
 def test_ports_that_are_roots_stay_roots(alice: User, address: str) -> None:
     with pytest.raises(errors.OperationDenied, match="below 1024"):
@@ -480,10 +470,10 @@ def test_what_a_user_puts_into_his_run_directory_holds_up_nobody(home: Home, wha
     with home.running() as daemon, home.client() as client:
         User(daemon, ALICE).add_vm()
         client.add_vm(home.new_vm("roots"))
-    directory = f"{home.settings.run_dir}/vms/{ALICE}/vm"
+    directory, supervisor = f"{home.settings.run_dir}/vms/{ALICE}/vm", supervisor_of(home, ALICE)
 
     def swap() -> None:
-        _end(directory)
+        kill(supervisor)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{directory}/shares")
         if what == "fifo":
@@ -497,15 +487,6 @@ def test_what_a_user_puts_into_his_run_directory_holds_up_nobody(home: Home, wha
         vm = client.vm(f"{ALICE}:vm")
         assert "root:" not in (vm.error or "")
         client.remove_vm(vm.id, force=True)
-
-
-def _end(run_dir: str) -> None:
-    """Kill the supervisor that lives there, and wait for its end."""
-    with open(f"{run_dir}/lock") as file:
-        ended = os.pidfd_open(int(file.read()))
-    signal.pidfd_send_signal(ended, signal.SIGKILL)
-    select.select([ended], [], [])
-    os.close(ended)
 
 
 def test_a_users_process_that_talks_nonsense_does_not_keep_the_daemon_from_starting(
