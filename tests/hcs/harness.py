@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 from tests.hcs.conftest import VM
 
-from uvmshare.hcs import schema
+from uvmshare.hcs import compute_system, schema
 from uvmshare.hcs.compute_system import ComputeSystem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    import pytest
     from tests.hcs.conftest import StandIn
 
 DEADLINE = 60.0  # ends a test that hangs; nothing is measured against it
@@ -50,6 +51,21 @@ async def opened(standin: StandIn, *, timeout: float = DEADLINE, grace: float = 
 
 async def until(standin: StandIn, what: str, wanted: int = 1) -> None:
     await asyncio.to_thread(standin.wait, what, wanted)
+
+
+def begin_times_when_held(standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a time of nothing begin when the stand-in holds the operation.
+
+    Else it may be over before a worker thread has handed the operation over, which then never is.
+    """
+    wait = compute_system._first_of
+
+    async def wait_when_held(one: asyncio.Future[Any], other: asyncio.Future[None], seconds: float) -> None:
+        if seconds == 0:
+            await until(standin, "held")
+        await wait(one, other, seconds)
+
+    monkeypatch.setattr(compute_system, "_first_of", wait_when_held)
 
 
 async def turns(count: int = 20) -> None:

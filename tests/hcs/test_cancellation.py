@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.hcs.conftest import HOLD_IT
-from tests.hcs.harness import adding, in_loop, opened, removing, turns, until
+from tests.hcs.harness import adding, begin_times_when_held, in_loop, opened, removing, turns, until
 
 from uvmshare import errors
 from uvmshare.hcs.compute_system import ComputeSystem
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 @in_loop
-async def test_a_time_out_cancels_the_operation_and_waits_for_its_end(standin: StandIn) -> None:
+async def test_a_time_out_cancels_the_operation_and_waits_for_its_end(
+    standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_times_when_held(standin, monkeypatch)
     async with await opened(standin, timeout=0) as system:
         standin.hold()
         task = asyncio.create_task(system.modify(adding()))
@@ -33,13 +36,16 @@ async def test_a_time_out_cancels_the_operation_and_waits_for_its_end(standin: S
 
 
 @in_loop
-async def test_a_time_out_where_hcs_does_cancel_leaves_the_outcome_unknown(standin: StandIn) -> None:
+async def test_a_time_out_where_hcs_does_cancel_leaves_the_outcome_unknown(
+    standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_times_when_held(standin, monkeypatch)
     standin.cancel_works()
     async with await opened(standin, timeout=0) as system:
         standin.hold()
         with pytest.raises(errors.OutcomeUnknown) as caught:
             await system.modify(adding())
-        assert caught.value.hresult == 0x80004004
+        assert (caught.value.hresult, standin.count("cancel"), standin.names()) == (0x80004004, 1, [])
 
 
 @in_loop
@@ -96,7 +102,10 @@ async def test_a_cancellation_while_the_operation_is_handed_over_reaches_hcs_aft
 
 
 @in_loop
-async def test_an_operation_without_end_is_given_up_but_kept_and_none_overtakes_it(standin: StandIn) -> None:
+async def test_an_operation_without_end_is_given_up_but_kept_and_none_overtakes_it(
+    standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_times_when_held(standin, monkeypatch)
     system = await opened(standin, timeout=0, grace=0)
     standin.hold()
     with pytest.raises(errors.OperationTimedOut, match="no end after 0 s"):
