@@ -1,4 +1,4 @@
-"""Processes of a test: whether one is there, and waiting for its end."""
+"""Processes of a test: whether one is there, waiting for its end, and for what it does in its own time."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import os
 import select
 import signal
 import sys
-from typing import Final
+import time
+from typing import TYPE_CHECKING, Final
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DEADLINE: Final = 60.0
 """Seconds until a test that hangs is ended. Nothing is measured with it."""
@@ -40,3 +44,10 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
     await_end(pidfd)
     os.close(pidfd)
+
+
+def await_answer(ask: Callable[[], object], wanted: object) -> None:
+    """Ask until the answer is the wanted one: for what another process sees in its own time, and tells nobody."""
+    give_up = time.monotonic() + DEADLINE
+    while (answer := ask()) != wanted:
+        assert time.monotonic() < give_up, f"the answer is still {answer!r}, not {wanted!r}"

@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.processes import await_answer
 
 from uvmshare.errors import (
     FileServerError,
@@ -67,13 +68,14 @@ def test_descriptors_and_processes_do_not_grow_with_connections(
 def settled(device: Device, name: str, supervisor: int) -> int:
     """The supervisor's descriptors once it has seen the end of every connection.
 
-    It sees them in its own time, so it is asked again; each answer is a turn of its loop.
+    It sees them in its own time, so it is asked again.
     """
-    for _ in range(10_000):
-        status = device.run(device.server.status())
-        if status.half_open == 0 and not any(share.mounts for share in status.shares):
-            return open_descriptors(supervisor)
-    pytest.fail(f"connections of share {name} are left: {status}")
+
+    def left() -> tuple[int, list[int]]:
+        return device.run(device.server.status()).half_open, device.mounts(name)
+
+    await_answer(left, (0, []))
+    return open_descriptors(supervisor)
 
 
 def test_a_mount_process_holds_little_and_lets_go(device: Device, root: Path) -> None:
@@ -139,8 +141,7 @@ def test_mounts_past_the_limit_are_refused(
             assert one.listdir() == two.listdir() == [b"file"]
             one.close()
             ended(first)
-            settled_mounts = next(count for _ in range(10_000) if (count := len(device.mounts(name))) < 2)
-            assert settled_mounts == 1
+            await_answer(lambda: len(device.mounts(name)), 1)
             with device.connect(name) as three:
                 assert three.listdir() == [b"file"]
 
@@ -193,8 +194,15 @@ def test_a_handshake_has_a_deadline(start_device: Callable[..., Device], root: P
 
 def test_a_session_has_no_deadline(start_device: Callable[..., Device], root: Path) -> None:
     device = start_device(security_model="none", limits=Limits(handshake_seconds=1.0))
-    name = device.share(root)
-    with device.connect(name) as guest, device.dial() as silent:
+    name, supervisor = device.share(root), device.pid()
+    os.kill(supervisor, signal.SIGSTOP)  # when it accepts the guest, all of its handshake is there
+    with device.dial() as guest, device.dial() as silent:
+        guest.root = guest.new_fid()
+        guest.limit_replies(8192)
+        attach = m.Tattach(guest.root, NOFID, b"root", name.encode(), NONUNAME)
+        guest.send_raw(m.Tversion(8192, VERSION).encode(NOTAG) + attach.encode(0))
+        os.kill(supervisor, signal.SIGCONT)
+        assert [type(guest.recv()[1]) for _ in range(2)] == [m.Rversion, m.Rattach]
         assert silent.drain() == []  # later than the guest's own deadline would have been
         assert guest.listdir() == [b"file"]
 

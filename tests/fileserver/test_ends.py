@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.processes import process_exists
+from tests.processes import DEADLINE, process_exists
 
 from uvmshare.errors import ComputeSystemGone, FileServerError, OutcomeUnknown
 from uvmshare.fileserver.device import FileServer
@@ -110,11 +110,12 @@ def test_a_request_under_way_when_the_supervisor_dies_has_an_unknown_outcome(
 
 
 def test_a_supervisor_that_does_not_answer_has_an_unknown_outcome(
-    start_device: Callable[..., Device], root: Path
+    start_device: Callable[..., Device], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device = start_device(security_model="none", modify_timeout=0.05)
+    device = start_device(security_model="none")
     supervisor = device.pid()
     os.kill(supervisor, signal.SIGSTOP)
+    monkeypatch.setattr(device.server, "_modify_timeout", 0.05)  # from now on: before, it has to answer
     try:
         with pytest.raises(OutcomeUnknown):
             device.share(root)
@@ -267,7 +268,7 @@ def test_a_peer_that_makes_no_sense_on_the_control_socket_ends_itself_alone(
             reader, writer = await asyncio.open_unix_connection(str(path))
             writer.write(data)
             writer.write_eof()
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(DEADLINE):
                 assert await reader.read() == b""
             writer.close()
             await writer.wait_closed()

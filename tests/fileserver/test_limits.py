@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.processes import DEADLINE
 
 from uvmshare import FileServer
 from uvmshare.errors import ConnectionClosed, FileServerError
@@ -189,7 +190,7 @@ def test_a_silent_mount_is_ended_when_asked_for(start_device: Callable[..., Devi
 
 
 def test_a_waiting_lock_is_not_silence_for_ever(start_device: Callable[..., Device], tmp_path: Path) -> None:
-    device, name, _ = serve(start_device, tmp_path, Limits(idle_seconds=5.0, lock_wait_seconds=0.05))
+    device, name, _ = serve(start_device, tmp_path, Limits(idle_seconds=DEADLINE, lock_wait_seconds=0.05))
     with device.connect(name) as guest:
         fid = guest.open("file", O.RDWR)
         guest.ask(m.Tlock(fid, 1, 0, 0, 0, 1, b"vm"), m.Rlock)
@@ -198,13 +199,14 @@ def test_a_waiting_lock_is_not_silence_for_ever(start_device: Callable[..., Devi
 
 
 def test_rates_slow_a_mount_down_and_change_nothing(start_device: Callable[..., Device], tmp_path: Path) -> None:
-    limits = Limits(operations_per_second=10_000, bytes_per_second=10_000_000)
+    # The first write of a whole message is more than a burst: it waits, however slow the machine is.
+    limits = Limits(operations_per_second=10_000, bytes_per_second=4_000_000)
     device, name, log = serve(start_device, tmp_path, limits)
     with device.connect(name) as guest:
-        guest.write_file("large", b"x" * 3_000_000)
-        assert guest.read_file("large") == b"x" * 3_000_000
+        guest.write_file("large", b"x" * 1_100_000)
+        assert guest.read_file("large") == b"x" * 1_100_000
         assert {guest.stat("file").size for _ in range(100)} == {7}
-        assert lines(device, log, "its rate is 10000 requests and 10000000 bytes a second, which is the limit") == 1
+        assert lines(device, log, "its rate is 10000 requests and 4000000 bytes a second, which is the limit") == 1
 
 
 def test_memory(start_device: Callable[..., Device], tmp_path: Path, refused: Refused) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import sys
-import threading
 import time
 from array import array
 from pathlib import Path
@@ -149,9 +149,11 @@ def test_a_directory_that_is_moved_tells_its_new_parent(directory: Directory) ->
     assert above.qid.path == elsewhere.stat().st_ino
 
 
-def test_a_directory_that_has_just_changed_is_not_kept(directory: Directory) -> None:
+def test_a_directory_that_has_just_changed_is_not_kept(directory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may change once more within the same tick of the clock (git's racily clean rule)."""
     (directory.path / "new").touch()
+    changed = directory.path.stat().st_mtime_ns
+    monkeypatch.setattr(listing_module, "time", type("Still", (), {"time_ns": lambda: changed + 1}))
     directory.entries()
     assert directory.is_asked(directory.entries) is True
 
@@ -288,16 +290,27 @@ def test_empty_directories_that_are_kept_count_for_what_they_take(directory: Dir
     assert sum(kept.get((1, number, False), (0, 0)) is not None for number in range(100)) == 8
 
 
+PROGRAM = """
+import sys, threading
+print(threading.get_native_id(), flush=True)
+sys.stdin.readline()
+thread = threading.Thread(target=sys.stdin.read)
+thread.start()
+print(thread.native_id, flush=True)
+"""
+
+
 @pytest.mark.usefixtures("later")
 def test_a_directory_whose_times_tell_nothing_is_read_each_time(directory: Directory) -> None:
     """The times of one of procfs stay what they are while entries come and go."""
-    directory.path = Path("/proc/self/task")
-    assert directory.names() == [b"%d" % os.getpid()]
-    let_go = threading.Event()
-    thread = threading.Thread(target=let_go.wait)
-    thread.start()
-    try:
-        assert directory.names() == sorted([b"%d" % os.getpid(), b"%d" % (thread.native_id or 0)])
-    finally:
-        let_go.set()
-        thread.join()
+    command = [sys.executable, "-c", PROGRAM]  # its threads are known: this process may have some of earlier tests
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        threads = [process.stdout.readline().strip()]
+        directory.path = Path(f"/proc/{process.pid}/task")
+        assert directory.names() == threads
+        process.stdin.write(b"start a thread\n")
+        process.stdin.flush()
+        threads.append(process.stdout.readline().strip())
+        assert directory.names() == sorted(threads)
