@@ -80,6 +80,15 @@ class Place:
         kill(pid)
         return pid
 
+    def kill_under(self, *servers: FileServer) -> int:
+        """Kill -9 the supervisor behind servers, and wait until each has seen it; give its pid."""
+        pid = int(self.run(servers[0].status()).pid)
+        links = [server._link for server in servers]
+        kill(pid)
+        for link in links:
+            self.run(link._ended.wait())
+        return pid
+
     def log(self) -> str:
         return (self.run_dir / "log").read_text()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.processes import await_end, kill
+from tests.processes import await_answer, await_end
 
 from uvmshare.errors import AccessDenied, DiskFull, FileServerError
 from uvmshare.fileserver import rundir
@@ -257,23 +257,21 @@ def test_a_log_whose_reader_is_gone_ends_nobody(place: Place) -> None:
     await_end(pidfd)
     os.close(pidfd)
     with pytest.raises(OSError, match=r"."):
-        place.guest("nothing")  # and so has the supervisor, which sees the end in the same turn or before
+        place.guest("nothing")  # and so has the supervisor
     assert other.listdir() == [b"file"]
-    assert len(place.mounts(server)["0"]) == 1
+    await_answer(lambda: len(place.mounts(server)["0"]), 1)
 
 
 def test_what_cannot_be_ended_is_said(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     server = place.start()
     place.add(server, "0")
     guest = place.guest("0")
-    pid = int(place.run(server.status()).pid)
     from uvmshare.fileserver import device
 
     with monkeypatch.context() as nobody:
         nobody.setattr(sys, "executable", "/nonexistent/python")
         nobody.setattr(device, "_END_SECONDS", 0.05)
-        kill(pid)
-        place.run(asyncio.sleep(0))  # a turn of the loop, in which the end is seen
+        place.kill_under(server)
         place.servers.remove(server)
         with pytest.raises(FileServerError, match="its mounts go on"):
             place.run(server.aclose())
