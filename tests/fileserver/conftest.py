@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import pytest
-from tests.processes import await_end
+from tests.processes import DEADLINE, await_end
 
 from uvmshare.fileserver.handshake import Handshake
 from uvmshare.fileserver.limits import Limits
@@ -53,8 +53,8 @@ IN_AND_OUT: Final = ("passthrough", "in-process")
 """For what no security model has a say in: once in a confined process, once by the server's own checks alone.
 A module's own fixture `model` takes them."""
 
-DEADLINE: Final = 60.0
-"""Seconds until a test that hangs is ended. Nothing is measured with it."""
+LIMITS: Final = Limits(lock_wait_seconds=600.0)
+"""Of the servers that tests share: a lock that is waited for is granted, however slow the machine is."""
 
 CANARY: Final = b"the host's own, never a guest's"
 
@@ -151,7 +151,7 @@ class InProcess:
     """
 
     def __init__(self) -> None:
-        self.limits = Limits()
+        self.limits = LIMITS
         self.log: list[str] = []
         self._names = itertools.count()
         self._exports: dict[str, Export] = {}
@@ -298,7 +298,7 @@ def devices() -> Iterator[Callable[[str], Device | InProcess]]:
 
     def device(model: str) -> Device | InProcess:
         if model not in started:
-            started[model] = InProcess() if model == "in-process" else Device(security_model=model)
+            started[model] = InProcess() if model == "in-process" else Device(security_model=model, limits=LIMITS)
         return started[model]
 
     yield device

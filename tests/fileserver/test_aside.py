@@ -11,6 +11,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.processes import DEADLINE
 
 from uvmshare.fileserver import outbox
 from uvmshare.fileserver import session as session_module
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
 
-DEADLINE = 60.0
-
 
 class Jobs:
     """An `Aside` whose jobs end when they are told to, and what it has sent."""
@@ -44,9 +43,10 @@ class Jobs:
 
     def _send(self, replies: bytes) -> None:
         with self._came:
+            broken = self.broken  # before anybody learns that it was sent, and mends it
             self.sent.append(replies)
             self._came.notify_all()
-        if self.broken:
+        if broken:
             raise BrokenPipeError
 
     def start(self, tag: int, reply: bytes, size: int = 0) -> threading.Event:

@@ -11,6 +11,7 @@ from textwrap import dedent
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.processes import DEADLINE
 
 from uvmshare.errors import AccessDenied, FileServerError
 from uvmshare.fileserver.mounttable import Place, place_of, shown_below
@@ -101,7 +102,7 @@ def test_a_bind_mount_is_no_way_into_the_run_directory(
     top: Path, binds: list[tuple[str, str]], shared: str, refused: bool
 ) -> None:
     command = [sys.executable, "-c", dedent(PROGRAM), str(top), json.dumps(binds), "host/run", shared]
-    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=DEADLINE).stdout
     assert said.startswith(f"share 0: '{top}/{shared}' holds the run directory") if refused else not said
 
 
@@ -109,7 +110,7 @@ def test_a_bind_mount_is_no_way_into_the_run_directory(
 def test_a_run_directory_that_is_a_bind_mount_is_found_where_it_really_is(top: Path) -> None:
     binds = json.dumps([("host", "shared/c")])
     command = [sys.executable, "-c", dedent(PROGRAM), str(top), binds, "shared/c/run", "host"]
-    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=DEADLINE).stdout
     assert said.startswith(f"share 0: '{top}/host' holds the run directory")
 
 

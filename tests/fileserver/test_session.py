@@ -11,6 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.processes import DEADLINE
 
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import NOFID, NONUNAME, NOTAG, VERSION, OpenFlag, QidType
@@ -528,9 +529,9 @@ def test_errors_among_requests_do_not_make_a_turn_longer(tmp_path: Path, monkeyp
         )
         serving.start()
         ours.shutdown(socket.SHUT_WR)
-        serving.join(60)
+        serving.join(DEADLINE)
         theirs.close()
-        guest.join(60)
+        guest.join(DEADLINE)
     export.close()
     assert max(waiting) <= 1024
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from tests.conformance.harness import write_down
+from tests.processes import await_answer
 
 from uvmshare.ninep.constants import NONUNAME
 
@@ -30,7 +31,6 @@ else:
 
 __all__ = [
     "CANARY",
-    "DEADLINE",
     "Target",
     "attack",
     "children_of",
@@ -45,9 +45,6 @@ if sys.platform == "win32":
 
 CANARY: Final = b"the host's own secret, 41 bytes and a few"
 """What lies outside. Its size is nobody else's."""
-
-DEADLINE: Final = 30.0
-"""Seconds until a test that hangs is ended. Nothing is measured with it."""
 
 BUGS: Final = ("Error:", "signal", "Traceback", "Exception ignored", "Fatal")
 """Words of a log line that an attack must not bring about: no exception of Python's, no crash."""
@@ -148,15 +145,15 @@ class Target:
 
     def _require_no_mounts(self) -> None:
         """Wait until the mounts that are ending have ended; none goes on."""
-        for _ in range(1000):  # each asking is a turn of the supervisor's loop, and what is under way takes a few
+
+        def left() -> tuple[list[int], int]:
             status = self.device.run(self.device.server.status())
             mounts = [mount.pid for share in status.shares if share.name == self.name for mount in share.mounts]
-            if not mounts and not status.half_open:
-                break
             for pid in mounts:
                 wait_for_end(pid)
-        assert mounts == []
-        assert status.half_open == 0
+            return mounts, status.half_open
+
+        await_answer(left, ([], 0))
 
     def close(self) -> None:
         self._open.close()

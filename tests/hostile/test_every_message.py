@@ -386,7 +386,7 @@ def test_a_session_that_another_version_has_ended(attack: Callable[..., Target],
 
 
 def test_tags_in_use_and_flushes_of_everything(attack: Callable[..., Target]) -> None:
-    target = attack()
+    target = attack(limits=Limits(lock_wait_seconds=600.0))
     (target.root / "file").write_bytes(b"file")
     client, other = target.connect(), target.connect()
     held = other.open("file", OpenFlag.RDWR)

@@ -8,7 +8,6 @@ import fcntl
 import itertools
 import os
 import resource
-import select
 import signal
 import socket
 import struct
@@ -20,6 +19,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from tests.processes import DEADLINE, await_end
 
 from uvmshare.errors import ConnectionClosed, FileServerError
 from uvmshare.fileserver import control
@@ -49,9 +49,6 @@ else:
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
-
-SECONDS: Final = 30
-"""Until a test that hangs is ended."""
 
 
 def opened(path: Path, *, only: tuple[str, ...] = ()) -> Export:
@@ -97,12 +94,12 @@ def test_a_directory_stays_open_while_its_listing_runs_aside(tmp_path: Path) -> 
         (tmp_path / name).write_bytes(b"")
     export = opened(tmp_path, only=("directory",))
     ours, theirs = socket.socketpair()
-    ours.settimeout(SECONDS)
+    ours.settimeout(DEADLINE)
     session = Session(theirs, export, Limits(), lambda _: None)
     attach = 0, m.Tattach(0, 0xFFFFFFFF, b"", b"0", 0)
     server = threading.Thread(target=session.run, args=(attach, 65536, b""))
     server.start()
-    with ours, theirs, Client(ours, timeout=SECONDS) as client:
+    with ours, theirs, Client(ours, timeout=DEADLINE) as client:
         assert isinstance(client.recv()[1], m.Rattach)
         client.root = 0
         client.rpc(m.Twalk(0, 1, (b"directory",)))
@@ -123,7 +120,7 @@ def test_a_directory_stays_open_while_its_listing_runs_aside(tmp_path: Path) -> 
         assert b"inside" in bytes(listed.data)
         assert b"hidden" not in bytes(listed.data)
         client.hang_up()
-        server.join(SECONDS)
+        server.join(DEADLINE)
     assert not server.is_alive()
     export.close()
 
@@ -180,16 +177,16 @@ def test_a_supervisor_without_descriptors_goes_on_and_takes_guests_and_controlle
     target = attack(run_dir=tmp_path / "run")
     pid = target.pid
     before = no_more_descriptors(pid)
-    waiting = [dial(target.device.address, timeout=SECONDS) for _ in range(5)]
+    waiting = [dial(target.device.address, timeout=DEADLINE) for _ in range(5)]
     controller = socket.socket(socket.AF_UNIX)
     controller.connect(str(tmp_path / "run" / "control.sock"))
     target.witness.read_file("file")
     assert target.pid == pid
     resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
     for each in waiting:
-        with Client.connect(each, target.name, timeout=SECONDS) as client:
+        with Client.connect(each, target.name, timeout=DEADLINE) as client:
             client.stat()
-    controller.settimeout(SECONDS)
+    controller.settimeout(DEADLINE)
     controller.sendall(control.encode(control.Status(7)))
     assert controller.recv(65536)
     controller.close()
@@ -227,14 +224,14 @@ def test_a_mount_process_that_cannot_be_watched_does_not_stay(tmp_path: Path, mo
         address = f"unix:{tmp_path}/s"
         link = Link(*await asyncio.open_unix_connection(sock=ours), None)
         await link.greeted(control.Configuration(id=0, listen=(address,), security_model="none"))
-        server = FileServer(link, None, SECONDS)
+        server = FileServer(link, None, DEADLINE)
         await server.modify(add(tmp_path / "share"))
-        with suppress(ConnectionClosed), Client.connect(address, "0", timeout=SECONDS) as client:
+        with suppress(ConnectionClosed), Client.connect(address, "0", timeout=DEADLINE) as client:
             assert client.drain() == []  # it may have answered before it was ended
         status = await server.status()
         assert status.shares[0].mounts == ()
         assert children_of(pid) == []
-        with Client.connect(address, "0", timeout=SECONDS) as client:
+        with Client.connect(address, "0", timeout=DEADLINE) as client:
             assert client.listdir() == []
         await server.aclose()
 
@@ -316,7 +313,7 @@ def test_nonsense_on_the_control_channel_ends_that_channel_alone(attack: Callabl
     target = attack(run_dir=tmp_path / "run")
     for body in (*TOO_DEEP.values(), b"", b"{}", b"null"):
         with socket.socket(socket.AF_UNIX) as channel:
-            channel.settimeout(SECONDS)
+            channel.settimeout(DEADLINE)
             channel.connect(str(tmp_path / "run" / "control.sock"))
             with suppress(OSError):  # it may be closed before it has taken all
                 channel.sendall(struct.pack(">I", len(body)) + body)
@@ -332,7 +329,7 @@ def test_nonsense_on_the_control_channel_ends_that_channel_alone(attack: Callabl
 def test_a_controller_that_never_reads_is_let_go(attack: Callable[..., Target], tmp_path: Path) -> None:
     target = attack(run_dir=tmp_path / "run")
     with socket.socket(socket.AF_UNIX) as channel:
-        channel.settimeout(SECONDS)
+        channel.settimeout(DEADLINE)
         channel.connect(str(tmp_path / "run" / "control.sock"))
         request = control.encode(control.Status(1)) * 1000
         with pytest.raises(ConnectionError):
@@ -378,7 +375,7 @@ def test_a_guest_that_never_stops_sending_still_gets_the_locks_it_waits_for(
         for _ in range(50):
             assert session._receive(memoryview(bytearray(1))) == 1
         assert len(tries) == 3
-        ours.settimeout(SECONDS)
+        ours.settimeout(DEADLINE)
         reply = m.decode(ours.recv(100))
         assert reply == (7, m.Rlock(LockStatus.SUCCESS))
         session.close()
@@ -386,7 +383,7 @@ def test_a_guest_that_never_stops_sending_still_gets_the_locks_it_waits_for(
 
 
 def test_a_lock_that_waits_goes_with_its_fid(attack: Callable[..., Target]) -> None:
-    target = attack(limits=Limits(lock_wait_seconds=SECONDS))
+    target = attack(limits=Limits(lock_wait_seconds=DEADLINE))
     (target.root / "file").touch()
     client = target.connect()
     with open(target.root / "file", "r+b") as file:
@@ -437,7 +434,5 @@ def test_the_end_of_a_supervisor_that_was_started_with_sigio_ignored_ends_its_mo
     (mount,) = target.mounts()
     watched = os.pidfd_open(mount)
     os.kill(target.pid, signal.SIGKILL)
-    poll = select.poll()
-    poll.register(watched, select.POLLIN)
-    assert poll.poll(SECONDS * 1000), "the mount process stays"
+    await_end(watched)
     os.close(watched)

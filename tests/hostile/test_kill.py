@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from tests.processes import DEADLINE, await_end
 
 from uvmshare.errors import ConnectionClosed, GuestFailed
 from uvmshare.fileserver.device import FileServer
@@ -36,10 +37,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.fileserver.conftest import add_document
-    from tests.hostile.conftest import DEADLINE, Target
+    from tests.hostile.conftest import Target
 else:
     from fileserver.conftest import add_document
-    from hostile.conftest import DEADLINE
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
@@ -86,11 +86,9 @@ def require_records(path: Path, count: int) -> None:
         assert content[number * RECORD : (number + 1) * RECORD] == record(number), f"record {number} of {count}"
 
 
-def wait_for(descriptor: int) -> None:
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    assert poll.poll(DEADLINE * 1000), "a process that was to end does not"
-    os.close(descriptor)
+def wait_for(pidfd: int) -> None:
+    await_end(pidfd)
+    os.close(pidfd)
 
 
 @pytest.mark.parametrize("after", [1, 7, 50, 150])
@@ -252,7 +250,7 @@ def test_a_guest_killed_in_the_middle_of_writes(tmp_path: Path) -> None:
                 end = os.pidfd_open(mount.pid)
                 with new_names(shared) as names:
                     writing = asyncio.create_task(
-                        guest.run(f"cd /run/at && python3 -I -c '{SCRIPT}'", timeout=DEADLINE)
+                        guest.run(f"cd /run/at && python3 -I -c '{SCRIPT}'", timeout=10 * DEADLINE)
                     )
                     await asyncio.to_thread(lambda: next(name for name in names if name == "done-20"))
                 guest._process.kill()
@@ -261,8 +259,9 @@ def test_a_guest_killed_in_the_middle_of_writes(tmp_path: Path) -> None:
                 await asyncio.to_thread(wait_for, end)
                 assert witness.read_file("file") == b"content"
                 witness.close()
-            await server.status()  # a turn of its loop: it reaps
-            assert (await server.status()).shares[0].mounts == ()
+            async with asyncio.timeout(DEADLINE):
+                while (await server.status()).shares[0].mounts:  # until the supervisor has reaped it
+                    pass
 
     asyncio.run(scenario())
     done = [int(name.partition("-")[2]) for name in os.listdir(shared) if name.startswith("done-")]

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.processes import DEADLINE
 
 from uvmshare.errors import ConnectionClosed, InvalidAddress, RemoteProtocolError
 from uvmshare.ninep import messages as m
@@ -30,7 +31,7 @@ class Peer:
 
     def __init__(self, connected: socket.socket) -> None:
         self.socket = connected
-        connected.settimeout(20)
+        connected.settimeout(DEADLINE)
 
     def reply(self, *replies: tuple[int, m.Message]) -> None:
         self.socket.sendall(b"".join(message.encode(tag) for tag, message in replies))
@@ -44,13 +45,13 @@ class Peer:
 def pair() -> Iterator[tuple[Client, Peer]]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        yield Client(ours, timeout=20), Peer(theirs)
+        yield Client(ours, timeout=DEADLINE), Peer(theirs)
 
 
 def test_the_handshake(pair: tuple[Client, Peer]) -> None:
     client, peer = pair
     peer.reply((NOTAG, m.Rversion(8192, VERSION)), (0, m.Rattach(QID)))
-    connected = Client.connect(client.socket, "7", msize=16384, n_uname=1000, timeout=20)
+    connected = Client.connect(client.socket, "7", msize=16384, n_uname=1000, timeout=DEADLINE)
     assert (connected.msize, connected.root) == (8192, 0)
     assert peer.request() == (NOTAG, m.Tversion(16384, b"9P2000.L"))
     assert peer.request() == (0, m.Tattach(0, 0xFFFFFFFF, b"root", b"7", 1000))
@@ -61,7 +62,7 @@ def test_a_handshake_that_was_not_offered_is_refused_and_closes(pair: tuple[Clie
     client, peer = pair
     peer.reply((NOTAG, reply))
     with pytest.raises(RemoteProtocolError, match="offered"):
-        Client.connect(client.socket, "7", msize=16384, timeout=20)
+        Client.connect(client.socket, "7", msize=16384, timeout=DEADLINE)
     assert client.socket.fileno() == -1
 
 
@@ -269,4 +270,4 @@ def test_dialling_waits_for_room_and_not_for_ever(tmp_path: Path) -> None:
             third = thread.submit(dial, f"unix:{tmp_path}/s")
             for _ in range(2):
                 waiting.enter_context(listening.accept()[0])
-            waiting.enter_context(third.result(20))
+            waiting.enter_context(third.result(DEADLINE))
