@@ -15,12 +15,12 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["NAMES", "Failed", "Server", "build", "describe_diod", "start"]
 
@@ -140,10 +140,13 @@ def _connect(address: str) -> socket.socket:
     return connected
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextmanager
+def _port() -> Iterator[int]:
+    """Give a free port and keep it from all others: bound, but with SO_REUSEADDR, so that a server may listen on it."""
+    with socket.socket() as keeping:
+        keeping.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        keeping.bind(("127.0.0.1", 0))
+        yield int(keeping.getsockname()[1])
 
 
 def start(name: str, tree: Path, sockets: Path, programs: Path) -> list[Server]:
@@ -151,7 +154,11 @@ def start(name: str, tree: Path, sockets: Path, programs: Path) -> list[Server]:
 
     There is one for each transport where one cannot serve both.
     """
-    unix, port = f"unix:{sockets / name}", _free_port()
+    with _port() as port:
+        return _start(name, tree, f"unix:{sockets / name}", port, programs)
+
+
+def _start(name: str, tree: Path, unix: str, port: int, programs: Path) -> list[Server]:
     both = {"unix": unix, "tcp": f"tcp:{port}"}
     if name == "uvmshare":
         listen = ["--listen", unix, "--listen", f"tcp:127.0.0.1:{port}"]
