@@ -22,6 +22,9 @@ _PATIENCE_SECONDS: Final = 0.5
 """A process that has just been killed holds its locks a moment longer, and so does a mount process that it
 forked last, until that closes what is not its own."""
 
+_NAMING_SECONDS: Final = 5.0
+"""How long after that its holder may take to write its pid down, which it does when it has the lock."""
+
 _PAUSE_SECONDS: Final = 0.01
 
 
@@ -49,8 +52,8 @@ class LockFile:
                     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
                     return cls(path, descriptor)
             except BlockingIOError:
-                if time.monotonic() > give_up:
-                    holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+                holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+                if time.monotonic() > give_up + (0.0 if holder else _NAMING_SECONDS):
                     os.close(descriptor)
                     msg = f"{what}: a file server has it already, process {holder or 'unknown'}"
                     raise FileServerError(msg) from None
