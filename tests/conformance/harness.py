@@ -33,7 +33,7 @@ NEWER = "6.12"
 COMMIT = commits.current(results.TREE)
 """Asked when the tests are loaded, as what they test is: the tree may be another one when they end."""
 
-_GUEST_DEADLINE = 900.0
+GUEST_DEADLINE = 900.0
 """Seconds for one command in the guest; only a hung one should meet this."""
 
 
@@ -143,7 +143,7 @@ class Bench:
 
     def check(self, command: str, *, stdin: bytes = b"") -> str:
         """Run a shell command in the guest that has to succeed."""
-        return self.runner.run(self.guest.check(command, stdin=stdin, timeout=_GUEST_DEADLINE))
+        return self.runner.run(self.guest.check(command, stdin=stdin, timeout=GUEST_DEADLINE))
 
     def _server(self, model: str) -> _Server:
         if model not in self._servers:

@@ -9,7 +9,7 @@ import tarfile
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.conformance.harness import TREE, Setting, keep
+from tests.conformance.harness import GUEST_DEADLINE, TREE, Setting, keep
 
 from results import NO_CAUSE
 
@@ -67,7 +67,7 @@ def test_stress_ng(bench: Callable[[str], Bench], directory: str, setting: Setti
                 f"stress-ng --{name} 1 --{name}-ops 20 --timeout 3 --verify --temp-path {mount.at} --hdd-bytes 2m "
                 "--iomix-bytes 2m --seek-size 2m 2>&1"
             )
-            result = up.runner.run(up.guest.run(command, timeout=300))
+            result = up.runner.run(up.guest.run(command, timeout=GUEST_DEADLINE))
             if result.status != 0:
                 failures[name] = NO_CAUSE
                 print(result.text)  # noqa: T201  what it said of its failure

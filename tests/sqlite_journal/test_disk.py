@@ -37,7 +37,7 @@ def test_a_journal_on_a_disk_that_is(story: str, tmp_path: Path) -> None:
         ["unshare", "--mount", *own, sys.executable, str(STORIES), story, str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -63,11 +63,13 @@ _HOST_ROOT_ARGUMENTS = (
     "-device",
     "virtio-9p-pci,fsdev=root,mount_tag=host",
 )
-_BOOT_DEADLINE = 120.0
+_BOOT_DEADLINE = 300.0
 """Seconds; a boot takes two to five under TCG on an idle core, and only a hung one should meet this."""
+_COMMAND_DEADLINE = 300.0
+"""Seconds for one command, unless its caller gives others; likewise."""
 _PROBE_DEADLINE = 10.0
 """Seconds for a guest to come up under KVM, where it takes about one."""
-_END_DEADLINE = 10.0
+_END_DEADLINE = 60.0
 _OUTPUT_LIMIT = 64 << 20
 _INPUT_LIMIT = 4 << 20
 _LOG_TAIL = 6000
@@ -240,7 +242,7 @@ class GuestVM:
         progress(f"the guest is up after {guest.boot_seconds:.1f} s")
         return guest
 
-    async def run(self, command: str, *, stdin: bytes = b"", timeout: float = 60.0) -> GuestResult:  # noqa: ASYNC109  the deadline says whose fault it was, which a caller's own timeout could not
+    async def run(self, command: str, *, stdin: bytes = b"", timeout: float = _COMMAND_DEADLINE) -> GuestResult:  # noqa: ASYNC109  the deadline says whose fault it was, which a caller's own timeout could not
         """Have /bin/sh in the guest run a command, wait for its end and return how it ended.
 
         `stdin` is the command's standard input, at most 4 MiB; `timeout` is in seconds. A command that is given up,
@@ -271,7 +273,7 @@ class GuestVM:
         self._idle.put_nowait(channel)
         return result
 
-    async def check(self, command: str, *, stdin: bytes = b"", timeout: float = 60.0) -> str:  # noqa: ASYNC109  as for run
+    async def check(self, command: str, *, stdin: bytes = b"", timeout: float = _COMMAND_DEADLINE) -> str:  # noqa: ASYNC109  as for run
         """Run a command that has to succeed and return its output as text.
 
         Raises `GuestFailed`, with what the command wrote, when its status is not 0, and as `run` does.
