@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PYTEST = (os.path.join(ROOT, ".venv", "bin", "pytest"), "--timeout=1800", "--durations=15", "--durations-min=10")
+PYTEST = (os.path.join(ROOT, ".venv", "bin", "pytest"), "--timeout=3600", "--durations=15", "--durations-min=10")
 NONE_COLLECTED = 5
 """pytest's status when the arguments chose nothing of a group."""
 

@@ -143,7 +143,7 @@ def test_a_planted_defect_loses_something_that_is_found(lives: Lives) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("twice", [False, True])
 @pytest.mark.parametrize("lists", [True, False])
 def test_no_point_of_a_life_loses_anything(lives: Lives, *, lists: bool, twice: bool) -> None:
