@@ -115,7 +115,7 @@ def test_locks_between_two_mounts_and_the_host(bench: Callable[[str], Bench], di
         'fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB, 10, int(sys.argv[2]))" {at}/f {start}'
     )
     hold = (
-        "python3 -I -c \"import fcntl, sys; f = open('f', 'r+'); fcntl.lockf(f, fcntl.LOCK_EX, 10, 0); "
+        "python3 -I -c \"import fcntl, os; f = open('f', 'r+'); os.chdir('/'); fcntl.lockf(f, fcntl.LOCK_EX, 10, 0); "
         "open('/run/held', 'w').close(); open('/run/release').read()\" "
     )
     with up.mounted(setting, directory) as mount:

@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.processes import kill
 
 from uvmshare import AddOptions, FileServer, Manager, UtilityVM
 from uvmshare.errors import MountBusy, MountConflict, MountRefused
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.guest
 
 TOKEN = "a secret of this test"
+DEADLINE = 120.0
+"""Seconds until a test that hangs is ended. Nothing is measured with it."""
 
 
 class Bench:
@@ -57,7 +60,9 @@ class Bench:
         self.server = await FileServer.start(listen=["tcp:127.0.0.1:0"])
         self.port = int(self.server.addresses[0].rpartition(":")[2])
         self.shares = Manager(UtilityVM(self.server))
-        self.agent = await AgentClient("tcp:127.0.0.1:0", accept=True, server_port=self.port, token=TOKEN).start()
+        self.agent = await AgentClient(
+            "tcp:127.0.0.1:0", accept=True, server_port=self.port, token=TOKEN, timeout=DEADLINE
+        ).start()
         self.mounts = MountManager(self.agent, shares=self.shares)
         await self.start_agent()
 
@@ -69,7 +74,7 @@ class Bench:
             f"--server tcp:{HOST} --allow /run/mnt --state /run/agent --check-every 0.5 {more} "
             f">>/run/agent.log 2>&1 & echo $! >/run/agent.pid"
         )
-        while await self.agent.reached(timeout=60) is before:
+        while await self.agent.reached(timeout=DEADLINE) is before:
             await self.agent._changed.wait()
 
     async def end_agent(self, how: str = "TERM") -> None:
@@ -143,6 +148,27 @@ def mount_processes(bench: Bench, name: str | None = None) -> list[int]:
     return [mount.pid for share in shares if name in (None, share.name) for mount in share.mounts]
 
 
+def cut(bench: Bench) -> None:
+    """Kill the mount processes, and return when the file server has seen their end."""
+    pids = mount_processes(bench)
+    for pid in pids:
+        kill(pid)
+
+    async def seen() -> bool:
+        shares = (await bench.server.status()).shares
+        return not {mount.pid for share in shares for mount in share.mounts} & {*pids}
+
+    bench.until(seen)
+
+
+def sleep_in(directory: str) -> str:
+    """Return a command that ends when sleep(1) works in a directory, and no more the shell that becomes it."""
+    return (
+        f"cd {directory} && (sleep 600 & echo $! >/run/sleep.pid) && "
+        "until grep -qx sleep /proc/$(cat /run/sleep.pid)/comm; do :; done"
+    )
+
+
 def test_map_and_unmap_with_several_owners(bench: Bench) -> None:
     options = bench.share()
     began = time.monotonic()
@@ -170,7 +196,7 @@ def test_options_reach_the_guest_and_another_form_is_refused(bench: Bench) -> No
 
 def test_a_busy_mount_names_who_uses_it_and_goes_lazily(bench: Bench) -> None:
     bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/busy", owner="a"))
-    bench.sh("cd /run/mnt/busy && (sleep 600 & echo $! >/run/sleep.pid)")
+    bench.sh(sleep_in("/run/mnt/busy"))
     with pytest.raises(MountBusy, match=r"in use by sleep \(pid [0-9]+, working directory\)"):
         bench.run(bench.mounts.unmap_from_guest("/run/mnt/busy", owner="a"))
     assert len(bench.shares.shares()) == 1, "the share must not be pulled from under it"
@@ -205,8 +231,8 @@ def test_what_is_not_allowed_is_refused_and_leaves_nothing(bench: Bench, prepare
 def test_a_cut_connection_is_mounted_again_by_itself(bench: Bench) -> None:
     bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/cut", owner="a"))
     for times in (1, 2):
-        (pid,) = mount_processes(bench)
-        os.kill(pid, signal.SIGKILL)
+        assert len(mount_processes(bench)) == 1
+        cut(bench)
         found = bench.until_back("/run/mnt/cut", times)
         assert bench.sh("cat /run/mnt/cut/f; grep -c /run/mnt/cut /proc/mounts") == "text1\n"
     tell("a cut connection, until it is mounted again", found.last_gap)
@@ -224,8 +250,7 @@ def test_an_agent_that_was_killed_finds_its_mounts_again(bench: Bench) -> None:
     assert {found.mount_path for found in bench.run(bench.agent.listed())} == {"/run/mnt/kept", "/run/mnt/lost"}
     assert bench.sh("cat /run/mnt/kept/f /run/mnt/lost/f; grep -c ' /run/mnt/' /proc/mounts") == "texttext2\n"
     # It has no socket of theirs any more, and finds a dead one by reading.
-    for pid in mount_processes(bench):
-        os.kill(pid, signal.SIGKILL)
+    cut(bench)
     gap = bench.until_back("/run/mnt/lost", 1).last_gap
     bench.until_back("/run/mnt/kept", 1)
     tell("the same, found by reading", gap)
@@ -257,7 +282,7 @@ def test_a_mount_that_hangs_hangs_nothing_else(bench: Bench) -> None:
     (hung,) = mount_processes(bench, name)
     os.kill(hung, signal.SIGSTOP)
     try:
-        health = {found.mount_path: found.status for found in bench.run(bench.agent.health())}
+        health = {found.mount_path: found.status for found in bench.run(bench.agent.health(within=5))}
         assert health == {"/run/mnt/hung": "slow", "/run/mnt/well": "ok"}
         bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/new", owner="a"))
         assert bench.sh("cat /run/mnt/new/f") == "text"
@@ -321,7 +346,7 @@ def test_on_vsock_the_host_alone_is_heard(bench: Bench, option: str, first: byte
         bench.sh("until grep -q listening /run/vsock.log; do sleep 0.1; done")
         assert bench.run(bench.guest.run(f'python3 -I -S -c "{ask}"')).output == first
     finally:
-        said = bench.sh("kill $(cat /run/vsock.pid); cat /run/vsock.log; rm -r /run/vsock*")
+        said = bench.sh("kill $(cat /run/vsock.pid); flock /run/vsock/lock true; cat /run/vsock.log; rm -r /run/vsock*")
     assert ("CID 1 is not the host's" in said) == (not first)
 
 

@@ -499,7 +499,9 @@ def test_removal_ends_a_share_under_the_guests_eyes(host: Host, tmp_path: Path) 
         print("all gone")
     """)
     host.check(f"mkfifo /run/ready /run/gone /run/done && cat > /run/script.py <<'END'\n{script}\nEND\n")
-    host.check(f"cd {at} && (python3 -I /run/script.py > /run/said 2>&1; echo $? > /run/done) &")
+    # It leaves the mount before it says that it is done, so that this can be unmounted.
+    inside = f"cd {at} && python3 -I /run/script.py > /run/said 2>&1; status=$?; cd /; echo $status > /run/done"
+    host.check(f"({inside}) &")
     host.check("cat /run/ready")
     host.remove(taken_name)
     assert host.check(": > /run/gone; cat /run/done /run/said") == "0\nall gone\n"

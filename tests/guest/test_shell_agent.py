@@ -8,6 +8,7 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.guest.test_agent import DEADLINE, sleep_in
 
 from uvmshare import AddOptions, FileServer, Manager, UtilityVM
 from uvmshare.errors import GuestAgentError, MountBusy, MountRefused
@@ -41,7 +42,7 @@ def test_a_guest_with_busybox_alone_is_mapped_into(tmp_path: Path) -> None:
         port = int(server.addresses[0].rpartition(":")[2])
         async with (
             await GuestVM.start() as guest,
-            AgentClient("tcp:127.0.0.1:0", accept=True, server_port=port, token="secret") as client,
+            AgentClient("tcp:127.0.0.1:0", accept=True, server_port=port, token="secret", timeout=DEADLINE) as client,
             Manager(UtilityVM(server)) as shares,
             MountManager(client, shares=shares) as mounts,
         ):
@@ -51,20 +52,20 @@ def test_a_guest_with_busybox_alone_is_mapped_into(tmp_path: Path) -> None:
                 f"--allow /run/mnt --check-every 0.2 >/run/agent.log 2>&1 & echo $! >/run/agent.pid"
             )
             await guest.check(start)
-            assert (await client.reached(timeout=30)).release == "shell"
+            assert (await client.reached(timeout=DEADLINE)).release == "shell"
 
             await mounts.map_to_guest(options, "/run/mnt/a/b", owner="x")
             await mounts.map_to_guest(options, "/run/mnt/a/b", owner="y")
             assert await guest.check("cat /run/mnt/a/b/f; grep -c ' 9p ' /proc/mounts") == "text1\n"
             (found,) = await client.mapped_directories()
             assert (found.mount_path, found.share_name) == ("/run/mnt/a/b", "0")
-            assert [health.status for health in await client.health()] == ["ok"]
+            assert [health.status for health in await client.health(within=DEADLINE)] == ["ok"]
 
-            await guest.check("cd /run/mnt/a/b && (sleep 600 & echo $! >/run/sleep.pid)")
+            await guest.check(sleep_in("/run/mnt/a/b"))
             await mounts.unmap_from_guest("/run/mnt/a/b", owner="x")
             with pytest.raises(MountBusy, match=r"in use: sleep \(pid [0-9]+\)"):
                 await mounts.unmap_from_guest("/run/mnt/a/b", owner="y")
-            await guest.check("kill $(cat /run/sleep.pid)")
+            await guest.check("kill $(cat /run/sleep.pid); while readlink /proc/$(cat /run/sleep.pid)/cwd; do :; done")
 
             # A lost connection comes back by itself.
             (share,) = (await server.status()).shares

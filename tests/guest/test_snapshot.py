@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from qemu.qmp import QMPClient
-from tests.guest.test_agent import tell
+from tests.guest.test_agent import DEADLINE, tell
 
 from uvmshare import AddOptions, FileServer, Manager, UtilityVM
 from uvmshare.guest.bundle import bundle
@@ -75,7 +75,7 @@ class Bench:
         self.server = await FileServer.start(listen=["tcp:127.0.0.1:0"])
         port = int(self.server.addresses[0].rpartition(":")[2])
         self.shares = Manager(UtilityVM(self.server))
-        self.agent = await AgentClient("tcp:127.0.0.1:0", accept=True, server_port=port, timeout=60).start()
+        self.agent = await AgentClient("tcp:127.0.0.1:0", accept=True, server_port=port, timeout=DEADLINE).start()
         self.mounts = MountManager(self.agent, shares=self.shares)
 
     async def start_guest(self) -> GuestVM:
@@ -127,7 +127,6 @@ async def until_read(guest: GuestVM, path: str) -> float:
     return time.monotonic() - began
 
 
-@pytest.mark.timeout(600)
 def test_mounts_come_back_after_a_snapshot_is_restored_and_after_the_guest_is_started_anew(tmp_path: Path) -> None:
     make_disks(tmp_path)
     (tmp_path / "share").mkdir()
