@@ -28,7 +28,8 @@ assert sys.platform == "linux", "the daemon runs on Linux"
 
 _VM: Final = "demo"
 _GUEST_PATH: Final = "/run/uvmshare/project"
-_LEASE: Final = 3
+_LEASE: Final = 10
+"""Seconds; a third of it passes between two renewals, so that one may come late by the rest, on a busy machine."""
 _DEADLINE: Final = 50.0
 
 PROGRAM: Final = """
