@@ -103,11 +103,11 @@ class Load:
         chance = random.Random(owner)
         held = self.held.setdefault(owner, set())
         in_doubt = self.in_doubt.setdefault(owner, set())
-        while not self.stopping.is_set():
-            path = self.home.directory(f"d{chance.randrange(6)}")
-            adding = path not in held
-            try:
-                with self.home.client() as client:
+        with self.home.client() as client:  # which finds the next daemon by itself
+            while not self.stopping.is_set():
+                path = self.home.directory(f"d{chance.randrange(6)}")
+                adding = path not in held
+                try:
                     if adding:
                         client.add_share("vm", NewShare(path=path, owner=owner))
                         held.add(path)
@@ -118,11 +118,11 @@ class Load:
                         client.release_share("vm", name, owner=owner)
                     in_doubt.discard(path)
                     self.asked += 1
-            except errors.DaemonError:  # it was killed meanwhile
-                held.discard(path)
-                in_doubt.add(path)
-            except ValueError:  # the share of an earlier request without an answer is not there
-                in_doubt.discard(path)
+                except errors.DaemonError:  # it was killed meanwhile
+                    held.discard(path)
+                    in_doubt.add(path)
+                except ValueError:  # the share of an earlier request without an answer is not there
+                    in_doubt.discard(path)
 
 
 # httpcore leaves a socket to the garbage collector that it could not connect, as clients do here while nobody listens.
