@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import threading
+from typing import Any
 
 import msgspec
 import pytest
+from tests.processes import DEADLINE
 
 from uvmshare.cli.foreground import Ready, Served, print_line, until_signalled
 
@@ -81,6 +84,36 @@ def test_a_second_interrupt_does_not_wait_for_the_cleaning_up() -> None:
 
 
 if sys.platform != "win32":
+
+    def test_a_signal_that_comes_when_the_loop_begins_to_wait_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+        """Another thread takes it, as if it came between the interpreter's last look for signals and epoll_wait(2)."""
+        waits, switch = threading.Event(), sys.getswitchinterval()
+
+        def interrupt() -> None:
+            waits.wait()
+            signal.raise_signal(signal.SIGTERM)
+
+        async def serving() -> None:
+            selector = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]  # nothing else tells of it
+            select = selector.select
+
+            def about_to_wait(timeout: float | None) -> Any:
+                if timeout is None:
+                    waits.set()
+                return select(timeout)
+
+            monkeypatch.setattr(selector, "select", about_to_wait)
+            await asyncio.Event().wait()
+
+        thread = threading.Thread(target=interrupt)
+        sys.setswitchinterval(DEADLINE)  # the thread goes on when this one waits, and not before
+        try:
+            thread.start()
+            until_signalled(serving())
+        finally:
+            sys.setswitchinterval(switch)
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
 
     def test_nohup_is_respected() -> None:
         ignoring = signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -7,7 +7,9 @@ What must not: what is held.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
+import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ import click
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Coroutine, Iterator, Sequence
     from types import FrameType
 
     from uvmshare import AddOptions, Manager
@@ -86,20 +88,43 @@ async def _until_signalled(serving: Coroutine[Any, Any, None]) -> None:
         del number, frame
         loop.call_soon_threadsafe(note)
 
-    for number in before:
-        signal.signal(number, on_signal)
-    try:
-        task = asyncio.create_task(serving)
-        waiting = asyncio.create_task(signalled.wait())
-        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        if signalled.is_set():
-            task.cancel()
-            await asyncio.wait({task})
-        if not task.cancelled():
-            task.result()
-    finally:
-        restore()
+    with _woken_by_signals(loop):
+        for number in before:
+            signal.signal(number, on_signal)
+        try:
+            task = asyncio.create_task(serving)
+            waiting = asyncio.create_task(signalled.wait())
+            await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            if signalled.is_set():
+                task.cancel()
+                await asyncio.wait({task})
+            if not task.cancelled():
+                task.result()
+        finally:
+            restore()
+
+
+@contextlib.contextmanager
+def _woken_by_signals(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Have every signal end the loop's wait, also one that comes just before it: epoll_wait(2) would not see that.
+
+    On Windows asyncio does so itself.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)  # noqa: FBT003  it takes no keyword
+        theirs.setblocking(False)  # noqa: FBT003  as above
+        loop.add_reader(ours, ours.recv, 4096)
+        before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            loop.remove_reader(ours)
 
 
 def _signals() -> list[signal.Signals]:
