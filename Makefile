@@ -58,12 +58,12 @@ format: $(STAMP)  ## Format the sources and mend what the linter can mend
 packages:
 	tools/packages test
 
-# Two runs beside each other, one a core. What boots guests waits for them most of the time. Of those that run
-# beside, only the tests of the guest harness are measured: measuring the others, which try every order of events or
-# send hundreds of thousands of requests, would make them three times as slow and tell nothing that the rest does not.
+# Two runs beside each other, one a core, of about the same length. What boots guests waits for them most of the time.
+# Of those that run beside, EXHAUSTIVE is not measured: these try every order of events or send hundreds of thousands
+# of requests, and measuring would make them three times as slow and tell nothing that the rest does not.
 EXHAUSTIVE := $(wildcard tests/share/test_interleavings.py tests/share/test_crash_orders.py \
 	tests/mounts/test_interleavings.py tests/conformance tests/hostile)
-BESIDE := $(wildcard tests/guest)
+BESIDE := $(wildcard tests/guest tests/daemon)
 
 .PHONY: test
 test: packages lint  ## Every check and every test but the long ones, with coverage
