@@ -14,7 +14,7 @@ import tempfile
 from typing import IO, TYPE_CHECKING
 
 import pytest
-from tests.processes import kill
+from tests.processes import DEADLINE, kill
 
 from uvmshare.testing.client import Client
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 assert sys.platform == "linux", "uvmshare serve runs on Linux"
 
 UVMSHARE = [sys.executable, "-c", "import sys; from uvmshare.cli import main; sys.exit(main())"]
-HUNG = 60.0
-"""Seconds; only a process that hangs meets this."""
 
 
 @pytest.fixture
@@ -48,7 +46,7 @@ def serving(args: Sequence[str]) -> Iterator[tuple[subprocess.Popen[bytes], list
     finally:
         if process.poll() is None:
             process.kill()
-        process.wait(HUNG)
+        process.wait(DEADLINE)
         stdout: IO[bytes] | None = process.stdout
         assert stdout is not None
         stdout.close()
@@ -74,7 +72,7 @@ def test_a_guest_reads_and_writes_while_it_serves(address: str, tmp_path: Path) 
             guest.write_file("answer", b"from the guest")
         assert (out / "answer").read_text() == "from the guest"
         process.terminate()
-        assert process.wait(HUNG) == 0
+        assert process.wait(DEADLINE) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -82,7 +80,7 @@ def test_it_ends_cleanly_though_a_guest_is_connected(number: signal.Signals, add
     with serving(["--listen", address, str(tmp_path)]) as (process, _):
         guest = Client.connect(address, "0")
         process.send_signal(number)
-        assert process.wait(HUNG) == 0
+        assert process.wait(DEADLINE) == 0
         with guest, pytest.raises((OSError, EOFError)):
             guest.listdir("")
         assert not os.path.exists(address.removeprefix("unix:"))
@@ -92,7 +90,7 @@ def test_control_c_in_a_terminal_reaches_every_process_of_it(address: str, tmp_p
     with serving(["--listen", address, str(tmp_path)]) as (process, _):
         with Client.connect(address, "0"):
             os.killpg(process.pid, signal.SIGINT)
-            assert process.wait(HUNG) == 0
+            assert process.wait(DEADLINE) == 0
         assert not os.path.exists(address.removeprefix("unix:"))
 
 
@@ -136,12 +134,12 @@ def test_after_kill_9_guests_go_on_and_the_same_command_goes_on_from_there(
     with contextlib.ExitStack() as guests:
         with serving([*common, str(dropped), str(kept)]) as (process, _):
             on_dropped, on_kept = (
-                guests.enter_context(Client.connect(address, name, timeout=HUNG)) for name in ("0", "1")
+                guests.enter_context(Client.connect(address, name, timeout=DEADLINE)) for name in ("0", "1")
             )
             fid = on_kept.open("file", os.O_RDWR)
             supervisor = supervisor_of(run_dir)
             process.kill()
-            process.wait(HUNG)
+            process.wait(DEADLINE)
         assert on_dropped.read_file("file") == b"dropped"
         if supervisor_too:
             kill(supervisor)
@@ -157,10 +155,10 @@ def test_after_kill_9_guests_go_on_and_the_same_command_goes_on_from_there(
             assert (supervisor_of(run_dir) == supervisor) is not supervisor_too
             on_kept.write(fid, 0, b"KEPT")
             assert on_dropped.drain() == []  # it was not given any more
-            with Client.connect(address, str(name), timeout=HUNG) as on_new:
+            with Client.connect(address, str(name), timeout=DEADLINE) as on_new:
                 assert on_new.read_file("file") == b"new"
             process.terminate()
-            assert process.wait(HUNG) == 0
+            assert process.wait(DEADLINE) == 0
         assert on_kept.drain() == []
     assert (kept / "file").read_bytes() == b"KEPT"
     assert {name for name in os.listdir(run_dir) if not name.startswith("journal")} == {"log"}
@@ -182,10 +180,10 @@ def test_a_supervisor_that_dies_is_said_and_another_takes_over(address: str, run
         assert "has taken over 1 shares" in process.stderr.readline()
         assert "share 1 " in process.stderr.readline()
         assert str(gone) in process.stderr.readline()
-        with Client.connect(address, "0", timeout=HUNG) as guest:
+        with Client.connect(address, "0", timeout=DEADLINE) as guest:
             assert guest.listdir() == []
         process.terminate()
-        assert process.wait(HUNG) in (0, 1)
+        assert process.wait(DEADLINE) in (0, 1)
 
 
 def test_of_two_commands_with_one_run_directory_the_second_ends_in_one_line(
@@ -193,14 +191,14 @@ def test_of_two_commands_with_one_run_directory_the_second_ends_in_one_line(
 ) -> None:
     with serving(["--listen", address, "--run-dir", run_dir, f"{tmp_path}:ro"]) as (process, _):
         assert str(process.pid) in fails(["--listen", address, "--run-dir", run_dir, f"{tmp_path}:ro"])
-        with Client.connect(address, "0", timeout=HUNG) as guest:
+        with Client.connect(address, "0", timeout=DEADLINE) as guest:
             guest.listdir()
         process.terminate()
-        assert process.wait(HUNG) == 0
+        assert process.wait(DEADLINE) == 0
 
 
 def fails(args: Sequence[str]) -> str:
-    done = subprocess.run([*UVMSHARE, "serve", *args], capture_output=True, text=True, check=False, timeout=HUNG)
+    done = subprocess.run([*UVMSHARE, "serve", *args], capture_output=True, text=True, check=False, timeout=DEADLINE)
     assert done.returncode in {1, 2}
     assert "Traceback" not in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
@@ -247,6 +245,6 @@ def test_it_ends_and_says_so_when_the_server_behind_it_is_killed(address: str, t
             with open(f"/proc/{process.pid}/task/{process.pid}/children", encoding="ascii") as children:
                 (supervisor,) = map(int, children.read().split())
             os.kill(supervisor, signal.SIGKILL)
-            assert process.wait(HUNG) == 1
+            assert process.wait(DEADLINE) == 1
     (line,) = log.read_text().splitlines()
     assert line == "uvmshare: error: the file server's process has ended; no guest has its shares any more"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import structlog
+from tests.processes import DEADLINE
 
 from uvmshare.daemon.client import Client
 from uvmshare.daemon.documents import NewShare, NewVm
@@ -28,9 +29,6 @@ assert sys.platform == "linux", "the daemon runs on Linux"
 
 # Lines go nowhere: several daemons of one process would write to whatever stderr the test runner has just then.
 structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
-
-HUNG = 60.0
-"""Seconds; only what hangs meets this."""
 
 
 class Clock:
@@ -77,7 +75,7 @@ class Home:
 
     def http(self) -> httpx.Client:
         transport = httpx.HTTPTransport(uds=self.settings.socket_path)
-        return httpx.Client(transport=transport, base_url="http://daemon", timeout=HUNG)  # its own are five seconds
+        return httpx.Client(transport=transport, base_url="http://daemon", timeout=DEADLINE)  # its own are five seconds
 
     def directory(self, name: str, mode: int = 0o755) -> str:
         path = f"{self.folder}/{name}"
@@ -111,14 +109,14 @@ class Home:
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         try:
-            assert started.wait(HUNG)
+            assert started.wait(DEADLINE)
             if failures:
                 raise failures[0]
             yield running
         finally:
             if running.daemon is not None:
                 running.daemon.stop()
-            thread.join(HUNG)
+            thread.join(DEADLINE)
         assert not thread.is_alive()
         if failures:
             raise failures[0]
@@ -141,7 +139,7 @@ class Running:
     def call(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """Run something in the daemon's own loop."""
         assert self.loop is not None
-        return asyncio.run_coroutine_threadsafe(work(), self.loop).result(HUNG)
+        return asyncio.run_coroutine_threadsafe(work(), self.loop).result(DEADLINE)
 
     def pass_time(self, seconds: float) -> None:
         """Let time pass, and the daemon see to the leases that are over."""

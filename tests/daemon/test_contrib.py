@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.daemon.harness import HUNG
+from tests.processes import DEADLINE
 
 CONTRIB = Path(__file__).parents[2] / "contrib"
 
@@ -19,7 +19,7 @@ needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reas
 def analyze(*args: str, runtime: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "XDG_RUNTIME_DIR": str(runtime), "SYSTEMD_COLORS": "0"}
     command = ["systemd-analyze", *args]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=HUNG)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=DEADLINE)
 
 
 def units(folder: Path, tmp_path: Path) -> list[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-from tests.daemon.harness import HUNG
+from tests.processes import DEADLINE
 
 from uvmshare.daemon.documents import NewShare
 from uvmshare.testing.client import Client as Guest
@@ -71,7 +71,7 @@ def test_a_hundred_clients_that_crash_leave_nothing(daemon: Running, client: Cli
     client.info()  # its connection counts among what was there before
     descriptors, threads = _of_this_process("fd"), _of_this_process("task")
     command = [sys.executable, "-m", "tests.daemon.test_crashes", daemon.home.settings.socket_path, *paths]
-    subprocess.run(command, cwd=Path(__file__).parents[2], check=True, timeout=HUNG)
+    subprocess.run(command, cwd=Path(__file__).parents[2], check=True, timeout=DEADLINE)
     assert daemon.daemon is not None
     with daemon.home.client() as behind_them:
         behind_them.info()  # connections are taken in their order, so theirs were all taken when this is answered

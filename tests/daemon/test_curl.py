@@ -20,7 +20,8 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from tests.daemon.harness import HUNG, Home
+from tests.daemon.harness import Home
+from tests.processes import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +43,7 @@ def running() -> Iterator[Running]:
 def test_curl_shares_a_directory_and_reads_why_it_cannot(running: Running) -> None:
     def curl(*args: str) -> str:
         command = ["curl", "--silent", "--show-error", "--unix-socket", running.home.settings.socket_path, *args]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=HUNG).stdout
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=DEADLINE).stdout
 
     wanted = json.dumps({"path": running.home.directory("curl"), "read_only": True, "owner": "curl", "lease": 60})
     typed = ("--header", "Content-Type: application/json", "--data", wanted)

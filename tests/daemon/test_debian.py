@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.daemon.harness import HUNG
+from tests.processes import DEADLINE
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "contrib" / "debian"
@@ -51,7 +51,7 @@ def test_the_units_name_what_the_package_installs() -> None:
 
 
 def run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10 * HUNG)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10 * DEADLINE)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -66,7 +66,7 @@ def files(root: Path) -> set[str]:
 @pytest.mark.skipif(os.geteuid() != 0, reason="dpkg installs as root alone")
 def test_it_is_built_installed_run_and_removed(tmp_path: Path) -> None:
     environment = {**os.environ, "PIP": f"{sys.prefix}/bin/pip"}
-    subprocess.run([str(RECIPE / "build"), str(tmp_path / "out")], check=True, env=environment, timeout=10 * HUNG)
+    subprocess.run([str(RECIPE / "build"), str(tmp_path / "out")], check=True, env=environment, timeout=10 * DEADLINE)
     (package,) = (tmp_path / "out").glob("*.deb")
     control = fields(run("dpkg-deb", "--field", str(package)))
     assert re.fullmatch(

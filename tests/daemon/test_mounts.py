@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.daemon.harness import HUNG
 from tests.daemon.test_users import ALICE, User
+from tests.processes import DEADLINE
 
 from uvmshare import errors
 from uvmshare.cli.main import run
@@ -75,7 +75,7 @@ class Guest:
         path = f"{self.folder}/notify"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices, open(f"{self.folder}/log", "ab") as log:
             notices.bind(path)
-            notices.settimeout(HUNG)
+            notices.settimeout(DEADLINE)
             try:
                 self.process = subprocess.Popen(command, stderr=log, env={**os.environ, "NOTIFY_SOCKET": path})
                 assert notices.recv(64) == b"READY=1", Path(self.folder, "log").read_text()
@@ -85,7 +85,7 @@ class Guest:
     def end(self, number: signal.Signals = signal.SIGKILL) -> None:
         if self.process is not None:
             self.process.send_signal(number)
-            self.process.wait(HUNG)
+            self.process.wait(DEADLINE)
             self.process = None
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.socket)

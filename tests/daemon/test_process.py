@@ -12,7 +12,8 @@ import sys
 from typing import IO, TYPE_CHECKING
 
 import pytest
-from tests.daemon.harness import HUNG, supervisor_of
+from tests.daemon.harness import supervisor_of
+from tests.processes import DEADLINE
 
 from uvmshare import errors
 from uvmshare.daemon.documents import NewShare
@@ -51,7 +52,7 @@ class Process:
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(HUNG)
+        return self.process.wait(DEADLINE)
 
     def lines(self) -> list[dict[str, object]]:
         """What it logged, which must be JSON from the first line to the last."""
@@ -68,7 +69,7 @@ def running(home: Home, *args: str, given: socket.socket | None = None, **enviro
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices, contextlib.ExitStack() as stack:
         stack.callback(os.unlink, path)
         notices.bind(path)
-        notices.settimeout(HUNG)
+        notices.settimeout(DEADLINE)
         command = [*UVMSHARE, "daemon", "--log-format", "json", *args]
         command += ["--run-dir", home.settings.run_dir, "--state-dir", home.settings.state_dir]
         if given is not None:
@@ -89,7 +90,7 @@ def running(home: Home, *args: str, given: socket.socket | None = None, **enviro
         finally:
             if process.poll() is None:
                 process.kill()
-            process.wait(HUNG)
+            process.wait(DEADLINE)
             stdout: IO[bytes] | None = process.stdout
             assert stdout is not None
             stdout.close()
@@ -119,7 +120,7 @@ def test_a_socket_that_systemd_opened_is_used_and_left_alone(home: Home) -> None
             early.connect(path)  # before there is any daemon: it waits for one
             early.sendall(b"GET /v1/info HTTP/1.1\r\nHost: daemon\r\nConnection: close\r\n\r\n")
             with running(home, given=given) as daemon:
-                early.settimeout(HUNG)
+                early.settimeout(DEADLINE)
                 answer = b"".join(iter(lambda: early.recv(4096), b""))
                 assert json.loads(answer.partition(b"\r\n\r\n")[2])["pid"] == daemon.process.pid
                 assert daemon.end() == 0
@@ -185,7 +186,7 @@ def test_every_line_of_the_log_names_vm_share_and_owner(home: Home) -> None:
 
 def fails(home: Home, *args: str) -> str:
     command = [*UVMSHARE, "daemon", "--run-dir", home.settings.run_dir, "--state-dir", home.settings.state_dir, *args]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HUNG)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     line = done.stderr.splitlines()[-1]

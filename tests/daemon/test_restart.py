@@ -10,8 +10,8 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.daemon.harness import HUNG
 from tests.daemon.test_process import running
+from tests.processes import DEADLINE
 
 from uvmshare import errors
 from uvmshare.daemon.documents import NewShare
@@ -154,7 +154,7 @@ def test_killed_under_load_it_comes_back_with_all_that_was_promised(home: Home) 
         with running(home), home.client() as client:
             load.stopping.set()
             for thread in load.threads:
-                thread.join(HUNG)
+                thread.join(DEADLINE)
             there: dict[str, set[str]] = {}
             for found in client.shares("vm"):
                 assert (found.state, found.orphan) == ("added", False)

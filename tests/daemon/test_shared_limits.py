@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.daemon.harness import HUNG
+from tests.processes import DEADLINE
 
 from uvmshare.daemon import identity
 from uvmshare.daemon.documents import NewShare
@@ -134,7 +134,7 @@ def test_a_file_system_that_hangs_holds_up_its_user_alone_and_only_for_a_time() 
         for path in ("/a", "/b", "/c"):  # the third finds no thread
             with pytest.raises(HostPathHangs, match=rf"^{path}: no answer within 0 s.*uid 12345.*umount"):
                 await threads.acting_as(me(ALICE.uid), path, answers.wait)
-        threads.seconds = HUNG
+        threads.seconds = DEADLINE
         assert await threads.acting_as(me(BOB.uid), "/his", lambda: "his") == "his"
         waiting = asyncio.create_task(threads.acting_as(me(ALICE.uid), "/d", lambda: "hers"))
         answers.set()
@@ -148,7 +148,7 @@ def test_whoever_stops_waiting_leaves_the_thread_to_end_by_itself() -> None:
     answers, begun = threading.Event(), asyncio.Event()
 
     async def test() -> None:
-        threads = Threads(seconds=HUNG, most=1)
+        threads = Threads(seconds=DEADLINE, most=1)
         loop = asyncio.get_running_loop()
 
         def hang() -> None:
@@ -178,7 +178,7 @@ def test_an_answer_that_comes_when_the_daemon_has_ended_troubles_nobody() -> Non
     asyncio.run(test())
     (late,) = set(threading.enumerate()) - before
     answers.set()
-    late.join(HUNG)
+    late.join(DEADLINE)
     assert not late.is_alive()
 
 
@@ -222,7 +222,7 @@ def test_a_directory_that_hangs_is_named_and_the_daemon_answers_others(
     threads.seconds = 0
     with pytest.raises(HostPathHangs, match=rf"^{hung}: no answer.*uid \d+.*umount"):
         client.add_share("vm", NewShare(path=hung))
-    threads.seconds = HUNG
+    threads.seconds = DEADLINE
     assert client.add_share("vm", NewShare(path=daemon.home.directory("well"))).state == "added"
     with daemon.home.http() as http:
         threads.seconds = 0
@@ -284,10 +284,10 @@ def test_a_fuse_server_that_does_not_answer_holds_up_nobody_else(daemon: Running
         with pytest.raises(HostPathHangs, match=rf"^{path}: no answer"):
             client.add_share("vm", NewShare(path=path))
         assert file_system.next()[0] == _FUSE_GETATTR
-        threads.seconds = HUNG
+        threads.seconds = DEADLINE
         assert client.add_share("vm", NewShare(path=daemon.home.directory("well"))).state == "added"
         stuck = [thread for thread in set(threading.enumerate()) - before if thread.name == "acting-as"]
         assert stuck
     for thread in stuck:
-        thread.join(HUNG)
+        thread.join(DEADLINE)
         assert not thread.is_alive(), "the end of its server frees it"
