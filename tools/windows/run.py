@@ -50,7 +50,7 @@ TESTS = (
     "tests/share/test_unknown_outcome.py",
     "tests/share/test_vm_exit.py",
 )
-DEADLINE = 1500
+DEADLINE = 3300
 """Seconds for all of it; each test has its own deadline."""
 
 MINGW = "x86_64-w64-mingw32-gcc"

@@ -3,4 +3,4 @@
 .PHONY: test-windows
 test-windows: $(STAMP)  ## Hyper-V's side, with a Windows CPython under Wine
 	tools/packages windows
-	timeout --kill-after 30 1800 $(BIN)/python tools/windows/run.py $(WINDOWS_ARGS)
+	timeout --kill-after 30 3600 $(BIN)/python tools/windows/run.py $(WINDOWS_ARGS)
