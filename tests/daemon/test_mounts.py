@@ -201,6 +201,29 @@ def test_a_lease_that_ends_takes_mount_and_share_away_although_they_are_used(
     assert kinds.count("lease.ended") == 3
 
 
+def test_a_lease_that_is_shorter_than_the_mounting_begins_after_it(home: Home, guest: Guest) -> None:
+    path = home.directory("project")
+    with home.running() as daemon, home.client() as client:
+        daemon.add_vm(agent=f"unix:{guest.socket}")
+        manager = _machine(daemon).require_mounts()
+        mount = manager.mount
+
+        async def mount_slowly(*args: Any, **more: Any) -> MountInfo:
+            assert daemon.daemon is not None
+            home.clock.now += 10
+            await daemon.daemon.service.keeper.expire()
+            return await mount(*args, **more)
+
+        manager.mount = mount_slowly  # type: ignore[method-assign]  # nothing else knows when it is under way
+        client.map("vm", wanted(guest, path, owner="job", lease=10))
+        assert client.renew("job") == 1
+    with home.running() as daemon, home.client() as client:
+        (found,) = client.mounts("vm")
+        assert [each.owner for each in found.references] == ["job"]
+        daemon.pass_time(10)
+        assert (guest.mounted(), client.mounts("vm"), client.shares("vm")) == ([], [], [])
+
+
 def test_a_guest_that_does_not_answer_keeps_no_directory(mapped: Running, guest: Guest, client: Client) -> None:
     path = mapped.home.directory("project")
     client.map("vm", wanted(guest, path, owner="job", lease=10))

@@ -10,7 +10,8 @@ that form, says so, and the guest notices nothing.
 from __future__ import annotations
 
 import asyncio
-from contextlib import nullcontext
+from collections import Counter
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -35,7 +36,7 @@ from uvmshare.mounts.options import MountOptions, canonical_guest_path
 from uvmshare.share.options import AddOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from uvmshare.daemon.documents import NewMount
@@ -69,6 +70,8 @@ class Mappings:
         self._adding = adding
         self._restoring: dict[VmKey, dict[tuple[str, str], MountRecord]] = {}
         """By VM, guest path and holder: what an earlier daemon had and was not mounted again yet."""
+        self._being_mapped: Counter[MountLease] = Counter()
+        """How many requests are under way for what nobody held when they came."""
 
     # Shown
 
@@ -157,7 +160,7 @@ class Mappings:
         key = MountLease(vm, owner, path)
         held = self._holds(machine, path, owner)
         self._refuse_conflict(who, machine, options)
-        with nullcontext() if held else self._adding(who):
+        with nullcontext() if held else self._mapping(who, key):
             if wanted.lease is not None:
                 self._keeper.grant(key, wanted.lease)
             if not held:
@@ -185,6 +188,18 @@ class Mappings:
                 lease=wanted.lease,
             )
         return self.get(who, machine, path)
+
+    @contextmanager
+    def _mapping(self, who: Identity, key: MountLease) -> Iterator[None]:
+        """Count a request that may make a mount. Raises `LimitReached`."""
+        with self._adding(who):
+            self._being_mapped[key] += 1
+            try:
+                yield
+            finally:
+                self._being_mapped[key] -= 1
+                if not self._being_mapped[key]:
+                    del self._being_mapped[key]
 
     def _refuse_conflict(self, who: Identity, machine: Machine, options: MountOptions) -> None:
         """Say that a path is taken by somebody else's mount, and not what it is. Raises `MountConflict`."""
@@ -255,7 +270,10 @@ class Mappings:
         owed it. The guest's mount is then dead, and is seen to when the agent is reached. Raises what the agent raises.
         """
         if machine is None or not self._holds(machine, key.mount_path, key.owner):
-            self._strike(key)
+            if key in self._being_mapped:
+                self._keeper.forget(key)  # the request grants it afresh when the guest has mounted, or strikes it out
+            else:
+                self._strike(key)
             return
         info = self._mounted(machine, key.mount_path, key.owner)
         alone = info is not None and info.references == 1
