@@ -46,6 +46,7 @@ def main(arguments: list[str]) -> None:
     suite = Suite(os.path.realpath(directory))
     for part in parts:
         PARTS[part](suite)
+    suite.end()
     with open(results, "w", encoding="utf-8") as file:
         json.dump(suite.results, file, indent=0)
 

@@ -105,7 +105,8 @@ class _Actor:
 
     def __init__(self, user: User) -> None:
         ours, theirs = socket.socketpair()
-        if os.fork() == 0:
+        self._pid = os.fork()
+        if self._pid == 0:
             ours.close()
             os.setgroups(user.groups)
             os.setresgid(user.gid, user.gid, user.gid)
@@ -121,6 +122,12 @@ class _Actor:
         self._socket.sendall(struct.pack("<I", len(data)) + data)
         size = struct.unpack("<I", self._take(4))[0]
         return self._take(size).decode()
+
+    def end(self) -> None:
+        """Return when the process has let go of its directory, so that the file system can be unmounted."""
+        self._socket.shutdown(socket.SHUT_WR)
+        os.waitpid(self._pid, 0)
+        self._socket.close()
 
     def _take(self, size: int) -> bytes:
         data = self._socket.recv(size, socket.MSG_WAITALL)
@@ -172,6 +179,11 @@ class Suite:
         if user not in self._actors:
             self._actors[user] = _Actor(user)
         return self._actors[user].ask(os.getcwd(), call, *arguments)
+
+    def end(self) -> None:
+        """End the processes of all users."""
+        for actor in self._actors.values():
+            actor.end()
 
     def scratch(self) -> str:
         """Make a new directory that everybody may change, make it the current one and return its path."""
