@@ -54,6 +54,17 @@ def test_closing_ends_everything_and_removes_the_socket(
         device.share(root)
 
 
+def test_a_guest_on_tcp_sees_a_reset_when_its_share_goes(start_device: Callable[..., Device], root: Path) -> None:
+    """An orderly end would be one that Linux's client takes for no error, or does not see."""
+    device = start_device(security_model="none", listen=["tcp:127.0.0.1:0"])
+    name = device.share(root)
+    with Client.connect(device.server.addresses[0], name, timeout=DEADLINE) as guest:
+        guest.stat()
+        device.unshare(name)
+        with pytest.raises(ConnectionResetError):
+            guest.socket.recv(1)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_supervisor_that_is_told_to_end_ends_in_order(
     start_device: Callable[..., Device], root: Path, ended: Callable[[int], None], number: signal.Signals

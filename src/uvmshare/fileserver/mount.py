@@ -10,6 +10,7 @@ import fcntl
 import os
 import signal
 import socket
+import struct
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -83,6 +84,12 @@ def serve(
         connection.settimeout(None)
         with suppress(OSError):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        if connection.family in (socket.AF_INET, socket.AF_INET6):
+            # However this process ends, the guest is to see a reset (socket(7), SO_LINGER). At an orderly end Linux's
+            # client answers what is under way with error 0, and behind QEMU's user network waits for ever for what it
+            # asks next.
+            with suppress(OSError):
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))
         session = Session(connection, export, limits, log, counters)
         has_landlock = confinement.confine(export, limits)
         session.tree.walls.take_process(has_landlock=has_landlock)
