@@ -62,7 +62,7 @@ def test_every_step_holds_with_a_linux_guest(project: Path) -> None:
     status, shown = run("qemu")
     assert status == 0, shown
     assert "3 files, 300,008 bytes: all the same" in shown
-    assert "Input/output error" in shown
+    assert "Connection reset by peer" in shown or "Input/output error" in shown  # the first at once, the other later
 
 
 def test_hidden_files_are_not_shared(project: Path) -> None:
