@@ -18,7 +18,7 @@ from uvmshare.mounts import AgentClient
 from uvmshare.mounts.interfaces import GuestMount
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
     from pathlib import Path
     from typing import Any, BinaryIO
 
@@ -102,6 +102,7 @@ class Bench:
         self.socket = str(directory / "agent.socket")
         self.server = Server(str(directory / "nine"))
         self.agents: list[asyncio.subprocess.Process] = []
+        self._raw: list[Raw] = []
 
     async def start_agent(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
         """Start the agent; clients find it by themselves."""
@@ -142,7 +143,8 @@ class Bench:
     async def raw(self, path: str | None = None) -> Raw:
         while True:
             with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
-                return Raw(*await asyncio.open_unix_connection(path or self.socket))
+                self._raw.append(Raw(*await asyncio.open_unix_connection(path or self.socket)))
+                return self._raw[-1]
             await asyncio.sleep(0.01)
 
     def mount(self, name: str, share: str = "0", *, cache: str = "none") -> GuestMount:
@@ -188,9 +190,8 @@ class Bench:
                 while self.agents:
                     await self.end_agent()
                 await self.server.stop()
-                # Whoever serves a connection, and is cancelled at the end, leaves it open.
-                for transport in tuple(asyncio.get_running_loop()._transports.values()):  # type: ignore[attr-defined]  # told nowhere else
-                    transport.abort()
+                for raw in self._raw:
+                    raw.writer.transport.abort()
 
         asyncio.run(running())
 
@@ -202,6 +203,26 @@ async def close(server: asyncio.Server) -> None:
     for _ in range(4):  # turns of this loop alone: no thread or process takes part in them
         await asyncio.sleep(0)
     server.close()
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], path: str
+) -> AsyncIterator[None]:
+    """Serve a unix socket for as long as the block takes; then whoever is connected is cut."""
+    connected: list[asyncio.StreamWriter] = []
+
+    async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.append(writer)
+        await serve(reader, writer)
+
+    server = await asyncio.start_unix_server(serve_one, path)
+    try:
+        yield
+    finally:
+        await close(server)
+        for writer in connected:
+            writer.transport.abort()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.agent.conftest import close
+from tests.agent.conftest import serving
 from tests.processes import DEADLINE
 
 from uvmshare.address import parse
@@ -49,12 +49,10 @@ def test_a_request_whose_answer_was_lost_is_sent_again(bench: Bench) -> None:
             await upwards
 
         path = str(bench.directory / "between")
-        server = await asyncio.start_unix_server(between, path)
-        async with bench.client(f"unix:{path}") as client:
+        async with serving(between, path), bench.client(f"unix:{path}") as client:
             await client.add_mapped_directory(bench.mount("a"))
             assert dropped
             assert bench.server.asked == ["0"], "it was asked twice and did it once"
-        await close(server)
 
     bench.run(test)
 
@@ -220,12 +218,13 @@ def test_what_is_no_agent_of_ours_is_not_trusted(bench: Bench, greeting: dict[st
             await reader.read()
             writer.close()
 
-        server = await asyncio.start_unix_server(pretend, bench.socket)
-        async with bench.client(token="secret" if "token" in greeting else None) as client:
+        async with (
+            serving(pretend, bench.socket),
+            bench.client(token="secret" if "token" in greeting else None) as client,
+        ):
             await bench.until_it_failed(client)
             with pytest.raises(AgentUnreachable, match=words):
                 await client.reached(timeout=0.01)
-        await close(server)
 
     bench.run(test)
 
@@ -318,13 +317,11 @@ def test_an_answer_that_cannot_be_read_is_an_error(bench: Bench) -> None:
             await reader.read()
             writer.close()
 
-        server = await asyncio.start_unix_server(pretend, bench.socket)
-        async with bench.client() as client:
+        async with serving(pretend, bench.socket), bench.client() as client:
             with pytest.raises(Exception, match="cannot be read"):
                 await client.listed()
             with pytest.raises(GuestAgentError, match="no"):
                 await client.listed()
-        await close(server)
 
     bench.run(test)
 
@@ -354,8 +351,7 @@ def test_hybrid_vsock_is_asked_for_the_port(bench: Bench, answer: bytes) -> None
             await asyncio.gather(pump(reader, agent.writer), pump(agent.reader, writer))
 
         path = str(bench.directory / "v.sock")
-        server = await asyncio.start_unix_server(vmm, path)
-        async with bench.client(f"firecracker:{path}") as client:
+        async with serving(vmm, path), bench.client(f"firecracker:{path}") as client:
             if answer.startswith(b"OK"):
                 assert await client.listed() == ()
             else:
@@ -363,7 +359,6 @@ def test_hybrid_vsock_is_asked_for_the_port(bench: Bench, answer: bytes) -> None
                 with pytest.raises(AgentUnreachable, match="nothing in the guest listens on port 5641"):
                     await client.reached(timeout=0.01)
         assert asked[0] == b"CONNECT 5641\n"
-        await close(server)
 
     bench.run(test)
 
