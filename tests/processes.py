@@ -36,6 +36,20 @@ def await_end(pidfd: int) -> None:
     assert poll.poll(DEADLINE * 1000), "a process that was to end does not"
 
 
+def wait_for_end(pid: int) -> None:
+    """Wait for the end of a process that need not be ours: it is gone, or a zombie that nobody reaps."""
+    if sys.platform == "win32":
+        pytest.skip("Windows has no pidfds")
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        await_end(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def kill(pid: int) -> None:
     """Kill -9 a process and wait until it is gone, or a zombie."""
     if sys.platform == "win32":

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import pytest
-from tests.processes import DEADLINE, await_end
+from tests.processes import DEADLINE, wait_for_end
 
 from uvmshare.fileserver.handshake import Handshake
 from uvmshare.fileserver.limits import Limits
@@ -390,20 +390,6 @@ def refused() -> Refused:
             assert caught.value.errno in numbers, f"answered {got!r}, expected {wanted}"
 
     return answers
-
-
-def wait_for_end(pid: int) -> None:
-    """Wait for the end of a process that need not be ours: it is gone, or a zombie that nobody reaps."""
-    if sys.platform == "win32":
-        pytest.skip("the file server runs on Linux")
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        await_end(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @pytest.fixture

@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from tests.conformance.harness import write_down
-from tests.processes import await_answer
+from tests.processes import await_answer, wait_for_end
 
 from uvmshare.ninep.constants import NONUNAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-    from tests.fileserver.conftest import Device, remove_tree, wait_for_end, xattr_directory
+    from tests.fileserver.conftest import Device, remove_tree, xattr_directory
 
     from uvmshare.testing.client import Client
 else:
-    from fileserver.conftest import Device, remove_tree, wait_for_end, xattr_directory
+    from fileserver.conftest import Device, remove_tree, xattr_directory
 
 __all__ = [
     "CANARY",
@@ -36,7 +36,6 @@ __all__ = [
     "children_of",
     "descriptors_of",
     "status_of",
-    "wait_for_end",
     "xattr_directory",
 ]
 

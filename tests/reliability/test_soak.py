@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-from tests.processes import DEADLINE, await_end, kill
+from tests.processes import DEADLINE, kill, wait_for_end
 
 from uvmshare.errors import ConnectionClosed
 from uvmshare.testing.client import Client
@@ -313,10 +313,7 @@ class Soak:
             guest.client.close()
         assert self.keeper.end(kill=False) == 0
         for pid in marked(self.mark):  # what has answered may take a moment to end
-            with suppress(ProcessLookupError):
-                pidfd = os.pidfd_open(pid)
-                await_end(pidfd)
-                os.close(pidfd)
+            wait_for_end(pid)
 
 
 def resident(pid: int) -> int:
