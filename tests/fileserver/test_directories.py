@@ -72,8 +72,36 @@ def test_entries_say_what_they_are(host: Host, guest: Client) -> None:
     entries = {entry.name: entry for entry in guest.entries()}
     assert entries.keys() == kinds.keys()
     for name, entry in entries.items():
-        assert entry.type in {0, kinds[name]}, name  # 0: the guest asks
-        assert entry.qid.path == guest.stat(name).qid.path
+        assert entry.type == kinds[name], name  # with 0, find(1) and overlayfs ask for the attributes of each
+        found = guest.stat(name).qid
+        assert (entry.qid.path, entry.qid.type) == (found.path, found.type), name
+
+
+@pytest.mark.parametrize("model", ["mapped-xattr"])
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        (stat.S_IFCHR, 2),  # with rdev 0, a whiteout of overlayfs
+        (stat.S_IFBLK, 6),
+        (stat.S_IFSOCK, 12),
+        (stat.S_IFLNK, 10),
+        (stat.S_IFREG, 8),
+        (stat.S_IFDIR, 8),  # a regular file stands for no directory
+        (0, 8),
+        (0o030000, 8),
+    ],
+)
+def test_an_entry_has_the_type_that_the_hosts_attribute_gives_it(
+    host: Host, guest: Client, mode: int, kind: int
+) -> None:
+    """Another server of the same format may have written it."""
+    path = host.root / "f"
+    path.write_bytes(b"target")
+    os.setxattr(path, "user.virtfs.mode", (mode | 0o640).to_bytes(4, "little"))
+    (entry,) = guest.entries()
+    assert entry.type == kind
+    assert stat.S_IFMT(guest.stat("f").mode) >> 12 == kind
+    assert entry.qid.type == guest.stat("f").qid.type
 
 
 @pytest.mark.parametrize(
@@ -115,6 +143,7 @@ def test_every_offset_resumes_behind_its_entry(host: Host, guest: Client) -> Non
     fid = guest.open("", O.DIRECTORY)
     entries = guest.readdir(fid)
     assert len({entry.offset for entry in entries}) == len(entries)
+    assert all(0 < entry.offset < 1 << 31 for entry in entries), "a 32-bit program of the guest cannot take it"
     for at in (*range(0, 202, 13), 200, 3, 150):
         assert guest.readdir_some(fid, entries[at].offset) == entries[at + 1 :]
     assert guest.readdir_some(fid, entries[-1].offset) == []

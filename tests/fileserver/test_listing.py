@@ -45,7 +45,7 @@ class Directory:
             descriptor,
             qid_path=lambda inode: inode,
             qid_base=0,
-            entry_type=lambda number: number,
+            regular_type=None,
             only=only,
             root_inode=root_inode,
             kept=self.kept,
@@ -255,7 +255,7 @@ def test_a_kept_listing_needs_nothing_of_the_host(directory: Directory) -> None:
     every = directory.entries(listing)
     assert listing.is_ready(0)
     listing.read(0, 200)
-    assert not listing.is_ready(every[200].offset)
+    assert listing.is_ready(every[200].offset)
     with listing._lock:
         assert not listing.is_ready(0)  # somebody is reading it
 
@@ -288,6 +288,61 @@ def test_empty_directories_that_are_kept_count_for_what_they_take(directory: Dir
     for number in range(100):
         kept.put((1, number, False), (0, 0), b"", array("I"))
     assert sum(kept.get((1, number, False), (0, 0)) is not None for number in range(100)) == 8
+
+
+def test_offsets_fit_a_32_bit_program_whatever_the_hosts_are(directory: Directory) -> None:
+    """ext4's are hashes of 63 bits: readdir(3) of a 32-bit program fails with EOVERFLOW on them."""
+    offsets = [entry.offset for entry in directory.entries(count=500)]
+    assert offsets == list(range(1, 303))
+
+
+@pytest.mark.usefixtures("later")
+def test_every_offset_that_was_told_leads_behind_its_entry_again(directory: Directory) -> None:
+    """seekdir(3) to any place, in any order; also after others have gone, and new ones have come."""
+    every = directory.entries()
+    directory.kept = Kept(most=0)  # so that the host is asked
+    listing = directory.open()
+    data = b"".join(listing.read(0, 2000))
+    told = list(decode_entries(data))
+    for number in (40, 3, 25, 0):
+        (found, *_) = decode_entries(b"".join(listing.read(told[number].offset, 200)))
+        assert found == told[number + 1]
+    gone = {told[number].name for number in range(5, 20)} - {b".", b".."}
+    for name in gone:
+        (directory.path / os.fsdecode(name)).unlink()
+    for number in range(20):
+        (directory.path / f"new{number}").touch()
+    after = {entry.name for entry in directory.entries(listing, offset=told[2].offset)}
+    assert {entry.name for entry in every[3:]} - gone <= after
+    assert not after & gone
+    for number in (30, 20):
+        (found, *_) = decode_entries(b"".join(listing.read(told[number].offset, 200)))
+        assert found.name == told[number + 1].name
+
+
+@pytest.mark.usefixtures("later")
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_an_offset_that_was_never_told_counts_entries(directory: Directory, is_kept: bool) -> None:
+    every = directory.entries()
+    if not is_kept:
+        directory.kept = Kept()
+    assert directory.entries(offset=150) == every[150:]
+    assert directory.entries(offset=302) == []
+    assert directory.entries(offset=listing_module.MAX_OFFSET) == []
+    with pytest.raises(OSError, match="no offset") as caught:
+        directory.open().read(listing_module.MAX_OFFSET + 1, 4096)
+    assert caught.value.errno == errno.EINVAL
+
+
+@pytest.mark.usefixtures("later")
+def test_a_directory_that_changes_while_it_is_read_over_and_over_holds_no_more_for_it(directory: Directory) -> None:
+    directory.kept = Kept(most=0)
+    listing = directory.open()
+    for number in range(20):
+        directory.entries(listing)
+        (directory.path / f"name{number}").rename(directory.path / f"other{number}")
+    directory.entries(listing)
+    assert len(listing._places) == 302
 
 
 PROGRAM = """

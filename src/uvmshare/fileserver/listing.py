@@ -4,8 +4,12 @@ What lives here: `Listing`, the position of one open directory and what is encod
 whole listings for the next time. What must not: the message that asks for it (`handlers.directories`).
 
 Entries are encoded from what getdents64(2) tells, without a stat each, and kept until the guest has
-taken them: it asks again from the last offset. Offsets are the host's own (d_off), so that they stay
-good while entries come and go.
+taken them: it asks again from the last offset.
+
+Offsets count entries: the first is behind 1, the next behind 2. The host's own (d_off) have up to 63 bits, and a
+32-bit program of the guest cannot list a directory with offsets of more than 31 (EOVERFLOW, getdents(2)). The
+host's offset behind each entry is kept as long as the directory is open, so that an old offset leads to where it
+led, while entries come and go.
 
 A directory that was read from end to end and has not changed since is not read again: 10,000 entries take
 6 ms to encode and 0.1 ms to send once more (`readdir` of benchmarks/).
@@ -32,13 +36,13 @@ from uvmshare.ninep.constants import QidType
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Kept", "Listing"]
+__all__ = ["MAX_OFFSET", "Kept", "Listing"]
 
 _BUFFER_SIZE: Final = 64 * 1024
 _LARGE: Final = 256 * 1024
 """A directory's own size in bytes (not its files') from which reading it may wait for the disk for long."""
 
-_DIRENT: Final = struct.Struct("<QQHB")
+_DIRENT: Final = struct.Struct("<QqHB")
 _ENTRY: Final = struct.Struct("<BIQQBH")
 _OFFSET: Final = struct.Struct("<Q")
 _OFFSET_AT: Final = 13
@@ -46,6 +50,7 @@ _OFFSET_AT: Final = 13
 _NAME_LENGTH: Final = struct.Struct("<H")
 _NAME_LENGTH_AT: Final = 22
 _DT_DIR: Final = 4
+_DT_REG: Final = 8
 _DT_LNK: Final = 10
 _DT_COUNT: Final = 16
 _QID_TYPES: Final = [0] * _DT_COUNT
@@ -53,6 +58,8 @@ _QID_TYPES[_DT_DIR] = int(QidType.DIR)
 _QID_TYPES[_DT_LNK] = int(QidType.SYMLINK)
 _DOTS: Final = (b".", b"..")
 
+MAX_OFFSET: Final = 0x7FFFFFFF
+"""The largest offset that a 32-bit program of the guest can take."""
 
 _MOST_KEPT: Final = 1 << 20
 """Bytes that a mount keeps of directories that nobody is reading, and as many of those that are being read."""
@@ -123,9 +130,9 @@ class Listing:
     """The entries of one open directory.
 
     `qid_path` makes the number of a qid from an inode; `qid_base` is what it adds to one below
-    `MAX_INODE`, None when it does not simply add; `entry_type` says which types may be told;
-    `only` are the names that exist, None for all; `root_inode` hides what is above the share. `kept` has
-    whole listings.
+    `MAX_INODE`, None when it does not simply add; `regular_type` tells the type that a regular file of the host, given
+    by a path, has for the guest, and is None where that is a regular file always; `only` are the names that exist,
+    None for all; `root_inode` hides what is above the share. `kept` has whole listings.
     """
 
     def __init__(
@@ -134,7 +141,7 @@ class Listing:
         *,
         qid_path: Callable[[int], int],
         qid_base: int | None,
-        entry_type: Callable[[int], int],
+        regular_type: Callable[[bytes], int] | None,
         only: frozenset[bytes] | None,
         root_inode: int | None,
         kept: Kept,
@@ -145,7 +152,7 @@ class Listing:
         self._read_so_far: list[bytes] = []
         self._qid_path = qid_path
         self._qid_base = qid_base
-        self._entry_type = entry_type
+        self._regular_type = regular_type
         self._only = only
         self._root_inode = root_inode
         found = os.fstat(descriptor)
@@ -163,7 +170,11 @@ class Listing:
         self._position = 0
         """The offset behind what was taken last."""
         self._is_whole = False
-        """Whether there is nothing behind `_encoded`."""
+        """Whether `_encoded` is the whole directory."""
+        self._places: array[int] = array("q")
+        """The host's offset behind each entry that was encoded: that of the guest's offset N is the Nth."""
+        self._offsets: dict[int, int] | None = None
+        """The guest's offset by the host's, once entries are read for a second time; None before."""
 
     def __del__(self) -> None:
         self._forget_read()
@@ -175,15 +186,17 @@ class Listing:
         try:
             if offset == 0:
                 self._begin()
-            return self._is_whole and offset == self._position
+            return self._is_whole
         finally:
             self._lock.release()
 
     def read(self, offset: int, count: int) -> list[bytes | memoryview]:
         """Return, in pieces, as many whole entries from `offset` on as `count` bytes hold; none at the end.
 
-        Raises `OSError`: EINVAL when the next entry is larger than `count`.
+        Raises `OSError`: EINVAL when the next entry is larger than `count`, or for an offset past `MAX_OFFSET`.
         """
+        if offset > MAX_OFFSET:
+            raise OSError(errno.EINVAL, "no offset of a directory")
         with self._lock:
             return self._read(offset, count)
 
@@ -209,8 +222,7 @@ class Listing:
             if not entries:
                 self._end()
                 return taken
-            self._encoded = b"".join(entries)
-            self._ends = array("I", accumulate(map(len, entries)))
+            self._encoded, self._ends = _joined(entries)
             self._start = 0
             if self._stamp is not None:
                 if self._kept.take_room(len(self._encoded)):
@@ -229,7 +241,8 @@ class Listing:
             self._encoded, self._ends = kept
             self._start = self._position = 0
             return
-        self._seek(0)
+        self._read_from(0, 0)
+        self._places, self._offsets = array("q"), None
         # A directory may change again within a clock tick and have the same times: git's rule.
         if self._is_exact and is_settled(time.time_ns(), *stamp):
             self._stamp = stamp
@@ -242,9 +255,27 @@ class Listing:
             self._kept.take_room(-sum(map(len, pieces)))
 
     def _seek(self, offset: int) -> None:
-        os.lseek(self._descriptor, offset, os.SEEK_SET)
+        """Go to an offset that was told, or to one that was not, by counting entries; past the last one is the end."""
+        if self._is_whole:
+            offset = min(offset, len(self._ends))
+            self._start = self._ends[offset - 1] if offset else 0
+            self._position = offset
+            return
+        known = min(offset, len(self._places))
+        if self._offsets is None and known < len(self._places):
+            self._offsets = {place: number for number, place in enumerate(self._places, 1)}
+        self._read_from(known, self._places[known - 1] if known else 0)
+        while self._position < offset and (entries := self._more()):
+            skipped = min(offset - self._position, len(entries))
+            self._encoded, self._ends = _joined(entries)
+            self._start = self._ends[skipped - 1]
+            self._position += skipped
+
+    def _read_from(self, position: int, place: int) -> None:
+        """Have the host's entries read from one of its offsets."""
+        os.lseek(self._descriptor, place, os.SEEK_SET)
         self._encoded, self._ends = b"", array("I")
-        self._start, self._position = 0, offset
+        self._start, self._position = 0, position
         self._is_whole = False
         self._forget_read()
 
@@ -289,22 +320,38 @@ class Listing:
         entries: list[bytes] = []
         append, unpack, pack, index = entries.append, _DIRENT.unpack_from, _ENTRY.pack, raw.index
         qid_base, qid_path, only, root_inode = self._qid_base, self._qid_path, self._only, self._root_inode
-        qid_types, types = _QID_TYPES, [self._entry_type(number) for number in range(_DT_COUNT)]
+        qid_types, regular_type, here = _QID_TYPES, self._regular_type, b"/proc/self/fd/%d/" % self._descriptor
+        places, offsets = self._places, self._offsets
+        offset = len(places)
         at, stop = 0, len(raw)
         while at < stop:
             inode, behind, length, d_type = unpack(raw, at)
             start = at + 19
             name = raw[start : index(0, start)]
             at += length
-            if d_type >= _DT_COUNT:
-                d_type = 0  # a file system in user space may say anything
             if only is not None and name not in only and name not in _DOTS:
                 continue
             if root_inode is not None and name == b"..":
                 inode = root_inode
+            if d_type >= _DT_COUNT:
+                d_type = 0  # a file system in user space may say anything
+            elif d_type == _DT_REG and regular_type is not None:
+                d_type = regular_type(here + name)
+            if offsets is not None and behind in offsets:
+                told = offsets[behind]
+            else:
+                told = offset = offset + 1
+                places.append(behind)
+                if offsets is not None:
+                    offsets[behind] = told
             path = qid_base | inode if qid_base is not None and inode < MAX_INODE else qid_path(inode)
-            append(pack(qid_types[d_type], 0, path, behind, types[d_type], len(name)) + name)
+            append(pack(qid_types[d_type], 0, path, told, d_type, len(name)) + name)
         return entries
+
+
+def _joined(entries: list[bytes]) -> tuple[bytes, array[int]]:
+    """Return entries end to end, and where each ends."""
+    return b"".join(entries), array("I", accumulate(map(len, entries)))
 
 
 def _ends_of(encoded: bytes) -> array[int]:

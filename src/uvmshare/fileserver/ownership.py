@@ -32,6 +32,8 @@ from uvmshare.errors import FileServerError
 from uvmshare.fileserver import syscalls
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from uvmshare.fileserver.tree import Node, Tree
 
 __all__ = ["Attributes", "Known", "Mapped", "Owner", "Ownership", "Passthrough", "choose", "is_settled"]
@@ -150,9 +152,12 @@ class Ownership:
         """Return the mode that the guest sees of a regular file, open or as a path. Raises `OSError`."""
         return os.stat(target).st_mode
 
-    def entry_type(self, d_type: int) -> int:
-        """Return the type of a directory entry as the guest may be told; 0 when only a stat could tell."""
-        return d_type
+    def regular_type(self) -> Callable[[bytes], int] | None:
+        """Return what tells the d_type that a regular file of the host has for the guest, by its path.
+
+        None where that is a regular file always, so that nobody has to look.
+        """
+        return None
 
     # Making files. All raise OSError, and leave nothing behind then.
 
@@ -283,8 +288,8 @@ _RDEV: Final = _XATTR + "rdev"
 _U32: Final = struct.Struct("<I")
 _U64: Final = struct.Struct("<Q")
 
-_DT_DIR: Final = 4
 _DT_REG: Final = 8
+_STANDS_FOR: Final = frozenset((stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK))
 _PRIVATE: Final = 0o600
 """Host permissions of a file that stands for a link or node: its content is nobody's to change."""
 
@@ -329,18 +334,13 @@ class Mapped(Ownership):
         if _GID in names:
             gid = _stored(path, _GID, _U32, gid)
         if _MODE in names:
-            stored = _stored(path, _MODE, _U32, mode)
-            # A directory stays one, and a regular file may stand for anything but one.
-            if (stat.S_IFMT(stored) == stat.S_IFDIR) == stat.S_ISDIR(mode):
-                mode = stored
-            else:
-                mode = stat.S_IFMT(mode) | stat.S_IMODE(stored)
+            mode = _meant(_stored(path, _MODE, _U32, mode), mode)
         if _RDEV in names:
             rdev = _stored(path, _RDEV, _U64, rdev)
         return mode, uid, gid, rdev
 
-    def entry_type(self, d_type: int) -> int:
-        return 0 if d_type == _DT_REG else d_type  # it may stand for a link or a node
+    def regular_type(self) -> Callable[[bytes], int] | None:
+        return _type_of
 
     def create(self, directory: Node, name: bytes, flags: int, mode: int, owner: Owner) -> Created:
         bits = mode & _PERMISSIONS | self._file_bits
@@ -478,10 +478,37 @@ def _names(target: int | str) -> list[str]:
         return []
 
 
-def _stored(target: int | str, name: str, number: struct.Struct, otherwise: int) -> int:
+def _meant(stored: int, mode: int) -> int:
+    """Return the mode that a stored one means for a host file of `mode`.
+
+    A directory stays one, and a regular file may stand for anything but one; a type that there is not is the host's.
+    """
+    kind = stat.S_IFMT(mode)
+    if kind == stat.S_IFREG and stat.S_IFMT(stored) in _STANDS_FOR:
+        kind = stat.S_IFMT(stored)
+    return kind | stat.S_IMODE(stored)
+
+
+def _type_of(path: bytes) -> int:
+    """Return the d_type of a regular file of the host, or of what it stands for; 0 when it is gone, or may not be read.
+
+    Looking at every regular file makes a listing that is not kept two to three times as dear. A guest that is told no
+    type asks for the attributes of each file (find(1), git, overlayfs for its whiteouts): 4,011 messages in place of 11
+    for 2,000 files.
+    """
+    try:
+        if _MODE not in os.listxattr(path, follow_symlinks=False):
+            return _DT_REG
+        stored = _stored(path, _MODE, _U32, stat.S_IFREG, follow=False)  # a link may have come in its place
+        return stat.S_IFMT(_meant(stored, stat.S_IFREG)) >> 12  # IFTODT of dirent.h
+    except OSError as error:
+        return _DT_REG if error.errno == errno.EOPNOTSUPP else 0
+
+
+def _stored(target: int | str | bytes, name: str, number: struct.Struct, otherwise: int, *, follow: bool = True) -> int:
     """Read one stored number; what is not of its size is as if it were absent."""
     try:
-        value = os.getxattr(target, name)
+        value = os.getxattr(target, name, follow_symlinks=follow)
     except OSError as error:
         if error.errno == errno.ENODATA:
             return otherwise

@@ -16,7 +16,7 @@ from uvmshare.fileserver import syscalls
 from uvmshare.fileserver.handlers.files import take_set_id_off
 from uvmshare.ninep import messages as m
 from uvmshare.ninep import requests
-from uvmshare.ninep.constants import NONUNAME, V9FS_MAGIC, GetattrMask, SetattrValid
+from uvmshare.ninep.constants import IO_HEADER_SIZE, NONUNAME, V9FS_MAGIC, GetattrMask, SetattrValid
 
 if TYPE_CHECKING:
     from uvmshare.fileserver.fid import Fid
@@ -33,6 +33,8 @@ _BODY: Final = struct.Struct("<QBIQIIIQQQQQQQQQQQQQQQ").pack
 
 _BASIC: Final = int(GetattrMask.BASIC)
 _NS: Final = 1_000_000_000
+_SMALLEST_BLOCK: Final = 4096
+_LARGEST_BLOCK: Final = 128 * 1024
 _U64: Final = 0xFFFFFFFFFFFFFFFF
 
 # Plain numbers, because operations on enum flags cost more than the system calls here.
@@ -64,11 +66,21 @@ def getattr_(session: Session, tag: int, number: int, at: int, stop: int) -> byt
     body = known.body
     if body is None or known.atime != found.st_atime_ns or known.blocks != found.st_blocks:
         known.atime, known.blocks = found.st_atime_ns, found.st_blocks
-        known.body = body = _encode(found, known)
+        known.body = body = _encode(found, known, _block_size(session.msize))
     return _FRAME(_RGETATTR_SIZE, _RGETATTR_TYPE, tag) + body
 
 
-def _encode(found: os.stat_result, known: Known) -> bytes:
+def _block_size(msize: int) -> int:
+    """Return the st_blksize to tell: the largest power of two of which one message holds that much data.
+
+    Programs read and write in such pieces (stdio, cp, Python): in a guest that keeps no cache, 8 MiB through stdio took
+    7.4 s with the host's 4,096, and 0.9 s with 128 KiB. More is not told, since each open file of a program takes
+    a buffer of this size.
+    """
+    return min(_LARGEST_BLOCK, 1 << (max(msize - IO_HEADER_SIZE, _SMALLEST_BLOCK).bit_length() - 1))
+
+
+def _encode(found: os.stat_result, known: Known, block_size: int) -> bytes:
     mode, uid, gid, rdev = known.attributes
     atime, mtime, ctime = found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns
     return _BODY(
@@ -80,7 +92,7 @@ def _encode(found: os.stat_result, known: Known) -> bytes:
         found.st_nlink,
         rdev,
         found.st_size,
-        found.st_blksize,
+        block_size,
         found.st_blocks,
         atime // _NS & _U64,
         atime % _NS,

@@ -113,7 +113,7 @@ def _open_directory(session: Session, node: Node, found: os.stat_result) -> Open
         file.fd,
         qid_path=lambda inode: tree.qid_path(device, inode),
         qid_base=tree.qid_base(device),
-        entry_type=session.ownership.entry_type,
+        regular_type=session.ownership.regular_type(),
         only=tree.only if is_root else None,
         root_inode=found.st_ino if is_root else None,
         kept=session.listings,
