@@ -11,12 +11,12 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from rich.console import Console
 
 from uvmshare.cli import demo
 from uvmshare.cli.demo_guest import ClientGuest
 from uvmshare.cli.demo_states import RecordingComputeSystem, ShareHistory, draw
 from uvmshare.cli.main import run as command
+from uvmshare.cli.tables import SafeConsole
 from uvmshare.errors import GuestUnavailable, InvalidDocument, OutcomeUnknown, ShareNotFound
 from uvmshare.hcs.schema import ModifySettingRequest, Plan9Share, RequestType
 from uvmshare.share.state import ShareState
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def run(guest: str) -> tuple[int, str]:
     """Run the demonstration and return its status and what it showed."""
-    console = Console(file=io.StringIO(), width=200, highlight=False)
+    console = SafeConsole(file=io.StringIO(), width=200)
     status = asyncio.run(demo.run_demo(guest=guest, console=console))
     assert isinstance(console.file, io.StringIO)
     return status, console.file.getvalue()
@@ -266,7 +266,7 @@ def test_the_states_are_those_of_the_table(
 
 
 def test_the_picture_has_a_row_a_share_and_a_column_a_state() -> None:
-    console = Console(file=io.StringIO(), width=80)
+    console = SafeConsole(file=io.StringIO(), width=80)
     console.print(
         draw(
             {

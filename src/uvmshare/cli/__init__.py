@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 from typing import Final
 
+from uvmshare.printable import safe_stderr
+
 __all__ = ["EXTRAS", "main", "missing_extra"]
 
 
@@ -17,6 +19,7 @@ def main() -> int:
 
     0 is success, 1 a failure, 2 a command line that cannot be, 130 an interruption (SIGINT).
     """
+    safe_stderr()
     try:
         from uvmshare.cli.main import run  # noqa: PLC0415  click and rich are an extra: see below
 

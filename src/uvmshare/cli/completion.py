@@ -8,6 +8,8 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
+from uvmshare.cli.output import say_lines
+
 __all__ = ["completion"]
 
 
@@ -30,4 +32,4 @@ def completion(ctx: click.Context, shell: str) -> None:
     found = get_completion_class(shell)
     assert found is not None, "click has these three shells built in"
     script = found(root.command, {}, "uvmshare", "_UVMSHARE_COMPLETE")
-    click.echo(script.source())
+    say_lines(script.source())

@@ -16,14 +16,15 @@ import time
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from uvmshare.cli import EXTRAS, missing_extra
 from uvmshare.cli.demo_guest import ClientGuest, QemuGuest
 from uvmshare.cli.demo_states import RecordingComputeSystem, draw
 from uvmshare.cli.foreground import until_signalled
+from uvmshare.cli.tables import SafeConsole, cell
 from uvmshare.errors import ComputeSystemError, GuestUnavailable, UnsupportedPlatform, UvmshareError
+from uvmshare.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -82,13 +83,13 @@ def demo(guest: str) -> int:
     return statuses[0] if statuses else 130
 
 
-async def run_demo(*, guest: str, console: Console | None = None) -> int:
+async def run_demo(*, guest: str, console: SafeConsole | None = None) -> int:
     """Run the demonstration and return 0, or 1 when a check failed.
 
     `guest` is one of `GUESTS`. Raises `GuestUnavailable` for "qemu" when there is no QEMU, and what the
     file server's start raises.
     """
-    console = console or Console(highlight=False)
+    console = console or SafeConsole()
     shown = _Steps(console)
     with tempfile.TemporaryDirectory(prefix="uvmshare-demo-") as directory:
         log = os.path.join(directory, "server.log")
@@ -98,37 +99,43 @@ async def run_demo(*, guest: str, console: Console | None = None) -> int:
                 took = recorder.clock()
                 await _daemon_way(mounting, directory, shown, console)
         except CheckFailed as error:
-            console.print(f"[bold red]the demonstration FAILED:[/] {escape(str(error))}", soft_wrap=True)
+            failed = Text.assemble(("the demonstration FAILED:", "bold red"), " ", printable(str(error)))
+            console.print(failed, soft_wrap=True)
             with contextlib.suppress(FileNotFoundError):
-                console.print(f"the file server's log:\n{escape(_read(log))}", soft_wrap=True)
+                console.print(f"the file server's log:\n{_read(log)}", soft_wrap=True)
             return 1
     console.print()
     console.print(draw(recorder.histories))
-    console.print(f"{len(recorder.calls)} modify calls; {took:.1f} s, set-up aside. [bold green]Everything held.[/]")
+    done = f"{len(recorder.calls)} modify calls; {took:.1f} s, set-up aside. "
+    console.print(Text.assemble(done, ("Everything held.", "bold green")))
     return 0
 
 
 class _Steps:
     """Shows each step while it is done, and what came of it with the seconds it took."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: SafeConsole) -> None:
         self._console = console
 
     def note(self, text: str) -> None:
         """Say something in between."""
-        self._console.print(f"  [dim]{escape(text)}[/]", soft_wrap=True)
+        self._console.print(Text.assemble("  ", (printable(text), "dim")), soft_wrap=True)
 
     async def step(self, title: str, action: Awaitable[str]) -> None:
         """Do one step; the action returns what to say of it. A failure is shown and raised on."""
         begun = time.monotonic()
         try:
-            with self._console.status(escape(title)):
+            with self._console.status(cell(title)):
                 detail = await action
         except BaseException:
-            self._console.print(f"[red]✗[/] {escape(title)}  [dim]{time.monotonic() - begun:.2f} s[/]", soft_wrap=True)
+            self._ended("✗", "red", title, begun)
             raise
-        self._console.print(f"[green]✓[/] {escape(title)}  [dim]{time.monotonic() - begun:.2f} s[/]", soft_wrap=True)
+        self._ended("✓", "green", title, begun)
         self.note(detail)
+
+    def _ended(self, mark: str, style: str, title: str, begun: float) -> None:
+        took = (f"{time.monotonic() - begun:.2f} s", "dim")
+        self._console.print(Text.assemble((mark, style), f" {printable(title)}  ", took), soft_wrap=True)
 
 
 @contextlib.asynccontextmanager
@@ -296,9 +303,9 @@ class _Demonstration:
         return ", ".join(f"{kind.value} {share}" for kind, share in self._recorder.calls)
 
 
-async def _daemon_way(mounting: DemoGuest, directory: str, shown: _Steps, console: Console) -> None:
+async def _daemon_way(mounting: DemoGuest, directory: str, shown: _Steps, console: SafeConsole) -> None:
     """Show the same with a daemon, in a guest that has an agent; without one, or the extra, say why not."""
-    console.print("\n[bold]The daemon way[/]: programs that come and go", soft_wrap=True)
+    console.print(Text.assemble("\n", ("The daemon way", "bold"), ": programs that come and go"), soft_wrap=True)
     if not isinstance(mounting, QemuGuest):
         shown.note("left out: it needs a guest, in which an agent mounts")
         return

@@ -11,9 +11,10 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from uvmshare.cli.tables import cell
 from uvmshare.errors import ComputeSystemGone, OutcomeUnknown, ShareNotFound
 from uvmshare.hcs.schema import RequestType
 from uvmshare.share.state import TRANSITIONS, ShareState, Trigger
@@ -117,8 +118,8 @@ def draw(histories: dict[str, ShareHistory]) -> Table:
         for index, state in enumerate(states):
             if state in when:
                 arrow = " ──▶" if index < last else ""
-                cells.append(f"[{_COLOURS[state]}]● {when[state]:4.1f}[/]{arrow}")
+                cells.append(Text.assemble((f"● {when[state]:4.1f}", _COLOURS[state]), arrow))
             else:
-                cells.append("──────────" if first < index < last else "")
-        table.add_row(name, escape(os.path.basename(history.path)), *cells)
+                cells.append(Text("──────────" if first < index < last else ""))
+        table.add_row(name, cell(os.path.basename(history.path)), *cells)
     return table

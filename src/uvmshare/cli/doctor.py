@@ -10,13 +10,14 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 import click
-import msgspec
-from rich.console import Console
 from rich.text import Text
 
+from uvmshare.cli.output import print_json
 from uvmshare.cli.remote import connected, host_option
+from uvmshare.cli.tables import SafeConsole
 from uvmshare.errors import UnsupportedPlatform, UvmshareError
 from uvmshare.finding import Finding
+from uvmshare.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,9 +32,10 @@ def _report(findings: Iterable[Finding]) -> Text:
     report = Text()
     for finding in findings:
         report.append(f"{finding.verdict:<8}", _STYLES[finding.verdict])
-        report.append(f" {finding.subject}: {finding.found}\n")
+        report.append(" " + printable(f"{finding.subject}: {finding.found}") + "\n")
         if finding.breaks:
-            report.append(f"         what it breaks: {finding.breaks}\n         what to do:     {finding.remedy}\n")
+            report.append(f"         what it breaks: {printable(finding.breaks)}\n")
+            report.append(f"         what to do:     {printable(finding.remedy)}\n")
     report.rstrip()
     return report
 
@@ -83,8 +85,8 @@ def doctor(shares: tuple[str, ...], *, vm: str | None, host: str | None, as_json
     if vm is not None:
         findings += _guest(vm, host)
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(findings)).decode())
+        print_json(findings)
     else:
-        Console(highlight=False, soft_wrap=True).print(_report(findings))
+        SafeConsole(soft_wrap=True).print(_report(findings))
     if any(finding.verdict == "bad" for finding in findings):
         sys.exit(1)

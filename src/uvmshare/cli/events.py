@@ -5,9 +5,16 @@ What lives here: the lines. What must not: how they come (`uvmshare.daemon.clien
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
+from uvmshare.cli.output import note, say, say_json
 from uvmshare.cli.remote import connected, host_option
+from uvmshare.printable import printable
+
+if TYPE_CHECKING:
+    from uvmshare.daemon.documents import Event
 
 __all__ = ["events"]
 
@@ -26,15 +33,25 @@ def events(since: str | None, host: str | None, *, no_follow: bool, as_json: boo
       uvmshare events --json | jq 'select(.kind == "lease.ended")'
       uvmshare events --since 0 --no-follow
     """  # noqa: D301  \b is click's mark for lines that stay as they are
-    import msgspec  # noqa: PLC0415  --help need not load it
-
     with connected(host) as client:
         for event in client.events(since, follow=not no_follow):
             if event is None:
-                click.echo("uvmshare events: some events before the next are not kept any more", err=True)
+                note("uvmshare events: some events before the next are not kept any more")
             elif as_json:
-                click.echo(msgspec.json.encode(event))
+                say_json(event)
             else:
-                named = {"share": event.share, "owner": event.owner, **event.detail}
-                words = " ".join(f"{key}={value}" for key, value in named.items() if value is not None)
-                click.echo(f"{event.time:%Y-%m-%d %H:%M:%S} {event.vm} {event.kind} {words}".rstrip())
+                say(line_of(event))
+
+
+def line_of(event: Event) -> str:
+    """Return the event for people; a value with a space in it stands in quotes, so that it makes up no field."""
+    named = {"share": event.share, "owner": event.owner, **event.detail}
+    words = " ".join(f"{key}={_quoted(str(value))}" for key, value in named.items() if value is not None)
+    return f"{event.time:%Y-%m-%d %H:%M:%S} {event.vm} {event.kind} {words}".rstrip()
+
+
+def _quoted(value: str) -> str:
+    text = printable(value)
+    if not set(text) & set(' "='):
+        return text
+    return '"' + text.replace('"', '\\"') + '"'

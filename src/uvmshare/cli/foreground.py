@@ -13,8 +13,9 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
-import click
 import msgspec
+
+from uvmshare.cli.output import say_json
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator, Sequence
@@ -43,7 +44,7 @@ class Ready(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def print_line(line: Served | Ready) -> None:
     """Print one line of JSON and flush it: the reader is a program that waits for it."""
-    click.echo(msgspec.json.encode(line))
+    say_json(line)
 
 
 async def serve_shares(manager: Manager, shares: Sequence[AddOptions], *, owner: str | None = None) -> None:

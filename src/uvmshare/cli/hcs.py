@@ -14,6 +14,7 @@ import click
 import msgspec
 
 from uvmshare.cli.foreground import Ready, print_line, serve_shares, until_signalled
+from uvmshare.cli.output import say_json
 from uvmshare.cli.share_spec import share_options, shares_argument
 from uvmshare.errors import ComputeSystemGone, ComputeSystemStopped, ShareNotFound
 from uvmshare.hcs.schema import DEFAULT_PORT
@@ -150,7 +151,7 @@ def _record(state_dir: str, vm: str) -> Record:
 
 
 def _print(line: msgspec.Struct) -> None:
-    click.echo(msgspec.json.encode(line))
+    say_json(line)
 
 
 async def _add(record: Record, port: int, options: Sequence[AddOptions]) -> list[Recorded]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from uvmshare.cli import missing_extra
+from uvmshare.cli.output import note, say_lines
 from uvmshare.errors import InvalidAddress, UvmshareError
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def run(args: Sequence[str]) -> int:
     """Run one command line; returns the exit status, having said in one line on stderr what went wrong."""
     try:
         try:
+            _require_arguments(args)
             status = cli.main(list(args), prog_name="uvmshare", standalone_mode=False)
             sys.stdout.flush()
         except SystemExit as exit_:  # click ends so after a broken pipe and after completion
@@ -108,7 +110,7 @@ def run(args: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except click.exceptions.NoArgsIsHelpError as help_:  # a group of commands, called without one
-        click.echo(help_.format_message())
+        say_lines(help_.format_message())
         return 0
     except Exception as error:  # the last line of defence: no traceback for the user
         if missing_extra(error) is not None:
@@ -117,6 +119,18 @@ def run(args: Sequence[str]) -> int:
             raise
         return _explain(error)
     return status if isinstance(status, int) else 0
+
+
+def _require_arguments(args: Sequence[str]) -> None:
+    """Refuse what no shell passes and no system call takes: a Python caller may."""
+    for argument in args:
+        try:
+            possible = b"\0" not in os.fsencode(argument)
+        except UnicodeEncodeError:
+            possible = False
+        if not possible:
+            msg = f"argument {argument!r} holds a NUL or half a character, which no name and no path does: leave it out"
+            raise click.UsageError(msg)
 
 
 def _explain(error: Exception) -> int:
@@ -134,5 +148,5 @@ def _explain(error: Exception) -> int:
     else:
         message = f"unexpected {type(error).__name__}: {error}"
         hint = " (a defect of uvmshare: please report it with what UVMSHARE_DEBUG=1 prints)"
-    print(f"{where}: error: {' '.join(message.split())}{hint}", file=sys.stderr)
+    note(f"{where}: error: {' '.join(message.split())}{hint}")
     return status

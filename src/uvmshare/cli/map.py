@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from uvmshare.cli.output import print_json, say
 from uvmshare.cli.remote import (
     connected,
     host_option,
@@ -17,11 +18,10 @@ from uvmshare.cli.remote import (
     lease_option,
     of_vms,
     owner_option,
-    print_json,
-    print_table,
     vm_argument,
 )
 from uvmshare.cli.share_spec import share_argument
+from uvmshare.cli.tables import print_table
 
 if TYPE_CHECKING:
     from uvmshare.cli.share_spec import ShareSpec
@@ -99,7 +99,7 @@ def map_(
     if as_json:
         print_json(mount)
     else:
-        click.echo(mount.guest_path)
+        say(mount.guest_path)
 
 
 @click.command()
@@ -120,7 +120,7 @@ def unmap(vm: str, guest_paths: tuple[str, ...], *, owner: str, uid: int | None,
     with connected(host) as client:
         for each in guest_paths:
             client.unmap(vm, each, owner=owner, uid=uid, lazy=lazy)
-            click.echo(each)
+            say(each)
 
 
 @click.command()

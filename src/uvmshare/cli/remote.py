@@ -1,7 +1,7 @@
 """What every command that speaks to the daemon has in common.
 
-What lives here: --host and --json, the connection, completion of ids and names, and tables. What must not: what a
-command asks for.
+What lives here: --host and --json, the connection, completion of ids and names. What must not: what a command asks for,
+or how it is shown (`output`).
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
-from rich.console import Console
-from rich.table import Table
 
 from uvmshare.errors import UvmshareError
+from uvmshare.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,8 +28,6 @@ __all__ = [
     "lease_option",
     "of_vms",
     "owner_option",
-    "print_json",
-    "print_table",
     "share_argument",
     "vm_argument",
 ]
@@ -83,29 +80,6 @@ def of_vms(client: Client, vms: Sequence[str], ask: Callable[[str], Iterable[T]]
     return [each for vm in vms or [vm.id for vm in client.vms()] for each in ask(vm)]
 
 
-def print_json(document: Any) -> None:
-    """Print a document of the API, or several, as JSON."""
-    import msgspec  # noqa: PLC0415  as above
-
-    click.echo(msgspec.json.format(msgspec.json.encode(document)).decode())
-
-
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
-    """Print rows below their columns; `empty` when there are none."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column.upper(), overflow="fold")
-    for row in rows:
-        table.add_row(*("-" if cell in (None, "", ()) else str(cell) for cell in row))
-    if table.row_count:
-        console = Console(highlight=False, markup=False)
-        if not console.is_terminal:  # programs that cut columns get whole lines, however long
-            console.width = 10_000
-        console.print(table)
-    else:
-        click.echo(empty, err=True)
-
-
 def _complete(ask: Callable[[Client, click.Context], Iterable[tuple[str, str]]]) -> Callable[..., list[CompletionItem]]:
     """Complete from what the daemon has. Without a daemon there is nothing to offer, and nothing to say."""
 
@@ -116,7 +90,12 @@ def _complete(ask: Callable[[Client, click.Context], Iterable[tuple[str, str]]])
                 found = list(ask(client, ctx))
         except (UvmshareError, ModuleNotFoundError):
             return []
-        return [CompletionItem(value, help=words) for value, words in found if value.startswith(incomplete)]
+        # A shell takes them as lines; what could not be typed is not offered.
+        return [
+            CompletionItem(value, help=printable(words))
+            for value, words in found
+            if value.startswith(incomplete) and printable(value) == value
+        ]
 
     return complete
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from uvmshare.cli.foreground import Ready, print_line, serve_shares, until_signalled
+from uvmshare.cli.output import note
 from uvmshare.cli.share_spec import share_options, shares_argument
 from uvmshare.errors import FileServerError, UnsupportedPlatform
 from uvmshare.fileserver.limits import Limits
@@ -189,8 +190,8 @@ def serve(
                 await journal.load()  # so that of two commands the second ends before it touches the server
             server = await stack.enter_async_context(await start())
             manager = await stack.enter_async_context(Manager(UtilityVM(server), journal=journal))
-            for note in server.notes:
-                _note(note)
+            for each in server.notes:
+                _note(each)
             _settle_after_takeovers(server, manager)
             await serve_shares(manager, options, owner=None if journal is None else _OWNER)
             print_line(Ready(ready=True, addresses=server.addresses))
@@ -202,7 +203,7 @@ def serve(
 
 
 def _note(text: str) -> None:
-    click.echo(f"uvmshare serve: note: {text}", err=True)
+    note(f"uvmshare serve: note: {text}")
 
 
 def _settle_after_takeovers(server: FileServer, manager: Manager) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from uvmshare.cli.output import print_json, say
 from uvmshare.cli.remote import (
     connected,
     host_option,
@@ -17,12 +18,11 @@ from uvmshare.cli.remote import (
     lease_option,
     of_vms,
     owner_option,
-    print_json,
-    print_table,
     share_argument,
     vm_argument,
 )
 from uvmshare.cli.share_spec import shares_argument
+from uvmshare.cli.tables import print_table
 
 if TYPE_CHECKING:
     from uvmshare.cli.share_spec import ShareSpec
@@ -89,7 +89,7 @@ def add(
         print_json(added)
         return
     for each in added:
-        click.echo(each.name)
+        say(each.name)
 
 
 @share.command()
@@ -140,7 +140,7 @@ def rm(vm: str, shares: tuple[str, ...], owner: str, uid: int | None, host: str 
     with connected(host) as client:
         for each in shares:
             client.release_share(vm, each, owner=owner, uid=uid)
-            click.echo(each)
+            say(each)
 
 
 @share.command()

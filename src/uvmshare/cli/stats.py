@@ -9,13 +9,15 @@ import time
 from typing import TYPE_CHECKING, Final
 
 import click
-from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
-from uvmshare.cli.remote import connected, host_option, json_option, of_vms, print_json, print_table
+from uvmshare.cli.output import print_json
+from uvmshare.cli.remote import connected, host_option, json_option, of_vms
+from uvmshare.cli.tables import SafeConsole, print_table, table_of
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from uvmshare.daemon.documents import Stats
 
 __all__ = ["stats", "top"]
@@ -86,7 +88,7 @@ def top(vms: tuple[str, ...], interval: float, times: int | None, host: str | No
       uvmshare top build --interval 5
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     shown = 0
-    with connected(host) as client, Live(console=Console(highlight=False), auto_refresh=False) as live:
+    with connected(host) as client, Live(console=SafeConsole(), auto_refresh=False) as live:
         before, then = {(each.vm, each.share): each for each in of_vms(client, vms, client.stats)}, time.monotonic()
         while times is None or shown < times:
             time.sleep(interval)
@@ -98,9 +100,6 @@ def top(vms: tuple[str, ...], interval: float, times: int | None, host: str | No
 
 def picture(before: dict[tuple[str, str], Stats], found: list[Stats], seconds: float) -> Table:
     """Return a table of what was done since `before`, so many seconds ago."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("vm", "share", "path", "mounts", "ops/s", "received/s", "sent/s", "latency", "errors"):
-        table.add_column(column.upper(), no_wrap=column != "path", overflow="fold")
     rows = []
     for each in found:
         old = before.get((each.vm, each.share))
@@ -109,16 +108,19 @@ def picture(before: dict[tuple[str, str], Stats], found: list[Stats], seconds: f
         received = max(0, each.received - (old.received if old else 0)) / seconds
         sent = max(0, each.sent - (old.sent if old else 0)) / seconds
         rows.append((done, each, received, sent))
-    for done, each, received, sent in sorted(rows, key=lambda row: -row[0]):
-        table.add_row(
+    cells = [
+        (
             each.vm,
             each.share,
             each.path,
-            str(each.connections),
+            each.connections,
             f"{done:.0f}",
             size(received),
             size(sent),
             micros(each.latency),
-            str(each.errors),
+            each.errors,
         )
-    return table
+        for done, each, received, sent in sorted(rows, key=lambda row: -row[0])
+    ]
+    columns = ("vm", "share", "path", "mounts", "ops/s", "received/s", "sent/s", "latency", "errors")
+    return table_of(columns, cells, folded=("path",))

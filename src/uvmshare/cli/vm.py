@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from uvmshare.cli.remote import connected, host_option, json_option, print_json, print_table, vm_argument
+from uvmshare.cli.output import note, print_json, say
+from uvmshare.cli.remote import connected, host_option, json_option, vm_argument
 from uvmshare.cli.serve import SECURITY_MODELS, limit_options
+from uvmshare.cli.tables import print_table
 
 if TYPE_CHECKING:
     from uvmshare.fileserver.limits import Limits
@@ -121,9 +123,9 @@ def add(
     if as_json:
         print_json(added)
     else:
-        click.echo(added.id)
+        say(added.id)
         for address in added.addresses:
-            click.echo(f"listening on {address}", err=True)
+            note(f"listening on {address}")
 
 
 @vm.command()
@@ -152,4 +154,4 @@ def rm(vms: tuple[str, ...], host: str | None, *, force: bool) -> None:
     with connected(host) as client:
         for each in vms:
             client.remove_vm(each, force=force)
-            click.echo(each)
+            say(each)

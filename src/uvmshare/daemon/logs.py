@@ -6,16 +6,22 @@ is made.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import structlog
+
+from uvmshare.printable import json_escaped, json_text, printable
 
 if TYPE_CHECKING:
     from structlog.typing import Processor
 
 __all__ = ["FORMATS", "configure"]
+
+_LONGEST: Final = 65_536
+"""Characters of one value; a traceback is the longest."""
 
 Format = Literal["json", "logfmt"]
 FORMATS: tuple[Format, ...] = ("json", "logfmt")
@@ -31,9 +37,9 @@ def configure(form: Format, level: str = "INFO") -> None:
         _without_nothing,
     ]
     renderer: Processor = (
-        structlog.processors.JSONRenderer()
+        structlog.processors.JSONRenderer(_as_json)
         if form == "json"
-        else structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event", "vm", "share", "owner"])
+        else _Logfmt(["timestamp", "level", "event", "vm", "share", "owner"])
     )
     structlog.configure(
         processors=[*shared, renderer],
@@ -51,6 +57,25 @@ def configure(form: Format, level: str = "INFO") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+
+
+def _as_json(event: Any, **_: Any) -> str:
+    try:
+        return json_text(event)
+    except TypeError:  # what is no document is told as it shows itself
+        return json_escaped(json.dumps(event, default=repr))
+
+
+class _Logfmt:
+    """structlog's renderer, on one line whatever is in it: a traceback's lines too are parts of one value."""
+
+    def __init__(self, first: list[str]) -> None:
+        self._render = structlog.processors.LogfmtRenderer(key_order=first)
+
+    def __call__(self, logger: Any, name: str, event: Any) -> str:
+        # A key that holds a space is refused by the renderer, and none of ours comes from elsewhere.
+        shown = {key: printable(value, _LONGEST) if isinstance(value, str) else value for key, value in event.items()}
+        return printable(self._render(logger, name, shown), 2 * _LONGEST)
 
 
 def _without_nothing(_: Any, __: str, event: Any) -> Any:

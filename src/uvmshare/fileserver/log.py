@@ -13,6 +13,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from uvmshare.printable import printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -44,7 +46,7 @@ class Log:
         _ACCOUNT.pack_into(self._account, 0, clock(), _BURST, 0)
 
     def __call__(self, line: str) -> None:
-        """Write one line, if there is room for it. Never raises: who reads it may be gone."""
+        """Write one line, made printable, if there is room for it. Never raises: who reads it may be gone."""
         last, room, left_out = _ACCOUNT.unpack_from(self._account)
         now = self._clock()
         room = min(_BURST, room + (now - last) * _PER_SECOND)
@@ -55,4 +57,4 @@ class Log:
         if left_out:
             line = f"{line} ({left_out} lines before this one were left out)"
         with suppress(OSError):
-            os.write(self._descriptor, f"uvmshare: {line}\n".encode(errors="backslashreplace"))
+            os.write(self._descriptor, f"uvmshare: {printable(line)}\n".encode())

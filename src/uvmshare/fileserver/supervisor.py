@@ -43,6 +43,7 @@ from uvmshare.fileserver.rundir import RunDirectory
 from uvmshare.fileserver.shares import Shares
 from uvmshare.fileserver.takeover import Inheritance, inherit
 from uvmshare.hcs import schema
+from uvmshare.printable import safe_stderr
 
 if TYPE_CHECKING:
     from uvmshare.fileserver.controllers import Controller
@@ -333,6 +334,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) == 4:
         user, group, groups = arguments[1:]
         _become(int(user), int(group), [int(each) for each in groups.split(",") if each])
+    safe_stderr()
     syscalls.set_name("uvmshare")
     # A socket and a pidfd for each mount: the usual 1024 would be less than the limits allow.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

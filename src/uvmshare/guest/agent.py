@@ -22,12 +22,12 @@ import socket
 import struct
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from uvmshare.guest import mount, wire, work
 from uvmshare.guest.bundle import bundle
 from uvmshare.guest.loop import Child, Loop
-from uvmshare.guest.mount import Address, MountError
+from uvmshare.guest.mount import Address, MountError, Parser, printable
 from uvmshare.guest.places import PlaceError
 from uvmshare.guest.survey import survey
 from uvmshare.guest.table import Table
@@ -204,7 +204,7 @@ class Agent:
 
     def log(self, words: str) -> None:
         """Write a line on standard error, which systemd keeps."""
-        sys.stderr.write(f"uvmshare guest agent: {words}\n")
+        sys.stderr.write(f"uvmshare guest agent: {printable(words)}\n")
         sys.stderr.flush()
 
     def run(self, *, listen: Sequence[Address], connect: Sequence[Address]) -> None:
@@ -435,13 +435,6 @@ def _notify(state: str) -> None:
 # ---------------------------------------------------------------------- the command line
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; {self.prog} --help has examples\n")
-
-
 def _address(text: str) -> Address:
     kind, _, rest = text.partition(":")
     if kind == "vsock" and rest.isascii() and rest.isdigit():
@@ -453,7 +446,7 @@ def _address(text: str) -> Address:
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog=program,
         description="Mount and unmount in this guest what the host asks for, and again what was lost. Needs root.",
         epilog=f"""examples:
@@ -531,10 +524,10 @@ def main(arguments: Sequence[str], *, program: str = "uvmshare guest agent") -> 
     try:
         Agent(options, _token(options)).run(listen=options.listen, connect=options.connect)
     except MountError as error:
-        sys.stderr.write(f"{program}: {error}\n")
+        sys.stderr.write(f"{program}: {printable(str(error))}\n")
         return 1
     except OSError as error:
-        sys.stderr.write(f"{program}: {error.filename or 'cannot start'}: {error.strerror}\n")
+        sys.stderr.write(f"{program}: {printable(str(error.filename or 'cannot start'))}: {error.strerror}\n")
         return 1
     return 0
 

@@ -21,7 +21,7 @@ connect=
 open=
 
 die() {
-    echo "agent.sh: $1" >&2
+    printf 'agent.sh: %s\n' "$(printf %s "$1" | tr -c ' -~' '?')" >&2
     exit "${2:-1}"
 }
 

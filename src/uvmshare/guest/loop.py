@@ -24,6 +24,8 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
+from uvmshare.guest.mount import printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -203,7 +205,8 @@ def _be_child(channel: socket.socket, work: Callable[[Send], None]) -> None:
             work(send)
         status = 0
     except BaseException:  # noqa: BLE001  a child ends here, whatever it was, and never in the agent's own code
-        traceback.print_exc()
+        for line in traceback.format_exc().splitlines():
+            sys.stderr.write(printable(line) + "\n")
     finally:
         sys.stderr.flush()
         os._exit(status)

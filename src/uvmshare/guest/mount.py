@@ -31,12 +31,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Address",
     "MountError",
+    "Parser",
     "attach",
     "connect",
     "main",
     "mount",
     "mount_options",
     "parse_address",
+    "printable",
     "why_not_mounted",
 ]
 
@@ -51,6 +53,24 @@ _MAX_CID = 0xFFFFFFFF
 _MAX_PORT = 0xFFFF
 _MS_RDONLY = 1
 _MNT_DETACH = 2
+
+
+_INVISIBLE = re.compile(
+    "[\\u034f\\u115f\\u1160\\u17b4\\u17b5\\u180b-\\u180d\\u180f\\u2800\\u3164\\ufe00-\\ufe0f\\uffa0\\U000e0100-\\U000e01ef]"
+)
+
+
+def printable(text: str, most: int = 8192) -> str:
+    r"""Return the text on one line, with all escaped that does not show itself (``\x1b``); at most `most` characters.
+
+    Names and reasons come from others and go to terminals and logs. The host has the same function in a file that no
+    guest has (`uvmshare.printable`).
+    """
+    shown = "".join(
+        letter if letter.isprintable() and not _INVISIBLE.match(letter) else ascii(letter)[1:-1]
+        for letter in text[:most]
+    )
+    return f"{shown[:most]}..." if len(text) > most or len(shown) > most else shown
 
 
 class MountError(Exception):
@@ -276,15 +296,16 @@ def _has(name: str) -> bool:
     return os.path.exists(f"/sys/module/{name}")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+class Parser(argparse.ArgumentParser):
+    """An argument parser that says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; {self.prog} --help has examples\n")
+        """Say it, and end with status 2."""
+        self.exit(2, f"{self.prog}: {printable(message)}; {self.prog} --help has examples\n")
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog=program,
         description="Mount a share of the host's inside this guest. Needs root and a kernel with 9p and 9pnet_fd.",
         epilog=f"""examples:
@@ -330,7 +351,7 @@ def main(arguments: Sequence[str], *, program: str = "uvmshare guest mount") -> 
             timeout=options.timeout,
         )
     except MountError as error:
-        sys.stderr.write(f"{program}: {error}\n")
+        sys.stderr.write(f"{program}: {printable(str(error))}\n")
         return 1
     except KeyboardInterrupt:
         return 130
