@@ -181,22 +181,24 @@ def test_a_start_that_is_cancelled_leaves_nothing(
         booting = asyncio.Event()
 
         async def spawn_and_tell(
-            command: list[str], channels: int, directory: str
+            command: list[str], channels: int, directory: str, inherited: Sequence[int]
         ) -> tuple[asyncio.subprocess.Process, Sequence[_Channel]]:
-            process, opened = await spawn(command, channels, directory)
+            process, opened = await spawn(command, channels, directory, inherited)
             spawned.append(process)
             booting.set()
             return process, opened
 
         monkeypatch.setattr(module, "_spawn", spawn_and_tell)
-        starting = asyncio.create_task(GuestVM.start())
+        starting = asyncio.create_task(GuestVM.start(vsock=f"{folder}/v"))
         await booting.wait()
         await asyncio.sleep(0)  # into the wait for the guest
         starting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await starting
 
-    runner.run(start())
+    with tempfile.TemporaryDirectory(prefix="v-", dir="/tmp") as folder:  # a unix socket's path is short
+        runner.run(start())
+        assert os.listdir(folder) == []
     assert not is_running(spawned[0].pid)
     assert list(tmp_path.iterdir()) == []
 
@@ -259,6 +261,14 @@ def test_killing_one_that_has_just_ended_takes_its_status_from_nobody(
 
     assert runner.run(end()) == 3
     assert caplog.text == ""
+
+
+def test_a_qemu_without_the_vsock_device_is_named(runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_VSOCK_DEVICE", "no-such-device")
+    with pytest.raises(GuestUnavailable, match="has no no-such-device"):
+        runner.run(GuestVM.start(vsock="/nonexistent/v"))
+    monkeypatch.setattr(module, "_QEMU", "qemu-that-nobody-has")
+    assert not runner.run(module.has_vsock())
 
 
 def test_without_qemu_the_package_is_named(runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,9 @@ The machine is QEMU's q35, not its smaller microvm: that one has neither HPET no
 cannot calibrate its clock against the PIT, as happens in one emulated boot of three on a busy host, hangs before its
 first line.
 
+With `vsock` the guest has a vsock device too, whose host's side is the unix sockets of Firecracker or Cloud Hypervisor
+(`uvmshare.testing.vsock`).
+
 KVM is used where a probe has shown that it runs a guest, software emulation (TCG) elsewhere: there are machines
 where /dev/kvm opens and a guest then hangs in it.
 """
@@ -35,15 +38,17 @@ from typing import TYPE_CHECKING, Literal, Self
 from uvmshare.errors import GuestFailed, GuestUnavailable
 from uvmshare.testing import initramfs
 from uvmshare.testing.kernel import cache_directory, find_busybox, find_kernel
+from uvmshare.testing.vsock import VsockDevice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from uvmshare.testing.kernel import GuestKernel
+    from uvmshare.testing.vsock import FlavourName
 
 
-__all__ = ["HOST", "GuestResult", "GuestVM", "choose_accelerator", "send_signal"]
+__all__ = ["HOST", "GuestResult", "GuestVM", "choose_accelerator", "has_vsock", "send_signal"]
 
 HOST = "10.0.2.2"
 """The host's loopback, as the guest sees it through QEMU's user network."""
@@ -54,6 +59,10 @@ _SIGKILL = 9
 _QEMU = "qemu-system-x86_64"
 _INIT = os.path.join(os.path.dirname(__file__), "guest_init.sh")
 _MODULES = ("virtio_pci", "virtio_net", "virtio_console", "9p", "9pnet_fd")
+_VSOCK_MODULE = "vmw_vsock_virtio_transport"
+_VSOCK_DEVICE = "vhost-user-vsock-pci"
+_VSOCK_PATIENCE = 60.0
+"""Seconds that the vsock device waits for the guest. The monitors wait 2, which an emulated guest may miss."""
 _KERNEL_ARGUMENTS = (
     "console=ttyS0 quiet loglevel=4 panic=-1 reboot=t mitigations=off nokaslr audit=0 random.trust_cpu=on"
 )
@@ -144,7 +153,8 @@ class _Channel:
 class GuestVM:
     """A running guest. Build one with `start`; leaving its ``async with`` block ends it.
 
-    `accelerator` says what runs it, `release` which kernel, and `boot_seconds` how long its start took.
+    `accelerator` says what runs it, `release` which kernel, and `boot_seconds` how long its start took. `vsock` is its
+    vsock device, None if it has none.
     """
 
     def __init__(
@@ -155,6 +165,7 @@ class GuestVM:
         *,
         accelerator: Accelerator,
         release: str,
+        vsock: VsockDevice | None = None,
     ) -> None:
         """For `start` alone."""
         self._process = process
@@ -164,6 +175,7 @@ class GuestVM:
         self._lost = 0
         self.accelerator: Accelerator = accelerator
         self.release = release
+        self.vsock = vsock
         self.boot_seconds = 0.0
 
     @classmethod
@@ -176,6 +188,8 @@ class GuestVM:
         memory_mib: int = 512,
         channels: int = 4,
         modules: Sequence[str] = (),
+        vsock: str | None = None,
+        flavour: FlavourName = "firecracker",
         qemu_arguments: Sequence[str] = (),
         deadline: float = _BOOT_DEADLINE,
         progress: Callable[[str], None] = lambda _: None,
@@ -191,12 +205,19 @@ class GuestVM:
         loaded besides those for virtio and 9P, `qemu_arguments` are added to QEMU's command line, `deadline` is in
         seconds, and `progress` is told in words what is being done.
 
-        Raises `GuestUnavailable` when QEMU, a kernel or busybox is missing, `GuestFailed` when the guest does not
-        come up in time; the end of its console is in the message.
+        With `vsock`, a path, the guest has CID 3 and its host's side is that unix socket, in the `flavour` of a
+        monitor: a file server at ``firecracker:PATH`` is the guest's ``vsock:2``.
+
+        Raises `GuestUnavailable` when QEMU, a kernel or busybox is missing, or QEMU has no vsock device;
+        `GuestFailed` when the guest does not come up in time; the end of its console is in the message; `OSError` when
+        the path of `vsock` is taken.
         """
         qemu = shutil.which(_QEMU)
         if qemu is None:
             msg = f"{_QEMU} is not on PATH: run tools/packages demo, or apt-get install qemu-system-x86"
+            raise GuestUnavailable(msg)
+        if vsock is not None and not await has_vsock():
+            msg = f"{qemu} has no {_VSOCK_DEVICE}: take QEMU 5.1 or later, as Debian's qemu-system-x86 is"
             raise GuestUnavailable(msg)
         if kernel is None:
             kernel = await asyncio.to_thread(find_kernel)
@@ -204,7 +225,12 @@ class GuestVM:
         progress(f"booting Linux {kernel.release} under {accelerator}")
         started = time.monotonic()
         directory = tempfile.mkdtemp(prefix="uvmshare-guest-")
+        device = None
         try:
+            if vsock is not None:
+                device = VsockDevice(vsock, flavour=flavour, patience=_VSOCK_PATIENCE)
+                device.start()
+                modules = (*modules, _VSOCK_MODULE)
             image = await asyncio.to_thread(_prepare, directory, kernel, root, modules)
             command = [
                 *(qemu, "-M", "q35,usb=off,sata=off,smbus=off,vmport=off", "-m", str(memory_mib)),
@@ -217,13 +243,19 @@ class GuestVM:
                 *("-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"),
                 *("-device", f"virtio-serial-pci,max_ports={channels + 1}"),
                 *(_HOST_ROOT_ARGUMENTS if root == "host" else ()),
+                *(device.qemu_arguments(memory_mib) if device is not None else ()),
                 *qemu_arguments,
             ]
-            process, opened = await _spawn(command, channels, directory)
+            inherited = [] if device is None else [device.qemu_end.fileno()]
+            process, opened = await _spawn(command, channels, directory, inherited)
         except BaseException:
+            if device is not None:
+                device.close()
             shutil.rmtree(directory, ignore_errors=True)
             raise
-        guest = cls(process, opened, directory, accelerator=accelerator, release=kernel.release)
+        if device is not None:
+            device.qemu_end.close()  # so that QEMU's end is the end of the device
+        guest = cls(process, opened, directory, accelerator=accelerator, release=kernel.release, vsock=device)
         try:
             async with asyncio.timeout(deadline):
                 for channel in opened:
@@ -313,6 +345,8 @@ class GuestVM:
             msg = f"QEMU (process {self._process.pid}) did not end {_END_DEADLINE:g} s after it was killed"
             raise GuestFailed(msg) from error
         finally:
+            if self.vsock is not None:
+                await asyncio.to_thread(self.vsock.close)
             shutil.rmtree(self._directory, ignore_errors=True)
 
     async def __aenter__(self) -> Self:
@@ -337,6 +371,21 @@ def send_signal(process: asyncio.subprocess.Process, number: int) -> None:
     if process.returncode is not None:
         raise ProcessLookupError
     os.kill(process.pid, number)
+
+
+async def has_vsock() -> bool:
+    """Tell whether QEMU has the vsock device that needs nothing of the host's kernel; False without QEMU."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(_QEMU, "-device", "help"),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+    except OSError:
+        return False
+    devices, _ = await process.communicate()
+    return f'"{_VSOCK_DEVICE}"'.encode() in devices
 
 
 async def choose_accelerator(progress: Callable[[str], None] = lambda _: None) -> Accelerator:
@@ -402,9 +451,12 @@ def _prepare(directory: str, kernel: GuestKernel, root: str, modules: Sequence[s
 
 
 async def _spawn(
-    command: list[str], channels: int, directory: str
+    command: list[str], channels: int, directory: str, inherited: Sequence[int]
 ) -> tuple[asyncio.subprocess.Process, Sequence[_Channel]]:
-    """Start QEMU with so many virtio-serial ports and return it with the host's ends of them."""
+    """Start QEMU with so many virtio-serial ports and return it with the host's ends of them.
+
+    It gets the `inherited` descriptors too.
+    """
     pairs = [socket.socketpair() for _ in range(channels)]
     opened = [_Channel(*await asyncio.open_connection(sock=ours)) for ours, _ in pairs]
     for number, (_, theirs) in enumerate(pairs, 1):
@@ -417,7 +469,7 @@ async def _spawn(
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            pass_fds=[theirs.fileno() for _, theirs in pairs],
+            pass_fds=[*inherited, *(theirs.fileno() for _, theirs in pairs)],
         )
     except BaseException:
         for channel in opened:
