@@ -93,6 +93,8 @@ class Device:
         self.address = f"unix:{self.directory}/s"
         self._runner = asyncio.Runner()
         settings.setdefault("listen", [self.address])
+        if "run_as" in settings and sys.platform != "win32":
+            os.chown(self.directory, *settings["run_as"][:2])
         try:
             self.server: FileServer = self.run(FileServer.start(**settings))
         except BaseException:

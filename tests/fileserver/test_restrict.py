@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from uvmshare.ninep import messages as m
-from uvmshare.ninep.constants import AT_REMOVEDIR
+from uvmshare.ninep.constants import AT_REMOVEDIR, SetattrValid
 from uvmshare.ninep.constants import OpenFlag as O
+from uvmshare.ninep.types import decode_entries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,6 +161,168 @@ def test_nothing_is_created_in_it(
     with refused(errno.EACCES, errno.ENOENT):
         restricted.create(name, flags)
     assert snapshot(host.root) == before
+
+
+# The directory itself
+
+
+@pytest.mark.parametrize("valid", [int(bit) for bit in SetattrValid])
+def test_the_directorys_own_attributes_are_not_the_guests(
+    *, host: Host, restricted: Client, refused: Refused, valid: int, snapshot: Callable[[Path], object]
+) -> None:
+    before = snapshot(host.root)
+    clone, above = restricted.walk(), restricted.walk("directory", start=ROOT)
+    restricted.ask(m.Twalk(above, above, (b"..",)), m.Rwalk)
+    for fid in (ROOT, clone, above, restricted.open("", O.DIRECTORY)):
+        with refused(errno.EPERM):
+            restricted.rpc(m.Tsetattr(fid, valid, 0, 1, 1, 0, 5, 5, 5, 5))
+    assert snapshot(host.root) == before
+
+
+@pytest.mark.parametrize("name", [b"user.own", b"system.posix_acl_access", b"trusted.x", b"user.virtfs.uid"])
+def test_the_directorys_extended_attributes_are_neither_told_nor_set(
+    *, host: Host, restricted: Client, refused: Refused, name: bytes
+) -> None:
+    os.setxattr(host.root, "user.own", b"the host's")
+    os.setxattr(host.root, "user.virtfs.note", b"the host's")
+    before = sorted(os.listxattr(host.root))
+    assert restricted.ask(m.Txattrwalk(ROOT, NEW, b""), m.Rxattrwalk).size == 0
+    assert restricted.read(NEW, 0, 100) == b""
+    restricted.ask(m.Tclunk(NEW), m.Rclunk)
+    with refused(errno.ENODATA):
+        restricted.rpc(m.Txattrwalk(ROOT, NEW, name))
+    for size, flags in ((1, 0), (0, os.XATTR_REPLACE)):
+        fid = restricted.walk()
+        with refused(errno.EPERM):
+            restricted.rpc(m.Txattrcreate(fid, name, size, flags))
+        restricted.clunk(fid)
+    assert sorted(os.listxattr(host.root)) == before
+
+
+def everything_told(guest: Client) -> tuple[object, ...]:
+    """All that a guest is told of the root: attributes, qids, and its listing with every cookie."""
+    fid = guest.open("", O.DIRECTORY)
+    with guest.walked("directory") as below:
+        above = guest.ask(m.Twalk(below, NEW, (b"..",)), m.Rwalk).qids
+    guest.ask(m.Tclunk(NEW), m.Rclunk)
+    told = guest.getattr(ROOT), guest.readdir(fid), above
+    guest.clunk(fid)
+    return told
+
+
+def test_nothing_is_told_of_other_names_that_come_and_go(host: Host, restricted: Client) -> None:
+    before = everything_told(restricted)
+    for name in ("a", "new", "zz" * 100):
+        (host.root / name).mkdir()
+        (host.root / f"{name}.txt").write_bytes(b"x" * 10000)
+        assert everything_told(restricted) == before
+    (host.root / "other").unlink()
+    os.setxattr(host.root, "user.x", b"1")
+    os.utime(host.root)
+    assert everything_told(restricted) == before
+    told = restricted.getattr(ROOT)
+    assert (told.nlink, told.size, told.blocks) == (1, 0, 0)
+
+
+def test_mode_and_owner_are_told_since_the_guests_kernel_decides_by_them(host: Host, restricted: Client) -> None:
+    host.root.chmod(0o711)
+    found, told = host.root.stat(), restricted.getattr(ROOT)
+    assert (told.mode, told.uid, told.gid) == (found.st_mode, found.st_uid, found.st_gid)
+
+
+def test_the_times_tell_of_allowed_names_that_come_go_and_are_replaced(host: Host, restricted: Client) -> None:
+    def told() -> tuple[int, int]:
+        found = restricted.getattr(ROOT)
+        return found.mtime_sec, found.mtime_nsec
+
+    times = [told()]
+    (host.root / "absent").write_bytes(b"now")
+    times.append(told())
+    (host.root / "other").rename(host.root / "allowed")
+    times.append(told())
+    (host.root / "absent").unlink()
+    times.append(told())
+    assert times == sorted(set(times))
+    assert told() == times[-1]
+
+
+def test_a_listing_goes_on_where_it_was_while_names_come_and_go(host: Host, restricted: Client) -> None:
+    fid = restricted.open("", O.DIRECTORY)
+    entries = {entry.name: entry for entry in restricted.readdir(fid)}
+    (host.root / "allowed").unlink()
+    (host.root / "absent").write_bytes(b"")
+    reply = restricted.ask(m.Treaddir(fid, entries[b"directory"].offset, 4096), m.Rreaddir)
+    assert [entry.name for entry in decode_entries(bytes(reply.data))] == ["grüße".encode(), b"link"]
+    assert entries[b"directory"].qid.path == (host.root / "directory").stat().st_ino
+
+
+def test_a_listing_needs_room_for_an_entry(restricted: Client, refused: Refused) -> None:
+    fid = restricted.open("", O.DIRECTORY)
+    with refused(errno.EINVAL):
+        restricted.rpc(m.Treaddir(fid, 0, 10))
+    for offset in (7, 8, 1 << 20):
+        assert restricted.ask(m.Treaddir(fid, offset, 4096), m.Rreaddir).data == b""
+
+
+# What leaves the list without leaving the directory
+
+
+def test_what_the_host_moves_off_the_list_has_left_the_share(host: Host, restricted: Client, refused: Refused) -> None:
+    (host.root / "directory" / "deep").mkdir()
+    (host.root / "directory" / "deep" / "file").write_bytes(b"")
+    above, deep, file = restricted.walk("directory"), restricted.walk("directory/deep"), restricted.walk("allowed")
+    listing = restricted.open("directory/deep", O.DIRECTORY)
+    (host.root / "directory" / "deep").rename(host.root / "hidden" / "deep")
+    (host.root / "directory").rename(host.root / "moved")
+    (host.root / "allowed").rename(host.root / "allowed (deleted)")
+    (host.root / "hidden" / "deep" / "secret").write_bytes(b"")
+    for message in (
+        m.Twalk(deep, NEW, (b"secret",)),
+        m.Twalk(above, NEW, (b"inner",)),
+        m.Tlopen(deep, O.DIRECTORY),
+        m.Treaddir(listing, 0, 4096),
+        m.Tlcreate(deep, b"new", O.WRONLY, 0o644, 0),
+        m.Tmkdir(deep, b"new", 0o755, 0),
+        m.Tunlinkat(deep, b"secret", 0),
+        m.Tsetattr(deep, SetattrValid.MODE, 0o700),
+        m.Txattrwalk(deep, NEW, b""),
+        m.Tlopen(file, O.RDWR),
+        m.Tsetattr(file, SetattrValid.SIZE, size=0),
+    ):
+        with refused(errno.ENOENT):
+            restricted.rpc(message)
+    assert len(restricted.ask(m.Twalk(deep, NEW, (b"..", b"inner")), m.Rwalk).qids) == 1
+    assert sorted(os.listdir(host.root / "hidden" / "deep")) == ["file", "secret"]
+
+
+def test_a_file_that_the_host_removed_is_still_the_guests_who_has_it_open(host: Host, restricted: Client) -> None:
+    fid = restricted.open("allowed", O.RDWR)
+    (host.root / "new").write_bytes(b"new")
+    (host.root / "new").rename(host.root / "allowed")
+    restricted.setattr(fid, size=3, mode=0o600)
+    assert restricted.read(fid, 0, 10) == b"all"
+    assert restricted.read_file("allowed") == b"new"
+
+
+def test_it_is_told_by_climbing_too_when_the_path_is_too_long(host: Host, restricted: Client, refused: Refused) -> None:
+    at = os.open(host.root / "directory", os.O_RDONLY)
+    try:
+        for _ in range(20):
+            os.mkdir("d" * 250, dir_fd=at)
+            below = os.open("d" * 250, os.O_RDONLY, dir_fd=at)
+            os.close(at)
+            at = below
+        os.mkdir("last", dir_fd=at)
+    finally:
+        os.close(at)
+    deep = restricted.walk("/".join(["directory", *["d" * 250] * 20]))
+    assert restricted.ask(m.Twalk(deep, NEW, (b"last",)), m.Rwalk).qids
+    restricted.ask(m.Tclunk(NEW), m.Rclunk)
+    (host.root / "directory").rename(host.root / "moved")
+    with refused(errno.ENOENT):
+        restricted.rpc(m.Twalk(deep, NEW, (b"last",)))
+    (host.root / "moved").rename(host.root / "directory")
+    assert restricted.ask(m.Twalk(deep, NEW, (b"last",)), m.Rwalk).qids
 
 
 def test_an_unlisted_file_is_not_reached_by_a_link_made_elsewhere(host: Host, restricted: Client) -> None:

@@ -76,6 +76,8 @@ class Target:
     model: str
     top: Path
     log: Path
+    user: tuple[int, int]
+    """Whom the shares belong to."""
     root: Path = field(init=False)
     outside: Path = field(init=False)
     name: str = field(init=False)
@@ -87,6 +89,8 @@ class Target:
         quiet = self.top / "quiet"
         for path in (self.root, self.outside, quiet):
             path.mkdir()
+            if sys.platform != "win32":
+                os.chown(path, *self.user)
         (self.outside / "canary").write_bytes(CANARY)
         (self.outside / "canary").chmod(0o640)
         (quiet / "file").write_bytes(b"content")
@@ -172,7 +176,12 @@ def attack(xattr_directory: Path) -> Iterator[Callable[..., Target]]:
                 pytest.skip("passthrough changes owners, which needs root")
             top = Path(tempfile.mkdtemp(dir=xattr_directory))
             log = top / "log"
-            made = Target(Device(security_model=model, log=log, **settings), model, top, log)
+            user = os.geteuid(), os.getegid()
+            if "run_as" in settings:
+                user = settings["run_as"][:2]
+                for path in (xattr_directory, top):
+                    path.chmod(0o755)
+            made = Target(Device(security_model=model, log=log, **settings), model, top, log, user)
             started.callback(made.close)
             return made
 

@@ -29,6 +29,7 @@ from uvmshare.fileserver.device import FileServer
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.limits import Limits
 from uvmshare.fileserver.link import Link
+from uvmshare.fileserver.listing import Listing
 from uvmshare.fileserver.ownership import Owner, Ownership
 from uvmshare.fileserver.session import Session
 from uvmshare.fileserver.supervisor import Supervisor
@@ -106,7 +107,7 @@ def test_a_directory_stays_open_while_its_listing_runs_aside(tmp_path: Path) -> 
         client.rpc(m.Tlopen(1, OpenFlag.DIRECTORY))
         file = session.open_file(1)
         listing, number = file.listing, file.fd
-        assert listing is not None
+        assert isinstance(listing, Listing)
         listing.is_large = True
         with listing._lock:  # the job waits here
             tag = client.send(m.Treaddir(1, 0, 4096))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from uvmshare.fileserver.listing import Listing
+    from uvmshare.fileserver.listing import AllowedListing, Listing
     from uvmshare.fileserver.tree import Node, Tree
 
 __all__ = ["CreatedFile", "Fid", "OpenFile", "XattrValue", "XattrWrite"]
@@ -37,7 +37,7 @@ class OpenFile:
         self.writable = writable
         self.sync = sync
         self.splices = splices
-        self.listing: Listing | None = None
+        self.listing: Listing | AllowedListing | None = None
         self.nowait = True
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:

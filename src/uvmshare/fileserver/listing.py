@@ -1,7 +1,8 @@
 """Directory entries from the host, encoded once for the guest.
 
-What lives here: `Listing`, the position of one open directory and what is encoded ahead of it, and `Kept`,
-whole listings for the next time. What must not: the message that asks for it (`handlers.directories`).
+What lives here: `Listing`, the position of one open directory and what is encoded ahead of it, `Kept`, whole listings
+for the next time, and `AllowedListing`, which reads no directory. What must not: the message that asks for one
+(`handlers.directories`).
 
 Entries are encoded from what getdents64(2) tells, without a stat each, and kept until the guest has
 taken them: it asks again from the last offset.
@@ -20,6 +21,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import stat
 import struct
 import threading
 import time
@@ -34,9 +36,11 @@ from uvmshare.fileserver.tree import MAX_INODE
 from uvmshare.ninep.constants import QidType
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-__all__ = ["MAX_OFFSET", "Kept", "Listing"]
+    from uvmshare.fileserver.allowed import AllowedNames
+
+__all__ = ["MAX_OFFSET", "AllowedListing", "Kept", "Listing"]
 
 _BUFFER_SIZE: Final = 64 * 1024
 _LARGE: Final = 256 * 1024
@@ -56,7 +60,9 @@ _DT_COUNT: Final = 16
 _QID_TYPES: Final = [0] * _DT_COUNT
 _QID_TYPES[_DT_DIR] = int(QidType.DIR)
 _QID_TYPES[_DT_LNK] = int(QidType.SYMLINK)
-_DOTS: Final = (b".", b"..")
+
+_TYPE_SHIFT: Final = 12
+"""From ``S_IFMT`` of a mode to the type of a directory entry: ``IFTODT`` of dirent.h."""
 
 MAX_OFFSET: Final = 0x7FFFFFFF
 """The largest offset that a 32-bit program of the guest can take."""
@@ -131,8 +137,8 @@ class Listing:
 
     `qid_path` makes the number of a qid from an inode; `qid_base` is what it adds to one below
     `MAX_INODE`, None when it does not simply add; `regular_type` tells the type that a regular file of the host, given
-    by a path, has for the guest, and is None where that is a regular file always; `only` are the names that exist,
-    None for all; `root_inode` hides what is above the share. `kept` has whole listings.
+    by a path, has for the guest, and is None where that is a regular file always;
+    `root_inode` hides what is above the share. `kept` has whole listings.
     """
 
     def __init__(
@@ -142,7 +148,6 @@ class Listing:
         qid_path: Callable[[int], int],
         qid_base: int | None,
         regular_type: Callable[[bytes], int] | None,
-        only: frozenset[bytes] | None,
         root_inode: int | None,
         kept: Kept,
     ) -> None:
@@ -153,11 +158,10 @@ class Listing:
         self._qid_path = qid_path
         self._qid_base = qid_base
         self._regular_type = regular_type
-        self._only = only
         self._root_inode = root_inode
         found = os.fstat(descriptor)
         self.is_large = found.st_size >= _LARGE
-        self._key = found.st_dev, found.st_ino, root_inode is not None  # the root's own listing leaves things out
+        self._key = found.st_dev, found.st_ino, root_inode is not None  # the root's own listing hides what is above
         self._kept = kept
         self._is_exact = kept.is_exact(descriptor, found.st_dev)
         self._lock = threading.Lock()  # large ones are read on several threads
@@ -319,7 +323,7 @@ class Listing:
         # listing by a quarter (`readdir` of benchmarks/, 1.8 to 1.4 ms a message); 0.6 us an entry are left.
         entries: list[bytes] = []
         append, unpack, pack, index = entries.append, _DIRENT.unpack_from, _ENTRY.pack, raw.index
-        qid_base, qid_path, only, root_inode = self._qid_base, self._qid_path, self._only, self._root_inode
+        qid_base, qid_path, root_inode = self._qid_base, self._qid_path, self._root_inode
         qid_types, regular_type, here = _QID_TYPES, self._regular_type, b"/proc/self/fd/%d/" % self._descriptor
         places, offsets = self._places, self._offsets
         offset = len(places)
@@ -329,8 +333,6 @@ class Listing:
             start = at + 19
             name = raw[start : index(0, start)]
             at += length
-            if only is not None and name not in only and name not in _DOTS:
-                continue
             if root_inode is not None and name == b"..":
                 inode = root_inode
             if d_type >= _DT_COUNT:
@@ -362,3 +364,62 @@ def _ends_of(encoded: bytes) -> array[int]:
         at += _ENTRY.size + length(encoded, at + _NAME_LENGTH_AT)[0]
         append(at)
     return ends
+
+
+class AllowedListing:
+    """The entries of the root: ".", "..", and the allowed names that are there, in the order of their bytes.
+
+    An offset is the place in that order, whether a name is there or not: it stays good while they come and go.
+    `qid_path` makes the number of a qid from device and inode; `regular_type` is that of a `Listing`.
+    """
+
+    is_large = False
+
+    def __init__(
+        self,
+        allowed: AllowedNames,
+        root: os.stat_result,
+        *,
+        qid_path: Callable[[int, int], int],
+        regular_type: Callable[[bytes], int] | None,
+    ) -> None:
+        self._allowed = allowed
+        self._dots = root
+        self._qid_path = qid_path
+        self._regular_type = regular_type
+
+    def is_ready(self, offset: int) -> bool:
+        """Say whether a read from there needs nothing of the host."""
+        del offset
+        return False
+
+    def read(self, offset: int, count: int) -> list[bytes]:
+        """Return as many whole entries from `offset` on as `count` bytes hold; none at the end.
+
+        Raises `OSError`: EINVAL when the next entry is larger than `count`, or for an offset past `MAX_OFFSET`.
+        """
+        if offset > MAX_OFFSET:
+            raise OSError(errno.EINVAL, "no offset of a directory")
+        taken: list[bytes] = []
+        room = count
+        for name, behind, found in self._from(offset):
+            d_type = stat.S_IFMT(found.st_mode) >> _TYPE_SHIFT
+            if self._regular_type is not None and stat.S_ISREG(found.st_mode):
+                d_type = self._regular_type(self._allowed.path_of(name))
+            path = self._qid_path(found.st_dev, found.st_ino)
+            entry = _ENTRY.pack(_QID_TYPES[d_type], 0, path, behind, d_type, len(name)) + name
+            if len(entry) > room:
+                if not taken:
+                    raise OSError(errno.EINVAL, "count is smaller than the next entry")
+                break
+            taken.append(entry)
+            room -= len(entry)
+        return taken
+
+    def _from(self, offset: int) -> Iterator[tuple[bytes, int, os.stat_result]]:
+        """Give each name that is there from an offset on, the offset behind it, and its lstat(2)."""
+        names = (b".", b"..", *self._allowed.names)
+        for place in range(offset, len(names)):
+            found = self._dots if place < 2 else self._allowed.look(names[place])
+            if found is not None:
+                yield names[place], place + 1, found

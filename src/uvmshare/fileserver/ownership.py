@@ -136,7 +136,7 @@ class Ownership:
         ):
             return known
         attributes = self.seen(node, found)
-        known = Known(found, attributes, self._tree.qid_numbers(found, attributes[0]))
+        known = Known(found, attributes, self._tree.qid_numbers(self._tree.told(node, found), attributes[0]))
         if is_settled(time.time_ns(), known.ctime):
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()

@@ -551,8 +551,16 @@ class Session:
 
     def require_changeable(self, directory: Node) -> None:
         """Refuse changes of names in the root of a share with an allow-list: EACCES. Raises `OSError`."""
-        if self.export.only is not None and directory.parent is None:
+        if not self.tree.is_shared(directory):
             raise OSError(errno.EACCES, "the names of this directory are fixed")
+
+    def require_shared(self, node: Node) -> None:
+        """Refuse changes of the root of a share with an allow-list: EPERM. Raises `OSError`.
+
+        Both errnos are those of a directory that is somebody else's and may not be written.
+        """
+        if not self.tree.is_shared(node):
+            raise OSError(errno.EPERM, "only names in this directory are shared, not the directory itself")
 
     def uid_of(self, message: messages.Tattach) -> int:
         """Return the uid that an attach speaks for: n_uname, or what uname says when there is none."""

@@ -17,6 +17,7 @@ import stat
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
+from uvmshare.fileserver.allowed import AllowedNames
 from uvmshare.fileserver.walls import Walls
 from uvmshare.ninep.constants import QidType
 from uvmshare.ninep.types import Qid
@@ -86,10 +87,12 @@ class Tree:
     def __init__(self, export: Export) -> None:
         self.root: Node = _Root(export.root, None, b"")
         self.only = export.only
+        self.allowed = None if export.only is None else AllowedNames(export.root, export.only)
+        """Of a share with an allow-list: what is told of its root, which is not shared itself."""
         found = os.fstat(export.root)
         self._devices = {found.st_dev: 0}
         self._proc = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.walls = Walls(self.root, self._proc)
+        self.walls = Walls(self.root, self._proc, export.only)
 
     @property
     def descriptors(self) -> tuple[int, int]:
@@ -214,7 +217,15 @@ class Tree:
         """Return a path that leads to the very file of a node, for calls that take no descriptor of it."""
         return f"/proc/self/fd/{node.fd}"
 
-    # Naming files
+    # What is told of files
+
+    def told(self, node: Node, found: os.stat_result) -> os.stat_result:
+        """Return what a guest may know of a node whose fstat(2) is `found`."""
+        return found if self.allowed is None or node.parent is not None else self.allowed.told(found)
+
+    def is_shared(self, node: Node) -> bool:
+        """Say whether the file itself is shared: not the root of a share with an allow-list."""
+        return self.allowed is None or node.parent is not None
 
     def qid_path(self, device: int, inode: int) -> int:
         """Return a number that is the file's alone in this share.

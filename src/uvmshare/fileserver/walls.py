@@ -38,17 +38,24 @@ __all__ = ["Walls"]
 _MOST_LET_IN: Final = 256
 """Nodes that wait for `confirm`: each holds a descriptor."""
 
+_REMOVED: Final = b" (deleted)"
+"""What the kernel puts behind the path of a file whose name was removed (proc_pid_fd(5))."""
+
 _UP_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Walls:
-    """The bounds of one share. `proc` is a descriptor of /proc/self/fd."""
+    """The bounds of one share. `proc` is a descriptor of /proc/self/fd, `only` the names of the root that are shared.
 
-    def __init__(self, root: Node, proc: int) -> None:
+    With an allow-list, inside is below one of these names: what the host moves elsewhere in the root has left.
+    """
+
+    def __init__(self, root: Node, proc: int, only: frozenset[bytes] | None) -> None:
         found = os.fstat(root.fd)
         self._root = root
         self._root_id = found.st_dev, found.st_ino
         self._proc = proc
+        self._only = only
         self.is_alone = False
         self.has_landlock = False
         """Whether the kernel itself refuses to open, make and remove what is not below the root: landlock(7)."""
@@ -63,11 +70,11 @@ class Walls:
     def take_process(self, *, has_landlock: bool) -> None:
         """Use the working directory, which nobody else in this process may; `has_landlock` as it says.
 
-        Raises `OSError`.
+        Landlock knows no allow-list: with one, its word is not enough. Raises `OSError`.
         """
         os.fchdir(self._root.fd)
         self.is_alone = True
-        self.has_landlock = has_landlock
+        self.has_landlock = has_landlock and self._only is None
 
     # By the working directory
 
@@ -89,7 +96,7 @@ class Walls:
         self._at = directory
         self._here = b""
         here = os.getcwdb()
-        if here.startswith(self._root_path) and here[len(self._root_path) :].startswith(b"/"):
+        if self._is_below(here, self._root_path):
             self._here = here
 
     def after(self, directory: Node, expected: bytes, nodes: list[Node]) -> bool:
@@ -165,7 +172,7 @@ class Walls:
         try:
             root = self._path(self._root)
             while True:
-                is_below = self._path(node).startswith(root if root.endswith(b"/") else root + b"/")
+                is_below = self._is_below(self._path(node), root, node)
                 before, root = root, self._path(self._root)
                 if root == before:
                     return is_below
@@ -181,14 +188,29 @@ class Walls:
                 return os.getcwdb()
         return os.readlink(b"%d" % node.fd, dir_fd=self._proc)
 
+    def _is_below(self, path: bytes, root: bytes, node: Node | None = None) -> bool:
+        """Say whether a path is one of the share's; `node` is whose it is when it may have been removed."""
+        above = root if root.endswith(b"/") else root + b"/"
+        if not path.startswith(above):
+            return False
+        if self._only is None:
+            return True
+        first, _, rest = path[len(above) :].partition(b"/")
+        if not rest and node is not None and first.endswith(_REMOVED) and not os.fstat(node.fd).st_nlink:
+            first = first.removesuffix(_REMOVED)
+        return first in self._only
+
     def _climbs_to_root(self, node: Node) -> bool:
         """Say whether going up from the node, or from its directory, comes to the root."""
         start = node if stat.S_ISDIR(os.fstat(node.fd).st_mode) or node.parent is None else node.parent
         at = os.dup(start.fd)
         try:
+            found = os.fstat(node.fd)
+            below = found.st_dev, found.st_ino
             found = os.fstat(at)
             here = found.st_dev, found.st_ino
             while here != self._root_id:
+                below = here
                 above = os.open("..", _UP_FLAGS, dir_fd=at)
                 os.close(at)
                 at = above
@@ -196,6 +218,14 @@ class Walls:
                 if (found.st_dev, found.st_ino) == here:
                     return False  # the root of all file systems is its own parent
                 here = found.st_dev, found.st_ino
-            return True
+            return self._only is None or any(self._is_entry(name, below) for name in self._only)
         finally:
             os.close(at)
+
+    def _is_entry(self, name: bytes, number: tuple[int, int]) -> bool:
+        """Say whether a name of the root is the file of that device and inode."""
+        try:
+            found = os.stat(name, dir_fd=self._root.fd, follow_symlinks=False)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == number

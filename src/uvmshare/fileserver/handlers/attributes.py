@@ -66,7 +66,7 @@ def getattr_(session: Session, tag: int, number: int, at: int, stop: int) -> byt
     body = known.body
     if body is None or known.atime != found.st_atime_ns or known.blocks != found.st_blocks:
         known.atime, known.blocks = found.st_atime_ns, found.st_blocks
-        known.body = body = _encode(found, known, _block_size(session.msize))
+        known.body = body = _encode(session.tree.told(fid.node, found), known, _block_size(session.msize))
     return _FRAME(_RGETATTR_SIZE, _RGETATTR_TYPE, tag) + body
 
 
@@ -115,6 +115,7 @@ def setattr_(session: Session, tag: int, message: m.Tsetattr) -> bytes:
     with -1 and -1, of which nothing else is asked for.
     """
     fid = session.fid(message.fid)
+    session.require_shared(fid.node)
     session.tree.require_inside(fid.node)
     valid = message.valid
     # What can be wrong with the message itself is found before anything is changed.

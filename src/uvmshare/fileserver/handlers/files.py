@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypedDict
 
 from uvmshare.fileserver.fid import CreatedFile, OpenFile, XattrValue, XattrWrite
 from uvmshare.fileserver.handlers import xattrs
-from uvmshare.fileserver.listing import Listing
+from uvmshare.fileserver.listing import AllowedListing, Listing
 from uvmshare.fileserver.ownership import Owner
 from uvmshare.fileserver.tree import Node, check_name
 from uvmshare.ninep import messages as m
@@ -109,12 +109,15 @@ def _open(session: Session, node: Node, flags: int) -> tuple[OpenFile, Known]:
 def _open_directory(session: Session, node: Node, found: os.stat_result) -> OpenFile:
     tree, device, is_root = session.tree, found.st_dev, node.parent is None
     file = OpenFile(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=node.fd), (device, found.st_ino))
+    regular_type = session.ownership.regular_type()
+    if tree.allowed is not None and is_root:
+        file.listing = AllowedListing(tree.allowed, found, qid_path=tree.qid_path, regular_type=regular_type)
+        return file
     file.listing = Listing(
         file.fd,
         qid_path=lambda inode: tree.qid_path(device, inode),
         qid_base=tree.qid_base(device),
-        regular_type=session.ownership.regular_type(),
-        only=tree.only if is_root else None,
+        regular_type=regular_type,
         root_inode=found.st_ino if is_root else None,
         kept=session.listings,
     )

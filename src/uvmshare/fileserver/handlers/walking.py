@@ -39,7 +39,7 @@ def attach(session: Session, tag: int, message: m.Tattach) -> bytes:
     session.require_free(message.fid)
     root = session.tree.root
     found = os.fstat(root.fd)
-    reply = _RATTACH(tag, *session.tree.qid_numbers(found, found.st_mode))
+    reply = _RATTACH(tag, *session.ownership.known(root, found).qid)
     session.fids[message.fid] = Fid(root, session.uid_of(message))
     return reply
 

@@ -17,6 +17,7 @@ from uvmshare.ninep import messages as m
 
 if TYPE_CHECKING:
     from uvmshare.fileserver.session import Session
+    from uvmshare.fileserver.tree import Node
 
 _RXATTRWALK: Final = m.packer(m.Rxattrwalk)
 _RXATTRCREATE: Final = m.packer(m.Rxattrcreate)
@@ -34,17 +35,29 @@ def xattrwalk(session: Session, tag: int, message: m.Txattrwalk) -> bytes:
     elif fid.is_open:
         raise OSError(errno.EBUSY, "fid is open")
     session.tree.require_inside(fid.node)
-    path = session.tree.path_of(fid.node)
-    if message.name:
-        value = os.getxattr(path, session.ownership.xattr_name(message.name))
-    else:
-        names = (session.ownership.xattr_seen(os.fsencode(name)) for name in os.listxattr(path))
-        value = b"".join(name + b"\0" for name in names if name is not None)
+    value = _value(session, fid.node, message.name)
     reading = Fid(fid.node_for_clone(session.tree), fid.uid)
     session.require_xattr_room(len(value))
     reading.xattr = XattrValue(value)
     session.fids[message.newfid] = reading
     return _RXATTRWALK(tag, len(value))
+
+
+def _value(session: Session, node: Node, name: bytes) -> bytes:
+    """Return an attribute, or the list of their names when the name is empty. Raises `OSError`.
+
+    The root of a share with an allow-list has none for the guest: they are of a directory that is not shared.
+    """
+    is_shared = session.tree.is_shared(node)
+    if name and not is_shared:
+        raise OSError(errno.ENODATA, "the directory itself is not shared")
+    path = session.tree.path_of(node)
+    if name:
+        return os.getxattr(path, session.ownership.xattr_name(name))
+    if not is_shared:
+        return b""
+    names = (session.ownership.xattr_seen(os.fsencode(each)) for each in os.listxattr(path))
+    return b"".join(each + b"\0" for each in names if each is not None)
 
 
 def xattrcreate(session: Session, tag: int, message: m.Txattrcreate) -> bytes:
@@ -62,6 +75,7 @@ def xattrcreate(session: Session, tag: int, message: m.Txattrcreate) -> bytes:
         raise OSError(errno.E2BIG, "an attribute's value has at most 64 KiB")
     if message.flags & ~_KNOWN_FLAGS:
         raise OSError(errno.EINVAL, "unknown flags")
+    session.require_shared(fid.node)
     session.tree.require_inside(fid.node)
     name = session.ownership.xattr_name(message.name)
     session.require_xattr_room(message.attr_size)  # last, because what it counts is only given back with the fid
