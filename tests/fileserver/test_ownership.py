@@ -380,3 +380,44 @@ def test_none_attributes_of_the_other_model_are_not_read(host: Host, guest: Clie
     store(host.root / "f", uid=u32(UID), mode=u32(stat.S_IFLNK | 0o777))
     seen, found = guest.stat("f"), (host.root / "f").stat()
     assert (seen.mode, seen.uid) == (found.st_mode, found.st_uid)
+
+
+@none
+def test_none_a_change_of_owner_is_accepted_and_changes_nothing(
+    host: Host, guest: Client, snapshot: Callable[[Path], object]
+) -> None:
+    (host.root / "f").write_bytes(b"")
+    (host.root / "d").mkdir()
+    os.symlink("f", host.root / "l")
+    before = snapshot(host.root)
+    for path in ("f", "d", "l", ""):
+        with guest.walked(path) as fid:
+            for owner in ({"uid": UID}, {"gid": GID}, {"uid": UID, "gid": GID}, {"uid": 0, "gid": 0}):
+                guest.setattr(fid, **owner)
+    assert snapshot(host.root) == before
+
+
+@none
+@pytest.mark.parametrize("mode", [0o4755, 0o2755, 0o6711, 0o7777])
+def test_none_files_get_no_setuid_and_setgid_for_these_would_mean_the_servers_user(host: Host, mode: int) -> None:
+    guest = host.guest(n_uname=UID)
+    guest.create("made", O.RDWR, mode)
+    guest.mknod("node", stat.S_IFREG | mode)
+    guest.mknod("fifo", stat.S_IFIFO | mode)
+    guest.write_file("changed", b"")
+    with guest.walked("changed") as fid:
+        guest.setattr(fid, mode=mode)
+    for name in ("made", "node", "fifo", "changed"):
+        on_host = stat.S_IMODE((host.root / name).stat().st_mode)
+        assert on_host == mode & 0o1777, f"{name} has {on_host:o} on the host"
+    guest.mkdir("directory", 0o2775)  # there it says whose group files get, and is nobody's right
+    assert stat.S_IMODE((host.root / "directory").stat().st_mode) == 0o2775
+
+
+@none
+@pytest.mark.parametrize("kind", [stat.S_IFCHR, stat.S_IFBLK])
+def test_none_no_device_is_made(host: Host, refused: Refused, kind: int) -> None:
+    guest = host.guest(n_uname=0)
+    with refused(errno.EPERM):
+        guest.mknod("device", kind | 0o666, 1, 3)
+    assert os.listdir(host.root) == []

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 ROOT, USER = 0, 1000
 
 
+def left_by(host: Host, mode: int) -> int:
+    """What is left of a mode by the model: none has no such bits, since they would mean the server's user."""
+    return mode & 0o777 if host.model == "none" else mode
+
+
 @pytest.mark.parametrize(
     ("uid", "mode", "left"),
     [
@@ -46,7 +51,7 @@ def test_a_write_takes_them_off(host: Host, uid: int, mode: int, left: int, when
     elif when == "by the host":
         (host.root / "f").chmod(mode)
     guest.write(fid, 0, b"after!")
-    assert stat.S_IMODE(guest.stat("f").mode) == left
+    assert stat.S_IMODE(guest.stat("f").mode) == left_by(host, left)
     assert guest.read_file("f") == b"after!"
 
 
@@ -55,7 +60,7 @@ def test_a_file_that_is_created_with_them_loses_them_too(host: Host) -> None:
     if host.model == "passthrough":
         host.root.chmod(0o777)
     fid = guest.create("f", OpenFlag.RDWR, 0o4755)
-    assert stat.S_IMODE(guest.stat("f").mode) == 0o4755
+    assert stat.S_IMODE(guest.stat("f").mode) == left_by(host, 0o4755)
     guest.write(fid, 0, b"x")
     assert stat.S_IMODE(guest.stat("f").mode) == 0o755
 
@@ -80,7 +85,7 @@ def test_a_change_of_size_takes_them_off_too(host: Host, uid: int, left: int, is
     (host.root / "f").chmod(0o6755)
     fid = guest.open("f", OpenFlag.WRONLY) if is_open else guest.walk("f")
     guest.setattr(fid, size=3)
-    assert stat.S_IMODE(guest.stat("f").mode) == left
+    assert stat.S_IMODE(guest.stat("f").mode) == left_by(host, left)
     assert guest.read_file("f") == b"bef"
 
 
@@ -91,3 +96,22 @@ def test_a_directory_keeps_its_setgid_bit_when_its_size_is_not_changed(host: Hos
     with refused(errno.EISDIR):
         guest.setattr(guest.walk("d"), size=0)
     assert stat.S_IMODE(guest.stat("d").mode) == 0o2777
+
+
+@pytest.mark.parametrize("change", ["a write", "a large write", "a change of size", "a create that finds it"])
+def test_no_content_of_a_guest_gets_the_bits_that_a_file_has_on_the_host(host: Host, change: str) -> None:
+    # A setuid program of the host's in a share: under passthrough alone the guest's root is the host's.
+    guest = host.guest(n_uname=ROOT)
+    path = host.root / "program"
+    path.write_bytes(b"the host's")
+    path.chmod(0o6755)
+    if change == "a change of size":
+        guest.setattr(guest.walk("program"), size=4)
+    elif change == "a create that finds it":
+        guest.write(guest.create("program", OpenFlag.RDWR, 0o6777), 0, b"guest's")
+    else:
+        guest.ask(
+            m.Twrite(guest.open("program", OpenFlag.WRONLY), 0, bytes(400_000 if "large" in change else 1)), m.Rwrite
+        )
+    assert path.stat().st_mode & 0o7777 == (0o6755 if host.model == "passthrough" else 0o755)
+    assert stat.S_IMODE(guest.stat("program").mode) == left_by(host, 0o6755)

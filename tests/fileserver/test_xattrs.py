@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import sys
 from typing import TYPE_CHECKING
 
@@ -336,11 +337,54 @@ def test_mapped_what_the_hosts_kernel_acts_on_is_not_the_guests(host: Host, gues
     assert get(guest, "f", b"trusted.host") == b"guest's"
 
 
+ACL = struct.pack("<IHHIHHIHHI", 2, 1, 6, 0xFFFFFFFF, 4, 4, 0xFFFFFFFF, 0x20, 4, 0xFFFFFFFF)
+"""A POSIX ACL: owner rw-, group and others r-- (acl(5))."""
+
+
 @passthrough
-def test_passthrough_they_are_the_hosts_own(host: Host, guest: Client, file: Path) -> None:
-    put(guest, "f", b"trusted.x", b"1")
-    assert os.getxattr(file, "trusted.x") == b"1"
-    assert names(guest, "f") == {b"trusted.x"}
+@pytest.mark.parametrize("name", [b"security.capability", b"security.selinux", b"security.x", b"trusted.x"])
+def test_passthrough_what_is_a_right_on_the_host_is_neither_set_nor_told(
+    *, host: Host, guest: Client, file: Path, refused: Refused, name: bytes
+) -> None:
+    capability = struct.pack("<IIIII", 0x02000000, 1 << 10, 0, 0, 0)
+    for value, flags in ((capability, 0), (capability, CREATE), (b"", REPLACE)):
+        with refused(errno.EOPNOTSUPP):
+            put(guest, "f", name, value, flags)
+    assert os.listxattr(file) == []
+    if name != b"security.selinux":
+        os.setxattr(file, name, capability)
+        with refused(errno.EOPNOTSUPP):
+            put(guest, "f", name, b"", REPLACE)
+        assert os.listxattr(file) == [name.decode()]
+    with refused(errno.EOPNOTSUPP):
+        get(guest, "f", name)
+    with guest.walked("f") as fid:
+        assert guest.ask(m.Txattrwalk(fid, NEW, b""), m.Rxattrwalk).size == 0
+    assert guest.read(NEW, 0, 100) == b""
+
+
+@passthrough
+def test_passthrough_acls_are_the_hosts_own(host: Host, guest: Client, file: Path, refused: Refused) -> None:
+    os.setxattr(file, "trusted.x", b"1")
+    file.chmod(0o600)
+    put(guest, "f", b"system.posix_acl_access", ACL)
+    guest.mkdir("d")
+    put(guest, "d", b"system.posix_acl_default", ACL)
+    for name in (b"system.posix_acl_accessory", b"system.nfs4_acl", b"system."):
+        with refused(errno.EOPNOTSUPP):
+            put(guest, "f", name, ACL)
+    assert file.stat().st_mode & 0o777 == 0o644  # one that says no more than a mode becomes the mode
+    assert os.getxattr(host.root / "d", "system.posix_acl_default") == ACL
+    assert names(guest, "d") == {b"system.posix_acl_default"}
+    assert get(guest, "d", b"system.posix_acl_default") == ACL
+
+
+@mapped
+def test_mapped_other_name_spaces_of_the_kernel_are_refused(guest: Client, file: Path, refused: Refused) -> None:
+    for name in (b"system.posix_acl_accessory", b"system.nfs4_acl", b"system.", b"other.x", b"x"):
+        with refused(errno.EOPNOTSUPP):
+            put(guest, "f", name, b"1")
+    assert os.listxattr(file) == []
 
 
 @none

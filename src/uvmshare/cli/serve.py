@@ -135,7 +135,7 @@ def serve(
     Security models, as QEMU names them:
       mapped-xattr   owners, modes and special files live in user.virtfs.* attributes; no root needed
       passthrough    the guest's owners and modes are the host's; needs root
-      none           the guest's owners are ignored
+      none           the guest's owners, setuid and setgid bits are ignored
 
     \b
     Examples:

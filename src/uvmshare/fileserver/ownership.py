@@ -4,9 +4,9 @@ What lives here: one class a model, with QEMU's names and QEMU's stored format, 
 under one server is read by the other. What must not: walks (`tree`), messages (`handlers`).
 
 ================  ============================================================================
-``none``          files belong to the server's user; a change of owner that the host refuses is
-                  forgotten
-``passthrough``   the guest's uid and gid are the host's; needs root
+``none``          files belong to the server's user; a change of owner is forgotten, and so are setuid and
+                  setgid of a file, which would mean that user
+``passthrough``   the guest's uid, gid and modes are the host's; needs root
 ``mapped-xattr``  what the guest means is kept in ``user.virtfs.uid``, ``.gid``, ``.mode`` (32-bit) and
                   ``.rdev`` (64-bit, all little endian). What is absent falls back to the host file's.
                   Symbolic links, devices, FIFOs and sockets are regular files whose ``.mode`` has the
@@ -102,6 +102,9 @@ _ALL_BITS: Final = 0o7777
 
 _XATTR: Final = "user.virtfs."
 _OURS: Final = _XATTR.encode()
+_USERS: Final = b"user."
+_ACLS: Final = frozenset((b"system.posix_acl_access", b"system.posix_acl_default"))
+_SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 
 
 def _not_ours(name: bytes) -> bytes:
@@ -115,9 +118,14 @@ class Ownership:
     """The model ``none``, and what the models have in common: the guest's wishes go to the host's files."""
 
     name = "none"
+    _bits = _ALL_BITS & ~_SET_ID
+    """The bits that a file of the host may get from a guest."""
+    _attributes: frozenset[bytes] = frozenset()
+    """Extended attributes of the host that are a guest's too, beside those of users."""
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
+        self._is_root = os.geteuid() == 0
         self._known: dict[int, Known] = {}
 
     def known(self, node: Node, found: os.stat_result) -> Known:
@@ -148,10 +156,6 @@ class Ownership:
         del node
         return found.st_mode, found.st_uid, found.st_gid, found.st_rdev
 
-    def mode_of(self, target: int | str) -> int:
-        """Return the mode that the guest sees of a regular file, open or as a path. Raises `OSError`."""
-        return os.stat(target).st_mode
-
     def regular_type(self) -> Callable[[bytes], int] | None:
         """Return what tells the d_type that a regular file of the host has for the guest, by its path.
 
@@ -164,7 +168,7 @@ class Ownership:
     def create(self, directory: Node, name: bytes, flags: int, mode: int, owner: Owner) -> Created:
         """Create a regular file that is not there yet and open it with `flags`; return the descriptor and its stat."""
         del owner
-        descriptor = os.open(name, flags | _CREATE, mode & _ALL_BITS, dir_fd=directory.fd)
+        descriptor = os.open(name, flags | _CREATE, mode & self._bits, dir_fd=directory.fd)
         return descriptor, os.fstat(descriptor)
 
     def mkdir(self, directory: Node, name: bytes, mode: int, owner: Owner) -> None:
@@ -186,20 +190,36 @@ class Ownership:
         os.symlink(target, name, dir_fd=directory.fd)
 
     def mknod(self, directory: Node, name: bytes, mode: int, rdev: int, owner: Owner) -> None:
-        """Make a node of the type in `mode`."""
+        """Make a node of the type in `mode`; a device needs a model that says whose it is (EPERM)."""
         del owner
-        os.mknod(name, mode, rdev, dir_fd=directory.fd)
+        if stat.S_IFMT(mode) in (stat.S_IFCHR, stat.S_IFBLK):
+            raise OSError(errno.EPERM, "a device would be the host's")
+        os.mknod(name, stat.S_IFMT(mode) | mode & self._bits, rdev, dir_fd=directory.fd)
 
     # Changing and reading files. All raise OSError.
 
     def chmod(self, node: Node, mode: int) -> None:
         """Set the permission bits."""
-        os.chmod(self._tree.path_of(node), mode & _ALL_BITS)
+        bits = _ALL_BITS if stat.S_ISDIR(os.fstat(node.fd).st_mode) else self._bits
+        os.chmod(self._tree.path_of(node), mode & bits)
+
+    def before_write(self, node: Node, target: int | str, uid: int) -> None:
+        """Take setuid and setgid off a regular file that a user of the guest is about to change, as write(2) does.
+
+        The server writes as its own user, and when that is root, the host does not do it. `target` is the node's
+        file, open or as a path. It is looked at each time: another mount, or the host, may have set the bits since the
+        last one. Where that falls between the look and the write, the write is the earlier one.
+
+        Here no content of a guest's has these bits, whoever has set them: they would mean the server's user. Where
+        that is not root, the host takes off what the guest's root writes to.
+        """
+        mode = os.stat(target).st_mode
+        if mode & _SET_ID and (uid or self._is_root):
+            os.chmod(self._tree.path_of(node), stat.S_IMODE(mode) & ~_SET_ID)
 
     def chown(self, node: Node, uid: int, gid: int) -> None:
-        """Set owner and group; -1 leaves one as it is."""
-        with suppress(PermissionError):
-            os.chown(self._tree.path_of(node), uid, gid)
+        """Set owner and group; -1 leaves one as it is. Here nothing is set: files belong to the server's user."""
+        del node, uid, gid
 
     def readlink(self, node: Node) -> bytes:
         """Return the target of a symbolic link: EINVAL for anything else."""
@@ -215,19 +235,23 @@ class Ownership:
 
         Raises `OSError`: EOPNOTSUPP for what this model does not keep, EPERM for the server's own names.
         """
-        if not name.startswith(b"user."):
-            raise OSError(errno.EOPNOTSUPP, "only attributes of users are kept")
+        if not name.startswith(_USERS) and name not in self._attributes:
+            raise OSError(errno.EOPNOTSUPP, "no attribute that this security model keeps")
         return _not_ours(name)
 
     def xattr_seen(self, name: bytes) -> bytes | None:
         """Return the guest's name of a host's attribute, or None when it does not exist for the guest."""
-        return name if name.startswith(b"user.") and not name.startswith(_OURS) else None
+        if name.startswith(_USERS):
+            return None if name.startswith(_OURS) else name
+        return name if name in self._attributes else None
 
 
 class Passthrough(Ownership):
     """The model ``passthrough``: new files are made as the guest's user, and nobody else's rights are used up."""
 
     name = "passthrough"
+    _bits = _ALL_BITS
+    _attributes = _ACLS
 
     def __init__(self, tree: Tree) -> None:
         """Drop the supplementary groups. Raises `PermissionError` when the server is not root."""
@@ -269,16 +293,21 @@ class Passthrough(Ownership):
 
     def mknod(self, directory: Node, name: bytes, mode: int, rdev: int, owner: Owner) -> None:
         with self._As(owner):
-            super().mknod(directory, name, mode, rdev, owner)
+            os.mknod(name, mode, rdev, dir_fd=directory.fd)
+
+    def before_write(self, node: Node, target: int | str, uid: int) -> None:
+        if uid:
+            mode = os.stat(target).st_mode
+            if mode & (off := _taken_off(mode)):
+                self.chmod(node, mode & ~off)
 
     def chown(self, node: Node, uid: int, gid: int) -> None:
         os.chown(self._tree.path_of(node), uid, gid)
 
-    def xattr_name(self, name: bytes) -> bytes:
-        return _not_ours(name)
 
-    def xattr_seen(self, name: bytes) -> bytes | None:
-        return None if name.startswith(_OURS) else name
+def _taken_off(mode: int) -> int:
+    """Return the bits that a user's write takes off: setuid, and setgid of what the group may execute."""
+    return mode & (stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
 
 
 _UID: Final = _XATTR + "uid"
@@ -294,9 +323,9 @@ _PRIVATE: Final = 0o600
 """Host permissions of a file that stands for a link or node: its content is nobody's to change."""
 
 
-_KEPT: Final = (b"system.posix_acl_access", b"system.posix_acl_default", b"security.", b"trusted.")
-"""Attributes with a meaning for the kernel: mapped ones are kept under the server's own prefix, where
-they have none. The ACL names are QEMU's."""
+_KEPT: Final = (b"security.", b"trusted.")
+"""With those of `_ACLS`: what the host's kernel acts on. Mapped attributes of these name spaces are kept under the
+server's own prefix, where it does not. The names are QEMU's."""
 
 
 class Mapped(Ownership):
@@ -311,9 +340,8 @@ class Mapped(Ownership):
 
     def __init__(self, tree: Tree) -> None:
         super().__init__(tree)
-        root = os.geteuid() == 0
-        self._file_bits = 0 if root else 0o600
-        self._directory_bits = 0 if root else 0o700
+        self._file_bits = 0 if self._is_root else 0o600
+        self._directory_bits = 0 if self._is_root else 0o700
 
     def seen(self, node: Node, found: os.stat_result) -> Attributes:
         mode = found.st_mode
@@ -322,8 +350,9 @@ class Mapped(Ownership):
             return mode, found.st_uid, found.st_gid, found.st_rdev  # these cannot have user attributes
         return self._read(self._tree.path_of(node), found)
 
-    def mode_of(self, target: int | str) -> int:
-        mode = super().mode_of(target)
+    def _mode_of(self, target: int | str) -> int:
+        """Return the mode that the guest sees of a regular file, open or as a path. Raises `OSError`."""
+        mode = os.stat(target).st_mode
         return _stored(target, _MODE, _U32, mode) if _MODE in _names(target) else mode
 
     def _read(self, path: str, found: os.stat_result) -> Attributes:
@@ -428,6 +457,15 @@ class Mapped(Ownership):
             _touch(path)
         self._remember(path, found, kind | mode & _ALL_BITS, Owner(uid, gid), new=False)
 
+    def before_write(self, node: Node, target: int | str, uid: int) -> None:
+        host = os.stat(target).st_mode & _SET_ID if self._is_root else 0
+        if not uid and not host:
+            return
+        mode = self._mode_of(target)
+        off = _taken_off(mode) if uid else 0
+        if mode & off or host:  # set by the host: its file loses them, while the guest's root still sees them
+            self.chmod(node, mode & ~off)
+
     def chown(self, node: Node, uid: int, gid: int) -> None:
         found = os.fstat(node.fd)
         mode, old_uid, old_gid, _ = self.seen(node, found)
@@ -439,17 +477,13 @@ class Mapped(Ownership):
         self._remember(path, found, mode, owner, new=False)
 
     def xattr_name(self, name: bytes) -> bytes:
-        if name.startswith(b"user."):
-            return _not_ours(name)
-        if name.startswith(_KEPT):
-            return _OURS + name
-        raise OSError(errno.EOPNOTSUPP, "no such kind of attribute")
+        return _OURS + name if _is_kept(name) else super().xattr_name(name)
 
     def xattr_seen(self, name: bytes) -> bytes | None:
         if not name.startswith(_OURS):
-            return name if name.startswith(b"user.") else None
+            return super().xattr_seen(name)
         kept = name.removeprefix(_OURS)
-        return kept if kept.startswith(_KEPT) else None
+        return kept if _is_kept(kept) else None
 
     def readlink(self, node: Node) -> bytes:
         found = os.fstat(node.fd)
@@ -462,6 +496,10 @@ class Mapped(Ownership):
             return os.pread(descriptor, _MAX_TARGET, 0)
         finally:
             os.close(descriptor)
+
+
+def _is_kept(name: bytes) -> bool:
+    return name in _ACLS or name.startswith(_KEPT)
 
 
 _MAX_TARGET: Final = 4096

@@ -13,7 +13,6 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.fileserver import syscalls
-from uvmshare.fileserver.handlers.files import take_set_id_off
 from uvmshare.ninep import messages as m
 from uvmshare.ninep import requests
 from uvmshare.ninep.constants import IO_HEADER_SIZE, NONUNAME, V9FS_MAGIC, GetattrMask, SetattrValid
@@ -125,8 +124,7 @@ def setattr_(session: Session, tag: int, message: m.Tsetattr) -> bytes:
     gid = _number(message.gid) if valid & _GID else -1
     if valid & _SIZE:
         _truncate(session, fid, message.size)
-        if fid.uid:
-            take_set_id_off(session, fid.node, session.tree.path_of(fid.node))
+        session.ownership.before_write(fid.node, session.tree.path_of(fid.node), fid.uid)
     if valid & (_UID | _GID):
         session.ownership.chown(fid.node, uid, gid)
     if valid & _MODE:

@@ -213,8 +213,8 @@ def write(session: Session, tag: int, number: int, at: int, stop: int) -> bytes 
     file = fid.file
     if file is None:
         return _RWRITE(tag, _write_xattr(fid, data, offset))
-    if fid.uid and file.writable:
-        take_set_id_off(session, fid.node, file.fd)
+    if file.writable:
+        session.ownership.before_write(fid.node, file.fd, fid.uid)
     if file.sync:
         copied, descriptor = bytes(data), file  # the buffer it stands in is used again
         if session.run_aside(tag, 0, lambda: _written(tag, len(copied), os.pwrite(descriptor.fd, copied, offset))):
@@ -228,19 +228,6 @@ def _write_xattr(fid: Fid, data: memoryview, offset: int) -> int:
     if not isinstance(fid.xattr, XattrWrite):
         raise OSError(errno.EBADF, "fid is open for reading an attribute")
     return xattrs.write(fid.xattr, data, offset)
-
-
-def take_set_id_off(session: Session, node: Node, target: int | str) -> None:
-    """Take the setuid bit off, and the setgid bit of what the group may execute, as write(2) by a user does.
-
-    The server writes as its own user, so that the host does not do it. `target` is the node's regular file, open or
-    as a path. It is looked at each time: another mount, or the host, may have set the bits since the last one. Where
-    that falls between the look and the write, the write is the earlier one. Raises `OSError`.
-    """
-    mode = session.ownership.mode_of(target)
-    off = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
-    if mode & off:
-        session.ownership.chmod(node, mode & ~off)
 
 
 def _written(tag: int, asked: int, count: int) -> bytes:

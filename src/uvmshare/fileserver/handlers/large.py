@@ -44,8 +44,7 @@ def write(session: Session, start: int, end: int) -> bool:
         return False
     data = session.view[start + FIELDS : end]
     try:
-        if session.fids[fid].uid:
-            files.take_set_id_off(session, session.fids[fid].node, file.fd)
+        session.ownership.before_write(session.fids[fid].node, file.fd, session.fids[fid].uid)
         if os.pwrite(file.fd, data, offset) < len(data):
             return False
     except (OSError, OverflowError):
