@@ -402,7 +402,7 @@ def test_an_agent_that_dials_out_dials_again(bench: Bench, kind: str) -> None:
 
 def test_whoever_dials_in_the_moment_of_the_end_is_hung_up_on(bench: Bench) -> None:
     async def test() -> None:
-        acceptor = await Acceptor.start(parse(f"unix:{bench.directory}/host"))
+        acceptor = await Acceptor.start(parse(f"unix:{bench.directory}/host"), None)
         reader, writer = await asyncio.open_unix_connection(bench.server.path)
         await acceptor.aclose()
         await acceptor._take(reader, writer)  # which the loop does a moment after it took the connection

@@ -10,7 +10,7 @@ import asyncio
 import os
 import sys
 from contextlib import AsyncExitStack, suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import click
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from uvmshare.cli.share_spec import ShareSpec
     from uvmshare.fileserver.control import Reply
 
-__all__ = ["SECURITY_MODELS", "limit_options", "octal_mode", "serve"]
+__all__ = ["SECURITY_MODELS", "allow_uid_option", "limit_options", "octal_mode", "serve"]
 
 _JOURNAL: Final = "journal.db"
 _OWNER: Final = "uvmshare serve"
@@ -59,6 +59,27 @@ def limit_options(_: click.Context, __: click.Parameter, given: tuple[str, ...])
         raise click.BadParameter(str(error)) from error
 
 
+def uid_or_any(text: str) -> int | str:
+    """Read a uid, or the word "any"."""
+    if text == "any":
+        return text
+    if not (text.isascii() and text.isdigit()) or int(text) >= 0xFFFFFFFF:
+        msg = f"{text!r} is no uid; write a number, such as 64055, or any"
+        raise click.BadParameter(msg)
+    return int(text)
+
+
+allow_uid_option = click.option(
+    "--allow-uid",
+    "allow_uids",
+    metavar="UID",
+    type=uid_or_any,
+    multiple=True,
+    help="Another user of this host who may connect to TCP on loopback, besides the one who serves and root: the one "
+    "that the VM runs as (QEMU's). any: every user.",
+)
+
+
 @click.command()
 @click.option(
     "--listen",
@@ -81,6 +102,7 @@ def limit_options(_: click.Context, __: click.Parameter, given: tuple[str, ...])
     is_flag=True,
     help="Allow a TCP address off loopback. Whoever reaches it has the shares: 9P asks for no password here.",
 )
+@allow_uid_option
 @click.option(
     "--socket-mode",
     metavar="MODE",
@@ -115,6 +137,7 @@ def serve(
     *,
     limits: Limits,
     allow_remote: bool,
+    allow_uids: tuple[int | Literal["any"], ...],
 ) -> None:
     """Serve host directories to a running guest until SIGINT or SIGTERM.
 
@@ -177,6 +200,7 @@ def serve(
                 listen=listen,
                 security_model=security_model,
                 allow_remote=allow_remote,
+                allow_uids=allow_uids,
                 socket_mode=socket_mode,
                 run_dir=run_dir,
                 limits=limits,
@@ -185,7 +209,7 @@ def serve(
         async with AsyncExitStack() as stack:
             journal = None
             if run_dir is not None:
-                os.makedirs(run_dir, mode=0o700, exist_ok=True)
+                _make_run_dir(run_dir)
                 journal = stack.enter_context(SqliteJournal(os.path.join(run_dir, _JOURNAL))).for_vm()
                 await journal.load()  # so that of two commands the second ends before it touches the server
             server = await stack.enter_async_context(await start())
@@ -200,6 +224,17 @@ def serve(
             raise FileServerError(msg)
 
     until_signalled(serving())
+
+
+def _make_run_dir(run_dir: str) -> None:
+    """Make the directory, in which the journal is, too. Raises `FileServerError`."""
+    from uvmshare.hostfiles import make_own_directory  # noqa: PLC0415  it is Linux's alone
+
+    try:
+        make_own_directory(run_dir)
+    except OSError as error:
+        msg = f"run directory {run_dir!r}: {error.strerror or error}; change that or choose another"
+        raise FileServerError(msg) from error
 
 
 def _note(text: str) -> None:

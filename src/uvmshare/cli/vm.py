@@ -11,7 +11,7 @@ import click
 
 from uvmshare.cli.output import note, print_json, say
 from uvmshare.cli.remote import connected, host_option, json_option, vm_argument
-from uvmshare.cli.serve import SECURITY_MODELS, limit_options
+from uvmshare.cli.serve import SECURITY_MODELS, allow_uid_option, limit_options
 from uvmshare.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def vm() -> None:
     help="How the guest's owners and modes are kept in the host's files; see uvmshare serve.",
 )
 @click.option("--allow-remote", is_flag=True, help="Allow a TCP address off loopback.")
+@allow_uid_option
 @click.option(
     "--socket-mode",
     metavar="MODE",
@@ -82,6 +83,7 @@ def add(
     agent_dials: bool,
     agent_token_file: TextIO | None,
     allow_remote: bool,
+    allow_uids: tuple[int | str, ...],
     read_only: bool,
     limits: Limits,
     as_json: bool,
@@ -108,6 +110,7 @@ def add(
         "security_model": security_model,
         "socket_mode": socket_mode,
         "allow_remote": allow_remote,
+        "allow_uids": allow_uids,
         "read_only": read_only,
         "agent": agent,
         "agent_dials": agent_dials,

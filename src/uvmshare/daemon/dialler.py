@@ -8,9 +8,11 @@ A daemon that runs as root would else connect, as root, to whatever socket a use
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from typing import TYPE_CHECKING
 
+from uvmshare.errors import AccessDenied
 from uvmshare.guest import wire
 from uvmshare.mounts.channel import Dialler, ask_for_port
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from uvmshare.address import Address
     from uvmshare.daemon.identity import Identity, Threads
     from uvmshare.mounts.channel import Stream
+    from uvmshare.peers import Allowed
 
 __all__ = ["UserDialler"]
 
@@ -28,8 +31,8 @@ _SECONDS = 5.0
 class UserDialler(Dialler):
     """Streams that are dialled with the rights of a user. Addresses without a path need none."""
 
-    def __init__(self, address: Address, user: Identity, threads: Threads) -> None:
-        super().__init__(address)
+    def __init__(self, address: Address, users: Allowed, user: Identity, threads: Threads) -> None:
+        super().__init__(address, users)
         self._path = address.path
         self._port = address.port if address.kind != "unix" else None
         self._user = user
@@ -54,6 +57,10 @@ class UserDialler(Dialler):
         try:
             connection.settimeout(_SECONDS)
             connection.connect(self._path)
+            try:
+                self._require_known(connection)
+            except AccessDenied as error:
+                raise PermissionError(errno.EACCES, str(error)) from error
             connection.setblocking(False)  # noqa: FBT003  it takes no keyword
         except BaseException:
             connection.close()

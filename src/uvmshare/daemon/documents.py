@@ -86,6 +86,9 @@ class NewVm(_Request, frozen=True):
     """Permissions of the file server's unix sockets, three octal digits."""
     allow_remote: bool = False
     """Whether a TCP address may be off loopback."""
+    allow_uids: tuple[Annotated[int, msgspec.Meta(ge=0, lt=0xFFFFFFFF)] | Literal["any"], ...] = ()
+    """Other users of the host who may be at the other end of TCP on loopback, or of the agent's unix socket, besides
+    the VM's user and root: those that the VM's monitor runs as."""
     read_only: bool = False
     """Whether writable shares are refused."""
     limits: dict[str, int | float | None] = {}

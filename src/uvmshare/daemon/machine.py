@@ -11,7 +11,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
-from uvmshare import address
+from uvmshare import address, peers
 from uvmshare.daemon.dialler import UserDialler
 from uvmshare.daemon.tracing import TracedFileServer
 from uvmshare.errors import ComputeSystemGone, FileServerError, InvalidState, UnsupportedPlatform, UvmshareError
@@ -19,6 +19,7 @@ from uvmshare.fileserver.device import FileServer
 from uvmshare.fileserver.limits import Limits
 from uvmshare.guest.wire import DEFAULT_PORT as AGENT_PORT
 from uvmshare.hcs.utility_vm import UtilityVM
+from uvmshare.hostfiles import make_own_directory
 from uvmshare.mounts.agent_client import AgentClient
 from uvmshare.mounts.channel import Acceptor, Dialler
 from uvmshare.mounts.manager import MountManager
@@ -60,11 +61,11 @@ class Places:
         self.state_dir = os.path.abspath(state_dir)
 
     def make(self) -> None:
-        """Make the directories. Raises `OSError`."""
-        os.makedirs(self.run_dir, mode=0o755, exist_ok=True)
-        os.makedirs(self.state_dir, mode=0o700, exist_ok=True)
-        os.makedirs(os.path.join(self.run_dir, "vms"), mode=0o711, exist_ok=True)
-        os.makedirs(os.path.join(self.run_dir, "log"), mode=0o700, exist_ok=True)
+        """Make the directories, which are the daemon's alone to write in. Raises `OSError`."""
+        make_own_directory(self.run_dir, 0o755)
+        make_own_directory(self.state_dir, 0o700)
+        make_own_directory(os.path.join(self.run_dir, "vms"), 0o711)
+        make_own_directory(os.path.join(self.run_dir, "log"), 0o700)
 
     @property
     def store(self) -> str:
@@ -82,12 +83,16 @@ class Places:
         Its parent is the daemon's, so that nobody can put another in its place. Raises `OSError`.
         """
         parent = os.path.join(self.run_dir, "vms", str(record.identity.uid))
-        os.makedirs(parent, mode=0o711, exist_ok=True)
+        make_own_directory(parent, 0o711)
         path = os.path.join(parent, record.wanted.id)
         with suppress(FileExistsError):
             os.mkdir(path, mode=0o700)
         if os.geteuid() == 0:  # also where it is there: whoever made it may have been killed in between
-            os.chown(path, record.identity.uid, record.identity.gid)
+            directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                os.fchown(directory, record.identity.uid, record.identity.gid)
+            finally:
+                os.close(directory)
         return path
 
     def log_of(self, record: VmRecord) -> str:
@@ -220,6 +225,7 @@ class Machine:
                 wanted.listen,
                 security_model=wanted.security_model,
                 allow_remote=wanted.allow_remote,
+                allow_uids=wanted.allow_uids,
                 run_dir=self._places.run_dir_of(self.record),
                 log=self._places.log_of(self.record),
                 socket_mode=int(wanted.socket_mode, 8),
@@ -270,14 +276,21 @@ class Machine:
     async def _streams(self, where: address.Address, user: Identity) -> Streams:
         """Return where connections to the agent come from: all of them made with the rights of the VM's user."""
         wanted = self.record.wanted
+        users = peers.allowed(wanted.allow_uids, user.uid)
         if not wanted.agent_dials:
-            return UserDialler(where, user, self.threads) if os.geteuid() == 0 and not user.is_root else Dialler(where)
+            if wanted.agent_token is not None:
+                users = None  # the agent proves who it is
+            if os.geteuid() == 0 and not user.is_root:
+                return UserDialler(where, users, user, self.threads)
+            return Dialler(where, users)
 
         async def run(work: Callable[[], T]) -> T:
             return await self.threads.acting_as(user, where.path, work)
 
         try:
-            return await Acceptor.start(where, mode=int(wanted.socket_mode, 8), run=run)
+            return await Acceptor.start(
+                where, users, has_token=wanted.agent_token is not None, mode=int(wanted.socket_mode, 8), run=run
+            )
         except OSError as error:
             msg = f"cannot listen on {where} for the agent of VM {wanted.id!r}: {error.strerror or error}"
             raise FileServerError(msg) from error

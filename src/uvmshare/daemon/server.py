@@ -13,7 +13,6 @@ import os
 import resource
 import signal
 import socket
-import stat
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -30,10 +29,13 @@ from uvmshare.daemon.quotas import USER_SHARES, USER_VMS
 from uvmshare.daemon.service import Service
 from uvmshare.daemon.store import Store
 from uvmshare.errors import DaemonError
+from uvmshare.hostfiles import bind_socket
 from uvmshare.sqlite_journal import SqliteJournal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from uvmshare.hostfiles import SocketFile
 
 __all__ = ["Daemon", "Settings", "default_run_dir", "default_state_dir", "serve"]
 
@@ -225,58 +227,24 @@ def _listening(settings: Settings) -> Iterator[tuple[socket.socket, str]]:
         with given[0]:
             yield given[0], given[0].getsockname()
         return
-    path = settings.socket_path
-    listener = _bind(settings)
-    identity = os.stat(path)
+    listener, file = _bind(settings)
     try:
         with listener:
-            yield listener, path
+            yield listener, settings.socket_path
     finally:
-        with contextlib.suppress(OSError):
-            there = os.stat(path)
-            if (there.st_dev, there.st_ino) == (identity.st_dev, identity.st_ino):
-                os.unlink(path)
+        file.remove()
 
 
-def _bind(settings: Settings) -> socket.socket:
+def _bind(settings: Settings) -> tuple[socket.socket, SocketFile]:
     path = settings.socket_path
     try:
-        group = -1 if settings.socket_group is None else grp.getgrnam(settings.socket_group).gr_gid
+        group = None if settings.socket_group is None else grp.getgrnam(settings.socket_group).gr_gid
     except KeyError as error:
         msg = f"there is no group {settings.socket_group!r}: make it (groupadd), or leave --socket-group out"
         raise DaemonError(msg) from error
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISSOCK(os.lstat(path).st_mode):
-                msg = f"{path}: it is there and no socket: move it away, or choose another with --socket"
-                raise DaemonError(msg)
-            # The store is locked for this daemon alone; what may answer here is another one's.
-            _require_nobody(path)
-            os.unlink(path)
-        before = os.umask(0o777 & ~settings.socket_mode)  # never more open than asked for, not for a moment
-        try:
-            listener.bind(path)
-        finally:
-            os.umask(before)
-        if group >= 0:
-            os.chown(path, -1, group)
-        os.chmod(path, settings.socket_mode)
-    except BaseException as error:
-        listener.close()
-        if isinstance(error, OSError):
-            msg = f"{path}: {error.strerror or error}: choose another socket with --socket"
-            raise DaemonError(msg) from error
-        raise
-    return listener
-
-
-def _require_nobody(path: str) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(2.0)
-        try:
-            probe.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            return
-        msg = f"{path}: another daemon listens there: end it, or choose another socket with --socket"
-        raise DaemonError(msg)
+        # The store is locked for this daemon alone; what may answer at the path is another one's.
+        return bind_socket(path, settings.socket_mode, group=group)
+    except OSError as error:
+        msg = f"{path}: {error.strerror or error}: end what is there, or choose another socket with --socket"
+        raise DaemonError(msg) from error

@@ -11,7 +11,7 @@ reply to it says that the supervisor listens.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
@@ -58,6 +58,7 @@ class Configuration(_Request, frozen=True, tag="start", kw_only=True):
     listen: tuple[str, ...]
     security_model: str
     allow_remote: bool = False
+    allow_uids: tuple[int | Literal["any"], ...] = ()
     socket_mode: int = 0o600
     run_dir: str | None = None
     log: str | None = None

@@ -11,7 +11,7 @@ import asyncio
 import os
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Literal, Self
 
 import msgspec
 
@@ -99,6 +99,7 @@ class FileServer:
         *,
         security_model: str = "mapped-xattr",
         allow_remote: bool = False,
+        allow_uids: Sequence[int | Literal["any"]] = (),
         run_dir: str | os.PathLike[str] | None = None,
         log: str | os.PathLike[str] | None = None,
         socket_mode: int = 0o600,
@@ -113,7 +114,8 @@ class FileServer:
         again. When a supervisor died there, its shares and mounts are taken over, and served at these addresses
         and with these limits from now on. `run_as` is the uid, gid and supplementary groups that it runs
         as instead of this process's, which needs root; it then opens addresses and shares with that user's
-        rights, and `run_dir` must be that user's already. `socket_mode` is that of unix socket files. After
+        rights, and `run_dir` must be that user's already. `socket_mode` is that of unix socket files. Over TCP on
+        loopback only that user and root may connect, and `allow_uids`: uids of others, or "any". After
         `modify_timeout` seconds a modify request without an answer raises `OutcomeUnknown`.
 
         Raises `InvalidAddress`, `FileServerError`, or `UnsupportedPlatform` on other systems than Linux.
@@ -133,6 +135,7 @@ class FileServer:
             listen=tuple(listen),
             security_model=security_model,
             allow_remote=allow_remote,
+            allow_uids=tuple(allow_uids),
             socket_mode=socket_mode,
             run_dir=directory,
             log=None if directory is None or own_log is not None else os.path.join(directory, LOG),

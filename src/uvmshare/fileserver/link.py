@@ -10,6 +10,7 @@ import asyncio
 import os
 import pwd
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from uvmshare.fileserver import control
 from uvmshare.fileserver.ledger import Ledger
 from uvmshare.fileserver.lockfile import LockFile
 from uvmshare.fileserver.rundir import CONTROL_SOCKET, LOG, lock_path, table_path
+from uvmshare.hostfiles import open_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +39,8 @@ _START_SECONDS: Final = 30.0
 _END_SECONDS: Final = 30.0
 _LAST_BREATH_SECONDS: Final = 1.0
 _PAUSE_SECONDS: Final = 0.05
+_UCRED: Final = struct.Struct("iII")
+"""``struct ucred`` of unix(7): pid, uid, gid."""
 
 
 class NoFileServer(FileServerError):
@@ -101,6 +105,11 @@ class Link:
         except OSError as error:
             msg = f"no file server answers at {path!r}: {error.strerror or error}; start one with this run directory"
             raise FileServerError(msg) from error
+        try:
+            _require_of_owner(writer, run_dir)
+        except FileServerError:
+            writer.close()
+            raise
         return await cls(reader, writer, None).greeted(control.Status(0))
 
     @classmethod
@@ -281,6 +290,26 @@ class Link:
             await asyncio.to_thread(_see_off, process)
 
 
+def _require_of_owner(writer: asyncio.StreamWriter, run_dir: str) -> None:
+    """See that whoever answers is the user whose directory it is, who could have put a link to another's socket there.
+
+    Raises `FileServerError`.
+    """
+    given = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    _, peer, _ = _UCRED.unpack(given)
+    try:
+        owner = os.stat(run_dir).st_uid
+    except OSError as error:
+        msg = f"run directory {run_dir!r}: {error.strerror}"
+        raise FileServerError(msg) from error
+    if peer != owner:
+        msg = (
+            f"a process of user {peer} answers in the run directory {run_dir!r} of user {owner}: it is not that one's "
+            "file server; see what control.sock there is, and remove it"
+        )
+        raise FileServerError(msg)
+
+
 def _owner(directory: str) -> RunAs | None:
     """Return whose directory it is, for root to start a supervisor as.
 
@@ -305,7 +334,7 @@ def _spawn(channel: socket.socket, run_as: RunAs | None, log: str | None) -> sub
     errors = None
     try:
         if log is not None:
-            errors = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            errors = open_log(log)
         return subprocess.Popen(
             command,
             pass_fds=(channel.fileno(),),

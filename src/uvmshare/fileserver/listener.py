@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import encodings.idna  # noqa: F401  getaddrinfo(3) needs it, and a supervisor that became another user loads nothing
 import errno
-import ipaddress
 import os
 import socket
 import stat
-import struct
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from uvmshare import peers
 from uvmshare.errors import FileServerError, InvalidAddress
 from uvmshare.fileserver.lockfile import LockFile
+from uvmshare.hostfiles import bind_socket
 
 if TYPE_CHECKING:
     from uvmshare.address import Address
+    from uvmshare.hostfiles import SocketFile
 
 __all__ = ["Listener"]
 
@@ -34,20 +34,31 @@ class Listener:
     """
 
     def __init__(
-        self, address: Address, *, allow_remote: bool = False, socket_mode: int = 0o600, lock: bool = True
+        self,
+        address: Address,
+        *,
+        allow_remote: bool = False,
+        socket_mode: int = 0o600,
+        lock: bool = True,
+        users: peers.Allowed = None,
     ) -> None:
         """Bind and listen. Without `lock`, somebody sees to it that there is one server for a unix socket.
+
+        `users` may connect over TCP on loopback, None is every user of this host.
 
         Raises `InvalidAddress` for a TCP host off loopback without `allow_remote`, `FileServerError`
         when the address cannot be had.
         """
         self.address = address
-        self._own_file: tuple[int, int] | None = None
+        self._users: peers.Allowed = None
+        self._file: SocketFile | None = None
         self._lock: LockFile | None = None
         try:
             if address.kind == "tcp":
                 self.socket = self._bind_tcp(allow_remote=allow_remote)
                 self.address = address.with_port(self.socket.getsockname()[1])
+                if peers.is_loopback(self.socket.getsockname()[0]):
+                    self._users = users
             elif address.kind == "vsock":
                 self.socket = self._bind_vsock()
             else:
@@ -62,7 +73,7 @@ class Listener:
         family, kind, protocol, _, where = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        if not allow_remote and not ipaddress.ip_address(str(where[0]).partition("%")[0]).is_loopback:
+        if not allow_remote and not peers.is_loopback(str(where[0])):
             msg = (
                 f"address {str(address)!r}: {where[0]} is not loopback, and 9P has no authentication here; "
                 "use a loopback address, or allow remote guests explicitly (--allow-remote)"
@@ -94,18 +105,13 @@ class Listener:
             raise OSError(errno.EADDRINUSE, "there is a file that is no socket")
         if lock:  # of two servers that find one dead socket file, one takes it over
             self._lock = LockFile.take(f"{path}.lock", f"address {self.address}")
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            holder = _remove_dead_socket(path)
-            if holder is not None:
-                raise OSError(errno.EADDRINUSE, f"{os.strerror(errno.EADDRINUSE)}, by process {holder}")
-            listening.bind(path)
-            os.chmod(path, mode)
+            listening, self._file = bind_socket(path, mode)
             listening.listen(_BACKLOG)
-            found = os.stat(path, follow_symlinks=False)
-            self._own_file = found.st_dev, found.st_ino
         except BaseException:
-            listening.close()
+            if self._file is not None:
+                listening.close()
+                self._file.remove()
             if self._lock is not None:
                 self._lock.release()
             raise
@@ -114,7 +120,8 @@ class Listener:
     def accept(self) -> tuple[socket.socket, str] | None:
         """Take a connection and say who it is; None when there is none, or it is not the guest's.
 
-        Raises `OSError` when the host has no descriptors left.
+        Raises `OSError` when the host has no descriptors left; `AccessDenied` for another user of this host, who
+        was cut then.
         """
         try:
             connection, peer = self.socket.accept()
@@ -127,18 +134,20 @@ class Listener:
                 return None
             return connection, f"vsock:{peer[0]}:{peer[1]}"
         if self.address.kind == "tcp":
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            try:
+                peers.require_peer(connection, self._users)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            except BaseException:
+                connection.close()
+                raise
             return connection, f"tcp:{peer[0]}:{peer[1]}"
         return connection, str(self.address)
 
     def close(self) -> None:
         """Stop listening and remove the socket file, if it is still this listener's."""
         self.socket.close()
-        if self._own_file is not None:
-            with suppress(OSError):
-                found = os.stat(self.address.socket_path, follow_symlinks=False)
-                if (found.st_dev, found.st_ino) == self._own_file:
-                    os.unlink(self.address.socket_path)
+        if self._file is not None:
+            self._file.remove()
         if self._lock is not None:
             self._lock.release()
 
@@ -153,31 +162,3 @@ def _remedy(error: OSError) -> str:
     if error.errno == errno.EAFNOSUPPORT:
         return "; load the kernel's vsock modules (modprobe vhost_vsock)"
     return ""
-
-
-_UCRED: Final = struct.Struct("iII")
-"""``struct ucred`` of unix(7): pid, uid, gid."""
-
-
-def _remove_dead_socket(path: str) -> int | None:
-    """Remove a socket file that nobody listens on; say who does, if somebody does.
-
-    Anything else in the way stays, and binding fails.
-    """
-    try:
-        if not stat.S_ISSOCK(os.stat(path, follow_symlinks=False).st_mode):
-            return None
-    except FileNotFoundError:
-        return None
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(0)  # a full backlog answers EAGAIN: somebody is there
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-        except OSError:
-            return None
-        else:
-            pid, _, _ = _UCRED.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-            return int(pid)
-    return None

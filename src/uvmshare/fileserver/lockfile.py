@@ -15,6 +15,7 @@ import time
 from typing import Final, Self
 
 from uvmshare.errors import FileServerError
+from uvmshare.hostfiles import open_lock
 
 __all__ = ["LockFile"]
 
@@ -44,7 +45,7 @@ class LockFile:
         """
         give_up = time.monotonic() + _PATIENCE_SECONDS
         while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            descriptor = open_lock(path)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if _is_at(path, descriptor):  # else its last holder removed it a moment ago
@@ -67,7 +68,7 @@ class LockFile:
     def is_held(path: str) -> bool:
         """Say whether a living process holds the lock whose file is `path`. Raises `OSError`."""
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
             return False
         try:

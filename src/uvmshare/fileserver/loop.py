@@ -11,6 +11,8 @@ import selectors
 import time
 from typing import TYPE_CHECKING, Final
 
+from uvmshare.errors import AccessDenied
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
@@ -109,6 +111,9 @@ class Doors:
     def _accept(self, listener: Listener) -> None:
         try:
             accepted = listener.accept()
+        except AccessDenied as error:
+            self._log(f"connection to {listener.address} refused: {error}")
+            return
         except OSError as error:
             if error.errno not in _NOTHING_LEFT:
                 raise

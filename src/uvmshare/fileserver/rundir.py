@@ -24,7 +24,6 @@ import fcntl
 import os
 import select
 import signal
-import stat
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from uvmshare.errors import AccessDenied, FileServerError
 from uvmshare.fileserver.lockfile import LockFile
 from uvmshare.fileserver.mounttable import place_of, shown_below
 from uvmshare.hcs.schema import Plan9ShareFlags
+from uvmshare.hostfiles import require_own_directory, require_safe_way
 
 if TYPE_CHECKING:
     from uvmshare.fileserver.mounttable import Place
@@ -50,8 +50,6 @@ _TABLE: Final = "shares"
 _MOUNTS: Final = "mounts"
 _COUNTERS: Final = "counters"
 _OURS: Final = frozenset((CONTROL_SOCKET, LOG, _LOCK, _TABLE, _MOUNTS, _COUNTERS))
-
-_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 _INTRODUCED_SECONDS: Final = 5.0
 """How long a mount process that was just forked may take to write its pid down."""
@@ -114,7 +112,7 @@ class RunDirectory:
         self.table = table_path(path)
         self._mounts = os.path.join(path, _MOUNTS)
         self._counters = os.path.join(path, _COUNTERS)
-        _require_own(os.path.realpath(path))
+        _require_own(path, may_be_link=True)
         try:
             self._lock = LockFile.take(lock_path(path), f"run directory {path!r}")
         except OSError as error:
@@ -261,22 +259,17 @@ def _is_ours(run_dir: Place, place: Place) -> bool:
     return name in _OURS
 
 
-def _require_own(directory: str) -> None:
+def _require_own(directory: str, *, may_be_link: bool = False) -> None:
     """Refuse a directory in which another user could say who is a mount process: such are killed.
 
     Raises `FileServerError`.
     """
     try:
-        found = os.stat(directory, follow_symlinks=False)
+        require_safe_way(directory)
+        require_own_directory(os.path.realpath(directory) if may_be_link else directory)
     except OSError as error:
-        msg = f"run directory {directory!r}: {error.strerror}"
+        msg = f"run directory {directory!r}: {error.strerror}; change that or choose another"
         raise FileServerError(msg) from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & _OTHERS_WRITE:
-        msg = (
-            f"run directory {directory!r}: it must be a directory of user {os.geteuid()} where nobody else writes, and "
-            f"belongs to user {found.st_uid} with mode {stat.S_IMODE(found.st_mode):o}; change that or choose another"
-        )
-        raise FileServerError(msg)
 
 
 def _locked(path: str) -> int:

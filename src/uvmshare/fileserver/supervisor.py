@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from uvmshare import address
+from uvmshare import address, peers
 from uvmshare.errors import FileServerError, InvalidDocument, UvmshareError
 from uvmshare.fileserver import confinement, control, syscalls
 from uvmshare.fileserver.connections import Connections
@@ -43,6 +43,7 @@ from uvmshare.fileserver.rundir import RunDirectory
 from uvmshare.fileserver.shares import Shares
 from uvmshare.fileserver.takeover import Inheritance, inherit
 from uvmshare.hcs import schema
+from uvmshare.hostfiles import open_log
 from uvmshare.printable import safe_stderr
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class _Server:
                     address.parse(text),
                     allow_remote=configuration.allow_remote,
                     socket_mode=configuration.socket_mode,
+                    users=peers.allowed(configuration.allow_uids, os.geteuid()),
                 )
             )
         if self.run_dir is not None:
@@ -310,7 +312,7 @@ def _log_to(path: str) -> None:
     Here, not where the supervisor was started: that one may have been root's, and the directory another user's.
     """
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        descriptor = open_log(path)
     except OSError as error:
         msg = f"cannot log to {path!r}: {error.strerror}"
         raise FileServerError(msg) from error

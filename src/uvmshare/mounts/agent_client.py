@@ -17,10 +17,11 @@ import asyncio
 import contextlib
 import os
 import time
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 import msgspec
 
+from uvmshare import peers
 from uvmshare.address import parse
 from uvmshare.errors import (
     AgentUnreachable,
@@ -39,7 +40,7 @@ from uvmshare.mounts.interfaces import GuestMount
 from uvmshare.mounts.report import AgentInfo, GuestReport, ListedMount, MountHealth
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from types import TracebackType
 
     from uvmshare.address import Address
@@ -81,6 +82,9 @@ class AgentClient:
     that the agent was given, if it was; then each end proves to the other that it knows it. `timeout` is how many
     seconds a request may take in the guest. `streams` gives connected streams in another way than `address` says.
 
+    Without a token, who is at the other end of a unix socket or of TCP on loopback must be this process's user, root,
+    or one of `allow_uids`, which are uids or "any": any user of the host could else pose as the agent.
+
     It is used as ``async with``, or with `start` and `aclose`. Starting does not wait for the agent: requests do.
     """
 
@@ -93,9 +97,11 @@ class AgentClient:
         token: str | None = None,
         timeout: float = 30.0,
         streams: Streams | None = None,
+        allow_uids: Collection[int | Literal["any"]] = (),
     ) -> None:
         self.address = parse(address, default_port=wire.DEFAULT_PORT) if isinstance(address, str) else address
         self._accept = accept
+        self._users = peers.of_this_process(allow_uids)
         self._server_port = server_port
         self._token = token
         self._timeout = timeout
@@ -115,7 +121,10 @@ class AgentClient:
     async def start(self) -> Self:
         """Begin to reach the agent, and to stay connected. Raises `OSError` when it is to listen and cannot."""
         if self._streams is None:
-            self._streams = await Acceptor.start(self.address) if self._accept else Dialler(self.address)
+            if self._accept:
+                self._streams = await Acceptor.start(self.address, self._users, has_token=self._token is not None)
+            else:
+                self._streams = Dialler(self.address, self._users if self._token is None else None)
         self._keeping = asyncio.get_running_loop().create_task(self._keep(self._streams))
         return self
 

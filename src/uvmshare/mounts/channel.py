@@ -19,23 +19,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import os
+import logging
 import socket
-import stat
 import sys
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from uvmshare.errors import UnsupportedPlatform
+from uvmshare import peers
+from uvmshare.errors import AccessDenied, UnsupportedPlatform
 from uvmshare.guest import wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from uvmshare.address import Address
+    from uvmshare.hostfiles import SocketFile
+    from uvmshare.peers import Allowed
 
 __all__ = ["Acceptor", "Dialler", "Runner", "Stream", "Streams", "ask_for_port"]
 
 T = TypeVar("T")
+
+_log = logging.getLogger("uvmshare.mounts")
 
 _LONGEST_ANSWER = 64
 """Bytes of hybrid vsock's answer: "OK " and a port."""
@@ -56,19 +60,24 @@ class Streams(Protocol):
 class Dialler:
     """Streams that this side dials."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, users: Allowed) -> None:
+        """`users` may be who listens at a unix socket or a TCP port on loopback; None is anybody."""
         self._address = address
+        self._users = users
 
     async def next(self) -> Stream:
         """Dial once."""
         address = self._address
         if address.kind == "tcp":
-            return await asyncio.open_connection(address.host, address.port, limit=wire.MAX_LINE)
+            reader, writer = await asyncio.open_connection(address.host, address.port, limit=wire.MAX_LINE)
+            _check(writer, self._require_known)
+            return reader, writer
         if address.kind == "vsock":
             return await asyncio.open_connection(sock=await _dial_vsock(address.cid, address.port), limit=wire.MAX_LINE)
         if sys.platform == "win32":
             raise _not_here(address)
         reader, writer = await asyncio.open_unix_connection(address.path, limit=wire.MAX_LINE)
+        _check(writer, self._require_known)
         if address.kind != "unix":
             try:
                 await ask_for_port(reader, writer, address.port)
@@ -77,8 +86,26 @@ class Dialler:
                 raise
         return reader, writer
 
+    def _require_known(self, connection: socket.socket) -> None:
+        """See that one of the users listens there. Raises `AccessDenied`."""
+        if sys.platform == "win32":
+            return
+        if connection.family == socket.AF_UNIX:
+            peers.require_unix_peer(connection, self._users)
+        elif peers.is_loopback(connection.getpeername()[0]):
+            peers.require_listener(connection, self._users)
+
     async def aclose(self) -> None:
         """Nothing is kept between two dials."""
+
+
+def _check(writer: asyncio.StreamWriter, require: Callable[[socket.socket], None]) -> None:
+    """Check who is at the other end, and hang up on a stranger. Raises `OSError` then."""
+    try:
+        require(writer.get_extra_info("socket"))
+    except AccessDenied as error:
+        writer.close()
+        raise PermissionError(errno.EACCES, str(error)) from error
 
 
 async def _dial_vsock(cid: int, port: int) -> socket.socket:
@@ -118,24 +145,30 @@ async def _run_here(work: Callable[[], T], /) -> T:
 class Acceptor:
     """Streams that the agent dials: ``uvmshare guest agent --connect``. The newest one counts."""
 
-    def __init__(self, run: Runner) -> None:
+    def __init__(self, run: Runner, users: Allowed, *, has_token: bool) -> None:
         self._run = run
+        self._users = users
+        self._has_token = has_token
         self._waiting: asyncio.Queue[Stream] = asyncio.Queue()
         self._server: asyncio.Server | None = None
-        self._path = ""
-        self._own_file: tuple[int, int] | None = None
+        self._file: SocketFile | None = None
         self._cid = 0
         self._closed = False
         self.port = 0
         """The TCP port that was bound, when the address said 0."""
 
     @classmethod
-    async def start(cls, address: Address, *, mode: int = 0o600, run: Runner = _run_here) -> Acceptor:
+    async def start(
+        cls, address: Address, users: Allowed, *, has_token: bool = False, mode: int = 0o600, run: Runner = _run_here
+    ) -> Acceptor:
         """Listen. A unix socket is made, with that mode, and removed by what `run` runs.
+
+        Over TCP on loopback only `users` may connect, None is every user of this host. With a token others may as well,
+        since they have to prove that they know it, but they displace nobody.
 
         Raises `OSError` when the address is taken.
         """
-        acceptor = cls(run)
+        acceptor = cls(run, users, has_token=has_token)
         if address.kind == "tcp":
             server = await asyncio.start_server(acceptor._take, address.host, address.port, limit=wire.MAX_LINE)
             acceptor.port = server.sockets[0].getsockname()[1]
@@ -146,8 +179,7 @@ class Acceptor:
             raise _not_here(address)
         else:
             path = address.socket_path
-            listening, acceptor._own_file = await run(lambda: _listen_unix(path, mode))
-            acceptor._path = path
+            listening, acceptor._file = await run(lambda: _listen_unix(path, mode))
             server = await asyncio.start_unix_server(acceptor._take, sock=listening, limit=wire.MAX_LINE)
         acceptor._server = server
         return acceptor
@@ -157,10 +189,24 @@ class Acceptor:
         if self._closed or (self._cid and writer.get_extra_info("peername")[0] != self._cid):
             writer.close()
             return
+        try:
+            self._require_known(writer.get_extra_info("socket"))
+        except AccessDenied as error:
+            if not self._has_token or not self._waiting.empty():
+                _log.warning("connection of an agent to port %d refused: %s", self.port, error)
+                writer.close()
+                return
         while not self._waiting.empty():
             _, older = self._waiting.get_nowait()
             older.close()
         self._waiting.put_nowait((reader, writer))
+
+    def _require_known(self, connection: socket.socket) -> None:
+        """See that one of the users dials, where every user of the host could. Raises `AccessDenied`."""
+        if sys.platform == "win32" or connection.family not in (socket.AF_INET, socket.AF_INET6):
+            return
+        if peers.is_loopback(connection.getsockname()[0]):
+            peers.require_peer(connection, self._users)
 
     async def next(self) -> Stream:
         """Wait for the agent to dial."""
@@ -174,53 +220,26 @@ class Acceptor:
         while not self._waiting.empty():
             _, writer = self._waiting.get_nowait()
             writer.close()
-        if self._path:
+        if self._file is not None:
             with contextlib.suppress(OSError):
-                await self._run(lambda: _unlink_own(self._path, self._own_file))
+                await self._run(self._file.remove)
 
 
-def _listen_unix(path: str, mode: int) -> tuple[socket.socket, tuple[int, int]]:
-    """Listen at `path`, in place of a socket that nobody listens on; say which file it is."""
+def _listen_unix(path: str, mode: int) -> tuple[socket.socket, SocketFile]:
+    """Listen at `path`, in place of a socket of this user's that nobody listens on."""
     if sys.platform == "win32":
         raise _not_here(path)
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    from uvmshare.hostfiles import bind_socket  # noqa: PLC0415  it is not for Windows
+
+    listening, file = bind_socket(path, mode)
     try:
-        _remove_dead(path)
-        listening.bind(path)
-        os.chmod(path, mode)
         listening.listen()
         listening.setblocking(False)  # noqa: FBT003  it takes no keyword
-        found = os.lstat(path)
     except BaseException:
         listening.close()
+        file.remove()
         raise
-    return listening, (found.st_dev, found.st_ino)
-
-
-def _remove_dead(path: str) -> None:
-    if sys.platform == "win32":
-        raise _not_here(path)
-    try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise OSError(errno.EADDRINUSE, "a file that is no socket is in the way", path)
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # noqa: FBT003  as above; a full queue says that somebody is there
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except BlockingIOError:
-            pass
-    raise OSError(errno.EADDRINUSE, "somebody listens there already", path)
-
-
-def _unlink_own(path: str, own: tuple[int, int] | None) -> None:
-    found = os.lstat(path)
-    if (found.st_dev, found.st_ino) == own:
-        os.unlink(path)
+    return listening, file
 
 
 def _listen_vsock(port: int) -> socket.socket:

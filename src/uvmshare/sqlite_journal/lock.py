@@ -18,6 +18,8 @@ if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
+if sys.platform == "linux":
+    from uvmshare.hostfiles import open_lock
 
 __all__ = ["WriterLock"]
 
@@ -36,7 +38,7 @@ class WriterLock:
     def take(cls, journal: str) -> Self:
         """Take the lock of a journal. Raises `JournalInUse` with the pid of who has it, or OSError."""
         path = journal + ".lock"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        descriptor = _open(path)
         try:
             if not _try_lock(descriptor):
                 pid = os.read(descriptor, 32).decode("ascii", "replace").strip() or "unknown"
@@ -53,6 +55,12 @@ class WriterLock:
     def release(self) -> None:
         """Give the lock up."""
         os.close(self._descriptor)
+
+
+def _open(path: str) -> int:
+    if sys.platform == "linux":
+        return open_lock(path)
+    return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
 
 
 if sys.platform == "win32":

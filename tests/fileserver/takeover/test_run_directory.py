@@ -284,7 +284,7 @@ def test_what_cannot_be_ended_is_said(place: Place, monkeypatch: pytest.MonkeyPa
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
 def test_root_has_a_users_directory_taken_over_as_that_user(place: Place) -> None:
     user = (12345, 12345, ())
-    place.directory.chmod(0o777)
+    place.directory.chmod(0o1777)  # as /tmp is
     place.run_dir.mkdir()
     os.chown(place.run_dir, 12345, 12345)
     server = place.start(run_as=user)
