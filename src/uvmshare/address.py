@@ -24,6 +24,9 @@ from uvmshare.errors import InvalidAddress
 __all__ = ["DEFAULT_PORT", "Address", "parse"]
 
 DEFAULT_PORT: Final = 5640
+_LONGEST_HOST: Final = 254
+_LONGEST_LABEL: Final = 63
+"""Letters of a name of a host with its last dot, and of one part of it (RFC 1035, 2.3.4)."""
 _MAX_UNIX_PATH: Final = 107
 """``sun_path`` has 108 bytes with its NUL (unix(7))."""
 _ANY_CID: Final = 0xFFFFFFFF
@@ -94,6 +97,7 @@ def parse(text: str, *, default_port: int = DEFAULT_PORT) -> Address:
                 host = host[1:-1]
             elif ":" in host:
                 raise _wrong(text, "an IPv6 host stands in brackets", "tcp:[::1]:5640")
+            _require_host(text, host)
             return Address("tcp", host=host, port=_number(text, port_text, "the port", 0xFFFF))
         case _:
             raise _wrong(text, f"there is no kind {kind!r}", "unix:, firecracker:, cloud-hypervisor:, vsock: or tcp:")
@@ -101,6 +105,15 @@ def parse(text: str, *, default_port: int = DEFAULT_PORT) -> Address:
 
 def _wrong(text: str, reason: str, remedy: str) -> InvalidAddress:
     return InvalidAddress(f"address {text!r}: {reason}; use {remedy}")
+
+
+def _require_host(text: str, host: str) -> None:
+    """Refuse what no look-up takes: it would not fail as a look-up does."""
+    if not host.isascii() or not host.isprintable() or " " in host:
+        raise _wrong(text, f"the host {host!r} is no name and no number", "ASCII, a name of other letters as xn--...")
+    labels = host.removesuffix(".").split(".")
+    if len(host) > _LONGEST_HOST or not all(0 < len(label) <= _LONGEST_LABEL for label in labels):
+        raise _wrong(text, "the host, or a part of it, is empty or too long", "a name that DNS can have, or a number")
 
 
 def _number(text: str, number: str, what: str, most: int) -> int:
@@ -123,7 +136,10 @@ def _split_port(text: str, rest: str, default: int, *, strict: bool = False) -> 
 def _checked(text: str, address: Address) -> Address:
     if "\0" in address.path:
         raise _wrong(text, "the path contains NUL", "a path in the file system")
-    length = len(address.socket_path.encode(errors="surrogateescape"))
+    try:
+        length = len(address.socket_path.encode())
+    except UnicodeEncodeError as error:
+        raise _wrong(text, "it is not UTF-8, and what is sent holds nothing else", "a path that is UTF-8") from error
     if length > _MAX_UNIX_PATH:
         raise _wrong(
             text,

@@ -5,7 +5,7 @@ What lives here: the commands and their tables. What must not: anything that the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
@@ -68,7 +68,9 @@ def vm() -> None:
     "tcp:127.0.0.1:5641; uvmshare map needs it.",
 )
 @click.option("--agent-dials", is_flag=True, help="The agent dials: that address is where the daemon listens for it.")
-@click.option("--agent-token-file", type=click.File(), help="A file with the secret that the agent was started with.")
+@click.option(
+    "--agent-token-file", type=click.File("rb"), help="A file with the secret that the agent was started with."
+)
 @host_option
 @json_option
 def add(
@@ -81,7 +83,7 @@ def add(
     host: str | None,
     agent: str | None,
     agent_dials: bool,
-    agent_token_file: TextIO | None,
+    agent_token_file: BinaryIO | None,
     allow_remote: bool,
     allow_uids: tuple[int | str, ...],
     read_only: bool,
@@ -114,7 +116,7 @@ def add(
         "read_only": read_only,
         "agent": agent,
         "agent_dials": agent_dials,
-        "agent_token": None if agent_token_file is None else agent_token_file.read().strip(),
+        "agent_token": None if agent_token_file is None else _token_in(agent_token_file),
         "limits": msgspec.to_builtins(limits, builtin_types=()) if limits != type(limits)() else {},
     }
     try:
@@ -129,6 +131,14 @@ def add(
         say(added.id)
         for address in added.addresses:
             note(f"listening on {address}")
+
+
+def _token_in(file: BinaryIO) -> str:
+    try:
+        return file.read().decode().strip()
+    except UnicodeDecodeError as error:
+        msg = f"{file.name}: the agent's token is not UTF-8: write another into it, and start the agent with that"
+        raise click.UsageError(msg) from error
 
 
 @vm.command()

@@ -47,6 +47,7 @@ from uvmshare.daemon.shares import whose
 from uvmshare.daemon.store import name_for
 from uvmshare.daemon.tracing import span
 from uvmshare.errors import LimitReached, UvmshareError
+from uvmshare.printable import json_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
@@ -359,7 +360,7 @@ async def follow_events(
                 yield b"event: missed\ndata: {}\n\n"
                 continue
             event = service.events.document(happening, name_for(who, (happening.vm_uid, happening.vm)))
-            data = msgspec.json.encode(event)  # one line, whatever is in it
+            data = json_text(event).encode()  # one line, whatever is in it
             yield b"id: %b\nevent: %b\ndata: %b\n\n" % (event.id.encode(), event.kind.encode(), data)
 
     return Stream(messages(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
@@ -377,6 +378,8 @@ def _on_error(request: Request[Any, Any, Any], error: Exception) -> Response[Pro
         problem = problem_of(error, thing)
     elif isinstance(error, HTTPException):
         problem = problem_of(_Refused(_words(error)), thing, status=error.status_code)
+    elif isinstance(error, UnicodeDecodeError):  # Litestar takes msgspec's other complaints, and not this one
+        problem = problem_of(_Refused(f"the document is not UTF-8: {error.reason}"), thing, status=400)
     elif isinstance(error, RecursionError):
         problem = problem_of(_Refused("the document is nested too deeply"), thing, status=400)
     else:

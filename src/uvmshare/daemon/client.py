@@ -10,7 +10,6 @@ shown (`uvmshare.cli`).
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
@@ -37,10 +36,10 @@ from uvmshare.daemon.documents import (
     Vm,
 )
 from uvmshare.daemon.problems import to_exception
-from uvmshare.errors import DaemonError
+from uvmshare.errors import DaemonError, InvalidOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from types import TracebackType
 
 __all__ = ["Client", "default_host"]
@@ -91,12 +90,17 @@ class Client:
     # Requests
 
     def _ask(self, method: str, path: str, kind: type[T], body: Any = None, **query: Any) -> T:
+        params = {key: _text(value) for key, value in query.items() if value is not None}
+        try:
+            content = None if body is None else msgspec.json.encode(body)
+        except UnicodeEncodeError as error:
+            raise _not_utf8(error) from error
         with self._explained():
             response = self._http.request(
                 method,
                 path,
-                params={key: _text(value) for key, value in query.items() if value is not None},
-                content=None if body is None else msgspec.json.encode(body),
+                params=params,
+                content=content,
                 headers={} if body is None else {"Content-Type": "application/json"},
             )
         self._check(response, response.content)
@@ -138,6 +142,9 @@ class Client:
         except httpx.TimeoutException as error:
             msg = f"{path}: the daemon gave no answer in time: what was asked may be done or not; see `uvmshare events`"
             raise DaemonError(msg) from error
+        except httpx.InvalidURL as error:
+            msg = f"{path}: a name in the request is too long or holds what no name does ({error}): give another"
+            raise InvalidOptions(msg) from error
         except httpx.HTTPError as error:
             msg = f"{path}: the daemon went away meanwhile ({error}): what was asked may be done or not; ask again"
             raise DaemonError(msg) from error
@@ -223,22 +230,57 @@ class Client:
 
     def events(self, since: str | None = None, *, follow: bool = True) -> Iterator[Event | None]:
         """Give events as they happen; None where some are missing. Ends when the daemon does."""
-        query = {"follow": _text(follow), **({"since": since} if since else {})}
+        query = {"follow": _text(follow), **({"since": _text(since)} if since else {})}
         with self._explained(), self._http.stream("GET", "/v1/events", params=query, timeout=None) as response:
             if not response.is_success:
                 self._check(response, response.read())
-            kind = ""
-            for line in response.iter_lines():
-                field, _, value = line.partition(": ")
-                if field == "event":
+            kind = b""
+            for line in _lines(response.iter_bytes()):
+                field, _, value = line.partition(b": ")
+                if field == b"event":
                     kind = value
-                elif field == "data":
-                    yield None if kind == "missed" else msgspec.convert(json.loads(value), Event)
+                elif field == b"data":
+                    yield None if kind == b"missed" else self._event(value)
+
+    def _event(self, data: bytes) -> Event:
+        try:
+            return msgspec.json.decode(data, type=Event)
+        except ValueError as error:  # what msgspec raises, and UnicodeDecodeError
+            msg = f"{self.host}: it sent an event that cannot be read ({error}): is it a daemon of this version?"
+            raise DaemonError(msg) from error
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Give the whole lines: a line feed ends one and nothing else does, whatever a name in it holds."""
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
 
 
 def _quoted(name: str) -> str:
-    return quote(name, safe=":@")
+    """Return a name as one segment of a path. Raises `InvalidOptions` for what can be none."""
+    if name in ("", ".", ".."):  # these would lead to another resource
+        msg = f"{name!r} is no name: the names that there are begin with a letter or a digit"
+        raise InvalidOptions(msg)
+    try:
+        return quote(name, safe=":@")
+    except UnicodeEncodeError as error:
+        raise _not_utf8(error) from error
 
 
 def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """Return a value of a query. Raises `InvalidOptions` for what cannot be sent."""
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _not_utf8(error) from error
+    return text
+
+
+def _not_utf8(error: UnicodeEncodeError) -> InvalidOptions:
+    return InvalidOptions(
+        f"{error.object!r} is not UTF-8, and the daemon's documents hold nothing else: rename it, or mount it "
+        f"at a path that is (mount --bind)"
+    )

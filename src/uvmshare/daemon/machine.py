@@ -23,6 +23,7 @@ from uvmshare.hostfiles import make_own_directory
 from uvmshare.mounts.agent_client import AgentClient
 from uvmshare.mounts.channel import Acceptor, Dialler
 from uvmshare.mounts.manager import MountManager
+from uvmshare.printable import printable
 from uvmshare.share.manager import Manager
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ class Machine:
                 await server.detach()
                 raise
         except (UvmshareError, OSError) as error:
-            self.state, self.error = "failed", str(error)
+            self.state, self.error = "failed", printable(str(error))
         except Exception as error:  # noqa: BLE001  its user's own process answers there, and other users' VMs must start
             self.state, self.error = "failed", f"what was found of it cannot be understood: {error!r}"
 
@@ -307,7 +308,7 @@ class Machine:
         try:
             await manager.recover()
         except UvmshareError as error:
-            self._changed(self, "unsettled", str(error))
+            self._changed(self, "unsettled", printable(str(error)))
 
     def _note_exit(self, reason: ComputeSystemGone) -> None:
         self.state, self.error = "gone", str(reason)

@@ -33,6 +33,7 @@ from uvmshare.errors import (
 )
 from uvmshare.mounts.manager import share_owner
 from uvmshare.mounts.options import MountOptions, canonical_guest_path
+from uvmshare.printable import printable
 from uvmshare.share.options import AddOptions
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class Mappings:
             state=info.state.value,
             busy=info.busy,
             since=info.since,
-            last_error=None if info.last_error is None else str(info.last_error),
+            last_error=None if info.last_error is None else printable(str(info.last_error)),
             references=self._references(who, machine.record.key, info.mount_path, [str(each) for each in info.owners]),
         )
 

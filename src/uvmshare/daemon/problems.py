@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from uvmshare import errors
 from uvmshare.daemon.documents import Problem
+from uvmshare.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,7 +87,9 @@ def problem_of(error: BaseException, thing: str, *, status: int | None = None) -
     found, remedy = _answer(cls)
     if cls is errors.UvmshareError and status not in (None, 500):
         remedy = "See the OpenAPI document for what can be asked here."
-    reason = str(error) if isinstance(error, errors.UvmshareError) or status else f"unexpected {type(error).__name__}"
+    told = isinstance(error, errors.UvmshareError) or status
+    reason = printable(str(error)) if told else f"unexpected {type(error).__name__}"
+    thing = printable(thing)
     return Problem(
         type=f"urn:uvmshare:error:{cls.__name__}",
         title=_title(cls),

@@ -18,6 +18,7 @@ from uvmshare.daemon.keeper import no_lease
 from uvmshare.daemon.store import ShareLease, name_for
 from uvmshare.daemon.tracing import span
 from uvmshare.errors import InvalidOptions, NotThere, OperationDenied
+from uvmshare.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -103,7 +104,7 @@ class Shares:
             busy=info.busy,
             orphan=info.orphan,
             since=info.since,
-            last_error=None if info.last_error is None else str(info.last_error),
+            last_error=None if info.last_error is None else printable(str(info.last_error)),
             references=tuple(
                 self._reference(machine.record.key, owner, holder, info.options)
                 for holder, owner in holders

@@ -363,8 +363,15 @@ def _made(run_dir: str | os.PathLike[str]) -> str:
     """Make a run directory, unless it is there; return where it is."""
     directory = _absolute(run_dir)
     try:
+        directory.encode()
         os.makedirs(directory, mode=0o700, exist_ok=True)
     except OSError as error:
         msg = f"cannot make the run directory {directory!r}: {error.strerror}"
+        raise FileServerError(msg) from error
+    except ValueError as error:  # UnicodeEncodeError is one, and so is what a NUL raises
+        msg = (
+            f"run directory {directory!r}: {'it holds a NUL' if chr(0) in directory else 'it is not UTF-8'}, and what "
+            f"is written down in it holds no such path: choose another"
+        )
         raise FileServerError(msg) from error
     return directory

@@ -126,6 +126,11 @@ def _canonical_path(host_path: str | os.PathLike[str]) -> tuple[str, int]:
     except OSError as error:
         msg = f"{path}: {error.strerror}: share a directory or file that exists and that you may reach"
         raise InvalidOptions(msg) from error
+    except UnicodeEncodeError as error:  # no bytes of a name become that (PEP 383)
+        msg = (
+            f"host_path {path!r} holds half a character, which no path does: os.fsdecode makes a str of a path's bytes"
+        )
+        raise InvalidOptions(msg) from error
     # After the symlinks are gone: what is sent to the VM is the real path.
     _check_utf8("host_path", path)
     if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
@@ -171,12 +176,18 @@ def _check_name(name: str) -> None:
         raise InvalidOptions(msg)
 
 
+_REMEDIES = {
+    "host_path": "rename it, or mount it at a path that is (mount --bind)",
+    "allowed name": "rename it, or share the whole directory, whose names may be any",
+}
+
+
 def _check_utf8(what: str, text: str) -> bytes:
     """Return the text encoded. Documents for the VM are JSON, which has no other bytes."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        msg = f"{what} {text!r} is not UTF-8, and the VM's documents hold nothing else: rename it"
+        msg = f"{what} {text!r} is not UTF-8, and the VM's documents hold nothing else: {_REMEDIES[what]}"
         raise InvalidOptions(msg) from error
 
 

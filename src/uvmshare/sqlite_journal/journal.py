@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
-from uvmshare.errors import JournalError, JournalFull, JournalInUse, JournalReadOnly
+from uvmshare.errors import InvalidOptions, JournalError, JournalFull, JournalInUse, JournalReadOnly
 from uvmshare.sqlite_journal.lock import WriterLock
 from uvmshare.sqlite_journal.store import Store
 
@@ -63,11 +63,17 @@ class SqliteJournal:
     def for_vm(self, vm: str = "") -> Journal:
         """Return the part of one VM, by an id of the caller's choice that is the same after a restart.
 
-        Loading it takes it over: what an earlier Manager of the same VM still appends raises `JournalInUse`.
+        Raises `InvalidOptions` for one that is not UTF-8. Loading it takes it over: what an earlier Manager of the
+        same VM still appends raises `JournalInUse`.
         """
         if not isinstance(vm, str):
             msg = f"{vm!r} is no id of a VM: give a str"
             raise TypeError(msg)
+        try:
+            vm.encode()
+        except UnicodeEncodeError as error:
+            msg = f"{vm!r} is no id of a VM: it is no Unicode text, and cannot be written down: give another str"
+            raise InvalidOptions(msg) from error
         return _VMJournal(self, vm)
 
     async def vms(self) -> tuple[str, ...]:
