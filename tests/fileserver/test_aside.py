@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.processes import DEADLINE
 
-from uvmshare.fileserver import outbox
+from uvmshare.fileserver import outbox, waiting
 from uvmshare.fileserver import session as session_module
 from uvmshare.fileserver.aside import Aside
 from uvmshare.ninep import messages as m
@@ -443,7 +443,7 @@ def test_a_connection_of_any_number_is_waited_for() -> None:
         high = socket.socket(fileno=fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, 1100))  # past what select(2) takes
         with high:
             for connection in (ours, high):
-                assert not session_module._is_readable(connection, 0)
+                assert not waiting.is_readable(connection, 0)
             theirs.send(b"x")
             for connection in (ours, high):
-                assert session_module._is_readable(connection, DEADLINE)
+                assert waiting.is_readable(connection, DEADLINE)

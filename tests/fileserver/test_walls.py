@@ -243,7 +243,8 @@ def test_a_turn_holds_only_so_many_descriptors(share: Share, monkeypatch: pytest
 
 
 def test_deeper_than_a_path_can_say(share: Share) -> None:
-    at, name = share.tree.root, b"n" * 200
+    at: Node = share.tree.root
+    name = b"n" * 200
     for _ in range(30):
         os.mkdir(name, dir_fd=at.fd)
         (at,) = share.tree.walk(at, [name])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.export import Export
     from uvmshare.fileserver.limits import Limits
 
-__all__ = ["close_all_but", "confine", "has_seccomp", "missing", "most_descriptors"]
+__all__ = ["allow_descriptors", "close_all_but", "confine", "has_seccomp", "missing", "most_descriptors"]
 
 _READ: Final = Access.READ_FILE | Access.READ_DIR
 _WRITE: Final = (
@@ -72,14 +72,13 @@ def confine(export: Export, limits: Limits) -> bool:
     """Hold this process to one share, for ever; return whether Landlock does.
 
     No new privileges, no core dumps (they would hold the guest's data), as much memory as the limits
-    say, as many descriptors as they say and the host allows, files made with the very bits asked for; Landlock on
+    say, files made with the very bits asked for; Landlock on
     the share's root and a seccomp filter where the host has them. Raises `OSError` when something that
     the host has does not work.
     """
     os.umask(0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (limits.memory_bytes, limits.memory_bytes))
-    _set_descriptors(limits.descriptors)
     syscalls.no_new_privileges()
     as_guest_users = export.security_model == "passthrough"
     has_landlock = bool(syscalls.landlock_abi())
@@ -102,15 +101,13 @@ def most_descriptors() -> int:
         return max(hard, int(file.read()))
 
 
-def _set_descriptors(limit: int) -> None:
-    """Allow as many descriptors as the limits say and can be had.
-
-    A guest's kernel holds a fid for every file that it remembers, and each fid one descriptor for its
-    file and one for every directory that it alone was walked through.
-    """
+def allow_descriptors(limit: int) -> int:
+    """Allow as many descriptors as the limits say and can be had; return how many that are. Raises `OSError`."""
     most = min(limit, most_descriptors())
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     except (ValueError, PermissionError):  # root without CAP_SYS_RESOURCE, in a container
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(limit, hard), min(limit, hard)))
+        most = min(limit, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most

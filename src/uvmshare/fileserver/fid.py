@@ -66,6 +66,11 @@ class XattrValue:
 
     value: bytes
 
+    @property
+    def size(self) -> int:
+        """How many bytes there are."""
+        return len(self.value)
+
 
 @dataclass(slots=True)
 class XattrWrite:

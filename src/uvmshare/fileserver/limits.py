@@ -47,15 +47,20 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     msize: Annotated[int, msgspec.Meta(ge=MIN_MSIZE, le=1 << 24)] = 1 << 20
     """The largest message, in bytes. 1 MiB is the most that Linux's fd transport takes."""
 
-    fids: Count = 65536
+    fids: Count = 2_000_000
     """Fids. Linux's client holds one a directory entry it remembers, and one an open file."""
 
     open_files: Count = 16384
     """Fids that are open."""
 
     descriptors: Count = 262144
-    """Descriptors of a mount process (RLIMIT_NOFILE). A fid holds one for its file and one for each
-    directory on the way that no other fid holds: without this, deep trees would use up the host's."""
+    """Descriptors of a mount process (RLIMIT_NOFILE), or as many as the host allows. A fid has one for its file
+    and one for each directory on the way. When there are as many, those that nobody uses are closed until they are
+    used."""
+
+    keep_seconds: Seconds = 30.0
+    """How long descriptors that nobody uses stay open in a mount that sends nothing: deleted files use their space,
+    and file systems below the share cannot be unmounted, as long as they are."""
 
     locks: Count = 4096
     """Byte ranges that are locked, and lock requests that wait."""

@@ -90,7 +90,8 @@ def serve(
             # asks next.
             with suppress(OSError):
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))
-        session = Session(connection, export, limits, log, counters)
+        descriptors = confinement.allow_descriptors(limits.descriptors)
+        session = Session(connection, export, limits, log, counters, descriptors=descriptors)
         has_landlock = confinement.confine(export, limits)
         session.tree.walls.take_process(has_landlock=has_landlock)
         session.run((attach.tag, attach.message), attach.msize, attach.rest)

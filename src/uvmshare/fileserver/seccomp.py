@@ -68,6 +68,7 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "mprotect": (10, 226),
     "mremap": (25, 216),
     "munmap": (11, 215),
+    "name_to_handle_at": (303, 264),
     "newfstatat": (262, 79),
     "openat": (257, 56),
     "pipe2": (293, 59),

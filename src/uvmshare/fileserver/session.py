@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import select
 import socket
 import struct
 import time
@@ -23,9 +22,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 from uvmshare.errors import RemoteProtocolError
 from uvmshare.fileserver.aside import Aside
 from uvmshare.fileserver.counters import SAMPLED, Counters
-from uvmshare.fileserver.fid import XattrValue
 from uvmshare.fileserver.handlers import large, locking, table, walking
 from uvmshare.fileserver.handshake import negotiate
+from uvmshare.fileserver.idle import Idle
 from uvmshare.fileserver.limits import Throttle
 from uvmshare.fileserver.listing import Kept
 from uvmshare.fileserver.locks import LockTable
@@ -33,6 +32,7 @@ from uvmshare.fileserver.outbox import Outbox, read_reply
 from uvmshare.fileserver.ownership import choose
 from uvmshare.fileserver.splicing import Splicer
 from uvmshare.fileserver.tree import Tree
+from uvmshare.fileserver.waiting import is_readable, set_time_out
 from uvmshare.ninep import messages
 from uvmshare.ninep.constants import HEADER_SIZE, NOFID, NONUNAME, VERSION
 from uvmshare.ninep.errno import to_errno
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from uvmshare.fileserver.export import Export
-    from uvmshare.fileserver.fid import Fid, OpenFile, XattrWrite
+    from uvmshare.fileserver.fid import Fid, OpenFile
     from uvmshare.fileserver.handlers.table import Server
     from uvmshare.fileserver.limits import Limits
     from uvmshare.fileserver.tree import Node
@@ -59,6 +59,12 @@ _MOST_DIGITS: Final = 10
 _LOCK_RETRY_SECONDS: Final = 0.01
 """How often a lock that somebody else holds is tried again: no host call waits for one and can be stopped."""
 
+_RESERVED: Final = 20_000
+"""Descriptors that are kept for open files and locks; half of all where that is less."""
+
+_LET_GO: Final = 512
+"""Descriptors that are closed at once, so that no request waits long: some 10 us each."""
+
 _NO_DESCRIPTORS: Final = os.strerror(errno.EMFILE)
 
 _AHEAD_MOST: Final = 64 * 1024
@@ -71,9 +77,6 @@ _AHEAD_SECONDS: Final = 0.005
 """What has not come by then is slow enough for a thread to wait for it."""
 
 _AHEAD_RETRY_SECONDS: Final = 0.00005
-
-_SELECT_MOST: Final = 1024
-"""``FD_SETSIZE``. select(2) waits to the microsecond, poll(2) to the millisecond."""
 
 _IN_MOST: Final = _IN_SLACK + 4096
 """Bytes that are received at a time where large writes are spliced: a write of 64 KiB and its header."""
@@ -108,7 +111,8 @@ class Session:
     """Serves `export` on `connection` from a good attach to the end.
 
     `connection` is a blocking stream socket. `msize` is what the handshake negotiated, `attach` the
-    Tattach it ended with and `rest` the bytes that came behind. `log` takes one line a reason.
+    Tattach it ended with and `rest` the bytes that came behind. `log` takes one line a reason. `descriptors` is how
+    many this process may have.
     """
 
     def __init__(
@@ -118,6 +122,8 @@ class Session:
         limits: Limits,
         log: Callable[[str], None],
         counters: Counters | None = None,
+        *,
+        descriptors: int = 1024,
     ) -> None:
         """Take over an export. Raises `FileServerError` when its security model is not to be had."""
         self.counters = counters or Counters()
@@ -129,7 +135,15 @@ class Session:
         self.listings = Kept()
         self.fids: dict[int, Fid] = {}
         self.msize = limits.msize
-        self._open_files = 0
+        self._open: set[OpenFile] = set()
+        self.idle = Idle(self.tree, self.fids, self._open)
+        self.tree.root.find_again = self.idle.find_again
+        self.most_descriptors = descriptors - min(_RESERVED, descriptors // 2)
+        """The number of a descriptor from which on idle ones are closed."""
+        self._silences = 0
+        """How often in succession nothing came for `_wait` seconds."""
+        self._rests = False
+        """Whether all idle descriptors were closed since something came."""
         self._xattr_bytes = 0
         self.outbox = Outbox(connection, self.tree.walls.confirm)
         self._connection = connection
@@ -150,11 +164,12 @@ class Session:
         self.view = memoryview(self.buffer)
         self._room = len(self.buffer) - _HEADER.size
 
+        # An idle limit is a whole number of waits, after each of which idle descriptors are closed.
+        self._wait = limits.keep_seconds
         if limits.idle_seconds is not None:
-            seconds, rest = divmod(limits.idle_seconds, 1)
-            timeout = struct.pack("@ll", int(seconds), int(rest * 1_000_000))
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+            self._wait = limits.idle_seconds / max(1, round(limits.idle_seconds / limits.keep_seconds))
+            set_time_out(connection, limits.idle_seconds, sending=True)
+        set_time_out(connection, self._wait)
 
     # The loop
 
@@ -266,12 +281,19 @@ class Session:
             until = [waiting.next_try for waiting in self._ahead.values()]
             if self._lock_waits:
                 until.append(self._next_lock_try)
-            if until and _is_readable(self._connection, max(0.0, min(until) - now)):
+            if until and is_readable(self._connection, max(0.0, min(until) - now)):
                 break
-        try:
-            return self._connection.recv_into(into)
-        except BlockingIOError:
-            self.refuse_silence()
+        while True:
+            try:
+                received = self._connection.recv_into(into)
+            except BlockingIOError:
+                self.bear_silence()
+                while not self._rests and not is_readable(self._connection, 0):
+                    self._rests = not self.idle.let_go(_LET_GO)
+            else:
+                self._silences = 0
+                self._rests = False
+                return received
 
     def _guarded(self, tag: int, work: Callable[[], bytes | None]) -> bytes | None:
         """Do what a request asks for; an error is the guest's to know."""
@@ -308,9 +330,21 @@ class Session:
         """Return what serves a message type now."""
         return self._served[number]
 
-    def refuse_silence(self) -> NoReturn:
-        """End the connection of a guest that has sent nothing for too long. Raises `RemoteProtocolError`."""
-        self._refuse(f"nothing came for {self.limits.idle_seconds:g} s")
+    def bear_silence(self) -> None:
+        """Note that nothing came for a while. Raises `RemoteProtocolError` when that was too long."""
+        self._silences += 1
+        limit = self.limits.idle_seconds
+        if limit is not None and self._silences * self._wait >= limit:
+            self._refuse(f"nothing came for {limit:g} s")
+
+    def make_room(self) -> None:
+        """Close descriptors that nobody uses, because there are as many as there may be."""
+        self._log_once(
+            "idle",
+            f"{self.most_descriptors} descriptors are open, nearly all that the host allows: those of files that "
+            "nobody uses are closed, and opened again when they are used",
+        )
+        self.idle.let_go(_LET_GO)
 
     def _is_tag_in_use(self, tag: int) -> bool:
         waits = tag in self._ahead or any(waiting.tag == tag for waiting in self._lock_waits)
@@ -374,7 +408,8 @@ class Session:
         self._ahead.clear()
         self.locks.clear()
         self.fids.clear()
-        self._open_files = self._xattr_bytes = 0
+        self._open.clear()
+        self._xattr_bytes = 0
 
     def close(self) -> None:
         """Let go of every fid and of what the session opened; the connection stays its owner's."""
@@ -485,7 +520,7 @@ class Session:
     def opened(self, fid: Fid, file: OpenFile) -> None:
         """Give a fid its open file. The caller has asked `require_room_to_open`."""
         fid.file = file
-        self._open_files += 1
+        self._open.add(file)
 
     def drop_fid(self, number: int) -> Fid:
         """Forget a fid and return it: EBADF when there is none. Raises `OSError`.
@@ -497,13 +532,13 @@ class Session:
         if fid is None:
             raise OSError(errno.EBADF, "unknown fid")
         if fid.file is not None:
-            self._open_files -= 1
+            self._open.discard(fid.file)
             if self.locks.holdings:
                 key = fid.file.key
-                if not any(other.file is not None and other.file.key == key for other in self.fids.values()):
+                if not any(other.key == key for other in self._open):
                     self.locks.forget_file(key)
         elif fid.xattr is not None:
-            self._xattr_bytes -= _size_of(fid.xattr)
+            self._xattr_bytes -= fid.xattr.size
         return fid
 
     # Limits
@@ -517,7 +552,7 @@ class Session:
 
     def require_room_to_open(self) -> None:
         """Refuse one open file too many (EMFILE). Raises `OSError`."""
-        if self._open_files >= self.limits.open_files:
+        if len(self._open) >= self.limits.open_files:
             self._refuse_more("open files", errno.EMFILE, f"{self.limits.open_files} files are open")
 
     def require_room_to_lock(self) -> None:
@@ -571,17 +606,3 @@ class Session:
         if message.uname.isdigit() and len(message.uname) <= _MOST_DIGITS and int(message.uname) < NONUNAME:
             return int(message.uname)
         return _NOBODY
-
-
-def _is_readable(connection: socket.socket, seconds: float) -> bool:
-    """Wait until there is something to read, or the time is over."""
-    descriptor = connection.fileno()
-    if descriptor < _SELECT_MOST:
-        return bool(select.select([descriptor], [], [], seconds)[0])
-    readable = select.poll()
-    readable.register(descriptor, select.POLLIN)
-    return bool(readable.poll(seconds * 1000))
-
-
-def _size_of(xattr: XattrValue | XattrWrite) -> int:
-    return len(xattr.value) if isinstance(xattr, XattrValue) else xattr.size

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Final
 from uvmshare.errors import RemoteProtocolError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from uvmshare.fileserver.fid import OpenFile
 
 __all__ = ["SPLICE_MIN", "Splicer"]
@@ -55,18 +57,24 @@ class Splicer:
                 fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
         return True
 
-    def write(self, file: OpenFile, offset: int, count: int) -> tuple[int, OSError | None]:
+    def write(
+        self, file: OpenFile, offset: int, count: int, on_silence: Callable[[], None]
+    ) -> tuple[int, OSError | None]:
         """Take `count` bytes off the connection and write them at `offset`; `prepare` has been called.
 
-        Returns how many were written and what stopped that, if anything did. Raises `RemoteProtocolError` when the
-        connection ends before, `BlockingIOError` when nothing comes for too long.
+        `on_silence` is called when nothing has come for a while. Returns how many were written and what stopped that,
+        if anything did. Raises `RemoteProtocolError` when the connection ends before, and what `on_silence` raises.
         """
         assert self._pipe is not None
         source, sink = self._pipe
         error: OSError | None = None
         written = 0
         while count:
-            taken = os.splice(self._connection, sink, count)
+            try:
+                taken = os.splice(self._connection, sink, count)
+            except BlockingIOError:
+                on_silence()
+                continue
             if not taken:
                 msg = "the connection ended inside a message"
                 raise RemoteProtocolError(msg)

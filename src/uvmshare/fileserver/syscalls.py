@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import struct
 from typing import Final
 
 __all__ = [
@@ -174,6 +175,25 @@ def file_handle(descriptor: int) -> bytes:
             return b""
         raise OSError(number, f"name_to_handle_at: {os.strerror(number)}")
     return bytes(handle.handle[: handle.bytes])
+
+
+_STATX_BTIME: Final = 0x800
+_STATX_SIZE: Final = 256
+_STATX_BTIME_AT: Final = 80
+_STATX_TIME: Final = struct.Struct("=qI")
+
+
+def birth_time(descriptor: int) -> tuple[int, int] | None:
+    """Return when a file was made, in seconds and nanoseconds, see statx(2); None where its file system does not tell.
+
+    Raises `OSError`.
+    """
+    found = ctypes.create_string_buffer(_STATX_SIZE)
+    _check(_libc.statx(descriptor, b"", _AT_EMPTY_PATH, ctypes.c_uint(_STATX_BTIME), found), "statx")
+    if not int.from_bytes(found.raw[:4], "little") & _STATX_BTIME:
+        return None
+    seconds, nanoseconds = _STATX_TIME.unpack_from(found.raw, _STATX_BTIME_AT)
+    return seconds, nanoseconds
 
 
 _ENOUGH_FOR_STATFS: Final = 256

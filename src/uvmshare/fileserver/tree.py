@@ -47,26 +47,58 @@ _QID_SYMLINK: Final = int(QidType.SYMLINK)
 class Node:
     """One file of the tree: an O_PATH descriptor that lives as long as a fid, or a node below, holds it.
 
-    `parent` is the directory it was reached through, None for the root; `name` is its name there.
+    `parent` is the directory it was reached through, None for the root; `name` is its name there. A descriptor that
+    was let go meanwhile (`idle`) is opened again when it is asked for, which raises `OSError` where the file is gone;
+    `seal` then says which file it was, and is None otherwise.
     """
 
-    __slots__ = ("fd", "name", "parent")
+    __slots__ = ("fd", "name", "parent", "seal")
 
     def __init__(self, fd: int, parent: Node | None, name: bytes) -> None:
         self.fd = fd
         self.parent = parent
         self.name = name
+        self.seal: int | None = None
+
+    if not TYPE_CHECKING:  # a type checker would take every name for an attribute
+
+        def __getattr__(self, name: str) -> int:
+            # Python asks here for an attribute that is not set. So a descriptor that is there costs nothing.
+            if name != "fd":
+                raise AttributeError(name)
+            top = self
+            while top.parent is not None:
+                top = top.parent
+            top.find_again(self)
+            return self.fd
+
+    def let_go(self, seal: int) -> None:
+        """Close the descriptor; `seal` tells the file from any other."""
+        descriptor = self.fd
+        self.seal = seal
+        del self.fd
+        os.close(descriptor)
+
+    def took(self, descriptor: int) -> None:
+        """Have a descriptor of the same file again."""
+        self.fd = descriptor
+        self.seal = None
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         # The last fid that knows a node drops it, and CPython calls this at once: no table of
         # descriptors that could disagree with the fids.
-        close(self.fd)
+        if self.seal is None:
+            close(self.fd)
 
 
-class _Root(Node):
-    """The root, whose descriptor is the export's."""
+class Root(Node):
+    """The root, whose descriptor is the export's. `find_again` opens what was let go below it."""
 
-    __slots__ = ()
+    __slots__ = ("find_again",)
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(fd, None, b"")
+        self.find_again: Callable[[Node], None]
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         """Leave the descriptor open."""
@@ -85,7 +117,7 @@ class Tree:
     """A share's tree: where walks start, how they go on, and what names a file in a qid."""
 
     def __init__(self, export: Export) -> None:
-        self.root: Node = _Root(export.root, None, b"")
+        self.root = Root(export.root)
         self.only = export.only
         self.allowed = None if export.only is None else AllowedNames(export.root, export.only)
         """Of a share with an allow-list: what is told of its root, which is not shared itself."""
@@ -125,9 +157,13 @@ class Tree:
     def _open(self, parent: Node, name: bytes) -> Node:
         if name in _NO_NAMES or b"/" in name:
             check_name(name)
-        if self.only is not None and parent.parent is None and name not in self.only:
+        if not self.is_allowed(parent, name):
             raise OSError(errno.ENOENT, "not on the allow-list")
         return Node(os.open(name, _PATH_FLAGS, dir_fd=parent.fd), parent, name)
+
+    def is_allowed(self, directory: Node, name: bytes) -> bool:
+        """Say whether an allow-list leaves a name in a directory."""
+        return self.only is None or directory.parent is not None or name in self.only
 
     def walk(self, start: Node, names: list[bytes]) -> list[Node]:
         """Open what the names lead to, one after the other, as `child` does; as many as there are.
@@ -189,11 +225,29 @@ class Tree:
         The caller has checked its type: opening a FIFO or device could block or act.
         Raises `OSError`.
         """
-        return os.open(b"%d" % node.fd, flags | _REOPEN, dir_fd=self._proc)
+        return self.open_again(node.fd, flags)
+
+    def open_again(self, descriptor: int, flags: int) -> int:
+        """Open the very file of a descriptor once more. Raises `OSError`."""
+        return os.open(b"%d" % descriptor, flags | _REOPEN, dir_fd=self._proc)
 
     def apart(self, node: Node) -> Node:
         """Return another node of the very file, in the same place. Raises `OSError`."""
         return Node(self.reopen(node, os.O_PATH), node.parent, node.name)
+
+    def move(self, node: Node, directory: Node, name: bytes) -> None:
+        """Have a node be where it was renamed to.
+
+        The kernel moves no directory below itself. Where the nodes above the new place say that it is there, the host,
+        or another fid, has moved one of them since: it goes below the root then, for nodes that hold each other
+        would never be closed.
+        """
+        above = directory
+        while above.parent is not None:
+            if above.parent is node:
+                above.parent = self.root
+            above = above.parent
+        node.parent, node.name = directory, name
 
     def name_of(self, node: Node) -> bytes:
         """Return the name that the kernel has for a node now. Raises `OSError`."""

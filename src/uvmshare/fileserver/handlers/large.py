@@ -51,10 +51,7 @@ def write(session: Session, start: int, end: int) -> bool:
         return False
     if session.throttle.is_needed:
         session.throttle.spend(1, size)
-    try:
-        written, error = splicer.write(file, offset + len(data), count - len(data))
-    except BlockingIOError:
-        session.refuse_silence()
+    written, error = splicer.write(file, offset + len(data), count - len(data), session.bear_silence)
     session.counters.slots[_TWRITE] += 1
     session.counters.count_received(count - len(data))
     if error is not None and not written and not data:

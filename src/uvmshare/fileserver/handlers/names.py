@@ -92,6 +92,7 @@ def renameat(session: Session, tag: int, message: m.Trenameat) -> bytes:
     old = _changeable(session, message.olddirfid, message.oldname)
     new = _changeable(session, message.newdirfid, message.newname)
     os.rename(message.oldname, message.newname, src_dir_fd=old.node.fd, dst_dir_fd=new.node.fd)
+    session.idle.note_rename(old.node, message.oldname, new.node, message.newname)
     return _RRENAMEAT(tag)
 
 
@@ -101,23 +102,9 @@ def rename(session: Session, tag: int, message: m.Trename) -> bytes:
     parent, name = _place(session, node)
     new = _changeable(session, message.dfid, message.name)
     os.rename(name, message.name, src_dir_fd=parent.fd, dst_dir_fd=new.node.fd)
-    _move(session, node, new.node, message.name)
+    session.idle.note_rename(parent, name, new.node, message.name)
+    session.tree.move(node, new.node, message.name)
     return _RRENAME(tag)
-
-
-def _move(session: Session, node: Node, directory: Node, name: bytes) -> None:
-    """Have a node be where it was renamed to.
-
-    The kernel moves no directory below itself. Where the nodes above the new place say that it is there, the host, or
-    another fid, has moved one of them since: it goes below the root then, for nodes that hold each other would
-    never be closed.
-    """
-    above = directory
-    while above.parent is not None:
-        if above.parent is node:
-            above.parent = session.tree.root
-        above = above.parent
-    node.parent, node.name = directory, name
 
 
 def unlinkat(session: Session, tag: int, number: int, at: int, stop: int) -> bytes:

@@ -1,0 +1,192 @@
+"""Descriptors that are closed while nobody uses them, and how their files are found again.
+
+What lives here: `Idle`, which lets the descriptors of a mount's nodes go and finds their files again by name. What
+must not: what a node is (`tree`), when there are too many (`session`).
+
+A guest's kernel keeps a fid for every file that it remembers, and with `cache=loose` it remembers all that it has
+seen. A descriptor for each of them would use up what the host allows, keep the space of deleted files in use, and
+their file systems from being unmounted.
+
+A file is found again by its name in its directory, and has to be the very same: the same device and inode, and what
+tells two files apart that had the same inode one after the other, which is the file handle where there is one
+(name_to_handle_at(2)) and otherwise the time of its birth. What the guest renamed meanwhile is followed. What
+cannot be found any more, because the host removed, replaced or renamed it, is not there (ENOENT): Linux's client
+then looks its name up again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from uvmshare.fileserver import syscalls
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from uvmshare.fileserver.fid import Fid, OpenFile
+    from uvmshare.fileserver.tree import Node, Tree
+
+__all__ = ["Idle"]
+
+_PATH_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_INODE_BITS: Final = 64
+_INODE: Final = (1 << _INODE_BITS) - 1
+
+_MOST_RENAMES: Final = 4096
+"""Renames that are remembered: the last ones. A file that was let go before an older one is looked up again."""
+
+_MOST_STEPS: Final = 64
+"""Renames of one file that are followed."""
+
+
+class Idle:
+    """The descriptors of one session's nodes.
+
+    `fids` is the session's table, `opened` what is open in it: a file without a name is found again by whoever has it
+    open.
+    """
+
+    def __init__(self, tree: Tree, fids: dict[int, Fid], opened: Iterable[OpenFile]) -> None:
+        self._tree = tree
+        self._fids = fids
+        self._opened = opened
+        self._queue: deque[int] = deque()
+        """Fids whose descriptors may be let go next, those that came first at the front."""
+        self._renames: dict[tuple[int, int, bytes], tuple[Node, bytes]] = {}
+        """Where the guest put what had a name in a directory: those of the last renames."""
+        self.any_let_go = False
+
+    # Letting go
+
+    def let_go(self, most: int) -> int:
+        """Close the descriptors of idle nodes until `most` are closed or there are no more; return how many were.
+
+        Idle is what no fid has open. A directory goes with what was reached through it.
+        """
+        closed = 0
+        is_whole = False
+        while closed < most:
+            if not self._queue:
+                if is_whole:
+                    break
+                self._queue.extend(self._fids)
+                is_whole = True
+                continue
+            fid = self._fids.get(self._queue.popleft())
+            if fid is None or fid.is_open:
+                continue
+            node: Node | None = fid.node
+            while node is not None and self._close(node):
+                closed += 1
+                node = node.parent
+        return closed
+
+    def _close(self, node: Node) -> bool:
+        """Close a node's descriptor, unless its file could not be found again."""
+        if node.parent is None or node.seal is not None:
+            return False
+        try:
+            found = os.fstat(node.fd)
+            if found.st_nlink:
+                name = self._name_of(node)
+                if name is None:
+                    return False
+                node.name = name
+            elif stat.S_ISDIR(found.st_mode):
+                return False  # somebody's working directory, perhaps; it takes no space
+            seal = _seal(node.fd, found)
+        except OSError:
+            return False
+        node.let_go(seal)
+        self.any_let_go = True
+        return True
+
+    def _name_of(self, node: Node) -> bytes | None:
+        """Return the name by which a node's directory has it now; None when it has not, or the name is not its own."""
+        tree, parent = self._tree, node.parent
+        assert parent is not None
+        if tree.is_entry(parent, node.name, node):
+            return node.name
+        name = tree.name_of(node)
+        return name if tree.is_entry(parent, name, node) else None
+
+    # Finding again
+
+    def note_rename(self, directory: Node, name: bytes, to: Node, new_name: bytes) -> None:
+        """Remember where the guest has put what had a name, for nodes of it that were let go before."""
+        if not self.any_let_go:
+            return
+        key = _place(directory, name)
+        self._renames.pop(key, None)
+        self._renames[key] = to, new_name
+        if len(self._renames) > _MOST_RENAMES:
+            del self._renames[next(iter(self._renames))]
+
+    def find_again(self, node: Node) -> None:
+        """Open what was let go, and the directories above it that were. Raises `OSError`: ENOENT when it is gone."""
+        closed: list[Node] = []
+        at: Node | None = node
+        while at is not None and at.seal is not None:
+            closed.append(at)
+            at = at.parent
+        while closed:
+            self._find(closed.pop())
+        self._tree.require_inside(node)
+
+    def _find(self, node: Node) -> None:
+        seal, parent, name = node.seal, node.parent, node.name
+        assert seal is not None
+        assert parent is not None
+        for _ in range(_MOST_STEPS):
+            descriptor = self._open(parent, name, seal)
+            if descriptor is not None:
+                node.took(descriptor)
+                if parent is not node.parent:
+                    self._tree.move(node, parent, name)
+                node.name = name
+                return
+            moved = self._renames.get(_place(parent, name)) if self._renames else None
+            if moved is None:
+                break
+            parent, name = moved
+        for file in self._opened:
+            if file.key[1] == seal & _INODE and _seal(file.fd, os.fstat(file.fd)) == seal:
+                node.took(self._tree.open_again(file.fd, os.O_PATH))
+                return
+        raise OSError(errno.ENOENT, "no longer where it was")
+
+    def _open(self, parent: Node, name: bytes, seal: int) -> int | None:
+        """Open what a directory has under a name, if it is what the seal is of."""
+        if not self._tree.is_allowed(parent, name):
+            return None
+        try:
+            descriptor = os.open(name, _PATH_FLAGS, dir_fd=parent.fd)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise
+            return None
+        try:
+            is_same = _seal(descriptor, os.fstat(descriptor)) == seal
+        except OSError:
+            is_same = False
+        if is_same:
+            return descriptor
+        os.close(descriptor)
+        return None
+
+
+def _place(directory: Node, name: bytes) -> tuple[int, int, bytes]:
+    found = os.fstat(directory.fd)
+    return found.st_dev, found.st_ino, name
+
+
+def _seal(descriptor: int, found: os.stat_result) -> int:
+    """Return a number that is a file's alone for as long as this process lives: its inode in the low bits."""
+    handle = syscalls.file_handle(descriptor)
+    other: object = handle or syscalls.birth_time(descriptor)
+    return (hash((found.st_dev, other)) & _INODE) << _INODE_BITS | found.st_ino & _INODE
