@@ -9,12 +9,14 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.processes import DEADLINE
 
 from uvmshare import FileServer
+from uvmshare.daemon.documents import NewVm
 from uvmshare.errors import ConnectionClosed, FileServerError
 from uvmshare.fileserver.limits import Limits, Throttle
 from uvmshare.ninep import messages as m
@@ -50,7 +52,7 @@ class Clock:
 
 
 def throttle(clock: Clock, **rates: int) -> Throttle:
-    return Throttle(Limits(**rates), clock=clock, sleep=clock.sleep)
+    return Throttle(Limits.of(rates), clock=clock, sleep=clock.sleep)
 
 
 def test_without_a_rate_nothing_waits() -> None:
@@ -250,3 +252,13 @@ def test_a_server_does_not_start_with_limits_that_cannot_be(tmp_path: Path) -> N
     with pytest.raises(FileServerError, match="mounts"):
         asyncio.run(start())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_may_be_allowed_is_a_limit_in_commands_and_in_the_daemons_documents() -> None:
+    allowed = Limits(read_only_host_locks=True)
+    for text in ("true", "1"):
+        assert Limits.of({"read_only_host_locks": text}) == allowed
+    with pytest.raises(FileServerError, match="read_only_host_locks"):
+        Limits.of({"read_only_host_locks": "perhaps"})
+    sent = msgspec.json.encode({"id": "vm", "listen": ["unix:/x"], "limits": msgspec.to_builtins(allowed)})
+    assert Limits.of(msgspec.json.decode(sent, type=NewVm).limits) == allowed

@@ -189,36 +189,6 @@ def test_a_file_open_for_reading_alone_can_be_shared(guest: Client, file: Path) 
     assert lock(guest, guest.open("f", O.RDWR), WR, 3) == BLOCKED
 
 
-def test_a_read_only_share_takes_shared_locks(host: Host, file: Path) -> None:
-    reader, writer = host.guest(read_only=True), host.guest()
-    shared, exclusive = reader.open("f"), writer.open("f", O.RDWR)
-    assert lock(reader, shared, RD, 1) == GRANTED
-    assert lock(writer, exclusive, WR, 1) == BLOCKED
-    assert lock(reader, shared, UN, 1) == GRANTED
-    assert lock(writer, exclusive, WR, 1) == GRANTED
-    assert lock(reader, shared, RD, 1) == BLOCKED
-
-
-def test_a_read_only_share_is_never_opened_for_writing(host: Host, file: Path, refused: Refused) -> None:
-    reader = host.guest(read_only=True)
-    fid = reader.open("f")
-    with refused(errno.EBADF):  # fcntl(2): what is open for reading alone cannot be locked for writing
-        reader.rpc(request(fid, WR, 1))
-    assert lock(reader, fid, RD, 1) == GRANTED
-    with refused(errno.EBADF):
-        reader.rpc(request(fid, WR, 1))
-    assert {flags & os.O_ACCMODE for flags in host.flags(file) if not flags & os.O_PATH} == {os.O_RDONLY}
-
-
-def test_a_read_only_share_is_told_what_is_in_the_way(host: Host, file: Path) -> None:
-    reader, writer = host.guest(read_only=True), host.guest()
-    fid = reader.open("f")
-    assert in_the_way(reader, fid, WR, 1).lock_type == UN
-    assert lock(writer, writer.open("f", O.RDWR), RD, 1) == GRANTED
-    assert in_the_way(reader, fid, WR, 1).lock_type == RD
-    assert in_the_way(reader, fid, RD, 1).lock_type == UN
-
-
 def test_flock_takes_an_exclusive_lock_on_what_is_open_for_reading(guest: Client, fid: int) -> None:
     # flock(2) asks for no access; Linux's client turns it into these locks.
     assert lock(guest, guest.open("f", O.RDONLY), WR, 1) == GRANTED
@@ -301,6 +271,21 @@ def test_a_posix_lock_of_the_host_takes_part_too(file: Path, guest: Client, fid:
         assert lock(guest, fid, RD, 1) == BLOCKED
         assert in_the_way(guest, fid, WR, 1).lock_type == WR
     assert lock(guest, fid, RD, 1) == GRANTED
+
+
+def test_no_process_of_the_host_is_told(file: Path, guest: Client, fid: int) -> None:
+    with file.open("r+b") as opened:
+        fcntl.lockf(opened, fcntl.LOCK_EX)
+        found = in_the_way(guest, fid, WR, 1)
+    if found.lock_type == WR:  # not where the server is in this process
+        assert found == m.Rgetlock(WR, 0, 0, 0, b"")
+
+
+def test_directories_are_not_locked(host: Host, guest: Client, refused: Refused) -> None:
+    fid = guest.open("", O.DIRECTORY)
+    for message in (request(fid, RD, 1), request(fid, UN, 1), m.Tgetlock(fid, WR, 0, 0, 1, b"vm")):
+        with refused(errno.EISDIR):
+            guest.rpc(message)
 
 
 # getlock

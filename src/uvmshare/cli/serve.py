@@ -125,7 +125,8 @@ allow_uid_option = click.option(
     multiple=True,
     callback=limit_options,
     help="What the VM or one mount may use of this host, such as operations_per_second=2000; 'none' lifts what may be "
-    "lifted. A name that is none lists them all.",
+    "lifted. read_only_host_locks=true lets read-only shares lock the host's files, so that its programs wait. "
+    "A name that is none lists them all.",
 )
 @shares_argument
 def serve(

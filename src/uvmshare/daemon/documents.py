@@ -91,7 +91,7 @@ class NewVm(_Request, frozen=True):
     the VM's user and root: those that the VM's monitor runs as."""
     read_only: bool = False
     """Whether writable shares are refused."""
-    limits: dict[str, int | float | None] = {}
+    limits: dict[str, bool | int | float | None] = {}
     """What the VM or one mount of it may use; see `uvmshare serve --limit`."""
     agent: str | None = None
     """Where the agent in the guest is reached, such as firecracker:/run/fc/v.sock or tcp:127.0.0.1:5641; it mounts."""

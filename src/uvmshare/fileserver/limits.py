@@ -25,7 +25,7 @@ Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Limits of one file server. Counts, bytes and seconds; None is no limit."""
+    """Limits of one file server. Counts, bytes, seconds, and what is allowed at all; None is no limit."""
 
     # Of a VM
 
@@ -64,6 +64,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     locks: Count = 4096
     """Byte ranges that are locked, and lock requests that wait."""
+
+    read_only_host_locks: bool = False
+    """Whether read-only shares lock the host's files, for reading: a program of the host that writes waits then for as
+    long as a guest likes. Without it, locks of a read-only share hold among the programs of its mount alone."""
 
     lock_wait_seconds: Seconds = 10.0
     """How long a lock request may wait for its answer. Linux's client then asks again by itself, every

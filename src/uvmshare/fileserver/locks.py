@@ -1,12 +1,15 @@
-"""POSIX locks of a guest as open-file-description locks of the host (fcntl(2)).
+"""POSIX locks of a guest: as open-file-description locks of the host (fcntl(2)), or for the guest alone.
 
-What lives here: `LockTable`: which owner holds which ranges of which file. What must not: the
+What lives here: `LockTable` and `GuestLocks`: which owner holds which ranges of which file. What must not: the
 messages and how long they wait (`handlers.locking`).
 
 An owner is a process of the guest: (client_id, proc_id) on this connection. The host sees one open
 file description for each owner and file, so that two descriptors of one process do not exclude each
 other, two processes do, and host programs and other mounts take part. The kernel's own rules decide;
-this table only knows when a description is needed no more.
+`LockTable` only knows when a description is needed no more.
+
+`GuestLocks` are those of a read-only share, which may not keep a program of the host waiting: they exist in the table
+alone, by the same rules.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Conflict", "LockTable", "Owner", "Range"]
+__all__ = ["Conflict", "GuestLocks", "LockTable", "Owner", "Range"]
 
 Owner = tuple[bytes, int]
 """client_id and proc_id."""
@@ -41,12 +44,12 @@ _READ_ALONE: Final = "the file can only be opened for reading"
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """A lock that stands in the way. `pid` is 0 when it is not a plain POSIX lock of a host process."""
+    """A lock that stands in the way. `owner` is who has it in this mount; a process of the host has no number there."""
 
     kind: int
     start: int
     length: int
-    pid: int
+    owner: Owner = (b"", 0)
 
 
 @dataclass(slots=True, eq=False)
@@ -110,9 +113,7 @@ class LockTable:
         Asking needs no description that could be locked so.
         """
         holding = self.holdings.get((file, owner)) or _Holding(reopen(os.O_RDONLY), writable=False)
-        asked = _FLOCK.pack(kind, os.SEEK_SET, span[0], _length(span), 0)
-        found, _, start, length, pid = _FLOCK.unpack(fcntl.fcntl(holding.fd, fcntl.F_OFD_GETLK, asked))
-        return None if found == _UNLOCK else Conflict(found, start, length, max(pid, 0))
+        return _on_host(holding.fd, kind, span)
 
     def forget_file(self, file: tuple[int, int]) -> None:
         """Drop every lock on a file that no fid of the session has open any more."""
@@ -122,6 +123,92 @@ class LockTable:
     def clear(self) -> None:
         """Drop every lock."""
         self.holdings.clear()
+
+
+@dataclass(slots=True, eq=False)
+class _Ranges:
+    """What one owner holds of one file in the table alone (each list disjoint and sorted, and so both together)."""
+
+    read: list[Range] = field(default_factory=list)
+    write: list[Range] = field(default_factory=list)
+
+    def change(self, kind: int, span: Range) -> None:
+        """Have a range locked so, or not at all."""
+        self.read = _with(self.read, span) if kind == fcntl.F_RDLCK else _without(self.read, span)
+        self.write = _with(self.write, span) if kind == fcntl.F_WRLCK else _without(self.write, span)
+
+    def __len__(self) -> int:
+        return len(self.read) + len(self.write)
+
+
+class GuestLocks:
+    """The locks of one session that keep nobody on the host waiting.
+
+    A lock of a host program is looked at when one is asked for, and is in the way as any other. What was granted
+    says no more about the host than that: its programs do not see these locks.
+    """
+
+    def __init__(self) -> None:
+        self.holdings: dict[tuple[tuple[int, int], Owner], _Ranges] = {}
+        """What is locked, by file and owner; empty when nothing is."""
+
+    def __len__(self) -> int:
+        """Return the number of locked ranges."""
+        return sum(map(len, self.holdings.values()))
+
+    def set(self, file: tuple[int, int], owner: Owner, kind: int, span: Range, reopen: Callable[[int], int]) -> bool:
+        """Lock or unlock a range as `LockTable.set` does; an exclusive lock needs no file that may be written."""
+        if kind != _UNLOCK and self.conflict(file, owner, kind, span, reopen) is not None:
+            return False
+        key = file, owner
+        holding = self.holdings.pop(key, None) or _Ranges()
+        holding.change(kind, span)
+        if len(holding):
+            self.holdings[key] = holding
+        return True
+
+    def splits(self, file: tuple[int, int], owner: Owner, span: Range) -> bool:
+        """Say whether unlocking a range would leave more of them than there are."""
+        holding = self.holdings.get((file, owner))
+        if holding is None:
+            return False
+        return len(_without(holding.read, span)) + len(_without(holding.write, span)) > len(holding)
+
+    def conflict(
+        self, file: tuple[int, int], owner: Owner, kind: int, span: Range, reopen: Callable[[int], int]
+    ) -> Conflict | None:
+        """Return the lock that stands in the way of one, in the table or on the host, or None. Raises `OSError`."""
+        for (locked, other), holding in self.holdings.items():
+            if locked != file or other == owner:
+                continue
+            kinds = [(fcntl.F_WRLCK, holding.write)]
+            if kind == fcntl.F_WRLCK:
+                kinds.append((fcntl.F_RDLCK, holding.read))
+            for theirs, ranges in kinds:
+                for held in ranges:
+                    if held[0] < span[1] and span[0] < held[1]:
+                        return Conflict(theirs, held[0], _length(held), other)
+        descriptor = reopen(os.O_RDONLY)
+        try:
+            return _on_host(descriptor, kind, span)
+        finally:
+            os.close(descriptor)
+
+    def forget_file(self, file: tuple[int, int]) -> None:
+        """Drop every lock on a file that no fid of the session has open any more."""
+        for key in [key for key in self.holdings if key[0] == file]:
+            del self.holdings[key]
+
+    def clear(self) -> None:
+        """Drop every lock."""
+        self.holdings.clear()
+
+
+def _on_host(descriptor: int, kind: int, span: Range) -> Conflict | None:
+    """Return the lock on the host that stands in the way of one through this descriptor. Raises `OSError`."""
+    asked = _FLOCK.pack(kind, os.SEEK_SET, span[0], _length(span), 0)
+    found, _, start, length, _ = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked))
+    return None if found == _UNLOCK else Conflict(found, start, length)
 
 
 def _open(reopen: Callable[[int], int], *, write: bool) -> tuple[int, bool]:

@@ -27,7 +27,7 @@ from uvmshare.fileserver.handshake import negotiate
 from uvmshare.fileserver.idle import Idle
 from uvmshare.fileserver.limits import Throttle
 from uvmshare.fileserver.listing import Kept
-from uvmshare.fileserver.locks import LockTable
+from uvmshare.fileserver.locks import GuestLocks, LockTable
 from uvmshare.fileserver.outbox import Outbox, read_reply
 from uvmshare.fileserver.ownership import choose
 from uvmshare.fileserver.splicing import Splicer
@@ -131,7 +131,8 @@ class Session:
         self.limits = limits
         self.tree = Tree(export)
         self.ownership = choose(export.security_model, self.tree)
-        self.locks = LockTable()
+        on_host = not export.read_only or limits.read_only_host_locks
+        self.locks: LockTable | GuestLocks = LockTable() if on_host else GuestLocks()
         self.listings = Kept()
         self.fids: dict[int, Fid] = {}
         self.msize = limits.msize

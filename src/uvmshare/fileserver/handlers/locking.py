@@ -60,6 +60,14 @@ def _span(start: int, length: int) -> Range:
     return start, min(stop, END)
 
 
+def _file_of(session: Session, number: int) -> tuple[int, int]:
+    """Return the key of the open file of a fid. Directories are not locked: EISDIR."""
+    file = session.open_file(number)
+    if file.listing is not None:
+        raise OSError(errno.EISDIR, "a directory is not locked")
+    return file.key
+
+
 def _reopen(session: Session, fid: Fid) -> Callable[[int], int]:
     node, tree, read_only = fid.node, session.tree, session.export.read_only
 
@@ -81,7 +89,7 @@ def lock(session: Session, tag: int, message: m.Tlock) -> bytes | None:
     if kind is None:
         raise OSError(errno.EINVAL, "no lock type")
     fid = session.fid(message.fid)
-    key = session.open_file(message.fid).key
+    key = _file_of(session, message.fid)
     span = _span(message.start, message.length)
     owner = message.client_id, message.proc_id
     reopen = _reopen(session, fid)
@@ -104,14 +112,14 @@ def lock(session: Session, tag: int, message: m.Tlock) -> bytes | None:
 def getlock(session: Session, tag: int, message: m.Tgetlock) -> bytes:
     """Say which lock stands in the way (protocol.md, getlock); type UNLCK when none does.
 
-    Linux's client asks with type UNLCK, which nothing can be in the way of. A lock in the way is told
-    with the host's process, whose number means nothing in the guest.
+    Linux's client asks with type UNLCK, which nothing can be in the way of. Which process of the host has a
+    lock is not told: its number is 0.
     """
     kind = _KINDS.get(message.lock_type)
     if kind is None:
         raise OSError(errno.EINVAL, "no lock type")
     fid = session.fid(message.fid)
-    key = session.open_file(message.fid).key
+    key = _file_of(session, message.fid)
     span = _span(message.start, message.length)
     owner = message.client_id, message.proc_id
     found = None
@@ -120,5 +128,5 @@ def getlock(session: Session, tag: int, message: m.Tgetlock) -> bytes:
     if found is None:
         reply = m.Rgetlock(LockType.UNLCK, message.start, message.length, message.proc_id, message.client_id)
     else:
-        reply = m.Rgetlock(_TYPES[found.kind], found.start, found.length, found.pid, b"")
+        reply = m.Rgetlock(_TYPES[found.kind], found.start, found.length, found.owner[1], found.owner[0])
     return reply.encode(tag)
