@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -17,6 +18,8 @@ from tests.processes import DEADLINE, process_exists
 from uvmshare.errors import ComputeSystemGone, FileServerError, OutcomeUnknown
 from uvmshare.fileserver.device import FileServer
 from uvmshare.hcs.schema import PLAN9_SHARES, ModifySettingRequest, Plan9Share, RequestType
+from uvmshare.ninep import messages
+from uvmshare.ninep.constants import NOFID, NOTAG, READ_HEADER_SIZE, VERSION
 from uvmshare.testing.client import Client
 
 if TYPE_CHECKING:
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
+
+
+LAST_WORD = messages.Rlerror(errno.EIO).encode(NOTAG)
 
 
 def addition(root: Path) -> ModifySettingRequest:
@@ -61,8 +67,66 @@ def test_a_guest_on_tcp_sees_a_reset_when_its_share_goes(start_device: Callable[
     with Client.connect(device.server.addresses[0], name, timeout=DEADLINE) as guest:
         guest.stat()
         device.unshare(name)
+        assert guest.socket.recv(100) == LAST_WORD
         with pytest.raises(ConnectionResetError):
             guest.socket.recv(1)
+
+
+def test_a_guest_is_told_between_two_replies_that_its_share_goes(
+    start_device: Callable[..., Device], root: Path
+) -> None:
+    """By a reply that no request has: then Linux's client answers EIO to what is under way, and not EFAULT."""
+    device = start_device(security_model="none")
+    name = device.share(root)
+    with device.connect(name) as guest, device.connect(name) as silent:
+        guest.stat()
+        device.unshare(name)
+        for each in (guest, silent):
+            assert each.socket.recv(100) == LAST_WORD
+            assert each.socket.recv(100) == b""
+
+
+def test_a_guest_that_takes_nothing_delays_no_removal_and_is_told_nothing_inside_a_reply(
+    start_device: Callable[..., Device], root: Path
+) -> None:
+    (root / "big").write_bytes(bytes(1 << 20))
+    device = start_device(security_model="none")
+    name = device.share(root)
+    with device.connect(name) as guest:
+        fid = guest.open("big")
+        for tag in range(100, 150):  # more than the socket holds: its mount process waits for room
+            guest.send(messages.Tread(fid, 0, 100_000), tag=tag)
+        first = guest.socket.recv(1)
+        device.unshare(name)
+        data = first + b"".join(iter(lambda: guest.socket.recv(1 << 20), b""))
+    while len(data) > 4 and len(data) >= (size := int.from_bytes(data[:4], "little")) and data != LAST_WORD:
+        assert size == 100_000 + READ_HEADER_SIZE
+        data = data[size:]
+    assert data == LAST_WORD or not any(data[READ_HEADER_SIZE:]), "a part of a reply, and nothing but it"
+
+
+def test_a_mount_that_does_not_leave_is_killed(
+    start_device: Callable[..., Device], root: Path, ended: Callable[[int], None]
+) -> None:
+    device = start_device(security_model="none")
+    name = device.share(root)
+    with device.connect(name) as guest:
+        (stopped,) = device.mounts(name)
+        os.kill(stopped, signal.SIGSTOP)
+        device.unshare(name)
+        assert not process_exists(stopped)
+        assert guest.drain() == []
+
+
+def test_a_removal_that_meets_a_mount_as_it_begins_ends_it_too(start_device: Callable[..., Device], root: Path) -> None:
+    device = start_device(security_model="none")
+    for _ in range(20):
+        name = device.share(root)
+        with device.dial() as guest:
+            guest.send(messages.Tversion(8192, VERSION))
+            guest.send(messages.Tattach(0, NOFID, b"root", name.encode(), 0), tag=1)
+            device.unshare(name)
+    assert device.run(device.server.status()).shares == ()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

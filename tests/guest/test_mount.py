@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from uvmshare.guest import keepalive
 from uvmshare.guest import mount as module
 from uvmshare.guest.mount import Address, MountError, connect, main, mount, parse_address
 
@@ -233,7 +234,9 @@ def test_a_bad_option_is_refused_before_anything(
         (errno.EINVAL, ("9p", "9pnet_fd"), "none", "dmesg"),
         (errno.EPERM, ("9p", "9pnet_fd"), "none", "root"),
         (errno.ENOENT, ("9p", "9pnet_fd"), "none", "no share '12'"),
-        (errno.ECONNRESET, ("9p", "9pnet_fd"), "none", "closed the connection"),
+        (errno.ECONNRESET, ("9p", "9pnet_fd"), "none", "closed the connection (Connection reset"),
+        (errno.EFAULT, ("9p", "9pnet_fd"), "none", "closed the connection (before it had answered)"),
+        *((code, ("9p", "9pnet_fd"), "none", "closed the connection") for code in module.LOST),
         (errno.EBUSY, ("9p", "9pnet_fd"), "none", "busy"),
     ],
 )
@@ -281,6 +284,37 @@ def test_a_tcp_connection_sends_small_messages_at_once() -> None:
 def test_a_guest_without_vsock_is_told_the_module(code: int) -> None:
     error = OSError(code, "")
     assert "vmw_vsock_virtio_transport" in module._why_not_connected(error, Address("vsock", "2", 5640))
+
+
+@pytest.mark.parametrize("code", [errno.ENODEV, errno.ECONNRESET, errno.ETIMEDOUT])
+def test_a_cid_that_is_not_the_hosts_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    monkeypatch.setattr(module, "_own_cid", lambda: 3)
+    words = module._why_not_connected(OSError(code, ""), Address("vsock", "3", 5640))
+    assert words == "CID 3 is this guest's own, and a guest reaches the host alone: its CID is 2"
+    words = module._why_not_connected(OSError(code, ""), Address("vsock", "7", 5640))
+    assert words == "CID 7 is not the host's, and a guest reaches the host alone: its CID is 2"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "given"), [(0.0, (0, 1)), (1e-9, (0, 1)), (2.5, (2, 500_000)), (30, (30, 1)), (1e12, (1_000_000, 1))]
+)
+def test_the_kernels_time_to_connect_is_the_one_that_was_given(seconds: float, given: tuple[int, int]) -> None:
+    assert module._timeval(seconds) == given
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="guests are Linux's")
+def test_a_lost_connection_is_noticed_on_tcp_and_a_probe_does_nothing_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as connected:
+        keepalive.begin(connected)
+        assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        keepalive.probe(connected)
+
+
+def test_what_is_no_tcp_and_no_vsock_is_left_alone() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        keepalive.begin(ours)
+        keepalive.probe(ours)
 
 
 @pytest.mark.parametrize(

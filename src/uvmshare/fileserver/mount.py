@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from uvmshare.errors import UvmshareError
 from uvmshare.fileserver import confinement, rundir, syscalls
+from uvmshare.fileserver.leaving import LEAVE
 from uvmshare.fileserver.session import Session
 from uvmshare.ninep import messages
 
@@ -33,7 +34,7 @@ __all__ = ["Life", "serve"]
 _SEND_BUFFER: Final = 4 << 20
 """So that a reply of 1 MiB leaves with one call; measured beside sendfile. The kernel may give less."""
 
-_RESET: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, signal.SIGIO)
+_RESET: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, signal.SIGIO, LEAVE)
 """What the supervisor handles, or whoever started it may have ignored: SIGIO is how the lifeline ends a mount."""
 
 
@@ -92,6 +93,7 @@ def serve(
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))
         descriptors = confinement.allow_descriptors(limits.descriptors)
         session = Session(connection, export, limits, log, counters, descriptors=descriptors)
+        signal.signal(LEAVE, lambda *_: session.outbox.end(lambda: os._exit(0)))
         has_landlock = confinement.confine(export, limits)
         session.tree.walls.take_process(has_landlock=has_landlock)
         session.run((attach.tag, attach.message), attach.msize, attach.rest)

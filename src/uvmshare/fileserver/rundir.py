@@ -23,7 +23,6 @@ import errno
 import fcntl
 import os
 import select
-import signal
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from uvmshare.errors import AccessDenied, FileServerError
+from uvmshare.fileserver import leaving
 from uvmshare.fileserver.lockfile import LockFile
 from uvmshare.fileserver.mounttable import place_of, shown_below
 from uvmshare.hcs.schema import Plan9ShareFlags
@@ -195,17 +195,19 @@ class RunDirectory:
         return found
 
     def end_mounts(self, mounts: list[Found]) -> None:
-        """Kill mount processes and wait for their end.
+        """End mount processes, asked first as `Shares` asks them, and wait for their end.
 
         Raises `FileServerError` when one does not end.
         """
         for mount in mounts:
-            signal.pidfd_send_signal(mount.pidfd, signal.SIGKILL)
+            leaving.ask(mount.pidfd)
+        give_up = time.monotonic() + leaving.LEAVE_SECONDS
+        for mount in mounts:
+            if not _ends(mount.pidfd, give_up):
+                leaving.kill(mount.pidfd)
         deadline = time.monotonic() + _DEATH_SECONDS
         for mount in mounts:
-            ended = select.poll()
-            ended.register(mount.pidfd, select.POLLIN)
-            if not ended.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            if not _ends(mount.pidfd, deadline):
                 msg = f"mount process {mount.pid} was killed and does not end: what its share is on does not answer"
                 raise FileServerError(msg)
             self.forget_mount(mount.connection)
@@ -249,6 +251,13 @@ class RunDirectory:
             with suppress(OSError):
                 os.rmdir(directory)
         self._lock.release()
+
+
+def _ends(pidfd: int, deadline: float) -> bool:
+    """Wait until a process has ended, or until the monotonic clock says so."""
+    ended = select.poll()
+    ended.register(pidfd, select.POLLIN)
+    return bool(ended.poll(max(0.0, deadline - time.monotonic()) * 1000))
 
 
 def _is_ours(run_dir: Place, place: Place) -> bool:

@@ -12,12 +12,13 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from uvmshare.errors import ShareExists, ShareNotFound
-from uvmshare.fileserver import counters, mount
+from uvmshare.fileserver import counters, leaving, mount
 from uvmshare.fileserver.counters import Counters
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.ledger import Entry
@@ -47,6 +48,8 @@ class Mount:
     share: Share
     connection: int
     peer: str
+    kill_at: float | None = None
+    """When it is killed, once it was asked to leave; by the monotonic clock."""
     counters: Counters | None = None
     """None for one that was taken over: its counters are in the run directory."""
 
@@ -78,6 +81,8 @@ class Shares:
         self._by_name: dict[str, Share] = {}
         self._serial = 0
         self.mount_count = 0
+        self._leaving: dict[int, Mount] = {}
+        """By pid, those that were asked to leave; the first is the first to be killed."""
         self._ending = False
         self._lifeline: int | None = None
         if run_dir is None:
@@ -123,7 +128,7 @@ class Shares:
         self._by_name[export.name] = Share(self._serial, document, export)
 
     def remove(self, name: str, when_gone: Callable[[], None]) -> None:
-        """Take a share away: no new attach from now on, its mounts killed; `when_gone` once they have ended.
+        """Take a share away: no new attach from now on, its mounts ended; `when_gone` once they have.
 
         Raises `ShareNotFound`, and what `Ledger.remove` raises; then nothing was changed.
         """
@@ -134,16 +139,31 @@ class Shares:
         if not share.removals and self._ledger is not None:
             self._ledger.remove(share.serial)
         share.removals.append(when_gone)
-        _kill_mounts(share)
+        self._dismiss(share)
         self._settle(share)
 
     def end(self) -> None:
-        """Kill every mount, because the server ends. No new one begins."""
+        """End every mount, because the server ends. No new one begins."""
         self._ending = True
         if self._ledger is not None:
             self._ledger.end()
         for share in self._by_name.values():
-            _kill_mounts(share)
+            self._dismiss(share)
+
+    @property
+    def deadline(self) -> float | None:
+        """When `expire` has something to do."""
+        for first in self._leaving.values():
+            return first.kill_at
+        return None
+
+    def expire(self, now: float) -> None:
+        """Kill the mounts that were asked to leave and are still there."""
+        for running in list(self._leaving.values()):
+            if running.kill_at is not None and running.kill_at > now:
+                break
+            del self._leaving[running.pid]
+            leaving.kill(running.pidfd)
 
     def close(self) -> None:
         """Let go of everything, once no mount is left."""
@@ -204,7 +224,7 @@ class Shares:
         finally:
             if own_file is not None:
                 os.close(own_file)
-        self._watch(Mount(pid, pidfd, share, number, peer, counted))
+        self._watch(Mount(pid, pidfd, share, number, peer, counters=counted))
 
     def counted(self, running: Mount) -> Counted:
         """Return what a mount has done."""
@@ -226,6 +246,7 @@ class Shares:
         with suppress(ChildProcessError):  # taken over: not ours to reap
             _, status = os.waitpid(ended.pid, 0)
         del share.mounts[ended.pid]
+        self._leaving.pop(ended.pid, None)
         self.mount_count -= 1
         if self._run_dir is not None:
             self._run_dir.forget_mount(ended.connection)
@@ -238,6 +259,18 @@ class Shares:
         if share.removals:
             self._settle(share)
 
+    def _dismiss(self, share: Share) -> None:
+        """Ask each mount once to tell its guest and end, and kill it if it does not; no promise of its is waited for.
+
+        What the guest wrote is with the host's kernel, and a reply that is lost is a connection that was cut.
+        """
+        kill_at = time.monotonic() + leaving.LEAVE_SECONDS
+        for running in share.mounts.values():
+            if running.kill_at is None:
+                running.kill_at = kill_at
+                self._leaving[running.pid] = running
+                leaving.ask(running.pidfd)
+
     def _settle(self, share: Share) -> None:
         """Tell those who wait for the end of a share, once its last mount process has ended."""
         if share.mounts:
@@ -246,10 +279,3 @@ class Shares:
         share.export.close()
         for when_gone in share.removals:
             when_gone()
-
-
-def _kill_mounts(share: Share) -> None:
-    """Kill, not ask: what the guest wrote is with the host's kernel, and a reply lost is a connection cut."""
-    for running in share.mounts.values():
-        with suppress(ProcessLookupError):  # taken over, and reaped by another
-            signal.pidfd_send_signal(running.pidfd, signal.SIGKILL)

@@ -5,8 +5,8 @@ not: a guest's requests after its attach (`session`, in a mount process).
 
 It is single-threaded so that forking is safe. It holds the listening sockets and the shares, does the
 handshake of each connection itself (`connections`), and forks one mount process for each good attach
-(`shares`). Taking a share away means: no new attach, its mount processes killed and reaped, then the
-answer.
+(`shares`). Taking a share away means: no new attach, its mount processes ended (asked, and killed a
+moment later) and reaped, then the answer.
 
 Run as ``python -m uvmshare.fileserver.supervisor FD``, where FD is the control channel of the process
 that starts it. Reasons for ended connections go to standard error, a line each::
@@ -187,12 +187,13 @@ class Supervisor:
             self._doors.expire(now)
             if self._server is not None:
                 self._server.connections.expire(now)
+                self._server.shares.expire(now)
         self._finish()
 
     def _time_left(self) -> float | None:
-        deadlines = [self._doors.deadline]
+        deadlines: list[float | None] = [self._doors.deadline]
         if self._server is not None:
-            deadlines.append(self._server.connections.deadline)
+            deadlines += [self._server.connections.deadline, self._server.shares.deadline]
         first = min((each for each in deadlines if each is not None), default=None)
         return None if first is None else max(0.0, first - time.monotonic())
 
@@ -211,7 +212,7 @@ class Supervisor:
             self._end()
 
     def _end(self) -> None:
-        """Begin to end: no new connections, every mount killed."""
+        """Begin to end: no new connections, every mount ended."""
         if self._ending:
             return
         self._ending = True

@@ -24,7 +24,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from uvmshare.guest import mount, wire, work
+from uvmshare.guest import keepalive, mount, wire, work
 from uvmshare.guest.bundle import bundle
 from uvmshare.guest.loop import Child, Loop
 from uvmshare.guest.mount import Address, MountError, Parser, printable
@@ -71,6 +71,8 @@ class Session:
         self.open = True
         self._silence = agent.loop.later(_SILENCE, self._silent)
         connected.settimeout(0)
+        keepalive.begin(connected)
+        self._probe()
         agent.loop.watch(connected.fileno(), select.EPOLLIN, self._ready)
         self._send({**agent.greeting(), "nonce": self._nonce})
 
@@ -79,10 +81,15 @@ class Session:
         if self.open:
             self.open = False
             self._silence.cancel()
+            self._probing.cancel()
             self._agent.loop.unwatch(self._socket.fileno())
             self._socket.close()
             self._agent.sessions.discard(self)
             self._ended()
+
+    def _probe(self) -> None:
+        keepalive.probe(self._socket)
+        self._probing = self._agent.loop.later(keepalive.PROBE_EVERY, self._probe)
 
     def _silent(self) -> None:
         self._agent.log(f"the host said nothing for {_SILENCE:g} s: its connection is ended")

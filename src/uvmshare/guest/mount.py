@@ -21,6 +21,7 @@ import errno
 import os
 import re
 import socket
+import struct
 import sys
 import threading
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
@@ -51,6 +52,14 @@ _MIN_MSIZE = 4096
 _MAX_MSIZE = 1 << 30
 _MAX_CID = 0xFFFFFFFF
 _MAX_PORT = 0xFFFF
+_HOST_CID = 2
+_CONNECT_TIMEOUT = 6
+"""SO_VM_SOCKETS_CONNECT_TIMEOUT of linux/vm_sockets.h: a timeval."""
+_LONGEST_CONNECT = 1_000_000
+"""Seconds; the kernel refuses what its clock cannot count."""
+LOST = (errno.EIO, errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ESHUTDOWN, errno.EFAULT, errno.ECONNABORTED)
+"""What the kernel's 9P client answers when its connection is gone. EIO is seen most; EFAULT to what is under way when
+the stream ends in order, because the client takes that for error 0 and then reads a reply that is not there."""
 _MS_RDONLY = 1
 _MNT_DETACH = 2
 
@@ -128,6 +137,9 @@ def connect(address: Address, *, timeout: float = DEFAULT_TIMEOUT) -> socket.soc
             connected = socket.socket(socket.AF_VSOCK if vsock else socket.AF_UNIX, socket.SOCK_STREAM)
             try:
                 connected.settimeout(timeout)
+                if vsock:  # by itself the kernel gives up after 2 s
+                    given = struct.pack("@ll", *_timeval(timeout))
+                    connected.setsockopt(socket.AF_VSOCK, _CONNECT_TIMEOUT, given)
                 connected.connect((int(address.place), address.port) if vsock else address.place)
             except BaseException:
                 connected.close()
@@ -137,6 +149,12 @@ def connect(address: Address, *, timeout: float = DEFAULT_TIMEOUT) -> socket.soc
         raise MountError(message) from error
     connected.settimeout(None)
     return connected
+
+
+def _timeval(seconds: float) -> tuple[int, int]:
+    """Return whole seconds and microseconds; 0 would be the kernel's own 2 s."""
+    whole, rest = divmod(min(seconds, _LONGEST_CONNECT), 1)
+    return int(whole), max(1, int(rest * 1_000_000))
 
 
 def mount(
@@ -256,6 +274,9 @@ def _mount(source: str, directory: str, flags: int, options: str) -> int:
 
 
 def _why_not_connected(error: OSError, address: Address) -> str:
+    if address.kind == "vsock" and int(address.place) != _HOST_CID:
+        whose = "this guest's own" if int(address.place) == _own_cid() else "not the host's"
+        return f"CID {address.place} is {whose}, and a guest reaches the host alone: its CID is {_HOST_CID}"
     if isinstance(error, TimeoutError):
         return "no answer came in time: is there such a host, and does it drop what comes to this port?"
     if address.kind == "vsock" and error.errno in (errno.EAFNOSUPPORT, errno.ENODEV, errno.EADDRNOTAVAIL):
@@ -268,6 +289,18 @@ def _why_not_connected(error: OSError, address: Address) -> str:
         device = ", and has this guest a vsock device (vmw_vsock_virtio_transport)" if address.kind == "vsock" else ""
         return f"nothing listens there: is the host's file server running, is this its address{device}?"
     return error.strerror or str(error)
+
+
+def _own_cid() -> int | None:
+    """Return this guest's CID, None where there is none (vsock(7))."""
+    if sys.platform != "linux":
+        return None
+    import fcntl  # noqa: PLC0415  a system that is no Linux may not have it
+
+    with contextlib.suppress(OSError), open("/dev/vsock", "rb") as device:
+        told = fcntl.ioctl(device, socket.IOCTL_VM_SOCKETS_GET_LOCAL_CID, bytes(4))
+        return int.from_bytes(told, sys.byteorder)
+    return None
 
 
 def why_not_mounted(code: int, share: str, cache: str) -> str:
@@ -283,8 +316,9 @@ def why_not_mounted(code: int, share: str, cache: str) -> str:
     if code == errno.EINVAL:
         hint = "cache=readahead needs Linux 6.4 or later" if cache == "readahead" else "dmesg tells which"
         return f"the kernel takes one of the options not; {hint}"
-    if code in (errno.ECONNRESET, errno.EIO, errno.EPIPE):
-        return f"the server closed the connection ({os.strerror(code)}); its log tells why"
+    if code in LOST:
+        how = "before it had answered" if code == errno.EFAULT else os.strerror(code)
+        return f"the server closed the connection ({how}); its log tells why"
     return os.strerror(code)
 
 

@@ -21,7 +21,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from uvmshare.guest import places, wire, work
+from uvmshare.guest import keepalive, places, wire, work
 from uvmshare.guest.loop import Child
 from uvmshare.guest.places import PlaceError
 
@@ -134,6 +134,14 @@ class Table:
         self._load()
         self._loop.watch(self._mountinfo.fileno(), select.EPOLLPRI, lambda _: self._compare())
         self._loop.later(self._check_every, self._check_all)
+        self._probe()
+
+    def _probe(self) -> None:
+        """Have those come back who wait in a mount whose connection the host lost; reading it could only join them."""
+        for record in self.records.values():
+            if record.transport is not None:
+                keepalive.probe(record.transport)
+        self._loop.later(keepalive.PROBE_EVERY, self._probe)
 
     # ------------------------------------------------------------------ what the host asks for
 

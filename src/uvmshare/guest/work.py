@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import os
-import socket
 import tempfile
 import time
 from typing import TYPE_CHECKING
 
-from uvmshare.guest import mount, places, wire
+from uvmshare.guest import keepalive, mount, places, wire
 from uvmshare.guest.places import PlaceError
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator
 
     from uvmshare.guest.loop import Send
@@ -28,11 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["bind", "boot_id", "is_there", "mounting", "read", "reading", "unmounting"]
 
 _MS_BIND = 4096
-_DEAD = (errno.EIO, errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ESHUTDOWN)
-"""What the kernel's 9P client answers when its connection is gone (seen: EIO)."""
-_KEEPALIVE = {"TCP_KEEPIDLE": 2, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 4_000}
-"""A host that is gone without a word is noticed after 5 s: it is the next machine, so that no packet takes longer, and
-a paused guest has no clock that goes on. TCP_USER_TIMEOUT, in milliseconds, is for requests that are out (tcp(7))."""
+_DEAD = mount.LOST
+"""What the kernel's 9P client answers when its connection is gone."""
 
 
 def boot_id() -> str:
@@ -69,7 +65,7 @@ def mounting(
                 words = f"{record.path} has another mount, {found.kind} from {found.source}: choose another path"
                 raise PlaceError(wire.REFUSED, words)
             with mount.connect(address, timeout=timeout) as connected:
-                _keep_alive(connected)
+                keepalive.begin(connected)
                 send({}, connected.fileno())
                 if found is None:
                     with places.opened(above, record.path) as target:
@@ -92,13 +88,6 @@ def _what_is_there(above: int, record: Record) -> places.Mounted | None:
     if found is None:
         raise PlaceError(wire.REFUSED, f"{record.path} has a mount that this mount namespace does not tell of")
     return found
-
-
-def _keep_alive(connected: socket.socket) -> None:
-    if connected.family in (socket.AF_INET, socket.AF_INET6):
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in _KEEPALIVE.items():
-            connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _attach(connected: socket.socket, address: Address, where: str, record: Record, options: str) -> None:

@@ -21,6 +21,7 @@ import contextlib
 import errno
 import logging
 import socket
+import struct
 import sys
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -43,6 +44,12 @@ _log = logging.getLogger("uvmshare.mounts")
 
 _LONGEST_ANSWER = 64
 """Bytes of hybrid vsock's answer: "OK " and a port."""
+
+_CONNECT_TIMEOUT = 6
+"""SO_VM_SOCKETS_CONNECT_TIMEOUT of linux/vm_sockets.h: a timeval."""
+
+_LONGEST_CONNECT = 30
+"""Seconds."""
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -114,6 +121,8 @@ async def _dial_vsock(cid: int, port: int) -> socket.socket:
         raise UnsupportedPlatform(msg)
     dialling = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
+        # By itself the kernel gives up after 2 s; how long is waited here is for whoever waits.
+        dialling.setsockopt(socket.AF_VSOCK, _CONNECT_TIMEOUT, struct.pack("@ll", _LONGEST_CONNECT, 0))
         await asyncio.get_running_loop().sock_connect(dialling, (cid, port))
     except BaseException:
         dialling.close()

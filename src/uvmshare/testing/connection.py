@@ -150,6 +150,9 @@ class Connection:
     def recv(self) -> tuple[int, Message]:
         """Take the next message off the wire, whatever it is: its tag and itself. An Rlerror is returned.
 
+        But for one that has NOTAG where no Tversion is out: the server says so that it ends the connection, and that
+        end is what is waited for then.
+
         Raises `ConnectionClosed` at the end, `TimeoutError` when nothing comes, `RemoteProtocolError`
         for what is no message.
         """
@@ -165,6 +168,8 @@ class Connection:
             self._reader.feed(data)
             self._arrived.extend(self._reader.messages())
         tag, message = messages.decode(self._arrived.pop(0))
+        if tag == NOTAG and NOTAG not in self._sent and isinstance(message, messages.Rlerror):
+            return self.recv()
         self._sent.pop(tag, None)
         return tag, message
 

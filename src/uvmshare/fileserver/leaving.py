@@ -1,0 +1,35 @@
+"""How a mount process is ended: asked to leave, and killed a moment later.
+
+What lives here: the signal, how long it has, and the two ways to send one. What must not: what it does then
+(`mount`, `outbox`), or which mounts are ended (`shares`, `rundir`).
+
+It is asked so that it can tell its guest, which then sees EIO and nothing that is harder to understand. Nobody relies
+on it: a mount that does not end by itself, because its guest, its file system or whoever broke into it holds it up, is
+killed, and a removal is answered only after its end.
+"""
+
+from __future__ import annotations
+
+import signal
+from contextlib import suppress
+from typing import Final
+
+__all__ = ["LEAVE", "LEAVE_SECONDS", "ask", "kill"]
+
+LEAVE: Final = signal.SIGUSR1
+"""The supervisor has no handler of this one, so that a mount process that was forked this very moment simply ends."""
+
+LEAVE_SECONDS: Final = 0.2
+"""What a mount process has. What it does until then it might have done before the share was to be taken away."""
+
+
+def ask(pidfd: int) -> None:
+    """Ask a mount process to tell its guest and end."""
+    with suppress(ProcessLookupError):  # taken over, and reaped by another
+        signal.pidfd_send_signal(pidfd, LEAVE)
+
+
+def kill(pidfd: int) -> None:
+    """End a mount process, whatever it does."""
+    with suppress(ProcessLookupError):  # as above
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
