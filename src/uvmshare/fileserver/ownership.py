@@ -218,8 +218,10 @@ class Ownership:
             os.chmod(self._tree.path_of(node), stat.S_IMODE(mode) & ~_SET_ID)
 
     def chown(self, node: Node, uid: int, gid: int) -> None:
-        """Set owner and group; -1 leaves one as it is. Here nothing is set: files belong to the server's user."""
-        del node, uid, gid
+        """Set owner and group; -1 leaves one as it is. Here it only gets a new ctime: it is the server's user's."""
+        del uid, gid
+        with suppress(PermissionError):
+            _touch(self._tree.path_of(node))
 
     def readlink(self, node: Node) -> bytes:
         """Return the target of a symbolic link: EINVAL for anything else."""
