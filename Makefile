@@ -38,7 +38,7 @@ $(STAMP): pyproject.toml
 # The file server, the daemon, the guest's agent and what is held against them run on Linux alone; elsewhere only what
 # imports them is looked at.
 ON_WINDOWS := --platform win32 --cache-dir .mypy_cache/win32 --follow-imports silent \
-	--exclude '/(reliability|fileserver|conformance|daemon|agent)/' --exclude '/guest/(agent|keepalive|loop|places|survey|table|work|test_agent|test_shell_agent|test_snapshot|vsock_driver|test_vsock_device)|testing/(vhost_user|vsock)' \
+	--exclude '/(reliability|fileserver|conformance|daemon|agent)/' --exclude '/guest/(agent|keepalive|loop|places|session|survey|table|work|test_agent|test_shell_agent|test_snapshot|vsock_driver|test_vsock_device)|testing/(vhost_user|vsock)' \
 	--exclude '/(hostfiles|peers|test_host_files|test_other_users_on_loopback)\.py'
 
 .PHONY: lint
@@ -102,10 +102,11 @@ $(FUZZ_STAMP): $(STAMP)
 	@touch $@
 
 .PHONY: fuzz
-fuzz: $(FUZZ_STAMP)  ## Fuzz the codec and the session for FUZZ_SECONDS each (1800)
-	mkdir -p .cache/fuzz/codec .cache/fuzz/session
+fuzz: $(FUZZ_STAMP)  ## Fuzz the codec, the session and the agent for FUZZ_SECONDS each (1800)
+	mkdir -p .cache/fuzz/codec .cache/fuzz/session .cache/fuzz/agent
 	$(BIN)/python fuzz/run.py codec -max_total_time=$(FUZZ_SECONDS) .cache/fuzz/codec fuzz/corpus/codec
 	$(BIN)/python fuzz/run.py session -max_total_time=$(FUZZ_SECONDS) .cache/fuzz/session fuzz/corpus/session
+	$(BIN)/python fuzz/run.py agent -max_total_time=$(FUZZ_SECONDS) .cache/fuzz/agent fuzz/corpus/agent
 
 .PHONY: demo
 demo: $(STAMP)  ## Boot a real guest and share directories with it while it runs

@@ -1,6 +1,6 @@
 """Fuzz one target with coverage as the guide, until told to stop or something does not hold.
 
-    python fuzz/run.py codec|session [libFuzzer's options] [CORPUS...]
+    python fuzz/run.py codec|session|agent [libFuzzer's options] [CORPUS...]
 
 What lives here: atheris, and nothing of what is tried (`targets`). A failing input is left beside as ``crash-...``; it
 belongs into ``fuzz/corpus`` with the correction.
@@ -20,9 +20,9 @@ with atheris.instrument_imports(include=["uvmshare"]):
 def main(arguments: list[str]) -> None:
     """Run libFuzzer; it never returns."""
     name, *options = arguments[1:] or ["nothing"]
-    target = {"codec": targets.codec, "session": targets.session}.get(name)
+    target = {"codec": targets.codec, "session": targets.session, "agent": targets.agent}.get(name)
     if target is None:
-        sys.exit(f"fuzz/run.py: {name!r} is no target; use codec or session")
+        sys.exit(f"fuzz/run.py: {name!r} is no target; use codec, session or agent")
     atheris.Setup([arguments[0], *options], target)
     atheris.Fuzz()
 

@@ -108,9 +108,61 @@ LARGE: Final = {
 }
 
 
+_HELLO: Final = b'{"id":0,"op":"hello","version":1,"client":"c","nonce":"n","proof":""}\n'
+_SETTINGS: Final = b'"Settings":{"MountPath":"/run/uvmshare/0","Port":5640,"ShareName":"0","ReadOnly":true}'
+_ADD: Final = (
+    b'{"id":1,"op":"modify","request":{"RequestType":"Add","ResourceType":"MappedDirectory",%s},'
+    b'"options":{"cache":"mmap","msize":8192,"suid":true},"timeout":30}\n' % _SETTINGS
+)
+_GREETING: Final = b'{"uvmshare":"agent","version":1,"agent":"a","boot":"b","nonce":"c","token":false,"allow":["/x"]}\n'
+_LISTED: Final = b'{"mount_path":"/a","share_name":"0","port":1,"msize":8192,"state":"broken","last_gap":1.5}'
+_REPORT: Final = b'{"kernel":"6.1","time":1.5,"modules":{"9p":true},"allow":[{"path":"/","kind":"?","writable":true}]}'
+
+AGENT: Final = {
+    # What agents say, and what the host then hears: before the first words (0), and as answers (2).
+    "greeting": b"\0\xff" + _GREETING + b'{"id":0,"ok":true,"result":{"proof":""}}\n',
+    "greeting-token": b"\0\xff" + _GREETING.replace(b"false", b"true"),
+    "greeting-version": b"\0\xff" + _GREETING.replace(b"1", b"2"),
+    "greeting-other": b"\0\xff" + b'{"uvmshare":"other"}\n',
+    "greeting-refused": b"\4\xff" + _GREETING + b'{"id":0,"ok":false,"error":{"code":"refused","message":"no"}}\n',
+    "greeting-surrogate": b"\0\xff" + _GREETING.replace(b'"c"', rb'"\ud800"'),
+    "answers": b"\2\xff"
+    + b"".join(
+        (
+            *(b'{"id":1,"ok":true,"result":[%s]}\n' % _LISTED, b'{"id":2,"ok":true,"result":[]}\n'),
+            *(b'{"id":3,"ok":true,"result":%s}\n' % _REPORT, b'{"id":4,"ok":true,"result":{}}\n'),
+        )
+    ),
+    "answers-piecemeal": b'\2\0{"id":3,"ok":true,"result":%s}\n' % _REPORT,
+    "answers-id-list": b'\2\xff{"id":[1],"ok":true}\n',
+    "answers-id-object": b'\2\xff{"id":{"a":1},"ok":true}\n',
+    "answers-error": b'\2\xff{"id":1,"ok":false,"error":{"code":["busy"],"message":7}}\n',
+    "answers-error-text": b'\2\xff{"id":1,"ok":false,"error":"no"}\n',
+    "answers-none": b'\2\xff{"id":1,"ok":false}\n',
+    "answers-busy": b'\2\xff{"id":4,"ok":false,"error":{"code":"busy","message":"in use"}}\n',
+    "answers-twice": b"\6\xff" + b'{"id":2,"ok":true,"result":[]}\n' * 2,
+    "answers-unasked": b'\2\xff{"id":99,"ok":true}\n',
+    "answers-ping": b'\2\xff{"id":-1,"ok":true,"result":{}}\n',
+    "answers-deep": b"\2\xff" + b'{"id":1,"ok":true,"result":' + b"[" * 2000 + b"]" * 2000 + b"}\n",
+    "answers-number": b"\2\xff" + b'{"id":1,"ok":true,"result":' + b"9" * 5000 + b"}\n",
+    "answers-silence": b'\6\xff{"id":',
+    # What hosts say, and what the agent in a guest then hears.
+    "hello": b"\1\xff" + _HELLO + b'{"id":1,"op":"list"}\n' + _ADD + _ADD.replace(b"Add", b"Remove"),
+    "hello-piecemeal": b"\1\0" + _HELLO + b'{"id":1,"op":"ping"}\n',
+    "hello-surrogate": b"\1\xff" + _HELLO.replace(b'"n"', rb'"\ud800"').replace(b'"c"', rb'"\udfff"'),
+    "hello-twice": b"\3\xff" + _HELLO * 2,
+    "requests": b'\3\xff{"id":1,"op":"health","within":1e3}\n{"id":2,"op":"report"}\n' + _ADD,
+    "requests-path": b"\3\xff" + _ADD.replace(b"/run", rb"\ud800"),
+    "requests-number": b"\3\xff" + _ADD.replace(b"5640", b"9" * 5000),
+    "requests-constant": b"\3\xff" + _ADD.replace(b"30}", b"NaN}"),
+    "requests-deep": b"\3\xff" + b"[" * 2000 + b"\n",
+    "requests-first": b'\1\xff{"id":1,"op":"ping"}\n',
+}
+
+
 def main() -> None:
     """Write the files."""
-    for folder in ("codec", "session"):
+    for folder in ("codec", "session", "agent"):
         (CORPUS / folder).mkdir(parents=True, exist_ok=True)
     for cls in m.BY_TYPE.values():
         values = [_VALUES[str(cls.__annotations__[field])] for field in cls.__struct_fields__]
@@ -121,6 +173,8 @@ def main() -> None:
         (CORPUS / "session" / f"{name}-plain").write_bytes(b"\2" + plain)
     for name, data in LARGE.items():
         (CORPUS / "session" / name).write_bytes(data)
+    for name, data in AGENT.items():
+        (CORPUS / "agent" / name).write_bytes(data)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,24 @@
 """What is fuzzed: any bytes at all, and what must hold whatever they are.
 
-What lives here: the two targets, and how a session is fed. What must not: where the bytes come from: a corpus and
+What lives here: the three targets, and how each is fed. What must not: where the bytes come from: a corpus and
 chance in the tests, coverage-guided mutation in `fuzz/run.py`.
 
 The first byte of a session's input says how the rest becomes messages: even, and it is sent as it stands; odd, and it
 is a list of (type, length, body), which get the right size words, so that mutations reach behind the framing. From
 `_LARGE` on it is such a list with writes that are large enough to be spliced, and what an input says of a write is how
 much data it has; see `large`.
+
+The first byte of an agent's input says who hears the rest: the host (`_GUEST` is not set), as what an agent says, or
+the agent in a guest, as what a host says. `_GREETED` is set where the first words were said already. The second byte is
+the length of the pieces in which it comes.
 """
 
 # ruff: noqa: INP001  a folder of scripts, not a package
 from __future__ import annotations
 
+import argparse
+import asyncio
+import functools
 import gc
 import hashlib
 import os
@@ -26,20 +33,30 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-from uvmshare.errors import RemoteProtocolError
+from uvmshare.errors import RemoteProtocolError, UvmshareError
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.handshake import Handshake
 from uvmshare.fileserver.limits import Limits
 from uvmshare.fileserver.session import Session
+from uvmshare.guest import agent as guest_agent
+from uvmshare.guest import wire
+from uvmshare.guest.mount import Address
+from uvmshare.guest.session import Session as GuestSession
 from uvmshare.hcs.schema import Plan9Share, Plan9ShareFlags
+from uvmshare.mounts.agent_client import AgentClient
+from uvmshare.mounts.interfaces import GuestMount
 from uvmshare.ninep import messages
 from uvmshare.ninep.constants import NOFID
 from uvmshare.ninep.framing import FrameReader
+from uvmshare.testing.agents import GREETING, ScriptedStreams, healthy
+from uvmshare.testing.schedule import VirtualLoop
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-__all__ = ["CANARY", "codec", "large", "packed", "session"]
+    from uvmshare.testing.agents import Talk
+
+__all__ = ["CANARY", "agent", "codec", "large", "packed", "session"]
 
 CANARY: Final = b"what the host keeps to itself"
 
@@ -337,3 +354,133 @@ def _has_attributes(root: str) -> bool:
     except OSError:
         return False
     return True
+
+
+# ---------------------------------------------------------------------- the agent, from both sides
+
+_GUEST: Final = 1
+_GREETED: Final = 2
+_SILENT: Final = 4
+"""The agent stays connected when it has said everything."""
+
+
+def agent(data: bytes) -> None:
+    """Whatever an agent says, the host reaches the next one; whatever a host says, the agent serves the next one."""
+    if len(data) > 1:
+        size = data[1] + 1
+        pieces = [data[at : at + size] for at in range(2, len(data), size)]
+        if data[0] & _GUEST:
+            _guest_hears(pieces, greeted=bool(data[0] & _GREETED))
+        else:
+            loop = VirtualLoop()
+            with asyncio.Runner(loop_factory=lambda: loop) as runner:
+                runner.run(_host_hears(pieces, greeted=bool(data[0] & _GREETED), silent=bool(data[0] & _SILENT)))
+            assert not loop.noise, loop.noise
+
+
+async def _host_hears(pieces: list[bytes], *, greeted: bool, silent: bool) -> None:
+    def go_on(talk: Talk, rest: list[bytes]) -> None:
+        if rest:
+            talk.say(rest[0])
+            asyncio.get_running_loop().call_soon(go_on, talk, rest[1:])
+        elif not silent:
+            talk.hang_up()
+
+    def hostile(talk: Talk) -> None:
+        def heard(request: dict[str, Any]) -> None:
+            if request["op"] == "hello":
+                talk.say({"id": 0, "ok": True, "result": {}})
+            elif request["id"] == 1:
+                go_on(talk, pieces)
+
+        if greeted:
+            talk.heard = heard
+            talk.say(GREETING)
+        else:
+            go_on(talk, pieces)
+
+    streams = ScriptedStreams(hostile, healthy)
+    async with AgentClient("unix:/nowhere", streams=streams) as client:
+        told: list[None] = []
+        client.on_connect(lambda: told.append(None))
+        mount = GuestMount("0", "/run/uvmshare/0", read_only=False, cache="none", msize=8192)
+        asked = (client.listed(), client.health(), client.report(), client.add_mapped_directory(mount))
+        for answer in await asyncio.gather(*asked, return_exceptions=True):
+            assert not isinstance(answer, BaseException) or isinstance(answer, UvmshareError), answer
+        # What an agent may say for ever is silence, and that has its time too.
+        while streams.given == 1:  # noqa: ASYNC110  the loop's time is virtual
+            await asyncio.sleep(1)
+        await client.reached()
+        await client.listed()
+        assert told
+
+
+class _NoMounts:
+    """In the place of the agent's table: it answers, and mounts nothing."""
+
+    records: Final[dict[str, Any]] = {}
+
+    def add(self, _fields: object, _timeout: float, _wanted: object, answer: Callable[..., None]) -> None:
+        answer({}, None)
+
+    def remove(
+        self, _fields: object, _timeout: float, _wanted: object, answer: Callable[..., None], *, lazy: bool
+    ) -> None:
+        answer({"lazy": lazy}, None)
+
+    def health(self, _within: float, answer: Callable[..., None]) -> None:
+        answer([])
+
+
+@functools.cache
+def _guest() -> tuple[Any, list[str]]:
+    """Return an agent that mounts nothing, and its log; its directory is there as long as this process."""
+    top = tempfile.TemporaryDirectory(prefix="uvmshare-fuzz-")
+    options = argparse.Namespace(
+        allow=[top.name],
+        server=Address("unix", "/nowhere"),
+        peer_cid=2,
+        state=top.name,
+        check_every=1.0,
+        hung_after=1.0,
+    )
+    made: Any = guest_agent.Agent(options, "")
+    made._table._mountinfo.close()  # noqa: SLF001  what its table would do is not what is tried here
+    made.directory, made._table = top, _NoMounts()  # noqa: SLF001  as above
+    log: list[str] = []
+    made.log = log.append
+    return made, log
+
+
+def _guest_hears(pieces: list[bytes], *, greeted: bool) -> None:
+    served, log = _guest()
+    log.clear()
+    hello = wire.encode({"id": 0, "op": "hello", "version": 1, "client": "me", "nonce": "n"})
+    _say(served, [hello, *pieces] if greeted else pieces)
+    assert not [line for line in log if "defect" in line], log
+    assert b'{"id":7,"ok":true,"result":{}}' in _say(served, [hello, b'{"id":7,"op":"ping"}\n'])
+
+
+def _say(served: Any, pieces: list[bytes]) -> bytes:
+    """Say something to the agent and hang up, and return what it said."""
+    ours, theirs = socket.socketpair()
+    heard = bytearray()
+    with ours:
+        ended: list[None] = []
+        session = GuestSession(served, theirs, lambda: ended.append(None))
+        served.sessions[session] = None
+        for piece in pieces:
+            if not session.open:
+                break
+            ours.sendall(piece)
+            served.loop.turn()
+            with suppress(BlockingIOError):
+                heard += ours.recv(1 << 20, socket.MSG_DONTWAIT)
+        ours.shutdown(socket.SHUT_WR)
+        while session.open:
+            served.loop.turn()
+        assert ended
+        with suppress(OSError):
+            while piece := ours.recv(1 << 20):
+                heard += piece
+    return bytes(heard)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -13,12 +15,17 @@ from tests.agent.conftest import serving
 from tests.processes import DEADLINE
 
 from uvmshare.address import parse
-from uvmshare.errors import AgentUnreachable, GuestAgentError, OperationTimedOut, OutcomeUnknown
-from uvmshare.guest import wire
-from uvmshare.mounts import agent_client
+from uvmshare.errors import AgentUnreachable, OperationTimedOut, OutcomeUnknown
+from uvmshare.guest import session, wire
+from uvmshare.guest.agent import Agent
+from uvmshare.guest.mount import Address
+from uvmshare.mounts import agent_client, channel, connection
 from uvmshare.mounts.channel import Acceptor
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from tests.agent.conftest import Bench
 
 
@@ -278,7 +285,7 @@ def test_a_client_that_is_closed_while_it_waits_leaves_the_outcome_unknown(bench
 
 
 def test_an_agent_that_says_nothing_any_more_is_dialled_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent_client, "_SILENCE", 0.05)
+    monkeypatch.setattr(connection, "_SILENCE", 0.05)
 
     async def test() -> None:
         await bench.start_agent()
@@ -293,7 +300,7 @@ def test_an_agent_that_says_nothing_any_more_is_dialled_again(bench: Bench, monk
                 return client.info is None
 
             await bench.until(lost)
-            monkeypatch.setattr(agent_client, "_SILENCE", DEADLINE)
+            monkeypatch.setattr(connection, "_SILENCE", DEADLINE)
             while not reached.empty():  # a busy machine may have been too slow for that before
                 reached.get_nowait()
             bench.agents[0].send_signal(signal.SIGCONT)
@@ -303,25 +310,185 @@ def test_an_agent_that_says_nothing_any_more_is_dialled_again(bench: Bench, monk
     bench.run(test)
 
 
-def test_an_answer_that_cannot_be_read_is_an_error(bench: Bench) -> None:
-    async def test() -> None:
-        async def pretend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            first = {"uvmshare": "agent", "version": 1, "agent": "x", "boot": "x"}
-            writer.write(wire.encode(first))
-            await reader.readline()
-            writer.write(wire.encode({"id": 0, "ok": True, "result": {}}))
-            for answer in ({"ok": True, "result": 7}, {"ok": False, "error": "no"}, {"ok": True}):
-                await reader.readline()
-                writer.write(wire.encode({"id": 99, "ok": True}) + wire.encode({"id": 1, **answer}))
-                writer.write(wire.encode({"id": 2, **answer}))
-            await reader.read()
-            writer.close()
+# ---------------------------------------------------------------------- whoever else reaches the agent, or the host
 
-        async with serving(pretend, bench.socket), bench.client() as client:
-            with pytest.raises(Exception, match="cannot be read"):
-                await client.listed()
-            with pytest.raises(GuestAgentError, match="no"):
-                await client.listed()
+
+def test_connections_without_the_token_keep_the_host_out_of_nothing(bench: Bench) -> None:
+    async def test() -> None:
+        await bench.start_agent(environment={"UVMSHARE_AGENT_TOKEN": "secret"})
+        strangers = []
+        for _ in range(40):
+            strangers.append(await bench.raw())
+            await strangers[-1].next()
+        async with bench.client(token="secret") as client:
+            assert await client.listed() == ()
+            for _ in range(20):
+                await (await bench.raw()).next()
+            assert await client.listed() == (), "nor those that come later"
+            for raw in strangers:
+                with pytest.raises((EOFError, ConnectionError)):
+                    await raw.next()
+
+    bench.run(test)
+
+
+def test_more_hosts_than_an_agent_serves_are_told_so(bench: Bench) -> None:
+    async def test() -> None:
+        await bench.start_agent()
+        for number in range(16):
+            await (await bench.raw()).greet(f"host {number}")
+        late = await bench.raw()
+        await late.next()
+        answer = await late.ask(id=0, op="hello", version=1, client="late", nonce="n")
+        assert "16 hosts are connected" in answer["error"]["message"]
+        again = await bench.raw()
+        await again.greet("host 3")  # in the place of its older connection
+
+    bench.run(test)
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Agent]:
+    """An agent in this process that has no mounts and is given its connections."""
+    options = argparse.Namespace(
+        allow=[str(tmp_path)],
+        server=Address("unix", "/nowhere"),
+        peer_cid=2,
+        state=str(tmp_path),
+        check_every=600.0,
+        hung_after=0.0,
+    )
+    agent = Agent(options, "")
+    yield agent
+    agent._table._mountinfo.close()
+    agent.loop._poll.close()
+    os.close(agent._lock)
+
+
+def test_a_connection_that_does_not_say_hello_is_ended(alone: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "_HELLO", 0.01)
+    ours, theirs = socket.socketpair()
+    with ours:
+        stranger = alone._begin(theirs, lambda: None)
+        while stranger.open:
+            alone.loop.turn()
+        assert ours.recv(65536).endswith(b"}\n")
+        assert ours.recv(1) == b""
+    assert not alone.sessions
+
+
+def test_a_host_that_speaks_often_makes_one_timer(alone: Agent) -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        host = alone._begin(theirs, lambda: None)
+        ours.sendall(wire.encode({"id": 0, "op": "hello", "version": 1, "client": "me", "nonce": "n"}))
+        alone.loop.turn()
+        before = len(alone.loop._timers)
+        for number in range(100):
+            ours.sendall(wire.encode({"id": number, "op": "ping"}))
+            alone.loop.turn()
+        assert len(alone.loop._timers) == before
+        host.close()
+
+
+def defect(*_: object) -> None:
+    1 / 0  # noqa: B018  what it gives is not the point
+
+
+def test_a_defect_ends_a_connection_and_not_the_agent(alone: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    monkeypatch.setattr(alone, "log", log.append)
+    monkeypatch.setattr(alone, "carry_out", defect)
+    ours, theirs = socket.socketpair()
+    with ours:
+        host = alone._begin(theirs, lambda: None)
+        ours.sendall(wire.encode({"id": 0, "op": "hello", "version": 1, "client": "me", "nonce": "n"}) + b'{"id":1}\n')
+        alone.loop.turn()
+        assert not host.open
+    assert log == ["a connection is ended: a defect, please report it: ZeroDivisionError('division by zero')"]
+    alone.loop.later(0.0, defect)
+    alone.loop.turn()
+
+
+@pytest.mark.parametrize("words", ["no socket", "somebody listens"])
+def test_the_agent_removes_nothing_but_a_dead_socket_of_its_own(bench: Bench, words: str) -> None:
+    async def test() -> None:
+        target = bench.directory / "target"
+        target.write_text("precious")
+        listening = socket.socket(socket.AF_UNIX)
+        with listening:
+            if words == "no socket":
+                os.symlink(target, bench.socket)
+            else:
+                listening.bind(bench.socket)
+                listening.listen(1)
+            before = os.lstat(bench.socket)
+            process = await bench.spawn(capture=True)
+            _, error = await process.communicate()
+            assert process.returncode == 1
+            assert error.decode().startswith("uvmshare guest agent: cannot listen on unix:")
+            assert words in error.decode()
+            assert os.path.samestat(os.lstat(bench.socket), before)
+            assert target.read_text() == "precious"
+
+    bench.run(test)
+
+
+def test_a_socket_of_another_user_is_left_alone_by_the_agent_and_by_the_host(bench: Bench) -> None:
+    async def test() -> None:
+        dead = socket.socket(socket.AF_UNIX)
+        dead.bind(bench.socket)
+        dead.close()
+        os.chown(bench.socket, 65534, 65534)
+        process = await bench.spawn(capture=True)
+        _, error = await process.communicate()
+        assert "a socket of uid 65534 is there: remove it, or choose another path" in error.decode()
+        with pytest.raises(OSError, match="a dead socket of uid 65534"):
+            await Acceptor.start(parse(f"unix:{bench.socket}"), None)
+        os.chown(bench.socket, os.geteuid(), -1)
+        acceptor = await Acceptor.start(parse(f"unix:{bench.socket}"), None)
+        await acceptor.aclose()
+
+    if os.geteuid() != 0:
+        pytest.skip("only root gives a file to another user")
+    bench.run(test)
+
+
+def test_who_dials_the_host_waits_in_the_kernel_until_it_is_his_turn(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel, "_ACCEPT_EVERY", DEADLINE)
+
+    async def test() -> None:
+        acceptor = await Acceptor.start(parse(f"unix:{bench.directory}/host"), None)
+        writers = [(await asyncio.open_unix_connection(f"{bench.directory}/host"))[1] for _ in range(30)]
+        _, taken = await acceptor.next()
+        waiting = asyncio.create_task(acceptor.next())
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not waiting.done(), "one was accepted, and the next one is not yet"
+        waiting.cancel()
+        await acceptor.aclose()
+        for writer in (*writers, taken):
+            writer.transport.abort()
+
+    bench.run(test)
+
+
+def test_the_host_keeps_few_of_those_who_dial_and_no_one_takes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel, "_ACCEPT_EVERY", 0.0)
+
+    async def test() -> None:
+        acceptor = await Acceptor.start(parse("tcp:localhost:0"), None)
+        dialled = [await asyncio.open_connection("localhost", acceptor.port) for _ in range(20)]
+        for reader, _ in dialled[:4]:
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b"", "the oldest give way"
+        newest = (await acceptor.next())[1]
+        assert newest.get_extra_info("peername") == dialled[-1][1].get_extra_info("sockname")
+        await acceptor.aclose()
+        for _, writer in (*dialled, (None, newest)):
+            writer.transport.abort()
 
     bench.run(test)
 
@@ -403,10 +570,12 @@ def test_an_agent_that_dials_out_dials_again(bench: Bench, kind: str) -> None:
 def test_whoever_dials_in_the_moment_of_the_end_is_hung_up_on(bench: Bench) -> None:
     async def test() -> None:
         acceptor = await Acceptor.start(parse(f"unix:{bench.directory}/host"), None)
-        reader, writer = await asyncio.open_unix_connection(bench.server.path)
+        ours, theirs = socket.socketpair()
         await acceptor.aclose()
-        await acceptor._take(reader, writer)  # which the loop does a moment after it took the connection
-        assert writer.is_closing()
+        await acceptor._take(theirs)  # which the loop does a moment after it took the connection
+        reader, writer = await asyncio.open_connection(sock=ours)
+        assert await reader.read() == b""
+        writer.close()
 
     bench.run(test)
 

@@ -71,6 +71,16 @@ def test_session_on_its_corpus(path: Path) -> None:
     targets.session(path.read_bytes())
 
 
+@pytest.mark.parametrize("path", seeds("agent"), ids=lambda path: path.name)
+def test_agent_on_its_corpus(path: Path) -> None:
+    targets.agent(path.read_bytes())
+
+
+def test_agent_on_mutations() -> None:
+    for seed in range(400):
+        targets.agent(mutated("agent", seed))
+
+
 def test_codec_on_mutations() -> None:
     for seed in range(10_000):
         targets.codec(mutated("codec", seed))

@@ -13,8 +13,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from uvmshare.errors import AccessDenied
-from uvmshare.guest import wire
-from uvmshare.mounts.channel import Dialler, ask_for_port
+from uvmshare.mounts.channel import READ_AHEAD, Dialler, ask_for_port
 
 if TYPE_CHECKING:
     from uvmshare.address import Address
@@ -43,7 +42,7 @@ class UserDialler(Dialler):
         if not self._path:
             return await super().next()
         connection = await self._threads.acting_as(self._user, self._path, self._connect)
-        reader, writer = await asyncio.open_unix_connection(sock=connection, limit=wire.MAX_LINE)
+        reader, writer = await asyncio.open_unix_connection(sock=connection, limit=READ_AHEAD)
         if self._port is not None:
             try:
                 await ask_for_port(reader, writer, self._port)

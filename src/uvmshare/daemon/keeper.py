@@ -100,7 +100,10 @@ class LeaseKeeper:
         return renewed
 
     async def watch(self) -> None:
-        """See to leases that end, for ever."""
+        """See to leases that end, for ever.
+
+        Nothing in here reads what a guest or another user says; what gives a lease back runs in a task of its own.
+        """
         while True:
             self._changed.clear()
             deadline = self._leases.next_deadline()
@@ -132,12 +135,12 @@ class LeaseKeeper:
     async def _expire(self, key: LeaseKey) -> None:
         try:
             await self._ended(key)
-        except UvmshareError as error:
+        except Exception as error:  # noqa: BLE001  whatever it was, the lease is over, and this is tried again
             structlog.get_logger("uvmshare.daemon").warning(
                 "lease is over, and what it was on could not be given back",
                 vm=f"{key.vm[0]}:{key.vm[1]}",
                 owner=key.owner,
-                reason=str(error),
+                reason=str(error) if isinstance(error, UvmshareError) else repr(error),
             )
             self._leases.postpone(key, _RETRY)
             self._changed.set()

@@ -307,8 +307,8 @@ class Machine:
         """Have the Manager compare what it knows with what the new supervisor has."""
         try:
             await manager.recover()
-        except UvmshareError as error:
-            self._changed(self, "unsettled", printable(str(error)))
+        except Exception as error:  # noqa: BLE001  what a supervisor of its user's says may be anything
+            self._changed(self, "unsettled", printable(str(error) or repr(error)))
 
     def _note_exit(self, reason: ComputeSystemGone) -> None:
         self.state, self.error = "gone", str(reason)

@@ -11,6 +11,7 @@ reply to it says that the supervisor listens.
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
@@ -184,5 +185,6 @@ def to_exception(failure: Failure) -> errors.UvmshareError:
     """Return the exception that a failure stands for; one this side does not know is a `ComputeSystemError`."""
     cls = getattr(errors, failure.kind, None)
     if isinstance(cls, type) and issubclass(cls, errors.UvmshareError):
-        return cls(failure.message)
+        with suppress(Exception):  # some are made of more than a text, and are never said there
+            return cls(failure.message)
     return errors.ComputeSystemError(f"{failure.kind}: {failure.message}")

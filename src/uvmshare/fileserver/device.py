@@ -283,8 +283,8 @@ class FileServer:
                 self._restarting = None
                 self._note_exit("the file server has ended")
                 return
-            except UvmshareError as error:
-                self._trouble = str(error)
+            except Exception as error:  # noqa: BLE001  what is found there is its user's, and this goes on whatever it is
+                self._trouble = str(error) if isinstance(error, UvmshareError) else repr(error)
             await asyncio.sleep(self._restart_delay)
             self._restart_delay = min(2 * self._restart_delay, _RESTART_LONGEST)
         self._restarting = None

@@ -164,6 +164,9 @@ class Link:
                 self._pidfd = os.pidfd_open(self.greeting.pid)
             except ProcessLookupError:
                 self._note_end()
+            except (OSError, OverflowError) as error:  # EINVAL, or EMFILE
+                msg = f"the file server's process cannot be watched (pid {self.greeting.pid}): {error}"
+                raise FileServerError(msg) from error
             else:
                 asyncio.get_running_loop().add_reader(self._pidfd, self._note_end)
         except BaseException:
@@ -213,7 +216,7 @@ class Link:
                 incoming += data
                 for body in control.split(incoming):
                     self._take(control.decode_reply(body))
-        except (OSError, ValueError, msgspec.DecodeError) as error:
+        except Exception as error:  # noqa: BLE001  a VM's user has that process: whatever it says, it loses its channel
             reason = f"the channel to the file server broke: {error}"
         finally:
             self._lose(reason)

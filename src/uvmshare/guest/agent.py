@@ -1,8 +1,8 @@
 """The agent in a guest: ``uvmshare guest agent``. It mounts and unmounts what the host asks for.
 
-What lives here: the command line, listening and dialling, the sessions with the host. What must not: mounts
-(`uvmshare.guest.table`). Standard library only (Python 3.9): ``uvmshare guest agent --print`` writes one file with
-all of it, which runs in a guest that has nothing but Python.
+What lives here: the command line, listening and dialling, and what may be asked. What must not: what is said on a
+connection (`uvmshare.guest.session`), or mounts (`uvmshare.guest.table`). Standard library only (Python 3.9):
+``uvmshare guest agent --print`` writes one file with all of it, which runs in a guest that has nothing but Python.
 
 Who may ask: on vsock the host alone (CID 2); on a unix socket root and the agent's own user; on TCP whoever knows the
 token. Without a token TCP takes everybody who reaches the port, so that off loopback it has to be asked for.
@@ -19,16 +19,18 @@ import os
 import select
 import signal
 import socket
+import stat
 import struct
 import sys
-from functools import partial
+import time
 from typing import TYPE_CHECKING, Any
 
-from uvmshare.guest import keepalive, mount, wire, work
+from uvmshare.guest import mount, wire, work
 from uvmshare.guest.bundle import bundle
 from uvmshare.guest.loop import Child, Loop
 from uvmshare.guest.mount import Address, MountError, Parser, printable
 from uvmshare.guest.places import PlaceError
+from uvmshare.guest.session import Session
 from uvmshare.guest.survey import survey
 from uvmshare.guest.table import Table
 
@@ -41,152 +43,18 @@ __all__ = ["Agent", "main"]
 
 RELEASE = "0.1.0"
 _HOST_CID = 2
-_MOST_SESSIONS = 16
-_MOST_REQUESTS = 256
-"""Requests of one session under way."""
-_MOST_UNSENT = 8 * 1024 * 1024
-"""Bytes of answers that nobody takes."""
-_SILENCE = 20.0
-"""Seconds without a word after which a session is over: the host asks for one every five. A guest that was restored
-from a snapshot is told nothing of the end of its connections."""
+_BACKLOG = 64
+_MOST_STRANGERS = 16
+"""Connections that have not said hello. Anybody may make them, so that they take no place of those who have: the oldest
+goes."""
+_LONGEST_QUOTE = 80
+"""Characters of a request that an error says again."""
+_MOST_DIGITS = 20
+"""Of a share's name."""
 _DIAL_FIRST = 0.1
 _DIAL_LONGEST = 5.0
 """Seconds between two attempts to reach the host; the wait doubles from the first to the longest."""
 _LONGEST_TIMEOUT = 600.0
-
-
-class Session:
-    """One connection with the host."""
-
-    def __init__(self, agent: Agent, connected: socket.socket, ended: Callable[[], None]) -> None:
-        self._agent = agent
-        self._socket = connected
-        self._ended = ended
-        self._lines = wire.Lines()
-        self._unsent = b""
-        self._nonce = wire.new_nonce()
-        self._requests = 0
-        self.client = ""
-        """Who it is, once it said so."""
-        self.open = True
-        self._silence = agent.loop.later(_SILENCE, self._silent)
-        connected.settimeout(0)
-        keepalive.begin(connected)
-        self._probe()
-        agent.loop.watch(connected.fileno(), select.EPOLLIN, self._ready)
-        self._send({**agent.greeting(), "nonce": self._nonce})
-
-    def close(self) -> None:
-        """End it; what is under way goes on, what has not begun does not begin."""
-        if self.open:
-            self.open = False
-            self._silence.cancel()
-            self._probing.cancel()
-            self._agent.loop.unwatch(self._socket.fileno())
-            self._socket.close()
-            self._agent.sessions.discard(self)
-            self._ended()
-
-    def _probe(self) -> None:
-        keepalive.probe(self._socket)
-        self._probing = self._agent.loop.later(keepalive.PROBE_EVERY, self._probe)
-
-    def _silent(self) -> None:
-        self._agent.log(f"the host said nothing for {_SILENCE:g} s: its connection is ended")
-        self.close()
-
-    def _ready(self, events: int) -> None:
-        try:
-            if events & select.EPOLLOUT:
-                self._flush()
-            if events & ~select.EPOLLOUT:
-                data = self._socket.recv(65536)
-                if not data:
-                    self.close()
-                    return
-                self._silence.cancel()
-                self._silence = self._agent.loop.later(_SILENCE, self._silent)
-                for message in self._lines.feed(data):
-                    if self.open:
-                        self._take(message)
-        except (BlockingIOError, InterruptedError):
-            pass
-        except OSError:
-            self.close()
-        except wire.WireError as error:
-            self._agent.log(f"the host's connection is ended: {error}")
-            self.close()
-
-    def _send(self, message: dict[str, Any]) -> None:
-        if not self.open:
-            return
-        self._unsent += wire.encode(message)
-        if len(self._unsent) > _MOST_UNSENT:
-            self.close()
-            return
-        try:
-            self._flush()
-        except OSError:
-            self.close()
-
-    def _flush(self) -> None:
-        with contextlib.suppress(BlockingIOError, InterruptedError):
-            sent = self._socket.send(self._unsent)
-            self._unsent = self._unsent[sent:]
-        events = select.EPOLLIN | (select.EPOLLOUT if self._unsent else 0)
-        self._agent.loop.watch(self._socket.fileno(), events, self._ready)
-
-    def _take(self, message: dict[str, Any]) -> None:
-        number = message.get("id")
-        if not isinstance(number, int):
-            problem = f"a request without a number: {str(message)[:80]}"
-            raise wire.WireError(problem)
-        if message.get("op") == "hello":
-            self._greet(number, message)
-        elif not self.client:
-            problem = "a request before hello"
-            raise wire.WireError(problem)
-        elif self._requests >= _MOST_REQUESTS:
-            self._answer(number, None, PlaceError(wire.FAILED, f"{_MOST_REQUESTS} requests are under way: wait"))
-        else:
-            self._requests += 1
-            answer = partial(self._answer_once, number)
-            try:
-                self._agent.carry_out(message, lambda: self.open, answer)
-            except PlaceError as error:
-                answer(None, error)
-
-    def _greet(self, number: int, message: dict[str, Any]) -> None:
-        token = self._agent.token
-        client, nonce = message.get("client"), message.get("nonce")
-        if message.get("version") != wire.VERSION:
-            error = PlaceError(wire.INVALID, f"this agent speaks version {wire.VERSION} of the protocol")
-        elif not (isinstance(client, str) and client and isinstance(nonce, str)):
-            error = PlaceError(wire.INVALID, "hello needs a client and a nonce")
-        elif token and not wire.proven(token, "host", nonce, self._nonce, message.get("proof")):
-            self._agent.log("a connection without the right token was refused")
-            error = PlaceError(wire.REFUSED, "the token is not this agent's")
-        else:
-            # What the older connection sent and nobody has begun is never begun.
-            for session in tuple(self._agent.sessions):
-                if session is not self and session.client == client:
-                    session.close()
-            self.client = client
-            proof = wire.prove(token, "agent", self._nonce, nonce) if token else ""
-            self._answer(number, {"proof": proof}, None)
-            return
-        self._answer(number, None, error)
-        self.close()
-
-    def _answer_once(self, number: int, result: object, error: PlaceError | None) -> None:
-        self._requests -= 1
-        self._answer(number, result, error)
-
-    def _answer(self, number: int, result: object, error: PlaceError | None) -> None:
-        if error is None:
-            self._send({"id": number, "ok": True, "result": result})
-        else:
-            self._send({"id": number, "ok": False, "error": {"code": error.code, "message": str(error)}})
 
 
 class Agent:
@@ -195,7 +63,8 @@ class Agent:
     def __init__(self, options: argparse.Namespace, token: str) -> None:
         self.loop = Loop()
         self.token = token
-        self.sessions: set[Session] = set()
+        self.sessions: dict[Session, None] = {}
+        """The oldest first."""
         self._prefixes = [_prefix(given) for given in options.allow]
         self._server: Address = options.server
         self._peer_cid: int = options.peer_cid
@@ -264,7 +133,7 @@ class Agent:
         elif operation == "ping":
             answer({}, None)
         else:
-            raise PlaceError(wire.INVALID, f"there is no request {operation!r}; this is uvmshare {RELEASE}")
+            raise PlaceError(wire.INVALID, f"there is no request {_quoted(operation)}; this is uvmshare {RELEASE}")
 
     def _modify(
         self, message: dict[str, Any], wanted: Callable[[], bool], answer: Callable[[Any, PlaceError | None], None]
@@ -273,7 +142,7 @@ class Agent:
         if not isinstance(request, dict) or not isinstance(options, dict):
             raise PlaceError(wire.INVALID, "modify needs a request document")
         if request.get("ResourceType") != "MappedDirectory":
-            raise PlaceError(wire.INVALID, f"ResourceType {request.get('ResourceType')!r}: want MappedDirectory")
+            raise PlaceError(wire.INVALID, f"ResourceType {_quoted(request.get('ResourceType'))}: want MappedDirectory")
         settings = request.get("Settings")
         if not isinstance(settings, dict):
             raise PlaceError(wire.INVALID, "a MappedDirectory request needs Settings")
@@ -285,13 +154,13 @@ class Agent:
         elif kind == "Remove":
             self._table.remove(fields, timeout, wanted, answer, lazy=options.get("lazy") is True)
         else:
-            raise PlaceError(wire.INVALID, f"RequestType {kind!r}: want Add or Remove")
+            raise PlaceError(wire.INVALID, f"RequestType {_quoted(kind)}: want Add or Remove")
 
     # ------------------------------------------------------------------ the host's connections
 
     def _listen(self, address: Address) -> None:
         listening = _bind(address)
-        listening.listen(8)
+        listening.listen(_BACKLOG)
         listening.settimeout(0)
         self.loop.watch(listening.fileno(), select.EPOLLIN, lambda _: self._accept(listening))
         self.log(f"listening on {address.kind}:{_bound(address, listening)}")
@@ -302,11 +171,20 @@ class Agent:
         except OSError:  # it hung up before it was taken, or there are too many descriptors
             return
         why = self._unwelcome(connected, peer)
-        if why or len(self.sessions) >= _MOST_SESSIONS:
-            self.log(f"a connection was refused: {why or 'there are too many'}")
+        if why:
+            self.log(f"a connection was refused: {why}")
             connected.close()
             return
-        self.sessions.add(Session(self, connected, lambda: None))
+        self._begin(connected, lambda: None)
+
+    def _begin(self, connected: socket.socket, ended: Callable[[], None]) -> Session:
+        strangers = [session for session in self.sessions if not session.client]
+        if len(strangers) >= _MOST_STRANGERS:
+            strangers[0].close()
+        session = Session(self, connected, ended)
+        if session.open:
+            self.sessions[session] = None
+        return session
 
     def _unwelcome(self, connected: socket.socket, peer: Any) -> str:
         """Say why this peer may not ask; "" when it may."""
@@ -327,14 +205,21 @@ class Agent:
 
         def dialled(_: object, descriptors: list[int]) -> None:
             connected = socket.socket(fileno=descriptors[0])
-            sessions.append(Session(self, connected, lambda: self._dial_later(address, _DIAL_FIRST)))
-            self.sessions.add(sessions[0])
+            began = time.monotonic()
+            sessions.append(self._begin(connected, lambda: again(time.monotonic() - began)))
+
+        def again(lasted: float) -> None:
+            """Dial again, soon after a connection that was one; a host that cuts each of them is not asked for ever."""
+            self._dial_later(address, _DIAL_FIRST if lasted >= _DIAL_LONGEST else min(2 * delay, _DIAL_LONGEST))
 
         def ended() -> None:
             if not sessions:
                 self._dial_later(address, min(2 * delay, _DIAL_LONGEST))
 
-        Child(self.loop, dial, dialled, ended)
+        try:
+            Child(self.loop, dial, dialled, ended)
+        except OSError:  # there are too many processes
+            ended()
 
     def _dial_later(self, address: Address, delay: float) -> None:
         self.loop.later(delay, lambda: self._dial(address, delay))
@@ -345,14 +230,15 @@ def _fields(settings: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]
     share, port = settings.get("ShareName"), settings.get("Port")
     read_only = settings.get("ReadOnly", False)
     cache, msize = options.get("cache", "none"), options.get("msize", mount.DEFAULT_MSIZE)
-    if not (isinstance(share, str) and share.isascii() and share.isdigit()):
-        raise PlaceError(wire.INVALID, f"ShareName {share!r}: want a decimal name")
-    if not (isinstance(port, int) and 0 < port < 1 << 32):
-        raise PlaceError(wire.INVALID, f"Port {port!r}: want the port of the file server")
+    if not (isinstance(share, str) and share.isascii() and share.isdigit() and len(share) <= _MOST_DIGITS):
+        raise PlaceError(wire.INVALID, f"ShareName {_quoted(share)}: want a decimal name")
+    if not (type(port) is int and 0 < port < 1 << 32):
+        raise PlaceError(wire.INVALID, f"Port {_quoted(port)}: want the port of the file server")
     if not isinstance(read_only, bool):
-        raise PlaceError(wire.INVALID, f"ReadOnly {read_only!r}: want true or false")
-    if not (isinstance(cache, str) and isinstance(msize, int)):
-        raise PlaceError(wire.INVALID, f"cache {cache!r}, msize {msize!r}: want a word and a number")
+        raise PlaceError(wire.INVALID, f"ReadOnly {_quoted(read_only)}: want true or false")
+    if not (isinstance(cache, str) and type(msize) is int):
+        words = f"cache {_quoted(cache)}, msize {_quoted(msize)}: want a word and a number"
+        raise PlaceError(wire.INVALID, words)
     try:
         mount.mount_options(share, msize=msize, cache=cache)
     except MountError as error:
@@ -371,9 +257,14 @@ def _forget(_: object) -> None:
     """Take it and do nothing."""
 
 
+def _quoted(value: object) -> str:
+    """Return what was said as an error may say it again."""
+    return repr(value)[:_LONGEST_QUOTE]
+
+
 def _seconds(value: object) -> float:
-    if not isinstance(value, (int, float)) or not 0 < value <= _LONGEST_TIMEOUT:
-        raise PlaceError(wire.INVALID, f"{value!r}: want seconds, above 0 and at most {_LONGEST_TIMEOUT:g}")
+    if not isinstance(value, (int, float)) or value is True or not 0 < value <= _LONGEST_TIMEOUT:
+        raise PlaceError(wire.INVALID, f"{_quoted(value)}: want seconds, above 0 and at most {_LONGEST_TIMEOUT:g}")
     return float(value)
 
 
@@ -404,8 +295,7 @@ def _lock(directory: str) -> int:
 def _bind(address: Address) -> socket.socket:
     try:
         if address.kind == "unix":
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(address.place)
+            _remove_dead(address.place)
             bound = socket.socket(socket.AF_UNIX)
             bound.bind(address.place)
         elif address.kind == "vsock":
@@ -418,6 +308,31 @@ def _bind(address: Address) -> socket.socket:
         message = f"cannot listen on {address}: {_why_not_bound(error)}"
         raise MountError(message) from error
     return bound
+
+
+def _remove_dead(path: str) -> None:
+    """Remove what an agent left that was killed: a socket of this user's on which nobody listens, and nothing else.
+
+    Raises `OSError` when anything else is there.
+    """
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise OSError(errno.EADDRINUSE, "a file that is no socket is there: move it away, or choose another path")
+    if found.st_uid != os.geteuid():
+        raise OSError(errno.EADDRINUSE, f"a socket of uid {found.st_uid} is there: remove it, or choose another path")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(0)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except BlockingIOError:  # its queue is full
+            pass
+    raise OSError(errno.EADDRINUSE, "somebody listens there: end that, or choose another path")
 
 
 def _why_not_bound(error: OSError) -> str:

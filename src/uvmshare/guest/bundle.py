@@ -21,7 +21,20 @@ if TYPE_CHECKING:
 
 __all__ = ["MODULES", "bundle", "main"]
 
-MODULES = ("__init__", "agent", "bundle", "keepalive", "loop", "mount", "places", "survey", "table", "wire", "work")
+MODULES = (
+    "__init__",
+    "agent",
+    "bundle",
+    "keepalive",
+    "loop",
+    "mount",
+    "places",
+    "session",
+    "survey",
+    "table",
+    "wire",
+    "work",
+)
 _MAIN = "import sys\nfrom uvmshare.guest.bundle import main\nsys.exit(main(sys.argv[1:]))\n"
 _WHEN = (1980, 1, 1, 0, 0, 0)
 """The earliest time that a zip archive can say: the same modules give the same file."""

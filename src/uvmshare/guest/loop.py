@@ -102,12 +102,20 @@ class Loop:
         for descriptor, events in self._poll.poll(wait):
             callback = self._ready.get(descriptor)
             if callback is not None:
-                callback(events)
+                _call(callback, events)
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             _, _, timer = heapq.heappop(self._timers)
             if timer.callback is not None:
-                timer.callback()
+                _call(timer.callback)
+
+
+def _call(callback: Callable[..., object], *arguments: object) -> None:
+    """Call back. A defect is told, and the agent goes on: the guest's mounts have nobody else."""
+    try:
+        callback(*arguments)
+    except Exception:  # noqa: BLE001  see above
+        _tell_defect()
 
 
 class Child:
@@ -183,6 +191,11 @@ class Child:
         self._loop.children.discard(self)
 
 
+def _tell_defect() -> None:
+    for line in traceback.format_exc().splitlines():
+        sys.stderr.write(printable(line) + "\n")
+
+
 def _be_child(channel: socket.socket, work: Callable[[Send], None]) -> None:
     """Carry the work out and end. Nothing of the agent's stays open: a child that hangs must not hold its sockets."""
     status = 1
@@ -205,8 +218,7 @@ def _be_child(channel: socket.socket, work: Callable[[Send], None]) -> None:
             work(send)
         status = 0
     except BaseException:  # noqa: BLE001  a child ends here, whatever it was, and never in the agent's own code
-        for line in traceback.format_exc().splitlines():
-            sys.stderr.write(printable(line) + "\n")
+        _tell_defect()
     finally:
         sys.stderr.flush()
         os._exit(status)

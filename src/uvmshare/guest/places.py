@@ -40,6 +40,8 @@ _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _O_PATH = 0o10000000  # os.O_PATH is not on every system that type checkers look at
 _DIRECTORY = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0) | _O_PATH
+_PATH_MAX = 4095
+"""PATH_MAX of Linux without its NUL."""
 _MOST_HOLDERS = 5
 """So many of those who keep a mount busy are named: enough to act on, and one line."""
 
@@ -87,14 +89,25 @@ def _plain(text: str) -> str:
 
 def allowed(path: object, prefixes: list[str]) -> str:
     """Return the path if it is one below a prefix, written plainly. Raises `PlaceError` otherwise."""
-    if not isinstance(path, str) or not path.startswith("/") or "\0" in path or "\n" in path:
-        raise PlaceError(wire.INVALID, f"MountPath {path!r}: want an absolute path")
+    if not isinstance(path, str) or not path.startswith("/") or "\0" in path or "\n" in path or not _is_short(path):
+        raise PlaceError(
+            wire.INVALID, f"MountPath {str(path)[:80]!r}: want an absolute path of UTF-8, of {_PATH_MAX} bytes at most"
+        )
     if path != "/" + "/".join(part for part in path.split("/") if part not in ("", ".", "..")):
-        raise PlaceError(wire.INVALID, f"MountPath {path!r}: write it plainly, without '..', '.', or double slashes")
+        raise PlaceError(
+            wire.INVALID, f"MountPath {path[:80]!r}: write it plainly, without '..', '.', or double slashes"
+        )
     if not any(path.startswith(prefix.rstrip("/") + "/") and path != prefix for prefix in prefixes):
         where = " or ".join(prefixes)
         raise PlaceError(wire.REFUSED, f"{path} is not below {where}: mount there, or start the agent with --allow")
     return path
+
+
+def _is_short(path: str) -> bool:
+    try:
+        return len(path.encode()) <= _PATH_MAX
+    except UnicodeEncodeError:
+        return False
 
 
 @contextlib.contextmanager

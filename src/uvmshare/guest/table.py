@@ -302,10 +302,14 @@ class Table:
         """Begin when nothing else is under way for the path, and unless nobody wants it any more."""
 
         def when_due(done: Callable[[], None]) -> None:
-            if wanted():
-                begin(done)
-            else:
+            if not wanted():
                 done()
+                return
+            try:
+                begin(done)
+            except BaseException:  # a defect, which must not keep the path taken
+                done()
+                raise
 
         turns = self._turns.setdefault(path, deque())
         turns.append(when_due)
@@ -489,8 +493,13 @@ class _Attempt:
         self.error: PlaceError | None = None
         self.given_up = False
         self._timer_runs = True
-        self._child = Child(loop, task, self._message, self._end)
-        self._timer = loop.later(timeout, self._give_up)
+        try:
+            self._child = Child(loop, task, self._message, self._end)
+        except OSError as error:
+            self.error = PlaceError(wire.FAILED, f"{self._path}: no process can be started for it: {error.strerror}")
+            self._timer = loop.later(0.0, self._end)
+        else:
+            self._timer = loop.later(timeout, self._give_up)
 
     def take_transport(self) -> socket.socket | None:
         """Return the mount's socket; it is the caller's now."""
@@ -562,7 +571,11 @@ class _Check:
         if not self._paths:
             self._ended()
             return
-        self._child = Child(self._loop, work.reading([*self._paths]), self._message, self._end)
+        try:
+            self._child = Child(self._loop, work.reading([*self._paths]), self._message, self._end)
+        except OSError:  # there are too many processes
+            self._timer = self._loop.later(0.0, self._end)
+            return
         self._timer = self._loop.later(self._within, self._hangs)
         self._reads(self._paths[0])
 

@@ -38,6 +38,7 @@ __all__ = [
     "VERSION",
     "Lines",
     "WireError",
+    "decode",
     "encode",
     "new_nonce",
     "prove",
@@ -53,6 +54,8 @@ UNKNOWN = "unknown"
 """The code of the one after which that is not known."""
 MAX_LINE = 256 * 1024
 """Bytes of a line with its newline. The longest are lists of mounts; a path has 4 KiB at most."""
+_MOST_DIGITS = 20
+"""Of a whole number: 64 bits and a sign."""
 
 
 class WireError(Exception):
@@ -65,33 +68,60 @@ def encode(message: dict[str, Any]) -> bytes:
 
 
 class Lines:
-    """Bytes in, messages out."""
+    """Bytes in, lines out. `longest` is how many bytes a line may have, with its newline.
 
-    def __init__(self) -> None:
-        self._rest = b""
+    What a line costs is a matter of its length alone, in however many pieces it comes.
+    """
 
-    def feed(self, data: bytes) -> list[dict[str, Any]]:
-        """Return the messages that are whole now. Raises `WireError` for what is none, and for a line too long."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) >= MAX_LINE:
-            message = f"a line of more than {MAX_LINE} bytes"
+    def __init__(self, longest: int = MAX_LINE) -> None:
+        self._longest = longest
+        self._rest = bytearray()
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether a line has begun that has not ended yet."""
+        return bool(self._rest)
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the lines that are whole now, without their newlines. Raises `WireError` for one that is too long."""
+        first, newline, behind = data.partition(b"\n")
+        self._rest += first
+        lines = []
+        if newline:
+            *more, rest = behind.split(b"\n")
+            lines = [bytes(self._rest), *more]
+            self._rest = bytearray(rest)
+        if len(self._rest) >= self._longest or any(len(line) >= self._longest for line in lines):
+            message = f"a line of more than {self._longest} bytes"
             raise WireError(message)
-        return [_decode(line) for line in lines]
+        return lines
 
 
-def _decode(line: bytes) -> dict[str, Any]:
-    if len(line) >= MAX_LINE:
-        message = f"a line of more than {MAX_LINE} bytes"
-        raise WireError(message)
+def decode(line: bytes) -> dict[str, Any]:
+    """Return the message of a line. Raises `WireError` for what is none."""
     try:
-        message = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        message = json.loads(line, parse_int=_integer, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         problem = f"not a line of JSON: {line[:80]!r}"
         raise WireError(problem) from error
     if not isinstance(message, dict):
         problem = f"not a JSON object: {line[:80]!r}"
         raise WireError(problem)
     return message
+
+
+def _integer(digits: str) -> int:
+    if (
+        len(digits) > _MOST_DIGITS
+    ):  # reading takes the square of their number before Python 3.9.14, and no field has more
+        problem = f"a number of {len(digits)} digits"
+        raise ValueError(problem)
+    return int(digits)
+
+
+def _no_number(word: str) -> float:
+    problem = f"{word} is no JSON"
+    raise ValueError(problem)
 
 
 def new_nonce() -> str:
@@ -101,7 +131,9 @@ def new_nonce() -> str:
 
 def prove(token: str, who: str, own_nonce: str, other_nonce: str) -> str:
     """Return the proof that `who` ("host" or "agent") knows the token, without telling it."""
-    return hmac.new(token.encode(), f"{who} {own_nonce} {other_nonce}".encode(), hashlib.sha256).hexdigest()
+    words = f"{who} {own_nonce} {other_nonce}"
+    # A nonce comes from the other end, and what JSON may say in a string is not always UTF-8.
+    return hmac.new(token.encode(), words.encode(errors="surrogatepass"), hashlib.sha256).hexdigest()
 
 
 def proven(token: str, who: str, own_nonce: str, other_nonce: str, proof: object) -> bool:

@@ -3,8 +3,8 @@
     async with AgentClient("firecracker:/run/fc/v.sock:5641") as agent:
         mounts = MountManager(agent, shares=manager)
 
-What lives here: keeping a connection, sending a request again when its answer was lost, and what errors become. What
-must not: references, or which mounts there should be.
+What lives here: being connected, sending a request again when its answer was lost, and what errors become. What must
+not: what an agent may say (`uvmshare.mounts.connection`), references, or which mounts there should be.
 
 Every request may be carried out twice: mounting what is mounted in this form and unmounting what is not there are no
 change, and the agent does nothing more for an older connection once the new one is greeted. So a request whose
@@ -17,27 +17,19 @@ import asyncio
 import contextlib
 import os
 import time
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 import msgspec
 
 from uvmshare import peers
 from uvmshare.address import parse
-from uvmshare.errors import (
-    AgentUnreachable,
-    GuestAgentError,
-    InvalidDocument,
-    MountBusy,
-    MountNotFound,
-    MountRefused,
-    OperationTimedOut,
-    OutcomeUnknown,
-)
+from uvmshare.errors import AgentUnreachable, GuestAgentError, OperationTimedOut, OutcomeUnknown
 from uvmshare.guest import wire
 from uvmshare.hcs import schema
 from uvmshare.mounts.channel import Acceptor, Dialler
+from uvmshare.mounts.connection import Connection, Lost, greet
 from uvmshare.mounts.interfaces import GuestMount
-from uvmshare.mounts.report import AgentInfo, GuestReport, ListedMount, MountHealth
+from uvmshare.mounts.report import MOST_MOUNTS, GuestReport, ListedMount, MountHealth
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -45,33 +37,27 @@ if TYPE_CHECKING:
 
     from uvmshare.address import Address
     from uvmshare.mounts.channel import Stream, Streams
+    from uvmshare.mounts.report import AgentInfo
 
 __all__ = ["AgentClient"]
-
-T = TypeVar("T")
 
 _REDIAL_FIRST: Final = 0.05
 _REDIAL_LONGEST: Final = 2.0
 """Seconds between two attempts to reach the agent; the wait doubles from the first to the longest, so that a guest that
-was started again is found soon after its agent is there."""
+was started again is found soon after its agent is there. A connection that did not last as long as the longest wait
+counts as one more attempt: each of them makes work."""
+_REDIAL_BROKEN: Final = 30.0
+"""The longest after an agent that broke the protocol: it will do so again until somebody starts another."""
 _GREETING: Final = 10.0
 """Seconds for dialling and for the first words."""
-_SILENCE: Final = 5.0
-"""Seconds without a word after which the agent is asked for one, and given up after as long again: a guest that was
-restored from a snapshot, or lost power, ends no connection."""
+_MOST_GREETED: Final = 16
+"""Streams on which the first words are awaited at the same time. Who dials may be anybody, and say nothing."""
 _GRACE: Final = 5.0
 """Seconds that a request waits longer than the agent was told to."""
 
-_ERRORS: Final[dict[str, type[Exception]]] = {
-    "busy": MountBusy,
-    "not-found": MountNotFound,
-    "refused": MountRefused,
-    "unknown": OutcomeUnknown,
-}
-
-
-class _Lost(Exception):
-    """The connection ended before the answer came."""
+_LIST: Final = msgspec.json.Decoder(Annotated[tuple[ListedMount, ...], msgspec.Meta(max_length=MOST_MOUNTS)])
+_HEALTH: Final = msgspec.json.Decoder(Annotated[tuple[MountHealth, ...], msgspec.Meta(max_length=MOST_MOUNTS)])
+_REPORT: Final = msgspec.json.Decoder(GuestReport)
 
 
 class AgentClient:
@@ -106,7 +92,7 @@ class AgentClient:
         self._token = token
         self._timeout = timeout
         self._client = os.urandom(8).hex()
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._changed = asyncio.Event()
         """Set, and replaced, whenever `_connection` or `_denied` changes."""
         self._failure: Exception | None = None
@@ -213,41 +199,40 @@ class AgentClient:
 
     async def listed(self) -> tuple[ListedMount, ...]:
         """Return the mounts that the agent keeps, and how each is."""
-        return self._read(await self._ask("list", {}, self._timeout), tuple[ListedMount, ...])
+        found: tuple[ListedMount, ...] = await self._ask("list", {}, self._timeout, _LIST)
+        return found
 
     async def health(self, *, within: float = 1.0) -> tuple[MountHealth, ...]:
         """Have the agent read each mount, and return which can be read within so many seconds."""
-        result = await self._ask("health", {"within": within}, self._timeout + within)
-        return self._read(result, tuple[MountHealth, ...])
+        found: tuple[MountHealth, ...] = await self._ask("health", {"within": within}, self._timeout + within, _HEALTH)
+        return found
 
     async def report(self) -> GuestReport:
         """Return what the guest can and cannot do (`uvmshare.mounts.doctor` says what that means)."""
         before = time.time()
-        report = self._read(await self._ask("report", {}, self._timeout), GuestReport)
+        report: GuestReport = await self._ask("report", {}, self._timeout, _REPORT)
         return msgspec.structs.replace(report, asked=before)
-
-    def _read(self, result: object, kind: type[T]) -> T:
-        try:
-            return msgspec.convert(result, kind)
-        except msgspec.ValidationError as error:
-            msg = f"the agent at {self.address} gave an answer that cannot be read: {error}"
-            raise InvalidDocument(msg) from error
 
     # ------------------------------------------------------------------ asking
 
-    async def _ask(self, op: str, fields: dict[str, Any], seconds: float) -> object:
+    async def _ask(
+        self, op: str, fields: dict[str, Any], seconds: float, result: msgspec.json.Decoder[Any] | None = None
+    ) -> Any:
         sent = False
         try:
             async with asyncio.timeout(seconds + _GRACE):
                 while True:
                     connection = await self._connected()
                     sent = True
-                    with contextlib.suppress(_Lost):
-                        return await connection.ask(op, {**fields, "timeout": seconds})
+                    with contextlib.suppress(Lost):
+                        return await connection.ask(op, {**fields, "timeout": seconds}, result)
+                    if self._connection is connection:  # until the keeper has seen that it is over
+                        await self._changed.wait()
         except TimeoutError:
             if not sent:
                 raise self._unreachable() from self._failure
-            msg = f"the agent at {self.address} gave no answer to {op} within {seconds + _GRACE:g} s"
+            why = f" (its last connection: {self._failure})" if self._failure is not None else ""
+            msg = f"the agent at {self.address} gave no answer to {op} within {seconds + _GRACE:g} s{why}"
             raise OperationTimedOut(msg) from self._failure
         except AgentUnreachable as error:
             if sent:
@@ -255,7 +240,7 @@ class AgentClient:
                 raise OutcomeUnknown(msg) from error
             raise
 
-    async def _connected(self) -> _Connection:
+    async def _connected(self) -> Connection:
         """Return the connection, when there is one. Raises `AgentUnreachable` when waiting would not help."""
         while self._connection is None:
             if self._closed or self._denied or self._keeping is None:
@@ -281,148 +266,93 @@ class AgentClient:
     # ------------------------------------------------------------------ staying connected
 
     async def _keep(self, streams: Streams) -> None:
+        """Be connected for as long as the client is open. Nothing that a guest says ends this."""
         delay = _REDIAL_FIRST
+        loop = asyncio.get_running_loop()
         while True:
             try:
                 connection = await self._reach(streams)
-            except (OSError, EOFError, TimeoutError, wire.WireError, msgspec.ValidationError) as error:
+                reached = loop.time()
+                self._failure = await self._use(connection)
+            except Exception as error:  # noqa: BLE001  whatever it was, the next attempt may be another agent's
                 self._failure = error
-            except GuestAgentError as error:
-                self._failure = error
-                self._denied = True
+                # Somebody else may have dialled, and the agent may still.
+                self._denied = isinstance(error, GuestAgentError) and not self._accept
                 self._tell_change()
-            else:
+                reached = loop.time()
+            longest = _REDIAL_BROKEN if isinstance(self._failure, wire.WireError) else _REDIAL_LONGEST
+            if loop.time() - reached >= longest:
                 delay = _REDIAL_FIRST
-                self._denied = False
-                self._failure = None
-                self._connection = connection
-                self._tell_change()
-                for callback in self._on_connect:
-                    callback()
-                try:
-                    self._failure = await connection.serve()
-                finally:
-                    self._connection = None
             await asyncio.sleep(delay)
-            delay = min(2 * delay, _REDIAL_LONGEST)
+            delay = min(2 * delay, longest)
 
-    async def _reach(self, streams: Streams) -> _Connection:
+    async def _use(self, connection: Connection) -> Exception:
+        """Serve the connection to its end, and return why it ended."""
+        self._denied = False
+        self._failure = None
+        self._connection = connection
+        self._tell_change()
+        for callback in self._on_connect:  # what it raises is the loop's to tell, and ends nothing here
+            asyncio.get_running_loop().call_soon(callback)
+        try:
+            return await connection.serve()
+        finally:
+            self._connection = None
+            self._tell_change()
+
+    async def _reach(self, streams: Streams) -> Connection:
         if self._accept:
+            return await self._first_that_greets(streams)
+        async with asyncio.timeout(_GREETING):
             stream = await streams.next()
-        else:
-            async with asyncio.timeout(_GREETING):
-                stream = await streams.next()
+        return await self._greet(stream)
+
+    async def _greet(self, stream: Stream) -> Connection:
         try:
             async with asyncio.timeout(_GREETING):
-                return await _greet(stream, self._client, self._token)
-        except BaseException:
-            stream[1].close()
+                return await greet(stream, self._client, self._token)
+        except BaseException as error:
+            stream[1].transport.abort()
+            if isinstance(error, TimeoutError):
+                msg = f"it said no first words within {_GREETING:g} s"
+                raise TimeoutError(msg) from error
             raise
 
+    async def _first_that_greets(self, streams: Streams) -> Connection:
+        """Hear everybody who dials, beside each other, until one of them is the agent.
 
-async def _greet(stream: Stream, client: str, token: str | None) -> _Connection:
-    """Exchange the first words. Raises `GuestAgentError` when the agent is another, or refuses."""
-    reader, writer = stream
-    lines = wire.Lines()
-    greeting = await _next(reader, lines)
-    if greeting.get("uvmshare") != "agent":
-        msg = f"not an agent's greeting: {str(greeting)[:80]}"
-        raise wire.WireError(msg)
-    info = msgspec.convert(greeting, AgentInfo)
-    if info.version != wire.VERSION:
-        msg = f"it speaks version {info.version} of the protocol, this side {wire.VERSION}: install the same uvmshare"
-        raise GuestAgentError(msg)
-    if token is None and info.token:
-        msg = "it asks for a token: give the one that it was started with"
-        raise GuestAgentError(msg)
-    if token is not None and not info.token:
-        msg = "it was started without a token, so it cannot prove that it is the one that is meant"
-        raise GuestAgentError(msg)
-    nonce = wire.new_nonce()
-    proof = "" if token is None else wire.prove(token, "host", nonce, info.nonce)
-    hello = {"id": 0, "op": "hello", "version": wire.VERSION, "client": client, "nonce": nonce, "proof": proof}
-    writer.write(wire.encode(hello))
-    answer = await _next(reader, lines)
-    result = answer.get("result")
-    if not answer.get("ok") or not isinstance(result, dict):
-        raise GuestAgentError(str(answer.get("error", {}).get("message", "it refused")))
-    if token is not None and not wire.proven(token, "agent", info.nonce, nonce, result.get("proof")):
-        msg = "it did not prove that it knows the token: another program listens there"
-        raise GuestAgentError(msg)
-    return _Connection(reader, writer, lines, info)
-
-
-async def _next(reader: asyncio.StreamReader, lines: wire.Lines) -> dict[str, Any]:
-    """Return the one message that comes next; each end waits for the other while they greet."""
-    while True:
-        data = await reader.read(wire.MAX_LINE)
-        if not data:
-            msg = "it hung up"
-            raise EOFError(msg)
-        if messages := lines.feed(data):
-            return messages[0]
-
-
-class _Connection:
-    """One greeted connection: requests by number, and those who wait for the answers."""
-
-    def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, lines: wire.Lines, info: AgentInfo
-    ) -> None:
-        self.info = info
-        self._reader = reader
-        self._writer = writer
-        self._lines = lines
-        self._last = 0
-        self._waiting: dict[int, asyncio.Future[object]] = {}
-
-    async def ask(self, op: str, fields: dict[str, Any]) -> object:
-        """Send a request and return its result. Raises what the agent says, or `_Lost`."""
-        if self._writer.is_closing():
-            raise _Lost
-        self._last += 1
-        number = self._last
-        waiter = self._waiting[number] = asyncio.get_running_loop().create_future()
-        self._writer.write(wire.encode({"id": number, "op": op, **fields}))
-        try:
-            return await waiter
-        finally:
-            self._waiting.pop(number, None)
-
-    async def serve(self) -> Exception:
-        """Hand the answers out until the connection ends, and return why it did."""
-        asked = False
+        So nobody keeps the agent out by dialling first and saying nothing.
+        """
+        loop = asyncio.get_running_loop()
+        greeted: list[asyncio.Task[Connection]] = []
+        dialled = loop.create_task(streams.next())
         try:
             while True:
-                try:
-                    async with asyncio.timeout(_SILENCE):
-                        data = await self._reader.read(wire.MAX_LINE)
-                except TimeoutError:
-                    if asked:
-                        return TimeoutError(f"it said nothing for {2 * _SILENCE:g} s")
-                    asked = True
-                    self._writer.write(wire.encode({"id": -1, "op": "ping"}))
-                    continue
-                asked = False
-                if not data:
-                    return EOFError("it hung up")
-                for message in self._lines.feed(data):
-                    self._answer(message)
-        except (OSError, wire.WireError) as error:
-            return error
+                await asyncio.wait({dialled, *greeted}, return_when=asyncio.FIRST_COMPLETED)
+                for task in [task for task in greeted if task.done()]:
+                    greeted.remove(task)
+                    try:
+                        return task.result()
+                    except Exception as error:  # noqa: BLE001  as in `_keep`
+                        self._failure = error
+                if dialled.done():
+                    greeted.append(loop.create_task(self._greet(dialled.result())))
+                    dialled = loop.create_task(streams.next())
+                    if len(greeted) > _MOST_GREETED:
+                        await _withdraw(greeted.pop(0))
         finally:
-            self._writer.transport.abort()
-            for waiter in self._waiting.values():
-                if not waiter.done():
-                    waiter.set_exception(_Lost())
+            await _withdraw(dialled)
+            for task in greeted:
+                await _withdraw(task)
 
-    def _answer(self, message: dict[str, Any]) -> None:
-        waiter = self._waiting.get(message.get("id", 0))
-        if waiter is None or waiter.done():
-            return
-        if message.get("ok"):
-            waiter.set_result(message.get("result"))
-            return
-        error = message.get("error")
-        code, words = (error.get("code"), str(error.get("message"))) if isinstance(error, dict) else ("", str(error))
-        waiter.set_exception(_ERRORS.get(str(code), GuestAgentError)(words))
+
+async def _withdraw(task: asyncio.Task[Any]) -> None:
+    """Break off what may be about to give one more stream or connection, and end that."""
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled() and task.exception() is None:
+        given: Stream | Connection = task.result()
+        if isinstance(given, Connection):
+            given.end()
+        else:
+            given[1].transport.abort()

@@ -23,11 +23,11 @@ import logging
 import socket
 import struct
 import sys
+from collections import deque
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from uvmshare import peers
 from uvmshare.errors import AccessDenied, UnsupportedPlatform
-from uvmshare.guest import wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from uvmshare.hostfiles import SocketFile
     from uvmshare.peers import Allowed
 
-__all__ = ["Acceptor", "Dialler", "Runner", "Stream", "Streams", "ask_for_port"]
+__all__ = ["READ_AHEAD", "Acceptor", "Dialler", "Runner", "Stream", "Streams", "ask_for_port"]
 
 T = TypeVar("T")
 
@@ -44,6 +44,14 @@ _log = logging.getLogger("uvmshare.mounts")
 
 _LONGEST_ANSWER = 64
 """Bytes of hybrid vsock's answer: "OK " and a port."""
+READ_AHEAD = 32 * 1024
+"""Bytes that a stream keeps for whoever reads it, about; then nothing more is taken from the guest."""
+_MOST_WAITING = 16
+"""Streams that were accepted and that nobody took yet. The oldest gives way: an agent that lost its connection dials
+again, and one that says nothing may be anybody."""
+_ACCEPT_EVERY = 0.02
+"""Seconds between two streams that are accepted. A guest that dials a thousand times a second waits in the kernel."""
+_BACKLOG = 64
 
 _CONNECT_TIMEOUT = 6
 """SO_VM_SOCKETS_CONNECT_TIMEOUT of linux/vm_sockets.h: a timeval."""
@@ -76,14 +84,14 @@ class Dialler:
         """Dial once."""
         address = self._address
         if address.kind == "tcp":
-            reader, writer = await asyncio.open_connection(address.host, address.port, limit=wire.MAX_LINE)
+            reader, writer = await asyncio.open_connection(address.host, address.port, limit=READ_AHEAD)
             _check(writer, self._require_known)
             return reader, writer
         if address.kind == "vsock":
-            return await asyncio.open_connection(sock=await _dial_vsock(address.cid, address.port), limit=wire.MAX_LINE)
+            return await asyncio.open_connection(sock=await _dial_vsock(address.cid, address.port), limit=READ_AHEAD)
         if sys.platform == "win32":
             raise _not_here(address)
-        reader, writer = await asyncio.open_unix_connection(address.path, limit=wire.MAX_LINE)
+        reader, writer = await asyncio.open_unix_connection(address.path, limit=READ_AHEAD)
         _check(writer, self._require_known)
         if address.kind != "unix":
             try:
@@ -133,8 +141,12 @@ async def _dial_vsock(cid: int, port: int) -> socket.socket:
 async def ask_for_port(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:
     """Ask hybrid vsock, on a stream to its socket, for a port of the guest. Raises `OSError`."""
     writer.write(b"CONNECT %d\n" % port)
-    answer = await reader.readline()
-    if not answer.startswith(b"OK ") or len(answer) > _LONGEST_ANSWER:
+    answer = b""
+    while not answer.endswith(b"\n") and len(answer) <= _LONGEST_ANSWER:
+        if not (byte := await reader.read(1)):  # what is behind it is the agent's
+            break
+        answer += byte
+    if not (answer.startswith(b"OK ") and answer.endswith(b"\n")):
         why = f"answered {answer[:_LONGEST_ANSWER]!r}" if answer else "hung up"
         msg = f"the VM's vsock {why}: nothing in the guest listens on port {port}"
         raise ConnectionRefusedError(msg)
@@ -152,14 +164,18 @@ async def _run_here(work: Callable[[], T], /) -> T:
 
 
 class Acceptor:
-    """Streams that the agent dials: ``uvmshare guest agent --connect``. The newest one counts."""
+    """Streams that the agent dials: ``uvmshare guest agent --connect``. `next` gives the newest first.
+
+    They are accepted one by one, a few tens a second, and few wait here.
+    """
 
     def __init__(self, run: Runner, users: Allowed, *, has_token: bool) -> None:
         self._run = run
         self._users = users
         self._has_token = has_token
-        self._waiting: asyncio.Queue[Stream] = asyncio.Queue()
-        self._server: asyncio.Server | None = None
+        self._waiting: deque[Stream] = deque()
+        self._dialled = asyncio.Event()
+        self._listening: list[tuple[socket.socket, asyncio.Task[None]]] = []
         self._file: SocketFile | None = None
         self._cid = 0
         self._closed = False
@@ -179,36 +195,59 @@ class Acceptor:
         """
         acceptor = cls(run, users, has_token=has_token)
         if address.kind == "tcp":
-            server = await asyncio.start_server(acceptor._take, address.host, address.port, limit=wire.MAX_LINE)
-            acceptor.port = server.sockets[0].getsockname()[1]
+            bound = await _listen_tcp(address.host, address.port)
+            acceptor.port = bound[0].getsockname()[1]
         elif address.kind == "vsock":
             acceptor._cid = address.cid
-            server = await asyncio.start_server(acceptor._take, sock=_listen_vsock(address.port), limit=wire.MAX_LINE)
+            bound = [_listen_vsock(address.port)]
         elif sys.platform == "win32":
             raise _not_here(address)
         else:
             path = address.socket_path
             listening, acceptor._file = await run(lambda: _listen_unix(path, mode))
-            server = await asyncio.start_unix_server(acceptor._take, sock=listening, limit=wire.MAX_LINE)
-        acceptor._server = server
+            bound = [listening]
+        loop = asyncio.get_running_loop()
+        acceptor._listening = [(each, loop.create_task(acceptor._accept(each))) for each in bound]
         return acceptor
 
-    async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # Closing does not reach one that was taken from the kernel and has not come here yet.
-        if self._closed or (self._cid and writer.get_extra_info("peername")[0] != self._cid):
-            writer.close()
-            return
+    async def _accept(self, listening: socket.socket) -> None:
+        """Accept for as long as this listens, whatever becomes of one of those who dial."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connected, peer = await loop.sock_accept(listening)
+                if self._cid and peer[0] != self._cid:
+                    connected.close()
+                else:
+                    await self._take(connected)
+            except OSError:  # it hung up before it was taken, or there are too many descriptors
+                pass
+            except Exception as error:  # noqa: BLE001  a defect, and the next who dials may be the agent
+                loop.call_exception_handler({"message": "a guest's agent could not be let in", "exception": error})
+            await asyncio.sleep(_ACCEPT_EVERY)
+
+    async def _take(self, connected: socket.socket) -> None:
         try:
-            self._require_known(writer.get_extra_info("socket"))
+            self._require_known(connected)
         except AccessDenied as error:
-            if not self._has_token or not self._waiting.empty():
+            # Who has to prove that they know the token may try, and displaces nobody.
+            if not self._has_token or self._waiting:
                 _log.warning("connection of an agent to port %d refused: %s", self.port, error)
-                writer.close()
+                connected.close()
                 return
-        while not self._waiting.empty():
-            _, older = self._waiting.get_nowait()
-            older.close()
-        self._waiting.put_nowait((reader, writer))
+        try:
+            stream = await asyncio.open_connection(sock=connected, limit=READ_AHEAD)
+        except BaseException:
+            connected.close()
+            raise
+        if self._closed:  # which does not reach one that was taken from the kernel and has not come here yet
+            stream[1].transport.abort()
+            return
+        self._waiting.append(stream)
+        if len(self._waiting) > _MOST_WAITING:
+            _, oldest = self._waiting.popleft()
+            oldest.transport.abort()
+        self._dialled.set()
 
     def _require_known(self, connection: socket.socket) -> None:
         """See that one of the users dials, where every user of the host could. Raises `AccessDenied`."""
@@ -219,19 +258,40 @@ class Acceptor:
 
     async def next(self) -> Stream:
         """Wait for the agent to dial."""
-        return await self._waiting.get()
+        while not self._waiting:
+            self._dialled.clear()
+            await self._dialled.wait()
+        return self._waiting.pop()
 
     async def aclose(self) -> None:
         """Listen no more, and let those go that nobody took."""
         self._closed = True
-        if self._server is not None:
-            self._server.close()
-        while not self._waiting.empty():
-            _, writer = self._waiting.get_nowait()
-            writer.close()
+        for listening, accepting in self._listening:
+            accepting.cancel()
+            await asyncio.wait({accepting})
+            listening.close()
+        while self._waiting:
+            _, writer = self._waiting.pop()
+            writer.transport.abort()
         if self._file is not None:
             with contextlib.suppress(OSError):
                 await self._run(self._file.remove)
+
+
+async def _listen_tcp(host: str, port: int) -> list[socket.socket]:
+    """Listen on each address that the host's name has."""
+    kinds = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    bound: list[socket.socket] = []
+    try:
+        for family, _, _, _, place in dict.fromkeys(kinds):
+            listening = socket.create_server(place[:2], family=family, backlog=_BACKLOG)
+            bound.append(listening)
+            listening.setblocking(False)  # noqa: FBT003  it takes no keyword
+    except BaseException:
+        for listening in bound:
+            listening.close()
+        raise
+    return bound
 
 
 def _listen_unix(path: str, mode: int) -> tuple[socket.socket, SocketFile]:
@@ -242,7 +302,7 @@ def _listen_unix(path: str, mode: int) -> tuple[socket.socket, SocketFile]:
 
     listening, file = bind_socket(path, mode)
     try:
-        listening.listen()
+        listening.listen(_BACKLOG)
         listening.setblocking(False)  # noqa: FBT003  it takes no keyword
     except BaseException:
         listening.close()
@@ -258,7 +318,7 @@ def _listen_vsock(port: int) -> socket.socket:
     listening = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         listening.bind((socket.VMADDR_CID_ANY, port))
-        listening.listen()
+        listening.listen(_BACKLOG)
     except BaseException:
         listening.close()
         raise

@@ -1,100 +1,114 @@
 """What an agent tells of itself, of its mounts and of its guest.
 
 What lives here: the documents, field by field. What must not: what they mean (`uvmshare.mounts.doctor`). Fields that
-this version does not know are passed over: the agent may be a newer one.
+this version does not know are passed over: the agent may be a newer one. All the others have bounds: a guest tells what
+it likes.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 from uvmshare.mounts.options import Cache  # noqa: TC001  msgspec reads the annotations
 
-__all__ = ["AgentInfo", "GuestReport", "ListedMount", "MountHealth"]
+__all__ = ["MOST_MOUNTS", "AgentInfo", "GuestReport", "ListedMount", "MountHealth"]
+
+MOST_MOUNTS: Final = 4096
+"""Of one agent."""
+
+_Word = Annotated[str, msgspec.Meta(max_length=256)]
+_Path = Annotated[str, msgspec.Meta(max_length=4096)]
+_Words = Annotated[str, msgspec.Meta(max_length=16 * 1024)]
+"""A sentence may have a path or two, and who uses it."""
+_Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+_Places = msgspec.Meta(max_length=256)
+"""How many directories an agent may mount below."""
+_Named = msgspec.Meta(max_length=256)
 
 
 class AgentInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The agent's greeting."""
 
-    version: int
+    version: _Count
     """Of the protocol."""
-    agent: str
+    agent: _Word
     """Another one each time the agent is started."""
-    boot: str
+    boot: _Word
     """Another one each time the guest is started (``/proc/sys/kernel/random/boot_id``)."""
-    nonce: str = ""
+    nonce: _Word = ""
     token: bool = False
     """Whether it asks for proof of a token."""
-    allow: tuple[str, ...] = ()
+    allow: Annotated[tuple[_Path, ...], _Places] = ()
     """It mounts below these directories alone."""
-    server: str = ""
+    server: _Path = ""
     """Where its mounts dial, but for the port."""
-    release: str = ""
+    release: _Word = ""
     """What it is: a version of uvmshare, or of the shell script."""
 
 
 class ListedMount(msgspec.Struct, frozen=True, kw_only=True):
     """One mount of the agent's."""
 
-    mount_path: str
-    share_name: str
-    port: int
+    mount_path: _Path
+    share_name: _Word
+    port: _Count
     read_only: bool = False
     cache: Cache = "none"
-    msize: int
+    msize: _Count
     state: Literal["mounting", "mounted", "broken"] = "mounted"
     """"broken": its connection was lost, and it is being mounted again."""
-    again: int = 0
+    again: _Count = 0
     """How often it was mounted again since the agent was started."""
-    last_gap: float | None = None
+    last_gap: _Seconds | None = None
     """Seconds from the moment that its connection was seen to be lost until it was mounted again, the last time."""
-    error: str = ""
+    error: _Words = ""
     """Why it could not be mounted again yet."""
 
 
 class MountHealth(msgspec.Struct, frozen=True, kw_only=True):
     """Whether one mount can be read."""
 
-    mount_path: str
+    mount_path: _Path
     status: Literal["ok", "slow", "dead", "missing", "failing"]
     """"slow": no answer in time, and perhaps never; "dead": its connection is lost; "missing": not mounted; "failing":
     it answers with an error."""
-    seconds: float | None = None
+    seconds: _Seconds | None = None
     """How long reading took."""
-    error: str = ""
+    error: _Words = ""
 
 
 class FileSystem(msgspec.Struct, frozen=True, kw_only=True):
     """What is mounted at, or above, a directory that the agent may mount below."""
 
-    path: str
-    kind: str
+    path: _Path
+    kind: _Word
     writable: bool
 
 
 class GuestReport(msgspec.Struct, frozen=True, kw_only=True):
     """What the guest can and cannot do."""
 
-    kernel: str
-    python: str = ""
-    release: str = ""
-    machine: str = ""
-    config: dict[str, str] = {}
+    kernel: _Word
+    python: _Word = ""
+    release: _Word = ""
+    machine: _Word = ""
+    config: Annotated[dict[_Word, _Word], _Named] = {}
     """Kernel options that matter, as far as the guest tells: "y", "m" or "n"; left out when it does not tell."""
-    modules: dict[str, bool] = {}
+    modules: Annotated[dict[_Word, bool], _Named] = {}
     """By name, whether a module is loaded or built in; 9p means the file system itself."""
-    vsock: str = ""
+    vsock: _Word = ""
     """"" when the guest has a vsock device; otherwise what is missing."""
-    time: float
+    time: _Seconds
     """Seconds since the epoch, by the guest's clock, when it was asked."""
     asked: float = 0.0
     """The same by the host's clock, added there."""
     root: bool = True
     """Whether the agent may mount."""
-    server: str = ""
-    server_error: str = ""
+    server: _Path = ""
+    server_error: _Words = ""
     """Why the file server cannot be dialled; "" when it can, or when nobody tried."""
-    allow: tuple[FileSystem, ...] = ()
-    mounts: tuple[MountHealth, ...] = ()
+    allow: Annotated[tuple[FileSystem, ...], _Places] = ()
+    mounts: Annotated[tuple[MountHealth, ...], msgspec.Meta(max_length=MOST_MOUNTS)] = ()
