@@ -67,6 +67,127 @@ def fid(file: Path, guest: Client) -> int:
     return guest.open("f", O.RDWR)
 
 
+# The host's programs, by each of their calls
+
+
+def _flock(kind: int) -> Callable[[int], None]:
+    return lambda descriptor: fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+
+
+def _fcntl(kind: int, start: int, length: int) -> Callable[[int], None]:
+    packed = struct.pack("hhqqi4x", kind, os.SEEK_SET, start, length, 0)
+    return lambda descriptor: fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, packed) and None
+
+
+HOST: Final = {
+    "flock exclusive": _flock(fcntl.LOCK_EX),
+    "flock shared": _flock(fcntl.LOCK_SH),
+    "fcntl exclusive, whole": _fcntl(fcntl.F_WRLCK, 0, 0),
+    "fcntl shared, whole": _fcntl(fcntl.F_RDLCK, 0, 0),
+    "fcntl exclusive, range": _fcntl(fcntl.F_WRLCK, 10, 10),
+    "fcntl exclusive, elsewhere": _fcntl(fcntl.F_WRLCK, 500, 10),
+}
+GUEST: Final = {
+    "exclusive, whole": (WR, EVERYTHING),
+    "shared, whole": (RD, EVERYTHING),
+    "exclusive, range": (WR, (10, 10)),
+    "shared, range": (RD, (10, 10)),
+}
+
+
+def excludes(host: str, guest: str) -> bool:
+    """Say what the table of docs/architecture.md does, in both directions."""
+    if "shared" in host and "shared" in guest:
+        return False
+    if host.startswith("flock"):
+        return "whole" in guest
+    return "elsewhere" not in host or "whole" in guest
+
+
+@pytest.mark.parametrize("guests", GUEST)
+@pytest.mark.parametrize("hosts", HOST)
+def test_a_lock_of_the_host_and_one_of_the_guest_exclude_each_other_as_the_table_says(
+    guest: Client, fid: int, file: Path, hosts: str, guests: str
+) -> None:
+    kind, span = GUEST[guests]
+    wanted = BLOCKED if excludes(hosts, guests) else GRANTED
+    with file.open("r+b") as opened:
+        HOST[hosts](opened.fileno())
+        assert lock(guest, fid, kind, 1, span) == wanted
+    assert lock(guest, fid, kind, 1, span) == GRANTED
+    with file.open("r+b") as opened:
+        if wanted == BLOCKED:
+            with pytest.raises(BlockingIOError):
+                HOST[hosts](opened.fileno())
+            assert lock(guest, fid, UN, 1) == GRANTED
+        HOST[hosts](opened.fileno())
+
+
+@pytest.mark.parametrize("theirs", GUEST)
+@pytest.mark.parametrize("ours", GUEST)
+def test_locks_of_two_mounts_exclude_each_other_as_the_table_says(
+    host: Host, guest: Client, fid: int, ours: str, theirs: str
+) -> None:
+    other = host.guest()
+    there = other.open("f", O.RDWR)
+    is_shared = GUEST[ours][0] == GUEST[theirs][0] == RD
+    assert lock(guest, fid, *_first(ours)) == GRANTED
+    assert lock(other, there, *_first(theirs)) == (GRANTED if is_shared else BLOCKED)
+
+
+def _first(name: str) -> tuple[int, int, tuple[int, int]]:
+    kind, span = GUEST[name]
+    return kind, 1, span
+
+
+def test_a_lock_that_is_refused_by_either_call_is_taken_by_neither(guest: Client, fid: int, file: Path) -> None:
+    with file.open("r+b") as one, file.open("r+b") as other:
+        HOST["fcntl exclusive, range"](one.fileno())
+        assert lock(guest, fid, WR, 1) == BLOCKED
+        HOST["flock exclusive"](other.fileno())
+    with file.open("r+b") as one, file.open("r+b") as other:
+        HOST["flock exclusive"](one.fileno())
+        assert lock(guest, fid, WR, 1) == BLOCKED
+        HOST["fcntl exclusive, whole"](other.fileno())
+
+
+def test_a_shared_lock_stays_when_the_exclusive_one_is_refused(guest: Client, fid: int, file: Path) -> None:
+    for theirs in ("flock shared", "fcntl shared, whole"):
+        with file.open("r+b") as opened:
+            HOST[theirs](opened.fileno())
+            assert lock(guest, fid, RD, 1) == GRANTED
+            assert lock(guest, fid, WR, 1) == BLOCKED
+        with file.open("r+b") as opened:
+            for call in ("flock exclusive", "fcntl exclusive, whole"):
+                with pytest.raises(BlockingIOError):
+                    HOST[call](opened.fileno())
+        assert lock(guest, fid, WR, 1) == GRANTED
+        assert lock(guest, fid, UN, 1) == GRANTED
+
+
+def test_what_is_left_of_a_whole_lock_is_one_of_ranges(guest: Client, fid: int, file: Path) -> None:
+    assert lock(guest, fid, WR, 1) == GRANTED
+    assert lock(guest, fid, UN, 1, (0, 100)) == GRANTED
+    with file.open("r+b") as opened:
+        HOST["flock exclusive"](opened.fileno())
+        with pytest.raises(BlockingIOError):
+            HOST["fcntl exclusive, elsewhere"](opened.fileno())
+
+
+def test_flock_is_left_out_where_it_would_lock_ranges(
+    guest: Client, fid: int, file: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS takes both calls for one kind of lock, of two owners."""
+    if model != "in-process":
+        return  # another process's look at file systems is not to be changed
+    from uvmshare.fileserver import syscalls
+
+    monkeypatch.setattr(syscalls, "file_system_type", lambda _: 0x6969)
+    assert lock(guest, fid, WR, 1) == GRANTED
+    with file.open("r+b") as opened:
+        HOST["flock exclusive"](opened.fileno())
+
+
 # Owners
 
 

@@ -8,6 +8,9 @@ file description for each owner and file, so that two descriptors of one process
 other, two processes do, and host programs and other mounts take part. The kernel's own rules decide;
 `LockTable` only knows when a description is needed no more.
 
+9P has one kind of lock. Linux's client sends a flock(2) of the guest as a lock on the whole file, so a lock on a whole
+file is taken as flock(2) on the host too: programs of the host that use flock(2) take no part in locks of ranges.
+
 `GuestLocks` are those of a read-only share, which may not keep a program of the host waiting: they exist in the table
 alone, by the same rules.
 """
@@ -20,6 +23,8 @@ import os
 import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
+
+from uvmshare.fileserver import syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +43,11 @@ _FLOCK: Final = struct.Struct("hhqqi4x")
 """``struct flock`` of 64-bit Linux: type, whence, start, length, pid."""
 
 _UNLOCK: Final = fcntl.F_UNLCK
+
+_WHOLE: Final[Range] = (0, END)
+
+_OF_THE_NETWORK: Final = frozenset((0x6969, 0x517B, 0xFF534D42, 0xFE534D42, 0x01021997))
+"""NFS, SMB in its three forms, and 9P (statfs(2))."""
 
 _READ_ALONE: Final = "the file can only be opened for reading"
 
@@ -59,6 +69,29 @@ class _Holding:
     fd: int
     writable: bool
     ranges: list[Range] = field(default_factory=list)
+    whole: int = fcntl.LOCK_UN
+    """What flock(2) has of the file: LOCK_SH or LOCK_EX as long as an owner has all of it, else LOCK_UN."""
+
+    def flock(self, operation: int) -> bool:
+        """Hold that much of the file on the host, or what was held before and return False. Raises `OSError`."""
+        before = self.whole
+        if operation == before:
+            return True
+        try:
+            fcntl.flock(self.fd, operation | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # The kernel takes away what was held before it sees that it cannot give the other (flock(2)).
+            if before != fcntl.LOCK_UN:
+                try:
+                    fcntl.flock(self.fd, before | fcntl.LOCK_NB)
+                except BlockingIOError:  # a program of the host was faster
+                    self.whole = fcntl.LOCK_UN
+            return False
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP):  # a file system in user space may have none
+                raise
+        self.whole = operation
+        return True
 
     def __del__(self) -> None:
         os.close(self.fd)  # and with it go the locks
@@ -86,6 +119,7 @@ class LockTable:
             if holding is not None:
                 _apply(holding.fd, _UNLOCK, span)
                 holding.ranges = _without(holding.ranges, span)
+                holding.flock(fcntl.LOCK_UN)  # of what is not empty a part is left
                 if not holding.ranges:
                     del self.holdings[key]
             return True
@@ -94,10 +128,24 @@ class LockTable:
             holding = _Holding(*_open(reopen, write=write))
         elif write and not holding.writable:
             raise OSError(errno.EBADF, _READ_ALONE)
-        if not _apply(holding.fd, kind, span):
+        if not self._lock(holding, kind, span):
             return False
         holding.ranges = _with(holding.ranges, span)
         self.holdings[key] = holding
+        return True
+
+    @staticmethod
+    def _lock(holding: _Holding, kind: int, span: Range) -> bool:
+        """Lock a range, and the whole file with flock(2) too; both or neither. Raises `OSError`."""
+        before = holding.whole
+        wanted = fcntl.LOCK_UN
+        if span == _WHOLE and not _has_one_kind_of_lock(holding.fd):
+            wanted = fcntl.LOCK_EX if kind == fcntl.F_WRLCK else fcntl.LOCK_SH
+        if wanted != fcntl.LOCK_UN and not holding.flock(wanted):
+            return False
+        if not _apply(holding.fd, kind, span):
+            holding.flock(before)
+            return False
         return True
 
     def splits(self, file: tuple[int, int], owner: Owner, span: Range) -> bool:
@@ -202,6 +250,11 @@ class GuestLocks:
     def clear(self) -> None:
         """Drop every lock."""
         self.holdings.clear()
+
+
+def _has_one_kind_of_lock(descriptor: int) -> bool:
+    """Say whether flock(2) locks ranges on the file's server, where it would be in the way of the same owner's."""
+    return syscalls.file_system_type(descriptor) in _OF_THE_NETWORK
 
 
 def _on_host(descriptor: int, kind: int, span: Range) -> Conflict | None:

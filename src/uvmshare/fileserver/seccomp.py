@@ -43,6 +43,7 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "fdatasync": (75, 83),
     "fgetxattr": (193, 10),
     "flistxattr": (196, 13),
+    "flock": (73, 32),
     "fremovexattr": (199, 16),
     "fsetxattr": (190, 7),
     "fstat": (5, 80),
