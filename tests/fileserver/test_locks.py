@@ -70,13 +70,13 @@ def fid(file: Path, guest: Client) -> int:
 # The host's programs, by each of their calls
 
 
-def _flock(kind: int) -> Callable[[int], None]:
+def _flock(kind: int) -> Callable[[int], object]:
     return lambda descriptor: fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
 
 
-def _fcntl(kind: int, start: int, length: int) -> Callable[[int], None]:
+def _fcntl(kind: int, start: int, length: int) -> Callable[[int], object]:
     packed = struct.pack("hhqqi4x", kind, os.SEEK_SET, start, length, 0)
-    return lambda descriptor: fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, packed) and None
+    return lambda descriptor: fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, packed)
 
 
 HOST: Final = {
