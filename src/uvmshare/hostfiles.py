@@ -30,6 +30,7 @@ __all__ = [
     "make_own_directory",
     "open_lock",
     "open_log",
+    "open_path",
     "require_own_directory",
     "require_safe_way",
 ]
@@ -43,6 +44,13 @@ _NOBODY: Final = ctypes.c_uint32(0xFFFFFFFF)
 _UCRED: Final = struct.Struct("iII")
 """``struct ucred`` of unix(7): pid, uid, gid."""
 
+_SYS_OPENAT2: Final = 437
+"""The same on every architecture."""
+_AT_FDCWD: Final = -100
+_HOW: Final = struct.Struct("=QQQ")
+"""``struct open_how``: flags, mode, resolve."""
+_RESOLVE_NO_MAGICLINKS: Final = 0x02
+
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.setfsuid.restype = ctypes.c_uint32
 
@@ -50,6 +58,25 @@ _libc.setfsuid.restype = ctypes.c_uint32
 def acting_uid() -> int:
     """Return the uid with which this thread reaches files: its own, or that of whom it acts for (setfsuid(2))."""
     return int(_libc.setfsuid(_NOBODY))  # changes nothing, and answers what is
+
+
+def open_path(path: str, flags: int = 0) -> int:
+    """Open a path (O_PATH) that leads through no magic link of /proc (openat2(2), RESOLVE_NO_MAGICLINKS).
+
+    Such a link, as ``/proc/PID/root`` and ``/proc/PID/fd/3``, leads to what another process has, or this one: to the
+    latter whatever rights this thread has. Kernels before 5.6 cannot refuse them. Raises `OSError`, ELOOP for such a
+    link.
+    """
+    how = _HOW.pack(os.O_PATH | os.O_CLOEXEC | flags, 0, _RESOLVE_NO_MAGICLINKS)
+    opened: int = _libc.syscall(_SYS_OPENAT2, _AT_FDCWD, os.fsencode(path), how, ctypes.c_size_t(_HOW.size))
+    if opened >= 0:
+        return opened
+    number = ctypes.get_errno()
+    if number == errno.ENOSYS:
+        return os.open(path, os.O_PATH | os.O_CLOEXEC | flags)
+    if number == errno.ELOOP:
+        raise OSError(number, "it leads through a link of /proc to what a process has, or through too many links", path)
+    raise OSError(number, os.strerror(number), path)
 
 
 # Sockets
@@ -89,7 +116,7 @@ def bind_socket(path: str, mode: int, *, group: int | None = None) -> tuple[sock
     looked up by its path again. Raises `OSError`, EADDRINUSE for what is in the way.
     """
     above, name = os.path.split(os.path.abspath(path))
-    directory = os.open(above, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = open_path(above, os.O_DIRECTORY)
     try:
         _make_room(directory, name)
         bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

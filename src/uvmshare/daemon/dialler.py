@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 from typing import TYPE_CHECKING
 
 from uvmshare.errors import AccessDenied
+from uvmshare.hostfiles import open_path
 from uvmshare.mounts.channel import READ_AHEAD, Dialler, ask_for_port
 
 if TYPE_CHECKING:
@@ -55,7 +57,12 @@ class UserDialler(Dialler):
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             connection.settimeout(_SECONDS)
-            connection.connect(self._path)
+            # Not by a link of /proc: what the daemon itself has open would be reached whoever asks.
+            file = open_path(self._path)
+            try:
+                connection.connect(f"/proc/self/fd/{file}")
+            finally:
+                os.close(file)
             try:
                 self._require_known(connection)
             except AccessDenied as error:

@@ -22,6 +22,7 @@ import msgspec
 import structlog
 
 from uvmshare.errors import HostPathHangs, OperationDenied
+from uvmshare.hostfiles import open_path
 from uvmshare.share.options import AddOptions
 
 if TYPE_CHECKING:
@@ -46,6 +47,12 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 _machine: Final = os.uname().machine
 _SETGROUPS: Final = {"x86_64": 116, "aarch64": 159, "riscv64": 159}.get(_machine)
 _SYS_FACCESSAT2: Final = 439  # the same on every architecture
+_CAP_HEADER: Final = struct.Struct("=Ii")
+_CAPABILITY_VERSION_3: Final = 0x20080522
+_CAP_DATA: Final = struct.Struct("=IIIIII")
+"""Effective, permitted and inheritable ones below 32, then those above."""
+_OF_FILES: Final = 1 << 1 | 1 << 2 | 1 << 3
+"""CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH and CAP_FOWNER: what root has over others' files as such."""
 _AT_FDCWD: Final = -100
 _AT_EACCESS: Final = 0x200
 
@@ -114,6 +121,22 @@ def _take_on(identity: Identity) -> None:
         raise OSError(errno.EPERM, "setfsuid")
 
 
+def _keep_capabilities(kept: int) -> None:
+    """Have this thread, and it alone, no capabilities but those of the mask, for good (capset(2), capabilities(7)).
+
+    setfsuid(2) takes those of files alone. The others would be left: CAP_SYS_PTRACE opens every process's root, working
+    directory and files below /proc, and CAP_SYS_ADMIN much else.
+    """
+    header = _CAP_HEADER.pack(_CAPABILITY_VERSION_3, 0)
+    data = ctypes.create_string_buffer(_CAP_DATA.size)
+    if _libc.capget(header, data) < 0:
+        raise OSError(ctypes.get_errno(), "capget")
+    effective, permitted, _, *_ = _CAP_DATA.unpack(data.raw)
+    wanted = _CAP_DATA.pack(effective & kept, permitted & kept, 0, 0, 0, 0)
+    if _libc.capset(header, wanted) < 0:
+        raise OSError(ctypes.get_errno(), "capset")
+
+
 class Threads:
     """The threads that look at files for users: so many at once for each user, and nobody waits longer than `seconds`.
 
@@ -169,6 +192,9 @@ class Threads:
             try:
                 if own.is_root and not identity.is_root:
                     _take_on(identity)
+                    _keep_capabilities(0)
+                elif own.is_root:
+                    _keep_capabilities(_OF_FILES)
                 result = work()
             except BaseException as error:  # noqa: BLE001  it belongs to the one who waits
                 failure = error
@@ -197,6 +223,12 @@ async def checked_options(
     """
 
     def look() -> AddOptions:
+        try:
+            os.close(open_path(path))
+        except OSError as error:
+            if error.errno == errno.ELOOP:  # the rest is said better below
+                msg = f"{path}: {error.strerror}: give the path of the directory itself"
+                raise OperationDenied(msg) from error
         options = AddOptions(path, read_only=read_only, restrict=bool(only), allowed_names=only)
         _require_access(path, options, identity.uid)
         return options

@@ -121,8 +121,10 @@ def _canonical_path(host_path: str | os.PathLike[str]) -> tuple[str, int]:
         msg = f"host_path {path!r} contains a NUL, which no path does"
         raise InvalidOptions(msg)
     try:
-        path = os.path.realpath(path, strict=True)
-        mode = os.stat(path).st_mode
+        given, path = path, os.path.realpath(path, strict=True)
+        found = os.stat(path)
+        mode = found.st_mode
+        is_the_same = os.path.samestat(os.stat(given), found)
     except OSError as error:
         msg = f"{path}: {error.strerror}: share a directory or file that exists and that you may reach"
         raise InvalidOptions(msg) from error
@@ -131,6 +133,10 @@ def _canonical_path(host_path: str | os.PathLike[str]) -> tuple[str, int]:
             f"host_path {path!r} holds half a character, which no path does: os.fsdecode makes a str of a path's bytes"
         )
         raise InvalidOptions(msg) from error
+    if not is_the_same:
+        # A link of /proc to what a process has, which is elsewhere in a mount namespace, or was moved.
+        msg = f"{given} is shown as {path}, and leads to another file: give the path of the directory itself"
+        raise InvalidOptions(msg)
     # After the symlinks are gone: what is sent to the VM is the real path.
     _check_utf8("host_path", path)
     if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
