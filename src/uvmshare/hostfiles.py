@@ -206,11 +206,11 @@ def _give_to_group(directory: int, name: str, group: int) -> None:
 # Logs
 
 
-def open_log(path: str) -> int:
-    """Open a log for appending, made with mode 0600 where there is none; return the descriptor.
+def open_log(path: str) -> tuple[int, int | None]:
+    """Open a log for appending, made with mode 0600 where there is none; return that, and a descriptor to read it.
 
-    It must be a file or FIFO of this user with no second name: what somebody else put there, a link above all, would
-    have lines written into another file. Raises `OSError`.
+    A FIFO has none. It must be a file or FIFO of this user with no second name: what somebody else put there, a link
+    above all, would have lines written into another file. Raises `OSError`.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     descriptor = os.open(path, flags, 0o600)
@@ -219,7 +219,13 @@ def open_log(path: str) -> int:
     if not is_file or found.st_uid != acting_uid() or found.st_nlink > 1:
         os.close(descriptor)
         raise OSError(errno.EPERM, f"it is no file of uid {acting_uid()} with one name", path)
-    return descriptor
+    if stat.S_ISFIFO(found.st_mode):
+        return descriptor, None
+    try:
+        return descriptor, os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 # Locks

@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from uvmshare.cli.serve import octal_mode
+from uvmshare.cli.serve import cgroup_limits, octal_mode
 from uvmshare.errors import UnsupportedPlatform
 
 __all__ = ["daemon"]
@@ -53,6 +53,21 @@ __all__ = ["daemon"]
     help="How many shares and mounts each user of the host may hold in all his VMs, root aside.",
 )
 @click.option(
+    "--cgroup",
+    metavar="DIR",
+    default="auto",
+    show_default=True,
+    help="The control group (cgroup v2) below which each VM's processes get their own. auto: the daemon's, if systemd "
+    "delegated it; none: have none.",
+)
+@click.option(
+    "--vm-cgroup",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=cgroup_limits,
+    help="A limit of each VM's group, such as memory.max=1073741824; users may ask for less.",
+)
+@click.option(
     "--log-format",
     type=click.Choice(["json", "logfmt"]),
     default="logfmt",
@@ -71,6 +86,8 @@ def daemon(
     state_dir: str | None,
     user_vms: int,
     user_shares: int,
+    cgroup: str,
+    vm_cgroup: dict[str, str],
     log_format: str,
     log_level: str,
 ) -> None:
@@ -112,6 +129,8 @@ def daemon(
         socket_group=socket_group,
         run_dir=run_dir,
         state_dir=state_dir,
+        cgroup=None if cgroup == "none" else cgroup,
+        vm_cgroup=vm_cgroup,
         user_vms=user_vms,
         user_shares=user_shares,
     )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from uvmshare.cli.share_spec import ShareSpec
     from uvmshare.fileserver.control import Reply
 
-__all__ = ["SECURITY_MODELS", "allow_uid_option", "limit_options", "octal_mode", "serve"]
+__all__ = ["SECURITY_MODELS", "allow_uid_option", "cgroup_limits", "limit_options", "octal_mode", "serve"]
 
 _JOURNAL: Final = "journal.db"
 _OWNER: Final = "uvmshare serve"
@@ -57,6 +57,18 @@ def limit_options(_: click.Context, __: click.Parameter, given: tuple[str, ...])
         return Limits.of(values)
     except FileServerError as error:
         raise click.BadParameter(str(error)) from error
+
+
+def cgroup_limits(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """Read limits of a control group, each NAME=VALUE; which there are, the daemon knows."""
+    found = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            msg = f"{text!r} is no limit; write NAME=VALUE, such as pids.max=64"
+            raise click.BadParameter(msg)
+        found[name] = value
+    return found
 
 
 def uid_or_any(text: str) -> int | str:

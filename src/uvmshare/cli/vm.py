@@ -11,10 +11,11 @@ import click
 
 from uvmshare.cli.output import note, print_json, say
 from uvmshare.cli.remote import connected, host_option, json_option, vm_argument
-from uvmshare.cli.serve import SECURITY_MODELS, allow_uid_option, limit_options
+from uvmshare.cli.serve import SECURITY_MODELS, allow_uid_option, cgroup_limits, limit_options
 from uvmshare.cli.tables import print_table
 
 if TYPE_CHECKING:
+    from uvmshare.daemon.documents import Vm
     from uvmshare.fileserver.limits import Limits
 
 __all__ = ["vm"]
@@ -62,6 +63,14 @@ def vm() -> None:
     help="What the VM or one mount may use of this host; see uvmshare serve.",
 )
 @click.option(
+    "--cgroup",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=cgroup_limits,
+    help="A limit of the control group of all its file server's processes, as the kernel names and writes it, such as "
+    "memory.max=1073741824 or 'cpu.max=50000 100000'.",
+)
+@click.option(
     "--agent",
     metavar="ADDRESS",
     help="Where the agent in the guest is reached, such as firecracker:UDS_PATH or "
@@ -84,6 +93,7 @@ def add(
     agent: str | None,
     agent_dials: bool,
     agent_token_file: BinaryIO | None,
+    cgroup: dict[str, str],
     allow_remote: bool,
     allow_uids: tuple[int | str, ...],
     read_only: bool,
@@ -112,6 +122,7 @@ def add(
         "security_model": security_model,
         "socket_mode": socket_mode,
         "allow_remote": allow_remote,
+        "cgroup": cgroup,
         "allow_uids": allow_uids,
         "read_only": read_only,
         "agent": agent,
@@ -152,10 +163,28 @@ def ls(host: str | None, *, as_json: bool) -> None:
         print_json(vms)
         return
     rows = [
-        (each.id, each.state, " ".join(each.addresses or each.listen), each.security_model, each.shares, each.error)
+        (
+            each.id,
+            each.state,
+            " ".join(each.addresses or each.listen),
+            each.security_model,
+            each.shares,
+            _memory(each),
+            each.error,
+        )
         for each in vms
     ]
-    print_table(("id", "state", "addresses", "model", "shares", "error"), rows, empty="no VMs: uvmshare vm add")
+    print_table(
+        ("id", "state", "addresses", "model", "shares", "memory", "error"), rows, empty="no VMs: uvmshare vm add"
+    )
+
+
+def _memory(vm: Vm) -> str:
+    """Say how many MiB a VM's group uses, and of how many."""
+    if vm.use is None or vm.use.memory is None:
+        return ""
+    most = vm.cgroup_limits.get("memory.max", "max")
+    return f"{vm.use.memory >> 20}" + (f"/{int(most) >> 20}" if most != "max" else "") + " MiB"
 
 
 @vm.command()

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from uvmshare.daemon.groups import Use
 from uvmshare.mounts.options import DEFAULT_MSIZE, Cache
 
 __all__ = [
@@ -93,6 +94,10 @@ class NewVm(_Request, frozen=True):
     """Whether writable shares are refused."""
     limits: dict[str, bool | int | float | None] = {}
     """What the VM or one mount of it may use; see `uvmshare serve --limit`."""
+    cgroup: dict[str, str] = {}
+    """Limits of the control group of all its file server's processes, by the kernel's names: memory.max, memory.high,
+    memory.swap.max, pids.max, cpu.max, cpu.weight, io.weight, io.max. Others than the daemon's own are for root, unless
+    they allow less."""
     agent: str | None = None
     """Where the agent in the guest is reached, such as firecracker:/run/fc/v.sock or tcp:127.0.0.1:5641; it mounts."""
     agent_dials: bool = False
@@ -118,6 +123,11 @@ class Vm(_Answer, frozen=True):
     compute_system: str | None
     security_model: SecurityModel
     read_only: bool
+    cgroup: str | None
+    """The control group of its file server's processes; null where the daemon has none to divide."""
+    cgroup_limits: dict[str, str]
+    use: Use | None
+    """What these processes use now."""
     agent: str | None
     agent_state: Literal["connected", "unreachable"] | None
     """Of the agent in the guest; null when the VM has none."""

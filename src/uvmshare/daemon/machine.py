@@ -27,8 +27,9 @@ from uvmshare.printable import printable
 from uvmshare.share.manager import Manager
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from uvmshare.daemon.groups import Group, Groups
     from uvmshare.daemon.identity import Identity, Threads
     from uvmshare.daemon.store import VmRecord
     from uvmshare.fileserver import control
@@ -58,6 +59,10 @@ class Places:
     """Where the daemon keeps things: what ends with the host's run, and what does not."""
 
     def __init__(self, run_dir: str, state_dir: str) -> None:
+        self.groups: Groups | None = None
+        """Where the processes of each VM are; None where the daemon has no group to divide."""
+        self.group_limits: Mapping[str, str] = {}
+        """Of every VM's group, unless it has others."""
         self.run_dir = os.path.abspath(run_dir)
         self.state_dir = os.path.abspath(state_dir)
 
@@ -96,6 +101,12 @@ class Places:
                 os.close(directory)
         return path
 
+    def group_of(self, record: VmRecord) -> Group | None:
+        """Return the group of a VM's processes, made with its limits. Raises `FileServerError`."""
+        if self.groups is None:
+            return None
+        return self.groups.of(record.key, {**self.group_limits, **record.wanted.cgroup})
+
     def log_of(self, record: VmRecord) -> str:
         """Return the log of a VM's file server: in a directory of the daemon's, which opens it."""
         return os.path.join(self.run_dir, "log", f"{record.identity.uid}-{record.wanted.id}.log")
@@ -121,10 +132,13 @@ class Machine:
         self._places = places
         self._changed = changed
         self._server: FileServer | None = None
+        self.group: Group | None = None
+        """Where its processes are."""
         self.state: State = "failed"
         self.error: str | None = "it was not started yet"
         self.restarts = 0
         self._settling: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
         self.manager: Manager | None = None
         """None while there is no file server."""
         self.mounts: MountManager | None = None
@@ -188,20 +202,29 @@ class Machine:
 
     async def add(self) -> None:
         """Start the file server of a new VM. Raises what `FileServer.start` does, and leaves nothing then."""
-        server = await self._start_server()
+        self.group = self._places.group_of(self.record)
         try:
-            await self._take(server, vm_is_new=True)
+            server = await self._start_server()
+            try:
+                await self._take(server, vm_is_new=True)
+            except BaseException:
+                await server.aclose()
+                raise
         except BaseException:
-            await server.aclose()
+            await self._end_group()
             raise
 
     async def find(self) -> None:
         """Find what an earlier daemon left of the VM, or start it anew; with neither, it is "failed"."""
         is_new = False
         try:
+            self.group = self._places.group_of(self.record)
+        except FileServerError as error:  # limits that cannot be set any more are no reason to leave a VM alone
+            self._changed(self, "unlimited", str(error))
+        try:
             try:
                 server = await FileServer.connect(
-                    self._places.run_dir_of(self.record), log=self._places.log_of(self.record)
+                    self._places.run_dir_of(self.record), log=self._places.log_of(self.record), cgroup=self._cgroup
                 )
             except FileServerError:  # the host was started again, and nothing is left to be found
                 server, is_new = await self._start_server(), True
@@ -214,6 +237,19 @@ class Machine:
             self.state, self.error = "failed", printable(str(error))
         except Exception as error:  # noqa: BLE001  its user's own process answers there, and other users' VMs must start
             self.state, self.error = "failed", f"what was found of it cannot be understood: {error!r}"
+
+    @property
+    def _cgroup(self) -> str | None:
+        return None if self.group is None else self.group.path
+
+    async def _end_group(self) -> None:
+        """Kill whatever is left of the VM's processes."""
+        group, self.group = self.group, None
+        if group is not None:
+            try:
+                await group.end()
+            except FileServerError as error:
+                self._changed(self, "unended", str(error))
 
     async def _start_server(self) -> FileServer:
         wanted = self.record.wanted
@@ -232,6 +268,7 @@ class Machine:
                 socket_mode=int(wanted.socket_mode, 8),
                 limits=limits,
                 # Its user's rights, unless the daemon has no others to give.
+                cgroup=self._cgroup,
                 run_as=(user.uid, user.gid, user.groups) if os.geteuid() == 0 and not user.is_root else None,
             )
         except OSError as error:
@@ -313,6 +350,7 @@ class Machine:
     def _note_exit(self, reason: ComputeSystemGone) -> None:
         self.state, self.error = "gone", str(reason)
         self._changed(self, "gone", self.error)
+        self._ending = asyncio.get_running_loop().create_task(self._end_group())
 
     # Ending
 
@@ -327,8 +365,9 @@ class Machine:
             await self._server.detach()
 
     async def _settled(self) -> None:
-        if self._settling is not None:
-            await asyncio.wait({self._settling})
+        under_way = {task for task in (self._settling, self._ending) if task is not None}
+        if under_way:
+            await asyncio.wait(under_way)
 
     async def remove(self) -> None:
         """Unmount and take out everything, and end the file server. A guest that does not answer gets EIO."""
@@ -348,4 +387,5 @@ class Machine:
                 await manager.aclose()
         if self._server is not None:
             await self._server.aclose()
+        await self._end_group()
         self.state, self.error = "gone", "it was removed"

@@ -23,17 +23,18 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from uvmshare.daemon import systemd
 from uvmshare.daemon.app import PEER, make_app
+from uvmshare.daemon.groups import Groups, check_limits
 from uvmshare.daemon.identity import peer_of
 from uvmshare.daemon.machine import Places
 from uvmshare.daemon.quotas import USER_SHARES, USER_VMS
 from uvmshare.daemon.service import Service
 from uvmshare.daemon.store import Store
-from uvmshare.errors import DaemonError
+from uvmshare.errors import DaemonError, UvmshareError
 from uvmshare.hostfiles import bind_socket
 from uvmshare.sqlite_journal import SqliteJournal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from uvmshare.hostfiles import SocketFile
 
@@ -61,12 +62,16 @@ class Settings:
         state_dir: str | None = None,
         user_vms: int = USER_VMS,
         user_shares: int = USER_SHARES,
+        cgroup: str | None = "auto",
+        vm_cgroup: Mapping[str, str] | None = None,
     ) -> None:
         self.run_dir = run_dir or default_run_dir()
         self.socket_path = socket_path or os.path.join(self.run_dir, "uvmshare.sock")
         self.state_dir = state_dir or default_state_dir()
         self.socket_mode = socket_mode
         self.socket_group = socket_group
+        self.cgroup = cgroup
+        self.vm_cgroup = dict(vm_cgroup or {})
         self.user_vms = user_vms
         self.user_shares = user_shares
 
@@ -170,6 +175,10 @@ async def serve(
     except OSError as error:
         msg = f"{error.filename}: {error.strerror}: give directories of your own with --run-dir and --state-dir"
         raise DaemonError(msg) from error
+    places.groups = _groups(settings)
+    places.group_limits = {} if places.groups is None else settings.vm_cgroup
+    if settings.vm_cgroup and places.groups is None:
+        log.warning("VMs have no limits", reason="there is no control group to divide: Delegate=yes and cgroup v2")
     with (
         Store(places.store) as store,
         SqliteJournal(places.journal) as journal,
@@ -214,6 +223,20 @@ async def serve(
 
 async def _sign_of_life() -> None:
     systemd.notify("WATCHDOG=1")
+
+
+def _groups(settings: Settings) -> Groups | None:
+    """Return where VMs' control groups are: below the one that was named, or the daemon's own if that was delegated.
+
+    Raises `DaemonError`.
+    """
+    try:
+        check_limits(settings.vm_cgroup)
+        if settings.cgroup == "auto":
+            return Groups.delegated()
+        return None if settings.cgroup is None else Groups.at(settings.cgroup)
+    except UvmshareError as error:
+        raise DaemonError(str(error)) from error
 
 
 @contextlib.contextmanager

@@ -16,13 +16,14 @@ import time
 from collections import Counter
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
 from uvmshare.daemon.addresses import check_addresses
 from uvmshare.daemon.documents import Finding, Info, NewVm, Stats, Vm
 from uvmshare.daemon.events import EventLog
+from uvmshare.daemon.groups import check_limits, exceeds
 from uvmshare.daemon.identity import Identity, Threads, of_process
 from uvmshare.daemon.keeper import LeaseKeeper
 from uvmshare.daemon.machine import Machine
@@ -45,6 +46,11 @@ if TYPE_CHECKING:
     from uvmshare.sqlite_journal import SqliteJournal
 
 __all__ = ["Service"]
+
+
+_NO_GROUPS: Final = (
+    "no control group to divide (cgroup v2, Delegate=yes): a VM's processes have no common limits or end"
+)
 
 
 class Service:
@@ -145,7 +151,7 @@ class Service:
             uid=self._identity.uid,
             started=datetime.fromtimestamp(self._started, UTC),
             you=who.uid,
-            notes=confinement.missing(),
+            notes=(*confinement.missing(), *(() if self._places.groups else (_NO_GROUPS,))),
         )
 
     def admit(self, who: Identity) -> None:
@@ -192,6 +198,9 @@ class Service:
             compute_system=wanted.compute_system,
             security_model=wanted.security_model,
             read_only=wanted.read_only,
+            cgroup=None if machine.group is None else machine.group.path,
+            cgroup_limits={} if machine.group is None else {**self._places.group_limits, **wanted.cgroup},
+            use=None if machine.group is None else machine.group.use(),
             agent=machine.agent_address,
             agent_state=None if machine.agent is None else "connected" if machine.agent_connected else "unreachable",
             restarts=machine.restarts,
@@ -216,6 +225,7 @@ class Service:
             msg = f"VM {wanted.id!r} needs either addresses to listen on or a compute system, and got both or neither"
             raise InvalidOptions(msg)
         check_addresses(wanted, who)
+        self._check_group(who, wanted)
         self.quotas.require_room_for_vm(who, sum(uid == who.uid for uid, _ in {*self.machines, *self._being_added}))
         self._being_added.add(record.key)
         try:
@@ -232,6 +242,20 @@ class Service:
             self._being_added.discard(record.key)
         self.events.emit("vm.added", record.key, addresses=list(machine.addresses))
         return self.vm(who, machine)
+
+    def _check_group(self, who: Identity, wanted: NewVm) -> None:
+        """See that a VM's limits can be set, and by that user. Raises `InvalidOptions`, `OperationDenied`."""
+        check_limits(wanted.cgroup)
+        if wanted.cgroup and self._places.groups is None:
+            msg = (
+                f"VM {wanted.id!r}: this daemon has no control group to divide, so it sets no limits: run it as a "
+                "service with Delegate=yes on a host with cgroup v2, or leave them out"
+            )
+            raise InvalidOptions(msg)
+        for name, most in self._places.group_limits.items():
+            if name in wanted.cgroup and exceeds(name, wanted.cgroup[name], most) and not who.is_root:
+                msg = f"VM {wanted.id!r}: {name} may be {most!r} at most here: ask for less, or have root add the VM"
+                raise OperationDenied(msg)
 
     async def remove_vm(self, who: Identity, name: str, *, force: bool) -> None:
         """End a VM's file server and forget the VM.

@@ -63,6 +63,8 @@ class Configuration(_Request, frozen=True, tag="start", kw_only=True):
     socket_mode: int = 0o600
     run_dir: str | None = None
     log: str | None = None
+    log_reader: int | None = None
+    """A descriptor that reads standard error, where that is a log which the starter opened for this supervisor."""
     limits: Limits = Limits()
 
 

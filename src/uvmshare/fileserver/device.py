@@ -72,8 +72,11 @@ class FileServer:
         modify_timeout: float,
         run_as: RunAs | None = None,
         log: str | None = None,
+        *,
+        cgroup: str | None = None,
     ) -> None:
         """Use `start` or `connect`."""
+        self._cgroup = cgroup
         self._run_as = run_as
         self._log = log
         self._run_dir = run_dir
@@ -106,6 +109,7 @@ class FileServer:
         limits: Limits | None = None,
         modify_timeout: float = 30.0,
         run_as: RunAs | None = None,
+        cgroup: str | None = None,
     ) -> Self:
         """Start a supervisor that listens on these addresses (`uvmshare.address`).
 
@@ -117,6 +121,8 @@ class FileServer:
         rights, and `run_dir` must be that user's already. `socket_mode` is that of unix socket files. Over TCP on
         loopback only that user and root may connect, and `allow_uids`: uids of others, or "any". After
         `modify_timeout` seconds a modify request without an answer raises `OutcomeUnknown`.
+
+        `cgroup` is the directory of a control group that all processes of the server run in.
 
         Raises `InvalidAddress`, `FileServerError`, or `UnsupportedPlatform` on other systems than Linux.
         When it raises, nothing of it is left running, and what was to be taken over is as it was.
@@ -141,8 +147,8 @@ class FileServer:
             log=None if directory is None or own_log is not None else os.path.join(directory, LOG),
             limits=checked,
         )
-        link = await Link.start(configuration, run_as, own_log)
-        return cls(link, directory, modify_timeout, run_as, own_log)
+        link = await Link.start(configuration, run_as, own_log, cgroup)
+        return cls(link, directory, modify_timeout, run_as, own_log, cgroup=cgroup)
 
     @classmethod
     async def connect(
@@ -152,12 +158,14 @@ class FileServer:
         take_over: bool = True,
         log: str | os.PathLike[str] | None = None,
         modify_timeout: float = 30.0,
+        cgroup: str | None = None,
     ) -> Self:
         """Find the supervisor that was started with `run_dir`; its guests go on meanwhile.
 
         When it died, a new one is started with its configuration, which takes over its shares and mounts, unless
         `take_over` is False: `start` can then do that with other settings. When root asks, the new one runs as
-        the user whom the directory belongs to. `log` is where that one logs, ``RUN_DIR/log`` unless given.
+        the user whom the directory belongs to. `log` is where that one logs, ``RUN_DIR/log`` unless given, and
+        `cgroup` the control group that it runs in.
 
         Raises `FileServerError` when there is none, or none can be started; `UnsupportedPlatform` on other systems
         than Linux.
@@ -165,8 +173,8 @@ class FileServer:
         _require_linux()
         directory = _absolute(run_dir)
         own_log = None if log is None else _absolute(log)
-        link = await (Link.find_or_start(directory, log=own_log) if take_over else Link.find(directory))
-        return cls(link, directory, modify_timeout, log=own_log)
+        link = await (Link.find_or_start(directory, log=own_log, cgroup=cgroup) if take_over else Link.find(directory))
+        return cls(link, directory, modify_timeout, log=own_log, cgroup=cgroup)
 
     def _use(self, link: Link) -> None:
         self._link = link
@@ -277,7 +285,7 @@ class FileServer:
             self._restart_delay = _RESTART_FIRST
         while True:
             try:
-                link = await Link.find_or_start(run_dir, self._run_as, self._log)
+                link = await Link.find_or_start(run_dir, self._run_as, self._log, self._cgroup)
                 break
             except NoFileServer:
                 self._restarting = None

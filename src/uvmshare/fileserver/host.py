@@ -69,6 +69,26 @@ def _seccomp() -> Finding:
     )
 
 
+def _groups() -> Finding:
+    """Whether there are control groups of version 2 with the controllers that a VM's limits need."""
+    try:
+        with open("/sys/fs/cgroup/cgroup.controllers", encoding="ascii") as file:
+            controllers = set(file.read().split())
+    except OSError:
+        controllers = set()
+    if {"memory", "pids"} <= controllers:
+        return Finding(
+            "control groups", "good", "version 2, with memory and pids; a daemon with Delegate=yes divides them"
+        )
+    return Finding(
+        "control groups",
+        "warning",
+        "not version 2, or without memory and pids",
+        "the processes of a VM's file server have no common limits, and what they leave is not ended with the VM",
+        "boot with systemd.unified_cgroup_hierarchy=1 and run the daemon as a service with Delegate=yes",
+    )
+
+
 def _user() -> Finding:
     if os.geteuid() == 0:
         return Finding("privileges", "good", "root: every security model, and files of every owner")
@@ -173,6 +193,7 @@ _HOST: Final[tuple[Callable[[], Finding], ...]] = (
     _proc,
     _landlock,
     _seccomp,
+    _groups,
     _user,
     _descriptors,
     _vsock,

@@ -74,22 +74,28 @@ class Link:
 
     @classmethod
     async def start(
-        cls, configuration: control.Configuration, run_as: RunAs | None = None, log: str | None = None
+        cls,
+        configuration: control.Configuration,
+        run_as: RunAs | None = None,
+        log: str | None = None,
+        cgroup: str | None = None,
     ) -> Self:
         """Start a supervisor with that configuration.
 
         `run_as` are its uid, gid and supplementary groups. `log` is opened by this process and becomes its
-        standard error; without one it opens the configuration's.
+        standard error; without one it opens the configuration's. `cgroup` is the directory of the control group that it
+        runs in.
 
         Raises `FileServerError`, `InvalidAddress`; then no process of it is left.
         """
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                process = _spawn(theirs, run_as, log)
+                process, log_reader = _spawn(theirs, run_as, log, cgroup)
             except BaseException:
                 ours.close()
                 raise
+        configuration = msgspec.structs.replace(configuration, log_reader=log_reader)
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         return await cls(reader, writer, process).greeted(configuration)
 
@@ -113,7 +119,9 @@ class Link:
         return await cls(reader, writer, None).greeted(control.Status(0))
 
     @classmethod
-    async def find_or_start(cls, run_dir: str, run_as: RunAs | None = None, log: str | None = None) -> Self:
+    async def find_or_start(
+        cls, run_dir: str, run_as: RunAs | None = None, log: str | None = None, cgroup: str | None = None
+    ) -> Self:
         """Connect to the supervisor of a run directory; when it died, start the one that takes over.
 
         Root, without `run_as`, starts it as the user whom the directory belongs to: what is written there is no
@@ -136,7 +144,7 @@ class Link:
                     run_dir=run_dir,
                     log=None if log else table.configuration.log or os.path.join(run_dir, LOG),
                 )
-                link = await cls.start(configuration, run_as or _owner(run_dir), log)
+                link = await cls.start(configuration, run_as or _owner(run_dir), log, cgroup)
             except FileServerError:
                 if asyncio.get_running_loop().time() > give_up or not LockFile.is_held(lock_path(run_dir)):
                     raise
@@ -328,19 +336,29 @@ def _owner(directory: str) -> RunAs | None:
     return found.st_uid, user.pw_gid, os.getgrouplist(user.pw_name, user.pw_gid)
 
 
-def _spawn(channel: socket.socket, run_as: RunAs | None, log: str | None) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-P", "-m", "uvmshare.fileserver.supervisor", str(channel.fileno())]
+def _spawn(
+    channel: socket.socket, run_as: RunAs | None, log: str | None, cgroup: str | None
+) -> tuple[subprocess.Popen[bytes], int | None]:
+    """Start the process; return it, and the descriptor with which it can read its log, None when it opens that itself.
+
+    Raises `FileServerError`.
+    """
+    command = [sys.executable, "-P", "-m", "uvmshare.fileserver.supervisor"]
+    arguments = [str(channel.fileno())]
     if run_as is not None:
         # It becomes that user itself, once everything is loaded: the interpreter may be where only root reads.
         user, group, groups = run_as
-        command += [str(user), str(group), ",".join(map(str, groups))]
-    errors = None
+        arguments += [str(user), str(group), ",".join(map(str, groups))]
+    errors = reader = entrance = None
     try:
         if log is not None:
-            errors = open_log(log)
-        return subprocess.Popen(
-            command,
-            pass_fds=(channel.fileno(),),
+            errors, reader = open_log(log)
+        if cgroup is not None:
+            entrance = os.open(os.path.join(cgroup, "cgroup.procs"), os.O_WRONLY | os.O_CLOEXEC)
+            command.append(f"--enter={entrance}")
+        process = subprocess.Popen(
+            [*command, *arguments],
+            pass_fds=[each for each in (channel.fileno(), reader, entrance) if each is not None],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,
@@ -349,9 +367,12 @@ def _spawn(channel: socket.socket, run_as: RunAs | None, log: str | None) -> sub
     except OSError as error:
         msg = f"cannot start the file server: {error}"
         raise FileServerError(msg) from error
+    else:
+        return process, reader
     finally:
-        if errors is not None:
-            os.close(errors)
+        for descriptor in (errors, reader, entrance):
+            if descriptor is not None:
+                os.close(descriptor)
 
 
 def _see_off(process: subprocess.Popen[bytes]) -> None:

@@ -18,12 +18,21 @@ from uvmshare.printable import printable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Log"]
+__all__ = ["CUT_BYTES", "KEPT_BYTES", "MOST_BYTES", "Log"]
 
 _BURST: Final = 200
 _PER_SECOND: Final = 10
 """A guest that is misused makes a few lines; one that is hostile makes as many as it gets. At this rate a
 day's lines are some 100 MB."""
+
+_LONGEST: Final = 2000
+"""Bytes of a line; what is longer is cut."""
+
+CUT_BYTES: Final = 4 << 20
+KEPT_BYTES: Final = 1 << 20
+MOST_BYTES: Final = 8 << 20
+"""A log of the file server's own is cut to its newest lines, `KEPT_BYTES` of them, when it has more than `CUT_BYTES`.
+Where nobody cuts, because the supervisor died, mount processes write no more lines beyond `MOST_BYTES`."""
 
 _STDERR: Final = 2
 
@@ -42,19 +51,44 @@ class Log:
     def __init__(self, descriptor: int = _STDERR, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._descriptor = descriptor
         self._clock = clock
+        self._reader: int | None = None
         self._account = mmap.mmap(-1, _ACCOUNT.size)
         _ACCOUNT.pack_into(self._account, 0, clock(), _BURST, 0)
+
+    def bound(self, reader: int | None) -> None:
+        """Keep the log small from now on: it is a file of this server's own, and `reader` a descriptor to read it.
+
+        None is for what is no such file.
+        """
+        self._reader = reader
+
+    def cut(self) -> None:
+        """Leave the newest lines alone when there are too many. For the supervisor; never raises."""
+        if self._reader is None:
+            return
+        with suppress(OSError):
+            size = os.fstat(self._descriptor).st_size
+            if size <= CUT_BYTES:
+                return
+            newest = os.pread(self._reader, KEPT_BYTES, size - KEPT_BYTES).partition(b"\n")[2]
+            os.ftruncate(self._descriptor, 0)
+            os.write(self._descriptor, b"uvmshare: older lines were cut\n" + newest)
+
+    def _is_full(self) -> bool:
+        with suppress(OSError):
+            return self._reader is not None and os.fstat(self._descriptor).st_size > MOST_BYTES
+        return False
 
     def __call__(self, line: str) -> None:
         """Write one line, made printable, if there is room for it. Never raises: who reads it may be gone."""
         last, room, left_out = _ACCOUNT.unpack_from(self._account)
         now = self._clock()
         room = min(_BURST, room + (now - last) * _PER_SECOND)
-        if room < 1:
+        if room < 1 or self._is_full():
             _ACCOUNT.pack_into(self._account, 0, now, room, left_out + 1)
             return
         _ACCOUNT.pack_into(self._account, 0, now, room - 1, 0)
         if left_out:
             line = f"{line} ({left_out} lines before this one were left out)"
         with suppress(OSError):
-            os.write(self._descriptor, f"uvmshare: {printable(line)}\n".encode())
+            os.write(self._descriptor, f"uvmshare: {printable(line)}".encode()[:_LONGEST] + b"\n")

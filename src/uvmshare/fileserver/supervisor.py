@@ -61,7 +61,9 @@ class _Server:
         """Listen, and take over what is in the run directory. Raises `UvmshareError`; all is as it was then."""
         self.configuration = configuration
         if configuration.log is not None:
-            _log_to(configuration.log)
+            _log.bound(_log_to(configuration.log))
+        else:
+            _log.bound(configuration.log_reader)
         self.listeners: list[Listener] = []
         self.control_listener: Listener | None = None
         self.run_dir = None if configuration.run_dir is None else RunDirectory(configuration.run_dir)
@@ -183,6 +185,7 @@ class Supervisor:
         gc.freeze()
         while not self._ending or (self._server is not None and self._server.shares.mount_count):
             self._loop.turn(self._time_left())
+            _log.cut()
             now = time.monotonic()
             self._doors.expire(now)
             if self._server is not None:
@@ -307,18 +310,21 @@ class Supervisor:
                 raise InvalidDocument(msg)
 
 
-def _log_to(path: str) -> None:
-    """Make a file standard error, for this process and its mounts. Raises `FileServerError`.
+def _log_to(path: str) -> int | None:
+    """Make a file standard error, for this process and its mounts; return a descriptor that reads it.
+
+    Raises `FileServerError`.
 
     Here, not where the supervisor was started: that one may have been root's, and the directory another user's.
     """
     try:
-        descriptor = open_log(path)
+        descriptor, reader = open_log(path)
     except OSError as error:
         msg = f"cannot log to {path!r}: {error.strerror}"
         raise FileServerError(msg) from error
     os.dup2(descriptor, 2)
     os.close(descriptor)
+    return reader
 
 
 def _become(user: int, group: int, groups: list[int]) -> None:
@@ -332,8 +338,13 @@ def _become(user: int, group: int, groups: list[int]) -> None:
 def main(arguments: list[str]) -> int:
     """Run a supervisor on the control channel whose descriptor is the first argument.
 
-    The other three, if there are any, are the uid, gid and supplementary groups to run as.
+    The other three, if there are any, are the uid, gid and supplementary groups to run as. ``--enter=FD`` before them
+    is the ``cgroup.procs`` of the control group to run in, which this process enters before it makes another.
     """
+    if arguments[0].startswith("--enter="):
+        entrance = int(arguments.pop(0).removeprefix("--enter="))
+        os.write(entrance, b"0")
+        os.close(entrance)
     if len(arguments) == 4:
         user, group, groups = arguments[1:]
         _become(int(user), int(group), [int(each) for each in groups.split(",") if each])
