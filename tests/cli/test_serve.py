@@ -6,7 +6,7 @@ import asyncio
 import json
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
@@ -51,6 +51,7 @@ class FakeServer:
         socket_mode: int,
         run_dir: str | None,
         limits: Limits,
+        allow_uids: tuple[int | Literal["any"], ...],
     ) -> Self:
         cls.started = {
             "listen": list(listen),
@@ -60,6 +61,7 @@ class FakeServer:
             "socket_mode": socket_mode,
             "run_dir": run_dir,
             "limits": limits,
+            "allow_uids": allow_uids,
         }
         if cls.fail_to_start:
             msg = "address in use"
@@ -160,6 +162,7 @@ def test_shares_are_served_until_a_signal(
         "socket_mode": 0o600,
         "run_dir": None,
         "limits": Limits(),
+        "allow_uids": (),
     }
 
 
@@ -183,6 +186,8 @@ def test_options_reach_the_server(
         "mounts=4",
         "--limit",
         "idle_seconds=none",
+        "--allow-uid",
+        "1000",
         "-l",
         "tcp:0.0.0.0:0",
     ]
@@ -195,6 +200,7 @@ def test_options_reach_the_server(
         "socket_mode": 0o660,
         "run_dir": str(tmp_path),
         "limits": Limits(mounts=4),
+        "allow_uids": (1000,),
     }
 
 

@@ -7,12 +7,13 @@ import contextlib
 import errno
 import os
 import signal
+import socket
 import stat
 import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.processes import await_answer
+from tests.processes import DEADLINE, await_answer, await_end
 
 from uvmshare.errors import (
     FileServerError,
@@ -21,7 +22,7 @@ from uvmshare.errors import (
 from uvmshare.fileserver.device import FileServer
 from uvmshare.fileserver.limits import Limits
 from uvmshare.ninep import messages as m
-from uvmshare.ninep.constants import NOFID, NONUNAME, NOTAG, VERSION
+from uvmshare.ninep.constants import NOFID, NONUNAME, NOTAG, VERSION, LockStatus, LockType
 from uvmshare.ninep.constants import OpenFlag as O
 from uvmshare.testing.client import Client
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
 
+
+TCP_REPAIR = 19  # linux/tcp.h: such a socket is closed without a packet
 
 # Connections
 
@@ -245,6 +248,27 @@ def start_and_fail(**settings: Any) -> None:
             pytest.fail("it started")
 
     asyncio.run(start())
+
+
+def test_a_tcp_peer_that_died_without_a_word_loses_its_mount_and_its_locks(
+    start_device: Callable[..., Device], root: Path
+) -> None:
+    (root / "f").write_bytes(b"")
+    device = start_device(listen=["tcp:127.0.0.1:0"], security_model="none", limits=Limits(peer_seconds=4.0))
+    name = device.share(root)
+    address = device.server.addresses[0]
+    dead = Client.connect(address, name, timeout=DEADLINE)
+    lock = m.Tlock(dead.open("f", O.RDWR), LockType.WRLCK, 0, 0, 0, 1, b"vm")
+    assert dead.ask(lock, m.Rlock).status == LockStatus.SUCCESS
+    (pid,) = device.mounts(name)
+    pidfd = os.pidfd_open(pid)
+    dead.socket.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+    dead.socket.close()  # tells nobody, as a machine that lost its power
+    await_end(pidfd)
+    os.close(pidfd)
+    with Client.connect(address, name, timeout=DEADLINE) as other:
+        lock = m.Tlock(other.open("f", O.RDWR), LockType.WRLCK, 0, 0, 0, 1, b"vm")
+        assert other.ask(lock, m.Rlock).status == LockStatus.SUCCESS
 
 
 @pytest.mark.parametrize(

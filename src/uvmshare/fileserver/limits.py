@@ -83,6 +83,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """How long a mount may send nothing, or take none of its replies. Linux's client sends nothing while
     nobody uses the mount."""
 
+    peer_seconds: Annotated[float, msgspec.Meta(ge=4, le=86_400)] = 60.0
+    """How long the kernel of a TCP peer may answer nothing, not even this kernel's own questions, before its mount ends
+    and its locks with it. The peer of a guest behind QEMU's user network is QEMU, which a paused guest does not stop."""
+
     bytes_per_second: Count | None = None
     """Bandwidth, of requests and replies together."""
 

@@ -19,6 +19,7 @@ from uvmshare.errors import UvmshareError
 from uvmshare.fileserver import confinement, rundir, syscalls
 from uvmshare.fileserver.leaving import LEAVE
 from uvmshare.fileserver.session import Session
+from uvmshare.fileserver.waiting import notice_death
 from uvmshare.ninep import messages
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def serve(
             # asks next.
             with suppress(OSError):
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))
+        notice_death(connection, limits.peer_seconds)
         descriptors = confinement.allow_descriptors(limits.descriptors)
         session = Session(connection, export, limits, log, counters, descriptors=descriptors)
         signal.signal(LEAVE, lambda *_: session.outbox.end(lambda: os._exit(0)))

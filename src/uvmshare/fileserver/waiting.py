@@ -10,7 +10,7 @@ import socket
 import struct
 from typing import Final
 
-__all__ = ["is_readable", "set_time_out"]
+__all__ = ["is_readable", "notice_death", "set_time_out"]
 
 _SELECT_MOST: Final = 1024
 """``FD_SETSIZE``. select(2) waits to the microsecond, poll(2) to the millisecond."""
@@ -24,6 +24,26 @@ def is_readable(connection: socket.socket, seconds: float) -> bool:
     readable = select.poll()
     readable.register(descriptor, select.POLLIN)
     return bool(readable.poll(seconds * 1000))
+
+
+_PROBES: Final = 3
+"""Questions of the kernel's that a peer may leave unanswered."""
+
+
+def notice_death(connection: socket.socket, seconds: float) -> None:
+    """Have a TCP connection end when its peer's kernel has answered nothing for so long; others end by themselves.
+
+    The kernel asks when nothing is sent (SO_KEEPALIVE), and waits no longer for what was sent to be acknowledged
+    (TCP_USER_TIMEOUT), see tcp(7). Without, a peer that died without a word keeps its locks for ever.
+    """
+    if connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    each = max(1, int(seconds / (_PROBES + 1)))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, each)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, each)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(seconds * 1000)))
 
 
 def set_time_out(connection: socket.socket, seconds: float, *, sending: bool = False) -> None:
