@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,6 +17,7 @@ from uvmshare.errors import RemoteProtocolError
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
 
+from uvmshare.fileserver import syscalls
 from uvmshare.fileserver import walls as walls_module
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.tree import Tree
@@ -256,6 +257,45 @@ def test_deeper_than_a_path_can_say(share: Share) -> None:
     share.tree.walls.confirm()
 
 
+def test_a_walk_reads_no_directory_on_the_way_up(share: Share) -> None:
+    """The C library's getcwd(3) would: with many entries in each, a walk far down would take seconds."""
+    at: Node = share.tree.root
+    for _ in range(30):
+        os.mkdir(b"n" * 200, dir_fd=at.fd)
+        (at,) = share.tree.walk(at, [b"n" * 200])
+    os.fchdir(at.fd)
+    with pytest.raises(OSError, match="getcwd") as caught:
+        syscalls.working_directory()
+    assert caught.value.errno == errno.ENAMETOOLONG
+    os.fchdir(share.tree.root.fd)
+    assert syscalls.working_directory() == os.getcwdb()
+
+
+def test_a_walk_climbs_only_so_far_however_deep_the_tree_is(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
+    at: Node = share.tree.root
+    name = b"n" * 200
+    climbed: list[object] = []
+    really = os.open
+
+    def noted(path: Any, *arguments: Any, **more: Any) -> int:
+        if path == "..":
+            climbed.append(path)
+        return really(path, *arguments, **more)
+
+    monkeypatch.setattr(os, "open", noted)
+    monkeypatch.setattr(walls_module, "_MOST_CLIMBED", 30)
+    for _ in range(30):
+        os.mkdir(name, dir_fd=at.fd)
+        (at,) = share.tree.walk(at, [name])
+    os.mkdir(name, dir_fd=at.fd)
+    climbed.clear()
+    with pytest.raises(OSError, match="too deep") as caught:
+        share.tree.walk(at, [name])
+    assert caught.value.errno == errno.ENAMETOOLONG
+    assert len(climbed) == 30
+    share.tree.walls.confirm()
+
+
 def test_a_root_that_lets_nobody_in_is_not_mistaken_for_where_the_last_walk_ended(
     share: Share, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,7 +352,7 @@ def test_what_changes_places_with_the_share_while_it_is_looked_at_is_not_inside(
     directory = share.node("d")
     (share.root / "d").rename(share.outside / "d")
     share.tree.walls.is_alone = is_alone
-    readlink, getcwdb, count = os.readlink, os.getcwdb, [0]
+    readlink, getcwdb, count = os.readlink, walls_module.working_directory, [0]
 
     def act() -> None:
         count[0] += 1
@@ -328,7 +368,7 @@ def test_what_changes_places_with_the_share_while_it_is_looked_at_is_not_inside(
         return getcwdb()
 
     monkeypatch.setattr(os, "readlink", read)
-    monkeypatch.setattr(os, "getcwdb", here)
+    monkeypatch.setattr(walls_module, "working_directory", here)
     assert not share.tree.walls.is_inside(directory)
     assert count[0] >= 2
 

@@ -31,6 +31,7 @@ __all__ = [
     "set_name",
     "set_seccomp_filter",
     "set_times",
+    "working_directory",
 ]
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -218,6 +219,23 @@ def getdents64(descriptor: int, buffer: ctypes.Array[ctypes.c_char]) -> int:
     Raises `OSError`.
     """
     return _check(_getdents64(descriptor, buffer, len(buffer)), "getdents64")
+
+
+_GETCWD: Final = {"x86_64": 79, "aarch64": 17}.get(os.uname().machine)
+_cwd: Final = ctypes.create_string_buffer(os.sysconf("SC_PAGE_SIZE"))
+_cwd_bytes: Final = memoryview(_cwd).cast("B")
+
+
+def working_directory() -> bytes:
+    """Return the path of the working directory, see getcwd(2); one that lies outside does not begin with a slash.
+
+    It is the kernel's word, of a page at most: the C library's getcwd(3) goes on by itself where that is too long, and
+    reads every directory on the way up, which a guest may have made large. One thread at a time. Raises `OSError`.
+    """
+    if _GETCWD is None:
+        raise OSError(errno.ENOSYS, "getcwd: its number is not known on this architecture")
+    length = _check(_libc.syscall(_GETCWD, _cwd, len(_cwd_bytes)), "getcwd")
+    return bytes(_cwd_bytes[: length - 1])
 
 
 UTIME_NOW: Final = (1 << 30) - 1

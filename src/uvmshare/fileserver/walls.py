@@ -27,6 +27,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.errors import RemoteProtocolError
+from uvmshare.fileserver.syscalls import working_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +41,10 @@ _MOST_LET_IN: Final = 256
 
 _REMOVED: Final = b" (deleted)"
 """What the kernel puts behind the path of a file whose name was removed (proc_pid_fd(5))."""
+
+_MOST_CLIMBED: Final = 1024
+"""Directories that are climbed where the kernel tells no path. A step costs some 6 us, and a walk may climb 16 times: a
+guest that puts trees of its own below each other would else have each of its walks take seconds."""
 
 _UP_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -82,7 +87,7 @@ class Walls:
         """Return the path of the directory where a walk begins, inside; empty when that cannot be told."""
         try:
             if self._at is None:
-                self._root_path = os.getcwdb()
+                self._root_path = working_directory()
                 if start is not self._root:
                     self._go(start)
             elif self._at is not start and start is not self._root:
@@ -95,7 +100,7 @@ class Walls:
         os.fchdir(directory.fd)
         self._at = directory
         self._here = b""
-        here = os.getcwdb()
+        here = working_directory()
         if self._is_below(here, self._root_path):
             self._here = here
 
@@ -110,7 +115,7 @@ class Walls:
                 os.fchdir(directory.fd)
                 self._at = directory
             self._here = b""
-            here = os.getcwdb()
+            here = working_directory()
         except OSError:
             return False
         if here != expected:
@@ -138,7 +143,7 @@ class Walls:
             self.is_alone = False
         else:
             with suppress(OSError):  # the root was removed
-                if os.getcwdb() == self._root_path:
+                if working_directory() == self._root_path:
                     return
         try:
             are_inside = all(map(self.is_inside, let_in))
@@ -185,7 +190,7 @@ class Walls:
     def _path(self, node: Node) -> bytes:
         if node is self._root and self.is_alone and self._at is None:
             with suppress(FileNotFoundError):  # the host has removed it
-                return os.getcwdb()
+                return working_directory()
         return os.readlink(b"%d" % node.fd, dir_fd=self._proc)
 
     def _is_below(self, path: bytes, root: bytes, node: Node | None = None) -> bool:
@@ -201,7 +206,10 @@ class Walls:
         return first in self._only
 
     def _climbs_to_root(self, node: Node) -> bool:
-        """Say whether going up from the node, or from its directory, comes to the root."""
+        """Say whether going up from the node, or from its directory, comes to the root.
+
+        Raises `OSError`: ENAMETOOLONG for what is too deep to be looked at.
+        """
         start = node if stat.S_ISDIR(os.fstat(node.fd).st_mode) or node.parent is None else node.parent
         at = os.dup(start.fd)
         try:
@@ -209,7 +217,11 @@ class Walls:
             below = found.st_dev, found.st_ino
             found = os.fstat(at)
             here = found.st_dev, found.st_ino
+            steps = 0
             while here != self._root_id:
+                steps += 1
+                if steps > _MOST_CLIMBED:
+                    raise OSError(errno.ENAMETOOLONG, "too deep below the share's root")
                 below = here
                 above = os.open("..", _UP_FLAGS, dir_fd=at)
                 os.close(at)
