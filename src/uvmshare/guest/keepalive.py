@@ -26,7 +26,7 @@ _TCP = {"TCP_KEEPIDLE": 2, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 3, "TCP_USER_TIMEO
 a paused guest has no clock that goes on. TCP_USER_TIMEOUT, in milliseconds, is for requests that are out (tcp(7))."""
 
 _BUFFER_SIZE, _BUFFER_MAX_SIZE = 0, 2
-"""SO_VM_SOCKETS_BUFFER_SIZE and _MAX_SIZE of linux/vm_sockets.h: 64-bit numbers."""
+"""SO_VM_SOCKETS_BUFFER_SIZE and _MAX_SIZE of linux/vm_sockets.h: 64 bits, as Python passes them for this family."""
 _ROOM = 1 << 30
 """How large the buffer may become: with a probe every two seconds in some seventy years."""
 
@@ -39,7 +39,7 @@ def begin(connected: socket.socket) -> None:
             connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     elif connected.family == getattr(socket, "AF_VSOCK", None):
         with contextlib.suppress(OSError):  # a transport of another kind; then there are no probes
-            connected.setsockopt(connected.family, _BUFFER_MAX_SIZE, struct.pack("=Q", _ROOM))
+            connected.setsockopt(connected.family, _BUFFER_MAX_SIZE, _ROOM)
 
 
 def probe(connected: socket.socket) -> None:
@@ -47,4 +47,4 @@ def probe(connected: socket.socket) -> None:
     if connected.family == getattr(socket, "AF_VSOCK", None):
         with contextlib.suppress(OSError):  # it has ended, which whoever watches it learns otherwise
             (size,) = struct.unpack("=Q", connected.getsockopt(connected.family, _BUFFER_SIZE, 8))
-            connected.setsockopt(connected.family, _BUFFER_SIZE, struct.pack("=Q", size + 1))
+            connected.setsockopt(connected.family, _BUFFER_SIZE, size + 1)

@@ -137,9 +137,8 @@ def connect(address: Address, *, timeout: float = DEFAULT_TIMEOUT) -> socket.soc
             connected = socket.socket(socket.AF_VSOCK if vsock else socket.AF_UNIX, socket.SOCK_STREAM)
             try:
                 connected.settimeout(timeout)
-                if vsock:  # by itself the kernel gives up after 2 s
-                    given = struct.pack("@ll", *_timeval(timeout))
-                    connected.setsockopt(socket.AF_VSOCK, _CONNECT_TIMEOUT, given)
+                if vsock:
+                    allow_to_connect(connected, timeout)
                 connected.connect((int(address.place), address.port) if vsock else address.place)
             except BaseException:
                 connected.close()
@@ -149,6 +148,20 @@ def connect(address: Address, *, timeout: float = DEFAULT_TIMEOUT) -> socket.soc
         raise MountError(message) from error
     connected.settimeout(None)
     return connected
+
+
+def allow_to_connect(dialling: socket.socket, seconds: float) -> None:
+    """Have a vsock socket try to connect for so long; by itself the kernel gives up after 2 s.
+
+    Raises `OSError` when the kernel has no such option; Linux has it since 3.9 as all of vsock.
+    """
+    if sys.platform == "linux":
+        # Python 3.11 and older take no bytes for a socket of this family: the descriptor is given another for a moment.
+        other = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=dialling.fileno())
+        try:
+            other.setsockopt(socket.AF_VSOCK, _CONNECT_TIMEOUT, struct.pack("@ll", *_timeval(seconds)))
+        finally:
+            other.detach()
 
 
 def _timeval(seconds: float) -> tuple[int, int]:

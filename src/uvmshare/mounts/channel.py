@@ -21,13 +21,13 @@ import contextlib
 import errno
 import logging
 import socket
-import struct
 import sys
 from collections import deque
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from uvmshare import peers
 from uvmshare.errors import AccessDenied, UnsupportedPlatform
+from uvmshare.guest import mount
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,9 +52,6 @@ again, and one that says nothing may be anybody."""
 _ACCEPT_EVERY = 0.02
 """Seconds between two streams that are accepted. A guest that dials a thousand times a second waits in the kernel."""
 _BACKLOG = 64
-
-_CONNECT_TIMEOUT = 6
-"""SO_VM_SOCKETS_CONNECT_TIMEOUT of linux/vm_sockets.h: a timeval."""
 
 _LONGEST_CONNECT = 30
 """Seconds."""
@@ -129,8 +126,7 @@ async def _dial_vsock(cid: int, port: int) -> socket.socket:
         raise UnsupportedPlatform(msg)
     dialling = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        # By itself the kernel gives up after 2 s; how long is waited here is for whoever waits.
-        dialling.setsockopt(socket.AF_VSOCK, _CONNECT_TIMEOUT, struct.pack("@ll", _LONGEST_CONNECT, 0))
+        mount.allow_to_connect(dialling, _LONGEST_CONNECT)
         await asyncio.get_running_loop().sock_connect(dialling, (cid, port))
     except BaseException:
         dialling.close()
