@@ -6,7 +6,7 @@ import asyncio
 import json
 import signal
 import sys
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -51,7 +51,6 @@ class FakeServer:
         socket_mode: int,
         run_dir: str | None,
         limits: Limits,
-        allow_uids: tuple[int | Literal["any"], ...],
     ) -> Self:
         cls.started = {
             "listen": list(listen),
@@ -61,7 +60,6 @@ class FakeServer:
             "socket_mode": socket_mode,
             "run_dir": run_dir,
             "limits": limits,
-            "allow_uids": allow_uids,
         }
         if cls.fail_to_start:
             msg = "address in use"
@@ -162,7 +160,6 @@ def test_shares_are_served_until_a_signal(
         "socket_mode": 0o600,
         "run_dir": None,
         "limits": Limits(),
-        "allow_uids": (),
     }
 
 
@@ -186,8 +183,6 @@ def test_options_reach_the_server(
         "mounts=4",
         "--limit",
         "idle_seconds=none",
-        "--allow-uid",
-        "1000",
         "-l",
         "tcp:0.0.0.0:0",
     ]
@@ -200,7 +195,6 @@ def test_options_reach_the_server(
         "socket_mode": 0o660,
         "run_dir": str(tmp_path),
         "limits": Limits(mounts=4),
-        "allow_uids": (1000,),
     }
 
 

@@ -352,7 +352,7 @@ def test_what_changes_places_with_the_share_while_it_is_looked_at_is_not_inside(
     directory = share.node("d")
     (share.root / "d").rename(share.outside / "d")
     share.tree.walls.is_alone = is_alone
-    readlink, getcwdb, count = os.readlink, walls_module.working_directory, [0]
+    readlink, getcwdb, count = os.readlink, syscalls.working_directory, [0]
 
     def act() -> None:
         count[0] += 1
