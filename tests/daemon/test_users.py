@@ -22,7 +22,7 @@ from tests.daemon.harness import supervisor_of
 from tests.processes import kill
 
 from uvmshare import errors
-from uvmshare.daemon import identity, quotas, server
+from uvmshare.daemon import connections, identity, quotas
 from uvmshare.daemon.client import Client
 from uvmshare.daemon.documents import NewShare, NewVm
 from uvmshare.fileserver.device import FileServer
@@ -114,7 +114,7 @@ def test_one_user_does_not_use_up_the_connections_of_all(daemon: Running, alice:
 
     def open_many() -> None:
         with contextlib.ExitStack() as stack:
-            many = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(server._MOST_OF_USER + 1)]
+            many = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(connections.USER_CONNECTIONS + 1)]
             for connection in many:
                 connection.connect(daemon.home.host.removeprefix("unix:"))
             # They are taken in the order in which they came: when the last one is cut, all others are held.

@@ -17,12 +17,26 @@ from litestar.di import NamedDependency, Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody, PathParameter, QueryParameter
+from litestar.params import FromQuery, HeaderParameter, JSONBody, PathParameter, QueryParameter
 from litestar.response import Stream
 
 from uvmshare.daemon import metrics
+from uvmshare.daemon.connections import (
+    MAX_BODY,
+    MAX_CHUNKS,
+    MAX_HEAD,
+    MAX_HEADERS,
+    MAX_TARGET,
+    PEER,
+    READ_SECONDS,
+    TAKE_SECONDS,
+    USER_BYTES,
+    USER_CONNECTIONS,
+)
 from uvmshare.daemon.documents import (
     DEFAULT_OWNER,
+    NAME,
+    REQUESTS,
     EventMessage,
     Finding,
     Info,
@@ -31,7 +45,6 @@ from uvmshare.daemon.documents import (
     NewShare,
     NewVm,
     Operation,
-    OwnerName,
     Problem,
     Renewal,
     Renewed,
@@ -41,7 +54,7 @@ from uvmshare.daemon.documents import (
 )
 from uvmshare.daemon.identity import Identity
 from uvmshare.daemon.operations import Running
-from uvmshare.daemon.problems import problem_of
+from uvmshare.daemon.problems import PROBLEM_TYPE, Refused, problem_of, words_of
 from uvmshare.daemon.service import Service
 from uvmshare.daemon.shares import whose
 from uvmshare.daemon.store import name_for
@@ -52,14 +65,20 @@ from uvmshare.printable import json_text
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
 
-__all__ = ["PEER", "make_app"]
+__all__ = ["make_app"]
 
 T = TypeVar("T")
 
-PEER: Final = "uvmshare.peer"
-"""Where the server puts the `Identity` of the one who asks, in the ASGI scope."""
+_MAX_THING: Final = 300
+"""Characters of what was asked for that an error says again."""
 
-_PROBLEM_TYPE: Final = "application/problem+json"
+_DESCRIPTION: Final = f"""Host directories for running VMs.
+
+A body has at most {MAX_BODY} bytes in {MAX_CHUNKS} pieces (413), path and query {MAX_TARGET} (414), all headers
+{MAX_HEADERS} lines and {MAX_HEAD} bytes (431). A request comes to its end within {READ_SECONDS:g} s (408), an answer is
+taken within {TAKE_SECONDS:g} s, or the connection is cut. A user has at most {USER_CONNECTIONS} connections, and
+{USER_BYTES} bytes of requests that are not answered yet (429). A request that is refused for one of these, or
+because it is no HTTP, ends its connection. docs/daemon.md has the others."""
 
 Serving = NamedDependency[Service]
 Who = NamedDependency[Identity]
@@ -67,7 +86,9 @@ VmName = Annotated[
     str, PathParameter(description="A VM's id. Root names another user's VM UID:ID.", max_length=128, min_length=1)
 ]
 ShareName = Annotated[str, PathParameter(description="A share's name, a decimal number.", max_length=32, min_length=1)]
-OwnerInPath = FromPath[OwnerName]
+OperationId = Annotated[str, PathParameter(description="An operation's id.", max_length=64, min_length=1)]
+OwnerInPath = Annotated[str, PathParameter(description="Who holds it.", pattern=NAME, max_length=128, min_length=1)]
+OwnerInQuery = Annotated[str, QueryParameter(description="Who holds it.", pattern=NAME, max_length=128, min_length=1)]
 GuestPath = Annotated[str, QueryParameter(description="Where the guest has it mounted.", min_length=2, max_length=4095)]
 Uid = Annotated[int | None, QueryParameter(description="Root only: whose owner is meant.", ge=0, le=0xFFFFFFFE)]
 Wait = Annotated[
@@ -76,15 +97,19 @@ Wait = Annotated[
 ]
 
 _FAILURES: Final = {
-    status: ResponseSpec(data_container=Problem, description=words, media_type=_PROBLEM_TYPE, generate_examples=False)
+    status: ResponseSpec(data_container=Problem, description=words, media_type=PROBLEM_TYPE, generate_examples=False)
     for status, words in {
         400: "The request cannot be read.",
         403: "The user may not.",
         404: "It is not there, or not the user's.",
+        408: "The request did not come to its end in time.",
         409: "It does not go together with what there is.",
         410: "The VM is gone.",
+        413: "The body is too large.",
+        414: "Path and query are too long.",
         422: "The request asks for what cannot be.",
         429: "The user has as many as he may have.",
+        431: "The headers are too large, or too many.",
         500: "A defect.",
         501: "This system does not have it.",
         502: "The file server, or the compute system, refused.",
@@ -228,7 +253,7 @@ async def release_share(
     who: Who,
     vm: VmName,
     share: ShareName,
-    owner: FromQuery[OwnerName] = DEFAULT_OWNER,
+    owner: OwnerInQuery = DEFAULT_OWNER,
     uid: Uid = None,
     wait: Wait = True,
 ) -> None:
@@ -271,7 +296,7 @@ async def unmap_directory(
     who: Who,
     vm: VmName,
     guest_path: GuestPath,
-    owner: FromQuery[OwnerName] = DEFAULT_OWNER,
+    owner: OwnerInQuery = DEFAULT_OWNER,
     uid: Uid = None,
     lazy: Annotated[bool, QueryParameter(description="Detach it although the guest uses it.")] = False,
     wait: Wait = True,
@@ -320,7 +345,7 @@ async def list_operations(*, service: Serving, who: Who) -> list[Operation]:
 
 
 @get("/operations/{operation:str}", summary="An operation", responses=_FAILURES)
-async def get_operation(*, service: Serving, who: Who, operation: FromPath[str], wait: Wait = False) -> Operation:
+async def get_operation(*, service: Serving, who: Who, operation: OperationId, wait: Wait = False) -> Operation:
     """Show what became of an operation; with wait, when it has ended."""
     running = service.operations.find(operation, who.uid)
     if wait:
@@ -344,10 +369,14 @@ async def follow_events(
     *,
     service: Serving,
     who: Who,
-    since: Annotated[str | None, QueryParameter(description="Begin behind the event of this id.")] = None,
+    since: Annotated[
+        str | None, QueryParameter(description="Begin behind the event of this id.", max_length=64)
+    ] = None,
     last_event_id: Annotated[
         str | None,
-        HeaderParameter(name="Last-Event-ID", description="As since; what a browser sends when it connects again."),
+        HeaderParameter(
+            name="Last-Event-ID", description="As since; what a browser sends when it connects again.", max_length=64
+        ),
     ] = None,
     follow: Annotated[bool, QueryParameter(description="Whether to wait for more.")] = True,
 ) -> Response[Any]:
@@ -369,36 +398,39 @@ async def follow_events(
 @get("/openapi.json", include_in_schema=False, media_type="application/vnd.oai.openapi+json")
 async def get_openapi(request: Request[Any, Any, Any]) -> bytes:
     """Describe all of this."""
-    return msgspec.json.encode(request.app.openapi_schema.to_schema())
+    document = request.app.openapi_schema.to_schema()
+    # Litestar leaves out the limits of what is in lists and maps.
+    _, requests = msgspec.json.schema_components(REQUESTS, ref_template="#/components/schemas/{name}")
+    document["components"]["schemas"].update(requests)
+    return msgspec.json.encode(document)
 
 
 def _on_error(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
-    thing = f"{request.method} {request.url.path}"
+    thing = f"{request.method} {request.scope['path']}"[:_MAX_THING]
     if isinstance(error, UvmshareError):
         problem = problem_of(error, thing)
     elif isinstance(error, HTTPException):
-        problem = problem_of(_Refused(_words(error)), thing, status=error.status_code)
+        problem = problem_of(Refused(_words(error)), thing, status=error.status_code)
     elif isinstance(error, UnicodeDecodeError):  # Litestar takes msgspec's other complaints, and not this one
-        problem = problem_of(_Refused(f"the document is not UTF-8: {error.reason}"), thing, status=400)
+        problem = problem_of(Refused(f"the document is not UTF-8: {error.reason}"), thing, status=400)
     elif isinstance(error, RecursionError):
-        problem = problem_of(_Refused("the document is nested too deeply"), thing, status=400)
+        problem = problem_of(Refused("the document is nested too deeply"), thing, status=400)
     else:
-        request.app.state["log"].error("defect", thing=thing, exc_info=error)
+        report_defect(request.app.state["log"], thing, error)
         problem = problem_of(error, thing)
     headers = error.headers if isinstance(error, HTTPException) else None
-    return Response(problem, status_code=problem.status, media_type=_PROBLEM_TYPE, headers=headers)
+    return Response(problem, status_code=problem.status, media_type=PROBLEM_TYPE, headers=headers)
 
 
-class _Refused(Exception):
-    """What the HTTP layer refused, in one line."""
+def report_defect(log: Any, thing: str, error: Exception) -> None:
+    """Write down what only a defect of ours raises."""
+    log.error("defect", thing=thing, exc_info=error)
 
 
 def _words(error: HTTPException) -> str:
     extra = error.extra if isinstance(error.extra, list) else []
-    parts = [
-        f"{each.get('key', '')}: {each.get('message', '')}".strip(": ") for each in extra if isinstance(each, dict)
-    ]
-    return f"{error.detail}: {'; '.join(parts)}" if parts else error.detail
+    found = [(str(each.get("key", "")), str(each.get("message", ""))) for each in extra if isinstance(each, dict)]
+    return words_of(found) if found else words_of([("", error.detail)])
 
 
 def make_app(service: Service, log: Any) -> Litestar:
@@ -436,10 +468,11 @@ def make_app(service: Service, log: Any) -> Litestar:
             "who": Provide(_who, sync_to_thread=False),
         },
         exception_handlers={Exception: _on_error},
+        request_max_body_size=MAX_BODY,
         openapi_config=OpenAPIConfig(
             title="uvmshare",
             version="1",
-            description="Host directories for running VMs.",
+            description=_DESCRIPTION,
             render_plugins=[],
             use_handler_docstrings=True,
         ),

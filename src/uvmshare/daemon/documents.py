@@ -16,6 +16,8 @@ from uvmshare.mounts.options import DEFAULT_MSIZE, Cache
 
 __all__ = [
     "DEFAULT_OWNER",
+    "NAME",
+    "REQUESTS",
     "Event",
     "EventMessage",
     "Finding",
@@ -37,14 +39,14 @@ __all__ = [
     "VmId",
 ]
 
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]*$(?!\n)"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]*$(?!\n)"
 """Python's ``$`` also matches before a line feed at the end, and no name has one."""
 
-VmId = Annotated[str, msgspec.Meta(pattern=_NAME, min_length=1, max_length=64, description="A name for the VM.")]
+VmId = Annotated[str, msgspec.Meta(pattern=NAME, min_length=1, max_length=64, description="A name for the VM.")]
 OwnerName = Annotated[
     str,
     msgspec.Meta(
-        pattern=_NAME,
+        pattern=NAME,
         min_length=1,
         max_length=128,
         description="Who holds a share: a name of the caller's choice, kept apart for each user of the host.",
@@ -61,6 +63,17 @@ Lease = Annotated[
 HostPath = Annotated[
     str, msgspec.Meta(min_length=1, max_length=4096, description="A directory or file of the host, absolute.")
 ]
+AllowedNames = Annotated[
+    tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=255)], ...],
+    msgspec.Meta(
+        max_length=1024, description="Names at the top of the directory; the guest sees no others. Empty: all of them."
+    ),
+]
+Address = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+LimitName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+LimitValue = (
+    bool | Annotated[int, msgspec.Meta(ge=0, le=1 << 53)] | Annotated[float, msgspec.Meta(ge=0, le=1 << 53)] | None
+)
 SecurityModel = Literal["mapped-xattr", "passthrough", "none"]
 
 DEFAULT_OWNER = "default"
@@ -78,12 +91,12 @@ class NewVm(_Request, frozen=True):
     """A VM that is to get shares: where its guest connects, or its compute system on Windows."""
 
     id: VmId
-    listen: tuple[str, ...] = ()
+    listen: Annotated[tuple[Address, ...], msgspec.Meta(max_length=16)] = ()
     """Addresses on which the VM's file server listens, such as firecracker:/run/fc/v.sock."""
-    compute_system: str | None = None
+    compute_system: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] | None = None
     """The id of a Hyper-V compute system, in place of addresses."""
     security_model: SecurityModel = "mapped-xattr"
-    socket_mode: Annotated[str, msgspec.Meta(pattern=r"^[0-7]{3}$(?!\n)")] = "600"
+    socket_mode: Annotated[str, msgspec.Meta(pattern=r"^[0-7]{3}$(?!\n)", max_length=3)] = "600"
     """Permissions of the file server's unix sockets, three octal digits."""
     allow_remote: bool = False
     """Whether a TCP address may be off loopback."""
@@ -92,17 +105,19 @@ class NewVm(_Request, frozen=True):
     the VM's user and root: those that the VM's monitor runs as."""
     read_only: bool = False
     """Whether writable shares are refused."""
-    limits: dict[str, bool | int | float | None] = {}
+    limits: Annotated[dict[LimitName, LimitValue], msgspec.Meta(max_length=32)] = {}
     """What the VM or one mount of it may use; see `uvmshare serve --limit`."""
-    cgroup: dict[str, str] = {}
+    cgroup: Annotated[
+        dict[LimitName, Annotated[str, msgspec.Meta(max_length=256)]], msgspec.Meta(max_length=32)
+    ] = {}
     """Limits of the control group of all its file server's processes, by the kernel's names: memory.max, memory.high,
     memory.swap.max, pids.max, cpu.max, cpu.weight, io.weight, io.max. Others than the daemon's own are for root, unless
     they allow less."""
-    agent: str | None = None
+    agent: Address | None = None
     """Where the agent in the guest is reached, such as firecracker:/run/fc/v.sock or tcp:127.0.0.1:5641; it mounts."""
     agent_dials: bool = False
     """Whether the agent dials, and this address is where the daemon listens for it."""
-    agent_token: str | None = None
+    agent_token: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] | None = None
     """The secret that the agent was started with, if it was. Never told to anybody."""
 
 
@@ -144,8 +159,7 @@ class NewShare(_Request, frozen=True):
 
     path: HostPath
     read_only: bool = False
-    only: tuple[str, ...] = ()
-    """Names at the top of the directory; the guest sees no others. Empty: all of them."""
+    only: AllowedNames = ()
     owner: OwnerName = DEFAULT_OWNER
     lease: Lease | None = None
 
@@ -187,7 +201,7 @@ class NewMount(_Request, frozen=True):
     guest_path: Annotated[str, msgspec.Meta(min_length=2, max_length=4095)]
     """Absolute, below what the guest's agent allows."""
     read_only: bool = False
-    only: tuple[str, ...] = ()
+    only: AllowedNames = ()
     cache: Cache = "none"
     """What the guest's kernel may keep (Linux's 9p.rst)."""
     msize: Annotated[int, msgspec.Meta(ge=4096, le=1 << 24)] = DEFAULT_MSIZE
@@ -325,3 +339,7 @@ class Info(_Answer, frozen=True):
     """The uid that the daemon takes you for."""
     notes: tuple[str, ...]
     """What the host's kernel lacks to confine file servers fully."""
+
+
+REQUESTS = (NewVm, NewShare, NewMount, Renewal)
+"""What requests have as their bodies."""

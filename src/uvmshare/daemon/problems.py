@@ -5,6 +5,7 @@ What lives here: which status and which remedy each class of error has. What mus
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 from uvmshare import errors
@@ -12,9 +13,11 @@ from uvmshare.daemon.documents import Problem
 from uvmshare.printable import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-__all__ = ["ANSWERS", "problem_of", "to_exception"]
+__all__ = ["ANSWERS", "PROBLEM_TYPE", "Refused", "problem_of", "to_exception", "words_of"]
+
+PROBLEM_TYPE: Final = "application/problem+json"
 
 _REPORT: Final = "This is a defect of uvmshare: please report it with the daemon's log."
 
@@ -66,9 +69,68 @@ ANSWERS: Final[Mapping[type[errors.UvmshareError], tuple[int, str]]] = {
 _STATUS_CLASSES: Final[Mapping[int, type[errors.UvmshareError]]] = {
     400: errors.InvalidDocument,
     404: errors.NotThere,
+    413: errors.InvalidDocument,
+    414: errors.InvalidDocument,
     422: errors.InvalidDocument,
+    429: errors.LimitReached,
+    431: errors.InvalidDocument,
 }
 """What the HTTP layer refuses before any of our code sees it."""
+
+
+class Refused(Exception):
+    """What the HTTP layer refused, in one line."""
+
+
+_KINDS: Final[Mapping[str, str]] = {
+    "str": "a text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+    "null": "null",
+}
+_WORDS: Final[tuple[tuple[str, str], ...]] = (
+    (r"Expected `str` of length >= 1", "it is empty"),
+    (r"Expected `str` of length <= (\d+)", "it has more than {0} characters"),
+    (r"Expected `str` of length >= (\d+)", "it has fewer than {0} characters"),
+    (r"Expected `str` matching regex .*", "it has characters that it may not have, or not there"),
+    (r"Expected `array` of length <= (\d+)", "it has more than {0} items"),
+    (r"Expected `object` of length <= (\d+)", "it has more than {0} members"),
+    (r"Expected `(?:int|float)` <= ([\d.e+]+)", "it is more than {0}"),
+    (r"Expected `(?:int|float)` >= ([\d.e+]+)", "it is less than {0}"),
+    (r"Expected `(?:int|float)` > ([\d.e+]+)", "it is not more than {0}"),
+    (r"Object contains unknown field `(.*)`", "there is no field {0}"),
+    (r"Object missing required field `(.*)`", "the field {0} is missing"),
+    (r"Missing required (?:query parameter|header) '(\w+)'.*", "{0} is missing"),
+    (r"Invalid enum value (.*)", "{0} is none of the values that it may have"),
+    (r"'data'", "it is missing"),
+    (r"(?:JSON is malformed|Input data was truncated|Number out of range|Invalid UTF-8).*", "the body is no JSON"),
+)
+"""What msgspec and Litestar say of a field, and what it is called here."""
+_MOST_TOLD: Final = 5
+_LONGEST_TOLD: Final = 100
+"""Fields, and characters of what the client sent, that are said again."""
+
+
+def words_of(complaints: Iterable[tuple[str, str]]) -> str:
+    """Say in words what is wrong with fields: pairs of a field's name and what was said of it."""
+    told = []
+    for field, complaint in list(complaints)[:_MOST_TOLD]:
+        name = "the document" if field == "data" else field
+        told.append(f"{name}: {_in_words(complaint)}" if name else _in_words(complaint))
+    return "; ".join(told)
+
+
+def _in_words(complaint: str) -> str:
+    if kinds := re.fullmatch(r"Expected `(.*)`, got `(.*)`", complaint):
+        wanted = " or ".join(_KINDS.get(kind.strip(), kind.strip()) for kind in kinds[1].split("|"))
+        return f"it is {_KINDS.get(kinds[2], kinds[2])}, and has to be {wanted}"
+    for pattern, words in _WORDS:
+        if found := re.fullmatch(pattern, complaint, re.DOTALL):
+            return words.format(*(each[:_LONGEST_TOLD] for each in found.groups()))
+    return complaint[:_LONGEST_TOLD]
 
 
 def _answer(cls: type[errors.UvmshareError]) -> tuple[int, str]:

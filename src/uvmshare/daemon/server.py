@@ -1,12 +1,10 @@
 """The daemon as a process: its socket, uvicorn on it, and the beginning and end of it all.
 
-What lives here: `serve`, and how the one who asks is known from his connection. What must not: routes (`app`) or
-decisions (`service`).
+What lives here: `serve`. What must not: connections (`connections`), routes (`app`) or decisions (`service`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import grp
 import os
@@ -15,16 +13,15 @@ import signal
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from uvmshare.daemon import systemd
-from uvmshare.daemon.app import PEER, make_app
+from uvmshare.daemon.app import make_app
+from uvmshare.daemon.connections import protocol
 from uvmshare.daemon.groups import Groups, check_limits
-from uvmshare.daemon.identity import peer_of
 from uvmshare.daemon.machine import Places
 from uvmshare.daemon.quotas import USER_SHARES, USER_VMS
 from uvmshare.daemon.service import Service
@@ -41,9 +38,6 @@ if TYPE_CHECKING:
 __all__ = ["Daemon", "Settings", "default_run_dir", "default_state_dir", "serve"]
 
 _BACKLOG: Final = 1024
-
-_MOST_OF_USER: Final = 256
-"""Connections that one user may have open, root aside: the daemon's descriptors are for all of them."""
 
 _GRACE: Final = 30
 """Seconds that requests under way may take when the daemon ends; the next one settles what is not done then."""
@@ -88,31 +82,6 @@ def default_state_dir() -> str:
     if os.geteuid() == 0:
         return os.environ.get("STATE_DIRECTORY") or "/var/lib/uvmshare"
     return os.path.join(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "uvmshare")
-
-
-class _PeerProtocol(H11Protocol):
-    """uvicorn's protocol, which says in each request's scope who opened the connection."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own does
-        super().connection_made(transport)
-        try:
-            peer = peer_of(transport.get_extra_info("socket"))
-        except OSError as error:
-            structlog.get_logger("uvmshare.daemon").warning("connection of nobody knows whom", reason=str(error))
-            transport.abort()
-            return
-        self.uid = peer.uid
-        others = sum(getattr(other, "uid", None) == peer.uid for other in self.connections)
-        if others > _MOST_OF_USER and not peer.is_root:
-            structlog.get_logger("uvmshare.daemon").warning("connection.refused", user=peer.uid, most=_MOST_OF_USER)
-            transport.abort()
-            return
-        inner = self.app
-
-        async def app(scope: Any, receive: Any, send: Any) -> None:
-            await inner({**scope, PEER: peer}, receive, send)
-
-        self.app = app
 
 
 class _Server(uvicorn.Server):
@@ -199,7 +168,7 @@ async def serve(
 
         config = uvicorn.Config(
             make_app(service, log),
-            http=_PeerProtocol,
+            http=protocol(),
             ws="none",
             loop="asyncio",
             lifespan="off",
