@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from uvmshare.daemon.documents import Share, Vm
     from uvmshare.daemon.server import Daemon
+    from uvmshare.daemon.service import Service
 
 assert sys.platform == "linux", "the daemon runs on Linux"
 
@@ -87,8 +88,8 @@ class Home:
         return NewVm(id=id_, listen=(f"unix:{self.folder}/{id_}.9p",), **more)
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[Running]:
-        """Run a daemon to the end of the block."""
+    def running(self, *, found: bool = True) -> Iterator[Running]:
+        """Run a daemon to the end of the block; with `found`, when it has looked for each VM of the one before it."""
         started = threading.Event()
         running = Running(self)
         failures: list[BaseException] = []
@@ -112,6 +113,8 @@ class Home:
             assert started.wait(DEADLINE)
             if failures:
                 raise failures[0]
+            if found:
+                running.call(running.all_found)
             yield running
         finally:
             if running.daemon is not None:
@@ -136,10 +139,20 @@ class Running:
         self.daemon: Daemon | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
 
+    @property
+    def service(self) -> Service:
+        """What it does, without its HTTP; to be used in its loop."""
+        assert self.daemon is not None
+        return self.daemon.service
+
     def call(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """Run something in the daemon's own loop."""
         assert self.loop is not None
         return asyncio.run_coroutine_threadsafe(work(), self.loop).result(DEADLINE)
+
+    async def all_found(self) -> None:
+        for machine in self.service.machines.values():
+            await machine.tried.wait()
 
     def pass_time(self, seconds: float) -> None:
         """Let time pass, and the daemon see to the leases that are over."""

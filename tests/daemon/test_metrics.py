@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.daemon.harness import Home
+from tests.daemon.harness import Home, supervisor_of
 
+from uvmshare import errors
 from uvmshare.cli import stats
 from uvmshare.cli.main import run
+from uvmshare.daemon import machine
 from uvmshare.daemon.metrics import NAMES
 from uvmshare.testing.client import Client as Guest
 
@@ -20,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.daemon.harness import Running
+
+    from uvmshare.fileserver import control
 
 DASHBOARD = Path(__file__).parents[2] / "contrib" / "grafana" / "uvmshare.json"
 
@@ -88,6 +95,99 @@ def test_the_dashboard_reads_names_that_there_are_and_all_of_them(busy: Running)
             assert set(group.replace(" ", "").split(",")) <= labels
 
 
+@pytest.mark.parametrize(
+    "forged",
+    [
+        b'"operations": {"Tread": -1}',
+        b'"operations": {"Tread": "many"}',
+        b'"operations": {"Tread": 1e400}',
+        b'"operations": {"Tread": 99999999999999999999}',
+        b'"operations": {"Tread\\n# injected": 1}',
+        b'"operations": {"a\\"} 1": 1}',
+        b'"operations": [1]',
+        b'"errors": {"-5": 1}',
+        b'"errors": {"x": 1}',
+        b'"received": NaN',
+        b'"sent": 1.5',
+        b'"sent": null',
+        b'"latencies": {"Tread": {"count": 1, "seconds": 1, "buckets": [1]}}',
+        b'"latencies": {"Tread": {"count": 1, "seconds": -1, "buckets": [0,0,0,0,0,0,0,0,0,0,0]}}',
+    ],
+)
+def test_counters_that_are_none_are_no_answer(forged: bytes) -> None:
+    from uvmshare.fileserver import control
+
+    share = {"name": "0", "path": "/p", "read_only": True, "document": {"Name": "0", "AccessName": "0", "Port": 1}}
+    mount = b'{"pid": 1, "connection": 1, "peer": "", "counted": {%b}}'
+    answer = json.dumps({"id": 1, "shares": [{**share, "mounts": ["?"]}]}).encode()
+    good = mount % b'"operations": {"Tread": 1}'
+    assert control.decode_reply(answer.replace(b'"?"', good)).shares
+    with pytest.raises((ValueError, msgspec.DecodeError)):
+        control.decode_reply(answer.replace(b'"?"', mount % forged))
+
+
+def test_one_file_server_that_tells_nothing_costs_the_lines_of_its_vm_alone(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_COUNT_SECONDS", 0.2)
+    with home.running() as daemon:
+        for id_ in ("stopped", "forging", "good"):
+            vm = daemon.add_vm(id_)
+            share = daemon.add_share(home.directory("project"), id_, read_only=True)
+        supervisor = supervisor_of(home, os.getuid(), "stopped")
+        os.kill(supervisor, signal.SIGSTOP)
+
+        async def forged() -> tuple[control.Share, ...]:
+            raise IndexError
+
+        daemon.service.machines[os.getuid(), "forging"].counted = forged  # type: ignore[method-assign]  # it lies
+        try:
+            with Guest.connect(vm.addresses[0], share.name) as guest:
+                guest.listdir("")
+                found = samples(daemon)["uvmshare_file_server_answers"]
+                assert {dict(where)["vm"].partition(":")[2]: number for where, number in found.items()} == {
+                    "stopped": 0,
+                    "forging": 0,
+                    "good": 1,
+                }
+                assert value(daemon, "uvmshare_mounts") == 1
+                assert value(daemon, "uvmshare_references", vm=f"{os.getuid()}:stopped") == 1
+            with home.client() as client:
+                with pytest.raises(errors.OutcomeUnknown, match=r"no answer within 0\.2 s"):
+                    client.stats("stopped")
+                assert client.stats("good")
+        finally:
+            os.kill(supervisor, signal.SIGCONT)
+
+
+def test_what_a_user_makes_his_file_server_count_is_told_all_the_same(
+    busy: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest counts that are taken, of more shares than there are, one of them twice."""
+    from uvmshare.fileserver import control, counters
+
+    there = busy.service.machines[os.getuid(), "vm"]
+    (share,) = busy.call(there.counted)
+    most = counters.Counted(
+        operations={"Tread": counters._MOST},
+        errors={5: counters._MOST},
+        received=counters._MOST,
+        latencies={"Tread": counters.Latency(counters._MOST, 1e9, (counters._MOST,) * 11)},
+    )
+    mounts = tuple(control.Mount(1, number, "", most) for number in range(3000))
+    large = msgspec.structs.replace(share, mounts=mounts)
+
+    async def counted() -> tuple[control.Share, ...]:
+        return (share, large, msgspec.structs.replace(large, name='7"} 1'))
+
+    monkeypatch.setattr(there, "counted", counted)
+    assert value(busy, "uvmshare_mounts") == 3000
+    assert {dict(where)["share"] for where in samples(busy)["uvmshare_mounts"]} == {"0"}
+    with busy.home.client() as client:
+        (stats,) = client.stats("vm")
+    assert stats.received == (1 << 63) - 1
+
+
 def test_the_commands_show_it(
     busy: Running, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,10 +223,11 @@ def test_rates_are_of_what_was_done_meanwhile_and_never_below_nothing() -> None:
 
     before = {("vm", "0"): made("0", 100), ("vm", "1"): made("1", 100)}
     table = stats.picture(before, [made("0", 120), made("1", 1100), made("2", 50)], 2.0)
-    assert list(table.columns[1].cells) == ["1", "2", "0"]
-    assert list(table.columns[4].cells) == ["500", "25", "10"]
-    assert list(table.columns[6].cells) == ["500.0 kB", "25.0 kB", "10.0 kB"]
-    (cells,) = [list(column.cells) for column in stats.picture(before, [made("0", 5)], 1.0).columns[4:5]]
+    columns = [[str(cell) for cell in column.cells] for column in table.columns]
+    assert columns[1] == ["1", "2", "0"]
+    assert columns[4] == ["500", "25", "10"]
+    assert columns[6] == ["500.0 kB", "25.0 kB", "10.0 kB"]
+    (cells,) = [list(map(str, column.cells)) for column in stats.picture(before, [made("0", 5)], 1.0).columns[4:5]]
     assert cells == ["0"], "its connection was another one"
     assert stats.size(10**18) == "1000000.0 TB"
     assert stats.micros(0.0000123) == "12 µs"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import errno
 import os
@@ -12,14 +13,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import structlog
 from tests.processes import DEADLINE
 
 from uvmshare.daemon import identity
 from uvmshare.daemon.documents import NewShare
 from uvmshare.daemon.events import EventLog
 from uvmshare.daemon.identity import Identity, Threads
+from uvmshare.daemon.logs import Fairness
 from uvmshare.daemon.operations import Operations
-from uvmshare.errors import HostPathHangs, NotThere
+from uvmshare.daemon.quotas import USER_BYTES, Quotas, weight
+from uvmshare.errors import HostPathHangs, LimitReached, NotThere
 from uvmshare.share.options import AddOptions
 
 if TYPE_CHECKING:
@@ -110,6 +114,62 @@ def test_one_user_pushes_out_no_operations_of_another() -> None:
                 operations.find(id_, BOB.uid)
 
     asyncio.run(test())
+
+
+def test_events_and_operations_are_kept_by_their_size_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def long() -> str:
+        return "a" * 100
+
+    async def test() -> None:
+        monkeypatch.setattr("uvmshare.daemon.operations._KEPT_BYTES", 350)
+        operations = Operations("me", clock)
+        begun = [operations.start("add VM", "vm", ALICE.uid, long(), 17) for _ in range(5)]
+        assert operations.under_way(ALICE.uid) == (17,) * 5
+        await operations.settle()
+        await asyncio.sleep(0)
+        assert operations.list(ALICE.uid) == begun[-3:]
+        assert operations.under_way(ALICE.uid) == ()
+
+    asyncio.run(test())
+    monkeypatch.setattr("uvmshare.daemon.events._KEPT_CHARACTERS", 350)
+    events = EventLog("me", clock)
+    for number in range(5):
+        events.emit(f"his-{number}", (BOB.uid, "vm"), reason="a" * 100)
+    assert asyncio.run(told(events, BOB)) == [None, "his-2", "his-3", "his-4"]
+
+
+def test_one_user_does_not_fill_the_log() -> None:
+    now = [0.0]
+    fairness = Fairness(lambda: now[0], most=2)
+
+    def written(**line: object) -> list[object]:
+        with contextlib.suppress(structlog.DropEvent):
+            return [fairness(None, "", {"event": "x", **line}).get("dropped", 0)]
+        return []
+
+    assert [written(user=BOB.uid) for _ in range(2)] == [[0], [0]]
+    assert [written(vm=f"{BOB.uid}:vm") for _ in range(3)] == [[], [], []]
+    assert [written(vm=f"{ALICE.uid}:vm"), written(), written(vm="0:vm"), written(user=0)] == [[0]] * 4
+    now[0] += 60
+    assert [written(user=BOB.uid) for _ in range(3)] == [[3], [0], []]
+
+
+def test_a_user_holds_only_so_many_bytes_of_paths_and_names() -> None:
+    quotas = Quotas(vms=1, shares=1000, unlimited={0})
+    size = weight("/p", names=["n" * 255] * 1024)
+    assert 1024 * 255 < size < USER_BYTES
+    there = [size] * (USER_BYTES // size - 1)
+    with quotas.adding(ALICE, lambda _: there, size):
+        with pytest.raises(LimitReached, match=rf"uid {ALICE.uid} would hold \d+ bytes.*release"):
+            quotas.adding(ALICE, lambda _: there, size).__enter__()
+        with quotas.adding(BOB, lambda _: [], size), quotas.adding(ROOT, lambda _: there, size):
+            pass
+    with quotas.adding(ALICE, lambda _: there, size):
+        pass
+    quotas.require_room_for_operation(ALICE, [1] * 10)
+    for many in ([USER_BYTES], [0] * 1000):
+        with pytest.raises(LimitReached, match="operation"):
+            quotas.require_room_for_operation(ALICE, many)
 
 
 # Threads that look at users' files. A file system that does not answer is an event that nobody sets.

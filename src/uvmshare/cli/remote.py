@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from uvmshare.errors import UvmshareError
+from uvmshare.cli.output import note
+from uvmshare.errors import ComputeSystemError, FileServerError, InvalidState, NotThere, UvmshareError
 from uvmshare.printable import printable
 
 if TYPE_CHECKING:
@@ -76,8 +77,21 @@ def connected(host: str | None) -> Iterator[Client]:
 
 
 def of_vms(client: Client, vms: Sequence[str], ask: Callable[[str], Iterable[T]]) -> list[T]:
-    """Return what `ask` gives for each of the VMs, or for all of the daemon's when none is named."""
-    return [each for vm in vms or [vm.id for vm in client.vms()] for each in ask(vm)]
+    """Return what `ask` gives for each of the VMs, or for all of the daemon's when none is named.
+
+    Of these, one that cannot be asked now is a line on standard error, and costs nothing of the others.
+    """
+    if vms:
+        return [each for vm in vms for each in ask(vm)]
+    found: list[T] = []
+    for vm in client.vms():
+        try:
+            if vm.state == "finding":
+                raise InvalidState(vm.error or vm.state)
+            found += ask(vm.id)
+        except (ComputeSystemError, InvalidState, FileServerError, NotThere) as error:
+            note(f"VM {vm.id}: {error}")
+    return found
 
 
 def _complete(ask: Callable[[Client, click.Context], Iterable[tuple[str, str]]]) -> Callable[..., list[CompletionItem]]:

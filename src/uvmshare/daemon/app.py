@@ -132,7 +132,14 @@ def _who(request: Request[Any, Any, Any], service: Serving) -> Identity:
 
 
 async def _answer(
-    service: Service, who: Identity, action: tuple[str, str], work: Coroutine[Any, Any, T], status: int, *, wait: bool
+    service: Service,
+    who: Identity,
+    action: tuple[str, str],
+    work: Coroutine[Any, Any, T],
+    status: int,
+    *,
+    wait: bool,
+    document: object = None,
 ) -> T:
     """Do something that takes a while, and wait for it or not, as asked.
 
@@ -144,7 +151,7 @@ async def _answer(
     except LimitReached:
         work.close()
         raise
-    running = service.operations.start(*action, who.uid, _traced(*action, work))
+    running = service.operations.start(*action, who.uid, _traced(*action, work), len(msgspec.json.encode(document)))
     if not wait:
         where = {"Location": f"/v1/operations/{running.id}"}
         return cast("T", Response(_operation(running), status_code=202, headers=where))
@@ -197,7 +204,7 @@ async def list_vms(*, service: Serving, who: Who) -> list[Vm]:
 @post("/vms", summary="Add a VM", responses=_ACCEPTED)
 async def add_vm(*, service: Serving, who: Who, data: JSONBody[NewVm], wait: Wait = True) -> Vm:
     """Start a file server for a VM, with your rights. The same again changes nothing."""
-    return await _answer(service, who, ("add VM", data.id), service.add_vm(who, data), 201, wait=wait)
+    return await _answer(service, who, ("add VM", data.id), service.add_vm(who, data), 201, wait=wait, document=data)
 
 
 @get("/vms/{vm:str}", summary="A VM", responses=_FAILURES)
@@ -223,7 +230,7 @@ async def remove_vm(
 @get("/vms/{vm:str}/shares", summary="List shares", responses=_FAILURES)
 async def list_shares(*, service: Serving, who: Who, vm: VmName) -> list[Share]:
     """List the shares of a VM that you hold; to root, all."""
-    return service.shares.all(who, service.find(who, vm))
+    return service.shares.all(who, await service.find_ready(who, vm))
 
 
 @post("/vms/{vm:str}/shares", summary="Add a share", responses=_ACCEPTED)
@@ -236,14 +243,16 @@ async def add_share(
     wait: Wait = True,
 ) -> Share:
     """Share a directory and hold it. Equal shares are one; the same owner again holds it once, with the new lease."""
-    machine = service.find(who, vm)
-    return await _answer(service, who, ("add share", vm), service.shares.add(who, machine, data), 201, wait=wait)
+    machine = await service.find_ready(who, vm)
+    return await _answer(
+        service, who, ("add share", vm), service.shares.add(who, machine, data), 201, wait=wait, document=data
+    )
 
 
 @get("/vms/{vm:str}/shares/{share:str}", summary="A share", responses=_FAILURES)
 async def get_share(*, service: Serving, who: Who, vm: VmName, share: ShareName) -> Share:
     """Show one share."""
-    return service.shares.get(who, service.find(who, vm), share)
+    return service.shares.get(who, await service.find_ready(who, vm), share)
 
 
 @delete("/vms/{vm:str}/shares/{share:str}", summary="Release a share", status_code=204, responses=_ACCEPTED)
@@ -258,7 +267,7 @@ async def release_share(
     wait: Wait = True,
 ) -> None:
     """Give back what an owner holds. The last reference takes the share out; then no guest reaches it any more."""
-    machine = service.find(who, vm)
+    machine = await service.find_ready(who, vm)
     service.shares.get(who, machine, share)
     work = service.shares.release(machine, share, whose(who, owner, uid))
     return await _answer(service, who, ("release share", vm), work, 204, wait=wait)
@@ -269,7 +278,7 @@ async def renew_lease(
     *, service: Serving, who: Who, vm: VmName, share: ShareName, owner: OwnerInPath, data: JSONBody[Renewal]
 ) -> Renewed:
     """Let the lease of one owner on one share run afresh."""
-    machine = service.find(who, vm)
+    machine = await service.find_ready(who, vm)
     service.shares.get(who, machine, share)
     return Renewed(leases=service.shares.renew(machine, share, f"{who.uid}/{owner}", data.lease))
 
@@ -277,7 +286,7 @@ async def renew_lease(
 @get("/vms/{vm:str}/mounts", summary="List mounts", responses=_FAILURES)
 async def list_mounts(*, service: Serving, who: Who, vm: VmName) -> list[Mount]:
     """List the mounts in a VM's guest that you hold; to root, all."""
-    return service.mappings.all(who, service.find(who, vm))
+    return service.mappings.all(who, await service.find_ready(who, vm))
 
 
 @post("/vms/{vm:str}/mounts", summary="Map a directory", responses=_ACCEPTED)
@@ -285,8 +294,10 @@ async def map_directory(
     *, service: Serving, who: Who, vm: VmName, data: JSONBody[NewMount], wait: Wait = True
 ) -> Mount:
     """Share a directory and have the guest's agent mount it; both or neither. Whoever asks for the same shares it."""
-    machine = service.find(who, vm)
-    return await _answer(service, who, ("map", vm), service.mappings.map(who, machine, data), 201, wait=wait)
+    machine = await service.find_ready(who, vm)
+    return await _answer(
+        service, who, ("map", vm), service.mappings.map(who, machine, data), 201, wait=wait, document=data
+    )
 
 
 @delete("/vms/{vm:str}/mounts", summary="Unmap a directory", status_code=204, responses=_ACCEPTED)
@@ -302,7 +313,7 @@ async def unmap_directory(
     wait: Wait = True,
 ) -> None:
     """Give back what an owner holds. The last one unmounts, and then the share goes too."""
-    machine = service.find(who, vm)
+    machine = await service.find_ready(who, vm)
     mount = service.mappings.get(who, machine, guest_path)
     work = service.mappings.unmap(machine, mount.guest_path, whose(who, owner, uid), lazy=lazy)
     return await _answer(service, who, ("unmap", vm), work, 204, wait=wait)
@@ -311,7 +322,7 @@ async def unmap_directory(
 @get("/vms/{vm:str}/stats", summary="What a guest does", responses=_FAILURES)
 async def get_stats(*, service: Serving, who: Who, vm: VmName) -> list[Stats]:
     """Tell operations, bytes, errors and latency of each share that you hold, since its connections began."""
-    return await service.stats(who, service.find(who, vm))
+    return await service.stats(who, await service.find_ready(who, vm))
 
 
 @get("/metrics", include_in_schema=False, media_type="text/plain")
@@ -323,7 +334,7 @@ async def get_metrics(*, service: Serving, who: Who) -> Response[bytes]:
 @get("/vms/{vm:str}/doctor", summary="Look at a guest", responses=_FAILURES)
 async def examine_guest(*, service: Serving, who: Who, vm: VmName) -> list[Finding]:
     """Ask the guest's agent what the guest can and cannot do, and say what that breaks and what to do."""
-    return await service.examine_guest(service.find(who, vm))
+    return await service.examine_guest(await service.find_ready(who, vm))
 
 
 @put("/leases/{owner:str}", summary="Renew all leases of an owner", responses=_FAILURES)

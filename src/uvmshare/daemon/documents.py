@@ -70,6 +70,7 @@ AllowedNames = Annotated[
     ),
 ]
 Address = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+Uid = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFE)]
 LimitName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 LimitValue = (
     bool | Annotated[int, msgspec.Meta(ge=0, le=1 << 53)] | Annotated[float, msgspec.Meta(ge=0, le=1 << 53)] | None
@@ -100,16 +101,14 @@ class NewVm(_Request, frozen=True):
     """Permissions of the file server's unix sockets, three octal digits."""
     allow_remote: bool = False
     """Whether a TCP address may be off loopback."""
-    allow_uids: tuple[Annotated[int, msgspec.Meta(ge=0, lt=0xFFFFFFFF)] | Literal["any"], ...] = ()
+    allow_uids: Annotated[tuple[Uid | Literal["any"], ...], msgspec.Meta(max_length=64)] = ()
     """Other users of the host who may be at the other end of TCP on loopback, or of the agent's unix socket, besides
     the VM's user and root: those that the VM's monitor runs as."""
     read_only: bool = False
     """Whether writable shares are refused."""
     limits: Annotated[dict[LimitName, LimitValue], msgspec.Meta(max_length=32)] = {}
     """What the VM or one mount of it may use; see `uvmshare serve --limit`."""
-    cgroup: Annotated[
-        dict[LimitName, Annotated[str, msgspec.Meta(max_length=256)]], msgspec.Meta(max_length=32)
-    ] = {}
+    cgroup: Annotated[dict[LimitName, Annotated[str, msgspec.Meta(max_length=256)]], msgspec.Meta(max_length=32)] = {}
     """Limits of the control group of all its file server's processes, by the kernel's names: memory.max, memory.high,
     memory.swap.max, pids.max, cpu.max, cpu.weight, io.weight, io.max. Others than the daemon's own are for root, unless
     they allow less."""
@@ -128,8 +127,9 @@ class Vm(_Answer, frozen=True):
     """As the one who asks has to name it: to root, other users' VMs are UID:ID."""
     uid: int
     """The user of the host to whom it belongs."""
-    state: Literal["running", "failed", "gone"]
-    """Of its file server: it serves, or is being started again; it cannot be started; somebody ended it."""
+    state: Literal["finding", "running", "failed", "gone"]
+    """Of its file server: it is looked for since the daemon was started, and what the VM has is not known yet; it
+    serves, or is being started again; it cannot be found or started, and is tried again; somebody ended it."""
     error: str | None
     """Why it is not running."""
     listen: tuple[str, ...]

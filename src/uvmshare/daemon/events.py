@@ -28,6 +28,12 @@ _KEPT: Final = 10_000
 """Events of each user's VMs, some MB: nobody pushes out another's. Who was away for longer is told that some are
 missing."""
 
+_KEPT_CHARACTERS: Final = 4 << 20
+"""In the details of these events: paths may be long."""
+
+_LONGEST_DETAIL: Final = 10_000
+"""Characters. A reason may come from a user's own process."""
+
 _MOST_DIGITS: Final = 20
 """Of an event's number: nobody makes int() work on a long one."""
 
@@ -46,17 +52,27 @@ class Happening(msgspec.Struct, frozen=True):
     detail: dict[str, Any]
 
 
+def _size(happening: Happening) -> int:
+    return sum(len(value) for value in happening.detail.values() if isinstance(value, str))
+
+
 class _Kept:
     """The last events of one user's VMs, oldest first, and the number of the last that is not kept any more."""
 
     def __init__(self, most: int) -> None:
-        self.events: deque[Happening] = deque(maxlen=most)
+        self.events: deque[Happening] = deque()
         self.dropped = 0
+        self._most = most
+        self._size = 0
+        """Characters in their details, which are nearly all that differs in size."""
 
     def add(self, happening: Happening) -> None:
-        if len(self.events) == self.events.maxlen:
-            self.dropped = self.events[0].number
         self.events.append(happening)
+        self._size += _size(happening)
+        while len(self.events) > self._most or self._size > _KEPT_CHARACTERS:
+            gone = self.events.popleft()
+            self.dropped = gone.number
+            self._size -= _size(gone)
 
     def behind(self, position: int) -> Happening | None:
         """Return the first event with a greater number."""
@@ -93,6 +109,7 @@ class EventLog:
     ) -> None:
         """Note that something happened, log it, and wake those who follow."""
         self._last += 1
+        detail = {key: value[:_LONGEST_DETAIL] if isinstance(value, str) else value for key, value in detail.items()}
         happening = Happening(self._last, self._clock(), kind, *vm, uid, share, owner, detail)
         self._of_user[vm[0]].add(happening)
         self._log.info(kind, vm=f"{vm[0]}:{vm[1]}", share=share, owner=owner, **detail)

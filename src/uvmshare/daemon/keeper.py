@@ -52,14 +52,15 @@ class LeaseKeeper:
         """Return the seconds that a lease has left."""
         return self._leases.left(key)
 
-    def restore(self, vm: VmKey, held: Collection[LeaseKey]) -> None:
-        """Let the leases that an earlier daemon wrote down run afresh, where something is still held by them."""
-        leases = self._store.leases(vm)
-        for key, seconds in leases.items():
-            if key in held:
-                self._leases.grant(key, seconds)
-        self._store.drop_leases(key for key in leases if key not in held)
+    def restore(self, vm: VmKey) -> None:
+        """Let the leases that an earlier daemon wrote down run afresh."""
+        for key, seconds in self._store.leases(vm).items():
+            self._leases.grant(key, seconds)
         self._changed.set()
+
+    def keep(self, vm: VmKey, held: Collection[LeaseKey]) -> None:
+        """Forget the leases of a VM that are on nothing which is held, now that this is known."""
+        self.forget(*(key for key in self.of_vm(vm) if key not in held))
 
     def grant(self, key: LeaseKey, seconds: float) -> None:
         """Let a lease run afresh for so long. Written down before it returns."""
@@ -127,10 +128,13 @@ class LeaseKeeper:
         self._see_to_those_over()
         await self.settle()
 
-    async def settle(self) -> None:
-        """Wait for what is being given back."""
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+    async def settle(self, seconds: float | None = None) -> None:
+        """Wait for what is being given back. What takes longer than `seconds` is left to the next daemon."""
+        if not self._tasks:
+            return
+        _, late = await asyncio.wait(self._tasks, timeout=seconds)
+        for task in late:
+            task.cancel()
 
     async def _expire(self, key: LeaseKey) -> None:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import structlog
@@ -16,9 +17,17 @@ import structlog
 from uvmshare.printable import json_escaped, json_text, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from structlog.typing import Processor
 
-__all__ = ["FORMATS", "configure"]
+__all__ = ["FORMATS", "Fairness", "configure"]
+
+USER_LINES: Final = 600
+"""Lines about one user and his VMs, root aside, in each `_MINUTE`; an add and a release are three."""
+_MINUTE: Final = 60.0
+_USERS: Final = 10_000
+"""Users that are remembered for a minute; beyond it, all begin anew."""
 
 _LONGEST: Final = 65_536
 """Characters of one value; a traceback is the longest."""
@@ -31,6 +40,7 @@ def configure(form: Format, level: str = "INFO") -> None:
     """Have every line of the daemon, and of the libraries it runs on, written in this form."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        Fairness(),
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.dict_tracebacks if form == "json" else structlog.processors.format_exc_info,
@@ -57,6 +67,36 @@ def configure(form: Format, level: str = "INFO") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+
+
+class Fairness:
+    """Drops what one user has written beyond his share of the log, and says how much with his next line behind it."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, most: int = USER_LINES) -> None:
+        self._clock = clock
+        self._most = most
+        self._lines: dict[str, tuple[float, int]] = {}
+        """By user: when his minute began, and the lines since then."""
+
+    def __call__(self, logger: Any, name: str, event: Any) -> Any:
+        """Return the line, or raise `structlog.DropEvent`."""
+        del logger, name
+        user = str(event.get("user") or str(event.get("vm") or "0").partition(":")[0])
+        if user == "0":
+            return event
+        now = self._clock()
+        began, lines = self._lines.get(user, (now, 0))
+        dropped = 0
+        if now - began >= _MINUTE:
+            dropped, began, lines = max(0, lines - self._most), now, 0
+        if len(self._lines) >= _USERS and user not in self._lines:
+            self._lines.clear()
+        self._lines[user] = (began, lines + 1)
+        if lines >= self._most:
+            raise structlog.DropEvent
+        if dropped:
+            event["dropped"] = dropped
+        return event
 
 
 def _as_json(event: Any, **_: Any) -> str:

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar
 from uvmshare import address, peers
 from uvmshare.daemon.dialler import UserDialler
 from uvmshare.daemon.tracing import TracedFileServer
-from uvmshare.errors import ComputeSystemGone, FileServerError, InvalidState, UnsupportedPlatform, UvmshareError
+from uvmshare.errors import (
+    ComputeSystemGone,
+    FileServerError,
+    InvalidState,
+    OutcomeUnknown,
+    UnsupportedPlatform,
+    UvmshareError,
+)
 from uvmshare.fileserver.device import FileServer
 from uvmshare.fileserver.limits import Limits
 from uvmshare.guest.wire import DEFAULT_PORT as AGENT_PORT
@@ -42,10 +49,18 @@ __all__ = ["Machine", "Places"]
 
 T = TypeVar("T")
 
-State = Literal["running", "failed", "gone"]
+State = Literal["finding", "running", "failed", "gone"]
 
 _AGENT_SECONDS: Final = 10.0
 """For one request in the guest. A lease that ends with a guest that hangs takes this and its grace longer."""
+_FIND_SECONDS: Final = 60.0
+"""To find a VM's file server, or to start another: each of these takes seconds, and its user's own process answers."""
+_COUNT_SECONDS: Final = 3.0
+"""To tell what its mounts have done; it is read from memory."""
+_LET_GO_SECONDS: Final = 10.0
+"""For the calls under way when the daemon ends. What is not answered then is settled by the next one."""
+_TAKE_OUT_SECONDS: Final = 40.0
+"""For shares to be taken out when their VM is removed, before its file server is ended with them."""
 _LAST_UNMOUNT_SECONDS: Final = 10.0
 """For a guest to unmount everything when its VM is removed."""
 
@@ -134,8 +149,12 @@ class Machine:
         self._server: FileServer | None = None
         self.group: Group | None = None
         """Where its processes are."""
-        self.state: State = "failed"
-        self.error: str | None = "it was not started yet"
+        self.state: State = "finding"
+        self.error: str | None = "it is still being found, or started"
+        self.tried = asyncio.Event()
+        """Whether it was looked for, with or without success."""
+        self.found = asyncio.Event()
+        """Whether what it has is known: it was added or found; or it was removed, and has nothing."""
         self.restarts = 0
         self._settling: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
@@ -175,13 +194,19 @@ class Machine:
         return () if self.mounts is None else self.mounts.mounts()
 
     async def counted(self) -> tuple[control.Share, ...]:
-        """Return the shares that are served and what their mounts have done; nothing where it cannot be asked."""
-        if self._server is None:
-            return ()
+        """Return the shares that are served and what their mounts have done.
+
+        Raises `OutcomeUnknown` when no answer comes in time, and what else `FileServer.status` does; `FileServerError`
+        where there is none.
+        """
+        self.require()
+        assert self._server is not None
         try:
-            return (await self._server.status(counters=True)).shares
-        except UvmshareError:
-            return ()
+            async with asyncio.timeout(_COUNT_SECONDS):
+                return (await self._server.status(counters=True)).shares
+        except TimeoutError as error:
+            msg = f"the file server of VM {self.record.wanted.id!r} gave no answer within {_COUNT_SECONDS:g} s"
+            raise OutcomeUnknown(msg) from error
 
     def require(self) -> Manager:
         """Return the Manager. Raises `FileServerError` with the reason when there is no file server."""
@@ -200,6 +225,15 @@ class Machine:
 
     # Starting and finding
 
+    async def when_tried(self, seconds: float) -> None:
+        """Wait until it was looked for, at most so long. Raises `InvalidState` when it is still being found."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.tried.wait()
+        except TimeoutError as error:
+            msg = f"VM {self.record.wanted.id!r} is still being found since the daemon was started: ask again later"
+            raise InvalidState(msg) from error
+
     async def add(self) -> None:
         """Start the file server of a new VM. Raises what `FileServer.start` does, and leaves nothing then."""
         self.group = self._places.group_of(self.record)
@@ -213,30 +247,49 @@ class Machine:
         except BaseException:
             await self._end_group()
             raise
+        self.tried.set()
+        self.found.set()
 
     async def find(self) -> None:
-        """Find what an earlier daemon left of the VM, or start it anew; with neither, it is "failed"."""
-        is_new = False
+        """Find what an earlier daemon left of the VM, or start it anew; with neither, it is "failed".
+
+        Whoever has found it sets `found`, once it is known who holds what. Cancelling it leaves everything as it is.
+        """
         try:
-            self.group = self._places.group_of(self.record)
+            if self.group is None:
+                self.group = self._places.group_of(self.record)
         except FileServerError as error:  # limits that cannot be set any more are no reason to leave a VM alone
             self._changed(self, "unlimited", str(error))
         try:
-            try:
-                server = await FileServer.connect(
-                    self._places.run_dir_of(self.record), log=self._places.log_of(self.record), cgroup=self._cgroup
-                )
-            except FileServerError:  # the host was started again, and nothing is left to be found
-                server, is_new = await self._start_server(), True
+            server, is_new = await self._find_server()
+            self._server = server
             try:
                 await self._take(server, vm_is_new=is_new)
-            except BaseException:
+            except Exception:
+                # Not when it is cancelled: what the Manager has under way would be told that the VM is gone, and would
+                # forget who held what.
+                self._server = None
                 await server.detach()
                 raise
         except (UvmshareError, OSError) as error:
             self.state, self.error = "failed", printable(str(error))
         except Exception as error:  # noqa: BLE001  its user's own process answers there, and other users' VMs must start
             self.state, self.error = "failed", f"what was found of it cannot be understood: {error!r}"
+        finally:
+            self.tried.set()
+
+    async def _find_server(self) -> tuple[FileServer, bool]:
+        """Return the file server that is there, or else one that was started, and whether it was."""
+        try:
+            async with asyncio.timeout(_FIND_SECONDS):
+                try:
+                    run_dir, log = self._places.run_dir_of(self.record), self._places.log_of(self.record)
+                    return await FileServer.connect(run_dir, log=log, cgroup=self._cgroup), False
+                except FileServerError:  # the host was started again, and nothing is left to be found
+                    return await self._start_server(), True
+        except TimeoutError as error:
+            msg = f"its file server was not found, and none could be started, within {_FIND_SECONDS:g} s"
+            raise FileServerError(msg) from error
 
     @property
     def _cgroup(self) -> str | None:
@@ -355,11 +408,26 @@ class Machine:
     # Ending
 
     async def detach(self) -> None:
-        """Let go of everything; file server, guests and shares go on, for the next daemon to find."""
+        """Let go of everything; file server, guests and shares go on, for the next daemon to find.
+
+        Takes some seconds at most: what does not answer then is left as it is. Raises `OutcomeUnknown` for that.
+        """
+        try:
+            async with asyncio.timeout(_LET_GO_SECONDS):
+                await self._detach()
+        except TimeoutError as error:
+            if self._server is not None:
+                self._server.abandon()
+            msg = f"what was under way did not end within {_LET_GO_SECONDS:g} s: the next daemon settles it"
+            raise OutcomeUnknown(msg) from error
+
+    async def _detach(self) -> None:
+        if self.manager is None:
+            return
         await self._settled()
         if self.agent is not None:
             await self.agent.aclose()
-        if self.manager is not None and self.state != "gone":
+        if self.state != "gone":
             await self.manager.detach()
         if self._server is not None:
             await self._server.detach()
@@ -383,9 +451,12 @@ class Machine:
             await self.agent.aclose()
         manager, self.manager = self.manager, None
         if manager is not None:
-            with suppress(UvmshareError):  # what cannot be taken out ends with the file server
-                await manager.aclose()
+            with suppress(UvmshareError, TimeoutError):  # what cannot be taken out ends with the file server
+                async with asyncio.timeout(_TAKE_OUT_SECONDS):
+                    await manager.aclose()
         if self._server is not None:
             await self._server.aclose()
         await self._end_group()
         self.state, self.error = "gone", "it was removed"
+        self.tried.set()
+        self.found.set()

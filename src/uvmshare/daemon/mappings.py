@@ -18,6 +18,7 @@ import structlog
 
 from uvmshare.daemon.documents import Mount, Reference
 from uvmshare.daemon.identity import checked_options
+from uvmshare.daemon.quotas import weight
 from uvmshare.daemon.shares import holder_of, options_of
 from uvmshare.daemon.store import MountLease, MountRecord, name_for
 from uvmshare.daemon.tracing import span
@@ -63,7 +64,7 @@ class Mappings:
         events: EventLog,
         keeper: LeaseKeeper,
         store: Store,
-        adding: Callable[[Identity], AbstractContextManager[None]],
+        adding: Callable[[Identity, int], AbstractContextManager[None]],
     ) -> None:
         self._events = events
         self._keeper = keeper
@@ -161,7 +162,9 @@ class Mappings:
         key = MountLease(vm, owner, path)
         held = self._holds(machine, path, owner)
         self._refuse_conflict(who, machine, options)
-        with nullcontext() if held else self._mapping(who, key):
+        with (
+            nullcontext() if held else self._mapping(who, key, weight(share.host_path, path, names=share.allowed_names))
+        ):
             if wanted.lease is not None:
                 self._keeper.grant(key, wanted.lease)
             if not held:
@@ -191,9 +194,9 @@ class Mappings:
         return self.get(who, machine, path)
 
     @contextmanager
-    def _mapping(self, who: Identity, key: MountLease) -> Iterator[None]:
+    def _mapping(self, who: Identity, key: MountLease, size: int) -> Iterator[None]:
         """Count a request that may make a mount. Raises `LimitReached`."""
-        with self._adding(who):
+        with self._adding(who, size):
             self._being_mapped[key] += 1
             try:
                 yield
@@ -252,11 +255,18 @@ class Mappings:
     def _mounted(self, machine: Machine, path: str, owner: str) -> MountInfo | None:
         return next((info for info in machine.mounted() if info.mount_path == path and owner in info.owners), None)
 
-    def held_by(self, uid: int, machine: Machine) -> int:
-        """Count the mounts that a user holds there, or will again, once for each owner of his."""
+    def held_by(self, uid: int, machine: Machine) -> Iterator[int]:
+        """Give the weight of each mount that a user holds there, or will again, once for each owner of his."""
         mine = f"{uid}/"
-        held = {(info.mount_path, str(owner)) for info in machine.mounted() for owner in info.owners}
-        return sum(owner.startswith(mine) for _, owner in held | self._restoring.get(machine.record.key, {}).keys())
+        held: dict[tuple[str, str], int] = {}
+        for (path, owner), record in self._restoring.get(machine.record.key, {}).items():
+            held[path, owner] = weight(record.host_path, path, names=record.allowed_names)
+        for info in machine.mounted():
+            share = info.options.share
+            assert isinstance(share, AddOptions), "this daemon asks for no others"
+            size = weight(share.host_path, info.mount_path, names=share.allowed_names)
+            held.update({(info.mount_path, str(owner)): size for owner in info.owners})
+        return (size for (_, owner), size in held.items() if owner.startswith(mine))
 
     # Leases
 

@@ -13,6 +13,7 @@ import errno
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import structlog
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -45,6 +46,7 @@ NAMES = (
     "uvmshare_guest_mounts",
     "uvmshare_restarts_total",
     "uvmshare_agent_connected",
+    "uvmshare_file_server_answers",
     "uvmshare_mounts",
     "uvmshare_operations_total",
     "uvmshare_errors_total",
@@ -56,12 +58,30 @@ NAMES = (
 
 
 async def render(service: Service, who: Identity) -> bytes:
-    """Return the metrics of what `who` may see, in Prometheus' text format."""
+    """Return the metrics of what `who` may see, in Prometheus' text format.
+
+    All file servers are asked beside each other. One that does not answer in time, or not what can be, costs what is
+    told of its own VM's mounts, and ``uvmshare_file_server_answers`` says so.
+    """
     machines = service.visible(who)
-    counted = await asyncio.gather(*(service.counted(who, machine) for machine in machines))
-    shares = {machine.record.key: found for machine, found in zip(machines, counted, strict=True)}
+    outcomes = await asyncio.gather(*(service.counted(who, machine) for machine in machines), return_exceptions=True)
+    answers = GaugeMetricFamily(
+        "uvmshare_file_server_answers", "Whether the file server tells what its mounts have done.", labels=["vm"]
+    )
+    shares = {}
+    for machine, found in zip(machines, outcomes, strict=True):
+        key = machine.record.key
+        answers.add_metric([_name(key)], not isinstance(found, BaseException))
+        if isinstance(found, Exception):
+            structlog.get_logger("uvmshare.daemon").warning(
+                "a file server tells no counters", vm=_name(key), reason=str(found)
+            )
+        elif isinstance(found, BaseException):
+            raise found
+        else:
+            shares[key] = found
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Once([*_tables(service, who, machines), *_mounts(shares)]))
+    registry.register(_Once([*_tables(service, who, machines), answers, *_mounts(shares)]))
     return generate_latest(registry)
 
 

@@ -11,6 +11,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from uvmshare.errors import NotThere
 
 if TYPE_CHECKING:
@@ -20,6 +22,14 @@ __all__ = ["Operations", "Running"]
 
 _KEPT: Final = 1000
 """Operations that ended, of each user: nobody pushes out another's."""
+
+
+_KEPT_BYTES: Final = 4 << 20
+"""Of what these came to, as documents."""
+
+
+def _size(result: object) -> int:
+    return len(msgspec.json.encode(result))
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +44,8 @@ class Running:
     started: float
     task: asyncio.Task[Any] = field(repr=False)
     ended: float | None = None
+    size: int = 0
+    """Bytes: while it runs of the request's document, then of what it came to."""
 
 
 class Operations:
@@ -47,11 +59,11 @@ class Operations:
         """By who asked, oldest first."""
         self._last = 0
 
-    def start(self, action: str, vm: str, uid: int, work: Coroutine[Any, Any, Any]) -> Running:
-        """Begin an operation."""
+    def start(self, action: str, vm: str, uid: int, work: Coroutine[Any, Any, Any], size: int = 0) -> Running:
+        """Begin an operation; `size` is that of the request's document, in bytes."""
         self._last += 1
         task = asyncio.get_running_loop().create_task(work)
-        running = Running(f"{self._instance}-{self._last}", action, vm, uid, self._clock(), task)
+        running = Running(f"{self._instance}-{self._last}", action, vm, uid, self._clock(), task, size=size)
         self._of_user[uid][running.id] = running
         task.add_done_callback(lambda _: self._note_end(running))
         return running
@@ -61,9 +73,15 @@ class Operations:
         if not running.task.cancelled():
             running.task.exception()  # taken note of: nobody may wait for it
         mine = self._of_user[running.uid]
-        over = [each.id for each in mine.values() if each.ended is not None]
-        for id_ in over[: -self._kept]:
-            del mine[id_]
+        running.size = 0 if running.task.cancelled() or running.task.exception() else _size(running.task.result())
+        over = [each for each in mine.values() if each.ended is not None]
+        size = sum(each.size for each in over)
+        for each in over:
+            if len(over) <= self._kept and size <= _KEPT_BYTES:
+                break
+            size -= each.size
+            over = over[1:]
+            del mine[each.id]
 
     def find(self, id_: str, uid: int) -> Running:
         """Return an operation. Raises `NotThere` for none, and for another user's, unless root asks."""
@@ -78,11 +96,15 @@ class Operations:
         found = [running for user, mine in self._of_user.items() if uid in (0, user) for running in mine.values()]
         return sorted(found, key=lambda running: running.started)
 
-    def under_way(self, uid: int) -> int:
-        """Count what a user asked for and has not ended."""
-        return sum(running.ended is None for running in self._of_user[uid].values())
+    def under_way(self, uid: int) -> tuple[int, ...]:
+        """Return the size of each operation that a user asked for and that has not ended."""
+        return tuple(running.size for running in self._of_user[uid].values() if running.ended is None)
 
-    async def settle(self) -> None:
-        """Wait until every operation has ended."""
-        while running := [each.task for each in self.list(0) if not each.task.done()]:
-            await asyncio.wait(running)
+    async def settle(self, seconds: float | None = None) -> None:
+        """Wait until every operation has ended. What takes longer than `seconds` is cancelled."""
+        running = [each.task for each in self.list(0) if not each.task.done()]
+        if not running:
+            return
+        _, late = await asyncio.wait(running, timeout=seconds)
+        for task in late:
+            task.cancel()

@@ -39,7 +39,7 @@ __all__ = ["Daemon", "Settings", "default_run_dir", "default_state_dir", "serve"
 
 _BACKLOG: Final = 1024
 
-_GRACE: Final = 30
+_GRACE: Final = 20
 """Seconds that requests under way may take when the daemon ends; the next one settles what is not done then."""
 
 

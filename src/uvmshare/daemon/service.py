@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
@@ -32,12 +32,12 @@ from uvmshare.daemon.operations import Operations
 from uvmshare.daemon.quotas import USER_SHARES, USER_VMS, Quotas
 from uvmshare.daemon.shares import Shares
 from uvmshare.daemon.store import LeaseKey, MountLease, VmRecord, name_for
-from uvmshare.errors import AlreadyThere, InvalidOptions, NotThere, OperationDenied, StillInUse, UvmshareError
+from uvmshare.errors import AlreadyThere, InvalidOptions, NotThere, OperationDenied, StillInUse
 from uvmshare.fileserver import confinement
 from uvmshare.mounts.doctor import examine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
     from contextlib import AbstractContextManager
 
     from uvmshare.daemon.machine import Places
@@ -46,6 +46,19 @@ if TYPE_CHECKING:
     from uvmshare.sqlite_journal import SqliteJournal
 
 __all__ = ["Service"]
+
+_FIND_AT_ONCE: Final = 4
+"""VMs of one user that are looked for beside each other. Each may be an interpreter that starts."""
+_FIND_AGAIN_FIRST: Final = 5.0
+_FIND_AGAIN_LONGEST: Final = 300.0
+"""Seconds before a VM that could not be found is looked for again; the wait doubles."""
+_MOST: Final = (1 << 63) - 1
+"""What a document can say; a user's own process may count beyond it."""
+_READY_SECONDS: Final = 10.0
+"""For a request to wait for a VM that is being found."""
+_END_SECONDS: Final = 10.0
+"""For each kind of what is under way when the daemon ends. With uvicorn's grace, and letting go of the VMs, all of it
+takes less than the 90 s after which systemd kills (TimeoutStopSec=)."""
 
 
 _NO_GROUPS: Final = (
@@ -89,33 +102,46 @@ class Service:
         self.shares = Shares(self.events, self.keeper, self._adding)
         self.mappings = Mappings(self.events, self.keeper, store, self._adding)
         self._background: set[asyncio.Task[None]] = set()
+        self._finding: dict[VmKey, asyncio.Task[None]] = {}
+        self._finders: defaultdict[int, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_FIND_AT_ONCE))
         self._log = structlog.get_logger("uvmshare.daemon")
 
     # ------------------------------------------------------------------ the daemon's life
 
     async def start(self) -> None:
-        """Find every VM that an earlier daemon left, with its leases, which run afresh; then watch the leases."""
-        records = self._store.vms()
-        await asyncio.gather(*(self._find_vm(record) for record in records))
+        """Watch the leases that an earlier daemon left, which run afresh, and begin to find its VMs.
+
+        Waits for none of them: in each, its user's own process answers, or does not.
+        """
+        for record in self._store.vms():
+            machine = self.machines[record.key] = self._make_machine(record)
+            self.keeper.restore(record.key)
+            self._finding[record.key] = self._in_background(self._find_vm(machine))
         self._in_background(self.keeper.watch())
 
-    async def _find_vm(self, record: VmRecord) -> None:
-        machine = self._make_machine(record)
-        self.machines[record.key] = machine
-        await machine.find()
-        if machine.manager is None:
-            # What it had is as it was. Its leases cannot end before it can be told.
-            self.events.emit("vm.failed", record.key, reason=machine.error)
-            return
+    async def _find_vm(self, machine: Machine) -> None:
+        """Find a VM, however often it takes. What it had stays as it was meanwhile, and so do its leases that ended."""
+        key, delay, told = machine.record.key, _FIND_AGAIN_FIRST, None
+        while machine.manager is None:
+            async with self._finders[key[0]]:
+                await machine.find()
+            if machine.manager is None:
+                if machine.error != told:
+                    told = machine.error
+                    self.events.emit("vm.failed", key, reason=told)
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, _FIND_AGAIN_LONGEST)
         self.mappings.load(machine)
-        self.keeper.restore(record.key, self.shares.leased(machine) | self.mappings.leased(machine))
-        self.events.emit("vm.found", record.key, state=machine.state, addresses=list(machine.addresses))
+        self.keeper.keep(key, self.shares.leased(machine) | self.mappings.leased(machine))
+        machine.found.set()
+        self.events.emit("vm.found", key, state=machine.state, addresses=list(machine.addresses))
         self._in_background(self.mappings.restore(machine))
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background_ended)
+        return task
 
     def _background_ended(self, task: asyncio.Task[None]) -> None:
         self._background.discard(task)
@@ -123,18 +149,21 @@ class Service:
             self._log.error("defect", exc_info=error)
 
     async def stop(self) -> None:
-        """End, and leave every VM running for the next daemon."""
+        """End, and leave every VM running for the next daemon. No VM keeps it for longer than some seconds."""
         self.events.close()
         for task in self._background:
             task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
-        await self.operations.settle()
-        await self.keeper.settle()
-        for machine in self.machines.values():
-            try:
-                await machine.detach()
-            except UvmshareError as error:
-                self._log.error("could not let go of a VM", vm=machine.record.wanted.id, reason=str(error))
+        if self._background:
+            await asyncio.wait(self._background, timeout=_END_SECONDS)
+        await asyncio.gather(self.operations.settle(_END_SECONDS), self.keeper.settle(_END_SECONDS))
+        await asyncio.gather(*(self._let_go(machine) for machine in self.machines.values()))
+
+    async def _let_go(self, machine: Machine) -> None:
+        try:
+            await machine.detach()
+        except Exception as error:  # noqa: BLE001  the others are to be let go of all the same
+            uid, id_ = machine.record.key
+            self._log.error("could not let go of a VM", vm=f"{uid}:{id_}", reason=str(error) or repr(error))
 
     def _make_machine(self, record: VmRecord) -> Machine:
         def changed(machine: Machine, what: str, reason: str | None) -> None:
@@ -171,6 +200,15 @@ class Service:
         if machine is None:
             msg = f"there is no VM {name!r}, or none of yours: `uvmshare vm ls` lists them"
             raise NotThere(msg)
+        return machine
+
+    async def find_ready(self, who: Identity, name: str) -> Machine:
+        """As `find`, for what depends on what the VM has: waits some seconds for one that is still being found.
+
+        Raises `NotThere`, and `InvalidState` when it takes longer.
+        """
+        machine = self.find(who, name)
+        await machine.when_tried(_READY_SECONDS)
         return machine
 
     def _key(self, who: Identity, name: str) -> VmKey:
@@ -263,11 +301,17 @@ class Service:
         Raises `NotThere`, and `StillInUse` while shares are held, unless it is forced.
         """
         machine = self.find(who, name)
+        if not force:
+            await machine.when_tried(_READY_SECONDS)
         held = sum(1 for info in machine.shares() if info.references) + len(machine.mounted())
         if held and not force:
             msg = f"VM {name!r} has {held} share(s) or mounts that are held: release them first, or force it"
             raise StillInUse(msg)
         key = machine.record.key
+        finding = self._finding.pop(key, None)
+        if finding is not None:
+            finding.cancel()
+            await asyncio.wait({finding})
         self.mappings.forget(key)
         await machine.remove()
         self.keeper.forget(*self.keeper.of_vm(key))
@@ -291,12 +335,15 @@ class Service:
         ]
 
     async def counted(self, who: Identity, machine: Machine) -> list[control.Share]:
-        """Return each share that `who` may see and that is served, with what its mounts have done."""
+        """Return each share that `who` may see and that is served, once, with what its mounts have done.
+
+        Raises what `Machine.counted` does.
+        """
         visible = {share.name for share in self.shares.all(who, machine)}
-        return [share for share in await machine.counted() if share.name in visible]
+        return list({share.name: share for share in await machine.counted() if share.name in visible}.values())
 
     async def stats(self, who: Identity, machine: Machine) -> list[Stats]:
-        """Return what the guest has done with each share that `who` may see."""
+        """Return what the guest has done with each share that `who` may see. Raises what `Machine.counted` does."""
         found = []
         for share in await self.counted(who, machine):
             counted = [mount.counted for mount in share.mounts if mount.counted is not None]
@@ -312,26 +359,27 @@ class Service:
                     path=share.path,
                     read_only=share.read_only,
                     connections=len(share.mounts),
-                    operations=kinds.total(),
-                    errors=sum(sum(each.errors.values()) for each in counted),
-                    received=sum(each.received for each in counted),
-                    sent=sum(each.sent for each in counted),
+                    operations=min(kinds.total(), _MOST),
+                    errors=min(sum(sum(each.errors.values()) for each in counted), _MOST),
+                    received=min(sum(each.received for each in counted), _MOST),
+                    sent=min(sum(each.sent for each in counted), _MOST),
                     latency=sum(latency.seconds for latency in measured) / count if count else None,
-                    kinds=dict(kinds),
+                    kinds={kind: min(number, _MOST) for kind, number in kinds.items()},
                 )
             )
         return found
 
     # ------------------------------------------------------------------ owners and leases
 
-    def _adding(self, who: Identity) -> AbstractContextManager[None]:
-        return self.quotas.adding(who, self._held_by)
+    def _adding(self, who: Identity, weight: int) -> AbstractContextManager[None]:
+        return self.quotas.adding(who, self._held_by, weight)
 
-    def _held_by(self, uid: int) -> int:
-        """Count what a user holds: shares and mounts, once for each owner of his."""
-        machines = [machine for key, machine in self.machines.items() if key[0] == uid]
-        held = sum(self.mappings.held_by(uid, machine) for machine in machines)
-        return held + sum(self.shares.held_by(uid, machine) for machine in machines)
+    def _held_by(self, uid: int) -> Iterator[int]:
+        """Give the weight of each share and mount that a user holds, once for each owner of his."""
+        for key, machine in self.machines.items():
+            if key[0] == uid:
+                yield from self.mappings.held_by(uid, machine)
+                yield from self.shares.held_by(uid, machine)
 
     async def release_all(self, who: Identity, owner: str) -> None:
         """Give back everything that an owner of `who` holds, in every VM.
@@ -340,6 +388,9 @@ class Service:
         """
         holder = f"{who.uid}/{owner}"
         machines = self.visible(who)
+        late = await asyncio.gather(
+            *(machine.when_tried(_READY_SECONDS) for machine in machines), return_exceptions=True
+        )
         unmaps = [
             self.mappings.unmap(machine, mount.guest_path, holder)
             for machine in machines
@@ -354,12 +405,16 @@ class Service:
             if holder in info.owners
         ]
         outcomes += await asyncio.gather(*releases, return_exceptions=True)
+        outcomes += late
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
 
     async def _lease_ended(self, key: LeaseKey) -> None:
         machine = self.machines.get(key.vm)
+        if machine is not None:
+            # It is over, and nobody renews it any more. What it is on goes as soon as it is known.
+            await machine.found.wait()
         if isinstance(key, MountLease):
             await self.mappings.lease_ended(machine, key)
         else:

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 from uvmshare.daemon.documents import Reference, Share
 from uvmshare.daemon.identity import checked_options
 from uvmshare.daemon.keeper import no_lease
+from uvmshare.daemon.quotas import weight
 from uvmshare.daemon.store import ShareLease, name_for
 from uvmshare.daemon.tracing import span
 from uvmshare.errors import InvalidOptions, NotThere, OperationDenied
 from uvmshare.printable import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from uvmshare.daemon.documents import NewMount, NewShare
@@ -67,7 +68,7 @@ class Shares:
     """What users ask of the shares of a VM."""
 
     def __init__(
-        self, events: EventLog, keeper: LeaseKeeper, adding: Callable[[Identity], AbstractContextManager[None]]
+        self, events: EventLog, keeper: LeaseKeeper, adding: Callable[[Identity, int], AbstractContextManager[None]]
     ) -> None:
         self._events = events
         self._keeper = keeper
@@ -140,7 +141,8 @@ class Shares:
         vm, owner = machine.record.key, f"{who.uid}/{wanted.owner}"
         key = lease_key(vm, owner, options)
         held = _held(machine, key) is not None
-        with nullcontext() if held else self._adding(who):
+        size = weight(options.host_path, names=options.allowed_names)
+        with nullcontext() if held else self._adding(who, size):
             if wanted.lease is not None:
                 self._keeper.grant(key, wanted.lease)
             try:
@@ -187,10 +189,13 @@ class Shares:
         if after is None:
             self._events.emit("share.removed", vm, uid=holder[0], share=name, path=path)
 
-    def held_by(self, uid: int, machine: Machine) -> int:
-        """Count what a user holds there, once for each owner of his."""
+    def held_by(self, uid: int, machine: Machine) -> Iterator[int]:
+        """Give the weight of what a user holds there, once for each owner of his."""
         mine = f"{uid}/"
-        return sum(str(owner).startswith(mine) for info in machine.shares() for owner in info.owners)
+        for info in machine.shares():
+            held = sum(str(owner).startswith(mine) for owner in info.owners)
+            if held:
+                yield from [weight(info.options.host_path, names=info.options.allowed_names)] * held
 
     # Leases
 

@@ -46,6 +46,10 @@ __all__ = [
 MAX_MESSAGE: Final = 4 << 20
 """An allow-list of many thousand names fits; a broken peer's length word does not."""
 
+_LONGEST_REASON: Final = 10_000
+"""Characters: some paths fit, and what a broken peer says does not fill logs and events."""
+_LONGEST_KIND: Final = 100
+
 _LENGTH: Final = struct.Struct(">I")
 
 
@@ -186,7 +190,8 @@ def failure_of(error: Exception) -> Failure:
 def to_exception(failure: Failure) -> errors.UvmshareError:
     """Return the exception that a failure stands for; one this side does not know is a `ComputeSystemError`."""
     cls = getattr(errors, failure.kind, None)
+    message = failure.message[:_LONGEST_REASON]
     if isinstance(cls, type) and issubclass(cls, errors.UvmshareError):
         with suppress(Exception):  # some are made of more than a text, and are never said there
-            return cls(failure.message)
-    return errors.ComputeSystemError(f"{failure.kind}: {failure.message}")
+            return cls(message)
+    return errors.ComputeSystemError(f"{failure.kind[:_LONGEST_KIND]}: {message}")

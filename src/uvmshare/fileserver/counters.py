@@ -16,7 +16,7 @@ import os
 import struct
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
@@ -49,28 +49,37 @@ _BOUNDS: Final = tuple(int(bound * 1e9) for bound in BUCKETS)
 _EIO: Final = 5
 
 
+_MOST: Final = (1 << 53) - 1
+"""What a number counts to; one that is beyond it is no count, and others must be able to add it up."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
+Kind = Annotated[str, msgspec.Meta(pattern=r"^T[a-z]+$(?!\n)", max_length=32)]
+Errno = Annotated[int, msgspec.Meta(ge=0, le=4095)]
+_BUCKET_COUNT: Final = len(BUCKETS) + 1
+
+
 class Latency(msgspec.Struct, frozen=True):
     """Latencies of one kind of request, of those that were measured."""
 
-    count: int
-    seconds: float
+    count: Count
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=_MOST)]
     """Their sum."""
-    buckets: tuple[int, ...]
+    buckets: Annotated[tuple[Count, ...], msgspec.Meta(min_length=_BUCKET_COUNT, max_length=_BUCKET_COUNT)]
     """How many took at most each of `BUCKETS`, and no less than the one before; then those beyond."""
 
 
 class Counted(msgspec.Struct, frozen=True):
-    """What one mount has done since it began."""
+    """What one mount has done since it began. Another user's process may have said so: what is no count is refused."""
 
-    operations: dict[str, int] = {}
+    operations: Annotated[dict[Kind, Count], msgspec.Meta(max_length=128)] = {}
     """By kind of request: Tread, Twalk ..."""
-    errors: dict[int, int] = {}
+    errors: Annotated[dict[Errno, Count], msgspec.Meta(max_length=256)] = {}
     """Requests that were answered with an error, by errno."""
-    received: int = 0
+    received: Count = 0
     """Bytes, from the guest."""
-    sent: int = 0
+    sent: Count = 0
     """Bytes, to the guest."""
-    latencies: dict[str, Latency] = {}
+    latencies: Annotated[dict[Kind, Latency], msgspec.Meta(max_length=128)] = {}
 
 
 class Counters:
@@ -136,7 +145,8 @@ def read(source: mmap.mmap | str) -> Counted:
         data = source[:_SIZE]
     if len(data) < _SIZE:
         return Counted()
-    slots = struct.unpack(f"@{_SLOTS}Q", data)
+    # The mount's process writes there what it likes.
+    slots = tuple(min(number, _MOST) for number in struct.unpack(f"@{_SLOTS}Q", data))
     names = {number: cls.__name__ for number, cls in messages.BY_TYPE.items()}
     latencies = {}
     for number, name in names.items():

@@ -344,6 +344,13 @@ class FileServer:
         if self._gone is None:
             self._note_exit("this side let go of the file server")
 
+    def abandon(self) -> None:
+        """Hang up at once, whatever is under way: that has an unknown outcome. As `detach`, but waits for nothing."""
+        self._closing = True
+        if self._restarting is not None:
+            self._restarting.cancel()
+        self._link.abandon()
+
     async def _stop_restarting(self) -> None:
         task, self._restarting = self._restarting, None
         if task is not None:

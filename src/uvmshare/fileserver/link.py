@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
-from uvmshare.errors import ComputeSystemGone, FileServerError, OutcomeUnknown
+from uvmshare.errors import ComputeSystemGone, FileServerError, InvalidState, OutcomeUnknown
 from uvmshare.fileserver import control
 from uvmshare.fileserver.ledger import Ledger
 from uvmshare.fileserver.lockfile import LockFile
@@ -41,6 +41,8 @@ _LAST_BREATH_SECONDS: Final = 1.0
 _PAUSE_SECONDS: Final = 0.05
 _UCRED: Final = struct.Struct("iII")
 """``struct ucred`` of unix(7): pid, uid, gid."""
+_MOST_ASKED: Final = 4096
+"""Requests without an answer. Each share has one at most; a supervisor that is stopped takes none."""
 
 
 class NoFileServer(FileServerError):
@@ -63,6 +65,8 @@ class Link:
         self._process = process
         self._waiting: dict[int, asyncio.Future[control.Reply]] = {}
         self._last_id = 0
+        self._asked: set[int] = set()
+        """What was not answered yet, also where nobody waits any more: each is answered once."""
         self._broken: str | None = None
         self._pidfd = -1
         self._ended = asyncio.Event()
@@ -191,10 +195,16 @@ class Link:
         """
         if self._broken is not None:
             raise OutcomeUnknown(self._broken)
+        if len(self._asked) >= _MOST_ASKED or self._writer.transport.get_write_buffer_size() > control.MAX_MESSAGE:
+            msg = (
+                f"the file server has {len(self._asked)} requests that it does not answer, and is asked no more of them"
+            )
+            raise InvalidState(msg)
         self._last_id += 1
         request = make(self._last_id)
         answer: asyncio.Future[control.Reply] = asyncio.get_running_loop().create_future()
         self._waiting[request.id] = answer
+        self._asked.add(request.id)
         try:
             self._writer.write(control.encode(request))
             async with asyncio.timeout(seconds):
@@ -233,11 +243,16 @@ class Link:
         """Ask no more there: everyone who waits is told so."""
         self._broken = self._broken or reason
         unknown = control.failure_of(OutcomeUnknown(f"{reason} before it answered"))
-        for number in list(self._waiting):
-            self._take(control.Reply(id=number, failure=unknown))
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_result(control.Reply(id=0, failure=unknown))
         self.on_end()
 
     def _take(self, reply: control.Reply) -> None:
+        if reply.id not in self._asked:
+            msg = "it answered what it was not asked"
+            raise ValueError(msg)
+        self._asked.discard(reply.id)
         waiting = self._waiting.get(reply.id)
         if waiting is not None and not waiting.done():
             waiting.set_result(reply)
@@ -278,6 +293,14 @@ class Link:
         with suppress(OutcomeUnknown, FileServerError):
             await self.ask(control.Shutdown, _END_SECONDS)
 
+    def abandon(self) -> None:
+        """Hang up and wait for nothing. Who waits for an answer gets `OutcomeUnknown`."""
+        self.on_end = lambda: None
+        self._lose("this side hung up")
+        self._writer.transport.abort()
+        self._forget_process()
+        self._leave_child()
+
     async def leave(self) -> None:
         """Hang up. The process goes on if it has a run directory, and is not this one's to wait for any more."""
         self.on_end = lambda: None
@@ -288,6 +311,9 @@ class Link:
         with suppress(asyncio.CancelledError):
             await self._listening
         self._forget_process()
+        self._leave_child()
+
+    def _leave_child(self) -> None:
         if self._process is not None:
             self._process.poll()
             self._process.returncode = self._process.returncode or 0  # else init reaps it
@@ -298,7 +324,7 @@ class Link:
         process, self._process = self._process, None
         await self.leave()
         if process is not None:
-            await asyncio.to_thread(_see_off, process)
+            await _see_off(process)
 
 
 def _require_of_owner(writer: asyncio.StreamWriter, run_dir: str) -> None:
@@ -375,10 +401,24 @@ def _spawn(
                 os.close(descriptor)
 
 
-def _see_off(process: subprocess.Popen[bytes]) -> None:
+async def _see_off(process: subprocess.Popen[bytes]) -> None:
     """Wait for the supervisor, which ends with its channel; kill it when it does not."""
     try:
-        process.wait(_END_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
+        pidfd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
         process.wait()
+        return
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(pidfd, ended.set)
+    try:
+        for _ in range(2):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_END_SECONDS):
+                    await ended.wait()
+                break
+            process.kill()
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+        process.poll()
+        process.returncode = process.returncode or 0  # one that cannot even be killed is not waited for
