@@ -421,3 +421,21 @@ def test_none_no_device_is_made(host: Host, refused: Refused, kind: int) -> None
     with refused(errno.EPERM):
         guest.mknod("device", kind | 0o666, 1, 3)
     assert os.listdir(host.root) == []
+
+
+@mapped
+def test_mapped_what_has_nowhere_to_keep_an_owner_on_the_host_keeps_its_own(host: Host, guest: Client) -> None:
+    """`chown -R` of a tree with links in it goes on, also to the owner that they have."""
+    (host.root / "target").write_bytes(b"")
+    os.chown(host.root / "target", 7, 7)
+    (host.root / "link").symlink_to("target")
+    (host.root / "dangling").symlink_to("nowhere")
+    os.mkfifo(host.root / "fifo")
+    for name in ("link", "dangling", "fifo"):
+        before = (host.root / name).lstat()
+        with guest.walked(name) as fid:
+            guest.setattr(fid, uid=before.st_uid, gid=before.st_gid)
+            guest.setattr(fid, uid=UID, gid=GID)
+        seen, after = guest.stat(name), (host.root / name).lstat()
+        assert (seen.uid, seen.gid) == (after.st_uid, after.st_gid) == (before.st_uid, before.st_gid)
+    assert (host.root / "target").stat().st_uid == 7

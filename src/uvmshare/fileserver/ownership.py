@@ -471,8 +471,11 @@ class Mapped(Ownership):
     def chown(self, node: Node, uid: int, gid: int) -> None:
         found = os.fstat(node.fd)
         mode, old_uid, old_gid, _ = self.seen(node, found)
-        if stat.S_ISLNK(found.st_mode):
-            raise OSError(errno.EPERM, "a symbolic link of the host keeps its owner")
+        if stat.S_IFMT(found.st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+            # A link, FIFO or device of the host has nowhere to keep an owner. That it stays harms nobody, and
+            # `chown -R` of a tree with links in it goes on.
+            super().chown(node, uid, gid)
+            return
         owner = Owner(old_uid if uid == -1 else uid, old_gid if gid == -1 else gid)
         path = self._tree.path_of(node)
         _touch(path)
