@@ -55,8 +55,18 @@ def by_file_server(path: str, mode: int) -> Callable[[], None]:
 
 
 def by_the_agents_channel(path: str, mode: int) -> Callable[[], None]:
-    acceptor = asyncio.run(Acceptor.start(address.parse(f"unix:{path}"), None, mode=mode))
-    return lambda: asyncio.run(acceptor.aclose())
+    runner = asyncio.Runner()
+    try:
+        acceptor = runner.run(Acceptor.start(address.parse(f"unix:{path}"), None, mode=mode))
+    except BaseException:
+        runner.close()
+        raise
+
+    def close() -> None:
+        runner.run(acceptor.aclose())
+        runner.close()
+
+    return close
 
 
 def by_daemon(path: str, mode: int) -> Callable[[], None]:
