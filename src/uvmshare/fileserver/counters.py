@@ -3,10 +3,10 @@
 What lives here: `Counters`, as the mount process writes them, and `Counted`, as others read them. What must not: when
 something is counted (`session`).
 
-All of it is an array of 64-bit numbers, shared since before the fork, so that counting a request is one addition in
-it. Latencies are measured in one turn of the loop of `SAMPLED`, by handlers that are wrapped for it, so that all
-other turns pay nothing for them. Readers may see a number while it is being changed; nothing depends on it. With a run
-directory the array is a file there, for the next supervisor to find.
+All of it is an array of 64-bit numbers, shared since before the fork, and with that one mount alone, so that
+counting a request is one addition in it. Latencies are measured in one turn of the loop of `SAMPLED`, by handlers
+that are wrapped for it, so that all other turns pay nothing for them. Readers may see a number while it is being
+changed; nothing depends on it. With a run directory the array is a file there, for the next supervisor to find.
 """
 
 from __future__ import annotations
@@ -100,6 +100,14 @@ class Counters:
             self.memory = mmap.mmap(-1, _SIZE)
         self.slots = memoryview(self.memory).cast("Q")
         """The numbers: requests at the number of their type, so that the loop adds to them without a call."""
+
+    def keep_to_one(self) -> None:
+        """Keep the memory from processes that are forked from now on: it is one mount's and its supervisor's.
+
+        madvise(2), MADV_DONTFORK. They must not touch `slots` then. A mapping that cannot be kept back stays as it is.
+        """
+        with suppress(OSError):
+            self.memory.madvise(mmap.MADV_DONTFORK)
 
     def count_error(self, number: int) -> None:
         """Count a request that is answered with an error."""

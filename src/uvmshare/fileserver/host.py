@@ -13,7 +13,7 @@ import socket
 import tempfile
 from typing import TYPE_CHECKING, Final
 
-from uvmshare.fileserver import confinement, syscalls
+from uvmshare.fileserver import confinement, enclosure, syscalls
 from uvmshare.finding import Finding
 
 if TYPE_CHECKING:
@@ -86,6 +86,21 @@ def _groups() -> Finding:
         "not version 2, or without memory and pids",
         "the processes of a VM's file server have no common limits, and what they leave is not ended with the VM",
         "boot with systemd.unified_cgroup_hierarchy=1 and run the daemon as a service with Delegate=yes",
+    )
+
+
+def _namespaces() -> Finding:
+    reason = enclosure.trouble()
+    if not reason:
+        return Finding("mount namespaces", "good", "a mount process sees its share and nothing else")
+    return Finding(
+        "mount namespaces",
+        "warning",
+        reason,
+        "a mount process that a guest has taken over could see names and attributes of files outside its share, and "
+        "change the attributes of this user's: Landlock knows nothing of them",
+        "run as root, or allow user namespaces (user.max_user_namespaces, kernel.unprivileged_userns_clone, AppArmor's "
+        "kernel.apparmor_restrict_unprivileged_userns); in a container, allow it mounts (CAP_SYS_ADMIN)",
     )
 
 
@@ -194,6 +209,7 @@ _HOST: Final[tuple[Callable[[], Finding], ...]] = (
     _landlock,
     _seccomp,
     _groups,
+    _namespaces,
     _user,
     _descriptors,
     _vsock,

@@ -6,9 +6,7 @@ a line (each place decides).
 
 from __future__ import annotations
 
-import mmap
 import os
-import struct
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -32,28 +30,25 @@ CUT_BYTES: Final = 4 << 20
 KEPT_BYTES: Final = 1 << 20
 MOST_BYTES: Final = 8 << 20
 """A log of the file server's own is cut to its newest lines, `KEPT_BYTES` of them, when it has more than `CUT_BYTES`.
-Where nobody cuts, because the supervisor died, mount processes write no more lines beyond `MOST_BYTES`."""
+Where it cannot be cut, no more lines are written beyond `MOST_BYTES`."""
 
 _STDERR: Final = 2
-
-_ACCOUNT: Final = struct.Struct("ddQ")
-"""When it was last settled, the lines there is room for, and those left out since the last one."""
 
 
 class Log:
     """Writes lines, `_BURST` at once and `_PER_SECOND` after that; says how many were left out.
 
-    Mount processes go on with a copy, and all of them draw on one account, which is in shared memory: a
-    guest gets no more lines for connecting again. Two processes may spend the same line's worth at the
-    same moment; that does no harm.
+    It is the supervisor's alone; what mount processes say comes to it through pipes (`said`). So all of them draw on
+    one account, and a guest gets no more lines for connecting again.
     """
 
     def __init__(self, descriptor: int = _STDERR, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._descriptor = descriptor
         self._clock = clock
         self._reader: int | None = None
-        self._account = mmap.mmap(-1, _ACCOUNT.size)
-        _ACCOUNT.pack_into(self._account, 0, clock(), _BURST, 0)
+        self._settled = clock()
+        self._room: float = _BURST
+        self._left_out = 0
 
     def bound(self, reader: int | None) -> None:
         """Keep the log small from now on: it is a file of this server's own, and `reader` a descriptor to read it.
@@ -81,14 +76,15 @@ class Log:
 
     def __call__(self, line: str) -> None:
         """Write one line, made printable, if there is room for it. Never raises: who reads it may be gone."""
-        last, room, left_out = _ACCOUNT.unpack_from(self._account)
         now = self._clock()
-        room = min(_BURST, room + (now - last) * _PER_SECOND)
-        if room < 1 or self._is_full():
-            _ACCOUNT.pack_into(self._account, 0, now, room, left_out + 1)
+        self._room = min(_BURST, self._room + (now - self._settled) * _PER_SECOND)
+        self._settled = now
+        if self._room < 1 or self._is_full():
+            self._left_out += 1
             return
-        _ACCOUNT.pack_into(self._account, 0, now, room - 1, 0)
-        if left_out:
-            line = f"{line} ({left_out} lines before this one were left out)"
+        self._room -= 1
+        if self._left_out:
+            line = f"{line} ({self._left_out} lines before this one were left out)"
+            self._left_out = 0
         with suppress(OSError):
             os.write(self._descriptor, f"uvmshare: {printable(line)}".encode()[:_LONGEST] + b"\n")

@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from uvmshare.errors import UvmshareError
 from uvmshare.fileserver import confinement, rundir, syscalls
 from uvmshare.fileserver.leaving import LEAVE
+from uvmshare.fileserver.said import STDERR, say
 from uvmshare.fileserver.session import Session
 from uvmshare.fileserver.waiting import notice_death
 from uvmshare.ninep import messages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from uvmshare.fileserver.counters import Counters
     from uvmshare.fileserver.export import Export
     from uvmshare.fileserver.handshake import Attach
@@ -35,8 +34,8 @@ __all__ = ["Life", "serve"]
 _SEND_BUFFER: Final = 4 << 20
 """So that a reply of 1 MiB leaves with one call; measured beside sendfile. The kernel may give less."""
 
-_RESET: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, signal.SIGIO, LEAVE)
-"""What the supervisor handles, or whoever started it may have ignored: SIGIO is how the lifeline ends a mount."""
+_RESET: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, LEAVE)
+"""What the supervisor handles, or whoever started it may have ignored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +66,16 @@ def serve(
     limits: Limits,
     *,
     life: Life,
-    log: Callable[[str], None],
+    telling: int,
     counters: Counters | None = None,
 ) -> NoReturn:
-    """Be a mount process: serve the connection to its end, then exit. Called in a fresh fork."""
+    """Be a mount process: serve the connection to its end, then exit. Called in a fresh fork.
+
+    `telling` is where to say what the log is to have.
+    """
     status = 1
     try:
+        os.dup2(telling, STDERR)
         signal.set_wakeup_fd(-1)
         for number in _RESET:
             signal.signal(number, signal.SIG_DFL)
@@ -94,31 +97,34 @@ def serve(
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))
         notice_death(connection, limits.peer_seconds)
         descriptors = confinement.allow_descriptors(limits.descriptors)
-        session = Session(connection, export, limits, log, counters, descriptors=descriptors)
+        enclosed = confinement.enter(export)
+        session = Session(connection, export, limits, say, counters, descriptors=descriptors)
         signal.signal(LEAVE, lambda *_: session.outbox.end(lambda: os._exit(0)))
-        has_landlock = confinement.confine(export, limits)
-        session.tree.walls.take_process(has_landlock=has_landlock)
+        has_landlock = confinement.confine(export, limits, kept=(kept, STDERR), enclosed=enclosed)
+        session.tree.walls.take_process(has_landlock=has_landlock, enclosed=enclosed)
         session.run((attach.tag, attach.message), attach.msize, attach.rest)
         status = 0
     except UvmshareError as error:
-        log(f"{error}; connection closed")
+        say(f"{error}; connection closed")
         with suppress(OSError):
             connection.sendall(messages.Rlerror(1).encode(attach.tag))
     except BaseException as error:  # noqa: BLE001  nothing may unwind into the supervisor's frames
-        log(f"{type(error).__name__}: {error}; connection closed")
+        say(f"{type(error).__name__}: {error}; connection closed")
     finally:
         os._exit(status)
 
 
 def _die_with(lifeline: int) -> int:
-    """Have SIGIO, whose default is the end, sent when the last writer of the pipe is gone (fcntl(2), F_SETOWN).
+    """Have SIGKILL sent when the last writer of the pipe is gone (fcntl(2), F_SETOWN and F_SETSIG).
 
-    Not ``PR_SET_PDEATHSIG``, which a change of file system identity would clear (prctl(2)). The pipe is
+    Not SIGIO, which this process could ignore once a guest has taken it over. Not ``PR_SET_PDEATHSIG``, which a
+    change of file system identity would clear (prctl(2)). The pipe is
     opened anew, because an open file has one owner, and every mount process needs to be one. Returns
     the descriptor that must stay open.
     """
     own = os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     fcntl.fcntl(own, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(own, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(own, fcntl.F_SETFL, fcntl.fcntl(own, fcntl.F_GETFL) | os.O_ASYNC)
     with suppress(BlockingIOError):
         if os.read(own, 1) == b"":  # it was gone before the signal could be asked for

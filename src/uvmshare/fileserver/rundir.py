@@ -54,6 +54,8 @@ _OURS: Final = frozenset((CONTROL_SOCKET, LOG, _LOCK, _TABLE, _MOUNTS, _COUNTERS
 _INTRODUCED_SECONDS: Final = 5.0
 """How long a mount process that was just forked may take to write its pid down."""
 _PAUSE_SECONDS: Final = 0.01
+_NO_SHARE: Final = -1
+"""The serial of a mount whose share cannot be told: it is ended."""
 _DEATH_SECONDS: Final = 10.0
 
 
@@ -323,28 +325,77 @@ def _started(pid: int) -> int:
 def _identify(path: str) -> Found | None:
     """Find the process of a mount's file; None, and the file is gone, when there is none any more."""
     give_up = time.monotonic() + _INTRODUCED_SECONDS
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    descriptor = _open_again(path)
     try:
         while True:
             if not _is_locked(descriptor):
                 os.unlink(path)
                 return None
             mount = _who(os.pread(descriptor, 4096, 0))
-            if mount is not None:
+            is_lie = mount is not None and not _may_be(mount, path)
+            if mount is not None and not is_lie:
                 # Locked still, after the pidfd was opened: the writer of the pid lives, so the pid is its.
                 if _is_locked(descriptor):
                     return mount
                 os.close(mount.pidfd)
-            elif time.monotonic() > give_up:
-                msg = (
-                    f"the mount process of {path!r} lives and cannot be identified from here (another PID namespace?): "
-                    "its share could not be taken away; end it, then start again"
-                )
-                raise FileServerError(msg)
+            elif is_lie or time.monotonic() > give_up:
+                if mount is not None:
+                    os.close(mount.pidfd)
+                return _holder(path)
             else:
                 time.sleep(_PAUSE_SECONDS)
     finally:
         os.close(descriptor)
+
+
+def _open_again(path: str) -> int:
+    """Open a mount's file, also when its process, which has it open, took the permission away. Raises `OSError`."""
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, flags)
+    except PermissionError:
+        os.chmod(path, 0o600)
+        return os.open(path, flags)
+
+
+def _has_open(pid: int, path: str) -> bool | None:
+    """Say whether a process has a file open; None when this process may not see that."""
+    try:
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(FileNotFoundError):  # closed since
+                # By the link: to look at what it leads to might have to wait for another file system.
+                if os.readlink(f"/proc/{pid}/fd/{name}") == path:
+                    return True
+    except PermissionError:
+        return None
+    except OSError:
+        pass
+    return False
+
+
+def _may_be(mount: Found, path: str) -> bool:
+    """Say whether a mount's file may be that process's: it has the file open, and the file is the one of its number."""
+    if mount.pid == os.getpid() or str(mount.connection) != os.path.basename(path):
+        return False
+    return _has_open(mount.pid, os.path.realpath(path)) is not False
+
+
+def _holder(path: str) -> Found:
+    """Find the process that has a mount's file open, whatever is written there: its share is not known then.
+
+    A mount process that a guest has taken over, on a host without Landlock, may write what it likes. Raises
+    `FileServerError` when there is none to be seen: then nobody could take its share away.
+    """
+    real = os.path.realpath(path)
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid() and _has_open(int(name), real):
+            with suppress(ProcessLookupError):
+                return Found(int(name), os.pidfd_open(int(name)), _NO_SHARE, int(os.path.basename(path)), "unknown", 0)
+    msg = (
+        f"the mount process of {path!r} lives and cannot be identified from here (another PID namespace?): "
+        "its share could not be taken away; end it, then start again"
+    )
+    raise FileServerError(msg)
 
 
 def _is_locked(descriptor: int) -> bool:

@@ -1,21 +1,29 @@
 """A seccomp filter: the system calls that serving one share needs, and no others.
 
-What lives here: which calls these are, by kind of share, and the filter program made of them
-(seccomp(2), bpf(2)). What must not: what else is given up (`confinement`).
+What lives here: which calls these are, by kind of share, with which arguments, and the filter program made of
+them (seccomp(2), bpf(2)). What must not: what else is given up (`confinement`).
 
 A call that is not allowed fails with EPERM: a mistake in the list is an error that the guest sees,
-not a dead mount. New processes, executable memory and sockets are out of reach.
+not a dead mount. New processes, executable memory, sockets, signals to anybody, and memory that is shared with others
+are out of reach. So is closing the descriptors by which a mount process is found and ended.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
+import mmap
+import os
 import platform
 import struct
-from typing import Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from uvmshare.fileserver import syscalls
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["allowed_calls", "install", "is_supported"]
 
@@ -131,11 +139,85 @@ _RETURN: Final = 0x06  # BPF_RET | BPF_K
 
 _NR, _ARCH, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
 _X32: Final = 0x40000000
-_CLONE_THREAD: Final = 0x10000
-_PROT_EXEC: Final = 0x4
 _STDERR: Final = 2
 
+_Line = tuple[int, int, int, int]
+"""An instruction: code, jump if true, jump if false, operand."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Argument:
+    """What one argument of a call must be; `index` counts from 0.
+
+    One of `values`, if there are any; none of `but`; without any bit of `without`; and with `is_null` all of its 64
+    bits are 0. Of the others the low half is looked at, as the kernel does, which takes them for 32-bit numbers.
+    """
+
+    index: int
+    values: tuple[int, ...] = ()
+    but: tuple[int, ...] = ()
+    without: int = 0
+    is_null: bool = False
+
+    def lines(self) -> list[_Line]:
+        """Return instructions that refuse the call, or go on behind themselves."""
+        refuse = (_RETURN, 0, 0, _ERRNO | errno.EPERM)
+        low = (_LOAD, 0, 0, _ARGUMENTS + 8 * self.index)  # both architectures are little endian
+        if self.is_null:
+            high = (_LOAD, 0, 0, low[3] + 4)
+            return [low, (_EQUAL, 1, 0, 0), refuse, high, (_EQUAL, 1, 0, 0), refuse]
+        lines = [low]
+        for left, value in zip(range(len(self.values), 0, -1), self.values, strict=True):
+            lines.append((_EQUAL, left, 0, value))
+        if self.values:
+            lines.append(refuse)
+        for value in self.but:
+            lines += [(_EQUAL, 0, 1, value), refuse]
+        if self.without:
+            lines += [(_ANY_BIT, 0, 1, self.without), refuse]
+        return lines
+
+
+_THREAD: Final = 0x3D0F00
+"""What glibc's pthread_create(3) asks of clone(2): all shared, and no namespace, no ptrace, no new process."""
+_CLONE_DETACHED: Final = 0x400000
+"""Which musl adds, and the kernel ignores."""
+_MADV_DONTNEED, _MADV_FREE, _MADV_GUARD_INSTALL = 4, 8, 102  # what malloc(3) and the stacks of threads need
+_F_SETPIPE_SZ: Final = 1031
+
+_RULES: Final[dict[str, tuple[_Argument, ...]]] = {
+    "sendto": (_Argument(4, is_null=True),),  # to the peer of the connection, and nobody else
+    "write": (_Argument(0, values=(_STDERR,)),),
+    "fcntl": (
+        # Never F_SETOWN, F_SETSIG, F_SETFL with O_ASYNC, F_NOTIFY, F_SETLEASE: each sends signals, or keeps others
+        # waiting. Locks are those of the open file, which never wait.
+        _Argument(
+            1,
+            values=(
+                fcntl.F_GETFD,
+                fcntl.F_SETFD,
+                fcntl.F_GETFL,
+                fcntl.F_DUPFD_CLOEXEC,
+                fcntl.F_OFD_GETLK,
+                fcntl.F_OFD_SETLK,
+                _F_SETPIPE_SZ,
+            ),
+        ),
+    ),
+    # Shared memory would not count as this process's (RLIMIT_DATA).
+    "mmap": (_Argument(2, without=mmap.PROT_EXEC), _Argument(3, without=mmap.MAP_SHARED)),
+    "mprotect": (_Argument(2, without=mmap.PROT_EXEC),),
+    "madvise": (_Argument(2, values=(_MADV_DONTNEED, _MADV_FREE, _MADV_GUARD_INSTALL)),),
+    "clone": (_Argument(0, values=(_THREAD, _THREAD | _CLONE_DETACHED)),),
+    "pipe2": (_Argument(1, values=(os.O_CLOEXEC,)),),
+    "ftruncate": (_Argument(0, but=(_STDERR,)),),
+}
+
 _INSTRUCTION: Final = struct.Struct("=HBBI")
+
+
+_LETTING_GO: Final = ("close", "flock")
+"""What would give up a descriptor that must be kept, or the lock by which a mount process is found."""
 
 
 def is_supported() -> bool:
@@ -149,9 +231,10 @@ def allowed_calls(*, read_only: bool, as_guest_users: bool) -> frozenset[str]:
     return frozenset(_NUMBERS) - left_out
 
 
-def _program(calls: frozenset[str], column: int, architecture: int) -> bytes:
-    """Assemble the filter. Each instruction is code, jump if true, jump if false, operand."""
-    lines: list[tuple[int, int, int, int]] = [
+def _program(calls: frozenset[str], column: int, architecture: int, kept: tuple[int, ...]) -> bytes:
+    """Assemble the filter."""
+    rules = {**_RULES, **dict.fromkeys(_LETTING_GO, (_Argument(0, but=kept),))} if kept else _RULES
+    lines: list[_Line] = [
         (_LOAD, 0, 0, _ARCH),
         (_EQUAL, 1, 0, architecture),
         (_RETURN, 0, 0, _KILL_PROCESS),
@@ -159,35 +242,25 @@ def _program(calls: frozenset[str], column: int, architecture: int) -> bytes:
         (_AT_LEAST, 0, 1, _X32),  # the x32 numbers of x86_64, which nothing here uses
         (_RETURN, 0, 0, _ERRNO | errno.EPERM),
     ]
-    arguments = {  # of these calls one argument decides: its index, the test, the operand, and what it means
-        "clone": (0, _ANY_BIT, _CLONE_THREAD, True),
-        "mmap": (2, _ANY_BIT, _PROT_EXEC, False),
-        "mprotect": (2, _ANY_BIT, _PROT_EXEC, False),
-        "write": (0, _EQUAL, _STDERR, True),
-    }
-    for name in sorted(calls):
-        number = _NUMBERS[name][column]
+    # Those with rules come first: of the others the kernel remembers the verdict, and does not run the filter.
+    for name in (*rules, *sorted(calls - rules.keys())):
+        number = _NUMBERS[name][column] if name in calls else None
         if number is None:
             continue
+        verdict = (_RETURN, 0, 0, _ALLOW)
         if name == "clone3":  # its flags are in memory, where a filter cannot look; glibc then uses clone
-            lines += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
-        elif name in arguments:
-            index, test, operand, good = arguments[name]
-            lines += [
-                (_EQUAL, 0, 4, number),
-                (_LOAD, 0, 0, _ARGUMENTS + 8 * index),  # the low half; both architectures are little endian
-                (test, 0, 1, operand),
-                (_RETURN, 0, 0, _ALLOW if good else _ERRNO | errno.EPERM),
-                (_RETURN, 0, 0, _ERRNO | errno.EPERM if good else _ALLOW),
-            ]
-        else:
-            lines += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
+            verdict = (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)
+        block = [line for argument in rules.get(name, ()) for line in argument.lines()]
+        lines += [(_EQUAL, 0, len(block) + 1, number), *block, verdict]
     lines.append((_RETURN, 0, 0, _ERRNO | errno.EPERM))
     return b"".join(_INSTRUCTION.pack(*line) for line in lines)
 
 
-def install(calls: frozenset[str]) -> None:
-    """Allow this process these calls alone, for ever. `no_new_privileges` comes first. Raises `OSError`."""
+def install(calls: frozenset[str], *, kept: Iterable[int] = ()) -> None:
+    """Allow this process these calls alone, for ever, and never to close or unlock the descriptors `kept`.
+
+    `no_new_privileges` comes first. Raises `OSError`.
+    """
     column, architecture = _ARCHITECTURES[platform.machine()]
-    program = ctypes.create_string_buffer(_program(calls, column, architecture))
+    program = ctypes.create_string_buffer(_program(calls, column, architecture, tuple(kept)))
     syscalls.set_seccomp_filter(program, (len(program) - 1) // _INSTRUCTION.size)

@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from uvmshare.errors import ShareExists, ShareNotFound
-from uvmshare.fileserver import counters, leaving, mount
+from uvmshare.fileserver import counters, leaving, mount, said
 from uvmshare.fileserver.counters import Counters
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.ledger import Entry
+from uvmshare.fileserver.said import Said
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,6 +53,7 @@ class Mount:
     """When it is killed, once it was asked to leave; by the monotonic clock."""
     counters: Counters | None = None
     """None for one that was taken over: its counters are in the run directory."""
+    said: Said | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -98,7 +100,7 @@ class Shares:
         share = Share(entry.serial, entry.document, export)
         self._by_name[export.name] = share
         for found in mounts:
-            self._watch(Mount(found.pid, found.pidfd, share, found.connection, found.peer))
+            self._watch(Mount(found.pid, found.pidfd, share, found.connection, found.peer), said.reopen(found.pid))
 
     def write_to(self, ledger: Ledger, last_serial: int) -> None:
         """Put every change down there from now on."""
@@ -195,10 +197,11 @@ class Shares:
         share = self._by_name[attach.message.aname.decode(errors="surrogateescape")]
         number, peer = connection.number, connection.peer
         own_file = None
+        told, telling = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         counted = Counters(None if self._run_dir is None else self._run_dir.new_counters(number))
-        if self._run_dir is not None:
-            own_file = self._run_dir.open_mount(share.serial, number, peer)
         try:
+            if self._run_dir is not None:
+                own_file = self._run_dir.open_mount(share.serial, number, peer)
             pid = os.fork()
             if pid == 0:
                 mount.serve(
@@ -207,9 +210,10 @@ class Shares:
                     attach,
                     self._limits,
                     life=mount.Life(self._lifeline, own_file),
-                    log=lambda reason: self._log(f"connection {number} ({peer}), share {share.export.name}: {reason}"),
+                    telling=telling,
                     counters=counted,
                 )
+            counted.keep_to_one()
             try:
                 pidfd = os.pidfd_open(pid)
             except OSError:
@@ -218,13 +222,15 @@ class Shares:
                 os.waitpid(pid, 0)
                 raise
         except BaseException:
+            os.close(told)
             if self._run_dir is not None:
                 self._run_dir.forget_mount(number)
             raise
         finally:
+            os.close(telling)
             if own_file is not None:
                 os.close(own_file)
-        self._watch(Mount(pid, pidfd, share, number, peer, counters=counted))
+        self._watch(Mount(pid, pidfd, share, number, peer, counters=counted), told)
 
     def counted(self, running: Mount) -> Counted:
         """Return what a mount has done."""
@@ -233,7 +239,17 @@ class Shares:
         assert self._run_dir is not None, "a mount is taken over from one"
         return counters.read(self._run_dir.counters(running.connection))
 
-    def _watch(self, started: Mount) -> None:
+    def hear_all(self) -> None:
+        """Log what mounts have said until now."""
+        for share in self._by_name.values():
+            for running in share.mounts.values():
+                if running.said is not None:
+                    running.said.hear_all()
+
+    def _watch(self, started: Mount, told: int | None) -> None:
+        if told is not None:
+            who = f"connection {started.connection} ({started.peer}), share {started.share.export.name}"
+            started.said = Said(self._loop, told, lambda line: self._log(f"{who}: {line}"))
         started.share.mounts[started.pid] = started
         self.mount_count += 1
         self._loop.watch(started.pidfd, lambda _: self._on_end(started))
@@ -242,6 +258,8 @@ class Shares:
         share = ended.share
         self._loop.forget(ended.pidfd)
         os.close(ended.pidfd)
+        if ended.said is not None:
+            ended.said.close()
         status = 0
         with suppress(ChildProcessError):  # taken over: not ours to reap
             _, status = os.waitpid(ended.pid, 0)

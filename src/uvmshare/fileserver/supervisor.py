@@ -248,6 +248,7 @@ class Supervisor:
                 case control.Modify():
                     self._modify(controller, request)
                 case control.Status():
+                    self._require_server().shares.hear_all()
                     status = self._require_server().status(request.id, counters=request.counters)
                     self._controllers.answer(controller, status)
                 case control.Shutdown():

@@ -11,13 +11,19 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import platform
 import struct
+from contextlib import suppress
 from typing import Final
 
 __all__ = [
     "UTIME_NOW",
     "UTIME_OMIT",
+    "Capability",
     "LandlockAccess",
+    "MountFlag",
+    "clone_mounts",
+    "drop_capabilities",
     "drop_supplementary_groups",
     "file_handle",
     "file_system_type",
@@ -26,11 +32,18 @@ __all__ = [
     "keep_capabilities",
     "landlock_abi",
     "landlock_restrict",
+    "mount",
+    "move_mount",
+    "new_namespaces",
     "no_new_privileges",
+    "pivot_root",
+    "set_dumpable",
     "set_fs_identity",
+    "set_mount_flags",
     "set_name",
     "set_seccomp_filter",
     "set_times",
+    "unmount",
     "working_directory",
 ]
 
@@ -281,6 +294,18 @@ def set_fs_identity(uid: int, gid: int) -> None:
         raise OSError(errno.EPERM, msg)
 
 
+class Capability:
+    """Numbers of capabilities(7), those that serving may need."""
+
+    CHOWN: Final = 0
+    DAC_OVERRIDE: Final = 1
+    FOWNER: Final = 3
+    FSETID: Final = 4
+    SETGID: Final = 6
+    SETUID: Final = 7
+    MKNOD: Final = 27
+
+
 class _CapHeader(ctypes.Structure):
     _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
 
@@ -299,3 +324,146 @@ def keep_capabilities(*capabilities: int) -> None:
     for capability in capabilities:
         data[capability // 32].effective |= 1 << (capability % 32)
     _check(_libc.capset(ctypes.byref(_CAP_HEADER), ctypes.byref(data)), "capset")
+
+
+_PR_CAPBSET_DROP: Final = 24
+_PR_CAP_AMBIENT: Final = 47
+_PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+_MOST_CAPABILITIES: Final = 64
+
+
+def drop_capabilities(keep: frozenset[int]) -> None:
+    """Give up every capability but these, for ever; see capabilities(7). Raises `OSError`.
+
+    What is kept is what was permitted before. The inheritable, ambient and bounding sets are empty then: they
+    matter for new programs alone, and none is ever run. Who may not change the bounding set has nothing to give up.
+    """
+    with suppress(OSError):  # EPERM without CAP_SETPCAP, EINVAL past the last one that the kernel knows
+        for capability in range(_MOST_CAPABILITIES):
+            _check(_libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0), "prctl(PR_CAPBSET_DROP)")
+    _check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "prctl(PR_CAP_AMBIENT)")
+    data = (_CapData * 2)()
+    _check(_libc.capget(ctypes.byref(_CAP_HEADER), ctypes.byref(data)), "capget")
+    for word, each in enumerate(data):
+        each.permitted &= sum(1 << capability % 32 for capability in keep if capability // 32 == word)
+        each.effective = each.permitted
+        each.inheritable = 0
+    _check(_libc.capset(ctypes.byref(_CAP_HEADER), ctypes.byref(data)), "capset")
+
+
+_PR_GET_DUMPABLE: Final = 3
+_PR_SET_DUMPABLE: Final = 4
+
+
+def set_dumpable(value: int) -> int:
+    """Say who may look into this process, see PR_SET_DUMPABLE in prctl(2); return what it was. Raises `OSError`."""
+    before = _check(_libc.prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0), "prctl(PR_GET_DUMPABLE)")
+    _check(_libc.prctl(_PR_SET_DUMPABLE, value, 0, 0, 0), "prctl(PR_SET_DUMPABLE)")
+    return before
+
+
+# Mounts and namespaces
+
+_CLONE_NEWNS: Final = 0x20000
+_CLONE_NEWUSER: Final = 0x10000000
+_OPEN_TREE: Final = 428
+_MOVE_MOUNT: Final = 429
+_MOUNT_SETATTR: Final = 442
+_PIVOT_ROOT: Final = {"x86_64": 155, "aarch64": 41}.get(platform.machine(), -1)
+_OPEN_TREE_CLONE: Final = 1
+_AT_RECURSIVE: Final = 0x8000
+_MOVE_MOUNT_F_EMPTY_PATH: Final = 4
+_MNT_DETACH: Final = 2
+
+
+class MountFlag:
+    """``MS_*`` of mount(2). The first four have the same numbers as ``MOUNT_ATTR_*`` of mount_setattr(2)."""
+
+    RDONLY: Final = 1
+    NOSUID: Final = 2
+    NODEV: Final = 4
+    NOEXEC: Final = 8
+    REMOUNT: Final = 0x20
+    BIND: Final = 0x1000
+    REC: Final = 0x4000
+    SLAVE: Final = 0x80000
+
+
+def new_namespaces(*, users: bool) -> None:
+    """Enter a mount namespace of this process's own, and a user namespace to have it in; see unshare(2).
+
+    Raises `OSError`.
+    """
+    _check(_libc.unshare(_CLONE_NEWNS | (_CLONE_NEWUSER if users else 0)), "unshare")
+
+
+def mount(target: str, flags: int, *, kind: str | None = None, options: str | None = None) -> None:
+    """Attach a file system of that kind, or change what is there; see MS_REMOUNT and others in its manual page."""
+    what = None if kind is None else kind.encode()
+    told = None if options is None else options.encode()
+    _check(_libc.mount(what, os.fsencode(target), what, ctypes.c_ulong(flags), told), f"mount {target}")
+
+
+def clone_mounts(path: str, *, below: bool = False) -> int:
+    """Return a mount of a directory that is attached nowhere yet, with what is mounted `below` it; see open_tree(2).
+
+    Raises `OSError`: EINVAL for a directory of another mount namespace.
+    """
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if below else 0)
+    return _check(
+        _libc.syscall(_OPEN_TREE, ctypes.c_int(_AT_FDCWD), os.fsencode(path), ctypes.c_uint(flags)), "open_tree"
+    )
+
+
+def move_mount(descriptor: int, target: str) -> None:
+    """Attach what `clone_mounts` returned, see MOVE_MOUNT_F_EMPTY_PATH in its manual. Raises `OSError`."""
+    _check(
+        _libc.syscall(
+            _MOVE_MOUNT,
+            ctypes.c_int(descriptor),
+            b"",
+            ctypes.c_int(_AT_FDCWD),
+            os.fsencode(target),
+            ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH),
+        ),
+        "move_mount",
+    )
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "users"))
+
+
+def set_mount_flags(target: str, flags: int) -> None:
+    """Add flags to a mount and to what is mounted below it; see mount_setattr(2). Raises `OSError`.
+
+    A kernel before 5.12 does it to the mount alone.
+    """
+    attr = _MountAttr(flags)
+    try:
+        _check(
+            _libc.syscall(
+                _MOUNT_SETATTR,
+                ctypes.c_int(_AT_FDCWD),
+                os.fsencode(target),
+                ctypes.c_uint(_AT_RECURSIVE),
+                ctypes.byref(attr),
+                ctypes.c_size_t(ctypes.sizeof(attr)),
+            ),
+            "mount_setattr",
+        )
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        kept = os.statvfs(target).f_flag & (MountFlag.RDONLY | MountFlag.NOSUID | MountFlag.NODEV | MountFlag.NOEXEC)
+        mount(target, MountFlag.REMOUNT | MountFlag.BIND | kept | flags)
+
+
+def pivot_root(new: str, old: str) -> None:
+    """Make `new` the root of all paths, and attach the one before it at `old`. Raises `OSError`."""
+    _check(_libc.syscall(_PIVOT_ROOT, os.fsencode(new), os.fsencode(old)), "pivot_root")
+
+
+def unmount(target: str) -> None:
+    """Detach a mount and all below it, see MNT_DETACH in umount(2). Raises `OSError`."""
+    _check(_libc.umount2(os.fsencode(target), _MNT_DETACH), f"umount {target}")

@@ -12,10 +12,11 @@ link. A process that is a mount's own asks for its working directory instead, 0.
 the walk's names say, and so everything that was opened on the way below the root. The root's own path is read once
 before the first walk of a turn and once, in `confirm`, before any reply of that turn leaves.
 
-No two paths are read at one moment, so both ways read the root's again, behind the others. One move of the host's is
-seen then, whatever it moves. Two are not that take the root away, put something in its place, and bring it back before
-that: names and attributes of one walk may be told of a directory that the guest had in the share before. It can neither
-open, list, change nor walk on from what it got, and cannot move the root of its own share.
+In a mount namespace of the process's own the root is a mount, whose path is the same for ever (`enclosure`), and is
+read once. Elsewhere no two paths are read at one moment, so both ways read the root's again, behind the others. One
+move of the host's is seen then, whatever it moves. Two are not that take the root away, put something in its place, and
+bring it back before that: names and attributes of one walk may be told of a directory that the guest had in the share
+before. It can neither open, list, change nor walk on from what it got, and cannot move the root of its own share.
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ class Walls:
         self.is_alone = False
         self.has_landlock = False
         """Whether the kernel itself refuses to open, make and remove what is not below the root: landlock(7)."""
+        self._is_fixed = False
+        """Whether the root's path is `_root_path` for ever."""
         self._root_path = b""
         self._at: Node | None = None
         """The working directory; None while it is the root, whose path has not been read in this turn."""
@@ -72,21 +75,31 @@ class Walls:
         self._let_in: list[Node] = []
         """What was let in because of these paths, until `confirm`."""
 
-    def take_process(self, *, has_landlock: bool) -> None:
+    def take_process(self, *, has_landlock: bool, enclosed: bool = False) -> None:
         """Use the working directory, which nobody else in this process may; `has_landlock` as it says.
 
-        Landlock knows no allow-list: with one, its word is not enough. Raises `OSError`.
+        Landlock knows no allow-list: with one, its word is not enough. Nor is it for one that is `enclosed`, where the
+        root is that of a mount: what was moved out of a mount counts there as if it were still below (seen on Linux
+        6.18, which goes on at the mount's root where it loses the way). But that root has one path for ever, so that
+        a look at where something is takes one call. Raises `OSError`.
         """
         os.fchdir(self._root.fd)
         self.is_alone = True
-        self.has_landlock = has_landlock and self._only is None
+        self.has_landlock = has_landlock and self._only is None and not enclosed
+        if enclosed:
+            # Another process's mount (`enclosure`) has no path here.
+            self._root_path = working_directory()
+            self._is_fixed = self._root_path.startswith(b"/")
 
     # By the working directory
 
     def before(self, start: Node) -> bytes:
         """Return the path of the directory where a walk begins, inside; empty when that cannot be told."""
         try:
-            if self._at is None:
+            if self._is_fixed:
+                if self._at is not start and start is not self._root:
+                    self._go(start)
+            elif self._at is None:
                 self._root_path = working_directory()
                 if start is not self._root:
                     self._go(start)
@@ -135,6 +148,9 @@ class Walls:
         if self._at is None:
             return
         self._at = None
+        if self._is_fixed:
+            self._let_in.clear()
+            return
         let_in, self._let_in = self._let_in, []
         try:
             os.fchdir(self._root.fd)
@@ -175,6 +191,8 @@ class Walls:
     def is_inside(self, node: Node) -> bool:
         """Say whether the kernel's path of a node is below the root's. Raises `OSError`."""
         try:
+            if self._is_fixed:
+                return self._is_below(self._path(node), self._root_path, node)
             root = self._path(self._root)
             while True:
                 is_below = self._is_below(self._path(node), root, node)
@@ -189,14 +207,16 @@ class Walls:
 
     def _path(self, node: Node) -> bytes:
         if node is self._root and self.is_alone and self._at is None:
-            with suppress(FileNotFoundError):  # the host has removed it
-                return working_directory()
+            with suppress(OSError):  # the host has removed it
+                here = working_directory()
+                if here.startswith(b"/"):
+                    return here
         return os.readlink(b"%d" % node.fd, dir_fd=self._proc)
 
     def _is_below(self, path: bytes, root: bytes, node: Node | None = None) -> bool:
         """Say whether a path is one of the share's; `node` is whose it is when it may have been removed."""
         above = root if root.endswith(b"/") else root + b"/"
-        if not path.startswith(above):
+        if not path.startswith(above) or path == above:  # which is how a mount's root tells of what was moved out of it
             return False
         if self._only is None:
             return True

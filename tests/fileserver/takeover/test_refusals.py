@@ -145,9 +145,42 @@ def test_a_mount_that_cannot_be_identified_is_not_passed_over(place: Place, monk
     who = json.loads(lines[1]) | {"started": 1}  # as another PID namespace would have it
     path.write_text(f"{lines[0]}\n{json.dumps(who)}\n")
     monkeypatch.setattr(rundir, "_INTRODUCED_SECONDS", 0.0)
+    monkeypatch.setattr(rundir, "_has_open", lambda *_: None)
     held = rundir.RunDirectory(str(place.run_dir))
     with pytest.raises(FileServerError, match="cannot be identified"):
         held.find_mounts()
     held.release()
     path.write_text(saved)
     assert place.mounts(place.start())["0"]
+
+
+@pytest.mark.parametrize("lie", ["another process", "another number", "nothing", "no permission"])
+def test_a_mount_that_lies_about_itself_is_found_and_another_process_is_not_harmed(
+    place: Place, monkeypatch: pytest.MonkeyPatch, lie: str
+) -> None:
+    """As one could that a guest has taken over, on a host without Landlock."""
+    server = place.start()
+    place.add(server, "0")
+    place.guest("0")
+    (pid,) = place.mounts(server)["0"]
+    place.kill(server)
+    from uvmshare.fileserver import rundir
+
+    (name,) = os.listdir(place.run_dir / "mounts")
+    path = place.run_dir / "mounts" / name
+    opened, introduced = map(json.loads, path.read_text().splitlines())
+    monkeypatch.setattr(rundir, "_INTRODUCED_SECONDS", 0.0)
+    if lie == "another process":
+        introduced |= {"pid": os.getpid(), "started": rundir._started(os.getpid())}
+    elif lie == "another number":
+        opened |= {"connection": 99}
+    path.write_text("" if lie == "nothing" else f"{json.dumps(opened)}\n{json.dumps(introduced)}\n")
+    if lie == "no permission":
+        path.chmod(0)
+    held = rundir.RunDirectory(str(place.run_dir))
+    (found,) = held.find_mounts()
+    assert found.pid == pid
+    assert found.connection == int(name)
+    os.close(found.pidfd)
+    held.release()
+    assert set(place.mounts(place.start())) == {"0"}
