@@ -80,7 +80,16 @@ def add(path: str, source: str, options: str) -> None:
         found.append([1 + max([entry[0] for entry in found], default=0), path, "9p", source, options])
 
 
-def attach(connected: socket.socket, source: str, directory: str, options: str, *, read_only: bool) -> int:
+def attach(
+    connected: socket.socket,
+    source: str,
+    directory: str,
+    options: str,
+    *,
+    read_only: bool,
+    suid: bool = False,
+    dev: bool = False,
+) -> int:
     share = next(option for option in options.split(",") if option.startswith("aname="))
     connected.sendall(f"{share.removeprefix('aname=')}\n".encode())
     answer = connected.recv(16)

@@ -113,7 +113,7 @@ def test_the_kernel_gets_a_connected_socket_and_the_options(
 ) -> None:
     mount(address, "0", str(tmp_path), read_only=True, msize=65536, cache="mmap", access="user", uname="me")
     ((source, directory, flags, options),) = kernel.calls
-    assert (source, directory, flags) == (str(address), str(tmp_path), 1)
+    assert (source, directory, flags) == (str(address), str(tmp_path), 1 | 2 | 4), "read-only, nosuid, nodev"
     given_options = dict(option.split("=") for option in options.split(","))
     assert given_options.pop("rfdno") == given_options.pop("wfdno")
     assert given_options == {
@@ -373,7 +373,7 @@ def test_a_command_line_that_cannot_be_ends_with_2(capsys: pytest.CaptureFixture
 
 def test_main_returns_success(kernel: Kernel, address: Address, tmp_path: Path) -> None:
     assert main([str(address), "0", str(tmp_path), "--read-only", "--access", "any"]) == 0
-    assert kernel.calls[0][2] == 1
+    assert kernel.calls[0][2] == 1 | 2 | 4
 
 
 def test_an_interruption_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,3 +396,11 @@ def test_other_systems_are_told_so(
 def test_it_is_written_for_the_pythons_of_older_guests() -> None:
     with open(module.__file__, encoding="utf-8") as file:
         ast.parse(file.read(), feature_version=(3, 9))
+
+
+@pytest.mark.parametrize(("more", "flags"), [([], 2 | 4), (["--suid"], 4), (["--dev"], 2), (["--suid", "--dev"], 0)])
+def test_set_user_id_and_device_nodes_count_only_where_that_is_asked_for(
+    tmp_path: Path, address: Address, kernel: Kernel, more: list[str], flags: int
+) -> None:
+    assert module.main([str(address), "0", str(tmp_path), *more]) == 0
+    assert [call[2] for call in kernel.calls] == [flags]

@@ -236,6 +236,9 @@ def _fields(settings: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]
         raise PlaceError(wire.INVALID, f"Port {_quoted(port)}: want the port of the file server")
     if not isinstance(read_only, bool):
         raise PlaceError(wire.INVALID, f"ReadOnly {_quoted(read_only)}: want true or false")
+    suid, dev = options.get("suid", False), options.get("dev", False)
+    if not (isinstance(suid, bool) and isinstance(dev, bool)):
+        raise PlaceError(wire.INVALID, f"suid {_quoted(suid)}, dev {_quoted(dev)}: want true or false")
     if not (isinstance(cache, str) and type(msize) is int):
         words = f"cache {_quoted(cache)}, msize {_quoted(msize)}: want a word and a number"
         raise PlaceError(wire.INVALID, words)
@@ -250,6 +253,8 @@ def _fields(settings: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]
         "read_only": read_only,
         "cache": cache,
         "msize": msize,
+        "suid": suid,
+        "dev": dev,
     }
 
 

@@ -136,7 +136,7 @@ condition() {
 }
 
 mount_it() { # path share port read_only cache msize; says why it failed
-    options="trans=tcp,port=$3,version=9p2000.L,aname=$2,uname=root,access=client,msize=$6"
+    options="nosuid,nodev,trans=tcp,port=$3,version=9p2000.L,aname=$2,uname=root,access=client,msize=$6"
     [ "$5" = none ] || options="$options,cache=$5"
     [ "$4" = false ] || options="ro,$options"
     mount -t 9p -o "$options" "$server" "$1" 2>&1

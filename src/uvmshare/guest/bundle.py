@@ -25,6 +25,7 @@ MODULES = (
     "__init__",
     "agent",
     "bundle",
+    "check",
     "keepalive",
     "loop",
     "mount",

@@ -61,6 +61,8 @@ LOST = (errno.EIO, errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ESHUTDOW
 """What the kernel's 9P client answers when its connection is gone. EIO is seen most; EFAULT to what is under way when
 the stream ends in order, because the client takes that for error 0 and then reads a reply that is not there."""
 _MS_RDONLY = 1
+_MS_NOSUID = 2
+_MS_NODEV = 4
 _MNT_DETACH = 2
 
 
@@ -176,6 +178,8 @@ def mount(
     target: str,
     *,
     read_only: bool = False,
+    suid: bool = False,
+    dev: bool = False,
     msize: int = DEFAULT_MSIZE,
     cache: str = "none",
     access: str = "client",
@@ -183,6 +187,8 @@ def mount(
     timeout: float = DEFAULT_TIMEOUT,
 ) -> None:
     """Mount the share that the server at `address` calls `share` on the directory `target`, which is made if need be.
+
+    `suid` and `dev` are as in `attach`.
 
     `msize` is the largest 9P message in bytes; the server may ask for less. `cache` is one of `CACHES` and `access` is
     "client", "user", "any" or a uid, as in the kernel's documentation. `uname` is the name given to the server.
@@ -207,7 +213,7 @@ def mount(
         timer = threading.Timer(timeout, give_up)
         timer.start()
         try:
-            code = attach(connected, str(address), directory, options, read_only=read_only)
+            code = attach(connected, str(address), directory, options, read_only=read_only, suid=suid, dev=dev)
         finally:
             timer.cancel()
             timer.join()
@@ -239,10 +245,23 @@ def mount_options(
     return f"version=9p2000.L,aname={share},uname={uname},msize={msize},cache={cache},access={access}"
 
 
-def attach(connected: socket.socket, source: str, directory: str, options: str, *, read_only: bool) -> int:
-    """Mount what the connected socket leads to, and return 0 or the errno. `source` is what /proc/mounts shows."""
+def attach(
+    connected: socket.socket,
+    source: str,
+    directory: str,
+    options: str,
+    *,
+    read_only: bool,
+    suid: bool = False,
+    dev: bool = False,
+) -> int:
+    """Mount what the connected socket leads to, and return 0 or the errno. `source` is what /proc/mounts shows.
+
+    Unless `suid`, set-user-ID bits and file capabilities in the share give nobody in the guest any rights; unless
+    `dev`, device nodes in it cannot be opened (mount(2), MS_NOSUID and MS_NODEV).
+    """
     number = connected.fileno()
-    flags = _MS_RDONLY if read_only else 0
+    flags = (_MS_RDONLY if read_only else 0) | (0 if suid else _MS_NOSUID) | (0 if dev else _MS_NODEV)
     return _mount(source, directory, flags, f"trans=fd,rfdno={number},wfdno={number},{options}")
 
 
@@ -369,6 +388,8 @@ The share is ended with umount TARGET.""",
     parser.add_argument("share", metavar="SHARE", help="the share's name as the host gave it, such as 0")
     parser.add_argument("target", metavar="TARGET", help="the directory to mount on; it is made if need be")
     parser.add_argument("--read-only", action="store_true", help="refuse writing in the guest already")
+    parser.add_argument("--suid", action="store_true", help="let set-user-ID programs in the share have their rights")
+    parser.add_argument("--dev", action="store_true", help="let device nodes in the share be opened")
     parser.add_argument("--msize", type=int, default=DEFAULT_MSIZE, help="largest 9P message, in bytes (%(default)s)")
     parser.add_argument("--cache", choices=CACHES, default="none", help="what the guest may keep (%(default)s)")
     parser.add_argument("--access", default="client", help="client, user, any or a uid (%(default)s)")
@@ -391,6 +412,8 @@ def main(arguments: Sequence[str], *, program: str = "uvmshare guest mount") -> 
             options.share,
             options.target,
             read_only=options.read_only,
+            suid=options.suid,
+            dev=options.dev,
             msize=options.msize,
             cache=options.cache,
             access=options.access,

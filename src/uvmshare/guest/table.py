@@ -22,6 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from uvmshare.guest import keepalive, places, wire, work
+from uvmshare.guest.check import Check
 from uvmshare.guest.loop import Child
 from uvmshare.guest.places import PlaceError
 
@@ -45,7 +46,7 @@ _LEAVE = 5.0
 _UNMOUNT_AGAIN = 0.05
 """Seconds until what only a child of the agent's keeps busy is unmounted again."""
 _HANG_UP = select.EPOLLRDHUP if hasattr(select, "EPOLLRDHUP") else 0
-_FIELDS = ("path", "port", "share", "read_only", "cache", "msize", "state", "made")
+_FIELDS = ("path", "port", "share", "read_only", "cache", "msize", "suid", "dev", "state", "made")
 
 
 class Record:
@@ -58,6 +59,8 @@ class Record:
         self.read_only: bool = fields["read_only"]
         self.cache: str = fields["cache"]
         self.msize: int = fields["msize"]
+        self.suid: bool = fields.get("suid", False)
+        self.dev: bool = fields.get("dev", False)
         self.state: str = fields.get("state", "mounting")
         self.made: list[str] = list(fields.get("made", ()))
         """The directories that were made for it, and go with it."""
@@ -88,12 +91,13 @@ class Record:
 
     def form(self) -> tuple[object, ...]:
         """Return what makes two mounts the same."""
-        return (self.path, self.port, self.share, self.read_only, self.cache, self.msize)
+        return (self.path, self.port, self.share, self.read_only, self.cache, self.msize, self.suid, self.dev)
 
     def listed(self) -> dict[str, Any]:
         """Return what the host is told of it."""
         told: dict[str, Any] = {"mount_path": self.path, "share_name": self.share}
-        told.update({name: getattr(self, name) for name in ("port", "read_only", "cache", "msize", "state", "again")})
+        told.update({name: getattr(self, name) for name in ("port", "read_only", "cache", "msize", "suid", "dev")})
+        told.update(state=self.state, again=self.again)
         told.update(last_gap=self.last_gap, error=self.error)
         return told
 
@@ -415,7 +419,7 @@ class Table:
                 tell(path, {"status": "slow", "error": "a read of it has not ended yet"})
             else:
                 readable.append(path)
-        _Check(self._loop, self.records, deque(readable), within, tell=tell, ended=ended)
+        Check(self._loop, self.records, deque(readable), within, tell=tell, ended=ended)
 
     # ------------------------------------------------------------------ the file
 
@@ -544,65 +548,3 @@ class _Attempt:
         self._ended(self)
         if self._own_transport and self.transport is not None:
             self.transport.close()
-
-
-class _Check:
-    """A child that reads mounts, one after the other."""
-
-    def __init__(
-        self,
-        loop: Loop,
-        records: dict[str, Record],
-        paths: deque[str],
-        within: float,
-        *,
-        tell: Callable[[str, dict[str, Any]], None],
-        ended: Callable[[], object],
-    ) -> None:
-        self._loop = loop
-        self._records = records
-        self._paths = paths
-        self._within = within
-        self._tell = tell
-        self._ended = ended
-        self._begin()
-
-    def _begin(self) -> None:
-        if not self._paths:
-            self._ended()
-            return
-        try:
-            self._child = Child(self._loop, work.reading([*self._paths]), self._message, self._end)
-        except OSError:  # there are too many processes
-            self._timer = self._loop.later(0.0, self._end)
-            return
-        self._timer = self._loop.later(self._within, self._hangs)
-        self._reads(self._paths[0])
-
-    def _reads(self, path: str) -> None:
-        record = self._records.get(path)
-        if record is not None:
-            record.reader = self._child
-
-    def _message(self, message: dict[str, Any], _: list[int]) -> None:
-        self._timer.cancel()
-        self._timer = self._loop.later(self._within, self._hangs)
-        path = self._paths.popleft()
-        record = self._records.get(path)
-        if record is not None and record.reader is self._child:
-            record.reader, record.read_until = None, time.monotonic()
-        if self._paths:
-            self._reads(self._paths[0])
-        self._tell(path, message)
-
-    def _hangs(self) -> None:
-        path = self._paths.popleft()
-        self._child.give_up()
-        self._tell(path, {"status": "slow", "error": f"no answer within {self._within:g} s"})
-        self._begin()
-
-    def _end(self) -> None:
-        self._timer.cancel()
-        for path in self._paths:
-            self._tell(path, {"status": "failing", "error": "the child that reads it was broken off"})
-        self._ended()

@@ -91,7 +91,9 @@ def _what_is_there(above: int, record: Record) -> places.Mounted | None:
 
 
 def _attach(connected: socket.socket, address: Address, where: str, record: Record, options: str) -> None:
-    code = mount.attach(connected, str(address), where, options, read_only=record.read_only)
+    code = mount.attach(
+        connected, str(address), where, options, read_only=record.read_only, suid=record.suid, dev=record.dev
+    )
     if code:
         why = mount.why_not_mounted(code, record.share, record.cache)
         words = f"cannot mount share {record.share!r} of {address} on {record.path}: {why}"

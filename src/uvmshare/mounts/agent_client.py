@@ -163,7 +163,13 @@ class AgentClient:
 
         Raises `MountRefused`, `GuestAgentError` with the guest's words, `AgentUnreachable`, `OutcomeUnknown`.
         """
-        await self._modify(schema.RequestType.ADD, mount, {"cache": mount.cache, "msize": mount.msize})
+        mount_options: dict[str, object] = {
+            "cache": mount.cache,
+            "msize": mount.msize,
+            "suid": mount.suid,
+            "dev": mount.dev,
+        }
+        await self._modify(schema.RequestType.ADD, mount, mount_options)
 
     async def remove_mapped_directory(self, mount: GuestMount, *, lazy: bool = False) -> None:
         """Send the Remove document of the mount. Raises `MountBusy`, `MountNotFound`, and as adding does."""
@@ -178,6 +184,8 @@ class AgentClient:
                 read_only=found.read_only,
                 cache=found.cache,
                 msize=found.msize,
+                suid=found.suid,
+                dev=found.dev,
             )
             for found in await self.listed()
         )

@@ -26,6 +26,8 @@ class GuestMount:
     read_only: bool
     cache: Cache
     msize: int
+    suid: bool = False
+    dev: bool = False
 
 
 class GuestAgent(Protocol):

@@ -522,7 +522,15 @@ class MountManager:
 
 def _guest_mount(mount: Mount) -> GuestMount:
     options = mount.options
-    return GuestMount(mount.share_name or "", mount.path, options.read_only, options.cache, options.msize)
+    return GuestMount(
+        mount.share_name or "",
+        mount.path,
+        options.read_only,
+        options.cache,
+        options.msize,
+        suid=options.suid,
+        dev=options.dev,
+    )
 
 
 def share_owner(mount_path: str) -> str:

@@ -36,6 +36,8 @@ class MountOptions:
       mount and taken out after it.
     - `mount_path`: an absolute path in the guest, made canonical (no double slashes, no dots).
     - `read_only`: the guest's kernel refuses changes. Always so when the `AddOptions` are read-only.
+    - `suid`, `dev`: set-user-ID programs in the share have their rights in the guest, and device nodes in it can be
+      opened; else the guest mounts it nosuid and nodev.
     - `cache`, `msize`: as in Linux's 9p.rst; `msize` in bytes.
 
     Raises `InvalidOptions` for what cannot be.
@@ -46,6 +48,8 @@ class MountOptions:
     read_only: bool = False
     cache: Cache = "none"
     msize: int = DEFAULT_MSIZE
+    suid: bool = False
+    dev: bool = False
 
     def __init__(
         self,
@@ -55,15 +59,18 @@ class MountOptions:
         read_only: bool = False,
         cache: Cache = "none",
         msize: int = DEFAULT_MSIZE,
+        suid: bool = False,
+        dev: bool = False,
     ) -> None:
         if isinstance(share, AddOptions):
             read_only = read_only or share.read_only
         elif not isinstance(share, str) or not re.fullmatch(r"[0-9]{1,20}", share):
             msg = f"share {share!r}: pass AddOptions, or the decimal name that the Manager gave"
             raise InvalidOptions(msg)
-        if not isinstance(read_only, bool):
-            msg = f"read_only is {read_only!r}: pass True or False"
-            raise InvalidOptions(msg)
+        for what, value in (("read_only", read_only), ("suid", suid), ("dev", dev)):
+            if not isinstance(value, bool):
+                msg = f"{what} is {value!r}: pass True or False"
+                raise InvalidOptions(msg)
         if cache not in get_args(Cache):
             msg = f"cache {cache!r}: want one of {', '.join(get_args(Cache))}"
             raise InvalidOptions(msg)
@@ -77,10 +84,13 @@ class MountOptions:
         object.__setattr__(self, "read_only", read_only)
         object.__setattr__(self, "cache", cache)
         object.__setattr__(self, "msize", msize)
+        object.__setattr__(self, "suid", suid)
+        object.__setattr__(self, "dev", dev)
 
     def __str__(self) -> str:
         share = self.share if isinstance(self.share, str) else self.share.host_path
         how = ", read-only" if self.read_only else ""
+        how += (", suid" if self.suid else "") + (", dev" if self.dev else "")
         return f"share {share} (cache={self.cache}, msize={self.msize}{how})"
 
 

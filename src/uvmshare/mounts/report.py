@@ -58,6 +58,8 @@ class ListedMount(msgspec.Struct, frozen=True, kw_only=True):
     read_only: bool = False
     cache: Cache = "none"
     msize: _Count
+    suid: bool = False
+    dev: bool = False
     state: Literal["mounting", "mounted", "broken"] = "mounted"
     """"broken": its connection was lost, and it is being mounted again."""
     again: _Count = 0
