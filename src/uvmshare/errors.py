@@ -43,6 +43,7 @@ errors (an HRESULT, an errno, an HCS document), which belongs where the foreign 
     +-- FileServerError                    the Linux file server could not be started or reached
     +-- MountConflict                      a path of the guest has another mount; nothing was touched
     +-- MountsLeft                         closing, or releasing an owner, could not take these mounts away
+    +-- MountRevoked                       its share was taken away, and the guest may still have it, dead
     +-- GuestAgentError                    the agent in the guest refused or failed a request
     |   +-- AgentUnreachable               it could not be reached; nothing was sent
     |   +-- MountBusy                      programs in the guest use the mount
@@ -106,6 +107,7 @@ __all__ = [
     "MountConflict",
     "MountNotFound",
     "MountRefused",
+    "MountRevoked",
     "MountsLeft",
     "NotAdministrator",
     "NotSupported",
@@ -311,6 +313,10 @@ class MountsLeft(UvmshareError):
     def paths(self) -> tuple[str, ...]:
         """The paths of the mounts that stay."""
         return tuple(self.errors)
+
+
+class MountRevoked(UvmshareError):
+    """Nothing reaches the directory by this mount any more; the guest did not unmount it, and may have it, dead."""
 
 
 class GuestAgentError(UvmshareError):

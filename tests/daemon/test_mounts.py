@@ -241,12 +241,26 @@ def test_a_guest_that_does_not_answer_keeps_no_directory(mapped: Running, guest:
         await released.get()
 
     mapped.call(end_lease)
-    assert client.shares("vm") == []
-    guest.start()
     mapped.call(keeper.settle)
-    mapped.pass_time(10)
+    assert client.shares("vm") == []
+    (dead,) = client.mounts("vm")
+    assert (dead.state, dead.share, dead.references) == ("revoked", None, ())
+    assert guest.mounted() == [dead.guest_path]
+    guest.start()
+    mapped.call(lambda: until_unmounted(machine))
     assert guest.mounted() == []
     assert client.mounts("vm") == []
+
+
+async def until_unmounted(machine: Machine) -> None:
+    """Wait until the guest has unmounted what nobody holds any more."""
+    mounts = machine.require_mounts()
+    while mounts.mounts():
+        for mount in tuple(mounts._by_path.values()):
+            if mount.operation is not None:
+                await mount.operation.wait()
+            else:
+                mounts._see_to(mount)
 
 
 def _machine(daemon: Running) -> Machine:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.orders import Caller, cancel_everything, may_start, searches, try_every_order
 
-from uvmshare.errors import ComputeSystemError, GuestAgentError
-from uvmshare.mounts import MountManager, MountOptions, MountState
+from uvmshare.errors import ComputeSystemError, GuestAgentError, MountRevoked
+from uvmshare.mounts import MountManager, MountOptions, MountState, engine
+from uvmshare.mounts.engine import RETRY_FIRST
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 from uvmshare.testing.explore import explore
@@ -42,6 +43,8 @@ class Bounds:
     title: str
     callers: tuple[Caller, ...]
     mapped: bool = True
+    mute: bool = False
+    """Whether the guest answers nothing any more once somebody is forced out."""
     cancels: int = 0
     faults: int = 0
     restarts: int = 0
@@ -64,10 +67,14 @@ class World:
         self.mounts = MountManager(self.agent, shares=self.shares, clock=lambda: 0.0)
         self.callers = bounds.callers
         self.mapped = bounds.mapped
+        self.mute = bounds.mute
+        self.forced = False
+        self.taken_from_all = False
         self.cancels = bounds.cancels
         self.faults = bounds.faults
         self.restarts = bounds.restarts
         self.loop_ends = bounds.loop_ends
+        self.ended = False
         self.progress = [0] * len(bounds.callers)
         self.tasks: list[asyncio.Task[None] | None] = [None] * len(bounds.callers)
         self.relied_on: set[str] = set()
@@ -95,7 +102,7 @@ class World:
             elif may_start(self.callers, self.progress, number):
                 does = caller.does[self.progress[number]]
                 events.append((f"{number} {does}", partial(self._go_on, number)))
-        for fake in (self.agent, self.vm):
+        for fake in (self.vm,) if self.mute and self.forced else (self.agent, self.vm):
             for name, held in fake.in_flight.items():
                 if held.held:
                     replies = (Reply.SUCCEED, *FAULTS) if self.faults and held.kind != "list" else (Reply.SUCCEED,)
@@ -116,10 +123,17 @@ class World:
         call: Coroutine[object, object, None]
         if does == "map":
             call = self._map(caller.owner)
-        else:
+        elif does == "unmap":
             self.relied_on.discard(caller.owner)
             self.doubtful.add(caller.owner)
             call = self._unmap(caller.owner)
+        else:
+            gone = {caller.owner} if does == "force" else self.relied_on | {caller.owner}
+            self.relied_on -= gone
+            self.doubtful |= gone
+            self.forced = True
+            self.taken_from_all = self.taken_from_all or does == "revoke"
+            call = self._force(caller.owner, from_all=does == "revoke")
         self.tasks[number] = self.loop.create_task(call)
 
     def _cancel(self, task: asyncio.Task[None]) -> None:
@@ -140,6 +154,7 @@ class World:
 
     def _end_loop(self) -> None:
         self.loop_ends = False
+        self.ended = True
         self.restarts = 0
         self.progress = [len(caller.does) for caller in self.callers]
         cancel_everything(self.loop)
@@ -150,13 +165,13 @@ class World:
                 await self.mounts.map_to_guest(SHARE, PATH, owner=owner)
             else:
                 await self.mounts.mount(NAMED, owner=owner)
-        except (ComputeSystemError, GuestAgentError):
+        except (ComputeSystemError, GuestAgentError, MountRevoked):
             return
         unmaps = any(
             task is not None and not task.done() and caller.owner == owner and self.progress[number] == 2
             for number, (caller, task) in enumerate(zip(self.callers, self.tasks, strict=True))
         )
-        (self.doubtful if unmaps else self.relied_on).add(owner)
+        (self.doubtful if unmaps or self.taken_from_all else self.relied_on).add(owner)
 
     async def _unmap(self, owner: str) -> None:
         try:
@@ -166,6 +181,19 @@ class World:
                 await self.mounts.unmount(PATH, owner=owner)
         except (ComputeSystemError, GuestAgentError):
             return
+
+    async def _force(self, owner: str, *, from_all: bool) -> None:
+        try:
+            if from_all:
+                left = await self.mounts.revoke(PATH)
+            else:
+                left = await self.mounts.unmap_from_guest(PATH, owner=owner, force=True)
+        except (ComputeSystemError, GuestAgentError):
+            return
+        entry = self.mounts._by_path.get(PATH)
+        wanted = entry is not None and (entry.wanted or entry.adding is not None)
+        assert wanted or not self.mapped or not self.vm.shares, "it was forced, and the share is there"
+        assert left is None or owner not in left.owners
 
     # What must hold.
 
@@ -179,8 +207,10 @@ class World:
         if there is not None:
             assert entry is not None, "the guest has a mount, and the MountManager does not know it"
             assert entry.wanted or entry.operation or entry.retry, "nobody wants the mount"
-            if self.mapped:
+            if self.mapped and entry.state is not MountState.REVOKED:
                 assert there.share_name in self.vm.shares, "the share was pulled from under a live mount"
+        if entry is not None and entry.doomed and entry.holds_share and not self.ended:
+            assert entry.revocation, "nobody wants it, and the guest decides how long its share stays"
         if self.mapped and self.vm.shares:
             going = any(share.operation or share.retry for share in self.shares._by_name.values())
             assert entry is not None or going, "a share without its mount, and nobody takes it out"
@@ -189,6 +219,9 @@ class World:
             assert there is not None, "it is MOUNTED, and the guest does not have it"
         if entry is not None and entry.state is MountState.INVALID and entry.operation is None:
             assert entry.retry, "nobody sees to the INVALID mount"
+        if entry is not None and entry.state is MountState.REVOKED:
+            assert not entry.references, "somebody holds what was revoked"
+            assert entry.retry or entry.operation or entry.revocation, "nobody sees to the REVOKED mount"
         for owner in sorted(self.relied_on):
             assert entry is not None, f"the mount of {owner!r} is gone"
             assert owner in entry.owners, f"the reference of {owner!r} is gone"
@@ -209,6 +242,9 @@ class World:
 
     def check_end(self) -> None:
         """When nothing can happen any more."""
+        if self.mute and self.forced:
+            self._check_mute_end()
+            return
         assert not [task for task in self.tasks if task is not None and not task.done()], "a call waits for ever"
         assert not self.agent.in_flight
         assert not self.vm.in_flight
@@ -221,29 +257,66 @@ class World:
         if not owners:
             assert entry is None
 
+    def _check_mute_end(self) -> None:
+        """When a guest that answers nothing is all that is waited for."""
+        for caller, task, made in zip(self.callers, self.tasks, self.progress, strict=True):
+            forces = made == len(caller.does) and caller.does[-1] != "unmap"
+            assert not forces or task is None or task.done(), "somebody who was to end it waits for the guest"
+        entry = self.mounts._by_path.get(PATH)
+        wanted = entry is not None and entry.wanted
+        assert wanted or not self.vm.shares, "a guest that says nothing keeps the share"
+
 
 # ---------------------------------------------------------------------- every order
 
 A, B, C = (Caller(owner, ("map", "unmap")) for owner in "abc")
+FORCE_A, FORCE_B = (Caller(owner, ("map", "force")) for owner in "ab")
+REVOKE = Caller("root", ("revoke",))
 
 SHORT = (
-    Bounds("share and mount: one owner, two faults", (A,), faults=2),
-    Bounds("share and mount: two owners, a fault", (A, B), faults=1),
-    Bounds("share and mount: two owners, a cancellation", (A, B), cancels=1),
-    Bounds("share and mount: one owner, a cancellation, a fault", (A,), cancels=1, faults=1),
-    Bounds("share and mount: one owner, the guest restarts, a fault", (A,), restarts=1, faults=1),
+    Bounds("share and mount: one owner, a fault", (A,), faults=1),
+    Bounds("share and mount: one owner, a cancellation", (A,), cancels=1),
+    Bounds("share and mount: two owners", (A, B)),
+    Bounds("share and mount: one owner, the guest restarts", (A,), restarts=1),
+    Bounds("forced: one owner, a fault", (FORCE_A,), faults=1),
+    Bounds("forced: one owner, the guest goes mute, a cancellation", (FORCE_A,), mute=True, cancels=1),
+    Bounds("from all: one owner, the guest goes mute", (A, REVOKE), mute=True),
     Bounds("a named share: two owners, a cancellation, a fault", (A, B), mapped=False, cancels=1, faults=1),
     Bounds("a named share: one owner twice, a cancellation, a fault", (A, A), mapped=False, cancels=1, faults=1),
     Bounds("a named share: two owners, the guest restarts", (A, B), mapped=False, restarts=1),
 )
 LONG = (
+    Bounds("share and mount: one owner, two faults", (A,), faults=2),
+    Bounds("share and mount: two owners, a fault", (A, B), faults=1),
+    Bounds("share and mount: two owners, a cancellation", (A, B), cancels=1),
+    Bounds("share and mount: one owner, a cancellation, a fault", (A,), cancels=1, faults=1),
+    Bounds("share and mount: one owner, the guest restarts, a fault", (A,), restarts=1, faults=1),
     Bounds("share and mount: two owners, a cancellation, a fault", (A, B), cancels=1, faults=1),
     Bounds("share and mount: one owner twice, a fault", (A, A), faults=1),
+    Bounds("forced: one owner, two faults", (FORCE_A,), faults=2),
+    Bounds("forced: one owner, a cancellation, a fault", (FORCE_A,), cancels=1, faults=1),
+    Bounds("forced: one of two owners, a fault", (FORCE_A, B), faults=1),
+    Bounds("forced: one owner, the guest restarts", (FORCE_A,), restarts=1),
+    Bounds("forced: one owner unmaps, the other is forced, the guest goes mute", (A, FORCE_B), mute=True),
+    Bounds("from all: one owner, a fault", (A, REVOKE), faults=1),
+    Bounds("from all: one owner, the guest goes mute, a cancellation", (A, REVOKE), mute=True, cancels=1),
+    Bounds("forced: two owners, a fault", (FORCE_A, FORCE_B), faults=1),
+    Bounds("forced: two owners, the guest goes mute, a fault", (FORCE_A, FORCE_B), mute=True, faults=1),
+    Bounds("forced: one owner, a fault, the loop ends", (FORCE_A,), faults=1, loop_ends=True),
+    Bounds("from all: two owners, the guest goes mute, a cancellation", (A, B, REVOKE), mute=True, cancels=1),
+    Bounds("from all: two owners, the guest restarts, a fault", (A, B, REVOKE), restarts=1, faults=1),
     Bounds("share and mount: two owners, a fault, the loop ends", (A, B), faults=1, loop_ends=True),
     Bounds("share and mount: two owners, the guest restarts, a fault", (A, B), restarts=1, faults=1),
     Bounds("a named share: three owners, a cancellation, a fault", (A, B, C), mapped=False, cancels=1, faults=1),
     Bounds("a named share: two owners, two restarts, a cancellation", (A, B), mapped=False, restarts=2, cancels=1),
 )
+
+
+@pytest.fixture(autouse=True)
+def one_time_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have timers that were set together fire together: that they may come one by one is in the long searches."""
+    monkeypatch.setattr(engine, "REVOKE_GRACE", RETRY_FIRST)
+    monkeypatch.setattr(engine, "REVOKE_AGAIN", RETRY_FIRST)
 
 
 @searches(SHORT, LONG)

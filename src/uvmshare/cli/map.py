@@ -18,6 +18,7 @@ from uvmshare.cli.remote import (
     lease_option,
     of_vms,
     owner_option,
+    print_release,
     vm_argument,
 )
 from uvmshare.cli.share_spec import share_argument
@@ -108,19 +109,37 @@ def map_(
 @owner_option
 @click.option("--uid", type=click.IntRange(min=0), help="Root only: the user whose owner is meant.")
 @click.option("--lazy", is_flag=True, help="Detach it although programs in the guest use it.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Take it from all owners of yours (as root: from everybody), whatever the guest says: it has five seconds to "
+    "unmount.",
+)
 @host_option
-def unmap(vm: str, guest_paths: tuple[str, ...], *, owner: str, uid: int | None, host: str | None, lazy: bool) -> None:
+def unmap(
+    vm: str,
+    guest_paths: tuple[str, ...],
+    *,
+    owner: str,
+    uid: int | None,
+    host: str | None,
+    lazy: bool,
+    force: bool,
+) -> None:
     """Give mounts back; the last owner's release unmounts, and then the share goes too.
+
+    It says on standard error who still holds what was given back, and fails when nothing was given back and the guest
+    still has it.
 
     \b
     Examples:
       uvmshare unmap build /run/uvmshare/project
       uvmshare unmap build /run/uvmshare/cache --owner job-7 --lazy
+      uvmshare unmap build /run/uvmshare/cache --force
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     with connected(host) as client:
         for each in guest_paths:
-            client.unmap(vm, each, owner=owner, uid=uid, lazy=lazy)
-            say(each)
+            print_release(each, client.unmap(vm, each, owner=owner, uid=uid, lazy=lazy, force=force), owner)
 
 
 @click.command()

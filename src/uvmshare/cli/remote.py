@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from uvmshare.cli.output import note
-from uvmshare.errors import ComputeSystemError, FileServerError, InvalidState, NotThere, UvmshareError
+from uvmshare.cli.output import note, say
+from uvmshare.errors import ComputeSystemError, FileServerError, InvalidState, NotThere, StillInUse, UvmshareError
 from uvmshare.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from uvmshare.daemon.client import Client
+    from uvmshare.daemon.documents import Released
 
 __all__ = [
     "connected",
@@ -29,6 +30,7 @@ __all__ = [
     "lease_option",
     "of_vms",
     "owner_option",
+    "print_release",
     "share_argument",
     "vm_argument",
 ]
@@ -92,6 +94,25 @@ def of_vms(client: Client, vms: Sequence[str], ask: Callable[[str], Iterable[T]]
         except (ComputeSystemError, InvalidState, FileServerError, NotThere) as error:
             note(f"VM {vm.id}: {error}")
     return found
+
+
+def print_release(thing: str, released: Released, owner: str) -> None:
+    """Print what was given back, and on standard error who still holds it.
+
+    Raises `StillInUse` when nothing was given back and it is still there.
+    """
+    held = [f"owner {each.owner}" for each in released.references] + [f"mount {path}" for path in released.mounts]
+    if released.held_by_others:
+        held.append("another user")
+    by = ", ".join(held)
+    if not released.ended and not released.released:
+        msg = f"{thing}: owner {owner} holds nothing of it; it is held by {by}: name one with --owner, or use --force"
+        raise StillInUse(msg)
+    say(thing)
+    if not released.ended:
+        note(f"{thing}: given back; the guest still reaches it, since it is held by {by}")
+    if released.guest is not None:
+        note(f"{thing}: nothing reaches it any more; {released.guest}")
 
 
 def _complete(ask: Callable[[Client, click.Context], Iterable[tuple[str, str]]]) -> Callable[..., list[CompletionItem]]:

@@ -18,6 +18,7 @@ from uvmshare.cli.remote import (
     lease_option,
     of_vms,
     owner_option,
+    print_release,
     share_argument,
     vm_argument,
 )
@@ -134,13 +135,21 @@ def inspect(vm: str, share: str, host: str | None) -> None:
 @share_argument(many=True)
 @owner_option
 @click.option("--uid", type=click.IntRange(min=0), help="Root only: the user whose owner is meant.")
+@click.option(
+    "--force",
+    "-f",
+    is_flag=True,
+    help="Take it from all owners of yours (as root: from everybody), mounts too, whatever the guest says.",
+)
 @host_option
-def rm(vm: str, shares: tuple[str, ...], owner: str, uid: int | None, host: str | None) -> None:
-    """Release shares; when the last owner of one has released it, no guest reaches it any more."""
+def rm(vm: str, shares: tuple[str, ...], *, owner: str, uid: int | None, host: str | None, force: bool) -> None:
+    """Release shares; when the last owner of one has released it, no guest reaches it any more.
+
+    It fails while a mount holds the share, and says which and for whom. It says on standard error who else holds it.
+    """
     with connected(host) as client:
         for each in shares:
-            client.release_share(vm, each, owner=owner, uid=uid)
-            say(each)
+            print_release(each, client.release_share(vm, each, owner=owner, uid=uid, force=force), owner)
 
 
 @share.command()

@@ -46,6 +46,7 @@ from uvmshare.daemon.documents import (
     NewVm,
     Operation,
     Problem,
+    Released,
     Renewal,
     Renewed,
     Share,
@@ -91,6 +92,10 @@ OwnerInPath = Annotated[str, PathParameter(description="Who holds it.", pattern=
 OwnerInQuery = Annotated[str, QueryParameter(description="Who holds it.", pattern=NAME, max_length=128, min_length=1)]
 GuestPath = Annotated[str, QueryParameter(description="Where the guest has it mounted.", min_length=2, max_length=4095)]
 Uid = Annotated[int | None, QueryParameter(description="Root only: whose owner is meant.", ge=0, le=0xFFFFFFFE)]
+Force = Annotated[
+    bool,
+    QueryParameter(description="Take it from all owners of yours (root: from everybody), whatever the guest says."),
+]
 Wait = Annotated[
     bool,
     QueryParameter(description="Whether to answer when it is done. If false: 202 and the operation, which goes on."),
@@ -255,7 +260,7 @@ async def get_share(*, service: Serving, who: Who, vm: VmName, share: ShareName)
     return service.shares.get(who, await service.find_ready(who, vm), share)
 
 
-@delete("/vms/{vm:str}/shares/{share:str}", summary="Release a share", status_code=204, responses=_ACCEPTED)
+@delete("/vms/{vm:str}/shares/{share:str}", summary="Release a share", status_code=200, responses=_ACCEPTED)
 async def release_share(
     *,
     service: Serving,
@@ -264,13 +269,17 @@ async def release_share(
     share: ShareName,
     owner: OwnerInQuery = DEFAULT_OWNER,
     uid: Uid = None,
+    force: Force = False,
     wait: Wait = True,
-) -> None:
-    """Give back what an owner holds. The last reference takes the share out; then no guest reaches it any more."""
+) -> Released:
+    """Give back what an owner holds. The last reference takes the share out; then no guest reaches it any more.
+
+    While a mount holds the share, this fails (409) and says which and for whom; what the owner held is given back.
+    """
     machine = await service.find_ready(who, vm)
     service.shares.get(who, machine, share)
-    work = service.shares.release(machine, share, whose(who, owner, uid))
-    return await _answer(service, who, ("release share", vm), work, 204, wait=wait)
+    work = service.releases.release_share(who, machine, share, whose(who, owner, uid), force=force)
+    return await _answer(service, who, ("release share", vm), work, 200, wait=wait)
 
 
 @put("/vms/{vm:str}/shares/{share:str}/leases/{owner:str}", summary="Renew a lease", responses=_FAILURES)
@@ -300,7 +309,7 @@ async def map_directory(
     )
 
 
-@delete("/vms/{vm:str}/mounts", summary="Unmap a directory", status_code=204, responses=_ACCEPTED)
+@delete("/vms/{vm:str}/mounts", summary="Unmap a directory", status_code=200, responses=_ACCEPTED)
 async def unmap_directory(
     *,
     service: Serving,
@@ -310,13 +319,18 @@ async def unmap_directory(
     owner: OwnerInQuery = DEFAULT_OWNER,
     uid: Uid = None,
     lazy: Annotated[bool, QueryParameter(description="Detach it although the guest uses it.")] = False,
+    force: Force = False,
     wait: Wait = True,
-) -> None:
-    """Give back what an owner holds. The last one unmounts, and then the share goes too."""
+) -> Released:
+    """Give back what an owner holds. The last one unmounts, and then the share goes too.
+
+    Forced, it goes whatever the guest says: that has five seconds to unmount, and then its share is taken out.
+    """
     machine = await service.find_ready(who, vm)
     mount = service.mappings.get(who, machine, guest_path)
-    work = service.mappings.unmap(machine, mount.guest_path, whose(who, owner, uid), lazy=lazy)
-    return await _answer(service, who, ("unmap", vm), work, 204, wait=wait)
+    holder = whose(who, owner, uid)
+    work = service.releases.unmap(who, machine, mount.guest_path, holder, lazy=lazy, force=force)
+    return await _answer(service, who, ("unmap", vm), work, 200, wait=wait)
 
 
 @get("/vms/{vm:str}/stats", summary="What a guest does", responses=_FAILURES)
@@ -344,9 +358,17 @@ async def renew_leases(*, service: Serving, who: Who, owner: OwnerInPath, data: 
 
 
 @delete("/owners/{owner:str}", summary="Release an owner", status_code=204, responses=_ACCEPTED)
-async def release_owner(*, service: Serving, who: Who, owner: OwnerInPath, wait: Wait = True) -> None:
-    """Give back everything that an owner of yours holds, in all VMs."""
-    return await _answer(service, who, ("release owner", "*"), service.release_all(who, owner), 204, wait=wait)
+async def release_owner(
+    *,
+    service: Serving,
+    who: Who,
+    owner: OwnerInPath,
+    force: Annotated[bool, QueryParameter(description="Whether it goes whatever the guests say.")] = False,
+    wait: Wait = True,
+) -> None:
+    """Give back everything that an owner of yours holds, in all VMs. A guest that does not unmount makes it fail."""
+    work = service.release_all(who, owner, force=force)
+    return await _answer(service, who, ("release owner", "*"), work, 204, wait=wait)
 
 
 @get("/operations", summary="List operations", responses=_FAILURES)

@@ -29,6 +29,7 @@ from uvmshare.daemon.documents import (
     NewVm,
     Operation,
     Problem,
+    Released,
     Renewal,
     Renewed,
     Share,
@@ -185,10 +186,16 @@ class Client:
         """As `add_share`, but return at once what `operation` then tells of."""
         return self._ask("POST", f"/v1/vms/{_quoted(vm)}/shares", Operation, wanted, wait=False)
 
-    def release_share(self, vm: str, share: str, *, owner: str = DEFAULT_OWNER, uid: int | None = None) -> None:
-        """Give back what an owner holds; when the last one returns, no guest reaches the share any more."""
+    def release_share(
+        self, vm: str, share: str, *, owner: str = DEFAULT_OWNER, uid: int | None = None, force: bool = False
+    ) -> Released:
+        """Give back what an owner holds; when the last one returns, no guest reaches the share any more.
+
+        The answer says whether it ended, and who holds it otherwise. With `force` it is taken from everybody of yours;
+        for root, from everybody. Raises `StillInUse` while a mount holds it, or when force was not enough.
+        """
         path = f"/v1/vms/{_quoted(vm)}/shares/{_quoted(share)}"
-        self._ask("DELETE", path, type(None), owner=owner, uid=uid)
+        return self._ask("DELETE", path, Released, owner=owner, uid=uid, force=force)
 
     def mounts(self, vm: str) -> list[Mount]:
         """Return the mounts in a VM's guest that you hold."""
@@ -199,11 +206,23 @@ class Client:
         return self._ask("POST", f"/v1/vms/{_quoted(vm)}/mounts", Mount, wanted)
 
     def unmap(
-        self, vm: str, guest_path: str, *, owner: str = DEFAULT_OWNER, uid: int | None = None, lazy: bool = False
-    ) -> None:
-        """Give back what an owner holds; the last one unmounts it, and takes its share out."""
+        self,
+        vm: str,
+        guest_path: str,
+        *,
+        owner: str = DEFAULT_OWNER,
+        uid: int | None = None,
+        lazy: bool = False,
+        force: bool = False,
+    ) -> Released:
+        """Give back what an owner holds; the last one unmounts it, and takes its share out.
+
+        With `force` it is taken from everybody of yours, for root from everybody, and the guest has no say: it has five
+        seconds to unmount. Raises `StillInUse` when force was not enough, and says who holds it.
+        """
         path = f"/v1/vms/{_quoted(vm)}/mounts"
-        self._ask("DELETE", path, type(None), guest_path=guest_path, owner=owner, uid=uid, lazy=lazy)
+        asked = {"guest_path": guest_path, "owner": owner, "uid": uid, "lazy": lazy, "force": force}
+        return self._ask("DELETE", path, Released, **asked)
 
     def stats(self, vm: str) -> list[Stats]:
         """Return what a VM's guest has done with each share that you hold."""
@@ -220,9 +239,9 @@ class Client:
             path = f"/v1/vms/{_quoted(vm)}/shares/{_quoted(share)}/leases/{_quoted(owner)}"
         return self._ask("PUT", path, Renewed, Renewal(lease=lease)).leases
 
-    def release_owner(self, owner: str) -> None:
-        """Give back everything that an owner holds."""
-        self._ask("DELETE", f"/v1/owners/{_quoted(owner)}", type(None))
+    def release_owner(self, owner: str, *, force: bool = False) -> None:
+        """Give back everything that an owner holds; with `force`, whatever guests say."""
+        self._ask("DELETE", f"/v1/owners/{_quoted(owner)}", type(None), force=force)
 
     def operation(self, operation: str, *, wait: bool = False) -> Operation:
         """Return what became of an operation; with `wait`, when it has ended."""

@@ -30,6 +30,7 @@ __all__ = [
     "OwnerName",
     "Problem",
     "Reference",
+    "Released",
     "Renewal",
     "Renewed",
     "SecurityModel",
@@ -224,11 +225,29 @@ class Mount(_Answer, frozen=True):
     cache: str
     msize: int
     state: str
-    """Of the guest's mount; or "restoring", while the daemon that was started again has not reached the agent yet."""
+    """Of the guest's mount; "revoked" when its share was taken away and the guest may still have it, dead; or
+    "restoring", while the daemon that was started again has not reached the agent yet."""
     busy: str | None
     since: datetime | None
     last_error: str | None
     references: tuple[Reference, ...]
+
+
+class Released(_Answer, frozen=True):
+    """What a release came to, and who still holds the directory."""
+
+    released: bool
+    """Whether anything was given back; false when the owner held nothing of it."""
+    ended: bool
+    """Whether nothing in the guest reaches the directory by that share any more."""
+    references: tuple[Reference, ...] = ()
+    """Who still holds the share, or the mount, as far as the one who asks may see them."""
+    mounts: tuple[str, ...] = ()
+    """Where the guest still has it mounted for somebody whom the one who asks may see."""
+    held_by_others: bool = False
+    """Whether another user still holds it."""
+    guest: str | None = None
+    """Why the guest may still have the mount, dead; null when it has unmounted."""
 
 
 class Stats(_Answer, frozen=True):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from uvmshare.daemon.leases import Leases
-from uvmshare.errors import NotThere, UvmshareError
+from uvmshare.errors import DaemonError, NotThere, UvmshareError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable
@@ -40,6 +40,8 @@ class LeaseKeeper:
         self._ended = ended
         self._leases: Leases[LeaseKey] = Leases(clock)
         self._changed = asyncio.Event()
+        self._over: set[LeaseKey] = set()
+        """What is written down as over: it could not be given back, and the next daemon goes on with it at once."""
         self._ending: set[LeaseKey] = set()
         """What is being given back now."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -65,7 +67,8 @@ class LeaseKeeper:
     def grant(self, key: LeaseKey, seconds: float) -> None:
         """Let a lease run afresh for so long. Written down before it returns."""
         found = self._leases.get(key)
-        if found is None or found.seconds != seconds:
+        if found is None or found.seconds != seconds or key in self._over:
+            self._over.discard(key)
             self._store.put_lease(key, seconds)
         self._leases.grant(key, seconds)
         self._changed.set()
@@ -73,6 +76,7 @@ class LeaseKeeper:
     def forget(self, *keys: LeaseKey) -> None:
         """Forget leases, those that there are."""
         dropped = [key for key in keys if self._leases.drop(key)]
+        self._over.difference_update(keys)
         if dropped:
             self._store.drop_leases(dropped)
 
@@ -147,9 +151,18 @@ class LeaseKeeper:
                 reason=str(error) if isinstance(error, UvmshareError) else repr(error),
             )
             self._leases.postpone(key, _RETRY)
+            self._note_over(key)
             self._changed.set()
         finally:
             self._ending.discard(key)
+
+    def _note_over(self, key: LeaseKey) -> None:
+        """Write down that it is over, so that a daemon that is started again does not let it run afresh."""
+        if key in self._over or key not in self._leases:
+            return
+        with suppress(DaemonError):  # a disk that takes nothing; the lease is tried again all the same
+            self._store.put_lease(key, 0.0)
+            self._over.add(key)
 
 
 def no_lease(owner: str) -> NotThere:

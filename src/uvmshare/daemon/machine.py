@@ -322,6 +322,8 @@ class Machine:
                 limits=limits,
                 # Its user's rights, unless the daemon has no others to give.
                 cgroup=self._cgroup,
+                # Whoever writes there says who has what, in this VM or in another's.
+                keep_out=(self._places.state_dir, self._places.run_dir),
                 run_as=(user.uid, user.gid, user.groups) if os.geteuid() == 0 and not user.is_root else None,
             )
         except OSError as error:

@@ -19,21 +19,24 @@ import structlog
 from uvmshare.daemon.documents import Mount, Reference
 from uvmshare.daemon.identity import checked_options
 from uvmshare.daemon.quotas import weight
-from uvmshare.daemon.shares import holder_of, options_of
+from uvmshare.daemon.shares import holder_of, may_see, options_of
 from uvmshare.daemon.store import MountLease, MountRecord, name_for
 from uvmshare.daemon.tracing import span
 from uvmshare.errors import (
     AgentUnreachable,
     ComputeSystemGone,
+    DaemonError,
     InvalidOptions,
     MountConflict,
+    MountRevoked,
     NotThere,
     OperationDenied,
     OutcomeUnknown,
     UvmshareError,
 )
-from uvmshare.mounts.manager import share_owner
+from uvmshare.mounts.engine import REVOKE_GRACE, mount_path_of, share_owner
 from uvmshare.mounts.options import MountOptions, canonical_guest_path
+from uvmshare.mounts.state import MountState
 from uvmshare.printable import printable
 from uvmshare.share.options import AddOptions
 
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from uvmshare.daemon.keeper import LeaseKeeper
     from uvmshare.daemon.machine import Machine
     from uvmshare.daemon.store import Store, VmKey
+    from uvmshare.mounts.manager import MountManager
     from uvmshare.mounts.mount import MountInfo
 
 __all__ = ["Mappings"]
@@ -74,18 +78,26 @@ class Mappings:
         """By VM, guest path and holder: what an earlier daemon had and was not mounted again yet."""
         self._being_mapped: Counter[MountLease] = Counter()
         """How many requests are under way for what nobody held when they came."""
+        self._asked: dict[MountLease, set[asyncio.Task[MountInfo]]] = {}
+        """The mounts that the guest is being asked for, by who is to hold them."""
 
     # Shown
 
     def all(self, who: Identity, machine: Machine) -> list[Mount]:
-        """Return the mounts that a user may see: to root all, to others those that they hold."""
-        there = [self._document(who, machine, info) for info in machine.mounted()]
+        """Return the mounts that a user may see: to root all, to others those that they hold, or that were revoked."""
+        mounted = machine.mounted()
+        revoked = {
+            info.mount_path
+            for info in mounted
+            if info.state is MountState.REVOKED and any(may_see(who, str(owner)) for owner in info.taken_from)
+        }
+        there = [self._document(who, machine, info) for info in mounted]
         known = {mount.guest_path for mount in there}
         for path, owner in self._restoring.get(machine.record.key, {}):
             if path not in known:
                 known.add(path)
                 there.append(self._document_of_record(who, machine, path, owner))
-        return [mount for mount in there if mount.references or who.is_root]
+        return [mount for mount in there if mount.references or who.is_root or mount.guest_path in revoked]
 
     def get(self, who: Identity, machine: Machine, guest_path: str) -> Mount:
         """Return one mount. Raises `NotThere`, and `InvalidOptions` for what is no path."""
@@ -139,7 +151,7 @@ class Mappings:
         found = []
         for owner in owners:
             holder = holder_of(owner)
-            if holder is None or not (who.is_root or holder[0] == who.uid):
+            if holder is None or not may_see(who, owner):
                 continue
             key = MountLease(vm, owner, path)
             lease = self._keeper.get(key)
@@ -171,7 +183,7 @@ class Mappings:
                 self._store.put_mount(_record(vm, owner, options))
             try:
                 with span("map_to_guest", vm=f"{vm[0]}:{vm[1]}", owner=owner, path=share.host_path, guest_path=path):
-                    info = await mounts.mount(options, owner=owner)
+                    info = await self._ask(key, mounts, options)
             except BaseException:
                 if not self._holds(machine, path, owner):
                     self._strike(key)
@@ -205,6 +217,33 @@ class Mappings:
                 if not self._being_mapped[key]:
                     del self._being_mapped[key]
 
+    async def _ask(self, key: MountLease, mounts: MountManager, options: MountOptions) -> MountInfo:
+        """Have the guest mount. Raises what that does, and `MountRevoked` when the holder was forced out meanwhile."""
+        asking = asyncio.get_running_loop().create_task(mounts.mount(options, owner=key.owner))
+        asked = self._asked.setdefault(key, set())
+        asked.add(asking)
+        try:
+            return await asking
+        except asyncio.CancelledError:
+            if asking not in asked:  # `_end_requests` has taken it out
+                msg = f"{key.mount_path}: it was taken away by force while it was being mounted"
+                raise MountRevoked(msg) from None
+            raise
+        finally:
+            asked.discard(asking)
+            if not asked and self._asked.get(key) is asked:
+                del self._asked[key]
+
+    async def _end_requests(self, key: MountLease) -> bool:
+        """Let nobody get what is being mounted for a holder; say whether there was anybody."""
+        asked, found = self._asked.pop(key, set()), False
+        for asking in tuple(asked):
+            asked.discard(asking)
+            asking.cancel()
+            await asyncio.wait({asking})  # it wants the mount no more then
+            found = True
+        return found
+
     def _refuse_conflict(self, who: Identity, machine: Machine, options: MountOptions) -> None:
         """Say that a path is taken by somebody else's mount, and not what it is. Raises `MountConflict`."""
         seen = {mount.guest_path for mount in self.all(who, machine)}
@@ -214,34 +253,127 @@ class Mappings:
                 raise MountConflict(msg)
 
     async def unmap(
-        self, machine: Machine, guest_path: str, owner: str, *, lazy: bool = False, kind: str = "mount.released"
+        self,
+        machine: Machine,
+        guest_path: str,
+        owner: str,
+        *,
+        lazy: bool = False,
+        force: bool = False,
+        kind: str = "mount.released",
     ) -> None:
         """Give back what a holder ("UID/NAME") holds of a mount; the last one unmounts, and takes the share out.
 
-        Holding nothing is no mistake. Raises what the agent and the VM raise: the reference then stays.
+        Holding nothing is no mistake. With `force` it is given back whatever the guest says. Raises what the VM raises,
+        and without `force` what the agent raises: the reference then stays.
         """
         path = canonical_guest_path(guest_path)
         vm = machine.record.key
         key = MountLease(vm, owner, path)
         waiting = self._restoring.get(vm, {}).pop((path, owner), None)
-        if waiting is not None and not self._mounted(machine, path, owner):
-            await self._drop_share(machine, path)
-            self._note_release(key, kind, waiting.host_path)
-            return
         info = self._mounted(machine, path, owner)
-        if info is None:
+        if waiting is not None and info is None:
+            await self._give_back_waiting(machine, key, waiting, kind)
+            return
+        if info is None and not (force and self._being_taken(machine, key)):
             self._strike(key)
             return
-        await machine.require_mounts().unmount(path, owner=owner, lazy=lazy)
+        mounts = machine.require_mounts()
+        host_path = next(_host_path(each) for each in machine.mounted() if each.mount_path == path)
+        if force:
+            self._store_forgets(key)  # first: whatever becomes of this process, it does not come back
+            await mounts.unmount(path, owner=owner, force=True, grace=_grace(machine))
+        else:
+            try:
+                await mounts.unmount(path, owner=owner, lazy=lazy)
+            except UvmshareError:
+                if self._mounted(machine, path, owner) is None:
+                    self._note_release(machine, key, kind, host_path)
+                raise
         if self._mounted(machine, path, owner) is None:
-            assert isinstance(info.options.share, AddOptions)
-            self._note_release(key, kind, info.options.share.host_path)
+            self._note_release(machine, key, kind, host_path)
 
-    def _note_release(self, key: MountLease, kind: str, host_path: str) -> None:
+    async def revoke(self, who: Identity, machine: Machine, guest_path: str) -> bool:
+        """Take a mount from all whom `who` may release, whatever the guest says; say whether anybody held it.
+
+        Also from those who are asking for it. When this returns and nobody else holds the mount, its share is out.
+        Raises what the VM raises; the share is tried again by itself then.
+        """
+        path, vm = canonical_guest_path(guest_path), machine.record.key
+        asked = [key for key in self._asked if key.vm == vm and key.mount_path == path and may_see(who, key.owner)]
+        taken = False
+        for key in asked:
+            taken = await self._end_requests(key) or taken
+        waiting = [owner for at, owner in self._restoring.get(vm, {}) if at == path and may_see(who, owner)]
+        for owner in waiting:
+            await self.unmap(machine, path, owner, force=True, kind="mount.revoked")
+        info = next((each for each in machine.mounted() if each.mount_path == path), None)
+        if info is None:
+            if not any(at == path for at, _ in self._restoring.get(vm, {})):
+                await self._drop_share(machine, path)
+            return taken or bool(waiting)
+        owners = [str(owner) for owner in info.owners if may_see(who, str(owner))]
+        for owner in owners:
+            self._store_forgets(MountLease(vm, owner, path))
+        everybody = None if who.is_root else owners
+        await machine.require_mounts().revoke(path, owners=everybody, grace=_grace(machine))
+        for owner in owners:
+            self._note_release(machine, MountLease(vm, owner, path), "mount.revoked", _host_path(info))
+        return taken or bool(waiting or owners)
+
+    async def _give_back_waiting(self, machine: Machine, key: MountLease, record: MountRecord, kind: str) -> None:
+        """Give back what an earlier daemon had, and this one had not mounted again yet."""
+        self._store_forgets(key)
+        await self._end_requests(key)
+        if not any(at == key.mount_path for at, _ in self._restoring.get(key.vm, {})):
+            if any(info.mount_path == key.mount_path for info in machine.mounted()):
+                await machine.require_mounts().unmount(key.mount_path, owner=key.owner, force=True, grace=0.0)
+            else:
+                await self._drop_share(machine, key.mount_path)
+        self._note_release(machine, key, kind, record.host_path)
+
+    def holders(self, who: Identity, machine: Machine, path: str) -> tuple[tuple[Reference, ...], bool]:
+        """Return who holds the mount at a path, as far as `who` may see them, and whether there are others."""
+        vm = machine.record.key
+        owners = [str(owner) for info in machine.mounted() if info.mount_path == path for owner in info.owners]
+        owners += [owner for at, owner in self._restoring.get(vm, {}) if at == path and owner not in owners]
+        others = any(not may_see(who, owner) for owner in owners)
+        return self._references(who, vm, path, owners), others
+
+    def share_of(self, machine: Machine, path: str) -> str | None:
+        """Return the name of the share that the mount at a path holds."""
+        return next((info.name for info in machine.shares() if share_owner(path) in info.owners), None)
+
+    def guest_words(self, machine: Machine, path: str) -> str | None:
+        """Return why the guest may still have a mount whose share was taken away; None when there is none."""
+        for info in machine.mounted():
+            if info.mount_path == path and info.state is MountState.REVOKED:
+                why = info.last_error or f"it has not answered within {REVOKE_GRACE:g} s"
+                return f"the guest did not unmount it, and may still have it, dead: {why}"
+        return None
+
+    def _note_release(self, machine: Machine, key: MountLease, kind: str, host_path: str) -> None:
         holder = holder_of(key.owner)
         assert holder is not None
         self._strike(key)
-        self._events.emit(kind, key.vm, uid=holder[0], owner=holder[1], path=host_path, guest_path=key.mount_path)
+        self._events.emit(
+            kind,
+            key.vm,
+            uid=holder[0],
+            owner=holder[1],
+            path=host_path,
+            guest_path=key.mount_path,
+            guest=self.guest_words(machine, key.mount_path),
+        )
+
+    def _store_forgets(self, key: MountLease) -> None:
+        """Strike a holder out before he loses the mount. A disk that takes nothing is no reason for him to keep it."""
+        try:
+            self._store.drop_mount(key.vm, key.mount_path, key.owner)
+        except DaemonError as error:
+            structlog.get_logger("uvmshare.daemon").warning(
+                "the end of a mount could not be written down", guest_path=key.mount_path, reason=str(error)
+            )
 
     def _strike(self, key: MountLease) -> None:
         self._keeper.forget(key)
@@ -275,30 +407,28 @@ class Mappings:
         return {MountLease(each.vm, each.owner, each.mount_path) for each in self._store.mounts(machine.record.key)}
 
     async def lease_ended(self, machine: Machine | None, key: MountLease) -> None:
-        """Give back what the lease was on, although it is in use in the guest.
+        """Give back what the lease was on, whatever the guest says.
 
-        When the guest does not answer, the host takes the share out at once all the same: nobody renewed, so nobody is
-        owed it. The guest's mount is then dead, and is seen to when the agent is reached. Raises what the agent raises.
+        The guest has `REVOKE_GRACE` seconds to unmount, and none when its agent is out of reach; then the host takes
+        the share out. The guest's mount is dead then, and is seen to when the agent is reached. Raises what the VM
+        raises.
         """
-        if machine is None or not self._holds(machine, key.mount_path, key.owner):
-            if key in self._being_mapped:
-                self._keeper.forget(key)  # the request grants it afresh when the guest has mounted, or strikes it out
-            else:
-                self._strike(key)
-            return
-        info = self._mounted(machine, key.mount_path, key.owner)
-        alone = info is not None and info.references == 1
-        if alone and not machine.agent_connected:
-            await self._drop_share(machine, key.mount_path)
-        try:
-            await self.unmap(machine, key.mount_path, key.owner, lazy=True, kind="lease.ended")
-        except (AgentUnreachable, OutcomeUnknown):
-            if alone:
-                await self._drop_share(machine, key.mount_path)
-            raise
+        if machine is not None and (self._holds(machine, key.mount_path, key.owner) or self._being_taken(machine, key)):
+            await self.unmap(machine, key.mount_path, key.owner, force=True, kind="lease.ended")
+        elif key in self._being_mapped:
+            self._keeper.forget(key)  # the request grants it afresh when the guest has mounted, or strikes it out
+        else:
+            self._strike(key)
+
+    def _being_taken(self, machine: Machine, key: MountLease) -> bool:
+        """Say whether a holder was forced out of a mount whose share could not be taken out yet."""
+        return any(
+            info.mount_path == key.mount_path and key.owner in info.taken_from and info.share_name is not None
+            for info in machine.mounted()
+        )
 
     async def _drop_share(self, machine: Machine, path: str) -> None:
-        """Take out the share that a mount holds, whatever the guest says, unless the mount is somebody else's too."""
+        """Take out the share that a mount of an earlier daemon's holds."""
         owner = share_owner(path)
         for info in machine.shares():
             if owner in info.owners:
@@ -315,7 +445,6 @@ class Mappings:
         """Ask for every mount again, as often as it takes, until each is there, refused, or given back meanwhile."""
         vm = machine.record.key
         waiting = self._restoring.get(vm, {})
-        await self._release_strays(machine, {path for path, _ in waiting})
         delay = _RETRY_FIRST
         while waiting:
             for place, record in tuple(waiting.items()):
@@ -338,10 +467,10 @@ class Mappings:
                 only=record.allowed_names,
             )
             options = MountOptions(share, record.mount_path, cache=record.cache, msize=record.msize)
-            await mounts.mount(options, owner=record.owner)
+            await self._ask(key, mounts, options)
         except (AgentUnreachable, OutcomeUnknown):
             return False
-        except ComputeSystemGone:
+        except (ComputeSystemGone, MountRevoked):
             return True
         except UvmshareError as error:
             refused = isinstance(error, InvalidOptions | OperationDenied | MountConflict)
@@ -353,12 +482,12 @@ class Mappings:
                 reason=str(error),
             )
             if refused:
-                await self._drop_share(machine, record.mount_path)
-                self._note_release(key, "mount.lost", record.host_path)
+                self._restoring.get(record.vm, {}).pop((record.mount_path, record.owner), None)
+                await self._give_back_waiting(machine, key, record, "mount.lost")
             return refused
         if self._restoring.get(record.vm, {}).pop((record.mount_path, record.owner), None) is None:
             # Given back while it was being asked for.
-            await mounts.unmount(record.mount_path, owner=record.owner, lazy=True)
+            await mounts.unmount(record.mount_path, owner=record.owner, force=True)
             return True
         holder = holder_of(record.owner)
         assert holder is not None
@@ -372,17 +501,46 @@ class Mappings:
         )
         return True
 
-    async def _release_strays(self, machine: Machine, paths: set[str]) -> None:
-        """Take out shares that mounts held of which nothing is written down any more."""
-        kept = {share_owner(path) for path in paths}
-        for info in machine.shares():
-            for owner in info.owners:
-                if holder_of(owner) is None and owner not in kept:
-                    await machine.require().remove_from_vm(info.name, owner=owner)
+    async def release_strays(self, machine: Machine) -> None:
+        """Take out shares that mounts held of which nothing is written down any more, as often as it takes."""
+        waiting = {path for path, _ in self._restoring.get(machine.record.key, {})}
+        delay, told = _RETRY_FIRST, False
+        strays = {
+            (info.name, str(owner))
+            for info in machine.shares()
+            for owner in info.owners
+            if (path := mount_path_of(owner)) is not None and path not in waiting
+        }
+        while strays and machine.manager is not None:
+            for name, owner in tuple(strays):
+                if any(share_owner(info.mount_path) == owner for info in machine.mounted()):
+                    strays.discard((name, owner))  # somebody has mapped there anew, and that mount has it
+                    continue
+                try:
+                    await machine.require().remove_from_vm(name, owner=owner)
+                except UvmshareError as error:
+                    if not told:
+                        told = True
+                        self._events.emit("share.overdue", machine.record.key, share=name, reason=str(error))
+                else:
+                    strays.discard((name, owner))
+            if strays:
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, _RETRY_LONGEST)
 
     def forget(self, vm: VmKey) -> None:
         """Forget what is being restored of a VM that is removed."""
         self._restoring.pop(vm, None)
+
+
+def _grace(machine: Machine) -> float:
+    """Return how long the guest has to unmount: nobody waits for one whose agent is out of reach."""
+    return REVOKE_GRACE if machine.agent_connected else 0.0
+
+
+def _host_path(info: MountInfo) -> str:
+    assert isinstance(info.options.share, AddOptions), "this daemon asks for no others"
+    return info.options.share.host_path
 
 
 def _record(vm: VmKey, owner: str, options: MountOptions) -> MountRecord:

@@ -37,6 +37,7 @@ ANSWERS: Final[Mapping[type[errors.UvmshareError], tuple[int, str]]] = {
     errors.StillInUse: (409, "Release the shares first, or force it."),
     errors.SharesLeft: (409, "Ask again: what could not be taken out is tried again."),
     errors.MountsLeft: (409, "Ask again: what could not be taken away is tried again."),
+    errors.MountRevoked: (409, "Ask again when the guest's agent has unmounted what is dead there."),
     errors.MountConflict: (409, "Ask for the same options, or for another path."),
     errors.MountBusy: (409, "End what uses it in the guest, or unmap it lazily."),
     errors.MountRefused: (403, "Choose a path below what the guest's agent was allowed."),

@@ -30,6 +30,7 @@ from uvmshare.daemon.machine import Machine
 from uvmshare.daemon.mappings import Mappings
 from uvmshare.daemon.operations import Operations
 from uvmshare.daemon.quotas import USER_SHARES, USER_VMS, Quotas
+from uvmshare.daemon.releases import Releases
 from uvmshare.daemon.shares import Shares
 from uvmshare.daemon.store import LeaseKey, MountLease, VmRecord, name_for
 from uvmshare.errors import AlreadyThere, InvalidOptions, NotThere, OperationDenied, StillInUse
@@ -101,6 +102,9 @@ class Service:
         self.quotas = Quotas(vms=user_vms, shares=user_shares, unlimited={0, self._identity.uid})
         self.shares = Shares(self.events, self.keeper, self._adding)
         self.mappings = Mappings(self.events, self.keeper, store, self._adding)
+        self.releases = Releases(self.shares, self.mappings)
+        self._overdue: set[LeaseKey] = set()
+        """Leases that are over, and of which it was told that what they were on could not be given back."""
         self._background: set[asyncio.Task[None]] = set()
         self._finding: dict[VmKey, asyncio.Task[None]] = {}
         self._finders: defaultdict[int, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_FIND_AT_ONCE))
@@ -135,6 +139,7 @@ class Service:
         self.keeper.keep(key, self.shares.leased(machine) | self.mappings.leased(machine))
         machine.found.set()
         self.events.emit("vm.found", key, state=machine.state, addresses=list(machine.addresses))
+        self._in_background(self.mappings.release_strays(machine))
         self._in_background(self.mappings.restore(machine))
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -381,8 +386,8 @@ class Service:
                 yield from self.mappings.held_by(uid, machine)
                 yield from self.shares.held_by(uid, machine)
 
-    async def release_all(self, who: Identity, owner: str) -> None:
-        """Give back everything that an owner of `who` holds, in every VM.
+    async def release_all(self, who: Identity, owner: str, *, force: bool = False) -> None:
+        """Give back everything that an owner of `who` holds, in every VM; forced, whatever the guests say.
 
         All are tried, mounts before shares; then raises what the first raised that could not be given back.
         """
@@ -392,7 +397,7 @@ class Service:
             *(machine.when_tried(_READY_SECONDS) for machine in machines), return_exceptions=True
         )
         unmaps = [
-            self.mappings.unmap(machine, mount.guest_path, holder)
+            self.mappings.unmap(machine, mount.guest_path, holder, force=force)
             for machine in machines
             for mount in self.mappings.all(who, machine)
             if any((each.uid, each.owner) == (who.uid, owner) for each in mount.references)
@@ -415,7 +420,15 @@ class Service:
         if machine is not None:
             # It is over, and nobody renews it any more. What it is on goes as soon as it is known.
             await machine.found.wait()
-        if isinstance(key, MountLease):
-            await self.mappings.lease_ended(machine, key)
-        else:
-            await self.shares.lease_ended(machine, key)
+        try:
+            if isinstance(key, MountLease):
+                await self.mappings.lease_ended(machine, key)
+            else:
+                await self.shares.lease_ended(machine, key)
+        except UvmshareError as error:
+            if key not in self._overdue:
+                self._overdue.add(key)
+                uid, _, owner = key.owner.partition("/")
+                self.events.emit("lease.overdue", key.vm, uid=int(uid), owner=owner, reason=str(error))
+            raise
+        self._overdue.discard(key)

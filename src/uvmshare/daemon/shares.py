@@ -35,13 +35,19 @@ if TYPE_CHECKING:
     from uvmshare.share.manager import ShareInfo
     from uvmshare.share.options import AddOptions
 
-__all__ = ["Shares", "holder_of", "options_of", "whose"]
+__all__ = ["Shares", "holder_of", "may_see", "options_of", "whose"]
 
 
 def holder_of(owner: object) -> tuple[int, str] | None:
     """Return the user and the name of a holder; None for a mount's own reference."""
     uid, slash, name = str(owner).partition("/")
     return (int(uid), name) if slash and uid.isdigit() else None
+
+
+def may_see(who: Identity, owner: str) -> bool:
+    """Say whether a user sees what a holder has, and may release it: his own; root, all users'."""
+    holder = holder_of(owner)
+    return holder is not None and (who.is_root or holder[0] == who.uid)
 
 
 def whose(who: Identity, owner: str, uid: int | None) -> str:

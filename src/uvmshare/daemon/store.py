@@ -16,6 +16,7 @@ from uvmshare.daemon.documents import NewVm
 from uvmshare.daemon.identity import Identity
 from uvmshare.errors import DaemonError
 from uvmshare.mounts.options import Cache
+from uvmshare.sqlite_journal.private import make_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -109,8 +110,8 @@ class Store:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = os.fspath(path)
         try:
+            make_private(self._path)
             self._db = sqlite3.connect(self._path, isolation_level=None, timeout=0.0)
-            os.chmod(self._path, 0o600)
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode = WAL")
             # Losing the last moments with the host's power loses nothing: the VMs went with it.

@@ -70,6 +70,8 @@ class Configuration(_Request, frozen=True, tag="start", kw_only=True):
     log_reader: int | None = None
     """A descriptor that reads standard error, where that is a log which the starter opened for this supervisor."""
     limits: Limits = Limits()
+    keep_out: tuple[str, ...] = ()
+    """Directories besides `run_dir` that no share which a guest may write to may hold, or lie in."""
 
 
 class Modify(_Request, frozen=True, tag="modify"):

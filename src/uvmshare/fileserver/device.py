@@ -110,6 +110,7 @@ class FileServer:
         modify_timeout: float = 30.0,
         run_as: RunAs | None = None,
         cgroup: str | None = None,
+        keep_out: Sequence[str | os.PathLike[str]] = (),
     ) -> Self:
         """Start a supervisor that listens on these addresses (`uvmshare.address`).
 
@@ -120,7 +121,9 @@ class FileServer:
         as instead of this process's, which needs root; it then opens addresses and shares with that user's
         rights, and `run_dir` must be that user's already. `socket_mode` is that of unix socket files. Over TCP on
         loopback only that user and root may connect, and `allow_uids`: uids of others, or "any". After
-        `modify_timeout` seconds a modify request without an answer raises `OutcomeUnknown`.
+        `modify_timeout` seconds a modify request without an answer raises `OutcomeUnknown`. A share that may be
+        written to is refused (`AccessDenied`) when it holds, or lies in, one of the directories in `keep_out`; the
+        run directory is always one.
 
         `cgroup` is the directory of a control group that all processes of the server run in.
 
@@ -146,6 +149,7 @@ class FileServer:
             run_dir=directory,
             log=None if directory is None or own_log is not None else os.path.join(directory, LOG),
             limits=checked,
+            keep_out=tuple(map(_absolute, keep_out)),
         )
         link = await Link.start(configuration, run_as, own_log, cgroup)
         return cls(link, directory, modify_timeout, run_as, own_log, cgroup=cgroup)

@@ -177,6 +177,7 @@ class Ledger:
         made = f"{self._path}.new"
         descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
+            os.fchmod(descriptor, 0o600)  # one that a process left there half written may be wider
             data = memoryview(b"".join(lines))
             while data:
                 data = data[os.write(descriptor, data) :]

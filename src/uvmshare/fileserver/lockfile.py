@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from contextlib import suppress
 from typing import Final, Self
 
 from uvmshare.errors import FileServerError
@@ -49,6 +50,8 @@ class LockFile:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if _is_at(path, descriptor):  # else its last holder removed it a moment ago
+                    with suppress(PermissionError):  # another user's, which root uses
+                        os.fchmod(descriptor, 0o600)  # whoever can read it can take the lock
                     os.ftruncate(descriptor, 0)
                     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
                     return cls(path, descriptor)

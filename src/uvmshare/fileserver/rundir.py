@@ -30,18 +30,16 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from uvmshare.errors import AccessDenied, FileServerError
+from uvmshare.errors import FileServerError
 from uvmshare.fileserver import leaving
+from uvmshare.fileserver.keepout import KeepOut
 from uvmshare.fileserver.lockfile import LockFile
-from uvmshare.fileserver.mounttable import place_of, shown_below
-from uvmshare.hcs.schema import Plan9ShareFlags
 from uvmshare.hostfiles import require_own_directory, require_safe_way
 
 if TYPE_CHECKING:
-    from uvmshare.fileserver.mounttable import Place
     from uvmshare.hcs.schema import Plan9Share
 
-__all__ = ["CONTROL_SOCKET", "LOG", "Found", "RunDirectory", "introduce", "lock_path", "table_path"]
+__all__ = ["CONTROL_SOCKET", "JOURNAL", "LOG", "Found", "RunDirectory", "introduce", "lock_path", "table_path"]
 
 CONTROL_SOCKET: Final = "control.sock"
 LOG: Final = "log"
@@ -49,7 +47,9 @@ _LOCK: Final = "lock"
 _TABLE: Final = "shares"
 _MOUNTS: Final = "mounts"
 _COUNTERS: Final = "counters"
-_OURS: Final = frozenset((CONTROL_SOCKET, LOG, _LOCK, _TABLE, _MOUNTS, _COUNTERS))
+JOURNAL: Final = "journal.db"
+"""Where whoever drives the server may keep the journal of his Manager (`uvmshare serve --run-dir`)."""
+_OURS: Final = frozenset((CONTROL_SOCKET, LOG, _LOCK, _TABLE, _MOUNTS, _COUNTERS, JOURNAL))
 
 _INTRODUCED_SECONDS: Final = 5.0
 """How long a mount process that was just forked may take to write its pid down."""
@@ -218,25 +218,9 @@ class RunDirectory:
     def require_outside(self, share: Plan9Share) -> None:
         """Refuse a share through which a guest could write here: it could give itself other shares that way.
 
-        By whatever path, as the mounts are now: one that is made later is for whoever makes it to keep apart.
-        Raises `AccessDenied`, or `FileServerError` when it cannot be seen.
+        Raises what `KeepOut.require_apart` does.
         """
-        if share.flags & Plan9ShareFlags.READ_ONLY or not os.path.isdir(share.path):
-            return  # what is no directory is refused by whoever opens it
-        own = os.path.realpath(self.path)
-        try:
-            here = place_of(own)
-            is_apart = not any(place.holds(here) or _is_ours(here, place) for place in shown_below(share.path))
-        except OSError as error:
-            msg = f"share {share.access_name}: cannot see whether {share.path!r} holds {own!r}: {error.strerror}"
-            raise FileServerError(msg) from error
-        if is_apart:
-            return
-        msg = (
-            f"share {share.access_name}: {share.path!r} holds the run directory of its own file server, {own!r}, where "
-            "a guest could write: share it read-only, or have the run directory elsewhere"
-        )
-        raise AccessDenied(msg)
+        KeepOut(self.path, "the run directory of its own file server", _OURS).require_apart(share)
 
     # Ending
 
@@ -260,14 +244,6 @@ def _ends(pidfd: int, deadline: float) -> bool:
     ended = select.poll()
     ended.register(pidfd, select.POLLIN)
     return bool(ended.poll(max(0.0, deadline - time.monotonic()) * 1000))
-
-
-def _is_ours(run_dir: Place, place: Place) -> bool:
-    """Say whether a place is in a run directory and has something of the server's in it: others may have more there."""
-    if not run_dir.holds(place):
-        return False
-    name = os.path.relpath(place.path, run_dir.path).partition("/")[0]
-    return name in _OURS
 
 
 def _require_own(directory: str, *, may_be_link: bool = False) -> None:

@@ -21,6 +21,7 @@ from uvmshare.errors import ShareExists, ShareNotFound
 from uvmshare.fileserver import counters, leaving, mount, said
 from uvmshare.fileserver.counters import Counters
 from uvmshare.fileserver.export import Export
+from uvmshare.fileserver.keepout import KeepOut
 from uvmshare.fileserver.ledger import Entry
 from uvmshare.fileserver.said import Said
 
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from uvmshare.fileserver.connections import HalfOpen
+    from uvmshare.fileserver.control import Configuration
     from uvmshare.fileserver.counters import Counted
     from uvmshare.fileserver.handshake import Attach
     from uvmshare.fileserver.ledger import Ledger
-    from uvmshare.fileserver.limits import Limits
     from uvmshare.fileserver.log import Log
     from uvmshare.fileserver.loop import Loop
     from uvmshare.fileserver.rundir import Found, RunDirectory
@@ -73,12 +74,15 @@ class Share:
 class Shares:
     """The table of shares."""
 
-    def __init__(self, loop: Loop, log: Log, limits: Limits, security_model: str, run_dir: RunDirectory | None) -> None:
+    def __init__(self, loop: Loop, log: Log, configuration: Configuration, run_dir: RunDirectory | None) -> None:
         self._loop = loop
         self._log = log
-        self._limits = limits
-        self._security_model = security_model
+        self._limits = configuration.limits
+        self._security_model = configuration.security_model
         self._run_dir = run_dir
+        self._keep_out = [
+            KeepOut(path, "a directory in which uvmshare keeps its state") for path in configuration.keep_out
+        ]
         self._ledger: Ledger | None = None
         self._by_name: dict[str, Share] = {}
         self._serial = 0
@@ -119,6 +123,8 @@ class Shares:
             raise ShareExists(msg)
         if self._run_dir is not None:
             self._run_dir.require_outside(document)
+        for kept in self._keep_out:
+            kept.require_apart(document)
         export = Export.open(document, self._security_model)
         if self._ledger is not None:
             try:

@@ -72,7 +72,7 @@ class _Server:
             if self.run_dir is not None:
                 inheritance = inherit(self.run_dir, configuration.security_model)
             self._listen()
-            self.shares = Shares(loop, _log, configuration.limits, configuration.security_model, self.run_dir)
+            self.shares = Shares(loop, _log, configuration, self.run_dir)
             if self.run_dir is not None:
                 entries = [entry for entry, _, _ in inheritance.shares]
                 try:

@@ -5,8 +5,9 @@
     ...
     await mounts.unmap_from_guest("/run/uvmshare/project", owner="build-7")
 
-What lives here: every decision about a mount, and the one table. What must not: I/O of any kind, or knowledge
-of how a guest is reached; an agent is anything with the three methods of `GuestAgent`.
+What lives here: what callers may ask for, their claims and their references. What must not: I/O of any kind, or
+knowledge of how a guest is reached; an agent is anything with the three methods of `GuestAgent`. What then happens to a
+mount is `uvmshare.mounts.engine`'s.
 
 It is built as `uvmshare.share.manager` is: one event loop, nothing decided across an await, each call in a task
 of its own that ends in a callback, `_mount_ended` or `_unmount_ended`. Two things differ. Shares have names that
@@ -15,7 +16,8 @@ taken until that is gone. And a guest can lose mounts by itself, when it is star
 
 A share that comes and goes with its mount belongs to the mount and not to the callers: it is added in the same
 call, before the guest mounts it, and taken out in the same call, after the guest has unmounted it. So no caller's
-cancellation comes between the two, and no share is taken from under a mount.
+cancellation comes between the two, and no share is taken from under a mount that somebody holds. From under one that
+nobody holds any more it is, when the guest does not unmount in time.
 """
 
 from __future__ import annotations
@@ -23,36 +25,32 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager, suppress
-from functools import partial
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Self
 
-from uvmshare.errors import ComputeSystemGone, ManagerClosed, MountConflict, MountNotFound, MountsLeft
-from uvmshare.mounts.interfaces import GuestMount, TellsConnect
+from uvmshare.errors import ComputeSystemGone, ManagerClosed, MountConflict, MountsLeft, OutcomeUnknown
+from uvmshare.mounts.engine import RETRY_FIRST, REVOKE_GRACE, Engine, guest_mount, revoked, share_owner
+from uvmshare.mounts.interfaces import TellsConnect
 from uvmshare.mounts.mount import Mount
 from uvmshare.mounts.options import DEFAULT_MSIZE, MountOptions, canonical_guest_path
 from uvmshare.mounts.state import MountState, Trigger
 from uvmshare.share.entry import BlockOwner
 from uvmshare.share.interfaces import TellsExit
-from uvmshare.share.operation import OUTCOME_UNKNOWN, Operation, failure_of, failures_of, loop_is_ending
+from uvmshare.share.operation import OUTCOME_UNKNOWN, failures_of, loop_is_ending
 from uvmshare.share.options import AddOptions
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Hashable
+    from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterable
     from types import TracebackType
 
-    from uvmshare.mounts.interfaces import GuestAgent
+    from uvmshare.mounts.interfaces import GuestAgent, GuestMount
     from uvmshare.mounts.mount import MountInfo
     from uvmshare.mounts.options import Cache
     from uvmshare.share.manager import Manager
 
-__all__ = ["RETRY_FIRST", "MountManager", "share_owner"]
-
-RETRY_FIRST: Final = 0.5
-"""Seconds before what could not be taken away, or mounted again, is tried again: a guest that is started again
-needs about that long until its agent answers."""
+__all__ = ["RETRY_FIRST", "REVOKE_GRACE", "MountManager", "share_owner"]
 
 
-class MountManager:
+class MountManager(Engine):
     """The mounts of one running guest.
 
     A path of the guest has one mount. Whoever asks for it with equal options shares it: the first call mounts, later
@@ -68,13 +66,7 @@ class MountManager:
     def __init__(
         self, agent: GuestAgent, *, shares: Manager | None = None, clock: Callable[[], float] = time.time
     ) -> None:
-        self._agent = agent
-        self._shares = shares
-        self._clock = clock
-        self._closed = False
-        self._vm_gone: ComputeSystemGone | None = None
-        self._by_path: dict[str, Mount] = {}
-        """Every mount that the guest has, may have, or should have."""
+        super().__init__(agent, shares, clock)
         self._settling: asyncio.Task[None] | None = None
         self._settle_again = False
         if isinstance(agent, TellsExit):
@@ -107,39 +99,122 @@ class MountManager:
         """
         hash(owner)  # A TypeError belongs here, not after the guest was changed.
         mount = await self._claim(options)
-        mount.claims -= 1
-        mount.refer(owner)
+        self._hold(mount, owner)
         return mount.info()
 
-    async def unmount(self, mount_path: str, *, owner: Hashable | None = None, lazy: bool = False) -> None:
+    async def unmount(
+        self,
+        mount_path: str,
+        *,
+        owner: Hashable | None = None,
+        lazy: bool = False,
+        force: bool = False,
+        grace: float = REVOKE_GRACE,
+    ) -> MountInfo | None:
         """Give a reference back; the last one unmounts, and then takes the share out if it came with the mount.
+
+        Returns what is left of the mount: None for nothing; what others hold; or what is REVOKED, when the share is
+        gone and the guest did not unmount.
 
         Without effect: a path without a mount, an owner that does not hold it, an anonymous release when only owners
         hold it. What could not be taken away earlier is tried again now. `lazy` detaches a mount that is in use.
 
         Otherwise raises what the agent raised, `MountBusy` when the guest uses the mount; it then stays MOUNTED
         with its last reference, and its share stays too, so that calling again tries again. When it is unknown whether
-        it is unmounted, or when its share could not be taken out, it becomes INVALID with its last reference, and is
-        retried by itself and by whoever calls. A VM that is gone has no mounts. Cancelling this call does not stop
-        the guest's, whose result counts all the same.
+        it is unmounted, its share is taken out without the guest: it is REVOKED. When the share could not be taken out,
+        raises why. Either way the reference is given back, and what is left is retried by itself and by whoever calls.
+        A VM that is gone has no mounts. Cancelling this call does not stop the guest's, whose result counts all the
+        same.
+
+        With `force` the reference is given back at once, and the guest has no say: see `revoke`, also for `grace`.
         """
         hash(owner)
         path = canonical_guest_path(mount_path)
         mount = self._by_path.get(path)
+        if force:
+            return None if mount is None else await self._force(mount, (owner,), grace)
         while mount is not None and mount.operation is not None:
             await mount.operation.wait()
             if self._by_path.get(path) is not mount:  # what is there now is none that this caller knew
-                return
+                return None
         if mount is None:
-            return
+            return None
         if not mount.to_be_taken_away:
             if not mount.held_by(owner):
-                return
+                return mount.info()
             if mount.references > 1 or mount.claims:
                 mount.unrefer(owner)
-                return
+                return mount.info()
+        was_revoked = mount.state is MountState.REVOKED
         mount.lazy = mount.lazy or lazy
-        await self._take_away(mount)
+        try:
+            await self._take_away(mount)
+        except OUTCOME_UNKNOWN:
+            if was_revoked or not (mount.mapped and mount.maybe_in_guest):
+                raise
+            if mount.revocation is not None:
+                await mount.revocation.finish()
+            elif mount.state is not MountState.REVOKED:
+                raise
+        return self._left(mount)
+
+    async def revoke(
+        self,
+        mount_path: str,
+        *,
+        owners: Collection[Hashable | None] | None = None,
+        grace: float = REVOKE_GRACE,
+    ) -> MountInfo | None:
+        """Take a mount away from all who hold it, or from those `owners` (None: anonymous), whatever the guest says.
+
+        Returns what is left of it, as `unmount` does: what others hold, or are asking for, stays. From all means also
+        from those who are asking for it: they get `MountRevoked`. Otherwise the guest is asked to unmount it lazily. If
+        it refuses, or has not done it after `grace` seconds, the share that came with the mount is taken out all
+        the same, and this returns when that is done: nothing in the guest reaches the directory by this mount then. No
+        call that is under way in the guest delays it.
+
+        Raises what taking the share out raised; that is tried again every five seconds, by itself and by whoever calls.
+        A mount of a share that others added has nothing to be taken out: raises what the agent raised, and
+        `OutcomeUnknown` when it did not answer in time. Cancelling this call changes nothing of it.
+        """
+        path = canonical_guest_path(mount_path)
+        mount = self._by_path.get(path)
+        if mount is None:
+            return None
+        if owners is None:
+            owners = (*mount.owners, *((None,) * mount.anonymous))
+            if mount.mapped:
+                mount.apply(Trigger.REVOKED, self._clock())
+        return await self._force(mount, owners, grace)
+
+    async def _force(self, mount: Mount, owners: Iterable[Hashable | None], grace: float) -> MountInfo | None:
+        """Give references back for good, and return when nothing reaches the directory by the mount, if it goes."""
+        for owner in owners:
+            if mount.held_by(owner):
+                mount.unrefer(owner)
+                mount.taken_from[owner] = None
+        if not mount.doomed:
+            return mount.info()
+        mount.lazy = True
+        operation = mount.operation or self._start_unmount(mount)
+        if self._by_path.get(mount.path) is not mount:
+            return None
+        # Where it is being mounted there is nothing that could be unmounted in order.
+        is_mounting = mount.operation is not None and not mount.unmounting
+        self._end_share(mount, 0.0 if is_mounting else grace)
+        if mount.revocation is not None:
+            await mount.revocation.finish()
+        elif operation is not None and mount.state is not MountState.REVOKED:
+            try:
+                async with asyncio.timeout(grace):
+                    await operation.finish()
+            except TimeoutError as error:
+                msg = f"{mount.path}: the guest has not unmounted it within {grace:g} s; its share is another's"
+                raise OutcomeUnknown(msg) from error
+        return self._left(mount)
+
+    def _left(self, mount: Mount) -> MountInfo | None:
+        return mount.info() if self._by_path.get(mount.path) is mount else None
 
     async def map_to_guest(
         self,
@@ -163,22 +238,24 @@ class MountManager:
             MountOptions(options, guest_path, read_only=read_only, cache=cache, msize=msize), owner=owner
         )
 
-    async def unmap_from_guest(self, guest_path: str, *, owner: Hashable | None = None, lazy: bool = False) -> None:
+    async def unmap_from_guest(
+        self, guest_path: str, *, owner: Hashable | None = None, lazy: bool = False, force: bool = False
+    ) -> MountInfo | None:
         """Give back what `map_to_guest` gave: `unmount`, which takes the share out when the mount is gone."""
-        await self.unmount(guest_path, owner=owner, lazy=lazy)
+        return await self.unmount(guest_path, owner=owner, lazy=lazy, force=force)
 
-    async def release_owner(self, owner: Hashable, *, lazy: bool = False) -> tuple[str, ...]:
+    async def release_owner(self, owner: Hashable, *, lazy: bool = False, force: bool = False) -> tuple[str, ...]:
         """Give back every reference that `owner` holds, because it is known to be gone, and return the paths.
 
         All are tried, beside each other; then raises `MountsLeft` with those that could not be unmounted, which
-        keep their last reference, so that calling again tries again. A call of that owner that has not
-        returned yet is not its reference yet: end its calls first.
+        keep their last reference, so that calling again tries again; with `force` (see `revoke`) the guest has no say.
+        A call of that owner that has not returned yet is not its reference yet: end its calls first.
         """
         if owner is None:
             msg = "an anonymous reference has no owner to release it by: give its path to unmount"
             raise TypeError(msg)
         paths = tuple(path for path, mount in self._by_path.items() if mount.held_by(owner))
-        left = await failures_of({path: self.unmount(path, owner=owner, lazy=lazy) for path in paths})
+        left = await failures_of({path: self.unmount(path, owner=owner, lazy=lazy, force=force) for path in paths})
         if left:
             raise MountsLeft(left)
         return paths
@@ -190,13 +267,13 @@ class MountManager:
         """Hold a mapping for the length of a block: ``async with mounts.mapped(options, "/run/uvmshare/x"):``.
 
         The reference has an owner of its own and is given back exactly once, however the block ends. Entering
-        raises what `map_to_guest` does. When the mount cannot be taken away at the end, the block's own error is raised
-        with a note of that; without one, the agent's is. Either way the MountManager goes on trying.
+        raises what `map_to_guest` does. At the end the guest has no say (`revoke`): when it does not unmount, its share
+        is gone, and the block's own error is raised with a note of that; without one, the agent's, or `MountRevoked`.
+        Either way the MountManager goes on trying to have it unmounted.
         """
         owner = BlockOwner()
         mount = await self._claim(MountOptions(options, guest_path, read_only=read_only, cache=cache))
-        mount.claims -= 1
-        mount.refer(owner)
+        self._hold(mount, owner)
         try:
             yield mount.info()
         except BaseException as error:
@@ -234,7 +311,9 @@ class MountManager:
 
     def _compare(self, mount: Mount, found: GuestMount | None) -> None:
         """See to a mount that the guest does not have, or has in another form."""
-        if mount.state is MountState.MOUNTED and found != _guest_mount(mount):
+        if mount.state is MountState.REVOKED and mount.to_be_taken_away:
+            self._see_to(mount)  # it may be gone, and then its path is free
+        elif mount.state is MountState.MOUNTED and found != guest_mount(mount):
             mount.apply(Trigger.LOST, self._clock())
             mount.maybe_in_guest = found is not None
             self._see_to(mount)
@@ -249,14 +328,16 @@ class MountManager:
         self._vm_gone = error
         for mount in tuple(self._by_path.values()):
             mount.cancel_retry()
+            self._end_grace(mount)
             if mount.operation is None:
                 self._gone(mount)
 
     async def aclose(self) -> None:
         """Unmount everything, whoever holds it, and refuse new mounts from now on.
 
-        Waits for the calls in flight. Raises `MountsLeft` with what could not be taken away; calling again
-        tries again. Nothing is retried in the background any more.
+        Shares that came with mounts go within `REVOKE_GRACE` seconds, whatever the guest says (see `revoke`). Waits
+        for the calls in flight. Raises `MountsLeft` with what could not be taken away, or is REVOKED; calling
+        again tries again. Nothing is retried in the background any more.
         """
         self._closed = True
         if self._settling is not None:
@@ -266,15 +347,15 @@ class MountManager:
             operations = []
             for mount in tuple(self._by_path.values()):
                 operation = mount.operation
-                if operation is None:
+                if operation is None and mount.revocation is None:
                     if mount.path in tried:
                         continue
                     tried.add(mount.path)
-                    mount.owners.clear()
-                    mount.anonymous = 0
+                    mount.drop_references()
                     operation = self._start_unmount(mount)
-                if operation is not None:
-                    operations.append(operation)
+                if self._by_path.get(mount.path) is mount and mount.doomed:
+                    self._end_share(mount, REVOKE_GRACE)
+                operations += [each for each in (operation, mount.revocation) if each is not None]
             if not operations:
                 break
             for operation in operations:
@@ -282,7 +363,8 @@ class MountManager:
         left: dict[str, BaseException] = {}
         for mount in self._by_path.values():
             assert mount.last_error is not None, "what is left was tried, and failed"
-            left[mount.path] = mount.last_error
+            is_dead = mount.state is MountState.REVOKED and not mount.holds_share
+            left[mount.path] = revoked(mount) if is_dead else mount.last_error
         if left:
             raise MountsLeft(left)
 
@@ -295,7 +377,7 @@ class MountManager:
             mount = self._by_path.get(options.mount_path)
             if mount is None:
                 mount = self._by_path[options.mount_path] = Mount(options, self._clock())
-            elif mount.operation is not None and mount.unmounting:
+            elif mount.operation is not None and (mount.unmounting or mount.state is MountState.REVOKED):
                 # How that ends is for those who asked; then look again.
                 await mount.operation.wait()
                 continue
@@ -309,6 +391,7 @@ class MountManager:
                 )
                 raise MountConflict(msg)
             mount.claims += 1
+            self._end_grace(mount)
             if mount.state is MountState.MOUNTED and mount.operation is None:
                 return mount
             try:
@@ -322,22 +405,31 @@ class MountManager:
     def _withdraw(self, mount: Mount) -> None:
         """Give a claim up. If nobody else wants the mount, it is taken away."""
         mount.claims -= 1
+        if self._by_path.get(mount.path) is not mount:
+            return
         # Later, not now: this caller is being cancelled, perhaps with its whole event loop, which
         # would not wait for a task started here.
         self._retry_later(mount)
+        if mount.doomed:
+            self._end_share(mount, REVOKE_GRACE)
+
+    def _hold(self, mount: Mount, owner: Hashable | None) -> None:
+        """Turn a claim into a reference."""
+        mount.claims -= 1
+        mount.refer(owner)
+        mount.taken_from.pop(owner, None)
 
     async def _leave(self, mount: Mount, owner: BlockOwner, error: BaseException | None) -> None:
         """Give back the reference of a block that ended in `error`.
 
         Nobody else knows its owner, so the reference goes whatever the agent answers.
         """
-        if not mount.held_by(owner):  # closed meanwhile
-            return
-        mount.unrefer(owner)
-        if mount.wanted or mount.operation is not None or self._by_path.get(mount.path) is not mount:
+        if not mount.held_by(owner):  # closed, or revoked, meanwhile
             return
         try:
-            await self._take_away(mount)
+            left = await self._force(mount, (owner,), REVOKE_GRACE)
+            if left is not None and left.state is MountState.REVOKED:
+                raise mount.last_error or revoked(mount)
         except Exception as release_error:
             if error is None:
                 raise
@@ -358,148 +450,7 @@ class MountManager:
             msg = "this MountManager has no shares to add to: make it with shares=, or mount a share by its name"
             raise TypeError(msg)
 
-    # ------------------------------------------------------------------ the calls
-
-    async def _mount_in_guest(self, mount: Mount) -> None:
-        options = mount.options
-        if isinstance(options.share, AddOptions):
-            assert self._shares is not None, "_admit saw to it"
-            mount.share_name = await self._shares.add_to_vm(options.share, owner=share_owner(mount.path))
-        before, mount.maybe_in_guest = mount.maybe_in_guest, True
-        try:
-            await self._agent.add_mapped_directory(_guest_mount(mount))
-        except OUTCOME_UNKNOWN:
-            raise
-        except Exception:
-            mount.maybe_in_guest = before
-            raise
-
-    async def _unmount_in_guest(self, mount: Mount) -> None:
-        if mount.maybe_in_guest:
-            with suppress(MountNotFound, ComputeSystemGone):
-                await self._agent.remove_mapped_directory(_guest_mount(mount), lazy=mount.lazy)
-            mount.maybe_in_guest = False
-        if mount.mapped and mount.share_name is not None:
-            assert self._shares is not None, "_admit saw to it"
-            await self._shares.remove_from_vm(mount.share_name, owner=share_owner(mount.path))
-            mount.share_name = None
-
-    def _start_mount(self, mount: Mount) -> Operation:
-        mount.cancel_retry()
-        mount.operation = operation = Operation()
-        operation.begin(self._mount_in_guest(mount), partial(self._mount_ended, mount))
-        return operation
-
-    def _start_unmount(self, mount: Mount) -> Operation | None:
-        """Begin to take it away; None when there was nothing to do, and it is gone."""
-        mount.cancel_retry()
-        if mount.state is MountState.RESERVED:
-            mount.apply(Trigger.GIVEN_UP, self._clock())
-        if not mount.left_behind:
-            self._gone(mount)
-            return None
-        mount.operation = operation = Operation()
-        self._undo(mount, operation)
-        return operation
-
-    def _undo(self, mount: Mount, operation: Operation) -> None:
-        mount.unmounting = True
-        operation.begin(self._unmount_in_guest(mount), partial(self._unmount_ended, mount))
-
-    async def _take_away(self, mount: Mount) -> None:
-        """Take it away and raise why that failed, if it did."""
-        operation = self._start_unmount(mount)
-        if operation is not None:
-            await operation.finish()
-
-    def _mount_ended(self, mount: Mount, task: asyncio.Task[None]) -> None:
-        operation = mount.operation
-        assert operation is not None
-        error = failure_of(task, _interrupted(mount))
-        if self._vm_gone is not None:
-            error = error if error is not None and not isinstance(error, OUTCOME_UNKNOWN) else self._vm_gone
-            mount.maybe_in_guest, mount.share_name = False, None
-        operation.error = error
-        now = self._clock()
-        if error is None:
-            mount.apply(Trigger.MOUNT_SUCCEEDED, now)
-            mount.retry_delay = 0.0
-            self._end(mount, operation, task)
-            return
-        mount.last_error = error
-        if mount.references and self._vm_gone is None:
-            mount.apply(Trigger.REMOUNT_FAILED, now)
-            self._end(mount, operation, task)
-            return
-        unknown = isinstance(error, OUTCOME_UNKNOWN)
-        mount.apply(Trigger.MOUNT_UNKNOWN if unknown else Trigger.MOUNT_FAILED, now)
-        if mount.left_behind and not loop_is_ending(task):
-            # Undone before those who wait are told: the operation goes on with a second call.
-            self._undo(mount, operation)
-            return
-        if not mount.left_behind:
-            self._forget(mount)
-        self._end(mount, operation, task)
-
-    def _unmount_ended(self, mount: Mount, task: asyncio.Task[None]) -> None:
-        operation = mount.operation
-        assert operation is not None
-        error = failure_of(task, _interrupted(mount))
-        if error is None or self._vm_gone is not None:
-            self._gone(mount)
-        else:
-            mount.last_error = error
-            unchanged = mount.maybe_in_guest and not isinstance(error, OUTCOME_UNKNOWN)
-            mount.apply(Trigger.UNMOUNT_FAILED if unchanged else Trigger.UNMOUNT_UNKNOWN, self._clock())
-            if operation.error is None:
-                operation.error = error
-            else:  # a mount that is being undone: its own error is what its callers are told
-                operation.error.add_note(f"and it may still be in the guest, since undoing failed: {error}")
-        self._end(mount, operation, task)
-
-    def _end(self, mount: Mount, operation: Operation, task: asyncio.Task[None]) -> None:
-        mount.operation = None
-        mount.unmounting = False
-        mount.lazy = False
-        operation.end()
-        unwanted = mount.state is MountState.MOUNTED and not mount.wanted and operation.error is None
-        if unwanted and not loop_is_ending(task):
-            self._start_unmount(mount)
-        else:
-            self._retry_later(mount)
-
-    def _gone(self, mount: Mount) -> None:
-        """Note that neither the guest nor the VM has anything of it."""
-        if mount.state is MountState.RESERVED:
-            mount.apply(Trigger.GIVEN_UP, self._clock())
-        mount.apply(Trigger.UNMOUNT_SUCCEEDED, self._clock())
-        self._forget(mount)
-
-    def _forget(self, mount: Mount) -> None:
-        del self._by_path[mount.path]
-
     # ------------------------------------------------------------------ what nobody waits for
-
-    def _see_to(self, mount: Mount) -> None:
-        """Do now what is to be done, if there is anything."""
-        if mount.to_be_mounted and not self._closed:
-            self._start_mount(mount)
-        elif mount.to_be_taken_away:
-            self._start_unmount(mount)
-
-    def _retry_later(self, mount: Mount) -> None:
-        """If it is to be taken away, or mounted, see to it after a while, and after a longer one each time."""
-        if self._closed or mount.retry is not None or self._by_path.get(mount.path) is not mount:
-            return
-        if mount.to_be_taken_away or mount.to_be_mounted:
-            mount.retry_later(RETRY_FIRST, partial(self._retry, mount))
-
-    def _retry(self, mount: Mount) -> None:
-        mount.retry = None
-        if mount.to_be_taken_away or mount.to_be_mounted:
-            self._see_to(mount)
-        else:  # somebody wants it again
-            mount.retry_delay = 0.0
 
     def _connected(self) -> None:
         """Settle what the guest has, one attempt at a time, because the agent was reached again."""
@@ -518,25 +469,3 @@ class MountManager:
         self._settling = None
         if self._settle_again and not loop_is_ending(task):
             self._connected()
-
-
-def _guest_mount(mount: Mount) -> GuestMount:
-    options = mount.options
-    return GuestMount(
-        mount.share_name or "",
-        mount.path,
-        options.read_only,
-        options.cache,
-        options.msize,
-        suid=options.suid,
-        dev=options.dev,
-    )
-
-
-def share_owner(mount_path: str) -> str:
-    """Return the owner of a mount's own reference to its share: text, so that it survives in a journal."""
-    return f"guest mount {mount_path}"
-
-
-def _interrupted(mount: Mount) -> str:
-    return f"{mount.path}: the call to the guest was interrupted before it answered; mounts() shows what became of it"

@@ -15,9 +15,11 @@ from uvmshare.mounts.state import TRANSITIONS, MountState, Trigger
 from uvmshare.share.entry import Entry
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Hashable
 
     from uvmshare.mounts.options import MountOptions
+    from uvmshare.share.operation import Operation
 
 __all__ = ["Mount", "MountInfo"]
 
@@ -38,16 +40,29 @@ class MountInfo:
     """The owners among them, in the order in which they came."""
     since: datetime
     """When it entered its state (UTC)."""
-    busy: Literal["mounting", "unmounting"] | None
-    """The call to the guest that is in flight for it."""
+    busy: Literal["mounting", "unmounting", "revoking"] | None
+    """The call to the guest that is in flight for it; or that its share is being taken out without the guest."""
     last_error: Exception | None
     """The last failure of a call for it; None when there was none."""
+    taken_from: tuple[Hashable, ...] = ()
+    """The owners who held it until it was to be taken away whatever the guest says; None among them for anonymous."""
 
 
 class Mount(Entry[MountState, Trigger]):
     """One entry of the MountManager's table. Only the MountManager changes it."""
 
-    __slots__ = ("lazy", "maybe_in_guest", "options", "share_name", "unmounting")
+    __slots__ = (
+        "adding",
+        "asked_name",
+        "grace",
+        "lazy",
+        "maybe_in_guest",
+        "options",
+        "revocation",
+        "share_name",
+        "taken_from",
+        "unmounting",
+    )
 
     transitions = TRANSITIONS
 
@@ -57,6 +72,17 @@ class Mount(Entry[MountState, Trigger]):
         """Immutable."""
         self.share_name = options.share if isinstance(options.share, str) else None
         """For a share of `AddOptions`: its name while the mount holds it, else None."""
+        self.asked_name = self.share_name
+        """The name under which the guest was asked for it, also when the share is gone: agents want it back."""
+        self.adding: Operation | None = None
+        """The call that adds its share, while that is in flight."""
+        self.revocation: Operation | None = None
+        """While its share is to go, or goes, whatever the guest does; it ends when the share is gone, when that failed,
+        or when somebody wants the mount again."""
+        self.grace: asyncio.TimerHandle | None = None
+        """When the share is taken out; None once that has begun."""
+        self.taken_from: dict[Hashable, None] = {}
+        """Who held it before that."""
         self.maybe_in_guest = False
         """Whether the guest may have it."""
         self.unmounting = False
@@ -75,6 +101,21 @@ class Mount(Entry[MountState, Trigger]):
         return not isinstance(self.options.share, str)
 
     @property
+    def doomed(self) -> bool:
+        """Whether it goes: nobody wants it, or nobody can have it any more."""
+        return self.state in {MountState.INVALID, MountState.REVOKED} or not self.wanted
+
+    @property
+    def holds_share(self) -> bool:
+        """Whether a share is there, or may be, that comes and goes with it."""
+        return self.mapped and (self.share_name is not None or self.adding is not None)
+
+    @property
+    def taking_share(self) -> bool:
+        """Whether its share is being taken out now, without the guest."""
+        return self.revocation is not None and self.grace is None
+
+    @property
     def left_behind(self) -> bool:
         """Whether anything of it may be there: in the guest, or a share that it holds."""
         return self.maybe_in_guest or (self.mapped and self.share_name is not None)
@@ -82,17 +123,27 @@ class Mount(Entry[MountState, Trigger]):
     @property
     def to_be_taken_away(self) -> bool:
         """Whether it may be there though it should not, and no call in flight will change that."""
-        return self.operation is None and (self.state is MountState.INVALID or not self.wanted)
+        return self.operation is None and self.doomed
 
     @property
     def to_be_mounted(self) -> bool:
         """Whether the guest lost it while somebody holds it, and no call in flight will change that."""
         return self.operation is None and self.state is MountState.RESERVED and self.references > 0
 
+    def drop_references(self) -> None:
+        """Take every reference away, because the mount goes whoever held it."""
+        self.taken_from.update(self.owners)
+        if self.anonymous:
+            self.taken_from[None] = None
+        self.owners.clear()
+        self.anonymous = 0
+
     def info(self) -> MountInfo:
         """Return what callers may see."""
-        busy: Literal["mounting", "unmounting"] | None = None
-        if self.operation is not None:
+        busy: Literal["mounting", "unmounting", "revoking"] | None = None
+        if self.taking_share:
+            busy = "revoking"
+        elif self.operation is not None:
             busy = "unmounting" if self.unmounting else "mounting"
         return MountInfo(
             mount_path=self.path,
@@ -104,4 +155,5 @@ class Mount(Entry[MountState, Trigger]):
             since=datetime.fromtimestamp(self.since, UTC),
             busy=busy,
             last_error=self.last_error,
+            taken_from=tuple(self.taken_from),
         )

@@ -23,6 +23,8 @@ class MountState(enum.Enum):
     """The guest's agent said that it has it."""
     INVALID = "invalid"
     """It, or the share behind it, may be there though it should not. It is being taken away; its path is taken."""
+    REVOKED = "revoked"
+    """Its share was taken away, or is being, without the guest, which may still have it, dead. Its path is taken."""
     UNMOUNTED = "unmounted"
     """It is gone, and its path is free."""
 
@@ -44,6 +46,8 @@ class Trigger(enum.Enum):
     UNMOUNT_FAILED = "unmount failed"
     UNMOUNT_UNKNOWN = "outcome of unmount unknown"
     """Or it is unmounted, but the share behind it could not be taken out yet."""
+    REVOKED = "share taken away"
+    """Nobody holds it, and the guest did not unmount it in time: the host takes its share out all the same."""
 
 
 TRANSITIONS = Transitions(
@@ -64,6 +68,17 @@ TRANSITIONS = Transitions(
             (MountState.INVALID, Trigger.UNMOUNT_SUCCEEDED): MountState.UNMOUNTED,
             (MountState.INVALID, Trigger.UNMOUNT_FAILED): MountState.INVALID,
             (MountState.INVALID, Trigger.UNMOUNT_UNKNOWN): MountState.INVALID,
+            # The guest has no say in this, whatever is under way there; and there is no way back.
+            (MountState.RESERVED, Trigger.REVOKED): MountState.REVOKED,
+            (MountState.MOUNTED, Trigger.REVOKED): MountState.REVOKED,
+            (MountState.INVALID, Trigger.REVOKED): MountState.REVOKED,
+            (MountState.REVOKED, Trigger.REVOKED): MountState.REVOKED,
+            (MountState.REVOKED, Trigger.MOUNT_SUCCEEDED): MountState.REVOKED,
+            (MountState.REVOKED, Trigger.MOUNT_FAILED): MountState.REVOKED,
+            (MountState.REVOKED, Trigger.MOUNT_UNKNOWN): MountState.REVOKED,
+            (MountState.REVOKED, Trigger.UNMOUNT_SUCCEEDED): MountState.UNMOUNTED,
+            (MountState.REVOKED, Trigger.UNMOUNT_FAILED): MountState.REVOKED,
+            (MountState.REVOKED, Trigger.UNMOUNT_UNKNOWN): MountState.REVOKED,
         }
     ),
 )

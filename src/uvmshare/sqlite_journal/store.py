@@ -42,6 +42,7 @@ from uvmshare.share.journal import (
     Unreferred,
 )
 from uvmshare.share.options import AddOptions
+from uvmshare.sqlite_journal.private import make_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -102,6 +103,7 @@ class Store:
         """Open the file, or make it. The caller has the right to write it."""
         self._path = path
         self._vm_ids: dict[str, int] = {}
+        make_private(path)
         try:
             self._connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
         except sqlite3.Error as error:

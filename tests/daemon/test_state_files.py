@@ -1,0 +1,94 @@
+"""What the daemon keeps is for its own eyes, and no guest writes to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+
+from uvmshare import errors
+from uvmshare.daemon.documents import NewShare
+from uvmshare.daemon.store import Store
+from uvmshare.sqlite_journal import SqliteJournal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.daemon.harness import Home, Running
+
+    from uvmshare.daemon.client import Client
+
+
+def modes(folder: str) -> dict[str, int]:
+    """The permissions of every regular file below a directory."""
+    found = {}
+    for where, _, names in os.walk(folder):
+        for name in names:
+            there = os.lstat(os.path.join(where, name))
+            if stat.S_ISREG(there.st_mode):
+                found[name] = stat.S_IMODE(there.st_mode)
+    return found
+
+
+@pytest.fixture
+def no_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("no_umask")
+def test_state_files_are_their_owners_alone_whatever_the_umask(home: Home) -> None:
+    with home.running() as daemon:
+        daemon.add_vm()
+        daemon.add_share(home.directory("project"), lease=30)
+        found = modes(home.settings.state_dir)
+        assert {"daemon.sqlite", "daemon.sqlite-wal", "journal.sqlite", "journal.sqlite-wal"} <= found.keys()
+        of_vms = modes(f"{home.settings.run_dir}/vms")
+        assert {"lock", "shares"} <= of_vms.keys()
+        assert {name for name, mode in {**found, **of_vms}.items() if mode & 0o177} == set()
+
+
+def test_state_files_that_others_could_read_are_narrowed(tmp_path: Path) -> None:
+    store, journal = tmp_path / "daemon.sqlite", tmp_path / "journal.sqlite"
+    open_both(store, journal)
+    wide = [store, journal, *(tmp_path / f"{name}-wal" for name in ("daemon.sqlite", "journal.sqlite"))]
+    for path in wide:
+        path.touch()
+        path.chmod(0o664)
+    open_both(store, journal)
+    assert {name: mode for name, mode in modes(str(tmp_path)).items() if mode & 0o177} == {}
+
+
+def open_both(store: Path, journal: Path) -> None:
+    """Open and close both files; the journal is opened when it is first read."""
+    with Store(store), SqliteJournal(journal) as opened:
+        asyncio.run(load(opened))
+
+
+async def load(journal: SqliteJournal) -> None:
+    await journal.for_vm("vm").load()
+
+
+@pytest.mark.parametrize("place", ["", "state", "run", "run/vms", "state/deeper"])
+def test_a_guest_may_write_to_nothing_that_holds_what_the_daemon_keeps(
+    place: str, home: Home, daemon: Running, client: Client
+) -> None:
+    daemon.add_vm()
+    path = home.directory(place, 0o700) if place else home.folder
+    for only in ((), *(((os.path.basename(path),),) if place and "/" not in place else ())):
+        shared = home.folder if only else path
+        with pytest.raises(errors.AccessDenied, match=r"(keeps its state|run directory).*read-only"):
+            client.add_share("vm", NewShare(path=shared, only=only))
+        client.add_share("vm", NewShare(path=shared, only=only, read_only=True))
+    client.add_share("vm", NewShare(path=home.folder, only=("project",)))
+
+
+def test_a_single_state_file_is_not_shared_for_writing_either(home: Home, daemon: Running, client: Client) -> None:
+    daemon.add_vm()
+    with pytest.raises(errors.AccessDenied, match="keeps its state"):
+        client.add_share("vm", NewShare(path=f"{home.settings.state_dir}/daemon.sqlite"))
