@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from tests.mounts.harness import ABOVE, HERE, MAPPED, PATH, Bench, only
 
-from uvmshare.errors import ComputeSystemError, GuestAgentError, MountConflict, OperationDenied
+from uvmshare.errors import ComputeSystemError, GuestAgentError, MountConflict, OperationDenied, OutcomeUnknown
 from uvmshare.mounts import MountState
 from uvmshare.share.options import AddOptions
 from uvmshare.testing.fakes import Reply
@@ -149,6 +149,43 @@ async def test_a_block_holds_the_mapping_and_gives_it_back_once() -> None:
     with pytest.raises(GuestAgentError):
         await leave_with(None)
     await asyncio.sleep(1)
+    assert bench.empty()
+
+
+async def test_a_guest_that_answers_nothing_keeps_no_share_that_nobody_holds() -> None:
+    bench = Bench()
+    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+    bench.agent.hold = True
+    left = await bench.mounts.unmap_from_guest(PATH, owner="a", force=True)
+    assert left is not None
+    assert (left.state, left.share_name, left.taken_from) == (MountState.REVOKED, None, ("a",))
+    assert not bench.vm.shares
+    bench.agent.in_flight[PATH].answer(Reply.FAIL)
+    bench.agent.hold = False
+    bench.agent.reconnect(restarted=False)
+    await asyncio.sleep(60)
+    assert bench.empty(), "it was mounted again, or its path is kept for ever"
+
+
+async def test_a_mount_that_failed_leaves_no_share_although_the_guest_does_not_undo_it() -> None:
+    bench = Bench()
+    bench.agent.replies += [Reply.LOSE_AFTER, Reply.FAIL]
+    with pytest.raises(OutcomeUnknown):
+        await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+    await asyncio.sleep(0.1)
+    assert not bench.vm.shares
+    assert only(bench.mounts).state is MountState.REVOKED
+
+
+async def test_a_share_that_cannot_be_taken_out_is_an_error_and_is_tried_again() -> None:
+    bench = Bench()
+    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+    bench.agent.replies.append(Reply.FAIL)
+    bench.vm.replies += [Reply.FAIL]
+    with pytest.raises(ComputeSystemError):
+        await bench.mounts.revoke(PATH)
+    assert only(bench.mounts).share_name == "0"
+    await asyncio.sleep(60)
     assert bench.empty()
 
 

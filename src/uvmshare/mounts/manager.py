@@ -397,6 +397,8 @@ class MountManager(Engine):
             try:
                 await (mount.operation or self._start_mount(mount)).finish()
                 self._admit(options)
+                if mount.state is MountState.REVOKED:  # between the end of the call and this
+                    raise revoked(mount)
             except BaseException:
                 self._withdraw(mount)
                 raise
