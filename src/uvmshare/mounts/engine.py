@@ -61,12 +61,12 @@ class Engine:
         options = mount.options
         if isinstance(options.share, AddOptions):
             assert self._shares is not None, "_admit saw to it"
-            mount.adding = adding = Operation()
             try:
+                if mount.state is MountState.REVOKED:
+                    raise revoked(mount)
                 mount.share_name = await self._shares.add_to_vm(options.share, owner=share_owner(mount.path))
             finally:
-                mount.adding = None
-                adding.end()
+                _end_adding(mount)
             mount.asked_name = mount.share_name
             if mount.state is MountState.REVOKED:
                 raise revoked(mount)
@@ -100,6 +100,8 @@ class Engine:
     def _start_mount(self, mount: Mount) -> Operation:
         mount.cancel_retry()
         mount.operation = operation = Operation()
+        if mount.mapped:  # from now on, not from when the call begins to run
+            mount.adding = Operation()
         operation.begin(self._mount_in_guest(mount), partial(self._mount_ended, mount))
         return operation
 
@@ -130,6 +132,7 @@ class Engine:
     def _mount_ended(self, mount: Mount, task: asyncio.Task[None]) -> None:
         operation = mount.operation
         assert operation is not None
+        _end_adding(mount)
         error = failure_of(task, _interrupted(mount))
         if self._vm_gone is not None:
             error = error if error is not None and not isinstance(error, OUTCOME_UNKNOWN) else self._vm_gone
@@ -314,6 +317,12 @@ def share_owner(mount_path: str) -> str:
 def mount_path_of(owner: object) -> str | None:
     """Return the path of the mount whose own reference that owner has; None for other owners."""
     return owner.removeprefix(_SHARE_OWNER) if isinstance(owner, str) and owner.startswith(_SHARE_OWNER) else None
+
+
+def _end_adding(mount: Mount) -> None:
+    adding, mount.adding = mount.adding, None
+    if adding is not None:
+        adding.end()
 
 
 def revoked(mount: Mount) -> MountRevoked:
