@@ -62,13 +62,13 @@ class Engine:
         if isinstance(options.share, AddOptions):
             assert self._shares is not None, "_admit saw to it"
             try:
-                if mount.state is MountState.REVOKED:
+                if mount.is_revoked:
                     raise revoked(mount)
                 mount.share_name = await self._shares.add_to_vm(options.share, owner=share_owner(mount.path))
             finally:
                 _end_adding(mount)
             mount.asked_name = mount.share_name
-            if mount.state is MountState.REVOKED:
+            if mount.is_revoked:
                 raise revoked(mount)
         before, mount.maybe_in_guest = mount.maybe_in_guest, True
         try:

@@ -106,6 +106,11 @@ class Mount(Entry[MountState, Trigger]):
         return self.state in {MountState.INVALID, MountState.REVOKED} or not self.wanted
 
     @property
+    def is_revoked(self) -> bool:
+        """Whether its share goes without the guest, or has gone."""
+        return self.state is MountState.REVOKED
+
+    @property
     def holds_share(self) -> bool:
         """Whether a share is there, or may be, that comes and goes with it."""
         return self.mapped and (self.share_name is not None or self.adding is not None)
