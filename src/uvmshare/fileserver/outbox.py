@@ -107,7 +107,9 @@ class Outbox:
                 with suppress(OSError):
                     self._connection.send(_LAST_WORD, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             end()
-        if not select.select([], [self._connection], [], 0)[1]:
+        room = select.poll()
+        room.register(self._connection, select.POLLOUT)
+        if not room.poll(0):
             end()
 
     def _transmit(self, data: bytes | memoryview) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import struct
 
 __all__ = ["PROBE_EVERY", "begin", "probe"]
 
@@ -46,5 +45,5 @@ def probe(connected: socket.socket) -> None:
     """Send something that a peer which knows nothing of this connection answers with its end; on vsock alone."""
     if connected.family == getattr(socket, "AF_VSOCK", None):
         with contextlib.suppress(OSError):  # it has ended, which whoever watches it learns otherwise
-            (size,) = struct.unpack("=Q", connected.getsockopt(connected.family, _BUFFER_SIZE, 8))
+            size = connected.getsockopt(connected.family, _BUFFER_SIZE)
             connected.setsockopt(connected.family, _BUFFER_SIZE, size + 1)
