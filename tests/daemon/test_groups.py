@@ -210,6 +210,7 @@ def test_without_cgroup_kill_the_processes_are_killed_one_by_one(
         ("memory.max", "1G"),
         ("memory.max", "-1"),
         ("cpu.max", "1 2 3"),
+        ("cpu.max", "1000 0"),
         ("cpu.weight", "0"),
         ("io.max", "8:0"),
         ("cgroup.procs", "1"),

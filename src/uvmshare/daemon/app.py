@@ -161,6 +161,7 @@ async def _answer(
         where = {"Location": f"/v1/operations/{running.id}"}
         return cast("T", Response(_operation(running), status_code=202, headers=where))
     # A client that goes away does not end it; cancelling this one does not either.
+    assert running.task is not None, "it has just begun"
     result = await asyncio.shield(running.task)
     return cast("T", Response(result, status_code=status))
 
@@ -171,23 +172,15 @@ async def _traced(action: str, vm: str, work: Coroutine[Any, Any, T]) -> T:
 
 
 def _operation(running: Running) -> Operation:
-    state, result, problem = "running", None, None
-    if running.task.done():
-        error = asyncio.CancelledError() if running.task.cancelled() else running.task.exception()
-        state = "succeeded" if error is None else "failed"
-        if error is None:
-            result = running.task.result()
-        else:
-            problem = problem_of(error, f"{running.action}, VM {running.vm}")
     return Operation(
         id=running.id,
         action=running.action,
         vm=running.vm,
-        state=state,  # type: ignore[arg-type]  # one of the three above
+        state="running" if running.ended is None else "succeeded" if running.problem is None else "failed",
         started=datetime.fromtimestamp(running.started, UTC),
         ended=None if running.ended is None else datetime.fromtimestamp(running.ended, UTC),
-        result=result,
-        problem=problem,
+        result=running.result,
+        problem=running.problem,
     )
 
 
@@ -381,7 +374,7 @@ async def list_operations(*, service: Serving, who: Who) -> list[Operation]:
 async def get_operation(*, service: Serving, who: Who, operation: OperationId, wait: Wait = False) -> Operation:
     """Show what became of an operation; with wait, when it has ended."""
     running = service.operations.find(operation, who.uid)
-    if wait:
+    if wait and running.task is not None:
         await asyncio.wait({running.task})
     return _operation(running)
 

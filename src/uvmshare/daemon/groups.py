@@ -40,7 +40,7 @@ _DELEGATED: Final = ("user.delegate", "trusted.delegate")
 """Extended attributes by which systemd says that a group is its service's to divide."""
 
 _COUNT: Final = re.compile(r"max|[0-9]{1,19}")
-_CPU: Final = re.compile(r"(max|[0-9]{1,12})( [0-9]{1,12})?")
+_CPU: Final = re.compile(r"(max|[0-9]{1,12})( [1-9][0-9]{0,11})?")
 _WEIGHT: Final = re.compile(r"[1-9][0-9]{0,4}")
 _IO: Final = re.compile(r"[0-9]{1,7}:[0-9]{1,7}( (rbps|wbps|riops|wiops)=(max|[0-9]{1,19})){1,4}")
 

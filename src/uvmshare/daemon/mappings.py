@@ -388,7 +388,10 @@ class Mappings:
         return next((info for info in machine.mounted() if info.mount_path == path and owner in info.owners), None)
 
     def held_by(self, uid: int, machine: Machine) -> Iterator[int]:
-        """Give the weight of each mount that a user holds there, or will again, once for each owner of his."""
+        """Give the weight of each mount that a user holds there, or will again, once for each owner of his.
+
+        And of each that nobody holds and the guest has not unmounted: it is the user's own agent that says nothing.
+        """
         mine = f"{uid}/"
         held: dict[tuple[str, str], int] = {}
         for (path, owner), record in self._restoring.get(machine.record.key, {}).items():
@@ -397,7 +400,9 @@ class Mappings:
             share = info.options.share
             assert isinstance(share, AddOptions), "this daemon asks for no others"
             size = weight(share.host_path, info.mount_path, names=share.allowed_names)
-            held.update({(info.mount_path, str(owner)): size for owner in info.owners})
+            is_left = not info.references and info.busy is None
+            owners = (mine,) if is_left else map(str, info.owners)
+            held.update({(info.mount_path, owner): size for owner in owners})
         return (size for (_, owner), size in held.items() if owner.startswith(mine))
 
     # Leases

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from uvmshare.daemon.problems import problem_of
 from uvmshare.errors import NotThere
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+
+    from uvmshare.daemon.documents import Problem
 
 __all__ = ["Operations", "Running"]
 
@@ -34,7 +37,10 @@ def _size(result: object) -> int:
 
 @dataclass(slots=True, eq=False)
 class Running:
-    """One operation. `outcome` is what `task` returned or raised, once it has ended."""
+    """One operation. Once it has ended it has no `task`; `result` is what that returned, or `problem` why it failed.
+
+    The exception itself is not kept: its traceback would keep the frames, and these the request's whole document.
+    """
 
     id: str
     action: str
@@ -42,8 +48,10 @@ class Running:
     uid: int
     """Who asked."""
     started: float
-    task: asyncio.Task[Any] = field(repr=False)
+    task: asyncio.Task[Any] | None = field(repr=False)
     ended: float | None = None
+    result: Any = None
+    problem: Problem | None = None
     size: int = 0
     """Bytes: while it runs of the request's document, then of what it came to."""
 
@@ -65,15 +73,19 @@ class Operations:
         task = asyncio.get_running_loop().create_task(work)
         running = Running(f"{self._instance}-{self._last}", action, vm, uid, self._clock(), task, size=size)
         self._of_user[uid][running.id] = running
-        task.add_done_callback(lambda _: self._note_end(running))
+        task.add_done_callback(lambda ended: self._note_end(running, ended))
         return running
 
-    def _note_end(self, running: Running) -> None:
+    def _note_end(self, running: Running, task: asyncio.Task[Any]) -> None:
         running.ended = self._clock()
-        if not running.task.cancelled():
-            running.task.exception()  # taken note of: nobody may wait for it
+        running.task = None
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is None:
+            running.result = task.result()
+        else:
+            running.problem = problem_of(error, f"{running.action}, VM {running.vm}")
         mine = self._of_user[running.uid]
-        running.size = 0 if running.task.cancelled() or running.task.exception() else _size(running.task.result())
+        running.size = _size(running.result if error is None else running.problem)
         over = [each for each in mine.values() if each.ended is not None]
         size = sum(each.size for each in over)
         for each in over:
@@ -102,7 +114,7 @@ class Operations:
 
     async def settle(self, seconds: float | None = None) -> None:
         """Wait until every operation has ended. What takes longer than `seconds` is cancelled."""
-        running = [each.task for each in self.list(0) if not each.task.done()]
+        running = [each.task for each in self.list(0) if each.task is not None]
         if not running:
             return
         _, late = await asyncio.wait(running, timeout=seconds)

@@ -22,7 +22,8 @@ __all__ = ["USER_BYTES", "USER_OPERATIONS", "USER_SHARES", "USER_VMS", "Quotas",
 USER_VMS: Final = 64
 """Each is a process, a run directory and a log on a file system that all users share."""
 USER_SHARES: Final = 1024
-"""Shares and mounts that are held: rows in the daemon's files and in the ledgers of its run directory."""
+"""Shares and mounts that are held, or that a VM leaves behind because it does not say whether it has them: rows in the
+daemon's files and in the ledgers of its run directory."""
 USER_BYTES: Final = 4 << 20
 """Of paths and names in them, `weight` says how much of each: they are in the daemon's memory several times over."""
 USER_OPERATIONS: Final = 1000
@@ -72,9 +73,12 @@ class Quotas:
             yield
             return
         others = list(there(who.uid))
-        remedy = "release what is not needed (uvmshare share rm), or have root raise it (uvmshare daemon --user-shares)"
+        remedy = (
+            "release what is not needed (uvmshare share rm), remove a VM that leaves released ones behind (uvmshare vm "
+            "rm), or have root raise it (uvmshare daemon --user-shares)"
+        )
         taken = self._being_added[who.uid] + len(others)
-        self._require_room(who, taken, self._shares, "share(s) and mounts held", remedy)
+        self._require_room(who, taken, self._shares, "share(s) and mounts held or left behind", remedy)
         size = self._weight_being_added[who.uid] + sum(others) + weight
         if size > USER_BYTES:
             msg = (

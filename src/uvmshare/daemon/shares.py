@@ -196,10 +196,14 @@ class Shares:
             self._events.emit("share.removed", vm, uid=holder[0], share=name, path=path)
 
     def held_by(self, uid: int, machine: Machine) -> Iterator[int]:
-        """Give the weight of what a user holds there, once for each owner of his."""
+        """Give the weight of what a user holds there, once for each owner of his, and of what nobody could take out.
+
+        That counts too, since it is the user's own file server that does not say whether it has it. Whoever has that
+        one never tell would else have the daemon remember any number of shares.
+        """
         mine = f"{uid}/"
         for info in machine.shares():
-            held = sum(str(owner).startswith(mine) for owner in info.owners)
+            held = sum(str(owner).startswith(mine) for owner in info.owners) or int(info.orphan)
             if held:
                 yield from [weight(info.options.host_path, names=info.options.allowed_names)] * held
 

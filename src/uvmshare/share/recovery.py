@@ -44,6 +44,10 @@ if TYPE_CHECKING:
 __all__ = ["Done", "How", "RecoveredShare", "RecoveryReport", "Settlement", "begin", "settle"]
 
 
+_MOST_UNKNOWN = 1024
+"""Shares that nobody knows, and that are seen to at a time. A VM whose user runs its file server may tell of any number
+and take out none; others have one or two, after a crash."""
+
 _DIGITS = 18
 """Decimal names of fewer digits may be ours; a counter does not come that far."""
 
@@ -199,7 +203,8 @@ async def settle(engine: Engine, how: How) -> Settlement:
             if engine._ledger is not None:
                 engine._ledger.forgotten(name)
         unknown = [name for name in listed if name not in before and name not in engine._by_name]
-        for name in sorted(unknown, key=lambda name: (len(name), name)):
+        room = max(0, _MOST_UNKNOWN - sum(share.orphan for share in engine._by_name.values()))
+        for name in sorted(unknown, key=lambda name: (len(name), name))[:room]:
             settlement.items.append(_settle_unknown(engine, name, listed[name], how))
     return settlement
 

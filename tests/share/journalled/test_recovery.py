@@ -243,6 +243,17 @@ async def test_a_share_that_nobody_knows_goes_if_its_name_was_ours(
     assert vm.shares.keys() == {"0", "101", "home", "007"}
 
 
+async def test_a_vm_that_tells_of_many_shares_and_takes_out_none_is_believed_so_many(
+    vm: ListingFakeVM, manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("uvmshare.share.recovery._MOST_UNKNOWN", 3)
+    vm.replies += [Reply.LOSE_BEFORE] * 6
+    for most in (5, 10):
+        vm.shares |= {str(number): OTHER for number in range(most)}
+        await manager.recover(take_out_unknown=True)
+        assert len(manager.shares()) == 3
+
+
 async def test_a_vm_that_cannot_tell_is_believed_to_have_what_was_added(journal: FakeJournal) -> None:
     vm = FakeVM()
     manager = Manager(vm, journal=journal)

@@ -1,0 +1,110 @@
+"""A user who has the daemon remember, for ever, what nobody holds: a file server and an agent of their own that lie."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.daemon.harness import Home
+from tests.daemon.test_users import ALICE, User
+
+from uvmshare.daemon.documents import NewMount, NewShare
+from uvmshare.errors import InvalidOptions, LimitReached, OutcomeUnknown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.daemon.harness import Running
+
+if sys.platform == "win32":
+    pytest.skip("the daemon runs on Linux", allow_module_level=True)
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be other users")
+
+MOST = 5
+
+
+@pytest.fixture
+def daemon() -> Iterator[Running]:
+    with Home.made() as home:
+        home.settings.user_shares = MOST
+        with home.running() as running:
+            yield running
+
+
+@pytest.fixture
+def alice(daemon: Running) -> User:
+    return User(daemon, ALICE)
+
+
+async def lie(*_: object, **__: object) -> Any:
+    msg = "so says a process of the user's own"
+    raise OutcomeUnknown(msg)
+
+
+def ask_often(alice: User, work: Any) -> list[type[Exception]]:
+    """Do something that fails, for more directories than a user may share."""
+    failures: list[type[Exception]] = []
+    for number in range(MOST + 2):
+        path = f"{alice.folder}/{number}"
+        os.mkdir(path)
+        os.chown(path, alice.uid, alice.uid)
+        with pytest.raises((OutcomeUnknown, LimitReached)) as failure:
+            alice.do(lambda client, path=path, number=number: work(client, path, number))  # type: ignore[misc]  # mypy cannot type a lambda's default
+        failures.append(failure.type)
+    return failures
+
+
+EXPECTED = [OutcomeUnknown] * MOST + [LimitReached] * 2
+
+
+def test_shares_that_a_file_server_never_says_to_have_let_go_count_as_its_users(daemon: Running, alice: User) -> None:
+    alice.add_vm()
+    (machine,) = daemon.service.machines.values()
+    assert machine._server is not None
+    machine._server.modify = lie  # type: ignore[method-assign]  # a stand-in on its control socket
+    failures = ask_often(alice, lambda client, path, _: client.add_share("vm", NewShare(path=path)))
+    assert (failures, len(machine.shares())) == (EXPECTED, MOST)
+
+
+def test_mounts_that_an_agent_never_says_to_have_let_go_count_as_its_users(daemon: Running, alice: User) -> None:
+    alice.add_vm(agent=f"unix:{alice.folder}/agent.sock")
+    (machine,) = daemon.service.machines.values()
+    assert machine.agent is not None
+    machine.agent.add_mapped_directory = lie  # type: ignore[method-assign]  # the guest's answer
+    machine.agent.remove_mapped_directory = lie  # type: ignore[method-assign]  # the same
+    failures = ask_often(
+        alice,
+        lambda client, path, number: client.map("vm", NewMount(path=path, guest_path=f"/mnt/{number}", lease=60.0)),
+    )
+    assert (failures, len(machine.mounted())) == (EXPECTED, MOST)
+
+
+def test_a_request_that_failed_is_not_kept_whole(daemon: Running, alice: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[weakref.ref[Any]] = []
+    alice.add_vm()
+    add = daemon.service.shares.add
+
+    def watched(who: Any, machine: Any, wanted: NewShare) -> Any:
+        options = Watched(wanted.path)
+        asked.append(weakref.ref(options))
+        return add(who, machine, options)  # type: ignore[arg-type]  # all of one that is asked for
+
+    class Watched:
+        read_only, only, owner, lease = False, (), "default", None
+
+        def __init__(self, path: str) -> None:
+            self.path = path
+
+    monkeypatch.setattr(daemon.service.shares, "add", watched)
+    with pytest.raises(InvalidOptions):
+        alice.do(lambda client: client.add_share("vm", NewShare(path="/nowhere", only=("a",))))
+    gc.collect()
+    assert [each() for each in asked] == [None]
+    (kept,) = (each for each in daemon.service.operations.list(ALICE) if each.action == "add share")
+    assert kept.problem is not None
+    assert kept.problem.error == "InvalidOptions"
