@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 if TYPE_CHECKING:
     from types import UnionType
 
-__all__ = ["HOSTILE", "assert_safe", "document", "texts"]
+__all__ = ["HOSTILE", "ODD", "assert_safe", "document", "texts"]
 
 HOSTILE = (
     "\x1b[2J\x1b]0;title\x07",
@@ -34,6 +34,24 @@ HOSTILE = (
     "x" * 20_000,
     "",
 )
+
+ODD = {
+    "a byte that is not UTF-8": "x\udcff",
+    "half a character": "x\ud83d",
+    "a NUL": "x\0y",
+    "nothing": "",
+    "a path that is too long": "x/" * 3000,
+    "a name that is too long": "x" * 256,
+    "a newline": "x\ny",
+    "control characters": "\x1b[2J\x7f\x85\u202e",
+    "dots": "../..",
+    "a space": " ",
+    "many digits": "9" * 5000,
+    "a label that is too long": "x" * 64,
+    "letters of all kinds": "Übung目录",
+    "percent signs": "%ff%00%",
+}
+"""Text that some place takes and another does not: what is refused, is refused in words."""
 
 
 def texts() -> st.SearchStrategy[str]:

@@ -109,3 +109,40 @@ def test_standard_error_stays_the_stream_that_it_was(monkeypatch: pytest.MonkeyP
     sys.stderr.flush()
     assert not sys.stderr.isatty()
     assert_safe(stream.getvalue())
+
+
+ENDS = {
+    "process": "raise ValueError(bad)",
+    "thread": "thread = threading.Thread(target=fail); thread.start(); thread.join()",
+    "destructor": "type('D', (), {'__del__': lambda _: fail()})()",
+    "log": "logging.getLogger('x').error(bad, exc_info=ValueError(bad))",
+    "task": "asyncio.run(leave())",
+    "cause": "try: fail()\nexcept ValueError as error: raise KeyError(bad) from error",
+    "note": "error = ValueError(bad); error.add_note(bad); raise error",
+    "group": "raise ExceptionGroup(bad, [ValueError(bad)])",
+}
+
+
+@pytest.mark.parametrize("way", ENDS)
+def test_no_message_of_an_exception_makes_up_a_line(way: str) -> None:
+    program = f"""
+import asyncio, gc, logging, sys, threading
+from uvmshare.printable import safe_stderr
+safe_stderr()
+bad = "a\\nforged \\x85forged\\u2028forged\\rforged"
+def fail():
+    raise ValueError(bad)
+async def afail():
+    fail()
+async def leave():
+    task = asyncio.get_running_loop().create_task(afail())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    del task
+    gc.collect()
+{ENDS[way]}
+"""
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).stderr.decode()
+    assert_safe(output)
+    assert r"a\nforged" in output
+    assert not [line for line in output.splitlines() if line.lstrip("| ").startswith("forged")]

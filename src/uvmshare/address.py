@@ -72,8 +72,12 @@ class Address:
 def parse(text: str, *, default_port: int = DEFAULT_PORT) -> Address:
     """Read an address; `default_port` is its port when it names none (tcp always does).
 
-    Raises `InvalidAddress`, which names the text, what is wrong with it, and the form that is right.
+    Raises `InvalidAddress`, which names the text, what is wrong with it, and the form that is right; `TypeError` for
+    what is no text.
     """
+    if not isinstance(text, str):
+        msg = f"address {text!r}: pass a str, such as 'unix:/run/vm1.9p'"
+        raise TypeError(msg)
     kind, colon, rest = text.partition(":")
     if not colon or not rest:
         raise _wrong(text, "it has no scheme or nothing behind it", "unix:PATH, vsock:CID[:PORT] or tcp:HOST:PORT")

@@ -1,7 +1,7 @@
 """Every error that uvmshare raises on purpose, in one tree.
 
-What lives here: exception classes and nothing else. What must not: translation of foreign
-errors (an HRESULT, an errno, an HCS document), which belongs where the foreign thing is met.
+What lives here: exception classes, and which of Python's mean JSON that cannot be read. What must not: translation of
+foreign errors (an HRESULT, an errno, an HCS document), which belongs where the foreign thing is met.
 
 ::
 
@@ -68,6 +68,7 @@ Every message names the thing, the reason and what can be done about it.
 from __future__ import annotations
 
 import errno as _errno
+from typing import Final
 
 __all__ = [
     "AccessDenied",
@@ -127,6 +128,11 @@ __all__ = [
     "UnsupportedPlatform",
     "UvmshareError",
 ]
+
+
+UNREADABLE: Final = (ValueError, RecursionError)
+"""What reading JSON of others raises: msgspec's and json's errors are `ValueError`s, so is `UnicodeDecodeError` for
+what is not UTF-8, and `RecursionError` comes of what is nested too deeply."""
 
 
 class UvmshareError(Exception):

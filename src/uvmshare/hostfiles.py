@@ -27,6 +27,7 @@ __all__ = [
     "SocketFile",
     "acting_uid",
     "bind_socket",
+    "make_directories",
     "make_own_directory",
     "open_lock",
     "open_log",
@@ -284,6 +285,22 @@ def require_safe_way(path: str) -> None:
                 raise OSError(errno.EPERM, msg, path)
 
 
+def make_directories(path: str, mode: int = 0o777) -> None:
+    """Make a directory with that mode, and those above it with the umask's; one that is there is left as it is.
+
+    As `os.makedirs`, which raises `RecursionError` for a deep path. Raises `OSError`.
+    """
+    missing = [os.path.abspath(path)]
+    while not os.path.lexists(missing[-1]):
+        missing.append(os.path.dirname(missing[-1]))
+    for directory in reversed(missing):
+        try:
+            os.mkdir(directory, mode if directory == missing[0] else 0o777)
+        except FileExistsError:
+            if not os.path.isdir(directory):
+                raise
+
+
 def make_own_directory(path: str, mode: int = 0o700) -> None:
     """Make a directory, and those above it, unless it is there; then see that it is this user's alone.
 
@@ -293,7 +310,7 @@ def make_own_directory(path: str, mode: int = 0o700) -> None:
     while not os.path.lexists(there):
         there = os.path.dirname(os.path.abspath(there))
     require_safe_way(there)
-    os.makedirs(path, mode=mode, exist_ok=True)
+    make_directories(path, mode)
     require_safe_way(path)
     require_own_directory(os.path.realpath(path))
 

@@ -17,14 +17,27 @@ with the control character. Programs read the JSON, which tells the two apart.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
+import threading
+import traceback
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["ENOUGH", "json_escaped", "json_text", "printable", "printable_lines", "safe_stderr", "valid"]
+__all__ = [
+    "ENOUGH",
+    "json_escaped",
+    "json_text",
+    "printable",
+    "printable_lines",
+    "safe_stderr",
+    "traceback_lines",
+    "valid",
+]
 
 ENOUGH: Final = 8192
 """Characters of one line: two paths as long as Linux takes them. What goes past it is cut off, and the line says so."""
@@ -130,13 +143,50 @@ class _SafeStream:
         return getattr(self._stream, name)
 
 
+def traceback_lines(error: BaseException) -> str:
+    """Return a traceback as Python writes it, but with each message and note on one line, whatever name is in it."""
+    told = traceback.TracebackException.from_exception(error)
+    waiting = [told]
+    while waiting:
+        each = waiting.pop()
+        notes, each.__notes__ = each.__notes__, None  # type: ignore[assignment]  # Python makes one of several lines
+        said = [*each.format_exception_only(), *(map(str, notes) if isinstance(notes, list) else ())]
+        lines = [printable(line.removesuffix("\n")) + "\n" for line in said]
+        each.format_exception_only = partial(iter, lines)  # type: ignore[method-assign]  # of this one object
+        waiting += [other for other in (each.__cause__, each.__context__, *(each.exceptions or ())) if other]
+    return "".join(told.format())
+
+
+class _OneLine(logging.Formatter):
+    """A line for each thing that is logged, and its traceback below it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = printable(record.getMessage())
+        error = record.exc_info and record.exc_info[1]
+        return f"{line}\n{traceback_lines(error).removesuffix(chr(10))}" if error else line
+
+
 def safe_stderr() -> None:
     """Have all that this process writes on standard error be printable: tracebacks, warnings, and libraries' lines too.
 
-    And have standard output escape what its encoding has not, instead of raising. Again is a no-op.
+    No newline in the message of an exception that nobody caught begins a line, whether it ended the process or a
+    thread, was raised where nothing can be (`sys.unraisablehook`), or is logged before logging was set up. And have
+    standard output escape what its encoding has not, instead of raising. Again is a no-op.
     """
     if not isinstance(sys.stderr, _SafeStream):
         sys.stderr = _SafeStream(sys.stderr)
+        sys.excepthook = lambda _, error, __: _tell(error)
+        sys.unraisablehook = lambda what: _tell(
+            what.exc_value, f"{what.err_msg or 'Exception ignored in'} {what.object!r}"
+        )
+        threading.excepthook = lambda ended: _tell(ended.exc_value, f"in thread {ended.thread and ended.thread.name}")
+        if logging.lastResort is not None:
+            logging.lastResort.setFormatter(_OneLine())
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(errors="backslashreplace")
+
+
+def _tell(error: BaseException | None, where: str = "") -> None:
+    if error is not None and not (where and isinstance(error, SystemExit)):  # a thread may end so
+        sys.stderr.write(f"{printable(where)}\n{traceback_lines(error)}" if where else traceback_lines(error))

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from uvmshare.errors import InvalidDocument
+from uvmshare.errors import UNREADABLE, InvalidDocument
 
 __all__ = ["Record", "Recorded"]
 
@@ -96,7 +96,7 @@ class Record:
                 return _decoder.decode(file.read())
         except FileNotFoundError:
             return None
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             msg = (
                 f"{self._file(name)}: not a record of a share ({error}): delete it, and remove share {name} by its name"
             )

@@ -136,7 +136,8 @@ def _require_arguments(args: Sequence[str]) -> None:
 def _explain(error: Exception) -> int:
     where, status, hint = "uvmshare", 1, ""
     if isinstance(error, click.ClickException):
-        message, status = error.format_message(), error.exit_code
+        # What it says of a choice has several lines, which are click's.
+        message, status = " ".join(error.format_message().split()), error.exit_code
         if isinstance(error, click.UsageError):
             where = where if error.ctx is None else error.ctx.command_path
             hint = f" (see '{where} --help')"
@@ -148,5 +149,5 @@ def _explain(error: Exception) -> int:
     else:
         message = f"unexpected {type(error).__name__}: {error}"
         hint = " (a defect of uvmshare: please report it with what UVMSHARE_DEBUG=1 prints)"
-    note(f"{where}: error: {' '.join(message.split())}{hint}")
+    note(f"{where}: error: {message}{hint}")
     return status

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar, cast
 import msgspec
 from litestar import Litestar, Request, Response, Router, delete, get, post, put
 from litestar.di import NamedDependency, Provide
-from litestar.exceptions import HTTPException
+from litestar.exceptions import ClientException, HTTPException
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromQuery, HeaderParameter, JSONBody, PathParameter, QueryParameter
@@ -437,10 +437,6 @@ def _on_error(request: Request[Any, Any, Any], error: Exception) -> Response[Pro
         problem = problem_of(error, thing)
     elif isinstance(error, HTTPException):
         problem = problem_of(Refused(_words(error)), thing, status=error.status_code)
-    elif isinstance(error, UnicodeDecodeError):  # Litestar takes msgspec's other complaints, and not this one
-        problem = problem_of(Refused(f"the document is not UTF-8: {error.reason}"), thing, status=400)
-    elif isinstance(error, RecursionError):
-        problem = problem_of(Refused("the document is nested too deeply"), thing, status=400)
     else:
         report_defect(request.app.state["log"], thing, error)
         problem = problem_of(error, thing)
@@ -451,6 +447,21 @@ def _on_error(request: Request[Any, Any, Any], error: Exception) -> Response[Pro
 def report_defect(log: Any, thing: str, error: Exception) -> None:
     """Write down what only a defect of ours raises."""
     log.error("defect", thing=thing, exc_info=error)
+
+
+class _Request(Request[Any, Any, Any]):
+    """A request whose body is refused in words. Only there: the same exceptions from anywhere else are defects."""
+
+    async def json(self) -> Any:
+        """Read the body. Litestar takes msgspec's other complaints, and not these two."""
+        try:
+            return await super().json()
+        except UnicodeDecodeError as error:
+            msg = f"the document is not UTF-8: {error.reason}"
+            raise ClientException(msg) from error
+        except RecursionError as error:
+            msg = "the document is nested too deeply"
+            raise ClientException(msg) from error
 
 
 def _words(error: HTTPException) -> str:
@@ -495,6 +506,7 @@ def make_app(service: Service, log: Any) -> Litestar:
         },
         exception_handlers={Exception: _on_error},
         request_max_body_size=MAX_BODY,
+        request_class=_Request,
         openapi_config=OpenAPIConfig(
             title="uvmshare",
             version="1",

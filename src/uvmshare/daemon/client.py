@@ -37,7 +37,7 @@ from uvmshare.daemon.documents import (
     Vm,
 )
 from uvmshare.daemon.problems import to_exception
-from uvmshare.errors import DaemonError, InvalidOptions
+from uvmshare.errors import UNREADABLE, DaemonError, InvalidOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -109,7 +109,7 @@ class Client:
             return None
         try:
             return msgspec.json.decode(response.content, type=kind)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             msg = (
                 f"{self.host}: its answer to {method} {path} cannot be read ({error}): is it a daemon of this version?"
             )
@@ -120,7 +120,7 @@ class Client:
             return
         try:
             problem = msgspec.json.decode(content, type=Problem)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             msg = (
                 f"{self.host}: status {response.status_code}, and no reason that can be read: is it a uvmshare daemon?"
             )
@@ -264,7 +264,7 @@ class Client:
     def _event(self, data: bytes) -> Event:
         try:
             return msgspec.json.decode(data, type=Event)
-        except ValueError as error:  # what msgspec raises, and UnicodeDecodeError
+        except UNREADABLE as error:
             msg = f"{self.host}: it sent an event that cannot be read ({error}): is it a daemon of this version?"
             raise DaemonError(msg) from error
 

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import struct
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 import msgspec
 
 from uvmshare import errors
+from uvmshare.errors import UNREADABLE
 from uvmshare.fileserver.counters import Counted  # noqa: TC001  msgspec reads the annotations
+from uvmshare.fileserver.export import SECURITY_MODELS
 from uvmshare.fileserver.limits import Limits
 from uvmshare.hcs import schema  # noqa: TC001  msgspec reads the annotations
 
@@ -53,6 +55,10 @@ _LONGEST_KIND: Final = 100
 _LENGTH: Final = struct.Struct(">I")
 
 
+Uid = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 2)]
+"""A uid or gid; the highest number of 32 bits is nobody's (chown(2))."""
+
+
 class _Request(msgspec.Struct, frozen=True, tag_field="do"):
     id: int
 
@@ -63,8 +69,8 @@ class Configuration(_Request, frozen=True, tag="start", kw_only=True):
     listen: tuple[str, ...]
     security_model: str
     allow_remote: bool = False
-    allow_uids: tuple[int | Literal["any"], ...] = ()
-    socket_mode: int = 0o600
+    allow_uids: tuple[Uid | Literal["any"], ...] = ()
+    socket_mode: Annotated[int, msgspec.Meta(ge=0, le=0o777)] = 0o600
     run_dir: str | None = None
     log: str | None = None
     log_reader: int | None = None
@@ -72,6 +78,18 @@ class Configuration(_Request, frozen=True, tag="start", kw_only=True):
     limits: Limits = Limits()
     keep_out: tuple[str, ...] = ()
     """Directories besides `run_dir` that no share which a guest may write to may hold, or lie in."""
+
+    def checked(self) -> Self:
+        """Return the same configuration. Raises `FileServerError` for what a supervisor could not read."""
+        if self.security_model not in SECURITY_MODELS:
+            msg = f"there is no security model {self.security_model!r}; use one of {', '.join(SECURITY_MODELS)}"
+            raise errors.FileServerError(msg)
+        try:
+            msgspec.convert(msgspec.structs.asdict(self) | {"limits": self.limits.checked()}, type(self))
+        except UNREADABLE as error:
+            msg = f"settings of a file server: {error}; give what `FileServer.start` documents"
+            raise errors.FileServerError(msg) from error
+        return self
 
 
 class Modify(_Request, frozen=True, tag="modify"):

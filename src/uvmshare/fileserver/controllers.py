@@ -10,8 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
+from uvmshare.errors import UNREADABLE
 from uvmshare.fileserver import control
 from uvmshare.fileserver.loop import READ, WRITE
 
@@ -99,7 +98,7 @@ class Controllers:
                     self._obey(controller, control.decode_request(body))
         except BlockingIOError:
             return
-        except (OSError, ValueError, RecursionError, msgspec.DecodeError) as error:  # RecursionError: JSON too deep
+        except (OSError, *UNREADABLE) as error:
             self._log(f"control channel: {error}; channel closed")
             if controller in self._peers:
                 self._lose(controller)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal, Self
 
@@ -17,6 +18,7 @@ import msgspec
 
 from uvmshare import address
 from uvmshare.errors import (
+    UNREADABLE,
     ComputeSystemGone,
     FileServerError,
     InvalidState,
@@ -30,6 +32,8 @@ from uvmshare.fileserver.limits import Limits
 from uvmshare.fileserver.link import Link, NoFileServer
 from uvmshare.fileserver.rundir import LOG
 from uvmshare.hcs import schema
+from uvmshare.hostfiles import make_directories
+from uvmshare.hostpath import absolute
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -127,18 +131,23 @@ class FileServer:
 
         `cgroup` is the directory of a control group that all processes of the server run in.
 
-        Raises `InvalidAddress`, `FileServerError`, or `UnsupportedPlatform` on other systems than Linux.
-        When it raises, nothing of it is left running, and what was to be taken over is as it was.
+        Raises `InvalidAddress`, `FileServerError`, or `UnsupportedPlatform` on other systems than Linux; `TypeError`
+        for what is of another type. When it raises, nothing of it is left running, and what was to be taken over is as
+        it was.
         """
         _require_linux()
+        if isinstance(listen, str | bytes):
+            msg = f"listen is the string {listen!r}: pass a list of addresses"
+            raise TypeError(msg)
         for text in listen:
             address.parse(text)
         if not listen:
             msg = "a file server needs an address to listen on, such as unix:/run/vm1.9p"
             raise FileServerError(msg)
-        checked = (limits or Limits()).checked()
-        directory = None if run_dir is None else _made(run_dir)
-        own_log = None if log is None else _absolute(log)
+        _require_user(run_as)
+        _require_timeout(modify_timeout)
+        directory = None if run_dir is None else _run_dir(run_dir)
+        own_log = None if log is None else absolute("the log", log, FileServerError)
         configuration = control.Configuration(
             0,
             listen=tuple(listen),
@@ -148,9 +157,13 @@ class FileServer:
             socket_mode=socket_mode,
             run_dir=directory,
             log=None if directory is None or own_log is not None else os.path.join(directory, LOG),
-            limits=checked,
-            keep_out=tuple(map(_absolute, keep_out)),
-        )
+            limits=Limits() if limits is None else _limits(limits),
+            keep_out=tuple(
+                absolute("a directory to keep out", each, FileServerError, utf8_for="what is sent") for each in keep_out
+            ),
+        ).checked()
+        if directory is not None:
+            _make(directory)
         link = await Link.start(configuration, run_as, own_log, cgroup)
         return cls(link, directory, modify_timeout, run_as, own_log, cgroup=cgroup)
 
@@ -175,8 +188,9 @@ class FileServer:
         than Linux.
         """
         _require_linux()
-        directory = _absolute(run_dir)
-        own_log = None if log is None else _absolute(log)
+        _require_timeout(modify_timeout)
+        directory = _run_dir(run_dir)
+        own_log = None if log is None else absolute("the log", log, FileServerError)
         link = await (Link.find_or_start(directory, log=own_log, cgroup=cgroup) if take_over else Link.find(directory))
         return cls(link, directory, modify_timeout, log=own_log, cgroup=cgroup)
 
@@ -374,23 +388,37 @@ def _require_linux() -> None:
         raise UnsupportedPlatform(msg)
 
 
-def _absolute(path: str | os.PathLike[str]) -> str:
-    return os.path.abspath(path)
+def _run_dir(path: str | os.PathLike[str]) -> str:
+    return absolute("run directory", path, FileServerError, utf8_for="what is written down in it")
 
 
-def _made(run_dir: str | os.PathLike[str]) -> str:
-    """Make a run directory, unless it is there; return where it is."""
-    directory = _absolute(run_dir)
+def _make(run_dir: str) -> None:
+    """Make a run directory, unless it is there."""
     try:
-        directory.encode()
-        os.makedirs(directory, mode=0o700, exist_ok=True)
+        make_directories(run_dir, 0o700)
     except OSError as error:
-        msg = f"cannot make the run directory {directory!r}: {error.strerror}"
+        msg = f"cannot make the run directory {run_dir!r}: {error.strerror}"
         raise FileServerError(msg) from error
-    except ValueError as error:  # UnicodeEncodeError is one, and so is what a NUL raises
-        msg = (
-            f"run directory {directory!r}: {'it holds a NUL' if chr(0) in directory else 'it is not UTF-8'}, and what "
-            f"is written down in it holds no such path: choose another"
-        )
+
+
+def _limits(limits: Limits) -> Limits:
+    if not isinstance(limits, Limits):
+        msg = f"limits are {limits!r}: pass Limits, which `Limits.of` makes of names and numbers"
+        raise TypeError(msg)
+    return limits
+
+
+def _require_user(run_as: RunAs | None) -> None:
+    if run_as is None:
+        return
+    try:
+        msgspec.convert(run_as, tuple[control.Uid, control.Uid, tuple[control.Uid, ...]])
+    except UNREADABLE as error:
+        msg = f"run_as {run_as!r}: {error}; give a uid, a gid and a list of gids"
         raise FileServerError(msg) from error
-    return directory
+
+
+def _require_timeout(seconds: float) -> None:
+    if not isinstance(seconds, int | float) or not 0 < seconds <= threading.TIMEOUT_MAX:
+        msg = f"modify_timeout {seconds!r}: want seconds, above 0 and at most {threading.TIMEOUT_MAX:.0f}"
+        raise FileServerError(msg)

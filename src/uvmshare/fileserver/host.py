@@ -13,8 +13,10 @@ import socket
 import tempfile
 from typing import TYPE_CHECKING, Final
 
+from uvmshare.errors import InvalidOptions
 from uvmshare.fileserver import confinement, enclosure, syscalls
 from uvmshare.finding import Finding
+from uvmshare.hostpath import require_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -175,6 +177,10 @@ def _nowait() -> Finding:
 def _share(path: str) -> Finding:
     """Look at a directory as it would be shared: whether it can be listed and written, and keeps attributes."""
     subject = f"share {path}"
+    try:
+        require_path("share", path, InvalidOptions)
+    except InvalidOptions as error:
+        return Finding(subject, "bad", str(error), "it cannot be shared", "give the path of a directory")
     try:
         root = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from uvmshare.errors import DiskFull, FileServerError
+from uvmshare.errors import UNREADABLE, DiskFull, FileServerError
 from uvmshare.fileserver import control  # noqa: TC001  msgspec reads the annotations
 from uvmshare.hcs import schema  # noqa: TC001  msgspec reads the annotations
 
@@ -120,7 +120,7 @@ class Ledger:
             if header.version != _VERSION:
                 raise ValueError(f"its version is {header.version}, and this is {_VERSION}")  # noqa: EM102, TRY003
             found = [(mark, _entries.decode(body)) for mark, body in map(_split, lines[1:])]
-        except (ValueError, msgspec.DecodeError) as error:
+        except UNREADABLE as error:
             raise _unreadable(path, str(error)) from error
         ended = mark == b"-"
         return Table(

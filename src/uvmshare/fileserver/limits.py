@@ -7,21 +7,25 @@ must not: enforcing the others, which each place does, with a line in the log.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
 import msgspec
 
 from uvmshare.errors import FileServerError
 from uvmshare.ninep.constants import MIN_MSIZE
+from uvmshare.printable import valid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 __all__ = ["Limits", "Throttle"]
 
 
-Count = Annotated[int, msgspec.Meta(ge=1)]
-Seconds = Annotated[float, msgspec.Meta(gt=0)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]
+"""What setrlimit(2) and JSON take."""
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=2_000_000)]
+"""Some 23 days: poll(2) takes milliseconds in 31 bits."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -97,17 +101,22 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def of(cls, values: Mapping[str, Any]) -> Self:
         """Return limits from their names and numbers, which may be text.
 
-        Raises `FileServerError` for what is no limit or no number for one.
+        Raises `FileServerError` for what is no limit or no number for one, `TypeError` for what is no mapping.
         """
+        if not isinstance(values, Mapping):
+            msg = f"limits are {values!r}: pass a mapping of their names to numbers"
+            raise TypeError(msg)
+        # The reason that msgspec gives holds the name, and cannot hold half a character.
+        named = {valid(str(name)): valid(each) if isinstance(each, str) else each for name, each in values.items()}
         try:
-            return msgspec.convert(dict(values), cls, strict=False)
+            return msgspec.convert(named, cls, strict=False)
         except msgspec.ValidationError as error:
             msg = f"limits: {error}; there are {', '.join(cls.__struct_fields__)}"
             raise FileServerError(msg) from error
 
     def checked(self) -> Self:
         """Return the same limits. Raises `FileServerError` when one of them cannot be."""
-        return self.of(msgspec.to_builtins(self))
+        return self.of(msgspec.structs.asdict(self))
 
 
 _BURST_SECONDS: Final = 0.25

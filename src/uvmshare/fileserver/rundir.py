@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from uvmshare.errors import FileServerError
+from uvmshare.errors import UNREADABLE, FileServerError
 from uvmshare.fileserver import leaving
 from uvmshare.fileserver.keepout import KeepOut
 from uvmshare.fileserver.lockfile import LockFile
@@ -388,7 +388,7 @@ def _who(content: bytes) -> Found | None:
     try:
         opened = msgspec.json.decode(lines[0], type=_Opened)
         introduced = msgspec.json.decode(lines[1], type=_Introduced)
-    except (IndexError, msgspec.DecodeError):  # it was forked a moment ago
+    except (IndexError, *UNREADABLE):  # it was forked a moment ago
         return None
     try:
         pidfd = os.pidfd_open(introduced.pid)

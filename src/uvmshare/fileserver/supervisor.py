@@ -34,7 +34,6 @@ from uvmshare.errors import FileServerError, InvalidDocument, UvmshareError
 from uvmshare.fileserver import confinement, control, syscalls
 from uvmshare.fileserver.connections import Connections
 from uvmshare.fileserver.controllers import Controllers
-from uvmshare.fileserver.export import SECURITY_MODELS
 from uvmshare.fileserver.ledger import Ledger
 from uvmshare.fileserver.listener import Listener
 from uvmshare.fileserver.log import Log
@@ -267,12 +266,7 @@ class Supervisor:
         if self._server is not None:
             msg = "this file server is configured already"
             raise FileServerError(msg)
-        if configuration.security_model not in SECURITY_MODELS:
-            msg = (
-                f"there is no security model {configuration.security_model!r}; use one of {', '.join(SECURITY_MODELS)}"
-            )
-            raise FileServerError(msg)
-        if configuration.security_model == "passthrough" and os.geteuid() != 0:
+        if configuration.checked().security_model == "passthrough" and os.geteuid() != 0:
             msg = "the security model passthrough needs root: run as root, or choose mapped-xattr"
             raise FileServerError(msg)
         self._server = server = _Server(self._loop, configuration)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from uvmshare.guest import mount, wire, work
 from uvmshare.guest.bundle import bundle
 from uvmshare.guest.loop import Child, Loop
-from uvmshare.guest.mount import Address, MountError, Parser, printable
+from uvmshare.guest.mount import Address, MountError, Parser, make_directories, printable
 from uvmshare.guest.places import PlaceError
 from uvmshare.guest.session import Session
 from uvmshare.guest.survey import survey
@@ -68,7 +68,7 @@ class Agent:
         self._prefixes = [_prefix(given) for given in options.allow]
         self._server: Address = options.server
         self._peer_cid: int = options.peer_cid
-        os.makedirs(options.state, mode=0o700, exist_ok=True)
+        make_directories(options.state, 0o700)
         self._lock = _lock(options.state)
         self._id = wire.new_nonce()
         self._table = Table(
@@ -275,7 +275,7 @@ def _seconds(value: object) -> float:
 
 def _prefix(given: str) -> str:
     """Return the directory as the kernel calls it; it is made if need be."""
-    os.makedirs(given, exist_ok=True)
+    make_directories(given)
     return os.path.realpath(given)
 
 

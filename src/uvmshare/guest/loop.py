@@ -114,8 +114,8 @@ def _call(callback: Callable[..., object], *arguments: object) -> None:
     """Call back. A defect is told, and the agent goes on: the guest's mounts have nobody else."""
     try:
         callback(*arguments)
-    except Exception:  # noqa: BLE001  see above
-        _tell_defect()
+    except Exception as error:  # noqa: BLE001  see above
+        _tell_defect(error)
 
 
 class Child:
@@ -191,9 +191,9 @@ class Child:
         self._loop.children.discard(self)
 
 
-def _tell_defect() -> None:
-    for line in traceback.format_exc().splitlines():
-        sys.stderr.write(printable(line) + "\n")
+def _tell_defect(error: BaseException) -> None:
+    sys.stderr.write("".join(traceback.format_tb(error.__traceback__)))
+    sys.stderr.write(printable(f"{type(error).__name__}: {error}") + "\n")  # one line, whatever name is in it
 
 
 def _be_child(channel: socket.socket, work: Callable[[Send], None]) -> None:
@@ -217,8 +217,8 @@ def _be_child(channel: socket.socket, work: Callable[[Send], None]) -> None:
         if os.getppid() == parent:
             work(send)
         status = 0
-    except BaseException:  # noqa: BLE001  a child ends here, whatever it was, and never in the agent's own code
-        _tell_defect()
+    except BaseException as error:  # noqa: BLE001  a child ends here, whatever it was, and never in the agent's own code
+        _tell_defect(error)
     finally:
         sys.stderr.flush()
         os._exit(status)

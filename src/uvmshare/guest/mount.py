@@ -50,6 +50,7 @@ DEFAULT_TIMEOUT = 30.0
 CACHES = ("none", "loose", "mmap", "readahead")
 _MIN_MSIZE = 4096
 _MAX_MSIZE = 1 << 30
+_LONGEST_PATH = 4095
 _MAX_CID = 0xFFFFFFFF
 _MAX_PORT = 0xFFFF
 _HOST_CID = 2
@@ -147,6 +148,9 @@ def connect(address: Address, *, timeout: float = DEFAULT_TIMEOUT) -> socket.soc
                 raise
     except OSError as error:
         message = f"cannot connect to {address}: {_why_not_connected(error, address)}"
+        raise MountError(message) from error
+    except ValueError as error:  # UnicodeError, of a host that no name in DNS can be, is one; so is what a NUL raises
+        message = f"cannot connect to {address}: that is no name that a host or a socket can have"
         raise MountError(message) from error
     connected.settimeout(None)
     return connected
@@ -265,13 +269,39 @@ def attach(
     return _mount(source, directory, flags, f"trans=fd,rfdno={number},wfdno={number},{options}")
 
 
+def require_path(path: str) -> str:
+    """Return the path made absolute. Raises `OSError`, also for what Python raises `ValueError` for."""
+    if "\0" in path:
+        raise OSError(errno.EINVAL, "it holds a NUL, which no path does", path)
+    try:
+        length = len(os.fsencode(os.path.abspath(path)))
+    except UnicodeEncodeError:
+        raise OSError(errno.EINVAL, "it holds half a character, which no path does", path) from None
+    if length > _LONGEST_PATH:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
+    return os.path.abspath(path)
+
+
+def make_directories(path: str, mode: int = 0o777) -> None:
+    """Make a directory with that mode, and those above it, unless they are there.
+
+    As `os.makedirs`, which raises `RecursionError` for a deep path. Raises `OSError`.
+    """
+    missing = [require_path(path)]
+    while not os.path.lexists(missing[-1]):
+        missing.append(os.path.dirname(missing[-1]))
+    for directory in reversed(missing):
+        if not os.path.isdir(directory):
+            os.mkdir(directory, mode if directory == missing[0] else 0o777)
+
+
 @contextlib.contextmanager
 def _target(target: str) -> Iterator[str]:
     """Give the absolute path of the target directory; directories made for it are removed again on an error."""
-    directory = os.path.abspath(target)
     made: list[str] = []
     try:
         try:
+            directory = require_path(target)
             above = directory
             while not os.path.lexists(above):
                 made.append(above)

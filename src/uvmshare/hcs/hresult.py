@@ -179,7 +179,7 @@ def _own_words(document: str) -> str:
         return ""
     try:
         result = _result_error.decode(document)
-    except msgspec.DecodeError:
+    except errors.UNREADABLE:
         return " ".join(document.split())
     messages = [result.error_message, *(event.message for event in result.error_events)]
     lines = dict.fromkeys(" ".join(message.split()) for message in messages)

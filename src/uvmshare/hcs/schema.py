@@ -15,7 +15,7 @@ import enum
 
 import msgspec
 
-from uvmshare.errors import InvalidDocument
+from uvmshare.errors import UNREADABLE, InvalidDocument
 
 __all__ = [
     "DEFAULT_PORT",
@@ -167,7 +167,7 @@ def decode(document: bytes) -> ModifySettingRequest:
     """
     try:
         return _decoder.decode(document)
-    except msgspec.DecodeError as error:  # ValidationError is one too
+    except UNREADABLE as error:
         msg = f"not a modify document: {error}"
         raise InvalidDocument(msg) from error
 
@@ -179,7 +179,7 @@ def decode_properties(document: str) -> tuple[ComputeSystemProperties, ...]:
     """
     try:
         return _list_of_properties.decode(document) if document.startswith("[") else (_properties.decode(document),)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         msg = f"HCS gave properties that cannot be read ({error}): {document[:200]!r}"
         raise InvalidDocument(msg) from error
 
@@ -188,5 +188,5 @@ def decode_exit_status(document: str) -> ExitStatus:
     """Read the data of an exit event. What cannot be read says nothing: the VM has exited all the same."""
     try:
         return _exit_status.decode(document)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return ExitStatus()

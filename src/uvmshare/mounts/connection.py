@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 
-from uvmshare.errors import GuestAgentError, InvalidDocument, MountBusy, MountNotFound, MountRefused, OutcomeUnknown
+from uvmshare.errors import (
+    UNREADABLE,
+    GuestAgentError,
+    InvalidDocument,
+    MountBusy,
+    MountNotFound,
+    MountRefused,
+    OutcomeUnknown,
+)
 from uvmshare.guest import wire
 from uvmshare.mounts.report import AgentInfo
 
@@ -96,8 +104,7 @@ def _read(decoder: msgspec.json.Decoder[Any], text: bytes | msgspec.Raw, what: s
     """Return what the text says. Raises `wire.WireError` for what is no such document."""
     try:
         return decoder.decode(text)
-    # RecursionError for what is nested too deeply; UnicodeDecodeError, a ValueError, for what is not UTF-8.
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+    except UNREADABLE as error:
         msg = f"{what} cannot be read: {error}"
         raise wire.WireError(msg) from error
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from uvmshare.errors import InvalidOptions
+from uvmshare.hostpath import require_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -114,12 +115,7 @@ def _canonical_path(host_path: str | os.PathLike[str]) -> tuple[str, int]:
     if not isinstance(path, str):
         msg = f"host_path is {path!r}: pass a str; os.fsdecode makes one"
         raise InvalidOptions(msg)
-    if not path:
-        msg = "host_path is empty: name a directory, or '.' for the current one"
-        raise InvalidOptions(msg)
-    if "\0" in path:
-        msg = f"host_path {path!r} contains a NUL, which no path does"
-        raise InvalidOptions(msg)
+    require_path("host_path", path, InvalidOptions)
     try:
         given, path = path, os.path.realpath(path, strict=True)
         found = os.stat(path)
@@ -127,11 +123,6 @@ def _canonical_path(host_path: str | os.PathLike[str]) -> tuple[str, int]:
         is_the_same = os.path.samestat(os.stat(given), found)
     except OSError as error:
         msg = f"{path}: {error.strerror}: share a directory or file that exists and that you may reach"
-        raise InvalidOptions(msg) from error
-    except UnicodeEncodeError as error:  # no bytes of a name become that (PEP 383)
-        msg = (
-            f"host_path {path!r} holds half a character, which no path does: os.fsdecode makes a str of a path's bytes"
-        )
         raise InvalidOptions(msg) from error
     if not is_the_same:
         # A link of /proc to what a process has, which is elsewhere in a mount namespace, or was moved.

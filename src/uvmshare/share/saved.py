@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from uvmshare.errors import (
+    UNREADABLE,
     InvalidOptions,
     InvalidSavedState,
     JournalError,
@@ -106,7 +107,7 @@ def decode(state: bytes | str) -> _Saved:
             msg = f"a later uvmshare saved this (version {version}, this one knows {VERSION}): restore it with that"
             raise InvalidSavedState(msg)
         saved = msgspec.json.decode(state, type=_Saved)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         msg = f"this is not what Manager.save() wrote: {error}"
         raise InvalidSavedState(msg) from error
     seen: set[str] = set()

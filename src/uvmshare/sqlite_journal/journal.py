@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from uvmshare.errors import InvalidOptions, JournalError, JournalFull, JournalInUse, JournalReadOnly
+from uvmshare.hostpath import absolute
 from uvmshare.sqlite_journal.lock import WriterLock
 from uvmshare.sqlite_journal.store import Store
 
@@ -37,6 +38,17 @@ T = TypeVar("T")
 _WRITES_BETWEEN_TIDYING = 1000
 
 
+def _require_id(vm: str) -> None:
+    if not isinstance(vm, str):
+        msg = f"{vm!r} is no id of a VM: give a str"
+        raise TypeError(msg)
+    try:
+        vm.encode()
+    except UnicodeEncodeError as error:
+        msg = f"{vm!r} is no id of a VM: it is no Unicode text, and cannot be written down: give another str"
+        raise InvalidOptions(msg) from error
+
+
 class SqliteJournal:
     """The journal of any number of VMs in one SQLite file, which needs a local file system.
 
@@ -47,7 +59,8 @@ class SqliteJournal:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.path.abspath(path)
+        """Take the path. Raises `JournalError` for what no path can be, `TypeError` for what is none."""
+        self.path = absolute("the journal", path, JournalError)
         self._queue: queue.SimpleQueue[_Append | _Ask[object] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._guard = threading.Lock()
@@ -66,14 +79,7 @@ class SqliteJournal:
         Raises `InvalidOptions` for one that is not UTF-8. Loading it takes it over: what an earlier Manager of the
         same VM still appends raises `JournalInUse`.
         """
-        if not isinstance(vm, str):
-            msg = f"{vm!r} is no id of a VM: give a str"
-            raise TypeError(msg)
-        try:
-            vm.encode()
-        except UnicodeEncodeError as error:
-            msg = f"{vm!r} is no id of a VM: it is no Unicode text, and cannot be written down: give another str"
-            raise InvalidOptions(msg) from error
+        _require_id(vm)
         return _VMJournal(self, vm)
 
     async def vms(self) -> tuple[str, ...]:
@@ -81,7 +87,11 @@ class SqliteJournal:
         return await self._ask(lambda store: store.vms())
 
     async def forget_vm(self, vm: str) -> None:
-        """Remove everything that is written down of a VM, because it is gone for good. Raises `JournalError`."""
+        """Remove everything that is written down of a VM, because it is gone for good.
+
+        Raises `JournalError`, and what `for_vm` raises.
+        """
+        _require_id(vm)
 
         def forget(store: Store) -> None:
             self._users.pop(vm, None)

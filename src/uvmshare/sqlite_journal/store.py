@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 import msgspec
 
 from uvmshare.errors import (
+    UNREADABLE,
     JournalDamaged,
     JournalError,
     JournalFull,
@@ -214,7 +215,7 @@ class Store:
                 raise ValueError(msg)
         except sqlite3.Error as error:
             raise _meaning(self._path, error) from error
-        except (ValueError, TypeError, msgspec.DecodeError) as error:
+        except (TypeError, *UNREADABLE) as error:
             raise JournalDamaged(_damaged(self._path, f"what it says of VM {vm!r} makes no sense ({error})")) from error
         return state
 
