@@ -149,7 +149,7 @@ def traceback_lines(error: BaseException) -> str:
     waiting = [told]
     while waiting:
         each = waiting.pop()
-        notes, each.__notes__ = each.__notes__, None  # type: ignore[assignment]  # Python makes one of several lines
+        notes, each.__notes__ = each.__notes__, None  # Python makes one of several lines
         said = [*each.format_exception_only(), *(map(str, notes) if isinstance(notes, list) else ())]
         lines = [printable(line.removesuffix("\n")) + "\n" for line in said]
         each.format_exception_only = partial(iter, lines)  # type: ignore[method-assign]  # of this one object

@@ -56,7 +56,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
 )
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # httpcore leaves a socket to be found
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # httpcore leaves one to the collector
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_a_command_takes_odd_text_or_says_what_is_wrong_with_it(
     command: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -98,7 +98,7 @@ async def _blocking(folder: str, owner: Any) -> None:
         manager.remove_from_vm(manager.add_to_vm(AddOptions(folder), owner=owner), owner=owner)
 
 
-TEXT_PLACES: dict[str, Callable[[str, str], Awaitable[None]]] = {
+TEXT_PLACES: dict[str, Callable[[str, str], Awaitable[object]]] = {
     "path": lambda folder, text: _do(lambda: AddOptions(f"{folder}/{text}")),
     "allowed name": lambda folder, text: _do(lambda: AddOptions(folder, restrict=True, allowed_names=[text])),
     "unix socket": lambda folder, text: _start(listen=[f"unix:{folder}/{text}/none"]),
@@ -115,10 +115,10 @@ TEXT_PLACES: dict[str, Callable[[str, str], Awaitable[None]]] = {
     "guest path": lambda _, text: _do(lambda: MountOptions("0", f"/{text}")),
     "looked at": lambda folder, text: _do(lambda: examine([f"{folder}/{text}"])),
 }
-PLACES: dict[str, Callable[[str, Any], Awaitable[None]]] = {
+PLACES: dict[str, Callable[[str, Any], Awaitable[object]]] = {
     "whole path": lambda _, value: _do(lambda: AddOptions(value)),
     "allowed names": lambda folder, value: _do(lambda: AddOptions(folder, restrict=True, allowed_names=value)),
-    "options": lambda _, value: Manager(FakeVM()).add_to_vm(value),  # type: ignore[dict-item]
+    "options": lambda _, value: Manager(FakeVM()).add_to_vm(value),
     "share of a mount": lambda _, value: _do(lambda: MountOptions(value, "/mnt")),
     "whole guest path": lambda _, value: _do(lambda: MountOptions("0", value)),
     "cache": lambda _, value: _do(lambda: MountOptions("0", "/mnt", cache=value)),
@@ -130,7 +130,7 @@ PLACES: dict[str, Callable[[str, Any], Awaitable[None]]] = {
     "id in a journal": _journalled,
     "forgotten id": _forgotten,
     "whole path of a journal": lambda _, value: _do(lambda: SqliteJournal(value)),
-    "saved state": lambda _, value: Manager.restore(value, FakeVM()),  # type: ignore[dict-item]
+    "saved state": lambda _, value: Manager.restore(value, FakeVM()),
     "addresses": lambda _, value: _start(listen=value),
     "address": lambda _, value: _do(lambda: address.parse(value)),
     "security model": lambda _, value: _start(security_model=value),
@@ -183,7 +183,7 @@ def test_a_real_file_server_takes_an_odd_value_or_says_what_is_wrong_with_it(pla
 
 
 def _assert_words(place: str, tmp_path: Path) -> None:
-    work = TEXT_PLACES.get(place) or PLACES[place]
+    work: Callable[[str, Any], Awaitable[object]] = TEXT_PLACES.get(place) or PLACES[place]
     for number, (what, value) in enumerate((TEXTS if place in TEXT_PLACES else TEXTS | OTHERS).items()):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -201,7 +201,7 @@ def _assert_words(place: str, tmp_path: Path) -> None:
             raise
 
 
-async def _awaited(work: Callable[[str, Any], Awaitable[None]], folder: str, value: Any) -> None:
+async def _awaited(work: Callable[[str, Any], Awaitable[object]], folder: str, value: Any) -> None:
     await work(folder, value)
 
 
