@@ -122,7 +122,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
 DEFECT = "(a defect of uvmshare: please report it with what UVMSHARE_DEBUG=1 prints)"
 ENDS: list[tuple[BaseException, int, str]] = [
     (UvmshareError("share 3: the disk is gone"), 1, "uvmshare: error: share 3: the disk is gone"),
-    (UvmshareError("two\nlines"), 1, "uvmshare: error: two lines"),
+    (UvmshareError("two\nlines"), 1, r"uvmshare: error: two\nlines"),
     (InvalidOptions("/x: no such directory"), 1, "uvmshare: error: /x: no such directory"),
     (InvalidAddress("'nope' is no address"), 2, "uvmshare: error: 'nope' is no address"),
     (OSError(errno.ENOSPC, "No space left", "/x"), 1, "uvmshare: error: /x: No space left"),
