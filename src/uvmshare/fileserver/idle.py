@@ -165,7 +165,7 @@ class Idle:
         if not self._tree.is_allowed(parent, name):
             return None
         try:
-            descriptor = os.open(name, _PATH_FLAGS, dir_fd=parent.fd)
+            descriptor = self._tree.lending.during(lambda: os.open(name, _PATH_FLAGS, dir_fd=parent.fd), parent)
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
                 raise

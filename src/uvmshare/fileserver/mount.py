@@ -99,7 +99,12 @@ def serve(
         descriptors = confinement.allow_descriptors(limits.descriptors)
         enclosed = confinement.enter(export)
         session = Session(connection, export, limits, say, counters, descriptors=descriptors)
-        signal.signal(LEAVE, lambda *_: session.outbox.end(lambda: os._exit(0)))
+
+        def leave() -> NoReturn:
+            session.tree.lending.give_all_back()
+            os._exit(0)
+
+        signal.signal(LEAVE, lambda *_: session.outbox.end(leave))
         has_landlock = confinement.confine(export, limits, kept=(kept, STDERR), enclosed=enclosed)
         session.tree.walls.take_process(has_landlock=has_landlock, enclosed=enclosed)
         session.run((attach.tag, attach.message), attach.msize, attach.rest)

@@ -18,6 +18,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.fileserver.allowed import AllowedNames
+from uvmshare.fileserver.lending import Lending
 from uvmshare.fileserver.walls import Walls
 from uvmshare.ninep.constants import QidType
 from uvmshare.ninep.types import Qid
@@ -125,6 +126,11 @@ class Tree:
         self._devices = {found.st_dev: 0}
         self._proc = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.walls = Walls(self.root, self._proc, export.only)
+        self.lending = Lending(
+            is_on=os.geteuid() != 0 and not export.read_only,
+            require_inside=self.walls.require_inside,
+            is_shared=self.is_shared,
+        )
 
     @property
     def descriptors(self) -> tuple[int, int]:
@@ -159,7 +165,7 @@ class Tree:
             check_name(name)
         if not self.is_allowed(parent, name):
             raise OSError(errno.ENOENT, "not on the allow-list")
-        return Node(os.open(name, _PATH_FLAGS, dir_fd=parent.fd), parent, name)
+        return Node(self.lending.during(lambda: os.open(name, _PATH_FLAGS, dir_fd=parent.fd), parent), parent, name)
 
     def is_allowed(self, directory: Node, name: bytes) -> bool:
         """Say whether an allow-list leaves a name in a directory."""
@@ -173,7 +179,7 @@ class Tree:
         A mount's own process looks where it was before and after (`walls`), not at each step: two paths for
         each step were half of what a walk cost (cProfile; a path 2.8 us, a component opened and closed 1.9 us).
         """
-        walls, root, only = self.walls, self.root, self.only
+        walls, root = self.walls, self.root
         path = b""
         if walls.is_alone and b".." not in names:
             if start is root and len(names) == 1:
@@ -182,26 +188,31 @@ class Tree:
         if not path:
             return self._walk_by_steps(start, names)
         nodes: list[Node] = []
-        node = start
         try:
-            for name in names:
-                if name in _NO_NAMES or b"/" in name:
-                    check_name(name)
-                if only is not None and node is root and name not in only:
-                    raise OSError(errno.ENOENT, "not on the allow-list")
-                node = Node(os.open(name, _PATH_FLAGS, dir_fd=node.fd), node, name)
-                nodes.append(node)
-        except OSError:
+            self._open_each(start, names, nodes)
+        except OSError as error:
+            if error.errno == errno.EACCES and self.lending.is_on:
+                return self._walk_by_steps(start, names)
             if not nodes:
                 raise
         else:
             if len(names) > 1:
                 path = b"/".join((path, *names[:-1]))
-            if walls.after(node.parent or root, path, nodes):
+            if walls.after(nodes[-1].parent or root, path, nodes):
                 return nodes
         for node in nodes:
             walls.require_inside(node)
         return nodes
+
+    def _open_each(self, node: Node, names: list[bytes], nodes: list[Node]) -> None:
+        root, only = self.root, self.only
+        for name in names:
+            if name in _NO_NAMES or b"/" in name:
+                check_name(name)
+            if only is not None and node is root and name not in only:
+                raise OSError(errno.ENOENT, "not on the allow-list")
+            node = Node(os.open(name, _PATH_FLAGS, dir_fd=node.fd), node, name)
+            nodes.append(node)
 
     def _walk_by_steps(self, start: Node, names: list[bytes]) -> list[Node]:
         nodes: list[Node] = []
@@ -225,7 +236,7 @@ class Tree:
         The caller has checked its type: opening a FIFO or device could block or act.
         Raises `OSError`.
         """
-        return self.open_again(node.fd, flags)
+        return self.lending.during(lambda: self.open_again(node.fd, flags), node)
 
     def open_again(self, descriptor: int, flags: int) -> int:
         """Open the very file of a descriptor once more. Raises `OSError`."""
@@ -253,18 +264,40 @@ class Tree:
         """Return the name that the kernel has for a node now. Raises `OSError`."""
         return os.path.basename(os.readlink(os.fsencode(str(node.fd)), dir_fd=self._proc))
 
-    @staticmethod
-    def is_entry(directory: Node, name: bytes, node: Node) -> bool:
+    def is_entry(self, directory: Node, name: bytes, node: Node) -> bool:
         """Say whether a directory has the node's very file under that name."""
         try:
-            there = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+            there = self.lending.during(lambda: os.stat(name, dir_fd=directory.fd, follow_symlinks=False), directory)
         except FileNotFoundError:
             return False
         return os.path.samestat(there, os.fstat(node.fd))
 
     def link(self, node: Node, directory: Node, name: bytes) -> None:
         """Make a hard link to the very file of a node. Raises `OSError`."""
-        os.link(str(node.fd), name, src_dir_fd=self._proc, dst_dir_fd=directory.fd, follow_symlinks=True)
+        source = str(node.fd)
+        self.lending.during(
+            lambda: os.link(source, name, src_dir_fd=self._proc, dst_dir_fd=directory.fd, follow_symlinks=True),
+            directory,
+        )
+
+    def rename(self, directory: Node, name: bytes, to: Node, new_name: bytes) -> None:
+        """Rename what a directory has under a name. Raises `OSError`."""
+
+        def call() -> None:
+            os.rename(name, new_name, src_dir_fd=directory.fd, dst_dir_fd=to.fd)
+
+        try:
+            call()
+        except PermissionError as error:
+            if not self.lending.is_on or error.errno != errno.EACCES:
+                raise
+            # A directory that comes to another one is itself written to: its ".." is.
+            self.lending.during(call, directory, to, self._open(directory, name))
+
+    def unlink(self, directory: Node, name: bytes, *, is_directory: bool) -> None:
+        """Remove a name. Raises `OSError`."""
+        remove = os.rmdir if is_directory else os.unlink
+        self.lending.during(lambda: remove(name, dir_fd=directory.fd), directory)
 
     @staticmethod
     def path_of(node: Node) -> str:

@@ -130,10 +130,21 @@ def setattr_(session: Session, tag: int, message: m.Tsetattr) -> bytes:
     if valid & _MODE:
         session.ownership.chmod(fid.node, message.mode)
     if valid & (_ATIME | _MTIME):
-        syscalls.set_times(session.tree.path_of(fid.node), atime, mtime)
+        _set_times(session.tree.path_of(fid.node), atime, mtime)
     if valid & _CTIME and not valid & _OTHERS:
         os.chown(session.tree.path_of(fid.node), -1, -1)
     return _RSETATTR(tag)
+
+
+def _set_times(path: str, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
+    try:
+        syscalls.set_times(path, atime, mtime)
+    except PermissionError:
+        # Whoever may write a file may set both of its times to now, and its owner alone each of them (utimensat(2)).
+        if {atime[1], mtime[1]} - {syscalls.UTIME_NOW, syscalls.UTIME_OMIT}:
+            raise
+        now = 0, syscalls.UTIME_NOW
+        syscalls.set_times(path, now, now)
 
 
 def _number(number: int) -> int:

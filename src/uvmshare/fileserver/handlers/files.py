@@ -48,6 +48,7 @@ _PASSED_ON: Final = (
 """Flags with a meaning here. Others are the guest's own affair, or would hurt: O_DIRECT refuses odd
 sizes, O_NONBLOCK changes nothing of a regular file."""
 _SYNC_OR_APPEND: Final = _SYNC | int(OpenFlag.APPEND)
+_LIST_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SOME_PASSED_ON: Final = _TRUNC | _SYNC_OR_APPEND
 
 
@@ -108,7 +109,8 @@ def _open(session: Session, node: Node, flags: int) -> tuple[OpenFile, Known]:
 
 def _open_directory(session: Session, node: Node, found: os.stat_result) -> OpenFile:
     tree, device, is_root = session.tree, found.st_dev, node.parent is None
-    file = OpenFile(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=node.fd), (device, found.st_ino))
+    descriptor = tree.lending.during(lambda: os.open(".", _LIST_FLAGS, dir_fd=node.fd), node)
+    file = OpenFile(descriptor, (device, found.st_ino))
     regular_type = session.ownership.regular_type()
     if tree.allowed is not None and is_root:
         file.listing = AllowedListing(tree.allowed, found, qid_path=tree.qid_path, regular_type=regular_type)
@@ -154,8 +156,9 @@ def lcreate(session: Session, tag: int, number: int, at: int, stop: int) -> byte
         walls.require_inside(directory)
     try:
         # What is created is empty: O_TRUNC has nothing to do.
-        io, found = session.ownership.create(
-            directory, name, _host_flags(flags & ~_TRUNC), permissions, Owner(fid.uid, gid)
+        owner, host_flags = Owner(fid.uid, gid), _host_flags(flags & ~_TRUNC)
+        io, found = session.tree.lending.during(
+            lambda: session.ownership.create(directory, name, host_flags, permissions, owner), directory
         )
     except OSError as error:
         walls.require_inside(directory)  # no error of what lies outside is told

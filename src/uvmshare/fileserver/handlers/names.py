@@ -52,7 +52,8 @@ def _qid_of(session: Session, directory: Node, name: bytes) -> tuple[int, int, i
 def mkdir(session: Session, tag: int, message: m.Tmkdir) -> bytes:
     """Make a directory (protocol.md, mkdir)."""
     fid = _changeable(session, message.dfid, message.name)
-    session.ownership.mkdir(fid.node, message.name, message.mode, Owner(fid.uid, message.gid))
+    owner = Owner(fid.uid, message.gid)
+    session.tree.lending.during(lambda: session.ownership.mkdir(fid.node, message.name, message.mode, owner), fid.node)
     return _RMKDIR(tag, *_qid_of(session, fid.node, message.name))
 
 
@@ -63,7 +64,10 @@ def symlink(session: Session, tag: int, message: m.Tsymlink) -> bytes:
         raise OSError(errno.ENOENT, "a link needs a target")
     if len(message.target) >= _PATH_MAX:
         raise OSError(errno.ENAMETOOLONG, "the target is too long")
-    session.ownership.symlink(fid.node, message.name, message.target, Owner(fid.uid, message.gid))
+    owner = Owner(fid.uid, message.gid)
+    session.tree.lending.during(
+        lambda: session.ownership.symlink(fid.node, message.name, message.target, owner), fid.node
+    )
     return _RSYMLINK(tag, *_qid_of(session, fid.node, message.name))
 
 
@@ -74,7 +78,10 @@ def mknod(session: Session, tag: int, message: m.Tmknod) -> bytes:
     """Make a device node, FIFO, socket or regular file (protocol.md, mknod)."""
     fid = _changeable(session, message.dfid, message.name)
     rdev = os.makedev(message.major, message.minor)
-    session.ownership.mknod(fid.node, message.name, message.mode, rdev, Owner(fid.uid, message.gid))
+    owner = Owner(fid.uid, message.gid)
+    session.tree.lending.during(
+        lambda: session.ownership.mknod(fid.node, message.name, message.mode, rdev, owner), fid.node
+    )
     return _RMKNOD(tag, *_qid_of(session, fid.node, message.name))
 
 
@@ -91,7 +98,7 @@ def renameat(session: Session, tag: int, message: m.Trenameat) -> bytes:
     """Rename (protocol.md, renameat). Fids of what moves stay what they are."""
     old = _changeable(session, message.olddirfid, message.oldname)
     new = _changeable(session, message.newdirfid, message.newname)
-    os.rename(message.oldname, message.newname, src_dir_fd=old.node.fd, dst_dir_fd=new.node.fd)
+    session.tree.rename(old.node, message.oldname, new.node, message.newname)
     session.idle.note_rename(old.node, message.oldname, new.node, message.newname)
     return _RRENAMEAT(tag)
 
@@ -101,7 +108,7 @@ def rename(session: Session, tag: int, message: m.Trename) -> bytes:
     node = session.fid(message.fid).node
     parent, name = _place(session, node)
     new = _changeable(session, message.dfid, message.name)
-    os.rename(name, message.name, src_dir_fd=parent.fd, dst_dir_fd=new.node.fd)
+    session.tree.rename(parent, name, new.node, message.name)
     session.idle.note_rename(parent, name, new.node, message.name)
     session.tree.move(node, new.node, message.name)
     return _RRENAME(tag)
@@ -120,7 +127,7 @@ def unlinkat(session: Session, tag: int, number: int, at: int, stop: int) -> byt
     if flags & ~AT_REMOVEDIR:
         raise OSError(errno.EINVAL, "unknown flags")
     try:
-        _unlink(directory, name, is_directory=flags != 0)
+        session.tree.unlink(directory, name, is_directory=flags != 0)
     except OSError:
         walls.require_inside(directory)  # no error of what lies outside is told
         raise
@@ -136,15 +143,8 @@ def remove(session: Session, tag: int, message: m.Tremove) -> bytes:
     if session.export.read_only:
         raise OSError(errno.EROFS, "the share is read-only")
     parent, name = _place(session, fid.node)
-    _unlink(parent, name, is_directory=os.path.isdir(session.tree.path_of(fid.node)))
+    session.tree.unlink(parent, name, is_directory=os.path.isdir(session.tree.path_of(fid.node)))
     return _RREMOVE(tag)
-
-
-def _unlink(directory: Node, name: bytes, *, is_directory: bool) -> None:
-    if is_directory:
-        os.rmdir(name, dir_fd=directory.fd)
-    else:
-        os.unlink(name, dir_fd=directory.fd)
 
 
 def _place(session: Session, node: Node) -> tuple[Node, bytes]:

@@ -53,7 +53,8 @@ def _value(session: Session, node: Node, name: bytes) -> bytes:
         raise OSError(errno.ENODATA, "the directory itself is not shared")
     path = session.tree.path_of(node)
     if name:
-        return os.getxattr(path, session.ownership.xattr_name(name))
+        host_name = session.ownership.xattr_name(name)
+        return session.tree.lending.during(lambda: os.getxattr(path, host_name), node)
     if not is_shared:
         return b""
     names = (session.ownership.xattr_seen(os.fsencode(each)) for each in os.listxattr(path))
@@ -98,6 +99,6 @@ def finish(session: Session, fid: Fid, writing: XattrWrite) -> None:
     session.tree.require_inside(fid.node)
     path = session.tree.path_of(fid.node)
     if not writing.size and writing.flags == os.XATTR_REPLACE:
-        os.removexattr(path, writing.name)
+        session.tree.lending.during(lambda: os.removexattr(path, writing.name), fid.node)
     else:
-        os.setxattr(path, writing.name, writing.value, writing.flags)
+        session.tree.lending.during(lambda: os.setxattr(path, writing.name, writing.value, writing.flags), fid.node)
