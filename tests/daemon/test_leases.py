@@ -96,6 +96,36 @@ def test_one_that_is_over_is_not_renewed_while_it_is_being_given_back(clock: Clo
     asyncio.run(test())
 
 
+@pytest.mark.parametrize(
+    "failure", [KeyError("a defect"), UnicodeEncodeError("utf-8", "\ud800", 0, 1, "x"), ExceptionGroup("", [OSError()])]
+)
+def test_a_lease_whose_end_fails_in_any_way_is_tried_again_and_the_others_end(
+    clock: Clock, tmp_path: Path, failure: Exception
+) -> None:
+    fails, ends = MountLease((0, "vm"), "0/job", "/a"), MountLease((0, "vm"), "0/job", "/b")
+    tried: list[LeaseKey] = []
+
+    async def ended(key: LeaseKey) -> None:
+        tried.append(key)
+        if key == fails and tried.count(key) < 3:
+            raise failure
+        keeper.forget(key)
+
+    async def test() -> None:
+        for key in (fails, ends):
+            keeper.grant(key, 10)
+        for _ in range(4):
+            clock.now += 10
+            await keeper.expire()
+            assert not keeper._ending
+
+    with Store(tmp_path / "store") as store:
+        keeper = LeaseKeeper(store, clock, ended)
+        asyncio.run(test())
+        assert (tried.count(fails), tried.count(ends)) == (3, 1)
+        assert store.leases((0, "vm")) == {}
+
+
 def test_one_that_is_put_off_keeps_its_length(clock: Clock) -> None:
     leases: Leases[str] = Leases(clock)
     leases.grant("a", 100)
