@@ -2,10 +2,11 @@
 
     python fake_kernel.py DIRECTORY ARGUMENTS...
 
-DIRECTORY/mounts.json is what is mounted. A mount asks its server with the share's name and gets an errno. What is
-named in DIRECTORY/busy cannot be unmounted, in DIRECTORY/dead reads with EIO, in DIRECTORY/hang does not end a read,
-in DIRECTORY/slow ends it when DIRECTORY/fifo does; until then it is busy, which DIRECTORY/met-reader notes. A read that
-does not end is noted in DIRECTORY/hanging, and DIRECTORY/later says how many seconds the clock is ahead.
+DIRECTORY/mounts.json is what is mounted, with the options that /proc/mounts would show. A mount asks its server with
+the share's name and gets an errno. What is named in DIRECTORY/busy cannot be unmounted, in DIRECTORY/dead reads with
+EIO, in DIRECTORY/hang does not end a read, in DIRECTORY/slow ends it when DIRECTORY/fifo does; until then it is busy,
+which DIRECTORY/met-reader notes. A read that does not end is noted in DIRECTORY/hanging, and DIRECTORY/later says how
+many seconds the clock is ahead.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from contextlib import contextmanager
@@ -24,10 +26,11 @@ from uvmshare.guest import agent, mount, places, work
 from uvmshare.guest import table as mounts
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator
 
 HERE = sys.argv[1]
+FLAGS = {"ro": 1, "nosuid": 2, "nodev": 4}
+"""Of mount(2): MS_RDONLY, MS_NOSUID, MS_NODEV."""
 
 _monotonic = time.monotonic
 
@@ -80,22 +83,15 @@ def add(path: str, source: str, options: str) -> None:
         found.append([1 + max([entry[0] for entry in found], default=0), path, "9p", source, options])
 
 
-def attach(
-    connected: socket.socket,
-    source: str,
-    directory: str,
-    options: str,
-    *,
-    read_only: bool,
-    suid: bool = False,
-    dev: bool = False,
-) -> int:
-    share = next(option for option in options.split(",") if option.startswith("aname="))
-    connected.sendall(f"{share.removeprefix('aname=')}\n".encode())
-    answer = connected.recv(16)
+def kernel_mount(source: str, directory: str, flags: int, options: str) -> int:
+    named_options = dict(option.split("=") for option in options.split(","))
+    with socket.socket(fileno=os.dup(int(named_options["rfdno"]))) as connected:
+        connected.sendall(f"{named_options['aname']}\n".encode())
+        answer = connected.recv(16)
     code = int(answer) if answer else errno.EIO
     if not code:
-        add(os.path.realpath(directory), source, options)
+        shown = [word for word, flag in FLAGS.items() if flags & flag]
+        add(os.path.realpath(directory), source, ",".join([*shown, options]))
     return code
 
 
@@ -137,7 +133,7 @@ def read(path: str) -> None:
 
 
 if __name__ == "__main__":
-    mount.attach = attach
+    mount._mount = kernel_mount
     places.mounted = mounted
     places.mount_number = mount_number
     places.umount = umount

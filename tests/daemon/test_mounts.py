@@ -43,6 +43,7 @@ class _Answer(socketserver.StreamRequestHandler):
         share = self.rfile.readline()
         if share:
             assert isinstance(self.server, _Server)
+            self.server.connected.append(self.connection)
             self.server.asked.append(share.decode().strip())
             self.wfile.write(b"0")
             self.wfile.flush()
@@ -52,6 +53,7 @@ class _Answer(socketserver.StreamRequestHandler):
 class _Server(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
     asked: list[str]
+    connected: list[socket.socket]
 
 
 class Guest:
@@ -65,7 +67,7 @@ class Guest:
         os.mkdir(self.kernel)
         os.mkdir(self.allow)
         self.server = _Server(f"{folder}/nine", _Answer)
-        self.server.asked = []
+        self.server.asked, self.server.connected = [], []
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -96,6 +98,11 @@ class Guest:
                 return [entry[1] for entry in json.loads(file.read() or "[]")]
         except FileNotFoundError:
             return []
+
+    def flags(self) -> dict[str, set[str]]:
+        """Return what /proc/mounts would show of the flags of each mount, by its path."""
+        with open(f"{self.kernel}/mounts.json") as file:
+            return {entry[1]: {"ro", "nosuid", "nodev"} & set(entry[4].split(",")) for entry in json.load(file)}
 
     def close(self) -> None:
         self.end()
@@ -142,6 +149,45 @@ def test_two_programs_have_one_share_and_one_mount(mapped: Running, guest: Guest
     assert (client.mounts("vm"), client.shares("vm")) == ([], [])
     with pytest.raises(errors.NotThere):
         client.unmap("vm", mount.guest_path, owner="two")
+
+
+def test_what_a_user_says_of_set_user_id_and_devices_reaches_the_guests_kernel_and_stays(
+    home: Home, guest: Guest, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("UVMSHARE_HOST", home.host)
+    path = home.directory("project")
+    asked: tuple[dict[str, bool], ...] = ({}, {"suid": True}, {"dev": True}, {"suid": True, "dev": True})
+    wanted_flags = {
+        f"{guest.allow}/{n}": {f"no{flag}" for flag in ("suid", "dev") if not more.get(flag)}
+        for n, more in enumerate(asked)
+    }
+    with home.running() as daemon, home.client() as client:
+        daemon.add_vm(agent=f"unix:{guest.socket}")
+        for n, more in enumerate(asked[:-1]):
+            mount = client.map("vm", wanted(guest, path, str(n), **more))
+            assert (mount.suid, mount.dev) == (more.get("suid", False), more.get("dev", False))
+        assert run(["map", "vm", path, f"{guest.allow}/3", "--suid", "--dev"]) == 0
+        capfd.readouterr()
+        assert guest.flags() == wanted_flags
+        with pytest.raises(errors.MountConflict, match="suid"):
+            client.map("vm", wanted(guest, path, "0", owner="other", suid=True))
+
+        # After a cut each is made beside the dead one, and bound in its place.
+        agent = _machine(daemon).agent
+        assert agent is not None
+        for connection in tuple(guest.server.connected):
+            connection.shutdown(socket.SHUT_RDWR)
+        while not all(found.again for found in daemon.call(agent.listed)):
+            pass
+        assert guest.flags() == wanted_flags
+    with home.running(), home.client() as client:  # a daemon that asks for what is written down
+        restored = (event for event in client.events("0") if event is not None and event.kind == "mount.restored")
+        for _ in asked:
+            next(restored)
+        found = {mount.guest_path: (mount.suid, mount.dev, mount.state) for mount in client.mounts("vm")}
+        assert found[f"{guest.allow}/1"] == (True, False, "mounted")
+        assert found[f"{guest.allow}/2"] == (False, True, "mounted")
+        assert guest.flags() == wanted_flags
 
 
 def test_listing_shares_looks_at_the_mounts_once(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import stat
+from contextlib import closing
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from uvmshare import errors
+from uvmshare.daemon import store
 from uvmshare.daemon.documents import NewShare
-from uvmshare.daemon.store import Store
+from uvmshare.daemon.store import MountRecord, Store
 from uvmshare.sqlite_journal import SqliteJournal
 
 if TYPE_CHECKING:
@@ -62,6 +66,31 @@ def test_state_files_that_others_could_read_are_narrowed(tmp_path: Path) -> None
         path.chmod(0o664)
     open_both(store, journal)
     assert {name: mode for name, mode in modes(str(tmp_path)).items() if mode & 0o177} == {}
+
+
+def test_mounts_of_an_earlier_daemon_are_asked_for_without_rights_of_set_user_id_and_without_devices(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "daemon.sqlite"
+    mounts = [
+        MountRecord((0, "vm"), f"/mnt/{n}", "0/job", "/srv/ü", True, ("a",), "none", 8192, False, False) for n in "ab"
+    ]
+    with sqlite3.connect(path) as earlier:
+        for statement in store._MIGRATIONS[0].split(";"):
+            earlier.execute(statement)
+        for mount in mounts:
+            record = {name: getattr(mount, name) for name in mount.__struct_fields__[:-2]}
+            row = (0, "vm", mount.mount_path, "0/job", msgspec.json.encode(record))
+            earlier.execute("INSERT INTO mount VALUES (?, ?, ?, ?, ?)", row)
+        earlier.execute("PRAGMA user_version = 1")
+    earlier.close()
+    for _ in range(2):
+        with Store(path) as opened:
+            assert opened.mounts((0, "vm")) == mounts
+    with closing(sqlite3.connect(path)) as later:
+        later.execute("PRAGMA user_version = 99")
+    with pytest.raises(errors.DaemonError, match="a later version"):
+        Store(path)
 
 
 def open_both(store: Path, journal: Path) -> None:

@@ -46,7 +46,7 @@ class Conversation:
         found: dict[str, Any] = json.loads(self.process.stdout.readline())
         return found
 
-    def ask(self, number: int, op: str, **fields: str) -> dict[str, Any]:
+    def ask(self, number: int, op: str, **fields: object) -> dict[str, Any]:
         assert self.process.stdin is not None
         self.process.stdin.write(wire.encode({"id": number, "op": op, **fields}))
         self.process.stdin.flush()
@@ -97,6 +97,19 @@ def test_a_proof_is_good_for_one_connection(path: str, tmp_path: Path) -> None:
     with talking(path, tmp_path, "secret") as second:
         second.nonce = first.nonce
         assert not second.greet(heard)["ok"]
+
+
+@pytest.mark.parametrize("flag", ["suid", "dev"])
+def test_it_mounts_nosuid_and_nodev_alone_and_says_so(path: str, tmp_path: Path, flag: str) -> None:
+    with talking(path, tmp_path, "") as agent:
+        agent.greet("")
+        settings = {"MountPath": "/run/uvmshare/x", "Port": 5640, "ShareName": "0"}
+        request = {"RequestType": "Add", "ResourceType": "MappedDirectory", "Settings": settings}
+        options = {"cache": "none", "msize": 8192, "suid": False, "dev": False, flag: True}
+        refused = agent.ask(1, "modify", request=request, options=options)
+        assert (refused["ok"], refused["error"]["code"]) == (False, wire.REFUSED)
+        assert "nosuid and nodev alone" in refused["error"]["message"]
+    assert not list(tmp_path.glob("mount*"))
 
 
 def test_without_a_token_it_says_so_and_asks_for_none(path: str, tmp_path: Path) -> None:

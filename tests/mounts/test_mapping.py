@@ -33,6 +33,18 @@ async def test_a_read_only_share_is_mounted_read_only() -> None:
     assert bench.agent.mounts[PATH].read_only
 
 
+async def test_what_a_mapping_says_of_set_user_id_and_devices_is_what_the_guest_is_asked_for() -> None:
+    bench = Bench()
+    for suid, dev in ((False, False), (True, False), (False, True), (True, True)):
+        await bench.mounts.map_to_guest(MAPPED, PATH, suid=suid, dev=dev)
+        assert (bench.agent.mounts[PATH].suid, bench.agent.mounts[PATH].dev) == (suid, dev)
+        await bench.mounts.unmap_from_guest(PATH)
+        async with bench.mounts.mapped(MAPPED, PATH, msize=8192, suid=suid, dev=dev):
+            assert (bench.agent.mounts[PATH].suid, bench.agent.mounts[PATH].dev) == (suid, dev)
+            assert bench.agent.mounts[PATH].msize == 8192
+    assert bench.empty()
+
+
 async def test_one_share_at_two_paths_goes_with_the_second() -> None:
     bench = Bench()
     await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")

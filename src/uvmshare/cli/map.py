@@ -51,6 +51,8 @@ CACHES = ("none", "loose", "mmap", "readahead")
     metavar="BYTES",
     help="The largest 9P message.",
 )
+@click.option("--suid", is_flag=True, help="Let set-user-ID programs in it have their rights in the guest.")
+@click.option("--dev", is_flag=True, help="Let device nodes in it be opened in the guest.")
 @owner_option
 @lease_option()
 @host_option
@@ -62,6 +64,8 @@ def map_(
     *,
     cache: str,
     msize: int,
+    suid: bool,
+    dev: bool,
     owner: str,
     lease: float | None,
     host: str | None,
@@ -71,6 +75,7 @@ def map_(
 
     SHARE is PATH[:ro][:only=NAME,NAME], as with uvmshare serve. The VM must have been added with --agent, and the agent
     must run in the guest. Whoever maps the same directory to the same path shares it: one mount, however many hold it.
+    The guest mounts it nosuid and nodev, unless you say otherwise.
 
     \b
     Examples:
@@ -88,6 +93,8 @@ def map_(
         "only": share.only,
         "cache": cache,
         "msize": msize,
+        "suid": suid,
+        "dev": dev,
         "owner": owner,
         "lease": lease,
     }

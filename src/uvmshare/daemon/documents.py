@@ -207,6 +207,10 @@ class NewMount(_Request, frozen=True):
     """What the guest's kernel may keep (Linux's 9p.rst)."""
     msize: Annotated[int, msgspec.Meta(ge=4096, le=1 << 24)] = DEFAULT_MSIZE
     """The largest 9P message, in bytes."""
+    suid: bool = False
+    """Whether set-user-ID programs in it have their rights in the guest; else the guest mounts it nosuid."""
+    dev: bool = False
+    """Whether device nodes in it can be opened in the guest; else the guest mounts it nodev."""
     owner: OwnerName = DEFAULT_OWNER
     lease: Lease | None = None
 
@@ -224,6 +228,8 @@ class Mount(_Answer, frozen=True):
     only: tuple[str, ...]
     cache: str
     msize: int
+    suid: bool
+    dev: bool
     state: str
     """Of the guest's mount; "revoked" when its share was taken away and the guest may still have it, dead; or
     "restoring", while the daemon that was started again has not reached the agent yet."""

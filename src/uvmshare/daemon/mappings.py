@@ -120,6 +120,8 @@ class Mappings:
             only=share.allowed_names,
             cache=info.options.cache,
             msize=info.options.msize,
+            suid=info.options.suid,
+            dev=info.options.dev,
             state=info.state.value,
             busy=info.busy,
             since=info.since,
@@ -140,6 +142,8 @@ class Mappings:
             only=record.allowed_names,
             cache=record.cache,
             msize=record.msize,
+            suid=record.suid,
+            dev=record.dev,
             state="restoring",
             busy="mounting",
             since=None,
@@ -169,7 +173,9 @@ class Mappings:
         """
         mounts = machine.require_mounts()
         share = await options_of(machine, wanted)
-        options = MountOptions(share, wanted.guest_path, cache=wanted.cache, msize=wanted.msize)
+        options = MountOptions(
+            share, wanted.guest_path, cache=wanted.cache, msize=wanted.msize, suid=wanted.suid, dev=wanted.dev
+        )
         vm, owner, path = machine.record.key, f"{who.uid}/{wanted.owner}", options.mount_path
         key = MountLease(vm, owner, path)
         held = self._holds(machine, path, owner)
@@ -471,7 +477,9 @@ class Mappings:
                 read_only=record.read_only,
                 only=record.allowed_names,
             )
-            options = MountOptions(share, record.mount_path, cache=record.cache, msize=record.msize)
+            options = MountOptions(
+                share, record.mount_path, cache=record.cache, msize=record.msize, suid=record.suid, dev=record.dev
+            )
             await self._ask(key, mounts, options)
         except (AgentUnreachable, OutcomeUnknown):
             return False
@@ -560,4 +568,6 @@ def _record(vm: VmKey, owner: str, options: MountOptions) -> MountRecord:
         share.allowed_names,
         options.cache,
         options.msize,
+        options.suid,
+        options.dev,
     )

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LeaseKey", "MountLease", "MountRecord", "ShareLease", "Store", "VmKey", "VmRecord", "name_for"]
 
-_VERSION: Final = 1
-_SCHEMA: Final = """
+_MIGRATIONS: Final = (
+    """
 CREATE TABLE vm (uid INTEGER, id TEXT, record BLOB NOT NULL, PRIMARY KEY (uid, id)) WITHOUT ROWID;
 CREATE TABLE lease (
     vm_uid INTEGER, vm_id TEXT, key BLOB, seconds REAL NOT NULL, PRIMARY KEY (vm_uid, vm_id, key)
@@ -34,7 +34,13 @@ CREATE TABLE lease (
 CREATE TABLE mount (vm_uid INTEGER, vm_id TEXT, path TEXT, owner TEXT, record BLOB NOT NULL,
     PRIMARY KEY (vm_uid, vm_id, path, owner)
 ) WITHOUT ROWID;
-"""
+""",
+    # Whether a mount is suid and dev. Nobody could ask for these before.
+    """
+UPDATE mount SET record = CAST(json_set(CAST(record AS TEXT), '$.suid', json('false'), '$.dev', json('false')) AS BLOB);
+""",
+)
+"""What makes each version of the file from the one before; the first from nothing."""
 
 VmKey = tuple[int, str]
 """The user to whom a VM belongs, and its id: each user names his own."""
@@ -69,6 +75,8 @@ class MountRecord(msgspec.Struct, frozen=True):
     allowed_names: tuple[str, ...]
     cache: Cache
     msize: int
+    suid: bool
+    dev: bool
 
 
 class MountLease(msgspec.Struct, frozen=True, tag="mount"):
@@ -128,13 +136,13 @@ class Store:
     def _migrate(self) -> None:
         self._db.execute("BEGIN IMMEDIATE")
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version > _VERSION:
+        if version > len(_MIGRATIONS):
             msg = f"{self._path}: a later version of uvmshare wrote it: use that one"
             raise DaemonError(msg)
-        if version == 0:
-            for statement in _SCHEMA.split(";"):
+        for statements in _MIGRATIONS[version:]:
+            for statement in statements.split(";"):
                 self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version = {_VERSION}")
+        self._db.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
         self._db.execute("COMMIT")
 
     def __enter__(self) -> Self:

@@ -179,6 +179,9 @@ modify() {
 }
 
 add() {
+    case $line in *'"suid":true'* | *'"dev":true'*)
+        no refused "suid and dev: this agent mounts nosuid and nodev alone: leave them out, or run the agent for Python" && return ;;
+    esac
     kept=$(record "$path")
     form="$path $share $port $read_only $cache $msize"
     if [ -e "$kept" ] && is_mounted "$path" && [ ! -e "$kept.broken" ]; then

@@ -225,18 +225,19 @@ class MountManager(Engine):
         read_only: bool = False,
         cache: Cache = "none",
         msize: int = DEFAULT_MSIZE,
+        suid: bool = False,
+        dev: bool = False,
     ) -> MountInfo:
         """Share a directory of the host and mount it in the guest; both or neither.
 
-        `read_only`, `cache` and `msize` are the mount's, as in `MountOptions`; the rest is as for `mount`. Raises
-        what that and the Manager's `add_to_vm` raise. Needs a MountManager that was given `shares`.
+        `read_only`, `cache`, `msize`, `suid` and `dev` are the mount's, as in `MountOptions`; the rest is as for
+        `mount`. Raises what that and the Manager's `add_to_vm` raise. Needs a MountManager that was given `shares`.
         """
         if not isinstance(options, AddOptions):
             msg = f"expected AddOptions, got {options!r}"
             raise TypeError(msg)
-        return await self.mount(
-            MountOptions(options, guest_path, read_only=read_only, cache=cache, msize=msize), owner=owner
-        )
+        wanted = MountOptions(options, guest_path, read_only=read_only, cache=cache, msize=msize, suid=suid, dev=dev)
+        return await self.mount(wanted, owner=owner)
 
     async def unmap_from_guest(
         self, guest_path: str, *, owner: Hashable | None = None, lazy: bool = False, force: bool = False
@@ -262,7 +263,15 @@ class MountManager(Engine):
 
     @asynccontextmanager
     async def mapped(
-        self, options: AddOptions, guest_path: str, *, read_only: bool = False, cache: Cache = "none"
+        self,
+        options: AddOptions,
+        guest_path: str,
+        *,
+        read_only: bool = False,
+        cache: Cache = "none",
+        msize: int = DEFAULT_MSIZE,
+        suid: bool = False,
+        dev: bool = False,
     ) -> AsyncIterator[MountInfo]:
         """Hold a mapping for the length of a block: ``async with mounts.mapped(options, "/run/uvmshare/x"):``.
 
@@ -272,7 +281,9 @@ class MountManager(Engine):
         Either way the MountManager goes on trying to have it unmounted.
         """
         owner = BlockOwner()
-        mount = await self._claim(MountOptions(options, guest_path, read_only=read_only, cache=cache))
+        mount = await self._claim(
+            MountOptions(options, guest_path, read_only=read_only, cache=cache, msize=msize, suid=suid, dev=dev)
+        )
         self._hold(mount, owner)
         try:
             yield mount.info()
