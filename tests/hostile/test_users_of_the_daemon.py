@@ -1,24 +1,35 @@
-"""A user who has the daemon remember, for ever, what nobody holds: a file server and an agent of their own that lie."""
+"""A user whose own file server, agent or name server lies: what the daemon has for all stays for all."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
+import socket
 import sys
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.daemon.harness import Home
-from tests.daemon.test_users import ALICE, User
+from tests.daemon.test_users import ALICE, BOB, User
+from tests.processes import DEADLINE
 
+from uvmshare.address import Address
+from uvmshare.daemon.dialler import UserDialler
 from uvmshare.daemon.documents import NewMount, NewShare
+from uvmshare.daemon.identity import Identity, Threads
 from uvmshare.errors import InvalidOptions, LimitReached, OutcomeUnknown
+from uvmshare.mounts.channel import Acceptor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.daemon.harness import Running
+
+    from uvmshare.mounts.channel import Stream
 
 if sys.platform == "win32":
     pytest.skip("the daemon runs on Linux", allow_module_level=True)
@@ -108,3 +119,45 @@ def test_a_request_that_failed_is_not_kept_whole(daemon: Running, alice: User, m
     (kept,) = (each for each in daemon.service.operations.list(ALICE) if each.action == "add share")
     assert kept.problem is not None
     assert kept.problem.error == "InvalidOptions"
+
+
+def test_names_that_are_never_looked_up_take_nobody_elses_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    look_up, answered = socket.getaddrinfo, threading.Event()
+
+    def slowly(host: Any, *args: Any, **more: Any) -> Any:
+        if host == "never.example":
+            answered.wait(DEADLINE)
+        return look_up("127.0.0.1" if host == "never.example" else host, *args, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slowly)
+
+    async def test() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        threads = Threads(seconds=DEADLINE)
+
+        def dial(uid: int, host: str) -> asyncio.Task[Stream]:
+            dialler = UserDialler(Address("tcp", host=host, port=port), None, Identity(uid, uid), threads)
+            return asyncio.create_task(dialler.next())
+
+        hers = [dial(ALICE, "never.example") for _ in range(2)]
+        listening = asyncio.create_task(
+            Acceptor.start(
+                Address("tcp", host="never.example", port=0),
+                None,
+                run=lambda work: threads.acting_as(Identity(ALICE, ALICE), "", work),
+            )
+        )
+        async with asyncio.timeout(DEADLINE):
+            _, writer = await dial(BOB, "localhost")
+            writer.close()
+            assert await asyncio.to_thread(lambda: "there is a thread") == "there is a thread"
+        assert not any(each.done() for each in (*hers, listening))
+        answered.set()
+        for _, writer in await asyncio.gather(*hers):
+            writer.close()
+        await (await listening).aclose()
+        server.close()
+
+    asyncio.run(test())

@@ -1,8 +1,11 @@
 """The way to a guest's agent with the rights of the VM's user.
 
-What lives here: dialling a unix socket (hybrid vsock's too) as somebody else. What must not: what is said then.
+What lives here: dialling a unix socket (hybrid vsock's too) as somebody else, and looking up the names that they give.
+What must not: what is said then.
 
-A daemon that runs as root would else connect, as root, to whatever socket a user calls his agent.
+A daemon that runs as root would else connect, as root, to whatever socket a user calls his agent. Names are looked up
+on that user's threads, since who answers for a name may be the user, and never answer: asyncio's own few threads for
+that are everybody's.
 """
 
 from __future__ import annotations
@@ -11,9 +14,10 @@ import asyncio
 import errno
 import os
 import socket
+from functools import partial
 from typing import TYPE_CHECKING
 
-from uvmshare.errors import AccessDenied
+from uvmshare.errors import AccessDenied, HostPathHangs
 from uvmshare.hostfiles import open_path
 from uvmshare.mounts.channel import READ_AHEAD, Dialler, ask_for_port
 
@@ -30,7 +34,7 @@ _SECONDS = 5.0
 
 
 class UserDialler(Dialler):
-    """Streams that are dialled with the rights of a user. Addresses without a path need none."""
+    """Streams that are dialled with the rights of a user. Those of vsock need none."""
 
     def __init__(self, address: Address, users: Allowed, user: Identity, threads: Threads) -> None:
         super().__init__(address, users)
@@ -52,6 +56,21 @@ class UserDialler(Dialler):
                 writer.close()
                 raise
         return reader, writer
+
+    async def _dial_tcp(self, host: str) -> Stream:
+        look_up = partial(socket.getaddrinfo, host, None, type=socket.SOCK_STREAM)
+        try:
+            found = await self._threads.acting_as(self._user, host, look_up)
+        except HostPathHangs as error:
+            msg = f"the name {host} was not looked up in time"
+            raise TimeoutError(errno.ETIMEDOUT, msg) from error
+        failure: OSError | None = None
+        for place in dict.fromkeys(str(each[4][0]) for each in found):
+            try:
+                return await super()._dial_tcp(place)
+            except OSError as error:
+                failure = failure or error
+        raise failure or OSError(errno.ENXIO, f"the name {host} has no address")
 
     def _connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -23,6 +23,7 @@ import logging
 import socket
 import sys
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from uvmshare import peers
@@ -81,9 +82,7 @@ class Dialler:
         """Dial once."""
         address = self._address
         if address.kind == "tcp":
-            reader, writer = await asyncio.open_connection(address.host, address.port, limit=READ_AHEAD)
-            _check(writer, self._require_known)
-            return reader, writer
+            return await self._dial_tcp(address.host)
         if address.kind == "vsock":
             return await asyncio.open_connection(sock=await _dial_vsock(address.cid, address.port), limit=READ_AHEAD)
         if sys.platform == "win32":
@@ -96,6 +95,11 @@ class Dialler:
             except BaseException:
                 writer.close()
                 raise
+        return reader, writer
+
+    async def _dial_tcp(self, host: str) -> Stream:
+        reader, writer = await asyncio.open_connection(host, self._address.port, limit=READ_AHEAD)
+        _check(writer, self._require_known)
         return reader, writer
 
     def _require_known(self, connection: socket.socket) -> None:
@@ -182,7 +186,7 @@ class Acceptor:
     async def start(
         cls, address: Address, users: Allowed, *, has_token: bool = False, mode: int = 0o600, run: Runner = _run_here
     ) -> Acceptor:
-        """Listen. A unix socket is made, with that mode, and removed by what `run` runs.
+        """Listen. A unix socket is made, with that mode, and removed by what `run` runs, which looks up names too.
 
         Over TCP on loopback only `users` may connect, None is every user of this host. With a token others may as well,
         since they have to prove that they know it, but they displace nobody.
@@ -191,7 +195,7 @@ class Acceptor:
         """
         acceptor = cls(run, users, has_token=has_token)
         if address.kind == "tcp":
-            bound = await _listen_tcp(address.host, address.port)
+            bound = await _listen_tcp(address.host, address.port, run)
             acceptor.port = bound[0].getsockname()[1]
         elif address.kind == "vsock":
             acceptor._cid = address.cid
@@ -274,9 +278,11 @@ class Acceptor:
                 await self._run(self._file.remove)
 
 
-async def _listen_tcp(host: str, port: int) -> list[socket.socket]:
+async def _listen_tcp(host: str, port: int, run: Runner) -> list[socket.socket]:
     """Listen on each address that the host's name has."""
-    kinds = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    # A name may take its time, for which this thread has none.
+    kinds = await (asyncio.to_thread(look_up) if run is _run_here else run(look_up))
     bound: list[socket.socket] = []
     try:
         for family, _, _, _, place in dict.fromkeys(kinds):
