@@ -267,12 +267,12 @@ def test_a_qemu_without_the_vsock_device_is_named(runner: asyncio.Runner, monkey
     monkeypatch.setattr(module, "_VSOCK_DEVICE", "no-such-device")
     with pytest.raises(GuestUnavailable, match="has no no-such-device"):
         runner.run(GuestVM.start(vsock="/nonexistent/v"))
-    monkeypatch.setattr(module, "_QEMU", "qemu-that-nobody-has")
+    monkeypatch.setattr(module, "QEMU", "qemu-that-nobody-has")
     assert not runner.run(module.has_vsock())
 
 
 def test_without_qemu_the_package_is_named(runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_QEMU", "qemu-that-nobody-has")
+    monkeypatch.setattr(module, "QEMU", "qemu-that-nobody-has")
     with pytest.raises(GuestUnavailable, match=r"qemu-that-nobody-has is not on PATH.*qemu-system-x86"):
         runner.run(GuestVM.start())
 

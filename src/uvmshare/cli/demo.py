@@ -64,6 +64,8 @@ def demo(guest: str) -> int:
     directory, both crash, and the share goes when their leases end. Every step is checked; exit status 1
     says that one of them failed.
 
+    The guest reaches the host over vsock as Firecracker's do, where QEMU has vhost-user-vsock-pci, else over TCP.
+
     Needs qemu-system-x86, a kernel with 9P and busybox-static ("make demo" sees to them); no root, no KVM.
 
     \b
@@ -148,16 +150,22 @@ async def _set_up(
     async with contextlib.AsyncExitStack() as stack:
         vm = None
         if guest != "client":
-            from uvmshare.testing.guest_vm import GuestVM  # noqa: PLC0415  as above
+            from uvmshare.testing.guest_vm import GuestVM, has_vsock  # noqa: PLC0415  as above
 
+            # Over vsock a guest needs Python to mount, which it finds in the host's root.
+            uds_path = f"{directory}/vsock" if await has_vsock() else None
             try:
-                vm = await stack.enter_async_context(await GuestVM.start(progress=shown.note))
+                starting = GuestVM.start(root="host" if uds_path else "busybox", vsock=uds_path, progress=shown.note)
+                vm = await stack.enter_async_context(await starting)
             except GuestUnavailable as error:
                 if guest == "qemu":
                     raise
                 shown.note(f"no QEMU guest ({error}); the project's own 9P client takes its place")
         model = "mapped-xattr" if _has_xattrs(directory) else "none"
-        listen = f"unix:{directory}/9p" if vm is None else "tcp:127.0.0.1:0"
+        if vm is None:
+            listen = f"unix:{directory}/9p"
+        else:
+            listen = "tcp:127.0.0.1:0" if vm.vsock is None else f"{vm.vsock.flavour}:{vm.vsock.uds_path}"
         server = await stack.enter_async_context(await FileServer.start(listen=[listen], security_model=model, log=log))
         (address,) = server.addresses
         shown.note(f"the file server listens on {address}, security model {model}")

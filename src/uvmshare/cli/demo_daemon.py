@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
 import signal
 import socket
 import sys
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.errors import UvmshareError
+from uvmshare.guest.bundle import bundle
 from uvmshare.testing.guest_vm import HOST, send_signal
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from uvmshare.daemon.client import Client
     from uvmshare.testing.guest_vm import GuestVM
+    from uvmshare.testing.vsock import VsockDevice
 
 __all__ = ["DaemonDemonstration"]
 
@@ -31,6 +34,8 @@ _GUEST_PATH: Final = "/run/uvmshare/project"
 _LEASE: Final = 10
 """Seconds; a third of it passes between two renewals, so that one may come late by the rest, on a busy machine."""
 _DEADLINE: Final = 50.0
+_VSOCK_PORT: Final = 5650
+"""Of the daemon's file server: the first half's has the usual one."""
 
 PROGRAM: Final = """
 import sys, time
@@ -71,7 +76,7 @@ class DaemonDemonstration:
         async with self._daemon() as client:
             self._client = client
             os.mkdir(self._shared)
-            await asyncio.to_thread(_write, os.path.join(self._shared, "hello"), "from the host\n")
+            await asyncio.to_thread(_write, os.path.join(self._shared, "hello"), b"from the host\n")
             try:
                 await self._step("a daemon owns the VM, and an agent in the guest mounts for it", self._add(client))
                 await self._step("two programs map the same directory to the same path", self._map(client))
@@ -111,6 +116,8 @@ class DaemonDemonstration:
     async def _add(self, client: Client) -> str:
         from uvmshare.daemon.documents import NewVm  # noqa: PLC0415  as above
 
+        if self._vm.vsock is not None:
+            return await self._add_on_vsock(client, self._vm.vsock)
         wanted = NewVm(id=_VM, listen=("tcp:127.0.0.1:0",), agent="tcp:127.0.0.1:0", agent_dials=True)
         added = await asyncio.to_thread(client.add_vm, wanted)
         assert added.agent is not None
@@ -119,6 +126,21 @@ class DaemonDemonstration:
         where = f"--connect {HOST}:{port} --server {HOST} --allow /run/uvmshare --check-every 1"
         await self._vm.check(f"sh /run/agent.sh {where} >/run/agent.log 2>&1 &", timeout=_DEADLINE)
         return f"VM {added.id!r} on {added.addresses[0]}; the agent is a shell script, which dials {HOST}:{port}"
+
+    async def _add_on_vsock(self, client: Client, vsock: VsockDevice) -> str:
+        """Add it with the unix sockets of its vsock, and start the agent in Python, which the guest has then."""
+        from uvmshare.daemon.documents import NewVm  # noqa: PLC0415  as above
+
+        listen = f"{vsock.flavour}:{vsock.uds_path}:{_VSOCK_PORT}"
+        wanted = NewVm(id=_VM, listen=(listen,), agent=f"{vsock.flavour}:{vsock.uds_path}")
+        added = await asyncio.to_thread(client.add_vm, wanted)
+        agent = os.path.join(self._directory, "uvmshare-guest")
+        await asyncio.to_thread(_write, agent, bundle())
+        program = shlex.join(
+            [sys.executable, "-I", "-S", agent, "agent", "--state", "/run/agent", "--check-every", "1"]
+        )
+        await self._vm.check(f"{program} >/run/agent.log 2>&1 &", timeout=_DEADLINE)
+        return f"VM {added.id!r} on {added.addresses[0]}; the daemon dials the agent at {added.agent}"
 
     async def _map(self, client: Client) -> str:
         names = [await self._start_program(client, f"program-{number}") for number in (1, 2)]
@@ -183,9 +205,9 @@ def _remove_all(client: Client) -> None:
             client.remove_vm(vm.id, force=True)
 
 
-def _write(path: str, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
+def _write(path: str, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
 
 
 def _agent_script() -> bytes:

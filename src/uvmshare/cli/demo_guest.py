@@ -10,11 +10,13 @@ import asyncio
 import hashlib
 import shlex
 import stat
+import sys
 from typing import TYPE_CHECKING, Protocol
 
 from uvmshare.errors import UvmshareError
+from uvmshare.guest import mount
 from uvmshare.testing.client import Client
-from uvmshare.testing.guest_vm import HOST
+from uvmshare.testing.guest_vm import HOST, QEMU
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,15 +55,22 @@ class DemoGuest(Protocol):
 
 
 class QemuGuest:
-    """A Linux guest: the kernel's own 9P client over QEMU's user network."""
+    """A Linux guest: the kernel's own 9P client, over its vsock device, or QEMU's user network where it has none."""
 
     def __init__(self, vm: GuestVM, address: str) -> None:
         self.vm = vm
         self._port = address.rpartition(":")[2]
-        self.description = f"Linux {vm.release} under QEMU ({vm.accelerator}), its own 9P client over TCP"
+        if vm.vsock is not None:
+            way = f"over vsock, whose host's side is {vm.vsock.flavour}'s unix sockets"
+        else:
+            way = f"over TCP, because {QEMU} has no vhost-user-vsock-pci here"
+        self.description = f"Linux {vm.release} under QEMU ({vm.accelerator}), its own 9P client {way}"
 
     async def mount(self, share: str) -> str | None:
         """Mount it on a directory below /run that is called as the share is."""
+        if self.vm.vsock is not None:  # the guest's root is the host's: this Python is there, and this program
+            program = shlex.join([sys.executable, "-I", "-S", mount.__file__])
+            return await self._try(f"{program} vsock:2:{self._port} {share} /run/{share} --msize 262144")
         options = f"trans=tcp,port={self._port},version=9p2000.L,aname={share},msize=262144"
         return await self._try(f"mkdir -p /run/{share} && mount -t 9p -o {options} {HOST} /run/{share}")
 

@@ -33,7 +33,7 @@ import socket
 import tempfile
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Final, Literal, Self
 
 from uvmshare.errors import GuestFailed, GuestUnavailable
 from uvmshare.testing import initramfs
@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from uvmshare.testing.kernel import GuestKernel
-    from uvmshare.testing.vsock import FlavourName
+    from uvmshare.testing.vsock_streams import FlavourName
 
 
-__all__ = ["HOST", "GuestResult", "GuestVM", "choose_accelerator", "has_vsock", "send_signal"]
+__all__ = ["HOST", "QEMU", "GuestResult", "GuestVM", "choose_accelerator", "has_vsock", "send_signal"]
 
 HOST = "10.0.2.2"
 """The host's loopback, as the guest sees it through QEMU's user network."""
@@ -56,7 +56,7 @@ HOST = "10.0.2.2"
 _SIGKILL = 9
 """The signal module of Windows, where this is only imported, has no name for it."""
 
-_QEMU = "qemu-system-x86_64"
+QEMU: Final = "qemu-system-x86_64"
 _INIT = os.path.join(os.path.dirname(__file__), "guest_init.sh")
 _MODULES = ("virtio_pci", "virtio_net", "virtio_console", "9p", "9pnet_fd")
 _VSOCK_MODULE = "vmw_vsock_virtio_transport"
@@ -212,9 +212,9 @@ class GuestVM:
         `GuestFailed` when the guest does not come up in time; the end of its console is in the message; `OSError` when
         the path of `vsock` is taken.
         """
-        qemu = shutil.which(_QEMU)
+        qemu = shutil.which(QEMU)
         if qemu is None:
-            msg = f"{_QEMU} is not on PATH: run tools/packages demo, or apt-get install qemu-system-x86"
+            msg = f"{QEMU} is not on PATH: run tools/packages demo, or apt-get install qemu-system-x86"
             raise GuestUnavailable(msg)
         if vsock is not None and not await has_vsock():
             msg = f"{qemu} has no {_VSOCK_DEVICE}: take QEMU 5.1 or later, as Debian's qemu-system-x86 is"
@@ -377,7 +377,7 @@ async def has_vsock() -> bool:
     """Tell whether QEMU has the vsock device that needs nothing of the host's kernel; False without QEMU."""
     try:
         process = await asyncio.create_subprocess_exec(
-            *(_QEMU, "-device", "help"),
+            *(QEMU, "-device", "help"),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,

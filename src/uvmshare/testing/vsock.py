@@ -28,7 +28,7 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from uvmshare.testing.vhost_user import FrontEnd, FrontEndError, MalformedChain
 from uvmshare.testing.vsock_streams import (
@@ -49,10 +49,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from uvmshare.testing.vhost_user import Chain, Queue
+    from uvmshare.testing.vsock_streams import FlavourName
 
-__all__ = ["FlavourName", "VsockDevice", "VsockStats", "ask_for_port"]
-
-FlavourName = Literal["firecracker", "cloud-hypervisor"]
+__all__ = ["VsockDevice", "VsockStats", "ask_for_port"]
 
 _T = TypeVar("_T")
 
@@ -165,6 +164,15 @@ class VsockDevice:
             *("-chardev", f"socket,id=vsock,fd={self.qemu_end.fileno()}"),
             *("-device", "vhost-user-vsock-pci,chardev=vsock"),
         ]
+
+    @property
+    def flavour(self) -> FlavourName:
+        """Whose ways it has; another one holds for connections that begin afterwards."""
+        return self._flavour.name
+
+    @flavour.setter
+    def flavour(self, name: FlavourName) -> None:
+        self._flavour = FLAVOURS[name]
 
     # Its thread
 

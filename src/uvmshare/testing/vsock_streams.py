@@ -27,12 +27,12 @@ import socket
 import struct
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["BUFFER", "Flavour", "Key", "Op", "Overdrawn", "Packet", "Stream"]
+__all__ = ["BUFFER", "Flavour", "FlavourName", "Key", "Op", "Overdrawn", "Packet", "Stream"]
 
 BUFFER: Final = 64 * 1024
 """Bytes that the guest may send before the host's program has taken them: both monitors have this many."""
@@ -47,6 +47,9 @@ SHUT_BOTH: Final = SHUT_RECEIVING | SHUT_SENDING
 STREAM: Final = 1
 _WRAP: Final = 0xFFFFFFFF
 """Counters are 32 bits wide and wrap."""
+
+
+FlavourName = Literal["firecracker", "cloud-hypervisor"]
 
 
 class Op(enum.IntEnum):
@@ -99,12 +102,12 @@ class Key(NamedTuple):
 class Flavour:
     """What a monitor does that another does not."""
 
-    name: str
+    name: FlavourName
     connect_in_pieces: bool
     half_closes: bool
 
 
-FLAVOURS: Final = {
+FLAVOURS: Final[dict[FlavourName, Flavour]] = {
     "firecracker": Flavour("firecracker", connect_in_pieces=False, half_closes=False),
     "cloud-hypervisor": Flavour("cloud-hypervisor", connect_in_pieces=True, half_closes=True),
 }
