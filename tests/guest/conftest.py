@@ -1,16 +1,32 @@
-"""The guests that the tests of this folder share, each booted once, and the event loop that they live in."""
+"""The guests that the tests of this folder share, each booted once, and the event loop that they live in.
+
+A test that takes `transport` runs over each of them: over the first in ``make test``, or over those that it names with
+``@pytest.mark.transports("firecracker", "tcp")``; over the others in ``make test-long``.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
+import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.guest.transports import TRANSPORTS, Transport
 
 from uvmshare.testing.guest_vm import GuestVM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "transport" not in metafunc.fixturenames:
+        return
+    mark = metafunc.definition.get_closest_marker("transports")
+    core = TRANSPORTS[:1] if mark is None else mark.args
+    params = [pytest.param(name, marks=() if name in core else pytest.mark.long) for name in TRANSPORTS]
+    metafunc.parametrize("transport", params, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +38,15 @@ def runner() -> Iterator[asyncio.Runner]:
 
 @pytest.fixture(scope="session")
 def guest(runner: asyncio.Runner) -> Iterator[GuestVM]:
-    """A guest whose root is this host's, so that Python, git and the project are there."""
-    vm = runner.run(GuestVM.start(root="host", modules=("vsock_loopback",)))
+    """A guest whose root is this host's, so that Python, git and the project are there; with a vsock device."""
+    directory = tempfile.mkdtemp(prefix="v-", dir="/tmp")  # a unix socket's path is short
+    vm = runner.run(GuestVM.start(root="host", modules=("vsock_loopback",), vsock=f"{directory}/v"))
     yield vm
     runner.run(vm.aclose())
+    shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="module")
+def transport(request: pytest.FixtureRequest, guest: GuestVM) -> Transport:
+    """How this guest reaches its host."""
+    return Transport(request.param, guest)

@@ -20,15 +20,15 @@ from uvmshare import AddOptions, FileServer, Manager, UtilityVM
 from uvmshare.errors import MountBusy, MountConflict, MountRefused
 from uvmshare.guest.bundle import bundle
 from uvmshare.mounts import AgentClient, MountManager, MountOptions
-from uvmshare.testing.guest_vm import HOST
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
     from pathlib import Path
     from typing import TypeVar
 
+    from tests.guest.transports import Transport
+
     from uvmshare.mounts.report import ListedMount
-    from uvmshare.testing.guest_vm import GuestVM
 
     T = TypeVar("T")
 
@@ -42,9 +42,10 @@ DEADLINE = 120.0
 class Bench:
     """A guest with an agent, a file server, and the managers of both."""
 
-    def __init__(self, runner: asyncio.Runner, guest: GuestVM, directory: Path) -> None:
+    def __init__(self, runner: asyncio.Runner, transport: Transport, directory: Path) -> None:
         self.runner = runner
-        self.guest = guest
+        self.transport = transport
+        self.guest = transport.guest
         self.directory = directory
         self.file = directory / "uvmshare-guest"
         self.file.write_bytes(bundle())
@@ -57,12 +58,15 @@ class Bench:
         return self.run(self.guest.check(command))
 
     async def start(self) -> None:
-        self.server = await FileServer.start(listen=["tcp:127.0.0.1:0"])
-        self.port = int(self.server.addresses[0].rpartition(":")[2])
+        self.server = await FileServer.start(listen=[self.transport.address()])
+        self.port = self.transport.port(self.server.addresses[0])
         self.shares = Manager(UtilityVM(self.server))
+        address = self.transport.address()
         self.agent = await AgentClient(
-            "tcp:127.0.0.1:0", accept=True, server_port=self.port, token=TOKEN, timeout=DEADLINE
+            address, accept=True, server_port=self.port, token=TOKEN, timeout=DEADLINE
         ).start()
+        # Of TCP the system chose the port; the other addresses have theirs.
+        self.dialled = self.transport.host(self.agent.port or self.transport.port(address))
         self.mounts = MountManager(self.agent, shares=self.shares)
         await self.start_agent()
 
@@ -70,8 +74,8 @@ class Bench:
         """Start one, and return when it is reached: it, and not the one before it whose end was not heard of yet."""
         before = self.agent.info
         await self.guest.check(
-            f"UVMSHARE_AGENT_TOKEN='{TOKEN}' python3 -I -S {self.file} agent --connect tcp:{HOST}:{self.agent.port} "
-            f"--server tcp:{HOST} --allow /run/mnt --state /run/agent --check-every 0.5 {more} "
+            f"UVMSHARE_AGENT_TOKEN='{TOKEN}' python3 -I -S {self.file} agent --connect {self.dialled} "
+            f"--server {self.transport.host()} --allow /run/mnt --state /run/agent --check-every 0.5 {more} "
             f">>/run/agent.log 2>&1 & echo $! >/run/agent.pid"
         )
         while await self.agent.reached(timeout=DEADLINE) is before:
@@ -120,8 +124,8 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(runner: asyncio.Runner, guest: GuestVM, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    made = Bench(runner, guest, tmp_path_factory.mktemp("agent"))
+def bench(runner: asyncio.Runner, transport: Transport, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    made = Bench(runner, transport, tmp_path_factory.mktemp("agent"))
     made.run(made.start())
     yield made
     made.run(made.close())
@@ -237,6 +241,26 @@ def test_a_cut_connection_is_mounted_again_by_itself(bench: Bench) -> None:
         assert bench.sh("cat /run/mnt/cut/f; grep -c /run/mnt/cut /proc/mounts") == "text1\n"
     tell("a cut connection, until it is mounted again", found.last_gap)
     bench.run(bench.mounts.unmap_from_guest("/run/mnt/cut", owner="a"))
+
+
+def test_those_who_wait_in_a_connection_that_the_host_forgot_come_back(bench: Bench) -> None:
+    """As after a snapshot: nobody tells the guest, and it waits for an answer that never comes."""
+    vsock = bench.guest.vsock
+    if not bench.transport.is_vsock or vsock is None:
+        return  # TCP has keep-alives, and QEMU's user network forgets no connection
+    name = bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/forgot", owner="a")).share_name
+    (stopped,) = mount_processes(bench, name)
+    os.kill(stopped, signal.SIGSTOP)
+    bench.sh("rm -f /run/ls.status; (ls /run/mnt/forgot/ >/run/ls.log 2>&1; echo $? >/run/ls.status) &")
+    before = bench.agent.info
+    assert vsock.forget() >= 2, "the mount's connection and the agent's"
+    os.kill(stopped, signal.SIGCONT)
+    bench.until_back("/run/mnt/forgot", 1)
+    assert bench.agent.info is not before
+    bench.sh("until [ -s /run/ls.status ]; do sleep 0.1; done; grep -q '[1-9]' /run/ls.status")
+    assert bench.run(bench.guest.run("grep 'said nothing' /run/agent.log")).status == 1, "it was found by a probe"
+    assert bench.sh("cat /run/mnt/forgot/f") == "text"
+    bench.run(bench.mounts.unmap_from_guest("/run/mnt/forgot", owner="a"))
 
 
 def test_an_agent_that_was_killed_finds_its_mounts_again(bench: Bench) -> None:
@@ -363,7 +387,7 @@ def test_an_agent_without_the_token_is_no_agent_of_ours(bench: Bench) -> None:
     with pytest.raises(MountRefused):
         bench.run(bench.mounts.mount(MountOptions("0", "/elsewhere")))
     second = bench.run(
-        bench.guest.run(f"python3 -I -S {bench.file} agent --connect tcp:{HOST}:{bench.agent.port} --state /run/agent")
+        bench.guest.run(f"python3 -I -S {bench.file} agent --connect {bench.dialled} --state /run/agent")
     )
     assert second.status == 1
     assert "another agent (pid" in second.text

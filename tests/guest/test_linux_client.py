@@ -14,14 +14,15 @@ import pytest
 import uvmshare
 from uvmshare import AddOptions, FileServer, Manager, UtilityVM
 from uvmshare.errors import UvmshareError
-from uvmshare.testing.guest_vm import HOST
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterator
     from pathlib import Path
 
-    from uvmshare.testing.guest_vm import GuestResult, GuestVM
+    from tests.guest.transports import Transport
+
+    from uvmshare.testing.guest_vm import GuestResult
 
 pytestmark = pytest.mark.guest
 
@@ -31,13 +32,14 @@ SOURCE = os.path.dirname(uvmshare.__file__)
 class Host:
     """The host's side: a file server for the guest, and the manager of its shares."""
 
-    def __init__(self, runner: asyncio.Runner, guest: GuestVM) -> None:
+    def __init__(self, runner: asyncio.Runner, transport: Transport) -> None:
         self.runner = runner
-        self.guest = guest
-        self.server = runner.run(FileServer.start(listen=["tcp:127.0.0.1:0"]))
+        self.transport = transport
+        self.guest = transport.guest
+        self.server = runner.run(FileServer.start(listen=[transport.address()]))
         self.manager = Manager(UtilityVM(self.server))
         (address,) = self.server.addresses
-        self.port = int(address.rpartition(":")[2])
+        self.port = transport.port(address)
         self._mounted = 0
 
     def add(self, options: AddOptions) -> str:
@@ -52,25 +54,26 @@ class Host:
     def check(self, command: str) -> str:
         return self.runner.run(self.guest.check(command))
 
-    def mount(self, share: str, *, options: str = "") -> str:
+    def mount(self, share: str, **options: str | int) -> str:
         """Mount a share on a new directory of the guest's, and return its path there."""
         self._mounted += 1
         at = f"/run/mnt/{self._mounted}"
-        given = f"trans=tcp,port={self.port},version=9p2000.L,aname={share},msize=262144{options}"
-        self.check(f"mkdir -p {at} && mount -t 9p -o {given} {HOST} {at}")
+        given: dict[str, str | int] = {"msize": 262144, **options}
+        self.check(f"mkdir -p {at} && {self.transport.mount(self.port, share, at, **given)}")
         return at
 
     def unmount(self, at: str) -> None:
         self.check(f"umount {at}")
 
     def close(self) -> None:
+        self.run("umount -l /run/mnt/*; rm -r /run/mnt")  # what a test that failed has left
         self.runner.run(self.manager.aclose())
         self.runner.run(self.server.aclose())
 
 
 @pytest.fixture(scope="module")
-def host(runner: asyncio.Runner, guest: GuestVM) -> Iterator[Host]:
-    made = Host(runner, guest)
+def host(runner: asyncio.Runner, transport: Transport) -> Iterator[Host]:
+    made = Host(runner, transport)
     yield made
     made.close()
 
@@ -135,11 +138,15 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("options", ["", ",cache=mmap", ",cache=loose,msize=1048576", ",msize=4096"])
-def test_a_tree_is_copied_in_compared_renamed_and_deleted(host: Host, tmp_path: Path, tree: Path, options: str) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"cache": "mmap"}, {"cache": "loose", "msize": 1048576}, {"msize": 4096}], ids=str
+)
+def test_a_tree_is_copied_in_compared_renamed_and_deleted(
+    host: Host, tmp_path: Path, tree: Path, options: dict[str, str | int]
+) -> None:
     source = host.add(AddOptions(tree, read_only=True))
     target = host.add(AddOptions(tmp_path))
-    there, here = host.mount(source, options=options), host.mount(target, options=options)
+    there, here = host.mount(source, **options), host.mount(target, **options)
     host.check(f"cp -a {there}/. {here}/copy && diff -r {there} {here}/copy")
     # Under mapped-xattr the host has a guest's symbolic link as a file with the target in it, as QEMU has it.
     expected = contents(tree) | {"link": b"share/state.py"}
@@ -446,7 +453,7 @@ def test_read_only_holds_though_the_guest_mounts_it_writable(host: Host, tmp_pat
     (tmp_path / "d").mkdir()
     before = os.stat(tmp_path / "f")
     name = host.add(AddOptions(tmp_path, read_only=True))
-    at = host.mount(name, options=",rw")
+    at = host.mount(name)  # writable, which is the default
     Mounted(host, tmp_path, at).python(READ_ONLY)
     after = os.stat(tmp_path / "f")
     assert (after.st_mode, after.st_mtime_ns, after.st_ctime_ns) == (
@@ -472,6 +479,7 @@ def test_only_the_allowed_names_exist(host: Host, tmp_path: Path) -> None:
     host.remove(share)
 
 
+@pytest.mark.transports("firecracker", "tcp", "cloud-hypervisor")
 def test_removal_ends_a_share_under_the_guests_eyes(host: Host, tmp_path: Path) -> None:
     taken, kept = tmp_path / "taken", tmp_path / "kept"
     for directory in (taken, kept):
@@ -498,7 +506,8 @@ def test_removal_ends_a_share_under_the_guests_eyes(host: Host, tmp_path: Path) 
                 raise AssertionError("it still works")
         print("all gone")
     """)
-    host.check(f"mkfifo /run/ready /run/gone /run/done && cat > /run/script.py <<'END'\n{script}\nEND\n")
+    host.check("rm -f /run/ready /run/gone /run/done && mkfifo /run/ready /run/gone /run/done")
+    host.runner.run(host.guest.write_file("/run/script.py", script.encode()))
     # It leaves the mount before it says that it is done, so that this can be unmounted.
     inside = f"cd {at} && python3 -I /run/script.py > /run/said 2>&1; status=$?; cd /; echo $status > /run/done"
     host.check(f"({inside}) &")
@@ -507,11 +516,51 @@ def test_removal_ends_a_share_under_the_guests_eyes(host: Host, tmp_path: Path) 
     assert host.check(": > /run/gone; cat /run/done /run/said") == "0\nall gone\n"
     assert host.check(f"cat {other}/f") == "text"
     host.unmount(at)
-    again = host.run(f"mount -t 9p -o trans=tcp,port={host.port},version=9p2000.L,aname={taken_name} {HOST} {at}")
+    again = host.run(host.transport.mount(host.port, taken_name, at))
     assert again.status != 0
     host.unmount(other)
     host.remove(kept_name)
     assert (taken / "f").read_text() == "text"
+
+
+WORKERS = """
+    import errno, os, sys, threading
+    seen = []
+    def work(number):
+        try:
+            if number % 3 == 0:
+                while True:
+                    os.stat("f")
+            file = os.open("f", os.O_RDONLY)
+            while True:
+                os.pread(file, 65536, 0) if number % 3 == 1 else os.close(os.open("f", os.O_RDONLY))
+        except OSError as error:
+            seen.append(errno.errorcode[error.errno])
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(12)]
+    for worker in workers:
+        worker.start()
+    open("/run/busy", "w").close()
+    for worker in workers:
+        worker.join()
+    print(len(seen), *sorted({*seen}))
+"""
+
+
+@pytest.mark.transports("firecracker", "tcp", "cloud-hypervisor")
+def test_requests_under_way_when_a_share_goes_see_an_input_output_error(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(bytes(1 << 20))
+    name = host.add(AddOptions(tmp_path))
+    at = host.mount(name)
+    host.check("rm -f /run/busy /run/over && mkfifo /run/busy /run/over")
+    host.runner.run(host.guest.write_file("/run/workers.py", textwrap.dedent(WORKERS).encode()))
+    host.check(f"(cd {at} && python3 -I /run/workers.py > /run/said 2>&1; cd /; : > /run/over) &")
+    host.check("cat /run/busy")
+    host.remove(name)
+    host.check("cat /run/over")
+    count, *seen = host.check("cat /run/said").split()
+    assert count == "12"
+    assert {*seen} <= ({"EIO"} if host.transport.is_vsock else {"EIO", "ECONNRESET", "EPIPE"})
+    host.unmount(at)
 
 
 def test_shares_come_while_others_are_in_use(host: Host, mounted: Mounted, tmp_path: Path) -> None:

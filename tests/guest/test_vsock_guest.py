@@ -1,0 +1,323 @@
+"""What only a real guest kernel on vsock can show: its own connects, much data, back-pressure, two guests.
+
+Over each monitor's flavour; what both kernels are to show runs in a guest of the newer one, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.daemon.harness import Home
+from tests.guest.transports import Transport
+from tests.processes import DEADLINE
+
+from uvmshare import AddOptions, FileServer, Manager, UtilityVM
+from uvmshare.daemon.documents import NewMount, NewVm
+from uvmshare.guest import mount as mount_program
+from uvmshare.guest.bundle import bundle
+from uvmshare.mounts import AgentClient, MountManager
+from uvmshare.testing.guest_vm import GuestVM
+from uvmshare.testing.kernel import find_kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.guest
+
+_GUEST_DEADLINE = 600.0
+"""Seconds for what moves much data in an emulated guest on a busy host."""
+
+
+class Served:
+    """A file server and a share of a directory, mounted in a guest."""
+
+    def __init__(self, runner: asyncio.Runner, transport: Transport, directory: Path) -> None:
+        self.runner = runner
+        self.transport = transport
+        self.guest = transport.guest
+        self.directory = directory
+        self.server = runner.run(FileServer.start(listen=[transport.address()]))
+        self.manager = Manager(UtilityVM(self.server))
+        self.name = runner.run(self.manager.add_to_vm(AddOptions(directory)))
+        self.port = transport.port(self.server.addresses[0])
+        self.at = f"/run/served/{self.port}"
+
+    def check(self, command: str) -> str:
+        return self.runner.run(self.guest.check(command, timeout=_GUEST_DEADLINE))
+
+    def mount(self, **options: str | int) -> None:
+        self.check(f"mkdir -p {self.at} && {self.transport.mount(self.port, self.name, self.at, **options)}")
+
+    def mount_process(self) -> int:
+        ((share,),) = (self.runner.run(self.server.status()).shares,)
+        (running,) = share.mounts
+        return running.pid
+
+    def close(self) -> None:
+        self.runner.run(self.guest.run(f"umount -l {self.at}"))
+        self.runner.run(self.manager.aclose())
+        self.runner.run(self.server.aclose())
+
+
+@pytest.fixture
+def served(runner: asyncio.Runner, transport: Transport, tmp_path: Path) -> Iterator[Served]:
+    directory = tmp_path / "share"
+    directory.mkdir()
+    made = Served(runner, transport, directory)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def newer(runner: asyncio.Runner) -> Iterator[GuestVM]:
+    directory = tempfile.mkdtemp(prefix="v-", dir="/tmp")
+    vm = runner.run(GuestVM.start(root="host", kernel=find_kernel("6.12"), vsock=f"{directory}/v"))
+    yield vm
+    runner.run(vm.aclose())
+    shutil.rmtree(directory)
+
+
+def digests(root: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+
+
+def move_and_compare(served: Served, *, megabytes: int, files: int, msize: int) -> None:
+    """Copy a large file and many small ones in the guest, and compare what either side has."""
+    source = served.directory / "in"
+    source.mkdir()
+    with open(source / "large", "wb") as large:
+        large.writelines(os.urandom(1 << 20) for _ in range(megabytes))
+    for number in range(files):
+        (source / f"small-{number}").write_bytes(os.urandom(number % 5000))
+    served.mount(msize=msize)
+    told = served.check(f"cd {served.at} && cp -r in out && cd out && find . -type f -print0 | xargs -0 sha256sum")
+    theirs = {line[66:].removeprefix("./"): line[:64] for line in told.splitlines()}
+    assert theirs == digests(source) == digests(served.directory / "out")
+
+
+@pytest.mark.transports("firecracker")
+def test_what_a_guest_copies_is_what_was_there(served: Served) -> None:
+    move_and_compare(served, megabytes=4, files=50, msize=1 << 20)
+
+
+@pytest.mark.long
+def test_two_hundred_megabytes_and_thousands_of_files_arrive_unharmed(served: Served) -> None:
+    move_and_compare(served, megabytes=200, files=3000, msize=1 << 20)
+
+
+STREAM = """
+import hashlib, os, sys
+digest = hashlib.sha256()
+with open(sys.argv[1], "wb", buffering=0) as file:
+    for number in range(int(sys.argv[2])):
+        data = os.urandom(1 << 20)
+        digest.update(data)
+        file.write(data)
+        if number == 0:
+            open("/run/begun", "w").close()
+print(digest.hexdigest())
+"""
+
+
+@pytest.mark.transports("firecracker")
+@pytest.mark.parametrize("what", ["the mount process", "the device"])
+def test_a_writer_waits_while_the_host_takes_nothing_and_loses_nothing(served: Served, what: str) -> None:
+    vsock = served.guest.vsock
+    if what == "the device" and (vsock is None or not served.transport.is_vsock):
+        return  # there is none
+    served.mount(msize=1 << 20)
+    served.check("rm -f /run/begun && mkfifo /run/begun")
+    served.runner.run(served.guest.write_file("/run/stream.py", STREAM.encode()))
+
+    async def write() -> str:
+        writing = asyncio.create_task(
+            served.guest.check(f"python3 -I -S /run/stream.py {served.at}/f 6", timeout=_GUEST_DEADLINE)
+        )
+        await served.guest.check("cat /run/begun")
+        stopped = None
+        if what == "the device":
+            assert vsock is not None
+            vsock.stall()
+        else:
+            stopped = (await served.server.status()).shares[0].mounts[0].pid
+            os.kill(stopped, signal.SIGSTOP)
+        # Other work of the guest's goes on, over its serial ports.
+        assert await served.guest.check("echo on") == "on\n"
+        assert not writing.done()
+        if stopped is not None:
+            os.kill(stopped, signal.SIGCONT)
+        elif vsock is not None:
+            vsock.resume()
+        return (await writing).strip()
+
+    digest = served.runner.run(write())
+    assert hashlib.sha256((served.directory / "f").read_bytes()).hexdigest() == digest
+    if vsock is not None:
+        stats = vsock.stats()
+        assert (stats.malformed, stats.overdrawn) == (0, 0)
+
+
+OPTION = """
+import runpy, socket, struct, sys
+class Watched(socket.socket):
+    def connect(self, address):
+        other = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=self.fileno())
+        print(*struct.unpack("@ll", other.getsockopt(socket.AF_VSOCK, 6, 16)), flush=True)
+        other.detach()
+        super().connect(address)
+socket.socket = Watched
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.transports("firecracker")
+def test_the_kernel_takes_the_time_to_connect_and_the_guests_own_cid_is_named(served: Served) -> None:
+    if not served.transport.is_vsock:
+        return
+    served.runner.run(served.guest.write_file("/run/option.py", OPTION.encode()))
+    result = served.runner.run(
+        served.guest.run(f"python3 -I -S /run/option.py {mount_program.__file__} vsock:3 0 /run/none --timeout 7")
+    )
+    assert result.status == 1
+    assert "CID 3 is this guest's own, and a guest reaches the host alone: its CID is 2" in result.text
+    seconds, _ = result.text.split()[:2]
+    assert seconds == "7"
+
+
+def listening_agent(runner: asyncio.Runner, transport: Transport, directory: Path) -> None:
+    """An agent that listens on vsock, as it does when it is told nothing, and a host that asks the monitor for it."""
+    guest, vsock = transport.guest, transport.guest.vsock
+    assert vsock is not None
+    file = directory / "uvmshare-guest"
+    file.write_bytes(bundle())
+    share = directory / "share"
+    share.mkdir()
+    (share / "f").write_text("text")
+
+    async def scenario() -> None:
+        async with await FileServer.start(listen=[transport.address()]) as server:
+            shares = Manager(UtilityVM(server))
+            start = f"python3 -I -S {file} agent --state /run/listens --allow /run/listened --check-every 0.5"
+            await guest.check(f"({start} >/run/listens.log 2>&1 & echo $! >/run/listens.pid)")
+            address = f"{transport.name}:{vsock.uds_path}"
+            port = transport.port(server.addresses[0])
+            async with AgentClient(address, server_port=port, timeout=DEADLINE) as agent:
+                mounts = MountManager(agent, shares=shares)
+                await mounts.map_to_guest(AddOptions(share), "/run/listened/a", owner="a")
+                assert await guest.check("cat /run/listened/a/f") == "text"
+                assert vsock.reset() >= 2
+                while not [found for found in await agent.listed() if found.again and found.state == "mounted"]:  # noqa: ASYNC110  a guest has no event to wait for
+                    await asyncio.sleep(0.05)
+                assert await guest.check("cat /run/listened/a/f") == "text"
+                await mounts.unmap_from_guest("/run/listened/a", owner="a")
+                await mounts.aclose()
+            await shares.aclose()
+            await guest.check("kill $(cat /run/listens.pid); flock /run/listens/lock true; rm -r /run/listens*")
+
+    runner.run(scenario())
+
+
+@pytest.mark.transports("firecracker")
+def test_an_agent_that_listens_is_reached_through_the_monitors_socket(
+    runner: asyncio.Runner, transport: Transport, tmp_path: Path
+) -> None:
+    if transport.is_vsock:
+        listening_agent(runner, transport, tmp_path)
+
+
+LOSER = """
+import errno, os, threading
+seen = []
+def work(number):
+    try:
+        file = os.open("f", os.O_RDONLY)
+        while True:
+            os.pread(file, 65536, 0) if number % 2 else os.stat("f")
+    except OSError as error:
+        seen.append(errno.errorcode[error.errno])
+workers = [threading.Thread(target=work, args=(number,)) for number in range(12)]
+for worker in workers:
+    worker.start()
+open("/run/busy", "w").close()
+for worker in workers:
+    worker.join()
+print(len(seen), *sorted({*seen}))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.newer_kernel
+@pytest.mark.parametrize("flavour", ["firecracker", "cloud-hypervisor"])
+def test_the_newer_kernel_holds_to_the_same(
+    runner: asyncio.Runner, newer: GuestVM, tmp_path: Path, flavour: str
+) -> None:
+    transport = Transport("firecracker" if flavour == "firecracker" else "cloud-hypervisor", newer)
+    directory = tmp_path / "served"
+    directory.mkdir()
+    served = Served(runner, transport, directory)
+    try:
+        move_and_compare(served, megabytes=20, files=300, msize=1 << 20)
+        (directory / "f").write_bytes(bytes(1 << 20))
+        served.check("rm -f /run/busy /run/over && mkfifo /run/busy /run/over")
+        runner.run(newer.write_file("/run/loser.py", textwrap.dedent(LOSER).encode()))
+        served.check(f"(cd {served.at} && python3 -I /run/loser.py > /run/said 2>&1; cd /; : > /run/over) &")
+        served.check("cat /run/busy")
+        runner.run(served.manager.remove_from_vm(served.name))
+        assert served.check("cat /run/over /run/said") == "12 EIO\n"
+    finally:
+        served.close()
+    listening_agent(runner, transport, tmp_path)
+
+
+@pytest.mark.long
+def test_a_daemon_has_two_guests_on_two_sockets(
+    runner: asyncio.Runner, guest: GuestVM, newer: GuestVM, tmp_path: Path
+) -> None:
+    file = tmp_path / "uvmshare-guest"
+    file.write_bytes(bundle())
+    ways = {"one": Transport("firecracker", guest), "two": Transport("cloud-hypervisor", newer)}
+    agent = f"python3 -I -S {file} agent --state /run/daemons --allow /run/from-daemon"
+    with Home.made() as home, home.running(), home.client() as client:
+        home.had_vms = True
+        for name, way in ways.items():
+            shared = home.directory(f"shared-{name}")
+            with open(f"{shared}/f", "w", encoding="utf-8") as written:
+                written.write(name)
+            assert way.guest.vsock is not None
+            socket_path = f"{way.name}:{way.guest.vsock.uds_path}"
+            client.add_vm(NewVm(id=name, listen=(way.address(),), agent=socket_path))
+            runner.run(way.guest.check(f"({agent} >/run/daemons.log 2>&1 & echo $! >/run/daemons.pid)"))
+            client.map(name, NewMount(path=shared, guest_path="/run/from-daemon/a", owner="program"))
+        for name, way in ways.items():
+            assert runner.run(way.guest.check("cat /run/from-daemon/a/f")) == name
+        client.remove_vm("one", force=True)
+        assert runner.run(guest.run("cat /run/from-daemon/a/f")).status != 0
+        assert runner.run(newer.check("cat /run/from-daemon/a/f")) == "two"
+        client.remove_vm("two", force=True)
+        for way in ways.values():
+            runner.run(
+                way.guest.check("kill $(cat /run/daemons.pid); flock /run/daemons/lock true; rm -r /run/daemons*")
+            )
+
+
+@pytest.mark.long
+def test_what_people_with_another_vsock_are_to_run_holds_with_this_one() -> None:
+    script = os.path.join(os.path.dirname(__file__), "..", "..", "contrib", "guest", "try_vsock.py")
+    done = subprocess.run([sys.executable, script, "cloud-hypervisor"], capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("everything held\n"), done.stdout + done.stderr
