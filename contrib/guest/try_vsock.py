@@ -156,10 +156,10 @@ class Trial:
         await self.guest.check(f"(cd /run/tried && {PYTHON} /run/busy.py >/run/said 2>&1; cd /; : >/run/over) &")
         await self.guest.check("cat /run/busy")
         await manager.remove_from_vm(name)
-        told = (await self.guest.check("cat /run/over /run/said")).strip()
-        assert told == "EIO", f"those who used it were told {told}"
+        told = (await self.guest.check("cat /run/over /run/said")).split()
+        assert {*told} <= {"EIO", "EPIPE"}, f"those who used it were told {told}"
         await self.guest.check("umount /run/tried")
-        return "twelve threads were told EIO"
+        return f"twelve threads were told {' and '.join(told)}"
 
     async def agent(self, server: FileServer, manager: Manager, command: str, *, dials: bool) -> str:
         """Have an agent mount, cut its connection, and have it mount again."""

@@ -251,7 +251,9 @@ def test_those_who_wait_in_a_connection_that_the_host_forgot_come_back(bench: Be
     name = bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/forgot", owner="a")).share_name
     (stopped,) = mount_processes(bench, name)
     os.kill(stopped, signal.SIGSTOP)
-    bench.sh("rm -f /run/ls.status; (ls /run/mnt/forgot/ >/run/ls.log 2>&1; echo $? >/run/ls.status) &")
+    listing = "ls /run/mnt/forgot/ >/run/ls.log 2>&1 & echo $! >/run/ls.pid; wait $!; echo $? >/run/ls.status"
+    bench.sh(f"rm -f /run/ls.*; ({listing}) &")
+    bench.sh("until [ -s /run/ls.pid ] && grep -q p9 /proc/$(cat /run/ls.pid)/wchan; do :; done")
     before = bench.agent.info
     assert vsock.forget() >= 2, "the mount's connection and the agent's"
     os.kill(stopped, signal.SIGCONT)

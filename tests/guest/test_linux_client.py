@@ -559,7 +559,8 @@ def test_requests_under_way_when_a_share_goes_see_an_input_output_error(host: Ho
     host.check("cat /run/over")
     count, *seen = host.check("cat /run/said").split()
     assert count == "12"
-    assert {*seen} <= ({"EIO"} if host.transport.is_vsock else {"EIO", "ECONNRESET", "EPIPE"})
+    # EPIPE where a send meets the end before the server's last word is read, ECONNRESET where TCP's reset does.
+    assert {*seen} <= {"EIO", "EPIPE"} | (set() if host.transport.is_vsock else {"ECONNRESET"})
     host.unmount(at)
 
 

@@ -279,7 +279,9 @@ def test_the_newer_kernel_holds_to_the_same(
         served.check(f"(cd {served.at} && python3 -I /run/loser.py > /run/said 2>&1; cd /; : > /run/over) &")
         served.check("cat /run/busy")
         runner.run(served.manager.remove_from_vm(served.name))
-        assert served.check("cat /run/over /run/said") == "12 EIO\n"
+        count, *seen = served.check("cat /run/over /run/said").split()
+        assert count == "12"
+        assert {*seen} <= {"EIO", "EPIPE"}
     finally:
         served.close()
     listening_agent(runner, transport, tmp_path)

@@ -19,7 +19,7 @@ __all__ = ["LEAVE", "LEAVE_SECONDS", "ask", "kill"]
 LEAVE: Final = signal.SIGUSR1
 """The supervisor has no handler of this one, so that a mount process that was forked this very moment simply ends."""
 
-LEAVE_SECONDS: Final = 0.2
+LEAVE_SECONDS: Final = 0.5
 """What a mount process has. What it does until then it might have done before the share was to be taken away."""
 
 
