@@ -6,6 +6,7 @@ Other users are processes that became them; the worst moments are made with sock
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import struct
@@ -344,6 +345,20 @@ def test_another_user_does_not_pose_as_an_agent_that_dials(caplog: pytest.LogCap
     asyncio.run(run())
     assert "refused" in caplog.text
     assert "uid 12345" in caplog.text
+
+
+def test_another_user_who_dials_again_and_again_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        acceptor = await Acceptor.start(address.parse("tcp:127.0.0.1:0"), frozenset({ALICE}))
+        for _ in range(3):
+            reader, writer = await asyncio.open_connection("127.0.0.1", acceptor.port)
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
+            writer.close()
+        await acceptor.aclose()
+
+    asyncio.run(run())
+    assert len(caplog.records) == 1
 
 
 def test_with_a_token_another_user_may_dial_and_displaces_nobody() -> None:

@@ -52,6 +52,9 @@ _MOST_WAITING = 16
 again, and one that says nothing may be anybody."""
 _ACCEPT_EVERY = 0.02
 """Seconds between two streams that are accepted. A guest that dials a thousand times a second waits in the kernel."""
+_TELL_EVERY = 60.0
+"""Seconds between two lines about those who were refused at one port: every user of the host can dial there, as often
+as they like, and would fill the log."""
 _BACKLOG = 64
 
 _LONGEST_CONNECT = 30
@@ -179,6 +182,9 @@ class Acceptor:
         self._file: SocketFile | None = None
         self._cid = 0
         self._closed = False
+        self._refused = 0
+        """Connections since the last line about such a one."""
+        self._tell_at = 0.0
         self.port = 0
         """The TCP port that was bound, when the address said 0."""
 
@@ -232,7 +238,7 @@ class Acceptor:
         except AccessDenied as error:
             # Who has to prove that they know the token may try, and displaces nobody.
             if not self._has_token or self._waiting:
-                _log.warning("connection of an agent to port %d refused: %s", self.port, error)
+                self._tell(error)
                 connected.close()
                 return
         try:
@@ -248,6 +254,14 @@ class Acceptor:
             _, oldest = self._waiting.popleft()
             oldest.transport.abort()
         self._dialled.set()
+
+    def _tell(self, error: AccessDenied) -> None:
+        now = asyncio.get_running_loop().time()
+        self._refused += 1
+        if now >= self._tell_at:
+            count = f"{self._refused} connections of agents" if self._refused > 1 else "connection of an agent"
+            _log.warning("%s to port %d refused: %s", count, self.port, error)
+            self._refused, self._tell_at = 0, now + _TELL_EVERY
 
     def _require_known(self, connection: socket.socket) -> None:
         """See that one of the users dials, where every user of the host could. Raises `AccessDenied`."""
