@@ -46,6 +46,7 @@ class FakeServer:
         *,
         listen: Sequence[str],
         security_model: str,
+        links: str,
         allow_remote: bool,
         allow_uids: Sequence[int | str],
         socket_mode: int,
@@ -55,6 +56,7 @@ class FakeServer:
         cls.started = {
             "listen": list(listen),
             "security_model": security_model,
+            "links": links,
             "allow_remote": allow_remote,
             "allow_uids": tuple(allow_uids),
             "socket_mode": socket_mode,
@@ -155,6 +157,7 @@ def test_shares_are_served_until_a_signal(
     assert server.started == {
         "listen": ["unix:/x", "vsock:3"],
         "security_model": "mapped-xattr",
+        "links": "mapped",
         "allow_remote": False,
         "allow_uids": (),
         "socket_mode": 0o600,
@@ -175,6 +178,8 @@ def test_options_reach_the_server(
         "any",
         "--socket-mode",
         "660",
+        "--links",
+        "real",
         "--security-model",
         "none",
         "--run-dir",
@@ -190,6 +195,7 @@ def test_options_reach_the_server(
     assert server.started == {
         "listen": ["tcp:0.0.0.0:0"],
         "security_model": "none",
+        "links": "real",
         "allow_remote": True,
         "allow_uids": (64055, "any"),
         "socket_mode": 0o660,
@@ -281,8 +287,9 @@ if sys.platform == "linux":
 
     def test_the_security_models_are_the_file_servers() -> None:
         from uvmshare.cli import serve as module
-        from uvmshare.fileserver.export import SECURITY_MODELS
+        from uvmshare.fileserver.export import LINKS, SECURITY_MODELS
 
+        assert module.LINKS == LINKS
         assert set(module.SECURITY_MODELS) == set(SECURITY_MODELS)
         assert module.SECURITY_MODELS[0] == "mapped-xattr"
 

@@ -51,6 +51,23 @@ def test_a_directory_that_is_gone_meanwhile_hinders_nobody(home: Home) -> None:
         assert [share.name for share in client.shares("vm")] == [stays.name]
 
 
+def test_what_links_are_to_be_outlives_the_daemon_and_the_file_server(home: Home) -> None:
+    from uvmshare.daemon.machine import Places
+
+    path = home.directory("project")
+    with home.running() as daemon:
+        daemon.add_vm(links="real")
+        share = daemon.add_share(path)
+    run_dir = f"{Places(home.settings.run_dir, home.settings.state_dir).run_dir}/vms/{os.getuid()}/vm"
+    _end_file_server(run_dir)
+    with home.running(), home.client() as client:
+        (vm,) = client.vms()
+        assert vm.links == "real"
+        with Guest.connect(vm.addresses[0], share.name) as guest:
+            guest.symlink("target", "link")
+        assert os.readlink(f"{path}/link") == "target"
+
+
 def test_a_vm_whose_file_server_cannot_be_started_is_told_and_can_be_removed(home: Home) -> None:
     blocker = f"{home.folder}/vm.9p"
     with home.running() as daemon, home.client() as client:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from uvmshare.cli.share_spec import ShareSpec
     from uvmshare.fileserver.control import Reply
 
-__all__ = ["SECURITY_MODELS", "allow_uid_option", "cgroup_limits", "limit_options", "octal_mode", "serve"]
+__all__ = ["LINKS", "SECURITY_MODELS", "allow_uid_option", "cgroup_limits", "limit_options", "octal_mode", "serve"]
 
 _JOURNAL: Final = "journal.db"
 """`JOURNAL` of `uvmshare.fileserver.rundir`, which does not load on Windows."""
@@ -33,6 +33,7 @@ _OWNER: Final = "uvmshare serve"
 """Who holds the shares in the journal: the next command with the same run directory is the same owner."""
 
 SECURITY_MODELS = ("mapped-xattr", "passthrough", "none")
+LINKS = ("mapped", "real")
 """Those of `uvmshare.fileserver.export`, which does not load on Windows, where `--help` must."""
 
 
@@ -111,6 +112,14 @@ allow_uid_option = click.option(
     help="How the guest's owners and modes are kept in the host's files (see above).",
 )
 @click.option(
+    "--links",
+    type=click.Choice(LINKS),
+    default=LINKS[0],
+    show_default=True,
+    help="What symbolic links that the guest makes under mapped-xattr are on the host: files with an attribute, or "
+    "links, for people who work on both sides. A link may lead programs of the host out of the share.",
+)
+@click.option(
     "--allow-remote",
     is_flag=True,
     help="Allow a TCP address off loopback. Whoever reaches it has the shares: 9P asks for no password here.",
@@ -149,6 +158,7 @@ def serve(
     run_dir: str | None,
     shares: tuple[ShareSpec, ...],
     *,
+    links: str,
     limits: Limits,
     allow_remote: bool,
     allow_uids: tuple[int | Literal["any"], ...],
@@ -213,6 +223,7 @@ def serve(
             return await FileServer.start(
                 listen=listen,
                 security_model=security_model,
+                links=links,
                 allow_remote=allow_remote,
                 allow_uids=allow_uids,
                 socket_mode=socket_mode,

@@ -11,7 +11,7 @@ import click
 
 from uvmshare.cli.output import note, print_json, say
 from uvmshare.cli.remote import connected, host_option, json_option, vm_argument
-from uvmshare.cli.serve import SECURITY_MODELS, allow_uid_option, cgroup_limits, limit_options
+from uvmshare.cli.serve import LINKS, SECURITY_MODELS, allow_uid_option, cgroup_limits, limit_options
 from uvmshare.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -43,6 +43,13 @@ def vm() -> None:
     default=SECURITY_MODELS[0],
     show_default=True,
     help="How the guest's owners and modes are kept in the host's files; see uvmshare serve.",
+)
+@click.option(
+    "--links",
+    type=click.Choice(LINKS),
+    default=LINKS[0],
+    show_default=True,
+    help="What symbolic links that the guest makes are on the host; see uvmshare serve.",
 )
 @click.option("--allow-remote", is_flag=True, help="Allow a TCP address off loopback.")
 @allow_uid_option
@@ -88,6 +95,7 @@ def add(
     compute_system: str | None,
     *,
     security_model: str,
+    links: str,
     socket_mode: str,
     host: str | None,
     agent: str | None,
@@ -120,6 +128,7 @@ def add(
         "listen": listen,
         "compute_system": compute_system,
         "security_model": security_model,
+        "links": links,
         "socket_mode": socket_mode,
         "allow_remote": allow_remote,
         "cgroup": cgroup,

@@ -22,6 +22,7 @@ __all__ = [
     "EventMessage",
     "Finding",
     "Info",
+    "Links",
     "Mount",
     "NewMount",
     "NewShare",
@@ -77,6 +78,7 @@ LimitValue = (
     bool | Annotated[int, msgspec.Meta(ge=0, le=1 << 53)] | Annotated[float, msgspec.Meta(ge=0, le=1 << 53)] | None
 )
 SecurityModel = Literal["mapped-xattr", "passthrough", "none"]
+Links = Literal["mapped", "real"]
 
 DEFAULT_OWNER = "default"
 
@@ -98,6 +100,8 @@ class NewVm(_Request, frozen=True):
     compute_system: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] | None = None
     """The id of a Hyper-V compute system, in place of addresses."""
     security_model: SecurityModel = "mapped-xattr"
+    links: Links = "mapped"
+    """What symbolic links that the guest makes under mapped-xattr are on the host."""
     socket_mode: Annotated[str, msgspec.Meta(pattern=r"^[0-7]{3}$(?!\n)", max_length=3)] = "600"
     """Permissions of the file server's unix sockets, three octal digits."""
     allow_remote: bool = False
@@ -138,6 +142,7 @@ class Vm(_Answer, frozen=True):
     """Where the file server really listens."""
     compute_system: str | None
     security_model: SecurityModel
+    links: Links
     read_only: bool
     cgroup: str | None
     """The control group of its file server's processes; null where the daemon has none to divide."""

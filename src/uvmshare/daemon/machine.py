@@ -314,6 +314,7 @@ class Machine:
             return await FileServer.start(
                 wanted.listen,
                 security_model=wanted.security_model,
+                links=wanted.links,
                 allow_remote=wanted.allow_remote,
                 allow_uids=wanted.allow_uids,
                 run_dir=self._places.run_dir_of(self.record),

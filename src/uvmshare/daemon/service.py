@@ -240,6 +240,7 @@ class Service:
             addresses=machine.addresses,
             compute_system=wanted.compute_system,
             security_model=wanted.security_model,
+            links=wanted.links,
             read_only=wanted.read_only,
             cgroup=None if machine.group is None else machine.group.path,
             cgroup_limits={} if machine.group is None else {**self._places.group_limits, **wanted.cgroup},

@@ -19,7 +19,7 @@ import msgspec
 from uvmshare import errors
 from uvmshare.errors import UNREADABLE
 from uvmshare.fileserver.counters import Counted  # noqa: TC001  msgspec reads the annotations
-from uvmshare.fileserver.export import SECURITY_MODELS
+from uvmshare.fileserver.export import LINKS, SECURITY_MODELS
 from uvmshare.fileserver.limits import Limits
 from uvmshare.hcs import schema  # noqa: TC001  msgspec reads the annotations
 
@@ -68,6 +68,7 @@ class Configuration(_Request, frozen=True, tag="start", kw_only=True):
 
     listen: tuple[str, ...]
     security_model: str
+    links: str = "mapped"
     allow_remote: bool = False
     allow_uids: tuple[Uid | Literal["any"], ...] = ()
     socket_mode: Annotated[int, msgspec.Meta(ge=0, le=0o777)] = 0o600
@@ -83,6 +84,9 @@ class Configuration(_Request, frozen=True, tag="start", kw_only=True):
         """Return the same configuration. Raises `FileServerError` for what a supervisor could not read."""
         if self.security_model not in SECURITY_MODELS:
             msg = f"there is no security model {self.security_model!r}; use one of {', '.join(SECURITY_MODELS)}"
+            raise errors.FileServerError(msg)
+        if self.links not in LINKS:
+            msg = f"links are not made {self.links!r}; use one of {', '.join(LINKS)}"
             raise errors.FileServerError(msg)
         try:
             msgspec.convert(msgspec.structs.asdict(self) | {"limits": self.limits.checked()}, type(self))

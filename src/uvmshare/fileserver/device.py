@@ -105,6 +105,7 @@ class FileServer:
         listen: Sequence[str],
         *,
         security_model: str = "mapped-xattr",
+        links: str = "mapped",
         allow_remote: bool = False,
         allow_uids: Sequence[int | Literal["any"]] = (),
         run_dir: str | os.PathLike[str] | None = None,
@@ -129,6 +130,9 @@ class FileServer:
         written to is refused (`AccessDenied`) when it holds, or lies in, one of the directories in `keep_out`; the
         run directory is always one.
 
+        `links` says what a symbolic link that a guest makes under ``mapped-xattr`` is on the host: "mapped", a file
+        with an attribute, which leads no program of the host anywhere; or "real". Both are read under either.
+
         `cgroup` is the directory of a control group that all processes of the server run in.
 
         Raises `InvalidAddress`, `FileServerError`, or `UnsupportedPlatform` on other systems than Linux; `TypeError`
@@ -152,6 +156,7 @@ class FileServer:
             0,
             listen=tuple(listen),
             security_model=security_model,
+            links=links,
             allow_remote=allow_remote,
             allow_uids=tuple(allow_uids),
             socket_mode=socket_mode,

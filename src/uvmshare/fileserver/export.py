@@ -18,9 +18,11 @@ from uvmshare.hcs.schema import Plan9ShareFlags
 if TYPE_CHECKING:
     from uvmshare.hcs.schema import Plan9Share
 
-__all__ = ["SECURITY_MODELS", "Export"]
+__all__ = ["LINKS", "SECURITY_MODELS", "Export"]
 
 SECURITY_MODELS: Final = ("mapped-xattr", "passthrough", "none")
+LINKS: Final = ("mapped", "real")
+"""What a symbolic link that a guest makes under mapped-xattr is on the host: a file with an attribute, or a link."""
 """Who owns what a guest makes: see `uvmshare.fileserver.ownership`."""
 
 _KNOWN_FLAGS: Final = (
@@ -46,9 +48,10 @@ class Export:
     read_only: bool
     only: frozenset[bytes] | None
     security_model: str
+    links: str = "mapped"
 
     @classmethod
-    def open(cls, share: Plan9Share, security_model: str, *, root: int | None = None) -> Export:
+    def open(cls, share: Plan9Share, security_model: str, *, links: str = "mapped", root: int | None = None) -> Export:
         """Check the document and open its directory, unless that is open already as `root`, which is taken over.
 
         Raises `InvalidDocument`, `AccessDenied`, or `FileServerError` when the host has nothing left to open
@@ -74,6 +77,7 @@ class Export:
             read_only=read_only,
             only=frozenset(map(os.fsencode, share.allowed_files)) if share.allowed_files else None,
             security_model=security_model,
+            links=links,
         )
 
     def root_id(self) -> str:

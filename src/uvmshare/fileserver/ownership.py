@@ -10,7 +10,7 @@ under one server is read by the other. What must not: walks (`tree`), messages (
 ``mapped-xattr``  what the guest means is kept in ``user.virtfs.uid``, ``.gid``, ``.mode`` (32-bit) and
                   ``.rdev`` (64-bit, all little endian). What is absent falls back to the host file's.
                   Symbolic links, devices, FIFOs and sockets are regular files whose ``.mode`` has the
-                  type; a link's target is the file's content
+                  type; a link's target is the file's content. Links are real ones where that is asked for
 ================  ============================================================================
 
 Permission is checked by the guest's kernel, which knows its users' groups; 9P tells a server only a
@@ -329,8 +329,10 @@ class Mapped(Ownership):
 
     name = "mapped-xattr"
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, links: str) -> None:
+        """Make links that are `links`: "mapped" or "real"."""
         super().__init__(tree)
+        self._has_real_links = links == "real"
         self._file_bits = 0 if self._is_root else 0o600
         self._directory_bits = 0 if self._is_root else 0o700
         self._lent: dict[tuple[int, int], tuple[int, Attributes]] = {}
@@ -411,6 +413,9 @@ class Mapped(Ownership):
             raise
 
     def symlink(self, directory: Node, name: bytes, target: bytes, owner: Owner) -> None:
+        if self._has_real_links:
+            super().symlink(directory, name, target, owner)
+            return
         self._stand_in(directory, name, stat.S_IFLNK | _PERMISSIONS, owner, content=target)
 
     def mknod(self, directory: Node, name: bytes, mode: int, rdev: int, owner: Owner) -> None:
@@ -545,7 +550,7 @@ _MAX_TARGET: Final = 4096
 """``PATH_MAX``; Rreadlink has room for 8 KiB in Linux's client."""
 
 
-def choose(model: str, tree: Tree) -> Ownership:
+def choose(model: str, tree: Tree, links: str) -> Ownership:
     """Return the security model by its name. Raises `FileServerError` when this user cannot have it."""
     if model == "passthrough":
         try:
@@ -553,4 +558,4 @@ def choose(model: str, tree: Tree) -> Ownership:
         except PermissionError as error:
             msg = "the security model passthrough needs root: run as root, or choose mapped-xattr"
             raise FileServerError(msg) from error
-    return (Mapped if model == "mapped-xattr" else Ownership)(tree)
+    return Mapped(tree, links) if model == "mapped-xattr" else Ownership(tree)

@@ -79,6 +79,7 @@ class Shares:
         self._log = log
         self._limits = configuration.limits
         self._security_model = configuration.security_model
+        self._links = configuration.links
         self._run_dir = run_dir
         self._keep_out = [
             KeepOut(path, "a directory in which uvmshare keeps its state") for path in configuration.keep_out
@@ -125,7 +126,7 @@ class Shares:
             self._run_dir.require_outside(document)
         for kept in self._keep_out:
             kept.require_apart(document)
-        export = Export.open(document, self._security_model)
+        export = Export.open(document, self._security_model, links=self._links)
         if self._ledger is not None:
             try:
                 self._ledger.add(Entry(self._serial + 1, export.root_id(), document))

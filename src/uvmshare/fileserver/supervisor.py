@@ -69,7 +69,7 @@ class _Server:
         inheritance = Inheritance()
         try:
             if self.run_dir is not None:
-                inheritance = inherit(self.run_dir, configuration.security_model)
+                inheritance = inherit(self.run_dir, configuration.security_model, configuration.links)
             self._listen()
             self.shares = Shares(loop, _log, configuration, self.run_dir)
             if self.run_dir is not None:

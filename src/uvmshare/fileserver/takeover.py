@@ -44,7 +44,7 @@ class Inheritance:
                 os.close(mount.pidfd)
 
 
-def inherit(run_dir: RunDirectory, security_model: str) -> Inheritance:
+def inherit(run_dir: RunDirectory, security_model: str, links: str) -> Inheritance:
     """Find what a dead supervisor left; end what it was about to end, and what nobody can go on with.
 
     Raises `FileServerError` when its table cannot be read, when its shares have another security model,
@@ -71,7 +71,7 @@ def inherit(run_dir: RunDirectory, security_model: str) -> Inheritance:
             if table is not None and table.boot != boot_id():
                 reason = "the host was started anew since it was added"
             else:
-                opened = _open(entry, security_model, own)
+                opened = _open(entry, security_model, links, own)
                 if isinstance(opened, Export):
                     inheritance.shares.append((entry, opened, mounts.pop(entry.serial, [])))
                     continue
@@ -84,13 +84,13 @@ def inherit(run_dir: RunDirectory, security_model: str) -> Inheritance:
     return inheritance
 
 
-def _open(entry: Entry, security_model: str, mounts: list[Found]) -> Export | str:
+def _open(entry: Entry, security_model: str, links: str, mounts: list[Found]) -> Export | str:
     """Open a share's directory again: the same one, by its path or through a mount process that has it open.
 
     Returns the reason when it cannot be had.
     """
     try:
-        export = Export.open(entry.document, security_model)
+        export = Export.open(entry.document, security_model, links=links)
     except UvmshareError as error:
         reason = str(error)
     else:
@@ -104,7 +104,7 @@ def _open(entry: Entry, security_model: str, mounts: list[Found]) -> Export | st
         except OSError:
             continue
         try:
-            export = Export.open(entry.document, security_model, root=root)
+            export = Export.open(entry.document, security_model, links=links, root=root)
         except ComputeSystemError:
             continue
         if export.root_id() == entry.root:
