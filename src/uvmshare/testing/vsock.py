@@ -27,7 +27,6 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from uvmshare.testing.vhost_user import FrontEnd, FrontEndError, MalformedChain
@@ -42,56 +41,28 @@ from uvmshare.testing.vsock_streams import (
     Overdrawn,
     Packet,
     Stream,
+    VsockStats,
+    ask_for_port,
+    is_scattered,
+    part,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from types import TracebackType
 
     from uvmshare.testing.vhost_user import Chain, Queue
     from uvmshare.testing.vsock_streams import FlavourName
 
-__all__ = ["VsockDevice", "VsockStats", "ask_for_port"]
+__all__ = ["VsockDevice", "VsockStats"]
 
 _T = TypeVar("_T")
 
-_FIRST_PORT: Final = 1 << 30
-"""Where ports of the host's side begin for connections that the host asks for; both monitors take these."""
-
+_FIRST_PORT: Final = 1 << 30  # of the host's side, for connections that the host asks for; both monitors begin here
 _LONGEST_COMMAND: Final = 32
 _MOST_CONNECTIONS: Final = 1023
-_TURN: Final = 256
-"""Chains of each queue that are served before the sockets are looked at again."""
-
+_TURN: Final = 256  # chains of each queue that are served before the sockets are looked at again
 _VERB_DEADLINE: Final = 60.0
-
-
-@dataclass(slots=True)
-class VsockStats:
-    """What a device has done since it was made."""
-
-    from_guest: int = 0
-    """Packets."""
-    to_guest: int = 0
-    bytes_from_guest: int = 0
-    bytes_to_guest: int = 0
-    dialled_by_guest: int = 0
-    """Connections that were made; the same for the next."""
-    dialled_by_host: int = 0
-    refused: int = 0
-    """Of either."""
-    resets_to_guest: int = 0
-    resets_from_guest: int = 0
-    credit_requests: int = 0
-    """The guest had no room, and was asked for some."""
-    credit_updates: int = 0
-    """Of the guest's."""
-    overdrawn: int = 0
-    """Connections that were ended because the guest sent more than there was room for."""
-    malformed: int = 0
-    """Chains and packets of the guest's that cannot be."""
-    connections: int = 0
-    """Now."""
 
 
 class VsockDevice:
@@ -271,18 +242,15 @@ class VsockDevice:
 
     def stall(self) -> None:
         """Move nothing more in either direction, until `resume`."""
-        self._do(lambda: self._set_stalled(stalled=True))
+        self._do(lambda: setattr(self, "_stalled", True))
 
     def resume(self) -> None:
         """Go on after `stall`."""
-        self._do(lambda: self._set_stalled(stalled=False))
+        self._do(lambda: setattr(self, "_stalled", False))
 
     def stats(self) -> VsockStats:
         """Return what it has done so far."""
         return self._do(lambda: dataclasses.replace(self._stats, connections=len(self._streams)))
-
-    def _set_stalled(self, *, stalled: bool) -> None:
-        self._stalled = stalled
 
     def _chosen(self, port: int | None) -> list[Stream]:
         return [stream for stream in self._streams.values() if port is None or port in stream.key]
@@ -363,7 +331,7 @@ class VsockDevice:
             return False
         chain = self._from_guest.take()
         header = (
-            b"".join(chain.readable)[: HEADER.size] if _is_scattered(chain) else bytes(chain.readable[0][: HEADER.size])
+            b"".join(chain.readable)[: HEADER.size] if is_scattered(chain) else bytes(chain.readable[0][: HEADER.size])
         )
         if len(header) < HEADER.size:
             raise MalformedChain(chain.head, f"a packet of {len(header)} bytes")
@@ -371,7 +339,7 @@ class VsockDevice:
         self._stats.from_guest += 1
         if packet.length > sum(map(len, chain.readable)) - HEADER.size:
             raise MalformedChain(chain.head, f"a packet that lacks some of its {packet.length} bytes")
-        self._on_packet(packet, list(_part(chain.readable, HEADER.size, packet.length)))
+        self._on_packet(packet, list(part(chain.readable, HEADER.size, packet.length)))
         self._from_guest.give(chain.head, 0)
         return True
 
@@ -484,7 +452,7 @@ class VsockDevice:
         room = sum(map(len, chain.writable)) - HEADER.size
         if room <= 0:
             raise MalformedChain(chain.head, "a buffer that holds no packet")
-        views = list(_part(chain.writable, HEADER.size, min(room, stream.credit())))
+        views = list(part(chain.writable, HEADER.size, min(room, stream.credit())))
         try:
             count = stream.read_into(views)
         except OSError:
@@ -629,27 +597,3 @@ class VsockDevice:
         del self._by_socket[stream.socket.fileno()]
         stream.socket.close()
         return True
-
-
-def ask_for_port(line: bytes) -> int | None:
-    """Return the port that ``CONNECT PORT`` asks for; None for what is no such line."""
-    words = line.split()
-    if len(words) != 2 or not line.endswith(b"\n") or words[0].lower() != b"connect" or not words[1].isdigit():
-        return None
-    port = int(words[1])
-    return port if port < 1 << 32 else None
-
-
-def _is_scattered(chain: Chain) -> bool:
-    """Whether the header is not in the first buffer as a whole."""
-    return not chain.readable or len(chain.readable[0]) < HEADER.size
-
-
-def _part(views: list[memoryview], start: int, length: int) -> Iterator[memoryview]:
-    """Give the buffers of a part of what several hold together."""
-    for view in views:
-        if start < len(view) and length > 0:
-            piece = view[start : start + length]
-            length -= len(piece)
-            yield piece
-        start = max(0, start - len(view))

@@ -30,9 +30,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-__all__ = ["BUFFER", "Flavour", "FlavourName", "Key", "Op", "Overdrawn", "Packet", "Stream"]
+    from uvmshare.testing.vhost_user import Chain
+
+__all__ = ["BUFFER", "Flavour", "FlavourName", "Key", "Op", "Overdrawn", "Packet", "Stream", "VsockStats"]
 
 BUFFER: Final = 64 * 1024
 """Bytes that the guest may send before the host's program has taken them: both monitors have this many."""
@@ -274,3 +276,55 @@ class Stream:
         elif self.shut_by_guest & SHUT_SENDING and self._flavour.half_closes:
             with suppress(OSError):  # it is shut already, or broken, which reading tells
                 self.socket.shutdown(socket.SHUT_WR)
+
+
+@dataclass(slots=True)
+class VsockStats:
+    """What a device has done since it was made."""
+
+    from_guest: int = 0
+    """Packets."""
+    to_guest: int = 0
+    bytes_from_guest: int = 0
+    bytes_to_guest: int = 0
+    dialled_by_guest: int = 0
+    """Connections that were made; the same for the next."""
+    dialled_by_host: int = 0
+    refused: int = 0
+    """Of either."""
+    resets_to_guest: int = 0
+    resets_from_guest: int = 0
+    credit_requests: int = 0
+    """The guest had no room, and was asked for some."""
+    credit_updates: int = 0
+    """Of the guest's."""
+    overdrawn: int = 0
+    """Connections that were ended because the guest sent more than there was room for."""
+    malformed: int = 0
+    """Chains and packets of the guest's that cannot be."""
+    connections: int = 0
+    """Now."""
+
+
+def ask_for_port(line: bytes) -> int | None:
+    """Return the port that ``CONNECT PORT`` asks for; None for what is no such line."""
+    words = line.split()
+    if len(words) != 2 or not line.endswith(b"\n") or words[0].lower() != b"connect" or not words[1].isdigit():
+        return None
+    port = int(words[1])
+    return port if port < 1 << 32 else None
+
+
+def is_scattered(chain: Chain) -> bool:
+    """Whether the header is not in the first buffer as a whole."""
+    return not chain.readable or len(chain.readable[0]) < HEADER.size
+
+
+def part(views: list[memoryview], start: int, length: int) -> Iterator[memoryview]:
+    """Give the buffers of a part of what several hold together."""
+    for view in views:
+        if start < len(view) and length > 0:
+            piece = view[start : start + length]
+            length -= len(piece)
+            yield piece
+        start = max(0, start - len(view))
