@@ -18,12 +18,13 @@ import stat
 import struct
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "Runner",
     "SocketFile",
     "acting_uid",
     "bind_socket",
@@ -34,7 +35,10 @@ __all__ = [
     "open_path",
     "require_own_directory",
     "require_safe_way",
+    "run_here",
 ]
+
+T = TypeVar("T")
 
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _PERMISSIONS: Final = 0o777
@@ -54,6 +58,18 @@ _RESOLVE_NO_MAGICLINKS: Final = 0x02
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.setfsuid.restype = ctypes.c_uint32
+
+
+class Runner(Protocol):
+    """Runs what touches the file system: with rights that it decides about, and where it may take its time."""
+
+    async def __call__(self, work: Callable[[], T], /) -> T:
+        """Return what `work` returns."""
+
+
+async def run_here(work: Callable[[], T], /) -> T:
+    """Run it in the event loop, with this process's rights: for directories that nobody else has a say in."""
+    return work()
 
 
 def acting_uid() -> int:

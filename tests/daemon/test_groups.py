@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import tempfile
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.daemon.harness import supervisor_of
 from tests.processes import DEADLINE, kill
 
 from uvmshare import errors
-from uvmshare.daemon import groups
+from uvmshare.daemon import groups, machine
 from uvmshare.daemon.groups import Group, Groups, check_limits, exceeds
 from uvmshare.daemon.identity import Identity
+from uvmshare.fileserver import link
+from uvmshare.fileserver.device import FileServer
 from uvmshare.testing.client import Client as Guest
 
 if TYPE_CHECKING:
@@ -98,6 +101,67 @@ def test_a_supervisor_that_is_started_again_is_in_the_group_too(top: str, home: 
         assert supervisor_of(home, 0) in members(vm.cgroup)
     with home.running(), home.client() as client:
         assert client.vms()[0].cgroup == vm.cgroup, "the next daemon finds it"
+
+
+@pytest.mark.parametrize("grouped", [True, False], ids=["with a group", "without"])
+def test_a_vm_that_was_never_found_ends_with_all_its_processes_or_the_answer_says_what_may_be_left(
+    top: str, home: Home, monkeypatch: pytest.MonkeyPatch, *, grouped: bool
+) -> None:
+    home.settings.cgroup = top if grouped else None
+    with home.running() as daemon:
+        vm = daemon.add_vm()
+        share = daemon.add_share(home.directory("shared"), read_only=True)
+    supervisor = supervisor_of(home, 0)
+
+    async def never(*_: Any, **__: Any) -> FileServer:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(machine, "_LAST_FIND_SECONDS", 0)
+    with Guest.connect(vm.addresses[0], share.name, timeout=DEADLINE) as guest:
+        monkeypatch.setattr(FileServer, "connect", never)
+        with home.running(found=False) as daemon, home.client() as client:
+            assert client.vm("vm").state == "finding"
+            removed = client.remove_vm("vm", force=True)
+            assert client.vms() == []
+            (event,) = [each for each in client.events("0", follow=False) if each and each.kind == "vm.removed"]
+            assert event.detail == {"left": removed.left}
+            if grouped:
+                assert removed.left is None
+                assert not os.path.exists(f"{top}/vm-0-vm")
+                with pytest.raises((OSError, EOFError)):
+                    guest.listdir("")
+                # Another one of that name begins with nothing of it.
+                again = daemon.add_vm()
+                assert again.shares == 0
+                with pytest.raises((OSError, EOFError)):
+                    Guest.connect(again.addresses[0], share.name, timeout=DEADLINE)
+            else:
+                assert removed.left is not None
+                assert "guest reach what was shared" in removed.left
+                assert f"end the processes of {home.settings.run_dir}/vms/0/vm" in removed.left
+                guest.listdir("")
+                monkeypatch.undo()
+                kill(supervisor)
+                # Not ended in order: whoever gets the name has none of its shares all the same.
+                again = daemon.add_vm()
+                with pytest.raises((OSError, EOFError)):
+                    guest.listdir("")
+                with pytest.raises((OSError, EOFError)):
+                    Guest.connect(again.addresses[0], share.name, timeout=DEADLINE)
+
+
+def test_a_supervisor_that_does_not_say_that_it_ends_is_told_in_the_answer(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.settings.cgroup = None
+    monkeypatch.setattr(link, "_END_SECONDS", 0.1)
+    with home.running() as daemon, home.client() as client:
+        daemon.add_vm()
+        os.kill(supervisor_of(home, os.getuid()), signal.SIGSTOP)
+        left = client.remove_vm("vm").left
+        assert left is not None
+        assert "does not answer, and may go on with its mounts" in left
 
 
 class Fake:

@@ -204,5 +204,7 @@ def rm(vms: tuple[str, ...], host: str | None, *, force: bool) -> None:
     """End the file servers of VMs and forget them."""
     with connected(host) as client:
         for each in vms:
-            client.remove_vm(each, force=force)
+            removed = client.remove_vm(each, force=force)
             say(each)
+            if removed.left is not None:
+                note(f"VM {each!r} was removed, and {removed.left}")

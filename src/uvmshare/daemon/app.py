@@ -47,6 +47,7 @@ from uvmshare.daemon.documents import (
     Operation,
     Problem,
     Released,
+    Removed,
     Renewal,
     Renewed,
     Share,
@@ -211,7 +212,7 @@ async def get_vm(*, service: Serving, who: Who, vm: VmName) -> Vm:
     return service.vm(who, service.find(who, vm))
 
 
-@delete("/vms/{vm:str}", summary="Remove a VM", status_code=204, responses=_ACCEPTED)
+@delete("/vms/{vm:str}", summary="Remove a VM", status_code=200, responses=_ACCEPTED)
 async def remove_vm(
     *,
     service: Serving,
@@ -219,10 +220,13 @@ async def remove_vm(
     vm: VmName,
     wait: Wait = True,
     force: FromQuery[bool] = False,
-) -> None:
-    """End its file server and forget it. While shares are held this needs force, and takes them out."""
+) -> Removed:
+    """End its file server and forget it. While shares are held this needs force, and takes them out.
+
+    The answer says what may be left of a file server that did not answer, where no control group ends its processes.
+    """
     service.find(who, vm)
-    return await _answer(service, who, ("remove VM", vm), service.remove_vm(who, vm, force=force), 204, wait=wait)
+    return await _answer(service, who, ("remove VM", vm), service.remove_vm(who, vm, force=force), 200, wait=wait)
 
 
 @get("/vms/{vm:str}/shares", summary="List shares", responses=_FAILURES)

@@ -30,6 +30,7 @@ from uvmshare.daemon.documents import (
     Operation,
     Problem,
     Released,
+    Removed,
     Renewal,
     Renewed,
     Share,
@@ -166,9 +167,9 @@ class Client:
         """Add a VM, and return it when its file server listens."""
         return self._ask("POST", "/v1/vms", Vm, wanted)
 
-    def remove_vm(self, vm: str, *, force: bool = False) -> None:
-        """Remove a VM."""
-        self._ask("DELETE", f"/v1/vms/{_quoted(vm)}", type(None), force=force)
+    def remove_vm(self, vm: str, *, force: bool = False) -> Removed:
+        """Remove a VM; return what may be left of it."""
+        return self._ask("DELETE", f"/v1/vms/{_quoted(vm)}", Removed, force=force)
 
     def shares(self, vm: str) -> list[Share]:
         """Return the shares of a VM that you hold."""

@@ -32,6 +32,7 @@ __all__ = [
     "Problem",
     "Reference",
     "Released",
+    "Removed",
     "Renewal",
     "Renewed",
     "SecurityModel",
@@ -158,6 +159,13 @@ class Vm(_Answer, frozen=True):
     """How many shares of it the one who asks can see."""
     mounts: int
     """How many mounts in its guest the one who asks can see."""
+
+
+class Removed(_Answer, frozen=True):
+    """What the removal of a VM came to."""
+
+    left: str | None
+    """What may be left of its file server, and so of the guest's access, and why; null when nothing is."""
 
 
 class NewShare(_Request, frozen=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
@@ -24,6 +25,8 @@ from uvmshare.errors import (
 )
 from uvmshare.fileserver.device import FileServer
 from uvmshare.fileserver.limits import Limits
+from uvmshare.fileserver.link import NoFileServer
+from uvmshare.fileserver.rundir import table_path
 from uvmshare.guest.wire import DEFAULT_PORT as AGENT_PORT
 from uvmshare.hcs.utility_vm import UtilityVM
 from uvmshare.hostfiles import make_own_directory
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from uvmshare.daemon.identity import Identity, Threads
     from uvmshare.daemon.store import VmRecord
     from uvmshare.fileserver import control
+    from uvmshare.fileserver.link import RunAs
     from uvmshare.mounts.channel import Streams
     from uvmshare.mounts.mount import MountInfo
     from uvmshare.share.journal import Journal
@@ -55,6 +59,8 @@ _AGENT_SECONDS: Final = 10.0
 """For one request in the guest. A lease that ends with a guest that hangs takes this and its grace longer."""
 _FIND_SECONDS: Final = 60.0
 """To find a VM's file server, or to start another: each of these takes seconds, and its user's own process answers."""
+_LAST_FIND_SECONDS: Final = 10.0
+"""To find the file server of a VM that is removed and was not found before, so that it ends in order."""
 _COUNT_SECONDS: Final = 3.0
 """To tell what its mounts have done; it is read from memory."""
 _LET_GO_SECONDS: Final = 10.0
@@ -101,26 +107,33 @@ class Places:
     def run_dir_of(self, record: VmRecord) -> str:
         """Return the run directory of a VM's file server, made for its user.
 
-        Its parent is the daemon's, so that nobody can put another in its place. Raises `OSError`.
+        Its parent is the daemon's, so that nobody can put another in its place. It gets its name when it is its user's.
+        From then on it is not looked at from here, not even by stat(2): its user may have mounted there what never
+        answers (FUSE). Raises `OSError`.
         """
-        parent = os.path.join(self.run_dir, "vms", str(record.identity.uid))
+        path = self.run_dir_at(record)
+        parent, name = os.path.split(path)
         make_own_directory(parent, 0o711)
-        path = os.path.join(parent, record.wanted.id)
-        with suppress(FileExistsError):
-            os.mkdir(path, mode=0o700)
-        if os.geteuid() == 0:  # also where it is there: whoever made it may have been killed in between
-            directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                os.fchown(directory, record.identity.uid, record.identity.gid)
-            finally:
-                os.close(directory)
+        if name not in os.listdir(parent):
+            made = tempfile.mkdtemp(prefix=".new-", dir=parent)  # no VM's id begins like that
+            if os.geteuid() == 0:
+                os.chown(made, record.identity.uid, record.identity.gid)
+            os.rename(made, path)
         return path
+
+    def run_dir_at(self, record: VmRecord) -> str:
+        """Return where the run directory of a VM's file server is, if there is one."""
+        return os.path.join(self.run_dir, "vms", str(record.identity.uid), record.wanted.id)
 
     def group_of(self, record: VmRecord) -> Group | None:
         """Return the group of a VM's processes, made with its limits. Raises `FileServerError`."""
         if self.groups is None:
             return None
         return self.groups.of(record.key, {**self.group_limits, **record.wanted.cgroup})
+
+    def group_at(self, record: VmRecord) -> Group | None:
+        """Return the group of a VM's processes, with the limits that it has. Raises `FileServerError`."""
+        return None if self.groups is None else self.groups.of(record.key, {})
 
     def log_of(self, record: VmRecord) -> str:
         """Return the log of a VM's file server: in a directory of the daemon's, which opens it."""
@@ -157,7 +170,7 @@ class Machine:
         """Whether what it has is known: it was added or found; or it was removed, and has nothing."""
         self.restarts = 0
         self._settling: asyncio.Task[None] | None = None
-        self._ending: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[bool] | None = None
         self.manager: Manager | None = None
         """None while there is no file server."""
         self.mounts: MountManager | None = None
@@ -240,7 +253,7 @@ class Machine:
         try:
             server = await self._start_server()
             try:
-                await self._take(server, vm_is_new=True)
+                await self._take(server, vm_is_new=False, take_out_unknown=True)
             except BaseException:
                 await server.aclose()
                 raise
@@ -255,6 +268,10 @@ class Machine:
 
         Whoever has found it sets `found`, once it is known who holds what. Cancelling it leaves everything as it is.
         """
+        if self.record.unreadable is not None:
+            self.state, self.error = "failed", self.record.unreadable
+            self.tried.set()
+            return
         try:
             if self.group is None:
                 self.group = self._places.group_of(self.record)
@@ -283,33 +300,54 @@ class Machine:
         try:
             async with asyncio.timeout(_FIND_SECONDS):
                 try:
-                    run_dir, log = self._places.run_dir_of(self.record), self._places.log_of(self.record)
-                    return await FileServer.connect(run_dir, log=log, cgroup=self._cgroup), False
+                    return await self._connect(), False
                 except FileServerError:  # the host was started again, and nothing is left to be found
                     return await self._start_server(), True
         except TimeoutError as error:
             msg = f"its file server was not found, and none could be started, within {_FIND_SECONDS:g} s"
             raise FileServerError(msg) from error
 
+    async def _connect(self) -> FileServer:
+        """Return the file server that is there, or one that takes over from one that died. Raises `FileServerError`."""
+        return await FileServer.connect(
+            self._places.run_dir_at(self.record),
+            log=self._places.log_of(self.record),
+            cgroup=self._cgroup,
+            run_as=self._run_as,
+            run=self._as_user,
+        )
+
+    @property
+    def _run_as(self) -> RunAs | None:
+        """Its user's rights, unless the daemon has no others to give."""
+        user = self.record.identity
+        return (user.uid, user.gid, user.groups) if os.geteuid() == 0 and not user.is_root else None
+
+    async def _as_user(self, work: Callable[[], T], /) -> T:
+        """Run what touches its user's run directory: beside the loop, and with the bounds of what users ask for."""
+        return await self.threads.acting_as(self.record.identity, self._places.run_dir_at(self.record), work)
+
     @property
     def _cgroup(self) -> str | None:
         return None if self.group is None else self.group.path
 
-    async def _end_group(self) -> None:
-        """Kill whatever is left of the VM's processes."""
+    async def _end_group(self) -> bool:
+        """Kill whatever is left of the VM's processes; say whether it is certain that none is left."""
         group, self.group = self.group, None
-        if group is not None:
-            try:
-                await group.end()
-            except FileServerError as error:
-                self._changed(self, "unended", str(error))
+        if group is None:
+            return False
+        try:
+            await group.end()
+        except FileServerError as error:
+            self._changed(self, "unended", str(error))
+            return False
+        return True
 
     async def _start_server(self) -> FileServer:
         wanted = self.record.wanted
         if wanted.compute_system is not None:
             raise UnsupportedPlatform(_COMPUTE_SYSTEMS.format(id=wanted.id, system=wanted.compute_system))
         limits = Limits.of(wanted.limits)
-        user = self.record.identity
         try:
             return await FileServer.start(
                 wanted.listen,
@@ -321,24 +359,28 @@ class Machine:
                 log=self._places.log_of(self.record),
                 socket_mode=int(wanted.socket_mode, 8),
                 limits=limits,
-                # Its user's rights, unless the daemon has no others to give.
                 cgroup=self._cgroup,
                 # Whoever writes there says who has what, in this VM or in another's.
                 keep_out=(self._places.state_dir, self._places.run_dir),
-                run_as=(user.uid, user.gid, user.groups) if os.geteuid() == 0 and not user.is_root else None,
+                run_as=self._run_as,
+                run=self._as_user,
             )
         except OSError as error:
             msg = f"the file server of VM {wanted.id} cannot be started: {error}"
             raise FileServerError(msg) from error
 
-    async def _take(self, server: FileServer, *, vm_is_new: bool) -> None:
-        """Have a Manager find what is shared there, and settle what is in doubt. When it raises, nothing was taken."""
+    async def _take(self, server: FileServer, *, vm_is_new: bool, take_out_unknown: bool = False) -> None:
+        """Have a Manager find what is shared there, and settle what is in doubt. When it raises, nothing was taken.
+
+        `take_out_unknown` is for a VM that is added: a run directory in which one of that name ended out of order may
+        hold shares of it yet.
+        """
         manager = Manager(
             UtilityVM(TracedFileServer(server, f"{self.record.identity.uid}:{self.record.wanted.id}")),
             journal=self._journal,
             no_writable_file_shares=self.record.wanted.read_only,
         )
-        await manager.recover(vm_is_new=vm_is_new)
+        await manager.recover(vm_is_new=vm_is_new, take_out_unknown=take_out_unknown)
         try:
             await self._start_agent(server, manager)
         except BaseException:
@@ -440,8 +482,11 @@ class Machine:
         if under_way:
             await asyncio.wait(under_way)
 
-    async def remove(self) -> None:
-        """Unmount and take out everything, and end the file server. A guest that does not answer gets EIO."""
+    async def remove(self) -> str | None:
+        """Unmount and take out everything, and end the file server. A guest that does not answer gets EIO.
+
+        Return what may be left, and why: None when it is certain that no process is.
+        """
         await self._settled()
         mounts, self.mounts = self.mounts, None
         if mounts is not None:
@@ -457,9 +502,34 @@ class Machine:
             with suppress(UvmshareError, TimeoutError):  # what cannot be taken out ends with the file server
                 async with asyncio.timeout(_TAKE_OUT_SECONDS):
                     await manager.aclose()
-        if self._server is not None:
-            await self._server.aclose()
-        await self._end_group()
+        left = await self._end_server()
+        if await self._end_group() and left is not None:
+            left = None
+            with suppress(UvmshareError, OSError):  # else a VM that gets its name would begin with its shares
+                await self._as_user(lambda: os.unlink(table_path(self._places.run_dir_at(self.record))))
         self.state, self.error = "gone", "it was removed"
         self.tried.set()
         self.found.set()
+        return left
+
+    async def _end_server(self) -> str | None:
+        """End the file server, also one that was not found yet; return what may be left, as `remove` does."""
+        with suppress(FileServerError):
+            self.group = self.group or self._places.group_at(self.record)
+        try:
+            if self._server is None:
+                async with asyncio.timeout(_LAST_FIND_SECONDS):
+                    self._server = await self._connect()
+            await self._server.aclose()
+        except NoFileServer:
+            return None
+        except TimeoutError:
+            why = f"it did not answer within {_LAST_FIND_SECONDS:g} s"
+        except Exception as error:  # noqa: BLE001  its user's own process answers there, and the VM goes all the same
+            why = printable(str(error) or repr(error))
+        else:
+            return None
+        return (
+            f"its file server may be running, and its guest reach what was shared: {why}; end the processes of "
+            f"{self._places.run_dir_at(self.record)}"
+        )

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from uvmshare.daemon.addresses import check_addresses
-from uvmshare.daemon.documents import Finding, Info, NewVm, Stats, Vm
+from uvmshare.daemon.documents import Finding, Info, NewVm, Removed, Stats, Vm
 from uvmshare.daemon.events import EventLog
 from uvmshare.daemon.groups import check_limits, exceeds
 from uvmshare.daemon.identity import Identity, Threads, of_process
@@ -119,7 +119,8 @@ class Service:
         """
         for record in self._store.vms():
             machine = self.machines[record.key] = self._make_machine(record)
-            self.keeper.restore(record.key)
+            if record.unreadable is None:
+                self.keeper.restore(record.key)
             self._finding[record.key] = self._in_background(self._find_vm(machine))
         self._in_background(self.keeper.watch())
 
@@ -133,6 +134,8 @@ class Service:
                 if machine.error != told:
                     told = machine.error
                     self.events.emit("vm.failed", key, reason=told)
+                if machine.record.unreadable is not None:
+                    return  # the next daemon may be a version that can read it
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, _FIND_AGAIN_LONGEST)
         self.mappings.load(machine)
@@ -260,7 +263,7 @@ class Service:
         """
         record = VmRecord(who, wanted)
         there = self.machines.get(record.key)
-        if there is not None and there.record.wanted == wanted:
+        if there is not None and there.record.unreadable is None and there.record.wanted == wanted:
             return self.vm(who, there)
         if there is not None or record.key in self._being_added:
             msg = f"there is a VM {wanted.id!r} already, with other settings: remove it first, or choose another id"
@@ -301,8 +304,8 @@ class Service:
                 msg = f"VM {wanted.id!r}: {name} may be {most!r} at most here: ask for less, or have root add the VM"
                 raise OperationDenied(msg)
 
-    async def remove_vm(self, who: Identity, name: str, *, force: bool) -> None:
-        """End a VM's file server and forget the VM.
+    async def remove_vm(self, who: Identity, name: str, *, force: bool) -> Removed:
+        """End a VM's file server and forget the VM; say what may be left of it.
 
         Raises `NotThere`, and `StillInUse` while shares are held, unless it is forced.
         """
@@ -319,7 +322,7 @@ class Service:
             finding.cancel()
             await asyncio.wait({finding})
         self.mappings.forget(key)
-        await machine.remove()
+        left = await machine.remove()
         self.keeper.forget(*self.keeper.of_vm(key))
         if self.machines.get(key) is machine:
             # Before the name is free again: what a new VM of that name writes there stays.
@@ -327,7 +330,8 @@ class Service:
         if self.machines.get(key) is machine:
             del self.machines[key]
             self._store.drop_vm(key)
-            self.events.emit("vm.removed", key)
+            self.events.emit("vm.removed", key, left=left)
+        return Removed(left=left)
 
     async def examine_guest(self, machine: Machine) -> list[Finding]:
         """Ask a guest's agent what the guest can do. Raises `InvalidState` without one, and what the agent raises."""

@@ -14,14 +14,15 @@ import msgspec
 
 from uvmshare.daemon.documents import NewVm
 from uvmshare.daemon.identity import Identity
-from uvmshare.errors import DaemonError
+from uvmshare.errors import UNREADABLE, DaemonError
 from uvmshare.mounts.options import Cache
+from uvmshare.printable import printable
 from uvmshare.sqlite_journal.private import make_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
-    from typing import Self
+    from typing import Any, Self
 
 __all__ = ["LeaseKey", "MountLease", "MountRecord", "ShareLease", "Store", "VmKey", "VmRecord", "name_for"]
 
@@ -51,11 +52,13 @@ def name_for(who: Identity, vm: VmKey) -> str:
     return vm[1] if vm[0] == who.uid else f"{vm[0]}:{vm[1]}"
 
 
-class VmRecord(msgspec.Struct, frozen=True):
+class VmRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """A VM as it was asked for, and with whose rights its file server runs."""
 
     identity: Identity
     wanted: NewVm
+    unreadable: str | None = None
+    """Why what was written down of it cannot be used; then its user and its id are all that is known. Never stored."""
 
     @property
     def key(self) -> VmKey:
@@ -107,6 +110,8 @@ LeaseKey = ShareLease | MountLease
 
 _keys: msgspec.json.Decoder[LeaseKey] = msgspec.json.Decoder(LeaseKey)
 _mounts = msgspec.json.Decoder(MountRecord)
+_NOT_UNDERSTOOD: Final = (*UNREADABLE, TypeError)
+"""What decoding a row raises that is damaged, or that another version wrote with other limits."""
 
 
 class Store:
@@ -164,9 +169,34 @@ class Store:
         except sqlite3.Error as error:
             raise self._failed(error) from error
 
+    def _read(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
     def vms(self) -> list[VmRecord]:
-        """Return every VM."""
-        return [_records.decode(record) for (record,) in self._db.execute("SELECT record FROM vm ORDER BY uid, id")]
+        """Return every VM. One of which any row cannot be understood says why, and costs no other VM anything."""
+        rows = self._read("SELECT uid, id, record FROM vm ORDER BY uid, id")
+        return [self._vm((uid, id_), record) for uid, id_, record in rows]
+
+    def _vm(self, key: VmKey, record: bytes) -> VmRecord:
+        what = "settings"
+        try:
+            found = _records.decode(record)
+            if found.key != key:
+                raise ValueError("they are another VM's")  # noqa: EM101, TRY003  it is caught just below
+            what = "leases"
+            self.leases(key)
+            what = "mounts"
+            self.mounts(key)
+        except _NOT_UNDERSTOOD as error:
+            reason = (
+                f"its {what}, as they were written down in {self._path}, cannot be used ({printable(str(error))}), "
+                "and what it shares stays as it is"
+            )
+            return VmRecord(Identity(key[0], key[0]), NewVm(id=key[1]), reason)
+        return found
 
     def put_vm(self, record: VmRecord) -> None:
         """Remember a VM."""
@@ -179,9 +209,15 @@ class Store:
         self._write("DELETE FROM vm WHERE uid = ? AND id = ?", key)
 
     def leases(self, vm: VmKey) -> dict[LeaseKey, float]:
-        """Return the leases of a VM and their lengths in seconds."""
-        rows = self._db.execute("SELECT key, seconds FROM lease WHERE vm_uid = ? AND vm_id = ?", vm)
-        return {_keys.decode(key): seconds for key, seconds in rows}
+        """Return the leases of a VM and their lengths in seconds. Raises `ValueError` and others for what is none."""
+        found: dict[LeaseKey, float] = {}
+        for row, seconds in self._read("SELECT key, seconds FROM lease WHERE vm_uid = ? AND vm_id = ?", vm):
+            key = _keys.decode(row)
+            if key.vm != vm or not isinstance(seconds, float) or not seconds > 0:
+                msg = f"a lease of {seconds!r} s on {key!r}"
+                raise ValueError(msg)
+            found[key] = seconds
+        return found
 
     def put_lease(self, key: LeaseKey, seconds: float) -> None:
         """Remember a lease."""
@@ -193,9 +229,14 @@ class Store:
         self._write("DELETE FROM lease WHERE vm_uid = ? AND vm_id = ? AND key = ?", *rows)
 
     def mounts(self, vm: VmKey) -> list[MountRecord]:
-        """Return the mounts of a VM that somebody holds."""
-        rows = self._db.execute("SELECT record FROM mount WHERE vm_uid = ? AND vm_id = ? ORDER BY path, owner", vm)
-        return [_mounts.decode(record) for (record,) in rows]
+        """Return the mounts of a VM that somebody holds. Raises `ValueError` and others for what is none."""
+        rows = self._read("SELECT record FROM mount WHERE vm_uid = ? AND vm_id = ? ORDER BY path, owner", vm)
+        found = [_mounts.decode(record) for (record,) in rows]
+        for each in found:
+            if each.vm != vm:
+                msg = f"a mount of another VM, {each.vm!r}"
+                raise ValueError(msg)
+        return found
 
     def put_mount(self, record: MountRecord) -> None:
         """Remember that somebody holds a mount, or is going to ask for it."""

@@ -32,13 +32,14 @@ from uvmshare.fileserver.limits import Limits
 from uvmshare.fileserver.link import Link, NoFileServer
 from uvmshare.fileserver.rundir import LOG
 from uvmshare.hcs import schema
-from uvmshare.hostfiles import make_directories
+from uvmshare.hostfiles import make_directories, run_here
 from uvmshare.hostpath import absolute
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from uvmshare.fileserver.link import RunAs
+    from uvmshare.hostfiles import Runner
 
 __all__ = ["FileServer"]
 
@@ -78,8 +79,10 @@ class FileServer:
         log: str | None = None,
         *,
         cgroup: str | None = None,
+        run: Runner = run_here,
     ) -> None:
         """Use `start` or `connect`."""
+        self._run = run
         self._cgroup = cgroup
         self._run_as = run_as
         self._log = log
@@ -116,6 +119,7 @@ class FileServer:
         run_as: RunAs | None = None,
         cgroup: str | None = None,
         keep_out: Sequence[str | os.PathLike[str]] = (),
+        run: Runner = run_here,
     ) -> Self:
         """Start a supervisor that listens on these addresses (`uvmshare.address`).
 
@@ -133,7 +137,7 @@ class FileServer:
         `links` says what a symbolic link that a guest makes under ``mapped-xattr`` is on the host: "mapped", a file
         with an attribute, which leads no program of the host anywhere; or "real". Both are read under either.
 
-        `cgroup` is the directory of a control group that all processes of the server run in.
+        `cgroup` is the directory of a control group that all processes of the server run in. `run` is as in `connect`.
 
         Raises `InvalidAddress`, `FileServerError`, or `UnsupportedPlatform` on other systems than Linux; `TypeError`
         for what is of another type. When it raises, nothing of it is left running, and what was to be taken over is as
@@ -168,9 +172,9 @@ class FileServer:
             ),
         ).checked()
         if directory is not None:
-            _make(directory)
+            await run(lambda: _make(directory))
         link = await Link.start(configuration, run_as, own_log, cgroup)
-        return cls(link, directory, modify_timeout, run_as, own_log, cgroup=cgroup)
+        return cls(link, directory, modify_timeout, run_as, own_log, cgroup=cgroup, run=run)
 
     @classmethod
     async def connect(
@@ -180,24 +184,31 @@ class FileServer:
         take_over: bool = True,
         log: str | os.PathLike[str] | None = None,
         modify_timeout: float = 30.0,
+        run_as: RunAs | None = None,
         cgroup: str | None = None,
+        run: Runner = run_here,
     ) -> Self:
         """Find the supervisor that was started with `run_dir`; its guests go on meanwhile.
 
         When it died, a new one is started with its configuration, which takes over its shares and mounts, unless
         `take_over` is False: `start` can then do that with other settings. When root asks, the new one runs as
-        the user whom the directory belongs to. `log` is where that one logs, ``RUN_DIR/log`` unless given, and
-        `cgroup` the control group that it runs in.
+        the user whom the directory belongs to, as its file system tells it, unless `run_as` says who that is: then
+        nobody else's supervisor is taken for it either. `log` is where that one logs, ``RUN_DIR/log`` unless given, and
+        `cgroup` the control group that it runs in. `run` runs whatever touches the run directory, which may be
+        another user's, and then on a file system that never answers.
 
-        Raises `FileServerError` when there is none, or none can be started; `UnsupportedPlatform` on other systems
-        than Linux.
+        Raises what `run` does; `FileServerError` when there is none, or none can be started; `UnsupportedPlatform` on
+        other systems than Linux.
         """
         _require_linux()
         _require_timeout(modify_timeout)
         directory = _run_dir(run_dir)
         own_log = None if log is None else absolute("the log", log, FileServerError)
-        link = await (Link.find_or_start(directory, log=own_log, cgroup=cgroup) if take_over else Link.find(directory))
-        return cls(link, directory, modify_timeout, log=own_log, cgroup=cgroup)
+        if take_over:
+            link = await Link.find_or_start(directory, run_as, own_log, cgroup, run)
+        else:
+            link = await Link.find(directory, run_as, run)
+        return cls(link, directory, modify_timeout, run_as, own_log, cgroup=cgroup, run=run)
 
     def _use(self, link: Link) -> None:
         self._link = link
@@ -308,7 +319,7 @@ class FileServer:
             self._restart_delay = _RESTART_FIRST
         while True:
             try:
-                link = await Link.find_or_start(run_dir, self._run_as, self._log, self._cgroup)
+                link = await Link.find_or_start(run_dir, self._run_as, self._log, self._cgroup, self._run)
                 break
             except NoFileServer:
                 self._restarting = None
@@ -338,16 +349,18 @@ class FileServer:
     async def aclose(self) -> None:
         """End the supervisor and every mount; guests get EIO from then on. Again is a no-op.
 
-        Raises `FileServerError` when the supervisor has died and none can be started that would end its mounts.
+        Raises `FileServerError` when the supervisor has died and none can be started that would end its mounts, or
+        when it has a run directory and does not say that they have ended.
         """
         if not self._closing and self._restarting is not None:
             await asyncio.wait({self._restarting}, timeout=_END_SECONDS)
         first, self._closing = not self._closing, True
         dead = self._restarting is not None
+        ended = True
         await self._stop_restarting()
         try:
             if first and self._gone is None and not dead:
-                await self._link.shut_down()
+                ended = await self._link.shut_down() or self._run_dir is None
         finally:
             await self._link.close()
             if self._gone is None:
@@ -357,6 +370,9 @@ class FileServer:
                 f"the file server in {self._run_dir!r} has died, its mounts go on, and none could be started to end "
                 f"them: {self._trouble}"
             )
+            raise FileServerError(msg)
+        if not ended:
+            msg = f"the file server in {self._run_dir!r} does not answer, and may go on with its mounts: end it"
             raise FileServerError(msg)
 
     async def detach(self) -> None:

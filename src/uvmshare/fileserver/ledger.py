@@ -34,12 +34,13 @@ from uvmshare.hcs import schema  # noqa: TC001  msgspec reads the annotations
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Entry", "Ledger", "Table", "boot_id"]
+__all__ = ["Entry", "Ledger", "Start", "Table", "boot_id"]
 
 _VERSION: Final = 1
 _MARKS: Final = (b"+", b"-")
 _HEAD: Final = len("+ 00000000 ")
 _LARGEST: Final = 256 << 20
+_LONGEST_HEADER: Final = 1 << 20
 _WORTH_REWRITING: Final = 64
 """Removed lines that do no harm; past that, once they outnumber the others, the file is written anew."""
 
@@ -56,6 +57,14 @@ class _Header(msgspec.Struct, frozen=True):
     version: int
     boot: str
     configuration: control.Configuration
+
+
+class Start(msgspec.Struct, frozen=True):
+    """What the first line of a ledger says."""
+
+    configuration: control.Configuration
+    boot: str
+    ended: bool
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -113,23 +122,35 @@ class Ledger:
         lines = data.split(b"\n")
         lines.pop()  # what follows the last newline: nothing, or a line that broke off
         try:
-            if not lines:
-                raise ValueError("it has no first line")  # noqa: EM101, TRY003  it is caught just below
-            mark, body = _split(lines[0])
-            header = _headers.decode(body)
-            if header.version != _VERSION:
-                raise ValueError(f"its version is {header.version}, and this is {_VERSION}")  # noqa: EM102, TRY003
+            start = _start(lines[:1])
             found = [(mark, _entries.decode(body)) for mark, body in map(_split, lines[1:])]
         except UNREADABLE as error:
             raise _unreadable(path, str(error)) from error
-        ended = mark == b"-"
         return Table(
-            configuration=header.configuration,
-            boot=header.boot,
-            entries=tuple(entry for mark, entry in found if mark == b"+" and not ended),
-            removed=tuple(entry for mark, entry in found if mark == b"-" or ended),
-            ended=ended,
+            configuration=start.configuration,
+            boot=start.boot,
+            entries=tuple(entry for mark, entry in found if mark == b"+" and not start.ended),
+            removed=tuple(entry for mark, entry in found if mark == b"-" or start.ended),
+            ended=start.ended,
         )
+
+    @classmethod
+    def read_start(cls, path: str) -> Start | None:
+        """Read its first line alone, which is what another user's process needs; None when there is no such file.
+
+        Raises `FileServerError` when it cannot be understood.
+        """
+        try:
+            data = _content(path, _LONGEST_HEADER)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _unreadable(path, error.strerror or str(error)) from error
+        line, newline, _ = data.partition(b"\n")
+        try:
+            return _start([line] if newline else [])
+        except UNREADABLE as error:
+            raise _unreadable(path, str(error)) from error
 
     def add(self, entry: Entry) -> None:
         """Put a share down. Raises `DiskFull` or `FileServerError`; then it is not in the file."""
@@ -197,8 +218,21 @@ class Ledger:
             self._size += len(line)
 
 
-def _content(path: str) -> bytes:
-    """Read the file. Raises `OSError`, also for what no ledger is.
+def _start(lines: list[bytes]) -> Start:
+    """Return what the first of the lines says. Raises one of `UNREADABLE`."""
+    if not lines:
+        msg = "it has no first line"
+        raise ValueError(msg)
+    mark, body = _split(lines[0])
+    header = _headers.decode(body)
+    if header.version != _VERSION:
+        msg = f"its version is {header.version}, and this is {_VERSION}"
+        raise ValueError(msg)
+    return Start(header.configuration, header.boot, ended=mark == b"-")
+
+
+def _content(path: str, most: int = _LARGEST) -> bytes:
+    """Read the file, at most that many bytes of it. Raises `OSError`, also for what no ledger is.
 
     Root reads it in another user's directory: what is put there in its place must not lead root elsewhere, hold it up
     or fill its memory.
@@ -207,7 +241,7 @@ def _content(path: str) -> bytes:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST:
             raise OSError(errno.EINVAL, f"it is no table of shares: no file, or larger than {_LARGEST} bytes")
-        return file.read(_LARGEST)
+        return file.read(most)
 
 
 def _line(record: _Header | Entry) -> bytes:

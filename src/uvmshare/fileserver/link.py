@@ -24,10 +24,12 @@ from uvmshare.fileserver import control
 from uvmshare.fileserver.ledger import Ledger
 from uvmshare.fileserver.lockfile import LockFile
 from uvmshare.fileserver.rundir import CONTROL_SOCKET, LOG, lock_path, table_path
-from uvmshare.hostfiles import open_log
+from uvmshare.hostfiles import open_log, run_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from uvmshare.hostfiles import Runner
 
 __all__ = ["Link", "NoFileServer", "RunAs"]
 
@@ -41,6 +43,8 @@ _LAST_BREATH_SECONDS: Final = 1.0
 _PAUSE_SECONDS: Final = 0.05
 _UCRED: Final = struct.Struct("iII")
 """``struct ucred`` of unix(7): pid, uid, gid."""
+_CONNECT_SECONDS: Final = 5.0
+"""A supervisor's socket answers at once, or its queue is full."""
 _MOST_ASKED: Final = 4096
 """Requests without an answer. Each share has one at most; a supervisor that is stopped takes none."""
 
@@ -104,27 +108,26 @@ class Link:
         return await cls(reader, writer, process).greeted(configuration)
 
     @classmethod
-    async def find(cls, run_dir: str) -> Self:
+    async def find(cls, run_dir: str, owner: RunAs | None = None, run: Runner = run_here) -> Self:
         """Connect to the supervisor that lives in a run directory.
 
-        Raises `FileServerError` when there is none.
+        It has to be that of `owner`; without one, of the user whom the directory belongs to. `run` runs all that
+        touches the directory.
+
+        Raises `FileServerError` when there is none, and what `run` raises.
         """
-        path = os.path.join(run_dir, CONTROL_SOCKET)
-        try:
-            reader, writer = await asyncio.open_unix_connection(path)
-        except OSError as error:
-            msg = f"no file server answers at {path!r}: {error.strerror or error}; start one with this run directory"
-            raise FileServerError(msg) from error
-        try:
-            _require_of_owner(writer, run_dir)
-        except FileServerError:
-            writer.close()
-            raise
+        connection = await run(lambda: _connected(run_dir, owner))
+        reader, writer = await asyncio.open_unix_connection(sock=connection)
         return await cls(reader, writer, None).greeted(control.Status(0))
 
     @classmethod
     async def find_or_start(
-        cls, run_dir: str, run_as: RunAs | None = None, log: str | None = None, cgroup: str | None = None
+        cls,
+        run_dir: str,
+        run_as: RunAs | None = None,
+        log: str | None = None,
+        cgroup: str | None = None,
+        run: Runner = run_here,
     ) -> Self:
         """Connect to the supervisor of a run directory; when it died, start the one that takes over.
 
@@ -137,9 +140,10 @@ class Link:
         give_up = asyncio.get_running_loop().time() + _START_SECONDS
         while True:
             try:
-                return await cls.find(run_dir)
+                return await cls.find(run_dir, run_as, run)
             except FileServerError as missing:
-                table = Ledger.read(table_path(run_dir))
+                # Its user wrote it, and may have written anything: no more of it is read than is needed here.
+                table = await run(lambda: Ledger.read_start(table_path(run_dir)))
                 if table is None:
                     raise NoFileServer(str(missing)) from missing
             try:
@@ -148,9 +152,10 @@ class Link:
                     run_dir=run_dir,
                     log=None if log else table.configuration.log or os.path.join(run_dir, LOG),
                 )
-                link = await cls.start(configuration, run_as or _owner(run_dir), log, cgroup)
+                link = await cls.start(configuration, run_as or await run(lambda: _owner(run_dir)), log, cgroup)
             except FileServerError:
-                if asyncio.get_running_loop().time() > give_up or not LockFile.is_held(lock_path(run_dir)):
+                late = asyncio.get_running_loop().time() > give_up
+                if late or not await run(lambda: LockFile.is_held(lock_path(run_dir))):
                     raise
                 await asyncio.sleep(_PAUSE_SECONDS)  # another one is about to listen
                 continue
@@ -288,10 +293,12 @@ class Link:
             os.close(self._pidfd)
             self._pidfd = -1
 
-    async def shut_down(self) -> None:
-        """Have the supervisor end, and every mount. Whoever calls it then calls `close`."""
-        with suppress(OutcomeUnknown, FileServerError):
+    async def shut_down(self) -> bool:
+        """Have the supervisor end, and every mount; say whether it answered that it does. The next call is `close`."""
+        with suppress(OutcomeUnknown, FileServerError, InvalidState):
             await self.ask(control.Shutdown, _END_SECONDS)
+            return True
+        return False
 
     def abandon(self) -> None:
         """Hang up and wait for nothing. Who waits for an answer gets `OutcomeUnknown`."""
@@ -327,15 +334,33 @@ class Link:
             await _see_off(process)
 
 
-def _require_of_owner(writer: asyncio.StreamWriter, run_dir: str) -> None:
+def _connected(run_dir: str, owner: RunAs | None) -> socket.socket:
+    """Return a connection to the control socket in a run directory. Raises `FileServerError`."""
+    path = os.path.join(run_dir, CONTROL_SOCKET)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(_CONNECT_SECONDS)
+        try:
+            connection.connect(path)
+        except OSError as error:
+            msg = f"no file server answers at {path!r}: {error.strerror or error}; start one with this run directory"
+            raise FileServerError(msg) from error
+        _require_of_owner(connection, run_dir, owner)
+        connection.setblocking(False)  # noqa: FBT003  it takes no keyword
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _require_of_owner(connection: socket.socket, run_dir: str, expected: RunAs | None) -> None:
     """See that whoever answers is the user whose directory it is, who could have put a link to another's socket there.
 
     Raises `FileServerError`.
     """
-    given = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    _, peer, _ = _UCRED.unpack(given)
+    _, peer, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     try:
-        owner = os.stat(run_dir).st_uid
+        owner = os.stat(run_dir).st_uid if expected is None else expected[0]
     except OSError as error:
         msg = f"run directory {run_dir!r}: {error.strerror}"
         raise FileServerError(msg) from error

@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from uvmshare.address import Address
-    from uvmshare.hostfiles import SocketFile
+    from uvmshare.hostfiles import Runner, SocketFile
     from uvmshare.peers import Allowed
 
-__all__ = ["READ_AHEAD", "Acceptor", "Dialler", "Runner", "Stream", "Streams", "ask_for_port"]
+__all__ = ["READ_AHEAD", "Acceptor", "Dialler", "Stream", "Streams", "ask_for_port"]
 
 T = TypeVar("T")
 
@@ -153,13 +153,6 @@ async def ask_for_port(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
         why = f"answered {answer[:_LONGEST_ANSWER]!r}" if answer else "hung up"
         msg = f"the VM's vsock {why}: nothing in the guest listens on port {port}"
         raise ConnectionRefusedError(msg)
-
-
-class Runner(Protocol):
-    """Runs what touches the file system, with rights that it decides about."""
-
-    async def __call__(self, work: Callable[[], T], /) -> T:
-        """Return what `work` returns."""
 
 
 async def _run_here(work: Callable[[], T], /) -> T:
