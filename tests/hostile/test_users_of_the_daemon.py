@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.daemon.harness import Home
-from tests.daemon.test_users import ALICE, BOB, User
+from tests.daemon.test_users import ALICE, BOB, User, as_user
 from tests.processes import DEADLINE
 
 from uvmshare.address import Address
+from uvmshare.daemon import connections, identity
 from uvmshare.daemon.dialler import UserDialler
 from uvmshare.daemon.documents import NewMount, NewShare
 from uvmshare.daemon.identity import Identity, Threads
-from uvmshare.errors import InvalidOptions, LimitReached, OutcomeUnknown
+from uvmshare.errors import InvalidOptions, LimitReached, OperationDenied, OutcomeUnknown
 from uvmshare.mounts.channel import Acceptor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.daemon.harness import Running
 
@@ -161,3 +163,27 @@ def test_names_that_are_never_looked_up_take_nobody_elses_threads(monkeypatch: p
         server.close()
 
     asyncio.run(test())
+
+
+def test_a_user_has_no_more_quotas_for_being_many_uids_in_user_namespaces(
+    daemon: Running, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    table = tmp_path / "subuid"
+    table.write_text("no line\nsomebody:x:1\nalice:100000:65536\n")
+    monkeypatch.setattr(identity, "_SUBUID", str(table))
+    monkeypatch.setattr(connections, "USER_CONNECTIONS", 1)
+    ask = User(daemon, 100_000), User(daemon, 165_535), User(daemon, 165_536)
+    for subordinate in ask[:2]:
+        with pytest.raises(OperationDenied, match="user alice may be"):
+            subordinate.do(lambda client: client.info())
+    assert ask[2].do(lambda client: client.info()).you == 165_536
+    where = daemon.home.settings.socket_path
+
+    def connected() -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(DEADLINE)
+        connection.connect(where)
+        return connection
+
+    with as_user(100_000, connected), as_user(100_001, connected) as second:
+        assert second.recv(1) == b"", "it is cut"

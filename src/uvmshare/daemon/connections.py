@@ -21,7 +21,7 @@ import msgspec
 import structlog
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from uvmshare.daemon.identity import peer_of
+from uvmshare.daemon.identity import peer_of, whose_subordinate
 from uvmshare.daemon.problems import PROBLEM_TYPE, Refused, problem_of
 
 if TYPE_CHECKING:
@@ -181,14 +181,15 @@ class _User:
 class Connection(H11Protocol):
     """uvicorn's protocol with limits, which says in each request's scope who opened the connection."""
 
-    users: ClassVar[defaultdict[int, _User]]
-    """Of one daemon; see `protocol`."""
+    users: ClassVar[defaultdict[int | str, _User]]
+    """Of one daemon, see `protocol`; all uids that one user may be in user namespaces are one."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         self._messages = _Messages(self._answer_refusal)
         self.conn = self._messages
         self._peer: Identity | None = None
+        self._account: int | str = -1
         self._user = _User()
         self._held = 0
         self._unsent = 0
@@ -207,7 +208,8 @@ class Connection(H11Protocol):
             structlog.get_logger("uvmshare.daemon").warning("connection of nobody knows whom", reason=str(error))
             transport.abort()
             return
-        self._peer, self._user = peer, self.users[peer.uid]
+        self._peer, self._account = peer, whose_subordinate(peer.uid) or peer.uid
+        self._user = self.users[self._account]
         self._user.connections += 1
         if self._user.connections > USER_CONNECTIONS and not peer.is_root:
             self._log("connection.refused", most=USER_CONNECTIONS)
@@ -234,7 +236,7 @@ class Connection(H11Protocol):
         if self._peer is not None:
             self._user.connections -= 1
             if not self._user.connections:
-                self.users.pop(self._peer.uid, None)
+                self.users.pop(self._account, None)
 
     def shutdown(self) -> None:
         """End it when the daemon ends; a refused one at once."""
@@ -359,6 +361,6 @@ def protocol() -> type[Connection]:
     """Return the class of one daemon's connections, which are counted together."""
 
     class OfDaemon(Connection):
-        users: ClassVar[defaultdict[int, _User]] = defaultdict(_User)
+        users: ClassVar[defaultdict[int | str, _User]] = defaultdict(_User)
 
     return OfDaemon

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import functools
 import os
 import socket
 import stat
@@ -28,7 +29,7 @@ from uvmshare.share.options import AddOptions
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Identity", "Threads", "checked_options", "of_process", "peer_of"]
+__all__ = ["Identity", "Threads", "checked_options", "of_process", "peer_of", "whose_subordinate"]
 
 T = TypeVar("T")
 
@@ -36,6 +37,9 @@ _UCRED: Final = struct.Struct("iII")
 _SO_PEERGROUPS: Final = 59
 _MOST_GROUPS: Final = 65536
 """NGROUPS_MAX (setgroups(2))."""
+
+_SUBUID: Final = "/etc/subuid"
+"""Which users may be which other uids, in user namespaces of theirs (subuid(5)): NAME:FIRST:COUNT."""
 
 _SECONDS: Final = 8.0
 """For a file system to answer. The user's own may never do so (FUSE), nor one of the network whose server is away. Less
@@ -85,6 +89,27 @@ def peer_of(connection: socket.socket) -> Identity:
         raise OSError(errno.ENOTCONN, "the socket has no peer that is known")
     groups = _peer_groups(connection)
     return Identity(uid, gid, tuple(sorted(groups)))
+
+
+def whose_subordinate(uid: int) -> str | None:
+    """Return the user, by name or number, who may be that uid in user namespaces (subuid(5)); None when nobody may."""
+    try:
+        changed = os.stat(_SUBUID).st_mtime_ns
+    except OSError:
+        return None
+    return next((owner for owner, first, count in _subordinates(changed) if first <= uid < first + count), None)
+
+
+@functools.lru_cache(maxsize=1)
+def _subordinates(_changed: int) -> tuple[tuple[str, int, int], ...]:
+    """Read the table; what is no line of it is left out."""
+    found = []
+    with contextlib.suppress(OSError), open(_SUBUID, encoding="utf-8", errors="replace") as table:
+        for line in table:
+            with contextlib.suppress(ValueError):
+                owner, first, count = line.strip().split(":")
+                found.append((owner, int(first), int(count)))
+    return tuple(found)
 
 
 def _peer_groups(connection: socket.socket) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from uvmshare.daemon.addresses import check_addresses
 from uvmshare.daemon.documents import Finding, Info, NewVm, Removed, Stats, Vm
 from uvmshare.daemon.events import EventLog
 from uvmshare.daemon.groups import check_limits, exceeds
-from uvmshare.daemon.identity import Identity, Threads, of_process
+from uvmshare.daemon.identity import Identity, Threads, of_process, whose_subordinate
 from uvmshare.daemon.keeper import LeaseKeeper
 from uvmshare.daemon.machine import Machine
 from uvmshare.daemon.mappings import Mappings
@@ -194,10 +194,15 @@ class Service:
     def admit(self, who: Identity) -> None:
         """Refuse whoever this daemon is not for: one that is not root's serves its own user, and root.
 
+        And uids that are another user's to be: with some ten thousand of these, that one would have as many quotas.
         Raises `OperationDenied`.
         """
         if self._identity.uid not in (0, who.uid) and not who.is_root:
             msg = f"this daemon is uid {self._identity.uid}'s and serves no other user: start one of your own"
+            raise OperationDenied(msg)
+        owner = None if who.uid in (0, self._identity.uid) else whose_subordinate(who.uid)
+        if owner is not None:
+            msg = f"uid {who.uid} is one that user {owner} may be in a user namespace (/etc/subuid): ask as that user"
             raise OperationDenied(msg)
 
     # ------------------------------------------------------------------ VMs
