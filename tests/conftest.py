@@ -1,4 +1,4 @@
-"""What every test shares: in CI (CI=true) a test that is skipped has failed, and Ctrl-C is what it is elsewhere.
+"""What every test shares: in CI (CI=true) a test that is skipped has failed, and signals are what they are elsewhere.
 
 And what the searches through all orders of events have covered is told at the end.
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # A shell starts what it runs in the background with SIGINT ignored, and Python then leaves it so, also in
 # the processes that a test starts: those that are to end by it would go on for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):  # nohup ignores it in the same way
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Hypothesis fails an example that takes more than 200 ms, and a test that is slow to make its examples: on a busy
 # machine that says nothing.

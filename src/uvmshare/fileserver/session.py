@@ -34,7 +34,7 @@ from uvmshare.fileserver.splicing import Splicer
 from uvmshare.fileserver.tree import Tree
 from uvmshare.fileserver.waiting import is_readable, set_time_out
 from uvmshare.ninep import messages
-from uvmshare.ninep.constants import HEADER_SIZE, NOFID, NONUNAME, VERSION
+from uvmshare.ninep.constants import HEADER_SIZE, NOFID, VERSION
 from uvmshare.ninep.errno import to_errno
 from uvmshare.ninep.framing import check_size
 
@@ -51,10 +51,6 @@ __all__ = ["Session"]
 
 _IN_SLACK: Final = 64 * 1024
 """Beyond one largest message, so that many small ones arrive in one call."""
-
-_NOBODY: Final = 65534
-_MOST_DIGITS: Final = 10
-"""Of a uid."""
 
 _LOCK_RETRY_SECONDS: Final = 0.01
 """How often a lock that somebody else holds is tried again: no host call waits for one and can be stopped."""
@@ -597,13 +593,3 @@ class Session:
         """
         if not self.tree.is_shared(node):
             raise OSError(errno.EPERM, "only names in this directory are shared, not the directory itself")
-
-    def uid_of(self, message: messages.Tattach) -> int:
-        """Return the uid that an attach speaks for: n_uname, or what uname says when there is none."""
-        if message.n_uname != NONUNAME:
-            return message.n_uname
-        if message.uname == b"root":
-            return 0
-        if message.uname.isdigit() and len(message.uname) <= _MOST_DIGITS and int(message.uname) < NONUNAME:
-            return int(message.uname)
-        return _NOBODY

@@ -14,10 +14,14 @@ from uvmshare.fileserver.fid import Fid, XattrWrite
 from uvmshare.fileserver.handlers import xattrs
 from uvmshare.ninep import messages as m
 from uvmshare.ninep import requests
-from uvmshare.ninep.constants import MAXWELEM, NOFID
+from uvmshare.ninep.constants import MAXWELEM, NOFID, NONUNAME
 
 if TYPE_CHECKING:
     from uvmshare.fileserver.session import Session
+
+_NOBODY: Final = 65534
+_MOST_DIGITS: Final = 10
+"""Of a uid."""
 
 _RATTACH: Final = m.packer(m.Rattach)
 _PACK_RCLUNK, _RCLUNK_SIZE, _RCLUNK = m.frame_of(m.Rclunk)
@@ -40,8 +44,19 @@ def attach(session: Session, tag: int, message: m.Tattach) -> bytes:
     root = session.tree.root
     found = os.fstat(root.fd)
     reply = _RATTACH(tag, *session.ownership.known(root, found).qid)
-    session.fids[message.fid] = Fid(root, session.uid_of(message))
+    session.fids[message.fid] = Fid(root, _uid_of(message))
     return reply
+
+
+def _uid_of(message: m.Tattach) -> int:
+    """Return the uid that an attach speaks for: n_uname, or what uname says when there is none."""
+    if message.n_uname != NONUNAME:
+        return message.n_uname
+    if message.uname == b"root":
+        return 0
+    if message.uname.isdigit() and len(message.uname) <= _MOST_DIGITS and int(message.uname) < NONUNAME:
+        return int(message.uname)
+    return _NOBODY
 
 
 def walk(session: Session, tag: int, number: int, at: int, stop: int) -> bytes:
