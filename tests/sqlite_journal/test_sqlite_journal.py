@@ -207,3 +207,37 @@ def test_an_event_loop_that_ended_is_not_waited_for(tmp_path: Path) -> None:
 
     asyncio.run(ends_at_once())
     file.close()
+
+
+def test_a_flood_of_one_vms_appends_keeps_anothers_waiting_for_two_transactions_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_the_disk, go_on = threading.Event(), threading.Event()
+    transactions: list[set[str]] = []
+    write = Store.write
+
+    def slow(store: Store, batches: Iterable[tuple[str, Sequence[Record]]]) -> None:
+        gathered = list(batches)
+        transactions.append({vm for vm, _ in gathered})
+        at_the_disk.set()
+        assert go_on.wait(60)
+        write(store, gathered)
+
+    monkeypatch.setattr(Store, "write", slow)
+
+    async def both() -> None:
+        with SqliteJournal(tmp_path / "journal.db") as file:
+            flood, other = file.for_vm("flood"), file.for_vm("other")
+            await flood.load()
+            await other.load()
+            first = asyncio.create_task(flood.append(life("0")))
+            await asyncio.to_thread(at_the_disk.wait, 60)
+            many = [asyncio.create_task(flood.append(life(str(number)))) for number in range(1, 200)]
+            asked = asyncio.create_task(other.append(life("0")))
+            more = [asyncio.create_task(flood.append(life(str(number)))) for number in range(200, 400)]
+            await asyncio.sleep(0)
+            go_on.set()
+            await asyncio.gather(first, asked, *many, *more)
+
+    asyncio.run(both())
+    assert transactions == [{"flood"}, {"flood", "other"}]
