@@ -388,6 +388,33 @@ def test_what_cannot_start_says_why_in_one_line(
     bench.run(test)
 
 
+@pytest.mark.parametrize(
+    ("owner", "mode", "words"),
+    [
+        (65534, 0o700, "is uid 65534's, who could say there what is mounted"),
+        (0, 0o770, "can be written to by others (mode 770)"),
+        (0, 0o1777, "can be written to by others (mode 1777)"),
+    ],
+)
+def test_a_state_that_somebody_else_can_write_is_not_believed(bench: Bench, owner: int, mode: int, words: str) -> None:
+    if owner and os.geteuid() != 0:
+        pytest.skip("only root can give a directory away")
+
+    async def test() -> None:
+        bench.state.mkdir()
+        if owner:
+            os.chown(bench.state, owner, owner)
+        bench.state.chmod(mode)
+        process = await bench.spawn(capture=True)
+        _, said = await process.communicate()
+        assert process.returncode == 1, said
+        assert words in said.decode()
+        assert said.count(b"\n") == 1
+        assert os.listdir(bench.state) == []
+
+    bench.run(test)
+
+
 def test_two_agents_do_not_share_a_state(bench: Bench) -> None:
     async def test() -> None:
         await bench.start_agent()

@@ -118,6 +118,16 @@ def test_without_a_token_it_says_so_and_asks_for_none(path: str, tmp_path: Path)
         assert agent.greet("")["result"] == {"proof": ""}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_a_state_of_somebody_elses_is_not_believed(path: str, tmp_path: Path) -> None:
+    os.chown(tmp_path, 65534, 65534)
+    command = [f"{path}/sh", SCRIPT, "--listen", "5641", "--no-token", "--allow", "/tmp", "--state", str(tmp_path)]
+    done = subprocess.run(command, env={"PATH": path}, capture_output=True, text=True, check=False, timeout=HUNG)
+    assert done.returncode == 1
+    assert "another user's" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [

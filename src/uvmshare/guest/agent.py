@@ -69,6 +69,7 @@ class Agent:
         self._server: Address = options.server
         self._peer_cid: int = options.peer_cid
         make_directories(options.state, 0o700)
+        _require_own(options.state)
         self._lock = _lock(options.state)
         self._id = wire.new_nonce()
         self._table = Table(
@@ -277,6 +278,19 @@ def _prefix(given: str) -> str:
     """Return the directory as the kernel calls it; it is made if need be."""
     make_directories(given)
     return os.path.realpath(given)
+
+
+def _require_own(directory: str) -> None:
+    """See that nobody else writes what is kept there: it says what is mounted again. Raises `MountError`."""
+    found = os.stat(directory)
+    if found.st_uid != os.geteuid():
+        why = f"is uid {found.st_uid}'s, who could say there what is mounted"
+    elif found.st_mode & 0o022:
+        why = f"can be written to by others (mode {stat.S_IMODE(found.st_mode):o}), who could say there what is mounted"
+    else:
+        return
+    message = f"{directory} {why}: give a directory of your own with --state"
+    raise MountError(message)
 
 
 def _lock(directory: str) -> int:

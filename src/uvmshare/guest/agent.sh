@@ -319,7 +319,9 @@ done
 [ -n "$listen$connect" ] || die "want --listen PORT or --connect HOST:PORT" 2
 [ -z "$listen" ] || [ -n "$UVMSHARE_AGENT_TOKEN$open" ] ||
     die "whoever reaches port $listen could mount and unmount here: give a --token-file, or say --no-token if nobody else can reach it" 2
-mkdir -p "$allow" "$state" && chmod 700 "$state" || die "$allow and $state must be there and be writable"
+mkdir -p "$allow" "$state" || die "$allow and $state must be there"
+[ -O "$state" ] || die "$state is another user's, who could say there what is mounted: give a directory of your own with --state"
+chmod 700 "$state" || die "$state must be writable"
 rmdir "$state/lock" 2>/dev/null
 cut -d- -f1 /proc/sys/kernel/random/uuid >"$state/agent"
 export UVMSHARE_AGENT_TOKEN UVMSHARE_ALLOW="$allow" UVMSHARE_STATE="$state" UVMSHARE_SERVER="$server"
