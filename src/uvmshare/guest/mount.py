@@ -291,8 +291,11 @@ def make_directories(path: str, mode: int = 0o777) -> None:
     while not os.path.lexists(missing[-1]):
         missing.append(os.path.dirname(missing[-1]))
     for directory in reversed(missing):
-        if not os.path.isdir(directory):
+        try:
             os.mkdir(directory, mode if directory == missing[0] else 0o777)
+        except FileExistsError:
+            if not os.path.isdir(directory):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
 
 
 @contextlib.contextmanager
