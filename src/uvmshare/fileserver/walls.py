@@ -44,8 +44,9 @@ _REMOVED: Final = b" (deleted)"
 """What the kernel puts behind the path of a file whose name was removed (proc_pid_fd(5))."""
 
 _MOST_CLIMBED: Final = 1024
-"""Directories that are climbed where the kernel tells no path. A step costs some 6 us, and a walk may climb 16 times: a
-guest that puts trees of its own below each other would else have each of its walks take seconds."""
+"""Directories that are climbed where the kernel tells no path. A step is openat, fstat and close: 7 us, measured over
+1,000 directories. A walk may climb 16 times, 0.12 s at most: a guest that puts trees of its own below each other would
+else have each of its walks take seconds."""
 
 _UP_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
