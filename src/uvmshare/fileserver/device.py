@@ -332,8 +332,8 @@ class FileServer:
         self._restarting = None
         self._trouble = ""
         self._use(link)
-        for callback in self._on_takeover:
-            callback(link.greeting)
+        for callback in self._on_takeover:  # what it raises is the loop's to tell, and ends nothing here
+            asyncio.get_running_loop().call_soon(callback, link.greeting)
 
     def _note_exit(self, reason: str) -> None:
         """Take note of the end for good: every mount has ended with it."""

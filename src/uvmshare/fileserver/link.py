@@ -315,8 +315,7 @@ class Link:
         with suppress(OSError):
             await self._writer.wait_closed()
         self._listening.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._listening
+        await asyncio.gather(self._listening, return_exceptions=True)  # however what the process said ended it
         self._forget_process()
         self._leave_child()
 
