@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from uvmshare.fileserver import seccomp
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import AT_REMOVEDIR, NOFID, NONUNAME, SetattrValid
 from uvmshare.ninep.constants import OpenFlag as O
@@ -212,3 +213,12 @@ def test_a_writable_share_of_the_same_directory_changes_nothing_about_it(host: H
     with refused(errno.EROFS):
         guest.write_file("f", b"y")
     assert guest.read_file("f") == b"x"
+
+
+@pytest.mark.parametrize("datasync", [0, 1])
+def test_a_guest_of_a_read_only_share_makes_no_program_wait_for_the_disk(read_only: ReadOnly, datasync: int) -> None:
+    calls = seccomp.allowed_calls(read_only=True, as_guest_users=False)
+    assert not calls & {"fsync", "fdatasync"}, "else an answer would not say that nothing was brought to the disk"
+    fid = read_only.guest.walk("file")
+    read_only.guest.ask(m.Tlopen(fid, O.RDONLY), m.Rlopen)
+    assert read_only.guest.ask(m.Tfsync(fid, datasync), m.Rfsync) == m.Rfsync()

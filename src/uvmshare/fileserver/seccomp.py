@@ -118,10 +118,12 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
 
 _CHANGES: Final = frozenset(
     {
-        "chmod", "chown", "fchmodat", "fchownat", "fremovexattr", "fsetxattr", "ftruncate", "linkat", "mkdirat",
-        "mknodat", "pwrite64", "removexattr", "renameat", "renameat2", "setxattr", "symlinkat", "unlinkat", "utimensat",
+        "chmod", "chown", "fchmodat", "fchownat", "fdatasync", "fremovexattr", "fsetxattr", "fsync", "ftruncate",
+        "linkat", "mkdirat", "mknodat", "pwrite64", "removexattr", "renameat", "renameat2", "setxattr", "symlinkat",
+        "unlinkat", "utimensat",
     }
 )  # fmt: skip
+"""And what waits for the disk until changes are there."""
 _IDENTITY: Final = frozenset({"capget", "capset", "setfsgid", "setfsuid"})
 
 _ARCHITECTURES: Final = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}

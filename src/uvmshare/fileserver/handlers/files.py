@@ -240,8 +240,14 @@ def _written(tag: int, asked: int, count: int) -> bytes:
 
 
 def fsync(session: Session, tag: int, message: m.Tfsync) -> bytes | None:
-    """Bring a file or directory to stable storage, aside (protocol.md, fsync)."""
+    """Bring a file or directory to stable storage, aside (protocol.md, fsync).
+
+    On a read-only share there is nothing to bring: what the host's programs have written is theirs to see to, and each
+    fsync(2) would hold these up. A file system that is mounted read-only does nothing either (ext4).
+    """
     file = session.open_file(message.fid)
+    if session.export.read_only:
+        return _RFSYNC(tag)
 
     def sync() -> bytes:
         if message.datasync:
