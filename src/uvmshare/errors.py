@@ -291,6 +291,10 @@ class HostPathNotFound(ComputeSystemError):
     """The directory or file to share is not on the host any more."""
 
 
+class HostPathReplaced(ComputeSystemError):
+    """The path to share leads to another directory now than when its options were made: make them anew."""
+
+
 class DriveLocked(ComputeSystemError):
     """BitLocker has locked the drive of the host's path. Unlock it: `manage-bde -unlock`."""
 

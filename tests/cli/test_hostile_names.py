@@ -73,7 +73,7 @@ COMMANDS: dict[tuple[str, ...], dict[str, type | tuple[type]]] = {
     ("stats", "vm"): {"stats": (Stats,)},
     ("top", "vm", "--times", "1"): {"stats": (Stats,)},
     ("events",): {"events": (Event,)},
-    ("doctor", "--vm", "vm"): {"examine_guest": (Finding,)},
+    ("doctor", "--vm", "vm"): {"shares": (Share,), "examine_guest": (Finding,)},
 }
 NO_JSON = {"top", "inspect"}
 

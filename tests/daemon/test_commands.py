@@ -46,7 +46,7 @@ def test_vm_and_share_from_the_first_to_the_last(running: Running, capfd: pytest
 
     name = printed(capfd, "share", "add", "build", f"{path}:ro", "--owner", "job", "--lease", "60").strip()
     table = printed(capfd, "share", "ls")
-    assert table.splitlines()[0].split() == ["VM", "SHARE", "PATH", "ACCESS", "STATE", "HELD", "BY"]
+    assert table.splitlines()[0].split() == ["VM", "SHARE", "PATH", "ACCESS", "STATE", "DIRECTORY", "HELD", "BY"]
     assert f"{path}" in table
     assert "job (60 s)" in table
     assert json.loads(printed(capfd, "share", "ls", "build", "--json"))[0]["read_only"] is True

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.daemon.harness import supervisor_of
 from tests.daemon.test_users import ALICE, User
 from tests.processes import DEADLINE
 
@@ -365,6 +366,63 @@ def test_the_daemon_finds_its_mounts_again_and_the_guest_notices_nothing(home: H
         assert (guest.mounted(), client.shares("vm")) == ([], [])
 
 
+def replace(path: str) -> None:
+    os.rmdir(path)
+    os.mkdir(path)
+
+
+def test_a_mount_whose_directory_was_replaced_is_kept_by_its_holder_and_joined_by_nobody(
+    home: Home, guest: Guest
+) -> None:
+    path = home.directory("project")
+    with home.running() as daemon, home.client() as client:
+        daemon.add_vm(agent=f"unix:{guest.socket}")
+        before = client.map("vm", wanted(guest, path, owner="job-1"))
+        replace(path)
+        with pytest.raises(errors.MountConflict, match="was replaced since: have those who hold that mount release it"):
+            client.map("vm", wanted(guest, path, owner="job-2"))
+        (found,) = client.mounts("vm")
+        assert (found.share, found.directory) == (before.share, "replaced")
+        assert [each.owner for each in found.references] == ["job-1"]
+    # The next daemon asks for the very same mount, not for one of what is at the path now.
+    with home.running(), home.client() as client:
+        restored = (event for event in client.events("0") if event is not None and event.kind == "mount.restored")
+        assert next(restored).owner == "job-1"
+        (found,) = client.mounts("vm")
+        assert (found.state, found.share, found.directory) == ("mounted", before.share, "replaced")
+        assert len(guest.server.asked) == 1
+        assert [share.name for share in client.shares("vm")] == [before.share]
+        client.unmap("vm", found.guest_path, owner="job-1")
+        again = client.map("vm", wanted(guest, path, owner="job-2"))
+        assert again.share != before.share
+
+
+def test_a_mount_whose_directory_is_gone_from_its_path_outlives_the_daemon(home: Home, guest: Guest) -> None:
+    path = home.directory("project")
+    with home.running() as daemon, home.client() as client:
+        daemon.add_vm(agent=f"unix:{guest.socket}")
+        client.map("vm", wanted(guest, path, owner="job-1"))
+    os.rmdir(path)
+    with home.running(), home.client() as client:
+        ended = (event for event in client.events("0") if event is not None and event.kind.startswith("mount."))
+        assert next(ended).kind == "mount.restored"
+        (found,) = client.mounts("vm")
+        assert (found.state, found.directory) == ("mounted", "gone")
+
+
+def test_a_mount_is_not_made_again_of_another_directory_than_it_was_of(home: Home, guest: Guest) -> None:
+    path = home.directory("project")
+    with home.running() as daemon, home.client() as client:
+        daemon.add_vm(agent=f"unix:{guest.socket}")
+        client.map("vm", wanted(guest, path, owner="job-1"))
+    os.kill(supervisor_of(home, os.geteuid()), signal.SIGTERM)  # it ends in order, and nobody serves the directory
+    replace(path)
+    with home.running(), home.client() as client:
+        ended = (event for event in client.events("0") if event is not None and event.kind.startswith("mount."))
+        assert next(ended).kind == "mount.lost"
+        assert client.mounts("vm") == []
+
+
 def test_what_is_given_back_before_the_guest_is_reached_again_stays_given_back(home: Home, guest: Guest) -> None:
     path = home.directory("project")
     with home.running() as daemon, home.client() as client:
@@ -452,8 +510,16 @@ def test_doctor_tells_of_the_guest_too(
     assert "'nothing'" in found["found"]
     assert found["remedy"]
     mapped.add_vm("deaf")
+    path = mapped.home.directory("project")
+    mapped.add_share(path, "deaf", owner="job-1")
+    replace(path)
+    mapped.add_share(path, "deaf", owner="job-2")
     assert run(["doctor", "--vm", "deaf"]) == 1
-    assert "no agent" in capfd.readouterr().out
+    told = capfd.readouterr().out
+    assert "no agent" in told
+    assert f"warning  share 0 ({path}): its path leads to another directory now" in told
+    assert "release it and add the path again" in told
+    assert f"good     share 1 ({path}): its path leads to the directory that is shared" in told
 
 
 def test_the_commands_map_list_and_unmap(

@@ -22,7 +22,6 @@ if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
 
 from uvmshare.fileserver import idle as idle_module
-from uvmshare.fileserver import syscalls
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.session import Session
 from uvmshare.fileserver.waiting import set_time_out
@@ -195,7 +194,7 @@ def test_a_new_file_with_the_old_ones_inode_is_not_taken_for_it(
     client, path = mount.client, root / "a" / "b" / "f"
     for has_handles in (True, False):
         if not has_handles:
-            monkeypatch.setattr(syscalls, "file_handle", lambda _: b"")
+            monkeypatch.setattr(idle_module, "file_handle", lambda _: b"")
         for _ in range(100):
             inode = path.stat().st_ino
             fid = client.walk("a/b/f")

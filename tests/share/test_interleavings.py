@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 HERE = os.path.dirname(__file__)
 ONE = AddOptions(HERE, read_only=True)
-OTHER = AddOptions(HERE)
+OTHER = ONE.of_directory("what replaced it")
+"""The same path, after another directory was put there."""
 FAULTS = (Reply.FAIL, Reply.LOSE_BEFORE, Reply.LOSE_AFTER)
 
 

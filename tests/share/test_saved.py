@@ -287,7 +287,7 @@ async def test_an_owner_that_is_no_string_cannot_move(one: AddOptions) -> None:
         (b"[]", "what Manager.save"),
         (b'{"uvmshare_shares":"1"}', "what Manager.save"),
         (b'{"uvmshare_shares":1,"next_name":0}', "what Manager.save"),
-        (b'{"uvmshare_shares":2,"anything":0}', "a later uvmshare"),
+        (b'{"uvmshare_shares":3,"anything":0}', "a later uvmshare"),
         (b'{"uvmshare_shares":1,"next_name":1,"shares":[{"name":"1","host_path":"/"}]}', "no name below 1"),
         (b'{"uvmshare_shares":1,"next_name":9,"shares":[{"name":"01","host_path":"/"}]}', "no name below 9"),
         (b'{"uvmshare_shares":1,"next_name":9,"shares":[{"name":"x","host_path":"/"}]}', "no name below 9"),

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from uvmshare.errors import JournalDamaged, JournalError, JournalFull, JournalReadOnly, JournalTooNew
 from uvmshare.share import journal
-from uvmshare.share.journal import JournalledShare, JournalState, Phase
+from uvmshare.share.journal import Added, JournalledShare, JournalState, Phase
 from uvmshare.share.options import AddOptions
-from uvmshare.sqlite_journal.store import APPLICATION_ID, MIGRATIONS, Store
+from uvmshare.sqlite_journal.store import APPLICATION_ID, MIGRATIONS, Store, _row_sum
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -280,7 +280,7 @@ def test_a_journal_of_the_first_version_says_the_same_in_the_latest(tmp_path: Pa
             "INSERT INTO shares VALUES (1, 3, 'added', ?, 0, ?, 2)", (ONLY.host_path, json.dumps(ONLY.allowed_names))
         )
         connection.execute("INSERT INTO refs (vm, name, owner) VALUES (1, 3, 'b'), (1, 3, 'a')")
-    share = JournalledShare("3", ONLY, Phase.ADDED, ("b", "a"), 2)
+    share = JournalledShare("3", ONLY.of_directory(None), Phase.ADDED, ("b", "a"), 2)
     for _ in range(2):
         with closing(Store(path)) as store:
             assert store.load("vm") == JournalState(9, {"3": share})
@@ -289,6 +289,47 @@ def test_a_journal_of_the_first_version_says_the_same_in_the_latest(tmp_path: Pa
         assert store.load("vm").next_name == 10
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+
+
+def journal_of_the_second_version(path: str) -> None:
+    """Make one as it was before a share's directory was written down."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.create_function("row_sum", -1, _row_sum)
+        for statement in (*MIGRATIONS[0], *MIGRATIONS[1]):
+            connection.execute(statement)
+        connection.execute("PRAGMA user_version = 2")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute("INSERT INTO vms (vm, next_name) VALUES ('vm', 4)")
+        connection.execute(
+            "INSERT INTO shares (vm, name, phase, host_path, read_only, allowed_names) VALUES (1, 3, 'added', ?, 0, ?)",
+            (ONLY.host_path, json.dumps(ONLY.allowed_names)),
+        )
+        connection.execute("UPDATE vms SET sum = row_sum(id, vm, next_name)")
+        connection.execute(
+            "UPDATE shares SET sum = row_sum(vm, name, phase, host_path, read_only, allowed_names, anonymous)"
+        )
+
+
+def test_a_journal_that_knows_no_directories_says_the_same_and_learns_them(tmp_path: Path) -> None:
+    path = str(tmp_path / "journal.db")
+    journal_of_the_second_version(path)
+    with closing(Store(path)) as store:
+        known = store.load("vm").shares["3"]
+        assert known == JournalledShare("3", ONLY.of_directory(None), Phase.ADDED)
+        store.write([("vm", [Added("3", ONLY.directory)])])
+    with closing(Store(path)) as store:
+        assert store.load("vm").shares["3"].options == ONLY
+        store.write([("vm", [Added("3")])])  # what is known stays so
+        assert store.load("vm").shares["3"].options == ONLY
+
+
+def test_a_row_that_was_damaged_before_a_migration_is_damaged_after_it(tmp_path: Path) -> None:
+    path = str(tmp_path / "journal.db")
+    journal_of_the_second_version(path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE shares SET host_path = '/srv/another'")
+    with closing(Store(path)) as store, pytest.raises(JournalDamaged, match="checksum"):
+        store.load("vm")
 
 
 def test_a_migration_that_was_cut_off_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

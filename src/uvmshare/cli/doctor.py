@@ -60,9 +60,40 @@ def _guest(vm: str, host: str | None) -> list[Finding]:
         ]
 
 
+_FATES: Final = {
+    "replaced": "its path leads to another directory now",
+    "gone": "its path leads to no directory any more",
+}
+
+
+def _shared(vm: str, host: str | None) -> list[Finding]:
+    """Return what became of the directories that are shared with a VM; nothing when the daemon cannot be asked."""
+    try:
+        with connected(host) as client:
+            shares = client.shares(vm)
+    except UvmshareError:
+        return []  # the guest's finding says why
+    return [
+        Finding(f"share {each.name} ({each.path})", "good", "its path leads to the directory that is shared")
+        if each.directory == "there"
+        else Finding(
+            f"share {each.name} ({each.path})",
+            "warning",
+            _FATES.get(each.directory, "nobody can tell what its path leads to now"),
+            "the guest goes on with the directory that was there; what the host does at the path, it does not see"
+            if each.directory in _FATES
+            else "it may be another directory than the host's programs use",
+            "release it and add the path again, which shares what is there now"
+            if each.directory in _FATES
+            else "see whether its file system answers and the VM's user reaches the path",
+        )
+        for each in shares
+    ]
+
+
 @click.command()
 @click.argument("shares", metavar="[DIRECTORY]...", nargs=-1, type=click.Path())
-@click.option("--vm", metavar="VM", help="Look at the guest of this VM too, by the daemon and the guest's agent.")
+@click.option("--vm", metavar="VM", help="Look at the shares and the guest of this VM too, by the daemon.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead of a list.")
 @host_option
 def doctor(shares: tuple[str, ...], *, vm: str | None, host: str | None, as_json: bool) -> None:
@@ -71,7 +102,7 @@ def doctor(shares: tuple[str, ...], *, vm: str | None, host: str | None, as_json
     \b
     uvmshare doctor                      the host
     uvmshare doctor /srv/project         and a directory that is to be shared
-    uvmshare doctor --vm dev             and the guest of a VM, whose agent tells
+    uvmshare doctor --vm dev             and the shares of a VM, and its guest, whose agent tells
     uvmshare doctor --json | jq '.[] | select(.verdict != "good")'
 
     Exit status: 0 when nothing is bad, 1 otherwise. Warnings leave it at 0. Nothing is changed.
@@ -83,6 +114,7 @@ def doctor(shares: tuple[str, ...], *, vm: str | None, host: str | None, as_json
 
     findings = examine(shares)
     if vm is not None:
+        findings += _shared(vm, host)
         findings += _guest(vm, host)
     if as_json:
         print_json(findings)

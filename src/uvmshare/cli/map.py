@@ -174,10 +174,13 @@ def mounts(vms: tuple[str, ...], host: str | None, *, as_json: bool) -> None:
             each.path,
             "ro" if each.read_only else "rw",
             each.state,
+            each.directory,
             ", ".join(reference.owner for reference in each.references),
         )
         for each in found
     ]
     print_table(
-        ("vm", "guest path", "share", "path", "access", "state", "held by"), rows, empty="no mounts: uvmshare map"
+        ("vm", "guest path", "share", "path", "access", "state", "directory", "held by"),
+        rows,
+        empty="no mounts: uvmshare map",
     )

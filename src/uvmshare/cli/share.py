@@ -105,10 +105,15 @@ def ls(vms: tuple[str, ...], host: str | None, *, as_json: bool) -> None:
         print_json(shares)
         return
     rows = [
-        (each.vm, each.name, each.path, _access(each), each.state, ", ".join(map(_held, each.references)))
+        (
+            *(each.vm, each.name, each.path, _access(each), each.state),
+            *(each.directory, ", ".join(map(_held, each.references))),
+        )
         for each in shares
     ]
-    print_table(("vm", "share", "path", "access", "state", "held by"), rows, empty="no shares: uvmshare share add")
+    print_table(
+        ("vm", "share", "path", "access", "state", "directory", "held by"), rows, empty="no shares: uvmshare share add"
+    )
 
 
 def _access(shown: Share) -> str:

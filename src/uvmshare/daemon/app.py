@@ -232,7 +232,9 @@ async def remove_vm(
 @get("/vms/{vm:str}/shares", summary="List shares", responses=_FAILURES)
 async def list_shares(*, service: Serving, who: Who, vm: VmName) -> list[Share]:
     """List the shares of a VM that you hold; to root, all."""
-    return service.shares.all(who, await service.find_ready(who, vm))
+    machine = await service.find_ready(who, vm)
+    await service.shares.look(machine)
+    return service.shares.all(who, machine)
 
 
 @post("/vms/{vm:str}/shares", summary="Add a share", responses=_ACCEPTED)
@@ -254,7 +256,9 @@ async def add_share(
 @get("/vms/{vm:str}/shares/{share:str}", summary="A share", responses=_FAILURES)
 async def get_share(*, service: Serving, who: Who, vm: VmName, share: ShareName) -> Share:
     """Show one share."""
-    return service.shares.get(who, await service.find_ready(who, vm), share)
+    machine = await service.find_ready(who, vm)
+    await service.shares.look(machine)
+    return service.shares.get(who, machine, share)
 
 
 @delete("/vms/{vm:str}/shares/{share:str}", summary="Release a share", status_code=200, responses=_ACCEPTED)
@@ -292,7 +296,9 @@ async def renew_lease(
 @get("/vms/{vm:str}/mounts", summary="List mounts", responses=_FAILURES)
 async def list_mounts(*, service: Serving, who: Who, vm: VmName) -> list[Mount]:
     """List the mounts in a VM's guest that you hold; to root, all."""
-    return service.mappings.all(who, await service.find_ready(who, vm))
+    machine = await service.find_ready(who, vm)
+    await service.shares.look(machine)
+    return service.mappings.all(who, machine)
 
 
 @post("/vms/{vm:str}/mounts", summary="Map a directory", responses=_ACCEPTED)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from uvmshare.daemon.groups import Use
+from uvmshare.directory import Fate
 from uvmshare.mounts.options import DEFAULT_MSIZE, Cache
 
 __all__ = [
@@ -203,6 +204,9 @@ class Share(_Answer, frozen=True):
     orphan: bool
     since: datetime
     last_error: str | None
+    directory: Fate
+    """What the path leads to now: "there", the directory that is shared; "replaced", another one, which an add would
+    share under another name; "gone", nothing; "unknown", when nobody can tell, or its file system does not answer."""
     references: tuple[Reference, ...]
     mounts: tuple[str, ...]
     """Where the guest has it mounted for those whom the daemon maps it for: these hold it too."""
@@ -249,6 +253,8 @@ class Mount(_Answer, frozen=True):
     busy: str | None
     since: datetime | None
     last_error: str | None
+    directory: Fate
+    """What the path leads to now; see a share's."""
     references: tuple[Reference, ...]
 
 

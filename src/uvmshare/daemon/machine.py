@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from uvmshare import address, peers
 from uvmshare.daemon.dialler import UserDialler
+from uvmshare.daemon.fates import Fates
 from uvmshare.daemon.tracing import TracedFileServer
 from uvmshare.errors import (
     ComputeSystemGone,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from uvmshare.daemon.groups import Group, Groups
     from uvmshare.daemon.identity import Identity, Threads
     from uvmshare.daemon.store import VmRecord
+    from uvmshare.directory import Fate
     from uvmshare.fileserver import control
     from uvmshare.fileserver.link import RunAs
     from uvmshare.mounts.channel import Streams
@@ -143,7 +145,8 @@ class Places:
 class Machine:
     """One VM. Made by `add` for a new one, or by `find` for one that an earlier daemon had.
 
-    `changed` is called with the machine, what happened to its file server, in a word, and the reason.
+    `changed` is called with the machine, what happened to its file server, in a word, and the reason; `fated` with it,
+    a share and what became of the share's directory, when that is seen.
     """
 
     def __init__(
@@ -153,9 +156,13 @@ class Machine:
         journal: Journal,
         changed: Callable[[Machine, str, str | None], None],
         threads: Threads,
+        *,
+        fated: Callable[[Machine, ShareInfo, Fate], None],
     ) -> None:
         self.record = record
         self.threads = threads
+        self.fates = Fates(threads, record.identity, lambda share, fate: fated(self, share, fate))
+        """What became of the directories of its shares."""
         self._journal = journal
         self._places = places
         self._changed = changed

@@ -19,13 +19,15 @@ import structlog
 from uvmshare.daemon.documents import Mount, Reference
 from uvmshare.daemon.identity import checked_options
 from uvmshare.daemon.quotas import weight
-from uvmshare.daemon.shares import holder_of, may_see, options_of
+from uvmshare.daemon.shares import holder_of, may_see, note_what_is_there, options_of
 from uvmshare.daemon.store import MountLease, MountRecord, name_for
 from uvmshare.daemon.tracing import span
+from uvmshare.directory import may_be_same, recalled
 from uvmshare.errors import (
     AgentUnreachable,
     ComputeSystemGone,
     DaemonError,
+    HostPathReplaced,
     InvalidOptions,
     MountConflict,
     MountRevoked,
@@ -126,6 +128,7 @@ class Mappings:
             busy=info.busy,
             since=info.since,
             last_error=None if info.last_error is None else printable(str(info.last_error)),
+            directory="unknown" if info.share_name is None else machine.fates.of(info.share_name),
             references=self._references(who, machine.record.key, info.mount_path, [str(each) for each in info.owners]),
         )
 
@@ -148,6 +151,7 @@ class Mappings:
             busy="mounting",
             since=None,
             last_error=None,
+            directory="unknown",
             references=self._references(who, machine.record.key, path, owners),
         )
 
@@ -209,6 +213,7 @@ class Mappings:
                 guest_path=path,
                 lease=wanted.lease,
             )
+        note_what_is_there(machine, share)
         return self.get(who, machine, path)
 
     @contextmanager
@@ -254,7 +259,11 @@ class Mappings:
         """Say that a path is taken by somebody else's mount, and not what it is. Raises `MountConflict`."""
         seen = {mount.guest_path for mount in self.all(who, machine)}
         for info in machine.mounted():
-            if info.mount_path == options.mount_path and info.mount_path not in seen and info.options != options:
+            if (
+                info.mount_path == options.mount_path
+                and info.mount_path not in seen
+                and not info.options.may_be(options)
+            ):
                 msg = f"{options.mount_path} in the guest is taken: ask for another path"
                 raise MountConflict(msg)
 
@@ -470,13 +479,7 @@ class Mappings:
         key = MountLease(record.vm, record.owner, record.mount_path)
         try:
             mounts = machine.require_mounts()
-            share = await checked_options(
-                machine.threads,
-                machine.record.identity,
-                record.host_path,
-                read_only=record.read_only,
-                only=record.allowed_names,
-            )
+            share = await self._share_again(machine, record)
             options = MountOptions(
                 share, record.mount_path, cache=record.cache, msize=record.msize, suid=record.suid, dev=record.dev
             )
@@ -486,7 +489,7 @@ class Mappings:
         except (ComputeSystemGone, MountRevoked):
             return True
         except UvmshareError as error:
-            refused = isinstance(error, InvalidOptions | OperationDenied | MountConflict)
+            refused = isinstance(error, InvalidOptions | OperationDenied | MountConflict | HostPathReplaced)
             structlog.get_logger("uvmshare.daemon").warning(
                 "mount of an earlier daemon could not be had again",
                 vm=f"{record.vm[0]}:{record.vm[1]}",
@@ -513,6 +516,35 @@ class Mappings:
             guest_path=record.mount_path,
         )
         return True
+
+    async def _share_again(self, machine: Machine, record: MountRecord) -> AddOptions:
+        """Return the options of the share that a mount had: of the same directory, whatever its path leads to now.
+
+        Raises `HostPathReplaced` when nobody serves that any more, and as `checked_options` does.
+        """
+        owner = share_owner(record.mount_path)
+        held = [info.options for info in machine.shares(owner=owner) if not info.orphan]
+        try:
+            found = await checked_options(
+                machine.threads,
+                machine.record.identity,
+                record.host_path,
+                read_only=record.read_only,
+                only=record.allowed_names,
+            )
+        except InvalidOptions:
+            if held:  # the directory is gone from its path, and is shared all the same
+                return held[-1]
+            raise
+        if held:
+            return held[-1]
+        if not may_be_same(recalled(record.directory), found.directory):
+            msg = (
+                f"{record.host_path} leads to another directory than the one that was mounted at {record.mount_path}, "
+                "which nobody serves any more: map it again"
+            )
+            raise HostPathReplaced(msg)
+        return found
 
     async def release_strays(self, machine: Machine) -> None:
         """Take out shares that mounts held of which nothing is written down any more, as often as it takes."""
@@ -570,4 +602,5 @@ def _record(vm: VmKey, owner: str, options: MountOptions) -> MountRecord:
         options.msize,
         options.suid,
         options.dev,
+        share.directory,
     )

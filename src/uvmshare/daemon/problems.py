@@ -31,6 +31,7 @@ ANSWERS: Final[Mapping[type[errors.UvmshareError], tuple[int, str]]] = {
     errors.NotThere: (404, "List what there is. What belongs to another user is not there."),
     errors.ShareNotFound: (404, "List the VM's shares."),
     errors.HostPathNotFound: (404, "Make the directory, or name another."),
+    errors.HostPathReplaced: (409, "Ask again, for what is at the path now."),
     errors.ComputeSystemNotFound: (404, "`uvmshare hcs list` shows those that there are."),
     errors.AlreadyThere: (409, "Choose another id, or remove that VM first."),
     errors.ShareExists: (409, _REPORT),

@@ -178,7 +178,8 @@ class Service:
             self.events.emit(f"vm.{what}", machine.record.key, reason=reason)
 
         uid, id_ = record.key
-        return Machine(record, self._places, self._journal.for_vm(f"{uid}/{id_}"), changed, self.threads)
+        journal = self._journal.for_vm(f"{uid}/{id_}")
+        return Machine(record, self._places, journal, changed, self.threads, fated=self.shares.fated)
 
     def info(self, who: Identity) -> Info:
         """Tell about the daemon."""

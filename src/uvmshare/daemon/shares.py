@@ -8,6 +8,7 @@ their own (`uvmshare.mounts.manager`), for those who hold the mount.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from uvmshare.daemon.keeper import no_lease
 from uvmshare.daemon.quotas import weight
 from uvmshare.daemon.store import ShareLease, name_for
 from uvmshare.daemon.tracing import span
+from uvmshare.directory import may_be_same
 from uvmshare.errors import InvalidOptions, NotThere, OperationDenied
 from uvmshare.printable import printable
 
@@ -31,11 +33,12 @@ if TYPE_CHECKING:
     from uvmshare.daemon.keeper import LeaseKeeper
     from uvmshare.daemon.machine import Machine
     from uvmshare.daemon.store import VmKey
+    from uvmshare.directory import Fate
     from uvmshare.mounts.mount import MountInfo
     from uvmshare.share.manager import ShareInfo
     from uvmshare.share.options import AddOptions
 
-__all__ = ["Shares", "holder_of", "may_see", "options_of", "whose"]
+__all__ = ["Shares", "holder_of", "may_see", "note_what_is_there", "options_of", "whose"]
 
 
 def holder_of(owner: object) -> tuple[int, str] | None:
@@ -82,6 +85,28 @@ class Shares:
 
     # Shown
 
+    async def look(self, machine: Machine) -> None:
+        """See what the paths of a VM's shares lead to now, for what is shown next. Waits for nothing for long."""
+        await machine.fates.look(machine.shares())
+
+    def fated(self, machine: Machine, info: ShareInfo, fate: Fate) -> None:
+        """Tell those who hold a share what became of its directory."""
+        holders = {holder_of(owner): None for owner in info.owners}
+        for mount in machine.mounted():
+            if mount.share_name == info.name:
+                holders |= {holder_of(owner): None for owner in mount.owners}
+        for holder in holders:
+            if holder is not None:
+                self._events.emit(
+                    "share.directory",
+                    machine.record.key,
+                    uid=holder[0],
+                    share=info.name,
+                    owner=holder[1],
+                    path=info.options.host_path,
+                    directory=fate,
+                )
+
     def all(self, who: Identity, machine: Machine) -> list[Share]:
         """Return the shares that a user may see: to root all, to others those that they hold, or hold a mount of."""
         mounts = _mounts_of_shares(machine)
@@ -112,6 +137,7 @@ class Shares:
             orphan=info.orphan,
             since=info.since,
             last_error=None if info.last_error is None else printable(str(info.last_error)),
+            directory=machine.fates.of(info.name),
             references=tuple(
                 self._reference(machine.record.key, owner, holder, info.options)
                 for holder, owner in holders
@@ -139,14 +165,17 @@ class Shares:
     async def add(self, who: Identity, machine: Machine, wanted: NewShare) -> Share:
         """Share a directory for an owner of `who`, and return the share when the guest can mount it.
 
-        The same owner again holds one reference, whose lease is then the new one. Raises `InvalidOptions`,
-        `OperationDenied`, `LimitReached`, and what the VM raises; then there is no new reference.
+        The same owner again holds one reference, whose lease is then the new one. What is shared is the directory that
+        the path leads to now: whoever holds the one that was there before keeps that, under its own name.
+
+        Raises `InvalidOptions`, `OperationDenied`, `LimitReached`, and what the VM raises; then there is no new
+        reference.
         """
         manager = machine.require()
         options = await options_of(machine, wanted)
         vm, owner = machine.record.key, f"{who.uid}/{wanted.owner}"
         key = lease_key(vm, owner, options)
-        held = _held(machine, key) is not None
+        held = any(info.options.may_be(options) for info in _held(machine, key))
         size = weight(options.host_path, names=options.allowed_names)
         with nullcontext() if held else self._adding(who, size):
             if wanted.lease is not None:
@@ -155,7 +184,7 @@ class Shares:
                 with span("add_to_vm", vm=f"{vm[0]}:{vm[1]}", owner=owner, path=options.host_path):
                     name = await manager.add_to_vm(options, owner=owner)
             except BaseException:
-                if _held(machine, key) is None:
+                if not _held(machine, key):
                     self._keeper.forget(key)
                 raise
         if wanted.lease is None:
@@ -173,6 +202,7 @@ class Shares:
                 read_only=options.read_only,
                 lease=wanted.lease,
             )
+        note_what_is_there(machine, options)
         return self.get(who, machine, name)
 
     async def release(self, machine: Machine, name: str, owner: str, kind: str = "share.released") -> None:
@@ -190,7 +220,9 @@ class Shares:
         after = machine.share(name)
         path = info.options.host_path
         if after is None or owner not in after.owners:
-            self._keeper.forget(lease_key(vm, owner, info.options))
+            key = lease_key(vm, owner, info.options)
+            if not _held(machine, key):  # else it is on what he holds of the directory that was there before, or since
+                self._keeper.forget(key)
             self._events.emit(kind, vm, uid=holder[0], share=name, owner=holder[1], path=path)
         if after is None:
             self._events.emit("share.removed", vm, uid=holder[0], share=name, path=path)
@@ -225,12 +257,15 @@ class Shares:
 
     async def lease_ended(self, machine: Machine | None, key: ShareLease) -> None:
         """Give back what the lease was on. Raises what the VM raises."""
-        info = None if machine is None else _held(machine, key)
-        if machine is None or info is None:
+        held = [] if machine is None else _held(machine, key)
+        if machine is None or not held:
             # Nothing is held. Either an add is under way, which grants the lease afresh when it ends, or it failed.
             self._keeper.forget(key)
             return
-        await self.release(machine, info.name, key.owner, "lease.ended")
+        releases = [self.release(machine, info.name, key.owner, "lease.ended") for info in held]
+        for outcome in await asyncio.gather(*releases, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
 
 
 def _mounts_of_shares(machine: Machine) -> Mapping[str | None, list[MountInfo]]:
@@ -242,10 +277,19 @@ def _mounts_of_shares(machine: Machine) -> Mapping[str | None, list[MountInfo]]:
 
 
 def lease_key(vm: VmKey, owner: str, options: AddOptions) -> ShareLease:
-    """Return what a lease of a holder on a share is on."""
+    """Return what a lease of a holder on a share is on: on what he asked for, whichever directory the path leads to."""
     return ShareLease(vm, owner, options.host_path, options.read_only, options.allowed_names)
 
 
-def _held(machine: Machine, key: ShareLease) -> ShareInfo | None:
+def _held(machine: Machine, key: ShareLease) -> list[ShareInfo]:
+    """Return what a lease is on: one share, or one for each directory that was at its path meanwhile."""
     held = machine.shares(owner=key.owner)
-    return next((info for info in held if lease_key(key.vm, key.owner, info.options) == key), None)
+    return [info for info in held if lease_key(key.vm, key.owner, info.options) == key]
+
+
+def note_what_is_there(machine: Machine, options: AddOptions) -> None:
+    """Take note that the path of these options, which were made just now, leads to their directory."""
+    for info in machine.shares():
+        if info.options.host_path == options.host_path and options.directory is not None:
+            same = may_be_same(info.options.directory, options.directory)
+            machine.fates.note(info, "there" if same else "replaced")

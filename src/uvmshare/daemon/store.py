@@ -80,6 +80,8 @@ class MountRecord(msgspec.Struct, frozen=True):
     msize: int
     suid: bool
     dev: bool
+    directory: str | None = None
+    """`AddOptions.directory` of its share, in what this version wrote."""
 
 
 class MountLease(msgspec.Struct, frozen=True, tag="mount"):
@@ -94,7 +96,7 @@ class ShareLease(msgspec.Struct, frozen=True, tag="share"):
     """What one lease is on: a reference of an owner to a share, named by its options.
 
     The options, not the share's name: they are known before the share is added, so that no crash can leave a
-    reference behind whose lease nobody wrote down.
+    reference behind whose lease nobody wrote down. Nor which directory it is: that is another one after each boot.
     """
 
     vm: VmKey

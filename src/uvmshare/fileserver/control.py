@@ -100,6 +100,8 @@ class Modify(_Request, frozen=True, tag="modify"):
     """Carry out a modify document."""
 
     document: msgspec.Raw
+    directory: str | None = None
+    """Which directory (`uvmshare.directory`) the path of a share to add has to lead to; None: whichever it does."""
 
 
 class Status(_Request, frozen=True, tag="status"):
@@ -142,6 +144,8 @@ class Share(msgspec.Struct, frozen=True):
     document: schema.Plan9Share
     leaving: bool = False
     """It is being removed: its mounts have been killed and are ending."""
+    directory: str | None = None
+    """Which directory it is (`uvmshare.directory`)."""
 
 
 class Lost(msgspec.Struct, frozen=True):
@@ -165,6 +169,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the host's kernel lacks for full confinement; empty when nothing."""
     lost: tuple[Lost, ...] = ()
     """What this supervisor could not take over from the one before it."""
+    directory: str | None = None
+    """Which directory the share is that was added."""
 
 
 _encoder = msgspec.json.Encoder()

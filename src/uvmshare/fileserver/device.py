@@ -234,6 +234,20 @@ class FileServer:
         link = await self._require_link()
         await link.ask(lambda number: control.Modify(number, document), self._modify_timeout)
 
+    async def add_directory(self, request: schema.ModifySettingRequest, directory: str | None) -> str | None:
+        """Carry out a document that adds a share, if its path leads to that directory; return which one it is.
+
+        See `uvmshare.hcs.utility_vm.KnowsDirectories`. Raises what `modify` does, and `HostPathReplaced`.
+        """
+        document = msgspec.Raw(schema.encode(request))
+        link = await self._require_link()
+        reply = await link.ask(lambda number: control.Modify(number, document, directory), self._modify_timeout)
+        return reply.directory
+
+    async def plan9_directories(self) -> dict[str, str | None]:
+        """Return which directory each share is, by the name of the share. Raises what `status` raises."""
+        return {share.name: share.directory for share in (await self.status()).shares}
+
     async def status(self, *, counters: bool = False) -> control.Reply:
         """Return the addresses, the shares, and the mount processes of each; with `counters`, what these have done.
 

@@ -83,7 +83,6 @@ def _enclose(root: int, *, read_only: bool) -> None:
     if share >= 0:
         at = os.path.join(_BASE, _SHARE)
         syscalls.move_mount(share, at)
-        os.close(share)
         syscalls.set_mount_flags(at, _STRICT | (MountFlag.RDONLY if read_only else 0))
     syscalls.mount(_BASE, MountFlag.REMOUNT | MountFlag.BIND | MountFlag.RDONLY | _STRICT)
     os.chdir(_BASE)
@@ -91,9 +90,9 @@ def _enclose(root: int, *, read_only: bool) -> None:
     syscalls.unmount(".")
     os.chdir("/")
     if share >= 0:
-        reached = os.open(f"/{_SHARE}", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        os.dup2(reached, root, inheritable=False)
-        os.close(reached)
+        # Not by its path: what the host has mounted over the share's directory since would lie there.
+        os.dup2(share, root, inheritable=False)
+        os.close(share)
 
 
 def _parents(path: str) -> list[str]:

@@ -11,8 +11,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from uvmshare import directory
 from uvmshare.errors import AccessDenied, FileServerError, InvalidDocument
-from uvmshare.fileserver import syscalls
 from uvmshare.hcs.schema import Plan9ShareFlags
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ _KNOWN_FLAGS: Final = (
     | Plan9ShareFlags.RESTRICT_FILE_ACCESS
     | Plan9ShareFlags.UNLIMITED_CONNECTIONS  # the limits of the file server hold
 )
+
+
+_SEPARATORS_BEFORE_IDENTITIES: Final = 2
+"""In what tables of 0.1 have for a root: device, inode and handle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +85,29 @@ class Export:
         )
 
     def root_id(self) -> str:
-        """Say which directory the root is, until the host starts anew: no other one has or had the same.
+        """Say which directory the root is (`uvmshare.directory`). Raises `OSError`."""
+        return directory.of_descriptor(self.root) or self._short_root_id()
 
-        Where the file system has no file handles, an inode number that was given anew cannot be told apart.
-        Raises `OSError`.
+    def has_root(self, written: str, *, in_mount: bool = False) -> bool:
+        """Tell whether this root is what `root_id` said, here or in an earlier uvmshare. Raises `OSError`.
+
+        `in_mount`: it was opened through a mount process, which has it in a mount of its own.
         """
+        if in_mount:
+            written = (
+                directory.without_mount(written) if written.count(":") > _SEPARATORS_BEFORE_IDENTITIES else written
+            )
+        if written.count(":") == _SEPARATORS_BEFORE_IDENTITIES:
+            return written == self._short_root_id()
+        return directory.may_be_same(written, self.root_id())
+
+    def known_root_id(self, written: str) -> str:
+        """Return what a table says of this root, as `root_id` says it in this version. Raises `OSError`."""
+        return self.root_id() if written.count(":") == _SEPARATORS_BEFORE_IDENTITIES else written
+
+    def _short_root_id(self) -> str:
         found = os.fstat(self.root)
-        return f"{found.st_dev:x}:{found.st_ino:x}:{syscalls.file_handle(self.root).hex()}"
+        return f"{found.st_dev:x}:{found.st_ino:x}:{directory.file_handle(self.root).hex()}"
 
     def close(self) -> None:
         """Close the root."""

@@ -22,7 +22,7 @@ import stat
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from uvmshare.fileserver import syscalls
+from uvmshare.directory import birth_time, file_handle
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -187,6 +187,6 @@ def _place(directory: Node, name: bytes) -> tuple[int, int, bytes]:
 
 def _seal(descriptor: int, found: os.stat_result) -> int:
     """Return a number that is a file's alone for as long as this process lives: its inode in the low bits."""
-    handle = syscalls.file_handle(descriptor)
-    other: object = handle or syscalls.birth_time(descriptor)
+    handle = file_handle(descriptor)
+    other: object = handle or birth_time(descriptor)
     return (hash((found.st_dev, other)) & _INODE) << _INODE_BITS | found.st_ino & _INODE

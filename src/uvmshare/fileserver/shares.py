@@ -17,7 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from uvmshare.errors import ShareExists, ShareNotFound
+from uvmshare.directory import may_be_same
+from uvmshare.errors import FileServerError, HostPathReplaced, ShareExists, ShareNotFound
 from uvmshare.fileserver import counters, leaving, mount, said
 from uvmshare.fileserver.counters import Counters
 from uvmshare.fileserver.export import Export
@@ -67,6 +68,8 @@ class Share:
     serial: int
     document: Plan9Share
     export: Export
+    directory: str
+    """Which one it is: `Export.root_id`."""
     mounts: dict[int, Mount] = field(default_factory=dict)
     removals: list[Callable[[], None]] = field(default_factory=list)
 
@@ -102,7 +105,7 @@ class Shares:
 
     def take_over(self, entry: Entry, export: Export, mounts: list[Found]) -> None:
         """Go on with a share of a supervisor that died, and with its mounts."""
-        share = Share(entry.serial, entry.document, export)
+        share = Share(entry.serial, entry.document, export, export.known_root_id(entry.root))
         self._by_name[export.name] = share
         for found in mounts:
             self._watch(Mount(found.pid, found.pidfd, share, found.connection, found.peer), said.reopen(found.pid))
@@ -114,10 +117,11 @@ class Shares:
 
     # Changes
 
-    def add(self, document: Plan9Share) -> None:
-        """Open a share and serve it.
+    def add(self, document: Plan9Share, directory: str | None = None) -> str:
+        """Open a share and serve it; return which directory it is.
 
-        Raises `ShareExists`, what `Export.open` raises, and what `Ledger.add` raises; then there is no such share.
+        Raises `HostPathReplaced` when that is not `directory`, `ShareExists`, what `Export.open` raises, and what
+        `Ledger.add` raises; then there is no such share.
         """
         if document.access_name in self._by_name:
             msg = f"there is a share {document.access_name!r} already"
@@ -127,14 +131,29 @@ class Shares:
         for kept in self._keep_out:
             kept.require_apart(document)
         export = Export.open(document, self._security_model, links=self._links)
-        if self._ledger is not None:
-            try:
-                self._ledger.add(Entry(self._serial + 1, export.root_id(), document))
-            except BaseException:
-                export.close()
-                raise
+        try:
+            found = export.root_id()
+            if not may_be_same(directory, found):
+                msg = (
+                    f"share {document.access_name}: {document.path!r} leads to another directory than when it was "
+                    "asked for: ask again, for the one that is there now"
+                )
+                raise HostPathReplaced(msg)
+            if self._ledger is not None:
+                self._ledger.add(Entry(self._serial + 1, found, document))
+        except OSError as error:
+            export.close()
+            msg = (
+                f"share {document.access_name}: cannot tell which directory {document.path!r} is: {error.strerror}; "
+                "see whether its file system is whole"
+            )
+            raise FileServerError(msg) from error
+        except BaseException:
+            export.close()
+            raise
         self._serial += 1
-        self._by_name[export.name] = Share(self._serial, document, export)
+        self._by_name[export.name] = Share(self._serial, document, export, found)
+        return found
 
     def remove(self, name: str, when_gone: Callable[[], None]) -> None:
         """Take a share away: no new attach from now on, its mounts ended; `when_gone` once they have.

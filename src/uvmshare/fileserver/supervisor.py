@@ -141,6 +141,7 @@ class _Server:
                     ),
                     document=share.document,
                     leaving=bool(share.removals),
+                    directory=share.directory,
                 )
                 for share in self.shares
             ),
@@ -296,8 +297,8 @@ class Supervisor:
 
         match document.request_type:
             case schema.RequestType.ADD:
-                shares.add(document.settings)
-                done()
+                directory = shares.add(document.settings, request.directory)
+                self._controllers.answer(controller, control.Reply(id=request.id, directory=directory))
             case schema.RequestType.REMOVE:
                 shares.remove(document.settings.access_name, done)
             case None:

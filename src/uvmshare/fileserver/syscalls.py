@@ -12,7 +12,6 @@ import ctypes
 import errno
 import os
 import platform
-import struct
 from contextlib import suppress
 from typing import Final
 
@@ -25,7 +24,6 @@ __all__ = [
     "clone_mounts",
     "drop_capabilities",
     "drop_supplementary_groups",
-    "file_handle",
     "file_system_type",
     "getdents64",
     "has_seccomp_filters",
@@ -167,47 +165,6 @@ def landlock_restrict(directory: int, allowed: int) -> None:
         _check(_libc.syscall(_LANDLOCK_RESTRICT_SELF, ruleset, ctypes.c_uint32(0)), "landlock_restrict_self")
     finally:
         os.close(ruleset)
-
-
-_AT_EMPTY_PATH: Final = 0x1000
-
-
-class _FileHandle(ctypes.Structure):
-    _fields_ = (("bytes", ctypes.c_uint), ("type", ctypes.c_int), ("handle", ctypes.c_ubyte * 128))
-
-
-def file_handle(descriptor: int) -> bytes:
-    """Return what the file system calls an open file, see name_to_handle_at(2): its inode and generation.
-
-    Empty where the file system has no such handles. Raises `OSError` for anything else.
-    """
-    handle = _FileHandle(bytes=128)
-    mount = ctypes.c_int()
-    if _libc.name_to_handle_at(descriptor, b"", ctypes.byref(handle), ctypes.byref(mount), _AT_EMPTY_PATH) < 0:
-        number = ctypes.get_errno()
-        if number in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM):  # EPERM: a container's seccomp filter
-            return b""
-        raise OSError(number, f"name_to_handle_at: {os.strerror(number)}")
-    return bytes(handle.handle[: handle.bytes])
-
-
-_STATX_BTIME: Final = 0x800
-_STATX_SIZE: Final = 256
-_STATX_BTIME_AT: Final = 80
-_STATX_TIME: Final = struct.Struct("=qI")
-
-
-def birth_time(descriptor: int) -> tuple[int, int] | None:
-    """Return when a file was made, in seconds and nanoseconds, see statx(2); None where its file system does not tell.
-
-    Raises `OSError`.
-    """
-    found = ctypes.create_string_buffer(_STATX_SIZE)
-    _check(_libc.statx(descriptor, b"", _AT_EMPTY_PATH, ctypes.c_uint(_STATX_BTIME), found), "statx")
-    if not int.from_bytes(found.raw[:4], "little") & _STATX_BTIME:
-        return None
-    seconds, nanoseconds = _STATX_TIME.unpack_from(found.raw, _STATX_BTIME_AT)
-    return seconds, nanoseconds
 
 
 _ENOUGH_FOR_STATFS: Final = 256

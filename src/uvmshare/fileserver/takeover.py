@@ -94,7 +94,7 @@ def _open(entry: Entry, security_model: str, links: str, mounts: list[Found]) ->
     except UvmshareError as error:
         reason = str(error)
     else:
-        if export.root_id() == entry.root:
+        if export.has_root(entry.root):
             return export
         export.close()
         reason = f"share {entry.document.access_name}: {entry.document.path!r} is another directory now"
@@ -107,7 +107,7 @@ def _open(entry: Entry, security_model: str, links: str, mounts: list[Found]) ->
             export = Export.open(entry.document, security_model, links=links, root=root)
         except ComputeSystemError:
             continue
-        if export.root_id() == entry.root:
+        if export.has_root(entry.root, in_mount=True):
             return export
         export.close()
     return reason

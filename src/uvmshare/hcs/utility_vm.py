@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from uvmshare.errors import ComputeSystemGone
     from uvmshare.share.interfaces import Plan9Share
 
-__all__ = ["ComputeSystem", "ListsPlan9Shares", "UtilityVM", "removal"]
+__all__ = ["ComputeSystem", "KnowsDirectories", "ListsPlan9Shares", "UtilityVM", "removal"]
 
 
 class ComputeSystem(Protocol):
@@ -43,6 +43,20 @@ class ListsPlan9Shares(Protocol):
         """
 
 
+@runtime_checkable
+class KnowsDirectories(Protocol):
+    """A compute system that can tell which directory a share is (`uvmshare.directory`). The Linux file server can."""
+
+    async def add_directory(self, request: schema.ModifySettingRequest, directory: str | None) -> str | None:
+        """Carry out a document that adds a share, if its path leads to that directory; return which one it is.
+
+        None stands for one that is not known. Raises what `ComputeSystem.modify` raises, and `HostPathReplaced`.
+        """
+
+    async def plan9_directories(self) -> Mapping[str, str | None]:
+        """Return which directory each share is, by its name. Raises what `ComputeSystem.modify` raises."""
+
+
 class UtilityVM:
     """The Plan 9 shares of one compute system, as `uvmshare.share.interfaces.VMPlan9`.
 
@@ -54,28 +68,33 @@ class UtilityVM:
         self._compute_system = compute_system
         self._port = port
 
-    async def add_plan9(self, share: Plan9Share) -> None:
-        """Send the Add document of the share. Raises what the compute system's `modify` raises."""
+    async def add_plan9(self, share: Plan9Share) -> str | None:
+        """Send the Add document of the share. Raises what the compute system's `modify` raises.
+
+        Where the compute system can tell, the path has to lead to the directory of the options, and is returned.
+        """
         options = share.options
         flags = schema.Plan9ShareFlags.LINUX_METADATA
         if options.read_only:
             flags |= schema.Plan9ShareFlags.READ_ONLY
         if options.restrict:
             flags |= schema.Plan9ShareFlags.RESTRICT_FILE_ACCESS
-        await self._compute_system.modify(
-            schema.ModifySettingRequest(
-                resource_path=schema.PLAN9_SHARES,
-                request_type=schema.RequestType.ADD,
-                settings=schema.Plan9Share(
-                    name=share.name,
-                    access_name=share.name,
-                    path=options.host_path,
-                    port=self._port,
-                    flags=int(flags),
-                    allowed_files=options.allowed_names,
-                ),
-            )
+        request = schema.ModifySettingRequest(
+            resource_path=schema.PLAN9_SHARES,
+            request_type=schema.RequestType.ADD,
+            settings=schema.Plan9Share(
+                name=share.name,
+                access_name=share.name,
+                path=options.host_path,
+                port=self._port,
+                flags=int(flags),
+                allowed_files=options.allowed_names,
+            ),
         )
+        if isinstance(self._compute_system, KnowsDirectories):
+            return await self._compute_system.add_directory(request, options.directory)
+        await self._compute_system.modify(request)
+        return None
 
     async def remove_plan9(self, share: Plan9Share) -> None:
         """Send the Remove document of the share. Raises what the compute system's `modify` raises."""
@@ -88,11 +107,18 @@ class UtilityVM:
         """
         if not isinstance(self._compute_system, ListsPlan9Shares):
             return None
+        shares = await self._compute_system.plan9_shares()
+        directories: Mapping[str, str | None] = {}
+        if isinstance(self._compute_system, KnowsDirectories):
+            directories = await self._compute_system.plan9_directories()
         return {
             share.access_name: ListedShare(
-                share.path, bool(share.flags & schema.Plan9ShareFlags.READ_ONLY), tuple(sorted(share.allowed_files))
+                share.path,
+                bool(share.flags & schema.Plan9ShareFlags.READ_ONLY),
+                tuple(sorted(share.allowed_files)),
+                directories.get(share.access_name),
             )
-            for share in await self._compute_system.plan9_shares()
+            for share in shares
         }
 
     def on_exit(self, callback: Callable[[ComputeSystemGone], None]) -> None:

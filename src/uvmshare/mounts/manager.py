@@ -53,8 +53,9 @@ __all__ = ["RETRY_FIRST", "REVOKE_GRACE", "MountManager", "share_owner"]
 class MountManager(Engine):
     """The mounts of one running guest.
 
-    A path of the guest has one mount. Whoever asks for it with equal options shares it: the first call mounts, later
-    ones count a reference, the last release unmounts. References are anonymous and counted, or have an `owner`, any
+    A path of the guest has one mount. Whoever asks for it with equal options shares it, if the directory on the host is
+    still the same: the first call mounts, later ones count a reference, the last release unmounts. References
+    are anonymous and counted, or have an `owner`, any
     hashable value: the same owner holds a mount at most once, and a release by an owner that does not hold it changes
     nothing, so that a retried call never takes somebody else's.
 
@@ -392,15 +393,13 @@ class MountManager(Engine):
                 # How that ends is for those who asked; then look again.
                 await mount.operation.wait()
                 continue
-            elif mount.to_be_taken_away and (mount.state is not MountState.MOUNTED or mount.options != options):
+            elif mount.to_be_taken_away and (
+                mount.state is not MountState.MOUNTED or not mount.options.may_be(options)
+            ):
                 await self._take_away(mount)
                 continue
-            elif mount.options != options:
-                msg = (
-                    f"{mount.path} in the guest is taken by {mount.options}, and {options} was asked for: "
-                    f"ask for the same, or for another path"
-                )
-                raise MountConflict(msg)
+            elif not mount.options.may_be(options):
+                raise MountConflict(_conflict(mount, options))
             mount.claims += 1
             self._end_grace(mount)
             if mount.state is MountState.MOUNTED and mount.operation is None:
@@ -482,3 +481,15 @@ class MountManager(Engine):
         self._settling = None
         if self._settle_again and not loop_is_ending(task):
             self._connected()
+
+
+def _conflict(mount: Mount, options: MountOptions) -> str:
+    if options.replaces(mount.options):
+        return (
+            f"{mount.path} in the guest is taken by {mount.options}, whose directory on the host was replaced since: "
+            f"have those who hold that mount release it, or ask for another path in the guest"
+        )
+    return (
+        f"{mount.path} in the guest is taken by {mount.options}, and {options} was asked for: "
+        f"ask for the same, or for another path"
+    )

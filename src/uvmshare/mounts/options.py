@@ -87,6 +87,25 @@ class MountOptions:
         object.__setattr__(self, "suid", suid)
         object.__setattr__(self, "dev", dev)
 
+    def may_be(self, other: MountOptions) -> bool:
+        """Tell whether these may be options of the same mount: all is equal, as far as the directories are known."""
+        if not isinstance(self.share, AddOptions) or not isinstance(other.share, AddOptions):
+            return self == other
+        return self.share.may_be(other.share) and self._how() == other._how()
+
+    def replaces(self, other: MountOptions) -> bool:
+        """Tell whether these are of another directory that is at the same path of the host, and the rest is equal."""
+        if not isinstance(self.share, AddOptions) or not isinstance(other.share, AddOptions):
+            return False
+        return (
+            self._how() == other._how()
+            and not self.share.may_be(other.share)
+            and self.share.may_be(other.share.of_directory(None))
+        )
+
+    def _how(self) -> tuple[str | bool | int, ...]:
+        return self.mount_path, self.read_only, self.cache, self.msize, self.suid, self.dev
+
     def __str__(self) -> str:
         share = self.share if isinstance(self.share, str) else self.share.host_path
         how = ", read-only" if self.read_only else ""

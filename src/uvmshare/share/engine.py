@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from uvmshare.errors import ComputeSystemGone
 from uvmshare.share.interfaces import Plan9Share
-from uvmshare.share.ledger import NOT_THERE, RETRY_FIRST, Ledger, add_again
+from uvmshare.share.ledger import NOT_THERE, RETRY_FIRST, Ledger, add_again, add_to
 from uvmshare.share.operation import OUTCOME_UNKNOWN, Operation, failure_of, loop_is_ending
 from uvmshare.share.share import Share
 from uvmshare.share.state import ShareState, Trigger
@@ -44,6 +44,8 @@ class Engine:
         """Never goes back: a name that was used once may still be mounted in a guest."""
         self._by_options: dict[AddOptions, Share] = {}
         """The share that an add of these options joins: PENDING or ADDED, never an orphan."""
+        self._any_directory = False
+        """Whether the directory of any share was ever known."""
         self._by_name: dict[str, Share] = {}
         """Every share that the VM has or may have, and the PENDING ones."""
         self._not_ours: set[str] = set()
@@ -52,11 +54,43 @@ class Engine:
 
     # ------------------------------------------------------------------ the tables
 
+    def _find(self, options: AddOptions) -> Share | None:
+        """Return the share that an add of these options joins.
+
+        That is the one of the same directory, and not one of what the path led to before. Of a share of an earlier
+        process less may be known: then it is this directory as far as that goes, unless nothing is known of what
+        the VM has.
+        """
+        share = self._by_options.get(options)
+        if share is not None:
+            return share
+        for weaker in options.weaker():
+            share = self._by_options.get(weaker)
+            if share is not None and (weaker.directory is not None or share.only_named):
+                self._identify(share, options.directory)
+                return share
+        if options.directory is None and self._any_directory:  # of an earlier process: whichever it is by now
+            return next((each for each in reversed(self._by_options.values()) if each.options.may_be(options)), None)
+        return None
+
+    def _identify(self, share: Share, directory: str | None) -> str | None:
+        """Take note which directory a share is; return it if that was not known before."""
+        if directory is None or directory == share.options.directory:
+            return None
+        found = self._by_options.get(share.options) is share
+        self._forget_options(share)
+        share.options = share.options.of_directory(directory)
+        self._any_directory = True
+        if found:
+            self._by_options.setdefault(share.options, share)
+        return directory
+
     def _allocate(self, options: AddOptions) -> Share:
         if self._ledger is not None:
             self._ledger.allocated(self._next_name)
         share = Share(str(self._next_name), options, self._clock())
         self._next_name += 1
+        self._any_directory = self._any_directory or options.directory is not None
         self._by_options[options] = share
         self._by_name[share.name] = share
         return share
@@ -125,7 +159,7 @@ class Engine:
             return self._ledger.add(self._vm, share)
         if share.restoring:
             return add_again(self._vm, share)
-        return _call(self._vm.add_plan9, Plan9Share(share.name, share.options))
+        return add_to(self._vm, share)
 
     def _removing(self, share: Share) -> Coroutine[object, object, None]:
         if self._ledger is not None:
@@ -147,8 +181,9 @@ class Engine:
         if error is None:
             share.apply(Trigger.ADD_SUCCEEDED, now)
             share.restoring = False
+            learned = self._identify(share, share.directory)
             if self._ledger is not None:
-                self._ledger.added(share)
+                self._ledger.added(share, learned)
             self._end(share, operation)
             if not share.wanted:
                 self._take_out(share, task)

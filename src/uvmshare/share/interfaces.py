@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from uvmshare.directory import may_be_same
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -38,11 +40,19 @@ class ListedShare:
     read_only: bool = False
     allowed_names: tuple[str, ...] = ()
     """Sorted; empty when the share is not restricted."""
+    directory: str | None = None
+    """Which directory it is, as `AddOptions.directory` says it; None when the VM does not tell."""
 
     @classmethod
     def of(cls, options: AddOptions) -> ListedShare:
         """Return what a VM should tell of a share with these options."""
-        return cls(options.host_path, options.read_only, options.allowed_names)
+        return cls(options.host_path, options.read_only, options.allowed_names, options.directory)
+
+    def is_of(self, options: AddOptions) -> bool:
+        """Tell whether this may be a share with these options: as far as the directories are known, it is."""
+        asked = (options.host_path, options.read_only, options.allowed_names)
+        told = (self.host_path, self.read_only, self.allowed_names)
+        return told == asked and may_be_same(self.directory, options.directory)
 
 
 class VMPlan9(Protocol):
@@ -60,8 +70,11 @@ class VMPlan9(Protocol):
     Calls for different shares may run at the same time; there is never more than one for a name.
     """
 
-    async def add_plan9(self, share: Plan9Share) -> None:
-        """Make the share live on the VM."""
+    async def add_plan9(self, share: Plan9Share) -> str | None:
+        """Make the share live on the VM. Return which directory it is, None when the VM does not tell.
+
+        A VM that can tell refuses a path that leads to another directory than the options say (`HostPathReplaced`).
+        """
 
     async def remove_plan9(self, share: Plan9Share) -> None:
         """Take the share off the VM; when this returns, nothing in the guest can reach it any more."""

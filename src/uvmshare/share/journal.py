@@ -97,6 +97,8 @@ class Added(_Record, frozen=True):
     """The VM has the share: it was added, or removing it certainly failed."""
 
     name: str
+    directory: str | None = None
+    """Which directory it turned out to be, where the options did not say; None otherwise."""
 
 
 class RemoveIntended(_Record, frozen=True):
@@ -191,18 +193,23 @@ class JournalState:
             case Allocated(name, options) | AddIntended(name, options) | NotOurs(name, options):
                 phase = FIRST_PHASES[type(record)]
                 self.next_name = max(self.next_name, int(name) + 1)
-                known = self.shares.get(name)
-                self.shares[name] = replace(known, phase=phase) if known else JournalledShare(name, options, phase)
+                known = self.shares.get(name, JournalledShare(name, options, phase))
+                self.shares[name] = replace(_of_directory(known, options.directory), phase=phase)
             case Forgotten(name):
                 self.shares.pop(name, None)
             case _ if record.name in self.shares:
                 self.shares[record.name] = _changed(self.shares[record.name], record)
 
 
+def _of_directory(share: JournalledShare, directory: str | None) -> JournalledShare:
+    """Return the share with its directory, unless that is not known: what is known stays so."""
+    return share if directory is None else replace(share, options=share.options.of_directory(directory))
+
+
 def _changed(share: JournalledShare, record: Record) -> JournalledShare:
     match record:
-        case Added():
-            return replace(share, phase=Phase.ADDED)
+        case Added(directory=directory):
+            return replace(_of_directory(share, directory), phase=Phase.ADDED)
         case RemoveIntended():
             return replace(share, phase=Phase.REMOVING)
         case InDoubt():

@@ -218,13 +218,16 @@ class Ledger:
         else:
             await self._add(vm, share)
 
-    def added(self, share: Share) -> None:
-        """Take note that the VM has the share. It goes to the disk with the references of those who asked for it."""
-        self.note(Added(share.name))
+    def added(self, share: Share, learned: str | None) -> None:
+        """Take note that the VM has the share, and which directory it is if only the VM could tell.
+
+        It goes to the disk with the references of those who asked for it.
+        """
+        self.note(Added(share.name, learned))
 
     async def _add(self, vm: VMPlan9, share: Share) -> None:
         try:
-            await vm.add_plan9(Plan9Share(share.name, share.options))
+            await add_to(vm, share)
         except OUTCOME_UNKNOWN:
             self._in_doubt(share)
             raise
@@ -371,12 +374,16 @@ class Ledger:
             self.note(Referred(share.name, owner) if count else Unreferred(share.name, owner))
 
 
+async def add_to(vm: VMPlan9, share: Share) -> None:
+    """Have the VM add the share, and keep which directory it told."""
+    share.directory = await vm.add_plan9(Plan9Share(share.name, share.options))
+
+
 async def add_again(vm: VMPlan9, share: Share) -> None:
     """Add a share that the VM lost, or may have lost, under the name that it had. In the end it is there once."""
-    request = Plan9Share(share.name, share.options)
     with suppress(ShareNotFound):
-        await vm.remove_plan9(request)
-    await vm.add_plan9(request)
+        await vm.remove_plan9(Plan9Share(share.name, share.options))
+    await add_to(vm, share)
 
 
 def check_owner(owner: Hashable | None) -> None:

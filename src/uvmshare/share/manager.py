@@ -48,8 +48,9 @@ __all__ = ["RETRY_FIRST", "RETRY_LONGEST", "Manager", "ShareInfo"]
 class Manager(Engine):
     """The Plan 9 shares of one running utility VM.
 
-    Shares with equal `AddOptions` are one share. The first add calls the VM; later ones count a
-    reference; the last release takes the share out. References are anonymous and counted, or have an
+    Shares with equal `AddOptions` are one share. Options of a directory, and of another one that replaced it at its
+    path, are not equal: they are two shares, and whoever holds the first keeps it. The first add calls the VM; later
+    ones count a reference; the last release takes the share out. References are anonymous and counted, or have an
     `owner`, any hashable value: the same owner holds a share at most once, and a release by an owner that
     does not hold the share changes nothing, so that a retried call never takes somebody else's.
 
@@ -94,7 +95,8 @@ class Manager(Engine):
         """Return the name that the share has or will have, without a call to the VM.
 
         A share that is not there yet is allocated, PENDING, until somebody adds it, or removes its name.
-        When adding it fails, the name is gone and the next call gives another.
+        When adding it fails, the name is gone and the next call gives another, and so it is when another directory was
+        put in the place of this one.
 
         Raises `OperationDenied`, `ManagerClosed`, and `ComputeSystemGone` when the VM has exited. With a journal, also
         `JournalError` before `recover`, or when more than 64 new names are asked for while the event loop waits.
@@ -103,7 +105,7 @@ class Manager(Engine):
         if not self._recovered:
             msg = "what the journal says was not read yet, so no name can be told: await recover() first"
             raise JournalError(msg)
-        share = self._by_options.get(options)
+        share = self._find(options)
         new = share is None
         share = share or self._allocate(options)
         if self._ledger is not None:
@@ -455,7 +457,7 @@ class Manager(Engine):
             await self._ready()
         while True:
             self._admit(options)
-            share = self._by_options.get(options) or self._allocate(options)
+            share = self._find(options) or self._allocate(options)
             operation = share.operation
             if share.state is ShareState.ADDED:
                 if operation is None:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from copy import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
 
+from uvmshare import directory as directories
 from uvmshare.errors import InvalidOptions
 from uvmshare.hostpath import require_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 __all__ = ["AddOptions"]
 
@@ -41,6 +43,8 @@ class AddOptions:
     - `read_only`: the guest cannot change anything, whoever it is there.
     - `restrict`: of the directory, only `allowed_names` exist for the guest.
     - `allowed_names`: names in the directory, not paths. They need not exist yet.
+    - `directory`: which directory the path led to when these were built (`uvmshare.directory`); None where the host
+      does not tell, as on Windows. Options of a directory and of what replaced it are not equal.
 
     Raises `InvalidOptions` when the path does not exist, is neither directory nor regular file, or
     cannot be written in a JSON document (it is not UTF-8); when one of `restrict` and `allowed_names`
@@ -51,6 +55,7 @@ class AddOptions:
     read_only: bool = False
     restrict: bool = False
     allowed_names: tuple[str, ...] = ()
+    directory: str | None = field(default=None, init=False)
 
     def __init__(
         self,
@@ -60,9 +65,9 @@ class AddOptions:
         restrict: bool = False,
         allowed_names: Iterable[str] = (),
     ) -> None:
-        for field, value in (("read_only", read_only), ("restrict", restrict)):
+        for name, value in (("read_only", read_only), ("restrict", restrict)):
             if not isinstance(value, bool):
-                msg = f"{field} is {value!r}: pass True or False"
+                msg = f"{name} is {value!r}: pass True or False"
                 raise InvalidOptions(msg)
         names = _canonical_names(allowed_names)
         if restrict and not names:
@@ -74,7 +79,7 @@ class AddOptions:
             )
             raise InvalidOptions(msg)
 
-        path, mode = _canonical_path(host_path)
+        path, mode, directory = _canonical_path(host_path)
         if stat.S_ISREG(mode):
             path, leaf = os.path.split(path)
             if names and names != (leaf,):
@@ -90,23 +95,42 @@ class AddOptions:
         object.__setattr__(self, "read_only", read_only)
         object.__setattr__(self, "restrict", restrict)
         object.__setattr__(self, "allowed_names", names)
+        object.__setattr__(self, "directory", directory)
 
     @classmethod
-    def recalled(cls, host_path: str, *, read_only: bool, allowed_names: tuple[str, ...] = ()) -> AddOptions:
+    def recalled(
+        cls, host_path: str, *, read_only: bool, allowed_names: tuple[str, ...] = (), directory: str | None = None
+    ) -> AddOptions:
         """Return options that were built, and checked, before they were written down; `restrict` goes with the names.
 
-        The file system is not looked at: what they name may be gone, and the share is there all the same.
+        The file system is not looked at: what they name may be gone, and the share is there all the same. `directory`
+        counts for as long as it says anything: after another boot of the host it is None.
         """
         options = cls.__new__(cls)
         object.__setattr__(options, "host_path", host_path)
         object.__setattr__(options, "read_only", read_only)
         object.__setattr__(options, "restrict", bool(allowed_names))
         object.__setattr__(options, "allowed_names", allowed_names)
+        object.__setattr__(options, "directory", directories.recalled(directory))
         return options
 
+    def of_directory(self, directory: str | None) -> Self:
+        """Return the same, of that directory."""
+        options = copy(self)
+        object.__setattr__(options, "directory", directory)
+        return options
 
-def _canonical_path(host_path: str | os.PathLike[str]) -> tuple[str, int]:
-    """Return the one spelling of the path and the `st_mode` of what it leads to."""
+    def weaker(self) -> Iterator[Self]:
+        """Give these options as an earlier process may have known them, which knew less of the directory."""
+        return map(self.of_directory, directories.weaker(self.directory))
+
+    def may_be(self, other: AddOptions) -> bool:
+        """Tell whether these may be options of the same share: all is equal, as far as the directories are known."""
+        return directories.may_be_same(self.directory, other.directory) and self == other.of_directory(self.directory)
+
+
+def _canonical_path(host_path: str | os.PathLike[str]) -> tuple[str, int, str | None]:
+    """Return the one spelling of the path, the `st_mode` of what it leads to, and which directory that is or is in."""
     try:
         path = os.fspath(host_path)
     except TypeError as error:
@@ -122,8 +146,7 @@ def _canonical_path(host_path: str | os.PathLike[str]) -> tuple[str, int]:
         mode = found.st_mode
         is_the_same = os.path.samestat(os.stat(given), found)
     except OSError as error:
-        msg = f"{path}: {error.strerror}: share a directory or file that exists and that you may reach"
-        raise InvalidOptions(msg) from error
+        raise _unreachable(path, error) from error
     if not is_the_same:
         # A link of /proc to what a process has, which is elsewhere in a mount namespace, or was moved.
         msg = f"{given} is shown as {path}, and leads to another file: give the path of the directory itself"
@@ -133,7 +156,15 @@ def _canonical_path(host_path: str | os.PathLike[str]) -> tuple[str, int]:
     if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
         msg = f"{path} is a {_kind(mode)}: only directories and regular files can be shared"
         raise InvalidOptions(msg)
-    return os.path.normcase(path), mode
+    try:
+        directory = directories.look(path if stat.S_ISDIR(mode) else os.path.dirname(path))
+    except OSError as error:
+        raise _unreachable(path, error) from error
+    return os.path.normcase(path), mode, directory
+
+
+def _unreachable(path: str, error: OSError) -> InvalidOptions:
+    return InvalidOptions(f"{path}: {error.strerror}: share a directory or file that exists and that you may reach")
 
 
 def _canonical_names(allowed_names: Iterable[str]) -> tuple[str, ...]:

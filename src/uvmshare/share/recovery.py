@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from uvmshare.errors import ComputeSystemGone
-from uvmshare.share.interfaces import ListedShare, ListsShares
+from uvmshare.share.interfaces import ListsShares
 from uvmshare.share.journal import Phase
 from uvmshare.share.options import AddOptions
 from uvmshare.share.share import Share
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from uvmshare.share.engine import Engine
+    from uvmshare.share.interfaces import ListedShare
     from uvmshare.share.journal import JournalledShare
     from uvmshare.share.operation import Operation
 
@@ -154,6 +155,7 @@ async def begin(engine: Engine, how: How) -> Settlement:
         engine._by_name[share.name] = share
         if not share.orphan:
             engine._by_options.setdefault(share.options, share)
+            engine._any_directory = engine._any_directory or share.options.directory is not None
     if engine._closed:
         return Settlement()
     if engine._vm_gone is not None:
@@ -238,10 +240,12 @@ def _settle_one(engine: Engine, share: Share, listed: Mapping[str, ListedShare] 
             return _Item(share, "it has a name, and was never added", Done.KEPT)
         found = "it was never added, and the VM has it"
         engine._give_up(share)
-    elif listed is None or on_vm == ListedShare.of(share.options):
+    elif listed is None or (on_vm is not None and on_vm.is_of(share.options)):
+        if on_vm is not None:
+            engine._identify(share, on_vm.directory if share.options.directory is None else None)
         return _Item(share, "it was added, and the VM " + ("did not tell" if listed is None else "has it"), Done.KEPT)
     else:
-        found = "the VM does not have it" if on_vm is None else f"the VM has {on_vm.host_path} under its name"
+        found = "the VM does not have it" if on_vm is None else f"the VM has another {on_vm.host_path} under its name"
         engine._lost(share)
         return _Item(share, found, Done.ADDED_AGAIN, engine._start_add(share))
     return _Item(share, found, Done.TAKEN_OUT, engine._start_remove(share))
@@ -250,7 +254,10 @@ def _settle_one(engine: Engine, share: Share, listed: Mapping[str, ListedShare] 
 def _settle_unknown(engine: Engine, name: str, listed: ListedShare, how: How) -> _Item:
     """Begin what follows for a share of the VM that the tables do not have."""
     options = AddOptions.recalled(
-        listed.host_path, read_only=listed.read_only, allowed_names=tuple(sorted(listed.allowed_names))
+        listed.host_path,
+        read_only=listed.read_only,
+        allowed_names=tuple(sorted(listed.allowed_names)),
+        directory=listed.directory,
     )
     share = Share(name, options, engine._clock())
     number = int(name) if name.isascii() and name.isdecimal() and len(name) < _DIGITS else -1

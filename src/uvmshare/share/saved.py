@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from uvmshare.directory import may_be_same, recalled
 from uvmshare.errors import (
     UNREADABLE,
+    HostPathReplaced,
     InvalidOptions,
     InvalidSavedState,
     JournalError,
@@ -30,7 +32,7 @@ from uvmshare.errors import (
     ShareExists,
 )
 from uvmshare.share.entry import BlockOwner
-from uvmshare.share.interfaces import ListedShare, ListsShares
+from uvmshare.share.interfaces import ListsShares
 from uvmshare.share.ledger import check_owner
 from uvmshare.share.options import AddOptions
 from uvmshare.share.share import Share
@@ -39,12 +41,12 @@ from uvmshare.share.state import ShareState
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
 
-    from uvmshare.share.interfaces import Plan9Share, VMPlan9
+    from uvmshare.share.interfaces import ListedShare, Plan9Share, VMPlan9
     from uvmshare.share.manager import Manager
 
 __all__ = ["VERSION", "decode", "encode", "restore_into"]
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the document. One that is higher was written by a later uvmshare, and is refused."""
 
 
@@ -55,6 +57,8 @@ class _SavedShare(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknow
     allowed_names: tuple[str, ...] = ()
     owners: tuple[str, ...] = ()
     anonymous: int = 0
+    directory: str | None = None
+    """Since version 2: `AddOptions.directory`, which counts until the host is started anew."""
 
     @property
     def held(self) -> bool:
@@ -83,7 +87,13 @@ def encode(manager: Manager) -> bytes:
             options = share.options
             shares.append(
                 _SavedShare(
-                    share.name, options.host_path, options.read_only, options.allowed_names, owners, share.anonymous
+                    share.name,
+                    options.host_path,
+                    options.read_only,
+                    options.allowed_names,
+                    owners,
+                    share.anonymous,
+                    options.directory,
                 )
             )
     return msgspec.json.encode(_Saved(VERSION, manager._next_name, tuple(shares)))
@@ -128,7 +138,7 @@ async def restore_into(manager: Manager, saved: _Saved) -> None:
 
     Raises `RestoreFailed`, and `JournalError` when the Manager's journal already has shares, or cannot be written.
     """
-    shares = _checked(manager, saved)
+    shares, replaced = _checked(manager, saved)
     next_name = saved.next_name
     if manager._ledger is not None:
         written = await manager._ledger.begin()
@@ -140,7 +150,7 @@ async def restore_into(manager: Manager, saved: _Saved) -> None:
     manager._recovered = True
     manager._next_name = next_name
     vm = manager._vm
-    manager._vm = there = await _There.look(vm)
+    manager._vm = there = await _There.look(vm, replaced)
     try:
         await _add_all(manager, shares, saved)
     except BaseException as error:
@@ -153,9 +163,13 @@ async def restore_into(manager: Manager, saved: _Saved) -> None:
         manager._vm = vm
 
 
-def _checked(manager: Manager, saved: _Saved) -> dict[str, Share]:
-    """Look at every path, here, and return the entries. Raises `RestoreFailed` with all that cannot be."""
+def _checked(manager: Manager, saved: _Saved) -> tuple[dict[str, Share], set[str]]:
+    """Look at every path, here. Return the entries, and the names of those whose path leads to another directory now.
+
+    Raises `RestoreFailed` with all that cannot be.
+    """
     shares: dict[str, Share] = {}
+    replaced: set[str] = set()
     errors: dict[str, BaseException] = {}
     for share in saved.shares:
         try:
@@ -169,10 +183,14 @@ def _checked(manager: Manager, saved: _Saved) -> dict[str, Share]:
         except (InvalidOptions, OperationDenied) as error:
             errors[share.name] = error
         else:
+            was = recalled(share.directory)
+            if not may_be_same(was, options.directory):
+                options = options.of_directory(was)
+                replaced.add(share.name)
             shares[share.name] = Share(share.name, options, manager._clock())
     if errors:
         raise RestoreFailed(errors)
-    return shares
+    return shares, replaced
 
 
 async def _add_all(manager: Manager, shares: Mapping[str, Share], saved: _Saved) -> None:
@@ -220,34 +238,43 @@ async def _undo(manager: Manager, shares: Mapping[str, Share]) -> list[str]:
 class _There:
     """The VM while shares are restored to it, of which it may have some: it may be the one that they were saved of."""
 
-    def __init__(self, vm: VMPlan9, listed: Mapping[str, ListedShare] | None) -> None:
+    def __init__(self, vm: VMPlan9, listed: Mapping[str, ListedShare] | None, replaced: set[str]) -> None:
         """Use `look`."""
         self._vm = vm
         self._listed = listed
+        self._replaced = replaced
         self._left_alone: set[str] = set()
         self.restored = False
         """Whether that is over."""
 
     @classmethod
-    async def look(cls, vm: VMPlan9) -> _There:
-        """Ask the VM what it has, if it can tell. Raises what it raises."""
-        return cls(vm, await vm.list_plan9() if isinstance(vm, ListsShares) else None)
+    async def look(cls, vm: VMPlan9, replaced: set[str]) -> _There:
+        """Ask the VM what it has, if it can tell. Raises what it raises.
 
-    async def add_plan9(self, share: Plan9Share) -> None:
+        What is `replaced` cannot be added any more: the VM has it, or it cannot be had.
+        """
+        return cls(vm, await vm.list_plan9() if isinstance(vm, ListsShares) else None, replaced)
+
+    async def add_plan9(self, share: Plan9Share) -> str | None:
         """Add the share, unless the VM has it. A VM that cannot tell, and says that it has the name, is believed."""
         on_vm = None if self._listed is None else self._listed.get(share.name)
-        if on_vm is not None and on_vm != ListedShare.of(share.options):
-            msg = f"the VM has {on_vm.host_path} under the name {share.name}"
+        if on_vm is not None and not on_vm.is_of(share.options):
+            msg = f"the VM has another {on_vm.host_path} under the name {share.name}"
             raise ShareExists(msg)
+        if on_vm is None and share.name in self._replaced:
+            msg = (
+                f"share {share.name}: {share.options.host_path} leads to another directory than when this was saved: "
+                f"put that one back, or release the share before it is saved"
+            )
+            raise HostPathReplaced(msg)
         if on_vm is None:
             try:
-                await self._vm.add_plan9(share)
+                return await self._vm.add_plan9(share)
             except ShareExists:
                 if self._listed is not None:
                     raise
-            else:
-                return
         self._left_alone.add(share.name)
+        return None if on_vm is None else on_vm.directory
 
     async def remove_plan9(self, share: Plan9Share) -> None:
         """Remove the share, unless the VM had it before and all of it is being undone."""

@@ -51,7 +51,7 @@ class Share(Entry[ShareState, Trigger]):
     The call in flight for it is an add in PENDING, and a remove in any other state.
     """
 
-    __slots__ = ("name", "options", "orphan", "restoring")
+    __slots__ = ("directory", "name", "options", "orphan", "restoring")
 
     transitions = TRANSITIONS
 
@@ -60,11 +60,18 @@ class Share(Entry[ShareState, Trigger]):
         self.name = name
         """Immutable."""
         self.options = options
-        """Immutable."""
+        """Immutable, but for the directory, which may become known (`Engine._identify`)."""
+        self.directory: str | None = None
+        """Which directory the VM told that it added, the last time."""
         self.orphan = False
         """The answer to a call was lost. An orphan is not found by its options any more."""
         self.restoring = False
         """The VM lost it, and it is being added again, for as long as somebody holds it. PENDING meanwhile."""
+
+    @property
+    def only_named(self) -> bool:
+        """Whether it has a name and nothing else: the VM was never asked for it."""
+        return self.state is ShareState.PENDING and not self.restoring and self.operation is None
 
     @property
     def to_be_taken_out(self) -> bool:

@@ -55,7 +55,7 @@ __all__ = ["APPLICATION_ID", "MIGRATIONS", "Store"]
 APPLICATION_ID: Final = 0x75766D73
 """'uvms': what `file(1)` and SQLite's own tools tell this file by."""
 
-_SUM_OF_SHARE: Final = "row_sum(vm, name, phase, host_path, read_only, allowed_names, anonymous)"
+_SUM_OF_SHARE: Final = "row_sum(vm, name, phase, host_path, read_only, allowed_names, anonymous, directory)"
 
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     (
@@ -79,6 +79,13 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "UPDATE shares SET sum = row_sum(vm, name, phase, host_path, read_only, allowed_names, anonymous)",
         "ALTER TABLE refs ADD COLUMN sum INTEGER NOT NULL DEFAULT 0",
         "UPDATE refs SET sum = row_sum(vm, name, owner)",
+    ),
+    (
+        # A path alone does not say which directory it led to. NULL: nobody knows.
+        "ALTER TABLE shares ADD COLUMN directory TEXT",
+        # A row that was damaged stays so: its sum is left as it is.
+        """UPDATE shares SET sum = row_sum(vm, name, phase, host_path, read_only, allowed_names, anonymous, directory)
+            WHERE sum = row_sum(vm, name, phase, host_path, read_only, allowed_names, anonymous)""",
     ),
 )
 """What leads from each version of the schema to the next, from an empty file on. Never change one that was released."""
@@ -199,14 +206,14 @@ class Store:
             ):
                 _check_sum(row_sum, number, name, owner)
                 owners.setdefault(name, []).append(owner)
-            for name, phase, path, read_only, allowed, anonymous, row_sum in self._connection.execute(
-                "SELECT name, phase, host_path, read_only, allowed_names, anonymous, sum FROM shares "
+            for name, phase, path, read_only, allowed, anonymous, directory, row_sum in self._connection.execute(
+                "SELECT name, phase, host_path, read_only, allowed_names, anonymous, directory, sum FROM shares "
                 "WHERE vm = ? ORDER BY name",
                 (number,),
             ):
-                _check_sum(row_sum, number, name, phase, path, read_only, allowed, anonymous)
+                _check_sum(row_sum, number, name, phase, path, read_only, allowed, anonymous, directory)
                 names = msgspec.json.decode(allowed, type=tuple[str, ...])
-                options = AddOptions.recalled(path, read_only=bool(read_only), allowed_names=names)
+                options = AddOptions.recalled(path, read_only=bool(read_only), allowed_names=names, directory=directory)
                 share = JournalledShare(str(name), options, Phase(phase), tuple(owners.pop(name, ())), anonymous)
                 state.shares[share.name] = share
                 state.next_name = max(state.next_name, name + 1)
@@ -285,6 +292,7 @@ class Store:
                     names_seen = max(names_seen, int(record.name) + 1)
                 case Added():
                     self._change(vm, record.name, "phase", Phase.ADDED.value)
+                    self._set_directory(vm, record.name, record.directory)
                 case RemoveIntended():
                     self._change(vm, record.name, "phase", Phase.REMOVING.value)
                 case InDoubt():
@@ -315,20 +323,26 @@ class Store:
 
     def _write_share(self, vm: int, name: str, phase: Phase, options: AddOptions) -> None:
         allowed = msgspec.json.encode(options.allowed_names).decode()
-        row = (vm, int(name), phase.value, options.host_path, int(options.read_only), allowed, 0)
+        row = (vm, int(name), phase.value, options.host_path, int(options.read_only), allowed, 0, options.directory)
         inserted = self._connection.execute(
             "INSERT OR IGNORE INTO shares "
-            "(vm, name, phase, host_path, read_only, allowed_names, anonymous, sum) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "(vm, name, phase, host_path, read_only, allowed_names, anonymous, directory, sum) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (*row, _row_sum(*row)),
         )
         if inserted.rowcount == 0:
             self._change(vm, name, "phase", phase.value)
+            self._set_directory(vm, name, options.directory)
+
+    def _set_directory(self, vm: int, name: str, directory: str | None) -> None:
+        if directory is not None:  # what is known stays so
+            self._change(vm, name, "directory", directory)
 
     def _change(self, vm: int, name: str, column: str, value: object) -> None:
-        """Set the phase or the anonymous references of a share, if it is there."""
+        """Set the phase, the anonymous references or the directory of a share, if it is there."""
         new_sum = _SUM_OF_SHARE.replace(column, "?1")
         self._connection.execute(
-            f"UPDATE shares SET {column} = ?1, sum = {new_sum} WHERE vm = ?2 AND name = ?3",  # noqa: S608  two columns
+            f"UPDATE shares SET {column} = ?1, sum = {new_sum} WHERE vm = ?2 AND name = ?3",  # noqa: S608  three columns
             (value, vm, int(name)),
         )
 

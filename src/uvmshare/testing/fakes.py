@@ -165,9 +165,10 @@ class FakeVM(_Fake):
         self.shares: dict[str, AddOptions] = {}
         """What the VM truly has, by name."""
 
-    async def add_plan9(self, share: Plan9Share) -> None:
-        """Take the share, or not, as the reply says. Raises `ShareExists` for a name it has."""
+    async def add_plan9(self, share: Plan9Share) -> str | None:
+        """Take the share, or not, as the reply says; tell no directory. Raises `ShareExists` for a name it has."""
         await self._serve(FakeCall("add", share.name, share.options))
+        return None
 
     async def remove_plan9(self, share: Plan9Share) -> None:
         """Lose the share, or not, as the reply says. Raises `ShareNotFound` for a name it does not have."""

@@ -187,4 +187,4 @@ def test_a_loop_that_ends_in_the_middle_leaves_what_the_next_can_settle(
 
 async def test_a_fake_vm_tells_what_it_has(vm: ListingFakeVM) -> None:
     await vm.add_plan9(Plan9Share("0", ONE))
-    assert await vm.list_plan9() == {"0": ListedShare(str(HERE), read_only=True)}
+    assert await vm.list_plan9() == {"0": ListedShare(str(HERE), read_only=True, directory=ONE.directory)}
