@@ -367,6 +367,9 @@ def test_a_mount_that_nobody_can_read_is_cut_and_mounted_again(bench: Bench) -> 
     [
         (("--listen", "nowhere"), 2, "want vsock:CID"),
         (("--nonsense",), 2, "--help has examples"),
+        (("--allow", ""), 2, "want a directory as an absolute path"),
+        (("--allow", "mnt"), 2, "want a directory as an absolute path"),
+        (("--state", ""), 2, "want a directory as an absolute path"),
         (("--listen", "tcp:0.0.0.0:1"), 1, "whoever reaches tcp:0.0.0.0:1 could mount"),
         (("--listen", "tcp:host.example:1"), 1, "whoever reaches"),
         (("--listen", "unix:/nonexistent/socket"), 1, "cannot listen on unix:/nonexistent/socket: No such file"),

@@ -386,6 +386,14 @@ def _address(text: str) -> Address:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def _directory(text: str) -> str:
+    """Return an absolute path. An empty one would be the working directory, or everything."""
+    if not text.startswith("/"):
+        message = f"{text!r}: want a directory as an absolute path"
+        raise argparse.ArgumentTypeError(message)
+    return text
+
+
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = Parser(
         prog=program,
@@ -406,11 +414,13 @@ Mounts stay when the agent ends; the next one finds them again.""",
     server = Address("vsock", "2", mount.DEFAULT_PORT)
     where = "where the file server is; requests say the port (vsock:2)"
     add("--server", type=_address, default=server, metavar="ADDRESS", help=where)
-    add("--allow", action="append", metavar="DIRECTORY", help="mount below it and nowhere else (/run/uvmshare)")
+    where = "mount below it and nowhere else (/run/uvmshare)"
+    add("--allow", action="append", type=_directory, metavar="DIRECTORY", help=where)
     where = "the secret that the host has to know; or in UVMSHARE_AGENT_TOKEN"
     add("--token-file", metavar="FILE", help=where)
     add("--no-token", action="store_true", help="on TCP off loopback, take whoever reaches the port")
-    add("--state", default="/run/uvmshare-agent", metavar="DIRECTORY", help="what it has is kept here (%(default)s)")
+    where = "what it has is kept here (%(default)s)"
+    add("--state", default="/run/uvmshare-agent", type=_directory, metavar="DIRECTORY", help=where)
     add("--check-every", type=float, default=2.0, metavar="SECONDS", help="read every mount so often (%(default)s)")
     what = "cut a mount that nobody could read for so long, and mount it again; 0 is never (%(default)s)"
     add("--hung-after", type=float, default=60.0, metavar="SECONDS", help=what)
