@@ -79,14 +79,14 @@ class Zygote:
             )
         self.point: dict[str, Any] | None = None
 
-    def spawn(self, channel: socket.socket, run_as: object = None, log: str | None = None) -> Forked:
+    def spawn(self, channel: socket.socket, run_as: object, log: str | None, cgroup: object) -> tuple[Forked, None]:
         """Stand in the place of `uvmshare.fileserver.link._spawn`."""
-        assert run_as is None
+        assert run_as is cgroup is None
         errors = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         point, self.point = self.point, None
         socket.send_fds(self._socket, [json.dumps(point).encode()], [channel.fileno(), errors])
         os.close(errors)
-        return Forked(json.loads(self._socket.recv(64)))
+        return Forked(json.loads(self._socket.recv(64))), None
 
     @property
     def pid(self) -> int:

@@ -335,7 +335,7 @@ def killed_in_takeover(zygote: Zygote, _: str, line: int) -> bool:
     """Kill a supervisor that takes over from one that was killed in the middle of a removal."""
     scene = Scene(zygote)
     try:
-        zygote.point = {"function": "_kill_mounts", "line": 1}
+        zygote.point = {"function": "Shares._dismiss", "line": 1}
         assert scene.start()
         scene.populate()
         assert removing(scene) is None
