@@ -125,7 +125,7 @@ def test_over_vsock_and_unix_sockets(mounter: Mounter, kind: str, where: str, ad
     [
         (("{address}", "77", "/run/new/target"), "no share '77'"),
         (("tcp:10.0.2.2:1", "0", "/run/new/target"), "nothing listens there"),
-        (("vsock:1:1", "0", "/run/new/target"), "nothing listens there"),
+        (("vsock:1:1", "0", "/run/new/target"), "its CID is 2"),
         (("vsock:2", "0", "/run/new/target"), "vmw_vsock_virtio_transport"),
         (("unix:/run/nothing", "0", "/run/new/target"), "nothing listens there"),
         (("{address}", "{share}", "/etc/hostname"), "not a directory"),
