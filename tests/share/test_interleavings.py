@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 HERE = os.path.dirname(__file__)
 ONE = AddOptions(HERE, read_only=True)
-OTHER = ONE.of_directory("what replaced it")
-"""The same path, after another directory was put there."""
+OTHER = AddOptions(HERE) if ONE.directory is None else ONE.of_directory("what replaced it")
+"""The same path, after another directory was put there; Windows does not tell, so there it is another share of it."""
 FAULTS = (Reply.FAIL, Reply.LOSE_BEFORE, Reply.LOSE_AFTER)
 
 
