@@ -43,27 +43,8 @@ if TYPE_CHECKING:
 WAYS = ("firecracker", "cloud-hypervisor", "vhost-vsock")
 CID = 77
 PYTHON = "python3 -I -S"
+UNTIL_LOST = Path(__file__).with_name("until_lost.py")
 DEADLINE = 600.0
-
-BUSY = """
-import errno, os, threading
-seen = []
-def work(number):
-    try:
-        file = os.open("f", os.O_RDONLY)
-        while True:
-            os.pread(file, 65536, 0) if number % 2 else os.stat("f")
-    except OSError as error:
-        seen.append(errno.errorcode[error.errno])
-workers = [threading.Thread(target=work, args=(number,)) for number in range(12)]
-for worker in workers:
-    worker.start()
-open("/run/busy", "w").close()
-for worker in workers:
-    worker.join()
-print(*sorted({*seen}))
-"""
-"""Twelve threads that use a share until they may not, and how they were told."""
 
 COST = """
 import json, os, sys, time
@@ -151,13 +132,12 @@ class Trial:
     async def take_away(self, manager: Manager, name: str) -> str:
         """Take it away under those who use it."""
         (self.shared / "f").write_bytes(bytes(1 << 20))
-        await self.guest.write_file("/run/busy.py", BUSY.encode())
         await self.guest.check("mkfifo /run/busy /run/over")
-        await self.guest.check(f"(cd /run/tried && {PYTHON} /run/busy.py >/run/said 2>&1; cd /; : >/run/over) &")
+        await self.guest.check(f"(cd /run/tried && {PYTHON} {UNTIL_LOST} /run/said /run/busy /run/over) &")
         await self.guest.check("cat /run/busy")
         await manager.remove_from_vm(name)
-        told = (await self.guest.check("cat /run/over /run/said")).split()
-        assert {*told} <= {"EIO", "EPIPE"}, f"those who used it were told {told}"
+        count, *told = (await self.guest.check("cat /run/over /run/said")).split()
+        assert (count, {*told} <= {"EIO", "EPIPE"}) == ("12", True), f"{count} who used it were told {told}"
         await self.guest.check("umount /run/tried")
         return f"twelve threads were told {' and '.join(told)}"
 

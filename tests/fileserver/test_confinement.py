@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import errno
+import functools
 import os
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from uvmshare.fileserver import confinement, seccomp
 from uvmshare.fileserver.device import FileServer
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.limits import Limits
+from uvmshare.guest import keepalive
 from uvmshare.hcs.schema import Plan9Share, Plan9ShareFlags
 from uvmshare.hcs.utility_vm import UtilityVM
 from uvmshare.share.interfaces import Plan9Share as SharedByManager
@@ -36,7 +38,7 @@ def _export(path: Path, *, read_only: bool = False, model: str = "none") -> Expo
     return Export.open(Plan9Share(name="0", access_name="0", path=os.path.realpath(path), flags=int(flags)), model)
 
 
-def confined(export: Export, attempt: Callable[[], object]) -> int:
+def confined(export: Export, attempt: Callable[[], object], *, over_vsock: bool = False) -> int:
     """Confine a forked process to the export and try something there; returns the errno, 0 for success."""
     report, reporter = os.pipe()
     pid = os.fork()
@@ -44,7 +46,7 @@ def confined(export: Export, attempt: Callable[[], object]) -> int:
         number = 255
         try:
             confinement.close_all_but((reporter, export.root))
-            confinement.confine(export, Limits())
+            confinement.confine(export, Limits(), over_vsock=over_vsock)
             try:
                 attempt()
                 number = 0
@@ -61,6 +63,10 @@ def confined(export: Export, attempt: Callable[[], object]) -> int:
     export.close()
     assert os.WIFEXITED(status), status
     return os.WEXITSTATUS(status)
+
+
+NO_SOCKET = 1
+"""A descriptor of every process here."""
 
 
 def _libc_call(name: str, *arguments: int) -> None:
@@ -110,6 +116,24 @@ def test_nothing_is_made_outside(share: Path) -> None:
     export = _export(share)
     assert confined(export, lambda: os.mkdir("../made", dir_fd=export.root)) == errno.EACCES
     assert not (share.parent / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("over_vsock", "level", "option", "outcome"),
+    [
+        (True, socket.AF_VSOCK, keepalive.BUFFER_SIZE, errno.ENOTSOCK),  # past the filter
+        (True, socket.AF_VSOCK, keepalive.BUFFER_SIZE + 1, errno.EPERM),
+        (True, socket.AF_VSOCK, keepalive.BUFFER_SIZE + 2, errno.EPERM),
+        (True, socket.SOL_SOCKET, keepalive.BUFFER_SIZE, errno.EPERM),
+        (False, socket.AF_VSOCK, keepalive.BUFFER_SIZE, errno.EPERM),
+    ],
+)
+def test_of_all_options_the_size_of_a_vsock_buffer_alone_is_left_and_only_over_vsock(
+    share: Path, over_vsock: bool, level: int, option: int, outcome: int
+) -> None:
+    for call in ("setsockopt", "getsockopt"):
+        attempt = functools.partial(_libc_call, call, NO_SOCKET, level, option, 0, 0)
+        assert confined(_export(share), attempt, over_vsock=over_vsock) == outcome
 
 
 def test_a_read_only_share_is_not_written_whatever_the_server_says(share: Path) -> None:

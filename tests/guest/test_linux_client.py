@@ -523,41 +523,14 @@ def test_removal_ends_a_share_under_the_guests_eyes(host: Host, tmp_path: Path) 
     assert (taken / "f").read_text() == "text"
 
 
-WORKERS = """
-    import errno, os, sys, threading
-    seen = []
-    def work(number):
-        try:
-            if number % 3 == 0:
-                while True:
-                    os.stat("f")
-            file = os.open("f", os.O_RDONLY)
-            while True:
-                os.pread(file, 65536, 0) if number % 3 == 1 else os.close(os.open("f", os.O_RDONLY))
-        except OSError as error:
-            seen.append(errno.errorcode[error.errno])
-    workers = [threading.Thread(target=work, args=(number,)) for number in range(12)]
-    for worker in workers:
-        worker.start()
-    open("/run/busy", "w").close()
-    for worker in workers:
-        worker.join()
-    print(len(seen), *sorted({*seen}))
-"""
-
-
 @pytest.mark.transports("firecracker", "tcp", "cloud-hypervisor")
 def test_requests_under_way_when_a_share_goes_see_an_input_output_error(host: Host, tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(bytes(1 << 20))
     name = host.add(AddOptions(tmp_path))
     at = host.mount(name)
-    host.check("rm -f /run/busy /run/over && mkfifo /run/busy /run/over")
-    host.runner.run(host.guest.write_file("/run/workers.py", textwrap.dedent(WORKERS).encode()))
-    host.check(f"(cd {at} && python3 -I /run/workers.py > /run/said 2>&1; cd /; : > /run/over) &")
-    host.check("cat /run/busy")
+    host.check(host.transport.use_until_lost(at))
     host.remove(name)
-    host.check("cat /run/over")
-    count, *seen = host.check("cat /run/said").split()
+    count, *seen = host.check("cat /run/over /run/said").split()
     assert count == "12"
     # EPIPE where a send meets the end before the server's last word is read, ECONNRESET where TCP's reset does.
     assert {*seen} <= {"EIO", "EPIPE"} | (set() if host.transport.is_vsock else {"ECONNRESET"})

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import textwrap
 from typing import TYPE_CHECKING
 
 import pytest
@@ -241,26 +240,6 @@ def test_an_agent_that_listens_is_reached_through_the_monitors_socket(
         listening_agent(runner, transport, tmp_path)
 
 
-LOSER = """
-import errno, os, threading
-seen = []
-def work(number):
-    try:
-        file = os.open("f", os.O_RDONLY)
-        while True:
-            os.pread(file, 65536, 0) if number % 2 else os.stat("f")
-    except OSError as error:
-        seen.append(errno.errorcode[error.errno])
-workers = [threading.Thread(target=work, args=(number,)) for number in range(12)]
-for worker in workers:
-    worker.start()
-open("/run/busy", "w").close()
-for worker in workers:
-    worker.join()
-print(len(seen), *sorted({*seen}))
-"""
-
-
 @pytest.mark.long
 @pytest.mark.newer_kernel
 @pytest.mark.parametrize("flavour", ["firecracker", "cloud-hypervisor"])
@@ -274,10 +253,7 @@ def test_the_newer_kernel_holds_to_the_same(
     try:
         move_and_compare(served, megabytes=20, files=300, msize=1 << 20)
         (directory / "f").write_bytes(bytes(1 << 20))
-        served.check("rm -f /run/busy /run/over && mkfifo /run/busy /run/over")
-        runner.run(newer.write_file("/run/loser.py", textwrap.dedent(LOSER).encode()))
-        served.check(f"(cd {served.at} && python3 -I /run/loser.py > /run/said 2>&1; cd /; : > /run/over) &")
-        served.check("cat /run/busy")
+        served.check(transport.use_until_lost(served.at))
         runner.run(served.manager.remove_from_vm(served.name))
         count, *seen = served.check("cat /run/over /run/said").split()
         assert count == "12"

@@ -7,6 +7,7 @@ What must not: guests (`conftest`), or what is tested.
 from __future__ import annotations
 
 import itertools
+import os
 from typing import TYPE_CHECKING, Literal
 
 from tests.guest import mounter
@@ -25,6 +26,8 @@ TRANSPORTS: tuple[TransportName, ...] = ("firecracker", "tcp", "cloud-hypervisor
 _PORTS = itertools.count(7000)
 """Of vsock, whose listeners are never two at a time on one port."""
 
+
+_UNTIL_LOST = os.path.join(os.path.dirname(__file__), "..", "..", "contrib", "guest", "until_lost.py")
 
 _PIPES = "/run/mounter"
 _MOUNTER = (
@@ -72,3 +75,12 @@ class Transport:
             return f"mount -t 9p -o trans=tcp,port={port},version=9p2000.L,aname={share}{given} {HOST} {at}"
         more = " ".join(f"--{name} {value}" for name, value in options.items())
         return f"{_MOUNTER}; echo {self.host(port)} {share} {at} {more} >{_PIPES}.in && {_ANSWER}"
+
+    @staticmethod
+    def use_until_lost(at: str) -> str:
+        """Return the command that has twelve threads use a mount, with a file ``f``, and returns when they are at it.
+
+        When the share is gone, /run/over says so, and then /run/said how many were told, and by which errors.
+        """
+        program = f"python3 -I -S {_UNTIL_LOST} /run/said /run/busy /run/over"
+        return f"rm -f /run/busy /run/over; mkfifo /run/busy /run/over; (cd {at} && {program}) & cat /run/busy"

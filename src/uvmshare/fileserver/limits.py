@@ -89,7 +89,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     peer_seconds: Annotated[float, msgspec.Meta(ge=4, le=86_400)] = 60.0
     """How long the kernel of a TCP peer may answer nothing, not even this kernel's own questions, before its mount ends
-    and its locks with it. Behind QEMU's user network the peer is QEMU, which runs while the guest is paused."""
+    and its locks with it. Behind QEMU's user network the peer is QEMU, which runs while the guest is paused. Over
+    vsock: how soon a connection ends that the guest knows nothing of, such as one that was restored from a snapshot; a
+    guest that answers nothing, because it is paused, keeps its mount."""
 
     bytes_per_second: Count | None = None
     """Bandwidth, of requests and replies together."""

@@ -20,7 +20,7 @@ from uvmshare.fileserver import confinement, rundir, syscalls
 from uvmshare.fileserver.leaving import LEAVE
 from uvmshare.fileserver.said import STDERR, say
 from uvmshare.fileserver.session import Session
-from uvmshare.fileserver.waiting import notice_death
+from uvmshare.fileserver.waiting import notice_death, probe_for_ever
 from uvmshare.ninep import messages
 
 if TYPE_CHECKING:
@@ -105,7 +105,11 @@ def serve(
             os._exit(0)
 
         signal.signal(LEAVE, lambda *_: session.outbox.end(leave))
-        has_landlock = confinement.confine(export, limits, kept=(kept, STDERR), enclosed=enclosed)
+        over_vsock = connection.family == socket.AF_VSOCK
+        has_landlock = confinement.confine(
+            export, limits, kept=(kept, STDERR), enclosed=enclosed, over_vsock=over_vsock
+        )
+        probe_for_ever(connection, limits.peer_seconds)
         session.tree.walls.take_process(has_landlock=has_landlock, enclosed=enclosed)
         session.run((attach.tag, attach.message), attach.msize, attach.rest)
         status = 0

@@ -16,11 +16,13 @@ import fcntl
 import mmap
 import os
 import platform
+import socket
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.fileserver import syscalls
+from uvmshare.guest import keepalive
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -63,6 +65,7 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "getdents64": (217, 61),
     "getpid": (39, 172),
     "getrandom": (318, 278),
+    "getsockopt": (55, 209),
     "gettid": (186, 178),
     "getxattr": (191, 8),
     "lgetxattr": (192, 9),
@@ -106,6 +109,7 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "set_robust_list": (273, 99),
     "setfsgid": (123, 152),
     "setfsuid": (122, 151),
+    "setsockopt": (54, 208),
     "setxattr": (188, 5),
     "sigaltstack": (131, 132),
     "splice": (275, 76),
@@ -125,6 +129,8 @@ _CHANGES: Final = frozenset(
 )  # fmt: skip
 """And what waits for the disk until changes are there."""
 _IDENTITY: Final = frozenset({"capget", "capset", "setfsgid", "setfsuid"})
+_PROBES: Final = frozenset({"getsockopt", "setsockopt"})
+"""Of connections over vsock (`uvmshare.guest.keepalive`)."""
 
 _ARCHITECTURES: Final = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """Which column of the numbers, and the value of ``AUDIT_ARCH_*``."""
@@ -213,6 +219,10 @@ _RULES: Final[dict[str, tuple[_Argument, ...]]] = {
     "clone": (_Argument(0, values=(_THREAD, _THREAD | _CLONE_DETACHED)),),
     "pipe2": (_Argument(1, values=(os.O_CLOEXEC,)),),
     "ftruncate": (_Argument(0, but=(_STDERR,)),),
+    # The size of a vsock buffer, up to the largest that was set before, and no other option of any socket.
+    **dict.fromkeys(
+        sorted(_PROBES), (_Argument(1, values=(socket.AF_VSOCK,)), _Argument(2, values=(keepalive.BUFFER_SIZE,)))
+    ),
 }
 
 _INSTRUCTION: Final = struct.Struct("=HBBI")
@@ -227,9 +237,13 @@ def is_supported() -> bool:
     return platform.machine() in _ARCHITECTURES
 
 
-def allowed_calls(*, read_only: bool, as_guest_users: bool) -> frozenset[str]:
-    """Return the names of the calls that a share of this kind needs."""
-    left_out = (_CHANGES if read_only else frozenset()) | (frozenset() if as_guest_users else _IDENTITY)
+def allowed_calls(*, read_only: bool, as_guest_users: bool, over_vsock: bool = False) -> frozenset[str]:
+    """Return the names of the calls that a share of this kind needs on a connection of this kind."""
+    left_out = frozenset() if over_vsock else _PROBES
+    if read_only:
+        left_out |= _CHANGES
+    if not as_guest_users:
+        left_out |= _IDENTITY
     return frozenset(_NUMBERS) - left_out
 
 

@@ -8,9 +8,13 @@ from __future__ import annotations
 import select
 import socket
 import struct
+import threading
+import time
 from typing import Final
 
-__all__ = ["is_readable", "notice_death", "set_time_out"]
+from uvmshare.guest import keepalive
+
+__all__ = ["is_readable", "notice_death", "probe_for_ever", "set_time_out"]
 
 _SELECT_MOST: Final = 1024
 """``FD_SETSIZE``. select(2) waits to the microsecond, poll(2) to the millisecond."""
@@ -29,14 +33,20 @@ def is_readable(connection: socket.socket, seconds: float) -> bool:
 _PROBES: Final = 3
 """Questions of the kernel's that a peer may leave unanswered."""
 
+_ROOM: Final = 4 << 20
+"""How large the buffer of a vsock connection may become: with a probe every 30 s in four years. It is the host's
+memory, and whoever breaks into a mount process could fill it at once."""
+
 
 def notice_death(connection: socket.socket, seconds: float) -> None:
     """Have a TCP connection end when its peer's kernel has answered nothing for so long; others end by themselves.
 
     The kernel asks when nothing is sent (SO_KEEPALIVE), and waits no longer for what was sent to be acknowledged
-    (TCP_USER_TIMEOUT), see tcp(7). Without, a peer that died without a word keeps its locks for ever.
+    (TCP_USER_TIMEOUT), see tcp(7). Without, a peer that died without a word keeps its locks for ever. Vsock connections
+    are made ready for `probe_for_ever`.
     """
     if connection.family not in (socket.AF_INET, socket.AF_INET6):
+        keepalive.allow_probes(connection, _ROOM)
         return
     each = max(1, int(seconds / (_PROBES + 1)))
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -44,6 +54,26 @@ def notice_death(connection: socket.socket, seconds: float) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, each)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(seconds * 1000)))
+
+
+def probe_for_ever(connection: socket.socket, seconds: float) -> None:
+    """Have a vsock connection end within so many seconds of its peer's loss; `notice_death` came before.
+
+    A peer that knows nothing of the connection, as a guest that was restored or started anew, answers the next probe
+    with a reset (`uvmshare.guest.keepalive`). That is seen in whatever this process does meanwhile, also in a send
+    that waits for a peer without room; hence a thread, which other kinds of connections do not get. It needs what
+    `seccomp.allowed_calls` allows over vsock, and is started when the process is confined, since Landlock and seccomp
+    hold the thread that asks and those which it starts.
+    """
+    if connection.family != socket.AF_VSOCK:
+        return
+
+    def probe() -> None:
+        while True:
+            time.sleep(seconds / 2)
+            keepalive.probe(connection)
+
+    threading.Thread(target=probe, name="probes", daemon=True).start()
 
 
 def set_time_out(connection: socket.socket, seconds: float, *, sending: bool = False) -> None:
