@@ -1,7 +1,8 @@
 """The guests that the tests of this folder share, each booted once, and the event loop that they live in.
 
 A test that takes `transport` runs over each of them: over the first in ``make test``, or over those that it names with
-``@pytest.mark.transports("firecracker", "tcp")``; over the others in ``make test-long``.
+``@pytest.mark.transports("firecracker", "tcp")``; over the others in ``make test-long``. What only vsock has says so:
+``@pytest.mark.transports("firecracker", over=VSOCK)``.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "transport" not in metafunc.fixturenames:
         return
     mark = metafunc.definition.get_closest_marker("transports")
-    core = TRANSPORTS[:1] if mark is None else mark.args
-    params = [pytest.param(name, marks=() if name in core else pytest.mark.long) for name in TRANSPORTS]
+    core, over = (TRANSPORTS[:1], TRANSPORTS) if mark is None else (mark.args, mark.kwargs.get("over", TRANSPORTS))
+    params = [pytest.param(name, marks=() if name in core else pytest.mark.long) for name in over]
     metafunc.parametrize("transport", params, indirect=True, scope="module")
 
 

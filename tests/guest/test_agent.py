@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.guest.transports import VSOCK
 from tests.processes import kill
 
 from uvmshare import AddOptions, FileServer, Manager, UtilityVM
@@ -243,11 +244,11 @@ def test_a_cut_connection_is_mounted_again_by_itself(bench: Bench) -> None:
     bench.run(bench.mounts.unmap_from_guest("/run/mnt/cut", owner="a"))
 
 
+@pytest.mark.transports("firecracker", over=VSOCK)  # TCP has keep-alives, and QEMU's user network forgets nothing
 def test_those_who_wait_in_a_connection_that_the_host_forgot_come_back(bench: Bench) -> None:
     """As after a snapshot: nobody tells the guest, and it waits for an answer that never comes."""
     vsock = bench.guest.vsock
-    if not bench.transport.is_vsock or vsock is None:
-        return  # TCP has keep-alives, and QEMU's user network forgets no connection
+    assert vsock is not None
     name = bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/forgot", owner="a")).share_name
     (stopped,) = mount_processes(bench, name)
     os.kill(stopped, signal.SIGSTOP)
@@ -360,6 +361,7 @@ def test_a_hung_mount_can_be_unmounted(bench: Bench, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("option", "first"), [("--peer-cid 1", b'{"uvmshare":"agent"'), pytest.param("", b"", marks=pytest.mark.long)]
 )
+@pytest.mark.transports("firecracker", over=("firecracker",))  # it has a road of its own
 def test_on_vsock_the_host_alone_is_heard(bench: Bench, option: str, first: bytes) -> None:
     # The loopback of vsock has CID 1, and stands for a host only when it is told to.
     ask = (

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.daemon.harness import Home
-from tests.guest.transports import Transport
+from tests.guest.transports import VSOCK, Transport
 from tests.processes import DEADLINE
 
 from uvmshare import AddOptions, FileServer, Manager, UtilityVM
@@ -133,12 +133,9 @@ print(digest.hexdigest())
 """
 
 
-@pytest.mark.transports("firecracker")
-@pytest.mark.parametrize("what", ["the mount process", "the device"])
-def test_a_writer_waits_while_the_host_takes_nothing_and_loses_nothing(served: Served, what: str) -> None:
+def write_while_nothing_is_taken(served: Served, what: str) -> None:
+    """Have the guest write while the mount process, or the device, is held up, and compare what arrived."""
     vsock = served.guest.vsock
-    if what == "the device" and (vsock is None or not served.transport.is_vsock):
-        return  # there is none
     served.mount(msize=1 << 20)
     served.check("rm -f /run/begun && mkfifo /run/begun")
     served.runner.run(served.guest.write_file("/run/stream.py", STREAM.encode()))
@@ -171,6 +168,16 @@ def test_a_writer_waits_while_the_host_takes_nothing_and_loses_nothing(served: S
         assert (stats.malformed, stats.overdrawn) == (0, 0)
 
 
+@pytest.mark.transports("firecracker")
+def test_a_writer_waits_while_its_mount_process_is_stopped_and_loses_nothing(served: Served) -> None:
+    write_while_nothing_is_taken(served, "the mount process")
+
+
+@pytest.mark.transports("firecracker", over=VSOCK)
+def test_a_writer_waits_while_the_device_moves_nothing_and_loses_nothing(served: Served) -> None:
+    write_while_nothing_is_taken(served, "the device")
+
+
 OPTION = """
 import runpy, socket, struct, sys
 class Watched(socket.socket):
@@ -185,10 +192,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.transports("firecracker")
+@pytest.mark.transports("firecracker", over=VSOCK)
 def test_the_kernel_takes_the_time_to_connect_and_the_guests_own_cid_is_named(served: Served) -> None:
-    if not served.transport.is_vsock:
-        return
     served.runner.run(served.guest.write_file("/run/option.py", OPTION.encode()))
     result = served.runner.run(
         served.guest.run(f"python3 -I -S /run/option.py {mount_program.__file__} vsock:3 0 /run/none --timeout 7")
@@ -232,12 +237,11 @@ def listening_agent(runner: asyncio.Runner, transport: Transport, directory: Pat
     runner.run(scenario())
 
 
-@pytest.mark.transports("firecracker")
+@pytest.mark.transports("firecracker", over=VSOCK)
 def test_an_agent_that_listens_is_reached_through_the_monitors_socket(
     runner: asyncio.Runner, transport: Transport, tmp_path: Path
 ) -> None:
-    if transport.is_vsock:
-        listening_agent(runner, transport, tmp_path)
+    listening_agent(runner, transport, tmp_path)
 
 
 @pytest.mark.long

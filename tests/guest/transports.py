@@ -18,10 +18,11 @@ from uvmshare.testing.guest_vm import HOST
 if TYPE_CHECKING:
     from uvmshare.testing.guest_vm import GuestVM
 
-__all__ = ["TRANSPORTS", "Transport", "TransportName"]
+__all__ = ["TRANSPORTS", "VSOCK", "Transport", "TransportName"]
 
 TransportName = Literal["tcp", "firecracker", "cloud-hypervisor"]
 TRANSPORTS: tuple[TransportName, ...] = ("firecracker", "tcp", "cloud-hypervisor")
+VSOCK: tuple[TransportName, ...] = ("firecracker", "cloud-hypervisor")
 
 _PORTS = itertools.count(7000)
 """Of vsock, whose listeners are never two at a time on one port."""

@@ -80,4 +80,9 @@ def set_time_out(connection: socket.socket, seconds: float, *, sending: bool = F
     """Have blocking calls that receive (or send) fail with `BlockingIOError` after so long; 0 is never (socket(7))."""
     whole, rest = divmod(seconds, 1)
     option = socket.SO_SNDTIMEO if sending else socket.SO_RCVTIMEO
-    connection.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", int(whole), int(rest * 1_000_000)))
+    # Python 3.11 takes no bytes for a vsock socket: the descriptor gets an object of another family for a moment.
+    plain = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=connection.fileno())
+    try:
+        plain.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", int(whole), int(rest * 1_000_000)))
+    finally:
+        plain.detach()
