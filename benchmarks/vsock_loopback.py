@@ -46,8 +46,8 @@ _KIB: Final = 1 << 10
 _MSIZE: Final = 1 << 20
 _LARGEST: Final = _MSIZE - IO_HEADER_SIZE
 _SEND_BUFFER: Final = 4 << 20  # as mount processes ask for
-_TURNS: Final = 5
-_SECONDS: Final = 0.7
+_TURNS: Final = 4
+_SECONDS: Final = 0.5
 """Of each case of each choice in each turn."""
 _DEADLINE: Final = 1800.0
 _ROOT: Final = Path(__file__).resolve().parent.parent
@@ -190,7 +190,8 @@ class Guest:
         return once
 
     def close(self) -> None:
-        """End the session."""
+        """End the session: by a shutdown, since the sessions that were forked later have this socket, too."""
+        self._socket.shutdown(socket.SHUT_RDWR)
         self._client.close()
         os.waitpid(self.pid, 0)
 

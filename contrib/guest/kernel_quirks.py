@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from uvmshare.testing.kernel import GuestKernel
 
-ROUNDS = 4
+ROUNDS = 3
 PORT = 7000
 DEADLINE = 120.0
 PYTHON = "python3 -I -S"
