@@ -30,7 +30,7 @@ from tests.processes import DEADLINE, wait_for_end
 
 from uvmshare.fileserver.handshake import Handshake
 from uvmshare.fileserver.limits import Limits
-from uvmshare.hcs.schema import PLAN9_SHARES, ModifySettingRequest, Plan9Share, Plan9ShareFlags, RequestType
+from uvmshare.hcs.schema import PLAN9_SHARES, Beside, ModifySettingRequest, Plan9Share, Plan9ShareFlags, RequestType
 from uvmshare.ninep.constants import NONUNAME
 from uvmshare.ninep.messages import Rlerror
 from uvmshare.testing.client import Client
@@ -112,9 +112,18 @@ class Device:
     def modify(self, document: ModifySettingRequest) -> None:
         self.run(self.server.modify(document))
 
-    def share(self, path: Path | str, *, read_only: bool = False, allowed: tuple[str, ...] = ()) -> str:
+    def share(
+        self,
+        path: Path | str,
+        *,
+        read_only: bool = False,
+        allowed: tuple[str, ...] = (),
+        hide: tuple[str, ...] = (),
+        map_owner: str | None = None,
+    ) -> str:
         name = str(next(self._names))
-        self.modify(add_document(name, str(path), read_only=read_only, allowed=allowed))
+        document = add_document(name, str(path), read_only=read_only, allowed=allowed)
+        self.run(self.server.add_share(document, Beside(hide=hide, map_owner=map_owner)))
         return name
 
     def unshare(self, name: str) -> None:
@@ -159,13 +168,21 @@ class InProcess:
         self._exports: dict[str, Export] = {}
         self._threads: list[tuple[str, threading.Thread]] = []
 
-    def share(self, path: Path | str, *, read_only: bool = False, allowed: tuple[str, ...] = ()) -> str:
+    def share(
+        self,
+        path: Path | str,
+        *,
+        read_only: bool = False,
+        allowed: tuple[str, ...] = (),
+        hide: tuple[str, ...] = (),
+        map_owner: str | None = None,
+    ) -> str:
         name = str(next(self._names))
         from uvmshare.fileserver.export import Export
 
         settings = add_document(name, str(path), read_only=read_only, allowed=allowed).settings
         assert settings is not None
-        self._exports[name] = Export.open(settings, "mapped-xattr")
+        self._exports[name] = Export.open(settings, "mapped-xattr", beside=Beside(hide=hide, map_owner=map_owner))
         return name
 
     def unshare(self, name: str) -> None:
@@ -229,9 +246,19 @@ class Host:
     _open: ExitStack = field(default_factory=ExitStack)
     _names: list[str] = field(default_factory=list)
 
-    def share(self, path: Path | None = None, *, read_only: bool = False, allowed: tuple[str, ...] = ()) -> str:
+    def share(
+        self,
+        path: Path | None = None,
+        *,
+        read_only: bool = False,
+        allowed: tuple[str, ...] = (),
+        hide: tuple[str, ...] = (),
+        map_owner: str | None = None,
+    ) -> str:
         """Share a directory for as long as the test runs, `root` unless another is given."""
-        name = self.device.share(path or self.root, read_only=read_only, allowed=allowed)
+        name = self.device.share(
+            path or self.root, read_only=read_only, allowed=allowed, hide=hide, map_owner=map_owner
+        )
         self._names.append(name)
         return name
 

@@ -285,8 +285,8 @@ def test_a_directory_too_large_to_be_kept_is_not_held_while_it_is_read(directory
 def test_empty_directories_that_are_kept_count_for_what_they_take(directory: Directory) -> None:
     kept = Kept(most=4096)
     for number in range(100):
-        kept.put((1, number, False), (0, 0), b"", array("I"))
-    assert sum(kept.get((1, number, False), (0, 0)) is not None for number in range(100)) == 8
+        kept.put((1, number, False, None), (0, 0), b"", array("I"))
+    assert sum(kept.get((1, number, False, None), (0, 0)) is not None for number in range(100)) == 8
 
 
 def test_offsets_fit_a_32_bit_program_whatever_the_hosts_are(directory: Directory) -> None:

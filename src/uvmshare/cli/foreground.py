@@ -33,6 +33,8 @@ class Served(msgspec.Struct, frozen=True, omit_defaults=True):
     path: str
     read_only: bool
     only: tuple[str, ...] = ()
+    hide: tuple[str, ...] = ()
+    map_owner: str | None = None
 
 
 class Ready(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -57,7 +59,8 @@ async def serve_shares(manager: Manager, shares: Sequence[AddOptions], *, owner:
     for options in shares:
         name = await manager.add_to_vm(options, owner=owner)
         names.add(name)
-        print_line(Served(name, options.host_path, options.read_only, options.allowed_names))
+        what = options.allowed_names, options.hide, options.map_owner
+        print_line(Served(name, options.host_path, options.read_only, *what))
     for share in manager.shares():
         if owner is not None and owner in share.owners and share.name not in names:
             await manager.remove_from_vm(share.name, owner=owner)

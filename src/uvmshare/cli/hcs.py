@@ -162,6 +162,8 @@ async def _add(record: Record, port: int, options: Sequence[AddOptions]) -> list
     added: list[Recorded] = []
     async with await ComputeSystem.open(record.vm) as system:
         vm = UtilityVM(system, port=port)
+        for share in options:
+            vm.require_able(share)
         try:
             for share in options:
                 recorded = record.reserve(

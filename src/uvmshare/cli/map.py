@@ -21,7 +21,7 @@ from uvmshare.cli.remote import (
     print_release,
     vm_argument,
 )
-from uvmshare.cli.share_spec import share_argument
+from uvmshare.cli.share_spec import share_argument, sharing_options, with_sharing_options
 from uvmshare.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ CACHES = ("none", "loose", "mmap", "readahead")
 @click.command("map")
 @vm_argument()
 @share_argument
+@sharing_options
 @click.argument("guest_path", metavar="GUEST_PATH")
 @click.option(
     "--cache",
@@ -62,6 +63,8 @@ def map_(
     share: ShareSpec,
     guest_path: str,
     *,
+    hide: tuple[str, ...],
+    map_owner: str | None,
     cache: str,
     msize: int,
     suid: bool,
@@ -73,9 +76,9 @@ def map_(
 ) -> None:
     """Share a directory with a VM and mount it in its guest; both or neither.
 
-    SHARE is PATH[:ro][:only=NAME,NAME], as with uvmshare serve. The VM must have been added with --agent, and the agent
-    must run in the guest. Whoever maps the same directory to the same path shares it: one mount, however many hold it.
-    The guest mounts it nosuid and nodev, unless you say otherwise.
+    SHARE is PATH[:ro][:only=NAME,NAME][:hide=PATTERN,PATTERN], as with uvmshare serve. The VM must have been added with
+    --agent, and the agent must run in the guest. Whoever maps the same directory to the same path shares it: one mount,
+    however many hold it. The guest mounts it nosuid and nodev, unless you say otherwise.
 
     \b
     Examples:
@@ -86,11 +89,14 @@ def map_(
 
     from uvmshare.daemon.documents import NewMount  # noqa: PLC0415  as above
 
+    share = with_sharing_options(share, hide, map_owner)
     document = {
         "path": os.path.abspath(os.path.expanduser(share.path)),
         "guest_path": guest_path,
         "read_only": share.read_only,
         "only": share.only,
+        "hide": share.hide,
+        "map_owner": share.map_owner,
         "cache": cache,
         "msize": msize,
         "suid": suid,

@@ -16,7 +16,7 @@ import click
 
 from uvmshare.cli.foreground import Ready, print_line, serve_shares, until_signalled
 from uvmshare.cli.output import note
-from uvmshare.cli.share_spec import share_options, shares_argument
+from uvmshare.cli.share_spec import share_options, shares_argument, sharing_options, with_sharing_options
 from uvmshare.errors import FileServerError, UnsupportedPlatform
 from uvmshare.fileserver.limits import Limits
 
@@ -150,6 +150,7 @@ allow_uid_option = click.option(
     "lifted. read_only_host_locks=true lets read-only shares lock the host's files, so that its programs wait. "
     "A name that is none lists them all.",
 )
+@sharing_options
 @shares_argument
 def serve(
     listen: tuple[str, ...],
@@ -159,15 +160,17 @@ def serve(
     shares: tuple[ShareSpec, ...],
     *,
     links: str,
+    hide: tuple[str, ...],
+    map_owner: str | None,
     limits: Limits,
     allow_remote: bool,
     allow_uids: tuple[int | Literal["any"], ...],
 ) -> None:
     """Serve host directories to a running guest until SIGINT or SIGTERM.
 
-    Each SHARE is PATH[:ro][:only=NAME,NAME]: a directory, read-only with ":ro", and with ":only="
-    nothing but these names at its top. A path that is one file shares that file alone. All shares are
-    served, or none is.
+    Each SHARE is PATH[:ro][:only=NAME,NAME][:hide=PATTERN,PATTERN]: a directory, read-only with ":ro",
+    with ":only=" nothing but these names at its top, and without what ":hide=" matches. A path that is
+    one file shares that file alone. All shares are served, or none is.
 
     \b
     Addresses:
@@ -188,6 +191,7 @@ def serve(
     Examples:
       uvmshare serve --listen unix:/run/vm1.9p /srv/project:ro /srv/out
       uvmshare serve --listen firecracker:/run/fc/v.sock ~/src:ro:only=main.py,lib
+      uvmshare serve --listen unix:/run/vm1.9p --hide node_modules --hide .env --map-owner 1000:0 ~/src
       uvmshare serve --listen vsock:3 --security-model none /var/cache/ci
       uvmshare serve --listen unix:/run/vm1.9p --limit bytes_per_second=50000000 --limit mounts=4 /srv/out
 
@@ -211,7 +215,7 @@ def serve(
             "uvmshare serve needs a Linux host; on Windows use uvmshare hcs serve, which drives the system's own server"
         )
         raise UnsupportedPlatform(msg)
-    options = share_options(shares)
+    options = share_options(with_sharing_options(each, hide, map_owner) for each in shares)
 
     async def serving() -> None:
         from uvmshare import FileServer, Manager, SqliteJournal, UtilityVM  # noqa: PLC0415  --help need not load them

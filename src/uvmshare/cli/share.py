@@ -22,7 +22,7 @@ from uvmshare.cli.remote import (
     share_argument,
     vm_argument,
 )
-from uvmshare.cli.share_spec import shares_argument
+from uvmshare.cli.share_spec import shares_argument, sharing_options, with_sharing_options
 from uvmshare.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -47,26 +47,54 @@ def share() -> None:
 @share.command()
 @vm_argument()
 @shares_argument
+@sharing_options
 @owner_option
 @lease_option()
 @host_option
 @json_option
 def add(
-    vm: str, shares: tuple[ShareSpec, ...], owner: str, lease: float | None, host: str | None, *, as_json: bool
+    vm: str,
+    shares: tuple[ShareSpec, ...],
+    owner: str,
+    lease: float | None,
+    host: str | None,
+    *,
+    hide: tuple[str, ...],
+    map_owner: str | None,
+    as_json: bool,
 ) -> None:
     """Share directories with a VM and hold them; print each share's name, which the guest mounts.
 
-    Each SHARE is PATH[:ro][:only=NAME,NAME], as with uvmshare serve. Equal shares are one, however many hold it. When
-    one of several cannot be added, those before it are released again,
-    unless the owner held them already.
+    Each SHARE is PATH[:ro][:only=NAME,NAME][:hide=PATTERN,PATTERN], as with uvmshare serve. Equal shares are one,
+    however many hold it. When one of several cannot be added, those before it are released again, unless the owner
+    held them already.
 
     \b
     Examples:
       uvmshare share add build ~/project:ro ~/out
       uvmshare share add build /srv/cache --owner job-7 --lease 30
+      uvmshare share add build ~/project --hide node_modules --hide .env --map-owner 1000:0
     """  # noqa: D301  \b is click's mark for lines that stay as they are
-    from uvmshare.daemon.documents import NewShare  # noqa: PLC0415  --help need not load it
+    import msgspec  # noqa: PLC0415  --help need not load it
 
+    from uvmshare.daemon.documents import NewShare  # noqa: PLC0415  as above
+
+    def document_of(spec: ShareSpec) -> NewShare:
+        document = {
+            "path": os.path.abspath(os.path.expanduser(spec.path)),
+            "read_only": spec.read_only,
+            "only": spec.only,
+            "hide": spec.hide,
+            "map_owner": spec.map_owner,
+            "owner": owner,
+            "lease": lease,
+        }
+        try:
+            return msgspec.convert(document, NewShare)
+        except msgspec.ValidationError as error:
+            raise click.UsageError(str(error)) from error
+
+    wanted = [document_of(with_sharing_options(each, hide, map_owner)) for each in shares]
     added: list[Share] = []
     with connected(host) as client:
         you = client.info().you
@@ -76,10 +104,8 @@ def add(
             if any((reference.uid, reference.owner) == (you, owner) for reference in each.references)
         }
         try:
-            for spec in shares:
-                path = os.path.abspath(os.path.expanduser(spec.path))
-                wanted = NewShare(path=path, read_only=spec.read_only, only=spec.only, owner=owner, lease=lease)
-                added.append(client.add_share(vm, wanted))
+            for document in wanted:
+                added.append(client.add_share(vm, document))  # noqa: PERF401  what was added is released below
         except BaseException:
             for each in added:
                 if each.name in before:
@@ -117,7 +143,14 @@ def ls(vms: tuple[str, ...], host: str | None, *, as_json: bool) -> None:
 
 
 def _access(shown: Share) -> str:
-    return ("ro" if shown.read_only else "rw") + (f" only={','.join(shown.only)}" if shown.only else "")
+    parts = ["ro" if shown.read_only else "rw"]
+    if shown.only:
+        parts.append(f"only={','.join(shown.only)}")
+    if shown.hide:
+        parts.append(f"hide={','.join(shown.hide)}")
+    if shown.map_owner:
+        parts.append(f"owner={shown.map_owner}")
+    return " ".join(parts)
 
 
 def _held(reference: Reference) -> str:

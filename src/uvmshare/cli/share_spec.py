@@ -1,4 +1,4 @@
-"""The shares of a command line: `PATH[:ro|:rw][:only=NAME,NAME]`, as container people write them.
+"""The shares of a command line: `PATH[:ro|:rw][:only=NAME,NAME][:hide=PATTERN,PATTERN]`, as container people write.
 
 What lives here: the text of one share, its meaning, and its completion in the shell.
 What must not: whether the path exists (`AddOptions` looks at that), or anything that is shared.
@@ -6,8 +6,8 @@ What must not: whether the path exists (`AddOptions` looks at that), or anything
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -15,11 +15,22 @@ from click.shell_completion import CompletionItem
 from uvmshare import AddOptions, InvalidOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
-__all__ = ["ShareSpec", "parse", "share_argument", "share_options", "shares_argument"]
+__all__ = [
+    "ShareSpec",
+    "parse",
+    "share_argument",
+    "share_options",
+    "shares_argument",
+    "sharing_options",
+    "with_sharing_options",
+]
 
 _ONLY = "only="
+_HIDE = "hide="
+
+F = TypeVar("F", bound="Callable[..., object]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +40,12 @@ class ShareSpec:
     path: str
     read_only: bool = False
     only: tuple[str, ...] = ()
+    hide: tuple[str, ...] = ()
+    map_owner: str | None = None
 
 
 def parse(text: str) -> ShareSpec:
-    r"""Take `PATH[:ro|:rw][:only=NAME,NAME]` apart. Raises `ValueError` with one line for the user.
+    r"""Take a share as it was written apart. Raises `ValueError` with one line for the user.
 
     Options are read from the end, and only words that are options count. So a path may hold colons
     (`/srv/a:b`, `C:\src`) without any quoting, and a path that ends like an option is written with a
@@ -40,17 +53,17 @@ def parse(text: str) -> ShareSpec:
     """
     path = text
     access: list[str] = []
-    only: list[str] = []
+    lists: dict[str, list[str]] = {_ONLY: [], _HIDE: []}
     while True:
         head, colon, option = path.rpartition(":")
         if colon and option in {"ro", "rw"}:
             access.append(option)
-        elif colon and option.startswith(_ONLY):
-            names = option.removeprefix(_ONLY).split(",")
+        elif colon and (word := next((each for each in lists if option.startswith(each)), None)):
+            names = option.removeprefix(word).split(",")
             if "" in names:
-                msg = f"{option!r} in {text!r} has an empty name; write only=NAME,NAME"
+                msg = f"{option!r} in {text!r} has an empty name; write {word}NAME,NAME"
                 raise ValueError(msg)
-            only[:0] = names
+            lists[word][:0] = names
         else:
             break
         path = head
@@ -60,7 +73,7 @@ def parse(text: str) -> ShareSpec:
     if not path:
         msg = f"{text!r} has no path; write PATH[:ro][:only=NAME,NAME]"
         raise ValueError(msg)
-    return ShareSpec(path, access == ["ro"], tuple(only))
+    return ShareSpec(path, access == ["ro"], tuple(lists[_ONLY]), tuple(lists[_HIDE]))
 
 
 def share_options(specs: Iterable[ShareSpec]) -> list[AddOptions]:
@@ -70,13 +83,45 @@ def share_options(specs: Iterable[ShareSpec]) -> list[AddOptions]:
 
 def _options(spec: ShareSpec) -> AddOptions:
     try:
-        return AddOptions(spec.path, read_only=spec.read_only, restrict=bool(spec.only), allowed_names=spec.only)
+        return AddOptions(
+            spec.path,
+            read_only=spec.read_only,
+            restrict=bool(spec.only),
+            allowed_names=spec.only,
+            hide=spec.hide,
+            map_owner=spec.map_owner,
+        )
     except InvalidOptions as error:
         if ":" not in spec.path:
             raise
         # Most likely a misspelt option: its colon then belongs to the path.
-        msg = f"{error} (after a path only ':ro', ':rw' and ':only=NAME,NAME' are options)"
+        msg = f"{error} (after a path only ':ro', ':rw', ':only=NAME,NAME' and ':hide=PATTERN,PATTERN' are options)"
         raise InvalidOptions(msg) from error
+
+
+def with_sharing_options(spec: ShareSpec, hide: Iterable[str], map_owner: str | None) -> ShareSpec:
+    """Return a share with what the command's options say of all its shares: its own patterns come last, and count."""
+    return replace(spec, hide=(*hide, *spec.hide), map_owner=map_owner)
+
+
+def sharing_options(command: F) -> F:
+    """Give a command --hide and --map-owner, which hold for all its shares (`with_sharing_options`)."""
+    for option in (
+        click.option(
+            "--map-owner",
+            metavar="HOST:GUEST",
+            help="Whose files of the host are whose in the guest: 1000:0, or with groups 1000/100:0/0, or all:0.",
+        ),
+        click.option(
+            "--hide",
+            multiple=True,
+            metavar="PATTERN",
+            help="What does not exist for the guest, as in .gitignore: a name at any depth (node_modules), a path from "
+            "the share's root (/build/out), !PATTERN to show again. Give it once for each.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def _convert(text: str) -> ShareSpec:

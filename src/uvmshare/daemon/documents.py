@@ -13,6 +13,7 @@ import msgspec
 
 from uvmshare.daemon.groups import Use
 from uvmshare.directory import Fate
+from uvmshare.hiding import MOST_BYTES, MOST_PATTERNS
 from uvmshare.mounts.options import DEFAULT_MSIZE, Cache
 
 __all__ = [
@@ -71,6 +72,21 @@ AllowedNames = Annotated[
     tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=255)], ...],
     msgspec.Meta(
         max_length=1024, description="Names at the top of the directory; the guest sees no others. Empty: all of them."
+    ),
+]
+HiddenNames = Annotated[
+    tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=MOST_BYTES)], ...],
+    msgspec.Meta(
+        max_length=MOST_PATTERNS,
+        description="Patterns as in gitignore(5), from the directory on, of what does not exist for the guest.",
+    ),
+]
+MappedOwner = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^(all|[0-9]{1,10}(/[0-9]{1,10})?):[0-9]{1,10}(/[0-9]{1,10})?$(?!\n)",
+        max_length=64,
+        description="HOST:GUEST, each UID or UID/GID: files of that owner of the host, or of 'all', are the guest's.",
     ),
 ]
 Address = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
@@ -175,6 +191,8 @@ class NewShare(_Request, frozen=True):
     path: HostPath
     read_only: bool = False
     only: AllowedNames = ()
+    hide: HiddenNames = ()
+    map_owner: MappedOwner | None = None
     owner: OwnerName = DEFAULT_OWNER
     lease: Lease | None = None
 
@@ -199,6 +217,8 @@ class Share(_Answer, frozen=True):
     path: str
     read_only: bool
     only: tuple[str, ...]
+    hide: tuple[str, ...]
+    map_owner: str | None
     state: str
     busy: str | None
     orphan: bool
@@ -220,6 +240,8 @@ class NewMount(_Request, frozen=True):
     """Absolute, below what the guest's agent allows."""
     read_only: bool = False
     only: AllowedNames = ()
+    hide: HiddenNames = ()
+    map_owner: MappedOwner | None = None
     cache: Cache = "none"
     """What the guest's kernel may keep (Linux's 9p.rst)."""
     msize: Annotated[int, msgspec.Meta(ge=4096, le=1 << 24)] = DEFAULT_MSIZE
@@ -243,6 +265,8 @@ class Mount(_Answer, frozen=True):
     """The host's."""
     read_only: bool
     only: tuple[str, ...]
+    hide: tuple[str, ...]
+    map_owner: str | None
     cache: str
     msize: int
     suid: bool

@@ -235,7 +235,14 @@ class Threads:
 
 
 async def checked_options(
-    threads: Threads, identity: Identity, path: str, *, read_only: bool, only: tuple[str, ...]
+    threads: Threads,
+    identity: Identity,
+    path: str,
+    *,
+    read_only: bool,
+    only: tuple[str, ...],
+    hide: tuple[str, ...] = (),
+    map_owner: str | None = None,
 ) -> AddOptions:
     """Return share options, looked at with the rights of `identity` alone.
 
@@ -254,7 +261,9 @@ async def checked_options(
             if error.errno == errno.ELOOP:  # the rest is said better below
                 msg = f"{path}: {error.strerror}: give the path of the directory itself"
                 raise OperationDenied(msg) from error
-        options = AddOptions(path, read_only=read_only, restrict=bool(only), allowed_names=only)
+        options = AddOptions(
+            path, read_only=read_only, restrict=bool(only), allowed_names=only, hide=hide, map_owner=map_owner
+        )
         _require_access(path, options, identity.uid)
         return options
 

@@ -14,10 +14,11 @@ from collections import Counter
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import structlog
 
-from uvmshare.daemon.documents import Mount, Reference
 from uvmshare.daemon.identity import checked_options
+from uvmshare.daemon.mount_documents import mount_document, mount_references
 from uvmshare.daemon.quotas import weight
 from uvmshare.daemon.shares import holder_of, may_see, note_what_is_there, options_of
 from uvmshare.daemon.store import MountLease, MountRecord, name_for
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from uvmshare.daemon.documents import NewMount
+    from uvmshare.daemon.documents import Mount, NewMount, Reference
     from uvmshare.daemon.events import EventLog
     from uvmshare.daemon.identity import Identity
     from uvmshare.daemon.keeper import LeaseKeeper
@@ -113,59 +114,23 @@ class Mappings:
     def _document(self, who: Identity, machine: Machine, info: MountInfo) -> Mount:
         share = info.options.share
         assert isinstance(share, AddOptions), "this daemon asks for no others"
-        return Mount(
-            vm=name_for(who, machine.record.key),
-            guest_path=info.mount_path,
+        owners = [str(each) for each in info.owners]
+        shown = mount_document(who, machine, self._keeper, share, info.options, owners=owners)
+        return msgspec.structs.replace(
+            shown,
             share=info.share_name,
-            path=share.host_path,
-            read_only=info.options.read_only,
-            only=share.allowed_names,
-            cache=info.options.cache,
-            msize=info.options.msize,
-            suid=info.options.suid,
-            dev=info.options.dev,
             state=info.state.value,
             busy=info.busy,
             since=info.since,
             last_error=None if info.last_error is None else printable(str(info.last_error)),
             directory="unknown" if info.share_name is None else machine.fates.of(info.share_name),
-            references=self._references(who, machine.record.key, info.mount_path, [str(each) for each in info.owners]),
         )
 
     def _document_of_record(self, who: Identity, machine: Machine, path: str, owner: str) -> Mount:
         waiting = self._restoring[machine.record.key]
         record = waiting[path, owner]
         owners = [each for at, each in waiting if at == path]
-        return Mount(
-            vm=name_for(who, machine.record.key),
-            guest_path=path,
-            share=None,
-            path=record.host_path,
-            read_only=record.read_only,
-            only=record.allowed_names,
-            cache=record.cache,
-            msize=record.msize,
-            suid=record.suid,
-            dev=record.dev,
-            state="restoring",
-            busy="mounting",
-            since=None,
-            last_error=None,
-            directory="unknown",
-            references=self._references(who, machine.record.key, path, owners),
-        )
-
-    def _references(self, who: Identity, vm: VmKey, path: str, owners: list[str]) -> tuple[Reference, ...]:
-        found = []
-        for owner in owners:
-            holder = holder_of(owner)
-            if holder is None or not may_see(who, owner):
-                continue
-            key = MountLease(vm, owner, path)
-            lease = self._keeper.get(key)
-            seconds = None if lease is None else lease.seconds
-            found.append(Reference(owner=holder[1], uid=holder[0], lease=seconds, expires_in=self._keeper.left(key)))
-        return tuple(found)
+        return mount_document(who, machine, self._keeper, record, record, owners=owners)
 
     # Mapped and unmapped
 
@@ -185,7 +150,9 @@ class Mappings:
         held = self._holds(machine, path, owner)
         self._refuse_conflict(who, machine, options)
         with (
-            nullcontext() if held else self._mapping(who, key, weight(share.host_path, path, names=share.allowed_names))
+            nullcontext()
+            if held
+            else self._mapping(who, key, weight(share.host_path, path, names=(*share.allowed_names, *share.hide)))
         ):
             if wanted.lease is not None:
                 self._keeper.grant(key, wanted.lease)
@@ -353,7 +320,7 @@ class Mappings:
         owners = [str(owner) for info in machine.mounted() if info.mount_path == path for owner in info.owners]
         owners += [owner for at, owner in self._restoring.get(vm, {}) if at == path and owner not in owners]
         others = any(not may_see(who, owner) for owner in owners)
-        return self._references(who, vm, path, owners), others
+        return tuple(mount_references(who, vm, self._keeper, path, owners)), others
 
     def share_of(self, machine: Machine, path: str) -> str | None:
         """Return the name of the share that the mount at a path holds."""
@@ -410,11 +377,11 @@ class Mappings:
         mine = f"{uid}/"
         held: dict[tuple[str, str], int] = {}
         for (path, owner), record in self._restoring.get(machine.record.key, {}).items():
-            held[path, owner] = weight(record.host_path, path, names=record.allowed_names)
+            held[path, owner] = weight(record.host_path, path, names=(*record.allowed_names, *record.hide))
         for info in machine.mounted():
             share = info.options.share
             assert isinstance(share, AddOptions), "this daemon asks for no others"
-            size = weight(share.host_path, info.mount_path, names=share.allowed_names)
+            size = weight(share.host_path, info.mount_path, names=(*share.allowed_names, *share.hide))
             is_left = not info.references and info.busy is None
             owners = (mine,) if is_left else map(str, info.owners)
             held.update({(info.mount_path, owner): size for owner in owners})
@@ -531,6 +498,8 @@ class Mappings:
                 record.host_path,
                 read_only=record.read_only,
                 only=record.allowed_names,
+                hide=record.hide,
+                map_owner=record.map_owner,
             )
         except InvalidOptions:
             if held:  # the directory is gone from its path, and is shared all the same
@@ -603,4 +572,6 @@ def _record(vm: VmKey, owner: str, options: MountOptions) -> MountRecord:
         options.suid,
         options.dev,
         share.directory,
+        share.hide,
+        share.map_owner,
     )

@@ -70,7 +70,15 @@ async def options_of(machine: Machine, wanted: NewShare | NewMount) -> AddOption
         msg = f"{wanted.path}: give an absolute path; the daemon has another working directory than you"
         raise InvalidOptions(msg)
     user = machine.record.identity
-    return await checked_options(machine.threads, user, wanted.path, read_only=wanted.read_only, only=wanted.only)
+    return await checked_options(
+        machine.threads,
+        user,
+        wanted.path,
+        read_only=wanted.read_only,
+        only=wanted.only,
+        hide=wanted.hide,
+        map_owner=wanted.map_owner,
+    )
 
 
 class Shares:
@@ -132,6 +140,8 @@ class Shares:
             path=info.options.host_path,
             read_only=info.options.read_only,
             only=info.options.allowed_names,
+            hide=info.options.hide,
+            map_owner=info.options.map_owner,
             state=info.state.value,
             busy=info.busy,
             orphan=info.orphan,
@@ -176,7 +186,7 @@ class Shares:
         vm, owner = machine.record.key, f"{who.uid}/{wanted.owner}"
         key = lease_key(vm, owner, options)
         held = any(info.options.may_be(options) for info in _held(machine, key))
-        size = weight(options.host_path, names=options.allowed_names)
+        size = weight(options.host_path, names=(*options.allowed_names, *options.hide))
         with nullcontext() if held else self._adding(who, size):
             if wanted.lease is not None:
                 self._keeper.grant(key, wanted.lease)
@@ -237,7 +247,8 @@ class Shares:
         for info in machine.shares():
             held = sum(str(owner).startswith(mine) for owner in info.owners) or int(info.orphan)
             if held:
-                yield from [weight(info.options.host_path, names=info.options.allowed_names)] * held
+                names = (*info.options.allowed_names, *info.options.hide)
+                yield from [weight(info.options.host_path, names=names)] * held
 
     # Leases
 
@@ -278,7 +289,8 @@ def _mounts_of_shares(machine: Machine) -> Mapping[str | None, list[MountInfo]]:
 
 def lease_key(vm: VmKey, owner: str, options: AddOptions) -> ShareLease:
     """Return what a lease of a holder on a share is on: on what he asked for, whichever directory the path leads to."""
-    return ShareLease(vm, owner, options.host_path, options.read_only, options.allowed_names)
+    asked = options.host_path, options.read_only, options.allowed_names, options.hide, options.map_owner
+    return ShareLease(vm, owner, *asked)
 
 
 def _held(machine: Machine, key: ShareLease) -> list[ShareInfo]:

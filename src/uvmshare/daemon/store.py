@@ -40,6 +40,8 @@ CREATE TABLE mount (vm_uid INTEGER, vm_id TEXT, path TEXT, owner TEXT, record BL
     """
 UPDATE mount SET record = CAST(json_set(CAST(record AS TEXT), '$.suid', json('false'), '$.dev', json('false')) AS BLOB);
 """,
+    # Rows may say what is hidden. Nothing changes in them, but an earlier version, which would show it, stops here.
+    "",
 )
 """What makes each version of the file from the one before; the first from nothing."""
 
@@ -82,6 +84,8 @@ class MountRecord(msgspec.Struct, frozen=True):
     dev: bool
     directory: str | None = None
     """`AddOptions.directory` of its share, in what this version wrote."""
+    hide: tuple[str, ...] = ()
+    map_owner: str | None = None
 
 
 class MountLease(msgspec.Struct, frozen=True, tag="mount"):
@@ -92,7 +96,7 @@ class MountLease(msgspec.Struct, frozen=True, tag="mount"):
     mount_path: str
 
 
-class ShareLease(msgspec.Struct, frozen=True, tag="share"):
+class ShareLease(msgspec.Struct, frozen=True, tag="share", omit_defaults=True):
     """What one lease is on: a reference of an owner to a share, named by its options.
 
     The options, not the share's name: they are known before the share is added, so that no crash can leave a
@@ -105,6 +109,9 @@ class ShareLease(msgspec.Struct, frozen=True, tag="share"):
     host_path: str
     read_only: bool
     allowed_names: tuple[str, ...]
+    hide: tuple[str, ...] = ()
+    map_owner: str | None = None
+    """Both are left out where they say nothing: a row is found again by its bytes, and older ones have neither."""
 
 
 _records = msgspec.json.Decoder(VmRecord)

@@ -49,19 +49,19 @@ class TracedFileServer:
         with self._span(request):
             await self._server.modify(request)
 
-    async def add_directory(self, request: schema.ModifySettingRequest, directory: str | None) -> str | None:
-        """Add a share, if its path leads to that directory. Raises what `FileServer.add_directory` does."""
+    async def add_share(self, request: schema.ModifySettingRequest, beside: schema.Beside) -> str | None:
+        """Add a share, if its path leads to that directory. Raises what `FileServer.add_share` does."""
         with self._span(request):
-            return await self._server.add_directory(request, directory)
+            return await self._server.add_share(request, beside)
 
     def _span(self, request: schema.ModifySettingRequest) -> AbstractContextManager[Span]:
         kind = request.request_type.value if request.request_type is not None else None
         share = request.settings.access_name if request.settings is not None else None
         return span("modify", vm=self._vm, request=kind, share=share)
 
-    async def plan9_directories(self) -> dict[str, str | None]:
-        """Return which directory each share is."""
-        return await self._server.plan9_directories()
+    async def plan9_beside(self) -> dict[str, schema.Beside]:
+        """Return what the documents do not say of each share."""
+        return await self._server.plan9_beside()
 
     async def plan9_shares(self) -> tuple[schema.Plan9Share, ...]:
         """Return what is served."""

@@ -12,8 +12,12 @@ next name, allowed or not. So the host's directory is never read: the allowed na
 from __future__ import annotations
 
 import os
+import stat
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from uvmshare.fileserver.hidden import Hidden
 
 __all__ = ["AllowedNames"]
 
@@ -26,18 +30,21 @@ _LINKS: Final = 1
 class AllowedNames:
     """The names of `root`, a descriptor, that exist for the guest."""
 
-    def __init__(self, root: int, names: frozenset[bytes]) -> None:
+    def __init__(self, root: int, names: frozenset[bytes], hidden: Hidden | None = None) -> None:
+        self._hidden = hidden
         self.names = tuple(sorted(names))
         self._root = root
         self._there: dict[bytes, tuple[int, int]] | None = None
         self._changed = 0
 
     def look(self, name: bytes) -> os.stat_result | None:
-        """Return what lstat(2) says of a name, None when it is not there."""
+        """Return what lstat(2) says of a name, None when it is not there, or hidden."""
         try:
-            return os.stat(name, dir_fd=self._root, follow_symlinks=False)
+            found = os.stat(name, dir_fd=self._root, follow_symlinks=False)
         except OSError:
             return None
+        shown = self._hidden is None or self._hidden.shows(name, lambda: stat.S_ISDIR(found.st_mode))
+        return found if shown else None
 
     def path_of(self, name: bytes) -> bytes:
         """Return a path of a name, for calls that take no descriptor of its directory."""

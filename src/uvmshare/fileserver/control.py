@@ -102,6 +102,9 @@ class Modify(_Request, frozen=True, tag="modify"):
     document: msgspec.Raw
     directory: str | None = None
     """Which directory (`uvmshare.directory`) the path of a share to add has to lead to; None: whichever it does."""
+    hide: tuple[str, ...] = ()
+    map_owner: str | None = None
+    """As `schema.Beside` has them, of a share to add."""
 
 
 class Status(_Request, frozen=True, tag="status"):
@@ -146,6 +149,8 @@ class Share(msgspec.Struct, frozen=True):
     """It is being removed: its mounts have been killed and are ending."""
     directory: str | None = None
     """Which directory it is (`uvmshare.directory`)."""
+    hide: tuple[str, ...] = ()
+    map_owner: str | None = None
 
 
 class Lost(msgspec.Struct, frozen=True):
@@ -171,6 +176,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What this supervisor could not take over from the one before it."""
     directory: str | None = None
     """Which directory the share is that was added."""
+    can_hide: bool = False
+    """Whether this supervisor knows `hide` and `map_owner` of a `Modify`: one of 0.1 would pass them over."""
 
 
 _encoder = msgspec.json.Encoder()

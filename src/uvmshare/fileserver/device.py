@@ -22,6 +22,7 @@ from uvmshare.errors import (
     ComputeSystemGone,
     FileServerError,
     InvalidState,
+    OperationDenied,
     OutcomeUnknown,
     ShareNotFound,
     UnsupportedPlatform,
@@ -234,19 +235,32 @@ class FileServer:
         link = await self._require_link()
         await link.ask(lambda number: control.Modify(number, document), self._modify_timeout)
 
-    async def add_directory(self, request: schema.ModifySettingRequest, directory: str | None) -> str | None:
+    async def add_share(self, request: schema.ModifySettingRequest, beside: schema.Beside) -> str | None:
         """Carry out a document that adds a share, if its path leads to that directory; return which one it is.
 
-        See `uvmshare.hcs.utility_vm.KnowsDirectories`. Raises what `modify` does, and `HostPathReplaced`.
+        See `uvmshare.hcs.utility_vm.TakesMore`. Raises what `modify` does, `HostPathReplaced`, and `OperationDenied`
+        when the supervisor is one of an earlier version, which knows nothing of what is to be hidden or mapped.
         """
         document = msgspec.Raw(schema.encode(request))
         link = await self._require_link()
-        reply = await link.ask(lambda number: control.Modify(number, document, directory), self._modify_timeout)
+        if (beside.hide or beside.map_owner) and not link.greeting.can_hide:
+            msg = (
+                "the file server was started by an earlier uvmshare, which can neither hide names nor map owners: "
+                "start it again, which ends its mounts, or kill its supervisor, and the next one takes them over"
+            )
+            raise OperationDenied(msg)
+        reply = await link.ask(
+            lambda number: control.Modify(number, document, beside.directory, beside.hide, beside.map_owner),
+            self._modify_timeout,
+        )
         return reply.directory
 
-    async def plan9_directories(self) -> dict[str, str | None]:
-        """Return which directory each share is, by the name of the share. Raises what `status` raises."""
-        return {share.name: share.directory for share in (await self.status()).shares}
+    async def plan9_beside(self) -> dict[str, schema.Beside]:
+        """Return what the documents do not say of each share, by its name. Raises what `status` raises."""
+        return {
+            share.name: schema.Beside(directory=share.directory, hide=share.hide, map_owner=share.map_owner)
+            for share in (await self.status()).shares
+        }
 
     async def status(self, *, counters: bool = False) -> control.Reply:
         """Return the addresses, the shares, and the mount processes of each; with `counters`, what these have done.

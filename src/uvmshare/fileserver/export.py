@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 from uvmshare import directory
 from uvmshare.errors import AccessDenied, FileServerError, InvalidDocument
-from uvmshare.hcs.schema import Plan9ShareFlags
+from uvmshare.hcs.schema import Beside, Plan9ShareFlags
+from uvmshare.hiding import canonical
+from uvmshare.owner_map import OwnerMap
 
 if TYPE_CHECKING:
     from uvmshare.hcs.schema import Plan9Share
@@ -43,7 +45,8 @@ class Export:
     """One share. `root` is an O_PATH descriptor of its directory, which the owner closes.
 
     The root is opened once, when the share is added: what is later put in its path's place is not
-    shared. `only` is None, or the names of the root directory that exist for the guest.
+    shared. `only` is None, or the names of the root directory that exist for the guest; `hide` are patterns
+    of what does not; `map_owner` says whose files are whose there.
     """
 
     name: str
@@ -53,9 +56,19 @@ class Export:
     only: frozenset[bytes] | None
     security_model: str
     links: str = "mapped"
+    hide: tuple[str, ...] = ()
+    map_owner: OwnerMap | None = None
 
     @classmethod
-    def open(cls, share: Plan9Share, security_model: str, *, links: str = "mapped", root: int | None = None) -> Export:
+    def open(
+        cls,
+        share: Plan9Share,
+        security_model: str,
+        *,
+        links: str = "mapped",
+        root: int | None = None,
+        beside: Beside | None = None,
+    ) -> Export:
         """Check the document and open its directory, unless that is open already as `root`, which is taken over.
 
         Raises `InvalidDocument`, `AccessDenied`, or `FileServerError` when the host has nothing left to open
@@ -63,6 +76,7 @@ class Export:
         """
         try:
             flags = _checked_flags(share)
+            hide, owners = _checked_beside(share, beside or Beside())
             if security_model == "mapped-xattr" and not flags & Plan9ShareFlags.LINUX_METADATA:
                 security_model = "none"
             read_only = bool(flags & Plan9ShareFlags.READ_ONLY)
@@ -82,6 +96,8 @@ class Export:
             only=frozenset(map(os.fsencode, share.allowed_files)) if share.allowed_files else None,
             security_model=security_model,
             links=links,
+            hide=hide,
+            map_owner=owners,
         )
 
     def root_id(self) -> str:
@@ -134,6 +150,14 @@ def _checked_flags(share: Plan9Share) -> Plan9ShareFlags:
             msg = f"share {share.access_name}: AllowedFiles has {name!r}, which is no name in a directory"
             raise InvalidDocument(msg)
     return flags
+
+
+def _checked_beside(share: Plan9Share, beside: Beside) -> tuple[tuple[str, ...], OwnerMap | None]:
+    try:
+        return canonical(beside.hide), None if beside.map_owner is None else OwnerMap.parse(beside.map_owner)
+    except ValueError as error:
+        msg = f"share {share.access_name}: {error}"
+        raise InvalidDocument(msg) from error
 
 
 def _cannot(share: Plan9Share, do: str, error: OSError) -> AccessDenied | FileServerError | InvalidDocument:

@@ -5,7 +5,7 @@ is read (`takeover`).
 
 A line a record: a mark, a CRC-32, and JSON; the first is the server's configuration, each other one a share::
 
-    + 1c291ca3 {"version":1,"boot":"4f6c...","configuration":{...}}
+    + 1c291ca3 {"version":2,"boot":"4f6c...","configuration":{...}}
     + 9d5ed678 {"serial":1,"root":"...","document":{...}}
     - b8f4a0d2 {"serial":2,"root":"...","document":{...}}
 
@@ -29,14 +29,16 @@ import msgspec
 
 from uvmshare.errors import UNREADABLE, DiskFull, FileServerError
 from uvmshare.fileserver import control  # noqa: TC001  msgspec reads the annotations
-from uvmshare.hcs import schema  # noqa: TC001  msgspec reads the annotations
+from uvmshare.hcs import schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = ["Entry", "Ledger", "Start", "Table", "boot_id"]
 
-_VERSION: Final = 1
+_VERSION: Final = 2
+_READABLE: Final = (1, _VERSION)
+"""Version 1 has nothing that is hidden or mapped. One that knows it alone must not read the next: it would show all."""
 _MARKS: Final = (b"+", b"-")
 _HEAD: Final = len("+ 00000000 ")
 _LARGEST: Final = 256 << 20
@@ -45,12 +47,19 @@ _WORTH_REWRITING: Final = 64
 """Removed lines that do no harm; past that, once they outnumber the others, the file is written anew."""
 
 
-class Entry(msgspec.Struct, frozen=True):
-    """One share: a number that no other share of this server has, what its root is, and its document."""
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One share: a number that no other share of this server has, what its root is, its document and what it lacks."""
 
     serial: int
     root: str
     document: schema.Plan9Share
+    hide: tuple[str, ...] = ()
+    map_owner: str | None = None
+
+    @property
+    def beside(self) -> schema.Beside:
+        """What the document does not say, but for the directory."""
+        return schema.Beside(hide=self.hide, map_owner=self.map_owner)
 
 
 class _Header(msgspec.Struct, frozen=True):
@@ -225,7 +234,7 @@ def _start(lines: list[bytes]) -> Start:
         raise ValueError(msg)
     mark, body = _split(lines[0])
     header = _headers.decode(body)
-    if header.version != _VERSION:
+    if header.version not in _READABLE:
         msg = f"its version is {header.version}, and this is {_VERSION}"
         raise ValueError(msg)
     return Start(header.configuration, header.boot, ended=mark == b"-")

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from uvmshare.fileserver.allowed import AllowedNames
+    from uvmshare.hiding import State
 
 __all__ = ["MAX_OFFSET", "AllowedListing", "Kept", "Listing"]
 
@@ -70,6 +71,9 @@ MAX_OFFSET: Final = 0x7FFFFFFF
 _MOST_KEPT: Final = 1 << 20
 """Bytes that a mount keeps of directories that nobody is reading, and as many of those that are being read."""
 
+_Key = tuple[int, int, bool, "State | None"]
+"""Device and inode, whether it is the root, and what the patterns of hidden names have come to there."""
+
 _EACH_KEPT: Final = 512
 """What a listing takes beside its entries: keys, numbers and where they end; a guest may list empty directories."""
 
@@ -89,7 +93,7 @@ class Kept:
     def __init__(self, most: int = _MOST_KEPT) -> None:
         self._most = most
         self._size = 0
-        self._kept: dict[tuple[int, int, bool], tuple[_Stamp, bytes, array[int]]] = {}
+        self._kept: dict[_Key, tuple[_Stamp, bytes, array[int]]] = {}
         self._lock = threading.RLock()  # large directories are read on several threads
         self._being_read = 0
         self._exact: dict[int, bool] = {}
@@ -109,12 +113,12 @@ class Kept:
             self._being_read += size
             return True
 
-    def get(self, key: tuple[int, int, bool], stamp: _Stamp) -> tuple[bytes, array[int]] | None:
+    def get(self, key: _Key, stamp: _Stamp) -> tuple[bytes, array[int]] | None:
         """Return the entries and where each ends, if the directory is as it was."""
         kept = self._kept.get(key)
         return None if kept is None or kept[0] != stamp else kept[1:]
 
-    def put(self, key: tuple[int, int, bool], stamp: _Stamp, encoded: bytes, ends: array[int]) -> None:
+    def put(self, key: _Key, stamp: _Stamp, encoded: bytes, ends: array[int]) -> None:
         """Keep a listing that was whole when the directory had that stamp."""
         size = len(encoded) + _EACH_KEPT
         if size > self._most:
@@ -126,7 +130,7 @@ class Kept:
             self._kept[key] = stamp, encoded, ends
             self._size += size
 
-    def _drop(self, key: tuple[int, int, bool]) -> None:
+    def _drop(self, key: _Key) -> None:
         kept = self._kept.pop(key, None)
         if kept is not None:
             self._size -= len(kept[1]) + _EACH_KEPT
@@ -138,7 +142,8 @@ class Listing:
     `qid_path` makes the number of a qid from an inode; `qid_base` is what it adds to one below
     `MAX_INODE`, None when it does not simply add; `regular_type` tells the type that a regular file of the host, given
     by a path, has for the guest, and is None where that is a regular file always;
-    `root_inode` hides what is above the share. `kept` has whole listings.
+    `root_inode` hides what is above the share. `kept` has whole listings. `state` is what the patterns of hidden names
+    have come to in this directory, None where there are none; `hides` says by name and d_type which entries they hide.
     """
 
     def __init__(
@@ -150,7 +155,11 @@ class Listing:
         regular_type: Callable[[bytes], int] | None,
         root_inode: int | None,
         kept: Kept,
+        state: State | None = None,
+        hides: Callable[[bytes, int], bool] | None = None,
     ) -> None:
+        self.state = state
+        self._hides = hides
         self._descriptor = descriptor
         self._stamp: _Stamp | None = None
         """That of the directory when it was begun; None when what is read will not be kept."""
@@ -161,7 +170,8 @@ class Listing:
         self._root_inode = root_inode
         found = os.fstat(descriptor)
         self.is_large = found.st_size >= _LARGE
-        self._key = found.st_dev, found.st_ino, root_inode is not None  # the root's own listing hides what is above
+        # The root's own listing hides what is above.
+        self._key: _Key = found.st_dev, found.st_ino, root_inode is not None, state
         self._kept = kept
         self._is_exact = kept.is_exact(descriptor, found.st_dev)
         self._lock = threading.Lock()  # large ones are read on several threads
@@ -325,7 +335,7 @@ class Listing:
         append, unpack, pack, index = entries.append, _DIRENT.unpack_from, _ENTRY.pack, raw.index
         qid_base, qid_path, root_inode = self._qid_base, self._qid_path, self._root_inode
         qid_types, regular_type, here = _QID_TYPES, self._regular_type, b"/proc/self/fd/%d/" % self._descriptor
-        places, offsets = self._places, self._offsets
+        places, offsets, hides = self._places, self._offsets, self._hides
         offset = len(places)
         at, stop = 0, len(raw)
         while at < stop:
@@ -337,7 +347,9 @@ class Listing:
                 inode = root_inode
             if d_type >= _DT_COUNT:
                 d_type = 0  # a file system in user space may say anything
-            elif d_type == _DT_REG and regular_type is not None:
+            if hides is not None and hides(name, d_type):
+                continue
+            if d_type == _DT_REG and regular_type is not None:
                 d_type = regular_type(here + name)
             if offsets is not None and behind in offsets:
                 told = offsets[behind]
@@ -374,6 +386,7 @@ class AllowedListing:
     """
 
     is_large = False
+    state: State | None = None
 
     def __init__(
         self,

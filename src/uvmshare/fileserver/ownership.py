@@ -13,6 +13,10 @@ under one server is read by the other. What must not: walks (`tree`), messages (
                   type; a link's target is the file's content. Links are real ones where that is asked for
 ================  ============================================================================
 
+A share's owner map (`uvmshare.owner_map`) stands between the host's numbers and the guest's: what the host's file says
+of its owner is shown by it, and the owner of what is made, or given away, is the host's by it. What is kept in
+attributes is the guest's, and is not mapped.
+
 Permission is checked by the guest's kernel, which knows its users' groups; 9P tells a server only a
 uid. What bounds a guest here is its share.
 """
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from uvmshare.fileserver.tree import Node, Tree
+    from uvmshare.owner_map import OwnerMap
 
 __all__ = ["Attributes", "Known", "Mapped", "Owner", "Ownership", "Passthrough", "choose", "is_settled"]
 
@@ -121,8 +126,9 @@ class Ownership:
     _attributes: frozenset[bytes] = frozenset()
     """Extended attributes of the host that are a guest's too, beside those of users."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, owners: OwnerMap | None = None) -> None:
         self._tree = tree
+        self._owners = owners
         self._is_root = os.geteuid() == 0
         self._known: dict[int, Known] = {}
 
@@ -152,7 +158,18 @@ class Ownership:
     def seen(self, node: Node, found: os.stat_result) -> Attributes:
         """Return what the guest sees of a node whose fstat(2) is `found`."""
         del node
-        return found.st_mode, found.st_uid, found.st_gid, found.st_rdev
+        return (found.st_mode, *self._shown(found), found.st_rdev)
+
+    def _shown(self, found: os.stat_result) -> Owner:
+        """Return the owner of a file of the host as the guest is to know it."""
+        if self._owners is None:
+            return Owner(found.st_uid, found.st_gid)
+        return Owner(*self._owners.shown(found.st_uid, found.st_gid))
+
+    @property
+    def _is_squashed(self) -> bool:
+        """Whether every file has the same owner for the guest, which so cannot say who another one is."""
+        return self._owners is not None and self._owners.host is None
 
     def regular_type(self) -> Callable[[bytes], int] | None:
         """Return what tells the d_type that a regular file of the host has for the guest, by its path.
@@ -253,9 +270,9 @@ class Passthrough(Ownership):
     _bits = _ALL_BITS
     _attributes = _ACLS
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, owners: OwnerMap | None) -> None:
         """Drop the supplementary groups. Raises `PermissionError` when the server is not root."""
-        super().__init__(tree)
+        super().__init__(tree, owners)
         syscalls.drop_supplementary_groups()
 
     class _As:
@@ -279,20 +296,29 @@ class Passthrough(Ownership):
         def __exit__(self, *_: object) -> None:
             syscalls.set_fs_identity(0, 0)
 
+    def _on_host(self, directory: Node, owner: Owner) -> Owner:
+        """Return whose a new file is on the host: where all are one owner's, its directory's owner's."""
+        if self._owners is None:
+            return owner
+        if self._is_squashed:
+            found = os.fstat(directory.fd)
+            return Owner(found.st_uid, found.st_gid)
+        return Owner(*self._owners.meant(*owner))
+
     def create(self, directory: Node, name: bytes, flags: int, mode: int, owner: Owner) -> Created:
-        with self._As(owner):
+        with self._As(self._on_host(directory, owner)):
             return super().create(directory, name, flags, mode, owner)
 
     def mkdir(self, directory: Node, name: bytes, mode: int, owner: Owner) -> None:
-        with self._As(owner):
+        with self._As(self._on_host(directory, owner)):
             super().mkdir(directory, name, mode, owner)
 
     def symlink(self, directory: Node, name: bytes, target: bytes, owner: Owner) -> None:
-        with self._As(owner):
+        with self._As(self._on_host(directory, owner)):
             super().symlink(directory, name, target, owner)
 
     def mknod(self, directory: Node, name: bytes, mode: int, rdev: int, owner: Owner) -> None:
-        with self._As(owner):
+        with self._As(self._on_host(directory, owner)):
             os.mknod(name, mode, rdev, dir_fd=directory.fd)
 
     def before_write(self, node: Node, target: int | str, uid: int) -> None:
@@ -302,6 +328,11 @@ class Passthrough(Ownership):
                 self.chmod(node, mode & ~off)
 
     def chown(self, node: Node, uid: int, gid: int) -> None:
+        if self._is_squashed:
+            super().chown(node, uid, gid)
+            return
+        if self._owners is not None:
+            uid, gid = self._owners.meant(uid, gid)
         os.chown(self._tree.path_of(node), uid, gid)
 
 
@@ -329,9 +360,9 @@ class Mapped(Ownership):
 
     name = "mapped-xattr"
 
-    def __init__(self, tree: Tree, links: str) -> None:
+    def __init__(self, tree: Tree, links: str, owners: OwnerMap | None) -> None:
         """Make links that are `links`: "mapped" or "real"."""
-        super().__init__(tree)
+        super().__init__(tree, owners)
         self._has_real_links = links == "real"
         self._file_bits = 0 if self._is_root else 0o600
         self._directory_bits = 0 if self._is_root else 0o700
@@ -341,7 +372,7 @@ class Mapped(Ownership):
         mode = found.st_mode
         kind = stat.S_IFMT(mode)
         if kind not in virtfs.HAVE_ATTRIBUTES:
-            return mode, found.st_uid, found.st_gid, found.st_rdev  # these cannot have user attributes
+            return super().seen(node, found)  # these cannot have user attributes
         try:
             return self._read(self._tree.path_of(node), found)
         except PermissionError:
@@ -360,7 +391,7 @@ class Mapped(Ownership):
         try:
             attributes = self._tree.lending.during(lambda: self._read(path, found), node)
         except PermissionError:
-            return found.st_mode, found.st_uid, found.st_gid, 0
+            return (found.st_mode, *self._shown(found), 0)
         if len(self._lent) >= _MOST_KNOWN:
             self._lent.clear()
         self._lent[number] = os.fstat(node.fd).st_ctime_ns, attributes
@@ -372,11 +403,11 @@ class Mapped(Ownership):
         return virtfs.stored(target, virtfs.MODE, virtfs.U32, mode) if virtfs.MODE in virtfs.names_of(target) else mode
 
     def _read(self, path: str, found: os.stat_result) -> Attributes:
-        mode, uid, gid, rdev = found.st_mode, found.st_uid, found.st_gid, 0
+        mode, (uid, gid), rdev = found.st_mode, self._shown(found), 0
         names = virtfs.names_of(path)
-        if virtfs.UID in names:
+        if virtfs.UID in names and not self._is_squashed:
             uid = virtfs.stored(path, virtfs.UID, virtfs.U32, uid)
-        if virtfs.GID in names:
+        if virtfs.GID in names and not self._is_squashed:
             gid = virtfs.stored(path, virtfs.GID, virtfs.U32, gid)
         if virtfs.MODE in names:
             mode = virtfs.meant(virtfs.stored(path, virtfs.MODE, virtfs.U32, mode), mode)
@@ -453,14 +484,15 @@ class Mapped(Ownership):
         finally:
             os.close(descriptor)
 
-    @staticmethod
-    def _remember(target: int | str, found: os.stat_result, mode: int, owner: Owner, *, new: bool = True) -> None:
-        """Store what the host file does not tell by itself; of a file that is not new, forget what it does."""
-        wanted = (
-            (virtfs.UID, owner.uid, found.st_uid),
-            (virtfs.GID, owner.gid, found.st_gid),
-            (virtfs.MODE, mode, found.st_mode),
-        )
+    def _remember(self, target: int | str, found: os.stat_result, mode: int, owner: Owner, *, new: bool = True) -> None:
+        """Store what the host file does not tell by itself; of a file that is not new, forget what it does.
+
+        Where all files are one owner's, none is stored, and what is stays.
+        """
+        wanted = [(virtfs.MODE, mode, found.st_mode)]
+        if not self._is_squashed:
+            shown = self._shown(found)
+            wanted[:0] = (virtfs.UID, owner.uid, shown.uid), (virtfs.GID, owner.gid, shown.gid)
         for name, value, host in wanted:
             if value != host:
                 os.setxattr(target, name, virtfs.U32.pack(value))
@@ -499,7 +531,7 @@ class Mapped(Ownership):
     def chown(self, node: Node, uid: int, gid: int) -> None:
         found = os.fstat(node.fd)
         mode, old_uid, old_gid, _ = self.seen(node, found)
-        if stat.S_IFMT(found.st_mode) not in virtfs.HAVE_ATTRIBUTES:
+        if self._is_squashed or stat.S_IFMT(found.st_mode) not in virtfs.HAVE_ATTRIBUTES:
             # A link, FIFO or device of the host has nowhere to keep an owner. That it stays harms nobody, and
             # `chown -R` of a tree with links in it goes on.
             super().chown(node, uid, gid)
@@ -550,12 +582,12 @@ _MAX_TARGET: Final = 4096
 """``PATH_MAX``; Rreadlink has room for 8 KiB in Linux's client."""
 
 
-def choose(model: str, tree: Tree, links: str) -> Ownership:
+def choose(model: str, tree: Tree, links: str, owners: OwnerMap | None = None) -> Ownership:
     """Return the security model by its name. Raises `FileServerError` when this user cannot have it."""
     if model == "passthrough":
         try:
-            return Passthrough(tree)
+            return Passthrough(tree, owners)
         except PermissionError as error:
             msg = "the security model passthrough needs root: run as root, or choose mapped-xattr"
             raise FileServerError(msg) from error
-    return Mapped(tree, links) if model == "mapped-xattr" else Ownership(tree)
+    return Mapped(tree, links, owners) if model == "mapped-xattr" else Ownership(tree, owners)

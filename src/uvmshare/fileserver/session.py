@@ -126,7 +126,7 @@ class Session:
         self.export = export
         self.limits = limits
         self.tree = Tree(export)
-        self.ownership = choose(export.security_model, self.tree, export.links)
+        self.ownership = choose(export.security_model, self.tree, export.links, export.map_owner)
         on_host = not export.read_only or limits.read_only_host_locks
         self.locks: LockTable | GuestLocks = LockTable() if on_host else GuestLocks()
         self.listings = Kept()

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.log import Log
     from uvmshare.fileserver.loop import Loop
     from uvmshare.fileserver.rundir import Found, RunDirectory
-    from uvmshare.hcs.schema import Plan9Share
+    from uvmshare.hcs.schema import Beside, Plan9Share
 
 __all__ = ["Mount", "Share", "Shares"]
 
@@ -117,11 +117,11 @@ class Shares:
 
     # Changes
 
-    def add(self, document: Plan9Share, directory: str | None = None) -> str:
+    def add(self, document: Plan9Share, beside: Beside) -> str:
         """Open a share and serve it; return which directory it is.
 
-        Raises `HostPathReplaced` when that is not `directory`, `ShareExists`, what `Export.open` raises, and what
-        `Ledger.add` raises; then there is no such share.
+        Raises `HostPathReplaced` when that is not the one of `beside`, `ShareExists`, what `Export.open` raises, and
+        what `Ledger.add` raises; then there is no such share.
         """
         if document.access_name in self._by_name:
             msg = f"there is a share {document.access_name!r} already"
@@ -130,17 +130,17 @@ class Shares:
             self._run_dir.require_outside(document)
         for kept in self._keep_out:
             kept.require_apart(document)
-        export = Export.open(document, self._security_model, links=self._links)
+        export = Export.open(document, self._security_model, links=self._links, beside=beside)
         try:
             found = export.root_id()
-            if not may_be_same(directory, found):
+            if not may_be_same(beside.directory, found):
                 msg = (
                     f"share {document.access_name}: {document.path!r} leads to another directory than when it was "
                     "asked for: ask again, for the one that is there now"
                 )
                 raise HostPathReplaced(msg)
             if self._ledger is not None:
-                self._ledger.add(Entry(self._serial + 1, found, document))
+                self._ledger.add(Entry(self._serial + 1, found, document, export.hide, beside.map_owner))
         except OSError as error:
             export.close()
             msg = (

@@ -142,12 +142,15 @@ class _Server:
                     document=share.document,
                     leaving=bool(share.removals),
                     directory=share.directory,
+                    hide=share.export.hide,
+                    map_owner=None if share.export.map_owner is None else str(share.export.map_owner),
                 )
                 for share in self.shares
             ),
             half_open=len(self.connections),
             notes=confinement.missing(),
             lost=self.lost,
+            can_hide=True,
         )
 
 
@@ -297,7 +300,8 @@ class Supervisor:
 
         match document.request_type:
             case schema.RequestType.ADD:
-                directory = shares.add(document.settings, request.directory)
+                beside = schema.Beside(directory=request.directory, hide=request.hide, map_owner=request.map_owner)
+                directory = shares.add(document.settings, beside)
                 self._controllers.answer(controller, control.Reply(id=request.id, directory=directory))
             case schema.RequestType.REMOVE:
                 shares.remove(document.settings.access_name, done)

@@ -90,7 +90,7 @@ def _open(entry: Entry, security_model: str, links: str, mounts: list[Found]) ->
     Returns the reason when it cannot be had.
     """
     try:
-        export = Export.open(entry.document, security_model, links=links)
+        export = Export.open(entry.document, security_model, links=links, beside=entry.beside)
     except UvmshareError as error:
         reason = str(error)
     else:
@@ -104,7 +104,7 @@ def _open(entry: Entry, security_model: str, links: str, mounts: list[Found]) ->
         except OSError:
             continue
         try:
-            export = Export.open(entry.document, security_model, links=links, root=root)
+            export = Export.open(entry.document, security_model, links=links, root=root, beside=entry.beside)
         except ComputeSystemError:
             continue
         if export.has_root(entry.root, in_mount=True):

@@ -14,12 +14,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.fileserver.allowed import AllowedNames
+from uvmshare.fileserver.hidden import Hidden, not_there
 from uvmshare.fileserver.lending import Lending
 from uvmshare.fileserver.walls import Walls
+from uvmshare.hiding import Fate
 from uvmshare.ninep.constants import QidType
 from uvmshare.ninep.types import Qid
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from uvmshare.fileserver.export import Export
+    from uvmshare.hiding import State
 
 __all__ = ["MAX_INODE", "Node", "Tree", "check_name"]
 
@@ -120,12 +124,13 @@ class Tree:
     def __init__(self, export: Export) -> None:
         self.root = Root(export.root)
         self.only = export.only
-        self.allowed = None if export.only is None else AllowedNames(export.root, export.only)
+        self.hidden = Hidden(export.hide) if export.hide else None
+        self.allowed = None if export.only is None else AllowedNames(export.root, export.only, self.hidden)
         """Of a share with an allow-list: what is told of its root, which is not shared itself."""
         found = os.fstat(export.root)
         self._devices = {found.st_dev: 0}
         self._proc = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.walls = Walls(self.root, self._proc, export.only)
+        self.walls = Walls(self.root, self._proc, export.only, self.hidden)
         self.lending = Lending(
             is_on=os.geteuid() != 0 and not export.read_only,
             require_inside=self.walls.require_inside,
@@ -165,11 +170,78 @@ class Tree:
             check_name(name)
         if not self.is_allowed(parent, name):
             raise OSError(errno.ENOENT, "not on the allow-list")
-        return Node(self.lending.during(lambda: os.open(name, _PATH_FLAGS, dir_fd=parent.fd), parent), parent, name)
+        fate = self._fate(parent, name)
+        node = Node(self.lending.during(lambda: os.open(name, _PATH_FLAGS, dir_fd=parent.fd), parent), parent, name)
+        if fate.depends and fate.hides(directory=stat.S_ISDIR(os.fstat(node.fd).st_mode)):
+            raise not_there()
+        return node
 
     def is_allowed(self, directory: Node, name: bytes) -> bool:
         """Say whether an allow-list leaves a name in a directory."""
         return self.only is None or directory.parent is not None or name in self.only
+
+    # What is hidden
+
+    def state(self, directory: Node) -> State:
+        """Return what the patterns have come to in a directory, as the kernel says where it is now.
+
+        Raises `OSError`: ENOENT when it is hidden itself, or outside.
+        """
+        assert self.hidden is not None
+        state = self.hidden.state(self.walls.below(directory))
+        if state is None:
+            raise not_there()
+        return state
+
+    def _fate(self, directory: Node, name: bytes) -> Fate:
+        """Return what the patterns make of a name. Raises `OSError`: ENOENT when it is hidden whatever it is."""
+        if self.hidden is None:
+            return Fate.SHOWN
+        fate = self.hidden.fate(self.state(directory), name)
+        if fate is Fate.HIDDEN:
+            raise not_there()
+        return fate
+
+    def require_shown(self, directory: Node, name: bytes) -> None:
+        """Refuse a name that a directory does not have for the guest: ENOENT. Raises `OSError`."""
+        fate = self._fate(directory, name)
+        if fate.depends and fate.hides(directory=self._has_directory(directory, name)):
+            raise not_there()
+
+    def require_makeable(self, directory: Node, name: bytes, *, is_directory: bool) -> None:
+        """Refuse to make what would be hidden at once, or has a name that something hidden has: EACCES.
+
+        Raises `OSError`.
+        """
+        if self.hidden is None:
+            return
+        fate = self.hidden.fate(self.state(directory), name)
+        is_hidden = fate.hides(directory=is_directory)
+        if not is_hidden and fate.depends:
+            with suppress(FileNotFoundError):
+                is_hidden = fate.hides(directory=self._has_directory(directory, name))
+        if is_hidden:
+            raise OSError(errno.EACCES, "a name that is hidden")
+
+    def _require_movable(self, directory: Node, name: bytes, to: Node, new_name: bytes) -> None:
+        """Refuse a rename that would change what is hidden below what is renamed: EXDEV.
+
+        That is asked of a file as well: it may be a directory a moment later, by another mount of this guest's. Raises
+        `OSError`, also as `require_shown` and `require_makeable` do.
+        """
+        if self.hidden is None:
+            return
+        self.require_shown(directory, name)
+        self.require_makeable(to, new_name, is_directory=self._has_directory(directory, name))
+        if self.hidden.below(self.state(directory), name) != self.hidden.below(self.state(to), new_name):
+            raise OSError(errno.EXDEV, "other names are hidden there")
+
+    def _has_directory(self, directory: Node, name: bytes) -> bool:
+        """Say whether a directory has another one under that name. Raises `OSError`."""
+        found = self.lending.during(lambda: os.stat(name, dir_fd=directory.fd, follow_symlinks=False), directory)
+        return stat.S_ISDIR(found.st_mode)
+
+    # Walks
 
     def walk(self, start: Node, names: list[bytes]) -> list[Node]:
         """Open what the names lead to, one after the other, as `child` does; as many as there are.
@@ -188,8 +260,9 @@ class Tree:
         if not path:
             return self._walk_by_steps(start, names)
         nodes: list[Node] = []
+        state = None if self.hidden is None else self.hidden.state(walls.relative(path))
         try:
-            self._open_each(start, names, nodes)
+            self._open_each(start, names, nodes, state)
         except OSError as error:
             if error.errno == errno.EACCES and self.lending.is_on:
                 return self._walk_by_steps(start, names)
@@ -204,14 +277,23 @@ class Tree:
             walls.require_inside(node)
         return nodes
 
-    def _open_each(self, node: Node, names: list[bytes], nodes: list[Node]) -> None:
-        root, only = self.root, self.only
+    def _open_each(self, node: Node, names: list[bytes], nodes: list[Node], state: State | None) -> None:
+        root, only, hidden = self.root, self.only, self.hidden
         for name in names:
             if name in _NO_NAMES or b"/" in name:
                 check_name(name)
             if only is not None and node is root and name not in only:
                 raise OSError(errno.ENOENT, "not on the allow-list")
-            node = Node(os.open(name, _PATH_FLAGS, dir_fd=node.fd), node, name)
+            if hidden is None or state is None:
+                node = Node(os.open(name, _PATH_FLAGS, dir_fd=node.fd), node, name)
+            else:
+                fate = hidden.fate(state, name)
+                if fate is Fate.HIDDEN:
+                    raise not_there()
+                state = hidden.below(state, name)
+                node = Node(os.open(name, _PATH_FLAGS, dir_fd=node.fd), node, name)
+                if fate.depends and fate.hides(directory=stat.S_ISDIR(os.fstat(node.fd).st_mode)):
+                    raise not_there()
             nodes.append(node)
 
     def _walk_by_steps(self, start: Node, names: list[bytes]) -> list[Node]:
@@ -282,6 +364,7 @@ class Tree:
 
     def rename(self, directory: Node, name: bytes, to: Node, new_name: bytes) -> None:
         """Rename what a directory has under a name. Raises `OSError`."""
+        self._require_movable(directory, name, to, new_name)
 
         def call() -> None:
             os.rename(name, new_name, src_dir_fd=directory.fd, dst_dir_fd=to.fd)

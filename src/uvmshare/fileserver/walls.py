@@ -33,6 +33,7 @@ from uvmshare.fileserver.syscalls import working_directory
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from uvmshare.fileserver.hidden import Hidden
     from uvmshare.fileserver.tree import Node
 
 __all__ = ["Walls"]
@@ -54,15 +55,17 @@ _UP_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 class Walls:
     """The bounds of one share. `proc` is a descriptor of /proc/self/fd, `only` the names of the root that are shared.
 
-    With an allow-list, inside is below one of these names: what the host moves elsewhere in the root has left.
+    With an allow-list, inside is below one of these names: what the host moves elsewhere in the root has left. So has
+    what it moves to where `hidden` hides it.
     """
 
-    def __init__(self, root: Node, proc: int, only: frozenset[bytes] | None) -> None:
+    def __init__(self, root: Node, proc: int, only: frozenset[bytes] | None, hidden: Hidden | None = None) -> None:
         found = os.fstat(root.fd)
         self._root = root
         self._root_id = found.st_dev, found.st_ino
         self._proc = proc
         self._only = only
+        self._hidden = hidden
         self.is_alone = False
         self.has_landlock = False
         """Whether the kernel itself refuses to open, make and remove what is not below the root: landlock(7)."""
@@ -79,14 +82,14 @@ class Walls:
     def take_process(self, *, has_landlock: bool, enclosed: bool = False) -> None:
         """Use the working directory, which nobody else in this process may; `has_landlock` as it says.
 
-        Landlock knows no allow-list: with one, its word is not enough. Nor is it for one that is `enclosed`, where the
-        root is that of a mount: what was moved out of a mount counts there as if it were still below (seen on Linux
-        6.18, which goes on at the mount's root where it loses the way). But that root has one path for ever, so that
-        a look at where something is takes one call. Raises `OSError`.
+        Landlock knows no allow-list and no patterns: with these, its word is not enough. Nor is it for one that is
+        `enclosed`, where the root is that of a mount: what was moved out of a mount counts there as if it were still
+        below (seen on Linux 6.18, which goes on at the mount's root where it loses the way). But that root has one path
+        for ever, so that a look at where something is takes one call. Raises `OSError`.
         """
         os.fchdir(self._root.fd)
         self.is_alone = True
-        self.has_landlock = has_landlock and self._only is None and not enclosed
+        self.has_landlock = has_landlock and self._only is None and self._hidden is None and not enclosed
         if enclosed:
             # Another process's mount (`enclosure`) has no path here.
             self._root_path = working_directory()
@@ -202,9 +205,28 @@ class Walls:
                     return is_below
                 # The host has renamed the root, or a directory above it, in between.
         except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
-                raise
+            if error.errno != errno.ENAMETOOLONG or self._hidden is not None:
+                raise  # what is hidden is told by its path
             return self._climbs_to_root(node)  # the kernel tells paths of up to a page
+
+    def below(self, directory: Node) -> bytes:
+        """Return the path of a directory below the root, empty for the root itself.
+
+        Raises `OSError`: ENOENT for what is not inside, ENAMETOOLONG where the kernel tells no path.
+        """
+        if directory is self._root:
+            return b""
+        while True:
+            root = self._root_path if self._is_fixed else self._path(self._root)
+            path = self._path(directory)
+            if not self._is_below(path, root, directory):
+                raise OSError(errno.ENOENT, "moved out of the share, or hidden")
+            if self._is_fixed or root == self._path(self._root):
+                return self.relative(path, root)
+
+    def relative(self, path: bytes, root: bytes | None = None) -> bytes:
+        """Return a path that is inside as one below the root, whose own is that of `before` unless it is given."""
+        return path[len(self._root_path if root is None else root) :].removeprefix(b"/")
 
     def _path(self, node: Node) -> bytes:
         if node is self._root and self.is_alone and self._at is None:
@@ -219,12 +241,16 @@ class Walls:
         above = root if root.endswith(b"/") else root + b"/"
         if not path.startswith(above) or path == above:  # which is how a mount's root tells of what was moved out of it
             return False
-        if self._only is None:
+        if self._only is None and self._hidden is None:
             return True
-        first, _, rest = path[len(above) :].partition(b"/")
-        if not rest and node is not None and first.endswith(_REMOVED) and not os.fstat(node.fd).st_nlink:
-            first = first.removesuffix(_REMOVED)
-        return first in self._only
+        below = path[len(above) :]
+        if node is not None and below.endswith(_REMOVED) and not os.fstat(node.fd).st_nlink:
+            below = below.removesuffix(_REMOVED)
+        if self._only is not None and below.partition(b"/")[0] not in self._only:
+            return False
+        if self._hidden is None:
+            return True
+        return self._hidden.shows(below, lambda: node is None or stat.S_ISDIR(os.fstat(node.fd).st_mode))
 
     def _climbs_to_root(self, node: Node) -> bool:
         """Say whether going up from the node, or from its directory, comes to the root.

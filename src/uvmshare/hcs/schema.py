@@ -21,6 +21,7 @@ __all__ = [
     "DEFAULT_PORT",
     "MAPPED_DIRECTORY",
     "PLAN9_SHARES",
+    "Beside",
     "ComputeSystemProperties",
     "ExitStatus",
     "GuestRequest",
@@ -86,6 +87,17 @@ class Plan9Share(_Document, frozen=True):
     port: int = 0
     flags: int = 0
     allowed_files: tuple[str, ...] = ()
+
+
+class Beside(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What HCS's documents have no room for, and so goes beside the one that adds a share: to the Linux file server."""
+
+    directory: str | None = None
+    """Which directory the path has to lead to, or turned out to (`uvmshare.directory`); None: not known."""
+    hide: tuple[str, ...] = ()
+    """Patterns of what does not exist for the guest (`uvmshare.hiding`)."""
+    map_owner: str | None = None
+    """Whose files are whose in the guest (`uvmshare.owner_map`)."""
 
 
 class MappedDirectory(_Document, frozen=True):

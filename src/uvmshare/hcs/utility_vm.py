@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from uvmshare.errors import OperationDenied
 from uvmshare.hcs import schema
 from uvmshare.share.interfaces import ListedShare, TellsExit
 
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 
     from uvmshare.errors import ComputeSystemGone
     from uvmshare.share.interfaces import Plan9Share
+    from uvmshare.share.options import AddOptions
 
-__all__ = ["ComputeSystem", "KnowsDirectories", "ListsPlan9Shares", "UtilityVM", "removal"]
+__all__ = ["ComputeSystem", "ListsPlan9Shares", "TakesMore", "UtilityVM", "removal"]
 
 
 class ComputeSystem(Protocol):
@@ -44,17 +46,17 @@ class ListsPlan9Shares(Protocol):
 
 
 @runtime_checkable
-class KnowsDirectories(Protocol):
-    """A compute system that can tell which directory a share is (`uvmshare.directory`). The Linux file server can."""
+class TakesMore(Protocol):
+    """A compute system that takes, and tells, more of a share than its document says. The Linux file server does."""
 
-    async def add_directory(self, request: schema.ModifySettingRequest, directory: str | None) -> str | None:
+    async def add_share(self, request: schema.ModifySettingRequest, beside: schema.Beside) -> str | None:
         """Carry out a document that adds a share, if its path leads to that directory; return which one it is.
 
         None stands for one that is not known. Raises what `ComputeSystem.modify` raises, and `HostPathReplaced`.
         """
 
-    async def plan9_directories(self) -> Mapping[str, str | None]:
-        """Return which directory each share is, by its name. Raises what `ComputeSystem.modify` raises."""
+    async def plan9_beside(self) -> Mapping[str, schema.Beside]:
+        """Return the same of each share, by its name. Raises what `ComputeSystem.modify` raises."""
 
 
 class UtilityVM:
@@ -74,6 +76,7 @@ class UtilityVM:
         Where the compute system can tell, the path has to lead to the directory of the options, and is returned.
         """
         options = share.options
+        self.require_able(options)
         flags = schema.Plan9ShareFlags.LINUX_METADATA
         if options.read_only:
             flags |= schema.Plan9ShareFlags.READ_ONLY
@@ -91,10 +94,21 @@ class UtilityVM:
                 allowed_files=options.allowed_names,
             ),
         )
-        if isinstance(self._compute_system, KnowsDirectories):
-            return await self._compute_system.add_directory(request, options.directory)
+        if isinstance(self._compute_system, TakesMore):
+            beside = schema.Beside(directory=options.directory, hide=options.hide, map_owner=options.map_owner)
+            return await self._compute_system.add_share(request, beside)
         await self._compute_system.modify(request)
         return None
+
+    def require_able(self, options: AddOptions) -> None:
+        """Refuse what HCS's documents cannot say, unless the compute system takes more. Raises `OperationDenied`."""
+        asked = [name for name, value in (("hide", options.hide), ("map_owner", options.map_owner)) if value]
+        if asked and not isinstance(self._compute_system, TakesMore):
+            msg = (
+                f"{options.host_path}: a compute system of HCS can neither hide names nor map owners, and {asked[0]} "
+                "asks for it: share it without, or from a directory that holds only what the guest may see"
+            )
+            raise OperationDenied(msg)
 
     async def remove_plan9(self, share: Plan9Share) -> None:
         """Send the Remove document of the share. Raises what the compute system's `modify` raises."""
@@ -108,17 +122,21 @@ class UtilityVM:
         if not isinstance(self._compute_system, ListsPlan9Shares):
             return None
         shares = await self._compute_system.plan9_shares()
-        directories: Mapping[str, str | None] = {}
-        if isinstance(self._compute_system, KnowsDirectories):
-            directories = await self._compute_system.plan9_directories()
+        more: Mapping[str, schema.Beside] = {}
+        if isinstance(self._compute_system, TakesMore):
+            more = await self._compute_system.plan9_beside()
+        nothing = schema.Beside()
         return {
             share.access_name: ListedShare(
                 share.path,
                 bool(share.flags & schema.Plan9ShareFlags.READ_ONLY),
                 tuple(sorted(share.allowed_files)),
-                directories.get(share.access_name),
+                beside.directory,
+                beside.hide,
+                beside.map_owner,
             )
             for share in shares
+            for beside in (more.get(share.access_name, nothing),)
         }
 
     def on_exit(self, callback: Callable[[ComputeSystemGone], None]) -> None:

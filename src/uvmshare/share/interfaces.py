@@ -6,7 +6,7 @@ What must not: how a VM is modified (that is `uvmshare.hcs.utility_vm`), or any 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from uvmshare.directory import may_be_same
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from uvmshare.errors import ComputeSystemGone
     from uvmshare.share.options import AddOptions
 
-__all__ = ["ListedShare", "ListsShares", "Plan9Share", "TellsExit", "VMPlan9"]
+__all__ = ["ListedShare", "ListsShares", "Plan9Share", "RefusesOptions", "TellsExit", "VMPlan9"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +42,26 @@ class ListedShare:
     """Sorted; empty when the share is not restricted."""
     directory: str | None = None
     """Which directory it is, as `AddOptions.directory` says it; None when the VM does not tell."""
+    hide: tuple[str, ...] = ()
+    map_owner: str | None = None
 
     @classmethod
     def of(cls, options: AddOptions) -> ListedShare:
         """Return what a VM should tell of a share with these options."""
-        return cls(options.host_path, options.read_only, options.allowed_names, options.directory)
+        return cls(
+            options.host_path,
+            options.read_only,
+            options.allowed_names,
+            options.directory,
+            options.hide,
+            options.map_owner,
+        )
 
     def is_of(self, options: AddOptions) -> bool:
         """Tell whether this may be a share with these options: as far as the directories are known, it is."""
-        asked = (options.host_path, options.read_only, options.allowed_names)
-        told = (self.host_path, self.read_only, self.allowed_names)
-        return told == asked and may_be_same(self.directory, options.directory)
+        return self == replace(self.of(options), directory=self.directory) and may_be_same(
+            self.directory, options.directory
+        )
 
 
 class VMPlan9(Protocol):
@@ -78,6 +87,14 @@ class VMPlan9(Protocol):
 
     async def remove_plan9(self, share: Plan9Share) -> None:
         """Take the share off the VM; when this returns, nothing in the guest can reach it any more."""
+
+
+@runtime_checkable
+class RefusesOptions(Protocol):
+    """A VM that cannot have every share, and says so before anything is asked of it or written down."""
+
+    def require_able(self, options: AddOptions) -> None:
+        """Refuse options that this VM can never have. Raises `OperationDenied`, which says which."""
 
 
 @runtime_checkable

@@ -26,7 +26,7 @@ from uvmshare.errors import ComputeSystemGone, JournalError, ManagerClosed, Oper
 from uvmshare.share import recovery, saved
 from uvmshare.share.engine import Engine
 from uvmshare.share.entry import RETRY_LONGEST, BlockOwner
-from uvmshare.share.interfaces import TellsExit
+from uvmshare.share.interfaces import RefusesOptions, TellsExit
 from uvmshare.share.ledger import RETRY_FIRST, check_owner
 from uvmshare.share.operation import Operation, failures_of
 from uvmshare.share.options import AddOptions
@@ -548,3 +548,5 @@ class Manager(Engine):
         if self._no_writable_file_shares and not options.read_only:
             msg = f"{options.host_path}: this Manager allows no writable shares: pass read_only=True"
             raise OperationDenied(msg)
+        if isinstance(self._vm, RefusesOptions):
+            self._vm.require_able(options)

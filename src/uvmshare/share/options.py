@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Self
 
 from uvmshare import directory as directories
 from uvmshare.errors import InvalidOptions
+from uvmshare.hiding import canonical
 from uvmshare.hostpath import require_path
+from uvmshare.owner_map import OwnerMap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -43,18 +45,23 @@ class AddOptions:
     - `read_only`: the guest cannot change anything, whoever it is there.
     - `restrict`: of the directory, only `allowed_names` exist for the guest.
     - `allowed_names`: names in the directory, not paths. They need not exist yet.
+    - `hide`: patterns as in gitignore(5) (`uvmshare.hiding`), of what does not exist for the guest.
+    - `map_owner`: ``HOST:GUEST`` (`uvmshare.owner_map`): whose files of the host are whose in the guest; None: each
+      file's own. Shares of HCS can neither hide nor map, and are refused with these.
     - `directory`: which directory the path led to when these were built (`uvmshare.directory`); None where the host
       does not tell, as on Windows. Options of a directory and of what replaced it are not equal.
 
     Raises `InvalidOptions` when the path does not exist, is neither directory nor regular file, or
     cannot be written in a JSON document (it is not UTF-8); when one of `restrict` and `allowed_names`
-    comes without the other; when a name cannot be one.
+    comes without the other; when a name, a pattern or an owner map cannot be one.
     """
 
     host_path: str
     read_only: bool = False
     restrict: bool = False
     allowed_names: tuple[str, ...] = ()
+    hide: tuple[str, ...] = ()
+    map_owner: str | None = None
     directory: str | None = field(default=None, init=False)
 
     def __init__(
@@ -64,6 +71,8 @@ class AddOptions:
         read_only: bool = False,
         restrict: bool = False,
         allowed_names: Iterable[str] = (),
+        hide: Iterable[str] = (),
+        map_owner: str | None = None,
     ) -> None:
         for name, value in (("read_only", read_only), ("restrict", restrict)):
             if not isinstance(value, bool):
@@ -78,6 +87,8 @@ class AddOptions:
                 f"{host_path!s}: allowed_names do nothing without restrict: pass restrict=True, or leave the names out"
             )
             raise InvalidOptions(msg)
+        patterns = _canonical_patterns(hide)
+        owners = _canonical_map(map_owner)
 
         path, mode, directory = _canonical_path(host_path)
         if stat.S_ISREG(mode):
@@ -95,11 +106,20 @@ class AddOptions:
         object.__setattr__(self, "read_only", read_only)
         object.__setattr__(self, "restrict", restrict)
         object.__setattr__(self, "allowed_names", names)
+        object.__setattr__(self, "hide", patterns)
+        object.__setattr__(self, "map_owner", owners)
         object.__setattr__(self, "directory", directory)
 
     @classmethod
     def recalled(
-        cls, host_path: str, *, read_only: bool, allowed_names: tuple[str, ...] = (), directory: str | None = None
+        cls,
+        host_path: str,
+        *,
+        read_only: bool,
+        allowed_names: tuple[str, ...] = (),
+        hide: tuple[str, ...] = (),
+        map_owner: str | None = None,
+        directory: str | None = None,
     ) -> AddOptions:
         """Return options that were built, and checked, before they were written down; `restrict` goes with the names.
 
@@ -111,6 +131,8 @@ class AddOptions:
         object.__setattr__(options, "read_only", read_only)
         object.__setattr__(options, "restrict", bool(allowed_names))
         object.__setattr__(options, "allowed_names", allowed_names)
+        object.__setattr__(options, "hide", hide)
+        object.__setattr__(options, "map_owner", map_owner)
         object.__setattr__(options, "directory", directories.recalled(directory))
         return options
 
@@ -180,6 +202,30 @@ def _canonical_names(allowed_names: Iterable[str]) -> tuple[str, ...]:
     for name in names:
         _check_name(name)
     return tuple(sorted({name.casefold() if _WINDOWS else name for name in names}))
+
+
+def _canonical_patterns(hide: Iterable[str]) -> tuple[str, ...]:
+    """Return the patterns checked, and sorted where their order says nothing."""
+    if isinstance(hide, str | bytes):
+        msg = f"hide is the string {hide!r}: pass a tuple of patterns"
+        raise InvalidOptions(msg)
+    try:
+        return canonical(hide)
+    except TypeError as error:
+        msg = f"hide is {hide!r}: pass a tuple of patterns"
+        raise InvalidOptions(msg) from error
+    except ValueError as error:
+        msg = f"hide: {error}"
+        raise InvalidOptions(msg) from error
+
+
+def _canonical_map(map_owner: str | None) -> str | None:
+    if map_owner is None:
+        return None
+    try:
+        return str(OwnerMap.parse(map_owner))
+    except ValueError as error:
+        raise InvalidOptions(str(error)) from error
 
 
 def _check_name(name: str) -> None:

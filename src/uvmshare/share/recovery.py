@@ -257,6 +257,8 @@ def _settle_unknown(engine: Engine, name: str, listed: ListedShare, how: How) ->
         listed.host_path,
         read_only=listed.read_only,
         allowed_names=tuple(sorted(listed.allowed_names)),
+        hide=listed.hide,
+        map_owner=listed.map_owner,
         directory=listed.directory,
     )
     share = Share(name, options, engine._clock())

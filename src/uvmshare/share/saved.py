@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VERSION", "decode", "encode", "restore_into"]
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Of the document. One that is higher was written by a later uvmshare, and is refused."""
 
 
@@ -59,6 +59,9 @@ class _SavedShare(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknow
     anonymous: int = 0
     directory: str | None = None
     """Since version 2: `AddOptions.directory`, which counts until the host is started anew."""
+    hide: tuple[str, ...] = ()
+    map_owner: str | None = None
+    """Both since version 3."""
 
     @property
     def held(self) -> bool:
@@ -94,6 +97,8 @@ def encode(manager: Manager) -> bytes:
                     owners,
                     share.anonymous,
                     options.directory,
+                    options.hide,
+                    options.map_owner,
                 )
             )
     return msgspec.json.encode(_Saved(VERSION, manager._next_name, tuple(shares)))
@@ -178,6 +183,8 @@ def _checked(manager: Manager, saved: _Saved) -> tuple[dict[str, Share], set[str
                 read_only=share.read_only,
                 restrict=bool(share.allowed_names),
                 allowed_names=share.allowed_names,
+                hide=share.hide,
+                map_owner=share.map_owner,
             )
             manager._admit(options)
         except (InvalidOptions, OperationDenied) as error:

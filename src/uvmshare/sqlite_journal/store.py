@@ -55,7 +55,9 @@ __all__ = ["APPLICATION_ID", "MIGRATIONS", "Store"]
 APPLICATION_ID: Final = 0x75766D73
 """'uvms': what `file(1)` and SQLite's own tools tell this file by."""
 
-_SUM_OF_SHARE: Final = "row_sum(vm, name, phase, host_path, read_only, allowed_names, anonymous, directory)"
+_SUM_OF_SHARE: Final = (
+    "row_sum(vm, name, phase, host_path, read_only, allowed_names, anonymous, directory, hide, map_owner)"
+)
 
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     (
@@ -86,6 +88,14 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         # A row that was damaged stays so: its sum is left as it is.
         """UPDATE shares SET sum = row_sum(vm, name, phase, host_path, read_only, allowed_names, anonymous, directory)
             WHERE sum = row_sum(vm, name, phase, host_path, read_only, allowed_names, anonymous)""",
+    ),
+    (
+        # Shares of before hide nothing, and each file's owner is its own.
+        "ALTER TABLE shares ADD COLUMN hide TEXT NOT NULL DEFAULT '[]'",
+        "ALTER TABLE shares ADD COLUMN map_owner TEXT",
+        """UPDATE shares SET sum = row_sum(
+                vm, name, phase, host_path, read_only, allowed_names, anonymous, directory, hide, map_owner)
+            WHERE sum = row_sum(vm, name, phase, host_path, read_only, allowed_names, anonymous, directory)""",
     ),
 )
 """What leads from each version of the schema to the next, from an empty file on. Never change one that was released."""
@@ -206,14 +216,21 @@ class Store:
             ):
                 _check_sum(row_sum, number, name, owner)
                 owners.setdefault(name, []).append(owner)
-            for name, phase, path, read_only, allowed, anonymous, directory, row_sum in self._connection.execute(
-                "SELECT name, phase, host_path, read_only, allowed_names, anonymous, directory, sum FROM shares "
-                "WHERE vm = ? ORDER BY name",
+            for *row, row_sum in self._connection.execute(
+                "SELECT name, phase, host_path, read_only, allowed_names, anonymous, directory, hide, map_owner, sum "
+                "FROM shares WHERE vm = ? ORDER BY name",
                 (number,),
             ):
-                _check_sum(row_sum, number, name, phase, path, read_only, allowed, anonymous, directory)
-                names = msgspec.json.decode(allowed, type=tuple[str, ...])
-                options = AddOptions.recalled(path, read_only=bool(read_only), allowed_names=names, directory=directory)
+                _check_sum(row_sum, number, *row)
+                name, phase, path, read_only, allowed, anonymous, directory, hide, map_owner = row
+                options = AddOptions.recalled(
+                    path,
+                    read_only=bool(read_only),
+                    allowed_names=msgspec.json.decode(allowed, type=tuple[str, ...]),
+                    hide=msgspec.json.decode(hide, type=tuple[str, ...]),
+                    map_owner=map_owner,
+                    directory=directory,
+                )
                 share = JournalledShare(str(name), options, Phase(phase), tuple(owners.pop(name, ())), anonymous)
                 state.shares[share.name] = share
                 state.next_name = max(state.next_name, name + 1)
@@ -323,11 +340,14 @@ class Store:
 
     def _write_share(self, vm: int, name: str, phase: Phase, options: AddOptions) -> None:
         allowed = msgspec.json.encode(options.allowed_names).decode()
-        row = (vm, int(name), phase.value, options.host_path, int(options.read_only), allowed, 0, options.directory)
+        row = (
+            *(vm, int(name), phase.value, options.host_path, int(options.read_only), allowed, 0, options.directory),
+            *(msgspec.json.encode(options.hide).decode(), options.map_owner),
+        )
         inserted = self._connection.execute(
             "INSERT OR IGNORE INTO shares "
-            "(vm, name, phase, host_path, read_only, allowed_names, anonymous, directory, sum) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "(vm, name, phase, host_path, read_only, allowed_names, anonymous, directory, hide, map_owner, sum) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (*row, _row_sum(*row)),
         )
         if inserted.rowcount == 0:

@@ -33,7 +33,11 @@ def readdir(session: Session, tag: int, number: int, at: int, stop: int) -> byte
         raise OSError(errno.ENOTDIR, "not a directory")
     if offset >> 63:
         raise OSError(errno.EINVAL, "no offset of a directory")
-    session.tree.walls.require_inside(session.fids[number].node)
+    node = session.fids[number].node
+    if listing.state is None:
+        session.tree.walls.require_inside(node)
+    elif session.tree.state(node) != listing.state:
+        raise OSError(errno.ENOENT, "moved to where other names are hidden: open it again")
     count = min(count, session.msize - READ_HEADER_SIZE)
 
     # The job holds the open file: a Tclunk while it runs would close the descriptor under the listing,

@@ -115,6 +115,8 @@ def _open_directory(session: Session, node: Node, found: os.stat_result) -> Open
     if tree.allowed is not None and is_root:
         file.listing = AllowedListing(tree.allowed, found, qid_path=tree.qid_path, regular_type=regular_type)
         return file
+    hidden = tree.hidden
+    state = None if hidden is None else tree.state(node)
     file.listing = Listing(
         file.fd,
         qid_path=lambda inode: tree.qid_path(device, inode),
@@ -122,6 +124,8 @@ def _open_directory(session: Session, node: Node, found: os.stat_result) -> Open
         regular_type=regular_type,
         root_inode=found.st_ino if is_root else None,
         kept=session.listings,
+        state=state,
+        hides=None if hidden is None or state is None else hidden.filter(state, descriptor),
     )
     return file
 
@@ -154,6 +158,7 @@ def lcreate(session: Session, tag: int, number: int, at: int, stop: int) -> byte
     walls = session.tree.walls
     if not walls.has_landlock:
         walls.require_inside(directory)
+    session.tree.require_makeable(directory, name, is_directory=False)
     try:
         # What is created is empty: O_TRUNC has nothing to do.
         owner, host_flags = Owner(fid.uid, gid), _host_flags(flags & ~_TRUNC)

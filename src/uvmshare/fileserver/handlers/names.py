@@ -34,8 +34,15 @@ _PACK_RUNLINKAT, _RUNLINKAT_SIZE, _RUNLINKAT = m.frame_of(m.Runlinkat)
 _RREMOVE: Final = m.packer(m.Rremove)
 
 
+def _directory_to_make_in(session: Session, number: int, name: bytes, *, is_directory: bool = False) -> Fid:
+    """Return the fid of a directory in which `name` may be made."""
+    fid = _changeable(session, number, name)
+    session.tree.require_makeable(fid.node, name, is_directory=is_directory)
+    return fid
+
+
 def _changeable(session: Session, number: int, name: bytes) -> Fid:
-    """Return the fid of a directory in which `name` may be changed."""
+    """Return the fid of a directory in which `name` may be changed, for what looks itself whether it is hidden."""
     fid = session.fid(number)
     check_name(name)
     session.tree.require_inside(fid.node)
@@ -51,7 +58,7 @@ def _qid_of(session: Session, directory: Node, name: bytes) -> tuple[int, int, i
 
 def mkdir(session: Session, tag: int, message: m.Tmkdir) -> bytes:
     """Make a directory (protocol.md, mkdir)."""
-    fid = _changeable(session, message.dfid, message.name)
+    fid = _directory_to_make_in(session, message.dfid, message.name, is_directory=True)
     owner = Owner(fid.uid, message.gid)
     session.tree.lending.during(lambda: session.ownership.mkdir(fid.node, message.name, message.mode, owner), fid.node)
     return _RMKDIR(tag, *_qid_of(session, fid.node, message.name))
@@ -59,7 +66,7 @@ def mkdir(session: Session, tag: int, message: m.Tmkdir) -> bytes:
 
 def symlink(session: Session, tag: int, message: m.Tsymlink) -> bytes:
     """Make a symbolic link (protocol.md, symlink). Its target is the guest's: nothing here follows it."""
-    fid = _changeable(session, message.fid, message.name)
+    fid = _directory_to_make_in(session, message.fid, message.name)
     if not message.target:
         raise OSError(errno.ENOENT, "a link needs a target")
     if len(message.target) >= _PATH_MAX:
@@ -76,7 +83,7 @@ _PATH_MAX: Final = 4096
 
 def mknod(session: Session, tag: int, message: m.Tmknod) -> bytes:
     """Make a device node, FIFO, socket or regular file (protocol.md, mknod)."""
-    fid = _changeable(session, message.dfid, message.name)
+    fid = _directory_to_make_in(session, message.dfid, message.name)
     rdev = os.makedev(message.major, message.minor)
     owner = Owner(fid.uid, message.gid)
     session.tree.lending.during(
@@ -87,7 +94,7 @@ def mknod(session: Session, tag: int, message: m.Tmknod) -> bytes:
 
 def link(session: Session, tag: int, message: m.Tlink) -> bytes:
     """Make a hard link (protocol.md, link)."""
-    directory = _changeable(session, message.dfid, message.name)
+    directory = _directory_to_make_in(session, message.dfid, message.name)
     source = session.fid(message.fid).node
     session.tree.require_inside(source)
     session.tree.link(source, directory.node, message.name)
@@ -126,6 +133,7 @@ def unlinkat(session: Session, tag: int, number: int, at: int, stop: int) -> byt
     session.require_changeable(directory)
     if flags & ~AT_REMOVEDIR:
         raise OSError(errno.EINVAL, "unknown flags")
+    session.tree.require_shown(directory, name)
     try:
         session.tree.unlink(directory, name, is_directory=flags != 0)
     except OSError:
@@ -161,6 +169,7 @@ def _place(session: Session, node: Node) -> tuple[Node, bytes]:
     session.require_changeable(parent)
     for name in (node.name, session.tree.name_of(node)):
         if session.tree.is_entry(parent, name, node):
+            session.tree.require_shown(parent, name)
             return parent, name
     raise OSError(errno.ENOENT, "no longer in the directory it was walked to in")
 

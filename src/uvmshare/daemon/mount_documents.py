@@ -1,0 +1,71 @@
+"""Mounts as the daemon's API shows them.
+
+What lives here: the document of one mount, for one user. What must not: which mounts there are (`mappings`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from uvmshare.daemon.documents import Mount, Reference
+from uvmshare.daemon.shares import holder_of, may_see
+from uvmshare.daemon.store import MountLease, name_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from uvmshare.daemon.identity import Identity
+    from uvmshare.daemon.keeper import LeaseKeeper
+    from uvmshare.daemon.machine import Machine
+    from uvmshare.daemon.store import MountRecord, VmKey
+    from uvmshare.mounts.options import MountOptions
+    from uvmshare.share.options import AddOptions
+
+__all__ = ["mount_document", "mount_references"]
+
+
+def mount_document(
+    who: Identity,
+    machine: Machine,
+    keeper: LeaseKeeper,
+    share: AddOptions | MountRecord,
+    how: MountOptions | MountRecord,
+    *,
+    owners: Iterable[str],
+) -> Mount:
+    """Return what a user may see of a mount that is being restored, as each is at first; leases are the keeper's."""
+    vm = machine.record.key
+    return Mount(
+        vm=name_for(who, vm),
+        guest_path=how.mount_path,
+        share=None,
+        path=share.host_path,
+        read_only=how.read_only,
+        only=share.allowed_names,
+        hide=share.hide,
+        map_owner=share.map_owner,
+        cache=how.cache,
+        msize=how.msize,
+        suid=how.suid,
+        dev=how.dev,
+        state="restoring",
+        busy="mounting",
+        since=None,
+        last_error=None,
+        directory="unknown",
+        references=tuple(mount_references(who, vm, keeper, how.mount_path, owners)),
+    )
+
+
+def mount_references(
+    who: Identity, vm: VmKey, keeper: LeaseKeeper, path: str, owners: Iterable[str]
+) -> Iterator[Reference]:
+    """Give the references of these holders to the mount at a path, as far as a user may see them."""
+    for owner in owners:
+        holder = holder_of(owner)
+        if holder is None or not may_see(who, owner):
+            continue
+        key = MountLease(vm, owner, path)
+        lease = keeper.get(key)
+        seconds = None if lease is None else lease.seconds
+        yield Reference(owner=holder[1], uid=holder[0], lease=seconds, expires_in=keeper.left(key))

@@ -1,0 +1,100 @@
+"""What of a share does not exist for its guest, by patterns: asked by name, and by the kernel's path of what it has.
+
+What lives here: `Hidden`. What must not: what a pattern matches (`uvmshare.hiding`), how files are reached (`tree`),
+where the kernel says that they are (`walls`).
+
+A name is judged by the state of its directory, which follows from the kernel's path of it at that moment: so what the
+host renames is hidden, or shown, by where it is now. A guest cannot change the state of any directory: it moves
+something only to where the same is hidden below it (EXDEV otherwise, as between file systems), whatever it is. So no
+rename of its own shows it a hidden name, and no race of two of its mounts does.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING, Final
+
+from uvmshare.hiding import Fate, Patterns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from uvmshare.hiding import State
+
+__all__ = ["Hidden", "not_there"]
+
+_DOTS: Final = (b".", b"..")
+_DT_DIR: Final = 4
+
+_MOST_KNOWN: Final = 1024
+"""Directories whose state is kept, by their paths of up to a page each."""
+
+
+class Hidden:
+    """The patterns of one share. Paths are bytes, below the share's root, and empty for the root itself."""
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        self._patterns = Patterns(patterns)
+        self._known: dict[bytes, State | None] = {b"": self._patterns.root}
+        self.fate = self._patterns.fate
+        """What becomes of a name in a directory of a state."""
+        self.below = self._patterns.below
+        """The state of a directory in a directory of a state."""
+
+    def state(self, path: bytes) -> State | None:
+        """Return the state of the directory at a path; None when it is hidden."""
+        known = self._known
+        if path in known:
+            return known[path]
+        above, _, name = path.rpartition(b"/")
+        state: State | None = self._patterns.root
+        if above in known:
+            names, state = [name], known[above]
+        else:
+            names = path.split(b"/")
+        for name in names:
+            if state is None or self.fate(state, name).hides(directory=True):
+                state = None
+                break
+            state = self.below(state, name)
+        if len(known) >= _MOST_KNOWN:
+            known.clear()
+            known[b""] = self._patterns.root
+        known[path] = state
+        return state
+
+    def shows(self, path: bytes, is_directory: Callable[[], bool]) -> bool:
+        """Say whether what is at a path exists for the guest; `is_directory` is asked where that depends on it."""
+        above, _, name = path.rpartition(b"/")
+        state = self.state(above)
+        if state is None:
+            return False
+        fate = self.fate(state, name)
+        return not fate.hides(directory=is_directory()) if fate.depends else fate is Fate.SHOWN
+
+    def filter(self, state: State, directory: int) -> Callable[[bytes, int], bool]:
+        """Return what says whether an entry of an open directory of that state is hidden, by its name and d_type."""
+        fate_of = self.fate
+
+        def hides(name: bytes, d_type: int) -> bool:
+            fate = fate_of(state, name)
+            if fate is Fate.SHOWN or name in _DOTS:
+                return False
+            if not fate.depends:
+                return True
+            if d_type:
+                return fate.hides(directory=d_type == _DT_DIR)
+            try:
+                found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            except OSError:
+                return True  # it is gone, or nobody can say what it is
+            return fate.hides(directory=stat.S_ISDIR(found.st_mode))
+
+        return hides
+
+
+def not_there() -> OSError:
+    """Return the error of a name that is hidden: it is not there."""
+    return OSError(errno.ENOENT, "hidden")

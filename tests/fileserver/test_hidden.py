@@ -1,0 +1,242 @@
+"""A share that hides names: for the guest they do not exist, however it asks and whatever is renamed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from uvmshare.ninep import messages as m
+from uvmshare.ninep.constants import AT_REMOVEDIR
+from uvmshare.ninep.constants import OpenFlag as O
+
+if TYPE_CHECKING:
+    from tests.fileserver.conftest import IN_AND_OUT, Host, Refused
+
+    from uvmshare.testing.client import Client
+else:
+    from fileserver.conftest import IN_AND_OUT
+
+if sys.platform == "win32":
+    pytest.skip("the file server runs on Linux", allow_module_level=True)
+
+HIDE = ("node_modules", "**/.env", "/a/secret", "*.key", "build/", "!/shown.key")
+SECRET = b"what nobody may see"
+
+
+@pytest.fixture(params=IN_AND_OUT)
+def model(request: pytest.FixtureRequest) -> str:
+    value: str = request.param
+    return value
+
+
+def put(host: Host, *paths: str) -> None:
+    for path in paths:
+        made = host.root / path
+        made.parent.mkdir(parents=True, exist_ok=True)
+        if path.endswith("/"):
+            made.mkdir()
+        else:
+            made.write_bytes(SECRET)
+
+
+@pytest.fixture
+def guest(host: Host) -> Client:
+    put(host, "node_modules/x", "sub/node_modules/x", ".env", "sub/.env", "a/secret", "a/plain", "id.key", "shown.key")
+    put(host, "build/out", "sub/build", "b/plain", "sub/deep/er/file")
+    return host.connect(host.share(hide=HIDE))
+
+
+HIDDEN = ("node_modules", "node_modules/x", "sub/node_modules/x", ".env", "sub/.env", "a/secret", "id.key", "build/out")
+
+
+def test_hidden_names_are_not_there(guest: Client, refused: Refused) -> None:
+    for path in HIDDEN:
+        assert not guest.exists(path), path
+        *above, name = path.encode().split(b"/")
+        if above in ([], [b"a"], [b"sub"]):
+            with refused(errno.ENOENT):
+                guest.rpc(m.Twalk(guest.walk(b"/".join(above)), 900, (name,)))
+
+
+def test_listings_leave_them_out(guest: Client) -> None:
+    fid = guest.open("", O.DIRECTORY)
+    for count in (None, 60, 100):
+        names = sorted(entry.name for entry in guest.readdir(fid, count=count))
+        assert names == [b".", b"..", b"a", b"b", b"shown.key", b"sub"]
+    assert sorted(guest.listdir("sub")) == [b"build", b"deep"]
+    assert guest.listdir("a") == [b"plain"]
+
+
+def test_every_offset_of_a_listing_leads_to_a_shown_name(guest: Client) -> None:
+    fid = guest.open("", O.DIRECTORY)
+    every = guest.readdir(fid)
+    for place, entry in enumerate(every):
+        assert [each.name for each in guest.readdir_some(fid, entry.offset)] == [
+            each.name for each in every[place + 1 :]
+        ]
+
+
+def test_what_is_shown_again_is_there(guest: Client) -> None:
+    assert guest.read_file("shown.key") == SECRET
+    assert guest.read_file("sub/build") == SECRET
+
+
+def test_a_long_walk_stops_before_what_is_hidden(guest: Client) -> None:
+    guest.send(m.Twalk(guest.root, 900, (b"sub", b"node_modules", b"x")))
+    reply = guest.recv()[1]
+    assert isinstance(reply, m.Rwalk)
+    assert len(reply.qids) == 1
+    guest.send(m.Twalk(guest.root, 900, (b"sub", b"..", b"node_modules")))
+    reply = guest.recv()[1]
+    assert isinstance(reply, m.Rwalk)
+    assert len(reply.qids) == 2
+
+
+MADE = (b"node_modules", b".env", b"new.key", b"id.key")
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_nothing_with_a_hidden_name_is_made(host: Host, guest: Client, refused: Refused, name: bytes) -> None:
+    before = sorted(os.listdir(host.root))
+    file = guest.walk("b/plain")
+    for message in (
+        m.Tlcreate(guest.walk(), name, O.RDWR, 0o644, 0),
+        m.Tlcreate(guest.walk(), name, O.RDWR | O.EXCL, 0o644, 0),
+        m.Tmkdir(guest.root, name, 0o755, 0),
+        m.Tsymlink(guest.root, name, b"x", 0),
+        m.Tmknod(guest.root, name, 0o010644, 0, 0, 0),
+        m.Tmknod(guest.root, name, 0o100644, 0, 0, 0),
+        m.Tlink(guest.root, file, name),
+        m.Trename(file, guest.root, name),
+        m.Trenameat(guest.walk("b"), b"plain", guest.root, name),
+    ):
+        with refused(errno.EACCES):
+            guest.rpc(message)
+    assert sorted(os.listdir(host.root)) == before
+    assert (host.root / ".env").read_bytes() == SECRET
+
+
+@pytest.mark.parametrize("name", [b"node_modules", b".env", b"id.key", b"absent.key", b"build"])
+def test_hidden_names_are_neither_renamed_nor_removed(host: Host, guest: Client, refused: Refused, name: bytes) -> None:
+    for message in (
+        m.Trenameat(guest.root, name, guest.root, b"found"),
+        m.Tunlinkat(guest.root, name, 0),
+        m.Tunlinkat(guest.root, name, AT_REMOVEDIR),
+    ):
+        with refused(errno.ENOENT):
+            guest.rpc(message)
+    assert (host.root / "build" / "out").exists()
+
+
+def test_names_that_are_hidden_for_directories_alone_are_free_for_files(
+    host: Host, guest: Client, refused: Refused
+) -> None:
+    with refused(errno.EACCES):
+        guest.mkdir("b/build")
+    guest.write_file("b/build", b"a file")
+    guest.rename("b/build", "a/build")
+    assert guest.read_file("a/build") == b"a file"
+    with refused(errno.EACCES):
+        guest.rename("sub/deep", "b/build")
+    with refused(errno.EACCES):  # the host has a directory of that name, which is hidden
+        guest.write_file("build", b"a file")
+    with refused(errno.EACCES):
+        guest.rename("b/plain", "build")
+    assert (host.root / "build" / "out").read_bytes() == SECRET
+
+
+def test_a_directory_that_holds_hidden_names_alone_is_not_empty(host: Host, guest: Client, refused: Refused) -> None:
+    put(host, "full/.env")
+    assert guest.listdir("full") == []
+    with refused(errno.ENOTEMPTY):
+        guest.rmdir("full")
+    assert (host.root / "full" / ".env").exists()
+
+
+def test_no_rename_of_a_guest_shows_what_a_path_hides(host: Host, guest: Client, refused: Refused) -> None:
+    for old, new in (("a", "c"), ("a", "sub/a"), ("b", "a2"), ("sub/deep", "deep")):
+        if old != "a":
+            guest.rename(old, new)
+            continue
+        with refused(errno.EXDEV):
+            guest.rename(old, new)
+    with refused(errno.EXDEV):  # it would hide what it holds
+        os.rename(host.root / "a", host.root / "elsewhere")
+        guest.rename("sub", "a")
+    assert guest.read_file("elsewhere/secret") == SECRET  # the host has moved it
+
+
+def test_a_name_below_what_no_path_hides_moves_freely(guest: Client) -> None:
+    guest.rename("sub", "renamed")
+    assert not guest.exists("renamed/node_modules/x")
+    guest.rename("a/plain", "a/other")
+    guest.rename("a/other", "b/other")
+    assert guest.read_file("b/other") == SECRET
+
+
+def test_fids_below_what_the_host_hides_by_a_rename_lead_no_further(
+    host: Host, guest: Client, refused: Refused
+) -> None:
+    top, below, file = guest.walk("sub"), guest.walk("sub/deep"), guest.walk("sub/deep/er/file")
+    opened = guest.open("sub/deep", O.DIRECTORY)
+    os.rename(host.root / "sub", host.root / "build2")
+    os.rename(host.root / "build2", host.root / "node_modules" / "sub")
+    for message in (
+        m.Twalk(top, 900, (b"deep",)),
+        m.Twalk(below, 900, (b"er", b"file")),
+        m.Tlopen(file, O.RDONLY),
+        m.Treaddir(opened, 0, 8192),
+        m.Tmkdir(below, b"new", 0o755, 0),
+        m.Tsetattr(file, 1, 0o600, 0, 0, 0, 0, 0, 0, 0),
+        m.Txattrwalk(file, 900, b""),
+        m.Tunlinkat(below, b"er", AT_REMOVEDIR),
+        m.Tlink(guest.root, file, b"found"),
+        m.Trename(file, guest.root, b"found"),
+        m.Tremove(file),
+    ):
+        with refused(errno.ENOENT):
+            guest.rpc(message)
+    assert (host.root / "node_modules/sub/deep/er/file").read_bytes() == SECRET
+
+
+def test_an_open_directory_that_the_host_moves_to_where_more_is_hidden_is_not_read_on(
+    host: Host, guest: Client, refused: Refused
+) -> None:
+    put(host, "dir/secret")
+    opened = guest.open("dir", O.DIRECTORY)
+    assert b"secret" in [entry.name for entry in guest.readdir(opened)]
+    os.rename(host.root / "a", host.root / "old")
+    os.rename(host.root / "dir", host.root / "a")
+    with refused(errno.ENOENT):
+        guest.readdir(opened)
+    assert guest.listdir("a") == []
+
+
+def test_links_of_the_host_lead_nowhere_hidden(host: Host, guest: Client) -> None:
+    os.symlink("../.env", host.root / "b" / "link")
+    assert guest.readlink("b/link") == b"../.env"
+    assert not guest.exists("b/../.env")
+
+
+def test_with_an_allow_list_both_hold(host: Host, guest: Client) -> None:
+    client = host.connect(host.share(allowed=("sub", ".env", "id.key"), hide=HIDE))
+    assert client.listdir() == [b"sub"]
+    assert sorted(client.listdir("sub")) == [b"build", b"deep"]
+    assert not client.exists(".env")
+
+
+def test_what_lies_deeper_than_a_path_can_say_is_out_of_reach(host: Host, guest: Client, refused: Refused) -> None:
+    fid = guest.walk()
+    with refused(errno.ENAMETOOLONG):
+        for _ in range(20):
+            guest.rpc(m.Tmkdir(fid, b"d" * 250, 0o755, 0))
+            guest.rpc(m.Twalk(fid, fid, (b"d" * 250,)))
+
+
+def test_all_patterns_are_those_of_one_share(host: Host, guest: Client) -> None:
+    assert host.connect(host.share()).read_file(".env") == SECRET
+    assert not guest.exists(".env")
