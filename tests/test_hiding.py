@@ -234,7 +234,7 @@ def test_any_text_is_a_pattern_or_an_error_in_words(pattern: str, name: bytes) -
     try:
         patterns = Patterns([pattern])
     except ValueError:
-        with pytest.raises(ValueError, match="^pattern "):
+        with pytest.raises(ValueError, match="pattern "):
             canonical([pattern])
     else:
         assert canonical([pattern]) == (pattern,)

@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from uvmshare.errors import AccessDenied
+from uvmshare.errors import AccessDenied, OperationDenied
 from uvmshare.hcs import schema
 from uvmshare.hcs.utility_vm import UtilityVM
 from uvmshare.share.interfaces import Plan9Share
+from uvmshare.share.manager import Manager
+from uvmshare.share.options import AddOptions as RealOptions
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from uvmshare.share.options import AddOptions
 
 
@@ -23,6 +27,8 @@ class Options:
     read_only: bool = False
     restrict: bool = False
     allowed_names: tuple[str, ...] = ()
+    hide: tuple[str, ...] = ()
+    map_owner: str | None = None
 
 
 def share(name: str, options: Options) -> Plan9Share:
@@ -65,6 +71,28 @@ def test_add_sends_what_hcsshim_sends(options: Options, fields: str) -> None:
     asyncio.run(UtilityVM(system).add_plan9(share("7", options)))
     expected = f'{HEAD}"Add","Settings":{{"Name":"7","AccessName":"7",{fields}}}}}'
     assert system.documents == [expected.encode()]
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [(Options("C:\\x", hide=("*.key",)), "hide"), (Options("C:\\x", map_owner="1000/1000:0/0"), "map_owner")],
+)
+def test_what_no_document_of_hcs_can_say_is_refused_before_anything_is_sent(options: Options, word: str) -> None:
+    system = Recorder()
+    with pytest.raises(OperationDenied, match=f"neither hide names nor map owners, and {word} asks for it"):
+        asyncio.run(UtilityVM(system).add_plan9(share("7", options)))
+    assert system.documents == []
+
+
+def test_a_manager_of_such_a_vm_gives_no_name_to_what_it_refuses(tmp_path: Path) -> None:
+    system = Recorder()
+    manager = Manager(UtilityVM(system))
+    wanted = RealOptions(tmp_path, hide=["*.key"])
+    with pytest.raises(OperationDenied, match="hide asks for it"):
+        manager.resolve_share_name(wanted)
+    with pytest.raises(OperationDenied, match="hide asks for it"):
+        asyncio.run(manager.add_to_vm(wanted))
+    assert (system.documents, manager.shares()) == ([], ())
 
 
 def test_remove_sends_the_key_of_the_share_and_nothing_else() -> None:

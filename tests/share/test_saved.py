@@ -66,6 +66,17 @@ async def test_a_snapshot_finds_its_shares_under_their_old_names_and_their_holde
     assert "1" not in vm.shares
 
 
+async def test_what_is_hidden_and_mapped_is_so_where_it_is_restored(one: AddOptions) -> None:
+    hiding = AddOptions(one.host_path, hide=["*", "!a"], map_owner="1000:0")
+    manager = Manager(FakeVM())
+    await manager.add_to_vm(hiding, owner="a")
+    assert await manager.add_to_vm(AddOptions(one.host_path), owner="a") == "1"
+    vm = FakeVM()
+    moved = await Manager.restore(manager.save(), vm)
+    assert vm.shares == {"0": hiding, "1": AddOptions(one.host_path)}
+    assert moved.save() == manager.save()
+
+
 async def test_names_that_were_told_are_told_again(one: AddOptions, other: AddOptions) -> None:
     manager = Manager(FakeVM())
     await manager.add_to_vm(other)
@@ -287,7 +298,7 @@ async def test_an_owner_that_is_no_string_cannot_move(one: AddOptions) -> None:
         (b"[]", "what Manager.save"),
         (b'{"uvmshare_shares":"1"}', "what Manager.save"),
         (b'{"uvmshare_shares":1,"next_name":0}', "what Manager.save"),
-        (b'{"uvmshare_shares":3,"anything":0}', "a later uvmshare"),
+        (b'{"uvmshare_shares":4,"anything":0}', "a later uvmshare"),
         (b'{"uvmshare_shares":1,"next_name":1,"shares":[{"name":"1","host_path":"/"}]}', "no name below 1"),
         (b'{"uvmshare_shares":1,"next_name":9,"shares":[{"name":"01","host_path":"/"}]}', "no name below 9"),
         (b'{"uvmshare_shares":1,"next_name":9,"shares":[{"name":"x","host_path":"/"}]}', "no name below 9"),

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from uvmshare.errors import JournalDamaged, JournalError, JournalFull, JournalReadOnly, JournalTooNew
 from uvmshare.share import journal
-from uvmshare.share.journal import Added, JournalledShare, JournalState, Phase
+from uvmshare.share.journal import Added, AddIntended, JournalledShare, JournalState, Phase
 from uvmshare.share.options import AddOptions
 from uvmshare.sqlite_journal.store import APPLICATION_ID, MIGRATIONS, Store, _row_sum
 
@@ -321,6 +321,31 @@ def test_a_journal_that_knows_no_directories_says_the_same_and_learns_them(tmp_p
         assert store.load("vm").shares["3"].options == ONLY
         store.write([("vm", [Added("3")])])  # what is known stays so
         assert store.load("vm").shares["3"].options == ONLY
+
+
+def test_a_journal_that_knows_nothing_of_hiding_says_the_same_and_learns_it(tmp_path: Path) -> None:
+    path = str(tmp_path / "journal.db")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.create_function("row_sum", -1, _row_sum)
+        for statements in MIGRATIONS[:3]:
+            for statement in statements:
+                connection.execute(statement)
+        connection.execute("PRAGMA user_version = 3")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute("INSERT INTO vms (vm, next_name) VALUES ('vm', 4)")
+        connection.execute("UPDATE vms SET sum = row_sum(id, vm, next_name)")
+        row = (1, 3, "added", ONLY.host_path, 0, json.dumps(ONLY.allowed_names), 0, ONLY.directory)
+        connection.execute("INSERT INTO shares VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row[:7], _row_sum(*row), row[7]))
+    hiding = AddOptions(ONLY.host_path, hide=["b", "!a", "é*"], map_owner="1000:0")
+    with closing(Store(path)) as store:
+        assert store.load("vm").shares == {"3": JournalledShare("3", ONLY, Phase.ADDED)}
+        store.write([("vm", [AddIntended("5", hiding), Added("5")])])
+    with closing(Store(path)) as store:
+        assert store.load("vm").shares["5"].options == hiding
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE shares SET hide = '[]' WHERE name = 5")
+    with closing(Store(path)) as store, pytest.raises(JournalDamaged, match="checksum"):
+        store.load("vm")
 
 
 def test_a_row_that_was_damaged_before_a_migration_is_damaged_after_it(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def resign(line: bytes) -> bytes:
     [
         (lambda data: data[:20] + b"x" + data[21:], "damaged"),
         (lambda data: b"", "no first line"),
-        (lambda data: resign(data.split(b"\n")[0].replace(b'"version":1', b'"version":9')) + b"\n", "version is 9"),
+        (lambda data: resign(data.split(b"\n")[0].replace(b'"version":2', b'"version":9')) + b"\n", "version is 9"),
         (lambda data: data[:-9] + b"x" + data[-8:], "damaged"),
     ],
 )

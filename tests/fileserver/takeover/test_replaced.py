@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import zlib
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from uvmshare.directory import of_descriptor
-from uvmshare.errors import HostPathReplaced
+from uvmshare.errors import HostPathReplaced, InvalidDocument, OperationDenied
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.ledger import Entry, Ledger
-from uvmshare.hcs.schema import Plan9Share
+from uvmshare.hcs.schema import Beside, Plan9Share
 from uvmshare.hcs.utility_vm import UtilityVM
+from uvmshare.share.interfaces import ListedShare
 from uvmshare.share.interfaces import Plan9Share as Wanted
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
@@ -22,7 +25,10 @@ from uvmshare.testing.fakes import FakeJournal
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.fileserver.conftest import add_document
     from tests.fileserver.takeover.harness import Place
+else:
+    from fileserver.conftest import add_document
 
 
 def replace(place: Place, *names: str) -> None:
@@ -88,6 +94,66 @@ def test_a_table_of_an_earlier_version_is_taken_over(place: Place, tmp_path: Pat
     assert not export.has_root(short[:-1])
     assert export.root_id() == of_descriptor(export.root)
     export.close()
+
+
+def test_what_is_hidden_stays_so_through_a_takeover_and_for_the_mounts_that_come_after(place: Place) -> None:
+    for name in ("shown", "x.key"):
+        (place.shared / name).touch()
+    server = place.start()
+    manager = Manager(UtilityVM(server), journal=FakeJournal())
+    options = AddOptions(place.shared, hide=["*.key"], map_owner="all:7")
+    name = place.run(manager.add_to_vm(options, owner="job"))
+    guest = place.guest(name)
+    place.kill_under(server)
+    assert {each.error for each in place.run(manager.recover())} == {None}
+    assert place.run(UtilityVM(server).list_plan9()) == {name: ListedShare.of(options)}
+    assert b"x.key" not in guest.listdir("")
+    assert b"x.key" not in names_in(place, name)
+    with Client.connect(place.address, name) as another:
+        assert not another.exists("x.key")
+        assert (another.stat("shown").uid, another.stat("shown").gid) == (7, 7)
+
+
+def test_a_table_that_knows_nothing_of_hiding_is_read_and_the_next_is_not_by_who_knows_that_one(place: Place) -> None:
+    server = place.start()
+    place.add(server, "0")
+    place.kill(server)
+    path = place.run_dir / "shares"
+    line, rest = path.read_bytes().split(b"\n", 1)
+    older = line[11:].replace(b'"version":2', b'"version":1')
+    assert older != line[11:]
+    path.write_bytes(b"+ %08x %s\n%s" % (zlib.crc32(older), older, rest))
+    server = place.start()
+    listed: Any = place.run(UtilityVM(server).list_plan9())
+    assert (listed["0"].hide, listed["0"].map_owner) == ((), None)
+    assert b'"version":2' in path.read_bytes()
+
+
+def test_a_supervisor_of_an_earlier_version_is_not_asked_to_hide(place: Place) -> None:
+    """It would pass over what it does not know, and show all."""
+    server = place.start()
+    vm = UtilityVM(server)
+    server._link.greeting = msgspec.structs.replace(server._link.greeting, can_hide=False)
+    for more in ({"hide": ["x"]}, {"map_owner": "1:2"}):
+        with pytest.raises(OperationDenied, match="started by an earlier uvmshare"):
+            place.run(vm.add_plan9(Wanted("0", AddOptions(place.shared, **more))))
+    assert place.run(vm.list_plan9()) == {}
+    place.run(vm.add_plan9(Wanted("0", AddOptions(place.shared))))
+
+
+@pytest.mark.parametrize(
+    ("beside", "wrong"),
+    [
+        (Beside(hide=("a//b",)), "a part that no path has"),
+        (Beside(hide=("x",) * 1000), "more than 256 patterns"),
+        (Beside(map_owner="x"), "has no colon"),
+    ],
+)
+def test_a_supervisor_checks_what_it_is_to_hide_and_map(place: Place, beside: Beside, wrong: str) -> None:
+    server = place.start()
+    document = add_document("0", str(place.shared))
+    with pytest.raises(InvalidDocument, match=f"share 0: .*{wrong}"):
+        place.run(server.add_share(document, beside))
 
 
 def test_the_supervisor_of_an_earlier_version_leaves_shares_that_are_found(place: Place) -> None:
