@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from uvmshare import AddOptions, InvalidOptions
-from uvmshare.cli.share_spec import ShareSpec, parse, share_options
+from uvmshare.cli.share_spec import ShareSpec, parse, share_options, with_sharing_options
 
 TYPICAL = {
     "/srv/a": ShareSpec("/srv/a"),
@@ -14,6 +14,8 @@ TYPICAL = {
     "/srv/a:ro:only=x,y": ShareSpec("/srv/a", read_only=True, only=("x", "y")),
     "/srv/a:only=x,y:ro": ShareSpec("/srv/a", read_only=True, only=("x", "y")),
     "/srv/a:only=x:only=y": ShareSpec("/srv/a", only=("x", "y")),
+    "/srv/a:hide=x,**/.env": ShareSpec("/srv/a", hide=("x", "**/.env")),
+    "/srv/a:hide=*:ro:only=y:hide=!x": ShareSpec("/srv/a", read_only=True, only=("y",), hide=("*", "!x")),
     "relative": ShareSpec("relative"),
     ".:ro": ShareSpec(".", read_only=True),
 }
@@ -43,6 +45,8 @@ WRONG = {
     "/a:only=x,": "empty name",
     "/a:only=,x": "empty name",
     "/a:only=x,,y": "empty name",
+    "/a:hide=": "empty name",
+    "/a:hide=x,,y": "empty name",
     "/a:ro:rw": "more than once",
     "/a:ro:only=x:ro": "more than once",
 }
@@ -63,6 +67,11 @@ def test_specs_become_the_options_of_the_manager(tmp_path: object) -> None:
         AddOptions(str(tmp_path), read_only=True),
         AddOptions(str(tmp_path), restrict=True, allowed_names=("a", "b")),
     ]
+
+
+def test_what_a_command_says_of_all_its_shares_comes_before_what_each_says_of_itself(tmp_path: object) -> None:
+    (options,) = share_options([with_sharing_options(parse(f"{tmp_path}:hide=!a"), ("*",), "1000:0")])
+    assert options == AddOptions(str(tmp_path), hide=("*", "!a"), map_owner="1000/1000:0/0")
 
 
 def test_a_misspelt_option_is_hinted_at() -> None:

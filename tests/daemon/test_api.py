@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -118,6 +118,47 @@ def test_an_allow_list_passes_through_to_the_guest(daemon: Running, client: Clie
         assert guest.read_file("shown") == b"shown"
         with pytest.raises(OSError, match=r"."):
             guest.read_file("hidden")
+
+
+def test_hidden_names_and_mapped_owners_pass_through_to_the_guest(daemon: Running, client: Client) -> None:
+    path = daemon.home.directory("project")
+    for name in ("shown", "x.key"):
+        with open(f"{path}/{name}", "w") as file:
+            file.write(name)
+    vm = daemon.add_vm()
+    wanted = NewShare(path=path, hide=("*.key", "*.key"), map_owner="all:7", lease=60)
+    share = client.add_share("vm", wanted)
+    assert (share.hide, share.map_owner) == (("*.key",), "all:7/7")
+    assert client.add_share("vm", wanted).name == share.name
+    plain = client.add_share("vm", NewShare(path=path))
+    assert plain.name != share.name
+    assert (plain.hide, plain.map_owner) == ((), None)
+    with Guest.connect(vm.addresses[0], share.name) as guest:
+        assert guest.listdir() == [b"shown"]
+        assert guest.stat("shown").uid == 7
+    assert client.share("vm", share.name).references[0].lease == 60
+    client.release_share("vm", share.name)
+    assert [each.name for each in client.shares("vm")] == [plain.name]
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "wrong"),
+    [
+        ({"hide": ("a//b",)}, errors.InvalidOptions, "a part that no path has"),
+        ({"hide": ("[x",)}, errors.InvalidOptions, "without its ']'"),
+        ({"hide": ("x",) * 257}, errors.UvmshareError, "256"),
+        ({"hide": ("x" * 1025,)}, errors.UvmshareError, "1024"),
+        ({"map_owner": "0"}, errors.UvmshareError, "map_owner"),
+        ({"map_owner": "4294967295:0"}, errors.InvalidOptions, "the highest is 4294967294"),
+    ],
+)
+def test_what_cannot_be_hidden_or_mapped_is_refused_in_words(
+    daemon: Running, client: Client, more: dict[str, Any], error: type[Exception], wrong: str
+) -> None:
+    daemon.add_vm()
+    with pytest.raises(error, match=re.escape(wrong)):
+        client.add_share("vm", NewShare(path=daemon.home.directory("project"), **more))
+    assert client.shares("vm") == []
 
 
 def test_an_operation_can_be_waited_for_later(daemon: Running, client: Client) -> None:

@@ -66,6 +66,23 @@ def test_vm_and_share_from_the_first_to_the_last(running: Running, capfd: pytest
     assert printed(capfd, "vm", "ls") == ""
 
 
+def test_what_is_hidden_and_mapped_shows_in_the_list_of_shares(
+    running: Running, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = running.home.directory("project")
+    printed(capfd, "vm", "add", "hiding", f"unix:{running.home.folder}/hiding.9p")
+    options = ("--hide", "*.key", "--hide", "!a.key", "--map-owner", "1000:0")
+    name = printed(capfd, "share", "add", "hiding", f"{path}:ro:hide=b", *options).strip()
+    assert "ro hide=*.key,!a.key,b owner=1000/1000:0/0" in " ".join(printed(capfd, "share", "ls", "hiding").split())
+    (shown,) = json.loads(printed(capfd, "share", "ls", "hiding", "--json"))
+    assert (shown["hide"], shown["map_owner"]) == (["*.key", "!a.key", "b"], "1000/1000:0/0")
+    assert "a part that no path has" in printed(capfd, "share", "add", "hiding", path, "--hide", "../x", status=1)
+    for wrong in (("--map-owner", "alice:0"), ("--hide", ""), ("--hide", "x" * 1025)):
+        assert "Expected `str`" in printed(capfd, "share", "add", "hiding", path, *wrong, status=2)
+    printed(capfd, "share", "rm", "hiding", name)
+    printed(capfd, "vm", "rm", "hiding")
+
+
 def test_of_several_shares_none_stays_when_one_fails(running: Running, capfd: pytest.CaptureFixture[str]) -> None:
     home = running.home
     printed(capfd, "vm", "add", "several", f"unix:{home.folder}/several.9p", "--json")

@@ -5,15 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from uvmshare.errors import InvalidDocument
+from uvmshare.fileserver.hidden import folds
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import AT_REMOVEDIR
 from uvmshare.ninep.constants import OpenFlag as O
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.fileserver.conftest import IN_AND_OUT, Host, Refused
 
     from uvmshare.testing.client import Client
@@ -240,3 +244,94 @@ def test_what_lies_deeper_than_a_path_can_say_is_out_of_reach(host: Host, guest:
 def test_all_patterns_are_those_of_one_share(host: Host, guest: Client) -> None:
     assert host.connect(host.share()).read_file(".env") == SECRET
     assert not guest.exists(".env")
+
+
+@pytest.mark.parametrize("model", ["in-process"])
+def test_a_name_that_is_not_listed_just_so_is_none_where_others_may_lead_to_a_file(
+    host: Host, guest: Client, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a host file system of which nobody can say whether it tells upper from lower case: look-ups are folded."""
+    opening, looking = os.open, os.stat
+
+    def found(path: Any, directory: int | None) -> Any:
+        if not isinstance(path, bytes) or b"/" in path or directory is None:
+            return path
+        listed = {os.fsencode(name).lower(): os.fsencode(name) for name in os.listdir(f"/proc/self/fd/{directory}")}
+        return listed.get(path.lower(), path)
+
+    def folding_open(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        return opening(found(path, dir_fd), flags, mode, dir_fd=dir_fd)
+
+    def folding_stat(path: Any, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> os.stat_result:
+        return looking(found(path, dir_fd), dir_fd=dir_fd, follow_symlinks=follow_symlinks)
+
+    put(host, "Shown")
+    monkeypatch.setattr("uvmshare.fileserver.tree.folds", lambda directory: None)
+    monkeypatch.setattr(os, "open", folding_open)
+    monkeypatch.setattr(os, "stat", folding_stat)
+    assert guest.read_file("Shown") == SECRET
+    assert guest.read_file("sub/deep/er/file") == SECRET
+    for name in (b".ENV", b"Node_Modules", b"ID.key2", b"ID.KEY", b"shown"):
+        for message in (
+            m.Twalk(guest.root, 900, (name,)),
+            m.Tunlinkat(guest.root, name, 0),
+            m.Trenameat(guest.root, name, guest.root, b"found"),
+        ):
+            with refused(errno.ENOENT):
+                guest.rpc(message)
+    for name in (b".ENV", b"Node_Modules", b"ID.KEY", b"shown"):
+        with refused(errno.EACCES):
+            guest.rpc(m.Tlcreate(guest.walk(), name, O.RDWR, 0o644, 0))
+        with refused(errno.EACCES):
+            guest.rpc(m.Trenameat(guest.root, b"shown.key", guest.root, name))
+    guest.write_file("New", b"new")
+    assert (host.root / "New").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("model", ["in-process"])
+def test_nothing_is_there_in_a_directory_where_upper_and_lower_case_are_one(
+    host: Host, guest: Client, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inode = (host.root / "sub").stat().st_ino
+    monkeypatch.setattr("uvmshare.fileserver.tree.folds", lambda directory: os.fstat(directory).st_ino == inode)
+    assert guest.read_file("a/plain") == SECRET
+    with guest.walked("sub") as fid:
+        for message in (
+            m.Twalk(fid, 900, (b"deep",)),
+            m.Tmkdir(fid, b"new", 0o755, 0),
+            m.Tlopen(fid, O.DIRECTORY),
+            m.Tunlinkat(fid, b"build", 0),
+        ):
+            with refused(errno.ENOENT):
+                guest.rpc(message)
+    monkeypatch.setattr("uvmshare.fileserver.export.folds", lambda directory: True)
+    with pytest.raises(InvalidDocument, match="one file has several names"):
+        host.share(hide=HIDE)
+    host.share()
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [(0x4D44, True), (0x9123683E, False), (0x65735546, None), (0x6969, None)]
+)
+def test_a_file_system_says_by_its_kind_whether_names_are_bytes(
+    root: Path, monkeypatch: pytest.MonkeyPatch, kind: int, *, expected: bool | None
+) -> None:
+    monkeypatch.setattr("uvmshare.fileserver.hidden.file_system_type", lambda directory: kind)
+    descriptor = os.open(root, os.O_PATH)
+    try:
+        assert folds(descriptor) is expected
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize(("flags", "expected"), [(0x80000, False), (0x40080000, True)])
+def test_a_directory_says_itself_whether_it_folds(
+    root: Path, monkeypatch: pytest.MonkeyPatch, flags: int, *, expected: bool
+) -> None:
+    monkeypatch.setattr("uvmshare.fileserver.hidden.file_system_type", lambda directory: 0xEF53)
+    monkeypatch.setattr("fcntl.ioctl", lambda descriptor, request, given: flags.to_bytes(8, "little"))
+    descriptor = os.open(root, os.O_PATH)
+    try:
+        assert folds(descriptor) is expected
+    finally:
+        os.close(descriptor)

@@ -51,7 +51,26 @@ def test_names_are_sorted_and_unique(tree: Path) -> None:
     assert once == AddOptions(tree, restrict=True, allowed_names=iter(["a", "b"]))
 
 
-@pytest.mark.parametrize("difference", [{"read_only": True}, {"restrict": True, "allowed_names": ("file",)}])
+def test_patterns_and_maps_have_one_spelling(tree: Path) -> None:
+    once = AddOptions(tree, hide=["b", "a", "b"], map_owner="1000:0")
+    assert (once.hide, once.map_owner) == (("a", "b"), "1000/1000:0/0")
+    assert once == AddOptions(tree, hide=iter(["a", "b"]), map_owner="1000/1000:0/0")
+    assert once != AddOptions(tree, hide=["a", "b", "!a"], map_owner="1000:0")
+    known = AddOptions.recalled(
+        once.host_path, read_only=False, hide=once.hide, map_owner=once.map_owner, directory=once.directory
+    )
+    assert known == once
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [
+        {"read_only": True},
+        {"restrict": True, "allowed_names": ("file",)},
+        {"hide": ("x",)},
+        {"map_owner": "1:2"},
+    ],
+)
 def test_another_share_is_not_equal(tree: Path, difference: dict[str, Any]) -> None:
     assert AddOptions(tree / "dir", **difference) != AddOptions(tree / "dir")
 
@@ -95,6 +114,10 @@ REFUSED: list[tuple[str, Callable[[Path], AddOptions], str]] = [
     ("file, restrict without names", lambda t: AddOptions(t / "dir/file", restrict=True), "without allowed_names"),
     ("word for read_only", lambda t: AddOptions(t, read_only="no"), "read_only is 'no'"),  # type: ignore[arg-type]  # the mistake tested
     ("number for restrict", lambda t: AddOptions(t, restrict=1), "restrict is 1"),  # type: ignore[arg-type]  # the mistake tested
+    ("one string as patterns", lambda t: AddOptions(t, hide="x"), "hide is the string 'x'"),
+    ("patterns that are none", lambda t: AddOptions(t, hide=5), "hide is 5"),  # type: ignore[arg-type]  # the mistake tested
+    ("a pattern that never matches", lambda t: AddOptions(t, hide=["a//b"]), "hide: pattern 'a//b' has a part"),
+    ("a map that is none", lambda t: AddOptions(t, map_owner="x"), "owner map 'x' has no colon"),
     ("one string as names", lambda t: AddOptions(t, restrict=True, allowed_names="file"), "the string 'file'"),
     ("names that are none", lambda t: AddOptions(t, restrict=True, allowed_names=5), "is 5"),  # type: ignore[arg-type]  # the mistake tested
 ]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from uvmshare import directory
 from uvmshare.errors import AccessDenied, FileServerError, InvalidDocument
+from uvmshare.fileserver.hidden import folds
 from uvmshare.hcs.schema import Beside, Plan9ShareFlags
 from uvmshare.hiding import canonical
 from uvmshare.owner_map import OwnerMap
@@ -82,6 +83,8 @@ class Export:
             read_only = bool(flags & Plan9ShareFlags.READ_ONLY)
             if root is None:
                 root = _open_root(share)
+            if hide:
+                _require_exact_names(share, root)
             if security_model == "mapped-xattr" and not read_only:
                 _require_xattrs(share, root)
         except BaseException:
@@ -158,6 +161,21 @@ def _checked_beside(share: Plan9Share, beside: Beside) -> tuple[tuple[str, ...],
     except ValueError as error:
         msg = f"share {share.access_name}: {error}"
         raise InvalidDocument(msg) from error
+
+
+def _require_exact_names(share: Plan9Share, root: int) -> None:
+    """Refuse to hide names in a directory where a file has others besides those that are listed."""
+    try:
+        may_fold = folds(root)
+    except OSError as error:
+        raise _cannot(share, "list", error) from error
+    if may_fold:
+        msg = (
+            f"share {share.access_name}: in {share.path!r} one file has several names (upper and lower case are one, "
+            "or there are short names), so nothing can be hidden by name there: share it without, or from another "
+            "file system"
+        )
+        raise InvalidDocument(msg)
 
 
 def _cannot(share: Plan9Share, do: str, error: OSError) -> AccessDenied | FileServerError | InvalidDocument:

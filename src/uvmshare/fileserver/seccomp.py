@@ -68,6 +68,7 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "getsockopt": (55, 209),
     "gettid": (186, 178),
     "getxattr": (191, 8),
+    "ioctl": (16, 29),
     "lgetxattr": (192, 9),
     "linkat": (265, 37),
     "listxattr": (194, 11),
@@ -128,6 +129,7 @@ _CHANGES: Final = frozenset(
     }
 )  # fmt: skip
 """And what waits for the disk until changes are there."""
+_HIDING: Final = frozenset({"ioctl"})
 _IDENTITY: Final = frozenset({"capget", "capset", "setfsgid", "setfsuid"})
 _PROBES: Final = frozenset({"getsockopt", "setsockopt"})
 """Of connections over vsock (`uvmshare.guest.keepalive`)."""
@@ -192,6 +194,8 @@ _CLONE_DETACHED: Final = 0x400000
 """Which musl adds, and the kernel ignores."""
 _MADV_DONTNEED, _MADV_FREE, _MADV_GUARD_INSTALL = 4, 8, 102  # what malloc(3) and the stacks of threads need
 _F_SETPIPE_SZ: Final = 1031
+_FS_IOC_GETFLAGS: Final = 0x80086601
+"""Whether a directory tells upper from lower case (`hidden`)."""
 
 _RULES: Final[dict[str, tuple[_Argument, ...]]] = {
     "sendto": (_Argument(4, is_null=True),),  # to the peer of the connection, and nobody else
@@ -217,6 +221,7 @@ _RULES: Final[dict[str, tuple[_Argument, ...]]] = {
     "mprotect": (_Argument(2, without=mmap.PROT_EXEC),),
     "madvise": (_Argument(2, values=(_MADV_DONTNEED, _MADV_FREE, _MADV_GUARD_INSTALL)),),
     "clone": (_Argument(0, values=(_THREAD, _THREAD | _CLONE_DETACHED)),),
+    "ioctl": (_Argument(1, values=(_FS_IOC_GETFLAGS,)),),
     "pipe2": (_Argument(1, values=(os.O_CLOEXEC,)),),
     "ftruncate": (_Argument(0, but=(_STDERR,)),),
     # The size of a vsock buffer, up to the largest that was set before, and no other option of any socket.
@@ -237,9 +242,16 @@ def is_supported() -> bool:
     return platform.machine() in _ARCHITECTURES
 
 
-def allowed_calls(*, read_only: bool, as_guest_users: bool, over_vsock: bool = False) -> frozenset[str]:
-    """Return the names of the calls that a share of this kind needs on a connection of this kind."""
+def allowed_calls(
+    *, read_only: bool, as_guest_users: bool, over_vsock: bool = False, hides: bool = False
+) -> frozenset[str]:
+    """Return the names of the calls that a share of this kind needs on a connection of this kind.
+
+    `hides`: some of its names are hidden.
+    """
     left_out = frozenset() if over_vsock else _PROBES
+    if not hides:
+        left_out |= _HIDING
     if read_only:
         left_out |= _CHANGES
     if not as_guest_users:

@@ -19,7 +19,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.fileserver.allowed import AllowedNames
-from uvmshare.fileserver.hidden import Hidden, not_there
+from uvmshare.fileserver.hidden import Hidden, folds, lists, not_there
 from uvmshare.fileserver.lending import Lending
 from uvmshare.fileserver.walls import Walls
 from uvmshare.hiding import Fate
@@ -174,6 +174,7 @@ class Tree:
         node = Node(self.lending.during(lambda: os.open(name, _PATH_FLAGS, dir_fd=parent.fd), parent), parent, name)
         if fate.depends and fate.hides(directory=stat.S_ISDIR(os.fstat(node.fd).st_mode)):
             raise not_there()
+        self._require_listed(parent, name)
         return node
 
     def is_allowed(self, directory: Node, name: bytes) -> bool:
@@ -191,7 +192,25 @@ class Tree:
         state = self.hidden.state(self.walls.below(directory))
         if state is None:
             raise not_there()
+        self._lists_all(directory)
         return state
+
+    def _lists_all(self, directory: Node) -> bool:
+        """Say whether a directory is known to have no names but those that it lists.
+
+        Raises `OSError`: ENOENT when it has others, by which the guest could reach what is hidden.
+        """
+        may_fold = self.lending.during(lambda: folds(directory.fd), directory)
+        if may_fold:
+            raise not_there()
+        return may_fold is False
+
+    def _require_listed(self, directory: Node, name: bytes) -> None:
+        """Refuse a name that is not listed just so where others may lead to a file: ENOENT. Raises `OSError`."""
+        if self.hidden is None or self._lists_all(directory):
+            return
+        if not self.lending.during(lambda: lists(directory.fd, name), directory):
+            raise not_there()
 
     def _fate(self, directory: Node, name: bytes) -> Fate:
         """Return what the patterns make of a name. Raises `OSError`: ENOENT when it is hidden whatever it is."""
@@ -207,6 +226,7 @@ class Tree:
         fate = self._fate(directory, name)
         if fate.depends and fate.hides(directory=self._has_directory(directory, name)):
             raise not_there()
+        self._require_listed(directory, name)
 
     def require_makeable(self, directory: Node, name: bytes, *, is_directory: bool) -> None:
         """Refuse to make what would be hidden at once, or has a name that something hidden has: EACCES.
@@ -217,9 +237,12 @@ class Tree:
             return
         fate = self.hidden.fate(self.state(directory), name)
         is_hidden = fate.hides(directory=is_directory)
-        if not is_hidden and fate.depends:
+        lists_all = self._lists_all(directory)
+        if not is_hidden and (fate.depends or not lists_all):
             with suppress(FileNotFoundError):
                 is_hidden = fate.hides(directory=self._has_directory(directory, name))
+                if not lists_all and not self.lending.during(lambda: lists(directory.fd, name), directory):
+                    is_hidden = True
         if is_hidden:
             raise OSError(errno.EACCES, "a name that is hidden")
 
@@ -291,7 +314,9 @@ class Tree:
                 if fate is Fate.HIDDEN:
                     raise not_there()
                 state = hidden.below(state, name)
-                node = Node(os.open(name, _PATH_FLAGS, dir_fd=node.fd), node, name)
+                directory = node
+                node = Node(os.open(name, _PATH_FLAGS, dir_fd=directory.fd), directory, name)
+                self._require_listed(directory, name)
                 if fate.depends and fate.hides(directory=stat.S_ISDIR(os.fstat(node.fd).st_mode)):
                     raise not_there()
             nodes.append(node)
