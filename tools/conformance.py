@@ -49,6 +49,7 @@ _TITLES: Final = {
     "features": "Locks, extended attributes, special files, holes, listings",
     "acls": "Access control lists",
     "locks": "Locks between two mounts and the host",
+    "guarantees": "What each way of mounting gives",
     "devices": "Files on two devices below one share",
     "peers": "What other 9P servers get wrong",
     "fsx": "Random operations against a model (fsx)",

@@ -6,7 +6,7 @@ DIRECTORY/mounts.json is what is mounted, with the options that /proc/mounts wou
 the share's name and gets an errno. What is named in DIRECTORY/busy cannot be unmounted, in DIRECTORY/dead reads with
 EIO, in DIRECTORY/hang does not end a read, in DIRECTORY/slow ends it when DIRECTORY/fifo does; until then it is busy,
 which DIRECTORY/met-reader notes. A read that does not end is noted in DIRECTORY/hanging, and DIRECTORY/later says how
-many seconds the clock is ahead.
+many seconds the clock is ahead. Options that are named in DIRECTORY/passed-over are passed over without a word.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def named(what: str) -> list[str]:
         return []
 
 
-def mounted() -> list[places.Mounted]:
-    return [places.Mounted(*entry) for entry in told()]
+def mounted() -> list[mount.Mounted]:
+    return [mount.Mounted(*entry) for entry in told()]
 
 
 def mount_number(descriptor: int) -> int:
@@ -84,14 +84,15 @@ def add(path: str, source: str, options: str) -> None:
 
 
 def kernel_mount(source: str, directory: str, flags: int, options: str) -> int:
-    named_options = dict(option.split("=") for option in options.split(","))
+    named_options = dict(option.split("=") for option in options.split(",") if "=" in option)
     with socket.socket(fileno=os.dup(int(named_options["rfdno"]))) as connected:
         connected.sendall(f"{named_options['aname']}\n".encode())
         answer = connected.recv(16)
     code = int(answer) if answer else errno.EIO
     if not code:
         shown = [word for word, flag in FLAGS.items() if flags & flag]
-        add(os.path.realpath(directory), source, ",".join([*shown, options]))
+        taken = [word for word in options.split(",") if word not in named("passed-over")]
+        add(os.path.realpath(directory), source, ",".join([*shown, *taken]))
     return code
 
 
@@ -134,7 +135,7 @@ def read(path: str) -> None:
 
 if __name__ == "__main__":
     mount._mount = kernel_mount
-    places.mounted = mounted
+    mount.mounted = mounted
     places.mount_number = mount_number
     places.umount = umount
     work.bind = bind

@@ -27,6 +27,7 @@ SHORT = [Setting("6.12")]
 LONG = [
     Setting("6.12", model="mapped-xattr"),
     Setting("6.12", cache="mmap"),
+    Setting("6.12", cache="mmap", more=",directio"),
     Setting("6.12", cache="loose", model="mapped-xattr"),
     Setting("6.12", cache="readahead", msize=8192),
     Setting("6.12", access="user"),

@@ -51,6 +51,7 @@ EVERYWHERE = [
     Setting("6.12"),
     Setting("6.12", msize=8192),
     Setting("6.12", cache="mmap"),
+    Setting("6.12", cache="mmap", more=",directio"),
     Setting("6.12", cache="loose", msize=65536),
     Setting("6.12", cache="readahead"),
     Setting("6.12", model="mapped-xattr", cache="mmap"),

@@ -102,6 +102,7 @@ def test_posix_checks_come_out_as_on_ext4(
     [
         Setting("6.12", cache="loose"),
         Setting("6.12", cache="mmap"),
+        Setting("6.12", cache="mmap", more=",directio"),
         Setting("6.12", cache="readahead", msize=65536),
         Setting("6.12", msize=8192),
         Setting("6.1", cache="loose"),

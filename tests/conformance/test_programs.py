@@ -23,6 +23,7 @@ pytestmark = pytest.mark.guest
 SETTINGS = [
     Setting("6.12"),
     Setting("6.12", cache="mmap", model="mapped-xattr"),
+    Setting("6.12", cache="mmap", more=",directio"),
     Setting("6.12", cache="loose"),
     Setting("6.1"),
 ]
@@ -165,6 +166,7 @@ def test_a_c_program_is_unpacked_and_built(bench: Callable[[str], Bench], direct
         (Setting("6.12", model="mapped-xattr", cache="loose"), "delete"),
         (Setting("6.12", cache="mmap"), "delete"),
         (Setting("6.12", cache="mmap"), "wal"),
+        (Setting("6.12", cache="mmap", more=",directio"), "wal"),
         (Setting("6.1"), "delete"),
         (Setting("6.1", cache="mmap"), "wal"),
     ],

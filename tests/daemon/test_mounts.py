@@ -23,6 +23,7 @@ from tests.processes import DEADLINE
 from uvmshare import errors
 from uvmshare.cli.main import run
 from uvmshare.daemon.documents import NewMount, NewShare
+from uvmshare.guest.mount import choose
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,8 +103,9 @@ class Guest:
 
     def flags(self) -> dict[str, set[str]]:
         """Return what /proc/mounts would show of the flags of each mount, by its path."""
+        flags = {"ro", "nosuid", "nodev", "posixacl"}
         with open(f"{self.kernel}/mounts.json") as file:
-            return {entry[1]: {"ro", "nosuid", "nodev"} & set(entry[4].split(",")) for entry in json.load(file)}
+            return {entry[1]: flags & set(entry[4].split(",")) for entry in json.load(file)}
 
     def close(self) -> None:
         self.end()
@@ -152,26 +154,41 @@ def test_two_programs_have_one_share_and_one_mount(mapped: Running, guest: Guest
         client.unmap("vm", mount.guest_path, owner="two")
 
 
-def test_what_a_user_says_of_set_user_id_and_devices_reaches_the_guests_kernel_and_stays(
+def test_what_a_user_says_of_rights_and_access_control_lists_reaches_the_guests_kernel_and_stays(
     home: Home, guest: Guest, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("UVMSHARE_HOST", home.host)
     path = home.directory("project")
-    asked: tuple[dict[str, bool], ...] = ({}, {"suid": True}, {"dev": True}, {"suid": True, "dev": True})
+    asked: tuple[dict[str, bool], ...] = (
+        {},
+        {"suid": True},
+        {"dev": True},
+        {"posixacl": True},
+        {"suid": True, "dev": True, "posixacl": True},
+    )
     wanted_flags = {
         f"{guest.allow}/{n}": {f"no{flag}" for flag in ("suid", "dev") if not more.get(flag)}
+        | {name for name in more if name == "posixacl"}
         for n, more in enumerate(asked)
     }
+    chosen = choose("auto", None, read_only=False)
     with home.running() as daemon, home.client() as client:
         daemon.add_vm(agent=f"unix:{guest.socket}")
         for n, more in enumerate(asked[:-1]):
             mount = client.map("vm", wanted(guest, path, str(n), **more))
-            assert (mount.suid, mount.dev) == (more.get("suid", False), more.get("dev", False))
-        assert run(["map", "vm", path, f"{guest.allow}/3", "--suid", "--dev"]) == 0
+            given = {name: getattr(mount, name) for name in ("suid", "dev", "posixacl")}
+            assert given == {"suid": False, "dev": False, "posixacl": False, **more}
+            assert (mount.cache, mount.msize, mount.chosen) == ("auto", None, chosen)
         capfd.readouterr()
+        assert run(["map", "vm", path, f"{guest.allow}/4", "--suid", "--dev", "--posixacl"]) == 0
+        said = capfd.readouterr()
+        assert said.out == f"{guest.allow}/4\n"
+        assert said.err == f"{guest.allow}/4 is mounted with {chosen}\n"
         assert guest.flags() == wanted_flags
         with pytest.raises(errors.MountConflict, match="suid"):
             client.map("vm", wanted(guest, path, "0", owner="other", suid=True))
+        with pytest.raises(errors.MountConflict, match="posixacl"):
+            client.map("vm", wanted(guest, path, "3", owner="other"))
 
         # After a cut each is made beside the dead one, and bound in its place.
         agent = _machine(daemon).agent
@@ -185,9 +202,11 @@ def test_what_a_user_says_of_set_user_id_and_devices_reaches_the_guests_kernel_a
         restored = (event for event in client.events("0") if event is not None and event.kind == "mount.restored")
         for _ in asked:
             next(restored)
-        found = {mount.guest_path: (mount.suid, mount.dev, mount.state) for mount in client.mounts("vm")}
-        assert found[f"{guest.allow}/1"] == (True, False, "mounted")
-        assert found[f"{guest.allow}/2"] == (False, True, "mounted")
+        found = {each.guest_path: each for each in client.mounts("vm")}
+        for n, more in enumerate(asked):
+            each = found[f"{guest.allow}/{n}"]
+            assert {name for name in ("suid", "dev", "posixacl") if getattr(each, name)} == set(more)
+            assert (each.state, each.chosen) == ("mounted", chosen)
         assert guest.flags() == wanted_flags
 
 

@@ -68,22 +68,25 @@ def test_state_files_that_others_could_read_are_narrowed(tmp_path: Path) -> None
     assert {name: mode for name, mode in modes(str(tmp_path)).items() if mode & 0o177} == {}
 
 
-def test_mounts_of_an_earlier_daemon_are_asked_for_without_rights_of_set_user_id_and_without_devices(
-    tmp_path: Path,
+@pytest.mark.parametrize(("version", "unknown"), [(1, {"suid", "dev", "posixacl"}), (2, {"posixacl"})])
+def test_mounts_of_an_earlier_daemon_are_asked_for_as_it_had_them(
+    tmp_path: Path, version: int, unknown: set[str]
 ) -> None:
     path = tmp_path / "daemon.sqlite"
+    suid = "suid" not in unknown
     mounts = [
-        MountRecord((0, "vm"), f"/mnt/{n}", "0/job", "/srv/ü", True, ("a",), "none", 8192, False, False) for n in "ab"
+        MountRecord((0, "vm"), f"/mnt/{n}", "0/job", "/srv/ü", True, ("a",), "none", 8192, suid, False, False)
+        for n in "ab"
     ]
     with sqlite3.connect(path) as earlier:
         for statement in store._MIGRATIONS[0].split(";"):
             earlier.execute(statement)
         for mount in mounts:
-            since = ("suid", "dev", "directory", "hide", "map_owner")
+            since = {*unknown, "directory", "hide", "map_owner"}
             record = {name: getattr(mount, name) for name in mount.__struct_fields__ if name not in since}
             row = (0, "vm", mount.mount_path, "0/job", msgspec.json.encode(record))
             earlier.execute("INSERT INTO mount VALUES (?, ?, ?, ?, ?)", row)
-        earlier.execute("PRAGMA user_version = 1")
+        earlier.execute(f"PRAGMA user_version = {version}")
     earlier.close()
     for _ in range(2):
         with Store(path) as opened:

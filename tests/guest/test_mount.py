@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import errno
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -91,16 +92,32 @@ def address(listener: socket.socket) -> Address:
 
 
 class Kernel:
-    """Stands for mount(2): keeps what it was asked and fails as it is told."""
+    """Stands for mount(2) and mountinfo: keeps what it was asked, fails as it is told, shows what it has taken."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[str, str, int, str]] = []
         self.fails_with = 0
+        self.passes_over: tuple[str, ...] = ()
+        self.agrees_to = ""
+        """The msize that the server wants, if it is another than the one that was asked for."""
+        self.unmounted: list[str] = []
         monkeypatch.setattr(module, "_mount", self.mount)
+        monkeypatch.setattr(module, "mounted", self.mounted)
+        monkeypatch.setattr(module, "_libc", lambda: self)
 
     def mount(self, source: str, directory: str, flags: int, options: str) -> int:
         self.calls.append((source, directory, flags, options))
         return self.fails_with
+
+    def mounted(self) -> list[module.Mounted]:
+        source, directory, _, options = self.calls[-1]
+        shown = [word for word in options.split(",") if word not in self.passes_over]
+        shown = [self.agrees_to if self.agrees_to and word.startswith("msize=") else word for word in shown]
+        return [module.Mounted(1, directory, "9p", source, ",".join(shown))]
+
+    def umount2(self, directory: bytes, _: int) -> int:
+        self.unmounted.append(os.fsdecode(directory))
+        return 0
 
 
 @pytest.fixture
@@ -111,11 +128,12 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
 def test_the_kernel_gets_a_connected_socket_and_the_options(
     kernel: Kernel, address: Address, listener: socket.socket, tmp_path: Path
 ) -> None:
-    mount(address, "0", str(tmp_path), read_only=True, msize=65536, cache="mmap", access="user", uname="me")
+    how = mount(address, "0", str(tmp_path), read_only=True, msize=65536, cache="mmap", access="user", uname="me")
     ((source, directory, flags, options),) = kernel.calls
     assert (source, directory, flags) == (str(address), str(tmp_path), 1 | 2 | 4), "read-only, nosuid, nodev"
     given_options = dict(option.split("=") for option in options.split(","))
     assert given_options.pop("rfdno") == given_options.pop("wfdno")
+    assert how == "cache=mmap,msize=65536"
     assert given_options == {
         "trans": "fd",
         "version": "9p2000.L",
@@ -128,6 +146,64 @@ def test_the_kernel_gets_a_connected_socket_and_the_options(
     accepted, _ = listener.accept()
     with accepted:
         assert accepted.recv(1) == b"", "this end must be closed: the kernel has its own reference"
+
+
+@pytest.mark.parametrize(
+    ("release", "read_only", "cache"),
+    [
+        ("6.1.0-50-amd64", False, "mmap"),
+        ("5.10.0", False, "mmap"),
+        ("6.3.13", False, "mmap"),
+        ("6.4.0-rc1", False, "mmap,directio"),
+        ("6.12.117+deb12-amd64", False, "mmap,directio"),
+        ("7.0.0", False, "mmap,directio"),
+        ("10.1", False, "mmap,directio"),
+        ("no number", False, "mmap,directio"),
+        ("6.1.0-50-amd64", True, "none"),
+        ("6.12.117+deb12-amd64", True, "none"),
+    ],
+)
+def test_the_cache_that_is_chosen_keeps_no_read_or_write_in_any_kernel(
+    release: str, read_only: bool, cache: str
+) -> None:
+    chosen = module.choose("auto", None, read_only=read_only, release=release)
+    assert chosen == f"cache={cache},msize={module.CHOSEN_MSIZE}"
+    assert module.choose("loose", 8192, read_only=read_only, release=release) == "cache=loose,msize=8192"
+
+
+def test_what_was_chosen_is_told_with_the_msize_that_the_server_agreed_to(
+    kernel: Kernel, address: Address, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernel.agrees_to = "msize=16384"
+    cache = module.choose("auto", 16384, read_only=False)
+    assert mount(address, "0", str(tmp_path)) == cache
+    assert main([str(address), "0", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"mounted share 0 on {tmp_path} ({cache})\n"
+
+
+def test_access_control_lists_are_asked_of_the_kernel(kernel: Kernel, address: Address, tmp_path: Path) -> None:
+    assert main([str(address), "0", str(tmp_path), "--posixacl", "--cache", "loose", "--msize", "8192"]) == 0
+    assert kernel.calls[-1][-1].endswith(",cache=loose,msize=8192,access=client,posixacl")
+    mount(address, "0", str(tmp_path))
+    assert "posixacl" not in kernel.calls[-1][-1]
+
+
+def test_a_kernel_that_passes_over_access_control_lists_has_no_mount(
+    kernel: Kernel, address: Address, tmp_path: Path
+) -> None:
+    kernel.passes_over = ("posixacl",)
+    with pytest.raises(MountError, match="CONFIG_9P_FS_POSIX_ACL"):
+        mount(address, "0", str(tmp_path / "new"), posixacl=True)
+    assert kernel.unmounted == [str(tmp_path / "new")]
+    assert not (tmp_path / "new").exists()
+
+
+def test_access_control_lists_go_with_one_way_of_telling_users_apart(
+    kernel: Kernel, address: Address, tmp_path: Path
+) -> None:
+    with pytest.raises(MountError, match="access=client alone"):
+        mount(address, "0", str(tmp_path), posixacl=True, access="user")
+    assert not kernel.calls
 
 
 def test_directories_are_made(kernel: Kernel, address: Address, tmp_path: Path) -> None:
@@ -167,7 +243,7 @@ def test_a_mute_server_ends_with_the_connection(
     monkeypatch: pytest.MonkeyPatch, address: Address, tmp_path: Path
 ) -> None:
     def wait_for_the_end(source: str, directory: str, flags: int, options: str) -> int:
-        number = int(dict(option.split("=") for option in options.split(","))["rfdno"])
+        number = int(re.findall(r"rfdno=(\d+)", options)[0])
         assert os.read(number, 1) == b"", "nobody writes"
         return errno.EIO
 
@@ -187,7 +263,7 @@ def test_a_mount_on_a_connection_that_was_just_shut_is_undone(
             unmounted.append((directory, flags))
 
     def mount_after_the_end(source: str, directory: str, flags: int, options: str) -> int:
-        number = int(dict(option.split("=") for option in options.split(","))["rfdno"])
+        number = int(re.findall(r"rfdno=(\d+)", options)[0])
         assert os.read(number, 1) == b""
         return 0
 
@@ -204,7 +280,7 @@ def test_a_mount_on_a_connection_that_was_just_shut_is_undone(
         ("share", "", "must not be empty"),
         ("share", "a,version=9p2000", "comma"),
         ("uname", "a,b", "comma"),
-        ("cache", "everything", "none, loose, mmap, readahead"),
+        ("cache", "everything", "auto, none, loose, mmap, readahead"),
         ("access", "-1", "client, user, any or a uid"),
         ("msize", 4095, "4096 to"),
         ("msize", 1 << 31, "4096 to"),

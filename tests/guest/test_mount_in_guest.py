@@ -97,6 +97,18 @@ def test_options_reach_the_kernel(mounter: Mounter) -> None:
     mounter.run("umount /run/with-options").require()
 
 
+def test_what_is_chosen_is_told_and_access_control_lists_are_kept(mounter: Mounter, guest: GuestVM) -> None:
+    chosen = module.choose("auto", None, read_only=False, release=guest.release)
+    said = mounter.mount(mounter.address, mounter.share, "/run/chosen", "--posixacl").require()
+    assert said == f"mounted share {mounter.share} on /run/chosen ({chosen})\n"
+    line = mounter.run("grep /run/chosen /proc/mounts").text
+    for option in ("posixacl", f"msize={module.CHOSEN_MSIZE}"):
+        assert option in line
+    shown = mounter.run("cd /run/chosen && setfacl -m u:1234:r f && getfacl -n f").require()
+    assert "user:1234:r--" in shown
+    mounter.run("umount /run/chosen").require()
+
+
 def test_the_packages_own_command_does_the_same(mounter: Mounter) -> None:
     # The interpreter of these tests is on the host's root, which is the guest's too.
     command = os.path.join(os.path.dirname(sys.executable), "uvmshare")

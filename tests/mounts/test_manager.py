@@ -30,7 +30,7 @@ async def test_the_first_mounts_the_last_unmounts() -> None:
     for owner in ("a", "b", None):
         info = await mounts.mount(OPTIONS, owner=owner)
         assert (info.state, info.mount_path, info.share_name) == (MountState.MOUNTED, PATH, "0")
-    assert agent.mounts == {PATH: GuestMount("0", PATH, read_only=False, cache="none", msize=131072)}
+    assert agent.mounts == {PATH: GuestMount("0", PATH, read_only=False, cache="auto", msize=None)}
     assert only(mounts).references == 3
     for owner in (None, "a"):
         await mounts.unmount(PATH, owner=owner)
@@ -62,6 +62,7 @@ async def test_a_release_by_who_does_not_hold_it_changes_nothing() -> None:
         MountOptions("0", PATH, read_only=True),
         MountOptions("0", PATH, cache="mmap"),
         MountOptions("0", PATH, msize=8192),
+        MountOptions("0", PATH, posixacl=True),
     ],
 )
 async def test_a_path_that_is_taken_by_other_options_is_a_clear_error(other: MountOptions) -> None:

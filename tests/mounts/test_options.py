@@ -57,7 +57,8 @@ def test_any_text_is_a_path_that_stays_itself_or_one_error(path: str) -> None:
         ({"share": "x"}, "decimal name"),
         ({"share": 7}, "decimal name"),
         ({"read_only": 1}, "True or False"),
-        ({"cache": "all"}, "none, loose, mmap, readahead"),
+        ({"posixacl": "yes"}, "posixacl is 'yes': pass True or False"),
+        ({"cache": "all"}, "auto, none, loose, mmap, readahead"),
         ({"msize": 4095}, "4096 to"),
         ({"msize": True}, "4096 to"),
         ({"msize": 1 << 31}, "4096 to"),
@@ -70,6 +71,13 @@ def test_an_option_that_cannot_be_is_named(arguments: dict[str, object], words: 
 
 
 def test_options_say_what_they_are() -> None:
-    assert str(MountOptions("7", "/x", cache="mmap")) == "share 7 (cache=mmap, msize=131072)"
-    mapped = MountOptions(AddOptions(HERE, read_only=True), "/x")
-    assert str(mapped) == f"share {HERE} (cache=none, msize=131072, read-only)"
+    assert str(MountOptions("7", "/x", cache="mmap", msize=8192)) == "share 7 (cache=mmap, msize=8192)"
+    mapped = MountOptions(AddOptions(HERE, read_only=True), "/x", posixacl=True)
+    assert str(mapped) == f"share {HERE} (cache=auto, msize=auto, read-only, posixacl)"
+
+
+def test_a_mount_with_access_control_lists_is_another_than_one_without() -> None:
+    with_them = MountOptions(AddOptions(HERE), "/x", posixacl=True)
+    assert with_them != MountOptions(AddOptions(HERE), "/x")
+    assert not with_them.may_be(MountOptions(AddOptions(HERE), "/x"))
+    assert with_them.may_be(MountOptions(AddOptions(HERE).of_directory(None), "/x", posixacl=True))

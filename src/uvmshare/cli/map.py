@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from uvmshare.cli.output import print_json, say
+from uvmshare.cli.output import note, print_json, say
 from uvmshare.cli.remote import (
     connected,
     host_option,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["map_", "mounts", "unmap"]
 
-CACHES = ("none", "loose", "mmap", "readahead")
+CACHES = ("auto", "none", "loose", "mmap", "readahead")
 
 
 @click.command("map")
@@ -40,20 +40,19 @@ CACHES = ("none", "loose", "mmap", "readahead")
 @click.option(
     "--cache",
     type=click.Choice(CACHES),
-    default="none",
+    default="auto",
     show_default=True,
-    help="What the guest's kernel may keep of it.",
+    help="What the guest's kernel may keep of it; auto: nothing that hides a change of the host's.",
 )
 @click.option(
     "--msize",
     type=click.IntRange(4096, 1 << 24),
-    default=128 * 1024,
-    show_default=True,
     metavar="BYTES",
-    help="The largest 9P message.",
+    help="The largest 9P message; the guest chooses unless given.",
 )
 @click.option("--suid", is_flag=True, help="Let set-user-ID programs in it have their rights in the guest.")
 @click.option("--dev", is_flag=True, help="Let device nodes in it be opened in the guest.")
+@click.option("--posixacl", is_flag=True, help="Keep access control lists in the guest (getfacl, setfacl).")
 @owner_option
 @lease_option()
 @host_option
@@ -66,9 +65,10 @@ def map_(
     hide: tuple[str, ...],
     map_owner: str | None,
     cache: str,
-    msize: int,
+    msize: int | None,
     suid: bool,
     dev: bool,
+    posixacl: bool,
     owner: str,
     lease: float | None,
     host: str | None,
@@ -78,12 +78,14 @@ def map_(
 
     SHARE is PATH[:ro][:only=NAME,NAME][:hide=PATTERN,PATTERN], as with uvmshare serve. The VM must have been added with
     --agent, and the agent must run in the guest. Whoever maps the same directory to the same path shares it: one mount,
-    however many hold it. The guest mounts it nosuid and nodev, unless you say otherwise.
+    however many hold it. The guest mounts it nosuid and nodev, unless you say otherwise. What it chose of cache and
+    msize is said on standard error, and is in --json; docs/guest-kernel.md says what each cache mode gives.
 
     \b
     Examples:
       uvmshare map build ~/project:ro /run/uvmshare/project
       uvmshare map build /srv/cache /run/uvmshare/cache --owner job-7 --lease 30
+      uvmshare map build /srv/site /run/uvmshare/site --posixacl
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     import msgspec  # noqa: PLC0415  --help need not load it
 
@@ -101,6 +103,7 @@ def map_(
         "msize": msize,
         "suid": suid,
         "dev": dev,
+        "posixacl": posixacl,
         "owner": owner,
         "lease": lease,
     }
@@ -114,6 +117,8 @@ def map_(
         print_json(mount)
     else:
         say(mount.guest_path)
+        if mount.chosen is not None:
+            note(f"{mount.guest_path} is mounted with {mount.chosen}")
 
 
 @click.command()

@@ -14,7 +14,7 @@ import msgspec
 from uvmshare.daemon.groups import Use
 from uvmshare.directory import Fate
 from uvmshare.hiding import MOST_BYTES, MOST_PATTERNS
-from uvmshare.mounts.options import DEFAULT_MSIZE, Cache
+from uvmshare.mounts.options import Cache
 
 __all__ = [
     "DEFAULT_OWNER",
@@ -242,14 +242,17 @@ class NewMount(_Request, frozen=True):
     only: AllowedNames = ()
     hide: HiddenNames = ()
     map_owner: MappedOwner | None = None
-    cache: Cache = "none"
-    """What the guest's kernel may keep (Linux's 9p.rst)."""
-    msize: Annotated[int, msgspec.Meta(ge=4096, le=1 << 24)] = DEFAULT_MSIZE
-    """The largest 9P message, in bytes."""
+    cache: Cache = "auto"
+    """What the guest's kernel may keep (Linux's 9p.rst); "auto": the guest chooses, by its kernel, what hides no change
+    of the host's."""
+    msize: Annotated[int, msgspec.Meta(ge=4096, le=1 << 24)] | None = None
+    """The largest 9P message, in bytes; null: the guest chooses."""
     suid: bool = False
     """Whether set-user-ID programs in it have their rights in the guest; else the guest mounts it nosuid."""
     dev: bool = False
     """Whether device nodes in it can be opened in the guest; else the guest mounts it nodev."""
+    posixacl: bool = False
+    """Whether the guest's kernel keeps access control lists and holds its programs to them."""
     owner: OwnerName = DEFAULT_OWNER
     lease: Lease | None = None
 
@@ -268,9 +271,13 @@ class Mount(_Answer, frozen=True):
     hide: tuple[str, ...]
     map_owner: str | None
     cache: str
-    msize: int
+    msize: int | None
     suid: bool
     dev: bool
+    posixacl: bool
+    chosen: str | None
+    """What cache and msize came to in the guest, in its kernel's words, such as cache=mmap,msize=262144; null before it
+    was mounted, and when its agent does not tell."""
     state: str
     """Of the guest's mount; "revoked" when its share was taken away and the guest may still have it, dead; or
     "restoring", while the daemon that was started again has not reached the agent yet."""

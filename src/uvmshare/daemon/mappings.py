@@ -119,6 +119,7 @@ class Mappings:
         return msgspec.structs.replace(
             shown,
             share=info.share_name,
+            chosen=info.chosen,
             state=info.state.value,
             busy=info.busy,
             since=info.since,
@@ -142,9 +143,7 @@ class Mappings:
         """
         mounts = machine.require_mounts()
         share = await options_of(machine, wanted)
-        options = MountOptions(
-            share, wanted.guest_path, cache=wanted.cache, msize=wanted.msize, suid=wanted.suid, dev=wanted.dev
-        )
+        options = _options(share, wanted.guest_path, wanted)
         vm, owner, path = machine.record.key, f"{who.uid}/{wanted.owner}", options.mount_path
         key = MountLease(vm, owner, path)
         held = self._holds(machine, path, owner)
@@ -157,7 +156,7 @@ class Mappings:
             if wanted.lease is not None:
                 self._keeper.grant(key, wanted.lease)
             if not held:
-                self._store.put_mount(_record(vm, owner, options))
+                self._store.put_mount(MountRecord.of(vm, owner, options))
             try:
                 with span("map_to_guest", vm=f"{vm[0]}:{vm[1]}", owner=owner, path=share.host_path, guest_path=path):
                     info = await self._ask(key, mounts, options)
@@ -447,10 +446,7 @@ class Mappings:
         try:
             mounts = machine.require_mounts()
             share = await self._share_again(machine, record)
-            options = MountOptions(
-                share, record.mount_path, cache=record.cache, msize=record.msize, suid=record.suid, dev=record.dev
-            )
-            await self._ask(key, mounts, options)
+            await self._ask(key, mounts, _options(share, record.mount_path, record))
         except (AgentUnreachable, OutcomeUnknown):
             return False
         except (ComputeSystemGone, MountRevoked):
@@ -552,26 +548,12 @@ def _grace(machine: Machine) -> float:
     return REVOKE_GRACE if machine.agent_connected else 0.0
 
 
+def _options(share: AddOptions, guest_path: str, how: NewMount | MountRecord) -> MountOptions:
+    return MountOptions(
+        share, guest_path, cache=how.cache, msize=how.msize, suid=how.suid, dev=how.dev, posixacl=how.posixacl
+    )
+
+
 def _host_path(info: MountInfo) -> str:
     assert isinstance(info.options.share, AddOptions), "this daemon asks for no others"
     return info.options.share.host_path
-
-
-def _record(vm: VmKey, owner: str, options: MountOptions) -> MountRecord:
-    share = options.share
-    assert isinstance(share, AddOptions)
-    return MountRecord(
-        vm,
-        options.mount_path,
-        owner,
-        share.host_path,
-        share.read_only,
-        share.allowed_names,
-        options.cache,
-        options.msize,
-        options.suid,
-        options.dev,
-        share.directory,
-        share.hide,
-        share.map_owner,
-    )

@@ -48,6 +48,8 @@ def mount_document(
         msize=how.msize,
         suid=how.suid,
         dev=how.dev,
+        posixacl=how.posixacl,
+        chosen=None,
         state="restoring",
         busy="mounting",
         since=None,

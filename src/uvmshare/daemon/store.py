@@ -17,12 +17,15 @@ from uvmshare.daemon.identity import Identity
 from uvmshare.errors import UNREADABLE, DaemonError
 from uvmshare.mounts.options import Cache
 from uvmshare.printable import printable
+from uvmshare.share.options import AddOptions
 from uvmshare.sqlite_journal.private import make_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
     from typing import Any, Self
+
+    from uvmshare.mounts.options import MountOptions
 
 __all__ = ["LeaseKey", "MountLease", "MountRecord", "ShareLease", "Store", "VmKey", "VmRecord", "name_for"]
 
@@ -42,6 +45,10 @@ UPDATE mount SET record = CAST(json_set(CAST(record AS TEXT), '$.suid', json('fa
 """,
     # Rows may say what is hidden. Nothing changes in them, but an earlier version, which would show it, stops here.
     "",
+    # Whether a mount keeps access control lists. None did before.
+    """
+UPDATE mount SET record = CAST(json_set(CAST(record AS TEXT), '$.posixacl', json('false')) AS BLOB);
+""",
 )
 """What makes each version of the file from the one before; the first from nothing."""
 
@@ -79,13 +86,36 @@ class MountRecord(msgspec.Struct, frozen=True):
     read_only: bool
     allowed_names: tuple[str, ...]
     cache: Cache
-    msize: int
+    msize: int | None
     suid: bool
     dev: bool
+    posixacl: bool
     directory: str | None = None
     """`AddOptions.directory` of its share, in what this version wrote."""
     hide: tuple[str, ...] = ()
     map_owner: str | None = None
+
+    @classmethod
+    def of(cls, vm: VmKey, owner: str, options: MountOptions) -> Self:
+        """Return the record of a mount with a share of its own."""
+        share = options.share
+        assert isinstance(share, AddOptions), "this daemon asks for no others"
+        return cls(
+            vm=vm,
+            mount_path=options.mount_path,
+            owner=owner,
+            host_path=share.host_path,
+            read_only=share.read_only,
+            allowed_names=share.allowed_names,
+            cache=options.cache,
+            msize=options.msize,
+            suid=options.suid,
+            dev=options.dev,
+            posixacl=options.posixacl,
+            directory=share.directory,
+            hide=share.hide,
+            map_owner=share.map_owner,
+        )
 
 
 class MountLease(msgspec.Struct, frozen=True, tag="mount"):

@@ -113,6 +113,7 @@ class Agent:
             "allow": self._prefixes,
             "server": str(self._server),
             "release": RELEASE,
+            "features": wire.FEATURES,
         }
 
     # ------------------------------------------------------------------ requests
@@ -230,21 +231,22 @@ def _fields(settings: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]
     """Return the fields of a record. Raises `PlaceError` for those that cannot be."""
     share, port = settings.get("ShareName"), settings.get("Port")
     read_only = settings.get("ReadOnly", False)
-    cache, msize = options.get("cache", "none"), options.get("msize", mount.DEFAULT_MSIZE)
+    cache, msize = options.get("cache", "auto"), options.get("msize")
     if not (isinstance(share, str) and share.isascii() and share.isdigit() and len(share) <= _MOST_DIGITS):
         raise PlaceError(wire.INVALID, f"ShareName {_quoted(share)}: want a decimal name")
     if not (type(port) is int and 0 < port < 1 << 32):
         raise PlaceError(wire.INVALID, f"Port {_quoted(port)}: want the port of the file server")
     if not isinstance(read_only, bool):
         raise PlaceError(wire.INVALID, f"ReadOnly {_quoted(read_only)}: want true or false")
-    suid, dev = options.get("suid", False), options.get("dev", False)
-    if not (isinstance(suid, bool) and isinstance(dev, bool)):
-        raise PlaceError(wire.INVALID, f"suid {_quoted(suid)}, dev {_quoted(dev)}: want true or false")
-    if not (isinstance(cache, str) and type(msize) is int):
+    flags = {name: options.get(name, False) for name in ("suid", "dev", "posixacl")}
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise PlaceError(wire.INVALID, f"{name} {_quoted(value)}: want true or false")
+    if not (isinstance(cache, str) and (msize is None or type(msize) is int)):
         words = f"cache {_quoted(cache)}, msize {_quoted(msize)}: want a word and a number"
         raise PlaceError(wire.INVALID, words)
     try:
-        mount.mount_options(share, msize=msize, cache=cache)
+        mount.mount_options(share, msize=msize, cache=cache, posixacl=flags["posixacl"])
     except MountError as error:
         raise PlaceError(wire.INVALID, str(error)) from error
     return {
@@ -254,8 +256,7 @@ def _fields(settings: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]
         "read_only": read_only,
         "cache": cache,
         "msize": msize,
-        "suid": suid,
-        "dev": dev,
+        **flags,
     }
 
 

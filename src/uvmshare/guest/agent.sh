@@ -58,7 +58,7 @@ serve() {
     nonce=$(tr -d - </proc/sys/kernel/random/uuid)
     known=false
     [ -z "$token" ] || known=true
-    printf '{"uvmshare":"agent","version":1,"agent":"%s","boot":"%s","nonce":"%s","token":%s,"allow":["%s"],"server":"tcp:%s","release":"shell"}\n' \
+    printf '{"uvmshare":"agent","version":1,"agent":"%s","boot":"%s","nonce":"%s","token":%s,"allow":["%s"],"server":"tcp:%s","release":"shell","features":["auto","posixacl"]}\n' \
         "$(cat "$state/agent")" "$(cat /proc/sys/kernel/random/boot_id)" "$nonce" "$known" "$allow" "$server"
     client=
     while read -r line; do
@@ -97,11 +97,17 @@ serve() {
 
 record() { echo "$state/mount$(printf %s "$1" | tr / %)"; }
 
+# Read what is kept of a mount; an agent.sh before this one had no word for ACLs.
+recall() {
+    read -r path share port read_only cache msize posixacl again <"$1" || return
+    case $posixacl in true | false) ;; *) again=$posixacl && posixacl=false ;; esac
+}
+
 each() {
     comma=
     for file in "$state"/mount%*; do
         [ -e "$file" ] || continue
-        read -r path share port read_only cache msize again <"$file"
+        recall "$file" || continue
         printf %s "$comma"
         "$1"
         comma=,
@@ -111,8 +117,10 @@ each() {
 listed() {
     condition=mounted
     [ -e "$file.broken" ] && condition=broken
-    printf '{"mount_path":"%s","share_name":"%s","port":%s,"read_only":%s,"cache":"%s","msize":%s,"state":"%s","again":%s}' \
-        "$path" "$share" "$port" "$read_only" "$cache" "$msize" "$condition" "$again"
+    size=$msize
+    [ "$size" = auto ] && size=null
+    printf '{"mount_path":"%s","share_name":"%s","port":%s,"read_only":%s,"cache":"%s","msize":%s,"posixacl":%s,"chosen":"%s","state":"%s","again":%s}' \
+        "$path" "$share" "$port" "$read_only" "$cache" "$size" "$posixacl" "$(chosen)" "$condition" "$again"
 }
 
 health() { printf '{"mount_path":"%s","status":"%s"}' "$path" "$(condition "$path")"; }
@@ -135,11 +143,31 @@ condition() {
     esac
 }
 
-mount_it() { # path share port read_only cache msize; says why it failed
-    options="nosuid,nodev,trans=tcp,port=$3,version=9p2000.L,aname=$2,uname=root,access=client,msize=$6"
-    [ "$5" = none ] || options="$options,cache=$5"
-    [ "$4" = false ] || options="ro,$options"
-    mount -t 9p -o "$options" "$server" "$1" 2>&1
+# What cache and msize come to: mount.py says why (choose).
+chosen() {
+    mode=$cache
+    if [ "$mode" = auto ]; then
+        release=$(uname -r)
+        minor=${release#*.}
+        mode=mmap
+        [ "${release%%.*}" -lt 6 ] || { [ "${release%%.*}" = 6 ] && [ "${minor%%[!0-9]*}" -lt 4 ]; } || mode=mmap,directio
+        [ "$read_only" = false ] || mode=none
+    fi
+    size=$msize
+    [ "$size" = auto ] && size=262144
+    echo "cache=$mode,msize=$size"
+}
+
+mount_it() { # $path and what else is kept of it; says why it failed
+    options="nosuid,nodev,trans=tcp,port=$port,version=9p2000.L,aname=$share,uname=root,access=client,$(chosen)"
+    [ "$posixacl" = false ] || options="$options,posixacl"
+    [ "$read_only" = false ] || options="ro,$options"
+    mount -t 9p -o "$options" "$server" "$path" 2>&1 || return
+    if [ "$posixacl" = true ] && ! grep -q " $path 9p .*[, ]posixacl[, ]" /proc/mounts; then
+        umount -l "$path"
+        echo "this kernel passes over posixacl: take one with CONFIG_9P_FS_POSIX_ACL, or mount without ACLs"
+        return 1
+    fi
 }
 
 # ---------------------------------------------------------------- requests
@@ -149,15 +177,17 @@ modify() {
     share=$(text ShareName)
     port=$(number Port)
     cache=$(text cache)
-    cache=${cache:-none}
+    cache=${cache:-auto}
     msize=$(number msize)
-    msize=${msize:-131072}
+    msize=${msize:-auto}
+    posixacl=false
+    case $line in *'"posixacl":true'*) posixacl=true ;; esac
     read_only=false
     case $line in *'"ReadOnly":true'*) read_only=true ;; esac
     [ "$(text ResourceType)" = MappedDirectory ] || { no invalid "want ResourceType MappedDirectory" && return; }
     case $share in '' | *[!0-9]*) no invalid "want a decimal ShareName" && return ;; esac
     [ -n "$port" ] || { no invalid "want the Port of the file server" && return; }
-    case $cache in none | loose | mmap | readahead) ;; *) no invalid "cache $cache: want none, loose, mmap or readahead" && return ;; esac
+    case $cache in auto | none | loose | mmap | readahead) ;; *) no invalid "cache $cache: want auto, none, loose, mmap or readahead" && return ;; esac
     case $path in
         '' | *[!a-zA-Z0-9_./+@=-]*) no invalid "MountPath: this agent takes plain characters alone" && return ;;
         */../* | */.. | */./* | */. | *//* | */) no invalid "MountPath $path: write it plainly" && return ;;
@@ -183,10 +213,10 @@ add() {
         no refused "suid and dev: this agent mounts nosuid and nodev alone: leave them out, or run the agent for Python" && return ;;
     esac
     kept=$(record "$path")
-    form="$path $share $port $read_only $cache $msize"
+    form="$path $share $port $read_only $cache $msize $posixacl"
     if [ -e "$kept" ] && is_mounted "$path" && [ ! -e "$kept.broken" ]; then
         case $(cat "$kept") in
-            "$form "*) ok '{}' ;;
+            "$form "*) ok "{\"chosen\":\"$(chosen)\"}" ;;
             *) no refused "$path is taken by another share: unmount that first" ;;
         esac
         return
@@ -212,10 +242,10 @@ add() {
         fi
         [ -d "$at" ] || { no refused "$at is not a directory" && return; }
     done
-    if why=$(mount_it "$path" "$share" "$port" "$read_only" "$cache" "$msize"); then
+    if why=$(mount_it); then
         echo "$made" >"$state/made$(printf %s "$path" | tr / %)"
         echo "$form 0" >"$kept"
-        ok '{}'
+        ok "{\"chosen\":\"$(chosen)\"}"
     else
         for directory in $made; do rmdir "$directory" 2>/dev/null; done
         no failed "cannot mount share $share of tcp:$server:$port on $path: $why"
@@ -279,12 +309,12 @@ watch() {
         for file in "$state"/mount%*; do
             case $file in *.broken | *%\*) continue ;; esac
             mkdir "$state/lock" 2>/dev/null || continue
-            if read -r path share port read_only cache msize again <"$file"; then
+            if recall "$file"; then
                 if [ -e "$file.broken" ] || [ "$(condition "$path")" = dead ]; then
                     : >"$file.broken"
                     umount -l "$path" 2>/dev/null
-                    if mount_it "$path" "$share" "$port" "$read_only" "$cache" "$msize" >/dev/null; then
-                        echo "$path $share $port $read_only $cache $msize $((again + 1))" >"$file"
+                    if mount_it >/dev/null; then
+                        echo "$path $share $port $read_only $cache $msize $posixacl $((again + 1))" >"$file"
                         rm -f "$file.broken"
                     fi
                 fi

@@ -32,22 +32,29 @@ if TYPE_CHECKING:
 __all__ = [
     "Address",
     "MountError",
+    "Mounted",
     "Parser",
     "attach",
+    "choose",
+    "chosen",
     "connect",
+    "ignored",
     "main",
     "mount",
     "mount_options",
+    "mounted",
     "parse_address",
     "printable",
     "why_not_mounted",
 ]
 
 DEFAULT_PORT = 5640
-DEFAULT_MSIZE = 128 * 1024
-"""The kernel's own since Linux 5.15; before, it was 8 KiB."""
+CHOSEN_MSIZE = 256 * 1024
+"""Bytes; docs/guest-kernel.md has the measurements. Before Linux 5.15 the kernel takes 64 KiB of it."""
 DEFAULT_TIMEOUT = 30.0
-CACHES = ("none", "loose", "mmap", "readahead")
+CACHES = ("auto", "none", "loose", "mmap", "readahead")
+_DIRECT_SINCE = (6, 4)
+"""The release of Linux since which cache=mmap also keeps what is read and written, unless directio is given."""
 _MIN_MSIZE = 4096
 _MAX_MSIZE = 1 << 30
 _LONGEST_PATH = 4095
@@ -184,28 +191,35 @@ def mount(
     read_only: bool = False,
     suid: bool = False,
     dev: bool = False,
-    msize: int = DEFAULT_MSIZE,
-    cache: str = "none",
+    posixacl: bool = False,
+    msize: int | None = None,
+    cache: str = "auto",
     access: str = "client",
     uname: str = "root",
     timeout: float = DEFAULT_TIMEOUT,
-) -> None:
+) -> str:
     """Mount the share that the server at `address` calls `share` on the directory `target`, which is made if need be.
 
-    `suid` and `dev` are as in `attach`.
+    Returns what `cache` and `msize` came to, in the kernel's words.
+
+    `suid` and `dev` are as in `attach`, `posixacl` as in `mount_options`.
 
     `msize` is the largest 9P message in bytes; the server may ask for less. `cache` is one of `CACHES` and `access` is
-    "client", "user", "any" or a uid, as in the kernel's documentation. `uname` is the name given to the server.
+    "client", "user", "any" or a uid, as in the kernel's documentation; None and "auto" leave it to `choose`. `uname` is
+    the name given to the server.
     After `timeout` seconds without an answer the connection is shut, so that a mute server cannot hold the mount up
     for ever.
 
     Raises `MountError`; then nothing is left behind.
     """
-    options = mount_options(share, uname=uname, msize=msize, cache=cache, access=access)
+    options = mount_options(
+        share, uname=uname, msize=msize, cache=cache, access=access, posixacl=posixacl, read_only=read_only
+    )
     if not 0 < timeout < threading.TIMEOUT_MAX:
         message = f"timeout {timeout:g}: want a number of seconds above 0"
         raise MountError(message)
     with _target(target) as directory, connect(address, timeout=timeout) as connected:
+        shown_at = os.path.realpath(directory)  # now: with a share on it the server is asked
         # Only the end of the connection ends a mount(2) that waits for an answer; a signal makes the
         # kernel's client wait for the answer to a Tflush instead.
         mute = threading.Event()
@@ -221,18 +235,65 @@ def mount(
         finally:
             timer.cancel()
             timer.join()
-        if mute.is_set() and not code:  # mounted in the same moment, on a connection that is shut now
-            _libc().umount2(os.fsencode(directory), _MNT_DETACH)
-        if code or mute.is_set():
-            why = f"no answer within {timeout:g} s" if mute.is_set() else why_not_mounted(code, share, cache)
+        shown = "" if code else _shown(shown_at)
+        why = why_not_mounted(code, share, cache) if code else ignored(options, shown)
+        if mute.is_set():  # perhaps it was mounted in the same moment, on a connection that is shut now
+            why = f"no answer within {timeout:g} s"
+        if why:
+            if not code:
+                _libc().umount2(os.fsencode(directory), _MNT_DETACH)
             message = f"cannot mount share {share!r} of {address} on {target}: {why}"
             raise MountError(message)
+        return chosen(options, shown)
+
+
+def choose(cache: str, msize: int | None, *, read_only: bool, release: str = "") -> str:
+    """Return cache mode and msize in the kernel's words, where "auto" and None leave them to this rule.
+
+    What the host changes must be seen at once, so programs' reads and writes are not kept in the guest. A mount that
+    can be written to also takes shared writable mappings (SQLite's WAL, linkers): ``cache=mmap``, and since Linux 6.4
+    ``directio`` with it, without which that mode keeps reads and writes too. `release` is uname(2)'s; the running
+    kernel's unless given. docs/guest-kernel.md has what was measured.
+    """
+    if cache == "auto":
+        match = re.match(r"([0-9]{1,5})\.([0-9]{1,5})", release or os.uname().release)
+        is_new = match is None or (int(match[1]), int(match[2])) >= _DIRECT_SINCE
+        cache = "none" if read_only else ("mmap,directio" if is_new else "mmap")
+    return f"cache={cache},msize={CHOSEN_MSIZE if msize is None else msize}"
+
+
+def chosen(options: str, shown: str) -> str:
+    """Return what cache and msize came to. `shown` is what the kernel shows of the mount, "" where nothing is known.
+
+    The mode is as it was asked for, since kernels show it in different ways; msize is what the server agreed to.
+    """
+    words = [word for word in options.split(",") if word.startswith("cache=") or word == "directio"]
+    sizes = [word for word in f"{shown},{options}".split(",") if word.startswith("msize=")]
+    return ",".join([*words, sizes[0]])
+
+
+def ignored(options: str, shown: str) -> str:
+    """Say which option the kernel has passed over without a word, and what to do; "" when there is none."""
+    if "posixacl" in options.split(",") and "posixacl" not in shown.split(","):
+        return "this kernel passes over posixacl: take one with CONFIG_9P_FS_POSIX_ACL, or mount without ACLs"
+    return ""
 
 
 def mount_options(
-    share: str, *, uname: str = "root", msize: int = DEFAULT_MSIZE, cache: str = "none", access: str = "client"
+    share: str,
+    *,
+    uname: str = "root",
+    msize: int | None = None,
+    cache: str = "auto",
+    access: str = "client",
+    posixacl: bool = False,
+    read_only: bool = False,
 ) -> str:
-    """Return what mount(2) is told of a share, without the connection. Raises `MountError` for what cannot be."""
+    """Return what mount(2) is told of a share, without the connection. Raises `MountError` for what cannot be.
+
+    With `posixacl` the guest's kernel asks for each file's access control lists and holds programs to them (acl(5)),
+    which it does with `access` "client" alone. `read_only` matters to what `choose` chooses.
+    """
     for what, value in (("share", share), ("uname", uname)):
         if not value or "," in value or "\0" in value:
             message = f"{what} {value!r}: it must not be empty or have a comma, which ends an option of mount(2)"
@@ -243,10 +304,14 @@ def mount_options(
     if not re.fullmatch(r"client|user|any|[0-9]{1,10}", access):
         message = f"access {access!r}: want client, user, any or a uid"
         raise MountError(message)
-    if not _MIN_MSIZE <= msize <= _MAX_MSIZE:
+    if posixacl and access != "client":
+        message = f"posixacl with access {access!r}: the kernel keeps ACLs with access=client alone: leave one out"
+        raise MountError(message)
+    if msize is not None and not _MIN_MSIZE <= msize <= _MAX_MSIZE:
         message = f"msize {msize}: want {_MIN_MSIZE} to {_MAX_MSIZE} bytes"
         raise MountError(message)
-    return f"version=9p2000.L,aname={share},uname={uname},msize={msize},cache={cache},access={access}"
+    how = choose(cache, msize, read_only=read_only) + f",access={access}" + (",posixacl" if posixacl else "")
+    return f"version=9p2000.L,aname={share},uname={uname},{how}"
 
 
 def attach(
@@ -323,6 +388,39 @@ def _target(target: str) -> Iterator[str]:
             with contextlib.suppress(OSError):
                 os.rmdir(path)
         raise
+
+
+class Mounted(NamedTuple):
+    """One line of mountinfo (proc(5))."""
+
+    number: int
+    """Its mount ID."""
+    path: str
+    kind: str
+    """The type of its file system."""
+    source: str
+    options: str
+    """The file system's own."""
+
+
+def mounted() -> list[Mounted]:
+    """Return what is mounted in this mount namespace, in the kernel's order."""
+    found = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            before, _, after = line.rstrip("\n").partition(" - ")
+            fields, (kind, source, options) = before.split(" "), after.split(" ", 2)
+            found.append(Mounted(int(fields[0]), _plain(fields[4]), kind, _plain(source), options))
+    return found
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def _shown(path: str) -> str:
+    """Return the options that the kernel shows of the uppermost 9P mount at a path; "" where there is none."""
+    return next((found.options for found in reversed(mounted()) if (found.path, found.kind) == (path, "9p")), "")
 
 
 def _libc() -> ctypes.CDLL:
@@ -423,8 +521,14 @@ The share is ended with umount TARGET.""",
     parser.add_argument("--read-only", action="store_true", help="refuse writing in the guest already")
     parser.add_argument("--suid", action="store_true", help="let set-user-ID programs in the share have their rights")
     parser.add_argument("--dev", action="store_true", help="let device nodes in the share be opened")
-    parser.add_argument("--msize", type=int, default=DEFAULT_MSIZE, help="largest 9P message, in bytes (%(default)s)")
-    parser.add_argument("--cache", choices=CACHES, default="none", help="what the guest may keep (%(default)s)")
+    parser.add_argument("--posixacl", action="store_true", help="keep access control lists (getfacl, setfacl)")
+    parser.add_argument("--msize", type=int, help=f"largest 9P message, in bytes ({CHOSEN_MSIZE})")
+    parser.add_argument(
+        "--cache",
+        choices=CACHES,
+        default="auto",
+        help="what the guest may keep (%(default)s: nothing that hides a change of the host's)",
+    )
     parser.add_argument("--access", default="client", help="client, user, any or a uid (%(default)s)")
     parser.add_argument("--uname", default="root", help="the user name told to the server (%(default)s)")
     parser.add_argument(
@@ -434,19 +538,20 @@ The share is ended with umount TARGET.""",
 
 
 def main(arguments: Sequence[str], *, program: str = "uvmshare guest mount") -> int:
-    """Mount as the command line says and return the exit status: 0 mounted, 1 not mounted.
+    """Mount as the command line says, tell on standard output how, and return 0; 1 when it is not mounted.
 
     A command line that cannot be ends the program with status 2. Errors are one line on standard error.
     """
     options = _parser(program).parse_args(arguments)
     try:
-        mount(
+        how = mount(
             parse_address(options.address),
             options.share,
             options.target,
             read_only=options.read_only,
             suid=options.suid,
             dev=options.dev,
+            posixacl=options.posixacl,
             msize=options.msize,
             cache=options.cache,
             access=options.access,
@@ -458,6 +563,7 @@ def main(arguments: Sequence[str], *, program: str = "uvmshare guest mount") -> 
         return 1
     except KeyboardInterrupt:
         return 130
+    sys.stdout.write(printable(f"mounted share {options.share} on {options.target} ({how})") + "\n")
     return 0
 
 

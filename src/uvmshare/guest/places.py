@@ -1,6 +1,6 @@
 """Where the agent may mount, what is mounted there, and who uses it.
 
-What lives here: paths below what was allowed, walked without following a symlink; /proc/self/mountinfo; and the
+What lives here: paths below what was allowed, walked without following a symlink; and the
 search for those who keep a mount busy. What must not: when to mount. Standard library only (Python 3.9): it runs in
 guests.
 
@@ -13,21 +13,20 @@ import contextlib
 import ctypes
 import errno
 import os
-import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from uvmshare.guest import wire
+from uvmshare.guest import mount, wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from uvmshare.guest.mount import Mounted
+
 __all__ = [
-    "Mounted",
     "PlaceError",
     "allowed",
     "holders",
     "mount_number",
-    "mounted",
     "mounted_at",
     "opened",
     "remove_made",
@@ -54,37 +53,9 @@ class PlaceError(Exception):
         self.code = code
 
 
-class Mounted(NamedTuple):
-    """One line of mountinfo."""
-
-    number: int
-    """Its mount ID."""
-    path: str
-    kind: str
-    """The type of its file system."""
-    source: str
-    options: str
-    """The file system's own."""
-
-
-def mounted() -> list[Mounted]:
-    """Return what is mounted in this mount namespace, in the kernel's order."""
-    found = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            before, _, after = line.rstrip("\n").partition(" - ")
-            fields, (kind, source, options) = before.split(" "), after.split(" ", 2)
-            found.append(Mounted(int(fields[0]), _plain(fields[4]), kind, _plain(source), options))
-    return found
-
-
 def mounted_at(path: str) -> Mounted | None:
     """Return what is mounted at just this path, the uppermost; None when it is no mount point."""
-    return next((found for found in reversed(mounted()) if found.path == path), None)
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+    return next((found for found in reversed(mount.mounted()) if found.path == path), None)
 
 
 def allowed(path: object, prefixes: list[str]) -> str:

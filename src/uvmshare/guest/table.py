@@ -21,7 +21,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from uvmshare.guest import keepalive, places, wire, work
+from uvmshare.guest import keepalive, mount, places, wire, work
 from uvmshare.guest.check import Check
 from uvmshare.guest.loop import Child
 from uvmshare.guest.places import PlaceError
@@ -46,7 +46,9 @@ _LEAVE = 5.0
 _UNMOUNT_AGAIN = 0.05
 """Seconds until what only a child of the agent's keeps busy is unmounted again."""
 _HANG_UP = select.EPOLLRDHUP if hasattr(select, "EPOLLRDHUP") else 0
-_FIELDS = ("path", "port", "share", "read_only", "cache", "msize", "suid", "dev", "state", "made")
+_HOW = ("port", "read_only", "cache", "msize", "suid", "dev", "posixacl")
+"""How a share is mounted, as the host asked for it."""
+_FIELDS = ("path", "share", *_HOW, "state", "made", "chosen")
 
 
 class Record:
@@ -58,9 +60,12 @@ class Record:
         self.share: str = fields["share"]
         self.read_only: bool = fields["read_only"]
         self.cache: str = fields["cache"]
-        self.msize: int = fields["msize"]
+        self.msize: int | None = fields["msize"]
         self.suid: bool = fields.get("suid", False)
         self.dev: bool = fields.get("dev", False)
+        self.posixacl: bool = fields.get("posixacl", False)
+        self.chosen: str = fields.get("chosen", "")
+        """What cache and msize came to, once it was mounted."""
         self.state: str = fields.get("state", "mounting")
         self.made: list[str] = list(fields.get("made", ()))
         """The directories that were made for it, and go with it."""
@@ -91,13 +96,13 @@ class Record:
 
     def form(self) -> tuple[object, ...]:
         """Return what makes two mounts the same."""
-        return (self.path, self.port, self.share, self.read_only, self.cache, self.msize, self.suid, self.dev)
+        return (self.path, self.share, *(getattr(self, name) for name in _HOW))
 
     def listed(self) -> dict[str, Any]:
         """Return what the host is told of it."""
         told: dict[str, Any] = {"mount_path": self.path, "share_name": self.share}
-        told.update({name: getattr(self, name) for name in ("port", "read_only", "cache", "msize", "suid", "dev")})
-        told.update(state=self.state, again=self.again)
+        told.update({name: getattr(self, name) for name in _HOW})
+        told.update(chosen=self.chosen, state=self.state, again=self.again)
         told.update(last_gap=self.last_gap, error=self.error)
         return told
 
@@ -182,12 +187,12 @@ class Table:
     def _add(self, record: Record, timeout: float, answer: Answer, done: Callable[[], None]) -> None:
         known = self.records.get(record.path)
         if known is not None and known.form() != record.form():
-            how = f"share {known.share} of port {known.port} (cache={known.cache}, msize={known.msize})"
+            how = f"share {known.share} of port {known.port} (cache={known.cache}, msize={known.msize or 'auto'})"
             answer(None, PlaceError(wire.REFUSED, f"{record.path} is taken by {how}: unmount that first"))
             done()
             return
         if known is not None and known.state == "mounted":
-            answer({}, None)
+            answer({"chosen": known.chosen}, None)
             done()
             return
         if known is not None:
@@ -207,8 +212,8 @@ class Table:
     def _added(self, record: Record, answer: Answer, done: Callable[[], None], attempt: _Attempt) -> None:
         if attempt.done and not attempt.given_up:
             self._is_mounted(record, attempt)
-            self._log(f"mounted share {record.share} on {record.path}")
-            answer({}, None)
+            self._log(f"mounted share {record.share} on {record.path} ({record.chosen})")
+            answer({"chosen": record.chosen}, None)
             done()
             return
         error = attempt.error or PlaceError(wire.UNKNOWN, f"mounting {record.path} was broken off")
@@ -279,6 +284,7 @@ class Table:
         record.delay = 0.0
         record.hung_since = None
         record.made = record.made or attempt.made
+        record.chosen = attempt.chosen
         record.transport = attempt.take_transport()
         if record.transport is not None:
             self._loop.watch(record.transport.fileno(), _HANG_UP, lambda _: self._lost(record, "hung up"))
@@ -370,7 +376,7 @@ class Table:
 
     def _compare(self) -> None:
         """Forget what somebody else unmounted."""
-        there = {found.path for found in places.mounted()}
+        there = {found.path for found in mount.mounted()}
         for path, record in tuple(self.records.items()):
             if record.state == "mounted" and path not in there and path not in self._turns:
                 self._log(f"{path}: somebody unmounted it")
@@ -407,7 +413,7 @@ class Table:
         ended: Callable[[], object],
     ) -> None:
         """Have a child read each of the paths; when it hangs in one, it is left there, and another reads the rest."""
-        there = {found.path for found in places.mounted()}
+        there = {found.path for found in mount.mounted()}
         readable = []
         for path in paths:
             record = self.records.get(path)
@@ -492,6 +498,7 @@ class _Attempt:
         self.done = False
         """It said that it is done, be it mounting or unmounting."""
         self.made: list[str] = []
+        self.chosen = ""
         self.transport = transport
         self._own_transport = False
         self.error: PlaceError | None = None
@@ -520,6 +527,7 @@ class _Attempt:
         elif "done" in message:
             self.done = True
             self.made = message.get("made", [])
+            self.chosen = message.get("chosen", "")
 
     def _give_up(self) -> None:
         self._child.hear()

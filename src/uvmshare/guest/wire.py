@@ -6,7 +6,7 @@ it runs in guests.
 
 The agent speaks first, whoever dialled::
 
-    agent   {"uvmshare":"agent","version":1,"agent":ID,"boot":ID,"nonce":HEX,"token":true,...}
+    agent   {"uvmshare":"agent","version":1,"agent":ID,"boot":ID,"nonce":HEX,"token":true,"features":[...],...}
     host    {"id":0,"op":"hello","version":1,"client":ID,"nonce":HEX,"proof":HEX}
     agent   {"id":0,"ok":true,"result":{"proof":HEX}}
     host    {"id":1,"op":"modify","request":{"RequestType":"Add","ResourceType":"MappedDirectory",
@@ -27,12 +27,15 @@ import os
 from typing import Any
 
 __all__ = [
+    "AUTO",
     "BUSY",
     "DEFAULT_PORT",
     "FAILED",
+    "FEATURES",
     "INVALID",
     "MAX_LINE",
     "NOT_FOUND",
+    "POSIXACL",
     "REFUSED",
     "UNKNOWN",
     "VERSION",
@@ -52,6 +55,10 @@ BUSY, NOT_FOUND, REFUSED, INVALID, FAILED = "busy", "not-found", "refused", "inv
 """Codes of errors after which nothing was done."""
 UNKNOWN = "unknown"
 """The code of the one after which that is not known."""
+AUTO, POSIXACL = "auto", "posixacl"
+FEATURES = (AUTO, POSIXACL)
+"""What an agent says in its greeting that it knows of a mount's options, beyond the first ones; those that it does not
+name it would pass over. "auto": it takes that for a cache mode, chooses msize where none is given, and tells both."""
 MAX_LINE = 256 * 1024
 """Bytes of a line with its newline. The longest are lists of mounts; a path has 4 KiB at most."""
 _MOST_DIGITS = 20

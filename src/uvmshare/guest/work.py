@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from uvmshare.guest.loop import Send
-    from uvmshare.guest.mount import Address
+    from uvmshare.guest.mount import Address, Mounted
     from uvmshare.guest.table import Record
 
 __all__ = ["bind", "boot_id", "is_there", "mounting", "read", "reading", "unmounting"]
@@ -43,7 +43,7 @@ def is_there(record: Record, server: Address) -> bool:
     return found is not None and _is_its(found, record, _address(server, record))
 
 
-def _is_its(found: places.Mounted, record: Record, address: Address) -> bool:
+def _is_its(found: Mounted, record: Record, address: Address) -> bool:
     return (found.kind, found.source) == ("9p", str(address)) and f"aname={record.share}" in found.options.split(",")
 
 
@@ -58,7 +58,13 @@ def mounting(
     address = _address(server, record)
 
     def task(send: Send) -> None:
-        options = mount.mount_options(record.share, msize=record.msize, cache=record.cache)
+        options = mount.mount_options(
+            record.share,
+            msize=record.msize,
+            cache=record.cache,
+            posixacl=record.posixacl,
+            read_only=record.read_only,
+        )
         with places.walk(record.path, prefixes, make=True) as (above, made):
             found = _what_is_there(above, record)
             if found is not None and not _is_its(found, record, address):
@@ -70,16 +76,22 @@ def mounting(
                 if found is None:
                     with places.opened(above, record.path) as target:
                         _attach(connected, address, f"/proc/self/fd/{target}", record, options)
+                        try:
+                            how = _require_all(options, record.path, record)
+                        except PlaceError:
+                            places.unmount(record.path, prefixes, lazy=True)
+                            raise
                 else:
                     with _aside(directory) as aside:
                         _attach(connected, address, aside, record, options)
+                        how = _require_all(options, aside, record)
                         _replace(above, record, prefixes, aside)
-        send({"done": True, "made": made})
+        send({"done": True, "made": made, "chosen": how})
 
     return _telling(task)
 
 
-def _what_is_there(above: int, record: Record) -> places.Mounted | None:
+def _what_is_there(above: int, record: Record) -> Mounted | None:
     """Return what is mounted at the path, None if nothing is. The directory itself is not touched."""
     with places.opened(above, record.path) as target:
         if places.mount_number(target) == places.mount_number(above):
@@ -98,6 +110,16 @@ def _attach(connected: socket.socket, address: Address, where: str, record: Reco
         why = mount.why_not_mounted(code, record.share, record.cache)
         words = f"cannot mount share {record.share!r} of {address} on {record.path}: {why}"
         raise PlaceError(wire.FAILED, words)
+
+
+def _require_all(options: str, where: str, record: Record) -> str:
+    """Return what cache and msize came to. Raises `PlaceError` when the kernel has passed over another option."""
+    found = places.mounted_at(where)
+    shown = "" if found is None else found.options
+    why = mount.ignored(options, shown)
+    if why:
+        raise PlaceError(wire.FAILED, f"cannot mount share {record.share!r} on {record.path}: {why}")
+    return mount.chosen(options, shown)
 
 
 @contextlib.contextmanager

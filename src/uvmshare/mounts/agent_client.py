@@ -17,19 +17,27 @@ import asyncio
 import contextlib
 import os
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 import msgspec
 
 from uvmshare import peers
 from uvmshare.address import parse
-from uvmshare.errors import AgentUnreachable, GuestAgentError, OperationTimedOut, OutcomeUnknown
+from uvmshare.errors import (
+    AgentUnreachable,
+    GuestAgentError,
+    InvalidDocument,
+    MountRefused,
+    OperationTimedOut,
+    OutcomeUnknown,
+)
 from uvmshare.guest import wire
 from uvmshare.hcs import schema
 from uvmshare.mounts.channel import Acceptor, Dialler
 from uvmshare.mounts.connection import Connection, Lost, greet
 from uvmshare.mounts.interfaces import GuestMount
-from uvmshare.mounts.report import MOST_MOUNTS, GuestReport, ListedMount, MountHealth
+from uvmshare.mounts.report import MOST_MOUNTS, Added, GuestReport, ListedMount, MountHealth
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -57,6 +65,7 @@ _GRACE: Final = 5.0
 
 _LIST: Final = msgspec.json.Decoder(Annotated[tuple[ListedMount, ...], msgspec.Meta(max_length=MOST_MOUNTS)])
 _HEALTH: Final = msgspec.json.Decoder(Annotated[tuple[MountHealth, ...], msgspec.Meta(max_length=MOST_MOUNTS)])
+_ADDED: Final = msgspec.json.Decoder(Added)
 _REPORT: Final = msgspec.json.Decoder(GuestReport)
 
 
@@ -158,22 +167,23 @@ class AgentClient:
 
     # ------------------------------------------------------------------ what the MountManager asks for
 
-    async def add_mapped_directory(self, mount: GuestMount) -> None:
+    async def add_mapped_directory(self, mount: GuestMount) -> str | None:
         """Send the Add document of the mount. See `uvmshare.mounts.interfaces.GuestAgent`.
+
+        An agent that cannot choose cache and msize yet mounts with its own of before, ``cache=none`` and 128 KiB.
 
         Raises `MountRefused`, `GuestAgentError` with the guest's words, `AgentUnreachable`, `OutcomeUnknown`.
         """
-        mount_options: dict[str, object] = {
-            "cache": mount.cache,
-            "msize": mount.msize,
-            "suid": mount.suid,
-            "dev": mount.dev,
-        }
-        await self._modify(schema.RequestType.ADD, mount, mount_options)
+        options = partial(_options, mount)
+        try:
+            added: Added = await self._modify(schema.RequestType.ADD, mount, options, result=_ADDED)
+        except InvalidDocument:  # it has mounted, and nothing but what it shows rests on this
+            return None
+        return added.chosen or None
 
     async def remove_mapped_directory(self, mount: GuestMount, *, lazy: bool = False) -> None:
         """Send the Remove document of the mount. Raises `MountBusy`, `MountNotFound`, and as adding does."""
-        await self._modify(schema.RequestType.REMOVE, mount, {"lazy": lazy})
+        await self._modify(schema.RequestType.REMOVE, mount, lambda _: {"lazy": lazy})
 
     async def mapped_directories(self) -> tuple[GuestMount, ...]:
         """Return the mounts that the agent keeps."""
@@ -186,11 +196,19 @@ class AgentClient:
                 msize=found.msize,
                 suid=found.suid,
                 dev=found.dev,
+                posixacl=found.posixacl,
             )
             for found in await self.listed()
         )
 
-    async def _modify(self, kind: schema.RequestType, mount: GuestMount, options: dict[str, object]) -> None:
+    async def _modify(
+        self,
+        kind: schema.RequestType,
+        mount: GuestMount,
+        options: Callable[[AgentInfo], dict[str, object]],
+        *,
+        result: msgspec.json.Decoder[Any] | None = None,
+    ) -> Any:
         request = schema.GuestRequest(
             request_type=kind,
             resource_type=schema.MAPPED_DIRECTORY,
@@ -201,39 +219,56 @@ class AgentClient:
                 read_only=mount.read_only,
             ),
         )
-        await self._ask("modify", {"request": msgspec.to_builtins(request), "options": options}, self._timeout)
+        document = msgspec.to_builtins(request)
+        return await self._ask(
+            "modify", lambda info: {"request": document, "options": options(info)}, self._timeout, result
+        )
 
     # ------------------------------------------------------------------ what others ask for
 
     async def listed(self) -> tuple[ListedMount, ...]:
         """Return the mounts that the agent keeps, and how each is."""
-        found: tuple[ListedMount, ...] = await self._ask("list", {}, self._timeout, _LIST)
+        found: tuple[ListedMount, ...] = await self._ask("list", _nothing, self._timeout, _LIST)
         return found
 
     async def health(self, *, within: float = 1.0) -> tuple[MountHealth, ...]:
         """Have the agent read each mount, and return which can be read within so many seconds."""
-        found: tuple[MountHealth, ...] = await self._ask("health", {"within": within}, self._timeout + within, _HEALTH)
+        found: tuple[MountHealth, ...] = await self._ask(
+            "health", lambda _: {"within": within}, self._timeout + within, _HEALTH
+        )
         return found
 
     async def report(self) -> GuestReport:
         """Return what the guest can and cannot do (`uvmshare.mounts.doctor` says what that means)."""
         before = time.time()
-        report: GuestReport = await self._ask("report", {}, self._timeout, _REPORT)
+        report: GuestReport = await self._ask("report", _nothing, self._timeout, _REPORT)
         return msgspec.structs.replace(report, asked=before)
 
     # ------------------------------------------------------------------ asking
 
     async def _ask(
-        self, op: str, fields: dict[str, Any], seconds: float, result: msgspec.json.Decoder[Any] | None = None
+        self,
+        op: str,
+        fields: Callable[[AgentInfo], dict[str, Any]],
+        seconds: float,
+        result: msgspec.json.Decoder[Any] | None = None,
     ) -> Any:
+        """Ask for what `fields` gives for the agent that is there now, which may be another one each time."""
         sent = False
         try:
             async with asyncio.timeout(seconds + _GRACE):
                 while True:
                     connection = await self._connected()
+                    try:
+                        asked = fields(connection.info)
+                    except MountRefused as error:
+                        if sent:
+                            msg = f"the agent at {self.address} is another one than the one that was asked: {error}"
+                            raise OutcomeUnknown(msg) from error
+                        raise
                     sent = True
                     with contextlib.suppress(Lost):
-                        return await connection.ask(op, {**fields, "timeout": seconds}, result)
+                        return await connection.ask(op, {**asked, "timeout": seconds}, result)
                     if self._connection is connection:  # until the keeper has seen that it is over
                         await self._changed.wait()
         except TimeoutError:
@@ -352,6 +387,26 @@ class AgentClient:
             await _withdraw(dialled)
             for task in greeted:
                 await _withdraw(task)
+
+
+def _nothing(_: AgentInfo) -> dict[str, Any]:
+    return {}
+
+
+def _options(mount: GuestMount, info: AgentInfo) -> dict[str, object]:
+    """Return the options of a mount as this agent knows them. Raises `MountRefused` for what it would pass over."""
+    if mount.posixacl and wire.POSIXACL not in info.features:
+        msg = (
+            f"{mount.mount_path}: the agent in the guest (uvmshare {info.release or '?'}) is too old for posixacl: "
+            f"put the present one there (uvmshare guest agent --print), or map it without ACLs"
+        )
+        raise MountRefused(msg)
+    options: dict[str, object] = {"suid": mount.suid, "dev": mount.dev, "posixacl": mount.posixacl}
+    if mount.cache != "auto" or wire.AUTO in info.features:
+        options["cache"] = mount.cache
+    if mount.msize is not None:
+        options["msize"] = mount.msize
+    return options
 
 
 async def _withdraw(task: asyncio.Task[Any]) -> None:

@@ -72,7 +72,7 @@ class Engine:
                 raise revoked(mount)
         before, mount.maybe_in_guest = mount.maybe_in_guest, True
         try:
-            await self._agent.add_mapped_directory(guest_mount(mount))
+            mount.chosen = await self._agent.add_mapped_directory(guest_mount(mount))
         except OUTCOME_UNKNOWN:
             raise
         except Exception:
@@ -303,6 +303,7 @@ def guest_mount(mount: Mount) -> GuestMount:
         options.msize,
         suid=options.suid,
         dev=options.dev,
+        posixacl=options.posixacl,
     )
 
 

@@ -6,7 +6,7 @@ What must not: how an agent is reached (that is `uvmshare.mounts.agent_client`),
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -25,9 +25,19 @@ class GuestMount:
     mount_path: str
     read_only: bool
     cache: Cache
-    msize: int
+    """"auto": the guest chooses."""
+    msize: int | None
+    """Bytes; None: the guest chooses."""
     suid: bool = False
     dev: bool = False
+    posixacl: bool = False
+
+    def is_met_by(self, found: GuestMount | None) -> bool:
+        """Tell whether what the guest has is this; where the guest was to choose, whatever it tells is right."""
+        if found is None:
+            return False
+        cache = found.cache if self.cache == "auto" else self.cache
+        return found == replace(self, cache=cache, msize=found.msize if self.msize is None else self.msize)
 
 
 class GuestAgent(Protocol):
@@ -41,13 +51,17 @@ class GuestAgent(Protocol):
       the same path has ended (so that a removal undoes a mount whose answer was lost);
     - they raise anything else: it was certainly not done.
 
-    Adding a mount that the guest has already in just this form succeeds. A removal may raise `MountNotFound` or
+    Adding a mount that the guest has already in just this form succeeds. An agent that cannot mount as it is asked to
+    raises `MountRefused`, and passes no option over. A removal may raise `MountNotFound` or
     `ComputeSystemGone`: the mount is not there, as asked. Calls for different paths may run at the same time;
     there is never more than one for a path.
     """
 
-    async def add_mapped_directory(self, mount: GuestMount) -> None:
-        """Mount the share; when this returns, the guest's programs reach it at its path."""
+    async def add_mapped_directory(self, mount: GuestMount) -> str | None:
+        """Mount the share; when this returns, the guest's programs reach it at its path.
+
+        Returns what cache and msize came to, in the words of the guest's kernel; None when the agent does not tell.
+        """
 
     async def remove_mapped_directory(self, mount: GuestMount, *, lazy: bool = False) -> None:
         """Unmount it. `lazy` detaches it although it is in use; otherwise that raises `MountBusy`."""

@@ -31,7 +31,7 @@ from uvmshare.errors import ComputeSystemGone, ManagerClosed, MountConflict, Mou
 from uvmshare.mounts.engine import RETRY_FIRST, REVOKE_GRACE, Engine, guest_mount, revoked, share_owner
 from uvmshare.mounts.interfaces import TellsConnect
 from uvmshare.mounts.mount import Mount
-from uvmshare.mounts.options import DEFAULT_MSIZE, MountOptions, canonical_guest_path
+from uvmshare.mounts.options import MountOptions, canonical_guest_path
 from uvmshare.mounts.state import MountState, Trigger
 from uvmshare.share.entry import BlockOwner
 from uvmshare.share.interfaces import TellsExit
@@ -224,20 +224,31 @@ class MountManager(Engine):
         *,
         owner: Hashable | None = None,
         read_only: bool = False,
-        cache: Cache = "none",
-        msize: int = DEFAULT_MSIZE,
+        cache: Cache = "auto",
+        msize: int | None = None,
         suid: bool = False,
         dev: bool = False,
+        posixacl: bool = False,
     ) -> MountInfo:
         """Share a directory of the host and mount it in the guest; both or neither.
 
-        `read_only`, `cache`, `msize`, `suid` and `dev` are the mount's, as in `MountOptions`; the rest is as for
-        `mount`. Raises what that and the Manager's `add_to_vm` raise. Needs a MountManager that was given `shares`.
+        `read_only`, `cache`, `msize`, `suid`, `dev` and `posixacl` are the mount's, as in `MountOptions`; the rest is
+        as for `mount`. Raises what that and the Manager's `add_to_vm` raise. Needs a MountManager that was given
+        `shares`.
         """
         if not isinstance(options, AddOptions):
             msg = f"expected AddOptions, got {options!r}"
             raise TypeError(msg)
-        wanted = MountOptions(options, guest_path, read_only=read_only, cache=cache, msize=msize, suid=suid, dev=dev)
+        wanted = MountOptions(
+            options,
+            guest_path,
+            read_only=read_only,
+            cache=cache,
+            msize=msize,
+            suid=suid,
+            dev=dev,
+            posixacl=posixacl,
+        )
         return await self.mount(wanted, owner=owner)
 
     async def unmap_from_guest(
@@ -269,10 +280,11 @@ class MountManager(Engine):
         guest_path: str,
         *,
         read_only: bool = False,
-        cache: Cache = "none",
-        msize: int = DEFAULT_MSIZE,
+        cache: Cache = "auto",
+        msize: int | None = None,
         suid: bool = False,
         dev: bool = False,
+        posixacl: bool = False,
     ) -> AsyncIterator[MountInfo]:
         """Hold a mapping for the length of a block: ``async with mounts.mapped(options, "/run/uvmshare/x"):``.
 
@@ -282,9 +294,17 @@ class MountManager(Engine):
         Either way the MountManager goes on trying to have it unmounted.
         """
         owner = BlockOwner()
-        mount = await self._claim(
-            MountOptions(options, guest_path, read_only=read_only, cache=cache, msize=msize, suid=suid, dev=dev)
+        wanted = MountOptions(
+            options,
+            guest_path,
+            read_only=read_only,
+            cache=cache,
+            msize=msize,
+            suid=suid,
+            dev=dev,
+            posixacl=posixacl,
         )
+        mount = await self._claim(wanted)
         self._hold(mount, owner)
         try:
             yield mount.info()
@@ -325,7 +345,7 @@ class MountManager(Engine):
         """See to a mount that the guest does not have, or has in another form."""
         if mount.state is MountState.REVOKED and mount.to_be_taken_away:
             self._see_to(mount)  # it may be gone, and then its path is free
-        elif mount.state is MountState.MOUNTED and found != guest_mount(mount):
+        elif mount.state is MountState.MOUNTED and not guest_mount(mount).is_met_by(found):
             mount.apply(Trigger.LOST, self._clock())
             mount.maybe_in_guest = found is not None
             self._see_to(mount)

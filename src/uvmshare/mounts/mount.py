@@ -44,6 +44,9 @@ class MountInfo:
     """The call to the guest that is in flight for it; or that its share is being taken out without the guest."""
     last_error: Exception | None
     """The last failure of a call for it; None when there was none."""
+    chosen: str | None = None
+    """What cache and msize came to in the guest, in its kernel's words; None before it was mounted, and when its agent
+    does not tell."""
     taken_from: tuple[Hashable, ...] = ()
     """The owners who held it until it was to be taken away whatever the guest says; None among them for anonymous."""
 
@@ -54,6 +57,7 @@ class Mount(Entry[MountState, Trigger]):
     __slots__ = (
         "adding",
         "asked_name",
+        "chosen",
         "grace",
         "lazy",
         "maybe_in_guest",
@@ -74,6 +78,8 @@ class Mount(Entry[MountState, Trigger]):
         """For a share of `AddOptions`: its name while the mount holds it, else None."""
         self.asked_name = self.share_name
         """The name under which the guest was asked for it, also when the share is gone: agents want it back."""
+        self.chosen: str | None = None
+        """What the guest told when it mounted it, the last time."""
         self.adding: Operation | None = None
         """The call that adds its share, while that is in flight."""
         self.revocation: Operation | None = None
@@ -160,5 +166,6 @@ class Mount(Entry[MountState, Trigger]):
             since=datetime.fromtimestamp(self.since, UTC),
             busy=busy,
             last_error=self.last_error,
+            chosen=self.chosen,
             taken_from=tuple(self.taken_from),
         )

@@ -14,13 +14,11 @@ from typing import Final, Literal, get_args
 from uvmshare.errors import InvalidOptions
 from uvmshare.share.options import AddOptions
 
-__all__ = ["DEFAULT_MSIZE", "Cache", "MountOptions", "canonical_guest_path"]
+__all__ = ["Cache", "MountOptions", "canonical_guest_path"]
 
-Cache = Literal["none", "loose", "mmap", "readahead"]
-"""What the guest's kernel may keep of a mount (``cache=`` in Linux's 9p.rst)."""
-
-DEFAULT_MSIZE: Final = 128 * 1024
-"""The largest 9P message in bytes; Linux's own default since 5.15."""
+Cache = Literal["auto", "none", "loose", "mmap", "readahead"]
+"""What the guest's kernel may keep of a mount (``cache=`` in Linux's 9p.rst). "auto": the guest chooses, by its kernel,
+what hides no change of the host's (`uvmshare.guest.mount.choose`)."""
 
 _MIN_MSIZE: Final = 4096
 _MAX_MSIZE: Final = 1 << 30
@@ -38,7 +36,8 @@ class MountOptions:
     - `read_only`: the guest's kernel refuses changes. Always so when the `AddOptions` are read-only.
     - `suid`, `dev`: set-user-ID programs in the share have their rights in the guest, and device nodes in it can be
       opened; else the guest mounts it nosuid and nodev.
-    - `cache`, `msize`: as in Linux's 9p.rst; `msize` in bytes.
+    - `posixacl`: the guest's kernel keeps access control lists (acl(5)) and holds its programs to them.
+    - `cache`, `msize`: as in Linux's 9p.rst; `msize` in bytes. "auto" and None: the guest chooses.
 
     Raises `InvalidOptions` for what cannot be.
     """
@@ -46,10 +45,11 @@ class MountOptions:
     share: str | AddOptions
     mount_path: str
     read_only: bool = False
-    cache: Cache = "none"
-    msize: int = DEFAULT_MSIZE
+    cache: Cache = "auto"
+    msize: int | None = None
     suid: bool = False
     dev: bool = False
+    posixacl: bool = False
 
     def __init__(
         self,
@@ -57,24 +57,26 @@ class MountOptions:
         mount_path: str,
         *,
         read_only: bool = False,
-        cache: Cache = "none",
-        msize: int = DEFAULT_MSIZE,
+        cache: Cache = "auto",
+        msize: int | None = None,
         suid: bool = False,
         dev: bool = False,
+        posixacl: bool = False,
     ) -> None:
         if isinstance(share, AddOptions):
             read_only = read_only or share.read_only
         elif not isinstance(share, str) or not re.fullmatch(r"[0-9]{1,20}", share):
             msg = f"share {share!r}: pass AddOptions, or the decimal name that the Manager gave"
             raise InvalidOptions(msg)
-        for what, value in (("read_only", read_only), ("suid", suid), ("dev", dev)):
+        for what, value in (("read_only", read_only), ("suid", suid), ("dev", dev), ("posixacl", posixacl)):
             if not isinstance(value, bool):
                 msg = f"{what} is {value!r}: pass True or False"
                 raise InvalidOptions(msg)
         if cache not in get_args(Cache):
             msg = f"cache {cache!r}: want one of {', '.join(get_args(Cache))}"
             raise InvalidOptions(msg)
-        if not isinstance(msize, int) or isinstance(msize, bool) or not _MIN_MSIZE <= msize <= _MAX_MSIZE:
+        is_number = isinstance(msize, int) and not isinstance(msize, bool)
+        if msize is not None and not (is_number and _MIN_MSIZE <= msize <= _MAX_MSIZE):
             msg = f"msize {msize!r}: want {_MIN_MSIZE} to {_MAX_MSIZE} bytes"
             raise InvalidOptions(msg)
 
@@ -86,6 +88,7 @@ class MountOptions:
         object.__setattr__(self, "msize", msize)
         object.__setattr__(self, "suid", suid)
         object.__setattr__(self, "dev", dev)
+        object.__setattr__(self, "posixacl", posixacl)
 
     def may_be(self, other: MountOptions) -> bool:
         """Tell whether these may be options of the same mount: all is equal, as far as the directories are known."""
@@ -103,14 +106,14 @@ class MountOptions:
             and self.share.may_be(other.share.of_directory(None))
         )
 
-    def _how(self) -> tuple[str | bool | int, ...]:
-        return self.mount_path, self.read_only, self.cache, self.msize, self.suid, self.dev
+    def _how(self) -> tuple[str | bool | int | None, ...]:
+        return self.mount_path, self.read_only, self.cache, self.msize, self.suid, self.dev, self.posixacl
 
     def __str__(self) -> str:
         share = self.share if isinstance(self.share, str) else self.share.host_path
         how = ", read-only" if self.read_only else ""
-        how += (", suid" if self.suid else "") + (", dev" if self.dev else "")
-        return f"share {share} (cache={self.cache}, msize={self.msize}{how})"
+        how += "".join(f", {name}" for name in ("suid", "dev", "posixacl") if getattr(self, name))
+        return f"share {share} (cache={self.cache}, msize={self.msize or 'auto'}{how})"
 
 
 def canonical_guest_path(path: str) -> str:

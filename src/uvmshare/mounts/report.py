@@ -13,7 +13,7 @@ import msgspec
 
 from uvmshare.mounts.options import Cache  # noqa: TC001  msgspec reads the annotations
 
-__all__ = ["MOST_MOUNTS", "AgentInfo", "GuestReport", "ListedMount", "MountHealth"]
+__all__ = ["MOST_MOUNTS", "Added", "AgentInfo", "GuestReport", "ListedMount", "MountHealth"]
 
 MOST_MOUNTS: Final = 4096
 """Of one agent."""
@@ -47,6 +47,15 @@ class AgentInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Where its mounts dial, but for the port."""
     release: _Word = ""
     """What it is: a version of uvmshare, or of the shell script."""
+    features: Annotated[tuple[_Word, ...], _Named] = ()
+    """What it knows of a mount's options, beyond the first ones (`uvmshare.guest.wire.FEATURES`)."""
+
+
+class Added(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent answers when it has mounted."""
+
+    chosen: _Word = ""
+    """What cache and msize came to, in its kernel's words; "" from an older agent."""
 
 
 class ListedMount(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,9 +66,12 @@ class ListedMount(msgspec.Struct, frozen=True, kw_only=True):
     port: _Count
     read_only: bool = False
     cache: Cache = "none"
-    msize: _Count
+    msize: _Count | None
     suid: bool = False
     dev: bool = False
+    posixacl: bool = False
+    chosen: _Word = ""
+    """What cache and msize came to; "" from an older agent, and before it was mounted."""
     state: Literal["mounting", "mounted", "broken"] = "mounted"
     """"broken": its connection was lost, and it is being mounted again."""
     again: _Count = 0

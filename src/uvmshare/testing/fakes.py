@@ -194,12 +194,15 @@ class FakeAgent(_Fake):
         super().__init__()
         self.mounts: dict[str, GuestMount] = {}
         """What the guest truly has, by path."""
+        self.chosen: str | None = None
+        """What it tells of cache and msize when it has mounted."""
         self._on_connect: list[Callable[[], None]] = []
         self._lists = 0
 
-    async def add_mapped_directory(self, mount: GuestMount) -> None:
+    async def add_mapped_directory(self, mount: GuestMount) -> str | None:
         """Mount, or not, as the reply says. Raises `MountRefused` when the path has another mount."""
         await self._serve(FakeCall("add", mount.mount_path, mount))
+        return self.chosen
 
     async def remove_mapped_directory(self, mount: GuestMount, *, lazy: bool = False) -> None:
         """Unmount, or not, as the reply says. Raises `MountNotFound` for a path without a mount."""
