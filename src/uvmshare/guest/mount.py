@@ -50,7 +50,7 @@ __all__ = [
 
 DEFAULT_PORT = 5640
 CHOSEN_MSIZE = 256 * 1024
-"""Bytes; docs/guest-kernel.md has the measurements. Before Linux 5.15 the kernel takes 64 KiB of it."""
+"""Bytes; docs/guest-kernel.md says why. Before Linux 5.15 the kernel takes 64 KiB of it."""
 DEFAULT_TIMEOUT = 30.0
 CACHES = ("auto", "none", "loose", "mmap", "readahead")
 _DIRECT_SINCE = (6, 4)
@@ -253,7 +253,7 @@ def choose(cache: str, msize: int | None, *, read_only: bool, release: str = "")
     What the host changes must be seen at once, so programs' reads and writes are not kept in the guest. A mount that
     can be written to also takes shared writable mappings (SQLite's WAL, linkers): ``cache=mmap``, and since Linux 6.4
     ``directio`` with it, without which that mode keeps reads and writes too. `release` is uname(2)'s; the running
-    kernel's unless given. docs/guest-kernel.md has what was measured.
+    kernel's unless given. docs/guest-kernel.md has what each mode gives.
     """
     if cache == "auto":
         match = re.match(r"([0-9]{1,5})\.([0-9]{1,5})", release or os.uname().release)
