@@ -82,3 +82,5 @@ def test_the_daemons_unit_lets_mount_processes_enclose_themselves() -> None:
     assert allowed >= {"mount", "umount2", "pivot_root", "open_tree", "move_mount", "mount_setattr"}
     (namespaces,) = (value for key, value in settings if key == "RestrictNamespaces")
     assert set(namespaces.split()) == {"user", "mnt"}
+    (capabilities,) = (value for key, value in settings if key == "CapabilityBoundingSet")
+    assert "CAP_SYS_ADMIN" in capabilities.split(), "a mount process of root's own VMs needs it for that"

@@ -15,10 +15,13 @@ from tests.processes import DEADLINE
 
 from uvmshare import errors
 from uvmshare.daemon.documents import NewShare
+from uvmshare.fileserver.device import FileServer
 from uvmshare.testing.client import Client as Guest
 
 if TYPE_CHECKING:
     from tests.daemon.harness import Home
+
+    from uvmshare.share.interfaces import Plan9Share
 
 
 def test_leases_run_afresh_after_a_restart_and_end(home: Home) -> None:
@@ -35,6 +38,24 @@ def test_leases_run_afresh_after_a_restart_and_end(home: Home) -> None:
         daemon.pass_time(1)
         (share,) = client.shares("vm")
         assert [each.owner for each in share.references] == ["held"]
+
+
+def test_a_lease_that_is_over_does_not_run_afresh_after_a_restart(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuses(server: FileServer, share: Plan9Share) -> None:
+        raise errors.ComputeSystemError("it will not have it")  # noqa: EM101, TRY003
+
+    path = home.directory("project")
+    with home.running() as daemon:
+        daemon.add_vm()
+        daemon.add_share(path, owner="leased", lease=30)
+        with monkeypatch.context() as patched:
+            patched.setattr(FileServer, "remove_plan9", refuses)
+            daemon.pass_time(30)
+        with home.client() as client:
+            assert [share.name for share in client.shares("vm")] == ["0"]
+    with home.running() as daemon, home.client() as client:
+        daemon.pass_time(0)
+        assert client.shares("vm") == []
 
 
 def test_a_directory_that_is_gone_meanwhile_hinders_nobody(home: Home) -> None:

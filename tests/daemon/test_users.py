@@ -286,6 +286,22 @@ def test_what_root_holds_in_a_users_vm_is_not_the_users(alice: User, client: Cli
     assert kinds == ["vm.added", "share.held", "share.released"]
 
 
+def test_force_takes_a_share_from_all_whom_the_user_may_release_and_from_everybody_for_root(
+    alice: User, client: Client
+) -> None:
+    alice.add_vm()
+    name = alice.add_share(alice.folder, read_only=True, owner="one")
+    assert alice.add_share(alice.folder, read_only=True, owner="two") == name
+    assert client.add_share(f"{ALICE}:vm", NewShare(path=alice.folder, read_only=True)).name == name
+    with pytest.raises(errors.StillInUse, match=r"another user.*root can take it from everybody"):
+        alice.do(lambda mine: mine.release_share("vm", name, force=True))
+    (left,) = client.shares(f"{ALICE}:vm")
+    assert [reference.uid for reference in left.references] == [0]
+    assert alice.add_share(alice.folder, read_only=True, owner="one") == name
+    assert client.release_share(f"{ALICE}:vm", name, force=True).ended
+    assert client.shares(f"{ALICE}:vm") == []
+
+
 def test_the_figures_of_what_root_holds_in_a_users_vm_are_not_the_users(
     daemon: Running, alice: User, client: Client
 ) -> None:

@@ -13,12 +13,12 @@ import asyncio
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
-from uvmshare.errors import JournalDamaged, JournalError, JournalFull, JournalReadOnly
+from uvmshare.errors import JournalDamaged, JournalError, JournalFull, JournalReadOnly, OutcomeNotWritten
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 from uvmshare.share.recovery import Done
@@ -90,7 +90,7 @@ async def full_at_every_size(directory: str) -> int:
 
 
 async def full_and_freed(directory: str) -> int:
-    """While the disk is full nothing changes, and when there is space it goes on by itself."""
+    """While the disk is full nothing is added, what is released is off the VM, and with space it goes on by itself."""
     vm = ListingFakeVM()
     with file_system(os.path.join(directory, "disk"), MIB) as path, SqliteJournal(path) as journal:
         manager = Manager(vm, journal=journal.for_vm())
@@ -107,11 +107,31 @@ async def full_and_freed(directory: str) -> int:
                 await manager.add_to_vm(options(9999), owner="b")
         assert manager.shares() == before
         assert len(vm.calls) == calls
+        with suppress(OutcomeNotWritten):
+            await manager.remove_from_vm("0", owner="a")
+        assert "0" not in vm.shares
         os.unlink(ballast)
-        await manager.remove_from_vm("0", owner="a")
+        await manager.remove_from_vm("1", owner="a")
         await manager.add_to_vm(options(9999), owner="b")
         await manager.detach()
+        assert {"0", "1"}.isdisjoint((await journal.for_vm().load()).shares)
     return 6 + len(names)
+
+
+async def full_of_what_a_guest_wrote(directory: str) -> int:
+    """What was written down once leaves room in the log: the end of a share is written down on a full disk too."""
+    vm = ListingFakeVM()
+    with file_system(os.path.join(directory, "disk"), MIB) as path, SqliteJournal(path) as journal:
+        manager = Manager(vm, journal=journal.for_vm())
+        for number in range(10):
+            await manager.add_to_vm(options(number), owner="a")
+        ballast = os.path.join(os.path.dirname(path), "ballast")
+        subprocess.run(["dd", "if=/dev/zero", f"of={ballast}", "bs=512"], check=False, stderr=subprocess.DEVNULL)
+        await manager.release_owner("a")
+        assert not vm.shares
+        assert not manager.shares()
+        await manager.detach()
+    return 10
 
 
 async def read_only(directory: str) -> int:

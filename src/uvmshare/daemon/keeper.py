@@ -74,11 +74,13 @@ class LeaseKeeper:
         self._changed.set()
 
     def forget(self, *keys: LeaseKey) -> None:
-        """Forget leases, those that there are."""
-        dropped = [key for key in keys if self._leases.drop(key)]
+        """Forget leases, those that there are. Raises `DaemonError` when the store cannot: they are there still."""
+        known = [key for key in keys if key in self._leases]
+        if known:
+            self._store.drop_leases(known)
+        for key in known:
+            self._leases.drop(key)
         self._over.difference_update(keys)
-        if dropped:
-            self._store.drop_leases(dropped)
 
     def of_vm(self, vm: VmKey) -> list[LeaseKey]:
         """Return what is leased in a VM."""

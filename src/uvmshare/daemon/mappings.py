@@ -336,7 +336,6 @@ class Mappings:
     def _note_release(self, machine: Machine, key: MountLease, kind: str, host_path: str) -> None:
         holder = holder_of(key.owner)
         assert holder is not None
-        self._strike(key)
         self._events.emit(
             kind,
             key.vm,
@@ -346,6 +345,7 @@ class Mappings:
             guest_path=key.mount_path,
             guest=self.guest_words(machine, key.mount_path),
         )
+        self._strike(key)  # last: it is true whether the disk takes it or not
 
     def _store_forgets(self, key: MountLease) -> None:
         """Strike a holder out before he loses the mount. A disk that takes nothing is no reason for him to keep it."""

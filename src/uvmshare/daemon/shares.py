@@ -230,12 +230,13 @@ class Shares:
         after = machine.share(name)
         path = info.options.host_path
         if after is None or owner not in after.owners:
-            key = lease_key(vm, owner, info.options)
-            if not _held(machine, key):  # else it is on what he holds of the directory that was there before, or since
-                self._keeper.forget(key)
             self._events.emit(kind, vm, uid=holder[0], share=name, owner=holder[1], path=path)
         if after is None:
             self._events.emit("share.removed", vm, uid=holder[0], share=name, path=path)
+        key = lease_key(vm, owner, info.options)
+        # Else it is on what he holds of the directory that was there before, or since.
+        if (after is None or owner not in after.owners) and not _held(machine, key):
+            self._keeper.forget(key)
 
     def held_by(self, uid: int, machine: Machine) -> Iterator[int]:
         """Give the weight of what a user holds there, once for each owner of his, and of what nobody could take out.

@@ -314,12 +314,18 @@ def _identify(path: str) -> Found | None:
                 if _is_locked(descriptor):
                     return mount
                 os.close(mount.pidfd)
-            elif is_lie or time.monotonic() > give_up:
+                continue
+            is_late = time.monotonic() > give_up
+            if is_lie or is_late:
                 if mount is not None:
                     os.close(mount.pidfd)
-                return _holder(path)
-            else:
-                time.sleep(_PAUSE_SECONDS)
+                holder = _holder(path)
+                if holder is not None:
+                    return holder
+                # One that is ending has closed its files, and the kernel lets go of its lock a moment later.
+                if is_late:
+                    raise FileServerError(_cannot_be_identified(path))
+            time.sleep(_PAUSE_SECONDS)
     finally:
         os.close(descriptor)
 
@@ -356,22 +362,24 @@ def _may_be(mount: Found, path: str) -> bool:
     return _has_open(mount.pid, os.path.realpath(path)) is not False
 
 
-def _holder(path: str) -> Found:
+def _holder(path: str) -> Found | None:
     """Find the process that has a mount's file open, whatever is written there: its share is not known then.
 
-    A mount process that a guest has taken over, on a host without Landlock, may write what it likes. Raises
-    `FileServerError` when there is none to be seen: then nobody could take its share away.
+    A mount process that a guest has taken over, on a host without Landlock, may write what it likes.
     """
     real = os.path.realpath(path)
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid() and _has_open(int(name), real):
             with suppress(ProcessLookupError):
                 return Found(int(name), os.pidfd_open(int(name)), _NO_SHARE, int(os.path.basename(path)), "unknown", 0)
-    msg = (
+    return None
+
+
+def _cannot_be_identified(path: str) -> str:
+    return (
         f"the mount process of {path!r} lives and cannot be identified from here (another PID namespace?): "
         "its share could not be taken away; end it, then start again"
     )
-    raise FileServerError(msg)
 
 
 def _is_locked(descriptor: int) -> bool:

@@ -6,13 +6,17 @@ order, and the two calls to the VM with what is written around them. What must n
 The order that everything rests on: the intent is on the disk, then the VM is called, then the outcome is on the
 disk, then whoever asked is told. What cannot be written down:
 
-- *an intent*: the call is not made. Whoever asked gets the `JournalError`;
+- *that a share is to be added*: the call is not made. Whoever asked gets the `JournalError`;
+- *that a share is to be removed*: the call is made all the same if the VM can tell which shares it has (`ListsShares`),
+  since a guest that fills the disk must not keep its directories. If the process dies before there is room again,
+  `recover` sees that the VM does not have the share, and adds it again for those who held it: no one was told that the
+  end of it was safe. With a VM that cannot tell, a share would be believed there that is not: the call is not made;
 - *that a share was added*: whoever asked gets the error and no reference, and the share is taken out again;
 - *that a share was removed*: it stays visible as an orphan, `OutcomeNotWritten`, and is removed again later, which
   does nothing but write that down.
 
-What is true stays in line and is written with the next attempt, which comes by itself. Until one succeeds, calls that
-would change anything are refused, so that the line stays as short as what was under way.
+What is true stays in line and is written with the next attempt, which comes by itself. Until one succeeds, adds are
+refused, so that the line stays as short as what was there.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from uvmshare.errors import (
     ShareNotFound,
 )
 from uvmshare.share.entry import RETRY_LONGEST, BlockOwner
-from uvmshare.share.interfaces import Plan9Share
+from uvmshare.share.interfaces import ListsShares, Plan9Share
 from uvmshare.share.journal import (
     Added,
     AddIntended,
@@ -237,28 +241,44 @@ class Ledger:
             raise
 
     async def remove(self, vm: VMPlan9, share: Share) -> None:
-        """Remove the share, with its intent written before and its outcome after. Raises what `VMPlan9` says."""
+        """Remove the share, with its intent written before and its outcome after. Raises what `VMPlan9` says.
+
+        Raises `JournalError` when the intent cannot be written and the VM could not tell afterwards what it has.
+        """
+        intended = True
         try:
-            await self.write(RemoveIntended(share.name))
+            await self._intend_removal(share)
         except JournalError:
-            self.note(_as_before(share))
-            raise
+            if self._interrupted is not None or not isinstance(vm, ListsShares):
+                raise
+            intended = False
         try:
             await vm.remove_plan9(Plan9Share(share.name, share.options))
         except NOT_THERE:
             pass
         except OUTCOME_UNKNOWN:
-            self._in_doubt(share)
+            if intended or not share.orphan:
+                self._in_doubt(share)
             raise
         except Exception as error:
-            await self._write_after(error, _as_before(share))
+            if intended:
+                await self._write_after(error, _as_before(share))
             raise
-        self._known.discard(share.name)
+        self.forgotten(share.name)
         try:
-            await self.write(Forgotten(share.name))
+            await self.flush()
         except JournalError as error:
             msg = f"share {share.name} is off the VM, and that could not be written down yet: {error}"
             raise OutcomeNotWritten(msg) from error
+
+    async def _intend_removal(self, share: Share) -> None:
+        """Write down that the VM is about to be asked. Nothing of it stays in line when this raises `JournalError`."""
+        await self.ready()
+        try:
+            await self.write(RemoveIntended(share.name))
+        except JournalError:
+            self.note(_as_before(share))
+            raise
 
     def _in_doubt(self, share: Share) -> None:
         task = asyncio.current_task()

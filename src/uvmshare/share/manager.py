@@ -148,11 +148,12 @@ class Manager(Engine):
         whether the VM removed it, it also becomes an orphan: adding the same options starts a fresh share.
         Cancelling this call does not stop the VM's, whose result counts all the same. With a journal, returns when a
         crash does not bring the reference back, and raises `JournalError` when that cannot be had; calling again
-        tries again.
+        tries again. A VM that can tell which shares it has (`ListsShares`) does not wait for the journal: the share is
+        off it when `OutcomeNotWritten` is raised, and is only held again if the process dies before that is written.
         """
         self._check(owner)
         if self._ledger is not None:
-            await self._ready()
+            await self._read()
         share = self._by_name.get(name)
         while share is not None and share.operation is not None:
             await share.operation.wait()
@@ -192,7 +193,7 @@ class Manager(Engine):
             raise TypeError(msg)
         self._check(owner)
         if self._ledger is not None:
-            await self._ready()
+            await self._read()
         names = tuple(name for name, share in self._by_name.items() if share.held_by(owner))
         left = await failures_of({name: self.remove_from_vm(name, owner=owner) for name in names})
         if left:
@@ -438,15 +439,13 @@ class Manager(Engine):
             msg = "this Manager was closed and adds no more shares: make a new one"
             raise ManagerClosed(msg)
 
-    async def _ready(self) -> None:
-        """Return when the tables hold what the journal says, and it can be written. For Managers with a journal."""
-        assert self._ledger is not None
+    async def _read(self) -> None:
+        """Return when the tables hold what the journal says. For Managers with a journal."""
         if self._detached:
             msg = "this Manager was detached, and another one may have its shares now: ask that one"
             raise ManagerClosed(msg)
         if not self._recovered:
             await self._recover_once(recovery.How())
-        await self._ledger.ready()
 
     # ------------------------------------------------------------------ claims and references
 
@@ -454,7 +453,8 @@ class Manager(Engine):
         """Return the share, live, with a claim on it that becomes `_keep` or `_withdraw`."""
         if self._ledger is not None:
             self._admit(options)
-            await self._ready()
+            await self._read()
+            await self._ledger.ready()
         while True:
             self._admit(options)
             share = self._find(options) or self._allocate(options)

@@ -65,12 +65,13 @@ async def test_closing_says_when_the_journal_does_not_know_of_it(
 
 
 async def test_closing_says_what_is_left_rather_than_that_the_journal_is_broken(
-    journal: FakeJournal, manager: Manager
+    vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
     await manager.add_to_vm(ONE, owner="a")
     journal.broken = True
-    with pytest.raises(SharesLeft, match="share 0: the test says that the append fails"):
+    with pytest.raises(SharesLeft, match=r"share 0 is off the VM.* the test says that the append fails"):
         await manager.aclose()
+    assert not vm.shares
     journal.broken = False
     await manager.aclose()
     assert journal.state == JournalState(1)

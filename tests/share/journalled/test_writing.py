@@ -10,14 +10,21 @@ from tests.share.harness import HERE, ONE, OTHER
 from tests.share.journalled.harness import only, records_in_flight
 from tests.virtual_time import settle
 
-from uvmshare.errors import ComputeSystemError, InvalidOptions, JournalError, OutcomeNotWritten, OutcomeUnknown
+from uvmshare.errors import (
+    ComputeSystemError,
+    InvalidOptions,
+    JournalError,
+    OutcomeNotWritten,
+    OutcomeUnknown,
+    SharesLeft,
+)
 from uvmshare.share import journal as written
 from uvmshare.share.journal import JournalledShare, Phase
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 from uvmshare.share.recovery import Done
 from uvmshare.share.state import ShareState
-from uvmshare.testing.fakes import Reply
+from uvmshare.testing.fakes import FakeVM, Reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -176,7 +183,7 @@ async def test_an_add_whose_outcome_cannot_be_written_is_no_reference_and_is_tak
     assert not journal.state.shares
 
 
-async def test_while_a_journal_cannot_be_written_what_is_held_stays_and_nothing_changes(
+async def test_while_a_journal_cannot_be_written_nothing_is_added(
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
     await manager.add_to_vm(ONE, owner="a")
@@ -189,8 +196,6 @@ async def test_while_a_journal_cannot_be_written_what_is_held_stays_and_nothing_
     changes: tuple[Callable[[], Coroutine[object, object, object]], ...] = (
         lambda: manager.add_to_vm(OTHER, owner="a"),
         lambda: manager.add_to_vm(ONE, owner="c"),
-        lambda: manager.remove_from_vm("0", owner="b"),
-        lambda: manager.release_owner("a"),
         manager.recover,
     )
     for change in changes:
@@ -209,11 +214,83 @@ async def test_while_a_journal_cannot_be_written_what_is_held_stays_and_nothing_
     assert journal.state.shares["0"].owners == ("a",)
 
 
-async def test_a_removal_whose_intent_cannot_be_written_leaves_the_share_to_its_owner(
+async def test_a_broken_journal_keeps_no_directory_in_the_guest(
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
     await manager.add_to_vm(ONE, owner="a")
-    journal.replies.append(Reply.LOSE_AFTER)
+    await manager.add_to_vm(ONE, owner="b")
+    journal.broken = True
+    with pytest.raises(JournalError):
+        await manager.remove_from_vm("0", owner="a")
+    assert vm.shares, "the other one holds it"
+    with pytest.raises(OutcomeNotWritten, match="share 0 is off the VM"):
+        await manager.remove_from_vm("0", owner="b")
+    assert not vm.shares
+    (info,) = manager.shares()
+    assert (info.orphan, info.owners) == (True, ("b",))
+    with pytest.raises(JournalError):
+        await manager.add_to_vm(ONE, owner="c")
+    assert manager._ledger is not None
+    await asyncio.sleep(120)
+    line = len(manager._ledger._line)
+    await asyncio.sleep(3600)
+    assert len(manager._ledger._line) == line, "trying it again and again puts nothing more in line"
+    assert not vm.shares
+    journal.broken = False
+    await asyncio.sleep(60)
+    assert not manager.shares()
+    assert not journal.state.shares
+
+
+async def test_an_owner_that_is_gone_loses_all_it_holds_whatever_the_journal_says(
+    vm: ListingFakeVM, journal: FakeJournal, manager: Manager
+) -> None:
+    await manager.add_to_vm(ONE, owner="a")
+    await manager.add_to_vm(OTHER, owner="a")
+    journal.broken = True
+    with pytest.raises(SharesLeft, match="off the VM"):
+        await manager.release_owner("a")
+    assert not vm.shares
+
+
+async def test_a_removal_that_was_not_written_down_is_undone_by_a_crash_and_can_be_asked_for_again(
+    vm: ListingFakeVM, journal: FakeJournal, manager: Manager
+) -> None:
+    await manager.add_to_vm(ONE, owner="a")
+    journal.broken = True
+    with pytest.raises(OutcomeNotWritten):
+        await manager.remove_from_vm("0", owner="a")
+    journal.broken = False
+    later = Manager(vm, journal=journal)
+    found = only(await later.recover())
+    assert (found.done, found.owners) == (Done.ADDED_AGAIN, ("a",))
+    await later.remove_from_vm("0", owner="a")
+    assert not vm.shares
+    await later.aclose()
+
+
+async def test_the_vm_fails_while_the_journal_does_and_the_owner_keeps_the_share(
+    vm: ListingFakeVM, journal: FakeJournal, manager: Manager
+) -> None:
+    await manager.add_to_vm(ONE, owner="a")
+    journal.broken = True
+    vm.replies.append(Reply.FAIL)
+    with pytest.raises(ComputeSystemError, match="the test says that it fails"):
+        await manager.remove_from_vm("0", owner="a")
+    assert manager.shares()[0].owners == ("a",)
+    journal.broken = False
+    await asyncio.sleep(60)
+    assert journal.state.shares["0"] == JournalledShare("0", ONE, Phase.ADDED, ("a",))
+
+
+@pytest.mark.parametrize("reply", [Reply.FAIL, Reply.LOSE_AFTER])
+async def test_a_vm_that_cannot_tell_what_it_has_is_asked_for_no_removal_that_is_not_written_down(
+    journal: FakeJournal, reply: Reply
+) -> None:
+    vm = FakeVM()
+    manager = Manager(vm, journal=journal)
+    await manager.add_to_vm(ONE, owner="a")
+    journal.replies.append(reply)
     with pytest.raises(JournalError):
         await manager.remove_from_vm("0", owner="a")
     assert vm.shares
@@ -223,6 +300,7 @@ async def test_a_removal_whose_intent_cannot_be_written_leaves_the_share_to_its_
     assert journal.state.shares["0"] == JournalledShare("0", ONE, Phase.ADDED, ("a",))
     await manager.remove_from_vm("0", owner="a")
     assert not vm.shares
+    await manager.aclose()
 
 
 async def test_a_removal_whose_outcome_cannot_be_written_stays_visible_and_is_in_nobodys_way(
