@@ -59,34 +59,25 @@ format: $(STAMP)  ## Format the sources and mend what the linter can mend
 packages:
 	tools/packages test
 
-# Two runs beside each other, one a core, of about the same length. What boots guests waits for them most of the time.
-# Of those that run beside, EXHAUSTIVE is not measured: these try every order of events or send hundreds of thousands
-# of requests, and measuring would make them three times as slow and tell nothing that the rest does not.
-EXHAUSTIVE := $(wildcard tests/share/test_interleavings.py tests/share/test_crash_orders.py \
-	tests/mounts/test_interleavings.py tests/conformance tests/hostile)
-BESIDE := $(wildcard tests/guest tests/daemon)
-
 .PHONY: test
-test: packages lint  ## Every check and every test but the long ones, with coverage
-	@mkdir -p .cache
+test: packages lint  ## Every check and every test but the long ones
+	$(BIN)/python tools/run_tests.py quick $(PYTEST_ARGS)
+
+# Measuring makes them half as slow again, and CI has no time for that.
+.PHONY: coverage
+coverage: packages $(STAMP)  ## The tests of `make test` once more, measured: fails below the coverage that is asked for
 	@$(COVERAGE) erase
-	@{ status=0; \
-	   $(BIN)/pytest -m 'not long' $(PYTEST_ARGS) $(EXHAUSTIVE) || status=$$?; \
-	   $(COVERAGE) run -m pytest -m 'not long' $(PYTEST_ARGS) $(BESIDE) || status=$$?; \
-	   exit $$status; } >.cache/beside.log 2>&1 & beside=$$!; \
-	trap 'kill $$beside 2>/dev/null || true' EXIT; \
-	status=0; \
-	$(COVERAGE) run -m pytest -m 'not long' $(addprefix --ignore ,$(EXHAUSTIVE) $(BESIDE)) $(PYTEST_ARGS) || status=$$?; \
-	echo 'waiting for the tests that run beside these ($(EXHAUSTIVE) $(BESIDE)); what they print:'; \
-	wait $$beside || status=$$?; \
-	cat .cache/beside.log; \
-	exit $$status
+	$(BIN)/python tools/run_tests.py quick --coverage $(PYTEST_ARGS)
 	@$(COVERAGE) combine --quiet
 	$(COVERAGE) report
 
 .PHONY: test-long
-test-long: packages $(STAMP)  ## The long tests, beside each other
-	$(BIN)/python tools/long_tests.py $(PYTEST_ARGS)
+test-long: packages $(STAMP)  ## The long tests that CI runs too, beside each other: half an hour
+	$(BIN)/python tools/run_tests.py long $(PYTEST_ARGS)
+
+.PHONY: soak
+soak: packages $(STAMP)  ## What is too long for CI: the whole conformance matrix, a million races, every kill point; hours
+	$(BIN)/python tools/run_tests.py soak $(PYTEST_ARGS)
 
 # What every test found stays below .cache/conformance, for the page.
 .PHONY: conformance

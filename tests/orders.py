@@ -55,10 +55,10 @@ class Bounds(Protocol):
 
 
 def searches(short: Sequence[Bounds], long: Sequence[Bounds]) -> pytest.MarkDecorator:
-    """Make a test one of each of these; the long ones are not in `make test`."""
+    """Make a test one of each of these; the long ones are in `make soak` alone."""
     return pytest.mark.parametrize(
         "bounds",
-        [*short, *(pytest.param(bounds, marks=pytest.mark.long) for bounds in long)],
+        [*short, *(pytest.param(bounds, marks=pytest.mark.soak) for bounds in long)],
         ids=lambda bounds: bounds.title,
     )
 

@@ -1,6 +1,6 @@
 """Writes docs/reliability.md from what the last runs of the reliability tests tried and lost.
 
-    make test-long && .venv/bin/python tools/reliability.py
+    make soak && .venv/bin/python tools/reliability.py
 
 Each test leaves its `Tries` below .cache/reliability (`results.py` says what they are); the beginning of their name
 says which table the row is in (`_TABLES`). A test that finds a loss fails, and writes nothing; so the page also says
@@ -22,7 +22,7 @@ PAGE: Final = TREE / "docs" / "reliability.md"
 _HEAD: Final = """# Reliability
 
 What may go wrong was made to go wrong, at every point where it can, and then it was asked whether anything was lost.
-These are the figures of the last runs; `make test` runs a selection, `make test-long` everything, and
+These are the figures of the last runs; `make test` runs a selection, `make soak` everything, and
 `python tools/reliability.py` writes this page. What holds, and what you have to do for it, is in
 [journal.md](journal.md) and [architecture.md](architecture.md).
 
@@ -103,7 +103,7 @@ def _table(results: list[Tries], *, with_commits: bool) -> list[str]:
 def page(results: list[Tries]) -> str:
     """Return the page for these results."""
     known = {result.name for result in results}
-    # What make test tries is a part of what make test-long does.
+    # What make test tries is a part of what make soak does.
     every = [result for result in results if result.name.removesuffix("-short") not in known - {result.name}]
     with_commits = len({result.commit for result in every}) > 1
     lines = [_HEAD]

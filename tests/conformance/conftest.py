@@ -39,6 +39,18 @@ def directory() -> Iterator[str]:
     shutil.rmtree(made)
 
 
+def _leave_to_the_soak(items: list[pytest.Item], kernel: Callable[[pytest.Item], str]) -> None:
+    """Of each long test, leave all settings but the first on each kernel to ``make soak``."""
+    seen = set()
+    for item in items:
+        if item.get_closest_marker("long") is None or item.get_closest_marker("soak") is not None:
+            continue
+        key = (item.path, getattr(item, "originalname", item.name), kernel(item))
+        if key in seen:
+            item.add_marker("soak")
+        seen.add(key)
+
+
 @pytest.hookimpl(tryfirst=True)  # -m looks at the marks behind this
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of one kernel together, so that each guest boots once, and mark those of the newer kernel."""
@@ -52,6 +64,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in ours:
         if kernel(item) == NEWER:
             item.add_marker("newer_kernel")
+    _leave_to_the_soak(ours, kernel)
     slots = [index for index, item in enumerate(items) if item in ours]
     for index, item in zip(slots, sorted(ours, key=kernel), strict=True):
         items[index] = item

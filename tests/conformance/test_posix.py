@@ -84,7 +84,7 @@ def test_some_posix_checks_come_out_as_on_ext4(bench: Callable[[str], Bench], di
         # What the security model decides: the rest is the same code as above.
         (Setting("6.12", model="mapped-xattr"), ("creation", "times", "owners")),
         # Permissions are the kernel's own, and the newer one has looked at them.
-        (Setting("6.1"), WHOLE[:-1]),
+        pytest.param(Setting("6.1"), WHOLE[:-1], marks=pytest.mark.soak),
     ],
     ids=lambda value: str(value) if isinstance(value, Setting) else f"{len(value)}-parts",
 )

@@ -304,7 +304,7 @@ LONG: Final = 1_000_000 // BATCH
 """Rounds of a million tries."""
 
 
-@pytest.mark.long
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("model", "attacker", "kind", "share"),
     [

@@ -312,7 +312,7 @@ HUGE = (
     Bounds("a named share: three owners, a cancellation, a fault", (A, B, C), mapped=False, cancels=1, faults=1),
     Bounds("a named share: two owners, two restarts, a cancellation", (A, B), mapped=False, restarts=2, cancels=1),
 )
-"""These take from minutes to an hour each: ``UVMSHARE_ALL_ORDERS=1 make test-long`` tries them too."""
+"""These take from minutes to an hour each: ``UVMSHARE_ALL_ORDERS=1 make soak`` tries them too."""
 
 
 @pytest.fixture(autouse=True)

@@ -402,7 +402,8 @@ def test_a_supervisor_killed_before_some_lines_of_it_loses_nothing(zygote: Zygot
     kill_everywhere(zygote, name, 17)
 
 
-@pytest.mark.long
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", WAYS)
 def test_a_supervisor_killed_before_any_line_of_it_loses_nothing(zygote: Zygote, name: str) -> None:
     kill_everywhere(zygote, name, 1)

@@ -1,6 +1,6 @@
 """A soak: random adds, removes, crashes of any part, and guests that come and go; nothing is lost or left.
 
-``SOAK_SECONDS`` is how long it takes (600 in `make test-long`), ``SOAK_SEED`` what comes in which order. The Manager
+``SOAK_SECONDS`` is how long it takes (600 in `make soak`), ``SOAK_SEED`` what comes in which order. The Manager
 lives in a process of its own (`keeper`), with a journal. Killed with kill -9 are that process, the supervisor, mount
 processes and guests, also while calls are under way. After each step it is asked:
 
@@ -374,7 +374,7 @@ def test_a_short_soak_loses_nothing() -> None:
     soak(20, "soak-short")
 
 
-@pytest.mark.long
+@pytest.mark.soak
 @pytest.mark.timeout(7200)
 def test_a_soak_loses_nothing() -> None:
     soak(float(os.environ.get("SOAK_SECONDS", "600")), "soak")

@@ -239,7 +239,7 @@ _crashes: set[tuple[bytes, tuple[bool, ...]]] = set()
 """Every state that a process died in, with what became of the calls in flight."""
 
 
-@pytest.mark.parametrize("which", ["short", pytest.param("long", marks=pytest.mark.long)])
+@pytest.mark.parametrize("which", ["short", pytest.param("long", marks=pytest.mark.soak)])
 def test_the_orders_that_were_tried_are_counted(which: str) -> None:
     """For docs/reliability.md: a search that failed has not come here."""
     assert _counted

@@ -189,7 +189,7 @@ def test_a_call_or_append_that_fails_in_any_way_loses_nothing(vm_class: type[Fak
     )
 
 
-@pytest.mark.long
+@pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_two_that_fail_in_any_way_lose_nothing() -> None:
     calls, appends = live((), ListingFakeVM, time_passes=True)

@@ -433,5 +433,5 @@ class LongWalk(Walk):
     """The same from another beginning every time."""
 
 
-TestLongWalk = pytest.mark.long(LongWalk.TestCase)
+TestLongWalk = pytest.mark.soak(LongWalk.TestCase)
 TestLongWalk.settings = settings(max_examples=500, stateful_step_count=150, deadline=None)

@@ -142,7 +142,7 @@ def test_a_planted_defect_loses_something_that_is_found(lives: Lives) -> None:
         try_some()
 
 
-@pytest.mark.long
+@pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("twice", [False, True])
 @pytest.mark.parametrize("lists", [True, False])

@@ -1,0 +1,142 @@
+"""Run one kind of tests, in groups beside each other: ``tools/run_tests.py quick|long|soak [--coverage] [ARG...]``.
+
+What lives here: the groups, and how many of them run at a time. What must not: which tests are long, or for the soak;
+the mark at each says so, and what is in no group of its own is in the group "rest".
+
+`quick` is ``make test``, `long` what CI runs after it, `soak` what is run by hand. What a group prints is kept in
+.cache/KIND-GROUP.log and shown when it ends. Other arguments are pytest's.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Final
+
+ROOT: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+BIN: Final = os.path.join(ROOT, ".venv", "bin")
+NONE_COLLECTED: Final = 5
+"""pytest's status when the arguments chose nothing of a group."""
+
+_SOAK: Final = "tests/reliability/test_soak.py"
+_SEARCHES: Final = (
+    "tests/share/test_interleavings.py",
+    "tests/share/test_crash_orders.py",
+    "tests/mounts/test_interleavings.py",
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some of the tests: where they are, and what of these."""
+
+    name: str
+    where: tuple[str, ...]
+    marks: str = ""
+
+    def without(self, *others: Group) -> Group:
+        """Return this group without what is in the others."""
+        ignored = tuple(f"--ignore={path}" for other in others for path in other.where if not path.startswith("-"))
+        return Group(self.name, (*self.where, *ignored), self.marks)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Tests that are run together."""
+
+    marks: str
+    lanes: int
+    groups: tuple[Group, ...]
+    """The longest first."""
+    options: tuple[str, ...] = ("--durations=15", "--durations-min=5")
+
+
+def kind(marks: str, lanes: int, *groups: Group, options: tuple[str, ...] = Kind.options) -> Kind:
+    """Return a kind of these groups, and of one more that has the rest."""
+    return Kind(marks, lanes, (*groups, Group("rest", ("tests",)).without(*groups)), options)
+
+
+_CONFORMANCE: Final = "tests/conformance"
+_BY_KERNEL: Final = (
+    Group("newer-kernel", (_CONFORMANCE,), "newer_kernel"),
+    Group("older-kernel", (_CONFORMANCE,), "not newer_kernel"),
+)
+_LONG: Final = (
+    *_BY_KERNEL,
+    Group("guest", ("tests/guest",)),
+    Group("hostile", ("tests/hostile",)),
+    Group("soak", (_SOAK,)),
+    Group("kills", ("tests/reliability", f"--ignore={_SOAK}")),
+)
+KINDS: Final = {
+    # Three at a time on two cores: much of what they do is to wait for processes that they start.
+    "quick": kind(
+        "not long and not soak",
+        3,
+        Group("fileserver", ("tests/fileserver",)),
+        Group("daemon", ("tests/daemon",)),
+        Group("guest", ("tests/guest",)),
+        Group("hostile", ("tests/hostile",)),
+        Group("searches", _SEARCHES),
+        Group("conformance", (_CONFORMANCE,)),
+        Group("reliability", ("tests/reliability", "tests/sqlite_journal")),
+    ),
+    "long": kind("long and not soak", 2, *_LONG, options=("--timeout=3600", *Kind.options)),
+    "soak": kind("soak", 2, *_LONG, options=("--timeout=7200", *Kind.options)),
+}
+
+
+class Run:
+    """One run of a kind of tests."""
+
+    def __init__(self, name: str, more: list[str]) -> None:
+        self._name = name
+        self._kind = KINDS[name]
+        self._pytest = [os.path.join(BIN, "pytest")]
+        if "--coverage" in more:
+            self._pytest = [os.path.join(BIN, "coverage"), "run", "-m", "pytest"]
+        self._more = [argument for argument in more if argument != "--coverage"]
+        self._begun = time.monotonic()
+        os.makedirs(os.path.join(ROOT, ".cache"), exist_ok=True)
+
+    def _say(self, text: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - self._begun), 60)
+        sys.stdout.write(f"[{minutes}:{seconds:02}] {text}\n")
+        sys.stdout.flush()
+
+    def _log(self, group: Group) -> str:
+        return os.path.join(ROOT, ".cache", f"{self._name}-{group.name}.log")
+
+    def _run(self, group: Group) -> int:
+        self._say(f"{group.name} begins")
+        marks = f"{self._kind.marks} and {group.marks}" if group.marks else self._kind.marks
+        command = [*self._pytest, "-m", marks, *self._kind.options, *group.where, *self._more]
+        with open(self._log(group), "w") as log:
+            return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, check=False).returncode
+
+    def run(self) -> int:
+        """Run all groups; 1 when something failed or nothing was there to run."""
+        statuses = {}
+        with ThreadPoolExecutor(self._kind.lanes) as lanes:
+            running = {lanes.submit(self._run, group): group for group in self._kind.groups}
+            for done in as_completed(running):
+                group = running[done]
+                statuses[group.name] = done.result()
+                with open(self._log(group)) as log:
+                    sys.stdout.write(log.read())
+                ended = f"{len(statuses)} of {len(running)} groups"
+                self._say(f"{group.name} ends, {ended}: status {statuses[group.name]}")
+        failed = [name for name, status in statuses.items() if status not in (0, NONE_COLLECTED)]
+        if failed:
+            sys.stderr.write(f"failed: {', '.join(failed)}; the whole of each is in .cache/{self._name}-GROUP.log\n")
+        return int(bool(failed) or 0 not in statuses.values())
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == [] or sys.argv[1] not in KINDS:
+        sys.exit(f"usage: {sys.argv[0]} {'|'.join(KINDS)} [--coverage] [pytest's arguments]")
+    sys.exit(Run(sys.argv[1], sys.argv[2:]).run())
