@@ -31,8 +31,8 @@ _HEAD: Final = """# Conformance
 Can a Linux guest tell a share from a good local disk? A real guest mounts shares with its kernel's own 9P client and
 works in them: POSIX checks, each held against the same check on an ext4 of the guest's own; programs that verify what
 they wrote; locks, attributes and listings while others interfere; and a hostile guest that only tries to break out.
-This page is written by `make conformance` from what the last `make test`, `make test-long` and `make soak` found, and by
-nothing else.
+This page is written by `make conformance` from what the last `make test`, `make test-long` and `make soak`
+found, and by nothing else.
 """
 
 _READING: Final = """A setting is the guest's kernel, the server's security model, and the client's mount options:

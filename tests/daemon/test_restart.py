@@ -21,7 +21,7 @@ from uvmshare.testing.client import Client as Guest
 if TYPE_CHECKING:
     from tests.daemon.harness import Home
 
-    from uvmshare.share.interfaces import Plan9Share
+    from uvmshare.hcs.schema import ModifySettingRequest
 
 
 def test_leases_run_afresh_after_a_restart_and_end(home: Home) -> None:
@@ -41,7 +41,7 @@ def test_leases_run_afresh_after_a_restart_and_end(home: Home) -> None:
 
 
 def test_a_lease_that_is_over_does_not_run_afresh_after_a_restart(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def refuses(server: FileServer, share: Plan9Share) -> None:
+    async def refuses(server: FileServer, request: ModifySettingRequest) -> None:
         raise errors.ComputeSystemError("it will not have it")  # noqa: EM101, TRY003
 
     path = home.directory("project")
@@ -49,7 +49,7 @@ def test_a_lease_that_is_over_does_not_run_afresh_after_a_restart(home: Home, mo
         daemon.add_vm()
         daemon.add_share(path, owner="leased", lease=30)
         with monkeypatch.context() as patched:
-            patched.setattr(FileServer, "remove_plan9", refuses)
+            patched.setattr(FileServer, "modify", refuses)
             daemon.pass_time(30)
         with home.client() as client:
             assert [share.name for share in client.shares("vm")] == ["0"]

@@ -118,22 +118,6 @@ async def full_and_freed(directory: str) -> int:
     return 6 + len(names)
 
 
-async def full_of_what_a_guest_wrote(directory: str) -> int:
-    """What was written down once leaves room in the log: the end of a share is written down on a full disk too."""
-    vm = ListingFakeVM()
-    with file_system(os.path.join(directory, "disk"), MIB) as path, SqliteJournal(path) as journal:
-        manager = Manager(vm, journal=journal.for_vm())
-        for number in range(10):
-            await manager.add_to_vm(options(number), owner="a")
-        ballast = os.path.join(os.path.dirname(path), "ballast")
-        subprocess.run(["dd", "if=/dev/zero", f"of={ballast}", "bs=512"], check=False, stderr=subprocess.DEVNULL)
-        await manager.release_owner("a")
-        assert not vm.shares
-        assert not manager.shares()
-        await manager.detach()
-    return 10
-
-
 async def read_only(directory: str) -> int:
     """A file system that is read-only is said before anything is touched; what is there is not changed."""
     vm = ListingFakeVM()

@@ -28,7 +28,7 @@ from uvmshare.sqlite_journal import SqliteJournal
 from uvmshare.sqlite_journal.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Hashable, Iterable, Mapping, Sequence
 
     from uvmshare.share.interfaces import Plan9Share
     from uvmshare.share.journal import Record
@@ -62,7 +62,7 @@ class Points:
             self()
             run(handle)
 
-        def counted_write(store: Store, batches: Sequence[tuple[str, Sequence[Record]]]) -> None:
+        def counted_write(store: Store, batches: Iterable[tuple[str, Sequence[Record]]]) -> None:
             write(store, batches)
             self()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -204,26 +203,10 @@ class Store:
 
     def _write(self, statement: str, *rows: tuple[object, ...]) -> None:
         try:
-            try:
-                self._write_all(statement, rows)
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
-                    raise
-                # The log is used again from its start: what is struck out finds room there on a full disk.
-                self._db.execute("PRAGMA wal_checkpoint(RESTART)")
-                self._write_all(statement, rows)
+            with self._db:
+                self._db.executemany(statement, rows)
         except sqlite3.Error as error:
             raise self._failed(error) from error
-
-    def _write_all(self, statement: str, rows: tuple[tuple[object, ...], ...]) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            self._db.executemany(statement, rows)
-            self._db.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):
-                self._db.execute("ROLLBACK")
-            raise
 
     def _read(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         try:

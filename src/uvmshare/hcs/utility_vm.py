@@ -114,6 +114,11 @@ class UtilityVM:
         """Send the Remove document of the share. Raises what the compute system's `modify` raises."""
         await self._compute_system.modify(removal(share.name, self._port))
 
+    @property
+    def lists_shares(self) -> bool:
+        """Whether the compute system can tell which shares it has."""
+        return isinstance(self._compute_system, ListsPlan9Shares)
+
     async def list_plan9(self) -> Mapping[str, ListedShare] | None:
         """Return the shares that the VM has, by name; None when its compute system cannot tell.
 

@@ -109,6 +109,10 @@ class TellsExit(Protocol):
 class ListsShares(Protocol):
     """A VM that can be asked which shares it has. Recovery settles what is in doubt by its answer (HCS has none)."""
 
+    @property
+    def lists_shares(self) -> bool:
+        """Whether it can tell at all. What a Manager could not write down of such a VM is found out by asking it."""
+
     async def list_plan9(self) -> Mapping[str, ListedShare] | None:
         """Return every share that the VM has now, by name; None when it cannot tell after all.
 

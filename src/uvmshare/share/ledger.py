@@ -249,7 +249,7 @@ class Ledger:
         try:
             await self._intend_removal(share)
         except JournalError:
-            if self._interrupted is not None or not isinstance(vm, ListsShares):
+            if self._interrupted is not None or not (isinstance(vm, ListsShares) and vm.lists_shares):
                 raise
             intended = False
         try:

@@ -206,7 +206,7 @@ class SqliteJournal:
     def _write(self, appends: list[_Append]) -> None:
         try:
             store = self._opened()
-            store.write([(append.vm, append.records) for append in appends])
+            store.write((append.vm, append.records) for append in appends)
         except Exception as error:
             self._forget_store(error)
             raise

@@ -46,7 +46,7 @@ from uvmshare.share.options import AddOptions
 from uvmshare.sqlite_journal.private import make_private
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from uvmshare.share.journal import Record
 
@@ -245,30 +245,19 @@ class Store:
 
     # ------------------------------------------------------------------ writing
 
-    def write(self, batches: Sequence[tuple[str, Sequence[Record]]]) -> None:
+    def write(self, batches: Iterable[tuple[str, Sequence[Record]]]) -> None:
         """Write the records of these VMs down, in one transaction: all of them or none."""
         try:
+            self._connection.execute("BEGIN IMMEDIATE")
             try:
-                self._write_all(batches)
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
-                    raise
-                # What is in the log goes into the tables, mostly in place, and the log is used again from its start:
-                # a removal finds room there that a guest which fills the disk cannot take.
-                self._pragma("wal_checkpoint(RESTART)")
-                self._write_all(batches)
+                for vm, records in batches:
+                    self._write_one(self._id_of(vm), records)
+                self._connection.execute("COMMIT")
+            except BaseException:
+                self._roll_back()
+                raise
         except sqlite3.Error as error:
             raise _meaning(self._path, error) from error
-
-    def _write_all(self, batches: Sequence[tuple[str, Sequence[Record]]]) -> None:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            for vm, records in batches:
-                self._write_one(self._id_of(vm), records)
-            self._connection.execute("COMMIT")
-        except BaseException:
-            self._roll_back()
-            raise
 
     def forget_vm(self, vm: str) -> None:
         """Remove everything that is written down of a VM, the numbers of its names too."""

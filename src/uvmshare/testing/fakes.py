@@ -241,6 +241,8 @@ class FakeAgent(_Fake):
 class ListingFakeVM(FakeVM):
     """One that can be asked what it has, as the Linux file server can."""
 
+    lists_shares = True
+
     async def list_plan9(self) -> Mapping[str, ListedShare]:
         """Tell what it truly has. Raises `ComputeSystemGone` when it no longer exists."""
         if self.gone:
