@@ -385,6 +385,26 @@ def test_the_daemon_finds_its_mounts_again_and_the_guest_notices_nothing(home: H
         assert (guest.mounted(), client.shares("vm")) == ([], [])
 
 
+def test_a_mount_hides_and_maps_the_same_after_the_daemon_was_started_again(home: Home, guest: Guest) -> None:
+    path = home.directory("project")
+    more: dict[str, Any] = {"hide": ("*", "!shown"), "map_owner": "1000:0"}
+    with home.running() as daemon, home.client() as client:
+        daemon.add_vm(agent=f"unix:{guest.socket}")
+        before = client.map("vm", wanted(guest, path, **more))
+        assert (before.hide, before.map_owner) == (("*", "!shown"), "1000/1000:0/0")
+        with pytest.raises(errors.MountConflict, match="hides 2 patterns, owner=1000/1000:0/0"):
+            client.map("vm", wanted(guest, path))
+    with home.running(), home.client() as client:
+        restored = (event for event in client.events("0") if event is not None and event.kind == "mount.restored")
+        next(restored)
+        (found,) = client.mounts("vm")
+        assert (found.share, found.hide, found.map_owner) == (before.share, before.hide, before.map_owner)
+        (share,) = client.shares("vm")
+        assert (share.name, share.hide, share.map_owner) == (before.share, before.hide, before.map_owner)
+        client.unmap("vm", found.guest_path)
+        assert client.shares("vm") == []
+
+
 def replace(path: str) -> None:
     os.rmdir(path)
     os.mkdir(path)

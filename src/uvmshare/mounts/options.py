@@ -112,6 +112,9 @@ class MountOptions:
     def __str__(self) -> str:
         share = self.share if isinstance(self.share, str) else self.share.host_path
         how = ", read-only" if self.read_only else ""
+        if isinstance(self.share, AddOptions):
+            how += f", hides {len(self.share.hide)} patterns" if self.share.hide else ""
+            how += f", owner={self.share.map_owner}" if self.share.map_owner else ""
         how += "".join(f", {name}" for name in ("suid", "dev", "posixacl") if getattr(self, name))
         return f"share {share} (cache={self.cache}, msize={self.msize or 'auto'}{how})"
 
