@@ -38,8 +38,7 @@ def test_git_finds_no_dubious_ownership_where_owners_are_mapped_and_find_no_hidd
         (tmp_path / name).write_text("node_modules\n.env\n")
     for command in ("init -q", "add .", "commit -q -m first"):
         subprocess.run(f"{git} {command}", shell=True, cwd=tmp_path, check=True)
-    for path in (tmp_path, *tmp_path.rglob("*")):
-        os.chown(path, 1000, 100, follow_symlinks=False)
+    subprocess.run(["chown", "-R", "1000:100", str(tmp_path)], check=True)
     plain = host.add(AddOptions(tmp_path))
     mapped = host.add(AddOptions(tmp_path, hide=["node_modules", "**/.env"], map_owner="1000/100:0/0"))
     at, other = host.mount(mapped), host.mount(plain)
