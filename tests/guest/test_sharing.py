@@ -75,7 +75,7 @@ def test_a_single_file_is_the_new_one_after_an_atomic_save(host: Host, tmp_path:
     file.write_text("first")
     options = AddOptions(file)
     share = host.add(options)
-    at = host.mount(share)
+    at = host.mount(share, cache="none")
     host.check(f"ln -sfn {at}/settings /run/link")
     read = f"cat {at}/settings /run/link"
     assert host.check(read) == "first" * 2
