@@ -91,3 +91,53 @@ def test_a_record_of_before_there_were_commits_in_them_is_of_an_unknown_one() ->
     written = msgspec.json.encode(run("posix", checks=1)).replace(b',"commit":"unknown"', b"")
     assert b"commit" not in written
     assert "UTC, of an unknown commit," in tool._ran([msgspec.json.decode(written, type=tool.Run)])[0]
+
+
+def report(number: int, where: str, outcome: str, *, why: str = "", passed: bool = True, cache: str = "none") -> Any:
+    figures = {"number": str(number), "report": where, "tried": "do it", "outcome": outcome}
+    record = tool.Record(
+        tool.REPORTS, "6.1", "passthrough", cache, 1 << 20, "client", "", figures, {"do it": why} if why else {}
+    )
+    return tool.Run(f"n{number}{cache}", passed, (record,), "2026-01-02T03:04:05+00:00", 1.5, "Linux 6.1", "aaaa")
+
+
+def test_a_report_is_one_row_with_each_result_its_mounts_and_its_reason() -> None:
+    runs = [
+        report(10, "them/b#2", "works"),
+        report(9, "them/a#1", "EINVAL", why="the client refuses"),
+        report(9, "them/a#1", "works", cache="mmap"),
+        report(9, "them/a#1", "works", cache="loose"),
+        report(11, "them/c#3", "ENOENT", why=tool.NO_CAUSE, passed=False),
+    ]
+    lines = tool.page(runs, []).splitlines()
+    first = lines.index("| report | tried | result |") + 2
+    rows = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in lines[first : first + 3]]
+    assert rows == [
+        [
+            "[them/a#1](https://github.com/them/a/issues/1)",
+            "do it",
+            "EINVAL: `cache=none` (6.1). The client refuses; works: `cache=mmap`, `cache=loose` (6.1)",
+        ],
+        ["[them/b#2](https://github.com/them/b/issues/2)", "do it", "works: `cache=none` (6.1)"],
+        [
+            "[them/c#3](https://github.com/them/c/issues/3)",
+            "do it",
+            "**fails**: ENOENT: `cache=none` (6.1). None known",
+        ],
+    ]
+    assert "3 reports, 5 checks, **1 failed**. Run until 2026-01-02 03:04 UTC, of `aaaa`. Guests: Linux 6.1." in lines
+
+
+def test_the_section_of_reports_alone_is_written_anew_and_all_else_stays() -> None:
+    written = tool.page([report(1, "them/a#1", "works"), run("races", tries=5), run("fsx", operations=7)], [])
+    anew = tool.with_section(written, tool.REPORTS, [report(1, "them/a#1", "works", cache="mmap")])
+    assert anew == written.replace("| do it | works: `cache=none`", "| do it | works: `cache=mmap`")
+
+
+def test_the_section_of_reports_comes_before_the_last_one_of_a_page_that_had_none() -> None:
+    others = [run("races", tries=5), run("fsx", operations=7)]
+    reports = [report(1, "them/a#1", "works")]
+    anew = tool.with_section(tool.page(others, []), tool.REPORTS, reports)
+    sections = [line for line in anew.splitlines() if line.startswith("## ")]
+    assert sections == [line for line in tool.page([*others, *reports], []).splitlines() if line.startswith("## ")]
+    assert tool.with_section(anew, tool.REPORTS, reports) == anew

@@ -1,6 +1,8 @@
 """Writes docs/conformance.md from what the last runs of the conformance tests found.
 
-    python tools/conformance.py
+    python tools/conformance.py [reports]
+
+With "reports" only the section of these is written anew, into the page that is there: their tests can be run alone.
 
 What lives here: how the figures are laid out. What must not: a figure or a cause; the tests write them down in
 the form that is in results.py.
@@ -21,6 +23,8 @@ import commits
 from results import CONFORMANCE, NO_CAUSE, TREE, Record, Run, write_page
 
 PAGE: Final = TREE / "docs" / "conformance.md"
+REPORTS: Final = "reports"
+"""The test whose records are one row a report; "real-hosts" has the same form."""
 SHARES: Final = "/var/tmp"  # noqa: S108  only looked at: the tests make their own directories below it
 
 _MOST_NAMED: Final = 4
@@ -62,8 +66,18 @@ _TITLES: Final = {
     "build": "A C program unpacked and built",
     "sqlite-delete": "SQLite with a rollback journal, two processes",
     "sqlite-wal": "SQLite with a write-ahead log, two processes",
+    "find": "Requests of find over 500 files",
+    REPORTS: "What people reported elsewhere",
+    "real-hosts": "What nobody's report is named for",
     "races": "A hostile guest: directories swapped for links while they are walked",
 }
+
+_REPORTED: Final = """Reports in the trackers of other projects by people who share directories with VMs,
+containers and sandboxes. What they did is done in a real guest, by the checks of `tests/conformance/reports`. A result
+is what came of it, with how the share was mounted and the guest's kernels; what does not work has its reason beside it.
+Mounts are `access=client,msize=1048576`; "a user's" is a server that is not root, "real links" one with `links=real`,
+"few descriptors" one that may have 256.
+"""
 
 _SETTING: Final = ("kernel", "model", "cache", "msize", "access")
 
@@ -111,6 +125,68 @@ def _table(records: Found, *, with_commits: bool) -> list[str]:
             )
         )
     return lines
+
+
+def _mounted(record: Record) -> str:
+    return ", ".join([*([record.model] if record.model != "passthrough" else []), f"`cache={record.cache}`"])
+
+
+def _report(name: str) -> str:
+    repository, _, number = name.partition("#")
+    return f"[{name}](https://github.com/{repository}/issues/{number})" if number else ""
+
+
+def _reported(records: Found) -> list[str]:
+    """Lay out one row a report: what it is, what was tried, and each result with where it was."""
+    rows: dict[tuple[str, str], dict[tuple[str, str], list[Record]]] = {}
+    for record, _ in sorted(records, key=lambda pair: int(pair[0].figures["number"])):
+        figures = record.figures
+        result = f"**fails**: {figures['outcome']}" if NO_CAUSE in record.failures.values() else figures["outcome"]
+        found = rows.setdefault((figures["report"], figures["tried"]), {})
+        found.setdefault((result, next(iter(record.failures.values()), "")), []).append(record)
+    lines = _head("report", "tried", "result")
+    for (report, what), results in rows.items():
+        cells = []
+        for (result, why), of_it in results.items():
+            places = ", ".join(dict.fromkeys(map(_mounted, of_it)))
+            kernels = ", ".join(sorted({record.kernel for record in of_it}))
+            cells.append(f"{result}: {places} ({kernels})" + (f". {why[0].upper()}{why[1:]}" if why else ""))
+        lines.append(_row(_report(report), what, "; ".join(cells).replace("|", "\\|")))
+    return lines
+
+
+def _reports_section(records: Found) -> list[str]:
+    runs = [run for _, run in records]
+    count = len({record.figures["report"] for record, _ in records})
+    failed = sum(NO_CAUSE in record.failures.values() for record, _ in records)
+    said = f"{count} reports, {len(records)} checks, " + (f"**{failed} failed**" if failed else "all passed")
+    ended = max(run.ended[:16].replace("T", " ") for run in runs)
+    of = ", ".join(f"`{name}`" for name in sorted({run.commit for run in runs}))
+    on = "; ".join(sorted({run.on for run in runs if run.on}))
+    head = [_REPORTED, f"{said}. Run until {ended} UTC, of {of}. Guests: {on}.", ""]
+    return [*head, *_reported(records)]
+
+
+def _section(name: str, records: Found, *, with_commits: bool) -> list[str]:
+    if name == REPORTS:
+        lines = _reports_section(records)
+    elif all("tried" in record.figures for record, _ in records):
+        lines = _reported(records)
+    else:
+        lines = _table(records, with_commits=with_commits)
+    return [f"## {_TITLES.get(name, name)}", "", *lines, ""]
+
+
+def with_section(written: str, name: str, runs: list[Run]) -> str:
+    """Return a page that is there with the section of one test anew, before the last section if it had none."""
+    records = [(record, run) for run in runs for record in run.records if record.test == name]
+    section = "\n".join(_section(name, records, with_commits=False))
+    before, mark, rest = written.partition(f"## {_TITLES[name]}\n")
+    if not mark:
+        before, mark, rest = written.rpartition("\n## ")
+        return f"{before}\n{section}{mark}{rest}"
+    _, following, after = rest.partition("\n## ")
+    return f"{before}{section}{following}{after}"
 
 
 def _number(text: str) -> int:
@@ -229,9 +305,11 @@ def page(runs: list[Run], ran: list[str]) -> str:
     if died:
         lines += ["## Tests that failed before they found anything", "", *died, ""]
     for name, records in ordered.items():
-        lines += [f"## {_TITLES.get(name, name)}", "", *_table(records, with_commits=with_commits), ""]
+        lines += _section(name, records, with_commits=with_commits)
     return "\n".join(lines).rstrip() + "\n"
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == [REPORTS]:
+        sys.exit(write_page(PAGE, CONFORMANCE, Run, lambda runs: with_section(PAGE.read_text("utf-8"), REPORTS, runs)))
     sys.exit(write_page(PAGE, CONFORMANCE, Run, lambda runs: page(runs, _ran(runs))))

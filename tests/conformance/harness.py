@@ -12,11 +12,12 @@ import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import commits
 import results
 from uvmshare import AddOptions, FileServer, Manager, UtilityVM
+from uvmshare.fileserver.limits import Limits
 from uvmshare.testing.guest_vm import HOST, GuestVM
 from uvmshare.testing.kernel import cache_directory, find_kernel
 
@@ -26,6 +27,16 @@ if TYPE_CHECKING:
 
 TREE = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 WORK = os.path.join(cache_directory(), "conformance")
+
+USER = 12345
+"""The user as whom the server "a user's" runs."""
+
+SERVERS: dict[str, dict[str, Any]] = {
+    "real links": {"links": "real"},
+    "a user's": {"links": "real", "run_as": (USER, USER, ())},
+    "few descriptors": {"limits": Limits(descriptors=256, open_files=100)},
+}
+"""What each of the servers is told that are not as they come, by its name."""
 
 NEWER = "6.12"
 """The newer of the two kernel series."""
@@ -47,9 +58,11 @@ class Setting:
     msize: int = 1 << 20
     access: str = "client"
     more: str = ""
+    server: str = ""
+    """What else the file server is told: a name of `SERVERS`."""
 
     def __str__(self) -> str:
-        parts = [self.kernel, self.model, self.cache, str(self.msize), self.access, self.more.strip(",")]
+        parts = [self.kernel, self.model, self.server, self.cache, str(self.msize), self.access, self.more.strip(",")]
         return "-".join(part for part in parts if part)
 
     @property
@@ -66,8 +79,9 @@ _ran_on: list[str] = []
 
 def keep(test: str, setting: Setting, figures: Mapping[str, object], failures: Mapping[str, str] | None = None) -> None:
     """Note what a test found, and print it."""
+    model = f"{setting.model}, {setting.server}" if setting.server else setting.model
     record = results.Record(
-        *(test, setting.kernel, setting.model, setting.cache, setting.msize, setting.access, setting.more.strip(",")),
+        *(test, setting.kernel, model, setting.cache, setting.msize, setting.access, setting.more.strip(",")),
         {name: str(value) for name, value in figures.items()},
         dict(failures or {}),
     )
@@ -115,7 +129,7 @@ class Bench:
     guest: GuestVM
     kernel: str
     disk: str
-    _servers: dict[str, _Server] = field(default_factory=dict)
+    _servers: dict[tuple[str, str], _Server] = field(default_factory=dict)
     _mounted: int = 0
 
     @classmethod
@@ -129,7 +143,7 @@ class Bench:
                 root="host",
                 kernel=find_kernel(kernel),
                 memory_mib=768,
-                modules=("crc32c_generic", "virtio_blk", "ext4"),
+                modules=("crc32c_generic", "virtio_blk", "ext4", "overlay"),
                 qemu_arguments=(
                     *("-smp", "2", "-drive", f"file={disk},format=raw,if=none,id=disk,cache=unsafe"),
                     *("-device", "virtio-blk-pci,drive=disk"),
@@ -145,20 +159,25 @@ class Bench:
         """Run a shell command in the guest that has to succeed."""
         return self.runner.run(self.guest.check(command, stdin=stdin, timeout=GUEST_DEADLINE))
 
-    def _server(self, model: str) -> _Server:
-        if model not in self._servers:
-            server = self.runner.run(FileServer.start(listen=["tcp:127.0.0.1:0"], security_model=model))
+    def _server(self, setting: Setting) -> _Server:
+        key = setting.model, setting.server
+        if key not in self._servers:
+            server = self.runner.run(
+                FileServer.start(
+                    listen=["tcp:127.0.0.1:0"], security_model=setting.model, **SERVERS.get(setting.server, {})
+                )
+            )
             port = int(server.addresses[0].rpartition(":")[2])
-            self._servers[model] = _Server(server, Manager(UtilityVM(server)), port)
-        return self._servers[model]
+            self._servers[key] = _Server(server, Manager(UtilityVM(server)), port)
+        return self._servers[key]
 
     @contextmanager
-    def mounted(self, setting: Setting, directory: str, *, read_only: bool = False) -> Iterator[Mount]:
-        """Share a directory and mount it in the guest, until the block is left."""
-        served = self._server(setting.model)
+    def mounted(self, setting: Setting, directory: str, *, read_only: bool = False, **shown: Any) -> Iterator[Mount]:
+        """Share a directory and mount it in the guest, until the block is left; `shown` are more `AddOptions`."""
+        served = self._server(setting)
         self._mounted += 1
         at = f"/run/mnt{self._mounted}"
-        share = self.runner.run(served.manager.add_to_vm(AddOptions(directory, read_only=read_only)))
+        share = self.runner.run(served.manager.add_to_vm(AddOptions(directory, read_only=read_only, **shown)))
         mount = Mount(self, setting, directory, at, share, served.port)
         mount_here(mount, at)
         try:
@@ -182,13 +201,13 @@ def mount_here(mount: Mount, at: str, more: str = "") -> None:
     mount.bench.check(f"mkdir -p {at} && mount -t 9p -o {given} {HOST} {at}")
 
 
-def compiled(name: str) -> str:
+def compiled(name: str, *flags: str) -> str:
     """Compile a C program of `programs` and return its path, which is the guest's too."""
     source = os.path.join(os.path.dirname(__file__), "programs", f"{name}.c")
     path = os.path.join(WORK, name)
     os.makedirs(WORK, exist_ok=True)
     if not os.path.exists(path) or os.stat(path).st_mtime_ns < os.stat(source).st_mtime_ns:
-        subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-o", f"{path}.{os.getpid()}", source], check=True)
+        subprocess.run(["cc", "-O2", "-Wall", "-Wextra", *flags, "-o", f"{path}.{os.getpid()}", source], check=True)
         os.replace(f"{path}.{os.getpid()}", path)
     return path
 
