@@ -51,13 +51,15 @@ def test_a_vsock_peer_that_is_gone_without_a_word_loses_its_mount_and_its_locks(
 ) -> None:
     vsock = guest.vsock
     assert vsock is not None
-    runner.run(guest.check("mkdir /run/served-here && : >/run/served-here/f && mkfifo /run/served"))
+    runner.run(guest.check("mkdir /run/vsock-share && : >/run/vsock-share/f && mkfifo /run/vsock-said"))
     # It has the pipe's other end as well, so that nothing that it says is lost between two who read it.
-    program = f"{sys.executable} {vsock_server.__file__} {PORT} /run/served-here 4 1<>/run/served 2>/run/server.log"
-    runner.run(guest.check(f"{program} & echo $! >/run/server.pid"))
+    program = (
+        f"{sys.executable} {vsock_server.__file__} {PORT} /run/vsock-share 4 1<>/run/vsock-said 2>/run/vsock-server.log"
+    )
+    runner.run(guest.check(f"{program} & echo $! >/run/vsock-server.pid"))
 
     def said() -> str:
-        return runner.run(guest.check("read -r line </run/served && echo $line; cat /run/server.log"))
+        return runner.run(guest.check("read -r line </run/vsock-said && echo $line; cat /run/vsock-server.log"))
 
     assert said() == "ready\n"
     with connect(vsock.uds_path) as kept:
@@ -73,4 +75,6 @@ def test_a_vsock_peer_that_is_gone_without_a_word_loses_its_mount_and_its_locks(
     lost.close()
     with connect(vsock.uds_path) as other:
         assert lock(other) == LockStatus.SUCCESS
-    runner.run(guest.check("kill $(cat /run/server.pid); rm -r /run/served-here /run/served /run/server.*"))
+    runner.run(
+        guest.check("kill $(cat /run/vsock-server.pid); rm -r /run/vsock-share /run/vsock-said /run/vsock-server.*")
+    )
