@@ -93,6 +93,24 @@ def test_a_full_disk_and_another_one(host: Host, refused: Refused) -> None:
             assert guest.read_file("f") == b"content"
 
 
+@pytest.mark.parametrize("model", ["passthrough", "in-process"])
+@pytest.mark.parametrize("flags", [0, O.DSYNC])
+@pytest.mark.parametrize("size", [8192, 200_000])  # the larger one is spliced
+def test_a_write_that_fits_in_part_is_an_error(host: Host, refused: Refused, flags: int, size: int) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("a file system is only mounted by root")
+    with small_disk(host.root / "small"):
+        (host.root / "small" / "f").write_bytes(b"")
+        with host.device.connect(host.share()) as guest:
+            writing = guest.open("small/f", O.RDWR | flags)
+            assert guest.write(writing, 0, bytes(61440)) == 61440
+            with refused(errno.ENOSPC):
+                guest.rpc(m.Twrite(writing, 61440, b"x" * size))
+            with refused(errno.ENOSPC):
+                guest.rpc(m.Twrite(writing, 65536, b"x"))
+            assert guest.read_file("small/f") == bytes(61440) + b"x" * 4096
+
+
 def test_a_server_that_acts_as_guest_users_has_no_groups_of_its_own(
     start_device: Callable[..., Device], tmp_path: Path
 ) -> None:

@@ -178,19 +178,21 @@ def failing(monkeypatch: pytest.MonkeyPatch, at: int, number: int) -> None:
 
 @in_process
 @pytest.mark.parametrize("at", [1, 2])
-def test_a_disk_that_is_full_in_the_middle_is_a_short_write(
-    host: Host, guest: Client, fid: int, monkeypatch: pytest.MonkeyPatch, at: int
+def test_a_disk_that_is_full_in_the_middle_is_an_error(
+    host: Host, guest: Client, fid: int, monkeypatch: pytest.MonkeyPatch, *, refused: Refused, at: int
 ) -> None:
     failing(monkeypatch, at, errno.ENOSPC)
-    written = guest.ask(m.Twrite(fid, 0, DATA), m.Rwrite).count
-    assert 0 < written < SIZE
-    assert (host.root / "f").read_bytes() == DATA[:written]
+    with refused(errno.ENOSPC):
+        guest.rpc(m.Twrite(fid, 0, DATA))
+    content = (host.root / "f").read_bytes()
+    assert 0 < len(content) < SIZE
+    assert content == DATA[: len(content)]
     assert guest.read(fid, 0, 10) == DATA[:10]  # what was not written was skipped
 
 
 @in_process
 def test_a_file_system_that_takes_nothing_is_not_asked_for_ever(
-    host: Host, guest: Client, fid: int, monkeypatch: pytest.MonkeyPatch
+    host: Host, guest: Client, fid: int, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     splice, refusals = os.splice, [0]
 
@@ -202,9 +204,11 @@ def test_a_file_system_that_takes_nothing_is_not_asked_for_ever(
         return 0
 
     monkeypatch.setattr(os, "splice", takes_nothing)
-    written = guest.ask(m.Twrite(fid, 0, DATA), m.Rwrite).count
-    assert 0 < written < SIZE
-    assert (host.root / "f").read_bytes() == DATA[:written]
+    with refused(errno.EIO):
+        guest.rpc(m.Twrite(fid, 0, DATA))
+    content = (host.root / "f").read_bytes()
+    assert 0 < len(content) < SIZE
+    assert content == DATA[: len(content)]
     assert guest.read(fid, 0, 10) == DATA[:10]  # what was not written was skipped
 
 
@@ -221,20 +225,24 @@ def test_a_file_system_that_cannot_splice_gets_copies(
 
 @in_process
 def test_a_copy_that_fails_leaves_nothing_in_the_pipe(
-    host: Host, guest: Client, fid: int, monkeypatch: pytest.MonkeyPatch
+    host: Host, guest: Client, fid: int, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     failing(monkeypatch, 1, errno.EINVAL)
     pwrite, count = os.pwrite, [0]
 
     def full(descriptor: int, data: bytes, offset: int) -> int:
         count[0] += 1
+        if count[0] == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return pwrite(descriptor, data if count[0] == 1 else data[:1000], offset)
 
     monkeypatch.setattr(os, "pwrite", full)
-    written = guest.ask(m.Twrite(fid, 0, DATA), m.Rwrite).count
-    assert (host.root / "f").read_bytes() == DATA[:written]
-    assert written < SIZE
-    assert guest.getattr(fid).size == written
+    with refused(errno.ENOSPC):
+        guest.rpc(m.Twrite(fid, 0, DATA))
+    content = (host.root / "f").read_bytes()
+    assert content == DATA[: len(content)]
+    assert 1000 <= len(content) < SIZE
+    assert guest.getattr(fid).size == len(content)
 
 
 @in_process

@@ -57,18 +57,15 @@ class Splicer:
                 fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
         return True
 
-    def write(
-        self, file: OpenFile, offset: int, count: int, on_silence: Callable[[], None]
-    ) -> tuple[int, OSError | None]:
+    def write(self, file: OpenFile, offset: int, count: int, on_silence: Callable[[], None]) -> OSError | None:
         """Take `count` bytes off the connection and write them at `offset`; `prepare` has been called.
 
-        `on_silence` is called when nothing has come for a while. Returns how many were written and what stopped that,
-        if anything did. Raises `RemoteProtocolError` when the connection ends before, and what `on_silence` raises.
+        `on_silence` is called when nothing has come for a while. Returns what stopped the writing, None
+        when all is written. Raises `RemoteProtocolError` when the connection ends before, and what `on_silence` raises.
         """
         assert self._pipe is not None
         source, sink = self._pipe
         error: OSError | None = None
-        written = 0
         while count:
             try:
                 taken = os.splice(self._connection, sink, count)
@@ -81,41 +78,38 @@ class Splicer:
             count -= taken
             left = taken
             if error is None:
-                put, left, error = self._put(source, file, offset + written, taken)
-                written += put
+                left, error = self._put(source, file, offset, taken)
+                offset += taken
             while left:
                 left -= len(os.read(source, left))
-        return written, error
+        return error
 
     @staticmethod
-    def _put(source: int, file: OpenFile, offset: int, count: int) -> tuple[int, int, OSError | None]:
+    def _put(source: int, file: OpenFile, offset: int, count: int) -> tuple[int, OSError | None]:
         """Move `count` bytes from the pipe to the file.
 
-        Returns how many were written, how many are left in the pipe, and the error that stopped it, if any.
+        Returns how many are left in the pipe, and the error that stopped it, if any.
         """
-        put, left = 0, count
+        left = count
         try:
             while left:
                 if file.splices:
                     try:
-                        moved = os.splice(source, file.fd, left, offset_dst=offset + put)
+                        moved = os.splice(source, file.fd, left, offset_dst=offset)
                     except OSError as error:
                         if error.errno != errno.EINVAL:
                             raise
                         file.splices = False  # this file system cannot
                         continue
                     if not moved:  # it would be asked for ever
-                        return put, left, OSError(errno.EIO, "nothing was written")
-                    put, left = put + moved, left - moved
+                        return left, OSError(errno.EIO, "nothing was written")
+                    offset, left = offset + moved, left - moved
                 else:
                     data = os.read(source, left)
                     left -= len(data)
-                    done = os.pwrite(file.fd, data, offset + put)
-                    put += done
-                    if done < len(data):
-                        return put, left, OSError(errno.ENOSPC, "written in part")
+                    offset += file.write(data, offset)
         except OSError as error:
-            return put, left, error
+            return left, error
         except OverflowError:
-            return put, left, OSError(errno.EFBIG, "an offset past the largest")
-        return put, left, None
+            return left, OSError(errno.EFBIG, "an offset past the largest")
+        return left, None

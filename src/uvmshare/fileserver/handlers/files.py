@@ -211,7 +211,7 @@ def _read_xattr(session: Session, tag: int, fid: Fid, offset: int, count: int) -
 
 
 def write(session: Session, tag: int, number: int, at: int, stop: int) -> bytes | None:
-    """Write to an open file or extended attribute (write(5)); as many bytes as the host takes.
+    """Write to an open file or extended attribute (write(5)): all of it, or the answer is the error.
 
     A write that waits for the disk, because the file was opened so, runs aside.
     """
@@ -225,9 +225,13 @@ def write(session: Session, tag: int, number: int, at: int, stop: int) -> bytes 
         session.ownership.before_write(fid.node, file.fd, fid.uid)
     if file.sync:
         copied, descriptor = bytes(data), file  # the buffer it stands in is used again
-        if session.run_aside(tag, 0, lambda: _written(tag, len(copied), os.pwrite(descriptor.fd, copied, offset))):
+        if session.run_aside(tag, 0, lambda: _rwrite(tag, descriptor.write(copied, offset))):
             return None
-    return _written(tag, stop - start, os.pwrite(file.fd, data, offset))
+    return _rwrite(tag, file.write(data, offset))
+
+
+def _rwrite(tag: int, count: int) -> bytes:
+    return _PACK_RWRITE(_RWRITE_SIZE, _RWRITE_TYPE, tag, count)
 
 
 def _write_xattr(fid: Fid, data: memoryview, offset: int) -> int:
@@ -236,12 +240,6 @@ def _write_xattr(fid: Fid, data: memoryview, offset: int) -> int:
     if not isinstance(fid.xattr, XattrWrite):
         raise OSError(errno.EBADF, "fid is open for reading an attribute")
     return xattrs.write(fid.xattr, data, offset)
-
-
-def _written(tag: int, asked: int, count: int) -> bytes:
-    if not count and asked:
-        raise OSError(errno.EIO, "nothing was written")  # a count of 0 would make Linux's client try for ever
-    return _PACK_RWRITE(_RWRITE_SIZE, _RWRITE_TYPE, tag, count)
 
 
 def fsync(session: Session, tag: int, message: m.Tfsync) -> bytes | None:

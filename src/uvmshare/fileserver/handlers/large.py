@@ -51,13 +51,13 @@ def write(session: Session, start: int, end: int) -> bool:
         return False
     if session.throttle.is_needed:
         session.throttle.spend(1, size)
-    written, error = splicer.write(file, offset + len(data), count - len(data), session.bear_silence)
+    error = splicer.write(file, offset + len(data), count - len(data), session.bear_silence)
     session.counters.slots[_TWRITE] += 1
     session.counters.count_received(count - len(data))
-    if error is not None and not written and not data:
-        session.outbox.reply(session.error(tag, error))
+    if error is None:
+        session.outbox.reply(_RWRITE(tag, count))
     else:
-        session.outbox.reply(_RWRITE(tag, len(data) + written))
+        session.outbox.reply(session.error(tag, error))  # also where a part is written: `OpenFile.write`
     session.outbox.flush()
     return True
 
