@@ -425,6 +425,15 @@ OWN = (
         "full",
         "a full disk is told",
         files.a_full_disk,
+        ("none", "mmap"),
+        (
+            Otherwise(
+                "told at fsync alone: ENOSPC",
+                "with `cache=mmap` the guest writes later since Linux 6.4, unless `directio` is given",
+                settings="mmap",
+                kernels="6.12",
+            ),
+        ),
     ),
 )
 """What nobody's report is named for."""
