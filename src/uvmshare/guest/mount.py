@@ -19,6 +19,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import platform
 import re
 import socket
 import struct
@@ -256,7 +257,7 @@ def choose(cache: str, msize: int | None, *, read_only: bool, release: str = "")
     kernel's unless given. docs/guest-kernel.md has what each mode gives.
     """
     if cache == "auto":
-        match = re.match(r"([0-9]{1,5})\.([0-9]{1,5})", release or os.uname().release)
+        match = re.match(r"([0-9]{1,5})\.([0-9]{1,5})", release or platform.release())
         is_new = match is None or (int(match[1]), int(match[2])) >= _DIRECT_SINCE
         cache = "none" if read_only else ("mmap,directio" if is_new else "mmap")
     return f"cache={cache},msize={CHOSEN_MSIZE if msize is None else msize}"
