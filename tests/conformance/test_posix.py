@@ -69,6 +69,7 @@ def compare(bench: Bench, mount: Mount, parts: tuple[str, ...], name: str) -> No
     assert not seen, "\n".join(seen[:50])
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("setting", [Setting("6.12")], ids=str)
 def test_some_posix_checks_come_out_as_on_ext4(bench: Callable[[str], Bench], directory: str, setting: Setting) -> None:
     up = bench(setting.kernel)
@@ -120,6 +121,7 @@ def test_names_and_contents_come_out_as_on_ext4(
         compare(up, mount, ("renames", "contents"), "posix-names-and-contents")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("setting", [Setting("6.12", more=",ro"), Setting("6.12", more=",rw")], ids=str)
 def test_a_read_only_share_answers_as_a_read_only_ext4(
     bench: Callable[[str], Bench], directory: str, setting: Setting

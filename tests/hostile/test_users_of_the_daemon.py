@@ -104,15 +104,16 @@ def test_a_request_that_failed_is_not_kept_whole(daemon: Running, alice: User, m
     add = daemon.service.shares.add
 
     def watched(who: Any, machine: Any, wanted: NewShare) -> Any:
-        options = Watched(wanted.path)
+        options = Watched(wanted)
         asked.append(weakref.ref(options))
         return add(who, machine, options)  # type: ignore[arg-type]  # all of one that is asked for
 
     class Watched:
-        read_only, only, owner, lease = False, (), "default", None
+        """What a request asks for, as an object that can be referred to weakly."""
 
-        def __init__(self, path: str) -> None:
-            self.path = path
+        def __init__(self, wanted: NewShare) -> None:
+            for name in wanted.__struct_fields__:
+                setattr(self, name, getattr(wanted, name))
 
     monkeypatch.setattr(daemon.service.shares, "add", watched)
     with pytest.raises(InvalidOptions):

@@ -207,13 +207,13 @@ SHORT = (
     Bounds("one owner, a crash, a fault of the VM", (A,), vm_faults=1),
     Bounds("one owner, a crash, a fault of the journal", (A,), append_faults=1),
     Bounds("one owner, two faults of the journal", (A,), crashes=0, append_faults=2),
-    Bounds("one owner, a crash, two faults of the journal", (A,), append_faults=2),
-    Bounds("one owner, a crash, two faults of the journal, a VM that cannot tell", (A,), append_faults=2, vm=FakeVM),
     Bounds("two owners, a crash", (A, B)),
     Bounds("one owner, a crash, a cancellation", (A,), cancels=1),
     Bounds("one owner twice, a crash", (A, A)),
 )
 LONG = (
+    Bounds("one owner, a crash, two faults of the journal", (A,), append_faults=2),
+    Bounds("one owner, a crash, two faults of the journal, a VM that cannot tell", (A,), append_faults=2, vm=FakeVM),
     Bounds("one owner, a crash, a fault of the VM, one of the journal", (A,), vm_faults=1, append_faults=1),
     Bounds("one owner, one anonymous, a crash", (A, ANYBODY)),
     Bounds("two owners, a fault of the journal", (A, B), crashes=0, append_faults=1),
