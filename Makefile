@@ -77,6 +77,7 @@ test-long: packages $(STAMP)  ## The long tests that CI runs too, beside each ot
 
 .PHONY: soak
 soak: packages $(STAMP)  ## What is too long for CI: the whole conformance matrix, a million races, every kill point; hours
+	tools/packages soak
 	$(BIN)/python tools/run_tests.py soak $(PYTEST_ARGS)
 
 # What every test found stays below .cache/conformance, for the page.

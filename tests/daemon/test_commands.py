@@ -35,6 +35,13 @@ def printed(capfd: pytest.CaptureFixture[str], *args: str, status: int = 0) -> s
     return out if status == 0 else err
 
 
+def test_a_file_of_certificates_that_is_not_there_hinders_nobody(
+    running: Running, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", running.home.folder + "/nowhere")
+    assert json.loads(printed(capfd, "vm", "ls", "--json")) == []
+
+
 def test_vm_and_share_from_the_first_to_the_last(running: Running, capfd: pytest.CaptureFixture[str]) -> None:
     home = running.home
     path = home.directory("project")

@@ -237,6 +237,10 @@ def test_a_group_is_divided_only_if_it_was_delegated(
     table = tmp_path / "cgroup"
     table.write_text(f"1:name=systemd:/\n0::/system.slice/uvmshare.service{within}\n")
     assert Groups.delegated(proc=str(table), root=str(tmp_path)) is None
+    own = Groups.delegated(marked=False, proc=str(table), root=str(tmp_path))
+    assert own is not None, "a user's unit says itself that it is delegated"
+    assert own.top == str(unit)
+    assert Groups.delegated(marked=False, proc=str(table), root=str(tmp_path / "version-1")) is None
 
     def attribute(path: str, name: str) -> bytes:
         assert path == str(unit)

@@ -58,7 +58,7 @@ __all__ = ["daemon"]
     default="auto",
     show_default=True,
     help="The control group (cgroup v2) below which each VM's processes get their own. auto: the daemon's, if systemd "
-    "delegated it; none: have none.",
+    "delegated it; own: the daemon's, in a user's unit, whose systemd marks no group as delegated; none: have none.",
 )
 @click.option(
     "--vm-cgroup",

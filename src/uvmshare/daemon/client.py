@@ -74,8 +74,9 @@ class Client:
         if not self.host.startswith("unix:") or self.host == "unix:":
             msg = f"host {self.host!r}: the daemon is reached on a unix socket: write unix:PATH"
             raise DaemonError(msg)
-        transport = httpx.HTTPTransport(uds=self.host.removeprefix("unix:"))
-        self._http = httpx.Client(transport=transport, base_url="http://uvmshare", timeout=timeout)
+        # Nothing of TLS or of a proxy is on a unix socket: SSL_CERT_FILE may name a file that is not here.
+        transport = httpx.HTTPTransport(uds=self.host.removeprefix("unix:"), verify=False, trust_env=False)
+        self._http = httpx.Client(transport=transport, base_url="http://uvmshare", timeout=timeout, trust_env=False)
 
     def __enter__(self) -> Self:
         return self

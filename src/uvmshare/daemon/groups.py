@@ -164,14 +164,21 @@ class Groups:
         self.controllers: frozenset[str] = frozenset()
 
     @classmethod
-    def delegated(cls, *, proc: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup") -> Groups | None:
-        """Return the groups below this process's own, if a service manager gave it that to divide; else None."""
+    def delegated(
+        cls, *, marked: bool = True, proc: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup"
+    ) -> Groups | None:
+        """Return the groups below this process's own, if a service manager gave it that to divide; else None.
+
+        A user's systemd does not mark the groups that it gave (252: cgroup_xattr_apply): for its services, `marked` is
+        false, and the group is taken as given if there is one.
+        """
         with suppress(OSError), open(proc, encoding="ascii") as table:
             for line in table:
                 if line.startswith("0::"):
                     own = os.path.join(root, line[3:].strip().removesuffix(" (deleted)").lstrip("/"))
                     top = os.path.dirname(own) if os.path.basename(own) == _DAEMON else own
-                    return cls.at(top) if _is_delegated(top) else None
+                    given = _is_delegated(top) if marked else os.path.exists(os.path.join(top, "cgroup.procs"))
+                    return cls.at(top) if given else None
         return None
 
     @classmethod

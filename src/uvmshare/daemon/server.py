@@ -201,8 +201,8 @@ def _groups(settings: Settings) -> Groups | None:
     """
     try:
         check_limits(settings.vm_cgroup)
-        if settings.cgroup == "auto":
-            return Groups.delegated()
+        if settings.cgroup in ("auto", "own"):
+            return Groups.delegated(marked=settings.cgroup == "auto")
         return None if settings.cgroup is None else Groups.at(settings.cgroup)
     except UvmshareError as error:
         raise DaemonError(str(error)) from error
