@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uvmshare.hiding import MOST_BYTES, MOST_PATTERNS, Fate, Patterns, canonical
+from uvmshare.hiding import MOST_BYTES, MOST_BYTES_TOGETHER, MOST_PATTERNS, Fate, Patterns, canonical
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,6 +110,10 @@ def test_there_are_only_so_many_patterns() -> None:
     assert len(canonical(map(str, range(MOST_PATTERNS)))) == MOST_PATTERNS
     with pytest.raises(ValueError, match="more than"):
         canonical(map(str, range(MOST_PATTERNS + 1)))
+    every = [f"{number:0{MOST_BYTES}}" for number in range(MOST_BYTES_TOGETHER // MOST_BYTES)]
+    assert len(canonical(every)) == len(every)
+    with pytest.raises(ValueError, match=f"more than {MOST_BYTES_TOGETHER} bytes together"):
+        canonical([*every, "a"])
 
 
 def test_lists_that_hide_the_same_by_their_words_are_equal() -> None:

@@ -24,11 +24,14 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["MOST_BYTES", "MOST_PATTERNS", "Fate", "Patterns", "State", "canonical"]
+__all__ = ["MOST_BYTES", "MOST_BYTES_TOGETHER", "MOST_PATTERNS", "Fate", "Patterns", "State", "canonical"]
 
 MOST_PATTERNS: Final = 256
 MOST_BYTES: Final = 1024
 """In one pattern."""
+
+MOST_BYTES_TOGETHER: Final = 16384
+"""In all patterns of a share: what they cost each mount process when a guest attaches."""
 
 _NAME_MAX: Final = 255
 
@@ -72,9 +75,14 @@ def canonical(patterns: Iterable[str]) -> tuple[str, ...]:
     wrong and what to write.
     """
     found: dict[str, None] = {}
+    size = 0
     for count, pattern in enumerate(patterns, 1):
         if count > MOST_PATTERNS:
             msg = f"there are more than {MOST_PATTERNS} patterns: write fewer, with * where names are alike"
+            raise ValueError(msg)
+        size += len(pattern) if isinstance(pattern, str) else 0
+        if size > MOST_BYTES_TOGETHER:
+            msg = f"the patterns have more than {MOST_BYTES_TOGETHER} bytes together: write shorter ones, with *"
             raise ValueError(msg)
         _parse(pattern)
         found.pop(pattern, None)
@@ -251,7 +259,9 @@ def _one_of(chosen: frozenset[int]) -> bytes:
         return b"(?!)"
     if len(chosen) == 1:
         return re.escape(bytes(chosen))
-    return b"[%b]" % b"".join(b"\\x%02x" % byte for byte in sorted(chosen))
+    negated = len(chosen) > 128
+    listed = b"".join(b"\\x%02x" % byte for byte in sorted(_ANY_BYTE - chosen if negated else chosen))
+    return b"[^%b]" % listed if negated else b"[%b]" % listed
 
 
 def _compiled(part: bytes, pattern: str) -> re.Pattern[bytes]:

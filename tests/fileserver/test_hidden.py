@@ -142,8 +142,10 @@ def test_names_that_are_hidden_for_directories_alone_are_free_for_files(
     with refused(errno.EACCES):
         guest.mkdir("b/build")
     guest.write_file("b/build", b"a file")
-    guest.rename("b/build", "a/build")
-    assert guest.read_file("a/build") == b"a file"
+    for old, new in (("b/build", "a/build"), ("b/build", "b/other"), ("b/plain", "a/build")):
+        with refused(errno.EXDEV):  # it may be a directory a moment later: mv(1) copies it
+            guest.rename(old, new)
+    assert guest.read_file("b/build") == b"a file"
     with refused(errno.EACCES):
         guest.rename("sub/deep", "b/build")
     with refused(errno.EACCES):  # the host has a directory of that name, which is hidden
@@ -151,6 +153,38 @@ def test_names_that_are_hidden_for_directories_alone_are_free_for_files(
     with refused(errno.EACCES):
         guest.rename("b/plain", "build")
     assert (host.root / "build" / "out").read_bytes() == SECRET
+
+
+@pytest.mark.parametrize("model", ["in-process"])
+def test_a_directory_does_not_become_what_a_file_may_be_between_the_look_and_the_rename(
+    host: Host, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(host, "made/", "program")
+    guest = host.connect(host.share(hide=("*.exe", "!*.exe/")))
+    rename = os.rename
+
+    def swapped(*args: Any, **more: Any) -> None:
+        """Another mount of the guest's puts a file in the directory's place just then."""
+        rename(host.root / "made", host.root / "away")
+        rename(host.root / "program", host.root / "made")
+        rename(*args, **more)
+
+    monkeypatch.setattr(os, "rename", swapped)
+    with refused(errno.ENOTDIR):
+        guest.rename("made", "it.exe")
+    assert not (host.root / "it.exe").exists()
+
+
+def test_a_hidden_file_that_was_removed_is_not_reached_by_another_link_of_it(
+    host: Host, guest: Client, refused: Refused
+) -> None:
+    file = guest.walk("b/plain")
+    os.link(host.root / "b" / "plain", host.outside / "backup")
+    os.rename(host.root / "b" / "plain", host.root / "b" / "x.key")
+    os.unlink(host.root / "b" / "x.key")  # " (deleted)" is what the kernel puts behind its path
+    for request in (m.Tlopen(file, O.RDONLY), m.Tlink(guest.root, file, b"shown-again")):
+        with refused(errno.ENOENT):
+            guest.rpc(request)
 
 
 def test_a_directory_that_holds_hidden_names_alone_is_not_empty(host: Host, guest: Client, refused: Refused) -> None:

@@ -246,18 +246,24 @@ class Tree:
         if is_hidden:
             raise OSError(errno.EACCES, "a name that is hidden")
 
-    def _require_movable(self, directory: Node, name: bytes, to: Node, new_name: bytes) -> None:
+    def _require_movable(self, directory: Node, name: bytes, to: Node, new_name: bytes) -> bytes:
         """Refuse a rename that would change what is hidden below what is renamed: EXDEV.
 
-        That is asked of a file as well: it may be a directory a moment later, by another mount of this guest's. Raises
-        `OSError`, also as `require_shown` and `require_makeable` do.
+        That is asked of a file as well: it may be a directory a moment later, by another mount of this guest's. Where a
+        directory of one of the names is hidden and a file is not, or the other way round, a file is not renamed, and
+        what is returned has to be put after both names: rename(2) then takes directories alone. Raises `OSError`, also
+        as `require_shown` and `require_makeable` do.
         """
         if self.hidden is None:
-            return
+            return b""
+        is_directory = self._has_directory(directory, name)
         self.require_shown(directory, name)
-        self.require_makeable(to, new_name, is_directory=self._has_directory(directory, name))
-        if self.hidden.below(self.state(directory), name) != self.hidden.below(self.state(to), new_name):
+        self.require_makeable(to, new_name, is_directory=is_directory)
+        here, there = self.state(directory), self.state(to)
+        depends = self.hidden.fate(here, name).depends or self.hidden.fate(there, new_name).depends
+        if self.hidden.below(here, name) != self.hidden.below(there, new_name) or (depends and not is_directory):
             raise OSError(errno.EXDEV, "other names are hidden there")
+        return b"/" if depends else b""
 
     def _has_directory(self, directory: Node, name: bytes) -> bool:
         """Say whether a directory has another one under that name. Raises `OSError`."""
@@ -389,10 +395,10 @@ class Tree:
 
     def rename(self, directory: Node, name: bytes, to: Node, new_name: bytes) -> None:
         """Rename what a directory has under a name. Raises `OSError`."""
-        self._require_movable(directory, name, to, new_name)
+        after = self._require_movable(directory, name, to, new_name)
 
         def call() -> None:
-            os.rename(name, new_name, src_dir_fd=directory.fd, dst_dir_fd=to.fd)
+            os.rename(name + after, new_name + after, src_dir_fd=directory.fd, dst_dir_fd=to.fd)
 
         try:
             call()

@@ -244,13 +244,19 @@ class Walls:
         if self._only is None and self._hidden is None:
             return True
         below = path[len(above) :]
-        if node is not None and below.endswith(_REMOVED) and not os.fstat(node.fd).st_nlink:
-            below = below.removesuffix(_REMOVED)
-        if self._only is not None and below.partition(b"/")[0] not in self._only:
+        readings = [below]
+        if node is not None and below.endswith(_REMOVED):
+            without = below.removesuffix(_REMOVED)
+            # With links left, nobody can say whether that is a name, or a name that was removed.
+            readings = [below, without] if os.fstat(node.fd).st_nlink else [without]
+        if self._only is not None and readings[0].partition(b"/")[0] not in self._only:
             return False
-        if self._hidden is None:
+        hidden = self._hidden
+        if hidden is None:
             return True
-        return self._hidden.shows(below, lambda: node is None or stat.S_ISDIR(os.fstat(node.fd).st_mode))
+        return all(
+            hidden.shows(each, lambda: node is None or stat.S_ISDIR(os.fstat(node.fd).st_mode)) for each in readings
+        )
 
     def _climbs_to_root(self, node: Node) -> bool:
         """Say whether going up from the node, or from its directory, comes to the root.

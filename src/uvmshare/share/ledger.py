@@ -215,6 +215,7 @@ class Ledger:
 
         Raises what `VMPlan9` says, and `JournalError` when the VM was not asked.
         """
+        await self.ready()  # or each attempt for a share that the VM lost would leave one more in line
         self._known.add(share.name)
         await self.write(AddIntended(share.name, share.options))
         if share.restoring:

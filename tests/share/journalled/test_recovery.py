@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -376,3 +377,21 @@ async def test_a_caller_that_is_cancelled_while_the_journal_is_read_stops_nobody
     journal.in_flight[0].answer(Reply.SUCCEED)
     assert list(await second) == []
     assert not vm.calls
+
+
+async def test_a_lost_share_that_is_tried_again_and_again_on_a_full_disk_puts_no_more_in_line(
+    vm: ListingFakeVM, journal: FakeJournal, manager: Manager
+) -> None:
+    await manager.add_to_vm(ONE, owner="a")
+    vm.shares.clear()
+    journal.broken = True
+    with suppress(JournalError):
+        await manager.recover()
+    assert manager._ledger is not None
+    await asyncio.sleep(600)
+    line = len(manager._ledger._line)
+    await asyncio.sleep(36000)
+    assert len(manager._ledger._line) == line
+    journal.broken = False
+    await asyncio.sleep(60)
+    assert list(vm.shares) == ["0"]
