@@ -24,9 +24,9 @@ _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _NO_NEW_PRIVS = 38
 _READ_FILE = 1 << 2
 _PATH_BENEATH = 1
-_BLOCK = b"x" * (64 << 10)
-_MOST = 16 << 20
-"""Bytes that are written to a disk that takes far fewer."""
+_BLOCK = 100_000
+FILLING = b"".join(b"%063d\n" % number for number in range(1 << 16))
+"""What is written to a disk that takes far fewer bytes, and whose end is inside a block."""
 
 
 def shared_writable_mmap() -> str:
@@ -148,24 +148,22 @@ def _contents(path: str) -> bytes:
 
 def full_disk() -> str:
     """Where a program is told that the host's disk is full."""
-    told = []
+    told: list[str] = []
     descriptor = os.open("filling", os.O_WRONLY | os.O_CREAT)
     written = 0
-    try:
-        while written < _MOST:
-            count = os.write(descriptor, _BLOCK)
-            if not count and "write returns 0" not in told:
-                told.append("write returns 0")
-            written += count or len(_BLOCK)
-    except OSError as error:
-        told.append(f"write: {errno.errorcode[error.errno or 0]}")
-        return ", then ".join(told)
+    for _ in range(len(FILLING) // _BLOCK):
+        try:
+            count = os.write(descriptor, FILLING[written : written + _BLOCK])
+        except OSError as error:
+            return ", then ".join([*told, f"write: {errno.errorcode[error.errno or 0]}"])
+        if not count and "write returns 0" not in told:
+            told.append("write returns 0")
+        written += count
     for name, call in (("fsync", os.fsync), ("close", os.close)):
         try:
             call(descriptor)
         except OSError as error:
-            told.append(f"{name}: {errno.errorcode[error.errno or 0]}")
-            return ", then ".join(told)
+            return ", then ".join([*told, f"{name}: {errno.errorcode[error.errno or 0]}"])
     return ", then ".join([*told, "never"])
 
 

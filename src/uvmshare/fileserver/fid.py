@@ -47,8 +47,9 @@ class OpenFile:
     def write(self, data: bytes | memoryview, offset: int) -> int:
         """Write all of the data and return its length. Raises `OSError` for what stopped that; a part may be written.
 
-        A guest is never told of a part. Linux 6.12's client takes a count that is short wrongly, in each cache mode: it
-        sends what is left to the offset of the first byte, over what was written, and tells its program that all is.
+        A guest is never told of a part. Linux 6.12's client takes a count that is short wrongly (seen with cache=none
+        and cache=mmap,directio): it sends what is left to the offset of the first byte, over what was written, and then
+        tells its program that all is.
         """
         written, length = os.pwrite(self.fd, data, offset), len(data)
         while written < length:
