@@ -72,11 +72,11 @@ coverage: packages $(STAMP)  ## The tests of `make test` once more, measured: fa
 	$(COVERAGE) report
 
 .PHONY: test-long
-test-long: packages $(STAMP)  ## The long tests that CI runs too, beside each other: half an hour
+test-long: packages $(STAMP)  ## The long tests, beside each other: half an hour
 	$(BIN)/python tools/run_tests.py long $(PYTEST_ARGS)
 
 .PHONY: soak
-soak: packages $(STAMP)  ## What is too long for CI: the whole conformance matrix, a million races, every kill point; hours
+soak: packages $(STAMP)  ## What takes hours: the whole conformance matrix, a million races, every kill point
 	tools/packages soak
 	$(BIN)/python tools/run_tests.py soak $(PYTEST_ARGS)
 

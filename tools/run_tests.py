@@ -3,7 +3,7 @@
 What lives here: the groups, and how many of them run at a time. What must not: which tests are long, or for the soak;
 the mark at each says so, and what is in no group of its own is in the group "rest".
 
-`quick` is ``make test``, `long` what CI runs after it, `soak` what is run by hand. What a group prints is kept in
+`quick` is ``make test``, `long` ``make test-long``, `soak` ``make soak``. What a group prints is kept in
 .cache/KIND-GROUP.log and shown when it ends. Other arguments are pytest's.
 """
 
