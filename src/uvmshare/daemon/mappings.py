@@ -114,7 +114,7 @@ class Mappings:
     def _document(self, who: Identity, machine: Machine, info: MountInfo) -> Mount:
         share = info.options.share
         assert isinstance(share, AddOptions), "this daemon asks for no others"
-        owners = [str(each) for each in info.owners]
+        owners = self._with_waiting(machine, info.mount_path, [str(owner) for owner in info.owners])
         shown = mount_document(who, machine, self._keeper, share, info.options, owners=owners)
         return msgspec.structs.replace(
             shown,
@@ -316,10 +316,15 @@ class Mappings:
     def holders(self, who: Identity, machine: Machine, path: str) -> tuple[tuple[Reference, ...], bool]:
         """Return who holds the mount at a path, as far as `who` may see them, and whether there are others."""
         vm = machine.record.key
-        owners = [str(owner) for info in machine.mounted() if info.mount_path == path for owner in info.owners]
-        owners += [owner for at, owner in self._restoring.get(vm, {}) if at == path and owner not in owners]
+        held = [str(owner) for info in machine.mounted() if info.mount_path == path for owner in info.owners]
+        owners = self._with_waiting(machine, path, held)
         others = any(not may_see(who, owner) for owner in owners)
         return tuple(mount_references(who, vm, self._keeper, path, owners)), others
+
+    def _with_waiting(self, machine: Machine, path: str, owners: list[str]) -> list[str]:
+        """Return the owners of the mount at a path, with those for whom it is asked for again after a restart."""
+        waiting = self._restoring.get(machine.record.key, {})
+        return owners + [owner for at, owner in waiting if at == path and owner not in owners]
 
     def share_of(self, machine: Machine, path: str) -> str | None:
         """Return the name of the share that the mount at a path holds."""
