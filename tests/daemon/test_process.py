@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 
 import pytest
 from tests.daemon.harness import supervisor_of
-from tests.processes import DEADLINE
+from tests.processes import DEADLINE, await_answer
 
 from uvmshare import errors
 from uvmshare.daemon.documents import NewShare
@@ -139,6 +139,7 @@ def test_a_guest_reads_on_while_the_daemon_is_started_again(home: Home) -> None:
     with guest:
         assert guest.read_file("file") == b"still there"
         with running(home), home.client() as client:
+            await_answer(lambda: client.vm("vm").state, "running")  # it answers before it has found its VMs
             (found,) = client.vms()
             assert (found.id, found.state, found.addresses, found.restarts) == ("vm", "running", vm.addresses, 0)
             assert [(each.name, each.references[0].lease) for each in client.shares("vm")] == [(share.name, 60)]

@@ -482,6 +482,7 @@ def test_removal_ends_a_share_under_the_guests_eyes(host: Host, tmp_path: Path) 
     assert (taken / "f").read_text() == "text"
 
 
+@pytest.mark.long
 @pytest.mark.transports("firecracker", "tcp", "cloud-hypervisor")
 def test_requests_under_way_when_a_share_goes_see_an_input_output_error(host: Host, tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(bytes(1 << 20))

@@ -229,6 +229,8 @@ def test_two_that_see_the_end_find_one_new_supervisor(place: Place) -> None:
     one, two = place.run(both())
     assert one.pid == two.pid
     assert guest.listdir() == [b"file"]
+    place.run(server.aclose())
+    assert place.run(second.wait_exit()) == "the file server has ended"
 
 
 def test_a_supervisor_that_was_told_to_end_is_not_started_again(place: Place) -> None:
