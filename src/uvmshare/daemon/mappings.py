@@ -386,7 +386,7 @@ class Mappings:
             share = info.options.share
             assert isinstance(share, AddOptions), "this daemon asks for no others"
             size = weight(share.host_path, info.mount_path, names=(*share.allowed_names, *share.hide))
-            is_left = not info.references and info.busy is None
+            is_left = not info.references and info.busy != "mounting"  # what is being mounted counts as its request
             owners = (mine,) if is_left else map(str, info.owners)
             held.update({(info.mount_path, owner): size for owner in owners})
         return (size for (_, owner), size in held.items() if owner.startswith(mine))
