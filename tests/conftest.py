@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -64,3 +65,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section(f"{total:,} orders of events tried")
         for found in properties:
             terminalreporter.line(str(found["explored"]))
+    booted = sys.modules.get("uvmshare.testing.guest_vm")
+    if booted is not None and booted.GuestVM.booted_again:
+        terminalreporter.section(
+            f"{booted.GuestVM.booted_again} guests booted again: their kernels ended before a word"
+        )

@@ -17,11 +17,11 @@ import pytest
 
 from uvmshare.errors import GuestFailed, GuestUnavailable
 from uvmshare.testing import guest_vm as module
-from uvmshare.testing.guest_vm import GuestVM, _Channel, choose_accelerator, send_signal
+from uvmshare.testing.guest_vm import QEMU, GuestVM, _Channel, choose_accelerator, send_signal
 from uvmshare.testing.kernel import GuestKernel, find_kernel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 
@@ -132,6 +132,91 @@ def test_a_kernel_that_does_not_come_up_is_ended_with_its_last_words(
         GuestFailed, match=r"(?s)ended while it booted.*these are my last words.*Attempted to kill init"
     ):
         runner.run(GuestVM.start())
+
+
+_UNSURE_QEMU = """#!{python}
+import os, re, sys
+with open({boots!r}, "a+") as boots:
+    boots.write("x")
+    boots.seek(0)
+    number = len(boots.read())
+arguments = " ".join(sys.argv)
+ports = [int(fd) for fd in re.findall(r"fd=([0-9]+)", arguments)]
+if number in {spoken}:
+    os.write(ports[0], b"ready\\n")
+if number in {panics}:
+    with open(re.search(r"id=console,path=(\\S+)", arguments)[1], "w") as console:
+        console.write({panic!r})
+    sys.exit(1)
+for port in ports:
+    os.write(port, b"ready\\n")
+sys.stdin = open("/dev/null")
+os.read(ports[0], 1)
+"""
+
+
+@pytest.fixture
+def unsure_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Put a QEMU on the path whose guest panics in some of its boots; return where it counts them."""
+
+    def install(panics: Sequence[int], panic: str, spoken: Sequence[int] = ()) -> Path:
+        boots, qemu = tmp_path / "boots", tmp_path / QEMU
+        qemu.write_text(
+            _UNSURE_QEMU.format(
+                python=sys.executable, boots=str(boots), panics=tuple(panics), panic=panic, spoken=tuple(spoken)
+            )
+        )
+        qemu.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        monkeypatch.setattr(module, "_prepare", lambda *_: "/dev/null")
+        monkeypatch.setattr(GuestVM, "booted_again", 0)
+        return boots
+
+    return install
+
+
+_PANIC = "Kernel panic - not syncing: Fatal exception in interrupt"
+_EXIT = "Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100"
+_KERNEL = GuestKernel("/dev/null", "/nowhere", "6.1.0")
+
+
+def test_a_kernel_that_panics_before_the_guests_first_word_is_booted_again_and_counted(
+    runner: asyncio.Runner, unsure_qemu: Callable[..., Path]
+) -> None:
+    boots = unsure_qemu((1, 2), _PANIC)
+    told: list[str] = []
+
+    async def start() -> None:
+        async with await GuestVM.start(kernel=_KERNEL, accelerator="tcg", progress=told.append):
+            pass
+
+    runner.run(start())
+    assert len(boots.read_text()) == 3
+    assert GuestVM.booted_again == 2
+    assert len([line for line in told if line.endswith("once more")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "unsure", "number"),
+    [
+        pytest.param("tcg", ((1, 2, 3), _PANIC), 3, id="in each boot"),
+        pytest.param("kvm", ((1,), _PANIC), 1, id="under KVM, where nothing excuses it"),
+        pytest.param("tcg", ((1,), _PANIC, (1,)), 1, id="after the guest's first word"),
+        pytest.param("tcg", ((1,), "qemu: out of memory"), 1, id="no panic"),
+        pytest.param("tcg", ((1,), _EXIT), 1, id="its first process ended by itself"),
+    ],
+)
+def test_what_another_boot_does_not_mend_is_raised(
+    runner: asyncio.Runner,
+    unsure_qemu: Callable[..., Path],
+    accelerator: module.Accelerator,
+    unsure: tuple[object, ...],
+    number: int,
+) -> None:
+    boots = unsure_qemu(*unsure)
+    with pytest.raises(GuestFailed, match="ended while it booted"):
+        runner.run(GuestVM.start(kernel=_KERNEL, accelerator=accelerator))
+    assert len(boots.read_text()) == number
 
 
 @pytest.mark.guest

@@ -28,12 +28,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import socket
 import tempfile
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, Self
 
 from uvmshare.errors import GuestFailed, GuestUnavailable
 from uvmshare.testing import initramfs
@@ -81,6 +82,11 @@ _PROBE_DEADLINE = 10.0
 _END_DEADLINE = 60.0
 _OUTPUT_LIMIT = 64 << 20
 _INPUT_LIMIT = 4 << 20
+_MOST_BOOTS: Final = 3
+"""How often one guest is booted under TCG, where a kernel panics now and then in its first seconds (seen with QEMU 7.2
+on a busy host)."""
+_INIT_EXITED: Final = re.compile(r"Attempted to kill init! exitcode=0x[0-9a-f]{6}00")
+"""The panic of a kernel whose first process ended by itself, with a status: that comes again."""
 _LOG_TAIL = 6000
 """Bytes of a log in an error message: a kernel's panic takes half of it."""
 
@@ -150,12 +156,19 @@ class _Channel:
             await self._writer.wait_closed()
 
 
+class _KernelEnded(GuestFailed):
+    """The guest's kernel panicked before the guest's first word."""
+
+
 class GuestVM:
     """A running guest. Build one with `start`; leaving its ``async with`` block ends it.
 
     `accelerator` says what runs it, `release` which kernel, and `boot_seconds` how long its start took. `vsock` is its
     vsock device, None if it has none.
     """
+
+    booted_again: ClassVar[int] = 0
+    """How often guests of this process were booted again because their kernel ended before their first word."""
 
     def __init__(
         self,
@@ -203,7 +216,8 @@ class GuestVM:
 
         `kernel` is the newest one found unless given, `accelerator` what `choose_accelerator` finds, `modules` are
         loaded besides those for virtio and 9P, `qemu_arguments` are added to QEMU's command line, `deadline` is in
-        seconds, and `progress` is told in words what is being done.
+        seconds, and `progress` is told in words what is being done. A guest whose kernel ends under software emulation
+        before the guest's first word is booted again, at most twice; `booted_again` counts that.
 
         With `vsock`, a path, the guest has CID 3 and its host's side is that unix socket, in the `flavour` of a
         monitor: a file server at ``firecracker:PATH`` is the guest's ``vsock:2``.
@@ -223,6 +237,48 @@ class GuestVM:
             kernel = await asyncio.to_thread(find_kernel)
         accelerator = accelerator or await choose_accelerator(progress)
         progress(f"booting Linux {kernel.release} under {accelerator}")
+        boots = 1
+        while True:
+            try:
+                return await cls._boot(
+                    qemu=qemu,
+                    root=root,
+                    kernel=kernel,
+                    accelerator=accelerator,
+                    memory_mib=memory_mib,
+                    channels=channels,
+                    modules=modules,
+                    vsock=vsock,
+                    flavour=flavour,
+                    qemu_arguments=qemu_arguments,
+                    deadline=deadline,
+                    progress=progress,
+                )
+            except _KernelEnded:
+                if accelerator != "tcg" or boots == _MOST_BOOTS:
+                    raise
+                boots += 1
+                GuestVM.booted_again += 1
+                progress("the guest's kernel ended while it booted, as happens under software emulation: once more")
+
+    @classmethod
+    async def _boot(
+        cls,
+        *,
+        qemu: str,
+        root: str,
+        kernel: GuestKernel,
+        accelerator: Accelerator,
+        memory_mib: int,
+        channels: int,
+        modules: Sequence[str],
+        vsock: str | None,
+        flavour: FlavourName,
+        qemu_arguments: Sequence[str],
+        deadline: float,
+        progress: Callable[[str], None],
+    ) -> Self:
+        """Boot a guest once. Raises as `start` does; `_KernelEnded` when another boot may do better."""
         started = time.monotonic()
         directory = tempfile.mkdtemp(prefix="uvmshare-guest-")
         device = None
@@ -256,15 +312,20 @@ class GuestVM:
         if device is not None:
             device.qemu_end.close()  # so that QEMU's end is the end of the device
         guest = cls(process, opened, directory, accelerator=accelerator, release=kernel.release, vsock=device)
+        has_spoken = False
         try:
             async with asyncio.timeout(deadline):
                 for channel in opened:
                     await channel.ready()
+                    has_spoken = True
         except (TimeoutError, EOFError, ConnectionError) as error:
-            why = f"was not up after {deadline:g} s" if isinstance(error, TimeoutError) else "ended while it booted"
-            msg = f"the guest {why} under {accelerator}; {guest.log_tail()}"
+            is_late = isinstance(error, TimeoutError)
+            log = guest.log_tail()
+            why = f"was not up after {deadline:g} s" if is_late else "ended while it booted"
+            msg = f"the guest {why} under {accelerator}; {log}"
             await guest.aclose()
-            raise GuestFailed(msg) from error
+            may_do_better = not is_late and not has_spoken and "Kernel panic" in log and not _INIT_EXITED.search(log)
+            raise (_KernelEnded if may_do_better else GuestFailed)(msg) from error
         except BaseException:
             await guest.aclose()
             raise

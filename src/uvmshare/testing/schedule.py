@@ -192,7 +192,7 @@ class VirtualLoop(_Loop):
     async def shutdown_asyncgens(self) -> None:
         """Do nothing: asynchronous generators are not followed."""
 
-    async def shutdown_default_executor(self) -> None:
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  as asyncio has it from Python 3.12 on
         """Do nothing: there are no threads."""
 
     def close(self) -> None:
