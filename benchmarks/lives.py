@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from uvmshare import AddOptions, FileServer, Manager, UtilityVM
+from uvmshare import AddOptions, FileServer, Manager
 from uvmshare.errors import ConnectionClosed
 from uvmshare.ninep import messages
 from uvmshare.testing.client import Client
@@ -75,7 +75,7 @@ async def _one_share(place: Path, rounds: int) -> dict[str, Any]:
     address = f"unix:{place}/s"
     options = AddOptions(shared)
     to_first_byte, to_first_error, to_attach, fresh, used = [], [], [], [], []
-    async with await FileServer.start(listen=[address]) as server, Manager(UtilityVM(server)) as manager:
+    async with await FileServer.start(listen=[address]) as server, Manager(server) as manager:
         for _ in range(rounds):
             begun = time.perf_counter()
             name = await manager.add_to_vm(options)
@@ -133,7 +133,7 @@ class _VM:
 
     async def start(self) -> None:
         self._server = await FileServer.start(listen=[self._address])
-        self._manager = Manager(UtilityVM(self._server))
+        self._manager = Manager(self._server)
         for directory in self._directories:
             name = await self._manager.add_to_vm(AddOptions(directory, read_only=True))
             # Not in the loop's own thread: the starting of other VMs goes on.

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from benchmarks import mounting_work
 from benchmarks.mounting_work import LARGE, SMALL, WORK
-from uvmshare import AddOptions, FileServer, Manager, UtilityVM
+from uvmshare import AddOptions, FileServer, Manager
 from uvmshare.guest import mount
 from uvmshare.testing.guest_vm import HOST, GuestVM
 from uvmshare.testing.kernel import find_kernel
@@ -74,7 +74,7 @@ async def measure(kernel: str, transport: str, turns: int, say: Callable[[str], 
     try:
         listen = "tcp:127.0.0.1:0" if vsock is None else f"firecracker:{vsock}:5640"
         server = await FileServer.start(listen=[listen], security_model="passthrough")
-        manager = Manager(UtilityVM(server))
+        manager = Manager(server)
         share = await manager.add_to_vm(AddOptions(directory))
         port = server.addresses[0].rpartition(":")[2]
         address = f"tcp:{HOST}:{port}" if vsock is None else f"vsock:2:{port}"

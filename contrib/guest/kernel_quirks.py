@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uvmshare import AddOptions, FileServer, Manager, UtilityVM
+from uvmshare import AddOptions, FileServer, Manager
 from uvmshare.errors import GuestFailed, UvmshareError
 from uvmshare.guest import mount
 from uvmshare.testing.guest_vm import HOST, GuestVM
@@ -74,7 +74,7 @@ class Tried:
     def __init__(self, guest: GuestVM, server: FileServer, directory: Path) -> None:
         self.guest = guest
         self.server = server
-        self.manager = Manager(UtilityVM(server))
+        self.manager = Manager(server)
         self.directory = directory
 
     async def share(self, transport: str, options: str) -> str:

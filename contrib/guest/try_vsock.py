@@ -27,7 +27,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uvmshare import AddOptions, FileServer, Manager, UtilityVM
+from uvmshare import AddOptions, FileServer, Manager
 from uvmshare.errors import UvmshareError
 from uvmshare.guest import mount
 from uvmshare.guest.bundle import bundle
@@ -95,7 +95,7 @@ class Trial:
     async def run(self, *, measured: bool) -> None:
         """Do everything. Raises `UvmshareError` or `AssertionError` at the first that does not hold."""
         async with await FileServer.start(self.listen) as server:
-            manager = Manager(UtilityVM(server))
+            manager = Manager(server)
             name = await manager.add_to_vm(AddOptions(self.shared))
             await step("mount, copy and compare", self.copy(name))
             if measured:

@@ -1,7 +1,7 @@
 """Give a running utility VM host directories, and take them away again.
 
     async with await FileServer.start(listen=["unix:/run/vm1.9p"]) as server:
-        manager = Manager(UtilityVM(server))
+        manager = Manager(server)
         name = await manager.add_to_vm(AddOptions("/srv/project", read_only=True))
         ...
         await manager.remove_from_vm(name)

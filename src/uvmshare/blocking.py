@@ -11,7 +11,7 @@ What belongs to that event loop, such as a file server, is opened and closed in 
     @asynccontextmanager
     async def vm():
         async with await FileServer.start(listen=["unix:/run/vm1.9p"]) as server:
-            yield UtilityVM(server)
+            yield server
 
     with blocking.Manager(vm()) as manager:
         ...

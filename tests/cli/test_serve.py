@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from typing import Self
 
     from uvmshare.cli.foreground import Ready, Served
-    from uvmshare.hcs.schema import ModifySettingRequest
+    from uvmshare.share.interfaces import Plan9Share
 
 
 class FakeServer:
-    """A compute system that grants all but `refuse`, and raises `signal` at one add."""
+    """A VM that grants all but `refuse`, and raises `signal` at one add."""
 
     refuse: str | None = None
     signal_at: str | None = None
@@ -79,20 +79,21 @@ class FakeServer:
     def on_takeover(self, callback: object) -> None:
         """Nothing takes over from this one."""
 
-    async def modify(self, request: ModifySettingRequest) -> None:
+    async def add_plan9(self, share: Plan9Share) -> None:
         await asyncio.sleep(0)
-        settings = request.settings
-        assert settings is not None
-        assert request.request_type is not None
-        if request.request_type is RequestType.ADD:
-            if settings.path == self.refuse:
-                msg = f"{settings.path}: not for you"
-                raise AccessDenied(msg)
-            if settings.path == self.signal_at:
-                signal.raise_signal(signal.SIGTERM)
-                for _ in range(10):  # turns of the event loop, in which the signal reaches the command
-                    await asyncio.sleep(0)
-        self.requests.append((request.request_type, settings.name))
+        path = share.options.host_path
+        if path == self.refuse:
+            msg = f"{path}: not for you"
+            raise AccessDenied(msg)
+        if path == self.signal_at:
+            signal.raise_signal(signal.SIGTERM)
+            for _ in range(10):  # turns of the event loop, in which the signal reaches the command
+                await asyncio.sleep(0)
+        self.requests.append((RequestType.ADD, share.name))
+
+    async def remove_plan9(self, share: Plan9Share) -> None:
+        await asyncio.sleep(0)
+        self.requests.append((RequestType.REMOVE, share.name))
 
     async def __aenter__(self) -> Self:
         return self

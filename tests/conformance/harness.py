@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import commits
 import results
-from uvmshare import AddOptions, FileServer, Manager, UtilityVM
+from uvmshare import AddOptions, FileServer, Manager
 from uvmshare.fileserver.limits import Limits
 from uvmshare.testing.guest_vm import HOST, GuestVM
 from uvmshare.testing.kernel import cache_directory, find_kernel
@@ -168,7 +168,7 @@ class Bench:
                 )
             )
             port = int(server.addresses[0].rpartition(":")[2])
-            self._servers[key] = _Server(server, Manager(UtilityVM(server)), port)
+            self._servers[key] = _Server(server, Manager(server), port)
         return self._servers[key]
 
     @contextmanager

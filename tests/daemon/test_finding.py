@@ -185,14 +185,9 @@ def test_a_file_server_that_is_stopped_does_not_keep_the_daemon_from_ending(
 def test_a_takeover_that_cannot_be_settled_is_told_and_ends_nothing(failure: Exception) -> None:
     told: list[tuple[object, ...]] = []
 
-    class Fails:
-        async def recover(self) -> None:
-            raise failure
-
     found = machine.Machine.__new__(machine.Machine)
     found._changed = lambda *what: told.append(what[1:])
-    manager: Any = Fails()
-    asyncio.run(found._settle(manager))
+    found._note_settled(failure)
     ((kind, words),) = told
     assert kind == "unsettled"
     assert words, "an error without words is told by its type"

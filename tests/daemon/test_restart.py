@@ -49,7 +49,7 @@ def test_a_lease_that_is_over_does_not_run_afresh_after_a_restart(home: Home, mo
         daemon.add_vm()
         daemon.add_share(path, owner="leased", lease=30)
         with monkeypatch.context() as patched:
-            patched.setattr(FileServer, "modify", refuses)
+            patched.setattr(FileServer, "remove_plan9", refuses)
             daemon.pass_time(30)
         with home.client() as client:
             assert [share.name for share in client.shares("vm")] == ["0"]

@@ -33,6 +33,8 @@ from uvmshare.fileserver.limits import Limits
 from uvmshare.hcs.schema import PLAN9_SHARES, Beside, ModifySettingRequest, Plan9Share, Plan9ShareFlags, RequestType
 from uvmshare.ninep.constants import NONUNAME
 from uvmshare.ninep.messages import Rlerror
+from uvmshare.share.interfaces import Plan9Share as Wanted
+from uvmshare.share.options import AddOptions
 from uvmshare.testing.client import Client
 from uvmshare.testing.connection import dial
 
@@ -110,7 +112,7 @@ class Device:
         return self._runner.run(bounded())
 
     def modify(self, document: ModifySettingRequest) -> None:
-        self.run(self.server.modify(document))
+        self.run(self.server._modify(document))
 
     def share(
         self,
@@ -122,8 +124,10 @@ class Device:
         map_owner: str | None = None,
     ) -> str:
         name = str(next(self._names))
-        document = add_document(name, str(path), read_only=read_only, allowed=allowed)
-        self.run(self.server.add_share(document, Beside(hide=hide, map_owner=map_owner)))
+        options = AddOptions.recalled(
+            str(path), read_only=read_only, allowed_names=allowed, hide=hide, map_owner=map_owner
+        )
+        self.run(self.server.add_plan9(Wanted(name, options)))
         return name
 
     def unshare(self, name: str) -> None:

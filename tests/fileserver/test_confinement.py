@@ -24,7 +24,6 @@ from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.limits import Limits
 from uvmshare.guest import keepalive
 from uvmshare.hcs.schema import Plan9Share, Plan9ShareFlags
-from uvmshare.hcs.utility_vm import UtilityVM
 from uvmshare.share.interfaces import Plan9Share as SharedByManager
 from uvmshare.share.options import AddOptions
 from uvmshare.testing.client import Client
@@ -198,7 +197,7 @@ def test_a_mount_process_of_a_running_server_is_confined(share: Path, tmp_path: 
     async def status_of_a_mount() -> str:
         address = f"unix:{tmp_path}/9p"
         async with await FileServer.start([address]) as server:
-            await UtilityVM(server).add_plan9(SharedByManager("0", AddOptions(share)))
+            await server.add_plan9(SharedByManager("0", AddOptions(share)))
             with await asyncio.to_thread(Client.connect, address, "0"):
                 (served,) = (await server.status()).shares
                 (mount,) = served.mounts

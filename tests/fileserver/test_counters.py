@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from uvmshare import AddOptions, FileServer, Manager, UtilityVM
+from uvmshare import AddOptions, FileServer, Manager
 from uvmshare.fileserver import counters
 from uvmshare.fileserver.counters import BUCKETS, Counted, Counters
 from uvmshare.ninep import messages
@@ -46,7 +46,7 @@ def test_requests_bytes_and_errors_are_counted(tmp_path: Path, *, with_run_dir: 
         run_dir = tmp_path / "run" if with_run_dir else None
         async with (
             await FileServer.start(["tcp:127.0.0.1:0"], run_dir=run_dir) as server,
-            Manager(UtilityVM(server)) as shares,
+            Manager(server) as shares,
         ):
             name = await shares.add_to_vm(AddOptions(tmp_path / "share", read_only=True))
             with await asyncio.to_thread(Client.connect, server.addresses[0], name) as guest:

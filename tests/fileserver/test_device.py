@@ -259,7 +259,7 @@ def test_removals_of_one_share_at_once(device: Device, root: Path) -> None:
     removal = request_of(Plan9Share(name=name, access_name=name, port=564), RequestType.REMOVE)
 
     async def twice() -> list[BaseException | None]:
-        return await asyncio.gather(*(device.server.modify(removal) for _ in range(3)), return_exceptions=True)
+        return await asyncio.gather(*(device.server._modify(removal) for _ in range(3)), return_exceptions=True)
 
     with device.connect(name) as guest:
         results = device.run(twice())
@@ -271,8 +271,8 @@ def test_removals_of_one_share_at_once(device: Device, root: Path) -> None:
 def test_many_changes_at_once(device: Device, root: Path) -> None:
     async def add_and_remove(number: int) -> None:
         name = f"1{number:03}"
-        await device.server.modify(request_of(Plan9Share(name=name, access_name=name, path=str(root), port=564)))
-        await device.server.modify(request_of(Plan9Share(name=name, access_name=name, port=564), RequestType.REMOVE))
+        await device.server._modify(request_of(Plan9Share(name=name, access_name=name, path=str(root), port=564)))
+        await device.server._modify(request_of(Plan9Share(name=name, access_name=name, port=564), RequestType.REMOVE))
 
     async def all_at_once() -> None:
         await asyncio.gather(*(add_and_remove(number) for number in range(100)))
@@ -283,7 +283,7 @@ def test_many_changes_at_once(device: Device, root: Path) -> None:
 
 def test_a_modify_that_is_cancelled_leaves_the_channel_in_order(device: Device, root: Path) -> None:
     async def cancelled() -> None:
-        task = asyncio.ensure_future(device.server.modify(request_of(share_of(str(root)))))
+        task = asyncio.ensure_future(device.server._modify(request_of(share_of(str(root)))))
         await asyncio.sleep(0)  # one turn of the loop: the request is on its way
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):

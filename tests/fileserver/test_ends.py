@@ -179,7 +179,7 @@ def test_a_request_under_way_when_the_supervisor_dies_has_an_unknown_outcome(
     os.kill(supervisor, signal.SIGSTOP)  # it reads nothing any more
 
     async def ask_and_kill() -> None:
-        task = asyncio.ensure_future(device.server.modify(addition(root)))
+        task = asyncio.ensure_future(device.server._modify(addition(root)))
         await asyncio.sleep(0)  # one turn of the loop: the request is on its way
         os.kill(supervisor, signal.SIGKILL)
         await task
@@ -212,7 +212,7 @@ async def main():
     root = settings.pop("root")
     server = await FileServer.start(**settings)
     share = Plan9Share(name="0", access_name="0", path=root, port=564)
-    await server.modify(
+    await server._modify(
         ModifySettingRequest(resource_path=PLAN9_SHARES, request_type=RequestType.ADD, settings=share)
     )
     print((await server.status()).pid, flush=True)
@@ -287,7 +287,7 @@ def test_a_server_with_a_run_directory_goes_on_and_is_adopted(
                     request_type=RequestType.REMOVE,
                     settings=Plan9Share(name="0", access_name="0", port=564),
                 )
-                await server.modify(removal)
+                await server._modify(removal)
                 assert guest.drain() == []
 
         asyncio.run(adopt())
@@ -342,7 +342,7 @@ def test_a_peer_that_makes_no_sense_on_the_control_socket_ends_itself_alone(
         async with await FileServer.start(
             listen=[f"unix:{directory}/s"], run_dir=directory, security_model="none"
         ) as server:
-            await server.modify(addition(root))
+            await server._modify(addition(root))
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
             reader, writer = await asyncio.open_unix_connection(str(path))
             writer.write(data)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.processes import DEADLINE
 
-from uvmshare import AddOptions, FileServer, Manager, UtilityVM
+from uvmshare import AddOptions, FileServer, Manager
 from uvmshare.errors import ComputeSystemGone, OutcomeUnknown, RemoteProtocolError
 from uvmshare.fileserver.limits import Limits
 from uvmshare.fileserver.outbox import Outbox
@@ -37,7 +37,7 @@ def run(work: Coroutine[object, object, None]) -> None:
 def test_the_manager_is_told_when_the_supervisor_is_killed(tmp_path: Path) -> None:
     async def work() -> None:
         async with await FileServer.start([f"unix:{tmp_path}/9p"]) as server:
-            manager = Manager(UtilityVM(server))
+            manager = Manager(server)
             name = await manager.add_to_vm(AddOptions(tmp_path, read_only=True), owner="a")
             told: asyncio.Future[ComputeSystemGone] = asyncio.get_running_loop().create_future()
             server.on_exit(told.set_result)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from uvmshare import FileServer, Manager, UtilityVM
+from uvmshare import FileServer, Manager
 
 if TYPE_CHECKING:
     import asyncio
@@ -28,7 +28,7 @@ class Host:
         self.transport = transport
         self.guest = transport.guest
         self.server = runner.run(FileServer.start(listen=[transport.address()]))
-        self.manager = Manager(UtilityVM(self.server))
+        self.manager = Manager(self.server)
         (address,) = self.server.addresses
         self.port = transport.port(address)
         self._mounted = 0

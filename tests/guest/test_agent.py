@@ -17,7 +17,7 @@ import pytest
 from tests.guest.transports import VSOCK
 from tests.processes import kill
 
-from uvmshare import AddOptions, FileServer, Manager, UtilityVM
+from uvmshare import AddOptions, FileServer, Manager
 from uvmshare.errors import MountBusy, MountConflict, MountRefused
 from uvmshare.guest.bundle import bundle
 from uvmshare.mounts import AgentClient, MountManager, MountOptions
@@ -61,7 +61,7 @@ class Bench:
     async def start(self) -> None:
         self.server = await FileServer.start(listen=[self.transport.address()])
         self.port = self.transport.port(self.server.addresses[0])
-        self.shares = Manager(UtilityVM(self.server))
+        self.shares = Manager(self.server)
         address = self.transport.address()
         self.agent = await AgentClient(
             address, accept=True, server_port=self.port, token=TOKEN, timeout=DEADLINE

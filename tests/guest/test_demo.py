@@ -14,11 +14,13 @@ import pytest
 
 from uvmshare.cli import demo
 from uvmshare.cli.demo_guest import ClientGuest
-from uvmshare.cli.demo_states import RecordingComputeSystem, ShareHistory, draw
+from uvmshare.cli.demo_states import RecordingVM, ShareHistory, draw
 from uvmshare.cli.main import run as command
 from uvmshare.cli.tables import SafeConsole
 from uvmshare.errors import GuestUnavailable, InvalidDocument, OutcomeUnknown, ShareNotFound
-from uvmshare.hcs.schema import ModifySettingRequest, Plan9Share, RequestType
+from uvmshare.hcs.schema import RequestType
+from uvmshare.share.interfaces import Plan9Share
+from uvmshare.share.options import AddOptions
 from uvmshare.share.state import ShareState
 from uvmshare.testing import guest_vm
 
@@ -167,12 +169,13 @@ def test_an_add_that_does_not_fail_fails_it(project: Path, monkeypatch: pytest.M
 
 
 def test_a_second_modify_call_fails_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class CountsDouble(RecordingComputeSystem):
-        async def modify(self, request: ModifySettingRequest) -> None:
-            await super().modify(request)
+    class CountsDouble(RecordingVM):
+        async def add_plan9(self, share: Plan9Share) -> str | None:
+            directory = await super().add_plan9(share)
             self.calls.append(self.calls[-1])
+            return directory
 
-    monkeypatch.setattr(demo, "RecordingComputeSystem", CountsDouble)
+    monkeypatch.setattr(demo, "RecordingVM", CountsDouble)
     status, shown = run("client")
     assert status == 1
     assert "two adds made the modify calls" in shown
@@ -228,15 +231,17 @@ def test_other_systems_are_told_so(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 class Scripted:
-    """A compute system that ends each call as it is told."""
+    """A VM that ends each call as it is told."""
 
     def __init__(self, *outcomes: Exception | None) -> None:
         self.outcomes = list(outcomes)
 
-    async def modify(self, request: ModifySettingRequest) -> None:
+    async def add_plan9(self, share: Plan9Share) -> None:
         outcome = self.outcomes.pop(0)
         if outcome is not None:
             raise outcome
+
+    remove_plan9 = add_plan9
 
 
 ADD, REMOVE = RequestType.ADD, RequestType.REMOVE
@@ -262,15 +267,16 @@ PENDING, ADDED, INVALID, REMOVED = (
 def test_the_states_are_those_of_the_table(
     calls: list[tuple[RequestType, Exception | None]], states: list[ShareState]
 ) -> None:
-    async def play() -> RecordingComputeSystem:
-        recorder = RecordingComputeSystem(Scripted(*(outcome for _, outcome in calls)))
+    async def play() -> RecordingVM:
+        recorder = RecordingVM(Scripted(*(outcome for _, outcome in calls)))
         for kind, outcome in calls:
-            request = ModifySettingRequest(request_type=kind, settings=Plan9Share(access_name="0", path="/a/b"))
+            call = recorder.add_plan9 if kind is ADD else recorder.remove_plan9
+            share = Plan9Share("0", AddOptions.recalled("/a/b", read_only=False))
             if outcome is None:
-                await recorder.modify(request)
+                await call(share)
             else:
                 with pytest.raises(type(outcome)):
-                    await recorder.modify(request)
+                    await call(share)
         return recorder
 
     recorder = asyncio.run(play())

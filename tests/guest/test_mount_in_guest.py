@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from uvmshare import AddOptions, FileServer, Manager, UtilityVM
+from uvmshare import AddOptions, FileServer, Manager
 from uvmshare.guest import mount as module
 from uvmshare.testing.guest_vm import HOST
 
@@ -68,7 +68,7 @@ def mounter(runner: asyncio.Runner, guest: GuestVM, tmp_path_factory: pytest.Tem
     directory = tmp_path_factory.mktemp("mounter")
     (directory / "f").write_text("text")
     server = runner.run(FileServer.start(listen=["tcp:127.0.0.1:0"]))
-    manager = Manager(UtilityVM(server))
+    manager = Manager(server)
     share = runner.run(manager.add_to_vm(AddOptions(directory)))
     yield Mounter(runner, guest, server.addresses[0], share)
     runner.run(manager.aclose())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.guest.test_agent import DEADLINE, sleep_in
 
-from uvmshare import AddOptions, FileServer, Manager, UtilityVM
+from uvmshare import AddOptions, FileServer, Manager
 from uvmshare.errors import GuestAgentError, MountBusy, MountRefused
 from uvmshare.guest import mount as beside
 from uvmshare.mounts import AgentClient, MountManager, MountOptions
@@ -43,7 +43,7 @@ def test_a_guest_with_busybox_alone_is_mapped_into(tmp_path: Path) -> None:
         async with (
             await GuestVM.start() as guest,
             AgentClient("tcp:127.0.0.1:0", accept=True, server_port=port, token="secret", timeout=DEADLINE) as client,
-            Manager(UtilityVM(server)) as shares,
+            Manager(server) as shares,
             MountManager(client, shares=shares) as mounts,
         ):
             await guest.write_file("/run/agent.sh", await read_script())

@@ -18,7 +18,7 @@ import pytest
 from qemu.qmp import QMPClient
 from tests.guest.test_agent import DEADLINE, tell
 
-from uvmshare import AddOptions, FileServer, Manager, UtilityVM
+from uvmshare import AddOptions, FileServer, Manager
 from uvmshare.guest.bundle import bundle
 from uvmshare.mounts import AgentClient, MountManager
 from uvmshare.testing.guest_vm import HOST, GuestVM
@@ -74,7 +74,7 @@ class Bench:
     async def start(self) -> None:
         self.server = await FileServer.start(listen=["tcp:127.0.0.1:0"])
         port = int(self.server.addresses[0].rpartition(":")[2])
-        self.shares = Manager(UtilityVM(self.server))
+        self.shares = Manager(self.server)
         self.agent = await AgentClient("tcp:127.0.0.1:0", accept=True, server_port=port, timeout=DEADLINE).start()
         self.mounts = MountManager(self.agent, shares=self.shares)
 

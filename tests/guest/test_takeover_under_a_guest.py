@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.processes import kill
 
-from uvmshare import AddOptions, FileServer, Manager, UtilityVM
+from uvmshare import AddOptions, FileServer, Manager
 
 if TYPE_CHECKING:
     from tests.guest.transports import Transport
@@ -80,7 +80,7 @@ def test_a_guest_writes_on_while_the_supervisor_dies_and_another_takes_over(
             taken_over = asyncio.Event()
             server.on_takeover(lambda _: taken_over.set())
             port = transport.port(server.addresses[0])
-            manager = Manager(UtilityVM(server))
+            manager = Manager(server)
             name = await manager.add_to_vm(AddOptions(shared))
             await guest.check("rm -f /run/progress && mkfifo /run/progress")
             await mount(port, name, at)

@@ -20,7 +20,7 @@ from tests.daemon.harness import Home
 from tests.guest.transports import VSOCK, Transport
 from tests.processes import DEADLINE
 
-from uvmshare import AddOptions, FileServer, Manager, UtilityVM
+from uvmshare import AddOptions, FileServer, Manager
 from uvmshare.daemon.documents import NewMount, NewVm
 from uvmshare.guest import mount as mount_program
 from uvmshare.guest.bundle import bundle
@@ -47,7 +47,7 @@ class Served:
         self.guest = transport.guest
         self.directory = directory
         self.server = runner.run(FileServer.start(listen=[transport.address()]))
-        self.manager = Manager(UtilityVM(self.server))
+        self.manager = Manager(self.server)
         self.name = runner.run(self.manager.add_to_vm(AddOptions(directory)))
         self.port = transport.port(self.server.addresses[0])
         self.at = f"/run/served/{self.port}"
@@ -216,7 +216,7 @@ def listening_agent(runner: asyncio.Runner, transport: Transport, directory: Pat
 
     async def scenario() -> None:
         async with await FileServer.start(listen=[transport.address()]) as server:
-            shares = Manager(UtilityVM(server))
+            shares = Manager(server)
             start = f"python3 -I -S {file} agent --state /run/listens --allow /run/listened --check-every 0.5"
             await guest.check(f"({start} >/run/listens.log 2>&1 & echo $! >/run/listens.pid)")
             address = f"{transport.name}:{vsock.uds_path}"

@@ -226,7 +226,7 @@ def test_a_mount_process_that_cannot_be_watched_does_not_stay(tmp_path: Path, mo
         link = Link(*await asyncio.open_unix_connection(sock=ours), None)
         await link.greeted(control.Configuration(id=0, listen=(address,), security_model="none"))
         server = FileServer(link, None, DEADLINE)
-        await server.modify(add(tmp_path / "share"))
+        await server._modify(add(tmp_path / "share"))
         with suppress(ConnectionClosed), Client.connect(address, "0", timeout=DEADLINE) as client:
             assert client.drain() == []  # it may have answered before it was ended
         status = await server.status()

@@ -237,8 +237,8 @@ def test_a_guest_killed_in_the_middle_of_writes(tmp_path: Path) -> None:
         async with server:
             address = server.addresses[0]
             port = address.rpartition(":")[2]
-            await server.modify(add_document("0", str(shared.resolve())))
-            await server.modify(add_document("1", str(other.resolve())))
+            await server._modify(add_document("0", str(shared.resolve())))
+            await server._modify(add_document("1", str(other.resolve())))
             guest = await GuestVM.start(root="host")
             async with guest:
                 witness = Client.connect(address, "1", timeout=DEADLINE)

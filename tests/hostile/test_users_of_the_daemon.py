@@ -79,8 +79,8 @@ def test_shares_that_a_file_server_never_says_to_have_let_go_count_as_its_users(
     alice.add_vm()
     (machine,) = daemon.service.machines.values()
     assert machine._server is not None
-    machine._server.modify = lie  # type: ignore[method-assign]  # a stand-in on its control socket
-    machine._server.add_share = lie  # type: ignore[method-assign]  # the same
+    machine._server.remove_plan9 = lie  # type: ignore[method-assign]  # a stand-in on its control socket
+    machine._server.add_plan9 = lie  # type: ignore[method-assign]  # the same
     failures = ask_often(alice, lambda client, path, _: client.add_share("vm", NewShare(path=path)))
     assert (failures, len(machine.shares())) == (EXPECTED, MOST)
 

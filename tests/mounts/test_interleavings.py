@@ -214,7 +214,7 @@ class World:
         if self.mapped and self.vm.shares:
             going = any(share.operation or share.retry for share in self.shares._by_name.values())
             assert entry is not None or going, "a share without its mount, and nobody takes it out"
-        settling = self.mounts._settling is not None
+        settling = self.mounts._settling.task is not None
         if entry is not None and entry.state is MountState.MOUNTED and entry.operation is None and not self.lost:
             assert there is not None, "it is MOUNTED, and the guest does not have it"
         if entry is not None and entry.state is MountState.INVALID and entry.operation is None:

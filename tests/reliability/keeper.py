@@ -12,7 +12,7 @@ import os
 import sys
 from typing import Any
 
-from uvmshare import AddOptions, FileServer, Manager, SqliteJournal, UtilityVM
+from uvmshare import AddOptions, FileServer, Manager, SqliteJournal
 from uvmshare.errors import FileServerError
 
 
@@ -61,7 +61,7 @@ async def main(run_dir: str, address: str) -> None:
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     with SqliteJournal(os.path.join(run_dir, "journal.db")) as journal:
-        async with server, Manager(UtilityVM(server), journal=journal.for_vm()) as manager:
+        async with server, Manager(server, journal=journal.for_vm()) as manager:
             keeper = Keeper(server, manager)
             tasks: set[asyncio.Task[None]] = set()
             os.write(1, b'{"id": 0, "result": "ready"}\n')

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from uvmshare.errors import OutcomeUnknown, ShareExists, ShareNotFound
 from uvmshare.share.entry import BlockOwner
-from uvmshare.share.interfaces import ListedShare
 from uvmshare.share.ledger import Ledger
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
@@ -134,9 +133,12 @@ class FileVM:
 class ListingFileVM(FileVM):
     """One that can be asked."""
 
-    async def list_plan9(self) -> Mapping[str, ListedShare]:
+    async def list_plan9(self) -> Mapping[str, AddOptions]:
         await asyncio.sleep(0)
-        return {name: ListedShare(path, only, tuple(names)) for name, (path, only, names) in self.has().items()}
+        return {
+            name: AddOptions.recalled(path, read_only=only, allowed_names=tuple(names))
+            for name, (path, only, names) in self.has().items()
+        }
 
 
 def append(path: str, what: object) -> None:

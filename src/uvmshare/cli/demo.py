@@ -20,7 +20,7 @@ from rich.text import Text
 
 from uvmshare.cli import EXTRAS, missing_extra
 from uvmshare.cli.demo_guest import ClientGuest, QemuGuest
-from uvmshare.cli.demo_states import RecordingComputeSystem, draw
+from uvmshare.cli.demo_states import RecordingVM, draw
 from uvmshare.cli.foreground import until_signalled
 from uvmshare.cli.tables import SafeConsole, cell
 from uvmshare.errors import ComputeSystemError, GuestUnavailable, UnsupportedPlatform, UvmshareError
@@ -143,9 +143,9 @@ class _Steps:
 @contextlib.asynccontextmanager
 async def _set_up(
     guest: str, directory: str, log: str, shown: _Steps
-) -> AsyncIterator[tuple[Manager, RecordingComputeSystem, DemoGuest]]:
+) -> AsyncIterator[tuple[Manager, RecordingVM, DemoGuest]]:
     """Start a file server with a manager, and a guest that reaches it; end them afterwards."""
-    from uvmshare import FileServer, Manager, UtilityVM  # noqa: PLC0415  --help need not load a server
+    from uvmshare import FileServer, Manager  # noqa: PLC0415  --help need not load a server
 
     async with contextlib.AsyncExitStack() as stack:
         vm = None
@@ -176,8 +176,8 @@ async def _set_up(
         else:
             mounting = QemuGuest(vm, address)
         shown.note(f"the guest: {mounting.description}")
-        recorder = RecordingComputeSystem(server)
-        manager = await stack.enter_async_context(Manager(UtilityVM(recorder)))
+        recorder = RecordingVM(server)
+        manager = await stack.enter_async_context(Manager(recorder))
         yield manager, recorder, mounting
 
 
@@ -185,7 +185,7 @@ class _Demonstration:
     """The steps, in order, with what each leaves to the next."""
 
     def __init__(
-        self, manager: Manager, recorder: RecordingComputeSystem, guest: DemoGuest, directory: str, shown: _Steps
+        self, manager: Manager, recorder: RecordingVM, guest: DemoGuest, directory: str, shown: _Steps
     ) -> None:
         from uvmshare import AddOptions  # noqa: PLC0415  --help need not load it
 

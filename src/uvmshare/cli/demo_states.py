@@ -1,6 +1,6 @@
 """What `uvmshare demo` sees of the shares' states: every modify call as it passes, and the picture at the end.
 
-What lives here: a compute system that counts what passes through it, and the drawing of what it saw. What must not:
+What lives here: a VM that counts what passes through it, and the drawing of what it saw. What must not:
 a table of transitions; there is one, in `uvmshare.share.state`, and this asks it.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,12 @@ from uvmshare.hcs.schema import RequestType
 from uvmshare.share.state import TRANSITIONS, ShareState, Trigger
 
 if TYPE_CHECKING:
-    from uvmshare import Manager
-    from uvmshare.hcs.schema import ModifySettingRequest
-    from uvmshare.hcs.utility_vm import ComputeSystem
+    from collections.abc import Iterator
 
-__all__ = ["RecordingComputeSystem", "ShareHistory", "draw"]
+    from uvmshare import Manager
+    from uvmshare.share.interfaces import Plan9Share, VMPlan9
+
+__all__ = ["RecordingVM", "ShareHistory", "draw"]
 
 _TRIGGERS = {
     RequestType.ADD: (Trigger.ADD_SUCCEEDED, Trigger.ADD_FAILED, Trigger.ADD_UNKNOWN),
@@ -46,13 +48,13 @@ class ShareHistory:
     visits: list[tuple[ShareState, float]] = field(default_factory=list)
 
 
-class RecordingComputeSystem:
-    """Passes modify requests on to another compute system, and keeps what passed.
+class RecordingVM:
+    """Passes calls for shares on to another VM, and keeps what passed.
 
     `calls` has a (request type, share name) for every call, in order; `histories` a `ShareHistory` by share name.
     """
 
-    def __init__(self, behind: ComputeSystem) -> None:
+    def __init__(self, behind: VMPlan9) -> None:
         self._behind = behind
         self._started = time.monotonic()
         self.calls: list[tuple[RequestType, str]] = []
@@ -62,21 +64,29 @@ class RecordingComputeSystem:
         """Return the seconds since this was made."""
         return time.monotonic() - self._started
 
-    async def modify(self, request: ModifySettingRequest) -> None:
-        """Carry the request out and keep how it ended. Raises what the compute system behind raises."""
-        assert request.settings is not None
-        assert request.request_type is not None
-        name = request.settings.access_name
-        self.calls.append((request.request_type, name))
-        succeeded, failed, unknown = _TRIGGERS[request.request_type]
+    async def add_plan9(self, share: Plan9Share) -> str | None:
+        """Add the share and keep how that ended. Raises what the VM behind raises."""
+        with self._kept(RequestType.ADD, share):
+            return await self._behind.add_plan9(share)
+
+    async def remove_plan9(self, share: Plan9Share) -> None:
+        """Remove the share and keep how that ended. Raises what the VM behind raises."""
+        with self._kept(RequestType.REMOVE, share):
+            await self._behind.remove_plan9(share)
+
+    @contextmanager
+    def _kept(self, kind: RequestType, share: Plan9Share) -> Iterator[None]:
+        name = share.name
+        self.calls.append((kind, name))
+        succeeded, failed, unknown = _TRIGGERS[kind]
         if name not in self.histories:
-            self.histories[name] = ShareHistory(request.settings.path, [(TRANSITIONS.initial, self.clock())])
+            self.histories[name] = ShareHistory(share.options.host_path, [(TRANSITIONS.initial, self.clock())])
         trigger = unknown
         try:
-            await self._behind.modify(request)
+            yield
             trigger = succeeded
         except (ShareNotFound, ComputeSystemGone):
-            trigger = succeeded if request.request_type is RequestType.REMOVE else failed
+            trigger = succeeded if kind is RequestType.REMOVE else failed
             raise
         except (OutcomeUnknown, TimeoutError, ConnectionError, EOFError):
             raise

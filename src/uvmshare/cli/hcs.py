@@ -17,7 +17,7 @@ from uvmshare.cli.foreground import Ready, print_line, serve_shares, until_signa
 from uvmshare.cli.output import say_json
 from uvmshare.cli.share_spec import share_options, shares_argument
 from uvmshare.errors import ComputeSystemGone, ComputeSystemStopped, ShareNotFound
-from uvmshare.hcs.schema import DEFAULT_PORT
+from uvmshare.hcs.schema import DEFAULT_PORT, removal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -194,8 +194,6 @@ async def _remove(record: Record, name: str, port: int) -> None:
 
 
 async def _take_out(system: ComputeSystem, record: Record, name: str, port: int) -> None:
-    from uvmshare.hcs.utility_vm import removal  # noqa: PLC0415  --help need not load it
-
     with suppress(ShareNotFound, ComputeSystemGone):  # not there, as asked
         await system.modify(removal(name, port))
     record.forget(name)

@@ -6,7 +6,6 @@ What must not: anything of the file server or the Manager; both are used as any 
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from contextlib import AsyncExitStack, suppress
@@ -218,7 +217,7 @@ def serve(
     options = share_options(with_sharing_options(each, hide, map_owner) for each in shares)
 
     async def serving() -> None:
-        from uvmshare import FileServer, Manager, SqliteJournal, UtilityVM  # noqa: PLC0415  --help need not load them
+        from uvmshare import FileServer, Manager, SqliteJournal  # noqa: PLC0415  --help need not load them
 
         async def start() -> FileServer:
             if run_dir is not None:
@@ -242,10 +241,10 @@ def serve(
                 journal = stack.enter_context(SqliteJournal(os.path.join(run_dir, _JOURNAL))).for_vm()
                 await journal.load()  # so that of two commands the second ends before it touches the server
             server = await stack.enter_async_context(await start())
-            manager = await stack.enter_async_context(Manager(UtilityVM(server), journal=journal))
+            manager = await stack.enter_async_context(Manager(server, journal=journal))
             for each in server.notes:
                 _note(each)
-            _settle_after_takeovers(server, manager)
+            _say_takeovers(server, manager)
             await serve_shares(manager, options, owner=None if journal is None else _OWNER)
             print_line(Ready(ready=True, addresses=server.addresses))
             reason = await server.wait_exit()
@@ -270,23 +269,17 @@ def _note(text: str) -> None:
     note(f"uvmshare serve: note: {text}")
 
 
-def _settle_after_takeovers(server: FileServer, manager: Manager) -> None:
-    """Say when another supervisor has taken over, and have the manager add again what that one lost."""
-    settling: set[asyncio.Task[RecoveryReport]] = set()
+def _say_takeovers(server: FileServer, manager: Manager) -> None:
+    """Say when another supervisor has taken over, what that one lost, and what the manager could not add again yet."""
 
-    def say(settled: asyncio.Task[RecoveryReport]) -> None:
-        settling.discard(settled)
-        if settled.cancelled() or settled.exception() is not None:
-            return  # the manager is closed, or goes on trying
-        for share in settled.result().unsettled:
-            _note(str(share))
-
-    def settle(status: Reply) -> None:
+    def taken_over(status: Reply) -> None:
         _note(f"the file server had died; process {status.pid} has taken over {len(status.shares)} shares")
         for lost in status.lost:
             _note(f"share {lost.name} ({lost.path}) was lost: {lost.reason}")
-        task = asyncio.get_running_loop().create_task(manager.recover())
-        settling.add(task)
-        task.add_done_callback(say)
 
-    server.on_takeover(settle)
+    def settled(outcome: RecoveryReport | Exception) -> None:
+        for line in (outcome,) if isinstance(outcome, Exception) else outcome.unsettled:
+            _note(str(line))
+
+    server.on_takeover(taken_over)
+    manager.on_settled(settled)

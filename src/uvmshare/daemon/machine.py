@@ -29,7 +29,6 @@ from uvmshare.fileserver.limits import Limits
 from uvmshare.fileserver.link import NoFileServer
 from uvmshare.fileserver.rundir import table_path
 from uvmshare.guest.wire import DEFAULT_PORT as AGENT_PORT
-from uvmshare.hcs.utility_vm import UtilityVM
 from uvmshare.hostfiles import make_own_directory
 from uvmshare.mounts.agent_client import AgentClient
 from uvmshare.mounts.channel import Acceptor, Dialler
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
     from uvmshare.mounts.mount import MountInfo
     from uvmshare.share.journal import Journal
     from uvmshare.share.manager import ShareInfo
+    from uvmshare.share.recovery import RecoveryReport
 
 __all__ = ["Machine", "Places"]
 
@@ -176,7 +176,6 @@ class Machine:
         self.found = asyncio.Event()
         """Whether what it has is known: it was added or found; or it was removed, and has nothing."""
         self.restarts = 0
-        self._settling: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[bool] | None = None
         self.manager: Manager | None = None
         """None while there is no file server."""
@@ -383,7 +382,7 @@ class Machine:
         hold shares of it yet.
         """
         manager = Manager(
-            UtilityVM(TracedFileServer(server, f"{self.record.identity.uid}:{self.record.wanted.id}")),
+            TracedFileServer(server, f"{self.record.identity.uid}:{self.record.wanted.id}"),
             journal=self._journal,
             no_writable_file_shares=self.record.wanted.read_only,
         )
@@ -397,6 +396,7 @@ class Machine:
         self.state, self.error = "running", None
         server.on_exit(self._note_exit)
         server.on_takeover(self._note_takeover)
+        manager.on_settled(self._note_settled)
 
     async def _start_agent(self, server: FileServer, manager: Manager) -> None:
         wanted, user = self.record.wanted, self.record.identity
@@ -442,15 +442,10 @@ class Machine:
         self.restarts += 1
         lost = ", ".join(share.name for share in status.lost)
         self._changed(self, "restarted", f"lost share(s) {lost}, which are added again" if lost else None)
-        if self.manager is not None:
-            self._settling = asyncio.get_running_loop().create_task(self._settle(self.manager))
 
-    async def _settle(self, manager: Manager) -> None:
-        """Have the Manager compare what it knows with what the new supervisor has."""
-        try:
-            await manager.recover()
-        except Exception as error:  # noqa: BLE001  what a supervisor of its user's says may be anything
-            self._changed(self, "unsettled", printable(str(error) or repr(error)))
+    def _note_settled(self, outcome: RecoveryReport | Exception) -> None:
+        if isinstance(outcome, Exception):  # what a supervisor of its user's says may be anything
+            self._changed(self, "unsettled", printable(str(outcome) or repr(outcome)))
 
     def _note_exit(self, reason: ComputeSystemGone) -> None:
         self.state, self.error = "gone", str(reason)
@@ -485,9 +480,8 @@ class Machine:
             await self._server.detach()
 
     async def _settled(self) -> None:
-        under_way = {task for task in (self._settling, self._ending) if task is not None}
-        if under_way:
-            await asyncio.wait(under_way)
+        if self._ending is not None:
+            await asyncio.wait({self._ending})
 
     async def remove(self) -> str | None:
         """Unmount and take out everything, and end the file server. A guest that does not answer gets EIO.

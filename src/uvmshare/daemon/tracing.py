@@ -1,13 +1,13 @@
 """OpenTelemetry spans, from a request to the modify call that it comes to.
 
-What lives here: the tracer, and the wrapper around what carries modify documents out. What must not: an SDK; without
+What lives here: the tracer, and the wrapper around what adds and removes shares. What must not: an SDK; without
 one that the program sets up, a span is a call or two that do nothing.
 
 ::
 
     add share                     the request, or `map` and the others
       add_to_vm                   what the caller waits for; several may wait for one call
-        modify                    the document that was sent, by the one that came first
+        modify                    the call to the file server, by the one that came first
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Final
 from opentelemetry import trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
     from opentelemetry.trace import Span
 
     from uvmshare.errors import ComputeSystemGone
     from uvmshare.fileserver.device import FileServer
-    from uvmshare.hcs import schema
+    from uvmshare.share.interfaces import Plan9Share
+    from uvmshare.share.options import AddOptions
 
 __all__ = ["TracedFileServer", "span"]
 
@@ -38,35 +39,30 @@ def span(name: str, **attributes: str | bool | None) -> AbstractContextManager[S
 
 
 class TracedFileServer:
-    """A file server whose modify calls are spans, as `uvmshare.hcs.utility_vm.ComputeSystem`."""
+    """A file server whose modify calls are spans, as `uvmshare.share.interfaces.VMPlan9`."""
 
     def __init__(self, server: FileServer, vm: str) -> None:
         self._server = server
         self._vm = vm
 
-    async def modify(self, request: schema.ModifySettingRequest) -> None:
-        """Carry the request out. Raises what `FileServer.modify` does."""
-        with self._span(request):
-            await self._server.modify(request)
+    async def add_plan9(self, share: Plan9Share) -> str | None:
+        """Add a share. Raises what `FileServer.add_plan9` does."""
+        with span("modify", vm=self._vm, request="Add", share=share.name):
+            return await self._server.add_plan9(share)
 
-    async def add_share(self, request: schema.ModifySettingRequest, beside: schema.Beside) -> str | None:
-        """Add a share, if its path leads to that directory. Raises what `FileServer.add_share` does."""
-        with self._span(request):
-            return await self._server.add_share(request, beside)
+    async def remove_plan9(self, share: Plan9Share) -> None:
+        """Remove a share. Raises what `FileServer.remove_plan9` does."""
+        with span("modify", vm=self._vm, request="Remove", share=share.name):
+            await self._server.remove_plan9(share)
 
-    def _span(self, request: schema.ModifySettingRequest) -> AbstractContextManager[Span]:
-        kind = request.request_type.value if request.request_type is not None else None
-        share = request.settings.access_name if request.settings is not None else None
-        return span("modify", vm=self._vm, request=kind, share=share)
-
-    async def plan9_beside(self) -> dict[str, schema.Beside]:
-        """Return what the documents do not say of each share."""
-        return await self._server.plan9_beside()
-
-    async def plan9_shares(self) -> tuple[schema.Plan9Share, ...]:
+    async def list_plan9(self) -> Mapping[str, AddOptions]:
         """Return what is served."""
-        return await self._server.plan9_shares()
+        return await self._server.list_plan9()
 
     def on_exit(self, callback: Callable[[ComputeSystemGone], None]) -> None:
         """Tell of the end of the file server."""
         self._server.on_exit(callback)
+
+    def on_takeover(self, callback: Callable[[object], None]) -> None:
+        """Tell that another supervisor has taken over."""
+        self._server.on_takeover(callback)

@@ -1,4 +1,4 @@
-"""The Linux file server as its users see it: a compute system that takes modify documents.
+"""The Linux file server as its users see it: a VM's shares, which may be added and removed while it runs.
 
 What lives here: `FileServer`, which starts or finds a supervisor process, and another one when it dies.
 What must not: serving (`supervisor` and below), the channel (`link`), or what a share is to a caller
@@ -35,12 +35,14 @@ from uvmshare.fileserver.rundir import LOG
 from uvmshare.hcs import schema
 from uvmshare.hostfiles import make_directories, run_here
 from uvmshare.hostpath import absolute
+from uvmshare.share.options import AddOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from uvmshare.fileserver.link import RunAs
     from uvmshare.hostfiles import Runner
+    from uvmshare.share.interfaces import Plan9Share
 
 __all__ = ["FileServer"]
 
@@ -53,10 +55,10 @@ _RESTART_LONGEST: Final = 10.0
 class FileServer:
     """A Plan 9 device for one utility VM on Linux: a supervisor process, and one process a guest mount.
 
-    It is a compute system (`uvmshare.hcs.utility_vm.ComputeSystem`)::
+    It is what a Manager needs (`uvmshare.share.interfaces.VMPlan9`)::
 
         async with await FileServer.start(listen=["unix:/run/vm1.9p"]) as server:
-            manager = Manager(UtilityVM(server))
+            manager = Manager(server)
 
     Without a run directory, the end of the supervisor is the end of every share: `on_exit` tells it. With one, shares
     and mounts outlive the supervisor, which is started again by itself, and this goes on: what was asked
@@ -221,46 +223,69 @@ class FileServer:
         if link.broken is not None:
             self._note_end()
 
-    # What a compute system does
+    # What the Manager asks for: `uvmshare.share.interfaces.VMPlan9`
 
-    async def modify(self, request: schema.ModifySettingRequest) -> None:
-        """Carry out a modify document: add or remove a share of the device.
+    async def add_plan9(self, share: Plan9Share) -> str | None:
+        """Add a share, if its path leads to the directory of its options; return which one it is.
 
-        When a removal returns, no process serves the share any more. Raises `InvalidDocument`,
-        `AccessDenied`, `ShareExists`, `ShareNotFound`, `DiskFull`; `OutcomeUnknown` when no answer comes in time or
-        the channel breaks; `InvalidState`, and nothing was asked, when there is no supervisor now and none
-        could be started yet; `ComputeSystemGone` when the supervisor has ended for good.
+        Raises `HostPathReplaced`, `AccessDenied`, `InvalidDocument`, `ShareExists`, `DiskFull`; `OperationDenied` when
+        the supervisor is one of an earlier version, which knows nothing of what is to be hidden or mapped;
+        `OutcomeUnknown` when no answer comes in time or the channel breaks; `InvalidState`, and nothing was asked, when
+        there is no supervisor now and none could be started yet; `ComputeSystemGone` when the supervisor has ended for
+        good.
         """
-        document = msgspec.Raw(schema.encode(request))
+        options = share.options
         link = await self._require_link()
-        await link.ask(lambda number: control.Modify(number, document), self._modify_timeout)
-
-    async def add_share(self, request: schema.ModifySettingRequest, beside: schema.Beside) -> str | None:
-        """Carry out a document that adds a share, if its path leads to that directory; return which one it is.
-
-        See `uvmshare.hcs.utility_vm.TakesMore`. Raises what `modify` does, `HostPathReplaced`, and `OperationDenied`
-        when the supervisor is one of an earlier version, which knows nothing of what is to be hidden or mapped.
-        """
-        document = msgspec.Raw(schema.encode(request))
-        link = await self._require_link()
-        if (beside.hide or beside.map_owner) and not link.greeting.can_hide:
+        if (options.hide or options.map_owner) and not link.greeting.can_hide:
             msg = (
                 "the file server was started by an earlier uvmshare, which can neither hide names nor map owners: "
                 "start it again, which ends its mounts, or kill its supervisor, and the next one takes them over"
             )
             raise OperationDenied(msg)
-        reply = await link.ask(
-            lambda number: control.Modify(number, document, beside.directory, beside.hide, beside.map_owner),
-            self._modify_timeout,
+        document = _raw(
+            schema.addition(
+                share.name, options.host_path, read_only=options.read_only, allowed_names=options.allowed_names
+            )
         )
+        beside = options.directory, options.hide, options.map_owner
+        reply = await link.ask(lambda number: control.Modify(number, document, *beside), self._modify_timeout)
         return reply.directory
 
-    async def plan9_beside(self) -> dict[str, schema.Beside]:
-        """Return what the documents do not say of each share, by its name. Raises what `status` raises."""
+    async def remove_plan9(self, share: Plan9Share) -> None:
+        """Remove a share; when this returns, no process serves it any more.
+
+        Raises `ShareNotFound`, and what `add_plan9` does but for what is of the options.
+        """
+        await self._modify(schema.removal(share.name))
+
+    async def list_plan9(self) -> dict[str, AddOptions]:
+        """Return every share that is served, by its name; see `uvmshare.share.interfaces.ListsShares`.
+
+        Waits for those that are being removed. Raises what `remove_plan9` and `status` raise.
+        """
+        shares = (await self.status()).shares
+        for share in shares:
+            if share.leaving:
+                with suppress(ShareNotFound):
+                    await self._modify(schema.removal(share.name, share.document.port))
         return {
-            share.name: schema.Beside(directory=share.directory, hide=share.hide, map_owner=share.map_owner)
-            for share in (await self.status()).shares
+            share.name: AddOptions.recalled(
+                share.path,
+                read_only=share.read_only,
+                allowed_names=tuple(sorted(share.document.allowed_files)),
+                hide=share.hide,
+                map_owner=share.map_owner,
+                directory=share.directory,
+            )
+            for share in shares
+            if not share.leaving
         }
+
+    async def _modify(self, request: schema.ModifySettingRequest) -> None:
+        """Have the supervisor carry out a modify document, which says all there is to say."""
+        document = _raw(request)
+        link = await self._require_link()
+        await link.ask(lambda number: control.Modify(number, document), self._modify_timeout)
 
     async def status(self, *, counters: bool = False) -> control.Reply:
         """Return the addresses, the shares, and the mount processes of each; with `counters`, what these have done.
@@ -270,24 +295,6 @@ class FileServer:
         return await (await self._require_link()).ask(
             lambda number: control.Status(number, counters=counters), self._modify_timeout
         )
-
-    async def plan9_shares(self) -> tuple[schema.Plan9Share, ...]:
-        """Return the document of every share that is served; see `uvmshare.hcs.utility_vm.ListsPlan9Shares`.
-
-        Waits for those that are being removed. Raises what `modify` and `status` raise.
-        """
-        shares = (await self.status()).shares
-        for share in shares:
-            if share.leaving:
-                with suppress(ShareNotFound):
-                    await self.modify(
-                        schema.ModifySettingRequest(
-                            resource_path=schema.PLAN9_SHARES,
-                            request_type=schema.RequestType.REMOVE,
-                            settings=share.document,
-                        )
-                    )
-        return tuple(share.document for share in shares if not share.leaving)
 
     async def _require_link(self) -> Link:
         if self._restarting is not None:
@@ -320,7 +327,8 @@ class FileServer:
     def on_takeover(self, callback: Callable[[control.Reply], None]) -> None:
         """Have `callback` called, in the event loop, whenever another supervisor serves after one died.
 
-        It is given what `status` would return: the shares it took over, and those that are `lost`.
+        It is given what `status` would return: the shares it took over, and those that are `lost`. A Manager settles
+        these by itself (`uvmshare.share.interfaces.TellsTakeover`).
         """
         self._on_takeover.append(callback)
 
@@ -429,6 +437,10 @@ class FileServer:
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+
+def _raw(request: schema.ModifySettingRequest) -> msgspec.Raw:
+    return msgspec.Raw(schema.encode(request))
 
 
 def _require_linux() -> None:

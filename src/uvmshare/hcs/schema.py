@@ -1,7 +1,7 @@
 """The modify documents of the Host Compute Service, field by field.
 
 What lives here: the documents, their flags, and how they become JSON and are read back.
-What must not: sending them (`uvmshare.hcs.utility_vm` builds them, a compute system takes them).
+What must not: sending them, and who takes them.
 
 Field names and values are HCS's: ``ModifySettingRequest`` and ``Plan9Share`` of the HCS schema
 reference. Every field is left out of the JSON when it is empty, as Go's ``omitempty`` does, because
@@ -31,10 +31,12 @@ __all__ = [
     "Plan9ShareFlags",
     "RequestType",
     "SystemQuery",
+    "addition",
     "decode",
     "decode_exit_status",
     "decode_properties",
     "encode",
+    "removal",
 ]
 
 PLAN9_SHARES = "VirtualMachine/Devices/Plan9/Shares"
@@ -150,6 +152,36 @@ class ExitStatus(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
 
     status: int = 0
     exit_type: str = ""
+
+
+def addition(
+    name: str, path: str, *, port: int = DEFAULT_PORT, read_only: bool = False, allowed_names: tuple[str, ...] = ()
+) -> ModifySettingRequest:
+    """Return the document that adds a share. Flags are as hcsshim passes them.
+
+    LinuxMetadata always, ReadOnly as asked, RestrictFileAccess where there are `allowed_names`.
+    """
+    flags = Plan9ShareFlags.LINUX_METADATA
+    if read_only:
+        flags |= Plan9ShareFlags.READ_ONLY
+    if allowed_names:
+        flags |= Plan9ShareFlags.RESTRICT_FILE_ACCESS
+    return ModifySettingRequest(
+        resource_path=PLAN9_SHARES,
+        request_type=RequestType.ADD,
+        settings=Plan9Share(
+            name=name, access_name=name, path=path, port=port, flags=int(flags), allowed_files=allowed_names
+        ),
+    )
+
+
+def removal(name: str, port: int = DEFAULT_PORT) -> ModifySettingRequest:
+    """Return the document that removes a share: it holds the key of the share and nothing else."""
+    return ModifySettingRequest(
+        resource_path=PLAN9_SHARES,
+        request_type=RequestType.REMOVE,
+        settings=Plan9Share(name=name, access_name=name, port=port),
+    )
 
 
 _encoder = msgspec.json.Encoder()

@@ -1,7 +1,7 @@
 """Mounts inside the guest: which there are, who holds them, and the channel to the guest's agent.
 
     async with AgentClient("firecracker:/run/fc/v.sock:5641") as agent:
-        mounts = MountManager(agent, shares=Manager(UtilityVM(server)))
+        mounts = MountManager(agent, shares=Manager(server))
         await mounts.map_to_guest(AddOptions("/srv/project"), "/run/uvmshare/project", owner="build-7")
         ...
         await mounts.unmap_from_guest("/run/uvmshare/project", owner="build-7")

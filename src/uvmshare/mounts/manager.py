@@ -35,7 +35,7 @@ from uvmshare.mounts.options import MountOptions, canonical_guest_path
 from uvmshare.mounts.state import MountState, Trigger
 from uvmshare.share.entry import BlockOwner
 from uvmshare.share.interfaces import TellsExit
-from uvmshare.share.operation import OUTCOME_UNKNOWN, failures_of, loop_is_ending
+from uvmshare.share.operation import OUTCOME_UNKNOWN, OneAtATime, failures_of
 from uvmshare.share.options import AddOptions
 
 if TYPE_CHECKING:
@@ -68,12 +68,13 @@ class MountManager(Engine):
         self, agent: GuestAgent, *, shares: Manager | None = None, clock: Callable[[], float] = time.time
     ) -> None:
         super().__init__(agent, shares, clock)
-        self._settling: asyncio.Task[None] | None = None
-        self._settle_again = False
+        self._settling = OneAtATime(self._settle_quietly, self._is_open, lambda _: None)
         if isinstance(agent, TellsExit):
             agent.on_exit(self.vm_exited)
         if isinstance(agent, TellsConnect):
-            agent.on_connect(self._connected)
+            agent.on_connect(self._settling.ask)
+        if shares is not None:  # what was lost and is back under its name may be to be mounted again
+            shares.on_settled(lambda _: self._settling.ask())
 
     async def __aenter__(self) -> Self:
         return self
@@ -320,8 +321,9 @@ class MountManager(Engine):
     async def settle(self) -> tuple[GuestMount, ...]:
         """Ask the agent what the guest has, and mount again what it lost. Return what it has and nobody here asked for.
 
-        An agent that tells when it was reached (`TellsConnect`) has this called by itself. What nobody here asked
-        for is left alone: other programs may use the same agent. Raises what the agent raised.
+        An agent that tells when it was reached (`TellsConnect`) has this called by itself, and so has a VM that tells
+        of a takeover, when the Manager has settled its shares. What nobody here asked for is left alone: other programs
+        may use the same agent. Raises what the agent raised.
         """
         unsettled = dict(self._by_path)
         listed: dict[str, GuestMount] = {}
@@ -372,8 +374,7 @@ class MountManager(Engine):
         again tries again. Nothing is retried in the background any more.
         """
         self._closed = True
-        if self._settling is not None:
-            self._settling.cancel()
+        self._settling.cancel()
         tried: set[str] = set()
         while True:
             operations = []
@@ -484,23 +485,12 @@ class MountManager(Engine):
 
     # ------------------------------------------------------------------ what nobody waits for
 
-    def _connected(self) -> None:
-        """Settle what the guest has, one attempt at a time, because the agent was reached again."""
-        if self._closed or self._vm_gone is not None:
-            return
-        self._settle_again = self._settling is not None
-        if self._settling is None:
-            self._settling = asyncio.get_running_loop().create_task(self._settle_quietly())
-            self._settling.add_done_callback(self._settled)
+    def _is_open(self) -> bool:
+        return not self._closed and self._vm_gone is None
 
     async def _settle_quietly(self) -> None:
         with suppress(Exception):  # whatever it was, the agent tells when it is reached again
             await self.settle()
-
-    def _settled(self, task: asyncio.Task[None]) -> None:
-        self._settling = None
-        if self._settle_again and not loop_is_ending(task):
-            self._connected()
 
 
 def _conflict(mount: Mount, options: MountOptions) -> str:

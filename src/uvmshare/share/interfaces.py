@@ -1,15 +1,14 @@
 """What the Manager needs of a VM, declared by the one who needs it.
 
 What lives here: the `VMPlan9` protocol and the `Plan9Share` that it is given; what a VM may offer beyond that.
-What must not: how a VM is modified (that is `uvmshare.hcs.utility_vm`), or any state.
+What must not: how a VM is modified, or any state. On Linux `uvmshare.FileServer` is one, on Windows
+`uvmshare.hcs.utility_vm.UtilityVM`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
-
-from uvmshare.directory import may_be_same
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from uvmshare.errors import ComputeSystemGone
     from uvmshare.share.options import AddOptions
 
-__all__ = ["ListedShare", "ListsShares", "Plan9Share", "RefusesOptions", "TellsExit", "VMPlan9"]
+__all__ = ["ListsShares", "Plan9Share", "RefusesOptions", "TellsExit", "TellsTakeover", "VMPlan9"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,39 +28,6 @@ class Plan9Share:
 
     name: str
     options: AddOptions
-
-
-@dataclass(frozen=True, slots=True)
-class ListedShare:
-    """What a VM tells of one share that it has: what `AddOptions` says, unchecked, since the path may be gone."""
-
-    host_path: str
-    """As it was given with the share: absolute, without symlinks."""
-    read_only: bool = False
-    allowed_names: tuple[str, ...] = ()
-    """Sorted; empty when the share is not restricted."""
-    directory: str | None = None
-    """Which directory it is, as `AddOptions.directory` says it; None when the VM does not tell."""
-    hide: tuple[str, ...] = ()
-    map_owner: str | None = None
-
-    @classmethod
-    def of(cls, options: AddOptions) -> ListedShare:
-        """Return what a VM should tell of a share with these options."""
-        return cls(
-            options.host_path,
-            options.read_only,
-            options.allowed_names,
-            options.directory,
-            options.hide,
-            options.map_owner,
-        )
-
-    def is_of(self, options: AddOptions) -> bool:
-        """Tell whether this may be a share with these options: as far as the directories are known, it is."""
-        return self == replace(self.of(options), directory=self.directory) and may_be_same(
-            self.directory, options.directory
-        )
 
 
 class VMPlan9(Protocol):
@@ -106,15 +72,22 @@ class TellsExit(Protocol):
 
 
 @runtime_checkable
+class TellsTakeover(Protocol):
+    """A VM that goes on when it may have lost shares, as when a supervisor dies and another one takes over from it."""
+
+    def on_takeover(self, callback: Callable[[object], None]) -> None:
+        """Have `callback` called, in the event loop, whenever that has happened, with what the VM has to say of it."""
+
+
+@runtime_checkable
 class ListsShares(Protocol):
-    """A VM that can be asked which shares it has. Recovery settles what is in doubt by its answer (HCS has none)."""
+    """A VM that can be asked which shares it has. Recovery settles what is in doubt by its answer (HCS has none).
 
-    @property
-    def lists_shares(self) -> bool:
-        """Whether it can tell at all. What a Manager could not write down of such a VM is found out by asking it."""
+    What a Manager could not write down of such a VM is found out by asking it.
+    """
 
-    async def list_plan9(self) -> Mapping[str, ListedShare] | None:
-        """Return every share that the VM has now, by name; None when it cannot tell after all.
+    async def list_plan9(self) -> Mapping[str, AddOptions]:
+        """Return every share that the VM has now, by name, as `AddOptions.recalled`: its path may be gone.
 
         No call for a share may be in flight from elsewhere: what is listed stays until the caller changes
         it. Raises what `VMPlan9` says of a call: `ComputeSystemGone` when there is no VM and so no share.

@@ -250,7 +250,7 @@ class Ledger:
         try:
             await self._intend_removal(share)
         except JournalError:
-            if self._interrupted is not None or not (isinstance(vm, ListsShares) and vm.lists_shares):
+            if self._interrupted is not None or not isinstance(vm, ListsShares):
                 raise
             intended = False
         try:

@@ -26,9 +26,9 @@ from uvmshare.errors import ComputeSystemGone, JournalError, ManagerClosed, Oper
 from uvmshare.share import recovery, saved
 from uvmshare.share.engine import Engine
 from uvmshare.share.entry import RETRY_LONGEST, BlockOwner
-from uvmshare.share.interfaces import RefusesOptions, TellsExit
+from uvmshare.share.interfaces import RefusesOptions, TellsExit, TellsTakeover
 from uvmshare.share.ledger import RETRY_FIRST, check_owner
-from uvmshare.share.operation import Operation, failures_of
+from uvmshare.share.operation import OneAtATime, Operation, failures_of
 from uvmshare.share.options import AddOptions
 from uvmshare.share.share import ShareInfo
 from uvmshare.share.state import ShareState
@@ -76,8 +76,16 @@ class Manager(Engine):
         self._recovered = journal is None
         """Whether the tables hold what the journal says."""
         self._recovering: Operation | None = None
+        """The reading of the journal, for all who wait for it."""
+        self._comparing: Operation | None = None
+        """A call of `recover` until its report is there; the next one waits for it."""
+        self._on_settled: list[Callable[[RecoveryReport | Exception], None]] = []
+        self._settling = OneAtATime(self.recover, self._may_have_lost, self._settled)
+        """What a takeover sets off."""
         if isinstance(vm, TellsExit):
             vm.on_exit(self.vm_exited)
+        if isinstance(vm, TellsTakeover):
+            vm.on_takeover(lambda _: self._settling.ask())
 
     async def __aenter__(self) -> Self:
         if not self._recovered:
@@ -252,6 +260,7 @@ class Manager(Engine):
         if self._detached:
             return
         self._closed = True
+        self._settling.cancel()
         try:
             await self._take_everything_out()
         except asyncio.CancelledError as error:
@@ -284,6 +293,7 @@ class Manager(Engine):
         if self._detached:
             return ()
         self._closed = True
+        self._settling.cancel()
         if self._recovering is not None:
             await self._recovering.wait()
         for share in self._by_name.values():
@@ -353,15 +363,25 @@ class Manager(Engine):
         Owners keep their references: `release_owner` is for those that are known to be gone. A VM that cannot tell is
         taken to have what the journal says it has. `vm_is_new` says that it was started anew and has nothing.
 
-        May be called again at any time, such as when the file server was started again. Calls that fail are in the
-        report and are tried again later, by themselves.
+        May be called again at any time. A VM that tells of takeovers (`TellsTakeover`) has it done by itself: see
+        `on_settled`. Calls that fail are in the report and are tried again later, by themselves.
 
         Raises `JournalError` when the journal cannot be read or written, and `ManagerClosed`.
         """
         self._require_open()
-        how = recovery.How(vm_is_new=vm_is_new, take_out_unknown=take_out_unknown)
+        while self._comparing is not None:  # what another call has begun for a share would not be in this report
+            await self._comparing.wait()
+        self._comparing = operation = Operation()
+        try:
+            return await self._recover(recovery.How(vm_is_new=vm_is_new, take_out_unknown=take_out_unknown))
+        finally:
+            self._comparing = None
+            operation.end()
+
+    async def _recover(self, how: recovery.How) -> RecoveryReport:
         settlement = None if self._recovered else await self._recover_once(how)
         if settlement is None:
+            self._require_open()
             if self._ledger is not None:
                 await self._ledger.ready()
             settlement = await recovery.settle(self, how)
@@ -370,6 +390,25 @@ class Manager(Engine):
             with suppress(JournalError):  # it stays in line, and calls are refused until it is written
                 await self._ledger.flush()
         return report
+
+    def on_settled(self, callback: Callable[[RecoveryReport | Exception], None]) -> None:
+        """Have `callback` called, in the event loop, whenever the VM has told of a takeover and that is settled.
+
+        A VM that may lose shares and go on says so (`TellsTakeover`), and the Manager then does what `recover` does, by
+        itself. The callback is given what that returned or raised.
+        """
+        self._on_settled.append(callback)
+
+    def _may_have_lost(self) -> bool:
+        """Whether a takeover matters: not to tables that are still to be read, which is followed by the same."""
+        return self._recovered and not self._closed and self._vm_gone is None
+
+    def _settled(self, task: asyncio.Task[RecoveryReport]) -> None:
+        error = task.exception()
+        if not isinstance(error, Exception | None) or isinstance(error, ManagerClosed):
+            return
+        for callback in self._on_settled:
+            callback(error or task.result())
 
     def save(self) -> bytes:
         """Return what is shared as a document (JSON), from which `restore` makes it again in another process or host.

@@ -7,14 +7,16 @@ the call is, or what its end means for a share or a mount.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from uvmshare.errors import OutcomeNotWritten, OutcomeUnknown
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
-__all__ = ["OUTCOME_UNKNOWN", "Operation", "failure_of", "failures_of", "loop_is_ending"]
+__all__ = ["OUTCOME_UNKNOWN", "OneAtATime", "Operation", "failure_of", "failures_of", "loop_is_ending"]
+
+T = TypeVar("T")
 
 OUTCOME_UNKNOWN = (OutcomeUnknown, TimeoutError, ConnectionError, EOFError, OutcomeNotWritten)
 """The errors after which a call may have been carried out or not (see `uvmshare.share.interfaces.VMPlan9`)."""
@@ -65,7 +67,48 @@ class Operation:
                 waiter.set_result(None)
 
 
-def loop_is_ending(task: asyncio.Task[None]) -> bool:
+class OneAtATime(Generic[T]):
+    """Work that is done because of what happens elsewhere: one at a time, and once more if it was asked for meanwhile.
+
+    None begins when `useful` says no. `done` is called with the task each time that it was not cancelled.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[], Coroutine[object, object, T]],
+        useful: Callable[[], bool],
+        done: Callable[[asyncio.Task[T]], None],
+    ) -> None:
+        self._work = work
+        self._useful = useful
+        self._done = done
+        self._again = False
+        self.task: asyncio.Task[T] | None = None
+        """The work under way."""
+
+    def ask(self) -> None:
+        """Begin, or begin again after what is under way."""
+        if not self._useful():
+            return
+        self._again = self.task is not None
+        if self.task is None:
+            self.task = asyncio.get_running_loop().create_task(self._work())
+            self.task.add_done_callback(self._ended)
+
+    def cancel(self) -> None:
+        """Stop what is under way."""
+        if self.task is not None:
+            self.task.cancel()
+
+    def _ended(self, task: asyncio.Task[T]) -> None:
+        self.task = None
+        if self._again and not loop_is_ending(task):
+            self.ask()
+        if not task.cancelled():
+            self._done(task)
+
+
+def loop_is_ending(task: asyncio.Task[T]) -> bool:
     """Tell whether the call was ended from outside. Only an event loop that ends does that.
 
     It waits for the tasks that it cancelled and for no others, so that nothing new may be started.

@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING
 from uvmshare.errors import ComputeSystemGone
 from uvmshare.share.interfaces import ListsShares
 from uvmshare.share.journal import Phase
-from uvmshare.share.options import AddOptions
 from uvmshare.share.share import Share
 from uvmshare.share.state import ShareState, Trigger
 
@@ -38,9 +37,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from uvmshare.share.engine import Engine
-    from uvmshare.share.interfaces import ListedShare
     from uvmshare.share.journal import JournalledShare
     from uvmshare.share.operation import Operation
+    from uvmshare.share.options import AddOptions
 
 __all__ = ["Done", "How", "RecoveredShare", "RecoveryReport", "Settlement", "begin", "settle"]
 
@@ -211,7 +210,7 @@ async def settle(engine: Engine, how: How) -> Settlement:
     return settlement
 
 
-async def _listing(engine: Engine, how: How, settlement: Settlement) -> Mapping[str, ListedShare] | None:
+async def _listing(engine: Engine, how: How, settlement: Settlement) -> Mapping[str, AddOptions] | None:
     if how.vm_is_new:
         return {}
     if not isinstance(engine._vm, ListsShares):
@@ -224,11 +223,11 @@ async def _listing(engine: Engine, how: How, settlement: Settlement) -> Mapping[
     except Exception as error:  # noqa: BLE001  whatever it is, the VM did not tell, and the report says so
         settlement.listing_error = error
         return None
-    settlement.asked = listed is not None
+    settlement.asked = True
     return listed
 
 
-def _settle_one(engine: Engine, share: Share, listed: Mapping[str, ListedShare] | None) -> _Item:
+def _settle_one(engine: Engine, share: Share, listed: Mapping[str, AddOptions] | None) -> _Item:
     """Begin what follows for a share that no call is under way for."""
     on_vm = None if listed is None else listed.get(share.name)
     if share.to_be_taken_out:
@@ -240,7 +239,7 @@ def _settle_one(engine: Engine, share: Share, listed: Mapping[str, ListedShare] 
             return _Item(share, "it has a name, and was never added", Done.KEPT)
         found = "it was never added, and the VM has it"
         engine._give_up(share)
-    elif listed is None or (on_vm is not None and on_vm.is_of(share.options)):
+    elif listed is None or (on_vm is not None and on_vm.may_be(share.options)):
         if on_vm is not None:
             engine._identify(share, on_vm.directory if share.options.directory is None else None)
         return _Item(share, "it was added, and the VM " + ("did not tell" if listed is None else "has it"), Done.KEPT)
@@ -251,16 +250,8 @@ def _settle_one(engine: Engine, share: Share, listed: Mapping[str, ListedShare] 
     return _Item(share, found, Done.TAKEN_OUT, engine._start_remove(share))
 
 
-def _settle_unknown(engine: Engine, name: str, listed: ListedShare, how: How) -> _Item:
+def _settle_unknown(engine: Engine, name: str, options: AddOptions, how: How) -> _Item:
     """Begin what follows for a share of the VM that the tables do not have."""
-    options = AddOptions.recalled(
-        listed.host_path,
-        read_only=listed.read_only,
-        allowed_names=tuple(sorted(listed.allowed_names)),
-        hide=listed.hide,
-        map_owner=listed.map_owner,
-        directory=listed.directory,
-    )
     share = Share(name, options, engine._clock())
     number = int(name) if name.isascii() and name.isdecimal() and len(name) < _DIGITS else -1
     if str(number) != name:

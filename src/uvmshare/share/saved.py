@@ -41,7 +41,7 @@ from uvmshare.share.state import ShareState
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
 
-    from uvmshare.share.interfaces import ListedShare, Plan9Share, VMPlan9
+    from uvmshare.share.interfaces import Plan9Share, VMPlan9
     from uvmshare.share.manager import Manager
 
 __all__ = ["VERSION", "decode", "encode", "restore_into"]
@@ -245,7 +245,7 @@ async def _undo(manager: Manager, shares: Mapping[str, Share]) -> list[str]:
 class _There:
     """The VM while shares are restored to it, of which it may have some: it may be the one that they were saved of."""
 
-    def __init__(self, vm: VMPlan9, listed: Mapping[str, ListedShare] | None, replaced: set[str]) -> None:
+    def __init__(self, vm: VMPlan9, listed: Mapping[str, AddOptions] | None, replaced: set[str]) -> None:
         """Use `look`."""
         self._vm = vm
         self._listed = listed
@@ -265,7 +265,7 @@ class _There:
     async def add_plan9(self, share: Plan9Share) -> str | None:
         """Add the share, unless the VM has it. A VM that cannot tell, and says that it has the name, is believed."""
         on_vm = None if self._listed is None else self._listed.get(share.name)
-        if on_vm is not None and not on_vm.is_of(share.options):
+        if on_vm is not None and not on_vm.may_be(share.options):
             msg = f"the VM has another {on_vm.host_path} under the name {share.name}"
             raise ShareExists(msg)
         if on_vm is None and share.name in self._replaced:

@@ -31,7 +31,6 @@ from uvmshare.errors import (
     ShareExists,
     ShareNotFound,
 )
-from uvmshare.share.interfaces import ListedShare
 from uvmshare.share.journal import JournalState
 
 if TYPE_CHECKING:
@@ -239,16 +238,29 @@ class FakeAgent(_Fake):
 
 
 class ListingFakeVM(FakeVM):
-    """One that can be asked what it has, as the Linux file server can."""
+    """One that can be asked what it has, and that may lose shares and go on, as the Linux file server can."""
 
-    lists_shares = True
+    def __init__(self) -> None:
+        super().__init__()
+        self._on_takeover: list[Callable[[object], None]] = []
 
-    async def list_plan9(self) -> Mapping[str, ListedShare]:
+    def on_takeover(self, callback: Callable[[object], None]) -> None:
+        """Keep the callback for `take_over`."""
+        self._on_takeover.append(callback)
+
+    def take_over(self, *lost: str) -> None:
+        """Tell of a takeover, in which the shares of these names were lost."""
+        for name in lost:
+            del self.shares[name]
+        for callback in self._on_takeover:
+            callback(lost)
+
+    async def list_plan9(self) -> Mapping[str, AddOptions]:
         """Tell what it truly has. Raises `ComputeSystemGone` when it no longer exists."""
         if self.gone:
             msg = "the virtual machine no longer exists"
             raise ComputeSystemGone(msg)
-        return {name: ListedShare.of(options) for name, options in self.shares.items()}
+        return dict(self.shares)
 
 
 @dataclass(slots=True, eq=False)

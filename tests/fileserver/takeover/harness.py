@@ -62,10 +62,10 @@ class Place:
         self.servers.remove(server)
 
     def add(self, server: FileServer, name: str, path: Path | None = None, **options: Any) -> None:
-        self.run(server.modify(add_document(name, str(path or self.shared), **options)))
+        self.run(server._modify(add_document(name, str(path or self.shared), **options)))
 
     def remove(self, server: FileServer, name: str) -> None:
-        self.run(server.modify(remove_document(name)))
+        self.run(server._modify(remove_document(name)))
 
     def guest(self, name: str, address: str | None = None) -> Client:
         return self.guests.enter_context(Client.connect(address or self.address, name, timeout=DEADLINE))

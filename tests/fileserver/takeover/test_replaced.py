@@ -13,9 +13,7 @@ from uvmshare.directory import of_descriptor
 from uvmshare.errors import HostPathReplaced, InvalidDocument, OperationDenied
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.ledger import Entry, Ledger
-from uvmshare.hcs.schema import Beside, Plan9Share
-from uvmshare.hcs.utility_vm import UtilityVM
-from uvmshare.share.interfaces import ListedShare
+from uvmshare.hcs.schema import Plan9Share
 from uvmshare.share.interfaces import Plan9Share as Wanted
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
@@ -25,10 +23,7 @@ from uvmshare.testing.fakes import FakeJournal
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.fileserver.conftest import add_document
     from tests.fileserver.takeover.harness import Place
-else:
-    from fileserver.conftest import add_document
 
 
 def replace(place: Place, *names: str) -> None:
@@ -45,20 +40,19 @@ def names_in(place: Place, share: str) -> list[bytes]:
 
 def test_a_path_that_was_replaced_after_it_was_asked_for_is_not_added(place: Place) -> None:
     server = place.start()
-    vm = UtilityVM(server)
     wanted = AddOptions(place.shared)
     replace(place)
     with pytest.raises(HostPathReplaced, match="leads to another directory than when it was asked for"):
-        place.run(vm.add_plan9(Wanted("0", wanted)))
-    assert place.run(vm.list_plan9()) == {}
+        place.run(server.add_plan9(Wanted("0", wanted)))
+    assert place.run(server.list_plan9()) == {}
     found = AddOptions(place.shared)
-    assert place.run(vm.add_plan9(Wanted("0", found))) == found.directory
-    assert place.run(vm.add_plan9(Wanted("1", found.of_directory(None)))) == found.directory
+    assert place.run(server.add_plan9(Wanted("0", found))) == found.directory
+    assert place.run(server.add_plan9(Wanted("1", found.of_directory(None)))) == found.directory
 
 
 def test_each_share_of_a_path_goes_on_with_its_own_directory_through_a_takeover(place: Place) -> None:
     server = place.start()
-    manager = Manager(UtilityVM(server), journal=FakeJournal())
+    manager = Manager(server, journal=FakeJournal())
     old = place.run(manager.add_to_vm(AddOptions(place.shared), owner="job-1"))
     guest = place.guest(old)
     before = AddOptions(place.shared)
@@ -68,7 +62,7 @@ def test_each_share_of_a_path_goes_on_with_its_own_directory_through_a_takeover(
     place.kill_under(server)
     assert {each.error for each in place.run(manager.recover())} == {None}
     assert guest.listdir("") == [b"file"]
-    listed = place.run(UtilityVM(server).list_plan9())
+    listed = place.run(server.list_plan9())
     assert {name: each.directory for name, each in listed.items()} == {
         old: before.directory,
         new: AddOptions(place.shared).directory,
@@ -82,7 +76,7 @@ def test_each_share_of_a_path_goes_on_with_its_own_directory_through_a_takeover(
     assert isinstance(left.error, HostPathReplaced)
     assert names_in(place, new) == [b"new"]
     place.run(manager.release_owner("job-1"))
-    assert list(place.run(UtilityVM(server).list_plan9())) == [new]
+    assert list(place.run(server.list_plan9())) == [new]
 
 
 def test_a_table_of_an_earlier_version_is_taken_over(place: Place, tmp_path: Path) -> None:
@@ -100,13 +94,13 @@ def test_what_is_hidden_stays_so_through_a_takeover_and_for_the_mounts_that_come
     for name in ("shown", "x.key"):
         (place.shared / name).touch()
     server = place.start()
-    manager = Manager(UtilityVM(server), journal=FakeJournal())
+    manager = Manager(server, journal=FakeJournal())
     options = AddOptions(place.shared, hide=["*.key"], map_owner="all:7")
     name = place.run(manager.add_to_vm(options, owner="job"))
     guest = place.guest(name)
     place.kill_under(server)
     assert {each.error for each in place.run(manager.recover())} == {None}
-    assert place.run(UtilityVM(server).list_plan9()) == {name: ListedShare.of(options)}
+    assert place.run(server.list_plan9()) == {name: options}
     assert b"x.key" not in guest.listdir("")
     assert b"x.key" not in names_in(place, name)
     with Client.connect(place.address, name) as another:
@@ -124,7 +118,7 @@ def test_a_table_that_knows_nothing_of_hiding_is_read_and_the_next_is_not_by_who
     assert older != line[11:]
     path.write_bytes(b"+ %08x %s\n%s" % (zlib.crc32(older), older, rest))
     server = place.start()
-    listed: Any = place.run(UtilityVM(server).list_plan9())
+    listed: Any = place.run(server.list_plan9())
     assert (listed["0"].hide, listed["0"].map_owner) == ((), None)
     assert b'"version":2' in path.read_bytes()
 
@@ -132,28 +126,27 @@ def test_a_table_that_knows_nothing_of_hiding_is_read_and_the_next_is_not_by_who
 def test_a_supervisor_of_an_earlier_version_is_not_asked_to_hide(place: Place) -> None:
     """It would pass over what it does not know, and show all."""
     server = place.start()
-    vm = UtilityVM(server)
     server._link.greeting = msgspec.structs.replace(server._link.greeting, can_hide=False)
     for more in ({"hide": ["x"]}, {"map_owner": "1:2"}):
         with pytest.raises(OperationDenied, match="started by an earlier uvmshare"):
-            place.run(vm.add_plan9(Wanted("0", AddOptions(place.shared, **more))))
-    assert place.run(vm.list_plan9()) == {}
-    place.run(vm.add_plan9(Wanted("0", AddOptions(place.shared))))
+            place.run(server.add_plan9(Wanted("0", AddOptions(place.shared, **more))))
+    assert place.run(server.list_plan9()) == {}
+    place.run(server.add_plan9(Wanted("0", AddOptions(place.shared))))
 
 
 @pytest.mark.parametrize(
-    ("beside", "wrong"),
+    ("unchecked", "wrong"),
     [
-        (Beside(hide=("a//b",)), "a part that no path has"),
-        (Beside(hide=("x",) * 1000), "more than 256 patterns"),
-        (Beside(map_owner="x"), "has no colon"),
+        ({"hide": ("a//b",)}, "a part that no path has"),
+        ({"hide": ("x",) * 1000}, "more than 256 patterns"),
+        ({"map_owner": "x"}, "has no colon"),
     ],
 )
-def test_a_supervisor_checks_what_it_is_to_hide_and_map(place: Place, beside: Beside, wrong: str) -> None:
+def test_a_supervisor_checks_what_it_is_to_hide_and_map(place: Place, unchecked: dict[str, Any], wrong: str) -> None:
     server = place.start()
-    document = add_document("0", str(place.shared))
+    options = AddOptions.recalled(str(place.shared), read_only=False, **unchecked)
     with pytest.raises(InvalidDocument, match=f"share 0: .*{wrong}"):
-        place.run(server.add_share(document, beside))
+        place.run(server.add_plan9(Wanted("0", options)))
 
 
 def test_the_supervisor_of_an_earlier_version_leaves_shares_that_are_found(place: Place) -> None:
@@ -167,6 +160,6 @@ def test_the_supervisor_of_an_earlier_version_leaves_shares_that_are_found(place
     short = Entry(entry.serial, f"{device}:{inode}:{handle}", entry.document)
     Ledger(str(place.run_dir / "shares"), table.configuration, [short])
     server = place.start()
-    listed: Any = place.run(UtilityVM(server).list_plan9())
+    listed: Any = place.run(server.list_plan9())
     assert listed["0"].directory == AddOptions(place.shared).directory
     assert server.lost == ()

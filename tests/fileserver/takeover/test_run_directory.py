@@ -18,8 +18,6 @@ from tests.processes import await_answer, await_end
 from uvmshare.errors import AccessDenied, DiskFull, FileServerError
 from uvmshare.fileserver import rundir
 from uvmshare.fileserver.device import FileServer
-from uvmshare.hcs.utility_vm import UtilityVM
-from uvmshare.share.interfaces import ListedShare
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 
@@ -150,17 +148,16 @@ def test_where_locks_are_for_writers_alone_a_mount_process_is_one(
 # What the server has
 
 
-def test_a_utility_vm_lists_what_the_file_server_has(place: Place) -> None:
+def test_a_file_server_lists_what_it_has(place: Place) -> None:
     server = place.start()
-    vm = UtilityVM(server)
-    manager = Manager(vm)
+    manager = Manager(server)
     options = [AddOptions(place.shared), AddOptions(place.shared / "file", read_only=True)]
     names = [place.run(manager.add_to_vm(each)) for each in options]
-    expected = {name: ListedShare.of(each) for name, each in zip(names, options, strict=True)}
-    assert place.run(vm.list_plan9()) == expected
+    expected = dict(zip(names, options, strict=True))
+    assert place.run(server.list_plan9()) == expected
     place.kill(server)
     server = place.start()
-    assert place.run(UtilityVM(server).list_plan9()) == expected
+    assert place.run(server.list_plan9()) == expected
 
 
 def test_a_share_that_is_being_removed_is_not_listed_until_it_is_gone(place: Place) -> None:
@@ -172,14 +169,14 @@ def test_a_share_that_is_being_removed_is_not_listed_until_it_is_gone(place: Pla
     pidfd = os.pidfd_open(pid)
 
     async def list_meanwhile() -> Any:
-        removing = asyncio.ensure_future(server.modify(remove_document("0")))
+        removing = asyncio.ensure_future(server._modify(remove_document("0")))
         await asyncio.sleep(0)  # a turn of the loop: it is on its way
-        listed = await server.plan9_shares()
+        listed = await server.list_plan9()
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         assert poll.poll(0)
         await removing
-        return [share.access_name for share in listed]
+        return list(listed)
 
     assert place.run(list_meanwhile()) == ["1"]
     os.close(pidfd)
@@ -230,8 +227,8 @@ def test_a_table_does_not_grow_with_what_came_and_went(place: Place) -> None:
 
     async def come_and_go() -> None:
         for number in range(500):
-            await server.modify(add_document(str(number), str(place.shared)))
-            await server.modify(remove_document(str(number)))
+            await server._modify(add_document(str(number), str(place.shared)))
+            await server._modify(remove_document(str(number)))
 
     place.run(come_and_go())
     assert (place.run_dir / "shares").stat().st_size < 32 << 10

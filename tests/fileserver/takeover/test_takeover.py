@@ -15,7 +15,6 @@ from tests.processes import await_answer, await_end, kill
 
 from uvmshare.errors import ComputeSystemGone, FileServerError, InvalidState, OutcomeUnknown, ShareExists, ShareNotFound
 from uvmshare.fileserver.limits import Limits
-from uvmshare.hcs.utility_vm import UtilityVM
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 
@@ -191,7 +190,7 @@ def test_a_file_server_brings_a_new_supervisor_up_by_itself(place: Place) -> Non
 
 def test_what_was_asked_of_the_one_that_died_is_unknown_and_settled_by_the_manager(place: Place) -> None:
     server = place.start()
-    manager = Manager(UtilityVM(server))
+    manager = Manager(server)
     kept = place.run(manager.add_to_vm(AddOptions(place.shared), owner="a"))
     guest = place.guest(kept)
     pid = int(place.run(server.status()).pid)

@@ -6,12 +6,12 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.share.harness import HERE, ONE, OTHER
+from tests.share.harness import ONE, OTHER
 from tests.share.journalled.harness import only
 from tests.virtual_time import settle
 
 from uvmshare.errors import JournalError, ManagerClosed, SharesLeft
-from uvmshare.share.interfaces import ListedShare, Plan9Share
+from uvmshare.share.interfaces import Plan9Share
 from uvmshare.share.journal import JournalledShare, JournalState, Phase
 from uvmshare.share.manager import Manager
 from uvmshare.share.recovery import Done
@@ -188,4 +188,4 @@ def test_a_loop_that_ends_in_the_middle_leaves_what_the_next_can_settle(
 
 async def test_a_fake_vm_tells_what_it_has(vm: ListingFakeVM) -> None:
     await vm.add_plan9(Plan9Share("0", ONE))
-    assert await vm.list_plan9() == {"0": ListedShare(str(HERE), read_only=True, directory=ONE.directory)}
+    assert await vm.list_plan9() == {"0": ONE}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import pytest
 from tests.share.harness import HERE, ONE, OTHER
@@ -18,9 +17,6 @@ from uvmshare.share.options import AddOptions
 from uvmshare.share.recovery import Done
 from uvmshare.share.state import ShareState
 from uvmshare.testing.fakes import FakeJournal, FakeVM, ListingFakeVM, Reply
-
-if TYPE_CHECKING:
-    from uvmshare.share.interfaces import ListedShare
 
 
 async def test_what_was_shared_is_shared_by_the_next_manager_and_its_owners_have_it(
@@ -276,7 +272,7 @@ async def test_a_vm_that_would_tell_and_cannot_now_is_believed_too_and_the_repor
 ) -> None:
     await manager.add_to_vm(ONE, owner="a")
 
-    async def no_answer() -> dict[str, ListedShare]:
+    async def no_answer() -> dict[str, AddOptions]:
         msg = "no answer"
         raise OutcomeUnknown(msg)
 
