@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -189,6 +190,7 @@ class _Demonstration:
     ) -> None:
         from uvmshare import AddOptions  # noqa: PLC0415  --help need not load it
 
+        self._wanted = partial(AddOptions, read_only=True)
         self._manager = manager
         self._recorder = recorder
         self._guest = guest
@@ -199,7 +201,7 @@ class _Demonstration:
         self._writable = AddOptions(self._out)
         self._absent = os.path.join(directory, "absent")
         os.mkdir(self._absent)
-        self._doomed = AddOptions(self._absent, read_only=True)
+        self._doomed = self._wanted(self._absent)
         self._tree_share = self._out_share = ""
 
     async def run(self) -> None:
@@ -295,7 +297,7 @@ class _Demonstration:
         failed = self._recorder.calls[-1][1]
         _check(await self._guest.mount(failed) is not None, f"the guest can mount share {failed}")
         os.mkdir(self._absent)
-        async with self._manager.share(self._doomed) as share:
+        async with self._manager.share(self._wanted(self._absent)) as share:  # another directory, at the same path
             _check(share != failed, f"the name {share} was used twice")
         return f"nothing is left of share {failed} ({refused}); with the directory back, a retry got the name {share}"
 
