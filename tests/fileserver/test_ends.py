@@ -87,7 +87,7 @@ def test_a_guest_is_told_between_two_replies_that_its_share_goes(
             assert each.socket.recv(100) == b""
 
 
-def test_a_guest_that_takes_nothing_delays_no_removal_and_is_told_nothing_inside_a_reply(
+def test_a_guest_that_takes_nothing_keeps_no_share_and_is_told_nothing_inside_a_reply(
     start_device: Callable[..., Device], root: Path
 ) -> None:
     (root / "big").write_bytes(bytes(1 << 20))

@@ -135,9 +135,7 @@ def confine(
             allowed |= _NODES
         syscalls.landlock_restrict(export.root, allowed)
     if has_seccomp():
-        calls = seccomp.allowed_calls(
-            read_only=export.read_only, as_guest_users=as_guest_users, over_vsock=over_vsock, hides=bool(export.hide)
-        )
+        calls = seccomp.allowed_calls(read_only=export.read_only, as_guest_users=as_guest_users, over_vsock=over_vsock)
         seccomp.install(calls, kept=kept)
     return has_landlock
 

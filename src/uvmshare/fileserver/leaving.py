@@ -3,9 +3,10 @@
 What lives here: the signal, how long it has, and the two ways to send one. What must not: what it does then
 (`mount`, `outbox`), or which mounts are ended (`shares`, `rundir`).
 
-It is asked so that it can tell its guest, which then sees EIO and nothing that is harder to understand. Nobody relies
-on it: a mount that does not end by itself, because its guest, its file system or whoever broke into it holds it up, is
-killed, and a removal is answered only after its end.
+It is asked so that it can tell its guest, which then sees EIO and nothing that is harder to understand. It waits until
+the guest has taken that: Firecracker and Cloud Hypervisor drop what they have not read yet when the guest sends
+something to a connection that is closed. Nobody relies on it: a mount that does not end by itself, because its guest,
+its file system or whoever broke into it holds it up, is killed, and a removal is answered only after its end.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ import signal
 from contextlib import suppress
 from typing import Final
 
-__all__ = ["LEAVE", "LEAVE_SECONDS", "ask", "kill"]
+__all__ = ["LEAVE", "LEAVE_SECONDS", "TELL_SECONDS", "ask", "kill"]
 
 LEAVE: Final = signal.SIGUSR1
 """The supervisor has no handler of this one, so that a mount process that was forked this very moment simply ends."""
 
-LEAVE_SECONDS: Final = 0.5
+LEAVE_SECONDS: Final = 1.0
 """What a mount process has. What it does until then it might have done before the share was to be taken away."""
+
+TELL_SECONDS: Final = 0.8
+"""How much of that it waits for its guest, between two replies; the rest is for what it does before its end."""
 
 
 def ask(pidfd: int) -> None:

@@ -8,14 +8,16 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import select
 import socket
 import struct
 import threading
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from uvmshare.errors import RemoteProtocolError
+from uvmshare.fileserver.leaving import TELL_SECONDS
+from uvmshare.fileserver.waiting import is_taken
 from uvmshare.ninep import messages
 from uvmshare.ninep.constants import NOTAG, READ_HEADER_SIZE
 
@@ -48,6 +50,9 @@ _LAST_WORD: Final = messages.Rlerror(errno.EIO).encode(NOTAG)
 """A reply with a tag that no request has: Linux's client ends the connection with EIO then, and answers EIO to what is
 under way. At the end of a stream without it, that is answered with error 0 on vsock, which programs see as EFAULT, and
 on TCP with ECONNRESET (net/9p/trans_fd.c, and seen with 6.1 and 6.12)."""
+
+_LOOK_AGAIN_SECONDS: Final = 0.0005
+"""Nothing wakes who waits until a peer has taken what was sent."""
 
 _ZEROS: Final = bytes(64 * 1024)
 _READ_HEADER: Final = struct.Struct("<IBHI")
@@ -95,22 +100,31 @@ class Outbox:
     def end(self, end: Callable[[], NoReturn]) -> None:
         """Tell the guest that nothing more comes and call `end`, which ends the process. For a signal's handler.
 
-        Whoever holds the lock may be in the middle of a reply, and does it afterwards. A guest that takes nothing is
-        told nothing: then it is done at once. Returns if somebody sends; whoever sent the signal waits for no promise.
+        Whoever holds the lock may be in the middle of a reply, and does it afterwards; then this returns. The guest has
+        `TELL_SECONDS` to take it all. Whoever sent the signal relies on none of this.
         """
         self._end = end
         self._end_between_replies(end)
 
     def _end_between_replies(self, end: Callable[[], NoReturn]) -> None:
-        if self._lock.acquire(blocking=False):
-            if not self._stuck:
-                with suppress(OSError):
-                    self._connection.send(_LAST_WORD, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-            end()
-        room = select.poll()
-        room.register(self._connection, select.POLLOUT)
-        if not room.poll(0):
-            end()
+        if not self._lock.acquire(blocking=False):
+            return
+        if not self._stuck:
+            with suppress(OSError):
+                self._tell_of_the_end()
+        end()
+
+    def _tell_of_the_end(self) -> None:
+        """Send the last word and wait until the guest has taken it, for so long. Raises `OSError`."""
+        give_up = time.monotonic() + TELL_SECONDS
+        rest = _LAST_WORD
+        while time.monotonic() < give_up:
+            if rest:
+                with suppress(BlockingIOError):
+                    rest = rest[self._connection.send(rest, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) :]
+            elif is_taken(self._connection):
+                break
+            time.sleep(_LOOK_AGAIN_SECONDS)
 
     def _transmit(self, data: bytes | memoryview) -> None:
         """Send all of it, with the lock held; once a part was sent and the rest was not, nothing more ever is."""

@@ -21,7 +21,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from uvmshare.fileserver import syscalls
+from uvmshare.fileserver import syscalls, waiting
 from uvmshare.guest import keepalive
 
 if TYPE_CHECKING:
@@ -129,7 +129,6 @@ _CHANGES: Final = frozenset(
     }
 )  # fmt: skip
 """And what waits for the disk until changes are there."""
-_HIDING: Final = frozenset({"ioctl"})
 _IDENTITY: Final = frozenset({"capget", "capset", "setfsgid", "setfsuid"})
 _PROBES: Final = frozenset({"getsockopt", "setsockopt"})
 """Of connections over vsock (`uvmshare.guest.keepalive`)."""
@@ -221,7 +220,7 @@ _RULES: Final[dict[str, tuple[_Argument, ...]]] = {
     "mprotect": (_Argument(2, without=mmap.PROT_EXEC),),
     "madvise": (_Argument(2, values=(_MADV_DONTNEED, _MADV_FREE, _MADV_GUARD_INSTALL)),),
     "clone": (_Argument(0, values=(_THREAD, _THREAD | _CLONE_DETACHED)),),
-    "ioctl": (_Argument(1, values=(_FS_IOC_GETFLAGS,)),),
+    "ioctl": (_Argument(1, values=(_FS_IOC_GETFLAGS, waiting.COUNT_UNTAKEN)),),
     "pipe2": (_Argument(1, values=(os.O_CLOEXEC,)),),
     "ftruncate": (_Argument(0, but=(_STDERR,)),),
     # The size of a vsock buffer, up to the largest that was set before, and no other option of any socket.
@@ -242,16 +241,9 @@ def is_supported() -> bool:
     return platform.machine() in _ARCHITECTURES
 
 
-def allowed_calls(
-    *, read_only: bool, as_guest_users: bool, over_vsock: bool = False, hides: bool = False
-) -> frozenset[str]:
-    """Return the names of the calls that a share of this kind needs on a connection of this kind.
-
-    `hides`: some of its names are hidden.
-    """
+def allowed_calls(*, read_only: bool, as_guest_users: bool, over_vsock: bool = False) -> frozenset[str]:
+    """Return the names of the calls that a share of this kind needs on a connection of this kind."""
     left_out = frozenset() if over_vsock else _PROBES
-    if not hides:
-        left_out |= _HIDING
     if read_only:
         left_out |= _CHANGES
     if not as_guest_users:

@@ -5,16 +5,18 @@ What lives here: how long a call waits for a peer. What must not: what is done w
 
 from __future__ import annotations
 
+import fcntl
 import select
 import socket
 import struct
+import sys
 import threading
 import time
 from typing import Final
 
 from uvmshare.guest import keepalive
 
-__all__ = ["is_readable", "notice_death", "probe_for_ever", "set_time_out"]
+__all__ = ["COUNT_UNTAKEN", "is_readable", "is_taken", "notice_death", "probe_for_ever", "set_time_out"]
 
 _SELECT_MOST: Final = 1024
 """``FD_SETSIZE``. select(2) waits to the microsecond, poll(2) to the millisecond."""
@@ -28,6 +30,22 @@ def is_readable(connection: socket.socket, seconds: float) -> bool:
     readable = select.poll()
     readable.register(descriptor, select.POLLIN)
     return bool(readable.poll(seconds * 1000))
+
+
+COUNT_UNTAKEN: Final = 0x5411
+"""``SIOCOUTQ``, by asm-generic/ioctls.h: bytes that the peer has not read (unix(7)) or acknowledged (tcp(7))."""
+
+
+def is_taken(connection: socket.socket) -> bool:
+    """Say whether the peer has taken all that was sent.
+
+    True where the kernel does not tell, as of vsock before Linux 6.11.
+    """
+    try:
+        untaken = fcntl.ioctl(connection.fileno(), COUNT_UNTAKEN, bytes(4))
+    except OSError:
+        return True
+    return int.from_bytes(untaken, sys.byteorder) == 0
 
 
 _PROBES: Final = 3
