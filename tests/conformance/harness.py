@@ -34,7 +34,8 @@ USER = 12345
 SERVERS: dict[str, dict[str, Any]] = {
     "real links": {"links": "real"},
     "a user's": {"links": "real", "run_as": (USER, USER, ())},
-    "few descriptors": {"limits": Limits(descriptors=256, open_files=100)},
+    "few descriptors": {"limits": Limits(descriptors=256)},
+    "few open files": {"limits": Limits(open_files=100)},
 }
 """What each of the servers is told that are not as they come, by its name."""
 

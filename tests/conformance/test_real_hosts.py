@@ -106,3 +106,49 @@ def test_a_listing_that_is_rewound_in_the_middle_is_not_asked_for_again(
     offsets = [request.offset for request in requests if isinstance(request, m.Treaddir)]
     assert offsets.count(0) == 1, offsets
     assert set(offsets[1:]) == {102}, offsets  # the end: no entry was asked for twice
+
+
+@pytest.mark.parametrize("setting", [Setting("6.1"), pytest.param(Setting("6.12"), marks=pytest.mark.soak)], ids=str)
+def test_a_volume_that_is_bound_with_its_parent_follows_a_mount_that_is_made_again(
+    bench: Callable[[str], Bench], directory: str, setting: Setting
+) -> None:
+    # What the agent does when a connection was lost; a container has a mount namespace of its own.
+    up = bench(setting.kernel)
+    parent, place = "/run/volumes", "/run/volumes/share"
+    with open(os.path.join(directory, "f"), "w", encoding="ascii") as file:
+        file.write("content")
+    with up.mounted(setting, directory) as mount:
+        up.check(f"mkdir {parent} && mount -t tmpfs none {parent} && mount --make-shared {parent}")
+        mount_here(mount, place)
+        for name, bound, looked_at in (("itself", place, "f"), ("parent", parent, "share/f")):
+            at, ready, go = f"/run/{name}", f"/run/{name}.ready", f"/run/{name}.go"
+            inside = f"mount --rbind {bound} {at} && echo > {ready} && cat {go} && exec cat {at}/{looked_at}"
+            begun = f"(unshare -m --propagation slave sh -c '{inside}' > {at}.said 2>&1; echo > {ready})"
+            up.check(f"mkdir {at} && mkfifo {ready} {go} && ({begun} > /dev/null 2>&1 &) && cat {ready}")
+    with up.mounted(setting, directory) as again:
+        up.check(f"umount -l {place}")
+        mount_here(again, place)
+        said = [
+            up.check(f"echo > /run/{name}.go; cat /run/{name}.ready /run/{name}.said") for name in ("itself", "parent")
+        ]
+        up.check(f"umount {place} && umount {parent}")
+    assert said[0].strip().endswith("Input/output error")
+    assert said[1].strip() == "content"
+
+
+@pytest.mark.parametrize("setting", [Setting("6.1"), pytest.param(Setting("6.12"), marks=pytest.mark.soak)], ids=str)
+def test_programs_that_buffer_write_as_much_at_a_time_as_suits_msize(
+    bench: Callable[[str], Bench], directory: str, setting: Setting
+) -> None:
+    setting = replace(setting, msize=256 << 10)
+    script = "file = open('f', 'wb'); [file.write(bytes(1000)) for _ in range(1000)]; file.close()"
+    requests = sent(
+        bench(setting.kernel), directory, setting, f"python3 -I -c {shlex.quote(script)} && stat -c %o f > g"
+    )
+    with open(os.path.join(directory, "g"), encoding="ascii") as file:
+        size = int(file.read())
+    assert 64 << 10 <= size <= 256 << 10
+    sizes = [len(request.data) for request in requests if isinstance(request, m.Twrite) and len(request.data) > 100]
+    # What the buffer has no room for is written first: each is as large as whole pieces of 1,000 fit, and none is small.
+    assert sum(sizes) == 1_000_000
+    assert len(sizes) <= 1_000_000 // (size - 1000) + 1

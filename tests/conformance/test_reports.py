@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.guest, pytest.mark.long, pytest.mark.timeout(3600)]  #
 
 SETTINGS = {
     "few": Setting("", cache="loose", server="few descriptors"),
+    "limited": Setting("", cache="loose", server="few open files"),
     "hidden": Setting("", server="hidden names"),
     "owner": Setting("", server="mapped owner"),
     "user": Setting("", model="mapped-xattr", server="a user's"),
@@ -36,7 +37,7 @@ SETTINGS = {
     "mmap": Setting("", cache="mmap"),
     "none": Setting(""),
 }
-SHORT = ("few", "hidden", "owner", "mmap")
+SHORT = ("few", "limited", "hidden", "owner", "mmap")
 """These have few checks each; the others take minutes."""
 SHOWN: dict[str, dict[str, Any]] = {
     "hidden": {"hide": ["node_modules", "**/.env"]},

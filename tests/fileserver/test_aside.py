@@ -16,6 +16,7 @@ from tests.processes import DEADLINE
 from uvmshare.fileserver import outbox, waiting
 from uvmshare.fileserver import session as session_module
 from uvmshare.fileserver.aside import Aside
+from uvmshare.fileserver.fid import OpenFile
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import NOTAG, VERSION
 from uvmshare.ninep.constants import OpenFlag as O
@@ -25,11 +26,14 @@ if TYPE_CHECKING:
 
     from tests.fileserver.conftest import Host
 
-    from uvmshare.fileserver.fid import OpenFile
     from uvmshare.testing.client import Client
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
+
+
+def an_open_file() -> OpenFile:
+    return OpenFile(os.open(os.devnull, os.O_RDONLY), (0, 0))
 
 
 class Jobs:
@@ -57,7 +61,7 @@ class Jobs:
             assert goes_on.wait(DEADLINE)
             return reply
 
-        assert self.aside.start(tag, size, work)
+        assert self.aside.start(tag, size, an_open_file(), work)
         return goes_on
 
     def wait_for(self, count: int) -> list[bytes]:
@@ -142,7 +146,7 @@ def test_a_guest_that_is_gone_breaks_nothing(jobs: Jobs) -> None:
 
 def test_there_are_only_so_many_jobs(jobs: Jobs) -> None:
     events = [jobs.start(tag, b"x") for tag in range(64)]
-    assert not jobs.aside.start(64, 0, lambda: b"never")
+    assert not jobs.aside.start(64, 0, an_open_file(), lambda: b"never")
     events[0].set()
     jobs.wait_for(1)
     jobs.start(64, b"x").set()
@@ -153,7 +157,7 @@ def test_there_are_only_so_many_jobs(jobs: Jobs) -> None:
 
 def test_replies_hold_only_so_much_memory(jobs: Jobs) -> None:
     goes_on = jobs.start(1, b"x", size=10 << 20)
-    assert not jobs.aside.start(2, 10 << 20, lambda: b"never")
+    assert not jobs.aside.start(2, 10 << 20, an_open_file(), lambda: b"never")
     small = jobs.start(3, b"small", size=1 << 20)
     goes_on.set()
     jobs.wait_for(1)

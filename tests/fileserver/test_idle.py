@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import sys
@@ -15,6 +16,7 @@ from tests.processes import await_answer
 
 from uvmshare.fileserver.limits import Limits
 from uvmshare.ninep import messages as m
+from uvmshare.ninep.constants import LockType
 from uvmshare.ninep.constants import OpenFlag as O
 from uvmshare.testing.client import Client
 
@@ -38,6 +40,10 @@ EVERYTHING = 1 << 30
 ROOT = 1 << 30
 
 
+def _is_there(descriptor: str) -> bool:
+    return os.path.lexists(f"/proc/self/fd/{descriptor}")  # not the one that listed them
+
+
 class Mount:
     """A session in a thread. Its descriptors are let go between two requests, when its thread only waits."""
 
@@ -49,6 +55,15 @@ class Mount:
     def rest(self) -> int:
         """Let everything go that may be."""
         return self.session.idle.let_go(EVERYTHING)
+
+    def crowd(self) -> int:
+        """Let everything go that may be when there are too many, open files too."""
+        return self.session.idle.let_go(EVERYTHING, opened_too=True)
+
+    def open_in(self, root: Path) -> list[str]:
+        """Return what is open of regular files below a directory."""
+        paths = [os.readlink(f"/proc/self/fd/{each}") for each in os.listdir("/proc/self/fd") if _is_there(each)]
+        return [path for path in paths if path.startswith(f"{root}/") and os.path.isfile(path)]
 
     def gone(self, fid: int) -> None:
         with pytest.raises(OSError, match="No such file") as caught:
@@ -296,3 +311,166 @@ def test_a_mount_process_that_nobody_uses_holds_no_file_open(start_device: Calla
         ]
         await_answer(lambda: len(os.listdir(f"/proc/{pid}/fd")) < 20, True)
     device.unshare(name)
+
+
+# Open files
+
+
+def opened_as(client: Client, way: str) -> int:
+    """Open a file to read and write: one that is made, or one that was there."""
+    return client.create("a/new", O.RDWR) if way == "made" else client.open("a/b/f", O.RDWR)
+
+
+@pytest.mark.parametrize("way", ["made", "opened"])
+def test_an_open_file_that_was_let_go_is_used_as_before(mount: Mount, root: Path, way: str) -> None:
+    client = mount.client
+    fid = opened_as(client, way)
+    path = root / ("a/new" if way == "made" else "a/b/f")
+    for number in range(3):
+        assert mount.crowd() >= 1
+        client.write(fid, 0, b"%d" % number)
+        mount.crowd()
+        assert client.read(fid, 0, 1) == b"%d" % number
+        mount.crowd()
+        client.setattr(fid, size=1)
+        assert path.read_bytes() == b"%d" % number
+    mount.crowd()
+    clone = client.walk(start=fid)
+    client.rpc(m.Tlopen(clone, O.RDONLY))
+    client.rpc(m.Tfsync(fid, 0))
+    mount.crowd()
+    client.clunk(fid)
+    assert client.read(clone, 0, 10) == b"2"
+    client.clunk(clone)
+    assert mount.open_in(root) == []
+
+
+@pytest.mark.parametrize("way", ["made", "opened"])
+@pytest.mark.parametrize("how", ["unlink", "rename over", "remove"])
+def test_what_the_guest_removes_stays_open_though_it_was_let_go(mount: Mount, root: Path, way: str, how: str) -> None:
+    client = mount.client
+    fid = opened_as(client, way)
+    name = "a/new" if way == "made" else "a/b/f"
+    client.write(fid, 0, b"content")
+    other = client.walk(name)
+    (root / "other").write_bytes(b"other")
+    mount.crowd()
+    if how == "unlink":
+        client.unlink(name)
+    elif how == "remove":
+        client.rpc(m.Tremove(other))
+    else:
+        client.rename("other", name)
+    mount.crowd()
+    client.write(fid, 0, b"C")
+    assert client.read(fid, 0, 10) == b"Content"
+    assert client.getattr(fid).nlink == 0
+    assert mount.crowd() == 0 or client.read(fid, 0, 10) == b"Content"
+
+
+@pytest.mark.parametrize("what", ["removed", "replaced", "renamed", "moved out"])
+def test_an_open_file_that_was_let_go_is_lost_when_the_host_takes_it(mount: Mount, root: Path, what: str) -> None:
+    client, path = mount.client, root / "a" / "b" / "f"
+    fid = client.open("a/b/f", O.RDWR)
+    mount.crowd()
+    if what == "removed":
+        path.unlink()
+    elif what == "replaced":
+        (root / "new").write_bytes(b"other")
+        (root / "new").rename(path)
+    elif what == "renamed":
+        path.rename(root / "a" / "elsewhere")
+    else:
+        (root / "a" / "b").rename(root.parent / "outside")
+    for call in (lambda: client.read(fid, 0, 10), lambda: client.write(fid, 0, b"x")):
+        with pytest.raises(OSError, match="Stale") as caught:
+            call()
+        assert caught.value.errno == errno.ESTALE
+    client.clunk(fid)
+    if what == "replaced":
+        assert path.read_bytes() == b"other"
+
+
+def test_an_open_file_that_the_guest_renames_is_followed(mount: Mount) -> None:
+    client = mount.client
+    fid = client.open("a/b/f", O.RDWR)
+    mount.crowd()
+    client.rename("a/b/f", "g")
+    assert client.read(fid, 0, 10) == b"content"
+
+
+def test_what_the_host_took_a_name_from_is_not_let_go(mount: Mount, root: Path) -> None:
+    client = mount.client
+    made, opened = opened_as(client, "made"), opened_as(client, "opened")
+    client.write(made, 0, b"new")
+    (root / "a" / "new").unlink()
+    (root / "a" / "b" / "f").rename(root / "elsewhere")
+    mount.crowd()
+    assert (client.read(made, 0, 10), client.read(opened, 0, 10)) == (b"new", b"content")
+
+
+def test_an_open_file_comes_back_as_it_was_opened(mount: Mount, root: Path) -> None:
+    client = mount.client
+    fid = client.open("a/b/f", O.WRONLY | O.APPEND)
+    reading = client.open("a/b/f", O.RDONLY)
+    truncated = client.open("a/b/f", O.RDWR | O.TRUNC)
+    client.write(truncated, 0, b"content")
+    mount.crowd()
+    client.write(fid, 0, b", more")
+    assert (root / "a" / "b" / "f").read_bytes() == b"content, more"
+    for call in (lambda: client.read(fid, 0, 1), lambda: client.write(reading, 0, b"x")):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            call()
+
+
+def test_locks_stay_with_an_open_file_that_was_let_go(mount: Mount, root: Path) -> None:
+    client = mount.client
+    fid = client.open("a/b/f", O.RDWR)
+    assert client.rpc(m.Tlock(fid, LockType.WRLCK, 0, 0, 0, 1, b"guest")) == m.Rlock(0)
+    mount.crowd()
+    with open(root / "a" / "b" / "f", "r+b") as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    client.clunk(fid)
+    with open(root / "a" / "b" / "f", "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_an_open_file_that_another_thread_works_with_is_not_let_go(
+    mount: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = mount.client
+    fid = client.open("a/b/f", O.RDWR)
+    begun, go = threading.Event(), threading.Event()
+
+    def sync(descriptor: int) -> None:
+        begun.set()
+        assert go.wait(DEADLINE)
+        os.fstat(descriptor)
+
+    monkeypatch.setattr("uvmshare.fileserver.handlers.files.os.fsync", sync)
+    client.send(m.Tfsync(fid, 0))
+    assert begun.wait(DEADLINE)
+    file = mount.session.fids[fid].file
+    assert file is not None
+    mount.crowd()
+    assert file.away is None
+    go.set()
+    assert isinstance(client.recv()[1], m.Rfsync)
+    mount.crowd()
+    assert file.away is not None
+
+
+def test_as_many_files_are_open_as_there_are_fids(root: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with mounted(root, descriptors=1200) as mount:
+        client = mount.client
+        fids = []
+        for number in range(1500):
+            fids.append(client.create(f"a/{number}", O.RDWR))
+            client.write(fids[-1], 0, b"%d" % number)
+            assert len(os.listdir("/proc/self/fd")) < before + 1300
+        for number, fid in enumerate(fids):
+            assert client.read(fid, 0, 10) == b"%d" % number
+            assert len(os.listdir("/proc/self/fd")) < before + 1300
+        client.unlink("a/7")
+        assert client.read(fids[7], 0, 10) == b"7"

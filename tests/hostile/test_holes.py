@@ -27,6 +27,7 @@ from uvmshare.fileserver import session as session_module
 from uvmshare.fileserver.aside import Aside
 from uvmshare.fileserver.device import FileServer
 from uvmshare.fileserver.export import Export
+from uvmshare.fileserver.fid import OpenFile
 from uvmshare.fileserver.limits import Limits
 from uvmshare.fileserver.link import Link
 from uvmshare.fileserver.listing import Listing
@@ -411,11 +412,12 @@ def test_a_request_is_served_in_turn_when_no_thread_can_be_started(monkeypatch: 
 
     sent: list[bytes] = []
     aside = Aside(sent.append)
+    file = OpenFile(os.open(os.devnull, os.O_RDONLY), (0, 0))
     with monkeypatch.context() as limited:
         limited.setattr(threading.Thread, "start", no_thread)
-        assert aside.start(1, 100, lambda: b"never") is False
+        assert aside.start(1, 100, file, lambda: b"never") is False
         assert aside.pending == {}
-    assert aside.start(1, 100, lambda: b"answer") is True
+    assert aside.start(1, 100, file, lambda: b"answer") is True
     assert aside._threads is not None
     aside._threads.shutdown(wait=True)
     assert sent == [b"answer"]

@@ -20,6 +20,8 @@ from uvmshare.errors import RemoteProtocolError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from uvmshare.fileserver.fid import OpenFile
+
 __all__ = ["Aside"]
 
 _THREADS: Final = 4
@@ -32,9 +34,10 @@ _MOST_BYTES: Final = 16 << 20
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """One request that runs aside. `flushes` are the tags of the Tflush that wait for it."""
+    """One request that runs aside, with an open file. `flushes` are the tags of the Tflush that wait for it."""
 
     size: int
+    file: OpenFile
     flushes: list[bytes] = field(default_factory=list)
     dropped: bool = False
 
@@ -53,8 +56,8 @@ class Aside:
         self._bytes = 0
         self._threads: ThreadPoolExecutor | None = None
 
-    def start(self, tag: int, size: int, work: Callable[[], bytes]) -> bool:
-        """Run `work`, which returns the reply to the request of that tag and never raises.
+    def start(self, tag: int, size: int, file: OpenFile, work: Callable[[], bytes]) -> bool:
+        """Run `work` with an open file; it returns the reply to the request of that tag and never raises.
 
         `size` is about how many bytes the reply has. Returns False when there is too much under way
         already: then it is for the caller to do.
@@ -62,7 +65,7 @@ class Aside:
         with self._lock:
             if len(self.pending) >= _MOST_JOBS or self._bytes + size > _MOST_BYTES:
                 return False
-            job = self.pending[tag] = _Job(size)
+            job = self.pending[tag] = _Job(size, file)
             self._bytes += size
         threads = self._threads or ThreadPoolExecutor(_THREADS)
         try:
@@ -88,6 +91,11 @@ class Aside:
                 self._send(reply + b"".join(job.flushes))
             except (OSError, RemoteProtocolError):
                 return  # the guest is gone; the loop learns it by itself
+
+    def files(self) -> set[OpenFile]:
+        """Return the open files that jobs work with, or are about to."""
+        with self._lock:
+            return {job.file for job in self.pending.values()}
 
     def flush(self, tag: int, answer: bytes) -> bool:
         """Send `answer` once the job of that tag has answered. Returns False when there is none."""

@@ -1,7 +1,7 @@
 """Fids: what a guest's numbers stand for.
 
-What lives here: `Fid`, and what one can be opened as. What must not: the table of them (`session`),
-what is done with one (`handlers`).
+What lives here: `Fid`, what one can be opened as, and `OpenFiles`, all that is open in a session. What must not: the
+table of fids (`session`), what is done with one (`handlers`).
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+    from uvmshare.fileserver.idle import Idle
     from uvmshare.fileserver.listing import AllowedListing, Listing
     from uvmshare.fileserver.tree import Node, Tree
 
-__all__ = ["CreatedFile", "Fid", "OpenFile", "XattrValue", "XattrWrite"]
+__all__ = ["CreatedFile", "Fid", "OpenFile", "OpenFiles", "XattrValue", "XattrWrite"]
 
 
 class OpenFile:
@@ -25,10 +26,12 @@ class OpenFile:
 
     `key` is the file's (device, inode). `nowait` is False once the file system has said that it cannot
     tell what it would wait for (preadv2(2)); `splices` when splice(2) may write to it; `sync` when each write
-    waits for the disk; `listing` is there when it is a directory.
+    waits for the disk; `listing` is there when it is a directory. A descriptor that was let go meanwhile (`idle`) is
+    opened again when it is asked for, which raises `OSError`: ESTALE where the file is gone. `away` then says how, and
+    is None otherwise.
     """
 
-    __slots__ = ("fd", "key", "listing", "nowait", "splices", "sync", "writable")
+    __slots__ = ("away", "fd", "key", "listing", "nowait", "splices", "sync", "writable")
 
     def __init__(
         self, fd: int, key: tuple[int, int], *, writable: bool = False, sync: bool = False, splices: bool = False
@@ -40,9 +43,34 @@ class OpenFile:
         self.splices = splices
         self.listing: Listing | AllowedListing | None = None
         self.nowait = True
+        self.away: tuple[Idle, Node, int] | None = None
+
+    if not TYPE_CHECKING:  # a type checker would take every name for an attribute
+
+        def __getattr__(self, name: str) -> int:
+            # As for a node (`tree`): a descriptor that is there costs nothing.
+            if name != "fd":
+                raise AttributeError(name)
+            self.come_back()
+            return self.fd
+
+    def let_go(self, idle: Idle, node: Node, flags: int) -> None:
+        """Close the descriptor; the node's file is opened again with these flags."""
+        descriptor = self.fd
+        self.away = idle, node, flags
+        del self.fd
+        os.close(descriptor)
+
+    def come_back(self) -> None:
+        """Have the descriptor again, if it was let go. Raises `OSError`."""
+        if self.away is not None:
+            idle, node, flags = self.away
+            self.fd = idle.open_again(node, flags)
+            self.away = None
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        close(self.fd)
+        if self.away is None:
+            close(self.fd)
 
     def write(self, data: bytes | memoryview, offset: int) -> int:
         """Write all of the data and return its length. Raises `OSError` for what stopped that; a part may be written.
@@ -63,17 +91,74 @@ class OpenFile:
 class CreatedFile(OpenFile):
     """The open file that was created: its descriptor is its node's, which closes it, and no other fid has that node.
 
-    A second descriptor for the node took a fifth of a create (profiled: opened by way of /proc, 2.8 us).
+    A second descriptor for the node took a fifth of a create (profiled: opened by way of /proc, 2.8 us). Once it was
+    let go, it has a descriptor of its own.
     """
 
     __slots__ = ("node",)
 
     def __init__(self, node: Node, key: tuple[int, int], *, writable: bool, sync: bool, splices: bool) -> None:
         super().__init__(node.fd, key, writable=writable, sync=sync, splices=splices)
-        self.node = node
+        self.node: Node | None = node
+
+    def let_go(self, idle: Idle, node: Node, flags: int) -> None:
+        """Leave the descriptor to the node, which is let go next."""
+        if self.node is None:
+            super().let_go(idle, node, flags)
+            return
+        self.node = None
+        self.away = idle, node, flags
+        del self.fd
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        """Leave the descriptor to the node."""
+        """Leave the descriptor to the node, if it is the node's."""
+        if self.node is None and self.away is None:
+            close(self.fd)
+
+
+class OpenFiles:
+    """All that is open in a session, by its inode: one file may be open many times."""
+
+    __slots__ = ("_by_inode", "_count")
+
+    def __init__(self) -> None:
+        self._by_inode: dict[int, OpenFile | set[OpenFile]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def of_inode(self, inode: int) -> Iterable[OpenFile]:
+        """Return what is open of the files that have this inode number, each on a device of its own."""
+        found = self._by_inode.get(inode, ())
+        return (found,) if isinstance(found, OpenFile) else found
+
+    def of(self, key: tuple[int, int]) -> list[OpenFile]:
+        """Return what is open of a file, named by (device, inode)."""
+        return [file for file in self.of_inode(key[1]) if file.key == key]
+
+    def add(self, file: OpenFile) -> None:
+        """Take one in."""
+        there = self._by_inode.setdefault(file.key[1], file)
+        if isinstance(there, set):
+            there.add(file)
+        elif there is not file:
+            self._by_inode[file.key[1]] = {there, file}
+        self._count += 1
+
+    def remove(self, file: OpenFile) -> None:
+        """Forget one that is there."""
+        there = self._by_inode[file.key[1]]
+        if isinstance(there, set):
+            there.remove(file)
+        if there is file or not there:
+            del self._by_inode[file.key[1]]
+        self._count -= 1
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._by_inode.clear()
+        self._count = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,38 +1,46 @@
 """Descriptors that are closed while nobody uses them, and how their files are found again.
 
-What lives here: `Idle`, which lets the descriptors of a mount's nodes go and finds their files again by name. What
-must not: what a node is (`tree`), when there are too many (`session`).
+What lives here: `Idle`, which lets the descriptors of a mount's nodes and open files go and finds them again by name.
+What must not: what a node is (`tree`), an open file (`fid`), when there are too many (`session`).
 
 A guest's kernel keeps a fid for every file that it remembers, and with `cache=loose` it remembers all that it has
-seen. A descriptor for each of them would use up what the host allows, keep the space of deleted files in use, and
-their file systems from being unmounted.
+seen; before Linux 6.4 it also keeps each that was written to open. A descriptor for each of them would use up what the
+host allows, keep the space of deleted files in use, and their file systems from being unmounted.
 
 A file is found again by its name in its directory, and has to be the very same: the same device and inode, and what
 tells two files apart that had the same inode one after the other, which is the file handle where there is one
 (name_to_handle_at(2)) and otherwise the time of its birth. What the guest renamed meanwhile is followed. What
 cannot be found any more, because the host removed, replaced or renamed it, is not there (ENOENT): Linux's client
 then looks its name up again.
+
+An open file is let go only when nothing else is left to close, for a program may be at work with it: what the host then
+removes, replaces or renames is lost to that program (ESTALE). What the guest itself removes is opened again before.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.directory import birth_time, file_handle
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
 
-    from uvmshare.fileserver.fid import Fid, OpenFile
+    from uvmshare.fileserver.fid import Fid, OpenFile, OpenFiles
     from uvmshare.fileserver.tree import Node, Tree
 
 __all__ = ["Idle"]
 
 _PATH_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_KEPT_FLAGS: Final = os.O_ACCMODE | os.O_APPEND | os.O_SYNC | os.O_DSYNC
+"""What is asked for again of how a file was opened."""
 
 _INODE_BITS: Final = 64
 _INODE: Final = (1 << _INODE_BITS) - 1
@@ -48,28 +56,42 @@ class Idle:
     """The descriptors of one session's nodes.
 
     `fids` is the session's table, `opened` what is open in it: a file without a name is found again by whoever has it
-    open.
+    open. `in_use` returns the open files that other threads work with now, `came_back` is told each descriptor of an
+    open file that is there again.
     """
 
-    def __init__(self, tree: Tree, fids: dict[int, Fid], opened: Iterable[OpenFile]) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        fids: dict[int, Fid],
+        opened: OpenFiles,
+        *,
+        in_use: Callable[[], set[OpenFile]],
+        came_back: Callable[[int], None],
+    ) -> None:
         self._tree = tree
         self._fids = fids
         self._opened = opened
+        self._in_use = in_use
+        self._came_back = came_back
         self._queue: deque[int] = deque()
         """Fids whose descriptors may be let go next, those that came first at the front."""
         self._renames: dict[tuple[int, int, bytes], tuple[Node, bytes]] = {}
         """Where the guest put what had a name in a directory: those of the last renames."""
         self.any_let_go = False
+        self._any_file_let_go = False
 
     # Letting go
 
-    def let_go(self, most: int) -> int:
+    def let_go(self, most: int, *, opened_too: bool = False) -> int:
         """Close the descriptors of idle nodes until `most` are closed or there are no more; return how many were.
 
-        Idle is what no fid has open. A directory goes with what was reached through it.
+        Idle is what no fid has open. A directory goes with what was reached through it. `opened_too`: regular files
+        that fids have open go as well, but for those without a name.
         """
         closed = 0
         is_whole = False
+        in_use: set[OpenFile] = self._in_use() if opened_too else set()
         while closed < most:
             if not self._queue:
                 if is_whole:
@@ -78,9 +100,13 @@ class Idle:
                 is_whole = True
                 continue
             fid = self._fids.get(self._queue.popleft())
-            if fid is None or fid.is_open:
+            if fid is None or fid.xattr is not None:
                 continue
             node: Node | None = fid.node
+            if fid.file is not None:
+                if not opened_too or fid.file in in_use or not self._close_file(fid.file, fid.node):
+                    continue
+                closed += 1
             while node is not None and self._close(node):
                 closed += 1
                 node = node.parent
@@ -106,6 +132,24 @@ class Idle:
         self.any_let_go = True
         return True
 
+    def _close_file(self, file: OpenFile, node: Node) -> bool:
+        """Close an open file's descriptor, unless it could not be found again."""
+        if file.away is not None or file.listing is not None or node.parent is None:
+            return False
+        try:
+            if not os.fstat(file.fd).st_nlink:
+                return False
+            name = self._name_of(node)
+            if name is None:
+                return False
+            node.name = name
+            flags = fcntl.fcntl(file.fd, fcntl.F_GETFL) & _KEPT_FLAGS
+        except OSError:
+            return False
+        file.let_go(self, node, flags)
+        self._any_file_let_go = True
+        return True
+
     def _name_of(self, node: Node) -> bytes | None:
         """Return the name by which a node's directory has it now; None when it has not, or the name is not its own."""
         tree, parent = self._tree, node.parent
@@ -126,6 +170,26 @@ class Idle:
         self._renames[key] = to, new_name
         if len(self._renames) > _MOST_RENAMES:
             del self._renames[next(iter(self._renames))]
+
+    def open_again(self, node: Node, flags: int) -> int:
+        """Open the file of a node for I/O once more. Raises `OSError`: ESTALE when it is gone."""
+        try:
+            descriptor = self._tree.reopen(node, flags)
+        except FileNotFoundError as error:
+            raise OSError(errno.ESTALE, "no longer where it was") from error
+        self._came_back(descriptor)
+        return descriptor
+
+    def before_removal(self, directory: Node, name: bytes) -> None:
+        """Have the descriptors again of what the guest has open and is about to take a name from."""
+        if not self._any_file_let_go:
+            return
+        with suppress(OSError):
+            found = self._tree.lending.during(
+                lambda: os.stat(name, dir_fd=directory.fd, follow_symlinks=False), directory
+            )
+            for file in self._opened.of((found.st_dev, found.st_ino)):
+                file.come_back()
 
     def find_again(self, node: Node) -> None:
         """Open what was let go, and the directories above it that were. Raises `OSError`: ENOENT when it is gone."""
@@ -154,8 +218,8 @@ class Idle:
             if moved is None:
                 break
             parent, name = moved
-        for file in self._opened:
-            if file.key[1] == seal & _INODE and _seal(file.fd, os.fstat(file.fd)) == seal:
+        for file in self._opened.of_inode(seal & _INODE):
+            if file.away is None and _seal(file.fd, os.fstat(file.fd)) == seal:
                 node.took(self._tree.open_again(file.fd, os.O_PATH))
                 return
         raise OSError(errno.ENOENT, "no longer where it was")

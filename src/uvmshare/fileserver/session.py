@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 from uvmshare.errors import RemoteProtocolError
 from uvmshare.fileserver.aside import Aside
 from uvmshare.fileserver.counters import SAMPLED, Counters
+from uvmshare.fileserver.fid import OpenFiles
 from uvmshare.fileserver.handlers import large, locking, table, walking
 from uvmshare.fileserver.handshake import negotiate
 from uvmshare.fileserver.idle import Idle
@@ -60,6 +61,9 @@ _RESERVED: Final = 20_000
 
 _LET_GO: Final = 512
 """Descriptors that are closed at once, so that no request waits long: some 10 us each."""
+
+_LET_GO_OPEN: Final = 4096
+"""The same where open files have to go: seeing that nothing else is left takes about as long as closing these."""
 
 _NO_DESCRIPTORS: Final = os.strerror(errno.EMFILE)
 
@@ -132,8 +136,10 @@ class Session:
         self.listings = Kept()
         self.fids: dict[int, Fid] = {}
         self.msize = limits.msize
-        self._open: set[OpenFile] = set()
-        self.idle = Idle(self.tree, self.fids, self._open)
+        self.outbox = Outbox(connection, self.tree.walls.confirm)
+        self._aside = Aside(self.outbox.send)
+        self._open = OpenFiles()
+        self.idle = Idle(self.tree, self.fids, self._open, in_use=self._aside.files, came_back=self.require_room)
         self.tree.root.find_again = self.idle.find_again
         self.most_descriptors = descriptors - min(_RESERVED, descriptors // 2)
         """The number of a descriptor from which on idle ones are closed."""
@@ -142,12 +148,10 @@ class Session:
         self._rests = False
         """Whether all idle descriptors were closed since something came."""
         self._xattr_bytes = 0
-        self.outbox = Outbox(connection, self.tree.walls.confirm)
         self._connection = connection
         self._log = log
         self._logged: set[str] = set()
         self._attached = False
-        self._aside = Aside(self.outbox.send)
         self._lock_waits: list[locking.Waiting] = []
         self._next_lock_try = 0.0
         self._ahead: dict[int, _Ahead] = {}
@@ -334,14 +338,17 @@ class Session:
         if limit is not None and self._silences * self._wait >= limit:
             self._refuse(f"nothing came for {limit:g} s")
 
-    def make_room(self) -> None:
-        """Close descriptors that nobody uses, because there are as many as there may be."""
+    def require_room(self, descriptor: int) -> None:
+        """Close descriptors that nobody uses, if one that is new says that there are as many as there may be."""
+        if descriptor <= self.most_descriptors:
+            return
         self._log_once(
             "idle",
             f"{self.most_descriptors} descriptors are open, nearly all that the host allows: those of files that "
             "nobody uses are closed, and opened again when they are used",
         )
-        self.idle.let_go(_LET_GO)
+        if self.idle.let_go(_LET_GO) < _LET_GO:
+            self.idle.let_go(_LET_GO_OPEN, opened_too=True)
 
     def _is_tag_in_use(self, tag: int) -> bool:
         waits = tag in self._ahead or any(waiting.tag == tag for waiting in self._lock_waits)
@@ -418,8 +425,8 @@ class Session:
 
     # Answers
 
-    def run_aside(self, tag: int, size: int, work: Callable[[], bytes]) -> bool:
-        """Have a request answered by `work` on another thread; `size` is about the size of its reply.
+    def run_aside(self, tag: int, size: int, file: OpenFile, work: Callable[[], bytes]) -> bool:
+        """Have a request answered by `work` on another thread, with an open file; `size` is about the reply's.
 
         Returns False when too much runs aside already: then it is for the caller to do.
         """
@@ -429,7 +436,8 @@ class Session:
             assert reply is not None
             return reply
 
-        return self._aside.start(tag, size, guarded)
+        file.come_back()  # no other thread opens it
+        return self._aside.start(tag, size, file, guarded)
 
     def read_later(self, tag: int, file: OpenFile, offset: int, count: int) -> None:
         """Answer a Tread that waits for the disk, without holding up others.
@@ -475,7 +483,7 @@ class Session:
         def read() -> bytes:
             return read_reply(tag, os.pread(file.fd, count, offset))
 
-        if not self.run_aside(tag, count, read):
+        if not self.run_aside(tag, count, file, read):
             self.outbox.reply(read())
 
     # Locks that are waited for
@@ -518,6 +526,8 @@ class Session:
         """Give a fid its open file. The caller has asked `require_room_to_open`."""
         fid.file = file
         self._open.add(file)
+        if file.fd > self.most_descriptors:
+            self.require_room(file.fd)
 
     def drop_fid(self, number: int) -> Fid:
         """Forget a fid and return it: EBADF when there is none. Raises `OSError`.
@@ -529,11 +539,9 @@ class Session:
         if fid is None:
             raise OSError(errno.EBADF, "unknown fid")
         if fid.file is not None:
-            self._open.discard(fid.file)
-            if self.locks.holdings:
-                key = fid.file.key
-                if not any(other.key == key for other in self._open):
-                    self.locks.forget_file(key)
+            self._open.remove(fid.file)
+            if self.locks.holdings and not self._open.of(fid.file.key):
+                self.locks.forget_file(fid.file.key)
         elif fid.xattr is not None:
             self._xattr_bytes -= fid.xattr.size
         return fid

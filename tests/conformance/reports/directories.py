@@ -328,12 +328,15 @@ def _use_an_overlay(at: str) -> None:
     same(sorted(os.listdir(at)), ["changed", "directory", "kept", "removed"], "the names before")
     write(f"{at}/changed", "anew")
     os.unlink(f"{at}/removed")
-    os.rename(f"{at}/kept", f"{at}/renamed")
-    shutil.rmtree(f"{at}/directory")
-    os.mkdir(f"{at}/directory")
-    same(sorted(os.listdir(at)), ["changed", "directory", "renamed"], "the names after")
-    same(os.listdir(f"{at}/directory"), [], "the names in the directory that was made anew")
     same((read(f"{at}/changed"), read("lower/changed")), ("anew", "changed"), "the contents")
+    shutil.rmtree(f"{at}/directory")
+    same(sorted(os.listdir(at)), ["changed", "kept"], "the names after")
+    renamed = refused(os.rename, f"{at}/kept", f"{at}/renamed")
+    made = refused(os.mkdir, f"{at}/directory")
+    assert not renamed, f"renaming what lies below: {renamed}, making a removed directory anew: {made or 'works'}"
+    same(made, "", "making a removed directory anew")
+    same(sorted(os.listdir(at)), ["changed", "directory", "renamed"], "the names after that")
+    same(os.listdir(f"{at}/directory"), [], "the names in the directory that was made anew")
 
 
 def an_overlay_above_the_share() -> None:

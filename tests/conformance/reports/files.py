@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import subprocess
+import time
 
 from tests.conformance.reports.guest import checked, host, libc, read, refused, same, write
 
@@ -157,6 +158,20 @@ def times_stay() -> None:
     write("server.py", "pass\n")
     seen = {os.stat("server.py").st_mtime_ns for _ in range(50)}
     same(len(seen), 1, "different times of a file that nobody changes")
+
+
+def a_clock_that_is_behind() -> None:
+    before = time.clock_gettime(time.CLOCK_REALTIME)
+    since = time.monotonic()
+    write("Makefile", "target: source\n\tcp source target\n")
+    time.clock_settime(time.CLOCK_REALTIME, before - 3600)
+    try:
+        write("source", "text")
+        said = subprocess.run(["make"], capture_output=True, text=True, check=True)
+        same(read("target"), "text", "what was made")
+    finally:
+        time.clock_settime(time.CLOCK_REALTIME, before + time.monotonic() - since)
+    assert "kew detected" not in said.stdout + said.stderr, "the file is of the future: make(1) tells of clock skew"
 
 
 def copy_times() -> None:

@@ -429,8 +429,17 @@ def many_remembered_files() -> None:
 
 
 def many_written_files() -> None:
-    for number in range(150):
+    for number in range(600):
         write(f"{number:04}", f"{number}")
+    for number in range(600):
+        with open(f"{number:04}", "a", encoding="ascii") as file:
+            file.write(", and more")
+        same(read(f"{number:04}"), f"{number}, and more", "the content")
+    used = host("descriptors")
+    assert used <= 256, f"{used} descriptors"
+    for number in range(600):
+        os.unlink(f"{number:04}")
+    same(os.listdir(), [], "the names")
 
 
 def owners_by_name() -> None:

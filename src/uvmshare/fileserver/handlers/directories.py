@@ -14,7 +14,6 @@ from uvmshare.ninep import requests
 from uvmshare.ninep.constants import READ_HEADER_SIZE
 
 if TYPE_CHECKING:
-    from uvmshare.fileserver.fid import OpenFile
     from uvmshare.fileserver.session import Session
 
 _HEADER: Final = struct.Struct("<IBHI")
@@ -40,14 +39,14 @@ def readdir(session: Session, tag: int, number: int, at: int, stop: int) -> byte
         raise OSError(errno.ENOENT, "moved to where other names are hidden: open it again")
     count = min(count, session.msize - READ_HEADER_SIZE)
 
-    # The job holds the open file: a Tclunk while it runs would close the descriptor under the listing,
+    # The job has the open file: a Tclunk while it runs would close the descriptor under the listing,
     # whose number may be another directory's a moment later.
-    def encode(_held: OpenFile = file) -> bytes:
+    def encode() -> bytes:
         pieces = listing.read(offset, count)
         size = sum(map(len, pieces))
         return b"".join((_HEADER.pack(READ_HEADER_SIZE + size, m.Rreaddir.type, tag, size), *pieces))
 
-    if listing.is_large and not listing.is_ready(offset) and session.run_aside(tag, count, encode):
+    if listing.is_large and not listing.is_ready(offset) and session.run_aside(tag, count, file, encode):
         return None
     session.outbox.reply(encode())
     return None

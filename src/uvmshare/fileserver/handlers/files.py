@@ -225,7 +225,7 @@ def write(session: Session, tag: int, number: int, at: int, stop: int) -> bytes 
         session.ownership.before_write(fid.node, file.fd, fid.uid)
     if file.sync:
         copied, descriptor = bytes(data), file  # the buffer it stands in is used again
-        if session.run_aside(tag, 0, lambda: _rwrite(tag, descriptor.write(copied, offset))):
+        if session.run_aside(tag, 0, file, lambda: _rwrite(tag, descriptor.write(copied, offset))):
             return None
     return _rwrite(tag, file.write(data, offset))
 
@@ -259,4 +259,4 @@ def fsync(session: Session, tag: int, message: m.Tfsync) -> bytes | None:
             os.fsync(file.fd)
         return _RFSYNC(tag)
 
-    return None if session.run_aside(tag, 0, sync) else sync()
+    return None if session.run_aside(tag, 0, file, sync) else sync()

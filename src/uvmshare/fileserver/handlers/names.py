@@ -105,6 +105,7 @@ def renameat(session: Session, tag: int, message: m.Trenameat) -> bytes:
     """Rename (protocol.md, renameat). Fids of what moves stay what they are."""
     old = _changeable(session, message.olddirfid, message.oldname)
     new = _changeable(session, message.newdirfid, message.newname)
+    session.idle.before_removal(new.node, message.newname)
     session.tree.rename(old.node, message.oldname, new.node, message.newname)
     session.idle.note_rename(old.node, message.oldname, new.node, message.newname)
     return _RRENAMEAT(tag)
@@ -115,6 +116,7 @@ def rename(session: Session, tag: int, message: m.Trename) -> bytes:
     node = session.fid(message.fid).node
     parent, name = _place(session, node)
     new = _changeable(session, message.dfid, message.name)
+    session.idle.before_removal(new.node, message.name)
     session.tree.rename(parent, name, new.node, message.name)
     session.idle.note_rename(parent, name, new.node, message.name)
     session.tree.move(node, new.node, message.name)
@@ -134,6 +136,7 @@ def unlinkat(session: Session, tag: int, number: int, at: int, stop: int) -> byt
     if flags & ~AT_REMOVEDIR:
         raise OSError(errno.EINVAL, "unknown flags")
     session.tree.require_shown(directory, name)
+    session.idle.before_removal(directory, name)
     try:
         session.tree.unlink(directory, name, is_directory=flags != 0)
     except OSError:
@@ -151,6 +154,7 @@ def remove(session: Session, tag: int, message: m.Tremove) -> bytes:
     if session.export.read_only:
         raise OSError(errno.EROFS, "the share is read-only")
     parent, name = _place(session, fid.node)
+    session.idle.before_removal(parent, name)
     session.tree.unlink(parent, name, is_directory=os.path.isdir(session.tree.path_of(fid.node)))
     return _RREMOVE(tag)
 

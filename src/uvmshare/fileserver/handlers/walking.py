@@ -92,7 +92,7 @@ def walk(session: Session, tag: int, number: int, at: int, stop: int) -> bytes:
             session.drop_fid(number)
         fids[newfid] = Fid(node, fid.uid)
         if names and node.fd > session.most_descriptors:
-            session.make_room()
+            session.require_room(node.fd)
     pack, size = _RWALK[walked]
     return pack(size, _RWALK_TYPE, tag, walked, *numbers)
 
