@@ -82,8 +82,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Values of extended attributes that open fids hold."""
 
     memory_bytes: Count = 1280 << 20
-    """The data of a mount process (RLIMIT_DATA). A request that needs more is answered with ENOMEM. A million files that
-    the guest remembers take 330 MB, and 1.1 GB where Linux's client keeps them open for writing."""
+    """The data of a mount process (RLIMIT_DATA). A request that needs more is answered with ENOMEM. A million files
+    that the guest remembers take 330 MB, and 1.1 GB where Linux's client keeps them open for writing."""
 
     idle_seconds: Seconds | None = None
     """How long a mount may send nothing, or take none of its replies. Linux's client sends nothing while

@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from typing import TYPE_CHECKING
 
-from tests.conformance.reports.guest import as_user, checked, host, libc, read, same, write
+from tests.conformance.reports.guest import as_user, checked, host, libc, read, refused, same, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
