@@ -14,7 +14,8 @@ _NO_PAGES = (
     "writing: mount with `cache=mmap`"
 )
 _NO_SEEK = (
-    "Linux's 9P client gives what it has read ahead of a directory before it heeds the new position, and sends nothing"
+    "Linux 6.1's 9P client gives what it has read ahead of a directory before it heeds the new position, and sends "
+    "nothing"
 )
 
 REPORTS = (
@@ -156,7 +157,7 @@ REPORTS = (
         "read a part of a listing, go back to its beginning, read all (PHP's iterators)",
         directories.rewind_a_partly_read_listing,
         ("none",),
-        (Otherwise("lseek to the beginning is not heeded", _NO_SEEK),),
+        (Otherwise("lseek to the beginning is not heeded", _NO_SEEK, kernels="6.1"),),
     ),
     Report(
         "koverstreet/bcachefs-tools#652",
@@ -409,8 +410,8 @@ OWN = (
         (
             Otherwise(
                 "renaming what lies below: EINVAL, making a removed directory anew: EINVAL",
-                "overlayfs uses flags of renameat2(2) for both, and Linux's 9P client refuses every one: have the upper "
-                "directory on a disk or in memory of the guest's, and the share below",
+                "overlayfs uses flags of renameat2(2) for both, and Linux's 9P client refuses every one: have the "
+                "upper directory on a disk or in memory of the guest's, and the share below",
             ),
         ),
     ),
