@@ -2,7 +2,8 @@
 
     python tools/conformance.py [reports]
 
-With "reports" only the section of these is written anew, into the page that is there: their tests can be run alone.
+A row without a new record keeps what it says, with its commit and date: tests can be run alone. With "reports" only
+records of these are looked at.
 
 What lives here: how the figures are laid out. What must not: a figure or a cause; the tests write them down in
 the form that is in results.py.
@@ -17,14 +18,24 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import commits
+from kept_rows import Cause, Written
 from results import CONFORMANCE, NO_CAUSE, TREE, Record, Run, write_page
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from kept_rows import Row
 
 PAGE: Final = TREE / "docs" / "conformance.md"
 REPORTS: Final = "reports"
-"""The test whose records are one row a report; "real-hosts" has the same form."""
+"""The test whose records are one row a report."""
+_AS_REPORTS: Final = (REPORTS, "real-hosts")
+"""These have a form of their own."""
+_CAUSES: Final = "What came out otherwise, and why"
+"""The title of the section of causes."""
 SHARES: Final = "/var/tmp"  # noqa: S108  only looked at: the tests make their own directories below it
 
 _MOST_NAMED: Final = 4
@@ -36,7 +47,7 @@ Can a Linux guest tell a share from a good local disk? A real guest mounts share
 works in them: POSIX checks, each held against the same check on an ext4 of the guest's own; programs that verify what
 they wrote; locks, attributes and listings while others interfere; and a hostile guest that only tries to break out.
 This page is written by `make conformance` from what the last `make test`, `make test-long` and `make soak`
-found, and by nothing else.
+found, and by nothing else. A row stays until its test is run again: its commit and date say what was run, and when.
 """
 
 _READING: Final = """A setting is the guest's kernel, the server's security model, and the client's mount options:
@@ -105,26 +116,31 @@ def _order(record: Record) -> tuple[bool, str, str, str, int]:
     return record.kernel != "6.12", record.model, record.cache, record.access, record.msize
 
 
-def _table(records: Found, *, with_commits: bool) -> list[str]:
-    figures = list(dict.fromkeys(name for record, _ in records for name in record.figures))
-    settings = [name for name in _SETTING if any(name in _cells(record) for record, _ in records)]
-    lines = _head(
-        *settings,
-        *("otherwise" if name == "differ" else name for name in figures),
-        "result",
-        *(["commit"] if with_commits else []),
-    )
+def _rows(name: str, records: Found, written: Written) -> list[Row]:
+    """Return the rows of a table: those of the records, and those that the page has of other settings."""
+    rows = []
     for record, run in sorted(records, key=lambda pair: _order(pair[0])):
-        cells = _cells(record)
-        lines.append(
-            _row(
-                *(cells.get(name, "") for name in settings),
-                *(record.figures.get(name, "") for name in figures),
-                "passes" if run.passed else "**fails**",
-                *([f"`{run.commit}`"] if with_commits else []),
-            )
+        figures = {"otherwise" if figure == "differ" else figure: cell for figure, cell in record.figures.items()}
+        passes = "passes" if run.passed else "**fails**"
+        rows.append(
+            {**_cells(record), **figures, "result": passes, "commit": f"`{run.commit}`", "date": run.ended[:10]}
         )
-    return lines
+    new = {_key(row) for row in rows}
+    kept = [row for row in written.rows(_title(name)) if _key(row) not in new]
+    return [*rows, *({"commit": written.commit, "date": written.date, **row} for row in kept)]
+
+
+def _key(row: Row) -> tuple[str, ...]:
+    """Return what tells a row from the others of its table."""
+    return tuple(row.get(column, "") for column in (*_SETTING, "attack"))
+
+
+def _table(rows: list[Row]) -> list[str]:
+    last = ("result", "commit", "date")
+    figures = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in (*_SETTING, *last)]
+    settings = [name for name in _SETTING if any(row.get(name) for row in rows)]
+    columns = [*settings, *figures, *last]
+    return [*_head(*columns), *(_row(*(row.get(column, "") for column in columns)) for row in rows)]
 
 
 def _mounted(record: Record) -> str:
@@ -136,111 +152,107 @@ def _report(name: str) -> str:
     return f"[{name}](https://github.com/{repository}/issues/{number})" if number else ""
 
 
-def _reported(records: Found) -> list[str]:
-    """Lay out one row a report: what it is, what was tried, and each result with where it was."""
-    rows: dict[tuple[str, str], dict[tuple[str, str], list[Record]]] = {}
-    for record, _ in sorted(records, key=lambda pair: int(pair[0].figures["number"])):
-        figures = record.figures
-        result = f"**fails**: {figures['outcome']}" if NO_CAUSE in record.failures.values() else figures["outcome"]
-        found = rows.setdefault((figures["report"], figures["tried"]), {})
-        found.setdefault((result, next(iter(record.failures.values()), "")), []).append(record)
-    lines = _head("report", "tried", "result")
-    for (report, what), results in rows.items():
-        cells = []
-        for (result, why), of_it in results.items():
-            places = ", ".join(dict.fromkeys(map(_mounted, of_it)))
-            kernels = ", ".join(sorted({record.kernel for record in of_it}))
-            cells.append(f"{result}: {places} ({kernels})" + (f". {why[0].upper()}{why[1:]}" if why else ""))
-        lines.append(_row(_report(report), what, "; ".join(cells).replace("|", "\\|")))
-    return lines
+def _reported(name: str, records: Found, written: Written) -> list[Row]:
+    """Return one row a report: what it is, what was tried, and each result with where it was; others as they are."""
+    found: dict[tuple[str, str], Found] = {}
+    for pair in sorted(records, key=lambda pair: int(pair[0].figures["number"])):
+        figures = pair[0].figures
+        found.setdefault((_report(figures["report"]), figures["tried"].replace("|", "\\|")), []).append(pair)
+    rows = [
+        {"report": report, "tried": what, "result": _results(of_it), "run": _of(run for _, run in of_it)}
+        for (report, what), of_it in found.items()
+    ]
+    kept = [row for row in written.rows(_title(name)) if (row["report"], row["tried"]) not in found]
+    return [*rows, *kept]
 
 
-def _reports_section(records: Found) -> list[str]:
-    runs = [run for _, run in records]
-    count = len({record.figures["report"] for record, _ in records})
-    failed = sum(NO_CAUSE in record.failures.values() for record, _ in records)
-    said = f"{count} reports, {len(records)} checks, " + (f"**{failed} failed**" if failed else "all passed")
-    ended = max(run.ended[:16].replace("T", " ") for run in runs)
-    of = ", ".join(f"`{name}`" for name in sorted({run.commit for run in runs}))
-    on = "; ".join(sorted({run.on for run in runs if run.on}))
-    head = [_REPORTED, f"{said}. Run until {ended} UTC, of {of}. Guests: {on}.", ""]
-    return [*head, *_reported(records)]
+def _results(records: Found) -> str:
+    """Say what came of a report's check, each outcome once, with where it was."""
+    outcomes: dict[tuple[str, str], list[Record]] = {}
+    for record, _ in records:
+        outcome, why = record.figures["outcome"], next(iter(record.failures.values()), "")
+        said = f"**fails**: {outcome}" if why == NO_CAUSE else outcome
+        outcomes.setdefault((said, why), []).append(record)
+    cells = []
+    for (outcome, why), of_it in outcomes.items():
+        places = ", ".join(dict.fromkeys(map(_mounted, of_it)))
+        kernels = ", ".join(sorted({record.kernel for record in of_it}, key=_by_number))
+        cells.append(f"{outcome}: {places} ({kernels})" + (f". {why[0].upper()}{why[1:]}" if why else ""))
+    return "; ".join(cells).replace("|", "\\|")
 
 
-def _section(name: str, records: Found, *, with_commits: bool) -> list[str]:
-    if name == REPORTS:
-        lines = _reports_section(records)
-    elif all("tried" in record.figures for record, _ in records):
-        lines = _reported(records)
-    else:
-        lines = _table(records, with_commits=with_commits)
-    return [f"## {_TITLES.get(name, name)}", "", *lines, ""]
+def _by_number(kernel: str) -> list[int]:
+    return [int(part) for part in kernel.split(".")]
 
 
-def with_section(written: str, name: str, runs: list[Run]) -> str:
-    """Return a page that is there with the section of one test anew, before the last section if it had none."""
-    records = [(record, run) for run in runs for record in run.records if record.test == name]
-    section = "\n".join(_section(name, records, with_commits=False))
-    before, mark, rest = written.partition(f"## {_TITLES[name]}\n")
-    if not mark:
-        before, mark, rest = written.rpartition("\n## ")
-        return f"{before}\n{section}{mark}{rest}"
-    _, following, after = rest.partition("\n## ")
-    return f"{before}{section}{following}{after}"
+def _of(runs: Iterable[Run]) -> str:
+    """Say of which commits runs are, and of which day the last."""
+    ran = list(runs)
+    return (
+        f"{', '.join(f'`{name}`' for name in sorted({run.commit for run in ran}))} {max(run.ended for run in ran)[:10]}"
+    )
+
+
+def _section(name: str, rows: list[Row]) -> list[str]:
+    lines = _table(rows)
+    if name in _AS_REPORTS:
+        failed = sum("**fails**" in row["result"] for row in rows)
+        said = f"{len(rows)} rows, " + (f"**{failed} failed**." if failed else "none failed.")
+        columns = ("report", "tried", "result", "run")
+        lines = [*_head(*columns), *(_row(*(row.get(column, "") for column in columns)) for row in rows)]
+        lines = [*([_REPORTED] if name == REPORTS else []), said, "", *lines]
+    return [f"## {_title(name)}", "", *lines, ""]
+
+
+def _title(name: str) -> str:
+    return _TITLES.get(name, name)
 
 
 def _number(text: str) -> int:
     return int(text) if text.isdigit() else 0
 
 
-def _summary(by_test: dict[str, Found], runs: list[Run]) -> list[str]:
-    checks = Counter[str]()
-    otherwise = Counter[str]()
-    for name, records in by_test.items():
-        for record, _ in records:
-            checks[name] += _number(record.figures.get("checks", ""))
-            otherwise[name] += _number(record.figures.get("differ", ""))
-    failed = sum(not run.passed for run in runs)
+def _summary(by_test: dict[str, list[Row]], runs: list[Run]) -> list[str]:
+    every = [row for rows in by_test.values() for row in rows]
+    checks, otherwise = (sum(_number(row.get(column, "")) for row in every) for column in ("checks", "otherwise"))
+    failed = sum(map(_fails, every)) + sum(not run.passed and not run.records for run in runs)
     unexplained = sum(cause == NO_CAUSE for run in runs for record in run.records for cause in record.failures.values())
-    largest = max(
-        (_number(record.figures["checks"]), _number(record.figures["differ"]), record)
-        for record, _ in by_test["posix"]
-        if record.model == "passthrough"
-    ) if "posix" in by_test else None  # fmt: skip
     lines = [
-        f"{len(runs)} tests ran in {sum(map(len, by_test.values()))} settings; "
+        f"{len(every)} settings were tried; "
         + (f"**{failed} failed**" if failed else "all passed")
-        + f". They made {sum(checks.values()):,} single checks, of which {sum(otherwise.values())} came out otherwise"
+        + f". They made {checks:,} single checks, of which {otherwise} came out otherwise"
         + (f", **{unexplained} without a known cause**." if unexplained else ", each with a known cause (below)."),
     ]
-    if largest:
-        count, differ, record = largest
+    posix = [row for row in by_test.get("posix", []) if row["model"] == "passthrough"]
+    if posix:
+        largest = max(posix, key=lambda row: _number(row["checks"]))
         lines.append(
-            f"Of the {count:,} POSIX checks under `{record.model}`, kernel {record.kernel}, `cache={record.cache}`, "
-            f"{differ} differ from ext4."
+            f"Of the {_number(largest['checks']):,} POSIX checks under `passthrough`, kernel {largest['kernel']}, "
+            f"`cache={largest['cache']}`, {largest.get('otherwise', 0)} differ from ext4."
         )
     lines += ["", *_head("what", "settings", "checks", "otherwise", "failed")]
-    for name, records in by_test.items():
-        title = _TITLES.get(name, name)
+    for name, rows in by_test.items():
+        title = _title(name)
         anchor = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
-        lines.append(
-            _row(
-                f"[{title}](#{anchor})",
-                len(records),
-                f"{checks[name]:,}" if checks[name] else "",
-                otherwise[name] if checks[name] else "",
-                sum(not run.passed for _, run in records) or "",
-            )
-        )
+        count = sum(_number(row.get("checks", "")) for row in rows)
+        differ = sum(_number(row.get("otherwise", "")) for row in rows)
+        cells = (f"{count:,}", differ) if count else ("", "")
+        lines.append(_row(f"[{title}](#{anchor})", len(rows), *cells, sum(map(_fails, rows)) or ""))
     return lines
 
 
-def _causes(runs: list[Run]) -> list[str]:
+def _fails(row: Row) -> bool:
+    return "**fails**" in row["result"]
+
+
+def _causes(runs: list[Run], kept: list[Cause]) -> list[str]:
     found: defaultdict[str, dict[str, list[str]]] = defaultdict(dict)
     where: defaultdict[str, set[str]] = defaultdict(set)
     count = Counter[str]()
     for run in runs:
         for record in run.records:
+            if record.test in _AS_REPORTS:
+                continue  # their rows have the reasons
             for what, cause in record.failures.items():
                 found[cause].setdefault(what, []).append(record.test)
                 where[cause].add(", ".join(_cells(record).values()))
@@ -255,7 +267,22 @@ def _causes(runs: list[Run]) -> list[str]:
             + (" ..." if len(names) > len(shown) else ""),
             *(f"  - {setting}" for setting in sorted(where[cause])),
         ]
+    for cause_line, settings in kept:
+        lines += [cause_line, *(f"  - {setting}" for setting in settings)]
     return lines or ["Nothing did."]
+
+
+def _kept_causes(causes: list[Cause], rows: Iterable[Row]) -> list[Cause]:
+    """Return what is still so of the causes that the page has: where a row that is kept came out otherwise."""
+    settings = {", ".join(filter(None, (row.get(name, "") for name in _SETTING))) for row in rows}
+    kept = []
+    for line, of_it in causes:
+        left = tuple(setting for setting in of_it if setting in settings)
+        if left == of_it:
+            kept.append(Cause(line, left))
+        elif left:
+            kept.append(Cause(re.sub(r"\. \d+ in \d+ settings: ", f". In {len(left)} settings: ", line), left))
+    return kept
 
 
 def _said(*command: str) -> str:
@@ -272,44 +299,58 @@ def _processor() -> str:
 
 
 def _ran(runs: list[Run]) -> list[str]:
-    """Say when the runs were and on what."""
+    """Say when the last runs were and on what."""
     times = sorted(run.ended[:16].replace("T", " ") for run in runs)
     guests = sorted({run.on for run in runs if run.on})
     cores = len(re.findall("^processor", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE))
     qemu = re.search(r"version (\S+)", _said("qemu-system-x86_64", "--version"))
     disk = _said("stat", "-f", "-c", "%T", SHARES).replace("ext2/ext3", "ext4")
     return [
-        f"Run from {times[0]} to {times[-1]} UTC, {commits.said([run.commit for run in runs], 'tests')},",
+        f"The last runs were from {times[0]} to {times[-1]} UTC,",
+        f"{commits.said([run.commit for run in runs], 'tests')},",
         f"on {cores} cores ({_processor()}), Linux {platform.release()}, Python {platform.python_version()},",
         f"with shares on {disk}.",
         f"Guests: {'; '.join(guests)}" + (f" (QEMU {qemu[1]})." if qemu else "."),
     ]
 
 
-def page(runs: list[Run], ran: list[str]) -> str:
-    """Return the page for these runs; `ran` says when and on what."""
+def page(runs: list[Run], ran: list[str], was: str = "") -> str:
+    """Return the page for these runs; `ran` says when and on what, `was` is the page that is there."""
+    written = Written(was)
     by_test: defaultdict[str, Found] = defaultdict(list)
     for run in runs:
         for record in run.records:
             by_test[record.test].append((record, run))
-    order = [*(name for name in _TITLES if name in by_test), *sorted(by_test.keys() - _TITLES.keys())]
-    ordered = {name: by_test[name] for name in order}
-    with_commits = len({run.commit for run in runs}) > 1
-    lines = [_HEAD, *ran, "", "## In short", "", *_summary(ordered, runs), "", _READING]
-    lines += ["## What came out otherwise, and why", "", *_causes(runs), ""]
-    died = sorted(
-        f"- `{run.node}`" + (f", of `{run.commit}`" if with_commits else "")
-        for run in runs
-        if not run.passed and not run.records
-    )
+    names = [name for name in _TITLES if name in by_test or written.rows(_title(name))]
+    tables: dict[str, list[Row]] = {}
+    kept: list[Row] = []
+    for name in [*names, *sorted(by_test.keys() - _TITLES.keys())]:
+        if name in _AS_REPORTS:
+            tables[name] = _reported(name, by_test[name], written)
+        else:
+            tables[name] = _rows(name, by_test[name], written)
+            kept += [row for row in tables[name][len(by_test[name]) :] if row.get("otherwise", "0") != "0"]
+    lines = [_HEAD, *ran, "", "## In short", "", *_summary(tables, runs), "", _READING, f"## {_CAUSES}", ""]
+    lines += [*_causes(runs, _kept_causes(written.causes(_CAUSES), kept)), ""]
+    died = sorted(f"- `{run.node}`, of `{run.commit}`" for run in runs if not run.passed and not run.records)
     if died:
         lines += ["## Tests that failed before they found anything", "", *died, ""]
-    for name, records in ordered.items():
-        lines += _section(name, records, with_commits=with_commits)
+    for name, rows in tables.items():
+        lines += _section(name, rows)
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _of_reports(run: Run) -> bool:
+    return any(record.test in _AS_REPORTS for record in run.records)
+
+
 if __name__ == "__main__":
-    if sys.argv[1:] == [REPORTS]:
-        sys.exit(write_page(PAGE, CONFORMANCE, Run, lambda runs: with_section(PAGE.read_text("utf-8"), REPORTS, runs)))
-    sys.exit(write_page(PAGE, CONFORMANCE, Run, lambda runs: page(runs, _ran(runs))))
+    only_reports = sys.argv[1:] == [REPORTS]
+    there = PAGE.read_text("utf-8") if PAGE.exists() else ""
+
+    def made(runs: list[Run]) -> str:
+        """Return the page of these runs, or of those of reports among them."""
+        chosen = [run for run in runs if _of_reports(run)] if only_reports else runs
+        return page(chosen, _ran(chosen), there)
+
+    sys.exit(write_page(PAGE, CONFORMANCE, Run, made))
