@@ -363,6 +363,89 @@ def a_tree_that_git_made_on_the_host() -> None:
     as_user(DEVELOPER, lambda: git("-C", "tree", "commit", "-q", "--allow-empty", "-m", "more"))
 
 
+def _modes(top: str) -> dict[str, tuple[int, int, int]]:
+    """Return mode and owner of all that is below a directory."""
+    paths = [os.path.join(at, name) for at, inner, files in os.walk(top) for name in (".", *inner, *files)]
+    found = {os.path.relpath(path, top): os.lstat(path) for path in paths}
+    return {path: (each.st_mode, each.st_uid, each.st_gid) for path, each in found.items()}
+
+
+def _odd_tree(top: str) -> None:
+    """Make a tree with the modes of programs and caches: setuid, setgid, sticky, read-only, nobody's."""
+    os.makedirs(f"{top}/bin")
+    os.makedirs(f"{top}/cache/inner")
+    for path, mode, owner in (
+        ("bin/su", 0o4755, 0),
+        ("bin/mail", 0o2755, 8),
+        ("bin/both", 0o6711, MYSQL),
+        ("cache/inner/object", 0o444, MYSQL),
+        ("cache/nothing", 0o000, MYSQL),
+    ):
+        write(f"{top}/{path}", path)
+        os.chown(f"{top}/{path}", owner, owner)
+        os.chmod(f"{top}/{path}", mode)
+    os.symlink("su", f"{top}/bin/link")
+    os.link(f"{top}/bin/su", f"{top}/bin/hard")
+    for path, mode in (("cache/inner", 0o555), ("cache", 0o1777), ("bin", 0o2775), (".", 0o555)):
+        os.chmod(f"{top}/{path}", mode)
+
+
+def odd_modes_are_unpacked() -> None:
+    """As root, as tar and cp -a do it: over what is there, too."""
+    _odd_tree("/run/odd")
+    try:
+        subprocess.run(["tar", "-C", "/run", "-cf", "/run/odd.tar", "odd"], check=True)
+        for _ in range(2):
+            subprocess.run(["tar", "-xpf", "/run/odd.tar"], check=True, capture_output=True, text=True)
+            _same_but_links(_modes("odd"), _modes("/run/odd"), "what tar unpacked")
+        for source in ("/run/odd", "odd"):
+            for _ in range(2):
+                words = ["cp", "-a", "--remove-destination", f"{source}/.", "copy"]
+                os.makedirs("copy", exist_ok=True)
+                subprocess.run(words, check=True, capture_output=True, text=True)
+                _same_but_links(_modes("copy"), _modes("/run/odd"), f"what cp -a copied from {source}")
+        subprocess.run(["rm", "-rf", "odd", "copy"], check=True, capture_output=True, text=True)
+    finally:
+        shutil.rmtree("/run/odd")
+        os.unlink("/run/odd.tar")
+
+
+def _same_but_links(got: dict[str, tuple[int, int, int]], want: dict[str, tuple[int, int, int]], what: str) -> None:
+    for path, (mode, *owner) in want.items():
+        found = got[path]
+        same(oct(found[0]), oct(mode), f"{what}: the mode of {path}")
+        if not stat.S_ISLNK(mode):
+            same(found[1:], tuple(owner), f"{what}: the owner of {path}")
+    same(sorted(got), sorted(want), f"{what}: the names")
+
+
+def programs_are_installed() -> None:
+    host("tree", "tree")
+    host("mode", "tree", 0o555)
+    write("program", "#!/bin/sh\n")
+    for mode, owner in ((0o4755, 0), (0o2555, 8), (0o444, MYSQL), (0o000, MYSQL)):
+        for target in ("tree/new", "tree/read-only"):
+            words = ["install", "-m", f"{mode:o}", "-o", f"{owner}", "-g", f"{owner}", "program", target]
+            subprocess.run(words, check=True, capture_output=True, text=True)
+            found = os.stat(target)
+            same((oct(stat.S_IMODE(found.st_mode)), found.st_uid), (oct(mode), owner), f"install -m {mode:o}: {target}")
+    subprocess.run(["install", "-d", "-m", "0555", "tree/inner/made/deep"], check=True, capture_output=True, text=True)
+    subprocess.run(["sed", "-i", "s/sh/bash/", "tree/read-only"], check=True, capture_output=True, text=True)
+    same(read("tree/read-only"), "#!/bin/bash\n", "what sed -i wrote")
+    subprocess.run(["cp", "--preserve=all", "tree/read-only", "tree/inner/made/deep"], check=True)
+
+
+def garbage_is_collected() -> None:
+    host("repository", "tree")
+    for number in range(3):
+        write("tree/text", f"{number}")
+        git("-c", "safe.directory=*", "-C", "tree", "commit", "-q", "-a", "-m", f"{number}")
+    git("-c", "safe.directory=*", "-C", "tree", "gc", "-q", "--prune=now")
+    git("-c", "safe.directory=*", "-C", "tree", "repack", "-q", "-a", "-d", "-f")
+    git("-c", "safe.directory=*", "-C", "tree", "fsck", "--strict")
+    same(host("git status", "tree"), "", "git status on the host")
+
+
 def modes_that_keep_root_out() -> None:
     host("tree", "tree")
     for name, mode in (("read-only", 0o444), ("nothing", 0o000)):

@@ -399,6 +399,19 @@ OWN = (
     Report(
         "modes", "root writes to files and directories that are read-only", people.modes_that_keep_root_out, ("user",)
     ),
+    Report(
+        "odd modes",
+        "tar -xp and cp -a as root, twice: setuid, sticky and read-only files and directories",
+        people.odd_modes_are_unpacked,
+        ("none", "mapped", "user"),
+    ),
+    Report(
+        "install",
+        "install -m and -o, sed -i over read-only files and directories",
+        people.programs_are_installed,
+        ("user",),
+    ),
+    Report("gc", "git gc, repack and fsck in a tree of the host's", people.garbage_is_collected, ("user", "links")),
     Report("modules", "a module cache: 0444 and 0555", directories.read_only_directories, ("none", "user")),
     Report("preallocate", "posix_fallocate(3)", files.preallocate_as_posix_has_it),
     Report("names", "owners have names", people.owners_by_name, ("none", "user")),
