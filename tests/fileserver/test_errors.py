@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -130,3 +131,24 @@ def test_a_server_that_acts_as_guest_users_has_no_groups_of_its_own(
         os.setgroups(before)
     assert "\nGroups:\t4711 4712" in supervisor, "the server had no groups to drop"
     assert "\nGroups:\t \n" in status
+
+
+@pytest.mark.parametrize("what", ["directory", "file"])
+def test_a_share_whose_directory_was_removed_is_not_there_for_who_comes_then(
+    start_device: Callable[..., Device], tmp_path: Path, refused: Refused, what: str
+) -> None:
+    log = tmp_path / "log"
+    device = start_device(log=log)
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "file").write_bytes(b"content")
+    name = device.share(place, allowed=("file",) if what == "file" else ())
+    with device.connect(name) as before:
+        shutil.rmtree(place)
+        place.mkdir()  # by path another directory is there, and it is not shared
+        (place / "file").write_bytes(b"other")
+        with refused(errno.ENOENT), device.connect(name) as late:
+            late.read_file("file")
+        with refused(errno.ENOENT):
+            before.read_file("file")
+    assert "Error" not in log.read_text()

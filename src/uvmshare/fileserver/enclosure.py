@@ -25,7 +25,7 @@ from typing import Final
 from uvmshare.fileserver import syscalls
 from uvmshare.fileserver.syscalls import MountFlag
 
-__all__ = ["enclose", "trouble"]
+__all__ = ["DirectoryGone", "enclose", "trouble"]
 
 _SHARE: Final = "share"
 _FDS: Final = "/proc/self/fd"
@@ -36,11 +36,16 @@ _STRICT: Final = MountFlag.NOSUID | MountFlag.NODEV | MountFlag.NOEXEC
 _MOST_TOLD: Final = 256
 
 
+class DirectoryGone(FileNotFoundError):
+    """The directory of a share is not there any more."""
+
+
 def enclose(root: int, *, read_only: bool) -> bool:
     """Have this process see the directory of the descriptor `root` and nothing else, for ever.
 
     The descriptor is the same directory in the namespace afterwards. Returns whether that was done, which it is where
-    `trouble` finds none and the directory is for this user to enclose. Raises `OSError`: then the process must end.
+    `trouble` finds none and the directory is for this user to enclose. Raises `OSError`, which is `DirectoryGone` where
+    there is no such directory any more: then the process must end.
     """
     if trouble() or not _is_own(root):
         return False
@@ -82,7 +87,11 @@ def _enclose(root: int, *, read_only: bool) -> None:
     os.close(fds)
     if share >= 0:
         at = os.path.join(_BASE, _SHARE)
-        syscalls.move_mount(share, at)
+        try:
+            syscalls.move_mount(share, at)
+        except FileNotFoundError as error:
+            msg = "the shared directory was removed on the host: share the path again"
+            raise DirectoryGone(msg) from error
         syscalls.set_mount_flags(at, _STRICT | (MountFlag.RDONLY if read_only else 0))
     syscalls.mount(_BASE, MountFlag.REMOUNT | MountFlag.BIND | MountFlag.RDONLY | _STRICT)
     os.chdir(_BASE)

@@ -6,6 +6,7 @@ not: anything of the supervisor, which the child has left behind.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from uvmshare.errors import UvmshareError
 from uvmshare.fileserver import confinement, rundir, syscalls
+from uvmshare.fileserver.enclosure import DirectoryGone
 from uvmshare.fileserver.leaving import LEAVE
 from uvmshare.fileserver.said import STDERR, say
 from uvmshare.fileserver.session import Session
@@ -117,6 +119,10 @@ def serve(
         say(f"{error}; connection closed")
         with suppress(OSError):
             connection.sendall(messages.Rlerror(1).encode(attach.tag))
+    except DirectoryGone as error:
+        say(f"{error}; connection closed")
+        with suppress(OSError):
+            connection.sendall(messages.Rlerror(errno.ENOENT).encode(attach.tag))
     except BaseException as error:  # noqa: BLE001  nothing may unwind into the supervisor's frames
         say(f"{type(error).__name__}: {error}; connection closed")
     finally:
