@@ -31,13 +31,13 @@ def require_transition(
     entry.state = state
     following = expected[trigger].get(state)
     if following is None:
-        with pytest.raises(InvalidTransition, match=f"{state.value}.*{trigger.value}"):
+        with pytest.raises(InvalidTransition, match=f"is {state.value} has no.*{trigger.value}"):
             entry.apply(trigger, 2.0)
         assert (entry.state, entry.since) == (state, 1.0)
     else:
         entry.apply(trigger, 2.0)
         assert entry.state is following
-        assert entry.since == (1.0 if following is state else 2.0)
+        assert entry.since == (1.0 if entry.seen(following) is entry.seen(state) else 2.0)
         assert entry.transitions.following(state, trigger) is following
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from uvmshare.mounts import state as mounts
 from uvmshare.mounts.state import MountState
 from uvmshare.share import state as shares
-from uvmshare.share.state import ShareState
+from uvmshare.share.state import Life, ShareState
 
 if TYPE_CHECKING:
     import enum
@@ -35,6 +35,14 @@ BLUE = ("#eff6ff", "#3b82f6")
 GREEN = ("#ecfdf5", "#10b981")
 ORANGE = ("#fff7ed", "#f97316")
 GREY = ("#f8fafc", "#94a3b8")
+
+COLOURS = {
+    ShareState.PENDING: BLUE,
+    ShareState.ADDED: GREEN,
+    ShareState.INVALID: ORANGE,
+    ShareState.REMOVED: GREY,
+}
+"""By what callers see of a share."""
 
 Line = tuple[str, tuple[int, int], str]
 """A line, where its labels begin, and how they are anchored there."""
@@ -59,29 +67,55 @@ SHARES = Diagram(
     name="state-diagram",
     source="src/uvmshare/share/state.py",
     transitions=shares.TRANSITIONS,
-    size=(880, 430),
+    size=(1200, 680),
     centres={
-        ShareState.PENDING: (440, 83),
-        ShareState.ADDED: (230, 225),
-        ShareState.INVALID: (650, 225),
-        ShareState.REMOVED: (440, 367),
+        Life.PENDING: (590, 83),
+        Life.ADDING: (590, 190),
+        Life.ADDED: (590, 310),
+        Life.REMOVING: (590, 430),
+        Life.LOST: (200, 310),
+        Life.RESTORING: (200, 190),
+        Life.INVALID: (1000, 310),
+        Life.UNDOING: (1000, 430),
+        Life.DOUBTFUL: (180, 430),
+        Life.CLEARING: (180, 550),
+        Life.FAILED: (1000, 190),
+        Life.REMOVED: (590, 600),
+        Life.NOT_OURS: (1000, 550),
     },
-    colours={
-        ShareState.PENDING: BLUE,
-        ShareState.ADDED: GREEN,
-        ShareState.INVALID: ORANGE,
-        ShareState.REMOVED: GREY,
-    },
+    colours={life: COLOURS[life.state] for life in Life},
     lines={
-        (ShareState.PENDING, ShareState.ADDED): ("M 365 95 L 242 200", (296, 138), "end"),
-        (ShareState.PENDING, ShareState.INVALID): ("M 515 95 L 638 200", (584, 124), "start"),
-        (ShareState.PENDING, ShareState.REMOVED): ("M 440 107 L 440 342", (440, 225), "middle"),
-        (ShareState.ADDED, ShareState.PENDING): ("M 190 200 C 190 110, 290 75, 362 78", (206, 96), "end"),
-        (ShareState.PENDING, ShareState.PENDING): ("M 515 76 C 570 50, 545 30, 500 57", (560, 48), "start"),
-        (ShareState.ADDED, ShareState.REMOVED): ("M 242 249 L 365 355", (296, 322), "end"),
-        (ShareState.INVALID, ShareState.REMOVED): ("M 638 249 L 515 355", (584, 322), "start"),
-        (ShareState.ADDED, ShareState.ADDED): ("M 155 215 C 105 195, 105 255, 155 235", (112, 276), "middle"),
-        (ShareState.INVALID, ShareState.INVALID): ("M 725 215 C 775 195, 775 255, 725 235", (768, 276), "middle"),
+        (Life.PENDING, Life.ADDING): ("M 590 106 L 590 165", (598, 140), "start"),
+        (Life.PENDING, Life.INVALID): ("M 667 80 C 1130 60, 1220 240, 1077 300", (1060, 110), "start"),
+        (Life.PENDING, Life.REMOVED): ("M 513 95 C 300 250, 380 520, 545 575", (420, 128), "end"),
+        (Life.ADDING, Life.ADDED): ("M 590 213 L 590 285", (598, 254), "start"),
+        (Life.ADDING, Life.FAILED): ("M 667 190 L 923 190", (794, 184), "middle"),
+        (Life.ADDING, Life.INVALID): ("M 667 203 L 923 300", (812, 228), "start"),
+        (Life.ADDED, Life.REMOVING): ("M 575 333 L 575 405", (567, 374), "end"),
+        (Life.ADDED, Life.LOST): ("M 513 310 L 277 310", (396, 304), "middle"),
+        (Life.ADDED, Life.REMOVED): ("M 645 333 C 740 400, 740 520, 630 575", (718, 480), "start"),
+        (Life.REMOVING, Life.ADDED): ("M 605 407 L 605 335", (613, 366), "start"),
+        (Life.REMOVING, Life.REMOVED): ("M 590 453 L 590 575", (598, 540), "start"),
+        (Life.REMOVING, Life.DOUBTFUL): ("M 513 430 L 257 430", (395, 402), "middle"),
+        (Life.LOST, Life.RESTORING): ("M 185 287 L 185 215", (177, 255), "end"),
+        (Life.LOST, Life.INVALID): ("M 277 322 C 420 400, 760 400, 923 322", (800, 362), "start"),
+        (Life.LOST, Life.REMOVED): (
+            "M 123 320 C 10 340, 10 640, 200 640 C 330 640, 420 625, 513 610",
+            (300, 656),
+            "middle",
+        ),
+        (Life.RESTORING, Life.ADDED): ("M 277 200 L 513 295", (420, 248), "start"),
+        (Life.RESTORING, Life.LOST): ("M 215 213 L 215 285", (223, 236), "start"),
+        (Life.INVALID, Life.UNDOING): ("M 985 333 L 985 405", (977, 374), "end"),
+        (Life.INVALID, Life.REMOVED): ("M 930 333 L 655 575", (860, 440), "middle"),
+        (Life.UNDOING, Life.INVALID): ("M 1015 407 L 1015 335", (1023, 356), "start"),
+        (Life.UNDOING, Life.REMOVED): ("M 940 453 L 667 585", (840, 520), "start"),
+        (Life.DOUBTFUL, Life.CLEARING): ("M 165 453 L 165 525", (157, 494), "end"),
+        (Life.DOUBTFUL, Life.REMOVED): ("M 257 445 L 525 577", (408, 530), "middle"),
+        (Life.CLEARING, Life.DOUBTFUL): ("M 195 527 L 195 455", (203, 474), "start"),
+        (Life.CLEARING, Life.REMOVED): ("M 257 560 L 513 595", (350, 590), "middle"),
+        (Life.NOT_OURS, Life.UNDOING): ("M 1000 527 L 1000 455", (1008, 495), "start"),
+        (Life.NOT_OURS, Life.REMOVED): ("M 923 560 L 667 598", (790, 600), "middle"),
     },
 )
 

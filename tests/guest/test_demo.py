@@ -289,8 +289,8 @@ def test_the_picture_has_a_row_a_share_and_a_column_a_state() -> None:
     console.print(
         draw(
             {
-                "0": ShareHistory("/srv/[red]tree", [(PENDING, 0.1), (ADDED, 0.2), (REMOVED, 9.3)]),
-                "1": ShareHistory("/srv/gone", [(PENDING, 0.4), (INVALID, 0.5)]),
+                "0": ShareHistory("/srv/[red]tree", visits=[(PENDING, 0.1), (ADDED, 0.2), (REMOVED, 9.3)]),
+                "1": ShareHistory("/srv/gone", visits=[(PENDING, 0.4), (INVALID, 0.5)]),
             }
         )
     )

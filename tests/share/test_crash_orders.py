@@ -21,12 +21,12 @@ from tests.orders import searches, try_every_order
 from uvmshare.errors import JournalError
 from uvmshare.share import recovery
 from uvmshare.share.interfaces import Plan9Share
-from uvmshare.share.journal import AddIntended, Forgotten
+from uvmshare.share.journal import Begun, Forgotten
 from uvmshare.share.ledger import Ledger
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 from uvmshare.share.share import Share
-from uvmshare.share.state import Trigger
+from uvmshare.share.state import Life
 from uvmshare.testing.explore import explore, fingerprint
 from uvmshare.testing.fakes import FakeJournal, FakeVM, ListingFakeVM, Reply
 from uvmshare.testing.schedule import VirtualLoop
@@ -259,7 +259,7 @@ def test_the_orders_that_were_tried_are_counted(which: str) -> None:
 def unwritten_add(ledger: Ledger, vm: FakeVM, share: Share) -> object:
     """Call the VM without an intent on the disk."""
     ledger._known.add(share.name)
-    ledger.note(AddIntended(share.name, share.options))
+    ledger.note(Begun(share.name, Life.ADDING, share.options))
     return vm.add_plan9(Plan9Share(share.name, share.options))
 
 
@@ -278,9 +278,8 @@ async def forget_early(ledger: Ledger, vm: FakeVM, share: Share) -> None:
 
 def believe_all(journalled: JournalledShare, now: float) -> Share:
     """Take every share of the journal for one that is there and held."""
-    share = Share(journalled.name, journalled.options, now)
+    share = Share(journalled.name, journalled.options, now, Life.ADDED)
     share.owners = dict.fromkeys(journalled.owners or ("nobody",))
-    share.apply(Trigger.ADD_SUCCEEDED, now)
     return share
 
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uvmshare.share import journal
-from uvmshare.share.journal import JournalledShare, JournalState, Phase, Record
+from uvmshare.share.journal import JournalledShare, JournalState, Record
 from uvmshare.share.options import AddOptions
+from uvmshare.share.state import Life
 
 ONE = AddOptions(os.path.dirname(__file__), read_only=True)
 
@@ -23,12 +24,10 @@ def state_of(*records: Record) -> JournalState:
     return state
 
 
-BEGINNINGS: list[Record] = [journal.AddIntended(name, ONE) for name in "012"]
+BEGINNINGS: list[Record] = [journal.Begun(name, Life.ADDING, ONE) for name in "012"]
 LATER = st.one_of(
-    *(
-        st.builds(kind, st.sampled_from("012"))
-        for kind in (journal.Added, journal.RemoveIntended, journal.InDoubt, journal.Forgotten)
-    ),
+    st.builds(journal.Changed, st.sampled_from("012"), st.sampled_from(Life)),
+    st.builds(journal.Forgotten, st.sampled_from("012")),
     *(
         st.builds(kind, st.sampled_from("012"), st.sampled_from("ab"))
         for kind in (journal.Referred, journal.Unreferred)
@@ -37,7 +36,7 @@ LATER = st.one_of(
 )
 RECORDS = st.one_of(
     st.builds(journal.NamesReserved, st.integers(0, 9)),
-    st.builds(journal.Allocated, st.sampled_from("012"), st.just(ONE)),
+    st.builds(journal.Begun, st.sampled_from("012"), st.sampled_from(Life), st.just(ONE)),
     st.sampled_from(BEGINNINGS),
     LATER,
 )
@@ -47,7 +46,7 @@ RECORDS = st.one_of(
 def test_a_batch_that_is_written_twice_has_the_effect_of_one(later: list[Record]) -> None:
     records = [*BEGINNINGS, *later]
     once, twice = (
-        {share.name: (share.phase, set(share.owners), share.anonymous) for share in state.shares.values()}
+        {share.name: (share.life, set(share.owners), share.anonymous) for share in state.shares.values()}
         for state in (state_of(*records), state_of(*records, *records))
     )
     assert once == twice
@@ -64,45 +63,42 @@ def test_names_only_go_back_when_that_is_said_and_never_below_a_share(records: l
 
 
 @pytest.mark.parametrize(
-    ("record", "phase"),
+    ("record", "life"),
     [
-        (journal.Allocated("0", ONE), Phase.PENDING),
-        (journal.AddIntended("0", ONE), Phase.ADDING),
-        (journal.Added("0"), Phase.ADDED),
-        (journal.RemoveIntended("0"), Phase.REMOVING),
-        (journal.InDoubt("0"), Phase.IN_DOUBT),
+        *((journal.Begun("0", life, ONE), life) for life in Life),
+        *((journal.Changed("0", life), life) for life in Life),
     ],
 )
-def test_each_record_says_how_far_the_share_is_and_leaves_who_holds_it(record: Record, phase: Phase) -> None:
+def test_each_record_says_how_far_the_share_is_and_leaves_who_holds_it(record: Record, life: Life) -> None:
     held = (
-        journal.AddIntended("0", ONE),
-        journal.Added("0"),
+        journal.Begun("0", Life.ADDING, ONE),
+        journal.Changed("0", Life.ADDED),
         journal.Referred("0", "a"),
         journal.AnonymousReferences("0", 2),
     )
-    assert state_of(*held, record).shares == {"0": JournalledShare("0", ONE, phase, ("a",), 2)}
+    assert state_of(*held, record).shares == {"0": JournalledShare("0", ONE, life, ("a",), 2)}
 
 
 def test_owners_come_in_their_order_and_go_alone() -> None:
-    added = (journal.AddIntended("0", ONE), journal.Added("0"))
+    added = (journal.Begun("0", Life.ADDING, ONE), journal.Changed("0", Life.ADDED))
     came = (journal.Referred("0", "b"), journal.Referred("0", "a"), journal.Referred("0", "b"))
     assert state_of(*added, *came).shares["0"].owners == ("b", "a")
     assert state_of(*added, *came, journal.Unreferred("0", "b")).shares["0"].owners == ("a",)
 
 
 def test_what_comes_after_a_share_was_forgotten_does_not_bring_it_back() -> None:
-    forgotten = (journal.AddIntended("0", ONE), journal.Forgotten("0"))
-    assert state_of(*forgotten, journal.Added("0"), journal.Referred("0", "a")) == JournalState(1, {})
+    forgotten = (journal.Begun("0", Life.ADDING, ONE), journal.Forgotten("0"))
+    assert state_of(*forgotten, journal.Changed("0", Life.ADDED), journal.Referred("0", "a")) == JournalState(1, {})
 
 
 def test_a_manager_that_ends_in_order_gives_back_the_names_it_told_nobody() -> None:
-    state = state_of(journal.NamesReserved(64), journal.AddIntended("3", ONE), journal.NamesReserved(4))
+    state = state_of(journal.NamesReserved(64), journal.Begun("3", Life.ADDING, ONE), journal.NamesReserved(4))
     assert state.next_name == 4
     state.apply(journal.NamesReserved(0))
     assert state.next_name == 4
 
 
 def test_records_are_documents_that_come_back_as_they_were() -> None:
-    kinds = [journal.AddIntended("0", ONE), journal.Referred("0", "a"), journal.NamesReserved(5)]
+    kinds = [journal.Begun("0", Life.ADDING, ONE), journal.Referred("0", "a"), journal.NamesReserved(5)]
     for record in kinds:
         assert msgspec.json.decode(msgspec.json.encode(record), type=Record) == record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import shutil
 import sqlite3
 import tempfile
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,23 +19,28 @@ from hypothesis import strategies as st
 
 from uvmshare.errors import JournalDamaged, JournalError, JournalFull, JournalReadOnly, JournalTooNew
 from uvmshare.share import journal
-from uvmshare.share.journal import Added, AddIntended, JournalledShare, JournalState, Phase
+from uvmshare.share.journal import Begun, Changed, JournalledShare, JournalState
+from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
+from uvmshare.share.recovery import Done
+from uvmshare.share.state import Life
+from uvmshare.sqlite_journal.journal import SqliteJournal
 from uvmshare.sqlite_journal.store import APPLICATION_ID, MIGRATIONS, Store, _row_sum
+from uvmshare.testing.fakes import ListingFakeVM
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from uvmshare.share.journal import Record
+    from uvmshare.share.recovery import RecoveryReport
 
+HERE = Path(__file__).parent
 ONE = AddOptions(os.path.dirname(__file__), read_only=True)
 ONLY = AddOptions(os.path.dirname(__file__), restrict=True, allowed_names=("a", "b'\u00e9\""))
 NAMES = st.sampled_from(["0", "1", "2", "10"])
 RECORDS = st.one_of(
     st.builds(journal.NamesReserved, st.integers(0, 20)),
-    st.builds(journal.Allocated, NAMES, st.sampled_from([ONE, ONLY])),
-    st.builds(journal.AddIntended, NAMES, st.sampled_from([ONE, ONLY])),
-    *(st.builds(kind, NAMES) for kind in (journal.Added, journal.RemoveIntended, journal.InDoubt, journal.Forgotten)),
+    st.builds(journal.Begun, NAMES, st.sampled_from(Life), st.sampled_from([ONE, ONLY])),
+    st.builds(journal.Changed, NAMES, st.sampled_from(Life)),
+    st.builds(journal.Forgotten, NAMES),
     *(st.builds(kind, NAMES, st.sampled_from("ab")) for kind in (journal.Referred, journal.Unreferred)),
     st.builds(journal.AnonymousReferences, NAMES, st.integers(0, 3)),
 )
@@ -45,7 +52,11 @@ def write(store: Store, *records: Record, vm: str = "vm") -> None:
 
 def life(name: str) -> list[Record]:
     """A share that somebody holds."""
-    return [journal.AddIntended(name, ONE), journal.Added(name), journal.Referred(name, f"owner {name}")]
+    return [
+        journal.Begun(name, Life.ADDING, ONE),
+        journal.Changed(name, Life.ADDED),
+        journal.Referred(name, f"owner {name}"),
+    ]
 
 
 def expected(records: list[Record]) -> JournalState:
@@ -83,7 +94,7 @@ def test_a_transaction_is_whole_or_not_at_all(tmp_path: Path) -> None:
     with closing(Store(str(tmp_path / "journal.db"))) as store:
         write(store, *life("0"))
         with pytest.raises(TypeError):
-            write(store, *life("1"), journal.Added(None))  # type: ignore[arg-type]  # what no caller can do
+            write(store, *life("1"), journal.Changed(None, Life.ADDED))  # type: ignore[arg-type]  # what no caller can do
         assert store.load("vm") == expected(life("0"))
         write(store, *life("2"), vm="another")
         assert store.vms() == ("vm", "another")
@@ -107,7 +118,7 @@ def test_the_file_does_not_grow_with_what_has_come_and_gone(tmp_path: Path) -> N
     with closing(Store(path)) as store:
         for name in range(2000):
             write(store, *life(str(name)))
-            write(store, journal.RemoveIntended(str(name)), journal.Forgotten(str(name)))
+            write(store, journal.Changed(str(name), Life.REMOVING), journal.Forgotten(str(name)))
     assert os.path.getsize(path) < 100_000
     assert not os.path.exists(path + "-wal")
 
@@ -214,7 +225,7 @@ def test_what_is_no_journal_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_row_that_makes_no_sense_is_damage(tmp_path: Path) -> None:
     path = str(tmp_path / "journal.db")
-    for column, value in (("phase", "'removing'"), ("allowed_names", "'[1'"), ("name", "7"), ("host_path", "'/'")):
+    for column, value in (("life", "'removing'"), ("allowed_names", "'[1'"), ("name", "7"), ("host_path", "'/'")):
         with closing(Store(path)) as store:
             write(store, *life("0"))
         with closing(sqlite3.connect(path)) as connection, connection:
@@ -280,7 +291,7 @@ def test_a_journal_of_the_first_version_says_the_same_in_the_latest(tmp_path: Pa
             "INSERT INTO shares VALUES (1, 3, 'added', ?, 0, ?, 2)", (ONLY.host_path, json.dumps(ONLY.allowed_names))
         )
         connection.execute("INSERT INTO refs (vm, name, owner) VALUES (1, 3, 'b'), (1, 3, 'a')")
-    share = JournalledShare("3", ONLY.of_directory(None), Phase.ADDED, ("b", "a"), 2)
+    share = JournalledShare("3", ONLY.of_directory(None), Life.ADDED, ("b", "a"), 2)
     for _ in range(2):
         with closing(Store(path)) as store:
             assert store.load("vm") == JournalState(9, {"3": share})
@@ -315,11 +326,11 @@ def test_a_journal_that_knows_no_directories_says_the_same_and_learns_them(tmp_p
     journal_of_the_second_version(path)
     with closing(Store(path)) as store:
         known = store.load("vm").shares["3"]
-        assert known == JournalledShare("3", ONLY.of_directory(None), Phase.ADDED)
-        store.write([("vm", [Added("3", ONLY.directory)])])
+        assert known == JournalledShare("3", ONLY.of_directory(None), Life.ADDED)
+        store.write([("vm", [Changed("3", Life.ADDED, ONLY.directory)])])
     with closing(Store(path)) as store:
         assert store.load("vm").shares["3"].options == ONLY
-        store.write([("vm", [Added("3")])])  # what is known stays so
+        store.write([("vm", [Changed("3", Life.ADDED)])])  # what is known stays so
         assert store.load("vm").shares["3"].options == ONLY
 
 
@@ -338,14 +349,69 @@ def test_a_journal_that_knows_nothing_of_hiding_says_the_same_and_learns_it(tmp_
         connection.execute("INSERT INTO shares VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row[:7], _row_sum(*row), row[7]))
     hiding = AddOptions(ONLY.host_path, hide=["b", "!a", "é*"], map_owner="1000:0")
     with closing(Store(path)) as store:
-        assert store.load("vm").shares == {"3": JournalledShare("3", ONLY, Phase.ADDED)}
-        store.write([("vm", [AddIntended("5", hiding), Added("5")])])
+        assert store.load("vm").shares == {"3": JournalledShare("3", ONLY, Life.ADDED)}
+        store.write([("vm", [Begun("5", Life.ADDING, hiding), Changed("5", Life.ADDED)])])
     with closing(Store(path)) as store:
         assert store.load("vm").shares["5"].options == hiding
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE shares SET hide = '[]' WHERE name = 5")
     with closing(Store(path)) as store, pytest.raises(JournalDamaged, match="checksum"):
         store.load("vm")
+
+
+def test_a_journal_that_the_fourth_version_wrote_says_in_more_words_what_it_said(tmp_path: Path) -> None:
+    path = str(tmp_path / "journal.db")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript((HERE / "version_4.sql").read_text())
+    with closing(Store(path)) as store:
+        state = store.load("vm")
+        other = store.load("another")
+    assert state.next_name == 64
+    assert {name: (share.life, share.owners, share.anonymous) for name, share in state.shares.items()} == {
+        "0": (Life.PENDING, (), 0),
+        "1": (Life.ADDING, (), 0),
+        "2": (Life.RESTORING, ("b", "a"), 0),
+        "3": (Life.RESTORING, (), 2),
+        "4": (Life.ADDED, ("a",), 1),
+        "5": (Life.REMOVING, ("a",), 0),
+        "6": (Life.DOUBTFUL, (), 0),
+        "7": (Life.NOT_OURS, (), 0),
+    }
+    assert state.shares["4"].options == AddOptions.recalled(
+        "/srv/4", read_only=True, allowed_names=("a", "b"), hide=("*.key",), map_owner="1000:0"
+    )
+    assert (other.next_name, [share.life for share in other.shares.values()]) == (3, [Life.ADDED])
+
+
+def test_a_manager_goes_on_from_a_journal_that_the_fourth_version_wrote(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "journal.db")) as connection:
+        connection.executescript((HERE / "version_4.sql").read_text())
+    vm = ListingFakeVM()
+    vm.shares = {
+        str(name): AddOptions.recalled(f"/srv/{name}", read_only=False, allowed_names=(), directory=None)
+        for name in (1, 5, 6, 7)
+    }
+
+    async def next_life(file: SqliteJournal) -> RecoveryReport:
+        manager = Manager(vm, journal=file.for_vm("vm"))
+        report = await manager.recover()
+        await manager.detach()
+        return report
+
+    with SqliteJournal(tmp_path / "journal.db") as file:
+        report = asyncio.run(next_life(file))
+        assert {share.name: share.done for share in report} == {
+            "0": Done.KEPT,
+            "1": Done.TAKEN_OUT,
+            "2": Done.ADDED_AGAIN,
+            "3": Done.ADDED_AGAIN,
+            "4": Done.ADDED_AGAIN,
+            "5": Done.TAKEN_OUT,
+            "6": Done.TAKEN_OUT,
+            "7": Done.LEFT_ALONE,
+        }
+        assert report.unsettled == ()
+    assert set(vm.shares) == {"2", "3", "4", "7"}
 
 
 def test_a_row_that_was_damaged_before_a_migration_is_damaged_after_it(tmp_path: Path) -> None:

@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 
     from uvmshare import Manager
     from uvmshare.share.interfaces import Plan9Share, VMPlan9
+    from uvmshare.share.state import Life
 
 __all__ = ["RecordingVM", "ShareHistory", "draw"]
 
 _TRIGGERS = {
-    RequestType.ADD: (Trigger.ADD_SUCCEEDED, Trigger.ADD_FAILED, Trigger.ADD_UNKNOWN),
-    RequestType.REMOVE: (Trigger.REMOVE_SUCCEEDED, Trigger.REMOVE_FAILED, Trigger.REMOVE_UNKNOWN),
+    RequestType.ADD: (Trigger.ADD_BEGUN, Trigger.ADD_SUCCEEDED, Trigger.ADD_FAILED, Trigger.ADD_UNKNOWN),
+    RequestType.REMOVE: (Trigger.REMOVE_BEGUN, Trigger.REMOVE_SUCCEEDED, Trigger.REMOVE_FAILED, Trigger.REMOVE_UNKNOWN),
 }
 _COLOURS = {
     ShareState.PENDING: "yellow",
@@ -45,6 +46,7 @@ class ShareHistory:
     """The states that one share went through, each with the seconds since the start when it got there."""
 
     path: str
+    life: Life = TRANSITIONS.initial
     visits: list[tuple[ShareState, float]] = field(default_factory=list)
 
 
@@ -78,9 +80,10 @@ class RecordingVM:
     def _kept(self, kind: RequestType, share: Plan9Share) -> Iterator[None]:
         name = share.name
         self.calls.append((kind, name))
-        succeeded, failed, unknown = _TRIGGERS[kind]
+        begun, succeeded, failed, unknown = _TRIGGERS[kind]
         if name not in self.histories:
-            self.histories[name] = ShareHistory(share.options.host_path, [(TRANSITIONS.initial, self.clock())])
+            self.histories[name] = ShareHistory(share.options.host_path)
+            self.histories[name].visits.append((TRANSITIONS.initial.state, self.clock()))
         trigger = unknown
         try:
             yield
@@ -94,8 +97,9 @@ class RecordingVM:
             trigger = failed
             raise
         finally:
-            visits = self.histories[name].visits
-            visits.append((TRANSITIONS.following(visits[-1][0], trigger), self.clock()))
+            history = self.histories[name]
+            history.life = TRANSITIONS.following(TRANSITIONS.following(history.life, begun), trigger)
+            history.visits.append((history.life.state, self.clock()))
 
     def disagreements(self, manager: Manager) -> list[str]:
         """Return in words where the Manager's states differ from those that the calls led to."""

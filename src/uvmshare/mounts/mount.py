@@ -71,7 +71,7 @@ class Mount(Entry[MountState, Trigger]):
     transitions = TRANSITIONS
 
     def __init__(self, options: MountOptions, now: float) -> None:
-        super().__init__(now)
+        super().__init__(now, TRANSITIONS.initial)
         self.options = options
         """Immutable."""
         self.share_name = options.share if isinstance(options.share, str) else None

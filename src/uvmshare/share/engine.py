@@ -19,7 +19,7 @@ from uvmshare.share.interfaces import Plan9Share
 from uvmshare.share.ledger import NOT_THERE, RETRY_FIRST, Ledger, add_again, add_to
 from uvmshare.share.operation import OUTCOME_UNKNOWN, Operation, failure_of, loop_is_ending
 from uvmshare.share.share import Share
-from uvmshare.share.state import ShareState, Trigger
+from uvmshare.share.state import Life, Trigger
 
 if TYPE_CHECKING:
     import asyncio
@@ -43,7 +43,7 @@ class Engine:
         self._next_name = 0
         """Never goes back: a name that was used once may still be mounted in a guest."""
         self._by_options: dict[AddOptions, Share] = {}
-        """The share that an add of these options joins: PENDING or ADDED, never an orphan."""
+        """The share that an add of these options joins: seen PENDING or ADDED, never an orphan."""
         self._any_directory = False
         """Whether the directory of any share was ever known."""
         self._by_name: dict[str, Share] = {}
@@ -66,7 +66,7 @@ class Engine:
             return share
         for weaker in options.weaker():
             share = self._by_options.get(weaker)
-            if share is not None and (weaker.directory is not None or share.only_named):
+            if share is not None and (weaker.directory is not None or share.state is Life.PENDING):
                 self._identify(share, options.directory)
                 return share
         if options.directory is None and self._any_directory:  # of an earlier process: whichever it is by now
@@ -100,34 +100,18 @@ class Engine:
         share.apply(Trigger.DROPPED, self._clock())
         self._forget(share)
 
-    def _removed(self, share: Share) -> None:
-        """Note that the VM has it no more."""
-        share.apply(Trigger.REMOVE_SUCCEEDED, self._clock())
-        share.orphan = False
-        self._forget(share)
-
-    def _lost(self, share: Share) -> None:
-        """Note that the VM does not have it, though somebody holds it."""
-        share.apply(Trigger.LOST, self._clock())
-        share.restoring = True
-
-    def _give_up(self, share: Share) -> None:
-        """Note that nobody wants a lost share back. The VM may have it all the same, so it is to be taken out."""
-        share.apply(Trigger.ADD_UNKNOWN, self._clock())
-        share.restoring = False
-        share.orphan = True
+    def _disown(self, share: Share, trigger: Trigger) -> None:
+        """Note that the VM may have it though nobody is to: it is taken out, and no add joins it."""
+        share.apply(trigger, self._clock())
         self._forget_options(share)
 
     def _release_everything(self) -> None:
         """Note that the VM has exited. A share with a call in flight is released when that ends."""
         for share in tuple(self._by_name.values()):
             share.cancel_retry()
-            if share.operation is not None:
-                continue
-            if share.state is ShareState.PENDING:
-                self._drop(share)
-            else:
-                self._removed(share)
+            if share.operation is None:
+                share.apply(Trigger.VM_EXITED, self._clock())
+                self._forget(share)
 
     def _forget(self, share: Share) -> None:
         self._forget_options(share)
@@ -144,6 +128,7 @@ class Engine:
 
     def _start_add(self, share: Share) -> Operation:
         share.cancel_retry()
+        share.apply(Trigger.ADD_BEGUN, self._clock())
         share.operation = operation = Operation()
         operation.begin(self._adding(share), partial(self._add_ended, share))
         return operation
@@ -151,13 +136,17 @@ class Engine:
     def _start_remove(self, share: Share) -> Operation:
         share.cancel_retry()
         share.operation = operation = Operation()
-        operation.begin(self._removing(share), partial(self._remove_ended, share))
+        self._remove(share, operation)
         return operation
+
+    def _remove(self, share: Share, operation: Operation) -> None:
+        share.apply(Trigger.REMOVE_BEGUN, self._clock())
+        operation.begin(self._removing(share), partial(self._remove_ended, share))
 
     def _adding(self, share: Share) -> Coroutine[object, object, None]:
         if self._ledger is not None:
             return self._ledger.add(self._vm, share)
-        if share.restoring:
+        if share.state is Life.RESTORING:
             return add_again(self._vm, share)
         return add_to(self._vm, share)
 
@@ -180,7 +169,6 @@ class Engine:
         now = self._clock()
         if error is None:
             share.apply(Trigger.ADD_SUCCEEDED, now)
-            share.restoring = False
             learned = self._identify(share, share.directory)
             if self._ledger is not None:
                 self._ledger.added(share, learned)
@@ -189,28 +177,23 @@ class Engine:
                 self._take_out(share, task)
             return
         share.last_error = error
-        if share.restoring and share.references and not isinstance(error, ComputeSystemGone):
-            share.apply(Trigger.RESTORE_FAILED, now)
-            self._end(share, operation)
-            self._retry_later(share)
-            return
-        # One that was lost may have come back by an attempt before this one, whatever became of this one.
-        unknown = isinstance(error, OUTCOME_UNKNOWN) or share.restoring
-        if not unknown or isinstance(error, ComputeSystemGone):
-            share.apply(Trigger.ADD_FAILED, now)
+        share.apply(Trigger.ADD_UNKNOWN if isinstance(error, OUTCOME_UNKNOWN) else Trigger.ADD_FAILED, now)
+        if share.state is Life.LOST:
+            if isinstance(error, ComputeSystemGone) or self._vm_gone is not None:
+                share.apply(Trigger.VM_EXITED, now)
+            elif not share.references:
+                # It may have come back by an attempt before this one, whatever became of this one.
+                share.apply(Trigger.GIVEN_UP, now)
+        if share.state is Life.INVALID:
+            self._forget_options(share)
+            if not loop_is_ending(task):
+                # Undone before those who wait are told: the operation goes on with a second call.
+                self._remove(share, operation)
+                return
+        elif share.state is not Life.LOST:
             self._forget(share)
-            self._end(share, operation)
-            return
-        share.apply(Trigger.ADD_UNKNOWN, now)
-        share.restoring = False
-        share.orphan = True
-        self._forget_options(share)
-        if loop_is_ending(task):
-            self._end(share, operation)
-            self._retry_later(share)
-            return
-        # Undone before those who wait are told: the operation goes on with a second call.
-        operation.begin(self._removing(share), partial(self._remove_ended, share))
+        self._end(share, operation)
+        self._retry_later(share)
 
     def _remove_ended(self, share: Share, task: asyncio.Task[None]) -> None:
         operation = share.operation
@@ -218,13 +201,12 @@ class Engine:
         error = failure_of(task, _interrupted(share))
         now = self._clock()
         if error is None or isinstance(error, NOT_THERE) or self._vm_gone is not None:
-            self._removed(share)
+            share.apply(Trigger.REMOVE_SUCCEEDED, now)
+            self._forget(share)
         else:
             share.last_error = error
             if isinstance(error, OUTCOME_UNKNOWN):
-                share.apply(Trigger.REMOVE_UNKNOWN, now)
-                share.orphan = True
-                self._forget_options(share)
+                self._disown(share, Trigger.REMOVE_UNKNOWN)
             else:
                 share.apply(Trigger.REMOVE_FAILED, now)
             if operation.error is None:

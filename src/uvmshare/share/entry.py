@@ -35,7 +35,7 @@ class Entry(Generic[S, T]):
     transitions: Transitions[S, T]
     """The table of its states; each subclass has its own."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, state: S) -> None:
         self.owners: dict[Hashable, None] = {}
         """The owners that hold it: a set that keeps its order."""
         self.anonymous = 0
@@ -43,10 +43,10 @@ class Entry(Generic[S, T]):
         self.claims = 0
         """How many calls want it that have not returned yet. Unlike a reference, a claim is that one
         call's: it goes away with the call, and whoever else has the same owner is not touched."""
-        self.state: S = self.transitions.initial
+        self.state = state
         """Changed by `apply` alone."""
         self.since = now
-        """Changed by `apply` alone. Seconds since the epoch."""
+        """When callers last saw it change its state; changed by `apply` alone. Seconds since the epoch."""
         self.operation: Operation | None = None
         """The call in flight; at most one."""
         self.last_error: Exception | None = None
@@ -59,9 +59,14 @@ class Entry(Generic[S, T]):
     def apply(self, trigger: T, now: float) -> None:
         """Make the transition. Raises `InvalidTransition` and changes nothing when there is none."""
         state = self.transitions.following(self.state, trigger)
-        if state is not self.state:
-            self.state = state
+        if self.seen(state) is not self.seen(self.state):
             self.since = now
+        self.state = state
+
+    @staticmethod
+    def seen(state: S) -> object:
+        """Return what callers see of a state."""
+        return state
 
     # ------------------------------------------------------------------ who holds it
 

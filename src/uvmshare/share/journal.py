@@ -12,7 +12,6 @@ the effect of one, and a Manager whose append failed in a way that leaves it in 
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,46 +19,24 @@ import msgspec
 
 # At run time: the records are msgspec structs, which look at their fields' types.
 from uvmshare.share.options import AddOptions  # noqa: TC001
+from uvmshare.share.state import Life  # noqa: TC001
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
-    "FIRST_PHASES",
-    "AddIntended",
-    "Added",
-    "Allocated",
     "AnonymousReferences",
+    "Begun",
+    "Changed",
     "Forgotten",
-    "InDoubt",
     "Journal",
     "JournalState",
     "JournalledShare",
     "NamesReserved",
-    "NotOurs",
-    "Phase",
     "Record",
     "Referred",
-    "RemoveIntended",
     "Unreferred",
 ]
-
-
-class Phase(enum.Enum):
-    """How far a share is, by what was written down of it."""
-
-    PENDING = "pending"
-    """It has a name. The VM was never asked for it."""
-    ADDING = "adding"
-    """The VM was asked to add it, or was about to be; no outcome was written down."""
-    ADDED = "added"
-    """The VM has it."""
-    REMOVING = "removing"
-    """The VM was asked to remove it, or was about to be; no outcome was written down."""
-    IN_DOUBT = "in doubt"
-    """The answer to a call was lost: the VM may have it or not, and it is being taken out."""
-    NOT_OURS = "not ours"
-    """The VM has it, and no Manager of this journal added it: it is left alone."""
 
 
 class _Record(msgspec.Struct, frozen=True, tag=True):
@@ -72,45 +49,21 @@ class NamesReserved(_Record, frozen=True):
     below: int
 
 
-class Allocated(_Record, frozen=True):
-    """The share has a name. Nothing was asked of the VM."""
+class Begun(_Record, frozen=True):
+    """There is such a share, in this state: it has a name, the VM is about to be asked to add it, or it is not ours."""
 
     name: str
+    life: Life
     options: AddOptions
 
 
-class AddIntended(_Record, frozen=True):
-    """The VM is going to be asked to add the share."""
+class Changed(_Record, frozen=True):
+    """The share is in this state: a call for it is about to be made, or has ended."""
 
     name: str
-    options: AddOptions
-
-
-class NotOurs(_Record, frozen=True):
-    """The VM has a share of this name, which no Manager of this journal added."""
-
-    name: str
-    options: AddOptions
-
-
-class Added(_Record, frozen=True):
-    """The VM has the share: it was added, or removing it certainly failed."""
-
-    name: str
+    life: Life
     directory: str | None = None
     """Which directory it turned out to be, where the options did not say; None otherwise."""
-
-
-class RemoveIntended(_Record, frozen=True):
-    """The VM is going to be asked to remove the share."""
-
-    name: str
-
-
-class InDoubt(_Record, frozen=True):
-    """The answer to a call was lost."""
-
-    name: str
 
 
 class Forgotten(_Record, frozen=True):
@@ -140,23 +93,7 @@ class AnonymousReferences(_Record, frozen=True):
     count: int
 
 
-Record = (
-    NamesReserved
-    | Allocated
-    | AddIntended
-    | NotOurs
-    | Added
-    | RemoveIntended
-    | InDoubt
-    | Forgotten
-    | Referred
-    | Unreferred
-    | AnonymousReferences
-)
-
-
-FIRST_PHASES = {Allocated: Phase.PENDING, AddIntended: Phase.ADDING, NotOurs: Phase.NOT_OURS}
-"""The records that a share begins with, and how far it is then."""
+Record = NamesReserved | Begun | Changed | Forgotten | Referred | Unreferred | AnonymousReferences
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +102,7 @@ class JournalledShare:
 
     name: str
     options: AddOptions
-    phase: Phase
+    life: Life
     owners: tuple[str, ...] = ()
     """In the order in which they came."""
     anonymous: int = 0
@@ -190,11 +127,10 @@ class JournalState:
             case NamesReserved(below):
                 # Going back is for a Manager that ends in order and told nobody of the rest.
                 self.next_name = max([below, *(int(name) + 1 for name in self.shares)])
-            case Allocated(name, options) | AddIntended(name, options) | NotOurs(name, options):
-                phase = FIRST_PHASES[type(record)]
+            case Begun(name, life, options):
                 self.next_name = max(self.next_name, int(name) + 1)
-                known = self.shares.get(name, JournalledShare(name, options, phase))
-                self.shares[name] = replace(_of_directory(known, options.directory), phase=phase)
+                known = self.shares.get(name, JournalledShare(name, options, life))
+                self.shares[name] = replace(_of_directory(known, options.directory), life=life)
             case Forgotten(name):
                 self.shares.pop(name, None)
             case _ if record.name in self.shares:
@@ -208,12 +144,8 @@ def _of_directory(share: JournalledShare, directory: str | None) -> JournalledSh
 
 def _changed(share: JournalledShare, record: Record) -> JournalledShare:
     match record:
-        case Added(directory=directory):
-            return replace(_of_directory(share, directory), phase=Phase.ADDED)
-        case RemoveIntended():
-            return replace(share, phase=Phase.REMOVING)
-        case InDoubt():
-            return replace(share, phase=Phase.IN_DOUBT)
+        case Changed(life=life, directory=directory):
+            return replace(_of_directory(share, directory), life=life)
         case Referred(owner=owner):
             return share if owner in share.owners else replace(share, owners=(*share.owners, owner))
         case Unreferred(owner=owner):

@@ -36,19 +36,16 @@ from uvmshare.errors import (
 from uvmshare.share.entry import RETRY_LONGEST, BlockOwner
 from uvmshare.share.interfaces import ListsShares, Plan9Share
 from uvmshare.share.journal import (
-    Added,
-    AddIntended,
-    Allocated,
     AnonymousReferences,
+    Begun,
+    Changed,
     Forgotten,
-    InDoubt,
     NamesReserved,
-    NotOurs,
     Referred,
-    RemoveIntended,
     Unreferred,
 )
 from uvmshare.share.operation import OUTCOME_UNKNOWN, Operation
+from uvmshare.share.state import TRANSITIONS, Life, Trigger
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -217,8 +214,8 @@ class Ledger:
         """
         await self.ready()  # or each attempt for a share that the VM lost would leave one more in line
         self._known.add(share.name)
-        await self.write(AddIntended(share.name, share.options))
-        if share.restoring:
+        await self.write(Begun(share.name, share.state, share.options))
+        if share.state is Life.RESTORING:
             await add_again(vm, share)  # until it succeeds, it is one that is going to be added
         else:
             await self._add(vm, share)
@@ -228,13 +225,13 @@ class Ledger:
 
         It goes to the disk with the references of those who asked for it.
         """
-        self.note(Added(share.name, learned))
+        self.note(Changed(share.name, share.state, learned))
 
     async def _add(self, vm: VMPlan9, share: Share) -> None:
         try:
             await add_to(vm, share)
         except OUTCOME_UNKNOWN:
-            self._in_doubt(share)
+            self._in_doubt(share, Trigger.ADD_UNKNOWN)
             raise
         except Exception as error:
             self._known.discard(share.name)
@@ -258,8 +255,8 @@ class Ledger:
         except NOT_THERE:
             pass
         except OUTCOME_UNKNOWN:
-            if intended or not share.orphan:
-                self._in_doubt(share)
+            if intended or not share.state.orphan:
+                self._in_doubt(share, Trigger.REMOVE_UNKNOWN)
             raise
         except Exception as error:
             if intended:
@@ -276,15 +273,15 @@ class Ledger:
         """Write down that the VM is about to be asked. Nothing of it stays in line when this raises `JournalError`."""
         await self.ready()
         try:
-            await self.write(RemoveIntended(share.name))
+            await self.write(Changed(share.name, share.state))
         except JournalError:
             self.note(_as_before(share))
             raise
 
-    def _in_doubt(self, share: Share) -> None:
+    def _in_doubt(self, share: Share, trigger: Trigger) -> None:
         task = asyncio.current_task()
         if task is None or not task.cancelling():  # by an event loop that ends, where nothing may be started
-            self.note(InDoubt(share.name))
+            self.note(Changed(share.name, TRANSITIONS.following(share.state, trigger)))
 
     async def _write_after(self, error: Exception, record: Record) -> None:
         """Write the outcome of a call that failed, before its error is raised."""
@@ -313,13 +310,13 @@ class Ledger:
     def named(self, share: Share) -> None:
         """Take note of a share that has nothing but a name."""
         self._known.add(share.name)
-        self.note(Allocated(share.name, share.options))
+        self.note(Begun(share.name, share.state, share.options))
 
     def not_ours(self, name: str, options: AddOptions) -> None:
         """Take note of a share that is left alone."""
         if name not in self._known:
             self._known.add(name)
-            self.note(NotOurs(name, options))
+            self.note(Begun(name, Life.NOT_OURS, options))
 
     def forgotten(self, name: str) -> None:
         """Take note that a share is not there, unless that is written already."""
@@ -423,7 +420,7 @@ def check_owner(owner: Hashable | None) -> None:
 
 def _as_before(share: Share) -> Record:
     """Return what the journal said before a removal was begun."""
-    return InDoubt(share.name) if share.orphan else Added(share.name)
+    return Changed(share.name, TRANSITIONS.following(share.state, Trigger.REMOVE_FAILED))
 
 
 def _journal_error(error: Exception) -> JournalError:

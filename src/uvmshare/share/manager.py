@@ -31,7 +31,7 @@ from uvmshare.share.ledger import RETRY_FIRST, check_owner
 from uvmshare.share.operation import OneAtATime, Operation, failures_of
 from uvmshare.share.options import AddOptions
 from uvmshare.share.share import ShareInfo
-from uvmshare.share.state import ShareState
+from uvmshare.share.state import Life, Trigger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Hashable
@@ -173,20 +173,20 @@ class Manager(Engine):
 
     def _release(self, share: Share, owner: Hashable | None) -> bool:
         """Take the reference away, unless it is the last one; tell whether the share is to be taken out for it."""
-        if share.state is ShareState.PENDING and not share.restoring:
+        if share.state is Life.PENDING:
             self._drop(share)
             return False
         if share.to_be_taken_out:
             return True
         if not share.held_by(owner):
             return False
-        if share.references > 1 or (share.claims and not share.restoring):
+        if share.references > 1 or (share.claims and share.state is not Life.LOST):
             share.unrefer(owner)
             if self._ledger is not None:
                 self._ledger.holds(share, owner)
             return False
-        if share.restoring:
-            self._give_up(share)
+        if share.state is Life.LOST:
+            self._disown(share, Trigger.GIVEN_UP)
         return True
 
     async def release_owner(self, owner: Hashable) -> tuple[str, ...]:
@@ -323,14 +323,14 @@ class Manager(Engine):
             for share in tuple(self._by_name.values()):
                 operation = share.operation
                 if operation is None:
-                    if share.state is ShareState.PENDING and not share.restoring:
+                    if share.state is Life.PENDING:
                         self._drop(share)
                         continue
                     if share.name in tried:
                         continue
                     tried.add(share.name)
-                    if share.restoring:
-                        self._give_up(share)
+                    if share.state is Life.LOST:
+                        self._disown(share, Trigger.GIVEN_UP)
                     self._release_all(share)
                     operation = self._start_remove(share)
                 operations.append(operation)
@@ -498,11 +498,12 @@ class Manager(Engine):
             self._admit(options)
             share = self._find(options) or self._allocate(options)
             operation = share.operation
-            if share.state is ShareState.ADDED:
-                if operation is None:
-                    share.claims += 1
-                    return share
-                # It is being removed. How that ends is for those who asked; then look again.
+            if share.state is Life.ADDED:
+                share.claims += 1
+                return share
+            if share.state is Life.REMOVING:
+                # How that ends is for those who asked; then look again.
+                assert operation is not None, "it is under way"
                 await operation.wait()
                 continue
             if operation is None:
@@ -558,8 +559,8 @@ class Manager(Engine):
         if not share.held_by(owner):  # closed meanwhile
             return
         share.unrefer(owner)
-        if share.restoring and share.operation is None and not share.references:
-            self._give_up(share)
+        if share.state is Life.LOST and not share.references:
+            self._disown(share, Trigger.GIVEN_UP)
         if not share.to_be_taken_out:
             return
         try:

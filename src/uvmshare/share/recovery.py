@@ -6,13 +6,16 @@ difference, and the report. What must not: I/O, or what then becomes of a share 
 What follows from what was written down:
 
 =========  =========================  ===========================================
-phase      somebody holds it          nobody does
+state      somebody holds it          nobody does
 =========  =========================  ===========================================
 pending    (cannot be)                keeps its name
-adding     is added again             is taken out: nobody was told that it is there
+adding     (cannot be)                is taken out: nobody was told that it is there
 added      stays, or is added again   is taken out
+lost       is added again             is taken out
+restoring  is added again             is taken out
 removing   is taken out: whoever held it had asked for that, and was not told yet
-in doubt   is taken out
+invalid, undoing, doubtful, clearing
+           is taken out
 =========  =========================  ===========================================
 
 What was under way is asked for again even if the VM says that it is done, since only the end of a later call
@@ -29,9 +32,8 @@ from typing import TYPE_CHECKING
 
 from uvmshare.errors import ComputeSystemGone
 from uvmshare.share.interfaces import ListsShares
-from uvmshare.share.journal import Phase
 from uvmshare.share.share import Share
-from uvmshare.share.state import ShareState, Trigger
+from uvmshare.share.state import Life, Trigger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -147,12 +149,12 @@ async def begin(engine: Engine, how: How) -> Settlement:
     state = await engine._ledger.begin()
     engine._next_name = max(engine._next_name, state.next_name)
     for journalled in state.shares.values():
-        if journalled.phase is Phase.NOT_OURS:
+        if journalled.life is Life.NOT_OURS:
             engine._not_ours.add(journalled.name)
             continue
         share = _recalled(journalled, engine._clock())
         engine._by_name[share.name] = share
-        if not share.orphan:
+        if not share.state.orphan:
             engine._by_options.setdefault(share.options, share)
             engine._any_directory = engine._any_directory or share.options.directory is not None
     if engine._closed:
@@ -165,24 +167,14 @@ async def begin(engine: Engine, how: How) -> Settlement:
 
 
 def _recalled(journalled: JournalledShare, now: float) -> Share:
-    """Return the entry of a share as it was written down."""
-    share = Share(journalled.name, journalled.options, now)
+    """Return the entry of a share as it was written down, less what was under way, whose answer nobody has."""
+    share = Share(journalled.name, journalled.options, now, journalled.life)
     share.owners = dict.fromkeys(journalled.owners)
     share.anonymous = journalled.anonymous
-    match journalled.phase:
-        case Phase.PENDING:
-            pass
-        case Phase.ADDED:
-            share.apply(Trigger.ADD_SUCCEEDED, now)
-        case Phase.ADDING if share.references:
-            share.restoring = True
-        case Phase.ADDING:
-            share.apply(Trigger.ADD_UNKNOWN, now)
-            share.orphan = True
-        case Phase.REMOVING | Phase.IN_DOUBT:
-            share.apply(Trigger.ADD_SUCCEEDED, now)
-            share.apply(Trigger.REMOVE_UNKNOWN, now)
-            share.orphan = True
+    if share.state.busy:
+        share.apply(Trigger.PROCESS_DIED, now)
+    if share.state is Life.LOST and not share.references:  # only blocks of that process held it
+        share.apply(Trigger.GIVEN_UP, now)
     return share
 
 
@@ -204,7 +196,7 @@ async def settle(engine: Engine, how: How) -> Settlement:
             if engine._ledger is not None:
                 engine._ledger.forgotten(name)
         unknown = [name for name in listed if name not in before and name not in engine._by_name]
-        room = max(0, _MOST_UNKNOWN - sum(share.orphan for share in engine._by_name.values()))
+        room = max(0, _MOST_UNKNOWN - sum(share.state.orphan for share in engine._by_name.values()))
         for name in sorted(unknown, key=lambda name: (len(name), name))[:room]:
             settlement.items.append(_settle_unknown(engine, name, listed[name], how))
     return settlement
@@ -231,28 +223,28 @@ def _settle_one(engine: Engine, share: Share, listed: Mapping[str, AddOptions] |
     """Begin what follows for a share that no call is under way for."""
     on_vm = None if listed is None else listed.get(share.name)
     if share.to_be_taken_out:
-        found = "a call for it has no outcome" if share.orphan else "nobody holds it"
-    elif share.restoring:
+        found = "a call for it has no outcome" if share.state.orphan else "nobody holds it"
+    elif share.state is Life.LOST:
         return _Item(share, "it was lost by the VM before", Done.ADDED_AGAIN, engine._start_add(share))
-    elif share.state is ShareState.PENDING:
+    elif share.state is Life.PENDING:
         if on_vm is None:
             return _Item(share, "it has a name, and was never added", Done.KEPT)
         found = "it was never added, and the VM has it"
-        engine._give_up(share)
+        engine._disown(share, Trigger.FOUND)
     elif listed is None or (on_vm is not None and on_vm.may_be(share.options)):
         if on_vm is not None:
             engine._identify(share, on_vm.directory if share.options.directory is None else None)
         return _Item(share, "it was added, and the VM " + ("did not tell" if listed is None else "has it"), Done.KEPT)
     else:
         found = "the VM does not have it" if on_vm is None else f"the VM has another {on_vm.host_path} under its name"
-        engine._lost(share)
+        share.apply(Trigger.LOST, engine._clock())
         return _Item(share, found, Done.ADDED_AGAIN, engine._start_add(share))
     return _Item(share, found, Done.TAKEN_OUT, engine._start_remove(share))
 
 
 def _settle_unknown(engine: Engine, name: str, options: AddOptions, how: How) -> _Item:
     """Begin what follows for a share of the VM that the tables do not have."""
-    share = Share(name, options, engine._clock())
+    share = Share(name, options, engine._clock(), Life.NOT_OURS)
     number = int(name) if name.isascii() and name.isdecimal() and len(name) < _DIGITS else -1
     if str(number) != name:
         return _Item(share, "nobody knows it, and it has no name of ours", Done.LEFT_ALONE)
@@ -265,5 +257,4 @@ def _settle_unknown(engine: Engine, name: str, options: AddOptions, how: How) ->
         return _Item(share, "nobody knows it, and its name was never ours", Done.LEFT_ALONE)
     engine._not_ours.discard(name)
     engine._by_name[name] = share
-    engine._give_up(share)
     return _Item(share, "nobody knows it", Done.TAKEN_OUT, engine._start_remove(share))

@@ -36,7 +36,7 @@ from uvmshare.share.interfaces import ListsShares
 from uvmshare.share.ledger import check_owner
 from uvmshare.share.options import AddOptions
 from uvmshare.share.share import Share
-from uvmshare.share.state import ShareState
+from uvmshare.share.state import Life, ShareState
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
@@ -84,9 +84,8 @@ def encode(manager: Manager) -> bytes:
     shares = []
     for share in manager._by_name.values():
         owners = tuple(_written(share, owner) for owner in share.owners if not isinstance(owner, BlockOwner))
-        named = share.state is ShareState.PENDING
-        held = bool(owners or share.anonymous) and not share.orphan
-        if named or (held and share.operation is None):
+        held = share.state is Life.ADDED and bool(owners or share.anonymous)
+        if held or share.state.state is ShareState.PENDING:
             options = share.options
             shares.append(
                 _SavedShare(

@@ -12,12 +12,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 from uvmshare.share.entry import Entry
-from uvmshare.share.state import TRANSITIONS, ShareState, Trigger
+from uvmshare.share.state import TRANSITIONS, Life, Trigger
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from uvmshare.share.options import AddOptions
+    from uvmshare.share.state import ShareState
 
 __all__ = ["Share", "ShareInfo"]
 
@@ -45,57 +46,50 @@ class ShareInfo:
     """The last failure of a call to the VM for it; None when there was none."""
 
 
-class Share(Entry[ShareState, Trigger]):
+class Share(Entry[Life, Trigger]):
     """One entry of the Manager's tables. Only the Manager changes it.
 
-    The call in flight for it is an add in PENDING, and a remove in any other state.
+    A call is in flight for it (`operation`) while its state says so (`Life.busy`), and at no other time.
     """
 
-    __slots__ = ("directory", "name", "options", "orphan", "restoring")
+    __slots__ = ("directory", "name", "options")
 
     transitions = TRANSITIONS
 
-    def __init__(self, name: str, options: AddOptions, now: float) -> None:
-        super().__init__(now)
+    def __init__(self, name: str, options: AddOptions, now: float, state: Life = Life.PENDING) -> None:
+        super().__init__(now, state)
         self.name = name
         """Immutable."""
         self.options = options
         """Immutable, but for the directory, which may become known (`Engine._identify`)."""
         self.directory: str | None = None
         """Which directory the VM told that it added, the last time."""
-        self.orphan = False
-        """The answer to a call was lost. An orphan is not found by its options any more."""
-        self.restoring = False
-        """The VM lost it, and it is being added again, for as long as somebody holds it. PENDING meanwhile."""
 
-    @property
-    def only_named(self) -> bool:
-        """Whether it has a name and nothing else: the VM was never asked for it."""
-        return self.state is ShareState.PENDING and not self.restoring and self.operation is None
+    @staticmethod
+    def seen(state: Life) -> ShareState:
+        """Return what callers see of a state."""
+        return state.state
 
     @property
     def to_be_taken_out(self) -> bool:
         """Whether the VM may have it though it should not, and no call in flight will change that."""
-        return self.operation is None and (self.orphan or (self.state is ShareState.ADDED and not self.wanted))
+        return self.state in {Life.INVALID, Life.DOUBTFUL} or (self.state is Life.ADDED and not self.wanted)
 
     @property
     def to_be_restored(self) -> bool:
         """Whether somebody holds it, the VM lost it, and no call in flight will change that."""
-        return self.restoring and self.operation is None and self.references > 0
+        return self.state is Life.LOST and self.references > 0
 
     def info(self) -> ShareInfo:
         """Return what callers may see."""
-        busy: Literal["adding", "removing"] | None = None
-        if self.operation is not None:
-            busy = "adding" if self.state is ShareState.PENDING else "removing"
         return ShareInfo(
             name=self.name,
             options=self.options,
-            state=self.state,
+            state=self.state.state,
             references=self.references,
             owners=tuple(self.owners),
             since=datetime.fromtimestamp(self.since, UTC),
-            busy=busy,
-            orphan=self.orphan,
+            busy=self.state.busy,
+            orphan=self.state.orphan,
             last_error=self.last_error,
         )

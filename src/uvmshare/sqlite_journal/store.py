@@ -26,23 +26,18 @@ from uvmshare.errors import (
     JournalTooNew,
 )
 from uvmshare.share.journal import (
-    FIRST_PHASES,
-    Added,
-    AddIntended,
-    Allocated,
     AnonymousReferences,
+    Begun,
+    Changed,
     Forgotten,
-    InDoubt,
     JournalledShare,
     JournalState,
     NamesReserved,
-    NotOurs,
-    Phase,
     Referred,
-    RemoveIntended,
     Unreferred,
 )
 from uvmshare.share.options import AddOptions
+from uvmshare.share.state import Life
 from uvmshare.sqlite_journal.private import make_private
 
 if TYPE_CHECKING:
@@ -56,7 +51,7 @@ APPLICATION_ID: Final = 0x75766D73
 """'uvms': what `file(1)` and SQLite's own tools tell this file by."""
 
 _SUM_OF_SHARE: Final = (
-    "row_sum(vm, name, phase, host_path, read_only, allowed_names, anonymous, directory, hide, map_owner)"
+    "row_sum(vm, name, life, host_path, read_only, allowed_names, anonymous, directory, hide, map_owner)"
 )
 
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
@@ -96,6 +91,20 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         """UPDATE shares SET sum = row_sum(
                 vm, name, phase, host_path, read_only, allowed_names, anonymous, directory, hide, map_owner)
             WHERE sum = row_sum(vm, name, phase, host_path, read_only, allowed_names, anonymous, directory)""",
+    ),
+    (
+        # The words are those of `Life`, which tells more. Of what was in doubt nothing else was known; what somebody
+        # held while it was being added had been lost by the VM.
+        "ALTER TABLE shares RENAME COLUMN phase TO life",
+        """UPDATE shares SET life = 'doubtful', sum = row_sum(
+                vm, name, 'doubtful', host_path, read_only, allowed_names, anonymous, directory, hide, map_owner)
+            WHERE life = 'in doubt' AND sum = row_sum(
+                vm, name, life, host_path, read_only, allowed_names, anonymous, directory, hide, map_owner)""",
+        """UPDATE shares SET life = 'restoring', sum = row_sum(
+                vm, name, 'restoring', host_path, read_only, allowed_names, anonymous, directory, hide, map_owner)
+            WHERE life = 'adding' AND sum = row_sum(
+                vm, name, life, host_path, read_only, allowed_names, anonymous, directory, hide, map_owner)
+            AND (anonymous > 0 OR EXISTS (SELECT 1 FROM refs WHERE refs.vm = shares.vm AND refs.name = shares.name))""",
     ),
 )
 """What leads from each version of the schema to the next, from an empty file on. Never change one that was released."""
@@ -217,12 +226,12 @@ class Store:
                 _check_sum(row_sum, number, name, owner)
                 owners.setdefault(name, []).append(owner)
             for *row, row_sum in self._connection.execute(
-                "SELECT name, phase, host_path, read_only, allowed_names, anonymous, directory, hide, map_owner, sum "
+                "SELECT name, life, host_path, read_only, allowed_names, anonymous, directory, hide, map_owner, sum "
                 "FROM shares WHERE vm = ? ORDER BY name",
                 (number,),
             ):
                 _check_sum(row_sum, number, *row)
-                name, phase, path, read_only, allowed, anonymous, directory, hide, map_owner = row
+                name, life, path, read_only, allowed, anonymous, directory, hide, map_owner = row
                 options = AddOptions.recalled(
                     path,
                     read_only=bool(read_only),
@@ -231,7 +240,7 @@ class Store:
                     map_owner=map_owner,
                     directory=directory,
                 )
-                share = JournalledShare(str(name), options, Phase(phase), tuple(owners.pop(name, ())), anonymous)
+                share = JournalledShare(str(name), options, Life(life), tuple(owners.pop(name, ())), anonymous)
                 state.shares[share.name] = share
                 state.next_name = max(state.next_name, name + 1)
             if owners:
@@ -304,16 +313,12 @@ class Store:
         names_seen = 0
         for record in records:
             match record:
-                case AddIntended() | Allocated() | NotOurs():
-                    self._write_share(vm, record.name, FIRST_PHASES[type(record)], record.options)
+                case Begun():
+                    self._write_share(vm, record.name, record.life, record.options)
                     names_seen = max(names_seen, int(record.name) + 1)
-                case Added():
-                    self._change(vm, record.name, "phase", Phase.ADDED.value)
+                case Changed():
+                    self._change(vm, record.name, "life", record.life.value)
                     self._set_directory(vm, record.name, record.directory)
-                case RemoveIntended():
-                    self._change(vm, record.name, "phase", Phase.REMOVING.value)
-                case InDoubt():
-                    self._change(vm, record.name, "phase", Phase.IN_DOUBT.value)
                 case AnonymousReferences():
                     self._change(vm, record.name, "anonymous", record.count)
                 case Forgotten():
@@ -338,20 +343,20 @@ class Store:
         if names_seen:
             self._set_next_name(vm, "max(next_name, ?2)", names_seen)
 
-    def _write_share(self, vm: int, name: str, phase: Phase, options: AddOptions) -> None:
+    def _write_share(self, vm: int, name: str, life: Life, options: AddOptions) -> None:
         allowed = msgspec.json.encode(options.allowed_names).decode()
         row = (
-            *(vm, int(name), phase.value, options.host_path, int(options.read_only), allowed, 0, options.directory),
+            *(vm, int(name), life.value, options.host_path, int(options.read_only), allowed, 0, options.directory),
             *(msgspec.json.encode(options.hide).decode(), options.map_owner),
         )
         inserted = self._connection.execute(
             "INSERT OR IGNORE INTO shares "
-            "(vm, name, phase, host_path, read_only, allowed_names, anonymous, directory, hide, map_owner, sum) "
+            "(vm, name, life, host_path, read_only, allowed_names, anonymous, directory, hide, map_owner, sum) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (*row, _row_sum(*row)),
         )
         if inserted.rowcount == 0:
-            self._change(vm, name, "phase", phase.value)
+            self._change(vm, name, "life", life.value)
             self._set_directory(vm, name, options.directory)
 
     def _set_directory(self, vm: int, name: str, directory: str | None) -> None:
@@ -359,7 +364,7 @@ class Store:
             self._change(vm, name, "directory", directory)
 
     def _change(self, vm: int, name: str, column: str, value: object) -> None:
-        """Set the phase, the anonymous references or the directory of a share, if it is there."""
+        """Set the life, the anonymous references or the directory of a share, if it is there."""
         new_sum = _SUM_OF_SHARE.replace(column, "?1")
         self._connection.execute(
             f"UPDATE shares SET {column} = ?1, sum = {new_sum} WHERE vm = ?2 AND name = ?3",  # noqa: S608  three columns
