@@ -16,6 +16,7 @@ import pytest
 from tests.processes import DEADLINE
 
 from uvmshare.fileserver.lending import Lending
+from uvmshare.fileserver.limits import Limits
 from uvmshare.fileserver.tree import Node
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import OpenFlag as O
@@ -374,3 +375,19 @@ def test_a_setgid_bit_that_would_be_lost_is_worth_more_than_the_operation(direct
 
     _require_done(_start(work))
     assert mode_of(directory) == 0o2555
+
+
+@pytest.mark.parametrize("model", ["mapped-xattr", "none"])
+def test_an_open_file_that_was_let_go_comes_back_whatever_its_mode_is(
+    start_device: Callable[..., Device], xattr_directory: Path, model: str
+) -> None:
+    device = start_device(security_model=model, run_as=(USER, USER, ()), limits=Limits(descriptors=128))
+    place = Place(device, _root(xattr_directory, f"let-go-{model}"))
+    with place.open:
+        guest = place.guest()
+        fids = [guest.create(f"{number}", O.RDWR, mode) for number, mode in enumerate((0o444, 0o000, 0o644) * 50)]
+        for number, fid in enumerate(fids):
+            guest.write(fid, 0, b"%d" % number)
+        assert [guest.read(fid, 0, 10) for fid in fids] == [b"%d" % number for number in range(len(fids))]
+    modes = [stat.S_IMODE((place.root / name).stat().st_mode) for name in ("0", "1")]
+    assert modes == ([0o444, 0o000] if model == "none" else [0o644, 0o600])  # nothing stays lent
