@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uvmshare.mounts import state as mounts
-from uvmshare.mounts.state import MountState
+from uvmshare.mounts.state import MountLife, MountState
 from uvmshare.share import state as shares
 from uvmshare.share.state import Life, ShareState
 
@@ -43,6 +43,13 @@ COLOURS = {
     ShareState.REMOVED: GREY,
 }
 """By what callers see of a share."""
+MOUNT_COLOURS = {
+    MountState.PENDING: BLUE,
+    MountState.MOUNTED: GREEN,
+    MountState.INVALID: ORANGE,
+    MountState.REVOKED: ORANGE,
+    MountState.UNMOUNTED: GREY,
+}
 
 Line = tuple[str, tuple[int, int], str]
 """A line, where its labels begin, and how they are anchored there."""
@@ -123,36 +130,57 @@ MOUNTS = Diagram(
     name="mount-states",
     source="src/uvmshare/mounts/state.py",
     transitions=mounts.TRANSITIONS,
-    size=(1000, 610),
+    size=(1260, 800),
     centres={
-        MountState.RESERVED: (500, 83),
-        MountState.MOUNTED: (230, 240),
-        MountState.INVALID: (770, 240),
-        MountState.REVOKED: (500, 400),
-        MountState.UNMOUNTED: (500, 560),
+        MountLife.PENDING: (590, 83),
+        MountLife.MOUNTING: (590, 190),
+        MountLife.MOUNTED: (590, 310),
+        MountLife.UNMOUNTING: (590, 430),
+        MountLife.LOST: (200, 310),
+        MountLife.RESTORING: (200, 190),
+        MountLife.INVALID: (1000, 310),
+        MountLife.UNDOING: (1000, 430),
+        MountLife.OVERTAKEN: (200, 590),
+        MountLife.REVOKED: (500, 590),
+        MountLife.CLEARING: (880, 590),
+        MountLife.UNMOUNTED: (700, 750),
     },
-    colours={
-        MountState.RESERVED: BLUE,
-        MountState.MOUNTED: GREEN,
-        MountState.INVALID: ORANGE,
-        MountState.REVOKED: ORANGE,
-        MountState.UNMOUNTED: GREY,
-    },
+    colours={life: MOUNT_COLOURS[life.state] for life in MountLife},
     lines={
-        (MountState.RESERVED, MountState.MOUNTED): ("M 425 90 L 215 215", (300, 138), "end"),
-        (MountState.MOUNTED, MountState.RESERVED): ("M 268 215 L 455 108", (374, 180), "start"),
-        (MountState.RESERVED, MountState.RESERVED): ("M 575 70 C 630 40, 630 100, 575 84", (628, 60), "start"),
-        (MountState.RESERVED, MountState.INVALID): ("M 560 108 L 758 215", (680, 142), "start"),
-        (MountState.MOUNTED, MountState.INVALID): ("M 306 240 L 693 240", (400, 260), "middle"),
-        (MountState.RESERVED, MountState.REVOKED): ("M 500 108 L 500 375", (508, 200), "start"),
-        (MountState.MOUNTED, MountState.REVOKED): ("M 262 264 L 440 375", (372, 316), "start"),
-        (MountState.INVALID, MountState.REVOKED): ("M 738 264 L 560 375", (636, 330), "end"),
-        (MountState.REVOKED, MountState.REVOKED): ("M 575 390 C 630 370, 630 430, 575 410", (632, 384), "start"),
-        (MountState.MOUNTED, MountState.UNMOUNTED): ("M 220 264 L 420 545", (290, 420), "end"),
-        (MountState.INVALID, MountState.UNMOUNTED): ("M 780 264 L 580 545", (690, 460), "start"),
-        (MountState.REVOKED, MountState.UNMOUNTED): ("M 500 425 L 500 535", (508, 500), "start"),
-        (MountState.MOUNTED, MountState.MOUNTED): ("M 155 230 C 105 210, 105 270, 155 250", (112, 291), "middle"),
-        (MountState.INVALID, MountState.INVALID): ("M 845 230 C 895 210, 895 270, 845 250", (888, 291), "middle"),
+        (MountLife.PENDING, MountLife.MOUNTING): ("M 590 106 L 590 165", (598, 140), "start"),
+        (MountLife.PENDING, MountLife.UNMOUNTED): ("M 667 80 C 1240 60, 1290 560, 777 745", (1060, 96), "start"),
+        (MountLife.MOUNTING, MountLife.MOUNTED): ("M 590 213 L 590 285", (598, 254), "start"),
+        (MountLife.MOUNTING, MountLife.INVALID): ("M 667 200 L 923 297", (806, 228), "start"),
+        (MountLife.MOUNTING, MountLife.OVERTAKEN): ("M 513 205 C 400 260, 380 420, 240 565", (385, 410), "middle"),
+        (MountLife.MOUNTED, MountLife.UNMOUNTING): ("M 575 333 L 575 405", (567, 386), "end"),
+        (MountLife.MOUNTED, MountLife.LOST): ("M 513 310 L 277 310", (396, 304), "middle"),
+        (MountLife.MOUNTED, MountLife.REVOKED): ("M 540 333 C 450 400, 440 480, 470 565", (452, 366), "end"),
+        (MountLife.MOUNTED, MountLife.UNMOUNTED): ("M 640 333 C 740 400, 740 560, 715 725", (736, 500), "start"),
+        (MountLife.UNMOUNTING, MountLife.MOUNTED): ("M 605 407 L 605 335", (613, 392), "start"),
+        (MountLife.UNMOUNTING, MountLife.UNMOUNTED): ("M 610 453 L 690 725", (668, 690), "end"),
+        (MountLife.UNMOUNTING, MountLife.INVALID): ("M 667 420 L 923 325", (820, 404), "middle"),
+        (MountLife.UNMOUNTING, MountLife.CLEARING): ("M 645 453 L 835 565", (806, 512), "start"),
+        (MountLife.LOST, MountLife.RESTORING): ("M 185 287 L 185 215", (177, 255), "end"),
+        (MountLife.LOST, MountLife.INVALID): ("M 277 320 C 420 372, 760 372, 923 316", (760, 352), "middle"),
+        (MountLife.LOST, MountLife.REVOKED): ("M 225 333 C 260 460, 360 540, 430 567", (262, 440), "end"),
+        (MountLife.LOST, MountLife.UNMOUNTED): ("M 123 320 C 10 420, 40 770, 623 752", (130, 690), "start"),
+        (MountLife.RESTORING, MountLife.MOUNTED): ("M 277 195 L 513 297", (330, 212), "start"),
+        (MountLife.RESTORING, MountLife.LOST): ("M 215 213 L 215 285", (223, 246), "start"),
+        (MountLife.RESTORING, MountLife.OVERTAKEN): ("M 123 200 C 60 300, 60 500, 160 565", (80, 400), "start"),
+        (MountLife.INVALID, MountLife.UNDOING): ("M 985 333 L 985 405", (977, 374), "end"),
+        (MountLife.INVALID, MountLife.REVOKED): ("M 940 333 C 860 460, 700 540, 577 580", (838, 452), "end"),
+        (MountLife.INVALID, MountLife.UNMOUNTED): ("M 1077 315 C 1190 420, 1100 640, 777 735", (1126, 470), "start"),
+        (MountLife.UNDOING, MountLife.INVALID): ("M 1015 407 L 1015 335", (1023, 366), "start"),
+        (MountLife.UNDOING, MountLife.UNMOUNTED): ("M 1020 453 C 1030 560, 940 690, 777 728", (1020, 570), "start"),
+        (MountLife.UNDOING, MountLife.CLEARING): ("M 980 453 L 905 565", (954, 512), "start"),
+        (MountLife.REVOKED, MountLife.CLEARING): ("M 577 595 L 803 595", (640, 612), "start"),
+        (MountLife.REVOKED, MountLife.UNMOUNTED): ("M 520 613 L 660 725", (556, 664), "end"),
+        (MountLife.REVOKED, MountLife.REVOKED): ("M 470 613 C 440 660, 500 660, 490 615", (430, 720), "middle"),
+        (MountLife.OVERTAKEN, MountLife.REVOKED): ("M 277 590 L 423 590", (350, 606), "middle"),
+        (MountLife.OVERTAKEN, MountLife.OVERTAKEN): ("M 180 613 C 150 660, 230 660, 205 615", (190, 662), "middle"),
+        (MountLife.CLEARING, MountLife.UNMOUNTED): ("M 860 613 L 745 725", (826, 660), "start"),
+        (MountLife.CLEARING, MountLife.REVOKED): ("M 803 583 L 577 583", (690, 530), "middle"),
+        (MountLife.CLEARING, MountLife.CLEARING): ("M 957 580 C 1000 560, 1000 620, 957 600", (964, 630), "start"),
     },
 )
 

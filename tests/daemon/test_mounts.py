@@ -471,7 +471,7 @@ def test_what_is_given_back_before_the_guest_is_reached_again_stays_given_back(h
     guest.end()
     os.rmdir(f"{home.folder}/gone")
     with home.running() as daemon, home.client() as client:
-        assert {mount.state for mount in client.mounts("vm")} <= {"restoring", "reserved"}
+        assert {mount.state for mount in client.mounts("vm")} <= {"restoring", "pending"}
         daemon.pass_time(30)
         held = {mount.guest_path for mount in client.mounts("vm") if mount.references}
         assert held <= {f"{guest.allow}/gone"}, "until the guest is seen to have lost it"

@@ -15,8 +15,9 @@ import pytest
 from tests.orders import Caller, cancel_everything, may_start, searches, try_every_order
 
 from uvmshare.errors import ComputeSystemError, GuestAgentError, MountRevoked
-from uvmshare.mounts import MountManager, MountOptions, MountState, engine
+from uvmshare.mounts import MountManager, MountOptions, engine
 from uvmshare.mounts.engine import RETRY_FIRST
+from uvmshare.mounts.state import MountLife
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 from uvmshare.testing.explore import explore
@@ -207,7 +208,7 @@ class World:
         if there is not None:
             assert entry is not None, "the guest has a mount, and the MountManager does not know it"
             assert entry.wanted or entry.operation or entry.retry, "nobody wants the mount"
-            if self.mapped and entry.state is not MountState.REVOKED:
+            if self.mapped and not entry.is_revoked:
                 assert there.share_name in self.vm.shares, "the share was pulled from under a live mount"
         if entry is not None and entry.doomed and entry.holds_share and not self.ended:
             assert entry.revocation, "nobody wants it, and the guest decides how long its share stays"
@@ -215,17 +216,17 @@ class World:
             going = any(share.operation or share.retry for share in self.shares._by_name.values())
             assert entry is not None or going, "a share without its mount, and nobody takes it out"
         settling = self.mounts._settling.task is not None
-        if entry is not None and entry.state is MountState.MOUNTED and entry.operation is None and not self.lost:
+        if entry is not None and entry.state is MountLife.MOUNTED and not self.lost:
             assert there is not None, "it is MOUNTED, and the guest does not have it"
-        if entry is not None and entry.state is MountState.INVALID and entry.operation is None:
+        if entry is not None and entry.state is MountLife.INVALID:
             assert entry.retry, "nobody sees to the INVALID mount"
-        if entry is not None and entry.state is MountState.REVOKED:
+        if entry is not None and entry.is_revoked:
             assert not entry.references, "somebody holds what was revoked"
             assert entry.retry or entry.operation or entry.revocation, "nobody sees to the REVOKED mount"
         for owner in sorted(self.relied_on):
             assert entry is not None, f"the mount of {owner!r} is gone"
             assert owner in entry.owners, f"the reference of {owner!r} is gone"
-            assert not entry.unmounting, f"the mount of {owner!r} is being unmounted"
+            assert entry.state.busy != "unmounting", f"the mount of {owner!r} is being unmounted"
             if not self.lost:
                 assert there is not None, f"the mount was taken from {owner!r}"
             elif there is None:

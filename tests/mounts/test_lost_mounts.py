@@ -42,7 +42,7 @@ async def test_what_cannot_be_mounted_again_yet_is_retried_and_can_be_given_up()
     bench.agent.reconnect(restarted=True)
     await settle()
     info = only(bench.mounts)
-    assert (info.state, info.owners, info.busy) == (MountState.RESERVED, ("a",), None)
+    assert (info.state, info.owners, info.busy) == (MountState.PENDING, ("a",), None)
     await asyncio.sleep(120)
     assert PATH in bench.agent.mounts
     assert only(bench.mounts).state is MountState.MOUNTED

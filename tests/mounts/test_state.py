@@ -9,36 +9,68 @@ from tests.state_tables import require_drawn, require_transition, setters_of_sta
 
 from uvmshare.mounts.mount import Mount
 from uvmshare.mounts.options import MountOptions
-from uvmshare.mounts.state import TRANSITIONS, MountState, Trigger
+from uvmshare.mounts.state import TRANSITIONS, MountLife, MountState, Trigger
 
 OPTIONS = MountOptions("0", "/run/uvmshare/x")
 
-RESERVED, MOUNTED, INVALID, REVOKED, UNMOUNTED = MountState
+PENDING, MOUNTING, MOUNTED, UNMOUNTING, LOST, RESTORING, *_ = MountLife
+*_, INVALID, UNDOING, REVOKED, OVERTAKEN, CLEARING, UNMOUNTED = MountLife
 
 # Written out a second time on purpose: a slip in the table must not agree with itself.
 EXPECTED = {
-    Trigger.MOUNT_SUCCEEDED: {RESERVED: MOUNTED, REVOKED: REVOKED},
-    Trigger.MOUNT_FAILED: {RESERVED: INVALID, REVOKED: REVOKED},
-    Trigger.MOUNT_UNKNOWN: {RESERVED: INVALID, REVOKED: REVOKED},
-    Trigger.REMOUNT_FAILED: {RESERVED: RESERVED},
-    Trigger.LOST: {MOUNTED: RESERVED},
-    Trigger.GIVEN_UP: {RESERVED: INVALID},
-    Trigger.UNMOUNT_SUCCEEDED: {MOUNTED: UNMOUNTED, INVALID: UNMOUNTED, REVOKED: UNMOUNTED},
-    Trigger.UNMOUNT_FAILED: {MOUNTED: MOUNTED, INVALID: INVALID, REVOKED: REVOKED},
-    Trigger.UNMOUNT_UNKNOWN: {MOUNTED: INVALID, INVALID: INVALID, REVOKED: REVOKED},
-    Trigger.REVOKED: {RESERVED: REVOKED, MOUNTED: REVOKED, INVALID: REVOKED, REVOKED: REVOKED},
+    Trigger.MOUNT_BEGUN: {PENDING: MOUNTING, LOST: RESTORING},
+    Trigger.MOUNT_SUCCEEDED: {MOUNTING: MOUNTED, RESTORING: MOUNTED, OVERTAKEN: REVOKED},
+    Trigger.MOUNT_FAILED: {MOUNTING: INVALID, RESTORING: LOST, OVERTAKEN: REVOKED},
+    Trigger.MOUNT_UNKNOWN: {MOUNTING: INVALID, RESTORING: LOST, OVERTAKEN: REVOKED},
+    Trigger.LOST: {MOUNTED: LOST},
+    Trigger.GIVEN_UP: {LOST: INVALID},
+    Trigger.UNMOUNT_BEGUN: {MOUNTED: UNMOUNTING, INVALID: UNDOING, REVOKED: CLEARING},
+    Trigger.UNMOUNT_SUCCEEDED: dict.fromkeys((UNMOUNTING, UNDOING, CLEARING), UNMOUNTED),
+    Trigger.UNMOUNT_FAILED: {UNMOUNTING: MOUNTED, UNDOING: INVALID, CLEARING: REVOKED},
+    Trigger.UNMOUNT_UNKNOWN: {UNMOUNTING: INVALID, UNDOING: INVALID, CLEARING: REVOKED},
+    Trigger.LET_GO: {CLEARING: REVOKED},
+    Trigger.REVOKED: {
+        **dict.fromkeys((MOUNTED, LOST, INVALID, REVOKED), REVOKED),
+        **dict.fromkeys((MOUNTING, RESTORING, OVERTAKEN), OVERTAKEN),
+        **dict.fromkeys((UNMOUNTING, UNDOING, CLEARING), CLEARING),
+    },
+    Trigger.NOTHING_LEFT: {INVALID: UNMOUNTED, REVOKED: UNMOUNTED},
+    Trigger.VM_EXITED: dict.fromkeys((PENDING, MOUNTED, LOST, INVALID, REVOKED), UNMOUNTED),
+}
+
+# What callers see: the state, and the call in flight.
+SEEN = {
+    PENDING: (MountState.PENDING, None),
+    MOUNTING: (MountState.PENDING, "mounting"),
+    MOUNTED: (MountState.MOUNTED, None),
+    UNMOUNTING: (MountState.MOUNTED, "unmounting"),
+    LOST: (MountState.PENDING, None),
+    RESTORING: (MountState.PENDING, "mounting"),
+    INVALID: (MountState.INVALID, None),
+    UNDOING: (MountState.INVALID, "unmounting"),
+    REVOKED: (MountState.REVOKED, None),
+    OVERTAKEN: (MountState.REVOKED, "mounting"),
+    CLEARING: (MountState.REVOKED, "unmounting"),
+    UNMOUNTED: (MountState.UNMOUNTED, None),
 }
 
 
 @pytest.mark.parametrize("trigger", Trigger)
-@pytest.mark.parametrize("state", MountState)
-def test_every_state_with_every_trigger(state: MountState, trigger: Trigger) -> None:
+@pytest.mark.parametrize("state", MountLife)
+def test_every_state_with_every_trigger(state: MountLife, trigger: Trigger) -> None:
     require_transition(partial(Mount, OPTIONS), state, trigger, EXPECTED)
 
 
-def test_a_mount_begins_reserved_and_nothing_leaves_unmounted() -> None:
-    assert Mount(OPTIONS, 1.0).state is TRANSITIONS.initial is RESERVED
-    assert not [state for state, _ in TRANSITIONS.table if state is UNMOUNTED]
+@pytest.mark.parametrize("life", MountLife)
+def test_callers_see_five_states_and_a_call(life: MountLife) -> None:
+    mount = Mount(OPTIONS, 1.0)
+    mount.state = life
+    assert (mount.info().state, mount.info().busy) == SEEN[life]
+
+
+def test_a_mount_begins_pending_and_nothing_leaves_unmounted() -> None:
+    assert Mount(OPTIONS, 1.0).state is TRANSITIONS.initial is PENDING
+    assert {life for life in MountLife if not any(left is life for left, _ in TRANSITIONS.table)} == {UNMOUNTED}
 
 
 def test_nothing_but_apply_sets_a_state() -> None:

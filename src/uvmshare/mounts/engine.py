@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from uvmshare.errors import ComputeSystemGone, MountNotFound, MountRevoked
 from uvmshare.mounts.interfaces import GuestMount
-from uvmshare.mounts.state import MountState, Trigger
+from uvmshare.mounts.state import MountLife, Trigger
 from uvmshare.share.operation import OUTCOME_UNKNOWN, Operation, failure_of, loop_is_ending
 from uvmshare.share.options import AddOptions
 
@@ -83,7 +83,7 @@ class Engine:
         if mount.maybe_in_guest:
             with suppress(MountNotFound, ComputeSystemGone):
                 # What is dead is in the way of nobody who uses it.
-                lazy = mount.lazy or mount.state is MountState.REVOKED
+                lazy = mount.lazy or mount.is_revoked
                 await self._agent.remove_mapped_directory(guest_mount(mount), lazy=lazy)
             mount.maybe_in_guest = False
         await self._remove_share(mount)
@@ -99,6 +99,7 @@ class Engine:
 
     def _start_mount(self, mount: Mount) -> Operation:
         mount.cancel_retry()
+        mount.apply(Trigger.MOUNT_BEGUN, self._clock())
         mount.operation = operation = Operation()
         if mount.mapped:  # from now on, not from when the call begins to run
             mount.adding = Operation()
@@ -108,10 +109,10 @@ class Engine:
     def _start_unmount(self, mount: Mount) -> Operation | None:
         """Begin to take it away; None when there was nothing to do, and it is gone."""
         mount.cancel_retry()
-        if mount.state is MountState.RESERVED:
+        if mount.state is MountLife.LOST:
             mount.apply(Trigger.GIVEN_UP, self._clock())
         if not mount.left_behind:
-            self._gone(mount)
+            self._gone(mount, Trigger.NOTHING_LEFT)
             return None
         mount.operation = operation = Operation()
         self._undo(mount, operation)
@@ -120,7 +121,7 @@ class Engine:
         return operation
 
     def _undo(self, mount: Mount, operation: Operation) -> None:
-        mount.unmounting = True
+        mount.apply(Trigger.UNMOUNT_BEGUN, self._clock())
         operation.begin(self._unmount_in_guest(mount), partial(self._unmount_ended, mount))
 
     async def _take_away(self, mount: Mount) -> None:
@@ -138,7 +139,7 @@ class Engine:
             error = error if error is not None and not isinstance(error, OUTCOME_UNKNOWN) else self._vm_gone
             mount.maybe_in_guest, mount.share_name = False, None
         now = self._clock()
-        if mount.state is MountState.REVOKED:
+        if mount.is_revoked:
             error, cause = revoked(mount), error
             error.__cause__ = cause
         operation.error = error
@@ -148,19 +149,20 @@ class Engine:
             self._end(mount, operation, task)
             return
         mount.last_error = error
-        if mount.references and self._vm_gone is None:
-            mount.apply(Trigger.REMOUNT_FAILED, now)
-            self._end(mount, operation, task)
-            return
         unknown = isinstance(error, OUTCOME_UNKNOWN)
         mount.apply(Trigger.MOUNT_UNKNOWN if unknown else Trigger.MOUNT_FAILED, now)
+        if mount.state is MountLife.LOST:
+            if mount.references and self._vm_gone is None:
+                self._end(mount, operation, task)
+                return
+            mount.apply(Trigger.GIVEN_UP, now)
         if mount.left_behind and not loop_is_ending(task):
             # Undone before those who wait are told: the operation goes on with a second call.
             self._undo(mount, operation)
             self._end_share(mount, REVOKE_GRACE)
             return
         if not mount.left_behind and not mount.taking_share:
-            self._forget(mount)
+            self._gone(mount, Trigger.NOTHING_LEFT)
         self._end(mount, operation, task)
 
     def _unmount_ended(self, mount: Mount, task: asyncio.Task[None]) -> None:
@@ -168,9 +170,9 @@ class Engine:
         assert operation is not None
         error = failure_of(task, _interrupted(mount))
         if error is None and mount.taking_share:
-            pass  # `_share_taken` finishes it
+            mount.apply(Trigger.LET_GO, self._clock())  # `_share_taken` finishes it
         elif error is None or self._vm_gone is not None:
-            self._gone(mount)
+            self._gone(mount, Trigger.UNMOUNT_SUCCEEDED)
         else:
             mount.last_error = error
             unchanged = mount.maybe_in_guest and not isinstance(error, OUTCOME_UNKNOWN)
@@ -187,10 +189,9 @@ class Engine:
 
     def _end(self, mount: Mount, operation: Operation, task: asyncio.Task[None]) -> None:
         mount.operation = None
-        mount.unmounting = False
         mount.lazy = False
         operation.end()
-        unwanted = mount.state is MountState.MOUNTED and not mount.wanted and operation.error is None
+        unwanted = mount.state is MountLife.MOUNTED and not mount.wanted and operation.error is None
         if unwanted and not loop_is_ending(task):
             self._start_unmount(mount)
         else:
@@ -198,14 +199,9 @@ class Engine:
         if self._by_path.get(mount.path) is mount and mount.doomed:
             self._end_share(mount, REVOKE_GRACE)
 
-    def _gone(self, mount: Mount) -> None:
+    def _gone(self, mount: Mount, trigger: Trigger) -> None:
         """Note that neither the guest nor the VM has anything of it."""
-        if mount.state is MountState.RESERVED:
-            mount.apply(Trigger.GIVEN_UP, self._clock())
-        mount.apply(Trigger.UNMOUNT_SUCCEEDED, self._clock())
-        self._forget(mount)
-
-    def _forget(self, mount: Mount) -> None:
+        mount.apply(trigger, self._clock())
         del self._by_path[mount.path]
         mount.cancel_retry()
         self._end_grace(mount)
@@ -265,7 +261,7 @@ class Engine:
             if mount.left_behind:
                 self._retry_later(mount)
             else:
-                self._gone(mount)
+                self._gone(mount, Trigger.NOTHING_LEFT)
         revocation.end()
 
     # ------------------------------------------------------------------ what nobody waits for

@@ -32,7 +32,7 @@ from uvmshare.mounts.engine import RETRY_FIRST, REVOKE_GRACE, Engine, guest_moun
 from uvmshare.mounts.interfaces import TellsConnect
 from uvmshare.mounts.mount import Mount
 from uvmshare.mounts.options import MountOptions, canonical_guest_path
-from uvmshare.mounts.state import MountState, Trigger
+from uvmshare.mounts.state import MountLife, MountState, Trigger
 from uvmshare.share.entry import BlockOwner
 from uvmshare.share.interfaces import TellsExit
 from uvmshare.share.operation import OUTCOME_UNKNOWN, OneAtATime, failures_of
@@ -147,7 +147,7 @@ class MountManager(Engine):
             if mount.references > 1 or mount.claims:
                 mount.unrefer(owner)
                 return mount.info()
-        was_revoked = mount.state is MountState.REVOKED
+        was_revoked = mount.is_revoked
         mount.lazy = mount.lazy or lazy
         try:
             await self._take_away(mount)
@@ -156,7 +156,7 @@ class MountManager(Engine):
                 raise
             if mount.revocation is not None:
                 await mount.revocation.finish()
-            elif mount.state is not MountState.REVOKED:
+            elif not mount.is_revoked:
                 raise
         return self._left(mount)
 
@@ -202,11 +202,10 @@ class MountManager(Engine):
         if self._by_path.get(mount.path) is not mount:
             return None
         # Where it is being mounted there is nothing that could be unmounted in order.
-        is_mounting = mount.operation is not None and not mount.unmounting
-        self._end_share(mount, 0.0 if is_mounting else grace)
+        self._end_share(mount, 0.0 if mount.state.busy == "mounting" else grace)
         if mount.revocation is not None:
             await mount.revocation.finish()
-        elif operation is not None and mount.state is not MountState.REVOKED:
+        elif operation is not None and not mount.is_revoked:
             try:
                 async with asyncio.timeout(grace):
                     await operation.finish()
@@ -345,9 +344,9 @@ class MountManager(Engine):
 
     def _compare(self, mount: Mount, found: GuestMount | None) -> None:
         """See to a mount that the guest does not have, or has in another form."""
-        if mount.state is MountState.REVOKED and mount.to_be_taken_away:
+        if mount.is_revoked and mount.to_be_taken_away:
             self._see_to(mount)  # it may be gone, and then its path is free
-        elif mount.state is MountState.MOUNTED and not guest_mount(mount).is_met_by(found):
+        elif mount.state is MountLife.MOUNTED and not guest_mount(mount).is_met_by(found):
             mount.apply(Trigger.LOST, self._clock())
             mount.maybe_in_guest = found is not None
             self._see_to(mount)
@@ -364,7 +363,7 @@ class MountManager(Engine):
             mount.cancel_retry()
             self._end_grace(mount)
             if mount.operation is None:
-                self._gone(mount)
+                self._gone(mount, Trigger.VM_EXITED)
 
     async def aclose(self) -> None:
         """Unmount everything, whoever holds it, and refuse new mounts from now on.
@@ -396,7 +395,7 @@ class MountManager(Engine):
         left: dict[str, BaseException] = {}
         for mount in self._by_path.values():
             assert mount.last_error is not None, "what is left was tried, and failed"
-            is_dead = mount.state is MountState.REVOKED and not mount.holds_share
+            is_dead = mount.is_revoked and not mount.holds_share
             left[mount.path] = revoked(mount) if is_dead else mount.last_error
         if left:
             raise MountsLeft(left)
@@ -410,25 +409,23 @@ class MountManager(Engine):
             mount = self._by_path.get(options.mount_path)
             if mount is None:
                 mount = self._by_path[options.mount_path] = Mount(options, self._clock())
-            elif mount.operation is not None and (mount.unmounting or mount.state is MountState.REVOKED):
+            elif mount.operation is not None and (mount.state.busy == "unmounting" or mount.is_revoked):
                 # How that ends is for those who asked; then look again.
                 await mount.operation.wait()
                 continue
-            elif mount.to_be_taken_away and (
-                mount.state is not MountState.MOUNTED or not mount.options.may_be(options)
-            ):
+            elif mount.to_be_taken_away and (mount.state is not MountLife.MOUNTED or not mount.options.may_be(options)):
                 await self._take_away(mount)
                 continue
             elif not mount.options.may_be(options):
                 raise MountConflict(_conflict(mount, options))
             mount.claims += 1
             self._end_grace(mount)
-            if mount.state is MountState.MOUNTED and mount.operation is None:
+            if mount.state is MountLife.MOUNTED:
                 return mount
             try:
                 await (mount.operation or self._start_mount(mount)).finish()
                 self._admit(options)
-                if mount.state is MountState.REVOKED:  # between the end of the call and this
+                if mount.is_revoked:  # between the end of the call and this
                     raise revoked(mount)
             except BaseException:
                 self._withdraw(mount)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
-from uvmshare.mounts.state import TRANSITIONS, MountState, Trigger
+from uvmshare.mounts.state import TRANSITIONS, MountLife, MountState, Trigger
 from uvmshare.share.entry import Entry
 
 if TYPE_CHECKING:
@@ -51,8 +51,12 @@ class MountInfo:
     """The owners who held it until it was to be taken away whatever the guest says; None among them for anonymous."""
 
 
-class Mount(Entry[MountState, Trigger]):
-    """One entry of the MountManager's table. Only the MountManager changes it."""
+class Mount(Entry[MountLife, Trigger]):
+    """One entry of the MountManager's table. Only the MountManager changes it.
+
+    A call to the guest is in flight for it (`operation`) while its state says so (`MountLife.busy`), and at no other
+    time.
+    """
 
     __slots__ = (
         "adding",
@@ -65,7 +69,6 @@ class Mount(Entry[MountState, Trigger]):
         "revocation",
         "share_name",
         "taken_from",
-        "unmounting",
     )
 
     transitions = TRANSITIONS
@@ -91,10 +94,13 @@ class Mount(Entry[MountState, Trigger]):
         """Who held it before that."""
         self.maybe_in_guest = False
         """Whether the guest may have it."""
-        self.unmounting = False
-        """Whether the call in flight takes it away."""
         self.lazy = False
         """Whether somebody asked to detach it even if it is in use."""
+
+    @staticmethod
+    def seen(state: MountLife) -> MountState:
+        """Return what callers see of a state."""
+        return state.state
 
     @property
     def path(self) -> str:
@@ -109,12 +115,12 @@ class Mount(Entry[MountState, Trigger]):
     @property
     def doomed(self) -> bool:
         """Whether it goes: nobody wants it, or nobody can have it any more."""
-        return self.state in {MountState.INVALID, MountState.REVOKED} or not self.wanted
+        return self.state.state in {MountState.INVALID, MountState.REVOKED} or not self.wanted
 
     @property
     def is_revoked(self) -> bool:
         """Whether its share goes without the guest, or has gone."""
-        return self.state is MountState.REVOKED
+        return self.state.state is MountState.REVOKED
 
     @property
     def holds_share(self) -> bool:
@@ -134,12 +140,12 @@ class Mount(Entry[MountState, Trigger]):
     @property
     def to_be_taken_away(self) -> bool:
         """Whether it may be there though it should not, and no call in flight will change that."""
-        return self.operation is None and self.doomed
+        return self.state.busy is None and self.doomed
 
     @property
     def to_be_mounted(self) -> bool:
         """Whether the guest lost it while somebody holds it, and no call in flight will change that."""
-        return self.operation is None and self.state is MountState.RESERVED and self.references > 0
+        return self.state is MountLife.LOST and self.references > 0
 
     def drop_references(self) -> None:
         """Take every reference away, because the mount goes whoever held it."""
@@ -151,20 +157,15 @@ class Mount(Entry[MountState, Trigger]):
 
     def info(self) -> MountInfo:
         """Return what callers may see."""
-        busy: Literal["mounting", "unmounting", "revoking"] | None = None
-        if self.taking_share:
-            busy = "revoking"
-        elif self.operation is not None:
-            busy = "unmounting" if self.unmounting else "mounting"
         return MountInfo(
             mount_path=self.path,
             share_name=self.share_name,
             options=self.options,
-            state=self.state,
+            state=self.state.state,
             references=self.references,
             owners=tuple(self.owners),
             since=datetime.fromtimestamp(self.since, UTC),
-            busy=busy,
+            busy="revoking" if self.taking_share else self.state.busy,
             last_error=self.last_error,
             chosen=self.chosen,
             taken_from=tuple(self.taken_from),
