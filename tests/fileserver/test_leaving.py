@@ -12,7 +12,7 @@ from tests.processes import DEADLINE
 
 from uvmshare.fileserver import leaving
 from uvmshare.fileserver.outbox import Outbox
-from uvmshare.fileserver.waiting import is_taken
+from uvmshare.fileserver.waiting import untaken
 from uvmshare.ninep import messages
 from uvmshare.ninep.constants import NOTAG
 
@@ -77,7 +77,7 @@ def test_the_last_word_waits_for_room_and_the_end_until_a_slow_guest_has_taken_i
     filled = fill(ours)
     with pytest.raises(Ended):
         Outbox(ours).end(end)
-    assert is_taken(ours)
+    assert untaken(ours) == 0
     if ours.family == socket.AF_UNIX:
         assert len(taken) == filled + len(LAST_WORD), "the peer's program has it; over TCP its kernel"
     ours.close()
@@ -122,23 +122,28 @@ def test_a_reply_under_way_is_sent_whole_before_the_last_word(
         assert taken == reply + LAST_WORD
 
 
-def test_a_guest_that_takes_nothing_is_not_waited_for_longer_than_the_supervisor_gives(
+def test_a_guest_that_takes_nothing_is_waited_for_a_moment_and_one_that_is_slow_for_as_long_as_there_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert leaving.TELL_SECONDS < leaving.LEAVE_SECONDS, "what a mount process does last has some time, too"
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        filled = fill(ours)
-        clock = iter(range(1000))
-        monkeypatch.setattr("time.monotonic", lambda: next(clock) / 10)
-        monkeypatch.setattr("time.sleep", lambda _: None)
-        with pytest.raises(Ended):
-            Outbox(ours).end(end)
-        assert next(clock) < 20
-        monkeypatch.undo()
-        ours.close()
-        theirs.settimeout(DEADLINE)
-        assert sum(map(len, iter(lambda: theirs.recv(1 << 20), b""))) == filled
+    for takes, waited in ((0, leaving.STALL_SECONDS), (1, leaving.TELL_SECONDS)):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            fill(ours)
+            clock = [0.0]
+
+            def as_time_passes(
+                _: float, clock: list[float] = clock, takes: int = takes, theirs: socket.socket = theirs
+            ) -> None:
+                clock[0] += leaving.STALL_SECONDS / 4
+                if takes:
+                    theirs.recv(len(REPLY))
+
+            monkeypatch.setattr("time.monotonic", lambda clock=clock: clock[0])
+            monkeypatch.setattr("time.sleep", as_time_passes)
+            with pytest.raises(Ended):
+                Outbox(ours).end(end)
+            assert waited <= clock[0] < waited + leaving.STALL_SECONDS
 
 
 def test_a_guest_that_is_gone_is_not_waited_for(pair: tuple[socket.socket, socket.socket]) -> None:

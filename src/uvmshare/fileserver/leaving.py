@@ -15,7 +15,7 @@ import signal
 from contextlib import suppress
 from typing import Final
 
-__all__ = ["LEAVE", "LEAVE_SECONDS", "TELL_SECONDS", "ask", "kill"]
+__all__ = ["LEAVE", "LEAVE_SECONDS", "STALL_SECONDS", "TELL_SECONDS", "ask", "kill"]
 
 LEAVE: Final = signal.SIGUSR1
 """The supervisor has no handler of this one, so that a mount process that was forked this very moment simply ends."""
@@ -27,6 +27,9 @@ share was to be taken away."""
 
 TELL_SECONDS: Final = 1.7
 """How much of that it waits for its guest, between two replies; the rest is for what it does before its end."""
+
+STALL_SECONDS: Final = 0.5
+"""A guest that takes nothing for so long is not waited for."""
 
 
 def ask(pidfd: int) -> None:

@@ -16,8 +16,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from uvmshare.errors import RemoteProtocolError
-from uvmshare.fileserver.leaving import TELL_SECONDS
-from uvmshare.fileserver.waiting import is_taken
+from uvmshare.fileserver.leaving import STALL_SECONDS, TELL_SECONDS
+from uvmshare.fileserver.waiting import untaken
 from uvmshare.ninep import messages
 from uvmshare.ninep.constants import NOTAG, READ_HEADER_SIZE
 
@@ -115,16 +115,21 @@ class Outbox:
         end()
 
     def _tell_of_the_end(self) -> None:
-        """Send the last word and wait until the guest has taken it, for so long. Raises `OSError`."""
-        give_up = time.monotonic() + TELL_SECONDS
-        rest = _LAST_WORD
-        while time.monotonic() < give_up:
+        """Send the last word and wait until the guest has taken it, while it takes anything. Raises `OSError`."""
+        now = time.monotonic()
+        give_up, stalled = now + TELL_SECONDS, now + STALL_SECONDS
+        rest, before = _LAST_WORD, -1
+        while now < min(give_up, stalled):
             if rest:
                 with suppress(BlockingIOError):
                     rest = rest[self._connection.send(rest, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) :]
-            elif is_taken(self._connection):
+            left = untaken(self._connection)
+            if not left and not rest:
                 break
+            if left != before:
+                before, stalled = left, now + STALL_SECONDS
             time.sleep(_LOOK_AGAIN_SECONDS)
+            now = time.monotonic()
 
     def _transmit(self, data: bytes | memoryview) -> None:
         """Send all of it, with the lock held; once a part was sent and the rest was not, nothing more ever is."""

@@ -16,7 +16,7 @@ from typing import Final
 
 from uvmshare.guest import keepalive
 
-__all__ = ["COUNT_UNTAKEN", "is_readable", "is_taken", "notice_death", "probe_for_ever", "set_time_out"]
+__all__ = ["COUNT_UNTAKEN", "is_readable", "notice_death", "probe_for_ever", "set_time_out", "untaken"]
 
 _SELECT_MOST: Final = 1024
 """``FD_SETSIZE``. select(2) waits to the microsecond, poll(2) to the millisecond."""
@@ -36,16 +36,15 @@ COUNT_UNTAKEN: Final = 0x5411
 """``SIOCOUTQ``, by asm-generic/ioctls.h: bytes that the peer has not read (unix(7)) or acknowledged (tcp(7))."""
 
 
-def is_taken(connection: socket.socket) -> bool:
-    """Say whether the peer has taken all that was sent.
+def untaken(connection: socket.socket) -> int:
+    """Return how much of what was sent the peer has not taken, as the kernel counts it; 0 is nothing.
 
-    True where the kernel does not tell, as of vsock before Linux 6.11.
+    0 also where the kernel does not tell, as of vsock before Linux 6.11.
     """
     try:
-        untaken = fcntl.ioctl(connection.fileno(), COUNT_UNTAKEN, bytes(4))
+        return int.from_bytes(fcntl.ioctl(connection.fileno(), COUNT_UNTAKEN, bytes(4)), sys.byteorder)
     except OSError:
-        return True
-    return int.from_bytes(untaken, sys.byteorder) == 0
+        return 0
 
 
 _PROBES: Final = 3
