@@ -31,6 +31,7 @@ __all__ = [
     "look",
     "may_be_same",
     "of_descriptor",
+    "place_of",
     "recalled",
     "weaker",
     "without_mount",
@@ -75,13 +76,16 @@ _STATX_SIZE: Final = 256
 _STATX_BTIME_AT: Final = 80
 _STATX_MNT_ID_AT: Final = 144
 _STATX_TIME: Final = struct.Struct("=qI")
+_STATX_DEVICE: Final = struct.Struct("=II")
+_STATX_DEVICE_AT: Final = 136
+_AT_STATX_DONT_SYNC: Final = 0x4000
 
 
-def _statx(descriptor: int, mask: int) -> tuple[int, bytes]:
+def _statx(descriptor: int, mask: int, flags: int = 0) -> tuple[int, bytes]:
     """Return what of `mask` was found, and the ``struct statx``. Raises `OSError`."""
     assert _libc is not None, "for Linux"
     found = ctypes.create_string_buffer(_STATX_SIZE)
-    if _libc.statx(descriptor, b"", _AT_EMPTY_PATH, ctypes.c_uint(mask), found) < 0:
+    if _libc.statx(descriptor, b"", _AT_EMPTY_PATH | flags, ctypes.c_uint(mask), found) < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"statx: {os.strerror(number)}")
     return int.from_bytes(found.raw[:4], sys.byteorder) & mask, found.raw
@@ -106,6 +110,21 @@ def _mount(descriptor: int) -> str:
     """
     found, data = _statx(descriptor, _STATX_MNT_ID | _STATX_MNT_ID_UNIQUE)
     return str(int.from_bytes(data[_STATX_MNT_ID_AT : _STATX_MNT_ID_AT + 8], sys.byteorder)) if found else ""
+
+
+def place_of(descriptor: int) -> tuple[str, int]:
+    """Return the number of a file's mount, and that of its file system (stat(2)), which is not asked anything.
+
+    Raises nothing: what cannot be told is "" and 0.
+    """
+    if sys.platform == "win32":
+        return "", 0
+    try:
+        found, data = _statx(descriptor, _STATX_MNT_ID | _STATX_MNT_ID_UNIQUE, _AT_STATX_DONT_SYNC)
+    except OSError:
+        return "", 0
+    mount = str(int.from_bytes(data[_STATX_MNT_ID_AT : _STATX_MNT_ID_AT + 8], sys.byteorder)) if found else ""
+    return mount, os.makedev(*_STATX_DEVICE.unpack_from(data, _STATX_DEVICE_AT))
 
 
 def _read_boot() -> str:

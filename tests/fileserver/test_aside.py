@@ -155,6 +155,17 @@ def test_there_are_only_so_many_jobs(jobs: Jobs) -> None:
     assert len(jobs.wait_for(65)) == 65
 
 
+def test_requests_that_wait_for_other_file_systems_take_no_jobs_place(jobs: Jobs) -> None:
+    class Errand:
+        def __init__(self) -> None:
+            self.flushes: list[bytes] = []
+            self.dropped = False
+
+    jobs.aside.pending.update({tag: Errand() for tag in range(100, 200)})
+    jobs.start(1, b"x").set()
+    assert jobs.wait_for(1) == [b"x"]
+
+
 def test_replies_hold_only_so_much_memory(jobs: Jobs) -> None:
     goes_on = jobs.start(1, b"x", size=10 << 20)
     assert not jobs.aside.start(2, 10 << 20, an_open_file(), lambda: b"never")

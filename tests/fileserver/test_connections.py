@@ -45,6 +45,28 @@ def open_descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+@pytest.mark.parametrize("listen", ["unix", "tcp"])
+def test_the_connection_of_a_mount_process_is_a_blocking_one(
+    start_device: Callable[..., Device], root: Path, listen: str
+) -> None:
+    """It is one open file with the supervisor's duplicate, and waits in recv(2) instead of asking over and over."""
+    device = start_device(security_model="none", **({} if listen == "unix" else {"listen": ["tcp:127.0.0.1:0"]}))
+    device.address = device.server.addresses[0]
+    name = device.share(root)
+    with device.connect(name) as guest:
+        (pid,) = device.mounts(name)
+        for _ in range(2):
+            sockets = 0
+            for descriptor in os.listdir(f"/proc/{pid}/fd"):
+                if os.readlink(f"/proc/{pid}/fd/{descriptor}").startswith("socket:"):
+                    with open(f"/proc/{pid}/fdinfo/{descriptor}", encoding="ascii") as about:
+                        flags = int(about.read().partition("flags:")[2].split()[0], 8)
+                    assert not flags & os.O_NONBLOCK
+                    sockets += 1
+            assert sockets == 1
+            guest.stat("file")
+
+
 def test_descriptors_and_processes_do_not_grow_with_connections(
     device: Device, root: Path, ended: Callable[[int], None], refused: Refused
 ) -> None:

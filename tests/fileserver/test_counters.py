@@ -97,6 +97,16 @@ def test_a_file_that_is_cut_off_or_gone_counts_nothing(tmp_path: Path) -> None:
     assert counters.read(path) == Counted()
 
 
+def test_what_a_mount_of_an_earlier_version_has_counted_is_read(tmp_path: Path) -> None:
+    path = str(tmp_path / "counters")
+    made = Counters(path)
+    made.slots[messages.Tread.type] = 3
+    made.set_beside(1, 2)
+    os.truncate(path, os.stat(path).st_size - 16)  # it knew of no requests beside its loop
+    found = counters.read(path)
+    assert (found.operations, found.beside, found.beside_device) == ({"Tread": 3}, 0, 0)
+
+
 def test_without_room_for_a_file_it_counts_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

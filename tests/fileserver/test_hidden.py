@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from uvmshare.errors import InvalidDocument
-from uvmshare.fileserver.hidden import folds
+from uvmshare.fileserver.hidden import Hidden, folds
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import AT_REMOVEDIR
 from uvmshare.ninep.constants import OpenFlag as O
@@ -302,6 +302,10 @@ def test_a_name_that_is_not_listed_just_so_is_none_where_others_may_lead_to_a_fi
     put(host, "Shown")
     monkeypatch.setattr("uvmshare.fileserver.tree.folds", lambda directory: None)
     monkeypatch.setattr(os, "open", folding_open)
+    monkeypatch.setattr(
+        "uvmshare.fileserver.tree.open_entry",
+        lambda name, directory: folding_open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory),
+    )
     monkeypatch.setattr(os, "stat", folding_stat)
     assert guest.read_file("Shown") == SECRET
     assert guest.read_file("sub/deep/er/file") == SECRET
@@ -342,6 +346,31 @@ def test_nothing_is_there_in_a_directory_where_upper_and_lower_case_are_one(
     with pytest.raises(InvalidDocument, match="one file has several names"):
         host.share(hide=HIDE)
     host.share()
+
+
+def test_what_another_thread_forgets_in_between_is_found_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forgetting(dict[bytes, Any]):
+        """Another thread clears it behind each look."""
+
+        def __contains__(self, path: object) -> bool:
+            found = super().__contains__(path)
+            self.clear()
+            return found
+
+        def __getitem__(self, path: bytes) -> Any:
+            found = super().__getitem__(path)
+            self.clear()
+            return found
+
+    paths = (b"", b"a", b"sub", b"sub/deep", b"sub/deep/er")
+    expected = {path: Hidden(HIDE).state(path) for path in paths}
+    hidden = Hidden(HIDE)
+    monkeypatch.setattr(hidden, "_known", Forgetting())
+    for _ in range(3):
+        for path in paths:
+            assert hidden.state(path) == expected[path]
+        assert hidden.state(b"sub/node_modules") is None
+        assert hidden.state(b"sub/node_modules/x") is None
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from tests.processes import DEADLINE
 
 from uvmshare.errors import AccessDenied, FileServerError
-from uvmshare.fileserver.mounttable import Place, place_of, shown_below
+from uvmshare.fileserver.mounttable import TABLE, Place, has_mounts, is_changed, place_of, shown_below
 from uvmshare.fileserver.rundir import RunDirectory
 from uvmshare.hcs.schema import Plan9Share, Plan9ShareFlags
 
@@ -143,3 +143,22 @@ def test_a_mount_that_is_not_in_the_table_leaves_the_path(top: Path, monkeypatch
     monkeypatch.setattr("uvmshare.fileserver.mounttable._table", list)
     assert place_of(str(top)) == Place("", str(top))
     assert shown_below(str(top)) == [Place("", str(top))]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_what_is_mounted_below_a_directory_is_seen_in_an_open_table_also_what_came_later(top: Path) -> None:
+    table = os.open(TABLE, os.O_RDONLY)
+    directory = str(top / "shared")
+    try:
+        assert not has_mounts(directory, table)
+        for point, expected in (("shared", False), ("shared/c", True)):
+            (top / point).mkdir(exist_ok=True)
+            subprocess.run(["mount", "-t", "tmpfs", "ours", top / point], check=True)
+            try:
+                assert is_changed(table, 0)
+                assert has_mounts(directory, table) is expected, "what is mounted there is not below it"
+            finally:
+                subprocess.run(["umount", top / point], check=True)
+        assert not has_mounts(directory, table)
+    finally:
+        os.close(table)

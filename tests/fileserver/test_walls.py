@@ -42,6 +42,7 @@ class Share:
         self.export = Export.open(Plan9Share(name="0", access_name="0", path=str(self.root)), "none")
         self.tree = Tree(self.export)
         self.tree.walls.take_process(has_landlock=False)
+        self.tree.found_mounts(any_there=False)
 
     def walk(self, *names: str, start: Node | None = None) -> list[str]:
         """Walk, and return the host's paths of what was reached, as they are now."""

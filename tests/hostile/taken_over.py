@@ -546,7 +546,7 @@ def _confined(export: Export, scene: Scene, layers: Layers, user: int) -> bool:
         enclosure.trouble = lambda: "masked"
     if not layers.seccomp:
         confinement.has_seccomp = lambda: False
-    enclosed = confinement.enter(export)
+    enclosed = confinement.enter(export, os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC))
     confinement.confine(export, Limits(), kept=(scene.kept,), enclosed=enclosed)
     return enclosed
 

@@ -397,6 +397,7 @@ class Machine:
         server.on_exit(self._note_exit)
         server.on_takeover(self._note_takeover)
         manager.on_settled(self._note_settled)
+        server.on_left(self._note_left)
 
     async def _start_agent(self, server: FileServer, manager: Manager) -> None:
         wanted, user = self.record.wanted, self.record.identity
@@ -442,6 +443,14 @@ class Machine:
         self.restarts += 1
         lost = ", ".join(share.name for share in status.lost)
         self._changed(self, "restarted", f"lost share(s) {lost}, which are added again" if lost else None)
+
+    def _note_left(self, left: tuple[control.Left, ...]) -> None:
+        for each in left:
+            reason = (
+                f"share {each.share} ({each.path}): process {each.pid} was killed and waits in the kernel for "
+                f"{each.where}; it serves nobody, and ends when that answers or is unmounted (umount -f)"
+            )
+            self._changed(self, "left_behind", printable(reason))
 
     def _note_settled(self, outcome: RecoveryReport | Exception) -> None:
         if isinstance(outcome, Exception):  # what a supervisor of its user's says may be anything

@@ -14,7 +14,10 @@ from __future__ import annotations
 import os
 import stat
 import time
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
+
+from uvmshare.fileserver import syscalls
 
 if TYPE_CHECKING:
     from uvmshare.fileserver.hidden import Hidden
@@ -30,21 +33,47 @@ _LINKS: Final = 1
 class AllowedNames:
     """The names of `root`, a descriptor, that exist for the guest."""
 
-    def __init__(self, root: int, names: frozenset[bytes], hidden: Hidden | None = None) -> None:
+    def __init__(
+        self, root: int, names: frozenset[bytes], hidden: Hidden | None = None, *, may_wait: bool = False
+    ) -> None:
+        """With `may_wait`, also look at what is mounted over a name, whose file system may never answer."""
         self._hidden = hidden
+        self._may_wait = may_wait
+        self.has_mounts = True
+        """Whether anything may be mounted over one of them."""
         self.names = tuple(sorted(names))
         self._root = root
         self._there: dict[bytes, tuple[int, int]] | None = None
         self._changed = 0
 
     def look(self, name: bytes) -> os.stat_result | None:
-        """Return what lstat(2) says of a name, None when it is not there, or hidden."""
+        """Return what lstat(2) says of a name, None when it is not there, or hidden.
+
+        Of what is mounted there, a number is told and no type: a walk to it, which may wait, tells all. Where it
+        depends on the type whether it is hidden, the name is not told then.
+        """
         try:
-            found = os.stat(name, dir_fd=self._root, follow_symlinks=False)
+            found = self._found(name)
+        except syscalls.MountCrossed:
+            number = int.from_bytes(blake2b(name, digest_size=6).digest())
+            found = os.stat_result((0, number, *[0] * 8))
+            kinds = [True, False]
         except OSError:
             return None
-        shown = self._hidden is None or self._hidden.shows(name, lambda: stat.S_ISDIR(found.st_mode))
-        return found if shown else None
+        else:
+            kinds = [stat.S_ISDIR(found.st_mode)]
+        hidden = self._hidden
+        is_shown = hidden is None or all(hidden.shows(name, lambda kind=kind: kind) for kind in kinds)  # type: ignore[misc]  # mypy cannot type a lambda's default
+        return found if is_shown else None
+
+    def _found(self, name: bytes) -> os.stat_result:
+        if self._may_wait or not self.has_mounts:
+            return os.stat(name, dir_fd=self._root, follow_symlinks=False)
+        descriptor = syscalls.open_entry(name, self._root)
+        try:
+            return os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
 
     def path_of(self, name: bytes) -> bytes:
         """Return a path of a name, for calls that take no descriptor of its directory."""

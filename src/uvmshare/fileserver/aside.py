@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from uvmshare.errors import RemoteProtocolError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from uvmshare.fileserver.fid import OpenFile
 
-__all__ = ["Aside"]
+__all__ = ["Aside", "Job"]
 
 _THREADS: Final = 4
 """Enough for a disk's queue; more only wait there."""
@@ -30,6 +30,13 @@ _THREADS: Final = 4
 _MOST_JOBS: Final = 64
 _MOST_BYTES: Final = 16 << 20
 """Replies that jobs may hold in memory. Past either, requests are served in turn: the guest waits."""
+
+
+class Job(Protocol):
+    """What is under way: a job here, or an errand (`foreign`)."""
+
+    flushes: list[bytes]
+    dropped: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -46,13 +53,14 @@ class Aside:
     """The jobs of one session.
 
     `send` sends whole replies on the connection, from any thread. `pending` has the jobs by the tag of
-    their request; the lock guards it, so that a Tflush comes before a job's end or after it.
+    their request, and those of `foreign`; the lock guards it, so that a Tflush comes before a job's end or after it.
     """
 
     def __init__(self, send: Callable[[bytes], None]) -> None:
-        self._lock = threading.Lock()
-        self.pending: dict[int, _Job] = {}
+        self.lock = threading.Lock()
+        self.pending: dict[int, Job] = {}
         self._send = send
+        self._jobs = 0
         self._bytes = 0
         self._threads: ThreadPoolExecutor | None = None
 
@@ -62,18 +70,20 @@ class Aside:
         `size` is about how many bytes the reply has. Returns False when there is too much under way
         already: then it is for the caller to do.
         """
-        with self._lock:
-            if len(self.pending) >= _MOST_JOBS or self._bytes + size > _MOST_BYTES:
+        with self.lock:
+            if self._jobs >= _MOST_JOBS or self._bytes + size > _MOST_BYTES:
                 return False
             job = self.pending[tag] = _Job(size, file)
+            self._jobs += 1
             self._bytes += size
         threads = self._threads or ThreadPoolExecutor(_THREADS)
         try:
             threads.submit(self._run, tag, job, work)
         except RuntimeError:  # no room for another thread
             if self._threads is None:
-                with self._lock:
+                with self.lock:
                     del self.pending[tag]
+                    self._jobs -= 1
                     self._bytes -= size
                 return False
             # One that runs already will come to it: the job is in their queue all the same.
@@ -82,7 +92,8 @@ class Aside:
 
     def _run(self, tag: int, job: _Job, work: Callable[[], bytes]) -> None:
         reply = work()
-        with self._lock:
+        with self.lock:
+            self._jobs -= 1
             self._bytes -= job.size
             if job.dropped:
                 return
@@ -94,12 +105,12 @@ class Aside:
 
     def files(self) -> set[OpenFile]:
         """Return the open files that jobs work with, or are about to."""
-        with self._lock:
-            return {job.file for job in self.pending.values()}
+        with self.lock:
+            return {job.file for job in self.pending.values() if isinstance(job, _Job)}
 
     def flush(self, tag: int, answer: bytes) -> bool:
         """Send `answer` once the job of that tag has answered. Returns False when there is none."""
-        with self._lock:
+        with self.lock:
             job = self.pending.get(tag)
             if job is None:
                 return False
@@ -108,7 +119,7 @@ class Aside:
 
     def drop_all(self) -> None:
         """Forget every job: its reply is not sent. For a Tversion, after which no tag means anything."""
-        with self._lock:
+        with self.lock:
             for job in self.pending.values():
                 job.dropped = True
             self.pending.clear()

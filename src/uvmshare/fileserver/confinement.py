@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import resource
+import threading
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.fileserver import enclosure, seccomp, syscalls
@@ -53,9 +54,11 @@ _NONE_AT_ALL: Final = (
     resource.RLIMIT_RTPRIO,
     resource.RLIMIT_SIGPENDING,
 )
-_MOST_THREADS: Final = 16
-"""Four serve what is slow. The limit holds in a user namespace alone: elsewhere it counts all of a user's, or, for
-root, nothing (setrlimit(2))."""
+_MOST_THREADS: Final = 64
+"""Four serve what is slow, 48 what may never answer (`lanes`), and some wait. The limit holds in a user namespace
+alone: elsewhere it counts all of a user's, or, for root, nothing (setrlimit(2))."""
+_STACK: Final = 512 * 1024
+"""Of a thread. It counts as data (RLIMIT_DATA), and the usual 8 MiB of each would be most of what there is."""
 _COUNTS_IN_NAMESPACE: Final = (5, 14)
 """The Linux from which RLIMIT_NPROC counts in each user namespace apart."""
 
@@ -94,13 +97,13 @@ def close_all_but(keep: Iterable[int]) -> None:
     os.closerange(start, os.sysconf("SC_OPEN_MAX"))
 
 
-def enter(export: Export) -> bool:
+def enter(export: Export, table: int) -> bool:
     """Begin, before anything of the share is opened: see the share and nothing else from now on, where that is allowed.
 
-    Returns what `enclosure.enclose` does. What must be read of the host's files was read before. Raises `OSError`:
-    then the process must end.
+    `table` becomes its table of mounts. Returns what `enclosure.enclose` does. What must be read of the host's files
+    was read before. Raises `OSError`: then the process must end.
     """
-    enclosed = enclosure.enclose(export.root, read_only=export.read_only)
+    enclosed = enclosure.enclose(export.root, read_only=export.read_only, table=table)
     for standard in (0, 1):  # whatever they were, it lies outside the share
         os.dup2(export.root, standard)
     return enclosed
@@ -118,6 +121,7 @@ def confine(
     """
     os.umask(0)
     resource.setrlimit(resource.RLIMIT_DATA, (limits.memory_bytes, limits.memory_bytes))
+    threading.stack_size(_STACK)
     for each in _NONE_AT_ALL:
         resource.setrlimit(each, (0, 0))
     if enclosed and os.geteuid() != 0 and _linux() >= _COUNTS_IN_NAMESPACE:

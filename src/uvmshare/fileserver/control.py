@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Configuration",
     "Failure",
+    "Left",
     "Lost",
     "Modify",
     "Mount",
@@ -161,6 +162,18 @@ class Lost(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Left(msgspec.Struct, frozen=True):
+    """One mount process that was killed and has not ended: it waits in the kernel for a file system.
+
+    It serves nobody: its connection was cut. `where` says which file system, as far as that can be told.
+    """
+
+    pid: int
+    share: str
+    path: str
+    where: str
+
+
 class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The answer to the request of that `id`. Without `failure` it was carried out."""
 
@@ -178,6 +191,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Which directory the share is that was added."""
     can_hide: bool = False
     """Whether this supervisor knows `hide` and `map_owner` of a `Modify`: one of 0.1 would pass them over."""
+    left: tuple[Left, ...] = ()
+    """Mount processes that are left behind: of a removal or a shutdown its own, of a status all that there are."""
 
 
 _encoder = msgspec.json.Encoder()

@@ -43,7 +43,11 @@ _SENT: Final = 513
 _LATENCIES: Final = 514
 _PER_TYPE: Final = 2 + len(BUCKETS) + 1
 """How many were measured, their sum in nanoseconds, and how many in each bucket."""
-_SLOTS: Final = _LATENCIES + 64 * _PER_TYPE
+_BESIDE: Final = _LATENCIES + 64 * _PER_TYPE
+"""Requests that threads are at, of file systems that may never answer, and the device of the one that takes longest.
+Behind all that mounts of earlier versions have, which a new supervisor reads."""
+_BESIDE_DEVICE: Final = _BESIDE + 1
+_SLOTS: Final = _BESIDE_DEVICE + 1
 _SIZE: Final = 8 * _SLOTS
 _BOUNDS: Final = tuple(int(bound * 1e9) for bound in BUCKETS)
 _EIO: Final = 5
@@ -79,6 +83,10 @@ class Counted(msgspec.Struct, frozen=True):
     """Bytes, from the guest."""
     sent: Count = 0
     """Bytes, to the guest."""
+    beside: Count = 0
+    """Requests that wait for file systems that may never answer."""
+    beside_device: Count = 0
+    """The device (stat(2)) of the one that waits longest."""
     latencies: Annotated[dict[Kind, Latency], msgspec.Meta(max_length=128)] = {}
 
 
@@ -121,6 +129,11 @@ class Counters:
         """Say how many bytes went to the guest so far."""
         self.slots[_SENT] = size
 
+    def set_beside(self, count: int, device: int) -> None:
+        """Say how many requests threads are at, and the device of the one that takes longest."""
+        self.slots[_BESIDE] = count
+        self.slots[_BESIDE_DEVICE] = device
+
     def measured(self, served: list[Server | None]) -> list[Server | None]:
         """Return what serves each message type, measuring how long that takes."""
         return [None if serve is None else self._measured(number, serve) for number, serve in enumerate(served)]
@@ -151,8 +164,9 @@ def read(source: mmap.mmap | str) -> Counted:
             data = file.read(_SIZE)
     else:
         data = source[:_SIZE]
-    if len(data) < _SIZE:
+    if len(data) < 8 * _BESIDE:
         return Counted()
+    data = data.ljust(_SIZE, b"\0")
     # The mount's process writes there what it likes.
     slots = tuple(min(number, _MOST) for number in struct.unpack(f"@{_SLOTS}Q", data))
     names = {number: cls.__name__ for number, cls in messages.BY_TYPE.items()}
@@ -166,5 +180,7 @@ def read(source: mmap.mmap | str) -> Counted:
         errors={number: slots[_ERRORS + number] for number in range(256) if slots[_ERRORS + number]},
         received=slots[_RECEIVED],
         sent=slots[_SENT],
+        beside=slots[_BESIDE],
+        beside_device=slots[_BESIDE_DEVICE],
         latencies=latencies,
     )

@@ -95,6 +95,7 @@ class FileServer:
         self._exited = asyncio.Event()
         self._on_exit: list[Callable[[ComputeSystemGone], None]] = []
         self._on_takeover: list[Callable[[control.Reply], None]] = []
+        self._on_left: list[Callable[[tuple[control.Left, ...]], None]] = []
         self._closing = False
         self._restarting: asyncio.Task[None] | None = None
         self._restart_delay = _RESTART_FIRST
@@ -254,7 +255,8 @@ class FileServer:
     async def remove_plan9(self, share: Plan9Share) -> None:
         """Remove a share; when this returns, no process serves it any more.
 
-        Raises `ShareNotFound`, and what `add_plan9` does but for what is of the options.
+        `on_left` tells of those that were killed and wait in the kernel for a file system that does not answer. Raises
+        `ShareNotFound`, and what `add_plan9` does but for what is of the options.
         """
         await self._modify(schema.removal(share.name))
 
@@ -285,7 +287,10 @@ class FileServer:
         """Have the supervisor carry out a modify document, which says all there is to say."""
         document = _raw(request)
         link = await self._require_link()
-        await link.ask(lambda number: control.Modify(number, document), self._modify_timeout)
+        reply = await link.ask(lambda number: control.Modify(number, document), self._modify_timeout)
+        if reply.left:
+            for callback in self._on_left:
+                callback(reply.left)
 
     async def status(self, *, counters: bool = False) -> control.Reply:
         """Return the addresses, the shares, and the mount processes of each; with `counters`, what these have done.
@@ -331,6 +336,13 @@ class FileServer:
         these by itself (`uvmshare.share.interfaces.TellsTakeover`).
         """
         self._on_takeover.append(callback)
+
+    def on_left(self, callback: Callable[[tuple[control.Left, ...]], None]) -> None:
+        """Have `callback` called, in the event loop, with the processes that a removal leaves behind.
+
+        Their connections are cut. `status` tells of them until they have ended.
+        """
+        self._on_left.append(callback)
 
     async def wait_exit(self) -> str:
         """Return, with the reason, when the file server has ended, or was closed."""

@@ -23,6 +23,7 @@ from functools import cache
 from typing import Final
 
 from uvmshare.fileserver import syscalls
+from uvmshare.fileserver.mounttable import TABLE
 from uvmshare.fileserver.syscalls import MountFlag
 
 __all__ = ["DirectoryGone", "enclose", "trouble"]
@@ -40,16 +41,17 @@ class DirectoryGone(FileNotFoundError):
     """The directory of a share is not there any more."""
 
 
-def enclose(root: int, *, read_only: bool) -> bool:
+def enclose(root: int, *, read_only: bool, table: int) -> bool:
     """Have this process see the directory of the descriptor `root` and nothing else, for ever.
 
-    The descriptor is the same directory in the namespace afterwards. Returns whether that was done, which it is where
+    The descriptor is the same directory in the namespace afterwards, and `table` its table of mounts
+    (/proc/self/mountinfo), which can be watched. Returns whether that was done, which it is where
     `trouble` finds none and the directory is for this user to enclose. Raises `OSError`, which is `DirectoryGone` where
     there is no such directory any more: then the process must end.
     """
     if trouble() or not _is_own(root):
         return False
-    _enclose(root, read_only=read_only)
+    _enclose(root, read_only=read_only, table=table)
     return True
 
 
@@ -63,13 +65,17 @@ def _is_own(root: int) -> bool:
     return os.geteuid() == 0 or (found.st_uid, found.st_gid) == (os.geteuid(), os.getegid())
 
 
-def _enclose(root: int, *, read_only: bool) -> None:
+def _enclose(root: int, *, read_only: bool, table: int | None = None) -> None:
     # The working directory is what the kernel takes along into the new namespace, wherever its path leads by now.
     os.fchdir(root)
     if os.geteuid() == 0:
         syscalls.new_namespaces(users=False)
     else:
         _become_alone()
+    if table is not None:
+        own = os.open(TABLE, os.O_RDONLY | os.O_CLOEXEC)
+        os.dup2(own, table, inheritable=False)
+        os.close(own)
     syscalls.mount("/", MountFlag.REC | MountFlag.SLAVE)
     try:
         share = syscalls.clone_mounts(".", below=True)

@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from uvmshare.fileserver.idle import Idle
     from uvmshare.fileserver.listing import AllowedListing, Listing
     from uvmshare.fileserver.tree import Node, Tree
 
-__all__ = ["CreatedFile", "Fid", "OpenFile", "OpenFiles", "XattrValue", "XattrWrite"]
+__all__ = ["CreatedFile", "Fid", "ForeignFile", "OpenFile", "OpenFiles", "XattrValue", "XattrWrite", "closes_here"]
+
+_thread: Final = threading.local()
+"""`closes`: whether this thread may wait for a file system that may never answer."""
+
+
+def closes_here() -> None:
+    """Have this thread close foreign files itself from now on."""
+    _thread.closes = True
 
 
 class OpenFile:
@@ -88,6 +98,23 @@ class OpenFile:
         return written
 
 
+class ForeignFile(OpenFile):
+    """An open file of a file system that may never answer, where close(2) may wait as any call.
+
+    So the loop's thread never closes one; another thread is started where it drops one all the same.
+    """
+
+    __slots__ = ()
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        if getattr(_thread, "closes", False):
+            with suppress(OSError):  # EIO and ENOSPC of what was written: close(2) tells nobody here
+                close(self.fd)
+            return
+        with suppress(RuntimeError):  # no room for a thread: it goes with the process
+            threading.Thread(target=close, args=(self.fd,), daemon=True).start()
+
+
 class CreatedFile(OpenFile):
     """The open file that was created: its descriptor is its node's, which closes it, and no other fid has that node.
 
@@ -117,21 +144,23 @@ class CreatedFile(OpenFile):
 
 
 class OpenFiles:
-    """All that is open in a session, by its inode: one file may be open many times."""
+    """All that is open in a session, by its inode: one file may be open many times. Asked by any thread."""
 
-    __slots__ = ("_by_inode", "_count")
+    __slots__ = ("_by_inode", "_count", "_lock")
 
     def __init__(self) -> None:
         self._by_inode: dict[int, OpenFile | set[OpenFile]] = {}
         self._count = 0
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return self._count
 
-    def of_inode(self, inode: int) -> Iterable[OpenFile]:
+    def of_inode(self, inode: int) -> tuple[OpenFile, ...]:
         """Return what is open of the files that have this inode number, each on a device of its own."""
-        found = self._by_inode.get(inode, ())
-        return (found,) if isinstance(found, OpenFile) else found
+        with self._lock:
+            found = self._by_inode.get(inode, ())
+            return (found,) if isinstance(found, OpenFile) else tuple(found)
 
     def of(self, key: tuple[int, int]) -> list[OpenFile]:
         """Return what is open of a file, named by (device, inode)."""
@@ -139,26 +168,32 @@ class OpenFiles:
 
     def add(self, file: OpenFile) -> None:
         """Take one in."""
-        there = self._by_inode.setdefault(file.key[1], file)
-        if isinstance(there, set):
-            there.add(file)
-        elif there is not file:
-            self._by_inode[file.key[1]] = {there, file}
-        self._count += 1
+        with self._lock:
+            there = self._by_inode.setdefault(file.key[1], file)
+            if isinstance(there, set):
+                there.add(file)
+            elif there is not file:
+                self._by_inode[file.key[1]] = {there, file}
+            self._count += 1
 
-    def remove(self, file: OpenFile) -> None:
-        """Forget one that is there."""
-        there = self._by_inode[file.key[1]]
-        if isinstance(there, set):
-            there.remove(file)
-        if there is file or not there:
-            del self._by_inode[file.key[1]]
-        self._count -= 1
+    def discard(self, file: OpenFile) -> None:
+        """Forget one, if it is there: a new session forgets all, whatever threads are still at."""
+        with self._lock:
+            there = self._by_inode.get(file.key[1])
+            if isinstance(there, set) and file in there:
+                there.remove(file)
+            elif there is not file:
+                return
+            if there is file or not there:
+                del self._by_inode[file.key[1]]
+            self._count -= 1
 
     def clear(self) -> None:
         """Forget all."""
-        self._by_inode.clear()
-        self._count = 0
+        with self._lock:
+            files, self._by_inode = self._by_inode, {}
+            self._count = 0
+        del files  # what is closed with them may take its time
 
 
 @dataclass(frozen=True, slots=True)

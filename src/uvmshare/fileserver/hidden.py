@@ -21,7 +21,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
-from uvmshare.fileserver.syscalls import file_system_type
+from uvmshare.fileserver.syscalls import MountCrossed, file_system_type, open_entry
 from uvmshare.hiding import Fate, Patterns
 
 if TYPE_CHECKING:
@@ -102,25 +102,31 @@ class Hidden:
         """The state of a directory in a directory of a state."""
 
     def state(self, path: bytes) -> State | None:
-        """Return the state of the directory at a path; None when it is hidden."""
+        """Return the state of the directory at a path; None when it is hidden. Asked by any thread."""
+        if not path:
+            return self._patterns.root
         known = self._known
-        if path in known:
+        try:  # not looked for first: another thread may clear it in between
             return known[path]
-        above, _, name = path.rpartition(b"/")
-        state: State | None = self._patterns.root
-        if above in known:
-            names, state = [name], known[above]
-        else:
-            names = path.split(b"/")
-        for name in names:
-            if state is None or self.fate(state, name).hides(directory=True):
-                state = None
-                break
-            state = self.below(state, name)
+        except KeyError:
+            state = self._state_of(path)
         if len(known) >= _MOST_KNOWN:
             known.clear()
-            known[b""] = self._patterns.root
         known[path] = state
+        return state
+
+    def _state_of(self, path: bytes) -> State | None:
+        above, _, name = path.rpartition(b"/")
+        names: list[bytes]
+        state: State | None
+        try:
+            names, state = [name], self._known[above]
+        except KeyError:
+            names, state = path.split(b"/"), self._patterns.root
+        for name in names:
+            if state is None or self.fate(state, name).hides(directory=True):
+                return None
+            state = self.below(state, name)
         return state
 
     def shows(self, path: bytes, is_directory: Callable[[], bool]) -> bool:
@@ -133,7 +139,11 @@ class Hidden:
         return not fate.hides(directory=is_directory()) if fate.depends else fate is Fate.SHOWN
 
     def filter(self, state: State, directory: int) -> Callable[[bytes, int], bool]:
-        """Return what says whether an entry of an open directory of that state is hidden, by its name and d_type."""
+        """Return what says whether an entry of an open directory of that state is hidden, by its name and d_type.
+
+        Where the type decides and is not told, the entry is looked at, but not what is mounted over it, which may never
+        answer: that is hidden then. A type that is told is also that of what is mounted there, directory or not.
+        """
         fate_of = self.fate
 
         def hides(name: bytes, d_type: int) -> bool:
@@ -145,10 +155,15 @@ class Hidden:
             if d_type:
                 return fate.hides(directory=d_type == _DT_DIR)
             try:
-                found = os.stat(name, dir_fd=directory, follow_symlinks=False)
-            except OSError:
+                entry = open_entry(name, directory)
+            except (MountCrossed, OSError):
                 return True  # it is gone, or nobody can say what it is
-            return fate.hides(directory=stat.S_ISDIR(found.st_mode))
+            try:
+                return fate.hides(directory=stat.S_ISDIR(os.fstat(entry).st_mode))
+            except OSError:
+                return True
+            finally:
+                os.close(entry)
 
         return hides
 

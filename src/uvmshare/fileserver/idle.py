@@ -23,21 +23,23 @@ import errno
 import fcntl
 import os
 import stat
-from collections import deque
+import threading
+from collections import Counter, deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.directory import birth_time, file_handle
+from uvmshare.fileserver.fid import ForeignFile
+from uvmshare.fileserver.syscalls import MountCrossed
+from uvmshare.fileserver.tree import ForeignNode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from uvmshare.fileserver.fid import Fid, OpenFile, OpenFiles
     from uvmshare.fileserver.tree import Node, Tree
 
-__all__ = ["Idle"]
-
-_PATH_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+__all__ = ["Idle", "Pins"]
 
 _KEPT_FLAGS: Final = os.O_ACCMODE | os.O_APPEND | os.O_SYNC | os.O_DSYNC
 """What is asked for again of how a file was opened."""
@@ -50,6 +52,35 @@ _MOST_RENAMES: Final = 4096
 
 _MOST_STEPS: Final = 64
 """Renames of one file that are followed."""
+
+
+class Pins:
+    """The nodes that threads beside the loop use now: their descriptors stay open. The lock guards closing them too."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.counts: Counter[Node] = Counter()
+
+    def pin(self, nodes: Iterable[Node]) -> list[Node]:
+        """Keep these nodes and those above them open; return all of them."""
+        pinned: list[Node] = []
+        with self.lock:
+            for node in nodes:
+                at: Node | None = node
+                while at is not None:
+                    pinned.append(at)
+                    at = at.parent
+            self.counts.update(pinned)
+        return pinned
+
+    def unpin(self, pinned: list[Node]) -> None:
+        """Need them no more."""
+        with self.lock:
+            for node in pinned:
+                self.counts[node] -= 1
+                if not self.counts[node]:
+                    del self.counts[node]
+        pinned.clear()
 
 
 class Idle:
@@ -65,10 +96,14 @@ class Idle:
         tree: Tree,
         fids: dict[int, Fid],
         opened: OpenFiles,
+        pins: Pins,
         *,
         in_use: Callable[[], set[OpenFile]],
         came_back: Callable[[int], None],
+        is_foreign: bool = False,
     ) -> None:
+        self.pins = pins
+        self._is_foreign = is_foreign
         self._tree = tree
         self._fids = fids
         self._opened = opened
@@ -82,6 +117,14 @@ class Idle:
         self._any_file_let_go = False
 
     # Letting go
+
+    def let_go_all(self, mount: str) -> None:
+        """Close the descriptors of all idle foreign nodes of one mount. Waits for its file system."""
+        for fid in list(self._fids.values()):
+            node: Node | None = fid.node
+            if not fid.is_open and isinstance(node, ForeignNode) and node.mount == mount:
+                while node is not None and self._close(node):
+                    node = node.parent
 
     def let_go(self, most: int, *, opened_too: bool = False) -> int:
         """Close the descriptors of idle nodes until `most` are closed or there are no more; return how many were.
@@ -114,7 +157,7 @@ class Idle:
 
     def _close(self, node: Node) -> bool:
         """Close a node's descriptor, unless its file could not be found again."""
-        if node.parent is None or node.seal is not None:
+        if node.parent is None or node.seal is not None or node.is_foreign is not self._is_foreign:
             return False
         try:
             found = os.fstat(node.fd)
@@ -128,13 +171,16 @@ class Idle:
             seal = _seal(node.fd, found)
         except OSError:
             return False
-        node.let_go(seal)
+        with self.pins.lock:
+            if node in self.pins.counts or node.seal is not None:
+                return False
+            node.let_go(seal)
         self.any_let_go = True
         return True
 
     def _close_file(self, file: OpenFile, node: Node) -> bool:
         """Close an open file's descriptor, unless it could not be found again."""
-        if file.away is not None or file.listing is not None or node.parent is None:
+        if file.away is not None or file.listing is not None or node.parent is None or node.is_foreign:
             return False
         try:
             if not os.fstat(file.fd).st_nlink:
@@ -166,10 +212,11 @@ class Idle:
         if not self.any_let_go:
             return
         key = _place(directory, name)
-        self._renames.pop(key, None)
-        self._renames[key] = to, new_name
-        if len(self._renames) > _MOST_RENAMES:
-            del self._renames[next(iter(self._renames))]
+        with self.pins.lock:
+            self._renames.pop(key, None)
+            self._renames[key] = to, new_name
+            if len(self._renames) > _MOST_RENAMES:
+                del self._renames[next(iter(self._renames))]
 
     def open_again(self, node: Node, flags: int) -> int:
         """Open the file of a node for I/O once more. Raises `OSError`: ESTALE when it is gone."""
@@ -184,10 +231,8 @@ class Idle:
         """Have the descriptors again of what the guest has open and is about to take a name from."""
         if not self._any_file_let_go:
             return
-        with suppress(OSError):
-            found = self._tree.lending.during(
-                lambda: os.stat(name, dir_fd=directory.fd, follow_symlinks=False), directory
-            )
+        with suppress(OSError, MountCrossed):  # what something is mounted over cannot be removed
+            found = self._tree.look(directory, name)
             for file in self._opened.of((found.st_dev, found.st_ino)):
                 file.come_back()
 
@@ -204,12 +249,14 @@ class Idle:
 
     def _find(self, node: Node) -> None:
         seal, parent, name = node.seal, node.parent, node.name
-        assert seal is not None
         assert parent is not None
+        if seal is None:
+            return  # by another thread
         for _ in range(_MOST_STEPS):
             descriptor = self._open(parent, name, seal)
             if descriptor is not None:
-                node.took(descriptor)
+                if not self._took(node, descriptor):
+                    return
                 if parent is not node.parent:
                     self._tree.move(node, parent, name)
                 node.name = name
@@ -219,17 +266,31 @@ class Idle:
                 break
             parent, name = moved
         for file in self._opened.of_inode(seal & _INODE):
+            # A foreign one that happens to have this inode number may never answer.
+            if isinstance(file, ForeignFile) is not self._is_foreign:
+                continue
             if file.away is None and _seal(file.fd, os.fstat(file.fd)) == seal:
-                node.took(self._tree.open_again(file.fd, os.O_PATH))
+                self._took(node, self._tree.open_again(file.fd, os.O_PATH))
                 return
         raise OSError(errno.ENOENT, "no longer where it was")
+
+    def _took(self, node: Node, descriptor: int) -> bool:
+        """Give a node its descriptor, unless another thread was faster."""
+        with self.pins.lock:
+            if node.seal is not None:
+                node.took(descriptor)
+                return True
+        os.close(descriptor)
+        return False
 
     def _open(self, parent: Node, name: bytes, seal: int) -> int | None:
         """Open what a directory has under a name, if it is what the seal is of."""
         if not self._tree.is_allowed(parent, name):
             return None
         try:
-            descriptor = self._tree.lending.during(lambda: os.open(name, _PATH_FLAGS, dir_fd=parent.fd), parent)
+            descriptor = self._tree.lending.during(lambda: self._tree.open_entry(name, parent.fd), parent)
+        except MountCrossed:
+            return None
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
                 raise

@@ -167,6 +167,7 @@ class Listing:
         self._qid_path = qid_path
         self._qid_base = qid_base
         self._regular_type = regular_type
+        self.looks_at_files = regular_type is not None
         self._root_inode = root_inode
         found = os.fstat(descriptor)
         self.is_large = found.st_size >= _LARGE
@@ -400,6 +401,7 @@ class AllowedListing:
         self._dots = root
         self._qid_path = qid_path
         self._regular_type = regular_type
+        self.looks_at_files = regular_type is not None
 
     def is_ready(self, offset: int) -> bool:
         """Say whether a read from there needs nothing of the host."""

@@ -106,7 +106,7 @@ class LockTable:
 
     def __len__(self) -> int:
         """Return the number of locked ranges."""
-        return sum(len(holding.ranges) for holding in self.holdings.values())
+        return sum(len(holding.ranges) for holding in list(self.holdings.values()))
 
     def set(self, file: tuple[int, int], owner: Owner, kind: int, span: Range, reopen: Callable[[int], int]) -> bool:
         """Lock or unlock a range; `kind` is fcntl's. Returns False when somebody else is in the way.
@@ -165,8 +165,8 @@ class LockTable:
 
     def forget_file(self, file: tuple[int, int]) -> None:
         """Drop every lock on a file that no fid of the session has open any more."""
-        for key in [key for key in self.holdings if key[0] == file]:
-            del self.holdings[key]
+        for key in [key for key in list(self.holdings) if key[0] == file]:
+            self.holdings.pop(key, None)
 
     def clear(self) -> None:
         """Drop every lock."""
@@ -202,7 +202,7 @@ class GuestLocks:
 
     def __len__(self) -> int:
         """Return the number of locked ranges."""
-        return sum(map(len, self.holdings.values()))
+        return sum(map(len, list(self.holdings.values())))
 
     def set(self, file: tuple[int, int], owner: Owner, kind: int, span: Range, reopen: Callable[[int], int]) -> bool:
         """Lock or unlock a range as `LockTable.set` does; an exclusive lock needs no file that may be written."""
@@ -226,7 +226,7 @@ class GuestLocks:
         self, file: tuple[int, int], owner: Owner, kind: int, span: Range, reopen: Callable[[int], int]
     ) -> Conflict | None:
         """Return the lock that stands in the way of one, in the table or on the host, or None. Raises `OSError`."""
-        for (locked, other), holding in self.holdings.items():
+        for (locked, other), holding in list(self.holdings.items()):
             if locked != file or other == owner:
                 continue
             kinds = [(fcntl.F_WRLCK, holding.write)]
@@ -244,8 +244,8 @@ class GuestLocks:
 
     def forget_file(self, file: tuple[int, int]) -> None:
         """Drop every lock on a file that no fid of the session has open any more."""
-        for key in [key for key in self.holdings if key[0] == file]:
-            del self.holdings[key]
+        for key in [key for key in list(self.holdings) if key[0] == file]:
+            self.holdings.pop(key, None)
 
     def clear(self) -> None:
         """Drop every lock."""

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import struct
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -20,6 +21,7 @@ from uvmshare.errors import UvmshareError
 from uvmshare.fileserver import confinement, rundir, syscalls
 from uvmshare.fileserver.enclosure import DirectoryGone
 from uvmshare.fileserver.leaving import LEAVE
+from uvmshare.fileserver.mounttable import TABLE, has_mounts, is_changed
 from uvmshare.fileserver.said import STDERR, say
 from uvmshare.fileserver.session import Session
 from uvmshare.fileserver.waiting import notice_death, probe_for_ever
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.export import Export
     from uvmshare.fileserver.handshake import Attach
     from uvmshare.fileserver.limits import Limits
+    from uvmshare.fileserver.tree import Tree
 
 __all__ = ["Life", "serve"]
 
@@ -99,11 +102,18 @@ def serve(
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))
         notice_death(connection, limits.peer_seconds)
         descriptors = confinement.allow_descriptors(limits.descriptors)
-        enclosed = confinement.enter(export)
+        table = os.open(TABLE, os.O_RDONLY | os.O_CLOEXEC)
+        any_mounts = _may_have_mounts(export, table)
+        enclosed = confinement.enter(export, table)
         session = Session(connection, export, limits, say, counters, descriptors=descriptors)
 
         def leave() -> NoReturn:
+            if session.foreign.is_busy:
+                # What hangs keeps this process, and the connection with it. Its guest is not to wait for that.
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
             session.tree.lending.give_all_back()
+            session.foreign.tree.lending.give_all_back()
             os._exit(0)
 
         signal.signal(LEAVE, lambda *_: session.outbox.end(leave))
@@ -112,21 +122,55 @@ def serve(
             export, limits, kept=(kept, STDERR), enclosed=enclosed, over_vsock=over_vsock
         )
         probe_for_ever(connection, limits.peer_seconds)
-        session.tree.walls.take_process(has_landlock=has_landlock, enclosed=enclosed)
+        if not session.tree.root.is_foreign:
+            session.tree.walls.take_process(has_landlock=has_landlock, enclosed=enclosed)
+        session.foreign.tree.walls.like(session.tree.walls)
+        _follow_mounts(table, session.tree, any_there=any_mounts)
         session.run((attach.tag, attach.message), attach.msize, attach.rest)
         status = 0
     except UvmshareError as error:
-        say(f"{error}; connection closed")
-        with suppress(OSError):
-            connection.sendall(messages.Rlerror(1).encode(attach.tag))
+        _refuse(connection, attach, errno.EPERM, error)
     except DirectoryGone as error:
-        say(f"{error}; connection closed")
-        with suppress(OSError):
-            connection.sendall(messages.Rlerror(errno.ENOENT).encode(attach.tag))
+        _refuse(connection, attach, errno.ENOENT, error)
     except BaseException as error:  # noqa: BLE001  nothing may unwind into the supervisor's frames
         say(f"{type(error).__name__}: {error}; connection closed")
     finally:
         os._exit(status)
+
+
+def _refuse(connection: socket.socket, attach: Attach, number: int, error: Exception) -> None:
+    """Answer an attach with an error, and say why."""
+    say(f"{error}; connection closed")
+    with suppress(OSError):
+        connection.sendall(messages.Rlerror(number).encode(attach.tag))
+
+
+def _may_have_mounts(export: Export, table: int) -> bool:
+    """Say whether anything may be mounted below a share's root, by a table of mounts and without a look at it."""
+    try:
+        here = os.readlink(f"/proc/self/fd/{export.root}")
+        return here != export.path or has_mounts(here, table)
+    except OSError:
+        return True
+
+
+def _follow_mounts(table: int, tree: Tree, *, any_there: bool) -> None:
+    """Tell the tree whether anything is mounted, and, on a thread, when something is.
+
+    `any_there`: whether anything was, or may have been, before this process had its own `table`.
+    """
+    is_changed(table, 0)  # by the namespace itself; what else came until now is looked for
+    try:
+        any_there = any_there or has_mounts(os.readlink(f"/proc/self/fd/{tree.root.fd}"), table)
+    except OSError:
+        any_there = True
+    tree.found_mounts(any_there=any_there)
+
+    def watch() -> None:
+        if is_changed(table, None):
+            tree.found_mounts(any_there=True)
+
+    threading.Thread(target=watch, name="mounts", daemon=True).start()
 
 
 def _die_with(lifeline: int) -> int:

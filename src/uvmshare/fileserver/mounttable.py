@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import os
 import re
+import select
+from contextlib import suppress
 from typing import NamedTuple
 
-__all__ = ["Place", "place_of", "shown_below"]
+__all__ = ["TABLE", "Place", "file_system_of", "has_mounts", "is_changed", "place_of", "shown_below"]
+
+TABLE = "/proc/self/mountinfo"
 
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
@@ -33,9 +37,11 @@ class _Mount(NamedTuple):
     point: str
 
 
-def _table() -> list[_Mount]:
+def _table(table: int | None = None) -> list[_Mount]:
+    """Read the table, or one that is open, from its beginning. Raises `OSError`."""
     mounts = []
-    with open("/proc/self/mountinfo", "rb") as file:
+    with open(TABLE if table is None else os.dup(table), "rb") as file:
+        file.seek(0)
         for line in file:
             number, _, device, root, point, *_ = line.split(b" ")
             mounts.append(_Mount(int(number), Place(device.decode(), _unescaped(root)), _unescaped(point)))
@@ -69,3 +75,37 @@ def shown_below(directory: str) -> list[Place]:
     """
     below = os.path.join(directory, "")
     return [place_of(directory), *(mount.root for mount in _table() if mount.point.startswith(below))]
+
+
+def has_mounts(directory: str, table: int) -> bool:
+    """Say whether anything is mounted below a directory, by an open table and without a look at it. Raises `OSError`.
+
+    What is mounted there is not below it.
+    """
+    below = os.path.join(directory, "")
+    return any(mount.point.startswith(below) and mount.point != directory for mount in _table(table))
+
+
+def file_system_of(device: int) -> str:
+    """Return the kind of file system that has a number (stat(2)), and where it is mounted; "" when none is seen.
+
+    It is not asked anything itself. Raises nothing.
+    """
+    number = f"{os.major(device)}:{os.minor(device)}".encode()
+    with suppress(OSError), open(TABLE, "rb") as file:
+        for line in file:
+            fields = line.rstrip().split(b" ")
+            if device and fields[2] == number:
+                kind, source = fields[fields.index(b"-") + 1 :][:2]
+                return f"{os.fsdecode(kind)} at {_unescaped(fields[4])!r} ({_unescaped(source)})"
+    return ""
+
+
+def is_changed(table: int, seconds: float | None) -> bool:
+    """Wait until mounts come or go in the namespace of an open table, or the time is over; say whether they did.
+
+    Each change is told once, see proc_pid_mounts(5).
+    """
+    changed = select.poll()
+    changed.register(table, select.POLLPRI)
+    return bool(changed.poll(None if seconds is None else seconds * 1000))

@@ -80,11 +80,12 @@ def is_settled(now: int, *times: int) -> bool:
 class Known:
     """What a guest sees of a file as long as the file is what it was.
 
-    `stat` has mode, inode, device, links, owner, group and size; `qid` is its qid as numbers; `body` that of an
-    Rgetattr, made with `atime` and `blocks`, which change without ctime.
+    `stat` has mode, inode, device, links, owner, group and size; `qid` is its qid as numbers; `made` is
+    the body of an Rgetattr, with the atime and blocks that it was made with, which change without ctime. The three
+    change together, since threads beside the loop (`foreign`) ask too.
     """
 
-    __slots__ = ("atime", "attributes", "blocks", "body", "ctime", "mtime", "qid", "stat")
+    __slots__ = ("attributes", "ctime", "made", "mtime", "qid", "stat")
 
     def __init__(self, found: os.stat_result, attributes: Attributes, qid: tuple[int, int, int]) -> None:
         self.stat = found[:7]
@@ -92,8 +93,7 @@ class Known:
         self.mtime = found.st_mtime_ns
         self.attributes = attributes
         self.qid = qid
-        self.body: bytes | None = None
-        self.atime = self.blocks = 0
+        self.made: tuple[int, int, bytes] = (0, 0, b"")
 
 
 _CREATE: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY

@@ -56,7 +56,6 @@ _INTRODUCED_SECONDS: Final = 5.0
 _PAUSE_SECONDS: Final = 0.01
 _NO_SHARE: Final = -1
 """The serial of a mount whose share cannot be told: it is ended."""
-_DEATH_SECONDS: Final = 10.0
 
 
 class _Opened(msgspec.Struct, frozen=True):
@@ -196,24 +195,26 @@ class RunDirectory:
             raise
         return found
 
-    def end_mounts(self, mounts: list[Found]) -> None:
+    def end_mounts(self, mounts: list[Found]) -> list[Found]:
         """End mount processes, asked first as `Shares` asks them, and wait for their end.
 
-        Raises `FileServerError` when one does not end.
+        Return those that were killed and do not end, because what they wait for does not answer. They serve nobody.
         """
+        left = []
         for mount in mounts:
             leaving.ask(mount.pidfd)
         give_up = time.monotonic() + leaving.LEAVE_SECONDS
         for mount in mounts:
             if not _ends(mount.pidfd, give_up):
                 leaving.kill(mount.pidfd)
-        deadline = time.monotonic() + _DEATH_SECONDS
+        deadline = time.monotonic() + leaving.DEATH_SECONDS
         for mount in mounts:
             if not _ends(mount.pidfd, deadline):
-                msg = f"mount process {mount.pid} was killed and does not end: what its share is on does not answer"
-                raise FileServerError(msg)
+                left.append(mount)
+                continue
             self.forget_mount(mount.connection)
             os.close(mount.pidfd)
+        return left
 
     def require_outside(self, share: Plan9Share) -> None:
         """Refuse a share through which a guest could write here: it could give itself other shares that way.
@@ -343,11 +344,16 @@ def _open_again(path: str) -> int:
 def _has_open(pid: int, path: str) -> bool | None:
     """Say whether a process has a file open; None when this process may not see that."""
     try:
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            with suppress(FileNotFoundError):  # closed since
-                # By the link: to look at what it leads to might have to wait for another file system.
-                if os.readlink(f"/proc/{pid}/fd/{name}") == path:
-                    return True
+        # By thread: one that was killed and waits in the kernel keeps all files open, when its first thread is gone.
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            names: list[str] = []
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+                names = os.listdir(f"/proc/{pid}/task/{thread}/fd")
+            for name in names:
+                with suppress(FileNotFoundError, ProcessLookupError):  # closed since
+                    # By the link: to look at what it leads to might have to wait for another file system.
+                    if os.readlink(f"/proc/{pid}/task/{thread}/fd/{name}") == path:
+                        return True
     except PermissionError:
         return None
     except OSError:

@@ -16,6 +16,7 @@ import mmap
 import os
 import socket
 import struct
+import threading
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
@@ -23,20 +24,22 @@ from uvmshare.errors import RemoteProtocolError
 from uvmshare.fileserver.aside import Aside
 from uvmshare.fileserver.counters import SAMPLED, Counters
 from uvmshare.fileserver.fid import OpenFiles
+from uvmshare.fileserver.fidtable import FidTable, XattrRoom
+from uvmshare.fileserver.foreign import Foreign
 from uvmshare.fileserver.handlers import large, locking, table, walking
 from uvmshare.fileserver.handshake import negotiate
-from uvmshare.fileserver.idle import Idle
+from uvmshare.fileserver.idle import Idle, Pins
 from uvmshare.fileserver.limits import Throttle
 from uvmshare.fileserver.listing import Kept
 from uvmshare.fileserver.locks import GuestLocks, LockTable
 from uvmshare.fileserver.outbox import Outbox, read_reply
 from uvmshare.fileserver.ownership import choose
 from uvmshare.fileserver.splicing import Splicer
+from uvmshare.fileserver.syscalls import MountCrossed
 from uvmshare.fileserver.tree import Tree
 from uvmshare.fileserver.waiting import is_readable, set_time_out
 from uvmshare.ninep import messages
-from uvmshare.ninep.constants import HEADER_SIZE, NOFID, VERSION
-from uvmshare.ninep.errno import to_errno
+from uvmshare.ninep.constants import HEADER_SIZE, VERSION
 from uvmshare.ninep.framing import check_size
 
 if TYPE_CHECKING:
@@ -64,8 +67,6 @@ _LET_GO: Final = 512
 
 _LET_GO_OPEN: Final = 4096
 """The same where open files have to go: seeing that nothing else is left takes about as long as closing these."""
-
-_NO_DESCRIPTORS: Final = os.strerror(errno.EMFILE)
 
 _AHEAD_MOST: Final = 64 * 1024
 """Up to this count the kernel is asked to read ahead and the read is tried again; above, a thread waits."""
@@ -107,7 +108,7 @@ _TURN: Final = range(512)
 _NOT_ATTACHED: Final[list[Server | None]] = [None] * 256
 
 
-class Session:
+class Session(FidTable):
     """Serves `export` on `connection` from a good attach to the end.
 
     `connection` is a blocking stream socket. `msize` is what the handshake negotiated, `attach` the
@@ -132,25 +133,27 @@ class Session:
         self.tree = Tree(export)
         self.ownership = choose(export.security_model, self.tree, export.links, export.map_owner)
         on_host = not export.read_only or limits.read_only_host_locks
-        self.locks: LockTable | GuestLocks = LockTable() if on_host else GuestLocks()
+        self.locks = LockTable() if on_host else GuestLocks()
         self.listings = Kept()
-        self.fids: dict[int, Fid] = {}
+        self.fids = {}
         self.msize = limits.msize
         self.outbox = Outbox(connection, self.tree.walls.confirm)
-        self._aside = Aside(self.outbox.send)
-        self._open = OpenFiles()
-        self.idle = Idle(self.tree, self.fids, self._open, in_use=self._aside.files, came_back=self.require_room)
-        self.tree.root.find_again = self.idle.find_again
+        self.aside = Aside(self.outbox.send)
+        self.opened_files = OpenFiles()
+        self.idle = Idle(
+            self.tree, self.fids, self.opened_files, Pins(), in_use=self.aside.files, came_back=self.require_room
+        )
+        self.tree.root.find_again = self._find_again
         self.most_descriptors = descriptors - min(_RESERVED, descriptors // 2)
         """The number of a descriptor from which on idle ones are closed."""
         self._silences = 0
         """How often in succession nothing came for `_wait` seconds."""
         self._rests = False
         """Whether all idle descriptors were closed since something came."""
-        self._xattr_bytes = 0
+        self.xattr_room = XattrRoom()
         self._connection = connection
-        self._log = log
-        self._logged: set[str] = set()
+        self.log = log
+        self.logged = set()
         self._attached = False
         self._lock_waits: list[locking.Waiting] = []
         self._next_lock_try = 0.0
@@ -158,7 +161,9 @@ class Session:
         """By the tag of the request."""
         self.throttle = Throttle(limits, on_first_wait=self._slowed_down)
         self.splicer = Splicer(connection.fileno()) if connection.family == socket.AF_UNIX else None
-        self._served = self._measured = _NOT_ATTACHED
+        self._plain = self._served = self._measured = _NOT_ATTACHED
+        self._thread = threading.get_ident()
+        self.foreign = Foreign(self)
         # Anonymous mappings: pages that no large message touches cost nothing.
         self.buffer = mmap.mmap(-1, max(limits.msize, 8192) + _IN_SLACK + _HEADER.size)
         """What the guest has sent. A slice of it is bytes, one of `view` is not copied."""
@@ -180,22 +185,22 @@ class Session:
         Returns when the connection is over; the reason, unless it is a plain hang-up, has been logged.
         """
         self.msize = msize
+        self._thread = threading.get_ident()
         self._attach(attached=True)
         try:
-            tag, message = attach
-            reply = self._guarded(tag, lambda: walking.attach(self, tag, message))
-            assert reply is not None
-            self.outbox.reply(reply)
+            reply = self._guarded(attach[0], lambda: self._serve_attach(*attach))
+            if reply is not None:
+                self.outbox.reply(reply)
             if len(rest) > self._room:
                 self._refuse("more came with the handshake than the largest message holds")
             self.view[: len(rest)] = rest
             self._serve(len(rest))
         except RemoteProtocolError as error:
-            self._log(f"{error}; connection closed")
+            self.log(f"{error}; connection closed")
         except (BrokenPipeError, ConnectionResetError):
             pass  # the guest hung up
         except OSError as error:
-            self._log(f"{error.strerror or error}; connection closed")
+            self.log(f"{error.strerror or error}; connection closed")
         finally:
             self.close()
 
@@ -204,11 +209,11 @@ class Session:
         # (`perf` of walks at depth 32: 60 % before it was written so). Hence one `struct` call for a
         # header, handlers in a list by type, `try` around the loop and not around each request.
         view, buffer, unpack = self.view, self.buffer, _HEADER.unpack_from
-        replies, pending, ahead = self.outbox.replies, self._aside.pending, self._ahead
+        replies, pending, ahead = self.outbox.replies, self.aside.pending, self._ahead
         append = replies.append
         throttle = self.throttle.spend if self.throttle.is_needed else None
         counts = self.counters.slots
-        start = tag = turn = charged = 0
+        start = stop = number = at = tag = turn = charged = 0
         while True:
             turn += 1
             served, msize = self._measured if turn % SAMPLED == 0 else self._served, self.msize
@@ -241,7 +246,9 @@ class Session:
             except RemoteProtocolError:
                 raise
             except Exception as error:  # noqa: BLE001  a bug of ours must not become the guest's hang
-                append(self.error(tag, error))
+                reply = self._failed(error, number, tag, at, stop)
+                if reply is not None:
+                    append(reply)
                 if len(replies) < _TURN.stop:
                     continue
                 more = True  # a turn does not go on for ever with errors: the replies between them may be large
@@ -289,6 +296,8 @@ class Session:
                 received = self._connection.recv_into(into)
             except BlockingIOError:
                 self.bear_silence()
+                if not self._rests:
+                    self.foreign.rest()
                 while not self._rests and not is_readable(self._connection, 0):
                     self._rests = not self.idle.let_go(_LET_GO)
             else:
@@ -305,31 +314,31 @@ class Session:
         except Exception as error:  # noqa: BLE001  a bug of ours must not become the guest's hang
             return self.error(tag, error)
 
-    def error(self, tag: int, error: Exception) -> bytes:
-        """Return the Rlerror for whatever a handler raised, and log a limit that it met or a bug of ours."""
-        if isinstance(error, OSError):
-            if error.errno == errno.EMFILE and error.strerror == _NO_DESCRIPTORS:  # the kernel's, and no limit of fids
-                most = f"the limit is {self.limits.descriptors}, unless the host allows less"
-                self._log_once("descriptors", f"no descriptor is left: {most}; what needs more is refused")
-        elif isinstance(error, MemoryError):
-            limit = self.limits.memory_bytes
-            self._log_once(
-                "memory", f"{limit} bytes of memory are used, which is the limit; what needs more is refused"
-            )
-        elif not isinstance(error, OverflowError):  # a number that no system call takes
-            self._log(f"{type(error).__name__}: {error}; answered with an error")
-        number = to_errno(error)
-        self.counters.count_error(number)
-        return _RLERROR(tag, number)
+    def _failed(self, error: Exception, number: int, tag: int, at: int, stop: int) -> bytes | None:
+        """Return the answer to a request that raised something; None when a thread carries it out."""
+        if not isinstance(error, MountCrossed):
+            return self.error(tag, error)
+        try:
+            if not self.foreign.is_used:
+                self.foreign.is_used = True
+                self._attach(attached=True)
+            self.foreign.cross(number, tag, at, stop, error)
+        except OSError as refused:
+            return self.error(tag, refused)
+        return None
+
+    def _find_again(self, node: Node) -> None:
+        """Open what was let go; threads do so without the loop's working directory."""
+        (self.idle if threading.get_ident() == self._thread else self.foreign.idle).find_again(node)
 
     @property
     def is_waited_for(self) -> bool:
         """Whether any request has not been answered yet, so that tags are in use."""
-        return bool(self._aside.pending or self._ahead or self._lock_waits)
+        return bool(self.aside.pending or self._ahead or self._lock_waits)
 
     def serves(self, number: int) -> Server | None:
-        """Return what serves a message type now."""
-        return self._served[number]
+        """Return what serves a message type now, where no thread does."""
+        return self._plain[number]
 
     def bear_silence(self) -> None:
         """Note that nothing came for a while. Raises `RemoteProtocolError` when that was too long."""
@@ -352,7 +361,7 @@ class Session:
 
     def _is_tag_in_use(self, tag: int) -> bool:
         waits = tag in self._ahead or any(waiting.tag == tag for waiting in self._lock_waits)
-        return waits or tag in self._aside.pending
+        return waits or tag in self.aside.pending
 
     def _serve_rest(self, number: int, tag: int, fid: int, at: int, stop: int) -> bytes | None:
         """Serve what no handler does: sessions, flushes, what is not spoken here, and tags that are in use."""
@@ -370,17 +379,25 @@ class Session:
         if isinstance(message, messages.Tversion):
             return self._begin_again(message).encode(tag)
         if isinstance(message, messages.Tattach):
-            return walking.attach(self, tag, message)
+            return self._serve_attach(tag, message)
         if not self._attached:
             self._refuse(f"{cls.__name__} before Tversion and Tattach")
         if isinstance(message, messages.Tflush):
             return self._flush_request(tag, message)
         return _RLERROR(tag, errno.EOPNOTSUPP)
 
+    def _serve_attach(self, tag: int, message: messages.Tattach) -> bytes | None:
+        if not self.tree.root.is_foreign:
+            return walking.attach(self, tag, message)
+        self.foreign.attach(tag, message)
+        return None
+
     def _attach(self, *, attached: bool) -> None:
         """Serve requests from now on, or none but Tversion and Tattach."""
         self._attached = attached
-        self._served = table.served(read_only=self.export.read_only) if attached else _NOT_ATTACHED
+        self._plain = self._served = table.served(read_only=self.export.read_only) if attached else _NOT_ATTACHED
+        if self.foreign.is_used and attached:
+            self._served = self.foreign.served(self._plain)
         self._measured = self.counters.measured(self._served)
 
     def _flush_request(self, tag: int, message: messages.Tflush) -> bytes | None:
@@ -392,11 +409,13 @@ class Session:
         self._ahead.pop(message.oldtag, None)
         self._lock_waits = [waiting for waiting in self._lock_waits if waiting.tag != message.oldtag]
         answer = messages.Rflush().encode(tag)
-        return None if self._aside.flush(message.oldtag, answer) else answer
+        if self.foreign.flush(message.oldtag, answer):
+            return None
+        return None if self.aside.flush(message.oldtag, answer) else answer
 
     def _begin_again(self, message: messages.Tversion) -> messages.Message:
         """Tversion in the middle of a session ends all fids, and what was asked before (version(5))."""
-        self._aside.drop_all()
+        self.aside.drop_all()
         self._drop_fids()
         reply = negotiate(message, self.limits.msize)
         self._attach(attached=isinstance(reply, messages.Rversion) and reply.version == VERSION)
@@ -408,16 +427,18 @@ class Session:
         raise RemoteProtocolError(reason)
 
     def _drop_fids(self) -> None:
+        self.xattr_room = XattrRoom()
+        self.foreign.drop_fids()
         self._lock_waits.clear()
         self._ahead.clear()
         self.locks.clear()
         self.fids.clear()
-        self._open.clear()
-        self._xattr_bytes = 0
+        self.opened_files.clear()
 
     def close(self) -> None:
         """Let go of every fid and of what the session opened; the connection stays its owner's."""
-        self._aside.close()
+        self.aside.close()
+        self.foreign.close()
         if self.splicer is not None:
             self.splicer.close()
         self._drop_fids()
@@ -437,7 +458,7 @@ class Session:
             return reply
 
         file.come_back()  # no other thread opens it
-        return self._aside.start(tag, size, file, guarded)
+        return self.aside.start(tag, size, file, guarded)
 
     def read_later(self, tag: int, file: OpenFile, offset: int, count: int) -> None:
         """Answer a Tread that waits for the disk, without holding up others.
@@ -508,74 +529,11 @@ class Session:
 
     # Fids
 
-    def fid(self, number: int) -> Fid:
-        """Return the fid of that number: EBADF when there is none. Raises `OSError`."""
-        fid = self.fids.get(number)
-        if fid is None:
-            raise OSError(errno.EBADF, "unknown fid")
-        return fid
-
-    def open_file(self, number: int) -> OpenFile:
-        """Return the open file of a fid: EBADF when it has none. Raises `OSError`."""
-        file = self.fid(number).file
-        if file is None:
-            raise OSError(errno.EBADF, "fid is not open")
-        return file
-
-    def opened(self, fid: Fid, file: OpenFile) -> None:
-        """Give a fid its open file. The caller has asked `require_room_to_open`."""
-        fid.file = file
-        self._open.add(file)
+    def opened(self, fid: Fid, file: OpenFile, node: Node | None = None) -> None:
+        """Give a fid its open file, and close others where there are too many. Called by the loop."""
+        super().opened(fid, file, node)
         if file.fd > self.most_descriptors:
             self.require_room(file.fd)
-
-    def drop_fid(self, number: int) -> Fid:
-        """Forget a fid and return it: EBADF when there is none. Raises `OSError`.
-
-        Its file is closed when the caller lets go of it, and with the last fid that has a file open go
-        the guest's locks on it.
-        """
-        fid = self.fids.pop(number, None)
-        if fid is None:
-            raise OSError(errno.EBADF, "unknown fid")
-        if fid.file is not None:
-            self._open.remove(fid.file)
-            if self.locks.holdings and not self._open.of(fid.file.key):
-                self.locks.forget_file(fid.file.key)
-        elif fid.xattr is not None:
-            self._xattr_bytes -= fid.xattr.size
-        return fid
-
-    # Limits
-
-    def require_free(self, number: int) -> None:
-        """Refuse a number that is in use (EINVAL) or one fid too many (EMFILE). Raises `OSError`."""
-        if number in self.fids or number == NOFID:
-            raise OSError(errno.EINVAL, "fid in use, or the number that means none")
-        if len(self.fids) >= self.limits.fids:
-            self._refuse_more("fids", errno.EMFILE, f"there are {self.limits.fids} fids")
-
-    def require_room_to_open(self) -> None:
-        """Refuse one open file too many (EMFILE). Raises `OSError`."""
-        if len(self._open) >= self.limits.open_files:
-            self._refuse_more("open files", errno.EMFILE, f"{self.limits.open_files} files are open")
-
-    def require_room_to_lock(self) -> None:
-        """Refuse one locked range too many (ENOLCK). Raises `OSError`."""
-        if len(self.locks) >= self.limits.locks:
-            self._refuse_more("locks", errno.ENOLCK, f"{self.limits.locks} ranges are locked")
-
-    def require_xattr_room(self, size: int) -> None:
-        """Refuse to hold more of extended attributes than is allowed (ENOMEM), or count them. Raises `OSError`."""
-        if self._xattr_bytes + size > self.limits.xattr_bytes:
-            limit = self.limits.xattr_bytes
-            self._refuse_more("xattrs", errno.ENOMEM, f"{limit} bytes of extended attributes are held")
-        self._xattr_bytes += size
-
-    def _refuse_more(self, limit: str, number: int, reason: str) -> NoReturn:
-        """Raise the error of a limit that is reached, and log it the first time."""
-        self._log_once(limit, f"{reason}, which is the limit; more are refused")
-        raise OSError(number, reason)
 
     def _slowed_down(self) -> None:
         limits = self.limits
@@ -583,21 +541,3 @@ class Session:
             f"{limits.operations_per_second or 'any'} requests and {limits.bytes_per_second or 'any'} bytes a second"
         )
         self._log_once("rates", f"its rate is {rates}, which is the limit; what is more waits")
-
-    def _log_once(self, what: str, reason: str) -> None:
-        if what not in self._logged:
-            self._logged.add(what)
-            self._log(reason)
-
-    def require_changeable(self, directory: Node) -> None:
-        """Refuse changes of names in the root of a share with an allow-list: EACCES. Raises `OSError`."""
-        if not self.tree.is_shared(directory):
-            raise OSError(errno.EACCES, "the names of this directory are fixed")
-
-    def require_shared(self, node: Node) -> None:
-        """Refuse changes of the root of a share with an allow-list: EPERM. Raises `OSError`.
-
-        Both errnos are those of a directory that is somebody else's and may not be written.
-        """
-        if not self.tree.is_shared(node):
-            raise OSError(errno.EPERM, "only names in this directory are shared, not the directory itself")

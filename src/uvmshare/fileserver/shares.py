@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,11 +21,14 @@ from typing import TYPE_CHECKING
 from uvmshare.directory import may_be_same
 from uvmshare.errors import FileServerError, HostPathReplaced, ShareExists, ShareNotFound
 from uvmshare.fileserver import counters, leaving, mount, said
+from uvmshare.fileserver.control import Left
 from uvmshare.fileserver.counters import Counters
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.keepout import KeepOut
 from uvmshare.fileserver.ledger import Entry
+from uvmshare.fileserver.mounttable import file_system_of
 from uvmshare.fileserver.said import Said
+from uvmshare.hcs.schema import Plan9Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,7 +41,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.log import Log
     from uvmshare.fileserver.loop import Loop
     from uvmshare.fileserver.rundir import Found, RunDirectory
-    from uvmshare.hcs.schema import Beside, Plan9Share
+    from uvmshare.hcs.schema import Beside
 
 __all__ = ["Mount", "Share", "Shares"]
 
@@ -51,8 +55,13 @@ class Mount:
     share: Share
     connection: int
     peer: str
+    connected: socket.socket | None = None
+    """Its connection, to be cut when it does not end; None for one that was taken over."""
     kill_at: float | None = None
-    """When it is killed, once it was asked to leave; by the monotonic clock."""
+    """When it is killed, once it was asked to leave, and then when it is left behind; by the monotonic clock."""
+    was_killed: bool = False
+    left: Left | None = None
+    """What is told of it once it is left behind."""
     counters: Counters | None = None
     """None for one that was taken over: its counters are in the run directory."""
     said: Said | None = None
@@ -71,7 +80,9 @@ class Share:
     directory: str
     """Which one it is: `Export.root_id`."""
     mounts: dict[int, Mount] = field(default_factory=dict)
-    removals: list[Callable[[], None]] = field(default_factory=list)
+    removals: list[Callable[[tuple[Left, ...]], None]] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
+    """Mounts that its removal leaves behind."""
 
 
 class Shares:
@@ -91,8 +102,10 @@ class Shares:
         self._by_name: dict[str, Share] = {}
         self._serial = 0
         self.mount_count = 0
+        self._left: dict[int, Mount] = {}
+        """By pid, those that were left behind and have not ended."""
         self._leaving: dict[int, Mount] = {}
-        """By pid, those that were asked to leave; the first is the first to be killed."""
+        """By pid, those that were asked to leave, and those that were killed, until they have ended or are left."""
         self._ending = False
         self._lifeline: int | None = None
         if run_dir is None:
@@ -109,6 +122,17 @@ class Shares:
         self._by_name[export.name] = share
         for found in mounts:
             self._watch(Mount(found.pid, found.pidfd, share, found.connection, found.peer), said.reopen(found.pid))
+
+    def leave_behind(self, found: Found) -> None:
+        """Take note of a mount process that a supervisor before this one, or its taking over, has left behind."""
+        export = Export("?", "?", -1, read_only=True, only=None, security_model="none")
+        stuck = Mount(found.pid, found.pidfd, Share(0, Plan9Share(), export, ""), found.connection, found.peer)
+        stuck.left = Left(found.pid, "?", "?", self._where(stuck))
+        self._left[found.pid] = stuck
+        self._loop.watch(found.pidfd, lambda _: self._on_end(stuck))
+        self._log(
+            f"mount process {found.pid} ({found.peer}) was killed and does not end: it waits for {stuck.left.where}"
+        )
 
     def write_to(self, ledger: Ledger, last_serial: int) -> None:
         """Put every change down there from now on."""
@@ -155,8 +179,10 @@ class Shares:
         self._by_name[export.name] = Share(self._serial, document, export, found)
         return found
 
-    def remove(self, name: str, when_gone: Callable[[], None]) -> None:
+    def remove(self, name: str, when_gone: Callable[[tuple[Left, ...]], None]) -> None:
         """Take a share away: no new attach from now on, its mounts ended; `when_gone` once they have.
+
+        It is told which are left behind.
 
         Raises `ShareNotFound`, and what `Ledger.remove` raises; then nothing was changed.
         """
@@ -181,20 +207,56 @@ class Shares:
     @property
     def deadline(self) -> float | None:
         """When `expire` has something to do."""
-        for first in self._leaving.values():
-            return first.kill_at
-        return None
+        return min((each.kill_at for each in self._leaving.values() if each.kill_at is not None), default=None)
 
     def expire(self, now: float) -> None:
-        """Kill the mounts that were asked to leave and are still there."""
+        """Kill the mounts that were asked to leave and are still there, and leave those behind that are then."""
         for running in list(self._leaving.values()):
             if running.kill_at is not None and running.kill_at > now:
-                break
-            del self._leaving[running.pid]
+                continue
+            if running.was_killed:
+                del self._leaving[running.pid]
+                self._leave_behind(running)
+                continue
             leaving.kill(running.pidfd)
+            running.was_killed = True
+            running.kill_at = now + leaving.DEATH_SECONDS
+
+    def _leave_behind(self, stuck: Mount) -> None:
+        """Wait no longer for a mount process that was killed: cut its connection, and see to it when it ends."""
+        share = stuck.share
+        if stuck.connected is not None:
+            with suppress(OSError):
+                stuck.connected.shutdown(socket.SHUT_RDWR)
+            stuck.connected.close()
+            stuck.connected = None
+        stuck.left = Left(stuck.pid, share.export.name, share.export.path, self._where(stuck))
+        self._left[stuck.pid] = stuck
+        share.left.append(stuck.left)
+        del share.mounts[stuck.pid]
+        self.mount_count -= 1
+        self._log(
+            f"connection {stuck.connection} ({stuck.peer}), share {share.export.name}: its mount process {stuck.pid} "
+            f"was killed and does not end: it waits for {stuck.left.where}; it is left behind, and serves nobody"
+        )
+        if share.removals:
+            self._settle(share)
+
+    def _where(self, stuck: Mount) -> str:
+        counted = self.counted(stuck)
+        return file_system_of(counted.beside_device if counted.beside else 0) or "a file system that does not answer"
+
+    @property
+    def left(self) -> tuple[Left, ...]:
+        """The mount processes that are left behind."""
+        return tuple(each.left for each in self._left.values() if each.left is not None)
 
     def close(self) -> None:
-        """Let go of everything, once no mount is left."""
+        """Let go of everything, once no mount is left but those behind."""
+        for stuck in self._left.values():
+            os.close(stuck.pidfd)
+            if self._run_dir is not None:
+                self._run_dir.forget_mount(stuck.connection)
         for share in self._by_name.values():
             share.export.close()
         if self._ledger is not None:
@@ -256,7 +318,11 @@ class Shares:
             os.close(telling)
             if own_file is not None:
                 os.close(own_file)
-        self._watch(Mount(pid, pidfd, share, number, peer, counters=counted), told)
+        connected = None
+        with suppress(OSError):  # no descriptor left: it is ended all the same
+            # Not the socket's own dup, which sets O_NONBLOCK anew: the mount process has the same open file, and waits.
+            connected = socket.socket(fileno=os.dup(connection.socket.fileno()))
+        self._watch(Mount(pid, pidfd, share, number, peer, connected, counters=counted), told)
 
     def counted(self, running: Mount) -> Counted:
         """Return what a mount has done."""
@@ -286,14 +352,19 @@ class Shares:
         os.close(ended.pidfd)
         if ended.said is not None:
             ended.said.close()
+        if ended.connected is not None:
+            ended.connected.close()
         status = 0
         with suppress(ChildProcessError):  # taken over: not ours to reap
             _, status = os.waitpid(ended.pid, 0)
+        if self._run_dir is not None:
+            self._run_dir.forget_mount(ended.connection)
+        if self._left.pop(ended.pid, None) is not None:
+            self._log(f"mount process {ended.pid} of share {share.export.name}, which was left behind, has ended")
+            return
         del share.mounts[ended.pid]
         self._leaving.pop(ended.pid, None)
         self.mount_count -= 1
-        if self._run_dir is not None:
-            self._run_dir.forget_mount(ended.connection)
         expected = self._ending or share.removals
         if os.WIFSIGNALED(status) and not expected:
             self._log(
@@ -322,4 +393,4 @@ class Shares:
         del self._by_name[share.export.name]
         share.export.close()
         for when_gone in share.removals:
-            when_gone()
+            when_gone(tuple(share.left))

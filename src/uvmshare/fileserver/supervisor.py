@@ -89,6 +89,8 @@ class _Server:
             raise
         for entry, export, mounts in inheritance.shares:
             self.shares.take_over(entry, export, mounts)
+        for found in inheritance.left:
+            self.shares.leave_behind(found)
         self.lost = tuple(inheritance.lost)
         self.connections = Connections(loop, _log, configuration.limits, self.shares, inheritance.last_connection)
         if inheritance.found:
@@ -151,6 +153,7 @@ class _Server:
             notes=confinement.missing(),
             lost=self.lost,
             can_hide=True,
+            left=self.shares.left,
         )
 
 
@@ -236,8 +239,9 @@ class Supervisor:
             server.shares.close()
             if server.run_dir is not None:
                 server.run_dir.clear()
+        left = () if server is None else server.shares.left
         for controller, number in self._goodbyes:
-            self._controllers.answer(controller, control.Reply(id=number))
+            self._controllers.answer(controller, control.Reply(id=number, left=left))
         self._controllers.close()
 
     # Requests
@@ -295,8 +299,8 @@ class Supervisor:
             msg = "Settings: a Plan9Share is missing"
             raise InvalidDocument(msg)
 
-        def done() -> None:
-            self._controllers.answer(controller, control.Reply(id=request.id))
+        def done(left: tuple[control.Left, ...]) -> None:
+            self._controllers.answer(controller, control.Reply(id=request.id, left=left))
 
         match document.request_type:
             case schema.RequestType.ADD:

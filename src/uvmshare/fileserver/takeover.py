@@ -32,6 +32,8 @@ class Inheritance:
 
     shares: list[tuple[Entry, Export, list[Found]]] = field(default_factory=list)
     lost: list[control.Lost] = field(default_factory=list)
+    left: list[Found] = field(default_factory=list)
+    """Mount processes that were killed and do not end."""
     last_serial: int = 0
     last_connection: int = 0
     found: bool = False
@@ -42,13 +44,15 @@ class Inheritance:
             export.close()
             for mount in mounts:
                 os.close(mount.pidfd)
+        for mount in self.left:
+            os.close(mount.pidfd)
 
 
 def inherit(run_dir: RunDirectory, security_model: str, links: str) -> Inheritance:
     """Find what a dead supervisor left; end what it was about to end, and what nobody can go on with.
 
     Raises `FileServerError` when its table cannot be read, when its shares have another security model,
-    or when a mount process can be neither identified nor ended.
+    or when a mount process cannot be identified.
     """
     table = Ledger.read(run_dir.table)
     inheritance = Inheritance(found=table is not None)
@@ -77,7 +81,7 @@ def inherit(run_dir: RunDirectory, security_model: str, links: str) -> Inheritan
                     continue
                 reason = opened
             inheritance.lost.append(control.Lost(entry.document.access_name, entry.document.path, reason))
-        run_dir.end_mounts([mount for left in mounts.values() for mount in left])
+        inheritance.left = run_dir.end_mounts([mount for left in mounts.values() for mount in left])
     except BaseException:
         inheritance.close()
         raise

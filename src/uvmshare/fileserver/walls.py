@@ -95,6 +95,12 @@ class Walls:
             self._root_path = working_directory()
             self._is_fixed = self._root_path.startswith(b"/")
 
+    def like(self, walls: Walls) -> None:
+        """Know of the root what the loop's walls know, for threads, which have no working directory of their own."""
+        self.has_landlock = walls.has_landlock
+        self._root_path = walls._root_path
+        self._is_fixed = walls._is_fixed
+
     # By the working directory
 
     def before(self, start: Node) -> bytes:

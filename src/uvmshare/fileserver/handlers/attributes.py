@@ -62,10 +62,10 @@ def getattr_(session: Session, tag: int, number: int, at: int, stop: int) -> byt
     fid = session.fids.get(number) or session.fid(number)
     found = os.fstat(fid.node.fd)
     known = session.ownership.known(fid.node, found)
-    body = known.body
-    if body is None or known.atime != found.st_atime_ns or known.blocks != found.st_blocks:
-        known.atime, known.blocks = found.st_atime_ns, found.st_blocks
-        known.body = body = _encode(session.tree.told(fid.node, found), known, _block_size(session.msize))
+    atime, blocks, body = known.made
+    if not body or atime != found.st_atime_ns or blocks != found.st_blocks:
+        body = _encode(session.tree.told(fid.node, found), known, _block_size(session.msize))
+        known.made = found.st_atime_ns, found.st_blocks, body
     return _FRAME(_RGETATTR_SIZE, _RGETATTR_TYPE, tag) + body
 
 

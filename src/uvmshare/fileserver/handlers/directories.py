@@ -9,6 +9,7 @@ import errno
 import struct
 from typing import TYPE_CHECKING, Final
 
+from uvmshare.fileserver.syscalls import MountCrossed
 from uvmshare.ninep import messages as m
 from uvmshare.ninep import requests
 from uvmshare.ninep.constants import READ_HEADER_SIZE
@@ -37,6 +38,8 @@ def readdir(session: Session, tag: int, number: int, at: int, stop: int) -> byte
         session.tree.walls.require_inside(node)
     elif session.tree.state(node) != listing.state:
         raise OSError(errno.ENOENT, "moved to where other names are hidden: open it again")
+    if session.tree.has_mounts and listing.looks_at_files and not listing.is_ready(offset):
+        raise MountCrossed(file.fd, b"")  # for a thread: something may be mounted over one of the files
     count = min(count, session.msize - READ_HEADER_SIZE)
 
     # The job has the open file: a Tclunk while it runs would close the descriptor under the listing,

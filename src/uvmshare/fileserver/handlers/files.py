@@ -11,11 +11,11 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final, TypedDict
 
-from uvmshare.fileserver.fid import CreatedFile, OpenFile, XattrValue, XattrWrite
+from uvmshare.fileserver.fid import CreatedFile, ForeignFile, OpenFile, XattrValue, XattrWrite
 from uvmshare.fileserver.handlers import xattrs
 from uvmshare.fileserver.listing import AllowedListing, Listing
 from uvmshare.fileserver.ownership import Owner
-from uvmshare.fileserver.tree import Node, check_name
+from uvmshare.fileserver.tree import ForeignNode, Node, check_name
 from uvmshare.ninep import messages as m
 from uvmshare.ninep import requests
 from uvmshare.ninep.constants import READ_HEADER_SIZE, OpenFlag
@@ -104,13 +104,14 @@ def _open(session: Session, node: Node, flags: int) -> tuple[OpenFile, Known]:
     except OSError:
         walls.require_inside(node)  # no error of what lies outside is told
         raise
-    return OpenFile(descriptor, (found.st_dev, found.st_ino), **_kind_of(flags)), known
+    kind_of_file = ForeignFile if node.is_foreign else OpenFile
+    return kind_of_file(descriptor, (found.st_dev, found.st_ino), **_kind_of(flags)), known
 
 
 def _open_directory(session: Session, node: Node, found: os.stat_result) -> OpenFile:
     tree, device, is_root = session.tree, found.st_dev, node.parent is None
     descriptor = tree.lending.during(lambda: os.open(".", _LIST_FLAGS, dir_fd=node.fd), node)
-    file = OpenFile(descriptor, (device, found.st_ino))
+    file = (ForeignFile if node.is_foreign else OpenFile)(descriptor, (device, found.st_ino))
     regular_type = session.ownership.regular_type()
     if tree.allowed is not None and is_root:
         file.listing = AllowedListing(tree.allowed, found, qid_path=tree.qid_path, regular_type=regular_type)
@@ -173,11 +174,15 @@ def lcreate(session: Session, tag: int, number: int, at: int, stop: int) -> byte
         file, known = _open(session, node, flags)
         qid = known.qid
     else:
-        node = Node(io, directory, name)
-        file = CreatedFile(node, (found.st_dev, found.st_ino), **_kind_of(flags))
+        key = found.st_dev, found.st_ino
+        if directory.is_foreign:  # also the root of a share that is on such a file system
+            file = ForeignFile(io, key, **_kind_of(flags))
+            node = ForeignNode(session.tree.open_again(io, os.O_PATH), directory, name)
+        else:
+            node = Node(io, directory, name)
+            file = CreatedFile(node, key, **_kind_of(flags))
         qid = session.tree.qid_numbers(found, found.st_mode)
-    fid.node = node
-    session.opened(fid, file)
+    session.opened(fid, file, node)
     return _RLCREATE(tag, *qid, 0)
 
 

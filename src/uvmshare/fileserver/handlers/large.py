@@ -65,6 +65,6 @@ def write(session: Session, start: int, end: int) -> bool:
 def _file(session: Session, number: int) -> OpenFile | None:
     """Return the open file of a fid if splice(2) may write to it."""
     fid = session.fids.get(number)
-    if fid is None or fid.file is None or session.serves(_TWRITE) is not files.write:
+    if fid is None or fid.file is None or fid.node.is_foreign or session.serves(_TWRITE) is not files.write:
         return None
     return fid.file if fid.file.splices else None

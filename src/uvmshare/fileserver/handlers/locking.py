@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from uvmshare.fileserver.locks import END
 from uvmshare.ninep import messages as m
-from uvmshare.ninep.constants import LockFlag, LockStatus, LockType
+from uvmshare.ninep.constants import HEADER_SIZE, LockFlag, LockStatus, LockType
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.locks import Range
     from uvmshare.fileserver.session import Session
 
-__all__ = ["Waiting", "answer", "getlock", "lock"]
+__all__ = ["Waiting", "answer", "getlock", "is_granted", "lock"]
 
 _RLOCK: Final = m.packer(m.Rlock)
 _KINDS: Final = {
@@ -33,6 +33,8 @@ _KINDS: Final = {
 }
 _TYPES: Final = {host: guest for guest, host in _KINDS.items()}
 _BLOCK: Final = int(LockFlag.BLOCK)
+_TYPE_AT: Final = 4
+"""Where a message has its type: behind its size."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,6 +53,11 @@ def answer(waiting: Waiting, now: float) -> bytes | None:
     if now >= waiting.deadline:
         return _RLOCK(waiting.tag, LockStatus.BLOCKED)
     return None
+
+
+def is_granted(reply: bytes) -> bool:
+    """Say whether a reply, whole and of any type, is that a lock was granted or given up."""
+    return reply[_TYPE_AT] == m.Rlock.type and reply[HEADER_SIZE] == LockStatus.SUCCESS
 
 
 def _span(start: int, length: int) -> Range:

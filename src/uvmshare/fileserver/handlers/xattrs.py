@@ -80,7 +80,7 @@ def xattrcreate(session: Session, tag: int, message: m.Txattrcreate) -> bytes:
     session.tree.require_inside(fid.node)
     name = session.ownership.xattr_name(message.name)
     session.require_xattr_room(message.attr_size)  # last, because what it counts is only given back with the fid
-    fid.xattr = XattrWrite(name, message.attr_size, message.flags)
+    session.began_xattr(fid, XattrWrite(name, message.attr_size, message.flags))
     return _RXATTRCREATE(tag)
 
 
