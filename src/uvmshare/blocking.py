@@ -151,7 +151,7 @@ class Manager:
 
     def add_to_vm(self, options: AddOptions, *, owner: Hashable | None = None) -> str:
         """Make sure that the VM has the share, hold a reference to it, and return its name."""
-        self._manager._check(owner)  # noqa: SLF001  the two Managers are one
+        self._manager.claims.check(owner)
         return self._hold(options, owner).name
 
     def remove_from_vm(self, name: str, *, owner: Hashable | None = None) -> None:
@@ -238,7 +238,7 @@ class Manager:
 
     def _leave(self, share: Share, owner: BlockOwner, error: BaseException | None) -> None:
         # Not cancelled when this thread is interrupted: the reference is given back once, whatever happens.
-        _result_of(self._submit(self._manager._leave(share, owner, error)))  # noqa: SLF001  the two Managers are one
+        _result_of(self._submit(self._manager.claims.leave(share, owner, error)))
 
     def _submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         if threading.current_thread() is self._thread:
@@ -306,20 +306,20 @@ class _Claim:
 
     async def make(self, options: AddOptions, owner: Hashable | None) -> Share:
         self._owner = owner
-        self._share = share = await self._manager._hold(options, owner)  # noqa: SLF001  the two Managers are one
+        self._share = share = await self._manager.claims.hold(options, owner)
         if self._given_up:
             self.give_up()
         return share
 
     def keep(self) -> None:
         if self._share is not None:
-            self._manager._keep(self._share, self._owner)  # noqa: SLF001  as above
+            self._manager.claims.keep(self._share, self._owner)
             self._share = None
 
     def give_up(self) -> None:
         self._given_up = True
         if self._share is not None:
-            self._manager._withdraw(self._share, self._owner)  # noqa: SLF001  as above
+            self._manager.claims.withdraw(self._share, self._owner)
             self._share = None
 
 

@@ -322,11 +322,11 @@ async def until_unmounted(machine: Machine) -> None:
     """Wait until the guest has unmounted what nobody holds any more."""
     mounts = machine.require_mounts()
     while mounts.mounts():
-        for mount in tuple(mounts._by_path.values()):
+        for mount in tuple(mounts._engine.by_path.values()):
             if mount.operation is not None:
                 await mount.operation.wait()
             else:
-                mounts._see_to(mount)
+                mounts._engine.see_to(mount)
 
 
 def _machine(daemon: Running) -> Machine:

@@ -16,7 +16,7 @@ from tests.orders import Caller, cancel_everything, may_start, searches, try_eve
 
 from uvmshare.errors import ComputeSystemError, GuestAgentError, MountRevoked
 from uvmshare.mounts import MountManager, MountOptions, engine
-from uvmshare.mounts.engine import RETRY_FIRST
+from uvmshare.mounts.engine import RETRY_FIRST, Engine
 from uvmshare.mounts.state import MountLife
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
@@ -191,7 +191,7 @@ class World:
                 left = await self.mounts.unmap_from_guest(PATH, owner=owner, force=True)
         except (ComputeSystemError, GuestAgentError):
             return
-        entry = self.mounts._by_path.get(PATH)
+        entry = self.mounts._engine.by_path.get(PATH)
         wanted = entry is not None and (entry.wanted or entry.adding is not None)
         assert wanted or not self.mapped or not self.vm.shares, "it was forced, and the share is there"
         assert left is None or owner not in left.owners
@@ -203,7 +203,7 @@ class World:
         assert not self.agent.faults
         assert not self.vm.faults
         self._forget_history()
-        entry = self.mounts._by_path.get(PATH)
+        entry = self.mounts._engine.by_path.get(PATH)
         there = self.agent.mounts.get(PATH)
         if there is not None:
             assert entry is not None, "the guest has a mount, and the MountManager does not know it"
@@ -213,7 +213,7 @@ class World:
         if entry is not None and entry.doomed and entry.holds_share and not self.ended:
             assert entry.revocation, "nobody wants it, and the guest decides how long its share stays"
         if self.mapped and self.vm.shares:
-            going = any(share.operation or share.retry for share in self.shares._by_name.values())
+            going = any(share.operation or share.retry for share in self.shares._engine.by_name.values())
             assert entry is not None or going, "a share without its mount, and nobody takes it out"
         settling = self.mounts._settling.task is not None
         if entry is not None and entry.state is MountLife.MOUNTED and not self.lost:
@@ -249,7 +249,7 @@ class World:
         assert not [task for task in self.tasks if task is not None and not task.done()], "a call waits for ever"
         assert not self.agent.in_flight
         assert not self.vm.in_flight
-        entry = self.mounts._by_path.get(PATH)
+        entry = self.mounts._engine.by_path.get(PATH)
         owners = set(entry.owners) if entry is not None else set()
         assert self.relied_on <= owners <= self.relied_on | self.doubtful
         assert (PATH in self.agent.mounts) == bool(owners), "a mount too many, or one that did not come back"
@@ -263,7 +263,7 @@ class World:
         for caller, task, made in zip(self.callers, self.tasks, self.progress, strict=True):
             forces = made == len(caller.does) and caller.does[-1] != "unmap"
             assert not forces or task is None or task.done(), "somebody who was to end it waits for the guest"
-        entry = self.mounts._by_path.get(PATH)
+        entry = self.mounts._engine.by_path.get(PATH)
         wanted = entry is not None and entry.wanted
         assert wanted or not self.vm.shares, "a guest that says nothing keeps the share"
 
@@ -331,33 +331,33 @@ def test_every_order(bounds: Bounds, record_property: Callable[[str, object], No
 
 def steal_claims(mounts: MountManager, mount: Mount) -> None:
     mount.claims = 0
-    mounts._retry_later(mount)
+    mounts._engine.retry_later(mount)
 
 
-async def pull_the_share(mounts: MountManager, mount: Mount) -> None:
+async def pull_the_share(engine: Engine, mount: Mount) -> None:
     if mount.share_name is not None:
-        await mounts._shares.remove_from_vm(mount.share_name, owner=f"guest mount {mount.path}")  # type: ignore[union-attr]
+        await engine.shares.remove_from_vm(mount.share_name, owner=f"guest mount {mount.path}")  # type: ignore[union-attr]
         mount.share_name = None
-    await mounts._agent.remove_mapped_directory(NAMED)  # type: ignore[arg-type]  # any with the path
+    await engine.agent.remove_mapped_directory(NAMED)  # type: ignore[arg-type]  # any with the path
     mount.maybe_in_guest = False
 
 
-def never_end(mounts: MountManager, mount: Mount, operation: Operation, task: object) -> None:
+def never_end(engine: Engine, mount: Mount, operation: Operation, task: object) -> None:
     mount.operation = None
 
 
 @pytest.mark.parametrize(
-    ("method", "defect", "complaint"),
+    ("where", "method", "defect", "complaint"),
     [
-        ("_withdraw", steal_claims, "is being unmounted|was taken from|is gone|nobody wants"),
-        ("_unmount_in_guest", pull_the_share, "pulled from under a live mount"),
-        ("_end", never_end, "waits for ever"),
+        (MountManager, "_withdraw", steal_claims, "is being unmounted|was taken from|is gone|nobody wants"),
+        (Engine, "_unmount_in_guest", pull_the_share, "pulled from under a live mount"),
+        (Engine, "_end", never_end, "waits for ever"),
     ],
 )
 def test_a_planted_defect_is_found(
-    monkeypatch: pytest.MonkeyPatch, method: str, defect: Callable[..., None], complaint: str
+    monkeypatch: pytest.MonkeyPatch, where: type, method: str, defect: Callable[..., None], complaint: str
 ) -> None:
-    monkeypatch.setattr(MountManager, method, defect)
+    monkeypatch.setattr(where, method, defect)
     with pytest.raises(AssertionError, match=complaint) as raised:
         explore(Bounds("", (A, B), cancels=1).make)
     assert raised.value.__notes__[0].startswith("after: 0 map")

@@ -161,7 +161,7 @@ class CrashScenario(Scenario):
             assert isinstance(self.recovering.exception(), JournalError)
         if self.recovering is None:
             super().check()
-            assert all(int(name) < self.manager._next_name for name in self.vm.shares)
+            assert all(int(name) < self.manager._engine.next_name for name in self.vm.shares)
         else:
             assert not self.vm.faults
             self._forget_history()
@@ -171,10 +171,10 @@ class CrashScenario(Scenario):
     def check_end(self) -> None:
         assert self.recovering is None, "the recovery waits for ever"
         assert not self.journal.in_flight
-        for name in self.manager._by_name:
+        for name in self.manager._engine.by_name:
             self.doubtful[name] += self.unacknowledged
         super().check_end()
-        ledger = self.manager._ledger
+        ledger = self.manager._engine.ledger
         assert ledger is not None
         assert not ledger._line, "something is not written down"
         assert not ledger._confirming

@@ -20,6 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.orders import Caller, cancel_everything, may_start, searches, try_every_order
 
 from uvmshare.errors import ComputeSystemError, JournalError
+from uvmshare.share.claims import Claims
+from uvmshare.share.engine import Engine
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 from uvmshare.share.state import ShareState
@@ -130,13 +132,13 @@ class World:
             info = listed.get(name)
             assert info is not None, f"the VM has share {name}, and the Manager does not know it"
             assert info.options == options
-            entry = self.manager._by_name[name]
+            entry = self.manager._engine.by_name[name]
             assert info.references or entry.claims or info.busy or entry.retry, f"nobody wants share {name}"
         for name, info in listed.items():
             if info.state is ShareState.ADDED and not info.busy and not info.orphan:
                 assert name in self.vm.shares, f"share {name} is ADDED, and the VM does not have it"
             if info.orphan and not info.busy:
-                assert self.manager._by_name[name].retry, f"nobody sees to the orphan {name}"
+                assert self.manager._engine.by_name[name].retry, f"nobody sees to the orphan {name}"
         relied_on = self.relied_on | {(name, "") for name, count in self.relied_on_anonymously.items() if count > 0}
         for name, owner in sorted(relied_on):
             assert name in self.vm.shares, f"share {name} was taken from {owner!r}"
@@ -159,7 +161,7 @@ class World:
         self.calls = [call for call in self.calls if call.running]
         for counter in (self.relied_on_anonymously, self.doubtful):
             for name, count in tuple(counter.items()):
-                gone = int(name) < self.manager._next_name and name not in self.manager._by_name
+                gone = int(name) < self.manager._engine.next_name and name not in self.manager._engine.by_name
                 if gone or not count:
                     del counter[name]
 
@@ -297,38 +299,38 @@ def test_every_order(bounds: Bounds, record_property: Callable[[str, object], No
     assert found.orders >= found.states > 100
 
 
-def steal_claims(manager: Manager, share: Share) -> None:
+def steal_claims(claims: Claims, share: Share) -> None:
     share.claims = 0
-    manager._retry_later(share)
+    claims._engine.retry_later(share)
 
 
-def withdraw_only(manager: Manager, share: Share) -> None:
+def withdraw_only(claims: Claims, share: Share) -> None:
     share.claims -= 1
 
 
-def keep_twice(manager: Manager, share: Share, owner: Hashable | None) -> None:
+def keep_twice(claims: Claims, share: Share, owner: Hashable | None) -> None:
     share.claims -= 1
     share.refer(owner)
     share.anonymous += 1
 
 
-def never_end(manager: Manager, share: Share, operation: Operation) -> None:
+def never_end(engine: Engine, share: Share, operation: Operation) -> None:
     share.operation = None
 
 
 @pytest.mark.parametrize(
-    ("method", "defect", "complaint"),
+    ("where", "method", "defect", "complaint"),
     [
-        ("_withdraw", steal_claims, "share 0 of 'b' is being removed"),
-        ("_withdraw", withdraw_only, "nobody wants share 1"),
-        ("_keep", keep_twice, "a reference too many"),
-        ("_end", never_end, "wait for ever"),
+        (Claims, "withdraw", steal_claims, "share 0 of 'b' is being removed"),
+        (Claims, "withdraw", withdraw_only, "nobody wants share 1"),
+        (Claims, "keep", keep_twice, "a reference too many"),
+        (Engine, "_end", never_end, "wait for ever"),
     ],
 )
 def test_a_planted_defect_is_found(
-    monkeypatch: pytest.MonkeyPatch, method: str, defect: Callable[..., None], complaint: str
+    monkeypatch: pytest.MonkeyPatch, where: type, method: str, defect: Callable[..., None], complaint: str
 ) -> None:
-    monkeypatch.setattr(Manager, method, defect)
+    monkeypatch.setattr(where, method, defect)
     with pytest.raises(AssertionError, match=complaint) as raised:
         explore(Bounds("", (A, B), cancels=1).make)
     assert raised.value.__notes__[0].startswith("after: 0 add, callback")
@@ -353,12 +355,12 @@ class Walk(RuleBasedStateMachine):
 
     @rule(back=st.integers(-1, 5), owner=owners)
     def remove(self, back: int, owner: str | None) -> None:
-        self.world.remove(str(max(0, self.world.manager._next_name - 1 - back)), owner)
+        self.world.remove(str(max(0, self.world.manager._engine.next_name - 1 - back)), owner)
 
     @rule(options=options)
     def resolve(self, options: AddOptions) -> None:
         name = self.world.manager.resolve_share_name(options)
-        assert self.world.manager._by_name[name].options == options
+        assert self.world.manager._engine.by_name[name].options == options
 
     @precondition(lambda self: self.world.calls)
     @rule(data=st.data())

@@ -226,7 +226,7 @@ async def test_a_vm_that_cannot_even_be_called_is_a_failure(manager: Manager, mo
     def broken(share: Plan9Share) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(manager._vm, "add_plan9", broken)
+    monkeypatch.setattr(manager._engine.vm, "add_plan9", broken)
     with pytest.raises(ZeroDivisionError):
         await manager.add_to_vm(ONE)
     assert not manager.shares()

@@ -1,6 +1,6 @@
 """What happens to a mount, whoever asked for it: the one table, the calls to the guest, and what nobody waits for.
 
-What lives here: `Engine`, the lower half of the MountManager, which alone changes an entry. What must not: what callers
+What lives here: `Engine`, a part of the MountManager, which alone changes a mount's state. What must not: what callers
 may ask for (`uvmshare.mounts.manager`), or I/O.
 
 A guest never has the last word. What nobody holds any more is unmounted in order if the guest does that in time. If
@@ -47,12 +47,12 @@ class Engine:
     """The mounts of one guest and what is under way for each."""
 
     def __init__(self, agent: GuestAgent, shares: Manager | None, clock: Callable[[], float]) -> None:
-        self._agent = agent
-        self._shares = shares
-        self._clock = clock
-        self._closed = False
-        self._vm_gone: ComputeSystemGone | None = None
-        self._by_path: dict[str, Mount] = {}
+        self.agent = agent
+        self.shares = shares
+        self.clock = clock
+        self.closed = False
+        self.vm_gone: ComputeSystemGone | None = None
+        self.by_path: dict[str, Mount] = {}
         """Every mount that the guest has, may have, or should have."""
 
     # ------------------------------------------------------------------ the calls
@@ -60,11 +60,11 @@ class Engine:
     async def _mount_in_guest(self, mount: Mount) -> None:
         options = mount.options
         if isinstance(options.share, AddOptions):
-            assert self._shares is not None, "_admit saw to it"
+            assert self.shares is not None, "_admit saw to it"
             try:
                 if mount.is_revoked:
                     raise revoked(mount)
-                mount.share_name = await self._shares.add_to_vm(options.share, owner=share_owner(mount.path))
+                mount.share_name = await self.shares.add_to_vm(options.share, owner=share_owner(mount.path))
             finally:
                 _end_adding(mount)
             mount.asked_name = mount.share_name
@@ -72,7 +72,7 @@ class Engine:
                 raise revoked(mount)
         before, mount.maybe_in_guest = mount.maybe_in_guest, True
         try:
-            mount.chosen = await self._agent.add_mapped_directory(guest_mount(mount))
+            mount.chosen = await self.agent.add_mapped_directory(guest_mount(mount))
         except OUTCOME_UNKNOWN:
             raise
         except Exception:
@@ -84,7 +84,7 @@ class Engine:
             with suppress(MountNotFound, ComputeSystemGone):
                 # What is dead is in the way of nobody who uses it.
                 lazy = mount.lazy or mount.is_revoked
-                await self._agent.remove_mapped_directory(guest_mount(mount), lazy=lazy)
+                await self.agent.remove_mapped_directory(guest_mount(mount), lazy=lazy)
             mount.maybe_in_guest = False
         await self._remove_share(mount)
 
@@ -92,41 +92,42 @@ class Engine:
         """Take out the share that came with the mount. Twice at a time does no harm: its name never comes again."""
         name = mount.share_name
         if mount.mapped and name is not None:
-            assert self._shares is not None, "_admit saw to it"
-            await self._shares.remove_from_vm(name, owner=share_owner(mount.path))
+            assert self.shares is not None, "_admit saw to it"
+            await self.shares.remove_from_vm(name, owner=share_owner(mount.path))
             if mount.share_name == name:
                 mount.share_name = None
 
-    def _start_mount(self, mount: Mount) -> Operation:
+    def start_mount(self, mount: Mount) -> Operation:
+        """Begin to mount it, for the first time or again."""
         mount.cancel_retry()
-        mount.apply(Trigger.MOUNT_BEGUN, self._clock())
+        mount.apply(Trigger.MOUNT_BEGUN, self.clock())
         mount.operation = operation = Operation()
         if mount.mapped:  # from now on, not from when the call begins to run
             mount.adding = Operation()
         operation.begin(self._mount_in_guest(mount), partial(self._mount_ended, mount))
         return operation
 
-    def _start_unmount(self, mount: Mount) -> Operation | None:
+    def start_unmount(self, mount: Mount) -> Operation | None:
         """Begin to take it away; None when there was nothing to do, and it is gone."""
         mount.cancel_retry()
         if mount.state is MountLife.LOST:
-            mount.apply(Trigger.GIVEN_UP, self._clock())
+            mount.apply(Trigger.GIVEN_UP, self.clock())
         if not mount.left_behind:
-            self._gone(mount, Trigger.NOTHING_LEFT)
+            self.gone(mount, Trigger.NOTHING_LEFT)
             return None
         mount.operation = operation = Operation()
         self._undo(mount, operation)
         if mount.doomed:
-            self._end_share(mount, REVOKE_GRACE)
+            self.end_share(mount, REVOKE_GRACE)
         return operation
 
     def _undo(self, mount: Mount, operation: Operation) -> None:
-        mount.apply(Trigger.UNMOUNT_BEGUN, self._clock())
+        mount.apply(Trigger.UNMOUNT_BEGUN, self.clock())
         operation.begin(self._unmount_in_guest(mount), partial(self._unmount_ended, mount))
 
-    async def _take_away(self, mount: Mount) -> None:
+    async def take_away(self, mount: Mount) -> None:
         """Take it away and raise why that failed, if it did."""
-        operation = self._start_unmount(mount)
+        operation = self.start_unmount(mount)
         if operation is not None:
             await operation.finish()
 
@@ -135,10 +136,10 @@ class Engine:
         assert operation is not None
         _end_adding(mount)
         error = failure_of(task, _interrupted(mount))
-        if self._vm_gone is not None:
-            error = error if error is not None and not isinstance(error, OUTCOME_UNKNOWN) else self._vm_gone
+        if self.vm_gone is not None:
+            error = error if error is not None and not isinstance(error, OUTCOME_UNKNOWN) else self.vm_gone
             mount.maybe_in_guest, mount.share_name = False, None
-        now = self._clock()
+        now = self.clock()
         if mount.is_revoked:
             error, cause = revoked(mount), error
             error.__cause__ = cause
@@ -152,17 +153,17 @@ class Engine:
         unknown = isinstance(error, OUTCOME_UNKNOWN)
         mount.apply(Trigger.MOUNT_UNKNOWN if unknown else Trigger.MOUNT_FAILED, now)
         if mount.state is MountLife.LOST:
-            if mount.references and self._vm_gone is None:
+            if mount.references and self.vm_gone is None:
                 self._end(mount, operation, task)
                 return
             mount.apply(Trigger.GIVEN_UP, now)
         if mount.left_behind and not loop_is_ending(task):
             # Undone before those who wait are told: the operation goes on with a second call.
             self._undo(mount, operation)
-            self._end_share(mount, REVOKE_GRACE)
+            self.end_share(mount, REVOKE_GRACE)
             return
         if not mount.left_behind and not mount.taking_share:
-            self._gone(mount, Trigger.NOTHING_LEFT)
+            self.gone(mount, Trigger.NOTHING_LEFT)
         self._end(mount, operation, task)
 
     def _unmount_ended(self, mount: Mount, task: asyncio.Task[None]) -> None:
@@ -170,17 +171,17 @@ class Engine:
         assert operation is not None
         error = failure_of(task, _interrupted(mount))
         if error is None and mount.taking_share:
-            mount.apply(Trigger.LET_GO, self._clock())  # `_share_taken` finishes it
-        elif error is None or self._vm_gone is not None:
-            self._gone(mount, Trigger.UNMOUNT_SUCCEEDED)
+            mount.apply(Trigger.LET_GO, self.clock())  # `_share_taken` finishes it
+        elif error is None or self.vm_gone is not None:
+            self.gone(mount, Trigger.UNMOUNT_SUCCEEDED)
         else:
             mount.last_error = error
             unchanged = mount.maybe_in_guest and not isinstance(error, OUTCOME_UNKNOWN)
-            mount.apply(Trigger.UNMOUNT_FAILED if unchanged else Trigger.UNMOUNT_UNKNOWN, self._clock())
+            mount.apply(Trigger.UNMOUNT_FAILED if unchanged else Trigger.UNMOUNT_UNKNOWN, self.clock())
             if mount.mapped and mount.doomed:
                 # It is given back whatever became of it, and the guest, which had its time, is not waited for.
                 mount.drop_references()
-                self._end_share(mount, 0.0 if mount.maybe_in_guest else REVOKE_AGAIN, ending=loop_is_ending(task))
+                self.end_share(mount, 0.0 if mount.maybe_in_guest else REVOKE_AGAIN, ending=loop_is_ending(task))
             if operation.error is None:
                 operation.error = error
             else:  # a mount that is being undone: its own error is what its callers are told
@@ -193,22 +194,22 @@ class Engine:
         operation.end()
         unwanted = mount.state is MountLife.MOUNTED and not mount.wanted and operation.error is None
         if unwanted and not loop_is_ending(task):
-            self._start_unmount(mount)
+            self.start_unmount(mount)
         else:
-            self._retry_later(mount)
-        if self._by_path.get(mount.path) is mount and mount.doomed:
-            self._end_share(mount, REVOKE_GRACE)
+            self.retry_later(mount)
+        if self.by_path.get(mount.path) is mount and mount.doomed:
+            self.end_share(mount, REVOKE_GRACE)
 
-    def _gone(self, mount: Mount, trigger: Trigger) -> None:
+    def gone(self, mount: Mount, trigger: Trigger) -> None:
         """Note that neither the guest nor the VM has anything of it."""
-        mount.apply(trigger, self._clock())
-        del self._by_path[mount.path]
+        mount.apply(trigger, self.clock())
+        del self.by_path[mount.path]
         mount.cancel_retry()
-        self._end_grace(mount)
+        self.end_grace(mount)
 
     # ------------------------------------------------------------------ the share, whatever the guest says
 
-    def _end_share(self, mount: Mount, grace: float, *, ending: bool = False) -> None:
+    def end_share(self, mount: Mount, grace: float, *, ending: bool = False) -> None:
         """Have the share of a doomed mount taken out in `grace` seconds at most, unless the guest unmounts it before.
 
         Nothing is begun while the event loop is `ending`.
@@ -225,7 +226,7 @@ class Engine:
             mount.grace.cancel()
         mount.grace = loop.call_at(when, self._take_share, mount)
 
-    def _end_grace(self, mount: Mount) -> None:
+    def end_grace(self, mount: Mount) -> None:
         """Let the share be: the mount is gone in order, or somebody wants it again."""
         if mount.grace is not None:
             mount.grace.cancel()
@@ -238,7 +239,7 @@ class Engine:
         assert mount.revocation is not None
         assert mount.doomed, "whoever wants it again ends the grace"
         mount.grace = None
-        mount.apply(Trigger.REVOKED, self._clock())
+        mount.apply(Trigger.REVOKED, self.clock())
         mount.drop_references()
         mount.revocation.begin(self._share_out(mount), partial(self._share_taken, mount))
 
@@ -251,31 +252,31 @@ class Engine:
         revocation, mount.revocation = mount.revocation, None
         assert revocation is not None
         error = failure_of(task, _interrupted(mount))
-        if self._vm_gone is not None:
+        if self.vm_gone is not None:
             error = mount.share_name = None
         if error is not None:
             mount.last_error = revocation.error = error
-            if not self._closed:
-                self._end_share(mount, REVOKE_AGAIN)
-        elif self._by_path.get(mount.path) is mount and mount.operation is None:
+            if not self.closed:
+                self.end_share(mount, REVOKE_AGAIN)
+        elif self.by_path.get(mount.path) is mount and mount.operation is None:
             if mount.left_behind:
-                self._retry_later(mount)
+                self.retry_later(mount)
             else:
-                self._gone(mount, Trigger.NOTHING_LEFT)
+                self.gone(mount, Trigger.NOTHING_LEFT)
         revocation.end()
 
     # ------------------------------------------------------------------ what nobody waits for
 
-    def _see_to(self, mount: Mount) -> None:
+    def see_to(self, mount: Mount) -> None:
         """Do now what is to be done, if there is anything."""
-        if mount.to_be_mounted and not self._closed:
-            self._start_mount(mount)
+        if mount.to_be_mounted and not self.closed:
+            self.start_mount(mount)
         elif mount.to_be_taken_away:
-            self._start_unmount(mount)
+            self.start_unmount(mount)
 
-    def _retry_later(self, mount: Mount) -> None:
+    def retry_later(self, mount: Mount) -> None:
         """If it is to be taken away, or mounted, see to it after a while, and after a longer one each time."""
-        if self._closed or mount.retry is not None or self._by_path.get(mount.path) is not mount:
+        if self.closed or mount.retry is not None or self.by_path.get(mount.path) is not mount:
             return
         if mount.to_be_taken_away or mount.to_be_mounted:
             mount.retry_later(RETRY_FIRST, partial(self._retry, mount))
@@ -283,7 +284,7 @@ class Engine:
     def _retry(self, mount: Mount) -> None:
         mount.retry = None
         if mount.to_be_taken_away or mount.to_be_mounted:
-            self._see_to(mount)
+            self.see_to(mount)
         else:  # somebody wants it again
             mount.retry_delay = 0.0
 

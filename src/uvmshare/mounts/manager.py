@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["RETRY_FIRST", "REVOKE_GRACE", "MountManager", "share_owner"]
 
 
-class MountManager(Engine):
+class MountManager:
     """The mounts of one running guest.
 
     A path of the guest has one mount. Whoever asks for it with equal options shares it, if the directory on the host is
@@ -67,7 +67,7 @@ class MountManager(Engine):
     def __init__(
         self, agent: GuestAgent, *, shares: Manager | None = None, clock: Callable[[], float] = time.time
     ) -> None:
-        super().__init__(agent, shares, clock)
+        self._engine = Engine(agent, shares, clock)
         self._settling = OneAtATime(self._settle_quietly, self._is_open, lambda _: None)
         if isinstance(agent, TellsExit):
             agent.on_exit(self.vm_exited)
@@ -132,12 +132,12 @@ class MountManager(Engine):
         """
         hash(owner)
         path = canonical_guest_path(mount_path)
-        mount = self._by_path.get(path)
+        mount = self._engine.by_path.get(path)
         if force:
             return None if mount is None else await self._force(mount, (owner,), grace)
         while mount is not None and mount.operation is not None:
             await mount.operation.wait()
-            if self._by_path.get(path) is not mount:  # what is there now is none that this caller knew
+            if self._engine.by_path.get(path) is not mount:  # what is there now is none that this caller knew
                 return None
         if mount is None:
             return None
@@ -150,7 +150,7 @@ class MountManager(Engine):
         was_revoked = mount.is_revoked
         mount.lazy = mount.lazy or lazy
         try:
-            await self._take_away(mount)
+            await self._engine.take_away(mount)
         except OUTCOME_UNKNOWN:
             if was_revoked or not (mount.mapped and mount.maybe_in_guest):
                 raise
@@ -180,13 +180,13 @@ class MountManager(Engine):
         `OutcomeUnknown` when it did not answer in time. Cancelling this call changes nothing of it.
         """
         path = canonical_guest_path(mount_path)
-        mount = self._by_path.get(path)
+        mount = self._engine.by_path.get(path)
         if mount is None:
             return None
         if owners is None:
             owners = (*mount.owners, *((None,) * mount.anonymous))
             if mount.mapped:
-                mount.apply(Trigger.REVOKED, self._clock())
+                mount.apply(Trigger.REVOKED, self._engine.clock())
         return await self._force(mount, owners, grace)
 
     async def _force(self, mount: Mount, owners: Iterable[Hashable | None], grace: float) -> MountInfo | None:
@@ -198,11 +198,11 @@ class MountManager(Engine):
         if not mount.doomed:
             return mount.info()
         mount.lazy = True
-        operation = mount.operation or self._start_unmount(mount)
-        if self._by_path.get(mount.path) is not mount:
+        operation = mount.operation or self._engine.start_unmount(mount)
+        if self._engine.by_path.get(mount.path) is not mount:
             return None
         # Where it is being mounted there is nothing that could be unmounted in order.
-        self._end_share(mount, 0.0 if mount.state.busy == "mounting" else grace)
+        self._engine.end_share(mount, 0.0 if mount.state.busy == "mounting" else grace)
         if mount.revocation is not None:
             await mount.revocation.finish()
         elif operation is not None and not mount.is_revoked:
@@ -215,7 +215,7 @@ class MountManager(Engine):
         return self._left(mount)
 
     def _left(self, mount: Mount) -> MountInfo | None:
-        return mount.info() if self._by_path.get(mount.path) is mount else None
+        return mount.info() if self._engine.by_path.get(mount.path) is mount else None
 
     async def map_to_guest(
         self,
@@ -267,7 +267,7 @@ class MountManager(Engine):
         if owner is None:
             msg = "an anonymous reference has no owner to release it by: give its path to unmount"
             raise TypeError(msg)
-        paths = tuple(path for path, mount in self._by_path.items() if mount.held_by(owner))
+        paths = tuple(path for path, mount in self._engine.by_path.items() if mount.held_by(owner))
         left = await failures_of({path: self.unmount(path, owner=owner, lazy=lazy, force=force) for path in paths})
         if left:
             raise MountsLeft(left)
@@ -315,7 +315,7 @@ class MountManager(Engine):
 
     def mounts(self) -> tuple[MountInfo, ...]:
         """Return a snapshot of every mount that the guest has, may have or should have, oldest first."""
-        return tuple(mount.info() for mount in self._by_path.values())
+        return tuple(mount.info() for mount in self._engine.by_path.values())
 
     async def settle(self) -> tuple[GuestMount, ...]:
         """Ask the agent what the guest has, and mount again what it lost. Return what it has and nobody here asked for.
@@ -324,7 +324,7 @@ class MountManager(Engine):
         of a takeover, when the Manager has settled its shares. What nobody here asked for is left alone: other programs
         may use the same agent. Raises what the agent raised.
         """
-        unsettled = dict(self._by_path)
+        unsettled = dict(self._engine.by_path)
         listed: dict[str, GuestMount] = {}
         while True:
             # What is under way may have been carried out before the guest was started again.
@@ -332,24 +332,24 @@ class MountManager(Engine):
             while under_way:
                 await under_way.pop().wait()
             since = {path: mount.since for path, mount in unsettled.items()}
-            listed = {found.mount_path: found for found in await self._agent.mapped_directories()}
+            listed = {found.mount_path: found for found in await self._engine.agent.mapped_directories()}
             for path, mount in tuple(unsettled.items()):
                 if mount.operation is not None:  # begun meanwhile: it says nothing until it ends
                     continue
                 del unsettled[path]
-                if self._by_path.get(path) is mount and mount.since == since[path]:
+                if self._engine.by_path.get(path) is mount and mount.since == since[path]:
                     self._compare(mount, listed.get(path))
             if not unsettled:
-                return tuple(found for path, found in listed.items() if path not in self._by_path)
+                return tuple(found for path, found in listed.items() if path not in self._engine.by_path)
 
     def _compare(self, mount: Mount, found: GuestMount | None) -> None:
         """See to a mount that the guest does not have, or has in another form."""
         if mount.is_revoked and mount.to_be_taken_away:
-            self._see_to(mount)  # it may be gone, and then its path is free
+            self._engine.see_to(mount)  # it may be gone, and then its path is free
         elif mount.state is MountLife.MOUNTED and not guest_mount(mount).is_met_by(found):
-            mount.apply(Trigger.LOST, self._clock())
+            mount.apply(Trigger.LOST, self._engine.clock())
             mount.maybe_in_guest = found is not None
-            self._see_to(mount)
+            self._engine.see_to(mount)
 
     def vm_exited(self, error: ComputeSystemGone) -> None:
         """Forget every mount, because the VM has exited and none is there any more.
@@ -358,12 +358,12 @@ class MountManager(Engine):
         knows does. A mount with a call in flight is forgotten when that ends; from now on mounting raises
         `ComputeSystemGone`.
         """
-        self._vm_gone = error
-        for mount in tuple(self._by_path.values()):
+        self._engine.vm_gone = error
+        for mount in tuple(self._engine.by_path.values()):
             mount.cancel_retry()
-            self._end_grace(mount)
+            self._engine.end_grace(mount)
             if mount.operation is None:
-                self._gone(mount, Trigger.VM_EXITED)
+                self._engine.gone(mount, Trigger.VM_EXITED)
 
     async def aclose(self) -> None:
         """Unmount everything, whoever holds it, and refuse new mounts from now on.
@@ -372,28 +372,28 @@ class MountManager(Engine):
         for the calls in flight. Raises `MountsLeft` with what could not be taken away, or is REVOKED; calling
         again tries again. Nothing is retried in the background any more.
         """
-        self._closed = True
+        self._engine.closed = True
         self._settling.cancel()
         tried: set[str] = set()
         while True:
             operations = []
-            for mount in tuple(self._by_path.values()):
+            for mount in tuple(self._engine.by_path.values()):
                 operation = mount.operation
                 if operation is None and mount.revocation is None:
                     if mount.path in tried:
                         continue
                     tried.add(mount.path)
                     mount.drop_references()
-                    operation = self._start_unmount(mount)
-                if self._by_path.get(mount.path) is mount and mount.doomed:
-                    self._end_share(mount, REVOKE_GRACE)
+                    operation = self._engine.start_unmount(mount)
+                if self._engine.by_path.get(mount.path) is mount and mount.doomed:
+                    self._engine.end_share(mount, REVOKE_GRACE)
                 operations += [each for each in (operation, mount.revocation) if each is not None]
             if not operations:
                 break
             for operation in operations:
                 await operation.wait()
         left: dict[str, BaseException] = {}
-        for mount in self._by_path.values():
+        for mount in self._engine.by_path.values():
             assert mount.last_error is not None, "what is left was tried, and failed"
             is_dead = mount.is_revoked and not mount.holds_share
             left[mount.path] = revoked(mount) if is_dead else mount.last_error
@@ -406,24 +406,24 @@ class MountManager(Engine):
         """Return the mount, mounted, with a claim on it that the caller turns into a reference."""
         while True:
             self._admit(options)
-            mount = self._by_path.get(options.mount_path)
+            mount = self._engine.by_path.get(options.mount_path)
             if mount is None:
-                mount = self._by_path[options.mount_path] = Mount(options, self._clock())
+                mount = self._engine.by_path[options.mount_path] = Mount(options, self._engine.clock())
             elif mount.operation is not None and (mount.state.busy == "unmounting" or mount.is_revoked):
                 # How that ends is for those who asked; then look again.
                 await mount.operation.wait()
                 continue
             elif mount.to_be_taken_away and (mount.state is not MountLife.MOUNTED or not mount.options.may_be(options)):
-                await self._take_away(mount)
+                await self._engine.take_away(mount)
                 continue
             elif not mount.options.may_be(options):
                 raise MountConflict(_conflict(mount, options))
             mount.claims += 1
-            self._end_grace(mount)
+            self._engine.end_grace(mount)
             if mount.state is MountLife.MOUNTED:
                 return mount
             try:
-                await (mount.operation or self._start_mount(mount)).finish()
+                await (mount.operation or self._engine.start_mount(mount)).finish()
                 self._admit(options)
                 if mount.is_revoked:  # between the end of the call and this
                     raise revoked(mount)
@@ -435,13 +435,13 @@ class MountManager(Engine):
     def _withdraw(self, mount: Mount) -> None:
         """Give a claim up. If nobody else wants the mount, it is taken away."""
         mount.claims -= 1
-        if self._by_path.get(mount.path) is not mount:
+        if self._engine.by_path.get(mount.path) is not mount:
             return
         # Later, not now: this caller is being cancelled, perhaps with its whole event loop, which
         # would not wait for a task started here.
-        self._retry_later(mount)
+        self._engine.retry_later(mount)
         if mount.doomed:
-            self._end_share(mount, REVOKE_GRACE)
+            self._engine.end_share(mount, REVOKE_GRACE)
 
     def _hold(self, mount: Mount, owner: Hashable | None) -> None:
         """Turn a claim into a reference."""
@@ -467,23 +467,23 @@ class MountManager(Engine):
 
     def _admit(self, options: MountOptions) -> None:
         """Refuse what cannot or may not be mounted."""
-        if self._closed:
+        if self._engine.closed:
             msg = "this MountManager was closed and mounts nothing more: make a new one"
             raise ManagerClosed(msg)
-        if self._vm_gone is not None:
-            msg = f"nothing can be mounted any more: {self._vm_gone}"
-            raise ComputeSystemGone(msg) from self._vm_gone
+        if self._engine.vm_gone is not None:
+            msg = f"nothing can be mounted any more: {self._engine.vm_gone}"
+            raise ComputeSystemGone(msg) from self._engine.vm_gone
         if not isinstance(options, MountOptions):
             msg = f"expected MountOptions, got {options!r}"
             raise TypeError(msg)
-        if self._shares is None and not isinstance(options.share, str):
+        if self._engine.shares is None and not isinstance(options.share, str):
             msg = "this MountManager has no shares to add to: make it with shares=, or mount a share by its name"
             raise TypeError(msg)
 
     # ------------------------------------------------------------------ what nobody waits for
 
     def _is_open(self) -> bool:
-        return not self._closed and self._vm_gone is None
+        return not self._engine.closed and self._engine.vm_gone is None
 
     async def _settle_quietly(self) -> None:
         with suppress(Exception):  # whatever it was, the agent tells when it is reached again

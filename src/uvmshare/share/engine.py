@@ -1,6 +1,6 @@
 """What happens to a share, whoever asked for it: the two tables, the calls to the VM, and what nobody waits for.
 
-What lives here: `Engine`, the lower half of the Manager, which alone changes an entry. What must not: what callers may
+What lives here: `Engine`, a part of the Manager, which alone changes a share's state. What must not: what callers may
 ask for (`uvmshare.share.manager`), what is in doubt after a restart (`uvmshare.share.recovery`), or I/O.
 
 How it stays simple: all of it runs in one event loop and nothing is decided across an await. A call to the
@@ -36,124 +36,127 @@ class Engine:
     """The shares of one VM and what is under way for each."""
 
     def __init__(self, vm: VMPlan9, journal: Journal | None, clock: Callable[[], float]) -> None:
-        self._vm = vm
-        self._clock = clock
-        self._closed = False
-        self._vm_gone: ComputeSystemGone | None = None
-        self._next_name = 0
+        self.vm = vm
+        self.clock = clock
+        self.closed = False
+        self.vm_gone: ComputeSystemGone | None = None
+        self.next_name = 0
         """Never goes back: a name that was used once may still be mounted in a guest."""
-        self._by_options: dict[AddOptions, Share] = {}
+        self.by_options: dict[AddOptions, Share] = {}
         """The share that an add of these options joins: seen PENDING or ADDED, never an orphan."""
-        self._any_directory = False
+        self.any_directory = False
         """Whether the directory of any share was ever known."""
-        self._by_name: dict[str, Share] = {}
+        self.by_name: dict[str, Share] = {}
         """Every share that the VM has or may have, and the PENDING ones."""
-        self._not_ours: set[str] = set()
+        self.not_ours: set[str] = set()
         """Names of shares that the VM has and that nobody added by this Manager, or one before it."""
-        self._ledger = None if journal is None else Ledger(journal)
+        self.ledger = None if journal is None else Ledger(journal)
 
     # ------------------------------------------------------------------ the tables
 
-    def _find(self, options: AddOptions) -> Share | None:
+    def find(self, options: AddOptions) -> Share | None:
         """Return the share that an add of these options joins.
 
         That is the one of the same directory, and not one of what the path led to before. Of a share of an earlier
         process less may be known: then it is this directory as far as that goes, unless nothing is known of what
         the VM has.
         """
-        share = self._by_options.get(options)
+        share = self.by_options.get(options)
         if share is not None:
             return share
         for weaker in options.weaker():
-            share = self._by_options.get(weaker)
+            share = self.by_options.get(weaker)
             if share is not None and (weaker.directory is not None or share.state is Life.PENDING):
-                self._identify(share, options.directory)
+                self.identify(share, options.directory)
                 return share
-        if options.directory is None and self._any_directory:  # of an earlier process: whichever it is by now
-            return next((each for each in reversed(self._by_options.values()) if each.options.may_be(options)), None)
+        if options.directory is None and self.any_directory:  # of an earlier process: whichever it is by now
+            return next((each for each in reversed(self.by_options.values()) if each.options.may_be(options)), None)
         return None
 
-    def _identify(self, share: Share, directory: str | None) -> str | None:
+    def identify(self, share: Share, directory: str | None) -> str | None:
         """Take note which directory a share is; return it if that was not known before."""
         if directory is None or directory == share.options.directory:
             return None
-        found = self._by_options.get(share.options) is share
+        found = self.by_options.get(share.options) is share
         self._forget_options(share)
         share.options = share.options.of_directory(directory)
-        self._any_directory = True
+        self.any_directory = True
         if found:
-            self._by_options.setdefault(share.options, share)
+            self.by_options.setdefault(share.options, share)
         return directory
 
-    def _allocate(self, options: AddOptions) -> Share:
-        if self._ledger is not None:
-            self._ledger.allocated(self._next_name)
-        share = Share(str(self._next_name), options, self._clock())
-        self._next_name += 1
-        self._any_directory = self._any_directory or options.directory is not None
-        self._by_options[options] = share
-        self._by_name[share.name] = share
+    def allocate(self, options: AddOptions) -> Share:
+        """Return a new share of these options, which has a name and nothing else."""
+        if self.ledger is not None:
+            self.ledger.allocated(self.next_name)
+        share = Share(str(self.next_name), options, self.clock())
+        self.next_name += 1
+        self.any_directory = self.any_directory or options.directory is not None
+        self.by_options[options] = share
+        self.by_name[share.name] = share
         return share
 
-    def _drop(self, share: Share) -> None:
+    def drop(self, share: Share) -> None:
         """Forget a PENDING share that nobody adds."""
-        share.apply(Trigger.DROPPED, self._clock())
+        share.apply(Trigger.DROPPED, self.clock())
         self._forget(share)
 
-    def _disown(self, share: Share, trigger: Trigger) -> None:
+    def disown(self, share: Share, trigger: Trigger) -> None:
         """Note that the VM may have it though nobody is to: it is taken out, and no add joins it."""
-        share.apply(trigger, self._clock())
+        share.apply(trigger, self.clock())
         self._forget_options(share)
 
-    def _release_everything(self) -> None:
+    def release_everything(self) -> None:
         """Note that the VM has exited. A share with a call in flight is released when that ends."""
-        for share in tuple(self._by_name.values()):
+        for share in tuple(self.by_name.values()):
             share.cancel_retry()
             if share.operation is None:
-                share.apply(Trigger.VM_EXITED, self._clock())
+                share.apply(Trigger.VM_EXITED, self.clock())
                 self._forget(share)
 
     def _forget(self, share: Share) -> None:
         self._forget_options(share)
-        del self._by_name[share.name]
-        if self._ledger is not None:
-            self._ledger.forgotten(share.name)
+        del self.by_name[share.name]
+        if self.ledger is not None:
+            self.ledger.forgotten(share.name)
 
     def _forget_options(self, share: Share) -> None:
         """Let the next add of these options start afresh."""
-        if self._by_options.get(share.options) is share:
-            del self._by_options[share.options]
+        if self.by_options.get(share.options) is share:
+            del self.by_options[share.options]
 
     # ------------------------------------------------------------------ calls to the VM
 
-    def _start_add(self, share: Share) -> Operation:
+    def start_add(self, share: Share) -> Operation:
+        """Begin to add a share, for the first time or again."""
         share.cancel_retry()
-        share.apply(Trigger.ADD_BEGUN, self._clock())
+        share.apply(Trigger.ADD_BEGUN, self.clock())
         share.operation = operation = Operation()
         operation.begin(self._adding(share), partial(self._add_ended, share))
         return operation
 
-    def _start_remove(self, share: Share) -> Operation:
+    def start_remove(self, share: Share) -> Operation:
+        """Begin to remove a share."""
         share.cancel_retry()
         share.operation = operation = Operation()
         self._remove(share, operation)
         return operation
 
     def _remove(self, share: Share, operation: Operation) -> None:
-        share.apply(Trigger.REMOVE_BEGUN, self._clock())
+        share.apply(Trigger.REMOVE_BEGUN, self.clock())
         operation.begin(self._removing(share), partial(self._remove_ended, share))
 
     def _adding(self, share: Share) -> Coroutine[object, object, None]:
-        if self._ledger is not None:
-            return self._ledger.add(self._vm, share)
+        if self.ledger is not None:
+            return self.ledger.add(self.vm, share)
         if share.state is Life.RESTORING:
-            return add_again(self._vm, share)
-        return add_to(self._vm, share)
+            return add_again(self.vm, share)
+        return add_to(self.vm, share)
 
     def _removing(self, share: Share) -> Coroutine[object, object, None]:
-        if self._ledger is not None:
-            return self._ledger.remove(self._vm, share)
-        return _call(self._vm.remove_plan9, Plan9Share(share.name, share.options))
+        if self.ledger is not None:
+            return self.ledger.remove(self.vm, share)
+        return _call(self.vm.remove_plan9, Plan9Share(share.name, share.options))
 
     def _end(self, share: Share, operation: Operation) -> None:
         share.operation = None
@@ -163,15 +166,15 @@ class Engine:
         operation = share.operation
         assert operation is not None
         error = failure_of(task, _interrupted(share))
-        if self._vm_gone is not None and (error is None or isinstance(error, OUTCOME_UNKNOWN)):
-            error = self._vm_gone
+        if self.vm_gone is not None and (error is None or isinstance(error, OUTCOME_UNKNOWN)):
+            error = self.vm_gone
         operation.error = error
-        now = self._clock()
+        now = self.clock()
         if error is None:
             share.apply(Trigger.ADD_SUCCEEDED, now)
-            learned = self._identify(share, share.directory)
-            if self._ledger is not None:
-                self._ledger.added(share, learned)
+            learned = self.identify(share, share.directory)
+            if self.ledger is not None:
+                self.ledger.added(share, learned)
             self._end(share, operation)
             if not share.wanted:
                 self._take_out(share, task)
@@ -179,7 +182,7 @@ class Engine:
         share.last_error = error
         share.apply(Trigger.ADD_UNKNOWN if isinstance(error, OUTCOME_UNKNOWN) else Trigger.ADD_FAILED, now)
         if share.state is Life.LOST:
-            if isinstance(error, ComputeSystemGone) or self._vm_gone is not None:
+            if isinstance(error, ComputeSystemGone) or self.vm_gone is not None:
                 share.apply(Trigger.VM_EXITED, now)
             elif not share.references:
                 # It may have come back by an attempt before this one, whatever became of this one.
@@ -193,20 +196,20 @@ class Engine:
         elif share.state is not Life.LOST:
             self._forget(share)
         self._end(share, operation)
-        self._retry_later(share)
+        self.retry_later(share)
 
     def _remove_ended(self, share: Share, task: asyncio.Task[None]) -> None:
         operation = share.operation
         assert operation is not None
         error = failure_of(task, _interrupted(share))
-        now = self._clock()
-        if error is None or isinstance(error, NOT_THERE) or self._vm_gone is not None:
+        now = self.clock()
+        if error is None or isinstance(error, NOT_THERE) or self.vm_gone is not None:
             share.apply(Trigger.REMOVE_SUCCEEDED, now)
             self._forget(share)
         else:
             share.last_error = error
             if isinstance(error, OUTCOME_UNKNOWN):
-                self._disown(share, Trigger.REMOVE_UNKNOWN)
+                self.disown(share, Trigger.REMOVE_UNKNOWN)
             else:
                 share.apply(Trigger.REMOVE_FAILED, now)
             if operation.error is None:
@@ -216,28 +219,70 @@ class Engine:
                     f"and share {share.name} may still be on the VM, since undoing failed: {error}"
                 )
         self._end(share, operation)
-        self._retry_later(share)
+        self.retry_later(share)
+
+    # ------------------------------------------------------------------ the end
+
+    async def take_everything_out(self) -> None:
+        """Drop what has only a name, and remove the rest, whoever holds it. Waits for what is under way.
+
+        What cannot be removed is still in the tables then.
+        """
+        tried: set[str] = set()
+        while True:
+            operations = []
+            for share in tuple(self.by_name.values()):
+                operation = share.operation
+                if operation is None:
+                    if share.state is Life.PENDING:
+                        self.drop(share)
+                        continue
+                    if share.name in tried:
+                        continue
+                    tried.add(share.name)
+                    if share.state is Life.LOST:
+                        self.disown(share, Trigger.GIVEN_UP)
+                    self._release_all(share)
+                    operation = self.start_remove(share)
+                operations.append(operation)
+            if not operations:
+                break
+            for operation in operations:
+                await operation.wait()
+
+    def _release_all(self, share: Share) -> None:
+        owners = tuple(share.owners) + (None,) * bool(share.anonymous)
+        share.owners.clear()
+        share.anonymous = 0
+        if self.ledger is not None:
+            for owner in owners:
+                self.ledger.holds(share, owner)
+
+    async def end_ledger(self) -> None:
+        """Have everything written down, and nothing more after it. Raises `JournalError`."""
+        if self.ledger is not None:
+            await self.ledger.end(self.next_name)
 
     # ------------------------------------------------------------------ what nobody waits for
 
     def _take_out(self, share: Share, task: asyncio.Task[None]) -> None:
         """Take out what was added when nobody wanted it any more."""
         if loop_is_ending(task):
-            self._retry_later(share)
+            self.retry_later(share)
         else:
-            self._start_remove(share)
+            self.start_remove(share)
 
-    def _retry_later(self, share: Share) -> None:
+    def retry_later(self, share: Share) -> None:
         """If the share is to be taken out, or back, see to it after a while, and after a longer one each time."""
-        if not self._closed and share.retry is None and (share.to_be_taken_out or share.to_be_restored):
+        if not self.closed and share.retry is None and (share.to_be_taken_out or share.to_be_restored):
             share.retry_later(RETRY_FIRST, partial(self._retry, share))
 
     def _retry(self, share: Share) -> None:
         share.retry = None
         if share.to_be_taken_out:
-            self._start_remove(share)
+            self.start_remove(share)
         elif share.to_be_restored:
-            self._start_add(share)
+            self.start_add(share)
         else:  # somebody wants it again
             share.retry_delay = 0.0
 

@@ -10,9 +10,9 @@ With a journal, what it had is there again in the next process:
     async with Manager(vm, journal=SqliteJournal("/var/lib/vms/journal.db").for_vm("vm1")) as manager:
         ...
 
-What lives here: what callers may ask for, their claims and their references. What must not: I/O of any kind, or
-knowledge of how a VM is modified; a VM is anything with `add_plan9` and `remove_plan9`. What then happens to a
-share is `uvmshare.share.engine`'s.
+What lives here: what callers may ask for. What must not: I/O of any kind, or knowledge of how a VM is modified; a VM is
+anything with `add_plan9` and `remove_plan9`. Who wants a share is `uvmshare.share.claims`', and what then happens to it
+`uvmshare.share.engine`'s.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
-from uvmshare.errors import ComputeSystemGone, JournalError, ManagerClosed, OperationDenied, SharesLeft
+from uvmshare.errors import JournalError, ManagerClosed, SharesLeft
 from uvmshare.share import recovery, saved
+from uvmshare.share.claims import Claims
 from uvmshare.share.engine import Engine
 from uvmshare.share.entry import RETRY_LONGEST, BlockOwner
-from uvmshare.share.interfaces import RefusesOptions, TellsExit, TellsTakeover
-from uvmshare.share.ledger import RETRY_FIRST, check_owner
+from uvmshare.share.interfaces import TellsExit, TellsTakeover
+from uvmshare.share.ledger import RETRY_FIRST
 from uvmshare.share.operation import OneAtATime, Operation, failures_of
-from uvmshare.share.options import AddOptions
 from uvmshare.share.share import ShareInfo
-from uvmshare.share.state import Life, Trigger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Hashable
     from types import TracebackType
 
+    from uvmshare.errors import ComputeSystemGone
     from uvmshare.share.interfaces import VMPlan9
     from uvmshare.share.journal import Journal
+    from uvmshare.share.options import AddOptions
     from uvmshare.share.recovery import RecoveryReport
-    from uvmshare.share.share import Share
 
 __all__ = ["RETRY_FIRST", "RETRY_LONGEST", "Manager", "ShareInfo"]
 
 
-class Manager(Engine):
+class Manager:
     """The Plan 9 shares of one running utility VM.
 
     Shares with equal `AddOptions` are one share. Options of a directory, and of another one that replaced it at its
@@ -70,8 +70,9 @@ class Manager(Engine):
         no_writable_file_shares: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        super().__init__(vm, journal, clock)
-        self._no_writable_file_shares = no_writable_file_shares
+        self._engine = Engine(vm, journal, clock)
+        self.claims = Claims(self._engine, self._read, no_writable_file_shares=no_writable_file_shares)
+        """For `uvmshare.blocking`, whose callers wait in another thread; not for callers of this Manager."""
         self._detached = False
         self._recovered = journal is None
         """Whether the tables hold what the journal says."""
@@ -109,19 +110,19 @@ class Manager(Engine):
         Raises `OperationDenied`, `ManagerClosed`, and `ComputeSystemGone` when the VM has exited. With a journal, also
         `JournalError` before `recover`, or when more than 64 new names are asked for while the event loop waits.
         """
-        self._admit(options)
+        self.claims.admit(options)
         if not self._recovered:
             msg = "what the journal says was not read yet, so no name can be told: await recover() first"
             raise JournalError(msg)
-        share = self._find(options)
+        share = self._engine.find(options)
         new = share is None
-        share = share or self._allocate(options)
-        if self._ledger is not None:
+        share = share or self._engine.allocate(options)
+        if self._engine.ledger is not None:
             try:
-                self._ledger.resolved(share, new=new)
+                self._engine.ledger.resolved(share, new=new)
             except JournalError:
                 if new:
-                    self._drop(share)
+                    self._engine.drop(share)
                 raise
         return share.name
 
@@ -138,10 +139,10 @@ class Manager(Engine):
         before anything is touched, and `ManagerClosed`. With a journal, returns when a crash does not lose the
         reference, and raises `JournalError` when that cannot be had; then there is none.
         """
-        self._check(owner)  # A TypeError belongs here, not after the VM was changed.
+        self.claims.check(owner)  # A TypeError belongs here, not after the VM was changed.
         # One coroutine less without a journal: a fifth of what an add of a share that is there costs.
-        share = await (self._claim(options) if self._ledger is None else self._hold(options, owner))
-        self._keep(share, owner)
+        share = await (self.claims.claim(options) if self._engine.ledger is None else self.claims.hold(options, owner))
+        self.claims.keep(share, owner)
         return share.name
 
     async def remove_from_vm(self, name: str, *, owner: Hashable | None = None) -> None:
@@ -159,35 +160,17 @@ class Manager(Engine):
         tries again. A VM that can tell which shares it has (`ListsShares`) does not wait for the journal: the share is
         off it when `OutcomeNotWritten` is raised, and is only held again if the process dies before that is written.
         """
-        self._check(owner)
-        if self._ledger is not None:
+        self.claims.check(owner)
+        if self._engine.ledger is not None:
             await self._read()
-        share = self._by_name.get(name)
+        share = self._engine.by_name.get(name)
         while share is not None and share.operation is not None:
             await share.operation.wait()
-            share = self._by_name.get(name)
-        if share is not None and self._release(share, owner):
-            await self._start_remove(share).finish()
-        elif self._ledger is not None:
-            await self._ledger.flush()
-
-    def _release(self, share: Share, owner: Hashable | None) -> bool:
-        """Take the reference away, unless it is the last one; tell whether the share is to be taken out for it."""
-        if share.state is Life.PENDING:
-            self._drop(share)
-            return False
-        if share.to_be_taken_out:
-            return True
-        if not share.held_by(owner):
-            return False
-        if share.references > 1 or (share.claims and share.state is not Life.LOST):
-            share.unrefer(owner)
-            if self._ledger is not None:
-                self._ledger.holds(share, owner)
-            return False
-        if share.state is Life.LOST:
-            self._disown(share, Trigger.GIVEN_UP)
-        return True
+            share = self._engine.by_name.get(name)
+        if share is not None and self.claims.release(share, owner):
+            await self._engine.start_remove(share).finish()
+        elif self._engine.ledger is not None:
+            await self._engine.ledger.flush()
 
     async def release_owner(self, owner: Hashable) -> tuple[str, ...]:
         """Give back every reference that `owner` holds, because it is known to be gone, and return the names.
@@ -199,10 +182,10 @@ class Manager(Engine):
         if owner is None:
             msg = "an anonymous reference has no owner to release it by: give its name to remove_from_vm"
             raise TypeError(msg)
-        self._check(owner)
-        if self._ledger is not None:
+        self.claims.check(owner)
+        if self._engine.ledger is not None:
             await self._read()
-        names = tuple(name for name, share in self._by_name.items() if share.held_by(owner))
+        names = tuple(name for name, share in self._engine.by_name.items() if share.held_by(owner))
         left = await failures_of({name: self.remove_from_vm(name, owner=owner) for name in names})
         if left:
             raise SharesLeft(left)
@@ -219,14 +202,14 @@ class Manager(Engine):
         out what only blocks held.
         """
         owner = BlockOwner()
-        share = await self._hold(options, owner)
-        self._keep(share, owner)
+        share = await self.claims.hold(options, owner)
+        self.claims.keep(share, owner)
         try:
             yield share.name
         except BaseException as error:
-            await self._leave(share, owner, error)
+            await self.claims.leave(share, owner, error)
             raise
-        await self._leave(share, owner, None)
+        await self.claims.leave(share, owner, None)
 
     def shares(self, *, name: str | None = None, owner: Hashable | None = None) -> tuple[ShareInfo, ...]:
         """Return a snapshot of every share that the VM has or may have, and the PENDING ones, oldest first.
@@ -234,7 +217,7 @@ class Manager(Engine):
         Only the one of that `name`, if it is given, and only those that `owner` holds. With a journal, there are none
         before `recover`.
         """
-        found = self._by_name.values() if name is None else filter(None, [self._by_name.get(name)])
+        found = self._engine.by_name.values() if name is None else filter(None, [self._engine.by_name.get(name)])
         return tuple(share.info() for share in found if owner is None or share.held_by(owner))
 
     def vm_exited(self, error: ComputeSystemGone) -> None:
@@ -244,8 +227,8 @@ class Manager(Engine):
         flight is released when that ends, whatever the answer; those who wait to add it get `ComputeSystemGone`,
         and so does whoever adds a share from now on: a VM that was started again needs a Manager of its own.
         """
-        self._vm_gone = error
-        self._release_everything()
+        self._engine.vm_gone = error
+        self._engine.release_everything()
 
     async def aclose(self) -> None:
         """Take everything out, whoever holds it, and refuse new adds from now on.
@@ -259,20 +242,23 @@ class Manager(Engine):
         """
         if self._detached:
             return
-        self._closed = True
+        self._engine.closed = True
         self._settling.cancel()
         try:
-            await self._take_everything_out()
+            if self._recovering is not None:
+                await self._recovering.wait()
+            await self._engine.take_everything_out()
         except asyncio.CancelledError as error:
-            names = ", ".join(self._by_name) or "none"
+            names = ", ".join(self._engine.by_name) or "none"
             error.add_note(f"the Manager was being closed; shares that the VM still had or may have had: {names}")
             raise
         left: dict[str, BaseException] = {}
-        for share in self._by_name.values():
+        for share in self._engine.by_name.values():
             assert share.last_error is not None, "what is left was tried, and failed"
             left[share.name] = share.last_error
         try:
-            await self._end_ledger()
+            if self._recovered:
+                await self._engine.end_ledger()
         except JournalError:
             if not left:
                 raise
@@ -287,65 +273,27 @@ class Manager(Engine):
         Raises `JournalError` when the journal cannot be written, and then nothing was given up: call it again, or
         `aclose`. Raises ValueError without a journal, since nothing would know of the shares any more.
         """
-        if self._ledger is None:
+        if self._engine.ledger is None:
             msg = "without a journal nobody would know of the shares any more: give the Manager one, or close it"
             raise ValueError(msg)
         if self._detached:
             return ()
-        self._closed = True
+        self._engine.closed = True
         self._settling.cancel()
         if self._recovering is not None:
             await self._recovering.wait()
-        for share in self._by_name.values():
+        for share in self._engine.by_name.values():
             share.cancel_retry()
-        while operations := [share.operation for share in self._by_name.values() if share.operation is not None]:
+        while operations := [share.operation for share in self._engine.by_name.values() if share.operation is not None]:
             for operation in operations:
                 await operation.wait()
-        await self._end_ledger()
+        if self._recovered:
+            await self._engine.end_ledger()
         self._detached = True
         there = self.shares()
-        self._by_name.clear()
-        self._by_options.clear()
+        self._engine.by_name.clear()
+        self._engine.by_options.clear()
         return there
-
-    async def _end_ledger(self) -> None:
-        """Have everything written down, and nothing more after it."""
-        if self._ledger is None or not self._recovered:
-            return
-        await self._ledger.end(self._next_name)
-
-    async def _take_everything_out(self) -> None:
-        if self._recovering is not None:
-            await self._recovering.wait()
-        tried: set[str] = set()
-        while True:
-            operations = []
-            for share in tuple(self._by_name.values()):
-                operation = share.operation
-                if operation is None:
-                    if share.state is Life.PENDING:
-                        self._drop(share)
-                        continue
-                    if share.name in tried:
-                        continue
-                    tried.add(share.name)
-                    if share.state is Life.LOST:
-                        self._disown(share, Trigger.GIVEN_UP)
-                    self._release_all(share)
-                    operation = self._start_remove(share)
-                operations.append(operation)
-            if not operations:
-                break
-            for operation in operations:
-                await operation.wait()
-
-    def _release_all(self, share: Share) -> None:
-        owners = tuple(share.owners) + (None,) * bool(share.anonymous)
-        share.owners.clear()
-        share.anonymous = 0
-        if self._ledger is not None:
-            for owner in owners:
-                self._ledger.holds(share, owner)
 
     # ------------------------------------------------------------------ what was before
 
@@ -368,7 +316,7 @@ class Manager(Engine):
 
         Raises `JournalError` when the journal cannot be read or written, and `ManagerClosed`.
         """
-        self._require_open()
+        self.claims.require_open()
         while self._comparing is not None:  # what another call has begun for a share would not be in this report
             await self._comparing.wait()
         self._comparing = operation = Operation()
@@ -381,14 +329,14 @@ class Manager(Engine):
     async def _recover(self, how: recovery.How) -> RecoveryReport:
         settlement = None if self._recovered else await self._recover_once(how)
         if settlement is None:
-            self._require_open()
-            if self._ledger is not None:
-                await self._ledger.ready()
-            settlement = await recovery.settle(self, how)
+            self.claims.require_open()
+            if self._engine.ledger is not None:
+                await self._engine.ledger.ready()
+            settlement = await recovery.settle(self._engine, how)
         report = await settlement.report()
-        if self._ledger is not None:
+        if self._engine.ledger is not None:
             with suppress(JournalError):  # it stays in line, and calls are refused until it is written
-                await self._ledger.flush()
+                await self._engine.ledger.flush()
         return report
 
     def on_settled(self, callback: Callable[[RecoveryReport | Exception], None]) -> None:
@@ -401,7 +349,7 @@ class Manager(Engine):
 
     def _may_have_lost(self) -> bool:
         """Whether a takeover matters: not to tables that are still to be read, which is followed by the same."""
-        return self._recovered and not self._closed and self._vm_gone is None
+        return self._recovered and not self._engine.closed and self._engine.vm_gone is None
 
     def _settled(self, task: asyncio.Task[RecoveryReport]) -> None:
         error = task.exception()
@@ -422,7 +370,7 @@ class Manager(Engine):
         if not self._recovered:
             msg = "what the journal says was not read yet, so it cannot be saved: await recover() first"
             raise JournalError(msg)
-        return saved.encode(self)
+        return saved.encode(self._engine)
 
     @classmethod
     async def restore(
@@ -448,17 +396,21 @@ class Manager(Engine):
         """
         document = saved.decode(state)
         manager = cls(vm, journal=journal, no_writable_file_shares=no_writable_file_shares, clock=clock)
-        await saved.restore_into(manager, document)
+        await manager._restore(document)
         return manager
+
+    async def _restore(self, document: saved.Saved) -> None:
+        self._recovered = True
+        await saved.restore_into(self._engine, document, self.claims.admit)
 
     async def _recover_once(self, how: recovery.How) -> recovery.Settlement | None:
         """Read the journal and begin to settle, once; return what was begun, if it was for this caller."""
         mine: asyncio.Task[recovery.Settlement] | None = None
         while not self._recovered:
-            self._require_open()
+            self.claims.require_open()
             if self._recovering is None:
                 self._recovering = Operation()
-                mine = asyncio.get_running_loop().create_task(recovery.begin(self, how))
+                mine = asyncio.get_running_loop().create_task(recovery.begin(self._engine, how))
                 mine.add_done_callback(self._recovery_begun)
             await self._recovering.finish()
         return None if mine is None else mine.result()
@@ -473,11 +425,6 @@ class Manager(Engine):
             operation.error = error if isinstance(error, Exception) else JournalError(f"it was interrupted: {error!r}")
         operation.end()
 
-    def _require_open(self) -> None:
-        if self._closed:
-            msg = "this Manager was closed and adds no more shares: make a new one"
-            raise ManagerClosed(msg)
-
     async def _read(self) -> None:
         """Return when the tables hold what the journal says. For Managers with a journal."""
         if self._detached:
@@ -485,108 +432,3 @@ class Manager(Engine):
             raise ManagerClosed(msg)
         if not self._recovered:
             await self._recover_once(recovery.How())
-
-    # ------------------------------------------------------------------ claims and references
-
-    async def _claim(self, options: AddOptions) -> Share:
-        """Return the share, live, with a claim on it that becomes `_keep` or `_withdraw`."""
-        if self._ledger is not None:
-            self._admit(options)
-            await self._read()
-            await self._ledger.ready()
-        while True:
-            self._admit(options)
-            share = self._find(options) or self._allocate(options)
-            operation = share.operation
-            if share.state is Life.ADDED:
-                share.claims += 1
-                return share
-            if share.state is Life.REMOVING:
-                # How that ends is for those who asked; then look again.
-                assert operation is not None, "it is under way"
-                await operation.wait()
-                continue
-            if operation is None:
-                operation = self._start_add(share)
-            share.claims += 1
-            try:
-                await operation.finish()
-                self._admit(options)
-            except BaseException:
-                self._withdraw(share)
-                raise
-            return share
-
-    async def _hold(self, options: AddOptions, owner: Hashable | None) -> Share:
-        """Return the share, live, with a claim on it that is as safe as a reference, and may become one."""
-        share = await self._claim(options)
-        if self._ledger is None:
-            return share
-        try:
-            await self._ledger.confirm(share, owner)
-        except BaseException:
-            self._withdraw(share)
-            raise
-        try:
-            self._admit(options)  # closing, or the VM's exit, takes a share out whoever claims it
-        except BaseException:
-            self._withdraw(share, owner)
-            raise
-        return share
-
-    def _keep(self, share: Share, owner: Hashable | None) -> None:
-        """Turn a claim that `_hold` gave into a reference."""
-        share.claims -= 1
-        share.refer(owner)
-        if self._ledger is not None:
-            self._ledger.kept(share, owner)
-
-    def _withdraw(self, share: Share, *held: Hashable | None) -> None:
-        """Give a claim up, with the owner for whom `_hold` gave it. If nobody else wants the share, it is taken out."""
-        share.claims -= 1
-        if self._ledger is not None:
-            for owner in held:
-                self._ledger.given_up(share, owner)
-        # Later, not now: this caller is being cancelled, perhaps with its whole event loop, which
-        # would not wait for a task started here.
-        self._retry_later(share)
-
-    async def _leave(self, share: Share, owner: BlockOwner, error: BaseException | None) -> None:
-        """Give back the reference of a block that ended in `error`.
-
-        Nobody else knows its owner, so the reference goes whatever the VM answers.
-        """
-        if not share.held_by(owner):  # closed meanwhile
-            return
-        share.unrefer(owner)
-        if share.state is Life.LOST and not share.references:
-            self._disown(share, Trigger.GIVEN_UP)
-        if not share.to_be_taken_out:
-            return
-        try:
-            await self._start_remove(share).finish()
-        except Exception as release_error:
-            if error is None:
-                raise
-            error.add_note(f"and share {share.name} could not be taken out yet: {release_error}")
-
-    def _check(self, owner: Hashable | None) -> None:
-        """Refuse an owner that cannot be one."""
-        hash(owner)
-        if self._ledger is not None:
-            check_owner(owner)
-
-    def _admit(self, options: AddOptions) -> None:
-        """Refuse what cannot or may not be added."""
-        self._require_open()
-        if self._vm_gone is not None:
-            msg = f"no share can be added any more: {self._vm_gone}"
-            raise ComputeSystemGone(msg) from self._vm_gone
-        if not isinstance(options, AddOptions):
-            msg = f"expected AddOptions, got {options!r}"
-            raise TypeError(msg)
-        if self._no_writable_file_shares and not options.read_only:
-            msg = f"{options.host_path}: this Manager allows no writable shares: pass read_only=True"
-            raise OperationDenied(msg)
-        if isinstance(self._vm, RefusesOptions):
-            self._vm.require_able(options)

@@ -22,8 +22,6 @@ What was under way is asked for again even if the VM says that it is done, since
 makes sure that an earlier one is over (`VMPlan9`).
 """
 
-# ruff: noqa: SLF001  this is a part of the engine, in a file of its own
-
 from __future__ import annotations
 
 import enum
@@ -145,23 +143,23 @@ class Settlement:
 
 async def begin(engine: Engine, how: How) -> Settlement:
     """Read the journal into the tables, which are empty, and begin to settle. Raises `JournalError`."""
-    assert engine._ledger is not None
-    state = await engine._ledger.begin()
-    engine._next_name = max(engine._next_name, state.next_name)
+    assert engine.ledger is not None
+    state = await engine.ledger.begin()
+    engine.next_name = max(engine.next_name, state.next_name)
     for journalled in state.shares.values():
         if journalled.life is Life.NOT_OURS:
-            engine._not_ours.add(journalled.name)
+            engine.not_ours.add(journalled.name)
             continue
-        share = _recalled(journalled, engine._clock())
-        engine._by_name[share.name] = share
+        share = _recalled(journalled, engine.clock())
+        engine.by_name[share.name] = share
         if not share.state.orphan:
-            engine._by_options.setdefault(share.options, share)
-            engine._any_directory = engine._any_directory or share.options.directory is not None
-    if engine._closed:
+            engine.by_options.setdefault(share.options, share)
+            engine.any_directory = engine.any_directory or share.options.directory is not None
+    if engine.closed:
         return Settlement()
-    if engine._vm_gone is not None:
-        items = [_Item(share, "the VM has exited", Done.TAKEN_OUT) for share in engine._by_name.values()]
-        engine._release_everything()
+    if engine.vm_gone is not None:
+        items = [_Item(share, "the VM has exited", Done.TAKEN_OUT) for share in engine.by_name.values()]
+        engine.release_everything()
         return Settlement(items=items)
     return await settle(engine, how)
 
@@ -181,22 +179,22 @@ def _recalled(journalled: JournalledShare, now: float) -> Share:
 async def settle(engine: Engine, how: How) -> Settlement:
     """Ask the VM what it has, and begin what follows for each share that no call is under way for."""
     settlement = Settlement()
-    before = dict(engine._by_name)
+    before = dict(engine.by_name)
     # Only what nothing was under way for when the VM was asked can be compared with its answer.
     resting = {name for name, share in before.items() if share.operation is None}
     listed = await _listing(engine, how, settlement)
-    if engine._closed:
+    if engine.closed:
         return settlement
     for name, share in before.items():
-        if name in resting and engine._by_name.get(name) is share and share.operation is None:
+        if name in resting and engine.by_name.get(name) is share and share.operation is None:
             settlement.items.append(_settle_one(engine, share, listed))
     if listed is not None:
-        for name in engine._not_ours - listed.keys():
-            engine._not_ours.discard(name)
-            if engine._ledger is not None:
-                engine._ledger.forgotten(name)
-        unknown = [name for name in listed if name not in before and name not in engine._by_name]
-        room = max(0, _MOST_UNKNOWN - sum(share.state.orphan for share in engine._by_name.values()))
+        for name in engine.not_ours - listed.keys():
+            engine.not_ours.discard(name)
+            if engine.ledger is not None:
+                engine.ledger.forgotten(name)
+        unknown = [name for name in listed if name not in before and name not in engine.by_name]
+        room = max(0, _MOST_UNKNOWN - sum(share.state.orphan for share in engine.by_name.values()))
         for name in sorted(unknown, key=lambda name: (len(name), name))[:room]:
             settlement.items.append(_settle_unknown(engine, name, listed[name], how))
     return settlement
@@ -205,10 +203,10 @@ async def settle(engine: Engine, how: How) -> Settlement:
 async def _listing(engine: Engine, how: How, settlement: Settlement) -> Mapping[str, AddOptions] | None:
     if how.vm_is_new:
         return {}
-    if not isinstance(engine._vm, ListsShares):
+    if not isinstance(engine.vm, ListsShares):
         return None
     try:
-        listed = await engine._vm.list_plan9()
+        listed = await engine.vm.list_plan9()
     except ComputeSystemGone:
         settlement.asked = True
         return {}
@@ -225,36 +223,36 @@ def _settle_one(engine: Engine, share: Share, listed: Mapping[str, AddOptions] |
     if share.to_be_taken_out:
         found = "a call for it has no outcome" if share.state.orphan else "nobody holds it"
     elif share.state is Life.LOST:
-        return _Item(share, "it was lost by the VM before", Done.ADDED_AGAIN, engine._start_add(share))
+        return _Item(share, "it was lost by the VM before", Done.ADDED_AGAIN, engine.start_add(share))
     elif share.state is Life.PENDING:
         if on_vm is None:
             return _Item(share, "it has a name, and was never added", Done.KEPT)
         found = "it was never added, and the VM has it"
-        engine._disown(share, Trigger.FOUND)
+        engine.disown(share, Trigger.FOUND)
     elif listed is None or (on_vm is not None and on_vm.may_be(share.options)):
         if on_vm is not None:
-            engine._identify(share, on_vm.directory if share.options.directory is None else None)
+            engine.identify(share, on_vm.directory if share.options.directory is None else None)
         return _Item(share, "it was added, and the VM " + ("did not tell" if listed is None else "has it"), Done.KEPT)
     else:
         found = "the VM does not have it" if on_vm is None else f"the VM has another {on_vm.host_path} under its name"
-        share.apply(Trigger.LOST, engine._clock())
-        return _Item(share, found, Done.ADDED_AGAIN, engine._start_add(share))
-    return _Item(share, found, Done.TAKEN_OUT, engine._start_remove(share))
+        share.apply(Trigger.LOST, engine.clock())
+        return _Item(share, found, Done.ADDED_AGAIN, engine.start_add(share))
+    return _Item(share, found, Done.TAKEN_OUT, engine.start_remove(share))
 
 
 def _settle_unknown(engine: Engine, name: str, options: AddOptions, how: How) -> _Item:
     """Begin what follows for a share of the VM that the tables do not have."""
-    share = Share(name, options, engine._clock(), Life.NOT_OURS)
+    share = Share(name, options, engine.clock(), Life.NOT_OURS)
     number = int(name) if name.isascii() and name.isdecimal() and len(name) < _DIGITS else -1
     if str(number) != name:
         return _Item(share, "nobody knows it, and it has no name of ours", Done.LEFT_ALONE)
-    ours = number < engine._next_name and name not in engine._not_ours
-    engine._next_name = max(engine._next_name, number + 1)  # or a share of ours would get that name one day
+    ours = number < engine.next_name and name not in engine.not_ours
+    engine.next_name = max(engine.next_name, number + 1)  # or a share of ours would get that name one day
     if not ours and not how.take_out_unknown:
-        engine._not_ours.add(name)
-        if engine._ledger is not None:
-            engine._ledger.not_ours(name, options)
+        engine.not_ours.add(name)
+        if engine.ledger is not None:
+            engine.ledger.not_ours(name, options)
         return _Item(share, "nobody knows it, and its name was never ours", Done.LEFT_ALONE)
-    engine._not_ours.discard(name)
-    engine._by_name[name] = share
-    return _Item(share, "nobody knows it", Done.TAKEN_OUT, engine._start_remove(share))
+    engine.not_ours.discard(name)
+    engine.by_name[name] = share
+    return _Item(share, "nobody knows it", Done.TAKEN_OUT, engine.start_remove(share))

@@ -11,8 +11,6 @@ The document has what somebody holds, and the names that were told:
 - references of ``async with manager.share(...)`` blocks end with their process, and are not in it.
 """
 
-# ruff: noqa: SLF001  this is a part of the engine, in a file of its own
-
 from __future__ import annotations
 
 from contextlib import suppress
@@ -39,10 +37,10 @@ from uvmshare.share.share import Share
 from uvmshare.share.state import Life, ShareState
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Callable, Hashable, Mapping
 
+    from uvmshare.share.engine import Engine
     from uvmshare.share.interfaces import Plan9Share, VMPlan9
-    from uvmshare.share.manager import Manager
 
 __all__ = ["VERSION", "decode", "encode", "restore_into"]
 
@@ -68,7 +66,7 @@ class _SavedShare(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknow
         return bool(self.owners or self.anonymous)
 
 
-class _Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     uvmshare_shares: int
     """The version; by this field the document is told from any other."""
     next_name: int
@@ -79,10 +77,10 @@ class _Version(msgspec.Struct, frozen=True):
     uvmshare_shares: int
 
 
-def encode(manager: Manager) -> bytes:
+def encode(engine: Engine) -> bytes:
     """Return the table of a Manager. Raises TypeError or `InvalidOptions` for an owner that is no string."""
     shares = []
-    for share in manager._by_name.values():
+    for share in engine.by_name.values():
         owners = tuple(_written(share, owner) for owner in share.owners if not isinstance(owner, BlockOwner))
         held = share.state is Life.ADDED and bool(owners or share.anonymous)
         if held or share.state.state is ShareState.PENDING:
@@ -100,7 +98,7 @@ def encode(manager: Manager) -> bytes:
                     options.map_owner,
                 )
             )
-    return msgspec.json.encode(_Saved(VERSION, manager._next_name, tuple(shares)))
+    return msgspec.json.encode(Saved(VERSION, engine.next_name, tuple(shares)))
 
 
 def _written(share: Share, owner: Hashable) -> str:
@@ -113,14 +111,14 @@ def _written(share: Share, owner: Hashable) -> str:
     return owner
 
 
-def decode(state: bytes | str) -> _Saved:
+def decode(state: bytes | str) -> Saved:
     """Read a document. Raises `InvalidSavedState` when it is none, or not one that a Manager wrote."""
     try:
         version = msgspec.json.decode(state, type=_Version).uvmshare_shares
         if version > VERSION:
             msg = f"a later uvmshare saved this (version {version}, this one knows {VERSION}): restore it with that"
             raise InvalidSavedState(msg)
-        saved = msgspec.json.decode(state, type=_Saved)
+        saved = msgspec.json.decode(state, type=Saved)
     except UNREADABLE as error:
         msg = f"this is not what Manager.save() wrote: {error}"
         raise InvalidSavedState(msg) from error
@@ -137,37 +135,38 @@ def decode(state: bytes | str) -> _Saved:
     return saved
 
 
-async def restore_into(manager: Manager, saved: _Saved) -> None:
+async def restore_into(engine: Engine, saved: Saved, admit: Callable[[AddOptions], None]) -> None:
     """Make the shares of the document those of a new Manager: all of them, or none.
+
+    `admit` refuses what that Manager may not share.
 
     Raises `RestoreFailed`, and `JournalError` when the Manager's journal already has shares, or cannot be written.
     """
-    shares, replaced = _checked(manager, saved)
+    shares, replaced = _checked(engine, saved, admit)
     next_name = saved.next_name
-    if manager._ledger is not None:
-        written = await manager._ledger.begin()
+    if engine.ledger is not None:
+        written = await engine.ledger.begin()
         if written.shares:
             msg = "the journal already has shares of this VM: restore into one that has none, or recover() from it"
             raise JournalError(msg)
         next_name = max(next_name, written.next_name)
-        manager._ledger.allocated(next_name)
-    manager._recovered = True
-    manager._next_name = next_name
-    vm = manager._vm
-    manager._vm = there = await _There.look(vm, replaced)
+        engine.ledger.allocated(next_name)
+    engine.next_name = next_name
+    vm = engine.vm
+    engine.vm = there = await _There.look(vm, replaced)
     try:
-        await _add_all(manager, shares, saved)
+        await _add_all(engine, shares, saved)
     except BaseException as error:
-        left = await _undo(manager, shares)
+        left = await _undo(engine, shares)
         if left:
             error.add_note(f"and these could not be taken out again yet: {', '.join(left)}")
         raise
     finally:
         there.restored = True
-        manager._vm = vm
+        engine.vm = vm
 
 
-def _checked(manager: Manager, saved: _Saved) -> tuple[dict[str, Share], set[str]]:
+def _checked(engine: Engine, saved: Saved, admit: Callable[[AddOptions], None]) -> tuple[dict[str, Share], set[str]]:
     """Look at every path, here. Return the entries, and the names of those whose path leads to another directory now.
 
     Raises `RestoreFailed` with all that cannot be.
@@ -185,7 +184,7 @@ def _checked(manager: Manager, saved: _Saved) -> tuple[dict[str, Share], set[str
                 hide=share.hide,
                 map_owner=share.map_owner,
             )
-            manager._admit(options)
+            admit(options)
         except (InvalidOptions, OperationDenied) as error:
             errors[share.name] = error
         else:
@@ -193,22 +192,22 @@ def _checked(manager: Manager, saved: _Saved) -> tuple[dict[str, Share], set[str
             if not may_be_same(was, options.directory):
                 options = options.of_directory(was)
                 replaced.add(share.name)
-            shares[share.name] = Share(share.name, options, manager._clock())
+            shares[share.name] = Share(share.name, options, engine.clock())
     if errors:
         raise RestoreFailed(errors)
     return shares, replaced
 
 
-async def _add_all(manager: Manager, shares: Mapping[str, Share], saved: _Saved) -> None:
+async def _add_all(engine: Engine, shares: Mapping[str, Share], saved: Saved) -> None:
     """Add what is held, and give the references back when all of it is there."""
     for share in shares.values():
-        manager._by_name[share.name] = share
-        manager._by_options.setdefault(share.options, share)
+        engine.by_name[share.name] = share
+        engine.by_options.setdefault(share.options, share)
     held = [(shares[saved_share.name], saved_share) for saved_share in saved.shares if saved_share.held]
     operations = {}
     for share, _ in held:
         share.claims += 1  # so that it stays when the VM has it
-        operations[share.name] = manager._start_add(share)
+        operations[share.name] = engine.start_add(share)
     errors: dict[str, BaseException] = {}
     for name, operation in operations.items():
         await operation.wait()
@@ -219,26 +218,26 @@ async def _add_all(manager: Manager, shares: Mapping[str, Share], saved: _Saved)
     for share, saved_share in held:
         for owner in (*saved_share.owners, *(None,) * saved_share.anonymous):
             share.refer(owner)
-            if manager._ledger is not None:
-                manager._ledger.holds(share, owner)
-    if manager._ledger is not None:
+            if engine.ledger is not None:
+                engine.ledger.holds(share, owner)
+    if engine.ledger is not None:
         for saved_share in saved.shares:
             if not saved_share.held:
-                manager._ledger.named(shares[saved_share.name])
-        await manager._ledger.flush()
+                engine.ledger.named(shares[saved_share.name])
+        await engine.ledger.flush()
     for share, _ in held:
         share.claims -= 1
 
 
-async def _undo(manager: Manager, shares: Mapping[str, Share]) -> list[str]:
+async def _undo(engine: Engine, shares: Mapping[str, Share]) -> list[str]:
     """Take out again what was added, and return the names of what could not be."""
-    manager._closed = True
+    engine.closed = True
     for share in shares.values():
         share.claims = 0
     with suppress(JournalError):  # what is left is recovered from the journal, or the next one that is made of it
-        await manager._take_everything_out()
-        await manager._end_ledger()
-    return [name for name in shares if name in manager._by_name]
+        await engine.take_everything_out()
+        await engine.end_ledger()
+    return [name for name in shares if name in engine.by_name]
 
 
 class _There:

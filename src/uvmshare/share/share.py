@@ -1,8 +1,8 @@
 """One share as the Manager keeps it, and what it shows of it.
 
-What lives here: the entry and the snapshot that callers see. What must not: any decision. Those are the
-Manager's (its lower half is `uvmshare.share.engine`), which alone changes an entry, always between two awaits of
-one event loop, so that there is nothing to lock.
+What lives here: the entry and the snapshot that callers see. What must not: any decision. Those are made in
+`uvmshare.share.claims` and `uvmshare.share.engine`, which alone change an entry, always between two awaits of one event
+loop, so that there is nothing to lock.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Share(Entry[Life, Trigger]):
         self.name = name
         """Immutable."""
         self.options = options
-        """Immutable, but for the directory, which may become known (`Engine._identify`)."""
+        """Immutable, but for the directory, which may become known (`Engine.identify`)."""
         self.directory: str | None = None
         """Which directory the VM told that it added, the last time."""
 

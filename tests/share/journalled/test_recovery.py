@@ -383,11 +383,11 @@ async def test_a_lost_share_that_is_tried_again_and_again_on_a_full_disk_puts_no
     journal.broken = True
     with suppress(JournalError):
         await manager.recover()
-    assert manager._ledger is not None
+    assert manager._engine.ledger is not None
     await asyncio.sleep(600)
-    line = len(manager._ledger._line)
+    line = len(manager._engine.ledger._line)
     await asyncio.sleep(36000)
-    assert len(manager._ledger._line) == line
+    assert len(manager._engine.ledger._line) == line
     journal.broken = False
     await asyncio.sleep(60)
     assert list(vm.shares) == ["0"]

@@ -203,13 +203,13 @@ async def test_while_a_journal_cannot_be_written_nothing_is_added(
             await change()
     assert manager.shares() == before
     assert len(vm.calls) == calls
-    line = manager._ledger and len(manager._ledger._line)
+    line = manager._engine.ledger and len(manager._engine.ledger._line)
     await asyncio.sleep(3600)
-    assert manager._ledger is not None
-    assert len(manager._ledger._line) == line, "what is in line does not grow"
+    assert manager._engine.ledger is not None
+    assert len(manager._engine.ledger._line) == line, "what is in line does not grow"
     journal.broken = False
     await asyncio.sleep(60)
-    assert not manager._ledger._line, "and is written by itself"
+    assert not manager._engine.ledger._line, "and is written by itself"
     await manager.remove_from_vm("0", owner="b")
     assert journal.state.shares["0"].owners == ("a",)
 
@@ -230,11 +230,11 @@ async def test_a_broken_journal_keeps_no_directory_in_the_guest(
     assert (info.orphan, info.owners) == (True, ("b",))
     with pytest.raises(JournalError):
         await manager.add_to_vm(ONE, owner="c")
-    assert manager._ledger is not None
+    assert manager._engine.ledger is not None
     await asyncio.sleep(120)
-    line = len(manager._ledger._line)
+    line = len(manager._engine.ledger._line)
     await asyncio.sleep(3600)
-    assert len(manager._ledger._line) == line, "trying it again and again puts nothing more in line"
+    assert len(manager._engine.ledger._line) == line, "trying it again and again puts nothing more in line"
     assert not vm.shares
     journal.broken = False
     await asyncio.sleep(60)
@@ -355,9 +355,9 @@ async def test_an_append_that_is_interrupted_is_no_cancellation_of_those_who_wai
     journal.hold = True
     add = asyncio.create_task(manager.add_to_vm(ONE, owner="a"))
     await settle()
-    assert manager._ledger is not None
-    assert manager._ledger._task is not None
-    manager._ledger._task.cancel()
+    assert manager._engine.ledger is not None
+    assert manager._engine.ledger._task is not None
+    manager._engine.ledger._task.cancel()
     with pytest.raises(JournalError, match="was interrupted"):
         await add
     with pytest.raises(JournalError, match="was interrupted"):
