@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from typing import TYPE_CHECKING
 
-from tests.conformance.reports.guest import as_user, checked, host, libc, read, refused, same, write
+from tests.conformance.reports.guest import as_user, checked, host, libc, read, same, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -302,19 +302,18 @@ def read_only_directories() -> None:
         shutil.rmtree(f"{tree}.moved")
 
 
-def overlay(upper: str) -> None:
-    """Mount an overlay of the share's `lower` with this directory above it, and do what containers do in it."""
+def an_overlay_above_the_share() -> None:
+    """Mount an overlay of `lower` with a directory of the guest's own above it, and do what containers do in it."""
     os.mkdir("lower")
     for name in ("kept", "changed", "removed"):
         write(f"lower/{name}", name)
     os.makedirs("lower/directory/inner")
-    work, at = f"{upper}-work", "/run/overlay"
+    upper, work, at = "/run/upper", "/run/upper-work", "/run/overlay"
     for made in (upper, work, at):
         os.makedirs(made)
     options = f"lowerdir={os.getcwd()}/lower,upperdir={upper},workdir={work}"
     try:
-        mounted = libc.mount(b"overlay", at.encode(), b"overlay", 0, options.encode())
-        checked(mounted)
+        checked(libc.mount(b"overlay", at.encode(), b"overlay", 0, options.encode()))
         try:
             _use_an_overlay(at)
         finally:
@@ -328,23 +327,12 @@ def _use_an_overlay(at: str) -> None:
     same(sorted(os.listdir(at)), ["changed", "directory", "kept", "removed"], "the names before")
     write(f"{at}/changed", "anew")
     os.unlink(f"{at}/removed")
-    same((read(f"{at}/changed"), read("lower/changed")), ("anew", "changed"), "the contents")
+    os.rename(f"{at}/kept", f"{at}/renamed")
     shutil.rmtree(f"{at}/directory")
-    same(sorted(os.listdir(at)), ["changed", "kept"], "the names after")
-    renamed = refused(os.rename, f"{at}/kept", f"{at}/renamed")
-    made = refused(os.mkdir, f"{at}/directory")
-    assert not renamed, f"renaming what lies below: {renamed}, making a removed directory anew: {made or 'works'}"
-    same(made, "", "making a removed directory anew")
-    same(sorted(os.listdir(at)), ["changed", "directory", "renamed"], "the names after that")
+    os.mkdir(f"{at}/directory")
+    same(sorted(os.listdir(at)), ["changed", "directory", "renamed"], "the names after")
     same(os.listdir(f"{at}/directory"), [], "the names in the directory that was made anew")
-
-
-def an_overlay_above_the_share() -> None:
-    overlay("/run/upper")
-
-
-def an_overlay_in_the_share() -> None:
-    overlay(f"{os.getcwd()}/upper")
+    same((read(f"{at}/changed"), read("lower/changed")), ("anew", "changed"), "the contents")
 
 
 def an_entry_for_each_file() -> None:

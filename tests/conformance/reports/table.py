@@ -416,19 +416,6 @@ OWN = (
     Report("preallocate", "posix_fallocate(3)", files.preallocate_as_posix_has_it),
     Report("names", "owners have names", people.owners_by_name, ("none", "user")),
     Report(
-        "upper",
-        "overlay: changes in the share, too",
-        directories.an_overlay_in_the_share,
-        ("none", "mapped"),
-        (
-            Otherwise(
-                "renaming what lies below: EINVAL, making a removed directory anew: EINVAL",
-                "overlayfs uses flags of renameat2(2) for both, and Linux's 9P client refuses every one: have the "
-                "upper directory on a disk or in memory of the guest's, and the share below",
-            ),
-        ),
-    ),
-    Report(
         "append",
         "the host appends to a file that the guest has open",
         files.the_host_appends_to_an_open_file,
