@@ -302,18 +302,19 @@ def read_only_directories() -> None:
         shutil.rmtree(f"{tree}.moved")
 
 
-def an_overlay_above_the_share() -> None:
-    """Mount an overlay of `lower` with a directory of the guest's own above it, and do what containers do in it."""
+def overlay(upper: str) -> None:
+    """Mount an overlay of the share's `lower` with this directory above it, and do what containers do in it."""
     os.mkdir("lower")
     for name in ("kept", "changed", "removed"):
         write(f"lower/{name}", name)
     os.makedirs("lower/directory/inner")
-    upper, work, at = "/run/upper", "/run/upper-work", "/run/overlay"
+    work, at = f"{upper}-work", "/run/overlay"
     for made in (upper, work, at):
         os.makedirs(made)
     options = f"lowerdir={os.getcwd()}/lower,upperdir={upper},workdir={work}"
     try:
-        checked(libc.mount(b"overlay", at.encode(), b"overlay", 0, options.encode()))
+        mounted = libc.mount(b"overlay", at.encode(), b"overlay", 0, options.encode())
+        checked(mounted)
         try:
             _use_an_overlay(at)
         finally:
@@ -333,6 +334,14 @@ def _use_an_overlay(at: str) -> None:
     same(sorted(os.listdir(at)), ["changed", "directory", "renamed"], "the names after")
     same(os.listdir(f"{at}/directory"), [], "the names in the directory that was made anew")
     same((read(f"{at}/changed"), read("lower/changed")), ("anew", "changed"), "the contents")
+
+
+def an_overlay_above_the_share() -> None:
+    overlay("/run/upper")
+
+
+def an_overlay_in_the_share() -> None:
+    overlay(f"{os.getcwd()}/upper")
 
 
 def an_entry_for_each_file() -> None:

@@ -416,6 +416,12 @@ OWN = (
     Report("preallocate", "posix_fallocate(3)", files.preallocate_as_posix_has_it),
     Report("names", "owners have names", people.owners_by_name, ("none", "user")),
     Report(
+        "upper",
+        "overlay: changes in the share, too",
+        directories.an_overlay_in_the_share,
+        ("none", "mapped"),
+    ),
+    Report(
         "append",
         "the host appends to a file that the guest has open",
         files.the_host_appends_to_an_open_file,
