@@ -18,11 +18,13 @@ from uvmshare.testing.guest_vm import HOST
 if TYPE_CHECKING:
     from uvmshare.testing.guest_vm import GuestVM
 
-__all__ = ["TRANSPORTS", "VSOCK", "Transport", "TransportName"]
+__all__ = ["NEWER", "TRANSPORTS", "VSOCK", "Transport", "TransportName"]
 
 TransportName = Literal["tcp", "firecracker", "cloud-hypervisor"]
 TRANSPORTS: tuple[TransportName, ...] = ("firecracker", "tcp", "cloud-hypervisor")
 VSOCK: tuple[TransportName, ...] = ("firecracker", "cloud-hypervisor")
+NEWER = "firecracker-6.12"
+"""What a test's parameter says for the guest with the newer kernel."""
 
 _PORTS = itertools.count(7000)
 """Of vsock, whose listeners are never two at a time on one port."""
