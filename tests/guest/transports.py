@@ -51,6 +51,11 @@ class Transport:
             guest.vsock.flavour = name
 
     @property
+    def newer(self) -> bool:
+        """Whether the guest has the newer kernel."""
+        return self.guest.release.startswith("6.12.")
+
+    @property
     def is_vsock(self) -> bool:
         return self.name != "tcp"
 
