@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -124,6 +125,9 @@ OPERATIONS: Final[dict[str, tuple[Callable[[Client], int], Callable[[int], m.Mes
     "getlock": (_opened("mnt/bad"), lambda fid: m.Tgetlock(fid, LockType.WRLCK, 0, 0, 1, b"me"), "OPEN"),
 }
 
+QUICK: Final = ("walk", "write", "clunk", "lock")
+"""Each takes a second: what is given up has that long to answer."""
+
 
 def _hang(fuse: HungFuse, operation: str) -> None:
     opcode = OPERATIONS[operation][2]
@@ -176,6 +180,22 @@ def test_while_one_request_hangs_other_files_answer(host: Host, fuse: HungFuse, 
     fuse.wait_until_asked()
     _answers(client)
     _beside(client, other)
+    fuse.release()
+    with suppress(OSError):  # ENODATA, of the attribute
+        client.wait(tag)
+    _beside(client, other)
+
+
+@pytest.mark.parametrize(
+    "operation", [each if each in QUICK else pytest.param(each, marks=pytest.mark.long) for each in OPERATIONS]
+)
+def test_a_request_that_hangs_is_given_up_when_it_is_flushed(host: Host, fuse: HungFuse, operation: str) -> None:
+    client = host.guest()
+    begin, make, _ = OPERATIONS[operation]
+    fid, other = begin(client), client.walk("mnt/other")
+    _hang(fuse, operation)
+    tag = client.send(make(fid))
+    fuse.wait_until_asked()
     assert not client.flush(tag), "it was answered"
     _answers(client)
     _beside(client, other)

@@ -37,7 +37,7 @@ HIDDEN = ("node_modules/x", ".env", "secret", "sub/.env", "sub/node_modules/x", 
 SHOWN = ("plain", "sub/build", "sub/secret", "deep/one/near", "deep/far")
 
 
-@pytest.fixture(params=["mapped-xattr", "none"])
+@pytest.fixture(params=["none", pytest.param("mapped-xattr", marks=pytest.mark.long)])
 def model(request: pytest.FixtureRequest) -> str:
     """Never in this process: what hangs in it could not be ended."""
     value: str = request.param

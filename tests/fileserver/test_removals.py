@@ -19,6 +19,7 @@ from uvmshare.fileserver import control, leaving
 from uvmshare.fileserver.counters import Counters
 from uvmshare.fileserver.log import Log
 from uvmshare.fileserver.loop import Loop
+from uvmshare.fileserver.opening import Opener
 from uvmshare.fileserver.shares import Mount, Shares
 from uvmshare.hcs.schema import Beside, Plan9Share
 
@@ -35,7 +36,9 @@ class Removals:
         monkeypatch.setattr(leaving, "ask", self.asked.append)
         monkeypatch.setattr(leaving, "kill", self.killed.append)
         self._root = root
-        self.shares = Shares(Loop(), Log(), control.Configuration(0, listen=(), security_model="none"), None)
+        loop, log = Loop(), Log()
+        configuration = control.Configuration(0, listen=(), security_model="none")
+        self.shares = Shares(loop, log, configuration, None, Opener(loop, log))
 
     def mount(self, name: str) -> int:
         """A share with one mount; return its pidfd."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from uvmshare import directory
@@ -76,26 +76,33 @@ class Export:
         it with; leaves nothing open then.
         """
         try:
-            flags = _checked_flags(share)
-            hide, owners = _checked_beside(share, beside or Beside())
-            if security_model == "mapped-xattr" and not flags & Plan9ShareFlags.LINUX_METADATA:
-                security_model = "none"
-            read_only = bool(flags & Plan9ShareFlags.READ_ONLY)
+            export = cls.of(share, security_model, -1, links=links, beside=beside)
             if root is None:
                 root = _open_root(share)
-            if hide:
+            if export.hide:
                 _require_exact_names(share, root)
-            if security_model == "mapped-xattr" and not read_only:
+            if export.security_model == "mapped-xattr" and not export.read_only:
                 _require_xattrs(share, root)
         except BaseException:
             if root is not None:
                 os.close(root)
             raise
+        return replace(export, root=root)
+
+    @classmethod
+    def of(
+        cls, share: Plan9Share, security_model: str, root: int, *, links: str = "mapped", beside: Beside | None = None
+    ) -> Export:
+        """Check the document alone. Its directory is open as `root`, and not looked at. Raises `InvalidDocument`."""
+        flags = _checked_flags(share)
+        hide, owners = _checked_beside(share, beside or Beside())
+        if security_model == "mapped-xattr" and not flags & Plan9ShareFlags.LINUX_METADATA:
+            security_model = "none"
         return cls(
             name=share.access_name,
             path=share.path,
             root=root,
-            read_only=read_only,
+            read_only=bool(flags & Plan9ShareFlags.READ_ONLY),
             only=frozenset(map(os.fsencode, share.allowed_files)) if share.allowed_files else None,
             security_model=security_model,
             links=links,

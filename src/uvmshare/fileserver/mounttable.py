@@ -10,10 +10,13 @@ from __future__ import annotations
 import os
 import re
 import select
+import stat
 from contextlib import suppress
 from typing import NamedTuple
 
-__all__ = ["TABLE", "Place", "file_system_of", "has_mounts", "is_changed", "place_of", "shown_below"]
+from uvmshare.fileserver.filesystems import LOCAL
+
+__all__ = ["TABLE", "Place", "file_system_of", "has_mounts", "is_changed", "may_hang", "place_of", "shown_below"]
 
 TABLE = "/proc/self/mountinfo"
 
@@ -35,6 +38,9 @@ class _Mount(NamedTuple):
     number: int
     root: Place
     point: str
+    kind: str
+    """The name of its file system."""
+    source: str
 
 
 def _table(table: int | None = None) -> list[_Mount]:
@@ -43,8 +49,10 @@ def _table(table: int | None = None) -> list[_Mount]:
     with open(TABLE if table is None else os.dup(table), "rb") as file:
         file.seek(0)
         for line in file:
-            number, _, device, root, point, *_ = line.split(b" ")
-            mounts.append(_Mount(int(number), Place(device.decode(), _unescaped(root)), _unescaped(point)))
+            number, _, device, root, point, *rest = line.rstrip(b"\n").split(b" ")
+            kind, source, *_ = rest[rest.index(b"-") + 1 :]
+            place = Place(device.decode(), _unescaped(root))
+            mounts.append(_Mount(int(number), place, _unescaped(point), _unescaped(kind), _unescaped(source)))
     return mounts
 
 
@@ -91,14 +99,37 @@ def file_system_of(device: int) -> str:
 
     It is not asked anything itself. Raises nothing.
     """
-    number = f"{os.major(device)}:{os.minor(device)}".encode()
-    with suppress(OSError), open(TABLE, "rb") as file:
-        for line in file:
-            fields = line.rstrip().split(b" ")
-            if device and fields[2] == number:
-                kind, source = fields[fields.index(b"-") + 1 :][:2]
-                return f"{os.fsdecode(kind)} at {_unescaped(fields[4])!r} ({_unescaped(source)})"
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with suppress(OSError):
+        for mount in _table():
+            if device and mount.root.device == number:
+                return f"{mount.kind} at {mount.point!r} ({mount.source})"
     return ""
+
+
+def may_hang(path: str) -> bool:
+    """Say whether a look at a path, or at a name in the directory there, may never be answered. It is itself no such.
+
+    It may be where anything on the way there, or mounted below, is on a file system that is not known to answer, or
+    where a symbolic link leads nobody knows where. Raises nothing.
+    """
+    if os.path.normpath(path) != path or not path.startswith("/"):
+        return True
+    try:
+        mounts = _table()
+        above = [path[:at] for at in range(1, len(path)) if path[at] == "/"]
+        if any(mount.kind not in LOCAL and _are_in_line(mount.point, path) for mount in mounts):
+            return True
+        return any(stat.S_ISLNK(os.lstat(each).st_mode) for each in (*above, path))
+    except OSError:
+        return False  # of one that answers
+
+
+def _are_in_line(one: str, other: str) -> bool:
+    """Say whether one path is the other, or above or below it."""
+    return f"{one.rstrip('/')}/".startswith(f"{other.rstrip('/')}/") or f"{other.rstrip('/')}/".startswith(
+        f"{one.rstrip('/')}/"
+    )
 
 
 def is_changed(table: int, seconds: float | None) -> bool:

@@ -26,7 +26,8 @@ from uvmshare.fileserver.counters import Counters
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.keepout import KeepOut
 from uvmshare.fileserver.ledger import Entry
-from uvmshare.fileserver.mounttable import file_system_of
+from uvmshare.fileserver.mounttable import file_system_of, may_hang
+from uvmshare.fileserver.opening import Opened, Wanted
 from uvmshare.fileserver.said import Said
 from uvmshare.hcs.schema import Plan9Share
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.ledger import Ledger
     from uvmshare.fileserver.log import Log
     from uvmshare.fileserver.loop import Loop
+    from uvmshare.fileserver.opening import Opener
     from uvmshare.fileserver.rundir import Found, RunDirectory
     from uvmshare.hcs.schema import Beside
 
@@ -88,9 +90,12 @@ class Share:
 class Shares:
     """The table of shares."""
 
-    def __init__(self, loop: Loop, log: Log, configuration: Configuration, run_dir: RunDirectory | None) -> None:
+    def __init__(
+        self, loop: Loop, log: Log, configuration: Configuration, run_dir: RunDirectory | None, opener: Opener
+    ) -> None:
         self._loop = loop
         self._log = log
+        self._opener = opener
         self._limits = configuration.limits
         self._security_model = configuration.security_model
         self._links = configuration.links
@@ -116,9 +121,9 @@ class Shares:
 
     # Taking over
 
-    def take_over(self, entry: Entry, export: Export, mounts: list[Found]) -> None:
-        """Go on with a share of a supervisor that died, and with its mounts."""
-        share = Share(entry.serial, entry.document, export, export.known_root_id(entry.root))
+    def take_over(self, entry: Entry, export: Export, directory: str, mounts: list[Found]) -> None:
+        """Go on with a share of a supervisor that died, whose root is that directory, and with its mounts."""
+        share = Share(entry.serial, entry.document, export, directory)
         self._by_name[export.name] = share
         for found in mounts:
             self._watch(Mount(found.pid, found.pidfd, share, found.connection, found.peer), said.reopen(found.pid))
@@ -144,12 +149,28 @@ class Shares:
     def add(self, document: Plan9Share, beside: Beside) -> str:
         """Open a share and serve it; return which directory it is.
 
-        Raises `HostPathReplaced` when that is not the one of `beside`, `ShareExists`, what `Export.open` raises, and
-        what `Ledger.add` raises; then there is no such share.
+        Raises `HostPathReplaced` when that is not the one of `beside`, `ShareExists`, what `Export.open` and
+        `Opener.open` raise, and what `Ledger.add` raises; then there is no such share.
         """
         if document.access_name in self._by_name:
             msg = f"there is a share {document.access_name!r} already"
             raise ShareExists(msg)
+        root, found = self._opener.open(
+            Wanted(document.path, lambda: self._open(document, beside), may_hang(document.path))
+        )
+        try:
+            export = Export.of(document, self._security_model, root, links=self._links, beside=beside)
+            if self._ledger is not None:
+                self._ledger.add(Entry(self._serial + 1, found, document, export.hide, beside.map_owner))
+        except BaseException:
+            os.close(root)
+            raise
+        self._serial += 1
+        self._by_name[export.name] = Share(self._serial, document, export, found)
+        return found
+
+    def _open(self, document: Plan9Share, beside: Beside) -> Opened:
+        """Look at all that must be looked at before a directory is shared, and open it. Waits for its file system."""
         if self._run_dir is not None:
             self._run_dir.require_outside(document)
         for kept in self._keep_out:
@@ -157,27 +178,19 @@ class Shares:
         export = Export.open(document, self._security_model, links=self._links, beside=beside)
         try:
             found = export.root_id()
-            if not may_be_same(beside.directory, found):
-                msg = (
-                    f"share {document.access_name}: {document.path!r} leads to another directory than when it was "
-                    "asked for: ask again, for the one that is there now"
-                )
-                raise HostPathReplaced(msg)
-            if self._ledger is not None:
-                self._ledger.add(Entry(self._serial + 1, found, document, export.hide, beside.map_owner))
         except OSError as error:
-            export.close()
             msg = (
                 f"share {document.access_name}: cannot tell which directory {document.path!r} is: {error.strerror}; "
                 "see whether its file system is whole"
             )
             raise FileServerError(msg) from error
-        except BaseException:
-            export.close()
-            raise
-        self._serial += 1
-        self._by_name[export.name] = Share(self._serial, document, export, found)
-        return found
+        if not may_be_same(beside.directory, found):
+            msg = (
+                f"share {document.access_name}: {document.path!r} leads to another directory than when it was "
+                "asked for: ask again, for the one that is there now"
+            )
+            raise HostPathReplaced(msg)
+        return Opened(export.root, found)
 
     def remove(self, name: str, when_gone: Callable[[tuple[Left, ...]], None]) -> None:
         """Take a share away: no new attach from now on, its mounts ended; `when_gone` once they have.

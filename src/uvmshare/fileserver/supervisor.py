@@ -38,6 +38,7 @@ from uvmshare.fileserver.ledger import Ledger
 from uvmshare.fileserver.listener import Listener
 from uvmshare.fileserver.log import Log
 from uvmshare.fileserver.loop import Doors, Loop
+from uvmshare.fileserver.opening import Opener
 from uvmshare.fileserver.rundir import RunDirectory
 from uvmshare.fileserver.shares import Shares
 from uvmshare.fileserver.takeover import Inheritance, inherit
@@ -67,13 +68,14 @@ class _Server:
         self.control_listener: Listener | None = None
         self.run_dir = None if configuration.run_dir is None else RunDirectory(configuration.run_dir)
         inheritance = Inheritance()
+        opener = Opener(loop, _log)
         try:
             if self.run_dir is not None:
-                inheritance = inherit(self.run_dir, configuration.security_model, configuration.links)
+                inheritance = inherit(self.run_dir, configuration.security_model, configuration.links, opener)
             self._listen()
-            self.shares = Shares(loop, _log, configuration, self.run_dir)
+            self.shares = Shares(loop, _log, configuration, self.run_dir, opener)
             if self.run_dir is not None:
-                entries = [entry for entry, _, _ in inheritance.shares]
+                entries = [entry for entry, *_ in inheritance.shares]
                 try:
                     ledger = Ledger(self.run_dir.table, self._bound(), entries)
                 except OSError as error:
@@ -87,8 +89,8 @@ class _Server:
             if self.run_dir is not None:
                 self.run_dir.release()
             raise
-        for entry, export, mounts in inheritance.shares:
-            self.shares.take_over(entry, export, mounts)
+        for entry, export, directory, mounts in inheritance.shares:
+            self.shares.take_over(entry, export, directory, mounts)
         for found in inheritance.left:
             self.shares.leave_behind(found)
         self.lost = tuple(inheritance.lost)

@@ -12,15 +12,21 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
-from uvmshare.errors import ComputeSystemError, FileServerError, UvmshareError
+from uvmshare.errors import ComputeSystemError, FileServerError, HostPathHangs, UvmshareError
 from uvmshare.fileserver import control
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.ledger import Ledger, boot_id
+from uvmshare.fileserver.mounttable import may_hang
+from uvmshare.fileserver.opening import Opened, Wanted
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from uvmshare.fileserver.ledger import Entry
+    from uvmshare.fileserver.opening import Opener
     from uvmshare.fileserver.rundir import Found, RunDirectory
 
 __all__ = ["Inheritance", "inherit"]
@@ -28,9 +34,9 @@ __all__ = ["Inheritance", "inherit"]
 
 @dataclass(slots=True)
 class Inheritance:
-    """What there was: shares with their roots and mounts, and those that are lost, with the reason."""
+    """What there was: shares with their roots, which these are, and their mounts; and those that are lost, and why."""
 
-    shares: list[tuple[Entry, Export, list[Found]]] = field(default_factory=list)
+    shares: list[tuple[Entry, Export, str, list[Found]]] = field(default_factory=list)
     lost: list[control.Lost] = field(default_factory=list)
     left: list[Found] = field(default_factory=list)
     """Mount processes that were killed and do not end."""
@@ -40,7 +46,7 @@ class Inheritance:
 
     def close(self) -> None:
         """Let go of it: it stays as it was, for the next."""
-        for _, export, mounts in self.shares:
+        for _, export, _, mounts in self.shares:
             export.close()
             for mount in mounts:
                 os.close(mount.pidfd)
@@ -48,7 +54,7 @@ class Inheritance:
             os.close(mount.pidfd)
 
 
-def inherit(run_dir: RunDirectory, security_model: str, links: str) -> Inheritance:
+def inherit(run_dir: RunDirectory, security_model: str, links: str, opener: Opener) -> Inheritance:
     """Find what a dead supervisor left; end what it was about to end, and what nobody can go on with.
 
     Raises `FileServerError` when its table cannot be read, when its shares have another security model,
@@ -70,17 +76,18 @@ def inherit(run_dir: RunDirectory, security_model: str, links: str) -> Inheritan
         mounts.setdefault(found.serial, []).append(found)
         inheritance.last_connection = max(inheritance.last_connection, found.connection)
     try:
-        for entry in table.entries if table is not None else ():
-            own = mounts.get(entry.serial, [])
-            if table is not None and table.boot != boot_id():
-                reason = "the host was started anew since it was added"
-            else:
-                opened = _open(entry, security_model, links, own)
-                if isinstance(opened, Export):
-                    inheritance.shares.append((entry, opened, mounts.pop(entry.serial, [])))
-                    continue
-                reason = opened
-            inheritance.lost.append(control.Lost(entry.document.access_name, entry.document.path, reason))
+        entries = table.entries if table is not None else ()
+        if table is not None and table.boot != boot_id():
+            found_again: list[Opened | UvmshareError] = [_rebooted()] * len(entries)
+        else:
+            found_again = _open_all(opener, entries, security_model, links, mounts)
+        for entry, opened in zip(entries, found_again, strict=True):
+            if isinstance(opened, UvmshareError):
+                lost = control.Lost(entry.document.access_name, entry.document.path, str(opened))
+                inheritance.lost.append(lost)
+                continue
+            export = Export.of(entry.document, security_model, opened.root, links=links, beside=entry.beside)
+            inheritance.shares.append((entry, export, opened.directory, mounts.pop(entry.serial, [])))
         inheritance.left = run_dir.end_mounts([mount for left in mounts.values() for mount in left])
     except BaseException:
         inheritance.close()
@@ -88,20 +95,63 @@ def inherit(run_dir: RunDirectory, security_model: str, links: str) -> Inheritan
     return inheritance
 
 
-def _open(entry: Entry, security_model: str, links: str, mounts: list[Found]) -> Export | str:
-    """Open a share's directory again: the same one, by its path or through a mount process that has it open.
+def _rebooted() -> FileServerError:
+    return FileServerError("the host was started anew since it was added")
 
-    Returns the reason when it cannot be had.
+
+def _open_all(
+    opener: Opener, entries: Sequence[Entry], security_model: str, links: str, mounts: dict[int, list[Found]]
+) -> list[Opened | UvmshareError]:
+    """Open each share's directory again: the same one, by its path or through a mount process that has it open.
+
+    Returns the reason where it cannot be had.
     """
+    paths = [entry.document.path for entry in entries]
+    found = opener.open_all(
+        [
+            Wanted(path, partial(_open, entry, security_model, links), may_hang(path))
+            for path, entry in zip(paths, entries, strict=True)
+        ]
+    )
+    missing = [
+        number
+        for number, (entry, opened) in enumerate(zip(entries, found, strict=True))
+        if isinstance(opened, UvmshareError) and not isinstance(opened, HostPathHangs) and mounts.get(entry.serial)
+    ]
+    # What a mount process has open may be on any file system, whatever its path leads to now.
+    again = opener.open_all(
+        [
+            Wanted(
+                paths[number],
+                partial(_open_by_mount, entries[number], security_model, links, mounts[entries[number].serial]),
+                hangs=True,
+            )
+            for number in missing
+        ]
+    )
+    for number, opened in zip(missing, again, strict=True):
+        if not isinstance(opened, UvmshareError) or isinstance(opened, HostPathHangs):
+            found[number] = opened
+    return found
+
+
+def _open(entry: Entry, security_model: str, links: str) -> Opened:
+    """Open a share's directory by its path. Raises `UvmshareError` when it cannot be had, or is another one."""
+    export = Export.open(entry.document, security_model, links=links, beside=entry.beside)
     try:
-        export = Export.open(entry.document, security_model, links=links, beside=entry.beside)
-    except UvmshareError as error:
-        reason = str(error)
-    else:
         if export.has_root(entry.root):
-            return export
+            return Opened(export.root, export.known_root_id(entry.root))
+    except OSError as error:
         export.close()
-        reason = f"share {entry.document.access_name}: {entry.document.path!r} is another directory now"
+        msg = f"share {entry.document.access_name}: cannot look at {entry.document.path!r}: {error.strerror}"
+        raise FileServerError(msg) from error
+    export.close()
+    msg = f"share {entry.document.access_name}: {entry.document.path!r} is another directory now"
+    raise FileServerError(msg)
+
+
+def _open_by_mount(entry: Entry, security_model: str, links: str, mounts: list[Found]) -> Opened:
+    """Open a share's directory through a mount process. Raises `UvmshareError` when none has it."""
     for mount in mounts:
         try:
             root = mount.open_root()
@@ -112,6 +162,7 @@ def _open(entry: Entry, security_model: str, links: str, mounts: list[Found]) ->
         except ComputeSystemError:
             continue
         if export.has_root(entry.root, in_mount=True):
-            return export
+            return Opened(export.root, export.known_root_id(entry.root))
         export.close()
-    return reason
+    msg = f"share {entry.document.access_name}: no mount process has its directory"
+    raise FileServerError(msg)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from uvmshare.directory import place_of
 from uvmshare.fileserver.allowed import AllowedNames
+from uvmshare.fileserver.filesystems import LOCAL_NUMBERS
 from uvmshare.fileserver.hidden import Hidden, folds, lists, not_there
 from uvmshare.fileserver.lending import Lending
 from uvmshare.fileserver.syscalls import MountCrossed, file_system_type, open_entry
@@ -39,23 +40,11 @@ __all__ = ["MAX_INODE", "ForeignNode", "Node", "Tree", "WaitingTree", "check_nam
 
 _PATH_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
-_LOCAL: Final = frozenset(
-    (
-        *(0xEF53, 0x58465342, 0x9123683E, 0xF2F52010, 0x2FC12FC1, 0xCA451A4E, 0x01021994, 0x794C7630),
-        *(0x858458F6, 0x73717368, 0xE0F5E1E2, 0x9660, 0x15013346, 0x4D44, 0x2011BAB0, 0x7366746E, 0x4244, 0x482B),
-        *(0x3153464A, 0x52654973, 0x3434, 0x28CD3D45, 0x9FA0, 0x62656572, 0x1CD1, 0x63677270, 0x27E0EB, 0x64626720),
-        *(0x74726163, 0x73636673, 0x958458F6, 0x62656570, 0xCAFE4A11, 0x19800202, 0xDE5E81E4, 0x6E736673),
-    )
-)
-"""What answers by itself (statfs(2)): ext2 to ext4, XFS, btrfs, f2fs, ZFS, bcachefs, tmpfs and overlayfs; ramfs,
-squashfs, EROFS, ISO 9660, UDF, FAT, exFAT, NTFS, HFS, HFS+, JFS, ReiserFS, NILFS, cramfs; and the kernel's own. All
-that is not among them may wait for a program or another host: FUSE, NFS, SMB, 9P, Ceph, AFS, autofs."""
-
 
 def is_foreign(descriptor: int) -> bool:
     """Say whether a file is on a file system that may never answer. Waits for it. Raises nothing."""
     try:
-        return file_system_type(descriptor) not in _LOCAL
+        return file_system_type(descriptor) not in LOCAL_NUMBERS
     except OSError:
         return True
 

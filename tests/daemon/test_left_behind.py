@@ -1,0 +1,53 @@
+"""A removal whose mount process waits for a file system that hangs returns, and the daemon says what is left."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from uvmshare.ninep import messages as m
+from uvmshare.ninep.constants import GetattrMask
+from uvmshare.testing.client import Client as Guest
+
+if TYPE_CHECKING:
+    from tests.daemon.harness import Home
+
+if sys.platform == "win32":
+    pytest.skip("the file server runs on Linux", allow_module_level=True)
+if os.geteuid() != 0:
+    pytest.skip("mounting FUSE without a helper needs root", allow_module_level=True)
+
+from tests.fuse import HungFuse
+
+
+def test_an_event_names_the_process_the_share_and_what_is_waited_for(home: Home, tmp_path: Path) -> None:
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    (shown / "bad").write_bytes(b"")
+    path = Path(home.directory("ws"))
+    (path / "mnt").mkdir()
+    fuse = HungFuse(shown, path / "mnt")
+    try:
+        with home.running() as daemon:
+            vm = daemon.add_vm()
+            share = daemon.add_share(str(path), owner="job")
+            with Guest.connect(vm.addresses[0], share.name) as guest, home.client() as client:
+                fid = guest.walk("mnt/bad")
+                fuse.hang("bad")
+                guest.send(m.Tgetattr(fid, int(GetattrMask.BASIC)))
+                fuse.wait_until_asked()
+                client.release_share("vm", share.name, owner="job")
+                assert client.shares("vm") == []
+                events = [event for event in client.events(since="0", follow=False) if event is not None]
+                (left,) = [event for event in events if event.kind == "vm.left_behind"]
+                told = str(left.detail)
+                for part in (f"share {share.name} ({path})", "process ", "fuse at ", "umount -f"):
+                    assert part in told
+                guest.drain()
+                fuse.release()
+    finally:
+        fuse.close()
