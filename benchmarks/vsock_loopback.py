@@ -25,13 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from uvmshare.fileserver import outbox
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.handshake import Handshake
 from uvmshare.fileserver.limits import Limits
-from uvmshare.fileserver.said import say
-from uvmshare.fileserver.session import Session
-from uvmshare.fileserver.splicing import Splicer
+from uvmshare.fileserver.mount import outbox
+from uvmshare.fileserver.mount.session import Session
+from uvmshare.fileserver.mount.splicing import Splicer
+from uvmshare.fileserver.supervisor.said import say
 from uvmshare.hcs.schema import Plan9Share, Plan9ShareFlags
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import HEADER_SIZE, IO_HEADER_SIZE, READ_HEADER_SIZE, GetattrMask, OpenFlag

@@ -37,7 +37,7 @@ from uvmshare.errors import RemoteProtocolError, UvmshareError
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.handshake import Handshake
 from uvmshare.fileserver.limits import Limits
-from uvmshare.fileserver.session import Session
+from uvmshare.fileserver.mount.session import Session
 from uvmshare.guest import agent as guest_agent
 from uvmshare.guest import wire
 from uvmshare.guest.mount import Address

@@ -1,7 +1,7 @@
 """Patterns of names that do not exist for a guest: what one may be, and what it matches.
 
 What lives here: the one spelling of a list of patterns (`canonical`) and the matcher (`Patterns`). What must not:
-files, and what is answered to a guest (`uvmshare.fileserver.hidden`).
+files, and what is answered to a guest (`uvmshare.fileserver.mount.files.hidden`).
 
 The syntax is that of gitignore(5), as git takes a pattern from a command line (``git ls-files -x``): ``*``, ``?`` and
 ``[...]`` match bytes and never a slash; ``**`` between slashes is any number of directories; a pattern with a slash

@@ -8,8 +8,9 @@ import platform
 from typing import TYPE_CHECKING
 
 from uvmshare.cli.main import run
-from uvmshare.fileserver import confinement, syscalls
+from uvmshare.fileserver import syscalls
 from uvmshare.fileserver.host import examine
+from uvmshare.fileserver.mount import confinement
 from uvmshare.finding import Finding
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from uvmshare.daemon.identity import Identity
 from uvmshare.daemon.machine import Places
 from uvmshare.daemon.store import VmRecord
 from uvmshare.fileserver import link
-from uvmshare.fileserver.ledger import Ledger
-from uvmshare.fileserver.lockfile import LockFile
+from uvmshare.fileserver.rundir.lockfile import LockFile
+from uvmshare.fileserver.rundir.sharetable import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,7 +95,8 @@ def test_a_supervisor_is_started_as_its_vms_user_whoevers_the_run_directory_says
 
 
 def test_no_more_than_the_start_of_another_users_table_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from uvmshare.fileserver import control, ledger
+    from uvmshare.fileserver import control
+    from uvmshare.fileserver.rundir import sharetable
 
     path = str(tmp_path / "table")
     configuration = control.Configuration(0, listen=("unix:/a",), security_model="none")
@@ -104,7 +105,7 @@ def test_no_more_than_the_start_of_another_users_table_is_read(tmp_path: Path, m
     start = Ledger.read_start(path)
     assert start is not None
     assert (start.configuration, start.ended) == (configuration, False)
-    monkeypatch.setattr(ledger, "_LONGEST_HEADER", 20)
+    monkeypatch.setattr(sharetable, "_LONGEST_HEADER", 20)
     with pytest.raises(errors.FileServerError, match="no first line"):
         Ledger.read_start(path)
     assert Ledger.read_start(f"{path}.none") is None

@@ -209,7 +209,7 @@ class InProcess:
 
     def _serve(self, connection: socket.socket) -> None:
         """Do what the supervisor does up to the attach, and then what a mount process does."""
-        from uvmshare.fileserver.session import Session
+        from uvmshare.fileserver.mount.session import Session
 
         handshake = Handshake(self.limits.msize)
         with connection:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.processes import DEADLINE
 
-from uvmshare.fileserver import outbox, waiting
-from uvmshare.fileserver import session as session_module
-from uvmshare.fileserver.aside import Aside
-from uvmshare.fileserver.fid import OpenFile
+from uvmshare.fileserver.mount import outbox, waiting
+from uvmshare.fileserver.mount import session as session_module
+from uvmshare.fileserver.mount.aside import Aside
+from uvmshare.fileserver.mount.fids import OpenFile
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import NOTAG, VERSION
 from uvmshare.ninep.constants import OpenFlag as O

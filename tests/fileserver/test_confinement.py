@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from uvmshare.fileserver import confinement, seccomp
 from uvmshare.fileserver.device import FileServer
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.limits import Limits
+from uvmshare.fileserver.mount import confinement, seccomp
 from uvmshare.guest import keepalive
 from uvmshare.hcs.schema import Plan9Share, Plan9ShareFlags
 from uvmshare.share.interfaces import Plan9Share as SharedByManager

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.fuse import HungFuse
 
-from uvmshare.fileserver.handlers import locking, table
 from uvmshare.fileserver.limits import Limits
+from uvmshare.fileserver.mount.handlers import locking, table
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import (
     GetattrMask,
@@ -37,9 +37,9 @@ if os.geteuid() != 0:
     pytest.skip("mounting FUSE without a helper needs root", allow_module_level=True)
 
 from uvmshare.fileserver.export import Export
-from uvmshare.fileserver.fid import Fid, ForeignFile
-from uvmshare.fileserver.session import Session
-from uvmshare.fileserver.tree import ForeignNode
+from uvmshare.fileserver.mount.fids import Fid, ForeignFile
+from uvmshare.fileserver.mount.files.tree import ForeignNode
+from uvmshare.fileserver.mount.session import Session
 from uvmshare.hcs.schema import Plan9Share
 
 ALL = 0

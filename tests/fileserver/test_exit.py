@@ -15,7 +15,7 @@ from tests.processes import DEADLINE
 from uvmshare import AddOptions, FileServer, Manager
 from uvmshare.errors import ComputeSystemGone, OutcomeUnknown, RemoteProtocolError
 from uvmshare.fileserver.limits import Limits
-from uvmshare.fileserver.outbox import Outbox
+from uvmshare.fileserver.mount.outbox import Outbox
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import NOFID, NONUNAME, NOTAG, VERSION, OpenFlag
 

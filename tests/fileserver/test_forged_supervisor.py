@@ -11,7 +11,7 @@ import pytest
 from uvmshare.errors import ComputeSystemError, FileServerError
 from uvmshare.fileserver import control
 from uvmshare.fileserver.link import Link
-from uvmshare.fileserver.rundir import CONTROL_SOCKET
+from uvmshare.fileserver.rundir.directory import CONTROL_SOCKET
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from uvmshare.errors import InvalidDocument
-from uvmshare.fileserver.hidden import Hidden, folds
+from uvmshare.fileserver.mount.files.hidden import Hidden, folds
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import AT_REMOVEDIR
 from uvmshare.ninep.constants import OpenFlag as O
@@ -300,10 +300,10 @@ def test_a_name_that_is_not_listed_just_so_is_none_where_others_may_lead_to_a_fi
         return looking(found(path, dir_fd), dir_fd=dir_fd, follow_symlinks=follow_symlinks)
 
     put(host, "Shown")
-    monkeypatch.setattr("uvmshare.fileserver.tree.folds", lambda directory: None)
+    monkeypatch.setattr("uvmshare.fileserver.mount.files.tree.folds", lambda directory: None)
     monkeypatch.setattr(os, "open", folding_open)
     monkeypatch.setattr(
-        "uvmshare.fileserver.tree.open_entry",
+        "uvmshare.fileserver.mount.files.tree.open_entry",
         lambda name, directory: folding_open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory),
     )
     monkeypatch.setattr(os, "stat", folding_stat)
@@ -331,7 +331,8 @@ def test_nothing_is_there_in_a_directory_where_upper_and_lower_case_are_one(
     host: Host, guest: Client, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inode = (host.root / "sub").stat().st_ino
-    monkeypatch.setattr("uvmshare.fileserver.tree.folds", lambda directory: os.fstat(directory).st_ino == inode)
+    folds = "uvmshare.fileserver.mount.files.tree.folds"
+    monkeypatch.setattr(folds, lambda directory: os.fstat(directory).st_ino == inode)
     assert guest.read_file("a/plain") == SECRET
     with guest.walked("sub") as fid:
         for message in (
@@ -379,7 +380,7 @@ def test_what_another_thread_forgets_in_between_is_found_anew(monkeypatch: pytes
 def test_a_file_system_says_by_its_kind_whether_names_are_bytes(
     root: Path, monkeypatch: pytest.MonkeyPatch, kind: int, *, expected: bool | None
 ) -> None:
-    monkeypatch.setattr("uvmshare.fileserver.hidden.file_system_type", lambda directory: kind)
+    monkeypatch.setattr("uvmshare.fileserver.mount.files.hidden.file_system_type", lambda directory: kind)
     descriptor = os.open(root, os.O_PATH)
     try:
         assert folds(descriptor) is expected
@@ -391,7 +392,7 @@ def test_a_file_system_says_by_its_kind_whether_names_are_bytes(
 def test_a_directory_says_itself_whether_it_folds(
     root: Path, monkeypatch: pytest.MonkeyPatch, flags: int, *, expected: bool
 ) -> None:
-    monkeypatch.setattr("uvmshare.fileserver.hidden.file_system_type", lambda directory: 0xEF53)
+    monkeypatch.setattr("uvmshare.fileserver.mount.files.hidden.file_system_type", lambda directory: 0xEF53)
     monkeypatch.setattr("fcntl.ioctl", lambda descriptor, request, given: flags.to_bytes(8, "little"))
     descriptor = os.open(root, os.O_PATH)
     try:

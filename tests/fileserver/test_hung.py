@@ -13,7 +13,7 @@ from tests.fuse import HungFuse
 from tests.processes import await_answer, await_end, kill, process_exists
 
 from uvmshare.errors import InvalidState, OutcomeUnknown
-from uvmshare.fileserver import lanes
+from uvmshare.fileserver.mount import lanes
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import GetattrMask, LockFlag, LockType, SetattrValid
 from uvmshare.ninep.constants import OpenFlag as O

@@ -23,10 +23,10 @@ from uvmshare.testing.client import Client
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
 
-from uvmshare.fileserver import idle as idle_module
 from uvmshare.fileserver.export import Export
-from uvmshare.fileserver.session import Session
-from uvmshare.fileserver.waiting import set_time_out
+from uvmshare.fileserver.mount import idle as idle_module
+from uvmshare.fileserver.mount.session import Session
+from uvmshare.fileserver.mount.waiting import set_time_out
 from uvmshare.hcs.schema import Plan9Share, Plan9ShareFlags
 
 if TYPE_CHECKING:
@@ -447,7 +447,7 @@ def test_an_open_file_that_another_thread_works_with_is_not_let_go(
         assert go.wait(DEADLINE)
         os.fstat(descriptor)
 
-    monkeypatch.setattr("uvmshare.fileserver.handlers.files.os.fsync", sync)
+    monkeypatch.setattr("uvmshare.fileserver.mount.handlers.files.os.fsync", sync)
     client.send(m.Tfsync(fid, 0))
     assert begun.wait(DEADLINE)
     file = mount.session.fids[fid].file

@@ -14,8 +14,8 @@ if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
 
 from uvmshare.fileserver.export import Export
-from uvmshare.fileserver.ownership import Ownership, is_settled
-from uvmshare.fileserver.tree import Tree
+from uvmshare.fileserver.mount.files.ownership import Ownership, is_settled
+from uvmshare.fileserver.mount.files.tree import Tree
 from uvmshare.hcs.schema import Plan9Share
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from uvmshare.fileserver.fid import OpenFile
-from uvmshare.fileserver.outbox import Outbox
+from uvmshare.fileserver.mount.fids import OpenFile
+from uvmshare.fileserver.mount.outbox import Outbox
 from uvmshare.ninep import messages
 from uvmshare.ninep.framing import FrameReader
 

@@ -11,8 +11,8 @@ import pytest
 from tests.processes import DEADLINE
 
 from uvmshare.fileserver import leaving
-from uvmshare.fileserver.outbox import Outbox
-from uvmshare.fileserver.waiting import untaken
+from uvmshare.fileserver.mount.outbox import Outbox
+from uvmshare.fileserver.mount.waiting import untaken
 from uvmshare.ninep import messages
 from uvmshare.ninep.constants import NOTAG
 
@@ -71,7 +71,7 @@ def test_the_last_word_waits_for_room_and_the_end_until_a_slow_guest_has_taken_i
     """Firecracker and Cloud Hypervisor drop what they have not read when the guest sends to a connection that ended."""
     ours, theirs = pair
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
-    monkeypatch.setattr("uvmshare.fileserver.outbox.TELL_SECONDS", DEADLINE)
+    monkeypatch.setattr("uvmshare.fileserver.mount.outbox.TELL_SECONDS", DEADLINE)
     taken = bytearray()
     monkeypatch.setattr("time.sleep", lambda _: taken.extend(theirs.recv(30_000)))
     filled = fill(ours)
@@ -114,7 +114,7 @@ def test_a_reply_under_way_is_sent_whole_before_the_last_word(
         reply = messages.Rread(bytes(ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) * 2 // 3)).encode(1)
         outbox = Outbox(ours)
         ours.on_signal = lambda: outbox.end(end)
-        monkeypatch.setattr("uvmshare.fileserver.outbox.TELL_SECONDS", DEADLINE)
+        monkeypatch.setattr("uvmshare.fileserver.mount.outbox.TELL_SECONDS", DEADLINE)
         taken = bytearray()
         monkeypatch.setattr("time.sleep", lambda _: taken.extend(theirs.recv(1 << 20)))
         with pytest.raises(Ended):

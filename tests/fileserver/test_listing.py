@@ -18,9 +18,9 @@ from uvmshare.ninep.types import decode_entries
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
 
-from uvmshare.fileserver import listing as listing_module
 from uvmshare.fileserver import syscalls
-from uvmshare.fileserver.listing import Kept, Listing
+from uvmshare.fileserver.mount.files import listing as listing_module
+from uvmshare.fileserver.mount.files.listing import Kept, Listing
 
 if TYPE_CHECKING:
     import ctypes

@@ -15,8 +15,8 @@ from uvmshare.errors import FileServerError
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
 
-from uvmshare.fileserver import lockfile
-from uvmshare.fileserver.lockfile import LockFile
+from uvmshare.fileserver.rundir import lockfile
+from uvmshare.fileserver.rundir.lockfile import LockFile
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -23,11 +23,11 @@ if sys.platform == "win32":
 
 from tests.fuse import HungFuse
 
-from uvmshare.fileserver import opening
 from uvmshare.fileserver.log import Log
-from uvmshare.fileserver.loop import Loop
 from uvmshare.fileserver.mounttable import may_hang
-from uvmshare.fileserver.opening import Opened, Opener, Wanted
+from uvmshare.fileserver.supervisor import opening
+from uvmshare.fileserver.supervisor.loop import Loop
+from uvmshare.fileserver.supervisor.opening import Opened, Opener, Wanted
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 

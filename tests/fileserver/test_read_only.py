@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from uvmshare.fileserver import seccomp
+from uvmshare.fileserver.mount import seccomp
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import AT_REMOVEDIR, NOFID, NONUNAME, SetattrValid
 from uvmshare.ninep.constants import OpenFlag as O

@@ -31,7 +31,7 @@ if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
 
 from uvmshare.fileserver.limits import Limits
-from uvmshare.fileserver.locks import END, GuestLocks, LockTable
+from uvmshare.fileserver.mount.files.locks import END, GuestLocks, LockTable
 
 
 @pytest.fixture(params=IN_AND_OUT)

@@ -18,9 +18,9 @@ if sys.platform == "win32":
 from uvmshare.fileserver import control, leaving
 from uvmshare.fileserver.counters import Counters
 from uvmshare.fileserver.log import Log
-from uvmshare.fileserver.loop import Loop
-from uvmshare.fileserver.opening import Opener
-from uvmshare.fileserver.shares import Mount, Shares
+from uvmshare.fileserver.supervisor.loop import Loop
+from uvmshare.fileserver.supervisor.opening import Opener
+from uvmshare.fileserver.supervisor.shares import Mount, Shares
 from uvmshare.hcs.schema import Beside, Plan9Share
 
 
@@ -32,7 +32,7 @@ class Removals:
         self.asked: list[int] = []
         self.killed: list[int] = []
         self.gone: list[tuple[str, tuple[control.Left, ...]]] = []
-        monkeypatch.setattr("uvmshare.fileserver.shares.time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr("uvmshare.fileserver.supervisor.shares.time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(leaving, "ask", self.asked.append)
         monkeypatch.setattr(leaving, "kill", self.killed.append)
         self._root = root

@@ -15,7 +15,7 @@ from tests.processes import DEADLINE
 
 from uvmshare.errors import AccessDenied, FileServerError
 from uvmshare.fileserver.mounttable import TABLE, Place, has_mounts, is_changed, place_of, shown_below
-from uvmshare.fileserver.rundir import RunDirectory
+from uvmshare.fileserver.rundir.directory import RunDirectory
 from uvmshare.hcs.schema import Plan9Share, Plan9ShareFlags
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if sys.platform == "win32":
 PROGRAM = """
     import ctypes, json, os, sys
     from uvmshare.errors import AccessDenied
-    from uvmshare.fileserver.rundir import RunDirectory
+    from uvmshare.fileserver.rundir.directory import RunDirectory
     from uvmshare.hcs.schema import Plan9Share
 
     NEWNS, BIND, REC, PRIVATE = 0x20000, 0x1000, 0x4000, 1 << 18

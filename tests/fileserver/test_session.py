@@ -31,8 +31,8 @@ if sys.platform == "win32":
 
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.limits import Limits
-from uvmshare.fileserver.outbox import Outbox
-from uvmshare.fileserver.session import Session
+from uvmshare.fileserver.mount.outbox import Outbox
+from uvmshare.fileserver.mount.session import Session
 from uvmshare.hcs.schema import Plan9Share
 
 

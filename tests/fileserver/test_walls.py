@@ -18,16 +18,16 @@ if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
 
 from uvmshare.fileserver import syscalls
-from uvmshare.fileserver import walls as walls_module
 from uvmshare.fileserver.export import Export
-from uvmshare.fileserver.tree import Tree
+from uvmshare.fileserver.mount.files import bounds as walls_module
+from uvmshare.fileserver.mount.files.tree import Tree
 from uvmshare.hcs.schema import Plan9Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from uvmshare.fileserver.tree import Node
+    from uvmshare.fileserver.mount.files.tree import Node
 
 
 class Share:

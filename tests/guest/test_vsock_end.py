@@ -17,7 +17,7 @@ from uvmshare.testing.vsock_streams import Op
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
 
-from uvmshare.fileserver.outbox import Outbox
+from uvmshare.fileserver.mount.outbox import Outbox
 
 if TYPE_CHECKING:
     from tests.guest.test_vsock_device import Flavour
@@ -66,7 +66,7 @@ def test_a_guest_that_asks_on_reads_the_last_word_before_the_connection_ends(
             came.extend(pair.driver.turn())
 
         monkeypatch.setattr("time.sleep", as_time_passes)
-        monkeypatch.setattr("uvmshare.fileserver.outbox.TELL_SECONDS", DEADLINE)
+        monkeypatch.setattr("uvmshare.fileserver.mount.outbox.TELL_SECONDS", DEADLINE)
         host.send(reply)
         with pytest.raises(Ended):
             Outbox(host).end(end)

@@ -12,10 +12,10 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from uvmshare.fileserver import mount
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.handshake import Handshake
 from uvmshare.fileserver.limits import Limits
+from uvmshare.fileserver.mount import process
 from uvmshare.hcs.schema import Plan9Share, Plan9ShareFlags
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def main() -> None:
             pid = os.fork()
             if pid == 0:
                 os.close(kept)
-                mount.serve(connection, export, attach, limits, life=mount.Life(lifeline, None), telling=2)
+                process.serve(connection, export, attach, limits, life=process.Life(lifeline, None), telling=2)
             connection.close()
             export.close()
             _, status = os.waitpid(pid, 0)

@@ -528,8 +528,9 @@ def tried(export: Export, scene: Scene, attempts: list[Attempt], layers: Layers,
 
 def _confined(export: Export, scene: Scene, layers: Layers, user: int) -> bool:
     """Become the user and a mount process; return whether it has a namespace of its own."""
-    from uvmshare.fileserver import confinement, enclosure, syscalls
+    from uvmshare.fileserver import syscalls
     from uvmshare.fileserver.limits import Limits
+    from uvmshare.fileserver.mount import confinement, enclosure
 
     if user:
         os.setgroups([])

@@ -23,18 +23,18 @@ from tests.processes import DEADLINE, await_end
 
 from uvmshare.errors import ConnectionClosed, FileServerError
 from uvmshare.fileserver import control
-from uvmshare.fileserver import session as session_module
-from uvmshare.fileserver.aside import Aside
 from uvmshare.fileserver.device import FileServer
 from uvmshare.fileserver.export import Export
-from uvmshare.fileserver.fid import OpenFile
 from uvmshare.fileserver.limits import Limits
 from uvmshare.fileserver.link import Link
-from uvmshare.fileserver.listing import Listing
-from uvmshare.fileserver.ownership import Owner, Ownership
-from uvmshare.fileserver.session import Session
-from uvmshare.fileserver.supervisor import Supervisor
-from uvmshare.fileserver.tree import Tree
+from uvmshare.fileserver.mount import session as session_module
+from uvmshare.fileserver.mount.aside import Aside
+from uvmshare.fileserver.mount.fids import OpenFile
+from uvmshare.fileserver.mount.files.listing import Listing
+from uvmshare.fileserver.mount.files.ownership import Owner, Ownership
+from uvmshare.fileserver.mount.files.tree import Tree
+from uvmshare.fileserver.mount.session import Session
+from uvmshare.fileserver.supervisor.main import Supervisor
 from uvmshare.hcs.schema import PLAN9_SHARES, ModifySettingRequest, Plan9Share, Plan9ShareFlags, RequestType
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import LockFlag, LockStatus, LockType, OpenFlag

@@ -20,9 +20,9 @@ from uvmshare import address, errors
 from uvmshare.daemon.machine import Places
 from uvmshare.daemon.server import Settings, _bind
 from uvmshare.fileserver.link import Link
-from uvmshare.fileserver.listener import Listener
-from uvmshare.fileserver.lockfile import LockFile
-from uvmshare.fileserver.rundir import RunDirectory
+from uvmshare.fileserver.rundir.directory import RunDirectory
+from uvmshare.fileserver.rundir.lockfile import LockFile
+from uvmshare.fileserver.supervisor.listener import Listener
 from uvmshare.mounts.channel import Acceptor
 from uvmshare.sqlite_journal.lock import WriterLock
 

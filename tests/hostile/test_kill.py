@@ -25,7 +25,7 @@ from uvmshare.errors import ConnectionClosed, GuestFailed
 from uvmshare.fileserver.device import FileServer
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.limits import Limits
-from uvmshare.fileserver.session import Session
+from uvmshare.fileserver.mount.session import Session
 from uvmshare.hcs.schema import Plan9Share
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import OpenFlag

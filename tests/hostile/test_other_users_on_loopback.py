@@ -24,7 +24,7 @@ if sys.platform != "linux":
 
 from uvmshare import address, peers
 from uvmshare.errors import AccessDenied
-from uvmshare.fileserver.listener import Listener
+from uvmshare.fileserver.supervisor.listener import Listener
 from uvmshare.mounts.channel import Acceptor, Dialler
 from uvmshare.testing.client import Client
 

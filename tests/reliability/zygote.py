@@ -21,13 +21,13 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from uvmshare.fileserver import supervisor
+from uvmshare.fileserver.supervisor import main as supervisor
 
 if TYPE_CHECKING:
     from types import FrameType
 
 _PR_SET_CHILD_SUBREAPER = 36
-_SERVER = os.path.dirname(supervisor.__file__)
+_SERVER = os.path.dirname(main.__file__)
 
 
 class Point:

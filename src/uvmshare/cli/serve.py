@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["LINKS", "SECURITY_MODELS", "allow_uid_option", "cgroup_limits", "limit_options", "octal_mode", "serve"]
 
 _JOURNAL: Final = "journal.db"
-"""`JOURNAL` of `uvmshare.fileserver.rundir`, which does not load on Windows."""
+"""`JOURNAL` of `uvmshare.fileserver.rundir.directory`, which does not load on Windows."""
 _OWNER: Final = "uvmshare serve"
 """Who holds the shares in the journal: the next command with the same run directory is the same owner."""
 

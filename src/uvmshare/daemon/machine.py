@@ -27,7 +27,7 @@ from uvmshare.errors import (
 from uvmshare.fileserver.device import FileServer
 from uvmshare.fileserver.limits import Limits
 from uvmshare.fileserver.link import NoFileServer
-from uvmshare.fileserver.rundir import table_path
+from uvmshare.fileserver.rundir.directory import table_path
 from uvmshare.guest.wire import DEFAULT_PORT as AGENT_PORT
 from uvmshare.hostfiles import make_own_directory
 from uvmshare.mounts.agent_client import AgentClient

@@ -34,7 +34,7 @@ from uvmshare.daemon.releases import Releases
 from uvmshare.daemon.shares import Shares
 from uvmshare.daemon.store import LeaseKey, MountLease, VmRecord, name_for
 from uvmshare.errors import AlreadyThere, InvalidOptions, NotThere, OperationDenied, StillInUse, UvmshareError
-from uvmshare.fileserver import confinement
+from uvmshare.fileserver.mount import confinement
 from uvmshare.mounts.doctor import examine
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ import msgspec
 from uvmshare.ninep import messages
 
 if TYPE_CHECKING:
-    from uvmshare.fileserver.handlers.table import Server
-    from uvmshare.fileserver.session import Session
+    from uvmshare.fileserver.mount.handlers.table import Server
+    from uvmshare.fileserver.mount.session import Session
 
 __all__ = ["BUCKETS", "SAMPLED", "Counted", "Counters", "Latency", "read"]
 

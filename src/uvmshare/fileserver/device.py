@@ -31,7 +31,7 @@ from uvmshare.errors import (
 from uvmshare.fileserver import control
 from uvmshare.fileserver.limits import Limits
 from uvmshare.fileserver.link import Link, NoFileServer
-from uvmshare.fileserver.rundir import LOG
+from uvmshare.fileserver.rundir.directory import LOG
 from uvmshare.hcs import schema
 from uvmshare.hostfiles import make_directories, run_here
 from uvmshare.hostpath import absolute

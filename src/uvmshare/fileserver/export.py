@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from uvmshare import directory
 from uvmshare.errors import AccessDenied, FileServerError, InvalidDocument
-from uvmshare.fileserver.hidden import folds
+from uvmshare.fileserver.mount.files.hidden import folds
 from uvmshare.hcs.schema import Beside, Plan9ShareFlags
 from uvmshare.hiding import canonical
 from uvmshare.owner_map import OwnerMap
@@ -26,7 +26,7 @@ __all__ = ["LINKS", "SECURITY_MODELS", "Export"]
 SECURITY_MODELS: Final = ("mapped-xattr", "passthrough", "none")
 LINKS: Final = ("mapped", "real")
 """What a symbolic link that a guest makes under mapped-xattr is on the host: a file with an attribute, or a link."""
-"""Who owns what a guest makes: see `uvmshare.fileserver.ownership`."""
+"""Who owns what a guest makes: see `uvmshare.fileserver.mount.files.ownership`."""
 
 _KNOWN_FLAGS: Final = (
     Plan9ShareFlags.READ_ONLY

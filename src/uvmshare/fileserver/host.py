@@ -14,7 +14,8 @@ import tempfile
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.errors import InvalidOptions
-from uvmshare.fileserver import confinement, enclosure, syscalls
+from uvmshare.fileserver import syscalls
+from uvmshare.fileserver.mount import confinement, enclosure
 from uvmshare.finding import Finding
 from uvmshare.hostpath import require_path
 

@@ -21,9 +21,9 @@ import msgspec
 
 from uvmshare.errors import ComputeSystemGone, FileServerError, InvalidState, OutcomeUnknown
 from uvmshare.fileserver import control
-from uvmshare.fileserver.ledger import Ledger
-from uvmshare.fileserver.lockfile import LockFile
-from uvmshare.fileserver.rundir import CONTROL_SOCKET, LOG, lock_path, table_path
+from uvmshare.fileserver.rundir.directory import CONTROL_SOCKET, LOG, lock_path, table_path
+from uvmshare.fileserver.rundir.lockfile import LockFile
+from uvmshare.fileserver.rundir.sharetable import Ledger
 from uvmshare.hostfiles import open_log, run_here
 
 if TYPE_CHECKING:
@@ -393,7 +393,7 @@ def _spawn(
 
     Raises `FileServerError`.
     """
-    command = [sys.executable, "-P", "-m", "uvmshare.fileserver.supervisor"]
+    command = [sys.executable, "-P", "-m", "uvmshare.fileserver.supervisor.main"]
     arguments = [str(channel.fileno())]
     if run_as is not None:
         # It becomes that user itself, once everything is loaded: the interpreter may be where only root reads.

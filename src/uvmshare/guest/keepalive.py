@@ -2,7 +2,7 @@
 
 What lives here: what is set on a connection once (`begin`), and what is done to it again and again (`probe`). What must
 not: which connections there are. Standard library only (Python 3.9): it runs in guests. The file server probes its
-vsock connections in the same way (`uvmshare.fileserver.waiting`).
+vsock connections in the same way (`uvmshare.fileserver.mount.waiting`).
 
 TCP does it by itself once it is told to. Vsock has no keep-alives, and nothing in it times out: a request that waits
 for its answer waits for ever. But its transports answer a packet of a connection that they do not know with a reset,

@@ -51,7 +51,7 @@ def test_a_table_of_another_boot_is_void_and_says_so(place: Place) -> None:
     place.kill(server)
     table = place.run_dir / "shares"
     header, _, rest = table.read_bytes().partition(b"\n")
-    from uvmshare.fileserver.ledger import boot_id
+    from uvmshare.fileserver.rundir.sharetable import boot_id
 
     table.write_bytes(resign(header.replace(boot_id().encode(), b"another")) + b"\n" + rest)
     server = place.start()
@@ -136,7 +136,7 @@ def test_a_mount_that_cannot_be_identified_is_not_passed_over(place: Place, monk
     place.add(server, "0")
     place.guest("0")
     place.kill(server)
-    from uvmshare.fileserver import rundir
+    from uvmshare.fileserver.rundir import directory
 
     (name,) = os.listdir(place.run_dir / "mounts")
     path = place.run_dir / "mounts" / name
@@ -144,9 +144,9 @@ def test_a_mount_that_cannot_be_identified_is_not_passed_over(place: Place, monk
     saved = path.read_text()
     who = json.loads(lines[1]) | {"started": 1}  # as another PID namespace would have it
     path.write_text(f"{lines[0]}\n{json.dumps(who)}\n")
-    monkeypatch.setattr(rundir, "_INTRODUCED_SECONDS", 0.0)
-    monkeypatch.setattr(rundir, "_has_open", lambda *_: None)
-    held = rundir.RunDirectory(str(place.run_dir))
+    monkeypatch.setattr(directory, "_INTRODUCED_SECONDS", 0.0)
+    monkeypatch.setattr(directory, "_has_open", lambda *_: None)
+    held = directory.RunDirectory(str(place.run_dir))
     with pytest.raises(FileServerError, match="cannot be identified"):
         held.find_mounts()
     held.release()
@@ -164,20 +164,20 @@ def test_a_mount_that_lies_about_itself_is_found_and_another_process_is_not_harm
     place.guest("0")
     (pid,) = place.mounts(server)["0"]
     place.kill(server)
-    from uvmshare.fileserver import rundir
+    from uvmshare.fileserver.rundir import directory
 
     (name,) = os.listdir(place.run_dir / "mounts")
     path = place.run_dir / "mounts" / name
     opened, introduced = map(json.loads, path.read_text().splitlines())
-    monkeypatch.setattr(rundir, "_INTRODUCED_SECONDS", 0.0)
+    monkeypatch.setattr(directory, "_INTRODUCED_SECONDS", 0.0)
     if lie == "another process":
-        introduced |= {"pid": os.getpid(), "started": rundir._started(os.getpid())}
+        introduced |= {"pid": os.getpid(), "started": directory._started(os.getpid())}
     elif lie == "another number":
         opened |= {"connection": 99}
     path.write_text("" if lie == "nothing" else f"{json.dumps(opened)}\n{json.dumps(introduced)}\n")
     if lie == "no permission":
         path.chmod(0)
-    held = rundir.RunDirectory(str(place.run_dir))
+    held = directory.RunDirectory(str(place.run_dir))
     (found,) = held.find_mounts()
     assert found.pid == pid
     assert found.connection == int(name)

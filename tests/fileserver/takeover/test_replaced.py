@@ -12,7 +12,7 @@ import pytest
 from uvmshare.directory import of_descriptor
 from uvmshare.errors import HostPathReplaced, InvalidDocument, OperationDenied
 from uvmshare.fileserver.export import Export
-from uvmshare.fileserver.ledger import Entry, Ledger
+from uvmshare.fileserver.rundir.sharetable import Entry, Ledger
 from uvmshare.hcs.schema import Plan9Share
 from uvmshare.share.interfaces import Plan9Share as Wanted
 from uvmshare.share.manager import Manager

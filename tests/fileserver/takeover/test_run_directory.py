@@ -16,8 +16,8 @@ import pytest
 from tests.processes import await_answer, await_end
 
 from uvmshare.errors import AccessDenied, DiskFull, FileServerError
-from uvmshare.fileserver import rundir
 from uvmshare.fileserver.device import FileServer
+from uvmshare.fileserver.rundir import directory
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 
@@ -125,7 +125,7 @@ def test_where_locks_are_for_writers_alone_a_mount_process_is_one(
 ) -> None:
     """As on NFS, see flock(2)."""
     place.run_dir.mkdir(mode=0o700)
-    held = rundir.RunDirectory(str(place.run_dir))
+    held = directory.RunDirectory(str(place.run_dir))
     flock = fcntl.flock
 
     def for_writers(descriptor: int, how: int) -> None:
@@ -134,9 +134,9 @@ def test_where_locks_are_for_writers_alone_a_mount_process_is_one(
         flock(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", for_writers)
-    monkeypatch.setattr(rundir, "_may_be", lambda *_: True)  # a supervisor never takes itself for a mount
+    monkeypatch.setattr(directory, "_may_be", lambda *_: True)  # a supervisor never takes itself for a mount
     own = held.open_mount(1, 7, "a guest")
-    rundir.introduce(own, 9)
+    directory.introduce(own, 9)
     (found,) = held.find_mounts()
     assert (found.pid, found.serial, found.connection, found.root) == (os.getpid(), 1, 7, 9)
     os.close(found.pidfd)
@@ -189,7 +189,7 @@ def test_a_share_that_cannot_be_written_down_is_not_added_and_one_that_is_can_be
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from uvmshare.fileserver import control
-    from uvmshare.fileserver.ledger import Entry, Ledger
+    from uvmshare.fileserver.rundir.sharetable import Entry, Ledger
     from uvmshare.hcs.schema import Plan9Share
 
     path = str(tmp_path / "shares")

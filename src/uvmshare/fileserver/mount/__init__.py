@@ -1,0 +1,1 @@
+"""One process a mount: it serves one guest's connection to one share, confined."""

@@ -1,0 +1,193 @@
+"""One mount process: from the fork to the end of its guest's connection.
+
+What lives here: what a child of the supervisor does before, around and after its `Session`. What must
+not: anything of the supervisor, which the child has left behind.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import socket
+import struct
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from uvmshare.errors import UvmshareError
+from uvmshare.fileserver import syscalls
+from uvmshare.fileserver.leaving import LEAVE
+from uvmshare.fileserver.mount import confinement
+from uvmshare.fileserver.mount.enclosure import DirectoryGone
+from uvmshare.fileserver.mount.session import Session
+from uvmshare.fileserver.mount.waiting import notice_death, probe_for_ever
+from uvmshare.fileserver.mounttable import TABLE, has_mounts, is_changed
+from uvmshare.fileserver.rundir import directory
+from uvmshare.fileserver.supervisor.said import STDERR, say
+from uvmshare.ninep import messages
+
+if TYPE_CHECKING:
+    from uvmshare.fileserver.counters import Counters
+    from uvmshare.fileserver.export import Export
+    from uvmshare.fileserver.handshake import Attach
+    from uvmshare.fileserver.limits import Limits
+    from uvmshare.fileserver.mount.files.tree import Tree
+
+__all__ = ["Life", "serve"]
+
+_SEND_BUFFER: Final = 4 << 20
+"""So that a reply of 1 MiB leaves with one call; measured beside sendfile. The kernel may give less."""
+
+_RESET: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, LEAVE)
+"""What the supervisor handles, or whoever started it may have ignored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """What ends a mount process with its supervisor, or lets another find it; one of the two.
+
+    `lifeline` is the read end of a pipe whose write end the supervisor alone holds: when that one dies,
+    however it dies, so does the mount process, and no guest keeps a share that nobody can take away.
+    `own_file` is its file in the run directory, locked, by which the next supervisor takes it over.
+    """
+
+    lifeline: int | None
+    own_file: int | None
+
+    def begin(self, export: Export) -> int:
+        """Tie this process to it; return the descriptor that must stay open. Raises `OSError`."""
+        if self.own_file is not None:
+            directory.introduce(self.own_file, export.root)
+            return self.own_file
+        assert self.lifeline is not None
+        return _die_with(self.lifeline)
+
+
+def serve(
+    connection: socket.socket,
+    export: Export,
+    attach: Attach,
+    limits: Limits,
+    *,
+    life: Life,
+    telling: int,
+    counters: Counters | None = None,
+) -> NoReturn:
+    """Be a mount process: serve the connection to its end, then exit. Called in a fresh fork.
+
+    `telling` is where to say what the log is to have.
+    """
+    status = 1
+    try:
+        os.dup2(telling, STDERR)
+        signal.set_wakeup_fd(-1)
+        for number in _RESET:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        with suppress(OSError):
+            syscalls.set_name(f"uvmshare-{export.name}")
+        kept = life.begin(export)
+        # Before anything that may take its time: the locks and the listening sockets of a supervisor that dies
+        # now are not to live on here.
+        confinement.close_all_but((connection.fileno(), kept, export.root))
+        connection.settimeout(None)
+        with suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        if connection.family in (socket.AF_INET, socket.AF_INET6):
+            # However this process ends, the guest is to see a reset (socket(7), SO_LINGER). At an orderly end Linux's
+            # client answers what is under way with error 0, and behind QEMU's user network waits for ever for what it
+            # asks next.
+            with suppress(OSError):
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))
+        notice_death(connection, limits.peer_seconds)
+        descriptors = confinement.allow_descriptors(limits.descriptors)
+        table = os.open(TABLE, os.O_RDONLY | os.O_CLOEXEC)
+        any_mounts = _may_have_mounts(export, table)
+        enclosed = confinement.enter(export, table)
+        session = Session(connection, export, limits, say, counters, descriptors=descriptors)
+
+        def leave() -> NoReturn:
+            if session.foreign.is_busy:
+                # What hangs keeps this process, and the connection with it. Its guest is not to wait for that.
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+            session.tree.lending.give_all_back()
+            session.foreign.tree.lending.give_all_back()
+            os._exit(0)
+
+        signal.signal(LEAVE, lambda *_: session.outbox.end(leave))
+        over_vsock = connection.family == socket.AF_VSOCK
+        has_landlock = confinement.confine(
+            export, limits, kept=(kept, STDERR), enclosed=enclosed, over_vsock=over_vsock
+        )
+        probe_for_ever(connection, limits.peer_seconds)
+        if not session.tree.root.is_foreign:
+            session.tree.walls.take_process(has_landlock=has_landlock, enclosed=enclosed)
+        session.foreign.tree.walls.like(session.tree.walls)
+        _follow_mounts(table, session.tree, any_there=any_mounts)
+        session.run((attach.tag, attach.message), attach.msize, attach.rest)
+        status = 0
+    except UvmshareError as error:
+        _refuse(connection, attach, errno.EPERM, error)
+    except DirectoryGone as error:
+        _refuse(connection, attach, errno.ENOENT, error)
+    except BaseException as error:  # noqa: BLE001  nothing may unwind into the supervisor's frames
+        say(f"{type(error).__name__}: {error}; connection closed")
+    finally:
+        os._exit(status)
+
+
+def _refuse(connection: socket.socket, attach: Attach, number: int, error: Exception) -> None:
+    """Answer an attach with an error, and say why."""
+    say(f"{error}; connection closed")
+    with suppress(OSError):
+        connection.sendall(messages.Rlerror(number).encode(attach.tag))
+
+
+def _may_have_mounts(export: Export, table: int) -> bool:
+    """Say whether anything may be mounted below a share's root, by a table of mounts and without a look at it."""
+    try:
+        here = os.readlink(f"/proc/self/fd/{export.root}")
+        return here != export.path or has_mounts(here, table)
+    except OSError:
+        return True
+
+
+def _follow_mounts(table: int, tree: Tree, *, any_there: bool) -> None:
+    """Tell the tree whether anything is mounted, and, on a thread, when something is.
+
+    `any_there`: whether anything was, or may have been, before this process had its own `table`.
+    """
+    is_changed(table, 0)  # by the namespace itself; what else came until now is looked for
+    try:
+        any_there = any_there or has_mounts(os.readlink(f"/proc/self/fd/{tree.root.fd}"), table)
+    except OSError:
+        any_there = True
+    tree.found_mounts(any_there=any_there)
+
+    def watch() -> None:
+        if is_changed(table, None):
+            tree.found_mounts(any_there=True)
+
+    threading.Thread(target=watch, name="mounts", daemon=True).start()
+
+
+def _die_with(lifeline: int) -> int:
+    """Have SIGKILL sent when the last writer of the pipe is gone (fcntl(2), F_SETOWN and F_SETSIG).
+
+    Not SIGIO, which this process could ignore once a guest has taken it over. Not ``PR_SET_PDEATHSIG``, which a
+    change of file system identity would clear (prctl(2)). The pipe is
+    opened anew, because an open file has one owner, and every mount process needs to be one. Returns
+    the descriptor that must stay open.
+    """
+    own = os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    fcntl.fcntl(own, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(own, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(own, fcntl.F_SETFL, fcntl.fcntl(own, fcntl.F_GETFL) | os.O_ASYNC)
+    with suppress(BlockingIOError):
+        if os.read(own, 1) == b"":  # it was gone before the signal could be asked for
+            os._exit(1)
+    return own

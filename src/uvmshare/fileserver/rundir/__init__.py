@@ -1,0 +1,1 @@
+"""What outlives a supervisor: the run directory, its table of shares and its locks."""
