@@ -29,7 +29,7 @@ from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.handshake import Handshake
 from uvmshare.fileserver.limits import Limits
 from uvmshare.fileserver.mount import outbox
-from uvmshare.fileserver.mount.session import Session
+from uvmshare.fileserver.mount.serving import Serving
 from uvmshare.fileserver.mount.splicing import Splicer
 from uvmshare.fileserver.supervisor.said import say
 from uvmshare.hcs.schema import Plan9Share, Plan9ShareFlags
@@ -129,7 +129,7 @@ def serve(connection: socket.socket, choice: Choice, directory: str) -> None:
     while attach is None:
         replies, attach = handshake.feed(connection.recv(8192))
         connection.sendall(replies)
-    session = Session(connection, Export.open(share, "none"), Limits(), say)
+    session = Serving(connection, Export.open(share, "none"), Limits(), say)
     if choice.sendfile is not None:
         session.outbox._uses_sendfile = choice.sendfile  # noqa: SLF001  what is measured
     if choice.splice is not None:

@@ -37,7 +37,7 @@ from uvmshare.errors import RemoteProtocolError, UvmshareError
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.handshake import Handshake
 from uvmshare.fileserver.limits import Limits
-from uvmshare.fileserver.mount.session import Session
+from uvmshare.fileserver.mount.serving import Serving
 from uvmshare.guest import agent as guest_agent
 from uvmshare.guest import wire
 from uvmshare.guest.mount import Address
@@ -262,7 +262,7 @@ def _serve(top: str, stream: _Stream, choice: bytes, *, splices: bool) -> _Serve
         with ours, theirs:
             replies = bytearray()
             reader = threading.Thread(target=_collect, args=(ours, replies))
-            served: Any = Session(theirs, export, msgspec.structs.replace(_LIMITS, msize=msize), log.append)
+            served: Any = Serving(theirs, export, msgspec.structs.replace(_LIMITS, msize=msize), log.append)
             if stream.is_large:
                 served.run_aside = lambda *_: False  # in turn, so that two runs of it do the same
             if not splices:

@@ -209,7 +209,7 @@ class InProcess:
 
     def _serve(self, connection: socket.socket) -> None:
         """Do what the supervisor does up to the attach, and then what a mount process does."""
-        from uvmshare.fileserver.mount.session import Session
+        from uvmshare.fileserver.mount.serving import Serving
 
         handshake = Handshake(self.limits.msize)
         with connection:
@@ -223,7 +223,7 @@ class InProcess:
                     if name in self._exports:
                         connection.sendall(replies)
                         self._threads.append((name, threading.current_thread()))
-                        session = Session(connection, self._exports[name], self.limits, self.log.append)
+                        session = Serving(connection, self._exports[name], self.limits, self.log.append)
                         session.run((attach.tag, attach.message), attach.msize, attach.rest)
                         return
                     connection.sendall(replies + Rlerror(errno.ENOENT).encode(attach.tag))

@@ -14,9 +14,9 @@ import pytest
 from tests.processes import DEADLINE
 
 from uvmshare.fileserver.mount import outbox, waiting
-from uvmshare.fileserver.mount import session as session_module
+from uvmshare.fileserver.mount import serving as serving_module
 from uvmshare.fileserver.mount.aside import Aside
-from uvmshare.fileserver.mount.fids import OpenFile
+from uvmshare.fileserver.mount.files.openfile import OpenFile
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import NOTAG, VERSION
 from uvmshare.ninep.constants import OpenFlag as O
@@ -210,7 +210,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     monkeypatch.setattr(os, "fdatasync", stands_in.wait)
     monkeypatch.setattr(os, "pread", slow_read)
     monkeypatch.setattr(outbox, "_read_now", nothing_is_cached)
-    monkeypatch.setattr(session_module, "_AHEAD_MOST", -1)  # a thread reads at once
+    monkeypatch.setattr(serving_module, "_AHEAD_MOST", -1)  # a thread reads at once
     yield stands_in
     stands_in.goes_on.set()
 
@@ -368,7 +368,7 @@ def ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ahead]:
     made = Ahead()
     monkeypatch.setattr(outbox, "_read_now", made.read_now)
     monkeypatch.setattr(os, "pread", no_thread)
-    monkeypatch.setattr(session_module, "_AHEAD_SECONDS", 1e9)
+    monkeypatch.setattr(serving_module, "_AHEAD_SECONDS", 1e9)
     yield made
     made.has_come.set()
 
@@ -443,11 +443,11 @@ def test_a_thread_reads_what_does_not_come_soon(
 
     monkeypatch.setattr(os, "pread", lambda *_: b"by a thread")
     if reason == "slow":
-        monkeypatch.setattr(session_module, "_AHEAD_SECONDS", -1.0)
+        monkeypatch.setattr(serving_module, "_AHEAD_SECONDS", -1.0)
     elif reason == "refused":
         monkeypatch.setattr(os, "posix_fadvise", refused)
     else:
-        monkeypatch.setattr(session_module, "_MOST_AHEAD", 0)
+        monkeypatch.setattr(serving_module, "_MOST_AHEAD", 0)
     assert guest.read(fid, 0, 100) == b"by a thread"
     assert not ahead.has_come.is_set()
 

@@ -37,9 +37,10 @@ if os.geteuid() != 0:
     pytest.skip("mounting FUSE without a helper needs root", allow_module_level=True)
 
 from uvmshare.fileserver.export import Export
-from uvmshare.fileserver.mount.fids import Fid, ForeignFile
-from uvmshare.fileserver.mount.files.tree import ForeignNode
-from uvmshare.fileserver.mount.session import Session
+from uvmshare.fileserver.mount.fids import Fid
+from uvmshare.fileserver.mount.files.node import ForeignNode
+from uvmshare.fileserver.mount.files.openfile import ForeignFile
+from uvmshare.fileserver.mount.serving import Serving
 from uvmshare.hcs.schema import Plan9Share
 
 ALL = 0
@@ -179,7 +180,7 @@ def test_a_thread_that_ends_a_walk_this_very_moment_has_the_loop_ask_nothing_its
     export = Export.open(Plan9Share(name="0", access_name="0", path=str(root)), "none")
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        session = Session(theirs, export, Limits(), lambda _: None)
+        session = Serving(theirs, export, Limits(), lambda _: None)
         fid = Fid(ForeignNode(os.dup(export.root), session.tree.root, b"mnt", ("1", 1)), 0)
         fid.file = ForeignFile(os.dup(export.root), (1, 1))
         tables = _Ending(number, fid, looks)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from uvmshare.errors import InvalidDocument
-from uvmshare.fileserver.mount.files.hidden import Hidden, folds
+from uvmshare.fileserver.casefold import folds
+from uvmshare.fileserver.mount.files.hidden import Hidden
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import AT_REMOVEDIR
 from uvmshare.ninep.constants import OpenFlag as O

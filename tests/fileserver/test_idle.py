@@ -25,7 +25,7 @@ if sys.platform == "win32":
 
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.mount import idle as idle_module
-from uvmshare.fileserver.mount.session import Session
+from uvmshare.fileserver.mount.serving import Serving
 from uvmshare.fileserver.mount.waiting import set_time_out
 from uvmshare.hcs.schema import Plan9Share, Plan9ShareFlags
 
@@ -47,7 +47,7 @@ def _is_there(descriptor: str) -> bool:
 class Mount:
     """A session in a thread. Its descriptors are let go between two requests, when its thread only waits."""
 
-    def __init__(self, client: Client, session: Session, log: list[str]) -> None:
+    def __init__(self, client: Client, session: Serving, log: list[str]) -> None:
         self.client = client
         self.session = session
         self.log = log
@@ -79,7 +79,7 @@ def mounted(root: Path, *, allowed: tuple[str, ...] = (), descriptors: int = 102
     ours, theirs = socket.socketpair()
     ours.settimeout(DEADLINE)
     log: list[str] = []
-    session = Session(theirs, export, Limits(), log.append, descriptors=descriptors)
+    session = Serving(theirs, export, Limits(), log.append, descriptors=descriptors)
     attach = 0, m.Tattach(ROOT, 0xFFFFFFFF, b"", b"0", 0)
     server = threading.Thread(target=session.run, args=(attach, 1 << 20, b""))
     server.start()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from uvmshare.fileserver.mount.fids import OpenFile
+from uvmshare.fileserver.mount.files.openfile import OpenFile
 from uvmshare.fileserver.mount.outbox import Outbox
 from uvmshare.ninep import messages
 from uvmshare.ninep.framing import FrameReader

@@ -17,7 +17,7 @@ from tests.processes import DEADLINE
 
 from uvmshare.fileserver.limits import Limits
 from uvmshare.fileserver.mount.files.lending import Lending
-from uvmshare.fileserver.mount.files.tree import Node
+from uvmshare.fileserver.mount.files.node import Node
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import OpenFlag as O
 from uvmshare.ninep.constants import SetattrValid

@@ -38,7 +38,7 @@ class Removals:
         self._root = root
         loop, log = Loop(), Log()
         configuration = control.Configuration(0, listen=(), security_model="none")
-        self.shares = Shares(loop, log, configuration, None, Opener(loop, log))
+        self.shares = Shares(loop, log, configuration, None, Opener(loop, log), serve=serve)
 
     def mount(self, name: str) -> int:
         """A share with one mount; return its pidfd."""

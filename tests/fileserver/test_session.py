@@ -32,7 +32,7 @@ if sys.platform == "win32":
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.limits import Limits
 from uvmshare.fileserver.mount.outbox import Outbox
-from uvmshare.fileserver.mount.session import Session
+from uvmshare.fileserver.mount.serving import Serving
 from uvmshare.hcs.schema import Plan9Share
 
 
@@ -519,7 +519,7 @@ def test_errors_among_requests_do_not_make_a_turn_longer(tmp_path: Path, monkeyp
     export = Export.open(Plan9Share(name="0", access_name="0", path=str(tmp_path.resolve())), "none")
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        session = Session(theirs, export, Limits(), lambda _: None)
+        session = Serving(theirs, export, Limits(), lambda _: None)
         batch = [m.Twalk(0, 1, (b"l",)), *(m.Treadlink(NEW if tag % 2 else 1) for tag in range(3000))]
         rest = b"".join(message.encode(tag) for tag, message in enumerate(batch))
         guest = threading.Thread(target=lambda: deque(iter(lambda: ours.recv(1 << 20), b""), maxlen=0))

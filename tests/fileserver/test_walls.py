@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from uvmshare.fileserver.mount.files.tree import Node
+    from uvmshare.fileserver.mount.files.node import Node
 
 
 class Share:

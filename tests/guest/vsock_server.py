@@ -12,6 +12,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
+from uvmshare.fileserver.counters import Counters
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.handshake import Handshake
 from uvmshare.fileserver.limits import Limits
@@ -49,7 +50,9 @@ def main() -> None:
             pid = os.fork()
             if pid == 0:
                 os.close(kept)
-                process.serve(connection, export, attach, limits, life=process.Life(lifeline, None), telling=2)
+                process.serve(
+                    connection, export, attach, limits, lifeline=lifeline, own_file=None, telling=2, counters=Counters()
+                )
             connection.close()
             export.close()
             _, status = os.waitpid(pid, 0)

@@ -27,14 +27,17 @@ from uvmshare.fileserver.device import FileServer
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.limits import Limits
 from uvmshare.fileserver.link import Link
-from uvmshare.fileserver.mount import session as session_module
+from uvmshare.fileserver.mount import serving as serving_module
 from uvmshare.fileserver.mount.aside import Aside
-from uvmshare.fileserver.mount.fids import OpenFile
+from uvmshare.fileserver.mount.confinement import missing
 from uvmshare.fileserver.mount.files.listing import Listing
+from uvmshare.fileserver.mount.files.openfile import OpenFile
 from uvmshare.fileserver.mount.files.ownership import Owner, Ownership
 from uvmshare.fileserver.mount.files.tree import Tree
-from uvmshare.fileserver.mount.session import Session
+from uvmshare.fileserver.mount.process import serve
+from uvmshare.fileserver.mount.serving import Serving
 from uvmshare.fileserver.supervisor.main import Supervisor
+from uvmshare.fileserver.supervisor.shares import MountProcesses
 from uvmshare.hcs.schema import PLAN9_SHARES, ModifySettingRequest, Plan9Share, Plan9ShareFlags, RequestType
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import LockFlag, LockStatus, LockType, OpenFlag
@@ -97,7 +100,7 @@ def test_a_directory_stays_open_while_its_listing_runs_aside(tmp_path: Path) -> 
     export = opened(tmp_path, only=("directory",))
     ours, theirs = socket.socketpair()
     ours.settimeout(DEADLINE)
-    session = Session(theirs, export, Limits(), lambda _: None)
+    session = Serving(theirs, export, Limits(), lambda _: None)
     attach = 0, m.Tattach(0, 0xFFFFFFFF, b"", b"0", 0)
     server = threading.Thread(target=session.run, args=(attach, 65536, b""))
     server.start()
@@ -217,7 +220,7 @@ def test_a_mount_process_that_cannot_be_watched_does_not_stay(tmp_path: Path, mo
 
         monkeypatch.setattr(os, "pidfd_open", fails_once)
         try:
-            Supervisor(theirs).run()
+            Supervisor(theirs, MountProcesses(serve, missing)).run()
         finally:
             os._exit(0)
     theirs.close()
@@ -364,7 +367,7 @@ def test_a_guest_that_never_stops_sending_still_gets_the_locks_it_waits_for(
 ) -> None:
     export = opened(tmp_path)
     ours, theirs = socket.socketpair()
-    session = Session(theirs, export, Limits(), lambda _: None)
+    session = Serving(theirs, export, Limits(), lambda _: None)
     tries: list[int] = []
 
     def try_again() -> bool:
@@ -372,7 +375,7 @@ def test_a_guest_that_never_stops_sending_still_gets_the_locks_it_waits_for(
         return len(tries) == 3
 
     ticks = itertools.count()
-    monkeypatch.setattr(session_module, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    monkeypatch.setattr(serving_module, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
     with ours, theirs:
         session.wait_for_lock(7, try_again)
         ours.sendall(bytes(100))  # there is always more to read

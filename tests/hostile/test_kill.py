@@ -25,7 +25,7 @@ from uvmshare.errors import ConnectionClosed, GuestFailed
 from uvmshare.fileserver.device import FileServer
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.limits import Limits
-from uvmshare.fileserver.mount.session import Session
+from uvmshare.fileserver.mount.serving import Serving
 from uvmshare.hcs.schema import Plan9Share
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import OpenFlag
@@ -164,7 +164,7 @@ def test_an_fsync_is_answered_after_it_was_done(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(os, "fsync", noted)
     export = Export.open(Plan9Share(name="0", access_name="0", path=str(tmp_path.resolve())), "none")
     ours, theirs = socket.socketpair()
-    session = Session(theirs, export, Limits(), done.append)
+    session = Serving(theirs, export, Limits(), done.append)
     server = threading.Thread(target=session.run, args=((0, m.Tattach(0, 0xFFFFFFFF, b"", b"0", 0)), 8192, b""))
     server.start()
     with ours, theirs, Client(ours, timeout=DEADLINE) as client:

@@ -21,13 +21,17 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from uvmshare import fileserver
+from uvmshare.fileserver.mount.confinement import missing
+from uvmshare.fileserver.mount.process import serve
 from uvmshare.fileserver.supervisor import main as supervisor
+from uvmshare.fileserver.supervisor.shares import MountProcesses
 
 if TYPE_CHECKING:
     from types import FrameType
 
 _PR_SET_CHILD_SUBREAPER = 36
-_SERVER = os.path.dirname(main.__file__)
+_SERVER = os.path.dirname(fileserver.__file__)
 
 
 class Point:
@@ -91,7 +95,7 @@ def _supervise(channel: int, log: int, point: dict[str, Any] | None) -> None:
     try:
         if point is not None:
             sys.settrace(Point(**point).call)
-        supervisor.Supervisor(socket.socket(fileno=channel)).run()
+        supervisor.Supervisor(socket.socket(fileno=channel), MountProcesses(serve, missing)).run()
         status = 0
     finally:
         os._exit(status)

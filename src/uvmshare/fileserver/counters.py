@@ -16,17 +16,18 @@ import os
 import struct
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import msgspec
 
 from uvmshare.ninep import messages
 
 if TYPE_CHECKING:
-    from uvmshare.fileserver.mount.handlers.table import Server
-    from uvmshare.fileserver.mount.session import Session
+    from collections.abc import Callable
 
 __all__ = ["BUCKETS", "SAMPLED", "Counted", "Counters", "Latency", "read"]
+
+S = TypeVar("S")
 
 SAMPLED: Final = 16
 """Latencies are measured in one turn of so many."""
@@ -134,15 +135,19 @@ class Counters:
         self.slots[_BESIDE] = count
         self.slots[_BESIDE_DEVICE] = device
 
-    def measured(self, served: list[Server | None]) -> list[Server | None]:
+    def measured(
+        self, served: list[Callable[[S, int, int, int, int], bytes | None] | None]
+    ) -> list[Callable[[S, int, int, int, int], bytes | None] | None]:
         """Return what serves each message type, measuring how long that takes."""
         return [None if serve is None else self._measured(number, serve) for number, serve in enumerate(served)]
 
-    def _measured(self, number: int, serve: Server) -> Server:
+    def _measured(
+        self, number: int, serve: Callable[[S, int, int, int, int], bytes | None]
+    ) -> Callable[[S, int, int, int, int], bytes | None]:
         slots, clock = self.slots, time.perf_counter_ns
         at = _LATENCIES + (number >> 1) * _PER_TYPE
 
-        def measuring(session: Session, tag: int, fid: int, start: int, stop: int) -> bytes | None:
+        def measuring(session: S, tag: int, fid: int, start: int, stop: int) -> bytes | None:
             begun = clock()
             try:
                 return serve(session, tag, fid, start, stop)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from uvmshare import directory
 from uvmshare.errors import AccessDenied, FileServerError, InvalidDocument
-from uvmshare.fileserver.mount.files.hidden import folds
+from uvmshare.fileserver.casefold import folds
 from uvmshare.hcs.schema import Beside, Plan9ShareFlags
 from uvmshare.hiding import canonical
 from uvmshare.owner_map import OwnerMap

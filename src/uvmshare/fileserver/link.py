@@ -393,7 +393,7 @@ def _spawn(
 
     Raises `FileServerError`.
     """
-    command = [sys.executable, "-P", "-m", "uvmshare.fileserver.supervisor.main"]
+    command = [sys.executable, "-P", "-m", "uvmshare.fileserver"]
     arguments = [str(channel.fileno())]
     if run_as is not None:
         # It becomes that user itself, once everything is loaded: the interpreter may be where only root reads.

@@ -1,7 +1,7 @@
 """Lines for whoever runs the file server, on standard error.
 
-What lives here: `Log`, which a guest cannot use to fill the host's disk. What must not: what is worth
-a line (each place decides).
+What lives here: `Log`, which a guest cannot use to fill the host's disk, and `say`, for mount processes. What
+must not: what is worth a line (each place decides).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from uvmshare.printable import printable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["CUT_BYTES", "KEPT_BYTES", "MOST_BYTES", "Log"]
+__all__ = ["CUT_BYTES", "KEPT_BYTES", "MOST_BYTES", "STDERR", "Log", "say"]
 
 _BURST: Final = 200
 _PER_SECOND: Final = 10
@@ -32,7 +32,7 @@ MOST_BYTES: Final = 8 << 20
 """A log of the file server's own is cut to its newest lines, `KEPT_BYTES` of them, when it has more than `CUT_BYTES`.
 Where it cannot be cut, no more lines are written beyond `MOST_BYTES`."""
 
-_STDERR: Final = 2
+STDERR: Final = 2
 
 
 class Log:
@@ -42,7 +42,7 @@ class Log:
     one account, and a guest gets no more lines for connecting again.
     """
 
-    def __init__(self, descriptor: int = _STDERR, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, descriptor: int = STDERR, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._descriptor = descriptor
         self._clock = clock
         self._reader: int | None = None
@@ -88,3 +88,9 @@ class Log:
             self._left_out = 0
         with suppress(OSError):
             os.write(self._descriptor, f"uvmshare: {printable(line)}".encode()[:_LONGEST] + b"\n")
+
+
+def say(line: str) -> None:
+    """Say a line, as a mount process. Never raises: nobody may be there to hear it."""
+    with suppress(OSError):
+        os.write(STDERR, f"{printable(line)}\n".encode())

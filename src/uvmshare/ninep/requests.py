@@ -40,26 +40,26 @@ _unpack_read: Final = _READ.unpack_from
 _unpack_walk: Final = _WALK.unpack_from
 
 
-def _malformed(cls: type[messages.Message], buffer: mmap, at: int, stop: int) -> NoReturn:
+def _malformed(cls: type[messages.Message], buffer: mmap | bytes, at: int, stop: int) -> NoReturn:
     """Raise what `messages` has to say of a body."""
     cls.layout.read(buffer[at:stop], 0, stop - at)
     msg = f"a {cls.__name__} that cannot be"  # unreachable as long as the two agree
     raise RemoteProtocolError(msg)
 
 
-def clunk(buffer: mmap, at: int, stop: int) -> None:
+def clunk(buffer: mmap | bytes, at: int, stop: int) -> None:
     """Tclunk has nothing but the fid."""
     if stop - at != _FID:
         _malformed(messages.Tclunk, buffer, at, stop)
 
 
-def getattr_(buffer: mmap, at: int, stop: int) -> None:
+def getattr_(buffer: mmap | bytes, at: int, stop: int) -> None:
     """Tgetattr: the request_mask is not looked at."""
     if stop - at != _GETATTR:
         _malformed(messages.Tgetattr, buffer, at, stop)
 
 
-def lopen(buffer: mmap, at: int, stop: int) -> int:
+def lopen(buffer: mmap | bytes, at: int, stop: int) -> int:
     """Return the flags."""
     if stop - at != _LOPEN.size:
         _malformed(messages.Tlopen, buffer, at, stop)
@@ -68,21 +68,21 @@ def lopen(buffer: mmap, at: int, stop: int) -> int:
     return flags
 
 
-def read(buffer: mmap, at: int, stop: int) -> tuple[int, int]:
+def read(buffer: mmap | bytes, at: int, stop: int) -> tuple[int, int]:
     """Return offset and count."""
     if stop - at != _READ.size:
         _malformed(messages.Tread, buffer, at, stop)
     return _unpack_read(buffer, at)
 
 
-def readdir(buffer: mmap, at: int, stop: int) -> tuple[int, int]:
+def readdir(buffer: mmap | bytes, at: int, stop: int) -> tuple[int, int]:
     """Return offset and count."""
     if stop - at != _READ.size:
         _malformed(messages.Treaddir, buffer, at, stop)
     return _unpack_read(buffer, at)
 
 
-def write(buffer: mmap, at: int, stop: int) -> tuple[int, int]:
+def write(buffer: mmap | bytes, at: int, stop: int) -> tuple[int, int]:
     """Return the offset and where the data begins; it ends where the body does."""
     start = at + _READ.size
     if start <= stop:
@@ -92,7 +92,7 @@ def write(buffer: mmap, at: int, stop: int) -> tuple[int, int]:
     _malformed(messages.Twrite, buffer, at, stop)
 
 
-def walk(buffer: mmap, at: int, stop: int) -> tuple[int, list[bytes]]:
+def walk(buffer: mmap | bytes, at: int, stop: int) -> tuple[int, list[bytes]]:
     """Return newfid and the names."""
     names: list[bytes] = []
     end = at + _WALK.size
@@ -118,7 +118,7 @@ def walk(buffer: mmap, at: int, stop: int) -> tuple[int, list[bytes]]:
     return newfid, names
 
 
-def lcreate(buffer: mmap, at: int, stop: int) -> tuple[bytes, int, int, int]:
+def lcreate(buffer: mmap | bytes, at: int, stop: int) -> tuple[bytes, int, int, int]:
     """Return name, flags, mode and gid."""
     start = at + _FID + 2
     if start <= stop:
@@ -130,7 +130,7 @@ def lcreate(buffer: mmap, at: int, stop: int) -> tuple[bytes, int, int, int]:
     _malformed(messages.Tlcreate, buffer, at, stop)
 
 
-def unlinkat(buffer: mmap, at: int, stop: int) -> tuple[bytes, int]:
+def unlinkat(buffer: mmap | bytes, at: int, stop: int) -> tuple[bytes, int]:
     """Return name and flags."""
     start = at + _FID + 2
     if start <= stop:

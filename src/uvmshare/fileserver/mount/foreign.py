@@ -21,12 +21,11 @@ import errno
 import os
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from uvmshare.errors import RemoteProtocolError
-from uvmshare.fileserver.mount.fidtable import FidTable
 from uvmshare.fileserver.mount.files.locks import GuestLocks, LockTable
 from uvmshare.fileserver.mount.files.ownership import choose
 from uvmshare.fileserver.mount.files.tree import WaitingTree
@@ -34,16 +33,17 @@ from uvmshare.fileserver.mount.handlers import locking, walking
 from uvmshare.fileserver.mount.idle import Idle
 from uvmshare.fileserver.mount.lanes import Clock, Lane, Lanes
 from uvmshare.fileserver.mount.outbox import read_reply
+from uvmshare.fileserver.mount.session import Session
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import LockType
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from uvmshare.fileserver.mount.fids import Fid, OpenFile, XattrValue, XattrWrite
-    from uvmshare.fileserver.mount.files.tree import Node
-    from uvmshare.fileserver.mount.handlers.table import Server
-    from uvmshare.fileserver.mount.session import Session
+    from uvmshare.fileserver.mount.fids import Fid, XattrValue, XattrWrite
+    from uvmshare.fileserver.mount.files.node import Node
+    from uvmshare.fileserver.mount.files.openfile import OpenFile
+    from uvmshare.fileserver.mount.session import Connection, Server
     from uvmshare.fileserver.syscalls import MountCrossed
 
 __all__ = ["Errand", "Foreign"]
@@ -67,10 +67,11 @@ _PADDING: Final = bytes(16)
 """Behind a message there is always buffer (`session`)."""
 
 
-class Errand(FidTable):
+class Errand(Session):
     """One request that is carried out by a thread. For its handler it is the session."""
 
     run: Callable[[Errand], None]
+    relieve: Callable[[int], None]
     msize: int
     locks_waited_for: set[Errand]
 
@@ -112,14 +113,14 @@ class Errand(FidTable):
             if self.take_lock is not None:
                 return locking.answer(locking.Waiting(self.tag, self.deadline, self.take_lock), time.monotonic())
             number = int.from_bytes(self.buffer[:4], "little")
-            reply = self._serve(cast("Session", self), self.tag, number, 0, self.size)
+            reply = self._serve(self, self.tag, number, 0, self.size)
         except Exception as error:  # noqa: BLE001  a bug of ours must not become the guest's hang
             return self.error(self.tag, error)
         if reply is None and self.take_lock is not None:
             return None
         return reply if reply is not None else b"".join(self._replies)
 
-    def commit(self, session: Session) -> None:
+    def commit(self, session: Connection) -> None:
         """Make the session's what it has made of fids."""
         for number, fid in self.fids.items():
             if self.before.get(number) is not fid:
@@ -128,7 +129,7 @@ class Errand(FidTable):
             if number not in self.fids and session.fids.get(number) is fid:
                 del session.fids[number]
         for fid, file, node in self._opened:
-            FidTable.opened(session, fid, file, node)  # what is closed to make room is the loop's to close
+            Session.opened(session, fid, file, node)  # what is closed to make room is the loop's to close
         for fid, value in self._xattrs:
             session.began_xattr(fid, value)
 
@@ -143,7 +144,7 @@ class Errand(FidTable):
             message = m.Tlock(*m.Tlock.layout.read(self.view, 0, self.size))
             unlock = msgspec.structs.replace(message, lock_type=LockType.UNLCK)
             with suppress(OSError):
-                locking.lock(cast("Session", self), self.tag, unlock)
+                locking.lock(self, self.tag, unlock)
 
     def forget(self) -> None:
         """Hold no fid and no file any more."""
@@ -177,6 +178,10 @@ class Errand(FidTable):
         self.deadline = time.monotonic() + self.limits.lock_wait_seconds
         self.take_lock = try_again
 
+    def require_room(self, descriptor: int) -> None:
+        """Close descriptors of foreign files that nobody uses, if one that is new says that there are too many."""
+        self.relieve(descriptor)
+
     def opened(self, fid: Fid, file: OpenFile, node: Node | None = None) -> None:
         """Give a fid its open file, once this is answered."""
         self._opened.append((fid, file, node))
@@ -199,7 +204,7 @@ class _Line:
 class Foreign:
     """The errands of one session."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Connection) -> None:
         export = session.export
         self._session = session
         self._aside = session.aside
@@ -241,7 +246,7 @@ class Foreign:
             "ownership": self.ownership,
             "idle": self.idle,
             "locks": LockTable() if on_host else GuestLocks(),
-            "require_room": self._require_room,
+            "relieve": self._require_room,
             "run": self._run,
             "locks_waited_for": set(),
         }

@@ -29,15 +29,17 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.directory import birth_time, file_handle
-from uvmshare.fileserver.mount.fids import ForeignFile
-from uvmshare.fileserver.mount.files.tree import ForeignNode
+from uvmshare.fileserver.mount.files.node import ForeignNode
+from uvmshare.fileserver.mount.files.openfile import ForeignFile
 from uvmshare.fileserver.syscalls import MountCrossed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from uvmshare.fileserver.mount.fids import Fid, OpenFile, OpenFiles
-    from uvmshare.fileserver.mount.files.tree import Node, Tree
+    from uvmshare.fileserver.mount.fids import Fid
+    from uvmshare.fileserver.mount.files.node import Node
+    from uvmshare.fileserver.mount.files.openfile import OpenFile, OpenFiles
+    from uvmshare.fileserver.mount.files.tree import Tree
 
 __all__ = ["Idle", "Pins"]
 
@@ -192,7 +194,7 @@ class Idle:
             flags = fcntl.fcntl(file.fd, fcntl.F_GETFL) & _KEPT_FLAGS
         except OSError:
             return False
-        file.let_go(self, node, flags)
+        file.let_go(lambda: self.open_again(node, flags))
         self._any_file_let_go = True
         return True
 

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from uvmshare.fileserver.mount.fids import closes_here
+from uvmshare.fileserver.mount.files.openfile import closes_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable

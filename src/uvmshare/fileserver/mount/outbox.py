@@ -24,7 +24,7 @@ from uvmshare.ninep.constants import NOTAG, READ_HEADER_SIZE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from uvmshare.fileserver.mount.fids import OpenFile
+    from uvmshare.fileserver.mount.files.openfile import OpenFile
 
 __all__ = ["Outbox", "read_reply"]
 

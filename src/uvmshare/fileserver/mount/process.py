@@ -1,6 +1,6 @@
 """One mount process: from the fork to the end of its guest's connection.
 
-What lives here: what a child of the supervisor does before, around and after its `Session`. What must
+What lives here: what a child of the supervisor does before, around and after its `Serving`. What must
 not: anything of the supervisor, which the child has left behind.
 """
 
@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from uvmshare.errors import UvmshareError
 from uvmshare.fileserver import syscalls
 from uvmshare.fileserver.leaving import LEAVE
+from uvmshare.fileserver.log import STDERR, say
 from uvmshare.fileserver.mount import confinement
 from uvmshare.fileserver.mount.enclosure import DirectoryGone
-from uvmshare.fileserver.mount.session import Session
+from uvmshare.fileserver.mount.serving import Serving
 from uvmshare.fileserver.mount.waiting import notice_death, probe_for_ever
 from uvmshare.fileserver.mounttable import TABLE, has_mounts, is_changed
 from uvmshare.fileserver.rundir import directory
-from uvmshare.fileserver.supervisor.said import STDERR, say
 from uvmshare.ninep import messages
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.limits import Limits
     from uvmshare.fileserver.mount.files.tree import Tree
 
-__all__ = ["Life", "serve"]
+__all__ = ["serve"]
 
 _SEND_BUFFER: Final = 4 << 20
 """So that a reply of 1 MiB leaves with one call; measured beside sendfile. The kernel may give less."""
@@ -46,7 +46,7 @@ _RESET: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, L
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
+class _Life:
     """What ends a mount process with its supervisor, or lets another find it; one of the two.
 
     `lifeline` is the read end of a pipe whose write end the supervisor alone holds: when that one dies,
@@ -72,13 +72,14 @@ def serve(
     attach: Attach,
     limits: Limits,
     *,
-    life: Life,
+    lifeline: int | None,
+    own_file: int | None,
     telling: int,
     counters: Counters | None = None,
 ) -> NoReturn:
     """Be a mount process: serve the connection to its end, then exit. Called in a fresh fork.
 
-    `telling` is where to say what the log is to have.
+    `lifeline` and `own_file` are as in `_Life`, `telling` is where to say what the log is to have.
     """
     status = 1
     try:
@@ -89,25 +90,17 @@ def serve(
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         with suppress(OSError):
             syscalls.set_name(f"uvmshare-{export.name}")
-        kept = life.begin(export)
+        kept = _Life(lifeline, own_file).begin(export)
         # Before anything that may take its time: the locks and the listening sockets of a supervisor that dies
         # now are not to live on here.
         confinement.close_all_but((connection.fileno(), kept, export.root))
-        connection.settimeout(None)
-        with suppress(OSError):
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
-        if connection.family in (socket.AF_INET, socket.AF_INET6):
-            # However this process ends, the guest is to see a reset (socket(7), SO_LINGER). At an orderly end Linux's
-            # client answers what is under way with error 0, and behind QEMU's user network waits for ever for what it
-            # asks next.
-            with suppress(OSError):
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))
+        _prepare(connection)
         notice_death(connection, limits.peer_seconds)
         descriptors = confinement.allow_descriptors(limits.descriptors)
         table = os.open(TABLE, os.O_RDONLY | os.O_CLOEXEC)
         any_mounts = _may_have_mounts(export, table)
         enclosed = confinement.enter(export, table)
-        session = Session(connection, export, limits, say, counters, descriptors=descriptors)
+        session = Serving(connection, export, limits, say, counters, descriptors=descriptors)
 
         def leave() -> NoReturn:
             if session.foreign.is_busy:
@@ -145,6 +138,18 @@ def _refuse(connection: socket.socket, attach: Attach, number: int, error: Excep
     say(f"{error}; connection closed")
     with suppress(OSError):
         connection.sendall(messages.Rlerror(number).encode(attach.tag))
+
+
+def _prepare(connection: socket.socket) -> None:
+    connection.settimeout(None)
+    with suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+    if connection.family in (socket.AF_INET, socket.AF_INET6):
+        # However this process ends, the guest is to see a reset (socket(7), SO_LINGER). At an orderly end Linux's
+        # client answers what is under way with error 0, and behind QEMU's user network waits for ever for what it
+        # asks next.
+        with suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))
 
 
 def _may_have_mounts(export: Export, table: int) -> bool:

@@ -1,543 +1,264 @@
-"""One connection to one share: fids, and the loop that serves them.
+"""A session: its fids, what its limits allow, what an error is for its guest.
 
-What lives here: the fid table, the limits of a mount, and how a request finds its handler and its answer the
-guest. What must not: what a message does (`handlers`), processes and sockets being set up (`mount`).
-
-The loop is blocking and alone in its process: one ``recv_into`` a turn, every whole message in the
-buffer served, replies packed into one buffer and sent with one call. What would hold it up runs aside
-(`aside`), and requests that wait for a lock are tried again between two turns. What a guest sends can
-only end this loop, never reach past it.
+What lives here: `Session`, which is all that handlers see, whether the loop (`serving`) or a thread (`foreign`) calls
+them; and `Connection`, which is what both know of each other. What must not: the loop and the threads themselves.
 """
 
 from __future__ import annotations
 
 import errno
-import mmap
 import os
-import socket
-import struct
 import threading
-import time
-from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
-from uvmshare.errors import RemoteProtocolError
-from uvmshare.fileserver.counters import SAMPLED, Counters
-from uvmshare.fileserver.handshake import negotiate
-from uvmshare.fileserver.limits import Throttle
-from uvmshare.fileserver.mount.aside import Aside
-from uvmshare.fileserver.mount.fids import OpenFiles
-from uvmshare.fileserver.mount.fidtable import FidTable, XattrRoom
-from uvmshare.fileserver.mount.files.listing import Kept
-from uvmshare.fileserver.mount.files.locks import GuestLocks, LockTable
-from uvmshare.fileserver.mount.files.ownership import choose
-from uvmshare.fileserver.mount.files.tree import Tree
-from uvmshare.fileserver.mount.foreign import Foreign
-from uvmshare.fileserver.mount.handlers import large, locking, table, walking
-from uvmshare.fileserver.mount.idle import Idle, Pins
-from uvmshare.fileserver.mount.outbox import Outbox, read_reply
-from uvmshare.fileserver.mount.splicing import Splicer
-from uvmshare.fileserver.mount.waiting import is_readable, set_time_out
-from uvmshare.fileserver.syscalls import MountCrossed
+from uvmshare.fileserver.mount.outbox import read_reply
 from uvmshare.ninep import messages
-from uvmshare.ninep.constants import HEADER_SIZE, VERSION
-from uvmshare.ninep.framing import check_size
+from uvmshare.ninep.constants import NOFID
+from uvmshare.ninep.errno import to_errno
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import mmap
 
+    from uvmshare.fileserver.counters import Counters
     from uvmshare.fileserver.export import Export
-    from uvmshare.fileserver.limits import Limits
-    from uvmshare.fileserver.mount.fids import Fid, OpenFile
-    from uvmshare.fileserver.mount.files.tree import Node
-    from uvmshare.fileserver.mount.handlers.table import Server
+    from uvmshare.fileserver.limits import Limits, Throttle
+    from uvmshare.fileserver.mount.aside import Aside
+    from uvmshare.fileserver.mount.fids import Fid, XattrValue, XattrWrite
+    from uvmshare.fileserver.mount.files.listing import Kept
+    from uvmshare.fileserver.mount.files.locks import GuestLocks, LockTable
+    from uvmshare.fileserver.mount.files.node import Node
+    from uvmshare.fileserver.mount.files.openfile import OpenFile, OpenFiles
+    from uvmshare.fileserver.mount.files.ownership import Ownership
+    from uvmshare.fileserver.mount.files.tree import Tree
+    from uvmshare.fileserver.mount.idle import Idle
+    from uvmshare.fileserver.mount.outbox import Outbox
+    from uvmshare.fileserver.mount.splicing import Splicer
 
-__all__ = ["Session"]
+__all__ = ["Connection", "Replies", "Server", "Session", "XattrRoom"]
 
-_IN_SLACK: Final = 64 * 1024
-"""Beyond one largest message, so that many small ones arrive in one call."""
+Server = Callable[["Session", int, int, int, int], bytes | None]
+"""Serves one type of message: takes the session, the tag, the first four bytes of the body as a number, where the body
+begins and where it ends."""
 
-_LOCK_RETRY_SECONDS: Final = 0.01
-"""How often a lock that somebody else holds is tried again: no host call waits for one and can be stopped."""
-
-_RESERVED: Final = 20_000
-"""Descriptors that are kept for open files and locks; half of all where that is less."""
-
-_LET_GO: Final = 512
-"""Descriptors that are closed at once, so that no request waits long: some 10 us each."""
-
-_LET_GO_OPEN: Final = 4096
-"""The same where open files have to go: seeing that nothing else is left takes about as long as closing these."""
-
-_AHEAD_MOST: Final = 64 * 1024
-"""Up to this count the kernel is asked to read ahead and the read is tried again; above, a thread waits."""
-
-_MOST_AHEAD: Final = 64
-"""Reads that are tried again, at most."""
-
-_AHEAD_SECONDS: Final = 0.005
-"""What has not come by then is slow enough for a thread to wait for it."""
-
-_AHEAD_RETRY_SECONDS: Final = 0.00005
-
-_IN_MOST: Final = _IN_SLACK + 4096
-"""Bytes that are received at a time where large writes are spliced: a write of 64 KiB and its header."""
-
-_IN_NEXT: Final = 4096
-"""The same behind a large write: the next one may come, and what is received of it is copied."""
-
+_NO_DESCRIPTORS: Final = os.strerror(errno.EMFILE)
 _RLERROR: Final = messages.packer(messages.Rlerror)
 
 
-class _Ahead(NamedTuple):
-    """A Tread whose data the kernel is reading from the disk."""
+class XattrRoom:
+    """How many bytes of extended attributes the fids of a session hold, counted from any thread."""
 
-    file: OpenFile
-    offset: int
-    size: int
-    since: float
-    next_try: float
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.used = 0
+
+    def take(self, size: int, most: int) -> bool:
+        """Take room for so many bytes; False when there is none."""
+        with self._lock:
+            if self.used + size > most:
+                return False
+            self.used += size
+            return True
+
+    def give_back(self, size: int) -> None:
+        """Give back what was taken."""
+        with self._lock:
+            self.used -= size
 
 
-_HEADER: Final = struct.Struct("<IBHI")
-"""size, type, tag, and what nearly every request begins with: a fid. Where a message is shorter, the
-fourth number means nothing, and there is always buffer behind it."""
+class Replies(Protocol):
+    """Where the answers go."""
 
-_TURN: Final = range(512)
-"""Requests that are served before their replies are sent, at most: some 80 KB of small ones."""
+    def reply(self, frame: bytes) -> None:
+        """Have a whole reply sent."""
 
-_NOT_ATTACHED: Final[list[Server | None]] = [None] * 256
+    def reply_read(self, tag: int, file: OpenFile, offset: int, count: int) -> bool:
+        """Answer a Tread; False when that would wait for the disk. Raises `OSError`."""
 
 
-class Session(FidTable):
-    """Serves `export` on `connection` from a good attach to the end.
+class Session(ABC):
+    """The fids of one connection, and all that handlers need to serve a request that names some of them.
 
-    `connection` is a blocking stream socket. `msize` is what the handshake negotiated, `attach` the
-    Tattach it ended with and `rest` the bytes that came behind. `log` takes one line a reason. `descriptors` is how
-    many this process may have.
+    `opened_files` is what they have open, `logged` what was said once already. The request is in `buffer`: a slice of
+    it is bytes, one of `view` is not copied.
     """
 
-    def __init__(
-        self,
-        connection: socket.socket,
-        export: Export,
-        limits: Limits,
-        log: Callable[[str], None],
-        counters: Counters | None = None,
-        *,
-        descriptors: int = 1024,
-    ) -> None:
-        """Take over an export. Raises `FileServerError` when its security model is not to be had."""
-        self.counters = counters or Counters()
-        self.export = export
-        self.limits = limits
-        self.tree = Tree(export)
-        self.ownership = choose(export.security_model, self.tree, export.links, export.map_owner)
-        on_host = not export.read_only or limits.read_only_host_locks
-        self.locks = LockTable() if on_host else GuestLocks()
-        self.listings = Kept()
-        self.fids = {}
-        self.msize = limits.msize
-        self.outbox = Outbox(connection, self.tree.walls.confirm)
-        self.aside = Aside(self.outbox.send)
-        self.opened_files = OpenFiles()
-        self.idle = Idle(
-            self.tree, self.fids, self.opened_files, Pins(), in_use=self.aside.files, came_back=self.require_room
-        )
-        self.tree.root.find_again = self._find_again
-        self.most_descriptors = descriptors - min(_RESERVED, descriptors // 2)
-        """The number of a descriptor from which on idle ones are closed."""
-        self._silences = 0
-        """How often in succession nothing came for `_wait` seconds."""
-        self._rests = False
-        """Whether all idle descriptors were closed since something came."""
-        self.xattr_room = XattrRoom()
-        self._connection = connection
-        self.log = log
-        self.logged = set()
-        self._attached = False
-        self._lock_waits: list[locking.Waiting] = []
-        self._next_lock_try = 0.0
-        self._ahead: dict[int, _Ahead] = {}
-        """By the tag of the request."""
-        self.throttle = Throttle(limits, on_first_wait=self._slowed_down)
-        self.splicer = Splicer(connection.fileno()) if connection.family == socket.AF_UNIX else None
-        self._plain = self._served = self._measured = _NOT_ATTACHED
-        self._thread = threading.get_ident()
-        self.foreign = Foreign(self)
-        # Anonymous mappings: pages that no large message touches cost nothing.
-        self.buffer = mmap.mmap(-1, max(limits.msize, 8192) + _IN_SLACK + _HEADER.size)
-        """What the guest has sent. A slice of it is bytes, one of `view` is not copied."""
-        self.view = memoryview(self.buffer)
-        self._room = len(self.buffer) - _HEADER.size
+    export: Export
+    limits: Limits
+    counters: Counters
+    tree: Tree
+    ownership: Ownership
+    idle: Idle
+    listings: Kept
+    locks: LockTable | GuestLocks
+    fids: dict[int, Fid]
+    opened_files: OpenFiles
+    xattr_room: XattrRoom
+    logged: set[str]
+    log: Callable[[str], None]
+    msize: int
+    buffer: mmap.mmap | bytes
+    view: memoryview
+    outbox: Replies
+    most_descriptors: int
+    """The number of a descriptor from which on idle ones are closed."""
 
-        # An idle limit is a whole number of waits, after each of which idle descriptors are closed.
-        self._wait = limits.keep_seconds
-        if limits.idle_seconds is not None:
-            self._wait = limits.idle_seconds / max(1, round(limits.idle_seconds / limits.keep_seconds))
-            set_time_out(connection, limits.idle_seconds, sending=True)
-        set_time_out(connection, self._wait)
-
-    # The loop
-
-    def run(self, attach: tuple[int, messages.Tattach], msize: int, rest: bytes) -> None:
-        """Answer the attach, then serve until the guest hangs up or breaks the protocol.
-
-        Returns when the connection is over; the reason, unless it is a plain hang-up, has been logged.
-        """
-        self.msize = msize
-        self._thread = threading.get_ident()
-        self._attach(attached=True)
-        try:
-            reply = self._guarded(attach[0], lambda: self._serve_attach(*attach))
-            if reply is not None:
-                self.outbox.reply(reply)
-            if len(rest) > self._room:
-                self._refuse("more came with the handshake than the largest message holds")
-            self.view[: len(rest)] = rest
-            self._serve(len(rest))
-        except RemoteProtocolError as error:
-            self.log(f"{error}; connection closed")
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the guest hung up
-        except OSError as error:
-            self.log(f"{error.strerror or error}; connection closed")
-        finally:
-            self.close()
-
-    def _serve(self, end: int) -> None:  # noqa: PLR0912, PLR0915  one loop, for the reason below
-        # Nearly all of a mount's CPU time that is not the kernel's is this loop and the handlers below it
-        # (`perf` of walks at depth 32: 60 % before it was written so). Hence one `struct` call for a
-        # header, handlers in a list by type, `try` around the loop and not around each request.
-        view, buffer, unpack = self.view, self.buffer, _HEADER.unpack_from
-        replies, pending, ahead = self.outbox.replies, self.aside.pending, self._ahead
-        append = replies.append
-        throttle = self.throttle.spend if self.throttle.is_needed else None
-        counts = self.counters.slots
-        start = stop = number = at = tag = turn = charged = 0
-        while True:
-            turn += 1
-            served, msize = self._measured if turn % SAMPLED == 0 else self._served, self.msize
-            more = False
-            try:
-                for _ in _TURN:
-                    if end - start < HEADER_SIZE:
-                        break
-                    size, number, tag, fid = unpack(buffer, start)
-                    if not HEADER_SIZE <= size <= msize:
-                        check_size(size, msize)
-                    stop = start + size
-                    if stop > end:
-                        break
-                    if throttle is not None:
-                        throttle(1, size + self.outbox.sent - charged)
-                        charged = self.outbox.sent
-                    at, start = start + HEADER_SIZE, stop
-                    serve = served[number]
-                    counts[number] += 1
-                    if serve is None or pending or ahead or self._lock_waits:
-                        reply = self._serve_rest(number, tag, fid, at, stop)
-                        served, msize = self._served, self.msize
-                    else:
-                        reply = serve(self, tag, fid, at, stop)
-                    if reply is not None:
-                        append(reply)
-                else:
-                    more = True
-            except RemoteProtocolError:
-                raise
-            except Exception as error:  # noqa: BLE001  a bug of ours must not become the guest's hang
-                reply = self._failed(error, number, tag, at, stop)
-                if reply is not None:
-                    append(reply)
-                if len(replies) < _TURN.stop:
-                    continue
-                more = True  # a turn does not go on for ever with errors: the replies between them may be large
-            self.outbox.flush()
-            if more:
-                continue
-            most = _IN_MOST
-            if end - start >= large.FIELDS and large.write(self, start, end):
-                start, most = end, _IN_NEXT
-            if start == end:
-                start = end = 0
-            elif self._room - end < _IN_SLACK:
-                view[: end - start] = bytes(view[start:end])
-                start, end = 0, end - start
-            # Where large writes are spliced, little of one is received; the rest of any other message all at once.
-            if self.splicer is None or end - start >= large.FIELDS:
-                most = self._room
-            self.counters.set_sent(self.outbox.sent + self.outbox.sent_aside)
-            received = self._receive(view[end : min(end + most, self._room)])
-            self.counters.count_received(received)
-            if not received:
-                if end != start:
-                    self._refuse("the connection ended inside a message")
-                return
-            end += received
-
-    def _receive(self, into: memoryview) -> int:
-        """Wait for more from the guest; meanwhile try again what waits for a lock or for the disk."""
-        while self._ahead or self._lock_waits:
-            # By the clock, not when the guest is silent: one busy program in it would keep all
-            # others from their locks.
-            now = time.monotonic()
-            if self._ahead:
-                self._read_again(now)
-            if self._lock_waits and now >= self._next_lock_try:
-                self._try_locks_again(now)
-            self.outbox.flush()
-            until = [waiting.next_try for waiting in self._ahead.values()]
-            if self._lock_waits:
-                until.append(self._next_lock_try)
-            if until and is_readable(self._connection, max(0.0, min(until) - now)):
-                break
-        while True:
-            try:
-                received = self._connection.recv_into(into)
-            except BlockingIOError:
-                self.bear_silence()
-                if not self._rests:
-                    self.foreign.rest()
-                while not self._rests and not is_readable(self._connection, 0):
-                    self._rests = not self.idle.let_go(_LET_GO)
-            else:
-                self._silences = 0
-                self._rests = False
-                return received
-
-    def _guarded(self, tag: int, work: Callable[[], bytes | None]) -> bytes | None:
-        """Do what a request asks for; an error is the guest's to know."""
-        try:
-            return work()
-        except RemoteProtocolError:
-            raise
-        except Exception as error:  # noqa: BLE001  a bug of ours must not become the guest's hang
-            return self.error(tag, error)
-
-    def _failed(self, error: Exception, number: int, tag: int, at: int, stop: int) -> bytes | None:
-        """Return the answer to a request that raised something; None when a thread carries it out."""
-        if not isinstance(error, MountCrossed):
-            return self.error(tag, error)
-        try:
-            if not self.foreign.is_used:
-                self.foreign.is_used = True
-                self._attach(attached=True)
-            self.foreign.cross(number, tag, at, stop, error)
-        except OSError as refused:
-            return self.error(tag, refused)
-        return None
-
-    def _find_again(self, node: Node) -> None:
-        """Open what was let go; threads do so without the loop's working directory."""
-        (self.idle if threading.get_ident() == self._thread else self.foreign.idle).find_again(node)
-
-    @property
-    def is_waited_for(self) -> bool:
-        """Whether any request has not been answered yet, so that tags are in use."""
-        return bool(self.aside.pending or self._ahead or self._lock_waits)
-
-    def serves(self, number: int) -> Server | None:
-        """Return what serves a message type now, where no thread does."""
-        return self._plain[number]
-
-    def bear_silence(self) -> None:
-        """Note that nothing came for a while. Raises `RemoteProtocolError` when that was too long."""
-        self._silences += 1
-        limit = self.limits.idle_seconds
-        if limit is not None and self._silences * self._wait >= limit:
-            self._refuse(f"nothing came for {limit:g} s")
-
-    def require_room(self, descriptor: int) -> None:
-        """Close descriptors that nobody uses, if one that is new says that there are as many as there may be."""
-        if descriptor <= self.most_descriptors:
-            return
-        self._log_once(
-            "idle",
-            f"{self.most_descriptors} descriptors are open, nearly all that the host allows: those of files that "
-            "nobody uses are closed, and opened again when they are used",
-        )
-        if self.idle.let_go(_LET_GO) < _LET_GO:
-            self.idle.let_go(_LET_GO_OPEN, opened_too=True)
-
-    def _is_tag_in_use(self, tag: int) -> bool:
-        waits = tag in self._ahead or any(waiting.tag == tag for waiting in self._lock_waits)
-        return waits or tag in self.aside.pending
-
-    def _serve_rest(self, number: int, tag: int, fid: int, at: int, stop: int) -> bytes | None:
-        """Serve what no handler does: sessions, flushes, what is not spoken here, and tags that are in use."""
-        if self._is_tag_in_use(tag):
-            return _RLERROR(tag, errno.EINVAL)
-        serve = self._served[number]
-        if serve is not None:
-            return serve(self, tag, fid, at, stop)
-        cls = messages.BY_TYPE.get(number)
-        if cls is None or cls.__name__.startswith("R"):
-            self._refuse(f"message type {number}, which no client sends")
-        if not self._attached and number in table.HANDLERS:
-            self._refuse(f"{cls.__name__} before Tversion and Tattach")
-        message = cls(*cls.layout.read(self.view, at, stop))
-        if isinstance(message, messages.Tversion):
-            return self._begin_again(message).encode(tag)
-        if isinstance(message, messages.Tattach):
-            return self._serve_attach(tag, message)
-        if not self._attached:
-            self._refuse(f"{cls.__name__} before Tversion and Tattach")
-        if isinstance(message, messages.Tflush):
-            return self._flush_request(tag, message)
-        return _RLERROR(tag, errno.EOPNOTSUPP)
-
-    def _serve_attach(self, tag: int, message: messages.Tattach) -> bytes | None:
-        if not self.tree.root.is_foreign:
-            return walking.attach(self, tag, message)
-        self.foreign.attach(tag, message)
-        return None
-
-    def _attach(self, *, attached: bool) -> None:
-        """Serve requests from now on, or none but Tversion and Tattach."""
-        self._attached = attached
-        self._plain = self._served = table.served(read_only=self.export.read_only) if attached else _NOT_ATTACHED
-        if self.foreign.is_used and attached:
-            self._served = self.foreign.served(self._plain)
-        self._measured = self.counters.measured(self._served)
-
-    def _flush_request(self, tag: int, message: messages.Tflush) -> bytes | None:
-        """Take a request back, if it has not been answered (flush(5)).
-
-        One that waits for a lock or for the disk is forgotten, and the Rflush stands instead of its answer.
-        One that runs aside is answered, and the Rflush comes behind. All others have been answered already.
-        """
-        self._ahead.pop(message.oldtag, None)
-        self._lock_waits = [waiting for waiting in self._lock_waits if waiting.tag != message.oldtag]
-        answer = messages.Rflush().encode(tag)
-        if self.foreign.flush(message.oldtag, answer):
-            return None
-        return None if self.aside.flush(message.oldtag, answer) else answer
-
-    def _begin_again(self, message: messages.Tversion) -> messages.Message:
-        """Tversion in the middle of a session ends all fids, and what was asked before (version(5))."""
-        self.aside.drop_all()
-        self._drop_fids()
-        reply = negotiate(message, self.limits.msize)
-        self._attach(attached=isinstance(reply, messages.Rversion) and reply.version == VERSION)
-        if self._attached and isinstance(reply, messages.Rversion):
-            self.msize = reply.msize
-        return reply
-
-    def _refuse(self, reason: str) -> NoReturn:
-        raise RemoteProtocolError(reason)
-
-    def _drop_fids(self) -> None:
-        self.xattr_room = XattrRoom()
-        self.foreign.drop_fids()
-        self._lock_waits.clear()
-        self._ahead.clear()
-        self.locks.clear()
-        self.fids.clear()
-        self.opened_files.clear()
-
-    def close(self) -> None:
-        """Let go of every fid and of what the session opened; the connection stays its owner's."""
-        self.aside.close()
-        self.foreign.close()
-        if self.splicer is not None:
-            self.splicer.close()
-        self._drop_fids()
-        self.tree.close()
-
-    # Answers
-
-    def run_aside(self, tag: int, size: int, file: OpenFile, work: Callable[[], bytes]) -> bool:
-        """Have a request answered by `work` on another thread, with an open file; `size` is about the reply's.
-
-        Returns False when too much runs aside already: then it is for the caller to do.
-        """
-
-        def guarded() -> bytes:
-            reply = self._guarded(tag, work)
-            assert reply is not None
-            return reply
-
-        file.come_back()  # no other thread opens it
-        return self.aside.start(tag, size, file, guarded)
-
-    def read_later(self, tag: int, file: OpenFile, offset: int, count: int) -> None:
-        """Answer a Tread that waits for the disk, without holding up others.
-
-        The kernel is asked to read ahead (posix_fadvise(2)) and the read is tried again; only when the data does
-        not come soon does a thread wait for it. With a thread for each, every cold read took the
-        interpreter lock from the loop several times and gave it back by waking it: warm getattrs beside cold
-        reads then had a p99 of 4 times diod's (`cold-reads` of benchmarks/), and a message cost 54 us of CPU.
-        """
-        if count <= _AHEAD_MOST and len(self._ahead) < _MOST_AHEAD:
-            try:
-                os.posix_fadvise(file.fd, offset, count, os.POSIX_FADV_WILLNEED)
-            except OSError:
-                pass  # a thread can still read it, or say what is wrong
-            else:
-                now = time.monotonic()
-                self._ahead[tag] = _Ahead(file, offset, count, now, now + _AHEAD_RETRY_SECONDS)
-                return
-        self._read_aside(tag, file, offset, count)
-
-    def _read_again(self, now: float) -> None:
-        """Answer what has come from the disk; leave to threads what takes long."""
-        for tag, read in list(self._ahead.items()):
-            if now < read.next_try:
-                continue
-            del self._ahead[tag]
-            file, offset, count, since, _ = read
-            try:
-                if self.outbox.reply_read(tag, file, offset, count):
-                    continue
-                if now - since > _AHEAD_SECONDS:
-                    self._read_aside(tag, file, offset, count)
-                else:
-                    # Ever less often, so that a slow disk is asked a dozen times and not a hundred.
-                    again = now + max(_AHEAD_RETRY_SECONDS, (now - since) / 4)
-                    self._ahead[tag] = read._replace(next_try=again)
-            except RemoteProtocolError:
-                raise
-            except OSError as error:
-                self.outbox.reply(self.error(tag, error))
-
-    def _read_aside(self, tag: int, file: OpenFile, offset: int, count: int) -> None:
-        def read() -> bytes:
-            return read_reply(tag, os.pread(file.fd, count, offset))
-
-        if not self.run_aside(tag, count, file, read):
-            self.outbox.reply(read())
-
-    # Locks that are waited for
-
-    def wait_for_lock(self, tag: int, try_again: Callable[[], bool]) -> None:
-        """Keep a lock request until `try_again` says that it was granted. Raises `OSError`: ENOLCK past the limit."""
-        if len(self._lock_waits) >= self.limits.locks:
-            self._refuse_more("locks", errno.ENOLCK, f"{self.limits.locks} lock requests wait")
-        deadline = time.monotonic() + self.limits.lock_wait_seconds
-        self._lock_waits.append(locking.Waiting(tag, deadline, try_again))
-
-    def _try_locks_again(self, now: float) -> None:
-        self._next_lock_try = now + _LOCK_RETRY_SECONDS
-        left = []
-        for waiting in self._lock_waits:
-            reply = self._guarded(waiting.tag, lambda waiting=waiting: locking.answer(waiting, now))  # type: ignore[misc]  # mypy cannot type a lambda's default
-            if reply is None:
-                left.append(waiting)
-            else:
-                self.outbox.reply(reply)
-        self._lock_waits = left
+    def error(self, tag: int, error: Exception) -> bytes:
+        """Return the Rlerror for whatever a handler raised, and log a limit that it met or a bug of ours."""
+        if isinstance(error, OSError):
+            if error.errno == errno.EMFILE and error.strerror == _NO_DESCRIPTORS:  # the kernel's, and no limit of fids
+                most = f"the limit is {self.limits.descriptors}, unless the host allows less"
+                self._log_once("descriptors", f"no descriptor is left: {most}; what needs more is refused")
+        elif isinstance(error, MemoryError):
+            limit = self.limits.memory_bytes
+            self._log_once(
+                "memory", f"{limit} bytes of memory are used, which is the limit; what needs more is refused"
+            )
+        elif not isinstance(error, OverflowError):  # a number that no system call takes
+            self.log(f"{type(error).__name__}: {error}; answered with an error")
+        number = to_errno(error)
+        self.counters.count_error(number)
+        return _RLERROR(tag, number)
 
     # Fids
 
-    def opened(self, fid: Fid, file: OpenFile, node: Node | None = None) -> None:
-        """Give a fid its open file, and close others where there are too many. Called by the loop."""
-        super().opened(fid, file, node)
-        if file.fd > self.most_descriptors:
-            self.require_room(file.fd)
+    def fid(self, number: int) -> Fid:
+        """Return the fid of that number: EBADF when there is none. Raises `OSError`."""
+        fid = self.fids.get(number)
+        if fid is None:
+            raise OSError(errno.EBADF, "unknown fid")
+        return fid
 
-    def _slowed_down(self) -> None:
-        limits = self.limits
-        rates = (
-            f"{limits.operations_per_second or 'any'} requests and {limits.bytes_per_second or 'any'} bytes a second"
-        )
-        self._log_once("rates", f"its rate is {rates}, which is the limit; what is more waits")
+    def open_file(self, number: int) -> OpenFile:
+        """Return the open file of a fid: EBADF when it has none. Raises `OSError`."""
+        file = self.fid(number).file
+        if file is None:
+            raise OSError(errno.EBADF, "fid is not open")
+        return file
+
+    def opened(self, fid: Fid, file: OpenFile, node: Node | None = None) -> None:
+        """Give a fid its open file, and a node where it becomes that of another file.
+
+        The caller has asked `require_room_to_open`.
+        """
+        if node is not None:
+            fid.node = node
+        fid.file = file
+        self.opened_files.add(file)
+
+    def began_xattr(self, fid: Fid, value: XattrValue | XattrWrite) -> None:
+        """Give a fid an extended attribute to read or write. The caller has asked `require_xattr_room`."""
+        fid.xattr = value
+
+    def drop_fid(self, number: int) -> Fid:
+        """Forget a fid and return it: EBADF when there is none. Raises `OSError`.
+
+        Its file is closed when the caller lets go of it, and with the last fid that has a file open go
+        the guest's locks on it.
+        """
+        fid = self.fids.pop(number, None)
+        if fid is None:
+            raise OSError(errno.EBADF, "unknown fid")
+        if fid.file is not None:
+            self.opened_files.discard(fid.file)
+            if self.locks.holdings and not self.opened_files.of(fid.file.key):
+                self.locks.forget_file(fid.file.key)
+        elif fid.xattr is not None:
+            self.xattr_room.give_back(fid.xattr.size)
+        return fid
+
+    # Limits
+
+    def require_free(self, number: int, *, coming: int = 0) -> None:
+        """Refuse a number that is in use (EINVAL) or one fid too many (EMFILE). Raises `OSError`.
+
+        `coming`: how many there will be besides when what is under way has been answered.
+        """
+        if number in self.fids or number == NOFID:
+            raise OSError(errno.EINVAL, "fid in use, or the number that means none")
+        if len(self.fids) + coming >= self.limits.fids:
+            self._refuse_more("fids", errno.EMFILE, f"there are {self.limits.fids} fids")
+
+    def require_room_to_open(self) -> None:
+        """Refuse one open file too many (EMFILE). Raises `OSError`."""
+        if len(self.opened_files) >= self.limits.open_files:
+            self._refuse_more("open files", errno.EMFILE, f"{self.limits.open_files} files are open")
+
+    def require_room_to_lock(self) -> None:
+        """Refuse one locked range too many (ENOLCK). Raises `OSError`."""
+        if len(self.locks) >= self.limits.locks:
+            self._refuse_more("locks", errno.ENOLCK, f"{self.limits.locks} ranges are locked")
+
+    def require_xattr_room(self, size: int) -> None:
+        """Refuse to hold more of extended attributes than is allowed (ENOMEM), or count them. Raises `OSError`."""
+        limit = self.limits.xattr_bytes
+        if not self.xattr_room.take(size, limit):
+            self._refuse_more("xattrs", errno.ENOMEM, f"{limit} bytes of extended attributes are held")
+
+    def _refuse_more(self, limit: str, number: int, reason: str) -> NoReturn:
+        """Raise the error of a limit that is reached, and log it the first time."""
+        self._log_once(limit, f"{reason}, which is the limit; more are refused")
+        raise OSError(number, reason)
+
+    def _log_once(self, what: str, reason: str) -> None:
+        if what not in self.logged:
+            self.logged.add(what)
+            self.log(reason)
+
+    def require_changeable(self, directory: Node) -> None:
+        """Refuse changes of names in the root of a share with an allow-list: EACCES. Raises `OSError`."""
+        if not self.tree.is_shared(directory):
+            raise OSError(errno.EACCES, "the names of this directory are fixed")
+
+    def require_shared(self, node: Node) -> None:
+        """Refuse changes of the root of a share with an allow-list: EPERM. Raises `OSError`.
+
+        Both errnos are those of a directory that is somebody else's and may not be written.
+        """
+        if not self.tree.is_shared(node):
+            raise OSError(errno.EPERM, "only names in this directory are shared, not the directory itself")
+
+    # Requests that are answered later
+
+    @abstractmethod
+    def run_aside(self, tag: int, size: int, file: OpenFile, work: Callable[[], bytes]) -> bool:
+        """Have a request answered by `work` on another thread, with an open file; `size` is about the reply's.
+
+        Returns False when it is for the caller to do.
+        """
+
+    @abstractmethod
+    def wait_for_lock(self, tag: int, try_again: Callable[[], bool]) -> None:
+        """Keep a lock request until `try_again` says that it was granted. Raises `OSError`."""
+
+    @abstractmethod
+    def require_room(self, descriptor: int) -> None:
+        """Close descriptors that nobody uses, if one that is new says that there are as many as there may be."""
+
+    def read_later(self, tag: int, file: OpenFile, offset: int, count: int) -> None:
+        """Answer a Tread that waits for the disk. Raises `OSError`."""
+        self.outbox.reply(read_reply(tag, os.pread(file.fd, count, offset)))
+
+
+class Connection(Session):
+    """The session as the loop has it, for what does a part of the loop's work: `large`, `foreign`."""
+
+    outbox: Outbox
+    aside: Aside
+    throttle: Throttle
+    splicer: Splicer | None
+    """None where splice(2) cannot take data from the connection."""
+
+    @property
+    @abstractmethod
+    def is_waited_for(self) -> bool:
+        """Whether any request has not been answered yet, so that tags are in use."""
+
+    @abstractmethod
+    def serves(self, number: int) -> Server | None:
+        """Return what serves a message type now, where no thread does."""
+
+    @abstractmethod
+    def bear_silence(self) -> None:
+        """Note that nothing came for a while. Raises `RemoteProtocolError` when that was too long."""

@@ -21,7 +21,7 @@ from uvmshare.errors import RemoteProtocolError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from uvmshare.fileserver.mount.fids import OpenFile
+    from uvmshare.fileserver.mount.files.openfile import OpenFile
 
 __all__ = ["SPLICE_MIN", "Splicer"]
 

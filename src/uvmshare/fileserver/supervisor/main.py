@@ -8,7 +8,7 @@ handshake of each connection itself (`connections`), and forks one mount process
 (`shares`). Taking a share away means: no new attach, its mount processes ended (asked, and killed a
 moment later) and reaped, then the answer.
 
-Run as ``python -m uvmshare.fileserver.supervisor.main FD``, where FD is the control channel of the process
+Run as ``python -m uvmshare.fileserver FD``, where FD is the control channel of the process
 that starts it. Reasons for ended connections go to standard error, a line each::
 
     uvmshare: connection 7 (unix:/run/vm1.9p), share 0: a message of 3 bytes: ...; connection closed
@@ -21,7 +21,6 @@ import os
 import resource
 import signal
 import socket
-import sys
 import time
 from collections import deque
 from contextlib import suppress
@@ -33,7 +32,6 @@ from uvmshare import address, peers
 from uvmshare.errors import FileServerError, InvalidDocument, UvmshareError
 from uvmshare.fileserver import control, syscalls
 from uvmshare.fileserver.log import Log
-from uvmshare.fileserver.mount import confinement
 from uvmshare.fileserver.rundir.directory import RunDirectory
 from uvmshare.fileserver.rundir.sharetable import Ledger
 from uvmshare.fileserver.supervisor.connections import Connections
@@ -49,6 +47,7 @@ from uvmshare.printable import safe_stderr
 
 if TYPE_CHECKING:
     from uvmshare.fileserver.supervisor.controllers import Controller
+    from uvmshare.fileserver.supervisor.shares import MountProcesses
 
 __all__ = ["Supervisor", "main"]
 
@@ -58,9 +57,10 @@ _log: Final = Log()
 class _Server:
     """What there is once the supervisor was configured."""
 
-    def __init__(self, loop: Loop, configuration: control.Configuration) -> None:
+    def __init__(self, loop: Loop, configuration: control.Configuration, processes: MountProcesses) -> None:
         """Listen, and take over what is in the run directory. Raises `UvmshareError`; all is as it was then."""
         self.configuration = configuration
+        self._processes = processes
         if configuration.log is not None:
             _log.bound(_log_to(configuration.log))
         else:
@@ -74,7 +74,7 @@ class _Server:
             if self.run_dir is not None:
                 inheritance = inherit(self.run_dir, configuration.security_model, configuration.links, opener)
             self._listen()
-            self.shares = Shares(loop, _log, configuration, self.run_dir, opener)
+            self.shares = Shares(loop, _log, configuration, self.run_dir, opener, serve=processes.serve)
             if self.run_dir is not None:
                 entries = [entry for entry, *_ in inheritance.shares]
                 try:
@@ -153,7 +153,7 @@ class _Server:
                 for share in self.shares
             ),
             half_open=len(self.connections),
-            notes=confinement.missing(),
+            notes=self._processes.lacking(),
             lost=self.lost,
             can_hide=True,
             left=self.shares.left,
@@ -167,7 +167,8 @@ class Supervisor:
     open ``RUN_DIR/control.sock`` can take over.
     """
 
-    def __init__(self, starter: socket.socket) -> None:
+    def __init__(self, starter: socket.socket, processes: MountProcesses) -> None:
+        self._processes = processes
         self._loop = Loop()
         self._doors = Doors(self._loop, _log, self._relieve)
         self._controllers = Controllers(self._loop, _log, self._obey, self._on_starter_left)
@@ -280,12 +281,12 @@ class Supervisor:
         if configuration.checked().security_model == "passthrough" and os.geteuid() != 0:
             msg = "the security model passthrough needs root: run as root, or choose mapped-xattr"
             raise FileServerError(msg)
-        self._server = server = _Server(self._loop, configuration)
+        self._server = server = _Server(self._loop, configuration, self._processes)
         for listener in server.listeners:
             self._doors.open(listener, server.connections.welcome)
         if server.control_listener is not None:
             self._doors.open(server.control_listener, lambda connection, _: self._controllers.add(connection))
-        for note in confinement.missing():
+        for note in self._processes.lacking():
             _log(f"this host has {note}")
         return server
 
@@ -342,7 +343,7 @@ def _become(user: int, group: int, groups: list[int]) -> None:
     os.setresuid(user, user, user)
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], processes: MountProcesses) -> int:
     """Run a supervisor on the control channel whose descriptor is the first argument.
 
     The other three, if there are any, are the uid, gid and supplementary groups to run as. ``--enter=FD`` before them
@@ -360,9 +361,5 @@ def main(arguments: list[str]) -> int:
     # A socket and a pidfd for each mount: the usual 1024 would be less than the limits allow.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    Supervisor(socket.socket(fileno=int(arguments[0]))).run()
+    Supervisor(socket.socket(fileno=int(arguments[0])), processes).run()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -11,28 +11,20 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from uvmshare.printable import printable
+from uvmshare.fileserver.log import STDERR
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from uvmshare.fileserver.supervisor.loop import Loop
 
-__all__ = ["STDERR", "Said", "reopen", "say"]
+__all__ = ["Said", "reopen"]
 
-STDERR: Final = 2
 _ENOUGH: Final = 64 * 1024
 """Bytes that are heard of one mount: some 600 lines, and no mount that is served has so many reasons."""
 _AT_A_TIME: Final = 4096
-
-
-def say(line: str) -> None:
-    """Say a line, as a mount process. Never raises: nobody may be there to hear it."""
-    with suppress(OSError):
-        os.write(STDERR, f"{printable(line)}\n".encode())
 
 
 def reopen(pid: int) -> int | None:

@@ -16,7 +16,7 @@ import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 
 from uvmshare.directory import may_be_same
 from uvmshare.errors import FileServerError, HostPathReplaced, ShareExists, ShareNotFound
@@ -24,7 +24,6 @@ from uvmshare.fileserver import counters, leaving
 from uvmshare.fileserver.control import Left
 from uvmshare.fileserver.counters import Counters
 from uvmshare.fileserver.export import Export
-from uvmshare.fileserver.mount import process
 from uvmshare.fileserver.mounttable import file_system_of, may_hang
 from uvmshare.fileserver.rundir.keepout import KeepOut
 from uvmshare.fileserver.rundir.sharetable import Entry
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.control import Configuration
     from uvmshare.fileserver.counters import Counted
     from uvmshare.fileserver.handshake import Attach
+    from uvmshare.fileserver.limits import Limits
     from uvmshare.fileserver.log import Log
     from uvmshare.fileserver.rundir.directory import Found, RunDirectory
     from uvmshare.fileserver.rundir.sharetable import Ledger
@@ -47,7 +47,32 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.supervisor.opening import Opener
     from uvmshare.hcs.schema import Beside
 
-__all__ = ["Mount", "Share", "Shares"]
+__all__ = ["Mount", "MountProcesses", "Serve", "Share", "Shares"]
+
+
+class Serve(Protocol):
+    """What a mount process does from its fork to its end (`mount.process.serve`)."""
+
+    def __call__(
+        self,
+        connection: socket.socket,
+        export: Export,
+        attach: Attach,
+        limits: Limits,
+        *,
+        lifeline: int | None,
+        own_file: int | None,
+        telling: int,
+        counters: Counters,
+    ) -> NoReturn:
+        """Serve a connection to its end, then exit."""
+
+
+class MountProcesses(NamedTuple):
+    """All that a supervisor knows of mount processes: what they do, and what this host lacks to confine them."""
+
+    serve: Serve
+    lacking: Callable[[], tuple[str, ...]]
 
 
 @dataclass(slots=True, eq=False)
@@ -93,9 +118,17 @@ class Shares:
     """The table of shares."""
 
     def __init__(
-        self, loop: Loop, log: Log, configuration: Configuration, run_dir: RunDirectory | None, opener: Opener
+        self,
+        loop: Loop,
+        log: Log,
+        configuration: Configuration,
+        run_dir: RunDirectory | None,
+        opener: Opener,
+        *,
+        serve: Serve,
     ) -> None:
         self._loop = loop
+        self._serve = serve
         self._log = log
         self._opener = opener
         self._limits = configuration.limits
@@ -307,12 +340,13 @@ class Shares:
                 own_file = self._run_dir.open_mount(share.serial, number, peer)
             pid = os.fork()
             if pid == 0:
-                process.serve(
+                self._serve(
                     connection.socket,
                     share.export,
                     attach,
                     self._limits,
-                    life=process.Life(self._lifeline, own_file),
+                    lifeline=self._lifeline,
+                    own_file=own_file,
                     telling=telling,
                     counters=counted,
                 )

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from uvmshare.fileserver.mount.files.hidden import Hidden
-    from uvmshare.fileserver.mount.files.tree import Node
+    from uvmshare.fileserver.mount.files.node import Node
 
 __all__ = ["Walls"]
 

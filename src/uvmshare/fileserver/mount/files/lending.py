@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from uvmshare.fileserver.mount.files.tree import Node
+    from uvmshare.fileserver.mount.files.node import Node
 
 __all__ = ["Lending"]
 

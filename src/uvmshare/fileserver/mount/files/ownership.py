@@ -38,7 +38,8 @@ from uvmshare.fileserver.mount.files import virtfs
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from uvmshare.fileserver.mount.files.tree import Node, Tree
+    from uvmshare.fileserver.mount.files.node import Node
+    from uvmshare.fileserver.mount.files.tree import Tree
     from uvmshare.owner_map import OwnerMap
 
 __all__ = ["Attributes", "Known", "Mapped", "Owner", "Ownership", "Passthrough", "choose", "is_settled"]

@@ -11,10 +11,12 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final, TypedDict
 
-from uvmshare.fileserver.mount.fids import CreatedFile, ForeignFile, OpenFile, XattrValue, XattrWrite
+from uvmshare.fileserver.mount.fids import XattrValue, XattrWrite
 from uvmshare.fileserver.mount.files.listing import AllowedListing, Listing
+from uvmshare.fileserver.mount.files.node import ForeignNode, Node
+from uvmshare.fileserver.mount.files.openfile import CreatedFile, ForeignFile, OpenFile
 from uvmshare.fileserver.mount.files.ownership import Owner
-from uvmshare.fileserver.mount.files.tree import ForeignNode, Node, check_name
+from uvmshare.fileserver.mount.files.tree import check_name
 from uvmshare.fileserver.mount.handlers import xattrs
 from uvmshare.ninep import messages as m
 from uvmshare.ninep import requests

@@ -21,7 +21,7 @@ from uvmshare.ninep.constants import AT_REMOVEDIR
 
 if TYPE_CHECKING:
     from uvmshare.fileserver.mount.fids import Fid
-    from uvmshare.fileserver.mount.files.tree import Node
+    from uvmshare.fileserver.mount.files.node import Node
     from uvmshare.fileserver.mount.session import Session
 
 _RMKDIR: Final = m.packer(m.Rmkdir)

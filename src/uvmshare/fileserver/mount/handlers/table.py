@@ -1,7 +1,7 @@
 """From a message to what it does.
 
 What lives here: the table from message to function, and which of them change the share. What must
-not: the functions; buffers and connections (`uvmshare.fileserver.mount.session`).
+not: the functions; buffers and connections (`uvmshare.fileserver.mount.serving`).
 
 A handler takes the session, the tag and the message, and returns the whole reply, or nothing when it
 has put the reply into the session's outbox itself. It raises `OSError` for what the guest is to be
@@ -22,13 +22,11 @@ from uvmshare.fileserver.mount.handlers import attributes, directories, files, l
 from uvmshare.ninep import messages as m
 
 if TYPE_CHECKING:
-    from uvmshare.fileserver.mount.session import Session
+    from uvmshare.fileserver.mount.session import Server, Session
 
-__all__ = ["HANDLERS", "Handler", "Server", "served"]
+__all__ = ["HANDLERS", "Handler", "served"]
 
 Handler = Callable[["Session", int, Any], bytes | None]
-Server = Callable[["Session", int, int, int, int], bytes | None]
-"""Takes the session, the tag, the first four bytes of the body as a number, where the body begins and where it ends."""
 
 
 def _decoded(cls: type[m.Message], handler: Handler) -> Server:

@@ -16,7 +16,7 @@ from uvmshare.fileserver.mount.fids import Fid, XattrValue, XattrWrite
 from uvmshare.ninep import messages as m
 
 if TYPE_CHECKING:
-    from uvmshare.fileserver.mount.files.tree import Node
+    from uvmshare.fileserver.mount.files.node import Node
     from uvmshare.fileserver.mount.session import Session
 
 _RXATTRWALK: Final = m.packer(m.Rxattrwalk)
