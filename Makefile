@@ -49,6 +49,7 @@ lint: $(STAMP)  ## Lint, formatting, types on both systems, import rules, genera
 	$(MYPY) $(ON_WINDOWS) src tests
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tools/state_diagram.py --check
+	$(BIN)/python tools/map.py --check
 
 .PHONY: format
 format: $(STAMP)  ## Format the sources and mend what the linter can mend

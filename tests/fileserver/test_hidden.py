@@ -381,7 +381,7 @@ def test_what_another_thread_forgets_in_between_is_found_anew(monkeypatch: pytes
 def test_a_file_system_says_by_its_kind_whether_names_are_bytes(
     root: Path, monkeypatch: pytest.MonkeyPatch, kind: int, *, expected: bool | None
 ) -> None:
-    monkeypatch.setattr("uvmshare.fileserver.mount.files.hidden.file_system_type", lambda directory: kind)
+    monkeypatch.setattr("uvmshare.fileserver.casefold.file_system_type", lambda directory: kind)
     descriptor = os.open(root, os.O_PATH)
     try:
         assert folds(descriptor) is expected
@@ -393,7 +393,7 @@ def test_a_file_system_says_by_its_kind_whether_names_are_bytes(
 def test_a_directory_says_itself_whether_it_folds(
     root: Path, monkeypatch: pytest.MonkeyPatch, flags: int, *, expected: bool
 ) -> None:
-    monkeypatch.setattr("uvmshare.fileserver.mount.files.hidden.file_system_type", lambda directory: 0xEF53)
+    monkeypatch.setattr("uvmshare.fileserver.casefold.file_system_type", lambda directory: 0xEF53)
     monkeypatch.setattr("fcntl.ioctl", lambda descriptor, request, given: flags.to_bytes(8, "little"))
     descriptor = os.open(root, os.O_PATH)
     try:

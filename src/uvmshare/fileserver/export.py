@@ -1,7 +1,7 @@
 """A share as the host opened it: from a Plan 9 share document to a descriptor of its root.
 
 What lives here: `Export`, and everything that can be wrong with a document. What must not: what a
-guest may do in it (`tree`, `handlers`), or which exports there are (`supervisor`).
+guest may do in it (`mount`), or which exports there are (`supervisor`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The first words on a connection: Tversion, then Tattach.
 
 What lives here: what a connection may say before it has attached, without any I/O, so that the
-supervisor's one loop can hold many of them. What must not: sockets and deadlines (`supervisor`), or
-anything that comes after the attach (`session`).
+supervisor's one loop can hold many of them. What must not: sockets and deadlines (`supervisor.connections`), or
+anything that comes after the attach (`mount.serving`).
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ _FLUSH_SECONDS: Final = 1.0
 """How long an errand that is flushed may still answer. What is done by then is told, as flush(5) would have it."""
 
 _LOCK_RETRY_SECONDS: Final = 0.01
-"""As in `session`."""
+"""As in `serving`."""
 
 _FIDS: Final = ("fid", "dfid", "dirfd", "olddirfid", "newdirfid", "newfid")
 """The fields of messages that name fids."""
@@ -64,7 +64,7 @@ _ENDS_FID: Final = (m.Tclunk, m.Tremove)
 _OF_FILES: Final = (m.Tread, m.Twrite, m.Tclunk)
 """What asks nothing of the host where the fid is not open as a file."""
 _PADDING: Final = bytes(16)
-"""Behind a message there is always buffer (`session`)."""
+"""Behind a message there is always buffer (`serving`)."""
 
 
 class Errand(Session):

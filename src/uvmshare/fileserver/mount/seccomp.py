@@ -197,7 +197,7 @@ _CLONE_DETACHED: Final = 0x400000
 _MADV_DONTNEED, _MADV_FREE, _MADV_GUARD_INSTALL = 4, 8, 102  # what malloc(3) and the stacks of threads need
 _F_SETPIPE_SZ: Final = 1031
 _FS_IOC_GETFLAGS: Final = 0x80086601
-"""Whether a directory tells upper from lower case (`hidden`)."""
+"""Whether a directory tells upper from lower case (`casefold`)."""
 
 _RULES: Final[dict[str, tuple[_Argument, ...]]] = {
     "sendto": (_Argument(4, is_null=True),),  # to the peer of the connection, and nobody else

@@ -1,7 +1,7 @@
 """Large writes from the socket to the file without passing through the process: splice(2).
 
 What lives here: `Splicer`, which takes the data of one Twrite off a unix socket. What must not: which writes are
-taken so, and what the guest is told (`session`).
+taken so, and what the guest is told (`large`).
 
 Measured for 1 MiB from a unix socket into tmpfs: 233 us of CPU time by way of a pipe, 295 with a receive and a
 write, which copy twice. Whatever goes wrong with the file, the data is taken off the socket, because

@@ -1,6 +1,6 @@
 """Waiting for a connection.
 
-What lives here: how long a call waits for a peer. What must not: what is done when the time is over (`session`).
+What lives here: how long a call waits for a peer. What must not: what is done when the time is over (`serving`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The peers on the control channel, as the supervisor sees them.
 
 What lives here: `Controllers`: bytes in, requests out, and replies back. What must not: what a request
-does (`supervisor`), or the messages (`control`).
+does (`main`), or the messages (`control`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The supervisor of one VM's file server: one process, one loop, one thread.
 
 What lives here: how it starts and ends, and what each request on the control channel does. What must
-not: a guest's requests after its attach (`session`, in a mount process).
+not: a guest's requests after its attach (`mount.serving`).
 
 It is single-threaded so that forking is safe. It holds the listening sockets and the shares, does the
 handshake of each connection itself (`connections`), and forks one mount process for each good attach

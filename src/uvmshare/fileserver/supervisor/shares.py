@@ -1,7 +1,7 @@
 """The shares that are served, and the mount processes of each.
 
 What lives here: `Shares`, the one owner of that table, and how mounts begin and end. What must not:
-requests and their answers (`supervisor`), what a guest does in a share (`session`, in a mount process).
+requests and their answers (`main`), what a guest does in a share (`mount.serving`).
 
 With a run directory, each change is in its ledger before anybody is told of it, and each mount process
 in a file of its own before it is forked, so that a new supervisor finds all of it (`takeover`).

@@ -242,7 +242,7 @@ class Tree:
 
         Raises `OSError` when there is not even the first.
 
-        A mount's own process looks where it was before and after (`walls`), not at each step: two paths for
+        A mount's own process looks where it was before and after (`bounds`), not at each step: two paths for
         each step were half of what a walk cost (cProfile; a path 2.8 us, a component opened and closed 1.9 us).
         """
         walls, root = self.walls, self.root
