@@ -23,6 +23,8 @@ import struct
 import sys
 from typing import Final, Literal
 
+from uvmshare.linux.boot import boot_id
+
 __all__ = [
     "Fate",
     "birth_time",
@@ -129,9 +131,8 @@ def place_of(descriptor: int) -> tuple[str, int]:
 
 def _read_boot() -> str:
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except (OSError, UnicodeDecodeError):
+        return boot_id()
+    except OSError:
         return ""
 
 

@@ -20,13 +20,15 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
+from uvmshare.linux.credentials import credentials
+from uvmshare.linux.fsuid import acting_uid
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
     "Runner",
     "SocketFile",
-    "acting_uid",
     "bind_socket",
     "make_directories",
     "make_own_directory",
@@ -45,9 +47,6 @@ _PERMISSIONS: Final = 0o777
 _CLONE_FS: Final = 0x200
 _LONGEST_PID: Final = 32
 """Bytes of a pid and a line feed, and then some."""
-_NOBODY: Final = ctypes.c_uint32(0xFFFFFFFF)
-_UCRED: Final = struct.Struct("iII")
-"""``struct ucred`` of unix(7): pid, uid, gid."""
 
 _SYS_OPENAT2: Final = 437
 """The same on every architecture."""
@@ -57,7 +56,6 @@ _HOW: Final = struct.Struct("=QQQ")
 _RESOLVE_NO_MAGICLINKS: Final = 0x02
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
-_libc.setfsuid.restype = ctypes.c_uint32
 
 
 class Runner(Protocol):
@@ -70,11 +68,6 @@ class Runner(Protocol):
 async def run_here(work: Callable[[], T], /) -> T:
     """Run it in the event loop, with this process's rights: for directories that nobody else has a say in."""
     return work()
-
-
-def acting_uid() -> int:
-    """Return the uid with which this thread reaches files: its own, or that of whom it acts for (setfsuid(2))."""
-    return int(_libc.setfsuid(_NOBODY))  # changes nothing, and answers what is
 
 
 def open_path(path: str, flags: int = 0) -> int:
@@ -180,7 +173,7 @@ def _require_dead(file: int) -> None:
             return
         except OSError as error:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)) from error
-        pid, _, _ = _UCRED.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        pid = credentials(probe).pid
         raise OSError(errno.EADDRINUSE, f"{os.strerror(errno.EADDRINUSE)}, by process {pid}")
 
 

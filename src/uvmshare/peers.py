@@ -12,7 +12,6 @@ is somebody's now (an inode; one that was closed already is shown as root's), is
 from __future__ import annotations
 
 import errno
-import ipaddress
 import os
 import socket
 import struct
@@ -20,15 +19,17 @@ import sys
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from uvmshare.errors import AccessDenied
+from uvmshare.linux.credentials import credentials
+from uvmshare.linux.loopback import numeric
 
 if TYPE_CHECKING:
+    import ipaddress
     from collections.abc import Collection
 
 __all__ = [
     "ANY",
     "Allowed",
     "allowed",
-    "is_loopback",
     "of_this_process",
     "require_listener",
     "require_peer",
@@ -61,8 +62,6 @@ _FOUND_REST: Final = struct.Struct("=IIIII")
 _ID_BYTES: Final = 48
 _ALL_STATES: Final = 0xFFFFFFFF
 
-_UCRED: Final = struct.Struct("iII")
-"""``struct ucred`` of unix(7): pid, uid, gid."""
 
 _UID_MAP_OF_ALL: Final = b"0 0 4294967295"
 _OVERFLOW_UID: Final = 65534
@@ -95,11 +94,6 @@ def allowed(extra: Collection[int | str], *uids: int) -> Allowed:
 def of_this_process(extra: Collection[int | str]) -> Allowed:
     """Return who may connect to what this process's user has. On Windows nothing is asked, and it is anybody."""
     return None if sys.platform == "win32" else allowed(extra, os.geteuid())
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether a numeric address, which may be IPv4 mapped into IPv6, is loopback's."""
-    return _address(host).is_loopback
 
 
 def require_peer(connection: socket.socket, users: Allowed) -> None:
@@ -138,8 +132,7 @@ def require_unix_peer(connection: socket.socket, users: Allowed) -> None:
     """
     if users is None:
         return
-    _, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    _require_user(uid, users, "who answers there")
+    _require_user(credentials(connection).uid, users, "who answers there")
 
 
 def _require(connection: socket.socket, users: frozenset[int], owner: int) -> None:
@@ -187,13 +180,7 @@ def _ends(connection: socket.socket) -> tuple[_End, _End]:
     except OSError as error:
         msg = f"the connection has ended already: {error.strerror}"
         raise AccessDenied(msg) from error
-    return _End(_address(here[0]), here[1]), _End(_address(there[0]), there[1])
-
-
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    address = ipaddress.ip_address(text.partition("%")[0])
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped or address
+    return _End(numeric(here[0]), here[1]), _End(numeric(there[0]), there[1])
 
 
 # Asking the kernel
@@ -250,7 +237,7 @@ def _padded(end: _End) -> bytes:
 
 def _end(family: int, packed: bytes, port: int) -> _End:
     text = socket.inet_ntop(family, packed[:4] if family == socket.AF_INET else packed)
-    return _End(_address(text), port)
+    return _End(numeric(text), port)
 
 
 def _from_proc(query: _Query) -> _Socket | None:
@@ -298,7 +285,7 @@ def _of_hex(text: bytes) -> _End:
     address, _, port = text.partition(b":")
     packed = b"".join(struct.pack("=I", int(address[at : at + 8], 16)) for at in range(0, len(address), 8))
     return _End(
-        _address(socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)), int(port, 16)
+        numeric(socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)), int(port, 16)
     )
 
 

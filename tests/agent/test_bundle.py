@@ -42,6 +42,18 @@ def test_it_has_every_module_as_it_is() -> None:
             assert path.stem in bundle.MODULES
 
 
+def test_it_has_what_its_modules_use_of_linux() -> None:
+    used = {
+        name
+        for path in GUEST.glob("*.py")
+        for name in re.findall(r"^ *from uvmshare\.linux\.(\w+) import", path.read_text(), re.MULTILINE)
+    }
+    assert {"__init__", *used} == set(bundle.LINUX)
+    with zipfile.ZipFile(io.BytesIO(bundle.bundle())) as archive:
+        for name in bundle.LINUX:
+            assert archive.read(f"uvmshare/linux/{name}.py") == (GUEST.parent / "linux" / f"{name}.py").read_bytes()
+
+
 def test_it_says_which_version_it_is() -> None:
     assert metadata.version("uvmshare") == agent.RELEASE
 

@@ -239,10 +239,11 @@ def test_a_damaged_file_is_said_with_its_name(home: Home) -> None:
 
 def test_nobody_to_tell_is_no_error() -> None:
     from uvmshare.daemon import systemd
+    from uvmshare.linux.notify import notify
 
-    assert not systemd.notify("READY=1", environment={})
-    assert not systemd.notify("READY=1", environment={"NOTIFY_SOCKET": "/nonexistent"})
-    assert not systemd.notify("READY=1", environment={"NOTIFY_SOCKET": "@nobody-is-here"})
+    assert not notify("READY=1", environment={})
+    assert not notify("READY=1", environment={"NOTIFY_SOCKET": "/nonexistent"})
+    assert not notify("READY=1", environment={"NOTIFY_SOCKET": "@nobody-is-here"})
     assert systemd.watchdog_seconds({}) is None
     assert systemd.watchdog_seconds({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}) is None
     assert systemd.watchdog_seconds({"WATCHDOG_USEC": "30000000"}) == 15

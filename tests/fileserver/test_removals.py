@@ -18,6 +18,7 @@ if sys.platform == "win32":
 from uvmshare.fileserver import control, leaving
 from uvmshare.fileserver.counters import Counters
 from uvmshare.fileserver.log import Log
+from uvmshare.fileserver.mount.process import serve
 from uvmshare.fileserver.supervisor.loop import Loop
 from uvmshare.fileserver.supervisor.opening import Opener
 from uvmshare.fileserver.supervisor.shares import Mount, Shares

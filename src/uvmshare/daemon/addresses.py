@@ -6,13 +6,13 @@ listening and dialling, which is done with the user's rights (`machine`, `dialle
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from typing import TYPE_CHECKING, Final
 
 from uvmshare import address
 from uvmshare.errors import InvalidAddress, OperationDenied
 from uvmshare.guest.wire import DEFAULT_PORT as AGENT_PORT
+from uvmshare.linux.loopback import is_loopback
 
 if TYPE_CHECKING:
     from uvmshare.daemon.documents import NewVm
@@ -38,7 +38,7 @@ def check_addresses(wanted: NewVm, user: Identity) -> None:
     if not user.is_root and agent.kind in ("tcp", "vsock") and 0 < agent.port < _FIRST_FREE_PORT:
         msg = f"address {wanted.agent!r}: uid {user.uid} may not listen on a port below {_FIRST_FREE_PORT}: use another"
         raise OperationDenied(msg)
-    if agent.kind == "tcp" and not wanted.allow_remote and not _is_loopback(agent.host):
+    if agent.kind == "tcp" and not wanted.allow_remote and not is_loopback(agent.host):
         msg = (
             f"address {wanted.agent!r}: {agent.host} is not loopback, and whoever reaches it could be the VM's agent; "
             "use a loopback address, or allow remote guests explicitly (--allow-remote)"
@@ -50,10 +50,3 @@ def _require_absolute(text: str, where: address.Address) -> None:
     if where.path and not os.path.isabs(where.path):
         msg = f"address {text!r}: the daemon has another working directory than you; use an absolute path"
         raise InvalidAddress(msg)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -24,6 +24,8 @@ import structlog
 
 from uvmshare.errors import HostPathHangs, OperationDenied
 from uvmshare.hostfiles import open_path
+from uvmshare.linux.credentials import credentials
+from uvmshare.linux.fsuid import set_fs_identity
 from uvmshare.share.options import AddOptions
 
 if TYPE_CHECKING:
@@ -33,7 +35,6 @@ __all__ = ["Identity", "Threads", "checked_options", "of_process", "peer_of", "w
 
 T = TypeVar("T")
 
-_UCRED: Final = struct.Struct("iII")
 _SO_PEERGROUPS: Final = 59
 _MOST_GROUPS: Final = 65536
 """NGROUPS_MAX (setgroups(2))."""
@@ -84,7 +85,7 @@ def peer_of(connection: socket.socket) -> Identity:
 
     Raises `OSError` for any other socket.
     """
-    _, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    _, uid, gid = credentials(connection)
     if uid == 0xFFFFFFFF:
         raise OSError(errno.ENOTCONN, "the socket has no peer that is known")
     groups = _peer_groups(connection)
@@ -137,13 +138,7 @@ def _take_on(identity: Identity) -> None:
     groups = (ctypes.c_uint32 * len(identity.groups))(*identity.groups)
     if _libc.syscall(_SETGROUPS, ctypes.c_size_t(len(identity.groups)), groups) < 0:
         raise OSError(ctypes.get_errno(), "setgroups")
-    _libc.setfsgid(ctypes.c_uint32(identity.gid))
-    _libc.setfsuid(ctypes.c_uint32(identity.uid))
-    # Neither tells whether it worked; asking for what cannot be gives what is (setfsuid(2)).
-    nobody = ctypes.c_uint32(0xFFFFFFFF)
-    _libc.setfsuid.restype = _libc.setfsgid.restype = ctypes.c_uint32
-    if _libc.setfsuid(nobody) != identity.uid or _libc.setfsgid(nobody) != identity.gid:
-        raise OSError(errno.EPERM, "setfsuid")
+    set_fs_identity(identity.uid, identity.gid)
 
 
 def _keep_capabilities(kept: int) -> None:

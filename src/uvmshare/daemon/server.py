@@ -28,6 +28,7 @@ from uvmshare.daemon.service import Service
 from uvmshare.daemon.store import Store
 from uvmshare.errors import DaemonError, UvmshareError
 from uvmshare.hostfiles import bind_socket
+from uvmshare.linux.notify import notify
 from uvmshare.sqlite_journal import SqliteJournal
 
 if TYPE_CHECKING:
@@ -158,12 +159,12 @@ async def serve(
         )
 
         def started() -> None:
-            systemd.notify("READY=1", f"STATUS=listening on {path}")
+            notify("READY=1", f"STATUS=listening on {path}")
             log.info("daemon.started", socket=path, pid=os.getpid())
             ready(Daemon(server, service, path))
 
         def ending() -> None:
-            systemd.notify("STOPPING=1")
+            notify("STOPPING=1")
             service.events.close()
 
         config = uvicorn.Config(
@@ -191,7 +192,7 @@ async def serve(
 
 
 async def _sign_of_life() -> None:
-    systemd.notify("WATCHDOG=1")
+    notify("WATCHDOG=1")
 
 
 def _groups(settings: Settings) -> Groups | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.errors import DaemonError
@@ -15,7 +14,7 @@ from uvmshare.errors import DaemonError
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
-__all__ = ["inherited_sockets", "notify", "watchdog_seconds"]
+__all__ = ["inherited_sockets", "watchdog_seconds"]
 
 _FIRST: Final = 3
 """SD_LISTEN_FDS_START."""
@@ -40,20 +39,6 @@ def inherited_sockets(environment: MutableMapping[str, str] = os.environ) -> lis
             raise DaemonError(msg)
         sockets.append(given)
     return sockets
-
-
-def notify(*lines: str, environment: MutableMapping[str, str] = os.environ) -> bool:
-    """Tell the service manager something, such as READY=1 (sd_notify(3)); False when there is none that listens."""
-    address = environment.get("NOTIFY_SOCKET", "")
-    if not address:
-        return False
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-        channel.connect(address)
-        channel.sendall("\n".join(lines).encode())
-        return True
-    return False
 
 
 def watchdog_seconds(environment: MutableMapping[str, str] = os.environ) -> float | None:

@@ -10,7 +10,6 @@ import asyncio
 import os
 import pwd
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from uvmshare.fileserver.rundir.directory import CONTROL_SOCKET, LOG, lock_path,
 from uvmshare.fileserver.rundir.lockfile import LockFile
 from uvmshare.fileserver.rundir.sharetable import Ledger
 from uvmshare.hostfiles import open_log, run_here
+from uvmshare.linux.credentials import credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,8 +41,6 @@ _START_SECONDS: Final = 30.0
 _END_SECONDS: Final = 30.0
 _LAST_BREATH_SECONDS: Final = 1.0
 _PAUSE_SECONDS: Final = 0.05
-_UCRED: Final = struct.Struct("iII")
-"""``struct ucred`` of unix(7): pid, uid, gid."""
 _CONNECT_SECONDS: Final = 5.0
 """A supervisor's socket answers at once, or its queue is full."""
 _MOST_ASKED: Final = 4096
@@ -357,7 +355,7 @@ def _require_of_owner(connection: socket.socket, run_dir: str, expected: RunAs |
 
     Raises `FileServerError`.
     """
-    _, peer, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    peer = credentials(connection).uid
     try:
         owner = os.stat(run_dir).st_uid if expected is None else expected[0]
     except OSError as error:

@@ -38,7 +38,6 @@ __all__ = [
     "open_entry",
     "pivot_root",
     "set_dumpable",
-    "set_fs_identity",
     "set_mount_flags",
     "set_name",
     "set_seccomp_filter",
@@ -295,24 +294,6 @@ def set_times(path: str, atime: tuple[int, int], mtime: tuple[int, int]) -> None
 def drop_supplementary_groups() -> None:
     """``setgroups([])``. Raises `PermissionError` without CAP_SETGID."""
     os.setgroups([])
-
-
-_NOBODY_AT_ALL: Final = ctypes.c_uint32(0xFFFFFFFF)
-"""No id: setfsuid(2) then changes nothing and tells the one in force."""
-
-
-def set_fs_identity(uid: int, gid: int) -> None:
-    """Make files as `uid` and `gid` from now on, see setfsuid(2); the capabilities of root come and go with it.
-
-    The calls do not say whether they worked, so they are asked. Raises `OSError`: EPERM when one of the
-    numbers cannot be had, as in a user namespace that does not map it.
-    """
-    _libc.setfsgid(ctypes.c_uint32(gid))
-    _libc.setfsuid(ctypes.c_uint32(uid))
-    in_force = _libc.setfsuid(_NOBODY_AT_ALL) & 0xFFFFFFFF, _libc.setfsgid(_NOBODY_AT_ALL) & 0xFFFFFFFF
-    if in_force != (uid, gid):
-        msg = f"files cannot be made as user {uid} and group {gid} here"
-        raise OSError(errno.EPERM, msg)
 
 
 class Capability:

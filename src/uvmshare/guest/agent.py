@@ -14,18 +14,16 @@ import argparse
 import contextlib
 import errno
 import fcntl
-import ipaddress
 import os
 import select
 import signal
 import socket
 import stat
-import struct
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from uvmshare.guest import mount, wire, work
+from uvmshare.guest import mount, wire
 from uvmshare.guest.bundle import bundle
 from uvmshare.guest.loop import Child, Loop
 from uvmshare.guest.mount import Address, MountError, Parser, make_directories, printable
@@ -33,6 +31,10 @@ from uvmshare.guest.places import PlaceError
 from uvmshare.guest.session import Session
 from uvmshare.guest.survey import survey
 from uvmshare.guest.table import Table
+from uvmshare.linux.boot import boot_id
+from uvmshare.linux.credentials import credentials
+from uvmshare.linux.loopback import is_loopback
+from uvmshare.linux.notify import notify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -98,7 +100,7 @@ class Agent:
         self._table.start()
         for address in connect:
             self._dial(address, _DIAL_FIRST)
-        _notify("READY=1")
+        notify("READY=1")
         self.log(f"mounts below {', '.join(self._prefixes)}, from {self._server}")
         self.loop.run()
 
@@ -108,7 +110,7 @@ class Agent:
             "uvmshare": "agent",
             "version": wire.VERSION,
             "agent": self._id,
-            "boot": work.boot_id(),
+            "boot": boot_id(),
             "token": bool(self.token),
             "allow": self._prefixes,
             "server": str(self._server),
@@ -191,7 +193,7 @@ class Agent:
     def _unwelcome(self, connected: socket.socket, peer: Any) -> str:
         """Say why this peer may not ask; "" when it may."""
         if connected.family == socket.AF_UNIX:
-            _, uid, _ = struct.unpack("3i", connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            uid = credentials(connected).uid
             return "" if uid in (0, os.geteuid()) else f"uid {uid} is neither root nor the agent's"
         if connected.family in (socket.AF_INET, socket.AF_INET6):
             return ""
@@ -366,14 +368,6 @@ def _bound(address: Address, listening: socket.socket) -> str:
     return str(name) if address.kind == "unix" else f"{address.place}:{name[1]}"
 
 
-def _notify(state: str) -> None:
-    """Tell systemd (sd_notify(3)), if it asked."""
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    if path:
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as telling:
-            telling.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
-
-
 # ---------------------------------------------------------------------- the command line
 
 
@@ -444,20 +438,13 @@ def _token(options: argparse.Namespace) -> str:
             raise MountError(message)
     if not token and not options.no_token:
         for address in options.listen:
-            if address.kind == "tcp" and not _on_loopback(address.place):
+            if address.kind == "tcp" and not is_loopback(address.place):
                 message = (
                     f"whoever reaches {address} could mount and unmount here: give a --token-file, "
                     f"or say --no-token if nobody else can reach it"
                 )
                 raise MountError(message)
     return token
-
-
-def _on_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def main(arguments: Sequence[str], *, program: str = "uvmshare guest agent") -> int:

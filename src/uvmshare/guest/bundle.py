@@ -1,8 +1,8 @@
 """Everything that runs in a guest as one file: ``uvmshare guest agent --print > uvmshare-guest``.
 
 What lives here: making that file, and its command line. What must not: what it does then. It is a zip archive that
-Python runs (zipapp): the modules of this directory as they are, stored uncompressed, so that a guest needs neither
-this package nor zlib::
+Python runs (zipapp): the modules of this directory, and those of `uvmshare.linux` that they use, as they are and
+uncompressed, so that a guest needs neither this package nor zlib::
 
     guest# python3 uvmshare-guest agent --allow /mnt
     guest# python3 uvmshare-guest mount vsock:2 0 /mnt/project
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["MODULES", "bundle", "main"]
+__all__ = ["LINUX", "MODULES", "bundle", "main"]
 
 MODULES = (
     "__init__",
@@ -36,6 +36,8 @@ MODULES = (
     "wire",
     "work",
 )
+LINUX = ("__init__", "boot", "credentials", "loopback", "notify")
+"""Modules of `uvmshare.linux` that the guest's use."""
 _MAIN = "import sys\nfrom uvmshare.guest.bundle import main\nsys.exit(main(sys.argv[1:]))\n"
 _WHEN = (1980, 1, 1, 0, 0, 0)
 """The earliest time that a zip archive can say: the same modules give the same file."""
@@ -49,10 +51,11 @@ def bundle() -> bytes:
     with zipfile.ZipFile(made, "a") as archive:
         archive.writestr(zipfile.ZipInfo("__main__.py", _WHEN), _MAIN)
         archive.writestr(zipfile.ZipInfo("uvmshare/__init__.py", _WHEN), "")
-        for name in MODULES:
-            source = pkgutil.get_data("uvmshare.guest", f"{name}.py")
-            assert source is not None, "the loaders of files and of archives have it"
-            archive.writestr(zipfile.ZipInfo(f"uvmshare/guest/{name}.py", _WHEN), source)
+        for package, names in (("guest", MODULES), ("linux", LINUX)):
+            for name in names:
+                source = pkgutil.get_data(f"uvmshare.{package}", f"{name}.py")
+                assert source is not None, "the loaders of files and of archives have it"
+                archive.writestr(zipfile.ZipInfo(f"uvmshare/{package}/{name}.py", _WHEN), source)
     return made.getvalue()
 
 

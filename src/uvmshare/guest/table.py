@@ -25,6 +25,7 @@ from uvmshare.guest import keepalive, mount, places, wire, work
 from uvmshare.guest.check import Check
 from uvmshare.guest.loop import Child
 from uvmshare.guest.places import PlaceError
+from uvmshare.linux.boot import boot_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -433,7 +434,7 @@ class Table:
         path = os.path.join(self._directory, "mounts.json")
         records = [{name: getattr(record, name) for name in _FIELDS} for record in self.records.values()]
         with open(f"{path}.new", "w", encoding="utf-8") as file:
-            json.dump({"boot": work.boot_id(), "mounts": records}, file)
+            json.dump({"boot": boot_id(), "mounts": records}, file)
         os.replace(f"{path}.new", path)
 
     def _save_or_say(self) -> None:
@@ -448,7 +449,7 @@ class Table:
         try:
             with open(os.path.join(self._directory, "mounts.json"), encoding="utf-8") as file:
                 kept = json.load(file)
-            records = [Record(fields) for fields in kept["mounts"]] if kept["boot"] == work.boot_id() else []
+            records = [Record(fields) for fields in kept["mounts"]] if kept["boot"] == boot_id() else []
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError) as error:

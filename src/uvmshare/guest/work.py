@@ -24,17 +24,11 @@ if TYPE_CHECKING:
     from uvmshare.guest.mount import Address, Mounted
     from uvmshare.guest.table import Record
 
-__all__ = ["bind", "boot_id", "is_there", "mounting", "read", "reading", "unmounting"]
+__all__ = ["bind", "is_there", "mounting", "read", "reading", "unmounting"]
 
 _MS_BIND = 4096
 _DEAD = mount.LOST
 """What the kernel's 9P client answers when its connection is gone."""
-
-
-def boot_id() -> str:
-    """Return what the kernel calls this boot (proc_sys_kernel_random(5))."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
 
 
 def is_there(record: Record, server: Address) -> bool:

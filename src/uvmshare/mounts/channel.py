@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from uvmshare import peers
 from uvmshare.errors import AccessDenied, UnsupportedPlatform
 from uvmshare.guest import mount
+from uvmshare.linux.loopback import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,7 +112,7 @@ class Dialler:
             return
         if connection.family == socket.AF_UNIX:
             peers.require_unix_peer(connection, self._users)
-        elif peers.is_loopback(connection.getpeername()[0]):
+        elif is_loopback(connection.getpeername()[0]):
             peers.require_listener(connection, self._users)
 
     async def aclose(self) -> None:
@@ -260,7 +261,7 @@ class Acceptor:
         """See that one of the users dials, where every user of the host could. Raises `AccessDenied`."""
         if sys.platform == "win32" or connection.family not in (socket.AF_INET, socket.AF_INET6):
             return
-        if peers.is_loopback(connection.getsockname()[0]):
+        if is_loopback(connection.getsockname()[0]):
             peers.require_peer(connection, self._users)
 
     async def next(self) -> Stream:

@@ -37,6 +37,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final, Literal, Self
 
 from uvmshare.errors import GuestFailed, GuestUnavailable
+from uvmshare.linux.boot import boot_id
 from uvmshare.testing import initramfs
 from uvmshare.testing.kernel import cache_directory, find_busybox, find_kernel
 from uvmshare.testing.vsock import VsockDevice
@@ -471,12 +472,6 @@ async def choose_accelerator(progress: Callable[[str], None] = lambda _: None) -
     return "kvm" if works else "tcg"
 
 
-def _boot_id() -> str:
-    """Return what Linux calls this boot of the host; see proc_sys_kernel_random(5)."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
-
-
 def _recall_kvm() -> bool | None:
     """Return what an earlier probe found in this boot of the host, None when there was none."""
     try:
@@ -484,7 +479,7 @@ def _recall_kvm() -> bool | None:
             boot, _, works = file.read().partition(" ")
     except (OSError, ValueError):
         return None
-    return works == "works" if boot == _boot_id() else None
+    return works == "works" if boot == boot_id() else None
 
 
 def _remember_kvm(*, works: bool) -> None:
@@ -492,7 +487,7 @@ def _remember_kvm(*, works: bool) -> None:
     with contextlib.suppress(OSError):  # a place that cannot be written to costs the probe again, no more
         os.makedirs(cache_directory(), exist_ok=True)
         with open(f"{path}.{os.getpid()}", "w", encoding="ascii") as file:
-            file.write(f"{_boot_id()} {'works' if works else 'hangs'}")
+            file.write(f"{boot_id()} {'works' if works else 'hangs'}")
         os.replace(f"{path}.{os.getpid()}", path)
 
 

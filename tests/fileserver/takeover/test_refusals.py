@@ -51,7 +51,7 @@ def test_a_table_of_another_boot_is_void_and_says_so(place: Place) -> None:
     place.kill(server)
     table = place.run_dir / "shares"
     header, _, rest = table.read_bytes().partition(b"\n")
-    from uvmshare.fileserver.rundir.sharetable import boot_id
+    from uvmshare.linux.boot import boot_id
 
     table.write_bytes(resign(header.replace(boot_id().encode(), b"another")) + b"\n" + rest)
     server = place.start()

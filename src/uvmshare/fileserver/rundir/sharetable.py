@@ -30,11 +30,12 @@ import msgspec
 from uvmshare.errors import UNREADABLE, DiskFull, FileServerError
 from uvmshare.fileserver import control  # noqa: TC001  msgspec reads the annotations
 from uvmshare.hcs import schema
+from uvmshare.linux.boot import boot_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Entry", "Ledger", "Start", "Table", "boot_id"]
+__all__ = ["Entry", "Ledger", "Start", "Table"]
 
 _VERSION: Final = 2
 _READABLE: Final = (1, _VERSION)
@@ -94,12 +95,6 @@ class Table(msgspec.Struct, frozen=True):
 _encoder = msgspec.json.Encoder()
 _headers = msgspec.json.Decoder(_Header)
 _entries = msgspec.json.Decoder(Entry)
-
-
-def boot_id() -> str:
-    """Return what Linux calls this boot of the host; see proc_sys_kernel_random(5)."""
-    with open("/proc/sys/kernel/random/boot_id", "rb") as file:
-        return file.read().strip().decode()
 
 
 class Ledger:

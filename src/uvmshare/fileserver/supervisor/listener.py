@@ -17,6 +17,7 @@ from uvmshare import peers
 from uvmshare.errors import FileServerError, InvalidAddress
 from uvmshare.fileserver.rundir.lockfile import LockFile
 from uvmshare.hostfiles import bind_socket
+from uvmshare.linux.loopback import is_loopback
 
 if TYPE_CHECKING:
     from uvmshare.address import Address
@@ -57,7 +58,7 @@ class Listener:
             if address.kind == "tcp":
                 self.socket = self._bind_tcp(allow_remote=allow_remote)
                 self.address = address.with_port(self.socket.getsockname()[1])
-                if peers.is_loopback(self.socket.getsockname()[0]):
+                if is_loopback(self.socket.getsockname()[0]):
                     self._users = users
             elif address.kind == "vsock":
                 self.socket = self._bind_vsock()
@@ -73,7 +74,7 @@ class Listener:
         family, kind, protocol, _, where = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        if not allow_remote and not peers.is_loopback(str(where[0])):
+        if not allow_remote and not is_loopback(str(where[0])):
             msg = (
                 f"address {str(address)!r}: {where[0]} is not loopback, and 9P has no authentication here; "
                 "use a loopback address, or allow remote guests explicitly (--allow-remote)"

@@ -19,8 +19,9 @@ from uvmshare.errors import ComputeSystemError, FileServerError, HostPathHangs, 
 from uvmshare.fileserver import control
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.mounttable import may_hang
-from uvmshare.fileserver.rundir.sharetable import Ledger, boot_id
+from uvmshare.fileserver.rundir.sharetable import Ledger
 from uvmshare.fileserver.supervisor.opening import Opened, Wanted
+from uvmshare.linux.boot import boot_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

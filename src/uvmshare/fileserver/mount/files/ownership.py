@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from uvmshare.errors import FileServerError
 from uvmshare.fileserver import syscalls
 from uvmshare.fileserver.mount.files import virtfs
+from uvmshare.linux.fsuid import set_fs_identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -288,15 +289,15 @@ class Passthrough(Ownership):
 
         def __enter__(self) -> None:
             try:
-                syscalls.set_fs_identity(self._owner.uid, self._owner.gid)
+                set_fs_identity(self._owner.uid, self._owner.gid)
                 if self._owner.uid:
                     syscalls.keep_capabilities(_CAP_DAC_OVERRIDE, _CAP_MKNOD)
             except BaseException:
-                syscalls.set_fs_identity(0, 0)
+                set_fs_identity(0, 0)
                 raise
 
         def __exit__(self, *_: object) -> None:
-            syscalls.set_fs_identity(0, 0)
+            set_fs_identity(0, 0)
 
     def _on_host(self, directory: Node, owner: Owner) -> Owner:
         """Return whose a new file is on the host: where all are one owner's, its directory's owner's."""
