@@ -24,6 +24,7 @@ from uvmshare.fileserver.limits import Limits
 from uvmshare.fileserver.mount import confinement, seccomp
 from uvmshare.guest import keepalive
 from uvmshare.hcs.schema import Plan9Share, Plan9ShareFlags
+from uvmshare.linux.descriptors import close_all_but
 from uvmshare.share.interfaces import Plan9Share as SharedByManager
 from uvmshare.share.options import AddOptions
 from uvmshare.testing.client import Client
@@ -44,7 +45,7 @@ def confined(export: Export, attempt: Callable[[], object], *, over_vsock: bool 
     if pid == 0:
         number = 255
         try:
-            confinement.close_all_but((reporter, export.root))
+            close_all_but((reporter, export.root))
             confinement.confine(export, Limits(), over_vsock=over_vsock)
             try:
                 attempt()

@@ -531,13 +531,14 @@ def _confined(export: Export, scene: Scene, layers: Layers, user: int) -> bool:
     from uvmshare.fileserver import syscalls
     from uvmshare.fileserver.limits import Limits
     from uvmshare.fileserver.mount import confinement, enclosure
+    from uvmshare.linux.descriptors import close_all_but
 
     if user:
         os.setgroups([])
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
         syscalls.set_dumpable(1)  # as a program that this user started
-    confinement.close_all_but((export.root, scene.kept))
+    close_all_but((export.root, scene.kept))
     if layers.nothing:
         return False
     if layers.landlock is not None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.export import Export
     from uvmshare.fileserver.limits import Limits
 
-__all__ = ["allow_descriptors", "close_all_but", "confine", "enter", "has_seccomp", "missing", "most_descriptors"]
+__all__ = ["allow_descriptors", "confine", "enter", "has_seccomp", "missing", "most_descriptors"]
 
 _READ: Final = Access.READ_FILE | Access.READ_DIR
 _WRITE: Final = (
@@ -86,16 +86,6 @@ def missing() -> tuple[str, ...]:
 def has_seccomp() -> bool:
     """Say whether mount processes get a seccomp filter here."""
     return seccomp.is_supported() and syscalls.has_seccomp_filters()
-
-
-def close_all_but(keep: Iterable[int]) -> None:
-    """Close every descriptor past standard error that is not in `keep`."""
-    start = 3
-    for descriptor in sorted(keep):
-        if descriptor >= start:
-            os.closerange(start, descriptor)
-            start = descriptor + 1
-    os.closerange(start, os.sysconf("SC_OPEN_MAX"))
 
 
 def enter(export: Export, table: int) -> bool:

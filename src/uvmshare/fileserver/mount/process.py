@@ -27,6 +27,7 @@ from uvmshare.fileserver.mount.serving import Serving
 from uvmshare.fileserver.mount.waiting import notice_death, probe_for_ever
 from uvmshare.fileserver.mounttable import TABLE, has_mounts, is_changed
 from uvmshare.fileserver.rundir import directory
+from uvmshare.linux.descriptors import close_all_but
 from uvmshare.ninep import messages
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def serve(
         kept = _Life(lifeline, own_file).begin(export)
         # Before anything that may take its time: the locks and the listening sockets of a supervisor that dies
         # now are not to live on here.
-        confinement.close_all_but((connection.fileno(), kept, export.root))
+        close_all_but((connection.fileno(), kept, export.root))
         _prepare(connection)
         notice_death(connection, limits.peer_seconds)
         descriptors = confinement.allow_descriptors(limits.descriptors)

@@ -25,7 +25,7 @@ import msgspec
 
 from uvmshare.errors import UNREADABLE, FileServerError, HostPathHangs, UvmshareError
 from uvmshare.fileserver import control, syscalls
-from uvmshare.fileserver.mount.confinement import close_all_but
+from uvmshare.linux.descriptors import close_all_but
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
