@@ -40,13 +40,16 @@ def test_an_event_names_the_process_the_share_and_what_is_waited_for(home: Home,
                 fuse.hang("bad")
                 guest.send(m.Tgetattr(fid, int(GetattrMask.BASIC)))
                 fuse.wait_until_asked()
-                client.release_share("vm", share.name, owner="job")
+                released = client.release_share("vm", share.name, owner="job")
+                assert released.ended
+                (words,) = released.left_behind
                 assert client.shares("vm") == []
                 events = [event for event in client.events(since="0", follow=False) if event is not None]
                 (left,) = [event for event in events if event.kind == "vm.left_behind"]
                 told = str(left.detail)
                 for part in (f"share {share.name} ({path})", "process ", "fuse at ", "umount -f"):
                     assert part in told
+                    assert part in words
                 guest.drain()
                 fuse.release()
     finally:

@@ -113,6 +113,8 @@ def print_release(thing: str, released: Released, owner: str) -> None:
         note(f"{thing}: given back; the guest still reaches it, since it is held by {by}")
     if released.guest is not None:
         note(f"{thing}: nothing reaches it any more; {released.guest}")
+    for each in released.left_behind:
+        note(f"left behind, {each}")
 
 
 def _complete(ask: Callable[[Client, click.Context], Iterable[tuple[str, str]]]) -> Callable[..., list[CompletionItem]]:

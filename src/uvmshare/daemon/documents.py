@@ -304,6 +304,9 @@ class Released(_Answer, frozen=True):
     """Whether another user still holds it."""
     guest: str | None = None
     """Why the guest may still have the mount, dead; null when it has unmounted."""
+    left_behind: tuple[str, ...] = ()
+    """Processes that were killed and wait in the host's kernel for a file system that does not answer. None of them
+    serves the guest."""
 
 
 class Stats(_Answer, frozen=True):

@@ -63,6 +63,8 @@ _FIND_SECONDS: Final = 60.0
 """To find a VM's file server, or to start another: each of these takes seconds, and its user's own process answers."""
 _LAST_FIND_SECONDS: Final = 10.0
 """To find the file server of a VM that is removed and was not found before, so that it ends in order."""
+_MOST_LEFT: Final = 64
+"""Removals that left something in the kernel and are told of, the last ones."""
 _COUNT_SECONDS: Final = 3.0
 """To tell what its mounts have done; it is read from memory."""
 _LET_GO_SECONDS: Final = 10.0
@@ -176,6 +178,8 @@ class Machine:
         self.found = asyncio.Event()
         """Whether what it has is known: it was added or found; or it was removed, and has nothing."""
         self.restarts = 0
+        self._left: dict[str, list[str]] = {}
+        """By the name of a share that was removed: what its removal left in the kernel, in words."""
         self._ending: asyncio.Task[bool] | None = None
         self.manager: Manager | None = None
         """None while there is no file server."""
@@ -218,14 +222,25 @@ class Machine:
         Raises `OutcomeUnknown` when no answer comes in time, and what else `FileServer.status` does; `FileServerError`
         where there is none.
         """
+        return (await self._status(counters=True)).shares
+
+    async def left_behind(self) -> tuple[control.Left, ...]:
+        """Return the processes that removals left in the kernel and that are there still. Raises as `counted` does."""
+        return (await self._status()).left
+
+    async def _status(self, *, counters: bool = False) -> control.Reply:
         self.require()
         assert self._server is not None
         try:
             async with asyncio.timeout(_COUNT_SECONDS):
-                return (await self._server.status(counters=True)).shares
+                return await self._server.status(counters=counters)
         except TimeoutError as error:
             msg = f"the file server of VM {self.record.wanted.id!r} gave no answer within {_COUNT_SECONDS:g} s"
             raise OutcomeUnknown(msg) from error
+
+    def left_by(self, share: str) -> tuple[str, ...]:
+        """Return what the removal of a share left in the kernel, in words; of the last ones."""
+        return tuple(self._left.get(share, ()))
 
     def require(self) -> Manager:
         """Return the Manager. Raises `FileServerError` with the reason when there is no file server."""
@@ -446,10 +461,10 @@ class Machine:
 
     def _note_left(self, left: tuple[control.Left, ...]) -> None:
         for each in left:
-            reason = (
-                f"share {each.share} ({each.path}): process {each.pid} was killed and waits in the kernel for "
-                f"{each.where}; it serves nobody, and ends when that answers or is unmounted (umount -f)"
-            )
+            reason = _words(each)
+            if len(self._left) >= _MOST_LEFT:
+                del self._left[next(iter(self._left))]
+            self._left.setdefault(each.share, []).append(printable(reason))
             self._changed(self, "left_behind", printable(reason))
 
     def _note_settled(self, outcome: RecoveryReport | Exception) -> None:
@@ -543,3 +558,10 @@ class Machine:
             f"its file server may be running, and its guest reach what was shared: {why}; end the processes of "
             f"{self._places.run_dir_at(self.record)}"
         )
+
+
+def _words(left: control.Left) -> str:
+    return (
+        f"share {left.share} ({left.path}): process {left.pid} was killed and waits in the kernel for "
+        f"{left.where}; it serves nobody, and ends when that answers or is unmounted (umount -f)"
+    )

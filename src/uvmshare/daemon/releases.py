@@ -101,7 +101,7 @@ class Releases:
         """Return who still holds a share."""
         info = machine.share(name)
         if info is None:
-            return Released(released=False, ended=True)
+            return Released(released=False, ended=True, left_behind=machine.left_by(name))
         references: dict[tuple[int, str], Reference] = {}
         try:
             shown = self._shares.get(who, machine, name)

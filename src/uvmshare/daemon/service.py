@@ -36,6 +36,7 @@ from uvmshare.daemon.store import LeaseKey, MountLease, VmRecord, name_for
 from uvmshare.errors import AlreadyThere, InvalidOptions, NotThere, OperationDenied, StillInUse, UvmshareError
 from uvmshare.fileserver.mount import confinement
 from uvmshare.mounts.doctor import examine
+from uvmshare.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -343,12 +344,13 @@ class Service:
         """Ask a guest's agent what the guest can do. Raises `InvalidState` without one, and what the agent raises."""
         machine.require_mounts()
         assert machine.agent is not None
-        return [
+        found = [
             Finding(
                 subject=each.subject, verdict=each.verdict, found=each.found, breaks=each.breaks, remedy=each.remedy
             )
             for each in examine(await machine.agent.report())
         ]
+        return [*found, *map(_finding_of, await machine.left_behind())]
 
     async def counted(self, who: Identity, machine: Machine) -> list[control.Share]:
         """Return each share that `who` may see and that is served, once, with what its mounts have done.
@@ -443,3 +445,13 @@ class Service:
                 self.events.emit("lease.overdue", key.vm, uid=int(uid), owner=owner, reason=str(error))
             raise
         self._overdue.discard(key)
+
+
+def _finding_of(left: control.Left) -> Finding:
+    return Finding(
+        subject=printable(f"removal of share {left.share}"),
+        verdict="warning",
+        found=printable(f"process {left.pid} was killed and waits in the kernel for {left.where}"),
+        breaks=printable(f"nothing: it serves nobody; it keeps {left.path} in use"),
+        remedy="let that file system answer again, or unmount it (umount -f): then the process ends",
+    )
