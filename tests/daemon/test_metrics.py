@@ -137,7 +137,7 @@ def test_one_file_server_that_tells_nothing_costs_the_lines_of_its_vm_alone(
         supervisor = supervisor_of(home, os.getuid(), "stopped")
         os.kill(supervisor, signal.SIGSTOP)
 
-        async def forged() -> tuple[control.Share, ...]:
+        async def forged() -> tuple[control.ShareStatus, ...]:
             raise IndexError
 
         daemon.service.machines[os.getuid(), "forging"].counted = forged  # type: ignore[method-assign]  # it lies
@@ -174,10 +174,10 @@ def test_what_a_user_makes_his_file_server_count_is_told_all_the_same(
         received=counters._MOST,
         latencies={"Tread": counters.Latency(counters._MOST, 1e9, (counters._MOST,) * 11)},
     )
-    mounts = tuple(control.Mount(1, number, "", most) for number in range(3000))
+    mounts = tuple(control.MountStatus(1, number, "", most) for number in range(3000))
     large = msgspec.structs.replace(share, mounts=mounts)
 
-    async def counted() -> tuple[control.Share, ...]:
+    async def counted() -> tuple[control.ShareStatus, ...]:
         return (share, large, msgspec.structs.replace(large, name='7"} 1'))
 
     monkeypatch.setattr(there, "counted", counted)

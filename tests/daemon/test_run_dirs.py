@@ -18,7 +18,7 @@ from uvmshare.daemon.machine import Places
 from uvmshare.daemon.store import VmRecord
 from uvmshare.fileserver import link
 from uvmshare.fileserver.rundir.lockfile import LockFile
-from uvmshare.fileserver.rundir.sharetable import Ledger
+from uvmshare.fileserver.rundir.sharetable import ShareTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +30,7 @@ UID = os.getuid()
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"), [(link, "_connected"), (Ledger, "read_start")], ids=["its socket", "its table of shares"]
+    ("owner", "name"), [(link, "_connected"), (ShareTable, "read_start")], ids=["its socket", "its table of shares"]
 )
 def test_a_run_directory_that_does_not_answer_keeps_nobody_waiting(
     owner: Any, name: str, home: Home, monkeypatch: pytest.MonkeyPatch
@@ -100,13 +100,13 @@ def test_no_more_than_the_start_of_another_users_table_is_read(tmp_path: Path, m
 
     path = str(tmp_path / "table")
     configuration = control.Configuration(0, listen=("unix:/a",), security_model="none")
-    Ledger(path, configuration, ())
+    ShareTable(path, configuration, ())
     os.truncate(path, 200 << 20)
-    start = Ledger.read_start(path)
+    start = ShareTable.read_start(path)
     assert start is not None
     assert (start.configuration, start.ended) == (configuration, False)
     monkeypatch.setattr(sharetable, "_LONGEST_HEADER", 20)
     with pytest.raises(errors.FileServerError, match="no first line"):
-        Ledger.read_start(path)
-    assert Ledger.read_start(f"{path}.none") is None
+        ShareTable.read_start(path)
+    assert ShareTable.read_start(f"{path}.none") is None
     assert not LockFile.is_held(f"{path}.none")

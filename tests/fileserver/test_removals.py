@@ -21,7 +21,7 @@ from uvmshare.fileserver.log import Log
 from uvmshare.fileserver.mount.process import serve
 from uvmshare.fileserver.supervisor.loop import Loop
 from uvmshare.fileserver.supervisor.opening import Opener
-from uvmshare.fileserver.supervisor.shares import Mount, Shares
+from uvmshare.fileserver.supervisor.shares import MountProcess, Shares
 from uvmshare.hcs.schema import Beside, Plan9Share
 
 
@@ -46,7 +46,7 @@ class Removals:
         self.shares.add(Plan9Share(name=name, access_name=name, path=str(self._root)), Beside())
         share = next(each for each in self.shares if each.export.name == name)
         pidfd = os.open("/dev/null", os.O_RDONLY)
-        share.mounts[pidfd] = Mount(pidfd, pidfd, share, pidfd, "a guest", counters=Counters())
+        share.mounts[pidfd] = MountProcess(pidfd, pidfd, share, pidfd, "a guest", counters=Counters())
         self.shares.mount_count += 1
         return pidfd
 

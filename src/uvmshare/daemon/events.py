@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from uvmshare.daemon.identity import Identity
 
-__all__ = ["EventLog", "Happening"]
+__all__ = ["EventLog", "KeptEvent"]
 
 _KEPT: Final = 10_000
 """Events of each user's VMs, some MB: nobody pushes out another's. Who was away for longer is told that some are
@@ -38,7 +38,7 @@ _MOST_DIGITS: Final = 20
 """Of an event's number: nobody makes int() work on a long one."""
 
 
-class Happening(msgspec.Struct, frozen=True):
+class KeptEvent(msgspec.Struct, frozen=True):
     """An event with what decides who may see it: the VM's user, and the user whose share it is about."""
 
     number: int
@@ -52,31 +52,31 @@ class Happening(msgspec.Struct, frozen=True):
     detail: dict[str, Any]
 
 
-def _size(happening: Happening) -> int:
-    return sum(len(value) for value in happening.detail.values() if isinstance(value, str))
+def _size(event: KeptEvent) -> int:
+    return sum(len(value) for value in event.detail.values() if isinstance(value, str))
 
 
 class _Kept:
     """The last events of one user's VMs, oldest first, and the number of the last that is not kept any more."""
 
     def __init__(self, most: int) -> None:
-        self.events: deque[Happening] = deque()
+        self.events: deque[KeptEvent] = deque()
         self.dropped = 0
         self._most = most
         self._size = 0
         """Characters in their details, which are nearly all that differs in size."""
 
-    def add(self, happening: Happening) -> None:
-        self.events.append(happening)
-        self._size += _size(happening)
+    def add(self, event: KeptEvent) -> None:
+        self.events.append(event)
+        self._size += _size(event)
         while len(self.events) > self._most or self._size > _KEPT_CHARACTERS:
             gone = self.events.popleft()
             self.dropped = gone.number
             self._size -= _size(gone)
 
-    def behind(self, position: int) -> Happening | None:
+    def behind(self, position: int) -> KeptEvent | None:
         """Return the first event with a greater number."""
-        at = bisect_right(self.events, position, key=lambda happening: happening.number)
+        at = bisect_right(self.events, position, key=lambda event: event.number)
         return self.events[at] if at < len(self.events) else None
 
 
@@ -110,15 +110,15 @@ class EventLog:
         """Note that something happened, log it, and wake those who follow."""
         self._last += 1
         detail = {key: value[:_LONGEST_DETAIL] if isinstance(value, str) else value for key, value in detail.items()}
-        happening = Happening(self._last, self._clock(), kind, *vm, uid, share, owner, detail)
-        self._of_user[vm[0]].add(happening)
+        event = KeptEvent(self._last, self._clock(), kind, *vm, uid, share, owner, detail)
+        self._of_user[vm[0]].add(event)
         self._log.info(kind, vm=f"{vm[0]}:{vm[1]}", share=share, owner=owner, **detail)
         for waiting in self._waiting:
             waiting.set()
 
-    def id_of(self, happening: Happening) -> str:
+    def id_of(self, event: KeptEvent) -> str:
         """Return the id that a client gives back to go on behind this event."""
-        return f"{self.instance}-{happening.number}"
+        return f"{self.instance}-{event.number}"
 
     def close(self) -> None:
         """End every `follow`, because the daemon ends."""
@@ -126,7 +126,7 @@ class EventLog:
         for waiting in self._waiting:
             waiting.set()
 
-    async def follow(self, who: Identity, after: str | None, *, wait: bool = True) -> AsyncIterator[Happening | None]:
+    async def follow(self, who: Identity, after: str | None, *, wait: bool = True) -> AsyncIterator[KeptEvent | None]:
         """Give `who` the events behind the one of id `after` (None: from now on), then new ones as they come.
 
         Those of his own VMs that are about nobody else's holding; to root all. A None among them says that some behind
@@ -152,12 +152,12 @@ class EventLog:
                     told = dropped
                     yield None
                     continue
-                found = [happening for each in kept if (happening := each.behind(position)) is not None]
+                found = [event for each in kept if (event := each.behind(position)) is not None]
                 if found:
-                    happening = min(found, key=lambda each: each.number)
-                    position = happening.number
-                    if who.is_root or happening.uid in (None, who.uid):
-                        yield happening
+                    event = min(found, key=lambda each: each.number)
+                    position = event.number
+                    if who.is_root or event.uid in (None, who.uid):
+                        yield event
                     continue
                 position = self._last
                 if self._closed or not wait:
@@ -169,14 +169,14 @@ class EventLog:
     def _kept_for(self, who: Identity) -> list[_Kept]:
         return [kept for uid, kept in self._of_user.items() if who.is_root or uid == who.uid]
 
-    def document(self, happening: Happening, vm: str) -> Event:
+    def document(self, event: KeptEvent, vm: str) -> Event:
         """Return the event as it is sent; `vm` is the VM's name for the one who gets it."""
         return Event(
-            id=self.id_of(happening),
-            time=datetime.fromtimestamp(happening.time, UTC),
-            kind=happening.kind,
+            id=self.id_of(event),
+            time=datetime.fromtimestamp(event.time, UTC),
+            kind=event.kind,
             vm=vm,
-            share=happening.share,
-            owner=happening.owner,
-            detail=happening.detail,
+            share=event.share,
+            owner=event.owner,
+            detail=event.detail,
         )

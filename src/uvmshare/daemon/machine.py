@@ -216,7 +216,7 @@ class Machine:
         """Return a snapshot of every mount."""
         return () if self.mounts is None else self.mounts.mounts()
 
-    async def counted(self) -> tuple[control.Share, ...]:
+    async def counted(self) -> tuple[control.ShareStatus, ...]:
         """Return the shares that are served and what their mounts have done.
 
         Raises `OutcomeUnknown` when no answer comes in time, and what else `FileServer.status` does; `FileServerError`

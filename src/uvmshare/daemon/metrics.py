@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from uvmshare.daemon.identity import Identity
     from uvmshare.daemon.machine import Machine
     from uvmshare.daemon.service import Service
-    from uvmshare.fileserver.control import Share
+    from uvmshare.fileserver.control import ShareStatus
 
 __all__ = ["CONTENT_TYPE", "NAMES", "render"]
 
@@ -126,7 +126,7 @@ def _tables(service: Service, who: Identity, machines: list[Machine]) -> list[Me
     return [vms, shares, references, leases, mounts, restarts, agents]
 
 
-def _mounts(shares: Mapping[tuple[int, str], list[Share]]) -> list[Metric]:
+def _mounts(shares: Mapping[tuple[int, str], list[ShareStatus]]) -> list[Metric]:
     labels = ["vm", "share"]
     mounts = GaugeMetricFamily("uvmshare_mounts", "Connections of guests that are mounted.", labels=labels)
     operations = CounterMetricFamily("uvmshare_operations", "9P requests by kind.", labels=[*labels, "kind"])

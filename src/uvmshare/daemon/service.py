@@ -352,7 +352,7 @@ class Service:
         ]
         return [*found, *map(_finding_of, await machine.left_behind())]
 
-    async def counted(self, who: Identity, machine: Machine) -> list[control.Share]:
+    async def counted(self, who: Identity, machine: Machine) -> list[control.ShareStatus]:
         """Return each share that `who` may see and that is served, once, with what its mounts have done.
 
         Raises what `Machine.counted` does.

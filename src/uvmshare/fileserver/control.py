@@ -32,10 +32,10 @@ __all__ = [
     "Left",
     "Lost",
     "Modify",
-    "Mount",
+    "MountStatus",
     "Reply",
     "Request",
-    "Share",
+    "ShareStatus",
     "Shutdown",
     "Status",
     "decode_reply",
@@ -128,7 +128,7 @@ class Failure(msgspec.Struct, frozen=True):
     message: str
 
 
-class Mount(msgspec.Struct, frozen=True):
+class MountStatus(msgspec.Struct, frozen=True):
     """One mount process."""
 
     pid: int
@@ -138,13 +138,13 @@ class Mount(msgspec.Struct, frozen=True):
     """What it has done, where that was asked for."""
 
 
-class Share(msgspec.Struct, frozen=True):
+class ShareStatus(msgspec.Struct, frozen=True):
     """One share that is being served."""
 
     name: str
     path: str
     read_only: bool
-    mounts: tuple[Mount, ...]
+    mounts: tuple[MountStatus, ...]
     document: schema.Plan9Share
     leaving: bool = False
     """It is being removed: its mounts have been killed and are ending."""
@@ -181,7 +181,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     failure: Failure | None = None
     pid: int = 0
     addresses: tuple[str, ...] = ()
-    shares: tuple[Share, ...] = ()
+    shares: tuple[ShareStatus, ...] = ()
     half_open: int = 0
     notes: tuple[str, ...] = ()
     """What the host's kernel lacks for full confinement; empty when nothing."""

@@ -22,7 +22,7 @@ from uvmshare.errors import ComputeSystemGone, FileServerError, InvalidState, Ou
 from uvmshare.fileserver import control
 from uvmshare.fileserver.rundir.directory import CONTROL_SOCKET, LOG, lock_path, table_path
 from uvmshare.fileserver.rundir.lockfile import LockFile
-from uvmshare.fileserver.rundir.sharetable import Ledger
+from uvmshare.fileserver.rundir.sharetable import ShareTable
 from uvmshare.hostfiles import open_log, run_here
 from uvmshare.linux.credentials import credentials
 
@@ -141,7 +141,7 @@ class Link:
                 return await cls.find(run_dir, run_as, run)
             except FileServerError as missing:
                 # Its user wrote it, and may have written anything: no more of it is read than is needed here.
-                table = await run(lambda: Ledger.read_start(table_path(run_dir)))
+                table = await run(lambda: ShareTable.read_start(table_path(run_dir)))
                 if table is None:
                     raise NoFileServer(str(missing)) from missing
             try:

@@ -321,18 +321,18 @@ class Manager:
             await self._comparing.wait()
         self._comparing = operation = Operation()
         try:
-            return await self._recover(recovery.How(vm_is_new=vm_is_new, take_out_unknown=take_out_unknown))
+            return await self._recover(recovery.RecoverOptions(vm_is_new=vm_is_new, take_out_unknown=take_out_unknown))
         finally:
             self._comparing = None
             operation.end()
 
-    async def _recover(self, how: recovery.How) -> RecoveryReport:
-        settlement = None if self._recovered else await self._recover_once(how)
+    async def _recover(self, wanted: recovery.RecoverOptions) -> RecoveryReport:
+        settlement = None if self._recovered else await self._recover_once(wanted)
         if settlement is None:
             self.claims.require_open()
             if self._engine.ledger is not None:
                 await self._engine.ledger.ready()
-            settlement = await recovery.settle(self._engine, how)
+            settlement = await recovery.settle(self._engine, wanted)
         report = await settlement.report()
         if self._engine.ledger is not None:
             with suppress(JournalError):  # it stays in line, and calls are refused until it is written
@@ -403,14 +403,14 @@ class Manager:
         self._recovered = True
         await saved.restore_into(self._engine, document, self.claims.admit)
 
-    async def _recover_once(self, how: recovery.How) -> recovery.Settlement | None:
+    async def _recover_once(self, wanted: recovery.RecoverOptions) -> recovery.Settlement | None:
         """Read the journal and begin to settle, once; return what was begun, if it was for this caller."""
         mine: asyncio.Task[recovery.Settlement] | None = None
         while not self._recovered:
             self.claims.require_open()
             if self._recovering is None:
                 self._recovering = Operation()
-                mine = asyncio.get_running_loop().create_task(recovery.begin(self._engine, how))
+                mine = asyncio.get_running_loop().create_task(recovery.begin(self._engine, wanted))
                 mine.add_done_callback(self._recovery_begun)
             await self._recovering.finish()
         return None if mine is None else mine.result()
@@ -431,4 +431,4 @@ class Manager:
             msg = "this Manager was detached, and another one may have its shares now: ask that one"
             raise ManagerClosed(msg)
         if not self._recovered:
-            await self._recover_once(recovery.How())
+            await self._recover_once(recovery.RecoverOptions())

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from uvmshare.share.operation import Operation
     from uvmshare.share.options import AddOptions
 
-__all__ = ["Done", "How", "RecoveredShare", "RecoveryReport", "Settlement", "begin", "settle"]
+__all__ = ["Done", "RecoverOptions", "RecoveredShare", "RecoveryReport", "Settlement", "begin", "settle"]
 
 
 _MOST_UNKNOWN = 1024
@@ -53,7 +53,7 @@ _DIGITS = 18
 
 
 @dataclass(frozen=True, slots=True)
-class How:
+class RecoverOptions:
     """What the caller of `Manager.recover` says."""
 
     vm_is_new: bool = False
@@ -141,7 +141,7 @@ class Settlement:
         return RecoveryReport(tuple(shares), self.asked, self.listing_error)
 
 
-async def begin(engine: Engine, how: How) -> Settlement:
+async def begin(engine: Engine, wanted: RecoverOptions) -> Settlement:
     """Read the journal into the tables, which are empty, and begin to settle. Raises `JournalError`."""
     assert engine.ledger is not None
     state = await engine.ledger.begin()
@@ -161,7 +161,7 @@ async def begin(engine: Engine, how: How) -> Settlement:
         items = [_Item(share, "the VM has exited", Done.TAKEN_OUT) for share in engine.by_name.values()]
         engine.release_everything()
         return Settlement(items=items)
-    return await settle(engine, how)
+    return await settle(engine, wanted)
 
 
 def _recalled(journalled: JournalledShare, now: float) -> Share:
@@ -176,13 +176,13 @@ def _recalled(journalled: JournalledShare, now: float) -> Share:
     return share
 
 
-async def settle(engine: Engine, how: How) -> Settlement:
+async def settle(engine: Engine, wanted: RecoverOptions) -> Settlement:
     """Ask the VM what it has, and begin what follows for each share that no call is under way for."""
     settlement = Settlement()
     before = dict(engine.by_name)
     # Only what nothing was under way for when the VM was asked can be compared with its answer.
     resting = {name for name, share in before.items() if share.operation is None}
-    listed = await _listing(engine, how, settlement)
+    listed = await _listing(engine, wanted, settlement)
     if engine.closed:
         return settlement
     for name, share in before.items():
@@ -196,12 +196,12 @@ async def settle(engine: Engine, how: How) -> Settlement:
         unknown = [name for name in listed if name not in before and name not in engine.by_name]
         room = max(0, _MOST_UNKNOWN - sum(share.state.orphan for share in engine.by_name.values()))
         for name in sorted(unknown, key=lambda name: (len(name), name))[:room]:
-            settlement.items.append(_settle_unknown(engine, name, listed[name], how))
+            settlement.items.append(_settle_unknown(engine, name, listed[name], wanted))
     return settlement
 
 
-async def _listing(engine: Engine, how: How, settlement: Settlement) -> Mapping[str, AddOptions] | None:
-    if how.vm_is_new:
+async def _listing(engine: Engine, wanted: RecoverOptions, settlement: Settlement) -> Mapping[str, AddOptions] | None:
+    if wanted.vm_is_new:
         return {}
     if not isinstance(engine.vm, ListsShares):
         return None
@@ -240,7 +240,7 @@ def _settle_one(engine: Engine, share: Share, listed: Mapping[str, AddOptions] |
     return _Item(share, found, Done.TAKEN_OUT, engine.start_remove(share))
 
 
-def _settle_unknown(engine: Engine, name: str, options: AddOptions, how: How) -> _Item:
+def _settle_unknown(engine: Engine, name: str, options: AddOptions, wanted: RecoverOptions) -> _Item:
     """Begin what follows for a share of the VM that the tables do not have."""
     share = Share(name, options, engine.clock(), Life.NOT_OURS)
     number = int(name) if name.isascii() and name.isdecimal() and len(name) < _DIGITS else -1
@@ -248,7 +248,7 @@ def _settle_unknown(engine: Engine, name: str, options: AddOptions, how: How) ->
         return _Item(share, "nobody knows it, and it has no name of ours", Done.LEFT_ALONE)
     ours = number < engine.next_name and name not in engine.not_ours
     engine.next_name = max(engine.next_name, number + 1)  # or a share of ours would get that name one day
-    if not ours and not how.take_out_unknown:
+    if not ours and not wanted.take_out_unknown:
         engine.not_ours.add(name)
         if engine.ledger is not None:
             engine.ledger.not_ours(name, options)

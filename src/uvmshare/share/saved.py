@@ -153,7 +153,7 @@ async def restore_into(engine: Engine, saved: Saved, admit: Callable[[AddOptions
         engine.ledger.allocated(next_name)
     engine.next_name = next_name
     vm = engine.vm
-    engine.vm = there = await _There.look(vm, replaced)
+    engine.vm = restored_vm = await _RestoredVM.look(vm, replaced)
     try:
         await _add_all(engine, shares, saved)
     except BaseException as error:
@@ -162,7 +162,7 @@ async def restore_into(engine: Engine, saved: Saved, admit: Callable[[AddOptions
             error.add_note(f"and these could not be taken out again yet: {', '.join(left)}")
         raise
     finally:
-        there.restored = True
+        restored_vm.restored = True
         engine.vm = vm
 
 
@@ -240,7 +240,7 @@ async def _undo(engine: Engine, shares: Mapping[str, Share]) -> list[str]:
     return [name for name in shares if name in engine.by_name]
 
 
-class _There:
+class _RestoredVM:
     """The VM while shares are restored to it, of which it may have some: it may be the one that they were saved of."""
 
     def __init__(self, vm: VMPlan9, listed: Mapping[str, AddOptions] | None, replaced: set[str]) -> None:
@@ -253,7 +253,7 @@ class _There:
         """Whether that is over."""
 
     @classmethod
-    async def look(cls, vm: VMPlan9, replaced: set[str]) -> _There:
+    async def look(cls, vm: VMPlan9, replaced: set[str]) -> _RestoredVM:
         """Ask the VM what it has, if it can tell. Raises what it raises.
 
         What is `replaced` cannot be added any more: the VM has it, or it cannot be had.

@@ -12,7 +12,7 @@ import pytest
 from uvmshare.directory import of_descriptor
 from uvmshare.errors import HostPathReplaced, InvalidDocument, OperationDenied
 from uvmshare.fileserver.export import Export
-from uvmshare.fileserver.rundir.sharetable import Entry, Ledger
+from uvmshare.fileserver.rundir.sharetable import Entry, ShareTable
 from uvmshare.hcs.schema import Plan9Share
 from uvmshare.share.interfaces import Plan9Share as Wanted
 from uvmshare.share.manager import Manager
@@ -152,13 +152,13 @@ def test_a_supervisor_checks_what_it_is_to_hide_and_map(place: Place, unchecked:
 def test_the_supervisor_of_an_earlier_version_leaves_shares_that_are_found(place: Place) -> None:
     server = place.start()
     place.add(server, "0")
-    table = Ledger.read(str(place.run_dir / "shares"))
+    table = ShareTable.read(str(place.run_dir / "shares"))
     assert table is not None
     (entry,) = table.entries
     place.kill(server)
     device, inode, handle = entry.root.split(":")[1:4]
     short = Entry(entry.serial, f"{device}:{inode}:{handle}", entry.document)
-    Ledger(str(place.run_dir / "shares"), table.configuration, [short])
+    ShareTable(str(place.run_dir / "shares"), table.configuration, [short])
     server = place.start()
     listed: Any = place.run(server.list_plan9())
     assert listed["0"].directory == AddOptions(place.shared).directory

@@ -189,14 +189,14 @@ def test_a_share_that_cannot_be_written_down_is_not_added_and_one_that_is_can_be
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from uvmshare.fileserver import control
-    from uvmshare.fileserver.rundir.sharetable import Entry, Ledger
+    from uvmshare.fileserver.rundir.sharetable import Entry, ShareTable
     from uvmshare.hcs.schema import Plan9Share
 
     path = str(tmp_path / "shares")
     configuration = control.Configuration(id=0, listen=("unix:/x",), security_model="none")
     first, second, third = (Entry(number, "root", Plan9Share(access_name=str(number))) for number in (1, 2, 3))
-    ledger = Ledger(path, configuration, [first])
-    ledger.add(second)
+    share_table = ShareTable(path, configuration, [first])
+    share_table.add(second)
     pwrite = os.pwrite
 
     def full(descriptor: int, data: bytes, offset: int) -> int:
@@ -208,17 +208,17 @@ def test_a_share_that_cannot_be_written_down_is_not_added_and_one_that_is_can_be
 
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(DiskFull, match=r"No space left.*nothing was changed"):
-        ledger.add(third)
-    ledger.remove(1)
-    table = Ledger.read(path)
+        share_table.add(third)
+    share_table.remove(1)
+    table = ShareTable.read(path)
     assert table is not None
     assert (table.entries, table.removed) == ((second,), (first,))
     monkeypatch.undo()
-    ledger.add(third)
-    table = Ledger.read(path)
+    share_table.add(third)
+    table = ShareTable.read(path)
     assert table is not None
     assert table.entries == (second, third)
-    ledger.discard()
+    share_table.discard()
 
 
 def test_a_table_does_not_grow_with_what_came_and_went(place: Place) -> None:

@@ -119,8 +119,8 @@ def serve(
         )
         probe_for_ever(connection, limits.peer_seconds)
         if not session.tree.root.is_foreign:
-            session.tree.walls.take_process(has_landlock=has_landlock, enclosed=enclosed)
-        session.foreign.tree.walls.like(session.tree.walls)
+            session.tree.bounds.take_process(has_landlock=has_landlock, enclosed=enclosed)
+        session.foreign.tree.bounds.like(session.tree.bounds)
         _follow_mounts(table, session.tree, any_there=any_mounts)
         session.run((attach.tag, attach.message), attach.msize, attach.rest)
         status = 0

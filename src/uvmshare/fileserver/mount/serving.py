@@ -139,7 +139,7 @@ class Serving(Connection):
         self.listings = Kept()
         self.fids = {}
         self.msize = limits.msize
-        self.outbox = Outbox(connection, self.tree.walls.confirm)
+        self.outbox = Outbox(connection, self.tree.bounds.confirm)
         self.aside = Aside(self.outbox.send)
         self.opened_files = OpenFiles()
         self.idle = Idle(

@@ -1,6 +1,6 @@
 """The table of shares as a file in the run directory: what a new supervisor takes over from a dead one.
 
-What lives here: `Ledger`, and the form of the file. What must not: processes, or what is done with what
+What lives here: `ShareTable`, and the form of the file. What must not: processes, or what is done with what
 is read (`takeover`).
 
 A line a record: a mark, a CRC-32, and JSON; the first is the server's configuration, each other one a share::
@@ -35,7 +35,7 @@ from uvmshare.linux.boot import boot_id
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Entry", "Ledger", "Start", "Table"]
+__all__ = ["Entry", "ShareTable", "Start", "Table"]
 
 _VERSION: Final = 2
 _READABLE: Final = (1, _VERSION)
@@ -70,7 +70,7 @@ class _Header(msgspec.Struct, frozen=True):
 
 
 class Start(msgspec.Struct, frozen=True):
-    """What the first line of a ledger says."""
+    """What the first line of a share_table says."""
 
     configuration: control.Configuration
     boot: str
@@ -78,7 +78,7 @@ class Start(msgspec.Struct, frozen=True):
 
 
 class Table(msgspec.Struct, frozen=True):
-    """What a ledger says. Once `ended`, the server was told to end, and `entries` are none."""
+    """What a share_table says. Once `ended`, the server was told to end, and `entries` are none."""
 
     configuration: control.Configuration
     boot: str
@@ -97,7 +97,7 @@ _headers = msgspec.json.Decoder(_Header)
 _entries = msgspec.json.Decoder(Entry)
 
 
-class Ledger:
+class ShareTable:
     """A file that the living supervisor writes, and no other process."""
 
     def __init__(self, path: str, configuration: control.Configuration, entries: Iterable[Entry]) -> None:
@@ -236,7 +236,7 @@ def _start(lines: list[bytes]) -> Start:
 
 
 def _content(path: str, most: int = _LARGEST) -> bytes:
-    """Read the file, at most that many bytes of it. Raises `OSError`, also for what no ledger is.
+    """Read the file, at most that many bytes of it. Raises `OSError`, also for what no share_table is.
 
     Root reads it in another user's directory: what is put there in its place must not lead root elsewhere, hold it up
     or fill its memory.

@@ -1,6 +1,6 @@
 """The supervisor's one loop, and the listening sockets that it serves.
 
-What lives here: `Loop`, which calls back when something is ready, and `Doors`, which accepts. What
+What lives here: `Loop`, which calls back when something is ready, and `Listening`, which accepts. What
 must not: what is said on a connection (`connections`, `controllers`).
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.log import Log
     from uvmshare.fileserver.supervisor.listener import Listener
 
-__all__ = ["READ", "WRITE", "Doors", "Loop"]
+__all__ = ["READ", "WRITE", "Listening", "Loop"]
 
 READ: Final = selectors.EVENT_READ
 WRITE: Final = selectors.EVENT_WRITE
@@ -66,7 +66,7 @@ class Loop:
         self._selector.close()
 
 
-class Doors:
+class Listening:
     """The listening sockets, the guests' and the control socket.
 
     When the host has nothing left for one more connection, none of them is served for a second: a

@@ -33,11 +33,11 @@ from uvmshare.errors import FileServerError, InvalidDocument, UvmshareError
 from uvmshare.fileserver import control, syscalls
 from uvmshare.fileserver.log import Log
 from uvmshare.fileserver.rundir.directory import RunDirectory
-from uvmshare.fileserver.rundir.sharetable import Ledger
+from uvmshare.fileserver.rundir.sharetable import ShareTable
 from uvmshare.fileserver.supervisor.connections import Connections
 from uvmshare.fileserver.supervisor.controllers import Controllers
 from uvmshare.fileserver.supervisor.listener import Listener
-from uvmshare.fileserver.supervisor.loop import Doors, Loop
+from uvmshare.fileserver.supervisor.loop import Listening, Loop
 from uvmshare.fileserver.supervisor.opening import Opener
 from uvmshare.fileserver.supervisor.shares import Shares
 from uvmshare.fileserver.supervisor.takeover import Inheritance, inherit
@@ -78,11 +78,11 @@ class _Server:
             if self.run_dir is not None:
                 entries = [entry for entry, *_ in inheritance.shares]
                 try:
-                    ledger = Ledger(self.run_dir.table, self._bound(), entries)
+                    share_table = ShareTable(self.run_dir.table, self._bound(), entries)
                 except OSError as error:
                     msg = f"cannot write the table of shares {self.run_dir.table!r}: {error.strerror or error}"
                     raise FileServerError(msg) from error
-                self.shares.write_to(ledger, inheritance.last_serial)
+                self.shares.write_to(share_table, inheritance.last_serial)
         except BaseException:
             inheritance.close()
             for listener in self.all_listeners():
@@ -134,12 +134,12 @@ class _Server:
             pid=os.getpid(),
             addresses=tuple(str(listener.address) for listener in self.listeners),
             shares=tuple(
-                control.Share(
+                control.ShareStatus(
                     share.export.name,
                     share.export.path,
                     share.export.read_only,
                     tuple(
-                        control.Mount(
+                        control.MountStatus(
                             each.pid, each.connection, each.peer, self.shares.counted(each) if counters else None
                         )
                         for each in share.mounts.values()
@@ -170,7 +170,7 @@ class Supervisor:
     def __init__(self, starter: socket.socket, processes: MountProcesses) -> None:
         self._processes = processes
         self._loop = Loop()
-        self._doors = Doors(self._loop, _log, self._relieve)
+        self._listening = Listening(self._loop, _log, self._relieve)
         self._controllers = Controllers(self._loop, _log, self._obey, self._on_starter_left)
         self._controllers.add(starter, is_starter=True)
         self._server: _Server | None = None
@@ -197,14 +197,14 @@ class Supervisor:
             self._loop.turn(self._time_left())
             _log.cut()
             now = time.monotonic()
-            self._doors.expire(now)
+            self._listening.expire(now)
             if self._server is not None:
                 self._server.connections.expire(now)
                 self._server.shares.expire(now)
         self._finish()
 
     def _time_left(self) -> float | None:
-        deadlines: list[float | None] = [self._doors.deadline]
+        deadlines: list[float | None] = [self._listening.deadline]
         if self._server is not None:
             deadlines += [self._server.connections.deadline, self._server.shares.deadline]
         first = min((each for each in deadlines if each is not None), default=None)
@@ -232,14 +232,14 @@ class Supervisor:
         if self._server is not None:
             self._server.shares.end()
             for listener in self._server.listeners:
-                self._doors.close(listener)
+                self._listening.close(listener)
             self._server.connections.close()
 
     def _finish(self) -> None:
         server = self._server
         if server is not None:
             if server.control_listener is not None:
-                self._doors.close(server.control_listener)
+                self._listening.close(server.control_listener)
             server.shares.close()
             if server.run_dir is not None:
                 server.run_dir.clear()
@@ -283,9 +283,9 @@ class Supervisor:
             raise FileServerError(msg)
         self._server = server = _Server(self._loop, configuration, self._processes)
         for listener in server.listeners:
-            self._doors.open(listener, server.connections.welcome)
+            self._listening.open(listener, server.connections.welcome)
         if server.control_listener is not None:
-            self._doors.open(server.control_listener, lambda connection, _: self._controllers.add(connection))
+            self._listening.open(server.control_listener, lambda connection, _: self._controllers.add(connection))
         for note in self._processes.lacking():
             _log(f"this host has {note}")
         return server

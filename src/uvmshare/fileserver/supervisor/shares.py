@@ -3,7 +3,7 @@
 What lives here: `Shares`, the one owner of that table, and how mounts begin and end. What must not:
 requests and their answers (`main`), what a guest does in a share (`mount.serving`).
 
-With a run directory, each change is in its ledger before anybody is told of it, and each mount process
+With a run directory, each change is in its share_table before anybody is told of it, and each mount process
 in a file of its own before it is forked, so that a new supervisor finds all of it (`takeover`).
 """
 
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.limits import Limits
     from uvmshare.fileserver.log import Log
     from uvmshare.fileserver.rundir.directory import Found, RunDirectory
-    from uvmshare.fileserver.rundir.sharetable import Ledger
+    from uvmshare.fileserver.rundir.sharetable import ShareTable
     from uvmshare.fileserver.supervisor.connections import HalfOpen
     from uvmshare.fileserver.supervisor.loop import Loop
     from uvmshare.fileserver.supervisor.opening import Opener
     from uvmshare.hcs.schema import Beside
 
-__all__ = ["Mount", "MountProcesses", "Serve", "Share", "Shares"]
+__all__ = ["MountProcess", "MountProcesses", "Serve", "ServedShare", "Shares"]
 
 
 class Serve(Protocol):
@@ -76,12 +76,12 @@ class MountProcesses(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class Mount:
+class MountProcess:
     """One mount process. `pidfd` is readable once it has ended."""
 
     pid: int
     pidfd: int
-    share: Share
+    share: ServedShare
     connection: int
     peer: str
     connected: socket.socket | None = None
@@ -97,7 +97,7 @@ class Mount:
 
 
 @dataclass(slots=True, eq=False)
-class Share:
+class ServedShare:
     """One share and its mounts. `removals` are to be called at its end; with one, it takes no attach.
 
     `serial` is a number that no other share of this server ever has, since names come again.
@@ -108,7 +108,7 @@ class Share:
     export: Export
     directory: str
     """Which one it is: `Export.root_id`."""
-    mounts: dict[int, Mount] = field(default_factory=dict)
+    mounts: dict[int, MountProcess] = field(default_factory=dict)
     removals: list[Callable[[tuple[Left, ...]], None]] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
     """Mounts that its removal leaves behind."""
@@ -138,35 +138,39 @@ class Shares:
         self._keep_out = [
             KeepOut(path, "a directory in which uvmshare keeps its state") for path in configuration.keep_out
         ]
-        self._ledger: Ledger | None = None
-        self._by_name: dict[str, Share] = {}
+        self._share_table: ShareTable | None = None
+        self._by_name: dict[str, ServedShare] = {}
         self._serial = 0
         self.mount_count = 0
-        self._left: dict[int, Mount] = {}
+        self._left: dict[int, MountProcess] = {}
         """By pid, those that were left behind and have not ended."""
-        self._leaving: dict[int, Mount] = {}
+        self._leaving: dict[int, MountProcess] = {}
         """By pid, those that were asked to leave, and those that were killed, until they have ended or are left."""
         self._ending = False
         self._lifeline: int | None = None
         if run_dir is None:
             self._lifeline, self._life = os.pipe2(os.O_CLOEXEC)
 
-    def __iter__(self) -> Iterator[Share]:
+    def __iter__(self) -> Iterator[ServedShare]:
         return iter(self._by_name.values())
 
     # Taking over
 
     def take_over(self, entry: Entry, export: Export, directory: str, mounts: list[Found]) -> None:
         """Go on with a share of a supervisor that died, whose root is that directory, and with its mounts."""
-        share = Share(entry.serial, entry.document, export, directory)
+        share = ServedShare(entry.serial, entry.document, export, directory)
         self._by_name[export.name] = share
         for found in mounts:
-            self._watch(Mount(found.pid, found.pidfd, share, found.connection, found.peer), said.reopen(found.pid))
+            self._watch(
+                MountProcess(found.pid, found.pidfd, share, found.connection, found.peer), said.reopen(found.pid)
+            )
 
     def leave_behind(self, found: Found) -> None:
         """Take note of a mount process that a supervisor before this one, or its taking over, has left behind."""
         export = Export("?", "?", -1, read_only=True, only=None, security_model="none")
-        stuck = Mount(found.pid, found.pidfd, Share(0, Plan9Share(), export, ""), found.connection, found.peer)
+        stuck = MountProcess(
+            found.pid, found.pidfd, ServedShare(0, Plan9Share(), export, ""), found.connection, found.peer
+        )
         stuck.left = Left(found.pid, "?", "?", self._where(stuck))
         self._left[found.pid] = stuck
         self._loop.watch(found.pidfd, lambda _: self._on_end(stuck))
@@ -174,9 +178,9 @@ class Shares:
             f"mount process {found.pid} ({found.peer}) was killed and does not end: it waits for {stuck.left.where}"
         )
 
-    def write_to(self, ledger: Ledger, last_serial: int) -> None:
+    def write_to(self, share_table: ShareTable, last_serial: int) -> None:
         """Put every change down there from now on."""
-        self._ledger = ledger
+        self._share_table = share_table
         self._serial = last_serial
 
     # Changes
@@ -185,7 +189,7 @@ class Shares:
         """Open a share and serve it; return which directory it is.
 
         Raises `HostPathReplaced` when that is not the one of `beside`, `ShareExists`, what `Export.open` and
-        `Opener.open` raise, and what `Ledger.add` raises; then there is no such share.
+        `Opener.open` raise, and what `ShareTable.add` raises; then there is no such share.
         """
         if document.access_name in self._by_name:
             msg = f"there is a share {document.access_name!r} already"
@@ -195,13 +199,13 @@ class Shares:
         )
         try:
             export = Export.of(document, self._security_model, root, links=self._links, beside=beside)
-            if self._ledger is not None:
-                self._ledger.add(Entry(self._serial + 1, found, document, export.hide, beside.map_owner))
+            if self._share_table is not None:
+                self._share_table.add(Entry(self._serial + 1, found, document, export.hide, beside.map_owner))
         except BaseException:
             os.close(root)
             raise
         self._serial += 1
-        self._by_name[export.name] = Share(self._serial, document, export, found)
+        self._by_name[export.name] = ServedShare(self._serial, document, export, found)
         return found
 
     def _open(self, document: Plan9Share, beside: Beside) -> Opened:
@@ -232,14 +236,14 @@ class Shares:
 
         It is told which are left behind.
 
-        Raises `ShareNotFound`, and what `Ledger.remove` raises; then nothing was changed.
+        Raises `ShareNotFound`, and what `ShareTable.remove` raises; then nothing was changed.
         """
         share = self._by_name.get(name)
         if share is None:
             msg = f"there is no share {name!r}"
             raise ShareNotFound(msg)
-        if not share.removals and self._ledger is not None:
-            self._ledger.remove(share.serial)
+        if not share.removals and self._share_table is not None:
+            self._share_table.remove(share.serial)
         share.removals.append(when_gone)
         self._dismiss(share)
         self._settle(share)
@@ -247,8 +251,8 @@ class Shares:
     def end(self) -> None:
         """End every mount, because the server ends. No new one begins."""
         self._ending = True
-        if self._ledger is not None:
-            self._ledger.end()
+        if self._share_table is not None:
+            self._share_table.end()
         for share in self._by_name.values():
             self._dismiss(share)
 
@@ -270,7 +274,7 @@ class Shares:
             running.was_killed = True
             running.kill_at = now + leaving.DEATH_SECONDS
 
-    def _leave_behind(self, stuck: Mount) -> None:
+    def _leave_behind(self, stuck: MountProcess) -> None:
         """Wait no longer for a mount process that was killed: cut its connection, and see to it when it ends."""
         share = stuck.share
         if stuck.connected is not None:
@@ -290,7 +294,7 @@ class Shares:
         if share.removals:
             self._settle(share)
 
-    def _where(self, stuck: Mount) -> str:
+    def _where(self, stuck: MountProcess) -> str:
         counted = self.counted(stuck)
         return file_system_of(counted.beside_device if counted.beside else 0) or "a file system that does not answer"
 
@@ -307,8 +311,8 @@ class Shares:
                 self._run_dir.forget_mount(stuck.connection)
         for share in self._by_name.values():
             share.export.close()
-        if self._ledger is not None:
-            self._ledger.discard()
+        if self._share_table is not None:
+            self._share_table.discard()
         if self._lifeline is not None:
             os.close(self._lifeline)
             os.close(self._life)
@@ -371,9 +375,9 @@ class Shares:
         with suppress(OSError):  # no descriptor left: it is ended all the same
             # Not the socket's own dup, which sets O_NONBLOCK anew: the mount process has the same open file, and waits.
             connected = socket.socket(fileno=os.dup(connection.socket.fileno()))
-        self._watch(Mount(pid, pidfd, share, number, peer, connected, counters=counted), told)
+        self._watch(MountProcess(pid, pidfd, share, number, peer, connected, counters=counted), told)
 
-    def counted(self, running: Mount) -> Counted:
+    def counted(self, running: MountProcess) -> Counted:
         """Return what a mount has done."""
         if running.counters is not None:
             return counters.read(running.counters.memory)
@@ -387,7 +391,7 @@ class Shares:
                 if running.said is not None:
                     running.said.hear_all()
 
-    def _watch(self, started: Mount, told: int | None) -> None:
+    def _watch(self, started: MountProcess, told: int | None) -> None:
         if told is not None:
             who = f"connection {started.connection} ({started.peer}), share {started.share.export.name}"
             started.said = Said(self._loop, told, lambda line: self._log(f"{who}: {line}"))
@@ -395,7 +399,7 @@ class Shares:
         self.mount_count += 1
         self._loop.watch(started.pidfd, lambda _: self._on_end(started))
 
-    def _on_end(self, ended: Mount) -> None:
+    def _on_end(self, ended: MountProcess) -> None:
         share = ended.share
         self._loop.forget(ended.pidfd)
         os.close(ended.pidfd)
@@ -423,7 +427,7 @@ class Shares:
         if share.removals:
             self._settle(share)
 
-    def _dismiss(self, share: Share) -> None:
+    def _dismiss(self, share: ServedShare) -> None:
         """Ask each mount once to tell its guest and end, and kill it if it does not; no promise of its is waited for.
 
         What the guest wrote is with the host's kernel, and a reply that is lost is a connection that was cut.
@@ -435,7 +439,7 @@ class Shares:
                 self._leaving[running.pid] = running
                 leaving.ask(running.pidfd)
 
-    def _settle(self, share: Share) -> None:
+    def _settle(self, share: ServedShare) -> None:
         """Tell those who wait for the end of a share, once its last mount process has ended."""
         if share.mounts:
             return

@@ -19,7 +19,7 @@ from uvmshare.errors import ComputeSystemError, FileServerError, HostPathHangs, 
 from uvmshare.fileserver import control
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.mounttable import may_hang
-from uvmshare.fileserver.rundir.sharetable import Ledger
+from uvmshare.fileserver.rundir.sharetable import ShareTable
 from uvmshare.fileserver.supervisor.opening import Opened, Wanted
 from uvmshare.linux.boot import boot_id
 
@@ -61,7 +61,7 @@ def inherit(run_dir: RunDirectory, security_model: str, links: str, opener: Open
     Raises `FileServerError` when its table cannot be read, when its shares have another security model,
     or when a mount process cannot be identified.
     """
-    table = Ledger.read(run_dir.table)
+    table = ShareTable.read(run_dir.table)
     inheritance = Inheritance(found=table is not None)
     if table is not None:
         inheritance.last_serial = table.last_serial

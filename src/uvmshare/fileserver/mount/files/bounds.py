@@ -1,6 +1,6 @@
 """What lies inside a share: the kernel is asked for paths of descriptors, and they are compared.
 
-What lives here: `Walls`. What must not: how files are reached (`tree`), and no path is ever resolved.
+What lives here: `Bounds`. What must not: how files are reached (`tree`), and no path is ever resolved.
 
 A directory that the host moves out of the share keeps its descriptors, and a walk on from one of them
 would leave the share. So whatever the guest would gain something new by is looked at after it was
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.mount.files.hidden import Hidden
     from uvmshare.fileserver.mount.files.node import Node
 
-__all__ = ["Walls"]
+__all__ = ["Bounds"]
 
 _MOST_LET_IN: Final = 256
 """Nodes that wait for `confirm`: each holds a descriptor."""
@@ -52,7 +52,7 @@ else have each of its walks take seconds."""
 _UP_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-class Walls:
+class Bounds:
     """The bounds of one share. `proc` is a descriptor of /proc/self/fd, `only` the names of the root that are shared.
 
     With an allow-list, inside is below one of these names: what the host moves elsewhere in the root has left. So has
@@ -95,11 +95,11 @@ class Walls:
             self._root_path = working_directory()
             self._is_fixed = self._root_path.startswith(b"/")
 
-    def like(self, walls: Walls) -> None:
-        """Know of the root what the loop's walls know, for threads, which have no working directory of their own."""
-        self.has_landlock = walls.has_landlock
-        self._root_path = walls._root_path
-        self._is_fixed = walls._is_fixed
+    def like(self, bounds: Bounds) -> None:
+        """Know of the root what the loop's bounds know, for threads, which have no working directory of their own."""
+        self.has_landlock = bounds.has_landlock
+        self._root_path = bounds._root_path
+        self._is_fixed = bounds._is_fixed
 
     # By the working directory
 

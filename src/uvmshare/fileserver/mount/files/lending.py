@@ -59,7 +59,7 @@ class _Loan:
 
 
 class Lending:
-    """The loans of one mount. `is_on` says whether this server may and need lend; `require_inside` is the walls'."""
+    """The loans of one mount. `is_on` says whether this server may and need lend; `require_inside` is the bounds'."""
 
     def __init__(
         self, *, is_on: bool, require_inside: Callable[[Node], None], is_shared: Callable[[Node], bool]
