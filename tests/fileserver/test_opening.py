@@ -149,6 +149,8 @@ def test_a_look_at_the_table_of_mounts_says_what_may_hang(tmp_path: Path) -> Non
     top = str(tmp_path.resolve())
     assert not may_hang(top)
     assert not may_hang(f"{top}/missing")
+    for path in (f"{top}/\0", f"{top}/\ud800"):
+        assert not may_hang(path), "no path at all"
     os.symlink("/", f"{top}/link")
     for path in (f"{top}/link/tmp", f"{top}/link", f"{top}/", f"{top}/../x", "x", ""):
         assert may_hang(path), path

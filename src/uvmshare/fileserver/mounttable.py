@@ -121,8 +121,8 @@ def may_hang(path: str) -> bool:
         if any(mount.kind not in LOCAL and _are_in_line(mount.point, path) for mount in mounts):
             return True
         return any(stat.S_ISLNK(os.lstat(each).st_mode) for each in (*above, path))
-    except OSError:
-        return False  # of one that answers
+    except (OSError, ValueError):
+        return False  # of one that answers, or no path at all, as with NUL in it
 
 
 def _are_in_line(one: str, other: str) -> bool:
