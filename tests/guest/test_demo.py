@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from uvmshare.cli import demo
-from uvmshare.cli.demo_guest import ClientGuest
-from uvmshare.cli.demo_states import RecordingVM, ShareHistory, draw
 from uvmshare.cli.main import run as command
 from uvmshare.cli.tables import SafeConsole
+from uvmshare.demo import steps as demo
+from uvmshare.demo.guest import ClientGuest
+from uvmshare.demo.states import RecordingVM, ShareHistory, draw
 from uvmshare.errors import GuestUnavailable, InvalidDocument, OutcomeUnknown, ShareNotFound
 from uvmshare.hcs.schema import RequestType
 from uvmshare.share.interfaces import Plan9Share
@@ -309,12 +309,12 @@ def test_it_finds_its_own_tree() -> None:
     options = demo._own_tree()
     assert options.read_only
     assert "src" in options.allowed_names
-    assert os.path.exists(os.path.join(options.host_path, "src", "uvmshare", "cli", "demo.py"))
+    assert os.path.exists(os.path.join(options.host_path, "src", "uvmshare", "demo", "steps.py"))
 
 
 def test_an_installed_package_shares_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     package = tmp_path / "lib" / "uvmshare"
-    (package / "cli").mkdir(parents=True)
-    monkeypatch.setattr(demo, "__file__", str(package / "cli" / "demo.py"))
+    (package / "demo").mkdir(parents=True)
+    monkeypatch.setattr(demo, "__file__", str(package / "demo" / "steps.py"))
     options = demo._own_tree()
     assert (options.host_path, options.read_only, options.restrict) == (str(package), True, False)

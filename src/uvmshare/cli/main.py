@@ -48,7 +48,7 @@ COMMANDS: Mapping[str, Command] = {
     "doctor": Command(
         "uvmshare.cli.doctor", "doctor", "See what this host can and cannot do, and what to do about it."
     ),
-    "demo": Command("uvmshare.cli.demo", "demo", "Boot a guest and share directories with it while it runs."),
+    "demo": Command("uvmshare.demo.steps", "demo", "Boot a guest and share directories with it while it runs."),
     "hcs": Command("uvmshare.cli.hcs", "hcs", "Shares of a Hyper-V utility VM (Windows)."),
     "completion": Command("uvmshare.cli.completion", "completion", "Print a shell's completion script."),
 }

@@ -1,7 +1,7 @@
 """`uvmshare demo`: a running guest gets directories and loses them again, each step shown and checked.
 
 What lives here: the steps, their checks and how they are shown. What must not: how a guest does what it is asked
-(`uvmshare.cli.demo_guest`), or the picture (`uvmshare.cli.demo_states`).
+(`uvmshare.demo.guest`), or the picture (`uvmshare.demo.states`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import click
 from rich.text import Text
 
 from uvmshare.cli import EXTRAS, missing_extra
-from uvmshare.cli.demo_guest import ClientGuest, QemuGuest
-from uvmshare.cli.demo_states import RecordingVM, draw
 from uvmshare.cli.foreground import until_signalled
 from uvmshare.cli.tables import SafeConsole, cell
+from uvmshare.demo.guest import ClientGuest, QemuGuest
+from uvmshare.demo.states import RecordingVM, draw
 from uvmshare.errors import ComputeSystemError, GuestUnavailable, UnsupportedPlatform, UvmshareError
 from uvmshare.printable import printable
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from uvmshare import AddOptions, Manager
-    from uvmshare.cli.demo_guest import DemoGuest
+    from uvmshare.demo.guest import DemoGuest
 
 __all__ = ["demo", "run_demo"]
 
@@ -320,7 +320,7 @@ async def _daemon_way(mounting: DemoGuest, directory: str, shown: _Steps, consol
         shown.note("left out: it needs a guest, in which an agent mounts")
         return
     if sys.platform == "linux":  # `demo` refused others already; this is for the type checker
-        from uvmshare.cli.demo_daemon import DaemonDemonstration  # noqa: PLC0415  --help need not load it
+        from uvmshare.demo.daemon import DaemonDemonstration  # noqa: PLC0415  --help need not load it
 
         try:
             await DaemonDemonstration(mounting.vm, directory, shown.step, _check).run()

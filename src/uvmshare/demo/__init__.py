@@ -1,0 +1,1 @@
+"""`uvmshare demo`: a real guest that gets directories and loses them again, each step shown and checked."""
