@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from uvmshare.daemon.client import Client
     from uvmshare.errors import (
         ComputeSystemError,
         ComputeSystemGone,
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.device import FileServer
     from uvmshare.hcs.compute_system import ComputeSystem
     from uvmshare.hcs.utility_vm import UtilityVM
+    from uvmshare.mounts.agent_client import AgentClient
+    from uvmshare.mounts.manager import MountManager
+    from uvmshare.mounts.options import MountOptions
     from uvmshare.share.journal import Journal
     from uvmshare.share.manager import Manager, ShareInfo
     from uvmshare.share.options import AddOptions
@@ -36,11 +40,17 @@ if TYPE_CHECKING:
     from uvmshare.share.state import ShareState
     from uvmshare.sqlite_journal import SqliteJournal
 
+    __version__: str
+
 __all__ = [  # noqa: RUF022  most to least important
     "AddOptions",
     "Manager",
     "UtilityVM",
     "FileServer",
+    "MountManager",
+    "AgentClient",
+    "MountOptions",
+    "Client",
     "ComputeSystem",
     "SqliteJournal",
     "Journal",
@@ -55,6 +65,7 @@ __all__ = [  # noqa: RUF022  most to least important
     "OutcomeUnknown",
     "JournalError",
     "SharesLeft",
+    "__version__",
 ]
 
 _HOME = {
@@ -62,6 +73,10 @@ _HOME = {
     "Manager": "share.manager",
     "UtilityVM": "hcs.utility_vm",
     "FileServer": "fileserver.device",
+    "MountManager": "mounts.manager",
+    "AgentClient": "mounts.agent_client",
+    "MountOptions": "mounts.options",
+    "Client": "daemon.client",
     "ComputeSystem": "hcs.compute_system",
     "SqliteJournal": "sqlite_journal",
     "Journal": "share.journal",
@@ -75,6 +90,10 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415  it is slow, and seldom asked for
+
+        return version("uvmshare")
     value: object = getattr(import_module(f"{__name__}.{_HOME.get(name, 'errors')}"), name)
     globals()[name] = value
     return value
