@@ -16,6 +16,7 @@ unix socket of hybrid vsock is ``UDS_PATH`` itself, where the port is asked for 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -80,7 +81,7 @@ def parse(text: str, *, default_port: int = DEFAULT_PORT) -> Address:
         raise TypeError(msg)
     kind, colon, rest = text.partition(":")
     if not colon or not rest:
-        raise _wrong(text, "it has no scheme or nothing behind it", "unix:PATH, vsock:CID[:PORT] or tcp:HOST:PORT")
+        raise _without_kind(text, "")
     match kind:
         case "unix":
             return _checked(text, Address("unix", path=rest))
@@ -96,7 +97,7 @@ def parse(text: str, *, default_port: int = DEFAULT_PORT) -> Address:
         case "tcp":
             host, colon, port_text = rest.rpartition(":")
             if not colon or not host:
-                raise _wrong(text, "it has no port", "tcp:HOST:PORT")
+                raise _half_of_tcp(text, rest)
             if host.startswith("[") and host.endswith("]"):
                 host = host[1:-1]
             elif ":" in host:
@@ -104,7 +105,23 @@ def parse(text: str, *, default_port: int = DEFAULT_PORT) -> Address:
             _require_host(text, host)
             return Address("tcp", host=host, port=_number(text, port_text, "the port", 0xFFFF))
         case _:
-            raise _wrong(text, f"there is no kind {kind!r}", "unix:, firecracker:, cloud-hypervisor:, vsock: or tcp:")
+            raise _without_kind(text, kind)
+
+
+def _half_of_tcp(text: str, rest: str) -> InvalidAddress:
+    if rest.isascii() and rest.isdigit():
+        return _wrong(text, "it has no host", f"tcp:127.0.0.1:{rest}")
+    return _wrong(text, "it has no port", "tcp:HOST:PORT")
+
+
+def _without_kind(text: str, kind: str) -> InvalidAddress:
+    if text.startswith("/"):
+        return _wrong(text, "it has no kind", f"unix:{text}")
+    if re.fullmatch(r"[A-Za-z0-9.-]+:[0-9]+", text):
+        return _wrong(text, "it has no kind", f"tcp:{text}")
+    if not kind:
+        return _wrong(text, "it has no kind or nothing behind it", "unix:PATH, vsock:CID[:PORT] or tcp:HOST:PORT")
+    return _wrong(text, f"there is no kind {kind!r}", "unix:, firecracker:, cloud-hypervisor:, vsock: or tcp:")
 
 
 def _wrong(text: str, reason: str, remedy: str) -> InvalidAddress:

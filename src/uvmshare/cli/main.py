@@ -140,6 +140,9 @@ def _explain(error: Exception) -> int:
         message, status = " ".join(error.format_message().split()), error.exit_code
         if isinstance(error, click.UsageError):
             where = where if error.ctx is None else error.ctx.command_path
+            from uvmshare.cli.guesses import what_was_meant  # noqa: PLC0415  --help need not load it
+
+            message += what_was_meant(error)
             hint = f" (see '{where} --help')"
     elif isinstance(error, UvmshareError):
         message = str(error)
