@@ -17,7 +17,6 @@ import signal
 import socket
 import struct
 import sys
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -561,65 +560,3 @@ def _outcome(attempt: Attempt, scene: Scene) -> int:
     except (ValueError, AssertionError):
         return _NO_ERRNO
     return _WORKED
-
-
-def build(top: Path, user: int) -> tuple[Path, Path]:
-    """Make a share and what lies beside it, all of it the user's; return both."""
-    share, outside = top / "share", top / "outside"
-    for path in (share, outside, outside / "empty"):
-        path.mkdir()
-    for name in ("inside", "inside2"):
-        (share / name).write_bytes(b"content")
-    for name in ("file", "doomed"):
-        (outside / name).write_bytes(CANARY)
-    (outside / "there").symlink_to("file")
-    os.setxattr(outside / "file", "user.kept", b"1")
-    os.setxattr(outside / "file", "user.doomed", b"1")
-    for path in (top, *top.rglob("*")):
-        os.chown(path, user, user, follow_symlinks=False)
-    return share, outside
-
-
-def start_victim(user: int) -> int:
-    """Start a process of that user which waits to be ended; return its number."""
-    child = os.fork()
-    if child == 0:
-        with suppress(BaseException):
-            if user:
-                os.setgroups([])
-                os.setresgid(user, user, user)
-                os.setresuid(user, user, user)
-            _LIBC.prctl(4, 1, 0, 0, 0)
-            while True:
-                signal.pause()
-        os._exit(1)
-    return child
-
-
-_LANDLOCK_CAME_WITH: Final = {1: "5.13", 2: "5.19", 3: "6.2", 4: "6.7", 5: "6.10", 6: "6.12"}
-_LAYERS: Final = {
-    "namespace": "mount namespace",
-    "seccomp": "seccomp",
-    "capabilities": "capabilities",
-    "closed": "closed before",
-}
-
-
-def _what_stops(attempt: Attempt) -> str:
-    layers = [told for layer, told in _LAYERS.items() if layer in attempt.stopped_by]
-    if attempt.changes and "seccomp" not in attempt.stopped_by:
-        layers.append("on a read-only share seccomp")
-    if attempt.landlock:
-        layers.append(f"Landlock of ABI {attempt.landlock} (Linux {_LANDLOCK_CAME_WITH[attempt.landlock]})")
-    if attempt.not_in_passthrough:
-        names = sorted(_LAYERS.get(layer, "Landlock") for layer in attempt.not_in_passthrough)
-        layers.append(f"but for {' and '.join(names)} under passthrough")
-    return "; ".join(layers)
-
-
-def rows() -> list[str]:
-    """Return the lines of the table for docs/architecture.md: attempts that the same layers stop share one."""
-    grouped: dict[str, list[str]] = {}
-    for attempt in ATTEMPTS:
-        grouped.setdefault(_what_stops(attempt), []).append(attempt.name)
-    return [f"| {', '.join(names)} | {layers} |" for layers, names in grouped.items()]

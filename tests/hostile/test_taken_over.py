@@ -25,7 +25,7 @@ from uvmshare.hcs.schema import Plan9Share, Plan9ShareFlags
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
 
-from tests.hostile import taken_over
+from tests.hostile import taken_over, taken_over_scene, taken_over_table
 from tests.hostile.taken_over import ATTEMPTS, NOBODY, Layers, Scene
 
 from uvmshare.fileserver import syscalls
@@ -72,7 +72,7 @@ def stage() -> Iterator[Callable[..., Stage]]:
             top = Path(tempfile.mkdtemp(prefix="uvmshare-"))
             made.callback(shutil.rmtree, top)
             top.chmod(0o755)
-            share, outside = taken_over.build(top, user)
+            share, outside = taken_over_scene.build(top, user)
             flags = Plan9ShareFlags.LINUX_METADATA
             if read_only:
                 flags |= Plan9ShareFlags.READ_ONLY
@@ -81,7 +81,7 @@ def stage() -> Iterator[Callable[..., Stage]]:
             document = Plan9Share(name="0", access_name="0", path=str(share), flags=int(flags), allowed_files=allowed)
             export = Export.open(document, model)
             made.callback(export.close)
-            victim = taken_over.start_victim(user)
+            victim = taken_over_scene.start_victim(user)
             made.callback(os.waitpid, victim, 0)
             made.callback(kill, victim)
             kept = os.open(top, os.O_RDONLY | os.O_CLOEXEC)
@@ -146,4 +146,4 @@ def test_what_is_left_of_the_confinement_on_older_kernels_stops_what_it_is_to_st
 def test_the_table_in_the_documentation_is_what_was_tried() -> None:
     page = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text(encoding="utf-8").splitlines()
     start = page.index("| Attempt | Each of these stops it |") + 2
-    assert page[start : start + len(taken_over.rows())] == taken_over.rows()
+    assert page[start : start + len(taken_over_table.rows())] == taken_over_table.rows()

@@ -47,10 +47,11 @@ _OF_GROUPS: Final = {
     "remove": "rm",
     "show": "inspect",
 }
+_OF_SHARES: Final = "a share is an argument of its own, PATH or PATH:ro; where the guest mounts it is `map`'s argument"
 _OPTIONS: Final = {
-    "-v": "a share is an argument of its own, PATH or PATH:ro; where the guest mounts it is `map`'s argument",
-    "--volume": "a share is an argument of its own, PATH or PATH:ro; where the guest mounts it is `map`'s argument",
-    "--mount": "a share is an argument of its own, PATH or PATH:ro; where the guest mounts it is `map`'s argument",
+    "-v": _OF_SHARES,
+    "--volume": _OF_SHARES,
+    "--mount": _OF_SHARES,
     "-p": "addresses are given by --listen",
     "--port": "addresses are given by --listen",
     "--ro": "write PATH:ro",

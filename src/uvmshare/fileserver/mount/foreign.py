@@ -18,7 +18,6 @@ the order in which they came; all others beside each other.
 from __future__ import annotations
 
 import errno
-import os
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -32,7 +31,6 @@ from uvmshare.fileserver.mount.files.tree import WaitingTree
 from uvmshare.fileserver.mount.handlers import locking, walking
 from uvmshare.fileserver.mount.idle import Idle
 from uvmshare.fileserver.mount.lanes import Clock, Lane, Lanes
-from uvmshare.fileserver.mount.outbox import read_reply
 from uvmshare.fileserver.mount.session import Session
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import LockType
@@ -160,9 +158,9 @@ class Errand(Session):
         self._replies.append(frame)
 
     def reply_read(self, tag: int, file: OpenFile, offset: int, count: int) -> bool:
-        """Answer a Tread, however long it takes. Raises `OSError`."""
-        self.reply(read_reply(tag, os.pread(file.fd, count, offset)))
-        return True
+        """Leave it to `read_later`: this thread may wait for it."""
+        del tag, file, offset, count
+        return False
 
     def run_aside(self, tag: int, size: int, file: OpenFile, work: Callable[[], bytes]) -> bool:
         """Say that the caller is to do it: it runs aside already."""

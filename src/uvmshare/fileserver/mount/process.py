@@ -14,7 +14,6 @@ import socket
 import struct
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from uvmshare.errors import UvmshareError
@@ -46,25 +45,19 @@ _RESET: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, L
 """What the supervisor handles, or whoever started it may have ignored."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Life:
-    """What ends a mount process with its supervisor, or lets another find it; one of the two.
+def _begin(lifeline: int | None, own_file: int | None, export: Export) -> int:
+    """Tie this process to what ends it with its supervisor, or lets another find it; one of the two.
 
     `lifeline` is the read end of a pipe whose write end the supervisor alone holds: when that one dies,
     however it dies, so does the mount process, and no guest keeps a share that nobody can take away.
     `own_file` is its file in the run directory, locked, by which the next supervisor takes it over.
+    Returns the descriptor that must stay open. Raises `OSError`.
     """
-
-    lifeline: int | None
-    own_file: int | None
-
-    def begin(self, export: Export) -> int:
-        """Tie this process to it; return the descriptor that must stay open. Raises `OSError`."""
-        if self.own_file is not None:
-            directory.introduce(self.own_file, export.root)
-            return self.own_file
-        assert self.lifeline is not None
-        return _die_with(self.lifeline)
+    if own_file is not None:
+        directory.introduce(own_file, export.root)
+        return own_file
+    assert lifeline is not None
+    return _die_with(lifeline)
 
 
 def serve(
@@ -80,7 +73,7 @@ def serve(
 ) -> NoReturn:
     """Be a mount process: serve the connection to its end, then exit. Called in a fresh fork.
 
-    `lifeline` and `own_file` are as in `_Life`, `telling` is where to say what the log is to have.
+    `lifeline` and `own_file` are as in `_begin`, `telling` is where to say what the log is to have.
     """
     status = 1
     try:
@@ -91,7 +84,7 @@ def serve(
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         with suppress(OSError):
             syscalls.set_name(f"uvmshare-{export.name}")
-        kept = _Life(lifeline, own_file).begin(export)
+        kept = _begin(lifeline, own_file, export)
         # Before anything that may take its time: the locks and the listening sockets of a supervisor that dies
         # now are not to live on here.
         close_all_but((connection.fileno(), kept, export.root))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from uvmshare.fileserver.mount.fids import Fid
-    from uvmshare.fileserver.mount.files.locks import Range
+    from uvmshare.fileserver.mount.files.locks import Owner, Range
     from uvmshare.fileserver.mount.session import Session
 
 __all__ = ["Waiting", "answer", "getlock", "is_granted", "lock"]
@@ -86,19 +86,23 @@ def _reopen(session: Session, fid: Fid) -> Callable[[int], int]:
     return reopen
 
 
+def _asked(session: Session, message: m.Tlock | m.Tgetlock) -> tuple[int, Fid, tuple[int, int], Range, Owner]:
+    """Return the kind of lock, its fid, the key of its file, the range and the owner. Raises `OSError`."""
+    kind = _KINDS.get(message.lock_type)
+    if kind is None:
+        raise OSError(errno.EINVAL, "no lock type")
+    fid = session.fid(message.fid)
+    key = _file_of(session, message.fid)
+    return kind, fid, key, _span(message.start, message.length), (message.client_id, message.proc_id)
+
+
 def lock(session: Session, tag: int, message: m.Tlock) -> bytes | None:
     """Take or drop a lock (protocol.md, lock).
 
     A request that may block waits aside until the lock is free, its time is up (then BLOCKED: the
     client asks again) or a Tflush takes it back. Others are answered at once.
     """
-    kind = _KINDS.get(message.lock_type)
-    if kind is None:
-        raise OSError(errno.EINVAL, "no lock type")
-    fid = session.fid(message.fid)
-    key = _file_of(session, message.fid)
-    span = _span(message.start, message.length)
-    owner = message.client_id, message.proc_id
+    kind, fid, key, span, owner = _asked(session, message)
     reopen = _reopen(session, fid)
 
     def take() -> bool:
@@ -122,13 +126,7 @@ def getlock(session: Session, tag: int, message: m.Tgetlock) -> bytes:
     Linux's client asks with type UNLCK, which nothing can be in the way of. Which process of the host has a
     lock is not told: its number is 0.
     """
-    kind = _KINDS.get(message.lock_type)
-    if kind is None:
-        raise OSError(errno.EINVAL, "no lock type")
-    fid = session.fid(message.fid)
-    key = _file_of(session, message.fid)
-    span = _span(message.start, message.length)
-    owner = message.client_id, message.proc_id
+    kind, fid, key, span, owner = _asked(session, message)
     found = None
     if kind != fcntl.F_UNLCK:
         found = session.locks.conflict(key, owner, kind, span, _reopen(session, fid))
