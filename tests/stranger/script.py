@@ -1,0 +1,216 @@
+"""What a stranger types on a fresh Debian, and what they expect to see: thirty steps, from installing to cleaning up.
+
+What lives here: the steps, and which of them do not pass yet. What must not: how they are typed
+(`tests/stranger/terminal.py`), or anything that the pages do not say: every command is in the README or on a page that the
+README names, and every wrong one is a right one with a slip in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+__all__ = ["NOT_YET", "STEPS", "Step"]
+
+HOST: Final = "host"
+VM: Final = "vm"
+"""The second window, in which the guest is booted: from then on it is the guest's console."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that a stranger does: some lines typed into one window, and what they expect."""
+
+    wants: str
+    types: str
+    """Lines, each typed when the one before it has ended."""
+
+    sees: tuple[str, ...] = ()
+    """Regular expressions that what is printed matches, each somewhere."""
+
+    window: Literal["host", "vm"] = "host"
+    fails: bool = False
+    """Whether the last line ends with a status that is not 0. Not looked at in the guest, whose prompt does not show it."""
+
+    slip_of: str = ""
+    """The right command, of which `types` is a wrong one."""
+
+    looks_again: bool = False
+    """Whether it may take a moment until it is seen, so that they type it again."""
+
+    saves: str = ""
+    """The file into which a stranger copies a Python snippet before: the page's block that begins with this comment."""
+
+
+STEPS: Final = (
+    # Installing
+    Step("what Python needs on Debian", "sudo apt-get install --yes python3-venv"),
+    Step("a place for it", "python3 -m venv ~/uvmshare-venv"),
+    Step("install it", "~/uvmshare-venv/bin/pip install '.[daemon]'", ("Successfully installed .*uvmshare-",)),
+    Step(
+        "have the command at hand",
+        ". ~/uvmshare-venv/bin/activate\nuvmshare --version",
+        (r"^uvmshare \d+\.\d+",),
+    ),
+    Step("see whether this host will do", "uvmshare doctor", ("Landlock|seccomp",)),
+    # The first snippet
+    Step(
+        "something to share, and the first snippet",
+        "mkdir -p ~/project ~/out && echo hello > ~/project/greeting.txt\npython first.py",
+        (r"^the guest mounts share \d+ of ",),
+        saves="first.py",
+    ),
+    # The first share
+    Step(
+        "the first share from the command line",
+        "uvmshare serve --listen tcp:127.0.0.1:5640 ~/project:ro &",
+        (r'"share":"0","path":"/home/me/project","read_only":true', r'"ready":true'),
+    ),
+    # Wrong input
+    Step(
+        "a command with a letter missing",
+        "uvmshare serv --listen tcp:127.0.0.1:5641 ~/project:ro",
+        ("[Dd]id you mean.*serve",),
+        fails=True,
+        slip_of="uvmshare serve --listen tcp:127.0.0.1:5640 ~/project:ro &",
+    ),
+    Step(
+        "an address without its kind",
+        "uvmshare serve --listen 127.0.0.1:5641 ~/project:ro",
+        ("tcp:127.0.0.1:5641",),
+        fails=True,
+        slip_of="uvmshare serve --listen tcp:127.0.0.1:5640 ~/project:ro &",
+    ),
+    Step(
+        "a directory that is not there",
+        "uvmshare serve --listen tcp:127.0.0.1:5641 ~/projct:ro",
+        ("/home/me/projct", "no such|not there|does not exist|No such"),
+        fails=True,
+        slip_of="uvmshare serve --listen tcp:127.0.0.1:5640 ~/project:ro &",
+    ),
+    Step(
+        "the same port once more",
+        "uvmshare serve --listen tcp:127.0.0.1:5640 ~/out",
+        ("127.0.0.1:5640", "in use"),
+        fails=True,
+        slip_of="uvmshare serve --listen tcp:127.0.0.1:5640 ~/project:ro &",
+    ),
+    Step(
+        "a volume, as container people write it",
+        "uvmshare serve --listen tcp:127.0.0.1:5641 -v ~/project:/mnt",
+        ("map",),
+        fails=True,
+        slip_of="uvmshare serve --listen tcp:127.0.0.1:5640 ~/project:ro &",
+    ),
+    # A guest of one's own
+    Step(
+        "what a guest is made of",
+        "sudo apt-get install --yes qemu-system-x86 busybox-static cpio kmod xz-utils\nmkdir ~/vm && cd ~/vm",
+    ),
+    Step(
+        "a kernel with 9P",
+        "apt-get download $(apt-cache depends --important linux-image-amd64 | grep -o 'linux-image-[0-9].*')\n"
+        "mkdir -p kernel/usr/lib && ln -s usr/lib kernel/lib\n"
+        "dpkg-deb -x linux-image-*.deb kernel\n"
+        "version=$(ls kernel/lib/modules) && /sbin/depmod -b kernel $version",
+    ),
+    Step("a root file system", "sh ./make-initramfs $version", (r"\d+ blocks",), saves="make-initramfs"),
+    Step(
+        "boot it",
+        "qemu-system-x86_64 -M q35 -m 512 -nographic -no-reboot -kernel ~/vm/kernel/boot/vmlinuz-* "
+        "-initrd ~/vm/initramfs -append 'console=ttyS0 quiet' -nic user,model=virtio-net-pci",
+        window="vm",
+    ),
+    # The first mount
+    Step(
+        "mount it",
+        "mkdir -p /mnt/project\n"
+        "mount -t 9p -o trans=tcp,port=5640,version=9p2000.L,aname=0 10.0.2.2 /mnt/project\ncat /mnt/project/greeting.txt",
+        ("^hello",),
+        window="vm",
+    ),
+    Step("read-only is read-only", "touch /mnt/project/new", ("Read-only file system",), window="vm"),
+    Step("take it away", "kill %1 && wait %1", (), fails=False),
+    Step(
+        "nothing is left of it in the guest",
+        "ls /mnt/project\numount /mnt/project",
+        ("Input/output error|Connection reset|Broken pipe",),
+        window="vm",
+    ),
+    # The daemon and the agent
+    Step("a daemon", "uvmshare daemon 2> ~/daemon.log &"),
+    Step(
+        "a VM with an agent",
+        "uvmshare vm add dev tcp:127.0.0.1:5640 --agent tcp:127.0.0.1:5641 --agent-dials",
+        ("dev",),
+        looks_again=True,
+    ),
+    Step("the agent", "sh /agent.sh --connect 10.0.2.2:5641 --server 10.0.2.2 &", window="vm"),
+    Step(
+        "a directory in the guest, without logging in there",
+        "uvmshare map dev ~/project /run/uvmshare/project",
+        ("/run/uvmshare/project",),
+    ),
+    Step(
+        "both directions",
+        "echo 'from the guest' > /run/uvmshare/project/answer.txt\nls /run/uvmshare/project",
+        (r"answer\.txt\s+greeting\.txt",),
+        window="vm",
+    ),
+    Step(
+        "give back what another owner holds",
+        "uvmshare unmap dev /run/uvmshare/project --owner job-8",
+        ("not held by '?job-8", "default"),
+        fails=True,
+        slip_of="uvmshare unmap dev /run/uvmshare/project",
+    ),
+    # A dead guest
+    Step("the guest dies", "cat ~/project/answer.txt\npkill -9 qemu-system", ("^from the guest",)),
+    Step("that is seen", "uvmshare vm ls\nuvmshare mounts", ("(?s)dev .*unreachable",), looks_again=True),
+    # Cleaning up
+    Step(
+        "take all of it away",
+        "uvmshare unmap dev /run/uvmshare/project --force\nuvmshare vm rm dev\nkill %1 && wait %1\npgrep -u me -f uvmshare",
+        (r"(?s)(?!.*^\d+\s*$)",),
+        fails=True,
+    ),
+    Step(
+        "uninstall it",
+        "deactivate && rm -r ~/uvmshare-venv ~/vm\nls ~/project",
+        (r"answer\.txt\s+greeting\.txt",),
+    ),
+)
+
+NOT_YET: Final[dict[str, str]] = {
+    "what Python needs on Debian": "the pages do not say it",
+    "a place for it": "the pages do not say it",
+    "install it": "the pages do not say it",
+    "have the command at hand": "the pages do not say it",
+    "see whether this host will do": "the pages do not say it",
+    "something to share, and the first snippet": "the pages do not say it",
+    "the first share from the command line": "the pages do not say it",
+    "a command with a letter missing": "the pages do not say it",
+    "an address without its kind": "the pages do not say it",
+    "a directory that is not there": "the pages do not say it",
+    "the same port once more": "the pages do not say it",
+    "a volume, as container people write it": "the pages do not say it",
+    "what a guest is made of": "the pages do not say it",
+    "a kernel with 9P": "the pages do not say it",
+    "a root file system": "the pages do not say it",
+    "boot it": "the pages do not say it",
+    "mount it": "the pages do not say it",
+    "read-only is read-only": "the pages do not say it",
+    "take it away": "the pages do not say it",
+    "nothing is left of it in the guest": "the pages do not say it",
+    "a daemon": "the pages do not say it",
+    "a VM with an agent": "the pages do not say it",
+    "the agent": "the pages do not say it",
+    "a directory in the guest, without logging in there": "the pages do not say it",
+    "both directions": "the pages do not say it",
+    "give back what another owner holds": "the pages do not say it",
+    "the guest dies": "the pages do not say it",
+    "that is seen": "the pages do not say it",
+    "take all of it away": "the pages do not say it",
+    "uninstall it": "the pages do not say it",
+}
+"""Steps that do not pass, and why. The test fails for a step that passes and is here, so this only gets shorter."""
