@@ -2,8 +2,8 @@
 
 What lives here: reading Markdown as far as that takes. What must not: running anything.
 
-A comment right above a block tells the tests about it, and readers do not see it: ``<!-- run: WORD ... -->``. The words are
-in CONTRIBUTING.md.
+A comment right above a block tells the tests about it, and readers do not see it: ``<!-- run: WORD ... -->``. The words
+are in CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ PAGES: Final = tuple(
     ).stdout.split()
     if os.path.exists(os.path.join(ROOT, page))
 )
-_FENCE: Final = re.compile(r"^(?P<indent> *)```(?P<language>[\w-]*)[^\n]*\n(?P<text>.*?)^(?P=indent)```$", re.M | re.S)
-_MARK: Final = re.compile(r"<!-- run: (.*?) -->\s*\Z", re.S)
+_FENCE: Final = re.compile(
+    r"^(?P<indent> *)```(?P<language>[\w-]*)[^\n]*\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
+)
+_MARK: Final = re.compile(r"<!-- run: ((?:(?!-->).)*) -->\s*\Z", re.DOTALL)
 _PROMPT: Final = re.compile(r"^(\w*)([$#]) ")
 
 
@@ -67,7 +69,7 @@ def blocks(page: str) -> tuple[Block, ...]:
     text = read(page)
     found = []
     for fence in _FENCE.finditer(text):
-        mark = _MARK.search(text, 0, fence.start())
+        mark = _MARK.search(text[: fence.start()])
         found.append(
             Block(
                 page,
@@ -81,7 +83,7 @@ def blocks(page: str) -> tuple[Block, ...]:
 
 
 def commands(block: Block) -> list[tuple[str, str]]:
-    """Return the lines of a console block that are typed, each with its prompt. A line that ends in a backslash goes on."""
+    """Return the lines that are typed, each with its prompt. A line that ends in a backslash goes on."""
     found: list[tuple[str, str]] = []
     typed = block.text.replace("\\\n", "\0").splitlines()
     for line in typed:

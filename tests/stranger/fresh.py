@@ -1,7 +1,7 @@
 """A fresh Debian to type in: a root of its own, with processes and mounts of its own, and this project's clone.
 
-What lives here: the root, which is made once a release and kept below .cache, the copy that one script uses up, and windows
-into it. What must not: what is typed there.
+What lives here: the root, which is made once a release and kept below .cache, the copy that one script uses up, and
+windows into it. What must not: what is typed there.
 
 The network is the host's, since apt and pip need it. How this machine reaches packages (apt's sources, pip's
 settings) is the machine's own affair, and copied from it.
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from tests.processes import DEADLINE
-from tests.stranger.terminal import SHELL, Terminal
+from tests.terminal import SHELL, Terminal, namespaces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,10 +33,10 @@ _CACHE: Final = _ROOT / ".cache"
 _PACKAGES: Final = "ca-certificates,sudo,procps"
 """What an installed Debian has anyway, and debootstrap's smallest leaves out."""
 _PIVOT: Final = (
-    "set -e; mount --bind {root} {root}; cd {root}; "
+    "mount --bind {root} {root}; cd {root}; "
     "mount -t proc proc proc; mount --rbind /sys sys; mount --rbind /dev dev; "
     "mount -t tmpfs tmpfs run; mkdir -p run/user/1000 run/lock; chown 1000:1000 run/user/1000; {binds}"
-    "mkdir -p old; pivot_root . old; umount -l old; exec sleep infinity"
+    "mkdir -p old; pivot_root . old; umount -l old"
 )
 """A mount namespace whose root is the Debian's. Not chroot(2): in a chroot nobody may make user namespaces."""
 
@@ -58,8 +58,8 @@ def base(suite: str) -> Path:
 class Fresh:
     """A Debian that a stranger sits at, as the user `me`, who may use sudo."""
 
-    def __init__(self, leader: int) -> None:
-        self._enter = ["nsenter", f"--target={leader}", "--mount", "--pid", "env", "--ignore-environment"]
+    def __init__(self, enter: list[str]) -> None:
+        self._enter = [*enter, "env", "--ignore-environment"]
 
     def window(self) -> Terminal:
         """Open a window with a shell of that user's, in the clone."""
@@ -123,22 +123,5 @@ def fresh(suite: str) -> Iterator[Fresh]:
         _settle(root, str(_ROOT))
         binds = "".join(f"mkdir -p .{path}; mount --bind -o ro {path} .{path}; " for path in _pip_places())
         script = _PIVOT.format(root=root, binds=binds)
-        unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child=SIGKILL", "--propagation=private"]
-        process = subprocess.Popen([*unshare, "sh", "-c", script], stdin=subprocess.DEVNULL)
-        try:
-            yield Fresh(_leader(process.pid))
-        finally:
-            process.kill()
-            process.wait()
-
-
-def _leader(parent: int) -> int:
-    """Wait for the first process of the namespace, once it is in its root."""
-    children = Path(f"/proc/{parent}/task/{parent}/children")
-    while True:
-        for child in children.read_text().split():
-            with contextlib.suppress(OSError):
-                if Path(f"/proc/{child}/comm").read_text().strip() == "sleep":
-                    return int(child)
-        assert Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[0] != "Z", "the namespace has ended"
-        os.sched_yield()
+        with namespaces(script) as enter:
+            yield Fresh(enter)

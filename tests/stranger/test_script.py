@@ -8,12 +8,14 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.docs.pages import Block, blocks, commands, linked_from
+from tests.docs.pages import blocks, commands, linked_from
 from tests.processes import DEADLINE
-from tests.stranger.script import NOT_YET, STEPS, Step
+from tests.stranger.script import NOT_YET, STEPS
 
 if TYPE_CHECKING:
-    from tests.stranger.terminal import Terminal
+    from tests.docs.pages import Block
+    from tests.stranger.script import Step
+    from tests.terminal import Terminal
 
 PAGES = linked_from("README.md")
 LINE_DEADLINE = 15 * DEADLINE
