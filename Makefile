@@ -111,6 +111,14 @@ bench: $(STAMP)  ## Measure against diod and a minimal C server; under ten minut
 	tools/packages bench
 	$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
 
+.PHONY: docs
+docs: $(STAMP)  ## Build the site into build/site; `make docs-serve` shows it at 127.0.0.1:8000
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+.PHONY: docs-serve
+docs-serve: $(STAMP)  ## Build the site, and show it as its pages change
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
+
 .PHONY: deb
 deb: $(STAMP)  ## Build a Debian package into dist/: the command, the daemon and its units
 	tools/packages deb

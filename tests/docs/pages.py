@@ -2,8 +2,7 @@
 
 What lives here: reading Markdown as far as that takes. What must not: running anything.
 
-A comment right above a block tells the tests about it, and readers do not see it: ``<!-- run: WORD ... -->``. The words
-are in CONTRIBUTING.md.
+Comments tell the tests about a block and about a page; readers do not see them. Their words are in CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
-__all__ = ["PAGES", "ROOT", "Block", "blocks", "commands", "linked_from", "read"]
+__all__ = ["PAGES", "ROOT", "Block", "before", "blocks", "commands", "linked_from", "read"]
 
 ROOT: Final = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PAGES: Final = tuple(
@@ -67,6 +66,7 @@ def read(page: str) -> str:
 def blocks(page: str) -> tuple[Block, ...]:
     """Return the blocks of a page, from top to bottom."""
     text = read(page)
+    whole = re.search(r"^<!-- (elsewhere: [^>]*) -->$", text, re.MULTILINE)
     found = []
     for fence in _FENCE.finditer(text):
         mark = _MARK.search(text[: fence.start()])
@@ -76,10 +76,17 @@ def blocks(page: str) -> tuple[Block, ...]:
                 text.count("\n", 0, fence.start()) + 1,
                 fence["language"],
                 textwrap.dedent(fence["text"]),
-                "" if mark is None else " ".join(mark[1].split()),
+                (whole[1] if whole else "") if mark is None else " ".join(mark[1].split()),
             )
         )
     return tuple(found)
+
+
+def before(page: str) -> Block | None:
+    """Return what the readers of a page have typed already, on another page: the comment ``<!-- before: ... -->``."""
+    text = read(page)
+    found = re.search(r"<!-- before:\n(.*?)-->", text, re.DOTALL)
+    return None if found is None else Block(page, text.count("\n", 0, found.start()) + 1, "console", found[1], "stays")
 
 
 def commands(block: Block) -> list[tuple[str, str]]:

@@ -74,7 +74,7 @@ class Fresh:
             "XDG_RUNTIME_DIR": "/run/user/1000",
         }
         words = [f"{name}={value}" for name, value in variables.items()]
-        return Terminal([*self._enter, *words, "sh", "-c", f"cd /home/me/uvmshare && {become} {' '.join(SHELL)}"])
+        return Terminal([*self._enter, *words, "sh", "-c", f"cd /home/me/src/uvmshare && {become} {' '.join(SHELL)}"])
 
 
 def _pip_places() -> list[str]:
@@ -91,11 +91,13 @@ def _settle(root: str, clone: str) -> None:
     """Make the user, their clone, and how this machine reaches packages."""
     for command in (
         ("useradd", "--root", root, "--create-home", "--shell", "/bin/bash", "--uid", "1000", "me"),
-        ("git", "clone", "--quiet", clone, f"{root}/home/me/uvmshare"),
+        ("mkdir", f"{root}/home/me/src"),
+        ("git", "clone", "--quiet", clone, f"{root}/home/me/src/uvmshare"),
         ("chown", "-R", "1000:1000", f"{root}/home/me"),
     ):
         subprocess.run(command, check=True, capture_output=True, timeout=5 * DEADLINE)
     Path(f"{root}/etc/sudoers.d/me").write_text("me ALL=(ALL) NOPASSWD: ALL\nDefaults:me env_keep += DEBIAN_FRONTEND\n")
+    Path(f"{root}/etc/apt/apt.conf.d/90stranger").write_text('APT::Get::Assume-Yes "true";\n')  # who presses Enter
     for path in glob.glob("/etc/apt/apt.conf.d/99*"):
         shutil.copy(path, f"{root}/etc/apt/apt.conf.d/")
     for path, place in (

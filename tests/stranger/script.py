@@ -42,12 +42,12 @@ class Step:
 
 STEPS: Final = (
     # Installing
-    Step("what Python needs on Debian", "sudo apt-get install --yes python3-venv"),
-    Step("a place for it", "python3 -m venv ~/uvmshare-venv"),
-    Step("install it", "~/uvmshare-venv/bin/pip install '.[daemon]'", ("Successfully installed .*uvmshare-",)),
+    Step("what Python needs on Debian", "sudo apt install python3-venv"),
+    Step("a place for it", "python3 -m venv ~/uvmshare"),
+    Step("install it", "~/uvmshare/bin/pip install '.[daemon]'", ("Successfully installed .*uvmshare-",)),
     Step(
         "have the command at hand",
-        ". ~/uvmshare-venv/bin/activate\nuvmshare --version",
+        "source ~/uvmshare/bin/activate\nuvmshare --version",
         (r"^uvmshare \d+\.\d+",),
     ),
     Step("see whether this host will do", "uvmshare doctor", ("Landlock|seccomp",)),
@@ -103,7 +103,8 @@ STEPS: Final = (
     # A guest of one's own
     Step(
         "what a guest is made of",
-        "sudo apt-get install --yes qemu-system-x86 busybox-static cpio kmod xz-utils\nmkdir ~/vm && cd ~/vm",
+        "cp src/uvmshare/guest/agent.sh ~/agent.sh\n"
+        "sudo apt install qemu-system-x86 busybox-static cpio kmod xz-utils\nmkdir ~/vm && cd ~/vm",
     ),
     Step(
         "a kernel with 9P",
@@ -112,7 +113,7 @@ STEPS: Final = (
         "dpkg-deb -x linux-image-*.deb kernel\n"
         "version=$(ls kernel/lib/modules) && /sbin/depmod -b kernel $version",
     ),
-    Step("a root file system", "sh ./make-initramfs $version", (r"\d+ blocks",), saves="make-initramfs"),
+    Step("a root file system", "sh ./make-initramfs $version", (r"\binitramfs$",), saves="make-initramfs"),
     Step(
         "boot it",
         "qemu-system-x86_64 -M q35 -m 512 -nographic -no-reboot -kernel ~/vm/kernel/boot/vmlinuz-* "
@@ -177,7 +178,7 @@ STEPS: Final = (
     ),
     Step(
         "uninstall it",
-        "deactivate && rm -r ~/uvmshare-venv ~/vm\nls ~/project",
+        "deactivate && rm -r ~/uvmshare ~/vm\nls ~/project",
         (r"answer\.txt\s+greeting\.txt",),
     ),
 )

@@ -60,6 +60,14 @@ def test_every_command_is_in_the_readme_or_on_a_page_that_it_names(step: Step) -
         saved(step.saves)
 
 
+def test_the_script_types_all_of_the_pages_that_say_so() -> None:
+    typed = {line for step in STEPS for line in lines(step.types)}
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language == "console" and block.mark.endswith("the stranger's script types it on a fresh Debian"):
+                assert {" ".join(line.split()) for _, line in commands(block)} <= typed, f"{block}"
+
+
 def test_a_wrong_command_is_a_right_one_with_a_slip() -> None:
     for step in STEPS:
         if step.slip_of:
