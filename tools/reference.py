@@ -104,9 +104,11 @@ def _cell(text: str) -> str:
 
 def openapi() -> dict[str, Any]:
     """Return the document that the daemon answers at ``/v1/openapi.json``."""
-    from uvmshare.daemon.app import REQUESTS, make_app  # noqa: PLC0415  the other pages do without the daemon's packages
+    from uvmshare.daemon.app import make_app  # noqa: PLC0415  the other pages do without the daemon's packages
+    from uvmshare.daemon.documents import REQUESTS  # noqa: PLC0415  as above
 
-    document: dict[str, Any] = make_app(None, None).openapi_schema.to_schema()  # type: ignore[arg-type]  nobody is served
+    nobody: Any = None  # is served
+    document: dict[str, Any] = make_app(nobody, None).openapi_schema.to_schema()
     _, requests = msgspec.json.schema_components(REQUESTS, ref_template="#/components/schemas/{name}")
     document["components"]["schemas"].update(requests)
     return document

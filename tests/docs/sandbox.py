@@ -46,6 +46,8 @@ COPIED: Final = {
     "agent.sh": "src/uvmshare/guest/agent.sh",
 }
 """Files of this repository that the pages say to copy into the guest."""
+_STAND_INS: Final = {"firecracker": os.path.join(ROOT, "tests", "docs", "firecracker.py")}
+"""Programs that this machine does not have, and what stands in for each."""
 _ON: Final = re.compile(
     r"uvmshare (serve|daemon|events|top|dashboard|hcs serve)\b(?!.*&$)(?!.*--(help|no-follow|times))"
 )
@@ -84,7 +86,7 @@ class Sandbox:
         self._copied: set[str] = set()
         self._enter = [
             *(*enter, "env", "--ignore-environment", f"--chdir={HOME}", f"HOME={HOME}", "USER=root", "LANG=C.UTF-8"),
-            f"PATH={bin_directory}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            f"PATH=/srv/bin:{bin_directory}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         ]
         self._stack = contextlib.ExitStack()
         self._main = self._stack.enter_context(self._window())
@@ -168,6 +170,9 @@ def sandbox(guest: tuple[asyncio.Runner, GuestVM] | None = None) -> Iterator[San
             _write(f"{folder}{HOME}/{name}/greeting.txt", "hello\n")
         for name, path in COPIED.items():
             shutil.copy(os.path.join(ROOT, path), f"{folder}{HOME}/{name}")
+        os.makedirs(f"{folder}/srv/bin")
+        for name, path in _STAND_INS.items():
+            os.symlink(path, f"{folder}/srv/bin/{name}")
         if guest is not None:
             assert guest[1].vsock is not None
             script.append(f"mount --bind {os.path.dirname(guest[1].vsock.uds_path)} {folder}/run/fc")
