@@ -212,7 +212,7 @@ def test_a_token_is_proven_by_both(bench: Bench) -> None:
     [
         ({"uvmshare": "other"}, "not an agent's greeting"),
         ({"version": 2}, "version 2 of the protocol"),
-        ({"boot": 7}, "Expected `str`"),
+        ({"boot": 7}, "boot: it is a whole number, and has to be a text"),
         ({"token": True}, "did not prove"),
     ],
 )

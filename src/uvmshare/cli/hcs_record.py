@@ -18,6 +18,7 @@ from urllib.parse import quote
 import msgspec
 
 from uvmshare.errors import UNREADABLE, InvalidDocument
+from uvmshare.wording import reason_of
 
 __all__ = ["Record", "Recorded"]
 
@@ -98,7 +99,8 @@ class Record:
             return None
         except UNREADABLE as error:
             msg = (
-                f"{self._file(name)}: not a record of a share ({error}): delete it, and remove share {name} by its name"
+                f"{self._file(name)}: not a record of a share ({reason_of(error)}): delete it, and "
+                f"remove share {name} by its name"
             )
             raise InvalidDocument(msg) from error
 

@@ -136,11 +136,12 @@ def _require_arguments(args: Sequence[str]) -> None:
 def _explain(error: Exception) -> int:
     where, status, hint = "uvmshare", 1, ""
     if isinstance(error, click.ClickException):
-        # What it says of a choice has several lines, which are click's.
-        message, status = " ".join(error.format_message().split()), error.exit_code
+        from uvmshare.cli.usage import what_is_wrong  # noqa: PLC0415  --help need not load it
+
+        message, status = what_is_wrong(error), error.exit_code
         if isinstance(error, click.UsageError):
             where = where if error.ctx is None else error.ctx.command_path
-            from uvmshare.cli.guesses import what_was_meant  # noqa: PLC0415  --help need not load it
+            from uvmshare.cli.guesses import what_was_meant  # noqa: PLC0415  as above
 
             message += what_was_meant(error)
             hint = f" (see '{where} --help')"
@@ -148,7 +149,9 @@ def _explain(error: Exception) -> int:
         message = str(error)
         status = 2 if isinstance(error, InvalidAddress) else 1
     elif isinstance(error, OSError) and error.strerror:
-        message = error.strerror if error.filename is None else f"{os.fsdecode(error.filename)}: {error.strerror}"
+        from uvmshare.wording import reason_of  # noqa: PLC0415  as above
+
+        message = reason_of(error)
     else:
         message = f"unexpected {type(error).__name__}: {error}"
         hint = " (a defect of uvmshare: please report it with what UVMSHARE_DEBUG=1 prints)"

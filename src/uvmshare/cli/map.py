@@ -12,6 +12,7 @@ import click
 
 from uvmshare.cli.output import note, print_json, say
 from uvmshare.cli.remote import (
+    SHARING_NAMES,
     connected,
     host_option,
     json_option,
@@ -19,6 +20,7 @@ from uvmshare.cli.remote import (
     of_vms,
     owner_option,
     print_release,
+    request_of,
     vm_argument,
 )
 from uvmshare.cli.share_spec import share_argument, sharing_options, with_sharing_options
@@ -84,12 +86,10 @@ def map_(
     \b
     Examples:
       uvmshare map build ~/project:ro /run/uvmshare/project
-      uvmshare map build /srv/cache /run/uvmshare/cache --owner job-7 --lease 30
+      uvmshare map build /srv/cache /run/uvmshare/cache --owner job-7 --lease 5m
       uvmshare map build /srv/site /run/uvmshare/site --posixacl
     """  # noqa: D301  \b is click's mark for lines that stay as they are
-    import msgspec  # noqa: PLC0415  --help need not load it
-
-    from uvmshare.daemon.documents import NewMount  # noqa: PLC0415  as above
+    from uvmshare.daemon.documents import NewMount  # noqa: PLC0415  --help need not load it
 
     share = with_sharing_options(share, hide, map_owner)
     document = {
@@ -107,10 +107,7 @@ def map_(
         "owner": owner,
         "lease": lease,
     }
-    try:
-        wanted = msgspec.convert(document, NewMount)
-    except msgspec.ValidationError as error:
-        raise click.UsageError(str(error)) from error
+    wanted = request_of(NewMount, document, SHARING_NAMES | {"guest_path": "GUEST_PATH"})
     with connected(host) as client:
         mount = client.map(vm, wanted)
     if as_json:

@@ -6,24 +6,25 @@ or how it is shown (`output`).
 
 from __future__ import annotations
 
-import math
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
+from uvmshare.cli.durations import seconds_of
 from uvmshare.cli.output import note, say
 from uvmshare.errors import ComputeSystemError, FileServerError, InvalidState, NotThere, StillInUse, UvmshareError
 from uvmshare.printable import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from uvmshare.daemon.client import Client
     from uvmshare.daemon.documents import Released
 
 __all__ = [
+    "SHARING_NAMES",
     "connected",
     "host_option",
     "json_option",
@@ -31,6 +32,7 @@ __all__ = [
     "of_vms",
     "owner_option",
     "print_release",
+    "request_of",
     "share_argument",
     "vm_argument",
 ]
@@ -46,6 +48,15 @@ host_option = click.option(
     help="The daemon's socket. [default: $UVMSHARE_HOST, or your own daemon's, or unix:/run/uvmshare/uvmshare.sock]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+SHARING_NAMES: Final = {
+    "path": "SHARE",
+    "only": "SHARE",
+    "hide": "--hide",
+    "map_owner": "--map-owner",
+    "owner": "--owner",
+    "lease": "--lease",
+}
+"""How the fields of a share are given on a command line."""
 owner_option = click.option(
     "--owner",
     default="default",
@@ -54,19 +65,9 @@ owner_option = click.option(
 )
 
 
-def _finite(_: click.Context, __: click.Parameter, seconds: float | None) -> float | None:
-    """Refuse "nan" and "inf": JSON has neither, and the lease would be none."""
-    if seconds is not None and not math.isfinite(seconds):
-        msg = f"{seconds} is no number of seconds; leave --lease out to hold it for good"
-        raise click.BadParameter(msg)
-    return seconds
-
-
 def lease_option(words: str = "Release it by itself, unless it is renewed in time.") -> Callable[[F], F]:
     """Give a command the option --lease, with these words in its help."""
-    return click.option(
-        "--lease", type=click.FloatRange(min=0, min_open=True), callback=_finite, metavar="SECONDS", help=words
-    )
+    return click.option("--lease", type=seconds_of, metavar="TIME", help=f"{words} Seconds, or 90s, 5m, 1h30m, 2d.")
 
 
 @contextmanager
@@ -115,6 +116,27 @@ def print_release(thing: str, released: Released, owner: str) -> None:
         note(f"{thing}: nothing reaches it any more; {released.guest}")
     for each in released.left_behind:
         note(f"left behind, {each}")
+
+
+def request_of(kind: type[T], fields: Mapping[str, Any], names: Mapping[str, str]) -> T:
+    """Return a request of the daemon's API. Raises `click.BadParameter` for a field that it does not take.
+
+    `names` says which field was given as which option or argument.
+    """
+    import msgspec  # noqa: PLC0415  --help need not load it
+
+    from uvmshare.daemon.documents import HINTS, PATTERNS  # noqa: PLC0415  as above
+    from uvmshare.wording import complaint  # noqa: PLC0415  as above
+
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        field, words = complaint(str(error), PATTERNS)
+        given = fields.get(field)
+        shown = f"{given!r}: " if isinstance(given, str | int | float) else ""
+        hint = f"; {HINTS[field]}" if field in HINTS else ""
+        msg = f"{shown}{words}{hint}"
+        raise click.BadParameter(msg, param_hint=f"'{names.get(field, field)}'") from error
 
 
 def _complete(ask: Callable[[Client, click.Context], Iterable[tuple[str, str]]]) -> Callable[..., list[CompletionItem]]:

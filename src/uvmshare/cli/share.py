@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from uvmshare.cli.durations import in_words
 from uvmshare.cli.output import print_json, say
 from uvmshare.cli.remote import (
+    SHARING_NAMES,
     connected,
     host_option,
     json_option,
@@ -19,6 +21,7 @@ from uvmshare.cli.remote import (
     of_vms,
     owner_option,
     print_release,
+    request_of,
     share_argument,
     vm_argument,
 )
@@ -72,12 +75,10 @@ def add(
     \b
     Examples:
       uvmshare share add build ~/project:ro ~/out
-      uvmshare share add build /srv/cache --owner job-7 --lease 30
+      uvmshare share add build /srv/cache --owner job-7 --lease 5m
       uvmshare share add build ~/project --hide node_modules --hide .env --map-owner 1000:0
     """  # noqa: D301  \b is click's mark for lines that stay as they are
-    import msgspec  # noqa: PLC0415  --help need not load it
-
-    from uvmshare.daemon.documents import NewShare  # noqa: PLC0415  as above
+    from uvmshare.daemon.documents import NewShare  # noqa: PLC0415  --help need not load it
 
     def document_of(spec: ShareSpec) -> NewShare:
         document = {
@@ -89,10 +90,7 @@ def add(
             "owner": owner,
             "lease": lease,
         }
-        try:
-            return msgspec.convert(document, NewShare)
-        except msgspec.ValidationError as error:
-            raise click.UsageError(str(error)) from error
+        return request_of(NewShare, document, SHARING_NAMES)
 
     wanted = [document_of(with_sharing_options(each, hide, map_owner)) for each in shares]
     added: list[Share] = []
@@ -154,7 +152,7 @@ def _access(shown: Share) -> str:
 
 
 def _held(reference: Reference) -> str:
-    left = "" if reference.expires_in is None else f" ({reference.expires_in:.0f} s)"
+    left = "" if reference.expires_in is None else f" ({in_words(reference.expires_in)})"
     return f"{reference.owner}{left}"
 
 

@@ -5,12 +5,12 @@ What lives here: the commands and their tables. What must not: anything that the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 import click
 
 from uvmshare.cli.output import note, print_json, say
-from uvmshare.cli.remote import connected, host_option, json_option, vm_argument
+from uvmshare.cli.remote import connected, host_option, json_option, request_of, vm_argument
 from uvmshare.cli.serve import LINKS, SECURITY_MODELS, allow_uid_option, cgroup_limits, limit_options
 from uvmshare.cli.tables import print_table
 
@@ -139,10 +139,7 @@ def add(
         "agent_token": None if agent_token_file is None else _token_in(agent_token_file),
         "limits": msgspec.to_builtins(limits, builtin_types=()) if limits != type(limits)() else {},
     }
-    try:
-        document = msgspec.convert(wanted, NewVm)
-    except msgspec.ValidationError as error:
-        raise click.UsageError(str(error)) from error
+    document = request_of(NewVm, wanted, _NAMES)
     with connected(host) as client:
         added = client.add_vm(document)
     if as_json:
@@ -151,6 +148,19 @@ def add(
         say(added.id)
         for address in added.addresses:
             note(f"listening on {address}")
+
+
+_NAMES: Final = {
+    "id": "ID",
+    "listen": "ADDRESS",
+    "compute_system": "--compute-system",
+    "socket_mode": "--socket-mode",
+    "limits": "--limit",
+    "cgroup": "--cgroup",
+    "agent": "--agent",
+    "agent_token": "--agent-token-file",
+    "allow_uids": "--allow-uid",
+}
 
 
 def _token_in(file: BinaryIO) -> str:

@@ -446,7 +446,7 @@ def _on_error(request: Request[Any, Any, Any], error: Exception) -> Response[Pro
     if isinstance(error, UvmshareError):
         problem = problem_of(error, thing)
     elif isinstance(error, HTTPException):
-        problem = problem_of(Refused(_words(error)), thing, status=error.status_code)
+        problem = problem_of(Refused(_words(request, error)), thing, status=error.status_code)
     else:
         report_defect(request.app.state["log"], thing, error)
         problem = problem_of(error, thing)
@@ -467,14 +467,24 @@ class _Request(Request[Any, Any, Any]):
         try:
             return await super().json()
         except UnicodeDecodeError as error:
-            msg = f"the document is not UTF-8: {error.reason}"
+            msg = "the document is not UTF-8"
             raise ClientException(msg) from error
         except RecursionError as error:
             msg = "the document is nested too deeply"
             raise ClientException(msg) from error
 
 
-def _words(error: HTTPException) -> str:
+_STATUS_WORDS: Final = {
+    404: "there is no such path; /v1/openapi.json lists those that there are",
+    405: "this path has no {method}; /v1/openapi.json lists what each path has",
+    413: f"the body has more than {MAX_BODY} bytes",
+}
+"""What the HTTP layer refuses without a field to name."""
+
+
+def _words(request: Request[Any, Any, Any], error: HTTPException) -> str:
+    if words := _STATUS_WORDS.get(error.status_code):
+        return words.format(method=request.method)
     extra = error.extra if isinstance(error.extra, list) else []
     found = [(str(each.get("key", "")), str(each.get("message", ""))) for each in extra if isinstance(each, dict)]
     return words_of(found) if found else words_of([("", error.detail)])

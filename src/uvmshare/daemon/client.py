@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from urllib.parse import quote
 
@@ -39,6 +40,7 @@ from uvmshare.daemon.documents import (
 )
 from uvmshare.daemon.problems import to_exception
 from uvmshare.errors import UNREADABLE, DaemonError, InvalidOptions
+from uvmshare.wording import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -51,6 +53,12 @@ T = TypeVar("T")
 _SYSTEM: Final = "/run/uvmshare/uvmshare.sock"
 _SECONDS: Final = 120.0
 """Longer than anything that the daemon waits for itself."""
+
+
+class _Versioned(msgspec.Struct):
+    """What every version's document of itself has."""
+
+    version: str
 
 
 def default_host() -> str:
@@ -112,10 +120,8 @@ class Client:
         try:
             return msgspec.json.decode(response.content, type=kind)
         except UNREADABLE as error:
-            msg = (
-                f"{self.host}: its answer to {method} {path} cannot be read ({error}): is it a daemon of this version?"
-            )
-            raise DaemonError(msg) from error
+            what = f"its answer to {method} {path}"
+            raise self._unreadable(what, error) from error
 
     def _check(self, response: httpx.Response, content: bytes) -> None:
         if response.is_success:
@@ -123,11 +129,27 @@ class Client:
         try:
             problem = msgspec.json.decode(content, type=Problem)
         except UNREADABLE as error:
-            msg = (
-                f"{self.host}: status {response.status_code}, and no reason that can be read: is it a uvmshare daemon?"
-            )
-            raise DaemonError(msg) from error
+            what = f"its answer of status {response.status_code}"
+            raise self._unreadable(what, error) from error
         raise to_exception(problem)
+
+    def _unreadable(self, what: str, error: Exception) -> DaemonError:
+        """Return what to say of an answer that makes no sense: most likely the daemon is of another version."""
+        theirs, ours = self._version(), metadata.version("uvmshare")
+        if theirs is None:
+            return DaemonError(f"{self.host}: {what} is none of a uvmshare daemon: name another with --host unix:PATH")
+        if theirs == ours:
+            return DaemonError(f"{self.host}: {what} cannot be read ({reason_of(error)}): please report this defect")
+        msg = f"{self.host}: {what} cannot be read: that daemon is uvmshare {theirs}, and this is {ours}: "
+        return DaemonError(msg + "use the same version for both (start the daemon again after an upgrade)")
+
+    def _version(self) -> str | None:
+        """Return the version of what answers, whatever else it says; None when it is no daemon."""
+        try:
+            found = msgspec.json.decode(self._http.get("/v1/info").content, type=_Versioned)
+        except (httpx.HTTPError, *UNREADABLE):
+            return None
+        return found.version
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -146,10 +168,10 @@ class Client:
             msg = f"{path}: the daemon gave no answer in time: what was asked may be done or not; see `uvmshare events`"
             raise DaemonError(msg) from error
         except httpx.InvalidURL as error:
-            msg = f"{path}: a name in the request is too long or holds what no name does ({error}): give another"
+            msg = f"{path}: a name in the request is too long, or holds what no name does: give another"
             raise InvalidOptions(msg) from error
         except httpx.HTTPError as error:
-            msg = f"{path}: the daemon went away meanwhile ({error}): what was asked may be done or not; ask again"
+            msg = f"{path}: the daemon went away meanwhile: what was asked may be done or not; ask again"
             raise DaemonError(msg) from error
 
     def info(self) -> Info:
@@ -267,8 +289,8 @@ class Client:
         try:
             return msgspec.json.decode(data, type=Event)
         except UNREADABLE as error:
-            msg = f"{self.host}: it sent an event that cannot be read ({error}): is it a daemon of this version?"
-            raise DaemonError(msg) from error
+            what = "an event that it sent"
+            raise self._unreadable(what, error) from error
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:

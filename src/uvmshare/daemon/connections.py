@@ -114,7 +114,8 @@ class _Messages(h11.Connection):
                         413, f"the body has more than {MAX_BODY} bytes, or comes in over {MAX_CHUNKS} pieces"
                     )
         except h11.RemoteProtocolError as error:
-            self.refuse(error.error_status_hint, str(error))
+            ours = isinstance(error, _Refusal)
+            self.refuse(error.error_status_hint, str(error) if ours else _NO_HTTP)
             return h11.NEED_DATA
         return event
 
@@ -163,8 +164,15 @@ class _Messages(h11.Connection):
             raise _refusal(413, f"the body has more than {MAX_BODY} bytes")
 
 
-def _refusal(status: int, reason: str) -> h11.RemoteProtocolError:
-    return h11.RemoteProtocolError(reason, error_status_hint=status)
+class _Refusal(h11.RemoteProtocolError):
+    """What h11 takes and the daemon does not."""
+
+
+_NO_HTTP: Final = "this is no HTTP/1.1 request: send one whose lines and headers are as RFC 9112 says"
+
+
+def _refusal(status: int, reason: str) -> _Refusal:
+    return _Refusal(reason, error_status_hint=status)
 
 
 @dataclass(slots=True)

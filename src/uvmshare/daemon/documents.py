@@ -18,7 +18,9 @@ from uvmshare.mounts.options import Cache
 
 __all__ = [
     "DEFAULT_OWNER",
+    "HINTS",
     "NAME",
+    "PATTERNS",
     "REQUESTS",
     "Event",
     "EventMessage",
@@ -46,6 +48,21 @@ __all__ = [
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]*$(?!\n)"
 """Python's ``$`` also matches before a line feed at the end, and no name has one."""
+_OWNERS = r"^(all|[0-9]{1,10}(/[0-9]{1,10})?):[0-9]{1,10}(/[0-9]{1,10})?$(?!\n)"
+_MODE = r"^[0-7]{3}$(?!\n)"
+
+PATTERNS = {
+    NAME: "letters, digits and . _ @ - alone, and begin with a letter or digit",
+    _OWNERS: "HOST:GUEST in numbers, such as 1000:0, 1000/100:0/0 or all:0",
+    _MODE: "three octal digits, such as 660",
+}
+"""What a value has to be that matches each of the regular expressions here: said to whoever sends another."""
+HINTS = {
+    "guest_path": "give an absolute path in the guest other than /, such as /mnt/project",
+    "lease": "give seconds, at most a year of them, or none to hold it until it is released",
+    "msize": "give bytes, from 4096 to 16777216, or none to let the guest choose",
+}
+"""What to give for a field, where what is wrong with a value does not say it."""
 
 VmId = Annotated[str, msgspec.Meta(pattern=NAME, min_length=1, max_length=64, description="A name for the VM.")]
 OwnerName = Annotated[
@@ -84,7 +101,7 @@ HiddenNames = Annotated[
 MappedOwner = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^(all|[0-9]{1,10}(/[0-9]{1,10})?):[0-9]{1,10}(/[0-9]{1,10})?$(?!\n)",
+        pattern=_OWNERS,
         max_length=64,
         description="HOST:GUEST, each UID or UID/GID: files of that owner of the host, or of 'all', are the guest's.",
     ),
@@ -120,7 +137,7 @@ class NewVm(_Request, frozen=True):
     security_model: SecurityModel = "mapped-xattr"
     links: Links = "mapped"
     """What symbolic links that the guest makes under mapped-xattr are on the host."""
-    socket_mode: Annotated[str, msgspec.Meta(pattern=r"^[0-7]{3}$(?!\n)", max_length=3)] = "600"
+    socket_mode: Annotated[str, msgspec.Meta(pattern=_MODE, max_length=3)] = "600"
     """Permissions of the file server's unix sockets, three octal digits."""
     allow_remote: bool = False
     """Whether a TCP address may be off loopback."""

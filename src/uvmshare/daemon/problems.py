@@ -9,8 +9,9 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from uvmshare import errors
-from uvmshare.daemon.documents import Problem
+from uvmshare.daemon.documents import HINTS, PATTERNS, Problem
 from uvmshare.printable import printable
+from uvmshare.wording import Complaint, complaint, told
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -85,55 +86,14 @@ class Refused(Exception):
     """What the HTTP layer refused, in one line."""
 
 
-_KINDS: Final[Mapping[str, str]] = {
-    "str": "a text",
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "array": "a list",
-    "object": "an object",
-    "null": "null",
-}
-_WORDS: Final[tuple[tuple[str, str], ...]] = (
-    (r"Expected `str` of length >= 1", "it is empty"),
-    (r"Expected `str` of length <= (\d+)", "it has more than {0} characters"),
-    (r"Expected `str` of length >= (\d+)", "it has fewer than {0} characters"),
-    (r"Expected `str` matching regex .*", "it has characters that it may not have, or not there"),
-    (r"Expected `array` of length <= (\d+)", "it has more than {0} items"),
-    (r"Expected `object` of length <= (\d+)", "it has more than {0} members"),
-    (r"Expected `(?:int|float)` <= ([\d.e+]+)", "it is more than {0}"),
-    (r"Expected `(?:int|float)` >= ([\d.e+]+)", "it is less than {0}"),
-    (r"Expected `(?:int|float)` > ([\d.e+]+)", "it is not more than {0}"),
-    (r"Object contains unknown field `(.*)`", "there is no field {0}"),
-    (r"Object missing required field `(.*)`", "the field {0} is missing"),
-    (r"Missing required (?:query parameter|header) '(\w+)'.*", "{0} is missing"),
-    (r"Invalid enum value (.*)", "{0} is none of the values that it may have"),
-    (r"'data'", "it is missing"),
-    (r"(?:JSON is malformed|Input data was truncated|Number out of range|Invalid UTF-8).*", "the body is no JSON"),
-)
-"""What msgspec and Litestar say of a field, and what it is called here."""
-_MOST_TOLD: Final = 5
-_LONGEST_TOLD: Final = 100
-"""Fields, and characters of what the client sent, that are said again."""
-
-
 def words_of(complaints: Iterable[tuple[str, str]]) -> str:
-    """Say in words what is wrong with fields: pairs of a field's name and what was said of it."""
-    told = []
-    for field, complaint in list(complaints)[:_MOST_TOLD]:
-        name = "the document" if field == "data" else field
-        told.append(f"{name}: {_in_words(complaint)}" if name else _in_words(complaint))
-    return "; ".join(told)
-
-
-def _in_words(complaint: str) -> str:
-    if kinds := re.fullmatch(r"Expected `(.*)`, got `(.*)`", complaint):
-        wanted = " or ".join(_KINDS.get(kind.strip(), kind.strip()) for kind in kinds[1].split("|"))
-        return f"it is {_KINDS.get(kinds[2], kinds[2])}, and has to be {wanted}"
-    for pattern, words in _WORDS:
-        if found := re.fullmatch(pattern, complaint, re.DOTALL):
-            return words.format(*(each[:_LONGEST_TOLD] for each in found.groups()))
-    return complaint[:_LONGEST_TOLD]
+    """Say in words what is wrong with fields: pairs of a field's name and what a validator said of it."""
+    found = []
+    for field, said in complaints:
+        words = complaint(said, PATTERNS).words
+        hint = HINTS.get(re.split(r"\W", field, maxsplit=1)[0], "")
+        found.append(Complaint("the document" if field == "data" else field, f"{words}; {hint}" if hint else words))
+    return told(found)
 
 
 def _answer(cls: type[errors.UvmshareError]) -> tuple[int, str]:

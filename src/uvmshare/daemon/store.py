@@ -19,6 +19,7 @@ from uvmshare.mounts.options import Cache
 from uvmshare.printable import printable
 from uvmshare.share.options import AddOptions
 from uvmshare.sqlite_journal.private import make_private
+from uvmshare.wording import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -175,7 +176,9 @@ class Store:
     def _failed(self, error: Exception) -> DaemonError:
         if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
             return DaemonError(f"{self._path}: another daemon uses it: give each its own --state-dir")
-        return DaemonError(f"{self._path}: {error}: see that the file is whole and its file system can be written to")
+        return DaemonError(
+            f"{self._path}: {reason_of(error)}: see that the file is whole and its file system can be written to"
+        )
 
     def _migrate(self) -> None:
         self._db.execute("BEGIN IMMEDIATE")
@@ -230,11 +233,12 @@ class Store:
             what = "mounts"
             self.mounts(key)
         except _NOT_UNDERSTOOD as error:
-            reason = (
-                f"its {what}, as they were written down in {self._path}, cannot be used ({printable(str(error))}), "
+            why = printable(reason_of(error))
+            unusable = (
+                f"its {what}, as they were written down in {self._path}, cannot be used ({why}), "
                 "and what it shares stays as it is"
             )
-            return VmRecord(Identity(key[0], key[0]), NewVm(id=key[1]), reason)
+            return VmRecord(Identity(key[0], key[0]), NewVm(id=key[1]), unusable)
         return found
 
     def put_vm(self, record: VmRecord) -> None:

@@ -22,6 +22,7 @@ from uvmshare.fileserver.counters import Counted  # noqa: TC001  msgspec reads t
 from uvmshare.fileserver.export import LINKS, SECURITY_MODELS
 from uvmshare.fileserver.limits import Limits
 from uvmshare.hcs import schema  # noqa: TC001  msgspec reads the annotations
+from uvmshare.wording import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,7 +93,7 @@ class Configuration(_Request, frozen=True, tag="start", kw_only=True):
         try:
             msgspec.convert(msgspec.structs.asdict(self) | {"limits": self.limits.checked()}, type(self))
         except UNREADABLE as error:
-            msg = f"settings of a file server: {error}; give what `FileServer.start` documents"
+            msg = f"settings of a file server: {reason_of(error)}; give what `FileServer.start` documents"
             raise errors.FileServerError(msg) from error
         return self
 

@@ -6,6 +6,7 @@ must not: enforcing the others, which each place does, with a line in the log.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Final, Self
@@ -15,6 +16,7 @@ import msgspec
 from uvmshare.errors import FileServerError
 from uvmshare.ninep.constants import MIN_MSIZE
 from uvmshare.printable import valid
+from uvmshare.wording import complaint, kind_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,12 +117,24 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         try:
             return msgspec.convert(named, cls, strict=False)
         except msgspec.ValidationError as error:
-            msg = f"limits: {error}; there are {', '.join(cls.__struct_fields__)}"
-            raise FileServerError(msg) from error
+            raise FileServerError(_wrong(str(error), named, cls.__struct_fields__)) from error
 
     def checked(self) -> Self:
         """Return the same limits. Raises `FileServerError` when one of them cannot be."""
         return self.of(msgspec.structs.asdict(self))
+
+
+def _wrong(said: str, given: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    """Say which limit is wrong: msgspec stops at the first."""
+    unknown = next((each for each in given if each not in names), None)
+    if unknown is not None:
+        return f"there is no limit {unknown!r}; there are {', '.join(names)}"
+    field, words = complaint(said)
+    if kinds := re.fullmatch(r"Expected `(.*)`, got `str`.*", said):  # numbers may be text here
+        words = f"it has to be {kind_in_words(kinds[1]).replace('null', 'none')}"
+    if given.get(field) is None:
+        return f"limit {field} cannot be lifted: {words.removeprefix('it is null, and has to be').strip()} is needed"
+    return f"limit {field} is {given[field]!r}: {words}"
 
 
 _BURST_SECONDS: Final = 0.25

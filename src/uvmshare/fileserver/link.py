@@ -25,6 +25,7 @@ from uvmshare.fileserver.rundir.lockfile import LockFile
 from uvmshare.fileserver.rundir.sharetable import ShareTable
 from uvmshare.hostfiles import open_log, run_here
 from uvmshare.linux.credentials import credentials
+from uvmshare.wording import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,7 +181,7 @@ class Link:
             except ProcessLookupError:
                 self._note_end()
             except (OSError, OverflowError) as error:  # EINVAL, or EMFILE
-                msg = f"the file server's process cannot be watched (pid {self.greeting.pid}): {error}"
+                msg = f"the file server's process cannot be watched (pid {self.greeting.pid}): {reason_of(error)}"
                 raise FileServerError(msg) from error
             else:
                 asyncio.get_running_loop().add_reader(self._pidfd, self._note_end)
@@ -217,7 +218,7 @@ class Link:
             msg = f"the file server gave no answer within {seconds:g} s"
             raise OutcomeUnknown(msg) from error
         except ConnectionError as error:
-            msg = f"the channel to the file server broke: {error}"
+            msg = f"the channel to the file server broke: {reason_of(error)}"
             self._lose(msg)
             raise OutcomeUnknown(msg) from error
         finally:
@@ -231,21 +232,21 @@ class Link:
     async def _listen(self) -> None:
         """Take replies until the channel ends, and then tell everyone who waits."""
         incoming = bytearray()
-        reason = "the file server closed its control channel"
+        why = "the file server closed its control channel"
         try:
             while data := await self._reader.read(65536):
                 incoming += data
                 for body in control.split(incoming):
                     self._take(control.decode_reply(body))
         except Exception as error:  # noqa: BLE001  a VM's user has that process: whatever it says, it loses its channel
-            reason = f"the channel to the file server broke: {error}"
+            why = f"the channel to the file server broke: {reason_of(error)}"
         finally:
-            self._lose(reason)
+            self._lose(why)
 
-    def _lose(self, reason: str) -> None:
+    def _lose(self, why: str) -> None:
         """Ask no more there: everyone who waits is told so."""
-        self._broken = self._broken or reason
-        unknown = control.failure_of(OutcomeUnknown(f"{reason} before it answered"))
+        self._broken = self._broken or why
+        unknown = control.failure_of(OutcomeUnknown(f"{why} before it answered"))
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_result(control.Reply(id=0, failure=unknown))
@@ -413,7 +414,7 @@ def _spawn(
             start_new_session=True,  # Ctrl-C is for the caller, which then ends the server in order
         )
     except OSError as error:
-        msg = f"cannot start the file server: {error}"
+        msg = f"cannot start the file server: {reason_of(error)}"
         raise FileServerError(msg) from error
     else:
         return process, reader

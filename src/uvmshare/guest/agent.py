@@ -431,7 +431,8 @@ def _token(options: argparse.Namespace) -> str:
             with open(options.token_file, encoding="utf-8") as file:
                 token = file.read().strip()
         except (OSError, ValueError) as error:
-            message = f"the token cannot be read from {options.token_file}: {error}"
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            message = f"the token cannot be read from {options.token_file}: {why}"
             raise MountError(message) from error
         if not token:
             message = f"{options.token_file} is empty: put a secret into it"

@@ -499,6 +499,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say it, and end with status 2."""
+        message = re.sub(r"invalid int value: (.*)", r"\1 is no whole number", message)
+        message = re.sub(r"invalid float value: (.*)", r"\1 is no number", message)
         self.exit(2, f"{self.prog}: {printable(message)}; {self.prog} --help has examples\n")
 
 

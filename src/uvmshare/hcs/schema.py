@@ -16,6 +16,7 @@ import enum
 import msgspec
 
 from uvmshare.errors import UNREADABLE, InvalidDocument
+from uvmshare.wording import reason_of
 
 __all__ = [
     "DEFAULT_PORT",
@@ -212,7 +213,7 @@ def decode(document: bytes) -> ModifySettingRequest:
     try:
         return _decoder.decode(document)
     except UNREADABLE as error:
-        msg = f"not a modify document: {error}"
+        msg = f"not a modify document: {reason_of(error)}"
         raise InvalidDocument(msg) from error
 
 
@@ -224,7 +225,7 @@ def decode_properties(document: str) -> tuple[ComputeSystemProperties, ...]:
     try:
         return _list_of_properties.decode(document) if document.startswith("[") else (_properties.decode(document),)
     except UNREADABLE as error:
-        msg = f"HCS gave properties that cannot be read ({error}): {document[:200]!r}"
+        msg = f"HCS gave properties that cannot be read ({reason_of(error)}): {document[:200]!r}"
         raise InvalidDocument(msg) from error
 
 

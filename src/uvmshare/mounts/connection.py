@@ -26,6 +26,7 @@ from uvmshare.errors import (
 )
 from uvmshare.guest import wire
 from uvmshare.mounts.report import AgentInfo
+from uvmshare.wording import reason_of
 
 if TYPE_CHECKING:
     from uvmshare.mounts.channel import Stream
@@ -105,7 +106,7 @@ def _read(decoder: msgspec.json.Decoder[Any], text: bytes | msgspec.Raw, what: s
     try:
         return decoder.decode(text)
     except UNREADABLE as error:
-        msg = f"{what} cannot be read: {error}"
+        msg = f"{what} cannot be read: {reason_of(error)}"
         raise wire.WireError(msg) from error
 
 

@@ -35,6 +35,7 @@ from uvmshare.share.ledger import check_owner
 from uvmshare.share.options import AddOptions
 from uvmshare.share.share import Share
 from uvmshare.share.state import Life, ShareState
+from uvmshare.wording import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
@@ -120,7 +121,7 @@ def decode(state: bytes | str) -> Saved:
             raise InvalidSavedState(msg)
         saved = msgspec.json.decode(state, type=Saved)
     except UNREADABLE as error:
-        msg = f"this is not what Manager.save() wrote: {error}"
+        msg = f"this is not what Manager.save() wrote: {reason_of(error)}"
         raise InvalidSavedState(msg) from error
     seen: set[str] = set()
     for share in saved.shares:

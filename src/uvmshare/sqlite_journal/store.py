@@ -39,6 +39,7 @@ from uvmshare.share.journal import (
 from uvmshare.share.options import AddOptions
 from uvmshare.share.state import Life
 from uvmshare.sqlite_journal.private import make_private
+from uvmshare.wording import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -142,7 +143,7 @@ class Store:
             raise _meaning(path, error) from error
         except UnicodeDecodeError as error:  # SQLite names what it found
             self.close()
-            raise JournalDamaged(_damaged(path, str(error))) from error
+            raise JournalDamaged(_damaged(path, reason_of(error))) from error
         except BaseException:
             self.close()
             raise
@@ -249,7 +250,9 @@ class Store:
         except sqlite3.Error as error:
             raise _meaning(self._path, error) from error
         except (TypeError, *UNREADABLE) as error:
-            raise JournalDamaged(_damaged(self._path, f"what it says of VM {vm!r} makes no sense ({error})")) from error
+            raise JournalDamaged(
+                _damaged(self._path, f"what it says of VM {vm!r} makes no sense ({reason_of(error)})")
+            ) from error
         return state
 
     # ------------------------------------------------------------------ writing

@@ -31,6 +31,7 @@ from uvmshare.errors import UNREADABLE, DiskFull, FileServerError
 from uvmshare.fileserver import control  # noqa: TC001  msgspec reads the annotations
 from uvmshare.hcs import schema
 from uvmshare.linux.boot import boot_id
+from uvmshare.wording import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -122,14 +123,14 @@ class ShareTable:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise _unreadable(path, error.strerror or str(error)) from error
+            raise _unreadable(path, error.strerror or reason_of(error)) from error
         lines = data.split(b"\n")
         lines.pop()  # what follows the last newline: nothing, or a line that broke off
         try:
             start = _start(lines[:1])
             found = [(mark, _entries.decode(body)) for mark, body in map(_split, lines[1:])]
         except UNREADABLE as error:
-            raise _unreadable(path, str(error)) from error
+            raise _unreadable(path, reason_of(error)) from error
         return Table(
             configuration=start.configuration,
             boot=start.boot,
@@ -149,12 +150,12 @@ class ShareTable:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise _unreadable(path, error.strerror or str(error)) from error
+            raise _unreadable(path, error.strerror or reason_of(error)) from error
         line, newline, _ = data.partition(b"\n")
         try:
             return _start([line] if newline else [])
         except UNREADABLE as error:
-            raise _unreadable(path, str(error)) from error
+            raise _unreadable(path, reason_of(error)) from error
 
     def add(self, entry: Entry) -> None:
         """Put a share down. Raises `DiskFull` or `FileServerError`; then it is not in the file."""

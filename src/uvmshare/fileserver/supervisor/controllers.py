@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from uvmshare.errors import UNREADABLE
 from uvmshare.fileserver import control
 from uvmshare.fileserver.supervisor.loop import READ, WRITE
+from uvmshare.wording import reason_of
 
 if TYPE_CHECKING:
     import socket
@@ -99,7 +100,7 @@ class Controllers:
         except BlockingIOError:
             return
         except (OSError, *UNREADABLE) as error:
-            self._log(f"control channel: {error}; channel closed")
+            self._log(f"control channel: {reason_of(error)}; channel closed")
             if controller in self._peers:
                 self._lose(controller)
 

@@ -1,0 +1,94 @@
+"""Every message about an argument that cannot be, each provoked: no validator's text reaches a person."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.for_people import assert_for_people
+
+from uvmshare.cli.main import run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NAME = "it has to be letters, digits and . _ @ - alone, and begin with a letter or digit"
+TIME = "is no length of time: write seconds (90), or 90s, 5m, 1h30m, 2d"
+TABLE: dict[str, str] = {
+    "vm add a~b unix:/x": f"'ID': 'a~b': {NAME}",
+    "vm add '' unix:/x": "'ID': '': it is empty",
+    f"vm add {'x' * 65} unix:/x": "it has more than 64 characters",
+    "vm add x ''": "'ADDRESS': it is empty",
+    "vm add x unix:/x --socket-mode 9": "'--socket-mode': '9': it has to be three octal digits, such as 660",
+    "vm add x unix:/x --allow-uid me": "'me' is no uid; write a number, such as 64055, or any",
+    "vm add x unix:/x --security-model all": "'all' is not one of 'mapped-xattr', 'passthrough', 'none'",
+    "vm add x unix:/x --limit mounts": "'mounts' is no limit; write NAME=NUMBER, such as mounts=16",
+    "vm add x unix:/x --limit mounts=x": "limit mounts is 'x': it has to be a whole number",
+    "vm add x unix:/x --limit mounts=none": "limit mounts cannot be lifted: a whole number is needed",
+    "vm add x unix:/x --cgroup pids": "'pids' is no limit; write NAME=VALUE, such as pids.max=64",
+    "vm add x unix:/x --agent ''": "'--agent': '': it is empty",
+    "vm add x unix:/x --agent-token-file {folder}/none": "No such file or directory",
+    "share add x /tmp --owner 'a b'": f"'--owner': 'a b': {NAME}",
+    "share add x /tmp --owner ''": "'--owner': '': it is empty",
+    "share add x /tmp --map-owner me:0": "'--map-owner': 'me:0': it has to be HOST:GUEST in numbers, such as 1000:0",
+    "share add x /tmp --hide ''": "'--hide': it is empty",
+    "share add x /tmp --lease soon": f"'soon' {TIME}",
+    "share add x /tmp --lease nan": f"'nan' {TIME}",
+    "share add x /tmp --lease 5m1h": f"'5m1h' {TIME}",
+    "share add x /tmp --lease -5": f"'-5' {TIME}",
+    "share add x /tmp --lease 0": "'0' is no time at all: write more than 0",
+    "share add x /tmp --lease 400d": "it is more than 31536000; give seconds, at most a year of them",
+    "share add x /tmp:ro:rw": "'/tmp:ro:rw' says more than once whether it is read-only",
+    "share add x ''": "'' has no path",
+    "share rm x 0 --uid -1": "'--uid': -1 is less than 0",
+    "share rm x 0 --uid me": "'--uid': 'me' is no whole number",
+    "map x /tmp /": "'GUEST_PATH': '/': it has fewer than 2 characters; give an absolute path in the guest",
+    "map x /tmp /mnt --msize 5": "'--msize': 5 is not from 4096 to 16777216",
+    "map x /tmp /mnt --msize big": "'--msize': 'big' is no whole number",
+    "map x /tmp /mnt --cache all": "'all' is not one of 'auto', 'none', 'loose', 'mmap', 'readahead'",
+    "top --interval 0": "'--interval': 0.0 is less than 0.1",
+    "top --interval soon": "'--interval': 'soon' is no number",
+    "daemon --user-vms -1": "'--user-vms': -1 is less than 0",
+    "daemon --user-vms many": "'--user-vms': 'many' is no whole number",
+    "daemon --socket-mode rw": "'rw' is no mode; write three octal digits, such as 660",
+    "daemon --log-level LOUD": "'LOUD' is not one of 'DEBUG', 'INFO', 'WARNING', 'ERROR'",
+    "serve --listen unix:/x --limit mounts=0 /tmp": "limit mounts is '0': it is less than 1",
+    "serve --listen unix:/x --limit peer_seconds=1 /tmp": "limit peer_seconds is '1': it is less than 4",
+    "serve --listen unix:/x --limit mount=1 /tmp": "there is no limit 'mount'; there are connections, ",
+    "serve --listen unix:/x --limit read_only_host_locks=7 /tmp": "it has to be true or false",
+    "serve --listen unix:/x --limit msize=99999999999999999999999 /tmp": "it is more than 16777216",
+    "hcs serve x /tmp --port 0": "'--port': 0 is not from 1 to 4294967295",
+    "guest mount vsock:2 0 /mnt --msize many": "argument --msize: 'many' is no whole number",
+    "guest mount vsock:2 0 /mnt --timeout long": "argument --timeout: 'long' is no number",
+    "guest mount vsock:2 0": "the following arguments are required: TARGET",
+    "guest agent --allow relative": "'relative': want a directory as an absolute path",
+    "guest agent --check-every often": "argument --check-every: 'often' is no number",
+    "completion tcsh": "'tcsh' is not one of 'bash', 'zsh', 'fish'",
+}
+
+
+@pytest.mark.parametrize(("line", "said"), TABLE.items(), ids=[each[:60] for each in TABLE])
+def test_an_argument_that_cannot_be_is_refused_in_words(
+    line: str, said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    status: int | str | None
+    try:
+        status = run(shlex.split(line.replace("{folder}", str(tmp_path))))
+    except SystemExit as ended:  # argparse's, of the guest's commands
+        status = ended.code
+    assert status == 2
+    told = capfd.readouterr().err
+    assert told.count("\n") == 1
+    assert said in told
+    assert_for_people(told.replace("there are connections", ""))
+
+
+def test_an_agent_whose_token_cannot_be_read_says_why_in_words(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "token").write_bytes(b"\xff")
+    for name, why in (("none", "No such file or directory"), ("token", "it is not UTF-8")):
+        assert run(["guest", "agent", "--token-file", os.fspath(tmp_path / name)]) == 1
+        assert capfd.readouterr().err.endswith(f"{tmp_path}/{name}: {why}\n")
