@@ -26,7 +26,7 @@ These are the figures of the last runs; `make test` runs a selection, `make soak
 `python tools/reliability.py` writes this page. What holds, and what you have to do for it, is in
 [journal.md](journal.md) and [architecture.md](architecture.md).
 
-**Lost** is: a reference that somebody was told to have and does not; one that was given back and is there again; a
+**Lost** is: a reference that somebody was told to have and does not; one that was released and is there again; a
 share that nobody holds, or a holder without a share; a name that two shares had; a guest's open file that is not
 served any more though its share is; a process, a descriptor or a file that is left behind.
 """

@@ -167,7 +167,7 @@ def test_a_block_gives_back_whatever_happens(vm: ToldVM, manager: blocking.Manag
 
     with pytest.raises(ZeroDivisionError) as raised:
         fail()
-    assert "share 1 could not be taken out yet" in raised.value.__notes__[0]
+    assert "share 1 could not be removed yet" in raised.value.__notes__[0]
     assert_nobody_holds(manager)
 
 

@@ -92,7 +92,7 @@ async def test_an_error_of_the_block_comes_before_that_of_giving_back(vm: FakeVM
 
     with pytest.raises(ZeroDivisionError) as raised:
         await block()
-    assert "share 0 could not be taken out yet" in raised.value.__notes__[0]
+    assert "share 0 could not be removed yet" in raised.value.__notes__[0]
 
 
 async def test_a_block_that_cannot_begin_leaves_nothing(vm: FakeVM, manager: Manager) -> None:

@@ -174,7 +174,7 @@ async def test_what_could_not_be_taken_out_again_is_said(one: AddOptions, other:
     vm.replies += [Reply.SUCCEED, Reply.FAIL, Reply.FAIL]
     with pytest.raises(RestoreFailed) as raised:
         await Manager.restore(manager.save(), vm)
-    assert raised.value.__notes__ == ["and these could not be taken out again yet: 0"]
+    assert raised.value.__notes__ == ["and these could not be removed again yet: 0"]
 
 
 async def test_a_restore_that_is_cancelled_leaves_nothing(one: AddOptions, other: AddOptions) -> None:

@@ -143,7 +143,7 @@ def unmap(
 ) -> None:
     """Give mounts back; the last owner's release unmounts, and then the share goes too.
 
-    It says on standard error who still holds what was given back, and fails when nothing was given back and the guest
+    It says on standard error who still holds what was released, and fails when nothing was released and the guest
     still has it.
 
     \b

@@ -98,9 +98,9 @@ def of_vms(client: Client, vms: Sequence[str], ask: Callable[[str], Iterable[T]]
 
 
 def print_release(thing: str, released: Released, owner: str) -> None:
-    """Print what was given back, and on standard error who still holds it.
+    """Print what was released, and on standard error who still holds it.
 
-    Raises `StillInUse` when nothing was given back and it is still there.
+    Raises `StillInUse` when nothing was released and it is still there.
     """
     held = [f"owner {each.owner}" for each in released.references] + [f"mount {path}" for path in released.mounts]
     if released.held_by_others:
@@ -111,7 +111,7 @@ def print_release(thing: str, released: Released, owner: str) -> None:
         raise StillInUse(msg)
     say(thing)
     if not released.ended:
-        note(f"{thing}: given back; the guest still reaches it, since it is held by {by}")
+        note(f"{thing}: released; the guest still reaches it, since it is held by {by}")
     if released.guest is not None:
         note(f"{thing}: nothing reaches it any more; {released.guest}")
     for each in released.left_behind:

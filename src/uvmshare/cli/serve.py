@@ -206,7 +206,7 @@ def serve(
     With --run-dir, guests keep their mounts when this command or the file server behind it is killed
     (kill -9). A file server that died is started again, and takes them over. Give the command again with
     the same directory, and it goes on: a path that is shared already keeps its share and its name, new ones
-    are added, and those that are not given any more are taken out. SIGINT and SIGTERM end everything all the
+    are added, and those that are not given any more are removed. SIGINT and SIGTERM end everything all the
     same. A server that still runs keeps its addresses and settings.
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     if sys.platform != "linux":

@@ -208,7 +208,7 @@ def _memory(vm: Vm) -> str:
 
 @vm.command()
 @vm_argument(many=True)
-@click.option("--force", "-f", is_flag=True, help="Also while shares are held; they are taken out.")
+@click.option("--force", "-f", is_flag=True, help="Also while shares are held; they are removed.")
 @host_option
 def rm(vms: tuple[str, ...], host: str | None, *, force: bool) -> None:
     """End the file servers of VMs and forget them."""

@@ -120,7 +120,7 @@ _FAILURES: Final = {
         501: "This system does not have it.",
         502: "The file server, or the compute system, refused.",
         503: "The service behind it is away.",
-        504: "No answer came in time; what may be left is taken out.",
+        504: "No answer came in time; what may be left is removed.",
         507: "The host's disk is full.",
     }.items()
 }
@@ -273,9 +273,9 @@ async def release_share(
     force: Force = False,
     wait: Wait = True,
 ) -> Released:
-    """Give back what an owner holds. The last reference takes the share out; then no guest reaches it any more.
+    """Release what an owner holds. The last release removes the share; then no guest reaches it any more.
 
-    While a mount holds the share, this fails (409) and says which and for whom; what the owner held is given back.
+    While a mount holds the share, this fails (409) and says which and for whom; what the owner held is released.
     """
     machine = await service.find_ready(who, vm)
     service.shares.get(who, machine, share)
@@ -325,9 +325,9 @@ async def unmap_directory(
     force: Force = False,
     wait: Wait = True,
 ) -> Released:
-    """Give back what an owner holds. The last one unmounts, and then the share goes too.
+    """Release what an owner holds. The last release unmounts, and then the share goes too.
 
-    Forced, it goes whatever the guest says: that has five seconds to unmount, and then its share is taken out.
+    Forced, it goes whatever the guest says: that has five seconds to unmount, and then its share is removed.
     """
     machine = await service.find_ready(who, vm)
     mount = service.mappings.get(who, machine, guest_path)
@@ -369,7 +369,7 @@ async def release_owner(
     force: Annotated[bool, QueryParameter(description="Whether it goes whatever the guests say.")] = False,
     wait: Wait = True,
 ) -> None:
-    """Give back everything that an owner of yours holds, in all VMs. A guest that does not unmount makes it fail."""
+    """Release everything that an owner of yours holds, in all VMs. A guest that does not unmount makes it fail."""
     work = service.release_all(who, owner, force=force)
     return await _answer(service, who, ("release owner", "*"), work, 204, wait=wait)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["LeaseKeeper"]
 
 _RETRY: Final = 5.0
-"""Seconds before a lease that is over, but could not be given back, is tried again."""
+"""Seconds before a lease that is over, but could not be released, is tried again."""
 
 
 class LeaseKeeper:
@@ -41,7 +41,7 @@ class LeaseKeeper:
         self._leases: Leases[LeaseKey] = Leases(clock)
         self._changed = asyncio.Event()
         self._over: set[LeaseKey] = set()
-        """What is written down as over: it could not be given back, and the next daemon goes on with it at once."""
+        """What is written down as over: it could not be released, and the next daemon goes on with it at once."""
         self._ending: set[LeaseKey] = set()
         """What is being given back now."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -147,7 +147,7 @@ class LeaseKeeper:
             await self._ended(key)
         except Exception as error:  # noqa: BLE001  whatever it was, the lease is over, and this is tried again
             structlog.get_logger("uvmshare.daemon").warning(
-                "lease is over, and what it was on could not be given back",
+                "lease is over, and what it was on could not be released",
                 vm=f"{key.vm[0]}:{key.vm[1]}",
                 owner=key.owner,
                 reason=str(error) if isinstance(error, UvmshareError) else repr(error),

@@ -82,7 +82,7 @@ class Quotas:
         size = self._weight_being_added[who.uid] + sum(others) + weight
         if size > USER_BYTES:
             msg = (
-                f"uid {who.uid} would hold {size} bytes of paths and names of allow-lists, with {_NAME_OVERHEAD} more "
+                f"uid {who.uid} would hold {size} bytes of paths and allowed names, with {_NAME_OVERHEAD} more "
                 f"for each name, and a user may hold {USER_BYTES}: release what is not needed (uvmshare share rm), or "
                 "share directories in place of many names"
             )

@@ -472,7 +472,7 @@ def _checked(action: str, result: Result | None, seconds: float, *, removing: bo
     if result is None:
         msg = (
             f"{action}: no end after {seconds:g} s, though it was cancelled: ask again; "
-            f"the Manager takes out what may have been left behind"
+            f"the Manager removes what may have been left behind"
         )
         raise OperationTimedOut(msg)
     if failed(result.hresult):

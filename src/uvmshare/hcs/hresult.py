@@ -52,7 +52,7 @@ class _Kind(NamedTuple):
 
 _OPEN_AGAIN = "open the compute system again"
 _START_AGAIN = "start the VM again, then add its shares again"
-_ASK_AGAIN = "ask again; the Manager takes out what may have been left behind"
+_ASK_AGAIN = "ask again; the Manager removes what may have been left behind"
 _SERVICE = "see that the Host Compute Service runs (sc query vmcompute), then open the compute system again"
 _REPORT = "this is a defect of uvmshare: please report it"
 

@@ -112,7 +112,7 @@ class Claims:
         except Exception as release_error:
             if error is None:
                 raise
-            error.add_note(f"and share {share.name} could not be taken out yet: {release_error}")
+            error.add_note(f"and share {share.name} could not be removed yet: {release_error}")
 
     def check(self, owner: Hashable | None) -> None:
         """Refuse an owner that cannot be one."""

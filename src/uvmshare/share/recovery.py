@@ -67,7 +67,7 @@ class Done(enum.Enum):
     """It is as it was."""
     ADDED_AGAIN = "added again"
     """Somebody holds it, and the VM had lost it."""
-    TAKEN_OUT = "taken out"
+    TAKEN_OUT = "removed"
     """Nobody holds it, or a call for it had no outcome."""
     LEFT_ALONE = "left alone"
     """It is on the VM, and its name was never this Manager's."""

@@ -160,7 +160,7 @@ async def restore_into(engine: Engine, saved: Saved, admit: Callable[[AddOptions
     except BaseException as error:
         left = await _undo(engine, shares)
         if left:
-            error.add_note(f"and these could not be taken out again yet: {', '.join(left)}")
+            error.add_note(f"and these could not be removed again yet: {', '.join(left)}")
         raise
     finally:
         restored_vm.restored = True

@@ -1,4 +1,4 @@
-"""The root of a share with an allow-list: a directory of the host of which a guest has some names alone.
+"""The root of a share with allowed names: a directory of the host of which a guest has some names alone.
 
 What lives here: what a guest is told of such a directory. What must not: its listing (`listing`), that a guest changes
 nothing of it (`mount.handlers`) and walks to no other name (`tree`, `bounds`).

@@ -115,7 +115,7 @@ class Tree:
         if name in _NO_NAMES or b"/" in name:
             check_name(name)
         if not self.is_allowed(parent, name):
-            raise OSError(errno.ENOENT, "not on the allow-list")
+            raise OSError(errno.ENOENT, "not an allowed name")
         fate = self._fate(parent, name)
         node = Node(self.lending.during(lambda: self.open_entry(name, parent.fd), parent), parent, name)
         if fate.depends and fate.hides(directory=stat.S_ISDIR(os.fstat(node.fd).st_mode)):
@@ -277,7 +277,7 @@ class Tree:
             if name in _NO_NAMES or b"/" in name:
                 check_name(name)
             if only is not None and node is root and name not in only:
-                raise OSError(errno.ENOENT, "not on the allow-list")
+                raise OSError(errno.ENOENT, "not an allowed name")
             if hidden is None or state is None:
                 if has_mounts:
                     node = Node(open_entry(name, node.fd), node, name)
