@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -36,7 +37,12 @@ def test_links_lead_somewhere(page: str) -> None:
 
 
 def typed() -> list[str]:
-    consoles = [block for page in PAGES for block in blocks(page) if block.language == "console"]
+    consoles = [
+        block
+        for page in PAGES
+        for block in blocks(page)
+        if block.language == "console" and "source of a kernel" not in block.mark
+    ]
     return sorted({re.sub(r"( 2?> \S+)?( &)?$", "", line) for block in consoles for _, line in commands(block)})
 
 
@@ -45,13 +51,13 @@ def test_commands_are_ours(line: str) -> None:
     context: click.Context = click.Context(cli, info_name="uvmshare")
     command: click.Command = cli
     words = shlex.split(line)[1:]
-    while isinstance(command, click.Group):
-        assert words, line
+    while isinstance(command, click.Group) and not words[0].startswith("-"):
         found = command.get_command(context, words[0])
         assert found is not None, line
         command, words = found, words[1:]
     # Parsing finds unknown options and missing arguments; nothing is run.
-    command.make_context("uvmshare", words)
+    with contextlib.suppress(click.exceptions.Exit):  # --version, --help
+        command.make_context("uvmshare", words)
 
 
 @pytest.mark.parametrize("line", [line for line in typed() if line.startswith("make")])
