@@ -20,7 +20,7 @@ SHELL := /bin/bash
 
 .PHONY: help
 help:  ## List the commands
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: venv
 venv: $(STAMP)  ## Make .venv with the package and everything its checks need
@@ -63,6 +63,11 @@ packages:
 .PHONY: test
 test: packages lint  ## Every check and every test but the long ones
 	$(BIN)/python tools/run_tests.py quick $(PYTEST_ARGS)
+
+.PHONY: test-newer-python
+test-newer-python: $(STAMP)  ## The tests of `make test` without a guest on Debian 13's Python, in a root of its own
+	tools/packages roots
+	$(BIN)/python tools/newer_python.py $(PYTEST_ARGS)
 
 # Measuring makes them half as slow again, and CI has no time for that.
 .PHONY: coverage
@@ -123,6 +128,16 @@ docs-serve: $(STAMP)  ## Build the site, and show it as its pages change
 deb: $(STAMP)  ## Build a Debian package into dist/: the command, the daemon and its units
 	tools/packages deb
 	PIP=$(BIN)/pip contrib/debian/build dist
+
+.PHONY: dist
+dist: $(STAMP)  ## Build a wheel and an sdist into dist/, and check them
+	rm -f dist/uvmshare-*.whl dist/uvmshare-*.tar.gz
+	$(BIN)/python -m hatchling build --directory dist
+	$(BIN)/python -m twine check --strict dist/uvmshare-*.whl dist/uvmshare-*.tar.gz
+
+.PHONY: man
+man: $(STAMP)  ## Write the manual pages to dist/man, one for each command
+	$(BIN)/python tools/manpages.py dist/man
 
 .PHONY: clean
 clean:  ## Remove everything that was made, the downloads in .cache too

@@ -1,9 +1,10 @@
-"""Run one kind of tests, in groups beside each other: ``tools/run_tests.py quick|long|soak [--coverage] [ARG...]``.
+"""Run one kind of tests, in groups beside each other: ``tools/run_tests.py KIND [--coverage] [ARG...]``.
 
 What lives here: the groups, and how many of them run at a time. What must not: which tests are long, or for the soak;
 the mark at each says so, and what is in no group of its own is in the group "rest".
 
-`quick` is ``make test``, `long` ``make test-long``, `soak` ``make soak``. What a group prints is kept in
+`quick` is ``make test``, `long` ``make test-long``, `soak` ``make soak``, `newer-python` ``make test-newer-python``:
+the quick ones without a guest, which tools/newer_python.py runs on another Python. What a group prints is kept in
 .cache/KIND-GROUP.log and shown when it ends. Other arguments are pytest's.
 """
 
@@ -72,19 +73,19 @@ _LONG: Final = (
     Group("soak", (_SOAK,)),
     Group("kills", ("tests/reliability", f"--ignore={_SOAK}")),
 )
+_QUICK: Final = (
+    Group("fileserver", ("tests/fileserver",)),
+    Group("daemon", ("tests/daemon",)),
+    Group("guest", ("tests/guest",)),
+    Group("hostile", ("tests/hostile",)),
+    Group("searches", _SEARCHES),
+    Group("conformance", (_CONFORMANCE,)),
+    Group("reliability", ("tests/reliability", "tests/sqlite_journal")),
+)
 KINDS: Final = {
     # Three at a time on two cores: much of what they do is to wait for processes that they start.
-    "quick": kind(
-        "not long and not soak",
-        3,
-        Group("fileserver", ("tests/fileserver",)),
-        Group("daemon", ("tests/daemon",)),
-        Group("guest", ("tests/guest",)),
-        Group("hostile", ("tests/hostile",)),
-        Group("searches", _SEARCHES),
-        Group("conformance", (_CONFORMANCE,)),
-        Group("reliability", ("tests/reliability", "tests/sqlite_journal")),
-    ),
+    "quick": kind("not long and not soak", 3, *_QUICK),
+    "newer-python": kind("not long and not soak and not guest", 3, *_QUICK),
     "long": kind("long and not soak", 2, *_LONG, options=("--timeout=3600", *Kind.options)),
     "soak": kind("soak", 2, *_LONG, options=("--timeout=7200", *Kind.options)),
 }

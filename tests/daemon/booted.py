@@ -1,6 +1,6 @@
 """A Debian of its own with systemd as its first process, in a container of systemd-nspawn's, for tests of the units.
 
-What lives here: the root, which is made once and kept below .cache; its boot, its end, and commands in it. What must
+What lives here: which root it is (tools/debian_root.py makes it); its boot, its end, and commands in it. What must
 not: what is tested in it.
 
 The container has namespaces of its own for processes, mounts, network and control groups; users are the host's. What
@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from tests.processes import DEADLINE, kill
 
+from debian_root import made
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 assert sys.platform == "linux", "systemd runs on Linux"
 
-_CACHE: Final = Path(__file__).parents[2] / ".cache"
-_PACKAGES: Final = "systemd,systemd-sysv,dbus,libpam-systemd,python3"
+_PACKAGES: Final = ("systemd", "systemd-sysv", "dbus", "libpam-systemd", "python3")
 _SYSTEM_CALLS: Final = (
     "landlock_create_ruleset landlock_add_rule landlock_restrict_self open_tree move_mount mount_setattr"
 )
@@ -39,18 +40,7 @@ _SYSTEM_CALLS: Final = (
 
 def base() -> Path:
     """Return the root of a Debian of the host's own release, so that its Python is the one of the package."""
-    suite = platform.freedesktop_os_release().get("VERSION_CODENAME", "bookworm")
-    root = _CACHE / f"debian-{suite}"
-    if not root.exists():
-        _CACHE.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=_CACHE, prefix=".new-") as scratch:
-            new = f"{scratch}/root"
-            command = ["debootstrap", "--variant=minbase", f"--include={_PACKAGES}", suite, new]
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60 * DEADLINE)
-            assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-            shutil.rmtree(f"{new}/var/cache/apt/archives")
-            os.rename(new, root)  # in one step: a root that is there is whole
-    return root
+    return made(platform.freedesktop_os_release().get("VERSION_CODENAME", "bookworm"), *_PACKAGES)
 
 
 class Booted:

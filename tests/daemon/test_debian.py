@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,15 +63,21 @@ def files(root: Path) -> set[str]:
     return {path for path in found if not re.match(r"var/lib/dpkg/|usr/lib/uvmshare/(lib|bin)|usr/share/doc/", path)}
 
 
+def built(scratch: Path) -> Path:
+    """Build the package, and return its path."""
+    environment = {**os.environ, "PIP": f"{sys.prefix}/bin/pip"}
+    subprocess.run([str(RECIPE / "build"), str(scratch / "out")], check=True, env=environment, timeout=10 * DEADLINE)
+    (package,) = (scratch / "out").glob("*.deb")
+    return package
+
+
 @pytest.mark.long
 @pytest.mark.skipif(os.geteuid() != 0, reason="dpkg installs as root alone")
 def test_it_is_built_installed_run_and_removed(tmp_path: Path) -> None:
-    environment = {**os.environ, "PIP": f"{sys.prefix}/bin/pip"}
-    subprocess.run([str(RECIPE / "build"), str(tmp_path / "out")], check=True, env=environment, timeout=10 * DEADLINE)
-    (package,) = (tmp_path / "out").glob("*.deb")
+    package = built(tmp_path)
     control = fields(run("dpkg-deb", "--field", str(package)))
     assert re.fullmatch(
-        r"python3 \(>= 3\.\d+\), python3 \(<< 3\.\d+\), init-system-helpers \(>= .*\)", control["Depends"]
+        r"python3 \(>= 3\.\d+\), python3 \(<< 3\.\d+\), init-system-helpers \(>= .*\), passwd", control["Depends"]
     )
     assert "@" not in "".join(value for field, value in control.items() if field != "Maintainer")
 
@@ -78,11 +85,27 @@ def test_it_is_built_installed_run_and_removed(tmp_path: Path) -> None:
     for directory in ("updates", "info"):
         (root / "var/lib/dpkg" / directory).mkdir(parents=True)
     (root / "var/lib/dpkg/status").touch()
+    (root / "etc").mkdir()
+    for table in ("group", "gshadow", "passwd", "shadow"):
+        (root / "etc" / table).touch()
     # The scripts run outside, with DPKG_ROOT set: there is nothing in there to run them with.
     dpkg = ("dpkg", f"--root={root}", "--log=/dev/null", "--force-depends", "--force-script-chrootless")
     run(*dpkg, "--install", str(package))
     installed = files(root)
-    assert {"usr/bin/uvmshare", "usr/lib/systemd/system/uvmshare.service"} <= installed
+    assert {
+        "usr/bin/uvmshare",
+        "usr/lib/systemd/system/uvmshare.service",
+        "usr/share/bash-completion/completions/uvmshare",
+        "usr/share/fish/vendor_completions.d/uvmshare.fish",
+        "usr/share/man/man1/uvmshare.1.gz",
+        "usr/share/man/man1/uvmshare-share-add.1.gz",
+        "usr/share/uvmshare/grafana/uvmshare.json",
+        "usr/share/uvmshare/guest/agent.sh",
+        "usr/share/uvmshare/guest/mount.py",
+        "usr/share/uvmshare/guest/uvmshare-agent.service",
+        "usr/share/uvmshare/guest/uvmshare-guest",
+        "usr/share/zsh/vendor-completions/_uvmshare",
+    } <= installed
     assert "etc/systemd/system/sockets.target.wants/uvmshare.socket" in installed, "it is enabled"
     assert os.readlink(root / "usr/bin/uvmshare") == "../lib/uvmshare/bin/uvmshare"
     home = root / "usr/lib/uvmshare"
@@ -92,9 +115,9 @@ def test_it_is_built_installed_run_and_removed(tmp_path: Path) -> None:
     # That of the package alone: neither this environment's nor the host's.
     assert run(str(home / "bin/python"), "-I", "-c", program, "--version") == f"uvmshare {control['Version']}\n"
     assert "--user-vms" in run(str(home / "bin/python"), "-I", "-c", program, "daemon", "--help")
-    built = str(Path(os.environ.get("TMPDIR", "/tmp")) / "tmp.").encode()
+    place = str(Path(os.environ.get("TMPDIR", "/tmp")) / "tmp.").encode()
     for path in home.rglob("*"):
-        assert not (path.is_file() and built in path.read_bytes()), f"{path} names where it was built"
+        assert not (path.is_file() and place in path.read_bytes()), f"{path} names where it was built"
 
     (root / "var/lib/uvmshare").mkdir()
     (root / "var/lib/uvmshare/daemon.sqlite").touch()
@@ -102,4 +125,17 @@ def test_it_is_built_installed_run_and_removed(tmp_path: Path) -> None:
     assert "var/lib/uvmshare/daemon.sqlite" in files(root)
     assert not home.exists()
     run(*dpkg, "--purge", "uvmshare")
-    assert files(root) == set()
+    assert re.match(r"uvmshare:[!x]:\d+:\n", (root / "etc/group").read_text()), "the group stays"
+    assert {path for path in files(root) if not re.match(r"etc/g?(group|shadow|passwd)", path)} == set()
+
+
+@pytest.mark.long
+def test_lintian_finds_no_error(tmp_path: Path) -> None:
+    if shutil.which("lintian") is None:
+        pytest.skip("needs lintian: tools/packages lintian")
+    package = built(tmp_path)
+    done = subprocess.run(
+        ["lintian", "--fail-on", "error,warning", "--allow-root", "--tag-display-limit", "0", str(package)],
+        capture_output=True, text=True, check=False, timeout=10 * DEADLINE,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout

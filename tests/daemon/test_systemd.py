@@ -34,7 +34,11 @@ RECIPE = Path(__file__).parents[2] / "contrib" / "debian" / "build"
 UNIT = "uvmshare.service"
 SOCKET = "uvmshare.socket"
 USER = "dev"
+STRANGER = "stranger"
 PACKAGE = "/root/uvmshare.deb"
+OLDER_PACKAGE = "/root/older.deb"
+OLDER = "0.0.1"
+GONE = "of-the-older-version"
 
 FILE = "still there"
 CAP_SYS_ADMIN = 1 << 21
@@ -56,18 +60,31 @@ for child in made:
 FILLS = "b'x' * (1 << 29); print('filled')"
 
 
+def as_older_version(package: Path, scratch: Path) -> Path:
+    """The package once more, as one of an older version, with a file that the newer version has no more."""
+    tree = scratch / "older"
+    subprocess.run(["dpkg-deb", "--raw-extract", str(package), str(tree)], check=True)
+    control = tree / "DEBIAN" / "control"
+    control.write_text(re.sub(r"^Version: .*", f"Version: {OLDER}", control.read_text(), flags=re.MULTILINE))
+    (tree / "usr/lib/uvmshare" / GONE).touch()
+    built = scratch / "older.deb"
+    subprocess.run(["dpkg-deb", "--root-owner-group", "--build", str(tree), str(built)], check=True)
+    return built
+
+
 @pytest.fixture(scope="module")
 def debian(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
-    """A Debian with the package, whose socket lets the group "users" in, as the unit says how."""
+    """A Debian with the package, and two users: one in the group uvmshare, and one who is not."""
     out = tmp_path_factory.mktemp("deb")
     environment = {**os.environ, "PIP": f"{sys.prefix}/bin/pip"}
     subprocess.run([str(RECIPE), str(out)], check=True, env=environment, timeout=20 * DEADLINE)
     (package,) = out.glob("*.deb")
     with booted() as debian:
-        debian.write(f"/etc/systemd/system/{SOCKET}.d/group.conf", "[Socket]\nSocketGroup=users\n")
-        debian.run("useradd", "--create-home", "--groups", "users", USER)
         shutil.copy(package, debian.root + PACKAGE)
+        shutil.copy(as_older_version(package, out), debian.root + OLDER_PACKAGE)
         debian.run("dpkg", "--install", PACKAGE)
+        debian.run("useradd", "--create-home", "--groups", "uvmshare", USER)
+        debian.run("useradd", STRANGER)
         yield debian
 
 
@@ -150,6 +167,15 @@ def test_the_first_request_starts_the_daemon(debian: Booted) -> None:
         assert debian.shown(UNIT, "ActiveState") == "active"
         assert debian.shown(UNIT, "StatusText") == "listening on /run/uvmshare/uvmshare.sock"
         assert debian.run("systemctl", "--failed", "--quiet", "--plain") == ""
+
+
+def test_the_package_makes_the_group_whose_members_may_ask(debian: Booted) -> None:
+    assert debian.run("stat", "--format=%G %a", "/run/uvmshare/uvmshare.sock") == "uvmshare 660\n"
+    assert debian.uvmshare("vm", "ls", user=USER) == []
+    refused = debian.attempt("uvmshare", "vm", "ls", user=STRANGER)
+    assert refused.returncode == 1
+    assert "/run/uvmshare/uvmshare.sock" in refused.stderr
+    assert "group" in refused.stderr
 
 
 def test_all_processes_of_a_vm_are_in_a_group_of_its_own_below_the_unit_and_end_with_it(debian: Booted) -> None:
@@ -248,6 +274,35 @@ def test_file_servers_and_shares_outlive_the_daemon_and_the_next_one_has_them(
         assert daemon.endswith(f"/{UNIT}/daemon\n")
 
 
+def installed(debian: Booted) -> str:
+    return debian.run("dpkg-query", "--show", "--showformat=${Version}", "uvmshare")
+
+
+def test_an_upgrade_keeps_shares_and_the_guests_read_on(debian: Booted) -> None:
+    newer = installed(debian)
+    debian.run("dpkg", "--install", OLDER_PACKAGE)
+    assert installed(debian) == OLDER
+    assert debian.attempt("test", "-e", f"/usr/lib/uvmshare/{GONE}").returncode == 0
+    with vm(debian, "kept") as kept, vm(debian, "mine", user=USER) as mine:
+        both = (kept, mine)
+        before = [(each.listed(), each.members()) for each in both]
+        daemon = main_process(debian)
+        debian.run("dpkg", "--install", PACKAGE)
+        assert installed(debian) == newer
+        assert debian.attempt("test", "-e", f"/usr/lib/uvmshare/{GONE}").returncode == 1
+        assert all(each.reads() for each in both), "on the connection from before"
+        all_found(debian)
+        assert main_process(debian) not in (0, daemon)
+        assert [(each.listed(), each.members()) for each in both] == before
+        with kept.connected() as another:
+            assert another.read_file("file") == FILE.encode()
+        supervisor = {name: number for number, name in kept.members().items()}["uvmshare"]
+        os.kill(supervisor, signal.SIGKILL)
+        await_answer(lambda: "uvmshare" in kept.members().values() and supervisor not in kept.members(), wanted=True)
+        assert kept.reads(), "with another file server, of the newer version"
+        assert debian.run("systemctl", "--failed", "--quiet", "--plain") == ""
+
+
 def test_a_user_has_a_daemon_of_their_own_in_their_systemd(debian: Booted) -> None:
     uid = int(debian.run("id", "--user", USER))
     own = {"XDG_RUNTIME_DIR": f"/run/user/{uid}"}
@@ -282,7 +337,8 @@ def test_purging_leaves_what_the_documentation_says_and_file_servers_can_be_ende
             assert left.members() == processes
             assert left.reads()
             named = debian.run("find", "/", "-xdev", "-name", "*uvmshare*", "-not", "-path", "/home/*").split()
-            assert set(named) == {PACKAGE, f"/etc/systemd/system/{SOCKET}.d"}, "what the test made itself"
+            assert named == [PACKAGE], "what the test made itself"
+            assert debian.run("getent", "group", "uvmshare").split(":")[3].strip() == USER, "the group stays"
             assert debian.run("find", "/run", "-name", "*uvmshare*").split() == ["/run/uvmshare"]
             assert debian.shown(SOCKET, "LoadState") == "not-found"
             assert debian.run("systemctl", "--failed", "--quiet", "--plain") == ""
