@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -19,6 +18,7 @@ from newer_python import ROOT, download, python_of, requirements
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.soak
 
@@ -92,7 +92,7 @@ def test_the_package(root: Root) -> None:
     shown = root.run(
         typed("The Debian package").replace("uvmshare vm ls", "uvmshare --version")
         + "getent group uvmshare\n"
-        + "find / -xdev -path /root -prune -o -newer /repository/HEAD -perm /022 ! -type l -print | grep uvmshare || true\n"
+        + "dpkg-deb --contents dist/uvmshare_*.deb\n"
         + "bash -c 'source /usr/share/bash-completion/completions/uvmshare && complete -p uvmshare'\n"
         + "COMP_WORDS='uvmshare sha' COMP_CWORD=1 _UVMSHARE_COMPLETE=bash_complete uvmshare\n"
         + "apt-get purge --yes uvmshare && ! find / -xdev -path /root -prune -o -name '*uvmshare*' -print | grep .\n"
@@ -101,7 +101,8 @@ def test_the_package(root: Root) -> None:
     assert re.search(r"^uvmshare:x:\d+:root$", shown, re.MULTILINE)
     assert "complete -o nosort -F _uvmshare_completion uvmshare" in shown
     assert "plain,share" in shown
-    assert "can be written by others" not in shown
+    modes = {(line.split()[0], line.split()[1]) for line in shown.splitlines() if re.match(r"[-dl][-rwx]{9} ", line)}
+    assert modes == {(mode, "root/root") for mode in ("drwxr-xr-x", "-rw-r--r--", "-rwxr-xr-x", "lrwxrwxrwx")}
 
 
 def test_pip_outside_an_environment_says_what_the_page_says(root: Root) -> None:
