@@ -106,7 +106,8 @@ def made(suite: str, *packages: str) -> Path:
             last = "\n".join((done.stdout + done.stderr).splitlines()[-10:])
             message = f"debootstrap could not make a root of Debian {suite}:\n{last}"
             raise Failed(message)
-        shutil.rmtree(os.path.join(new, "var/cache/apt/archives"))
+        for archive in Path(new, "var/cache/apt/archives").glob("*.deb"):
+            archive.unlink()
         hosts = Path(new, "etc/hosts")
         if not hosts.exists():
             hosts.write_text("127.0.0.1 localhost\n::1 localhost\n")

@@ -23,6 +23,8 @@ import pytest
 from tests.processes import DEADLINE
 from tests.terminal import SHELL, Terminal, namespaces
 
+from debian_root import made
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -30,7 +32,7 @@ __all__ = ["Fresh", "fresh"]
 
 _ROOT: Final = Path(__file__).parents[2]
 _CACHE: Final = _ROOT / ".cache"
-_PACKAGES: Final = "ca-certificates,sudo,procps"
+_PACKAGES: Final = ("ca-certificates", "sudo", "procps")
 """What an installed Debian has anyway, and debootstrap's smallest leaves out."""
 _PIVOT: Final = (
     "mount --bind {root} {root}; cd {root}; "
@@ -43,16 +45,7 @@ _PIVOT: Final = (
 
 def base(suite: str) -> Path:
     """Return the root of a release, as debootstrap makes it; made once."""
-    root = _CACHE / f"fresh-{suite}"
-    if not root.exists():
-        _CACHE.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=_CACHE, prefix=".new-") as scratch:
-            new = f"{scratch}/root"
-            command = ["debootstrap", "--variant=minbase", f"--include={_PACKAGES}", suite, new]
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60 * DEADLINE)
-            assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-            os.rename(new, root)  # in one step: a root that is there is whole
-    return root
+    return made(suite, *_PACKAGES)
 
 
 class Fresh:
@@ -119,6 +112,7 @@ def fresh(suite: str) -> Iterator[Fresh]:
         pytest.skip("a Debian of its own needs root")
     if shutil.which("debootstrap") is None:
         pytest.skip("needs debootstrap: tools/packages soak")
+    _CACHE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=_CACHE, prefix="stranger-") as folder:
         root = f"{folder}/root"
         subprocess.run(["cp", "--archive", "--reflink=auto", str(base(suite)), root], check=True, timeout=5 * DEADLINE)
