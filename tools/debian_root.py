@@ -131,8 +131,12 @@ def enter(
     captured, or goes where this process's output goes.
 
     Raises:
+        Failed: This process is not root's.
         subprocess.TimeoutExpired: It took longer than `timeout` seconds.
     """
+    if os.geteuid() != 0:
+        message = f"{root}: only root may enter it: run this with sudo"
+        raise Failed(message)
     variables = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8", **(environment or {})}
     pairs = [str(path) for bind in binds for path in (bind.source, bind.target)]
     with tempfile.TemporaryDirectory(prefix="uvmr-") as scratch:
