@@ -30,6 +30,8 @@ SHELL: Final = ("bash", "--norc", "--noediting", "-i")
 _PROMPT: Final = "host[$?]$ "
 _AT_PROMPT: Final = re.compile(r"(?:host\[(\d+)\]\$|guest#) $")
 _ESCAPES: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
+_JOB: Final = re.compile(r"^\[\d+\] \d+$", re.MULTILINE)
+"""What a shell says of a line that ends in ``&``."""
 _CURSOR_QUESTION: Final = "\x1b[6n"
 """busybox asks where the cursor is, and a terminal answers."""
 
@@ -76,6 +78,16 @@ class Terminal:
         """Type one line, and return what came until the next prompt. Raises `AssertionError` when none comes."""
         self._write(f"{line}\n")
         return self._ended(line, deadline)
+
+    def run_behind(self, line: str) -> Shown:
+        """Type a line that ends in ``&``, and return what it said first, as a person waits for it before they go on."""
+        shown = self.run(line, DEADLINE)
+        give_up = time.monotonic() + DEADLINE
+        said = shown.text
+        while not _JOB.sub("", said).strip():
+            self._take(give_up)
+            said, self._pending = said + _ESCAPES.sub("", self._pending), ""
+        return Shown(said, shown.status)
 
     def begin(self, line: str) -> str:
         """Type a line that goes on by itself, and return what it said first. Raises `AssertionError` when it ends."""

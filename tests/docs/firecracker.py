@@ -75,4 +75,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] != ["--api-sock"] or len(sys.argv) != 3 or os.path.exists(sys.argv[2]):
         sys.exit(f"usage: {sys.argv[0]} --api-sock PATH, which is not there yet")
     with Server(sys.argv[2], Api) as server:
+        sys.stdout.write("Listening on API socket\n")
+        sys.stdout.flush()
         server.serve_forever()

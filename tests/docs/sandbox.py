@@ -115,7 +115,8 @@ class Sandbox:
                     text, status = window.begin(line), 0
                     windows.append(window)
                 else:
-                    shown = self._main.run(line, 5 * DEADLINE)
+                    behind = line.endswith("&") and ">" not in line
+                    shown = self._main.run_behind(line) if behind else self._main.run(line, 5 * DEADLINE)
                     text, status = shown.text, shown.status or 0
                 if bool(status) != (fails and number == len(typed) - 1):
                     msg = f"{block}: {prompt} {line}\nended with status {status}:\n{text}"
@@ -162,7 +163,8 @@ def sandbox(guest: tuple[asyncio.Runner, GuestVM] | None = None) -> Iterator[San
     """Give a machine for one page. The guest's vsock device is at /run/fc/v.sock there, as Firecracker's would be."""
     cache = os.path.join(ROOT, ".cache")
     os.makedirs(cache, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix="page-") as folder:
+    # A process that was killed may still be writing its last words.
+    with tempfile.TemporaryDirectory(dir=cache, prefix="page-", ignore_cleanup_errors=True) as folder:
         script = ["mount -t proc proc /proc", "ip link set lo up"]
         for directory in _DIRECTORIES:
             os.makedirs(folder + directory, exist_ok=True)

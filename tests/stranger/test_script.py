@@ -83,7 +83,8 @@ def does(step: Step, window: Terminal) -> str:
         window.run(f"cat > {step.saves} <<'END OF {step.saves}'\n{saved(step.saves).text}END OF {step.saves}", DEADLINE)
     said, status = "", None
     for line in step.types.splitlines():
-        came = window.run(line, LINE_DEADLINE)
+        behind = line.endswith("&") and ">" not in line and step.window == "host"
+        came = window.run_behind(line) if behind else window.run(line, LINE_DEADLINE)
         said, status = said + came.text, came.status
     unseen = [wanted for wanted in step.sees if not re.search(wanted, said, re.MULTILINE)]
     if unseen:
