@@ -47,8 +47,10 @@ def requirements(extra: str = "dev") -> list[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     found = list(project["dependencies"])
     for requirement in project["optional-dependencies"][extra]:
-        inner = re.fullmatch(r"uvmshare\[(\w+)\]", requirement)
-        found += requirements(inner[1]) if inner else [requirement]
+        inner = re.fullmatch(r"uvmshare\[([\w, -]+)\]", requirement)
+        found += (
+            [each for name in inner[1].split(",") for each in requirements(name.strip())] if inner else [requirement]
+        )
     return sorted(set(found))
 
 

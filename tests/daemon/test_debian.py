@@ -77,7 +77,8 @@ def test_it_is_built_installed_run_and_removed(tmp_path: Path) -> None:
     package = built(tmp_path)
     control = fields(run("dpkg-deb", "--field", str(package)))
     assert re.fullmatch(
-        r"python3 \(>= 3\.\d+\), python3 \(<< 3\.\d+\), init-system-helpers \(>= .*\), passwd", control["Depends"]
+        r"libc6 \(>= 2\.\d+\), python3 \(>= 3\.\d+\), python3 \(<< 3\.\d+\), init-system-helpers \(>= .*\), passwd",
+        control["Depends"],
     )
     assert "@" not in "".join(value for field, value in control.items() if field != "Maintainer")
 
