@@ -36,7 +36,7 @@ async def _adds(vm: VMPlan9, every: list[AddOptions], callers: int) -> dict[str,
 
         async def add_one_after_the_other() -> None:
             for options in wanted:
-                await manager.add_to_vm(options, owner="owner")
+                await manager.add(options, owner="owner")
 
         begun, cpu = time.perf_counter(), time.process_time()
         await asyncio.gather(*(add_one_after_the_other() for _ in range(callers)))

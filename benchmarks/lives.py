@@ -75,10 +75,10 @@ async def _one_share(place: Path, rounds: int) -> dict[str, Any]:
     address = f"unix:{place}/s"
     options = AddOptions(shared)
     to_first_byte, to_first_error, to_attach, fresh, used = [], [], [], [], []
-    async with await FileServer.start(listen=[address]) as server, Manager(server) as manager:
+    async with FileServer(listen=[address]) as server, Manager(server) as manager:
         for _ in range(rounds):
             begun = time.perf_counter()
-            name = await manager.add_to_vm(options)
+            name = await manager.add(options)
             client = Client.connect(address, name)
             assert client.read(client.open("file"), 0, 1) == _CONTENT[:1]
             to_first_byte.append(time.perf_counter() - begun)
@@ -99,7 +99,7 @@ async def _one_share(place: Path, rounds: int) -> dict[str, Any]:
             guest.start()
             await asyncio.to_thread(guest.serving.wait)
             begun = time.perf_counter()
-            await manager.remove_from_vm(name)
+            await manager.remove(name)
             await asyncio.to_thread(guest.join)
             to_first_error.append(guest.failed_at - begun)
             client.close()
@@ -132,10 +132,10 @@ class _VM:
         self._clients: list[Client] = []
 
     async def start(self) -> None:
-        self._server = await FileServer.start(listen=[self._address])
+        self._server = await FileServer(listen=[self._address]).start()
         self._manager = Manager(self._server)
         for directory in self._directories:
-            name = await self._manager.add_to_vm(AddOptions(directory, read_only=True))
+            name = await self._manager.add(AddOptions(directory, read_only=True))
             # Not in the loop's own thread: the starting of other VMs goes on.
             self._clients.append(await asyncio.to_thread(Client.connect, self._address, name))
 

@@ -46,7 +46,7 @@ class InstantVM:
 
 def options(first: int, count: int) -> list[AddOptions]:
     """Build distinct options: allowed names need not exist."""
-    return [AddOptions("/", restrict=True, allowed_names=(f"n{n}",)) for n in range(first, first + count)]
+    return [AddOptions("/", allowed_names=(f"n{n}",)) for n in range(first, first + count)]
 
 
 async def _each(calls: list[Callable[[], Awaitable[object]]]) -> float:
@@ -71,14 +71,14 @@ async def _turn(
     names: list[str] = []
 
     async def add(wanted: AddOptions) -> None:
-        names.append(await manager.add_to_vm(wanted))
+        names.append(await manager.add(wanted))
 
     some = present[:: max(1, len(present) // len(fresh))][: len(fresh)]
     added = await _each([partial(add, wanted) for wanted in fresh])
-    removed = await _each([partial(manager.remove_from_vm, name) for name in names])
+    removed = await _each([partial(manager.remove, name) for name in names])
     names.clear()
     duplicate = await _each([partial(add, wanted) for wanted in some])
-    released = await _each([partial(manager.remove_from_vm, name) for name in names])
+    released = await _each([partial(manager.remove, name) for name in names])
     return dict(zip(_CALLS, (added, duplicate, released, removed), strict=True))
 
 
@@ -103,7 +103,7 @@ async def _ours(sizes: tuple[int, ...], every: list[AddOptions]) -> dict[str, An
     managers = {size: Manager(InstantVM()) for size in sizes}
     for size, manager in managers.items():
         for wanted in every[:size]:
-            await manager.add_to_vm(wanted)
+            await manager.add(wanted)
     return await _in_turns(managers, every, _ROUNDS, _BATCH)
 
 
@@ -123,10 +123,10 @@ async def _throughput(every: list[AddOptions]) -> dict[str, float]:
     """Add every share, then remove every one; calls a second."""
     manager = Manager(InstantVM())
     begun = time.process_time()
-    names = [await manager.add_to_vm(wanted) for wanted in every]
+    names = [await manager.add(wanted) for wanted in every]
     between = time.process_time()
     for name in names:
-        await manager.remove_from_vm(name)
+        await manager.remove(name)
     ended = time.process_time()
     return {
         "shares": len(every),
@@ -144,7 +144,7 @@ async def _memory(count: int) -> dict[str, float]:
     with_options, _ = tracemalloc.get_traced_memory()
     manager = Manager(InstantVM())
     for wanted in every:
-        await manager.add_to_vm(wanted, owner="owner")
+        await manager.add(wanted, owner="owner")
     gc.collect()
     with_shares, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -73,9 +73,9 @@ async def measure(kernel: str, transport: str, turns: int, say: Callable[[str], 
     guest = await GuestVM.start(root="host", kernel=find_kernel(kernel), memory_mib=768, vsock=vsock)
     try:
         listen = "tcp:127.0.0.1:0" if vsock is None else f"firecracker:{vsock}:5640"
-        server = await FileServer.start(listen=[listen], security_model="passthrough")
+        server = await FileServer(listen=[listen], security_model="passthrough").start()
         manager = Manager(server)
-        share = await manager.add_to_vm(AddOptions(directory))
+        share = await manager.add(AddOptions(directory))
         port = server.addresses[0].rpartition(":")[2]
         address = f"tcp:{HOST}:{port}" if vsock is None else f"vsock:2:{port}"
         worker = f"python3 -I -S {mounting_work.__file__} {PLACE} {mount.__file__} {' '.join(PIPES)}"

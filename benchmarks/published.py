@@ -51,7 +51,7 @@ class Manager:
         self.shares[share.name] = share
         return share
 
-    async def add_to_vm(self, options: AddOptions) -> str:
+    async def add(self, options: AddOptions) -> str:
         """Add the share, or count one more reference to it."""
         async with self._lock:
             share = self._find_or_allocate(options)
@@ -66,7 +66,7 @@ class Manager:
             share.references += 1
             return share.name
 
-    async def remove_from_vm(self, name: str) -> None:
+    async def remove(self, name: str) -> None:
         """Take one reference away; the last one takes the share off the VM."""
         async with self._lock:
             share = self.shares.get(name)

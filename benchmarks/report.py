@@ -348,12 +348,12 @@ def _lives_table(found: dict[str, Any]) -> str:
         ("", "measured", "figure", ""),
         (
             (
-                "add_to_vm to the guest's first byte",
+                "add to the guest's first byte",
                 milliseconds(first_byte),
                 "under 10 ms",
                 "met" if first_byte["max"] < 10 else f"{_met(first_byte['median'] < 10)} by the median",
             ),
-            ("last remove_from_vm to the guest's first error", milliseconds(one["remove_to_first_error_ms"]), "", ""),
+            ("last remove to the guest's first error", milliseconds(one["remove_to_first_error_ms"]), "", ""),
             ("attach to the mount process's first answer", milliseconds(one["attach_to_first_answer_ms"]), "", ""),
             ("private memory of a mount process, fresh", *mebibytes(one["mount_private_bytes_fresh"])),
             ("the same after some work", *mebibytes(one["mount_private_bytes_used"])),

@@ -81,7 +81,7 @@ class Tried:
         """Share a directory with a file, mount it, and return the share's name."""
         self.directory.mkdir(exist_ok=True)
         (self.directory / "f").write_bytes(bytes(1 << 20))
-        name = await self.manager.add_to_vm(AddOptions(self.directory))
+        name = await self.manager.add(AddOptions(self.directory))
         if transport == "vsock":
             cache = options.removeprefix("cache=")
             command = f"{PYTHON} {mount.__file__} vsock:2:{PORT} {name} /run/tried --cache {cache}"
@@ -94,20 +94,20 @@ class Tried:
 
     async def remove(self, name: str) -> None:
         """Take it away in order."""
-        await self.manager.remove_from_vm(name)
+        await self.manager.remove(name)
 
     async def kill(self, name: str) -> None:
         """Kill its mount process."""
         for share in (await self.server.status()).shares:
             for each in share.mounts:
                 os.kill(each.pid, signal.SIGKILL)
-        await self.manager.remove_from_vm(name)
+        await self.manager.remove(name)
 
     async def cut(self, name: str) -> None:
         """Have the VMM end its connection with a reset."""
         assert self.guest.vsock is not None
         self.guest.vsock.reset(PORT)
-        await self.manager.remove_from_vm(name)
+        await self.manager.remove(name)
 
     async def readers(self, transport: str, end: Callable[[str], Awaitable[None]]) -> str:
         """Say what those who read were told."""
@@ -158,7 +158,7 @@ async def look(kernel: GuestKernel, directory: str, transport: str) -> None:
     listen = [f"firecracker:{uds_path}:{PORT}", "tcp:127.0.0.1:0"]
     async with (
         await GuestVM.start(root="host", kernel=kernel, vsock=uds_path) as guest,
-        await FileServer.start(listen) as server,
+        FileServer(listen) as server,
     ):
         tried = Tried(guest, server, Path(directory) / "shared")
         ends = {"removed": tried.remove, "its mount process killed": tried.kill}

@@ -94,9 +94,9 @@ class Trial:
 
     async def run(self, *, measured: bool) -> None:
         """Do everything. Raises `UvmshareError` or `AssertionError` at the first that does not hold."""
-        async with await FileServer.start(self.listen) as server:
+        async with FileServer(self.listen) as server:
             manager = Manager(server)
-            name = await manager.add_to_vm(AddOptions(self.shared))
+            name = await manager.add(AddOptions(self.shared))
             await step("mount, copy and compare", self.copy(name))
             if measured:
                 await self.measure(name, server.addresses[1].rpartition(":")[2])
@@ -135,7 +135,7 @@ class Trial:
         await self.guest.check("mkfifo /run/busy /run/over")
         await self.guest.check(f"(cd /run/tried && {PYTHON} {UNTIL_LOST} /run/said /run/busy /run/over) &")
         await self.guest.check("cat /run/busy")
-        await manager.remove_from_vm(name)
+        await manager.remove(name)
         count, *told = (await self.guest.check("cat /run/over /run/said")).split()
         assert (count, {*told} <= {"EIO", "EPIPE"}) == ("12", True), f"{count} who used it were told {told}"
         await self.guest.check("umount /run/tried")
@@ -148,14 +148,14 @@ class Trial:
         address = self.dialled if dials else self.agent_address
         async with AgentClient(address, accept=dials, server_port=7000, timeout=DEADLINE) as agent:
             mounts = MountManager(agent, shares=manager)
-            await mounts.map_to_guest(AddOptions(self.shared), "/run/agent/a", owner="trial")
+            await mounts.map(AddOptions(self.shared), "/run/agent/a", owner="trial")
             before = await self.guest.check("sha256sum /run/agent/a/in/large")
             (share,) = (await server.status()).shares
             os.kill(share.mounts[0].pid, signal.SIGKILL)
             while not any(found.again and found.state == "mounted" for found in await agent.listed()):  # noqa: ASYNC110  the guest has no event to wait for
                 await asyncio.sleep(0.1)
             assert await self.guest.check("sha256sum /run/agent/a/in/large") == before
-            await mounts.unmap_from_guest("/run/agent/a", owner="trial")
+            await mounts.unmap("/run/agent/a", owner="trial")
             await mounts.aclose()
         await self.guest.check("kill $(cat /run/tried.pid); flock /run/tried-agent/lock true; rm -r /run/tried*")
         return "mounted, cut, and mounted again"

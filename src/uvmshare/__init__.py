@@ -1,10 +1,10 @@
 """Give a running utility VM host directories, and take them away again.
 
-    async with await FileServer.start(listen=["unix:/run/vm1.9p"]) as server:
+    async with FileServer(listen=["unix:/run/vm1.9p"]) as server:
         manager = Manager(server)
-        name = await manager.add_to_vm(AddOptions("/srv/project", read_only=True))
+        name = await manager.add(AddOptions("/srv/project", read_only=True))
         ...
-        await manager.remove_from_vm(name)
+        await manager.remove(name)
 
 What lives here: the public names, from most to least important. They are loaded when first used, so
 that importing the package costs nothing and loads nothing of the other operating system.

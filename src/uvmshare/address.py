@@ -20,6 +20,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
+from uvmshare import arguments
 from uvmshare.errors import InvalidAddress
 
 __all__ = ["DEFAULT_PORT", "Address", "parse"]
@@ -73,12 +74,11 @@ class Address:
 def parse(text: str, *, default_port: int = DEFAULT_PORT) -> Address:
     """Read an address; `default_port` is its port when it names none (tcp always does).
 
-    Raises `InvalidAddress`, which names the text, what is wrong with it, and the form that is right; `TypeError` for
+    Raises `InvalidAddress`, which names the text, what is wrong with it, and the form that is right; `WrongType` for
     what is no text.
     """
     if not isinstance(text, str):
-        msg = f"address {text!r}: pass a str, such as 'unix:/run/vm1.9p'"
-        raise TypeError(msg)
+        arguments.refuse_type("address", text, "a str, such as 'unix:/run/vm1.9p'")
     kind, colon, rest = text.partition(":")
     if not colon or not rest:
         raise _without_kind(text, "")

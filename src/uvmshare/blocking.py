@@ -1,7 +1,7 @@
 """The Manager for programs with threads instead of an event loop.
 
     with blocking.Manager(vm) as manager:
-        name = manager.add_to_vm(AddOptions("/srv/project", read_only=True))
+        name = manager.add(AddOptions("/srv/project", read_only=True))
 
 What lives here: `Manager`, which hands each call to a `uvmshare.share.manager.Manager` in an event loop in a
 background thread, and waits. What must not: any decision about a share.
@@ -10,7 +10,7 @@ What belongs to that event loop, such as a file server, is opened and closed in 
 
     @asynccontextmanager
     async def vm():
-        async with await FileServer.start(listen=["unix:/run/vm1.9p"]) as server:
+        async with FileServer(listen=["unix:/run/vm1.9p"]) as server:
             yield server
 
     with blocking.Manager(vm()) as manager:
@@ -149,14 +149,14 @@ class Manager:
         """Return the name that the share has or will have, without a call to the VM."""
         return self.run(_at_once(self._manager.resolve_share_name, options))
 
-    def add_to_vm(self, options: AddOptions, *, owner: Hashable | None = None) -> str:
+    def add(self, options: AddOptions, *, owner: Hashable | None = None) -> str:
         """Make sure that the VM has the share, hold a reference to it, and return its name."""
         self._manager.claims.check(owner)
         return self._hold(options, owner).name
 
-    def remove_from_vm(self, name: str, *, owner: Hashable | None = None) -> None:
+    def remove(self, name: str, *, owner: Hashable | None = None) -> None:
         """Give a reference back; the last one takes the share off the VM."""
-        self.run(self._manager.remove_from_vm(name, owner=owner))
+        self.run(self._manager.remove(name, owner=owner))
 
     def release_owner(self, owner: Hashable) -> tuple[str, ...]:
         """Give back every reference that `owner` holds, because it is known to be gone, and return the names."""

@@ -6,7 +6,8 @@ foreign errors (an HRESULT, an errno, an HCS document), which belongs where the 
 ::
 
     UvmshareError
-    +-- InvalidOptions (ValueError)        share options that cannot be; nothing was touched
+    +-- InvalidOptions (ValueError)        an argument that cannot be; nothing was touched
+    |   +-- WrongType (TypeError)          an argument of another type than it may have
     +-- OperationDenied (PermissionError)  policy forbids it; nothing was touched
     +-- InvalidTransition (RuntimeError)   a share state has no such transition; a bug of ours
     +-- ManagerClosed                      the Manager was closed; nothing was touched
@@ -127,6 +128,7 @@ __all__ = [
     "StillInUse",
     "UnsupportedPlatform",
     "UvmshareError",
+    "WrongType",
 ]
 
 
@@ -140,7 +142,11 @@ class UvmshareError(Exception):
 
 
 class InvalidOptions(UvmshareError, ValueError):
-    """Share options that cannot be. Nothing was touched."""
+    """An argument that cannot be, such as options of a share. Nothing was touched."""
+
+
+class WrongType(InvalidOptions, TypeError):
+    """An argument of another type than it may have. Nothing was touched."""
 
 
 class OperationDenied(UvmshareError, PermissionError):

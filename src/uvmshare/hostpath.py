@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from uvmshare import arguments
+
 if TYPE_CHECKING:
     from uvmshare.errors import UvmshareError
 
@@ -27,15 +29,14 @@ def absolute(
     """Return the path made absolute, without following symlinks.
 
     `what` it is of, is named in the message. `utf8_for` says what it will be written down in, where that is JSON.
-    Raises `refused` when no system call, or no JSON, takes it; `TypeError` when it is no path.
+    Raises `refused` when no system call, or no JSON, takes it; `WrongType` when it is no path.
     """
     try:
         text = os.fspath(path)
     except TypeError:
         text = None
     if not isinstance(text, str):
-        msg = f"{what} is {path!r}: pass a str or a pathlib.Path; os.fsdecode makes a str of bytes"
-        raise TypeError(msg)
+        arguments.refuse_type(what, path, "a str or a pathlib.Path; os.fsdecode makes a str of bytes")
     require_path(what, text, refused)
     text = os.path.abspath(text)
     require_path(what, text, refused)

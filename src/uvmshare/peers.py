@@ -16,9 +16,10 @@ import os
 import socket
 import struct
 import sys
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, cast
 
-from uvmshare.errors import AccessDenied
+from uvmshare import arguments
+from uvmshare.errors import AccessDenied, InvalidOptions
 from uvmshare.linux.credentials import credentials
 from uvmshare.linux.loopback import numeric
 
@@ -28,11 +29,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ANY",
+    "NOBODY",
     "Allowed",
     "allowed",
     "of_this_process",
     "require_listener",
     "require_peer",
+    "require_uids",
     "require_unix_peer",
 ]
 
@@ -40,6 +43,8 @@ Allowed = frozenset[int] | None
 """Uids, or None for every user of the host."""
 
 ANY: Final = "any"
+NOBODY: Final = 0xFFFFFFFF
+"""No user's number: "leave it as it is" (chown(2))."""
 
 _ESTABLISHED, _FIN_WAIT1, _FIN_WAIT2, _CLOSE_WAIT, _LISTEN = 1, 4, 5, 8, 10
 """States of a TCP socket (``TCP_ESTABLISHED`` and so on, include/net/tcp_states.h)."""
@@ -82,6 +87,17 @@ class _Socket(NamedTuple):
     there: _End
     uid: int
     inode: int
+
+
+def require_uids(name: str, value: Collection[int | str]) -> tuple[int | Literal["any"], ...]:
+    """Return an argument that says which users may connect. Raises `InvalidOptions` for what is no list of uids."""
+    remedy = 'a list of uids, such as [1000], or ["any"]'
+    uids = arguments.list_of(name, value, (int, str), remedy)
+    for uid in uids:
+        if uid != ANY and (isinstance(uid, str) or not 0 <= uid < NOBODY):
+            msg = f"{name} has {arguments.shown(uid)} in it: pass {remedy}"
+            raise InvalidOptions(msg)
+    return cast("tuple[int | Literal['any'], ...]", uids)
 
 
 def allowed(extra: Collection[int | str], *uids: int) -> Allowed:

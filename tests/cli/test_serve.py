@@ -284,17 +284,6 @@ def test_a_directory_given_twice_is_one_share(
     assert server.requests == [(RequestType.ADD, "0"), (RequestType.REMOVE, "0")]
 
 
-if sys.platform == "linux":
-
-    def test_the_security_models_are_the_file_servers() -> None:
-        from uvmshare.cli import serve as module
-        from uvmshare.fileserver.export import LINKS, SECURITY_MODELS
-
-        assert module.LINKS == LINKS
-        assert set(module.SECURITY_MODELS) == set(SECURITY_MODELS)
-        assert module.SECURITY_MODELS[0] == "mapped-xattr"
-
-
 @pytest.mark.parametrize("platform", ["win32", "darwin"])
 def test_other_systems_are_sent_elsewhere_in_one_line(
     platform: str,

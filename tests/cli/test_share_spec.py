@@ -65,7 +65,7 @@ def test_specs_become_the_options_of_the_manager(tmp_path: object) -> None:
     assert share_options(specs) == [
         AddOptions(str(tmp_path)),
         AddOptions(str(tmp_path), read_only=True),
-        AddOptions(str(tmp_path), restrict=True, allowed_names=("a", "b")),
+        AddOptions(str(tmp_path), allowed_names=("a", "b")),
     ]
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterator, Mapping
 
+    from uvmshare.fileserver.models import SecurityModel
+
 TREE = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 WORK = os.path.join(cache_directory(), "conformance")
 
@@ -54,7 +56,7 @@ class Setting:
     """How a share is mounted: the guest's kernel, the server's security model, the client's options."""
 
     kernel: str
-    model: str = "passthrough"
+    model: SecurityModel = "passthrough"
     cache: str = "none"
     msize: int = 1 << 20
     access: str = "client"
@@ -164,9 +166,9 @@ class Bench:
         key = setting.model, setting.server
         if key not in self._servers:
             server = self.runner.run(
-                FileServer.start(
+                FileServer(
                     listen=["tcp:127.0.0.1:0"], security_model=setting.model, **SERVERS.get(setting.server, {})
-                )
+                ).start()
             )
             port = int(server.addresses[0].rpartition(":")[2])
             self._servers[key] = _Server(server, Manager(server), port)
@@ -178,14 +180,14 @@ class Bench:
         served = self._server(setting)
         self._mounted += 1
         at = f"/run/mnt{self._mounted}"
-        share = self.runner.run(served.manager.add_to_vm(AddOptions(directory, read_only=read_only, **shown)))
+        share = self.runner.run(served.manager.add(AddOptions(directory, read_only=read_only, **shown)))
         mount = Mount(self, setting, directory, at, share, served.port)
         mount_here(mount, at)
         try:
             yield mount
         finally:
             self.check(f"umount {at} && rmdir {at}")
-            self.runner.run(served.manager.remove_from_vm(share))
+            self.runner.run(served.manager.remove(share))
 
     def close(self) -> None:
         """End the guest and its servers."""

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from tests.daemon.harness import supervisor_of
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 def silent(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[asyncio.Event]:
     """A file server of one VM, "vm", that is not found before the event is set; requests wait for it no second."""
     answers = asyncio.Event()
-    connect = FileServer.connect
+    start = FileServer.start
 
-    async def late(run_dir: str, **more: Any) -> FileServer:
-        if run_dir.endswith("/vm"):
+    async def late(server: FileServer) -> FileServer:
+        if "/vm'" in repr(server):
             await answers.wait()
-        return await connect(run_dir, **more)
+        return await start(server)
 
     with home.running() as daemon:
         daemon.add_vm()
         daemon.add_vm("other")
         daemon.add_share(home.directory("leased"), owner="leased", lease=30)
         daemon.add_share(home.directory("held"), owner="held")
-    monkeypatch.setattr(FileServer, "connect", late)
+    monkeypatch.setattr(FileServer, "start", late)
     monkeypatch.setattr(service, "_READY_SECONDS", 0)
     yield answers
     monkeypatch.undo()
@@ -113,14 +113,14 @@ def test_a_vm_that_could_not_be_found_is_looked_for_again(home: Home, monkeypatc
     with home.running() as daemon:
         daemon.add_vm()
         daemon.add_share(home.directory("project"), lease=30)
-    connect, broken = FileServer.connect, [IndexError("nonsense"), IndexError("nonsense"), OSError("more nonsense")]
+    start, broken = FileServer.start, [IndexError("nonsense"), IndexError("nonsense"), OSError("more nonsense")]
 
-    async def at_last(run_dir: str, **more: Any) -> FileServer:
+    async def at_last(server: FileServer) -> FileServer:
         if broken:
             raise broken.pop()
-        return await connect(run_dir, **more)
+        return await start(server)
 
-    monkeypatch.setattr(FileServer, "connect", at_last)
+    monkeypatch.setattr(FileServer, "start", at_last)
     monkeypatch.setattr(service, "_FIND_AGAIN_FIRST", 0.0)
     with home.running(found=False) as daemon, home.client() as client:
         daemon.call(daemon.service.machines[os.getuid(), "vm"].found.wait)

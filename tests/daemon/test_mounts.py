@@ -354,13 +354,13 @@ def _tell_dials(machine: Machine) -> asyncio.Queue[Exception | None]:
 def _tell_releases(machine: Machine) -> asyncio.Queue[None]:
     """Have each release of a share told that the Manager has carried out."""
     manager, told = machine.require(), asyncio.Queue[None]()
-    release = manager.remove_from_vm
+    release = manager.remove
 
     async def release_and_tell(*args: Any, **more: Any) -> None:
         await release(*args, **more)
         told.put_nowait(None)
 
-    manager.remove_from_vm = release_and_tell  # type: ignore[method-assign]  # it is no event for users
+    manager.remove = release_and_tell  # type: ignore[method-assign]  # it is no event for users
     return told
 
 

@@ -119,7 +119,7 @@ def _end_file_server(run_dir: str) -> None:
     from uvmshare import FileServer
 
     async def end() -> None:
-        await (await FileServer.connect(run_dir)).aclose()
+        await (await FileServer.connect(run_dir).start()).aclose()
 
     asyncio.run(end())
 

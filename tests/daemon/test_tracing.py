@@ -25,14 +25,14 @@ def test_a_share_is_one_trace_down_to_the_document_that_was_sent(daemon: Running
     exporter.clear()
     share = daemon.add_share(daemon.home.directory("project"), owner="job")
     spans = {span.name: span for span in exporter.get_finished_spans()}
-    assert _parents(spans, "modify") == ["add_to_vm", "add share"]
+    assert _parents(spans, "modify") == ["Manager.add", "add share"]
     attributes = spans["modify"].attributes
     assert attributes is not None
     assert (attributes["uvmshare.request"], attributes["uvmshare.share"]) == ("Add", share.name)
     exporter.clear()
     client.release_share("vm", share.name, owner="job")
     spans = {span.name: span for span in exporter.get_finished_spans()}
-    assert _parents(spans, "modify") == ["remove_from_vm", "release share"]
+    assert _parents(spans, "modify") == ["Manager.remove", "release share"]
 
 
 def _parents(spans: dict[str, ReadableSpan], name: str) -> list[str]:

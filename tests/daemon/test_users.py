@@ -163,14 +163,14 @@ def test_a_user_holds_only_so_many_shares_also_when_they_are_asked_for_at_once(h
             root.add_share(f"{ALICE}:vm", NewShare(path=alice.folder, owner=f"root-{number}", read_only=True))
         assert daemon.daemon is not None
         manager = daemon.daemon.service.machines[ALICE, "vm"].require()
-        add, may_add, adding = manager.add_to_vm, asyncio.Event(), asyncio.Queue[None]()
+        add, may_add, adding = manager.add, asyncio.Event(), asyncio.Queue[None]()
 
         async def add_late(*args: Any, **more: Any) -> str:
             adding.put_nowait(None)
             await may_add.wait()
             return await add(*args, **more)
 
-        manager.add_to_vm = add_late  # type: ignore[method-assign]  # so that all are under way at once
+        manager.add = add_late  # type: ignore[method-assign]  # so that all are under way at once
         begun = []
         for owner in ("a", "b", "c"):
             begun.append(alice.do(partial(_begin_add, NewShare(path=alice.folder, owner=owner))))
@@ -511,14 +511,14 @@ def test_a_users_process_that_talks_nonsense_does_not_keep_the_daemon_from_start
     with home.running() as daemon, home.client() as client:
         User(daemon, ALICE).add_vm()
         client.add_vm(home.new_vm("roots"))
-    connect = FileServer.connect
+    start = FileServer.start
 
-    async def nonsense(run_dir: str, **more: Any) -> FileServer:
-        if f"/{ALICE}/" in run_dir:
-            raise IndexError(run_dir)
-        return await connect(run_dir, **more)
+    async def nonsense(server: FileServer) -> FileServer:
+        if f"/{ALICE}/" in repr(server):
+            raise IndexError(repr(server))
+        return await start(server)
 
-    monkeypatch.setattr(FileServer, "connect", nonsense)
+    monkeypatch.setattr(FileServer, "start", nonsense)
     with home.running(), home.client() as client:
         assert client.vm("roots").state == "running"
         alices = client.vm(f"{ALICE}:vm")

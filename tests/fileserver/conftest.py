@@ -98,7 +98,7 @@ class Device:
         if "run_as" in settings and sys.platform != "win32":
             os.chown(self.directory, *settings["run_as"][:2])
         try:
-            self.server: FileServer = self.run(FileServer.start(**settings))
+            self.server: FileServer = self.run(FileServer(**settings).start())
         except BaseException:
             self._runner.close()
             shutil.rmtree(self.directory)
@@ -341,7 +341,7 @@ def devices() -> Iterator[Callable[[str], Device | InProcess]]:
 
 @pytest.fixture(scope="module")
 def start_device() -> Iterator[Callable[..., Device]]:
-    """Start a file server of the test's own, with the settings of `FileServer.start`."""
+    """Start a file server of the test's own, with the settings of `FileServer`."""
     with ExitStack() as started:
 
         def start(**settings: Any) -> Device:

@@ -197,7 +197,7 @@ def test_memory_has_an_end(share: Path) -> None:
 def test_a_mount_process_of_a_running_server_is_confined(share: Path, tmp_path: Path) -> None:
     async def status_of_a_mount() -> str:
         address = f"unix:{tmp_path}/9p"
-        async with await FileServer.start([address]) as server:
+        async with FileServer([address]) as server:
             await server.add_plan9(SharedByManager("0", AddOptions(share)))
             with await asyncio.to_thread(Client.connect, address, "0"):
                 (served,) = (await server.status()).shares

@@ -266,7 +266,7 @@ def test_the_mode_of_the_socket(start_device: Callable[..., Device]) -> None:
 
 def start_and_fail(**settings: Any) -> None:
     async def start() -> None:
-        async with await FileServer.start(**settings):
+        async with FileServer(**settings):
             pytest.fail("it started")
 
     asyncio.run(start())

@@ -45,10 +45,10 @@ def test_requests_bytes_and_errors_are_counted(tmp_path: Path, *, with_run_dir: 
     async def test() -> None:
         run_dir = tmp_path / "run" if with_run_dir else None
         async with (
-            await FileServer.start(["tcp:127.0.0.1:0"], run_dir=run_dir) as server,
+            FileServer(["tcp:127.0.0.1:0"], run_dir=run_dir) as server,
             Manager(server) as shares,
         ):
-            name = await shares.add_to_vm(AddOptions(tmp_path / "share", read_only=True))
+            name = await shares.add(AddOptions(tmp_path / "share", read_only=True))
             with await asyncio.to_thread(Client.connect, server.addresses[0], name) as guest:
                 await asyncio.to_thread(_use, guest)
                 first = await counted(server)
@@ -78,7 +78,7 @@ def test_requests_bytes_and_errors_are_counted(tmp_path: Path, *, with_run_dir: 
                     assert third.operations == second.operations
                     await asyncio.to_thread(_use, guest)
                     assert (await counted(server)).errors[errno.ENOENT] == second.errors[errno.ENOENT] + 6
-            await shares.remove_from_vm(name)
+            await shares.remove(name)
             if run_dir is not None:
                 assert os.listdir(run_dir / "counters") == []
 

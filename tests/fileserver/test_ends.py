@@ -210,7 +210,7 @@ from uvmshare.hcs.schema import PLAN9_SHARES, ModifySettingRequest, Plan9Share, 
 async def main():
     settings = json.loads(sys.argv[1])
     root = settings.pop("root")
-    server = await FileServer.start(**settings)
+    server = await FileServer(**settings).start()
     share = Plan9Share(name="0", access_name="0", path=root, port=564)
     await server._modify(
         ModifySettingRequest(resource_path=PLAN9_SHARES, request_type=RequestType.ADD, settings=share)
@@ -276,7 +276,7 @@ def test_a_server_with_a_run_directory_goes_on_and_is_adopted(
         assert guest.read_file("file") == b"content"
 
         async def adopt() -> None:
-            async with await FileServer.connect(directory / "run") as server:
+            async with FileServer.connect(directory / "run") as server:
                 assert server.addresses == (address,)
                 status = await server.status()
                 assert status.pid == supervisor
@@ -306,12 +306,12 @@ def test_whoever_lets_go_leaves_the_server_running(
     _, supervisor = start_elsewhere(listen=[address], root=str(root), run_dir=str(directory / "run"))
 
     async def look_and_leave() -> None:
-        server = await FileServer.connect(directory / "run")
+        server = await FileServer.connect(directory / "run").start()
         assert (await server.status()).pid == supervisor
         await server.detach()
 
     async def end() -> None:
-        await (await FileServer.connect(directory / "run")).aclose()
+        await (await FileServer.connect(directory / "run").start()).aclose()
 
     asyncio.run(look_and_leave())
     with Client.connect(address, "0") as guest:
@@ -339,9 +339,7 @@ def test_a_peer_that_makes_no_sense_on_the_control_socket_ends_itself_alone(
     path = directory / "control.sock"
 
     async def speak_nonsense() -> None:
-        async with await FileServer.start(
-            listen=[f"unix:{directory}/s"], run_dir=directory, security_model="none"
-        ) as server:
+        async with FileServer(listen=[f"unix:{directory}/s"], run_dir=directory, security_model="none") as server:
             await server._modify(addition(root))
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
             reader, writer = await asyncio.open_unix_connection(str(path))
@@ -360,7 +358,7 @@ def test_a_peer_that_makes_no_sense_on_the_control_socket_ends_itself_alone(
 
 def test_a_run_directory_without_a_server(tmp_path: Path) -> None:
     async def connect() -> None:
-        await FileServer.connect(tmp_path)
+        await FileServer.connect(tmp_path).start()
 
     with pytest.raises(FileServerError, match=str(tmp_path)):
         asyncio.run(connect())
@@ -370,8 +368,8 @@ def test_two_servers_do_not_share_a_run_directory(tmp_path_factory: pytest.TempP
     directory = tmp_path_factory.mktemp("r")
 
     async def twice() -> None:
-        async with await FileServer.start(listen=["tcp:127.0.0.1:0"], run_dir=directory, security_model="none"):
+        async with FileServer(listen=["tcp:127.0.0.1:0"], run_dir=directory, security_model="none"):
             with pytest.raises(FileServerError):
-                await FileServer.start(listen=["tcp:127.0.0.1:0"], run_dir=directory, security_model="none")
+                await FileServer(listen=["tcp:127.0.0.1:0"], run_dir=directory, security_model="none").start()
 
     asyncio.run(twice())

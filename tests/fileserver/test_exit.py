@@ -36,16 +36,16 @@ def run(work: Coroutine[object, object, None]) -> None:
 
 def test_the_manager_is_told_when_the_supervisor_is_killed(tmp_path: Path) -> None:
     async def work() -> None:
-        async with await FileServer.start([f"unix:{tmp_path}/9p"]) as server:
+        async with FileServer([f"unix:{tmp_path}/9p"]) as server:
             manager = Manager(server)
-            name = await manager.add_to_vm(AddOptions(tmp_path, read_only=True), owner="a")
+            name = await manager.add(AddOptions(tmp_path, read_only=True), owner="a")
             told: asyncio.Future[ComputeSystemGone] = asyncio.get_running_loop().create_future()
             server.on_exit(told.set_result)
             os.kill((await server.status()).pid, signal.SIGKILL)
             assert "has ended" in str(await told)
             assert "has ended" in await server.wait_exit()
             assert manager.shares() == ()
-            await manager.remove_from_vm(name, owner="a")
+            await manager.remove(name, owner="a")
             with pytest.raises(ComputeSystemGone):
                 await server.status()
             late: asyncio.Future[ComputeSystemGone] = asyncio.get_running_loop().create_future()
@@ -57,7 +57,7 @@ def test_the_manager_is_told_when_the_supervisor_is_killed(tmp_path: Path) -> No
 
 def test_closing_is_no_such_end_but_ends_the_waiting(tmp_path: Path) -> None:
     async def work() -> None:
-        server = await FileServer.start([f"unix:{tmp_path}/9p"])
+        server = await FileServer([f"unix:{tmp_path}/9p"]).start()
         told: list[ComputeSystemGone] = []
         server.on_exit(told.append)
         waiting = asyncio.create_task(server.wait_exit())
@@ -75,8 +75,8 @@ def test_a_channel_that_breaks_while_the_supervisor_goes_on_is_an_unknown_outcom
 
     async def work() -> None:
         run_dir = tmp_path / "run"
-        async with await FileServer.start([f"unix:{tmp_path}/9p"], run_dir=run_dir) as server:
-            second = await FileServer.connect(run_dir)
+        async with FileServer([f"unix:{tmp_path}/9p"], run_dir=run_dir) as server:
+            second = await FileServer.connect(run_dir).start()
             second._link._writer.write(b"\xff" * 64)  # a length that no message has: the supervisor hangs up
             with pytest.raises(OutcomeUnknown):
                 await second.status()

@@ -247,7 +247,7 @@ def test_limits_are_read_from_text() -> None:
 
 def test_a_server_does_not_start_with_limits_that_cannot_be(tmp_path: Path) -> None:
     async def start() -> None:
-        await FileServer.start([f"unix:{tmp_path}/9p"], limits=Limits(mounts=-1))
+        await FileServer([f"unix:{tmp_path}/9p"], limits=Limits(mounts=-1)).start()
 
     with pytest.raises(FileServerError, match="mounts"):
         asyncio.run(start())

@@ -27,17 +27,17 @@ class Host:
         self.runner = runner
         self.transport = transport
         self.guest = transport.guest
-        self.server = runner.run(FileServer.start(listen=[transport.address()]))
+        self.server = runner.run(FileServer(listen=[transport.address()]).start())
         self.manager = Manager(self.server)
         (address,) = self.server.addresses
         self.port = transport.port(address)
         self._mounted = 0
 
     def add(self, options: AddOptions) -> str:
-        return self.runner.run(self.manager.add_to_vm(options))
+        return self.runner.run(self.manager.add(options))
 
     def remove(self, name: str) -> None:
-        self.runner.run(self.manager.remove_from_vm(name))
+        self.runner.run(self.manager.remove(name))
 
     def run(self, command: str) -> GuestResult:
         return self.runner.run(self.guest.run(command))

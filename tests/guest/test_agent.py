@@ -59,7 +59,7 @@ class Bench:
         return self.run(self.guest.check(command))
 
     async def start(self) -> None:
-        self.server = await FileServer.start(listen=[self.transport.address()])
+        self.server = await FileServer(listen=[self.transport.address()]).start()
         self.port = self.transport.port(self.server.addresses[0])
         self.shares = Manager(self.server)
         address = self.transport.address()
@@ -177,36 +177,36 @@ def sleep_in(directory: str) -> str:
 def test_map_and_unmap_with_several_owners(bench: Bench) -> None:
     options = bench.share()
     began = time.monotonic()
-    bench.run(bench.mounts.map_to_guest(options, "/run/mnt/a/b", owner="first"))
+    bench.run(bench.mounts.map(options, "/run/mnt/a/b", owner="first"))
     tell("share and mount", time.monotonic() - began)
-    bench.run(bench.mounts.map_to_guest(options, "/run/mnt/a/b", owner="second"))
+    bench.run(bench.mounts.map(options, "/run/mnt/a/b", owner="second"))
     assert bench.sh("cat /run/mnt/a/b/f; grep -c /run/mnt/a/b /proc/mounts") == "text1\n"
-    bench.run(bench.mounts.unmap_from_guest("/run/mnt/a/b", owner="first"))
+    bench.run(bench.mounts.unmap("/run/mnt/a/b", owner="first"))
     assert bench.sh("cat /run/mnt/a/b/f") == "text"
-    bench.run(bench.mounts.unmap_from_guest("/run/mnt/a/b", owner="second"))
+    bench.run(bench.mounts.unmap("/run/mnt/a/b", owner="second"))
     assert not bench.shares.shares()
     assert bench.sh("grep -c /run/mnt /proc/mounts; ls /run/mnt") == "0\n", "what was made for it must be gone"
 
 
 def test_options_reach_the_guest_and_another_form_is_refused(bench: Bench) -> None:
     options = bench.share()
-    bench.run(bench.mounts.map_to_guest(options, "/run/mnt/o", owner="a", read_only=True, cache="mmap", msize=16384))
+    bench.run(bench.mounts.map(options, "/run/mnt/o", owner="a", read_only=True, cache="mmap", msize=16384))
     line = bench.sh("grep /run/mnt/o /proc/mounts")
     mmap = "cache=0x5" if bench.transport.newer else "mmap"  # how the kernels write it there
     for word in (" ro,", mmap, "msize=16384"):
         assert word in line
     with pytest.raises(MountConflict):
-        bench.run(bench.mounts.map_to_guest(options, "/run/mnt/o", owner="b"))
-    bench.run(bench.mounts.unmap_from_guest("/run/mnt/o", owner="a"))
+        bench.run(bench.mounts.map(options, "/run/mnt/o", owner="b"))
+    bench.run(bench.mounts.unmap("/run/mnt/o", owner="a"))
 
 
 def test_a_busy_mount_names_who_uses_it_and_goes_lazily(bench: Bench) -> None:
-    bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/busy", owner="a"))
+    bench.run(bench.mounts.map(bench.share(), "/run/mnt/busy", owner="a"))
     bench.sh(sleep_in("/run/mnt/busy"))
     with pytest.raises(MountBusy, match=r"in use by sleep \(pid [0-9]+, working directory\)"):
-        bench.run(bench.mounts.unmap_from_guest("/run/mnt/busy", owner="a"))
+        bench.run(bench.mounts.unmap("/run/mnt/busy", owner="a"))
     assert len(bench.shares.shares()) == 1, "the share must not be pulled from under it"
-    bench.run(bench.mounts.unmap_from_guest("/run/mnt/busy", owner="a", lazy=True))
+    bench.run(bench.mounts.unmap("/run/mnt/busy", owner="a", lazy=True))
     assert not bench.shares.shares()
     bench.sh("kill $(cat /run/sleep.pid)")
 
@@ -228,21 +228,21 @@ def test_a_busy_mount_names_who_uses_it_and_goes_lazily(bench: Bench) -> None:
 def test_what_is_not_allowed_is_refused_and_leaves_nothing(bench: Bench, prepare: str, path: str, words: str) -> None:
     bench.sh(prepare)
     with pytest.raises(MountRefused, match=words):
-        bench.run(bench.mounts.map_to_guest(bench.share(), path))
+        bench.run(bench.mounts.map(bench.share(), path))
     assert not bench.shares.shares()
     assert bench.sh("grep -c ' 9p .*trans=fd' /proc/mounts; ls /etc/x 2>&1 | grep -c 'No such'") == "0\n1\n"
     bench.run(bench.guest.run("umount /run/mnt/others; rm -r /run/mnt/*"))
 
 
 def test_a_cut_connection_is_mounted_again_by_itself(bench: Bench) -> None:
-    bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/cut", owner="a"))
+    bench.run(bench.mounts.map(bench.share(), "/run/mnt/cut", owner="a"))
     for times in (1, 2):
         assert len(mount_processes(bench)) == 1
         cut(bench)
         found = bench.until_back("/run/mnt/cut", times)
         assert bench.sh("cat /run/mnt/cut/f; grep -c /run/mnt/cut /proc/mounts") == "text1\n"
     tell("a cut connection, until it is mounted again", found.last_gap)
-    bench.run(bench.mounts.unmap_from_guest("/run/mnt/cut", owner="a"))
+    bench.run(bench.mounts.unmap("/run/mnt/cut", owner="a"))
 
 
 @pytest.mark.transports("firecracker", over=VSOCK)  # TCP has keep-alives, and QEMU's user network forgets nothing
@@ -250,7 +250,7 @@ def test_those_who_wait_in_a_connection_that_the_host_forgot_come_back(bench: Be
     """As after a snapshot: nobody tells the guest, and it waits for an answer that never comes."""
     vsock = bench.guest.vsock
     assert vsock is not None
-    name = bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/forgot", owner="a")).share_name
+    name = bench.run(bench.mounts.map(bench.share(), "/run/mnt/forgot", owner="a")).share_name
     (stopped,) = mount_processes(bench, name)
     os.kill(stopped, signal.SIGSTOP)
     listing = "ls /run/mnt/forgot/ >/run/ls.log 2>&1 & echo $! >/run/ls.pid; wait $!; echo $? >/run/ls.status"
@@ -264,12 +264,12 @@ def test_those_who_wait_in_a_connection_that_the_host_forgot_come_back(bench: Be
     bench.sh("until [ -s /run/ls.status ]; do sleep 0.1; done; grep -q '[1-9]' /run/ls.status")
     assert bench.run(bench.guest.run("grep 'said nothing' /run/agent.log")).status == 1, "it was found by a probe"
     assert bench.sh("cat /run/mnt/forgot/f") == "text"
-    bench.run(bench.mounts.unmap_from_guest("/run/mnt/forgot", owner="a"))
+    bench.run(bench.mounts.unmap("/run/mnt/forgot", owner="a"))
 
 
 def test_an_agent_that_was_killed_finds_its_mounts_again(bench: Bench) -> None:
-    bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/kept", owner="a"))
-    bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/lost", owner="a"))
+    bench.run(bench.mounts.map(bench.share(), "/run/mnt/kept", owner="a"))
+    bench.run(bench.mounts.map(bench.share(), "/run/mnt/lost", owner="a"))
     bench.sh("exec 7</run/mnt/kept/f; (sleep 600 <&7 & echo $! >/run/sleep.pid)")
     bench.run(bench.end_agent("KILL"))
     began = time.monotonic()
@@ -284,11 +284,11 @@ def test_an_agent_that_was_killed_finds_its_mounts_again(bench: Bench) -> None:
     tell("the same, found by reading", gap)
     assert bench.sh("cat /run/mnt/kept/f /run/mnt/lost/f; kill $(cat /run/sleep.pid)") == "texttext"
     for path in ("/run/mnt/kept", "/run/mnt/lost"):
-        bench.run(bench.mounts.unmap_from_guest(path, owner="a"))
+        bench.run(bench.mounts.unmap(path, owner="a"))
 
 
 def test_a_mount_that_somebody_unmounted_is_mounted_again_when_the_host_settles(bench: Bench) -> None:
-    bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/gone", owner="a"))
+    bench.run(bench.mounts.map(bench.share(), "/run/mnt/gone", owner="a"))
     bench.sh("umount /run/mnt/gone")
 
     async def forgotten() -> bool:
@@ -301,18 +301,18 @@ def test_a_mount_that_somebody_unmounted_is_mounted_again_when_the_host_settles(
         return (await bench.guest.run("cat /run/mnt/gone/f")).output == b"text"
 
     bench.until(there)
-    bench.run(bench.mounts.unmap_from_guest("/run/mnt/gone", owner="a"))
+    bench.run(bench.mounts.unmap("/run/mnt/gone", owner="a"))
 
 
 def test_a_mount_that_hangs_hangs_nothing_else(bench: Bench) -> None:
-    name = bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/hung", owner="a")).share_name
-    bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/well", owner="a"))
+    name = bench.run(bench.mounts.map(bench.share(), "/run/mnt/hung", owner="a")).share_name
+    bench.run(bench.mounts.map(bench.share(), "/run/mnt/well", owner="a"))
     (hung,) = mount_processes(bench, name)
     os.kill(hung, signal.SIGSTOP)
     try:
         health = {found.mount_path: found.status for found in bench.run(bench.agent.health(within=5))}
         assert health == {"/run/mnt/hung": "slow", "/run/mnt/well": "ok"}
-        bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/new", owner="a"))
+        bench.run(bench.mounts.map(bench.share(), "/run/mnt/new", owner="a"))
         assert bench.sh("cat /run/mnt/new/f") == "text"
     finally:
         os.kill(hung, signal.SIGCONT)
@@ -322,13 +322,13 @@ def test_a_mount_that_hangs_hangs_nothing_else(bench: Bench) -> None:
 
     bench.until(well)
     for name in ("hung", "well", "new"):
-        bench.run(bench.mounts.unmap_from_guest(f"/run/mnt/{name}", owner="a"))
+        bench.run(bench.mounts.unmap(f"/run/mnt/{name}", owner="a"))
 
 
 def test_a_hung_mount_is_cut_and_mounted_again_and_frees_those_who_wait_in_it(bench: Bench) -> None:
     bench.run(bench.end_agent())
     bench.run(bench.start_agent("--hung-after 1"))
-    name = bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/hung", owner="a")).share_name
+    name = bench.run(bench.mounts.map(bench.share(), "/run/mnt/hung", owner="a")).share_name
     (hung,) = mount_processes(bench, name)
     os.kill(hung, signal.SIGSTOP)
     bench.sh("(ls /run/mnt/hung/ >/run/ls.log 2>&1; echo $? >/run/ls.status) & echo $! >/run/ls.pid")
@@ -341,20 +341,20 @@ def test_a_hung_mount_is_cut_and_mounted_again_and_frees_those_who_wait_in_it(be
 
     bench.until(freed)
     os.kill(hung, signal.SIGKILL)
-    bench.run(bench.mounts.unmap_from_guest("/run/mnt/hung", owner="a"))
+    bench.run(bench.mounts.unmap("/run/mnt/hung", owner="a"))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("read", [False, True], ids=["unread", "read"])
 def test_a_hung_mount_can_be_unmounted(bench: Bench, monkeypatch: pytest.MonkeyPatch, *, read: bool) -> None:
-    name = bench.run(bench.mounts.map_to_guest(bench.share(), "/run/mnt/hung", owner="a")).share_name
+    name = bench.run(bench.mounts.map(bench.share(), "/run/mnt/hung", owner="a")).share_name
     (hung,) = mount_processes(bench, name)
     os.kill(hung, signal.SIGSTOP)
     if read:  # the agent's own child hangs in it, and keeps it busy
         (health,) = bench.run(bench.agent.health(within=0.1))
         assert health.status == "slow"
     monkeypatch.setattr(bench.agent, "_timeout", 5.0)
-    bench.run(bench.mounts.unmap_from_guest("/run/mnt/hung", owner="a"))
+    bench.run(bench.mounts.unmap("/run/mnt/hung", owner="a"))
     assert bench.sh("grep -c /run/mnt/hung /proc/mounts; true") == "0\n"
     assert not bench.shares.shares()
 

@@ -317,4 +317,4 @@ def test_an_installed_package_shares_itself(monkeypatch: pytest.MonkeyPatch, tmp
     (package / "demo").mkdir(parents=True)
     monkeypatch.setattr(demo, "__file__", str(package / "demo" / "steps.py"))
     options = demo._own_tree()
-    assert (options.host_path, options.read_only, options.restrict) == (str(package), True, False)
+    assert (options.host_path, options.read_only, options.allowed_names) == (str(package), True, ())

@@ -427,7 +427,7 @@ def test_read_only_holds_though_the_guest_mounts_it_writable(host: Host, tmp_pat
 def test_only_the_allowed_names_exist(host: Host, tmp_path: Path) -> None:
     for name in ("seen", "hidden"):
         (tmp_path / name).write_text(name)
-    share = host.add(AddOptions(tmp_path, restrict=True, allowed_names=["seen"]))
+    share = host.add(AddOptions(tmp_path, allowed_names=["seen"]))
     at = host.mount(share)
     assert host.check(f"ls -A {at}") == "seen\n"
     assert host.check(f"cat {at}/seen") == "seen"

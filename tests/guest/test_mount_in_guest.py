@@ -67,9 +67,9 @@ class Mounter:
 def mounter(runner: asyncio.Runner, guest: GuestVM, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounter]:
     directory = tmp_path_factory.mktemp("mounter")
     (directory / "f").write_text("text")
-    server = runner.run(FileServer.start(listen=["tcp:127.0.0.1:0"]))
+    server = runner.run(FileServer(listen=["tcp:127.0.0.1:0"]).start())
     manager = Manager(server)
-    share = runner.run(manager.add_to_vm(AddOptions(directory)))
+    share = runner.run(manager.add(AddOptions(directory)))
     yield Mounter(runner, guest, server.addresses[0], share)
     runner.run(manager.aclose())
     runner.run(server.aclose())

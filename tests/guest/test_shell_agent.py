@@ -38,7 +38,7 @@ def test_a_guest_with_busybox_alone_is_mapped_into(tmp_path: Path) -> None:
     async def test() -> None:
         (tmp_path / "f").write_text("text")
         options = AddOptions(tmp_path)
-        server = await FileServer.start(listen=["tcp:127.0.0.1:0"])
+        server = await FileServer(listen=["tcp:127.0.0.1:0"]).start()
         port = int(server.addresses[0].rpartition(":")[2])
         async with (
             await GuestVM.start() as guest,
@@ -54,17 +54,17 @@ def test_a_guest_with_busybox_alone_is_mapped_into(tmp_path: Path) -> None:
             await guest.check(start)
             assert (await client.reached(timeout=DEADLINE)).release == "shell"
 
-            await mounts.map_to_guest(options, "/run/mnt/a/b", owner="x")
-            await mounts.map_to_guest(options, "/run/mnt/a/b", owner="y")
+            await mounts.map(options, "/run/mnt/a/b", owner="x")
+            await mounts.map(options, "/run/mnt/a/b", owner="y")
             assert await guest.check("cat /run/mnt/a/b/f; grep -c ' 9p ' /proc/mounts") == "text1\n"
             (found,) = await client.mapped_directories()
             assert (found.mount_path, found.share_name) == ("/run/mnt/a/b", "0")
             assert [health.status for health in await client.health(within=DEADLINE)] == ["ok"]
 
             await guest.check(sleep_in("/run/mnt/a/b"))
-            await mounts.unmap_from_guest("/run/mnt/a/b", owner="x")
+            await mounts.unmap("/run/mnt/a/b", owner="x")
             with pytest.raises(MountBusy, match=r"in use: sleep \(pid [0-9]+\)"):
-                await mounts.unmap_from_guest("/run/mnt/a/b", owner="y")
+                await mounts.unmap("/run/mnt/a/b", owner="y")
             await guest.check("kill $(cat /run/sleep.pid); while readlink /proc/$(cat /run/sleep.pid)/cwd; do :; done")
 
             # A lost connection comes back by itself.
@@ -74,16 +74,16 @@ def test_a_guest_with_busybox_alone_is_mapped_into(tmp_path: Path) -> None:
                 await asyncio.sleep(0.05)
             assert await guest.check("cat /run/mnt/a/b/f; grep -c ' 9p ' /proc/mounts") == "text1\n"
 
-            await mounts.unmap_from_guest("/run/mnt/a/b", owner="y")
+            await mounts.unmap("/run/mnt/a/b", owner="y")
             assert await guest.check("grep -c ' 9p ' /proc/mounts; ls /run/mnt") == "0\n"
             assert not shares.shares()
 
             await guest.check("ln -s /etc /run/mnt/link")
             for path, words in (("/etc/x", "not below /run/mnt"), ("/run/mnt/link/x", "is a symlink")):
                 with pytest.raises(MountRefused, match=words):
-                    await mounts.map_to_guest(options, path)
+                    await mounts.map(options, path)
             with pytest.raises(GuestAgentError, match="plain characters"):
-                await mounts.map_to_guest(options, "/run/mnt/a b")
+                await mounts.map(options, "/run/mnt/a b")
             with pytest.raises(GuestAgentError, match="cannot mount share 77"):
                 await mounts.mount(MountOptions("77", "/run/mnt/none"))
             listening = "sh /run/agent.sh --listen 5641 --no-token --allow /run/mnt --state /run/other >/run/log 2>&1 &"

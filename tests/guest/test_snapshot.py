@@ -72,7 +72,7 @@ class Bench:
         self.qmp_path = str(directory / "qmp")
 
     async def start(self) -> None:
-        self.server = await FileServer.start(listen=["tcp:127.0.0.1:0"])
+        self.server = await FileServer(listen=["tcp:127.0.0.1:0"]).start()
         port = int(self.server.addresses[0].rpartition(":")[2])
         self.shares = Manager(self.server)
         self.agent = await AgentClient("tcp:127.0.0.1:0", accept=True, server_port=port, timeout=DEADLINE).start()
@@ -143,7 +143,7 @@ def test_mounts_come_back_after_a_snapshot_is_restored_and_after_the_guest_is_st
     async def use(bench: Bench) -> None:
         guest = await bench.start_guest()
         options = AddOptions(tmp_path / "share")
-        await bench.mounts.map_to_guest(options, "/run/mnt/a", owner="a")
+        await bench.mounts.map(options, "/run/mnt/a", owner="a")
         await until_read(guest, "/run/mnt/a/f")
         again = (await bench.agent.listed())[0].again
 
@@ -164,7 +164,7 @@ def test_mounts_come_back_after_a_snapshot_is_restored_and_after_the_guest_is_st
         await until_read(guest, "/run/mnt/a/f")
         tell("a guest started anew, from the start of its agent", time.monotonic() - began)
         assert bench.mounts.mounts()[0].owners == ("a",)
-        await bench.mounts.unmap_from_guest("/run/mnt/a", owner="a")
+        await bench.mounts.unmap("/run/mnt/a", owner="a")
         assert not bench.shares.shares()
 
     asyncio.run(test())

@@ -76,12 +76,12 @@ def test_a_guest_writes_on_while_the_supervisor_dies_and_another_takes_over(
         await guest.check(f"mkdir -p {where} && {transport.mount(port, name, where, cache=cache)}")
 
     async def scenario(run_dir: Path) -> None:
-        async with await FileServer.start([transport.address()], run_dir=run_dir) as server:
+        async with FileServer([transport.address()], run_dir=run_dir) as server:
             taken_over = asyncio.Event()
             server.on_takeover(lambda _: taken_over.set())
             port = transport.port(server.addresses[0])
             manager = Manager(server)
-            name = await manager.add_to_vm(AddOptions(shared))
+            name = await manager.add(AddOptions(shared))
             await guest.check("rm -f /run/progress && mkfifo /run/progress")
             await mount(port, name, at)
             await guest.write_file("/run/writer.py", WRITER.encode())
@@ -94,7 +94,7 @@ def test_a_guest_writes_on_while_the_supervisor_dies_and_another_takes_over(
                 await until_record((shared / "data").stat().st_size // RECORD + 20)
             await taken_over.wait()
             await until_record((shared / "data").stat().st_size // RECORD + 20)
-            second = await manager.add_to_vm(AddOptions(late, read_only=True))
+            second = await manager.add(AddOptions(late, read_only=True))
             await mount(port, second, at_late)
             assert await guest.check(f"cat {at_late}/file") == "late"
             (shared / "stop").touch()
@@ -102,7 +102,7 @@ def test_a_guest_writes_on_while_the_supervisor_dies_and_another_takes_over(
             await asyncio.wait({verified, writing}, return_when=asyncio.FIRST_COMPLETED)
             assert not writing.done(), await writing
             await verified
-            await manager.remove_from_vm(name)
+            await manager.remove(name)
             wrote, count, error = (await writing).split()
             # As Linux's client has it: ECONNRESET or EPIPE where the cut meets its send, EIO otherwise.
             assert (wrote, error) in (("wrote", "EIO"), ("wrote", "ECONNRESET"), ("wrote", "EPIPE"))

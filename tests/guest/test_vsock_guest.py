@@ -44,9 +44,9 @@ class Served:
         self.transport = transport
         self.guest = transport.guest
         self.directory = directory
-        self.server = runner.run(FileServer.start(listen=[transport.address()]))
+        self.server = runner.run(FileServer(listen=[transport.address()]).start())
         self.manager = Manager(self.server)
-        self.name = runner.run(self.manager.add_to_vm(AddOptions(directory)))
+        self.name = runner.run(self.manager.add(AddOptions(directory)))
         self.port = transport.port(self.server.addresses[0])
         self.at = f"/run/served/{self.port}"
 
@@ -204,7 +204,7 @@ def listening_agent(runner: asyncio.Runner, transport: Transport, directory: Pat
     (share / "f").write_text("text")
 
     async def scenario() -> None:
-        async with await FileServer.start(listen=[transport.address()]) as server:
+        async with FileServer(listen=[transport.address()]) as server:
             shares = Manager(server)
             start = f"python3 -I -S {file} agent --state /run/listens --allow /run/listened --check-every 0.5"
             await guest.check(f"({start} >/run/listens.log 2>&1 & echo $! >/run/listens.pid)")
@@ -212,13 +212,13 @@ def listening_agent(runner: asyncio.Runner, transport: Transport, directory: Pat
             port = transport.port(server.addresses[0])
             async with AgentClient(address, server_port=port, timeout=DEADLINE) as agent:
                 mounts = MountManager(agent, shares=shares)
-                await mounts.map_to_guest(AddOptions(share), "/run/listened/a", owner="a")
+                await mounts.map(AddOptions(share), "/run/listened/a", owner="a")
                 assert await guest.check("cat /run/listened/a/f") == "text"
                 assert vsock.reset() >= 2
                 while not [found for found in await agent.listed() if found.again and found.state == "mounted"]:  # noqa: ASYNC110  a guest has no event to wait for
                     await asyncio.sleep(0.05)
                 assert await guest.check("cat /run/listened/a/f") == "text"
-                await mounts.unmap_from_guest("/run/listened/a", owner="a")
+                await mounts.unmap("/run/listened/a", owner="a")
                 await mounts.aclose()
             await shares.aclose()
             await guest.check("kill $(cat /run/listens.pid); flock /run/listens/lock true; rm -r /run/listens*")
@@ -246,7 +246,7 @@ def test_the_newer_kernel_holds_to_the_same_in_cloud_hypervisors_way(
         move_and_compare(served, megabytes=20, files=300, msize=1 << 20)
         (directory / "f").write_bytes(bytes(1 << 20))
         served.check(transport.use_until_lost(served.at))
-        runner.run(served.manager.remove_from_vm(served.name))
+        runner.run(served.manager.remove(served.name))
         count, *seen = served.check("cat /run/over /run/said").split()
         assert count == "12"
         assert {*seen} <= {"EIO", "EPIPE"}

@@ -29,14 +29,14 @@ def test_two_callers_share_one_share_of_the_vm(standin: StandIn, tmp_path: Path)
         async with await ComputeSystem.open(VM, core=standin.core) as system:
             manager = Manager(UtilityVM(system))
             options = AddOptions(tmp_path, read_only=True)
-            names = await asyncio.gather(manager.add_to_vm(options), manager.add_to_vm(options))
+            names = await asyncio.gather(manager.add(options), manager.add(options))
             assert list(names) == ["0", "0"]
             assert standin.count("modify") == 1
             [share] = standin.shares()
             assert (share["Path"], share["Flags"]) == (options.host_path, 5)
-            await manager.remove_from_vm("0")
+            await manager.remove("0")
             assert standin.count("modify") == 1
-            await manager.remove_from_vm("0")
+            await manager.remove("0")
             assert (standin.names(), standin.count("modify")) == ([], 2)
 
     asyncio.run(main())
@@ -47,7 +47,7 @@ def test_a_single_file_is_a_restricted_share(standin: StandIn, tmp_path: Path) -
 
     async def main() -> None:
         async with await ComputeSystem.open(VM, core=standin.core) as system:
-            await Manager(UtilityVM(system)).add_to_vm(AddOptions(tmp_path / "one"))
+            await Manager(UtilityVM(system)).add(AddOptions(tmp_path / "one"))
 
     asyncio.run(main())
     [share] = standin.shares()
@@ -59,9 +59,9 @@ def test_removing_from_a_vm_that_is_gone_succeeds(standin: StandIn, tmp_path: Pa
     async def main() -> None:
         async with await ComputeSystem.open(VM, core=standin.core) as system:
             manager = Manager(UtilityVM(system))
-            name = await manager.add_to_vm(AddOptions(tmp_path))
+            name = await manager.add(AddOptions(tmp_path))
             standin.inject("HcsModifyComputeSystem", hresult)
-            await manager.remove_from_vm(name)
+            await manager.remove(name)
             assert manager.shares() == ()
 
     asyncio.run(main())
@@ -73,7 +73,7 @@ def test_an_add_with_unknown_outcome_is_undone(standin: StandIn, tmp_path: Path)
             manager = Manager(UtilityVM(system))
             standin.inject("HcsModifyComputeSystem", 0x80370118, AFTER_DOING_IT)
             with pytest.raises(ComputeSystemError):
-                await manager.add_to_vm(AddOptions(tmp_path))
+                await manager.add(AddOptions(tmp_path))
             assert (standin.names(), manager.shares()) == ([], ())
 
     asyncio.run(main())
@@ -83,13 +83,12 @@ def test_when_the_vm_exits_its_shares_are_released_and_callers_are_told(standin:
     async def main() -> None:
         async with await ComputeSystem.open(VM, core=standin.core) as system:
             manager = Manager(UtilityVM(system))
-            await manager.add_to_vm(AddOptions(tmp_path), owner="a")
+            await manager.add(AddOptions(tmp_path), owner="a")
             (tmp_path / "pending").mkdir()
             manager.resolve_share_name(AddOptions(tmp_path / "pending"))
             standin.hold()
             adding = [
-                asyncio.create_task(manager.add_to_vm(AddOptions(tmp_path, read_only=True), owner=owner))
-                for owner in "ab"
+                asyncio.create_task(manager.add(AddOptions(tmp_path, read_only=True), owner=owner)) for owner in "ab"
             ]
             await asyncio.to_thread(standin.wait, "held", 1)
             standin.exit(VM)
@@ -98,9 +97,9 @@ def test_when_the_vm_exits_its_shares_are_released_and_callers_are_told(standin:
                     await task
             assert manager.shares() == ()
             calls = standin.count("modify")
-            await manager.remove_from_vm("0", owner="a")  # as asked
+            await manager.remove("0", owner="a")  # as asked
             with pytest.raises(ComputeSystemGone, match="no share can be added any more"):
-                await manager.add_to_vm(AddOptions(tmp_path))
+                await manager.add(AddOptions(tmp_path))
             await manager.aclose()
             assert standin.count("modify") == calls
             standin.let_end()
@@ -154,7 +153,7 @@ def test_whatever_hcs_answers_the_vm_has_what_is_held_and_nothing_unseen(standin
         @rule(owners=st.lists(st.sampled_from("abc"), min_size=1, max_size=3), read_only=st.booleans())
         def add(self, owners: list[str], read_only: bool) -> None:
             options = AddOptions(tmp_path, read_only=read_only)
-            added = self._run([self.manager.add_to_vm(options, owner=owner) for owner in owners])
+            added = self._run([self.manager.add(options, owner=owner) for owner in owners])
             self.relied_on |= {
                 (owner, name) for owner, name in zip(owners, added, strict=True) if isinstance(name, str)
             }
@@ -166,7 +165,7 @@ def test_whatever_hcs_answers_the_vm_has_what_is_held_and_nothing_unseen(standin
             owner, name = data.draw(st.sampled_from(sorted(self.relied_on | self.asked)))
             self.relied_on.discard((owner, name))
             self.asked.add((owner, name))
-            self._run([self.manager.remove_from_vm(name, owner=owner)])
+            self._run([self.manager.remove(name, owner=owner)])
 
         def _run(self, calls: list[object]) -> list[object]:
             async def gather() -> list[object]:

@@ -25,7 +25,6 @@ class Options:
 
     host_path: str
     read_only: bool = False
-    restrict: bool = False
     allowed_names: tuple[str, ...] = ()
     hide: tuple[str, ...] = ()
     map_owner: str | None = None
@@ -53,12 +52,12 @@ ADDED = [
     pytest.param(Options("C:\\x"), '"Path":"C:\\\\x","Port":564,"Flags":4', id="writable"),
     pytest.param(Options("C:\\x", read_only=True), '"Path":"C:\\\\x","Port":564,"Flags":5', id="read-only"),
     pytest.param(
-        Options("C:\\x", restrict=True, allowed_names=("f", "g")),
+        Options("C:\\x", allowed_names=("f", "g")),
         '"Path":"C:\\\\x","Port":564,"Flags":132,"AllowedFiles":["f","g"]',
         id="restricted",
     ),
     pytest.param(
-        Options("/é", read_only=True, restrict=True, allowed_names=("f",)),
+        Options("/é", read_only=True, allowed_names=("f",)),
         '"Path":"/é","Port":564,"Flags":133,"AllowedFiles":["f"]',
         id="read-only and restricted",
     ),
@@ -91,7 +90,7 @@ def test_a_manager_of_such_a_vm_gives_no_name_to_what_it_refuses(tmp_path: Path)
     with pytest.raises(OperationDenied, match="hide asks for it"):
         manager.resolve_share_name(wanted)
     with pytest.raises(OperationDenied, match="hide asks for it"):
-        asyncio.run(manager.add_to_vm(wanted))
+        asyncio.run(manager.add(wanted))
     assert (system.documents, manager.shares()) == ([], ())
 
 

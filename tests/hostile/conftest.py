@@ -166,7 +166,7 @@ class Target:
 
 @pytest.fixture
 def attack(xattr_directory: Path) -> Iterator[Callable[..., Target]]:
-    """Start a file server of the test's own, with the settings of `FileServer.start`, and what surrounds it."""
+    """Start a file server of the test's own, with the settings of `FileServer`, and what surrounds it."""
     with ExitStack() as started:
 
         def start(model: str = "none", **settings: Any) -> Target:

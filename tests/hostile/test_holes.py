@@ -229,7 +229,8 @@ def test_a_mount_process_that_cannot_be_watched_does_not_stay(tmp_path: Path, mo
         address = f"unix:{tmp_path}/s"
         link = Link(*await asyncio.open_unix_connection(sock=ours), None)
         await link.greeted(control.Configuration(id=0, listen=(address,), security_model="none"))
-        server = FileServer(link, None, DEADLINE)
+        server = FileServer([address], modify_timeout=DEADLINE)
+        server._use(link)
         await server._modify(add(tmp_path / "share"))
         with suppress(ConnectionClosed), Client.connect(address, "0", timeout=DEADLINE) as client:
             assert client.drain() == []  # it may have answered before it was ended

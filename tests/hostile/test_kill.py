@@ -233,7 +233,7 @@ def test_a_guest_killed_in_the_middle_of_writes(tmp_path: Path) -> None:
     (other / "file").write_bytes(b"content")
 
     async def scenario() -> None:
-        server = await FileServer.start(listen=["tcp:127.0.0.1:0"], security_model="none")
+        server = await FileServer(listen=["tcp:127.0.0.1:0"], security_model="none").start()
         async with server:
             address = server.addresses[0]
             port = address.rpartition(":")[2]

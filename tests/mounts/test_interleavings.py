@@ -163,7 +163,7 @@ class World:
     async def _map(self, owner: str) -> None:
         try:
             if self.mapped:
-                await self.mounts.map_to_guest(SHARE, PATH, owner=owner)
+                await self.mounts.map(SHARE, PATH, owner=owner)
             else:
                 await self.mounts.mount(NAMED, owner=owner)
         except (ComputeSystemError, GuestAgentError, MountRevoked):
@@ -177,7 +177,7 @@ class World:
     async def _unmap(self, owner: str) -> None:
         try:
             if self.mapped:
-                await self.mounts.unmap_from_guest(PATH, owner=owner)
+                await self.mounts.unmap(PATH, owner=owner)
             else:
                 await self.mounts.unmount(PATH, owner=owner)
         except (ComputeSystemError, GuestAgentError):
@@ -188,7 +188,7 @@ class World:
             if from_all:
                 left = await self.mounts.revoke(PATH)
             else:
-                left = await self.mounts.unmap_from_guest(PATH, owner=owner, force=True)
+                left = await self.mounts.unmap(PATH, owner=owner, force=True)
         except (ComputeSystemError, GuestAgentError):
             return
         entry = self.mounts._engine.by_path.get(PATH)
@@ -336,7 +336,7 @@ def steal_claims(mounts: MountManager, mount: Mount) -> None:
 
 async def pull_the_share(engine: Engine, mount: Mount) -> None:
     if mount.share_name is not None:
-        await engine.shares.remove_from_vm(mount.share_name, owner=f"guest mount {mount.path}")  # type: ignore[union-attr]
+        await engine.shares.remove(mount.share_name, owner=f"guest mount {mount.path}")  # type: ignore[union-attr]
         mount.share_name = None
     await engine.agent.remove_mapped_directory(NAMED)  # type: ignore[arg-type]  # any with the path
     mount.maybe_in_guest = False

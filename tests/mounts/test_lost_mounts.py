@@ -14,7 +14,7 @@ from uvmshare.testing.fakes import Reply
 
 async def test_a_guest_that_was_started_again_gets_its_mounts_back() -> None:
     bench = Bench()
-    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+    await bench.mounts.map(MAPPED, PATH, owner="a")
     await bench.mounts.mount(MountOptions("5", PATH + "5"), owner="a")
     before = dict(bench.agent.mounts)
     bench.agent.reconnect(restarted=True)
@@ -22,14 +22,14 @@ async def test_a_guest_that_was_started_again_gets_its_mounts_back() -> None:
     assert bench.agent.mounts == before
     assert {info.state for info in bench.mounts.mounts()} == {MountState.MOUNTED}
     assert len(bench.vm.shares) == 1
-    await bench.mounts.unmap_from_guest(PATH, owner="a")
+    await bench.mounts.unmap(PATH, owner="a")
     await bench.mounts.unmount(PATH + "5", owner="a")
     assert bench.empty()
 
 
 async def test_a_connection_that_came_back_to_the_same_guest_changes_nothing() -> None:
     bench = Bench()
-    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+    await bench.mounts.map(MAPPED, PATH, owner="a")
     bench.agent.reconnect(restarted=False)
     await settle()
     assert [call.kind for call in bench.agent.calls] == ["add", "list"]
@@ -37,7 +37,7 @@ async def test_a_connection_that_came_back_to_the_same_guest_changes_nothing() -
 
 async def test_what_cannot_be_mounted_again_yet_is_retried_and_can_be_given_up() -> None:
     bench = Bench()
-    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+    await bench.mounts.map(MAPPED, PATH, owner="a")
     bench.agent.replies += [Reply.SUCCEED, Reply.FAIL, Reply.LOSE_AFTER, Reply.FAIL]
     bench.agent.reconnect(restarted=True)
     await settle()
@@ -49,17 +49,17 @@ async def test_what_cannot_be_mounted_again_yet_is_retried_and_can_be_given_up()
     bench.agent.replies += [Reply.SUCCEED, Reply.FAIL]
     bench.agent.reconnect(restarted=True)
     await settle()
-    await bench.mounts.unmap_from_guest(PATH, owner="a")
+    await bench.mounts.unmap(PATH, owner="a")
     assert bench.empty()
 
 
 async def test_whoever_asks_for_a_lost_mount_has_it_mounted_at_once() -> None:
     bench = Bench()
-    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+    await bench.mounts.map(MAPPED, PATH, owner="a")
     bench.agent.replies += [Reply.SUCCEED, Reply.FAIL]
     bench.agent.reconnect(restarted=True)
     await settle()
-    await bench.mounts.map_to_guest(MAPPED, PATH, owner="b")
+    await bench.mounts.map(MAPPED, PATH, owner="b")
     assert only(bench.mounts).owners == ("a", "b")
     assert only(bench.mounts).state is MountState.MOUNTED
 
@@ -71,7 +71,7 @@ async def test_a_mount_made_while_the_guest_was_asked_is_not_taken_for_lost() ->
     bench.agent.reconnect(restarted=True)  # twice is asked one after the other
     await settle()
     bench.agent.hold = False
-    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+    await bench.mounts.map(MAPPED, PATH, owner="a")
     bench.agent.in_flight["/list/1"].answer(Reply.SUCCEED)
     await settle()
     assert [call.kind for call in bench.agent.calls] == ["list", "add", "list"]
@@ -88,7 +88,7 @@ async def test_what_others_mounted_through_the_agent_is_told_and_left_alone() ->
 
 async def test_an_agent_that_cannot_be_asked_is_asked_when_it_is_reached_again() -> None:
     bench = Bench()
-    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+    await bench.mounts.map(MAPPED, PATH, owner="a")
     bench.agent.replies.append(Reply.FAIL)
     bench.agent.reconnect(restarted=True)
     await settle()

@@ -15,30 +15,30 @@ from uvmshare.testing.fakes import Reply
 
 async def test_map_and_unmap_do_both() -> None:
     bench = Bench()
-    info = await bench.mounts.map_to_guest(MAPPED, PATH, owner="a", cache="mmap")
+    info = await bench.mounts.map(MAPPED, PATH, owner="a", cache="mmap")
     assert info.share_name == "0"
     assert bench.vm.shares == {"0": MAPPED}
     assert bench.agent.mounts[PATH].share_name == "0"
     assert bench.agent.mounts[PATH].cache == "mmap"
-    await bench.mounts.map_to_guest(MAPPED, PATH, owner="b", cache="mmap")
-    await bench.mounts.unmap_from_guest(PATH, owner="a")
+    await bench.mounts.map(MAPPED, PATH, owner="b", cache="mmap")
+    await bench.mounts.unmap(PATH, owner="a")
     assert bench.vm.shares
-    await bench.mounts.unmap_from_guest(PATH, owner="b")
+    await bench.mounts.unmap(PATH, owner="b")
     assert bench.empty()
 
 
 async def test_a_read_only_share_is_mounted_read_only() -> None:
     bench = Bench()
-    await bench.mounts.map_to_guest(AddOptions(HERE, read_only=True), PATH)
+    await bench.mounts.map(AddOptions(HERE, read_only=True), PATH)
     assert bench.agent.mounts[PATH].read_only
 
 
 async def test_what_a_mapping_says_of_set_user_id_and_devices_is_what_the_guest_is_asked_for() -> None:
     bench = Bench()
     for suid, dev in ((False, False), (True, False), (False, True), (True, True)):
-        await bench.mounts.map_to_guest(MAPPED, PATH, suid=suid, dev=dev)
+        await bench.mounts.map(MAPPED, PATH, suid=suid, dev=dev)
         assert (bench.agent.mounts[PATH].suid, bench.agent.mounts[PATH].dev) == (suid, dev)
-        await bench.mounts.unmap_from_guest(PATH)
+        await bench.mounts.unmap(PATH)
         async with bench.mounts.mapped(MAPPED, PATH, msize=8192, suid=suid, dev=dev):
             assert (bench.agent.mounts[PATH].suid, bench.agent.mounts[PATH].dev) == (suid, dev)
             assert bench.agent.mounts[PATH].msize == 8192
@@ -47,20 +47,20 @@ async def test_what_a_mapping_says_of_set_user_id_and_devices_is_what_the_guest_
 
 async def test_one_share_at_two_paths_goes_with_the_second() -> None:
     bench = Bench()
-    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
-    await bench.mounts.map_to_guest(MAPPED, PATH + "2", owner="a")
+    await bench.mounts.map(MAPPED, PATH, owner="a")
+    await bench.mounts.map(MAPPED, PATH + "2", owner="a")
     assert len(bench.vm.shares) == 1
-    await bench.mounts.unmap_from_guest(PATH, owner="a")
+    await bench.mounts.unmap(PATH, owner="a")
     assert bench.vm.shares
-    await bench.mounts.unmap_from_guest(PATH + "2", owner="a")
+    await bench.mounts.unmap(PATH + "2", owner="a")
     assert bench.empty()
 
 
 async def test_somebody_elses_reference_to_the_share_is_not_touched() -> None:
     bench = Bench()
-    name = await bench.shares.add_to_vm(MAPPED)
-    await bench.mounts.map_to_guest(MAPPED, PATH)
-    await bench.mounts.unmap_from_guest(PATH)
+    name = await bench.shares.add(MAPPED)
+    await bench.mounts.map(MAPPED, PATH)
+    await bench.mounts.unmap(PATH)
     assert bench.vm.shares == {name: MAPPED}
 
 
@@ -68,7 +68,7 @@ async def test_when_the_add_fails_the_guest_is_not_asked() -> None:
     bench = Bench()
     bench.vm.replies.append(Reply.FAIL)
     with pytest.raises(ComputeSystemError):
-        await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+        await bench.mounts.map(MAPPED, PATH, owner="a")
     assert not bench.agent.calls
     assert bench.empty()
 
@@ -77,7 +77,7 @@ async def test_when_the_mount_fails_the_share_is_taken_out_again() -> None:
     bench = Bench()
     bench.agent.replies.append(Reply.FAIL)
     with pytest.raises(GuestAgentError):
-        await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+        await bench.mounts.map(MAPPED, PATH, owner="a")
     assert [call.kind for call in bench.vm.calls] == ["add", "remove"]
     assert [call.kind for call in bench.agent.calls] == ["add"]
     assert bench.empty()
@@ -88,7 +88,7 @@ async def test_when_the_mount_fails_and_the_share_stays_it_is_retried() -> None:
     bench.agent.replies.append(Reply.FAIL)
     bench.vm.replies += [Reply.SUCCEED, Reply.FAIL]
     with pytest.raises(GuestAgentError) as raised:
-        await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+        await bench.mounts.map(MAPPED, PATH, owner="a")
     assert raised.value.__notes__
     assert bench.vm.shares
     assert only(bench.mounts).state is MountState.INVALID
@@ -98,36 +98,36 @@ async def test_when_the_mount_fails_and_the_share_stays_it_is_retried() -> None:
 
 async def test_when_the_unmount_fails_the_share_is_not_pulled_from_under_it() -> None:
     bench = Bench()
-    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+    await bench.mounts.map(MAPPED, PATH, owner="a")
     bench.agent.replies.append(Reply.FAIL)
     with pytest.raises(GuestAgentError):
-        await bench.mounts.unmap_from_guest(PATH, owner="a")
+        await bench.mounts.unmap(PATH, owner="a")
     assert bench.vm.shares
     assert PATH in bench.agent.mounts
     assert only(bench.mounts).owners == ("a",)
-    await bench.mounts.unmap_from_guest(PATH, owner="a")
+    await bench.mounts.unmap(PATH, owner="a")
     assert bench.empty()
 
 
 async def test_when_the_share_cannot_be_taken_out_calling_again_does_only_that() -> None:
     bench = Bench()
-    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+    await bench.mounts.map(MAPPED, PATH, owner="a")
     bench.vm.replies.append(Reply.FAIL)
     with pytest.raises(ComputeSystemError):
-        await bench.mounts.unmap_from_guest(PATH, owner="a")
+        await bench.mounts.unmap(PATH, owner="a")
     assert only(bench.mounts).state is MountState.INVALID
-    await bench.mounts.unmap_from_guest(PATH, owner="a")
+    await bench.mounts.unmap(PATH, owner="a")
     assert [call.kind for call in bench.agent.calls] == ["add", "remove"]
     assert bench.empty()
 
 
 async def test_a_retry_that_finds_other_options_does_not_tear_down_the_live_mount() -> None:
     bench = Bench()
-    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+    await bench.mounts.map(MAPPED, PATH, owner="a")
     with pytest.raises(MountConflict):
-        await bench.mounts.map_to_guest(MAPPED, PATH, owner="a", read_only=True)
+        await bench.mounts.map(MAPPED, PATH, owner="a", read_only=True)
     with pytest.raises(MountConflict):
-        await bench.mounts.map_to_guest(AddOptions(ABOVE), PATH, owner="a")
+        await bench.mounts.map(AddOptions(ABOVE), PATH, owner="a")
     assert bench.vm.shares == {"0": MAPPED}
     assert PATH in bench.agent.mounts
     assert len(bench.vm.calls) == 1, "a share of nobody was added for a moment"
@@ -136,7 +136,7 @@ async def test_a_retry_that_finds_other_options_does_not_tear_down_the_live_moun
 async def test_policy_is_the_managers() -> None:
     bench = Bench(no_writable_file_shares=True)
     with pytest.raises(OperationDenied):
-        await bench.mounts.map_to_guest(MAPPED, PATH)
+        await bench.mounts.map(MAPPED, PATH)
     assert bench.empty()
 
 
@@ -166,9 +166,9 @@ async def test_a_block_holds_the_mapping_and_gives_it_back_once() -> None:
 
 async def test_a_guest_that_answers_nothing_keeps_no_share_that_nobody_holds() -> None:
     bench = Bench()
-    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+    await bench.mounts.map(MAPPED, PATH, owner="a")
     bench.agent.hold = True
-    left = await bench.mounts.unmap_from_guest(PATH, owner="a", force=True)
+    left = await bench.mounts.unmap(PATH, owner="a", force=True)
     assert left is not None
     assert (left.state, left.share_name, left.taken_from) == (MountState.REVOKED, None, ("a",))
     assert not bench.vm.shares
@@ -183,7 +183,7 @@ async def test_a_mount_that_failed_leaves_no_share_although_the_guest_does_not_u
     bench = Bench()
     bench.agent.replies += [Reply.LOSE_AFTER, Reply.FAIL]
     with pytest.raises(OutcomeUnknown):
-        await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+        await bench.mounts.map(MAPPED, PATH, owner="a")
     await asyncio.sleep(0.1)
     assert not bench.vm.shares
     assert only(bench.mounts).state is MountState.REVOKED
@@ -191,7 +191,7 @@ async def test_a_mount_that_failed_leaves_no_share_although_the_guest_does_not_u
 
 async def test_a_share_that_cannot_be_taken_out_is_an_error_and_is_tried_again() -> None:
     bench = Bench()
-    await bench.mounts.map_to_guest(MAPPED, PATH, owner="a")
+    await bench.mounts.map(MAPPED, PATH, owner="a")
     bench.agent.replies.append(Reply.FAIL)
     bench.vm.replies += [Reply.FAIL]
     with pytest.raises(ComputeSystemError):

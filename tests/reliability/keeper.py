@@ -24,10 +24,10 @@ class Keeper:
         self.manager = manager
 
     async def add(self, path: str, owner: str, *, read_only: bool) -> str:
-        return await self.manager.add_to_vm(AddOptions(path, read_only=read_only), owner=owner)
+        return await self.manager.add(AddOptions(path, read_only=read_only), owner=owner)
 
     async def remove(self, name: str, owner: str) -> None:
-        await self.manager.remove_from_vm(name, owner=owner)
+        await self.manager.remove(name, owner=owner)
 
     async def shares(self) -> dict[str, Any]:
         status = await self.server.status()
@@ -55,9 +55,9 @@ class Keeper:
 
 async def main(run_dir: str, address: str) -> None:
     try:
-        server = await FileServer.connect(run_dir)
+        server = await FileServer.connect(run_dir).start()
     except FileServerError:
-        server = await FileServer.start([address], run_dir=run_dir, security_model="none")
+        server = await FileServer([address], run_dir=run_dir, security_model="none").start()
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     with SqliteJournal(os.path.join(run_dir, "journal.db")) as journal:

@@ -102,36 +102,36 @@ def assert_threads_end() -> None:
 def test_the_same_api_without_await(vm: ToldVM, manager: blocking.Manager) -> None:
     assert manager.resolve_share_name(ONE) == "0"
     assert manager.shares()[0].state is ShareState.PENDING
-    assert manager.add_to_vm(ONE) == manager.add_to_vm(ONE, owner="a") == "0"
+    assert manager.add(ONE) == manager.add(ONE, owner="a") == "0"
     assert [(info.references, info.owners) for info in manager.shares()] == [(2, ("a",))]
     assert manager.shares(name="0", owner="a") == manager.shares()
     assert manager.shares(name="1") == manager.shares(owner="b") == ()
-    manager.remove_from_vm("0")
-    manager.remove_from_vm("0", owner="b")
+    manager.remove("0")
+    manager.remove("0", owner="b")
     assert vm.shares
-    manager.remove_from_vm("0", owner="a")
+    manager.remove("0", owner="a")
     assert not vm.shares
 
 
 def test_errors_come_to_the_caller(vm: ToldVM, manager: blocking.Manager) -> None:
     vm.replies.append(Reply.FAIL)
     with pytest.raises(ComputeSystemError):
-        manager.add_to_vm(ONE)
+        manager.add(ONE)
     with pytest.raises(TypeError):
-        manager.add_to_vm(ONE, owner=[])  # type: ignore[arg-type]  # the mistake that is tested
+        manager.add(ONE, owner=[])  # type: ignore[arg-type]  # the mistake that is tested
     assert not manager.shares()
     with blocking.Manager(vm, no_writable_file_shares=True, clock=lambda: 0.0) as strict:
         with pytest.raises(OperationDenied):
-            strict.add_to_vm(AddOptions(HERE))
-        strict.add_to_vm(ONE)
+            strict.add(AddOptions(HERE))
+        strict.add(ONE)
         assert strict.shares()[0].since.year == 1970
 
 
 def test_many_threads_share_one_call(vm: ToldVM, manager: blocking.Manager, threads: ThreadPoolExecutor) -> None:
     vm.hold = True
-    first = threads.submit(manager.add_to_vm, ONE)
+    first = threads.submit(manager.add, ONE)
     vm.wait()
-    rest = [threads.submit(manager.add_to_vm, ONE, owner=number % 3) for number in range(7)]
+    rest = [threads.submit(manager.add, ONE, owner=number % 3) for number in range(7)]
     answer(manager, vm, "0", Reply.SUCCEED)
     assert [add.result(LONGEST) for add in (first, *rest)] == ["0"] * 8
     assert len(vm.calls) == 1
@@ -144,7 +144,7 @@ def test_threads_that_add_and_remove_leave_nothing(
     def add_and_remove(number: int) -> None:
         options = ONE if number % 2 else OTHER
         for _ in range(20):
-            manager.remove_from_vm(manager.add_to_vm(options, owner=number), owner=number)
+            manager.remove(manager.add(options, owner=number), owner=number)
             with manager.share(options):
                 assert manager.shares()
 
@@ -187,7 +187,7 @@ def test_an_interrupted_add_withdraws_its_own_claim_only(
     vm: ToldVM, manager: blocking.Manager, threads: ThreadPoolExecutor, interrupt: Callable[[], None]
 ) -> None:
     vm.hold = True
-    other = threads.submit(manager.add_to_vm, ONE, owner="a")
+    other = threads.submit(manager.add, ONE, owner="a")
     vm.wait()
     waiting = threading.Event()
 
@@ -200,7 +200,7 @@ def test_an_interrupted_add_withdraws_its_own_claim_only(
 
     threads.submit(manager.run, interrupt_once_two_wait())
     with pytest.raises(KeyboardInterrupt):
-        manager.add_to_vm(ONE, owner="b")
+        manager.add(ONE, owner="b")
     assert waiting.wait(LONGEST)
     answer(manager, vm, "0", Reply.SUCCEED)
     assert other.result(LONGEST) == "0"
@@ -213,7 +213,7 @@ def test_an_interrupted_add_that_nobody_else_wants_is_taken_out(
     vm.hold = True
     vm.on_call = interrupt
     with pytest.raises(KeyboardInterrupt):
-        manager.add_to_vm(ONE)
+        manager.add(ONE)
     vm.wait()
     vm.on_call = lambda: None
     answer(manager, vm, "0", Reply.SUCCEED)
@@ -228,7 +228,7 @@ def test_an_interrupt_that_another_thread_took_is_seen(vm: ToldVM, manager: bloc
     vm.hold = True
     vm.on_call = lambda: signal.raise_signal(signal.SIGINT)  # in the event loop's thread: nobody's wait is interrupted
     with pytest.raises(KeyboardInterrupt):
-        manager.add_to_vm(ONE)
+        manager.add(ONE)
     vm.wait()
     vm.on_call = lambda: None
     vm.hold = False
@@ -256,7 +256,7 @@ def test_an_interrupt_together_with_the_answer_leaves_nothing(
 
     monkeypatch.setattr(manager, "_post", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        manager.add_to_vm(ONE)
+        manager.add(ONE)
     assert manager._post == post
     assert_nobody_holds(manager)
     manager.close()
@@ -273,12 +273,12 @@ def test_a_claim_given_up_before_its_answer_is_withdrawn_with_it(manager: blocki
 
 
 def test_an_interrupted_remove_goes_on(vm: ToldVM, manager: blocking.Manager, interrupt: Callable[[], None]) -> None:
-    name = manager.add_to_vm(ONE)
+    name = manager.add(ONE)
     vm.wait()
     vm.hold = True
     vm.on_call = interrupt
     with pytest.raises(KeyboardInterrupt):
-        manager.remove_from_vm(name)
+        manager.remove(name)
     vm.wait()
     answer(manager, vm, name, Reply.SUCCEED)
     manager.close()
@@ -317,7 +317,7 @@ def test_what_the_vm_needs_is_opened_and_closed_in_the_same_loop(vm: ToldVM) -> 
         assert not vm.shares
 
     with blocking.Manager(opened()) as manager:
-        manager.add_to_vm(ONE)
+        manager.add(ONE)
         assert len(seen) == 1
     assert seen[0] is seen[1]
 
@@ -365,13 +365,13 @@ def test_a_vm_that_cannot_be_closed_is_told(vm: ToldVM) -> None:
 
 def test_after_the_end_everything_is_refused(vm: ToldVM) -> None:
     manager = blocking.Manager(vm)
-    manager.add_to_vm(ONE)
+    manager.add(ONE)
     manager.close()
     manager.close()
     assert not vm.shares
     calls: list[Callable[[], object]] = [
-        lambda: manager.add_to_vm(ONE),
-        lambda: manager.remove_from_vm("0"),
+        lambda: manager.add(ONE),
+        lambda: manager.remove("0"),
         lambda: manager.share(ONE).__enter__(),
         lambda: manager.resolve_share_name(ONE),
         manager.shares,
@@ -383,7 +383,7 @@ def test_after_the_end_everything_is_refused(vm: ToldVM) -> None:
 
 def test_closing_can_be_repeated_until_everything_is_out(vm: ToldVM) -> None:
     manager = blocking.Manager(vm)
-    manager.add_to_vm(ONE)
+    manager.add(ONE)
     vm.replies.append(Reply.FAIL)
     with pytest.raises(SharesLeft):
         manager.close()
@@ -395,7 +395,7 @@ def test_closing_can_be_repeated_until_everything_is_out(vm: ToldVM) -> None:
 def test_leaving_the_block_ends_the_thread_even_if_shares_are_left(vm: ToldVM) -> None:
     def use() -> None:
         with blocking.Manager(vm) as manager:
-            manager.add_to_vm(ONE)
+            manager.add(ONE)
             vm.replies.append(Reply.FAIL)
 
     with pytest.raises(SharesLeft):
@@ -422,7 +422,7 @@ def test_an_add_in_flight_when_the_manager_closes_is_told(
     vm: ToldVM, manager: blocking.Manager, threads: ThreadPoolExecutor
 ) -> None:
     vm.hold = True
-    add = threads.submit(manager.add_to_vm, ONE)
+    add = threads.submit(manager.add, ONE)
     vm.wait()
     vm.hold = False
     closing = threads.submit(manager.close)

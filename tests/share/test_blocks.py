@@ -23,15 +23,15 @@ async def test_a_block_holds_the_share_and_gives_it_back(vm: FakeVM, manager: Ma
         assert name == again == "0"
         assert only(manager).references == 2
         assert repr(only(manager).owners[0]) == "<async with block>"
-        await manager.remove_from_vm(name)
-        await manager.remove_from_vm(name, owner="a")
+        await manager.remove(name)
+        await manager.remove(name, owner="a")
         assert only(manager).references == 2
     assert kinds(vm) == [("add", "0"), ("remove", "0")]
 
 
 async def test_a_block_gives_back_its_own_reference_only(vm: FakeVM, manager: Manager) -> None:
     async with manager.share(ONE) as name:
-        await manager.add_to_vm(ONE, owner="a")
+        await manager.add(ONE, owner="a")
     assert only(manager).owners == ("a",)
     assert name in vm.shares
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 async def test_a_cancelled_leader_does_not_take_the_share_from_those_who_wait(vm: FakeVM, manager: Manager) -> None:
     vm.hold = True
-    leader = asyncio.create_task(manager.add_to_vm(ONE, owner="a"))
-    waiter = asyncio.create_task(manager.add_to_vm(ONE, owner="b"))
+    leader = asyncio.create_task(manager.add(ONE, owner="a"))
+    waiter = asyncio.create_task(manager.add(ONE, owner="b"))
     await settle()
     leader.cancel()
     await settle()
@@ -39,7 +39,7 @@ async def test_a_cancelled_leader_does_not_take_the_share_from_those_who_wait(vm
 
 async def test_one_of_two_adds_of_one_owner_is_cancelled_and_the_other_keeps(vm: FakeVM, manager: Manager) -> None:
     vm.hold = True
-    first, second = (asyncio.create_task(manager.add_to_vm(ONE, owner="a")) for _ in range(2))
+    first, second = (asyncio.create_task(manager.add(ONE, owner="a")) for _ in range(2))
     await settle()
     second.cancel()
     vm.in_flight["0"].answer(Reply.SUCCEED)
@@ -50,7 +50,7 @@ async def test_one_of_two_adds_of_one_owner_is_cancelled_and_the_other_keeps(vm:
 
 async def test_an_add_that_nobody_wants_any_more_is_taken_out(vm: FakeVM, manager: Manager) -> None:
     vm.hold = True
-    add = asyncio.create_task(manager.add_to_vm(ONE))
+    add = asyncio.create_task(manager.add(ONE))
     await settle()
     add.cancel()
     await settle()
@@ -66,7 +66,7 @@ async def test_an_add_that_nobody_wants_any_more_is_taken_out(vm: FakeVM, manage
 
 async def test_a_caller_cancelled_between_the_answer_and_its_turn_leaves_nothing(vm: FakeVM, manager: Manager) -> None:
     vm.hold = True
-    add = asyncio.create_task(manager.add_to_vm(ONE))
+    add = asyncio.create_task(manager.add(ONE))
     await settle()
     vm.in_flight["0"].answer(Reply.SUCCEED)
     await until(lambda: only(manager).state is ShareState.ADDED)
@@ -84,13 +84,13 @@ async def test_a_removal_nobody_waited_for_that_fails_is_retried_and_stays_joina
 ) -> None:
     await _leave_unwanted(vm, manager)
     assert (only(manager).references, only(manager).orphan) == (0, False)
-    assert await manager.add_to_vm(ONE, owner="a") == "0"
+    assert await manager.add(ONE, owner="a") == "0"
     await asyncio.sleep(RETRY_LONGEST)
     assert kinds(vm) == [("add", "0"), ("remove", "0")]  # wanted again: the retry lets it be
     vm.replies.append(Reply.FAIL)
     async with asyncio.timeout(1):
         with pytest.raises(ComputeSystemError):
-            await manager.remove_from_vm("0", owner="a")
+            await manager.remove("0", owner="a")
     assert only(manager).owners == ("a",)
 
 
@@ -104,14 +104,14 @@ async def test_a_removal_nobody_waited_for_is_retried_in_the_end(vm: FakeVM, man
 
 async def test_anybody_may_remove_what_nobody_holds(vm: FakeVM, manager: Manager) -> None:
     await _leave_unwanted(vm, manager)
-    await manager.remove_from_vm("0", owner="a passer-by")
+    await manager.remove("0", owner="a passer-by")
     assert not vm.shares
 
 
 async def _leave_unwanted(vm: FakeVM, manager: Manager) -> None:
     """Leave a share that nobody holds, and whose removal failed for certain."""
     vm.hold = True
-    add = asyncio.create_task(manager.add_to_vm(ONE))
+    add = asyncio.create_task(manager.add(ONE))
     await settle()
     add.cancel()
     vm.in_flight["0"].answer(Reply.SUCCEED)
@@ -122,9 +122,9 @@ async def _leave_unwanted(vm: FakeVM, manager: Manager) -> None:
 
 
 async def test_a_cancelled_remover_does_not_stop_the_removal(vm: FakeVM, manager: Manager) -> None:
-    name = await manager.add_to_vm(ONE)
+    name = await manager.add(ONE)
     vm.hold = True
-    removal = asyncio.create_task(manager.remove_from_vm(name))
+    removal = asyncio.create_task(manager.remove(name))
     await settle()
     removal.cancel()
     await settle()
@@ -135,9 +135,9 @@ async def test_a_cancelled_remover_does_not_stop_the_removal(vm: FakeVM, manager
 
 
 async def test_a_cancelled_remover_of_a_removal_that_fails_still_holds(vm: FakeVM, manager: Manager) -> None:
-    name = await manager.add_to_vm(ONE, owner="a")
+    name = await manager.add(ONE, owner="a")
     vm.hold = True
-    removal = asyncio.create_task(manager.remove_from_vm(name, owner="a"))
+    removal = asyncio.create_task(manager.remove(name, owner="a"))
     await settle()
     removal.cancel()
     vm.in_flight[name].answer(Reply.FAIL)
@@ -152,12 +152,12 @@ async def test_what_was_wanted_in_between_is_retried_soon_again(vm: FakeVM, mana
     await _leave_unwanted(vm, manager)
     vm.replies.extend([Reply.FAIL, Reply.FAIL])
     await asyncio.sleep(4 * RETRY_FIRST)
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
     await asyncio.sleep(RETRY_LONGEST)
     assert len(vm.calls) == 4
     leaving = manager.share(ONE)
     await leaving.__aenter__()
-    await manager.remove_from_vm("0", owner="a")
+    await manager.remove("0", owner="a")
     vm.replies.append(Reply.FAIL)
     with pytest.raises(ComputeSystemError):
         await leaving.__aexit__(None, None, None)
@@ -171,7 +171,7 @@ async def test_what_was_taken_out_by_name_leaves_no_timer(vm: FakeVM, manager: M
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
     assert loop.next_timer is not None
-    await manager.remove_from_vm("0")
+    await manager.remove("0")
     assert loop.next_timer is None
 
 
@@ -193,7 +193,7 @@ async def test_callers_never_see_a_cancellation_that_was_not_theirs() -> None:
     vm = Interrupted(asyncio.CancelledError())
     manager = Manager(vm)
     with pytest.raises(OutcomeUnknown, match=r"share 0: .*interrupted") as raised:
-        await manager.add_to_vm(ONE)
+        await manager.add(ONE)
     assert isinstance(raised.value.__cause__, asyncio.CancelledError)
     assert not vm.shares
     assert not manager.shares()
@@ -203,7 +203,7 @@ def test_an_interrupt_in_a_call_ends_the_loop_and_leaves_an_orphan() -> None:
     vm = Interrupted(KeyboardInterrupt())
     manager = Manager(vm)
     with pytest.raises(KeyboardInterrupt):
-        run(manager.add_to_vm(ONE))
+        run(manager.add(ONE))
     assert only(manager).orphan
     assert kinds(vm) == [("add", "0")]  # nothing new is begun in a loop that ends
 
@@ -213,7 +213,7 @@ def test_an_interrupt_in_a_call_ends_the_loop_and_leaves_an_orphan() -> None:
 
 async def test_a_call_that_nothing_else_refers_to_is_not_collected(vm: FakeVM, manager: Manager) -> None:
     vm.replies.append(Reply.NEVER)  # waits for a future that it alone knows
-    add = asyncio.create_task(manager.add_to_vm(ONE))
+    add = asyncio.create_task(manager.add(ONE))
     await settle()
     gc.collect()
     assert "0" in vm.in_flight
@@ -236,7 +236,7 @@ def test_a_call_that_ends_well_after_all_in_a_loop_that_ends_is_not_forgotten() 
     manager = Manager(vm)
 
     async def main() -> None:
-        add = asyncio.create_task(manager.add_to_vm(ONE))
+        add = asyncio.create_task(manager.add(ONE))
         await settle()
         asyncio.get_running_loop().call_later(1, vm.in_flight["0"].answer, Reply.SUCCEED)
         (call,) = asyncio.all_tasks() - {add, asyncio.current_task()} - _serving(vm)
@@ -263,12 +263,12 @@ def test_a_loop_that_ends_with_calls_in_flight_ends_quietly(caplog: pytest.LogCa
     manager = Manager(vm)
 
     async def main() -> set[asyncio.Task[object]]:
-        name = await manager.add_to_vm(ONE)
+        name = await manager.add(ONE)
         tasks: set[asyncio.Task[object]] = {
-            asyncio.create_task(manager.remove_from_vm(name)),
-            asyncio.create_task(manager.add_to_vm(OTHER)),
-            asyncio.create_task(manager.add_to_vm(OTHER)),
-            asyncio.create_task(manager.add_to_vm(WRITABLE)),
+            asyncio.create_task(manager.remove(name)),
+            asyncio.create_task(manager.add(OTHER)),
+            asyncio.create_task(manager.add(OTHER)),
+            asyncio.create_task(manager.add(WRITABLE)),
         }
         await until(lambda: len(vm.calls) == 5)
         return tasks

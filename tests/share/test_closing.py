@@ -20,25 +20,25 @@ if TYPE_CHECKING:
 
 async def test_closing_takes_everything_out(vm: FakeVM) -> None:
     async with Manager(vm) as manager:
-        await manager.add_to_vm(ONE, owner="a")
-        await manager.add_to_vm(ONE)
-        await manager.add_to_vm(OTHER)
+        await manager.add(ONE, owner="a")
+        await manager.add(ONE)
+        await manager.add(OTHER)
         manager.resolve_share_name(WRITABLE)
     assert not vm.shares
     assert not manager.shares()
-    for attempt in (manager.add_to_vm(ONE), manager.share(ONE).__aenter__()):
+    for attempt in (manager.add(ONE), manager.share(ONE).__aenter__()):
         with pytest.raises(ManagerClosed, match="make a new one"):
             await attempt
     with pytest.raises(ManagerClosed):
         manager.resolve_share_name(ONE)
-    await manager.remove_from_vm("0")
+    await manager.remove("0")
     await manager.aclose()
 
 
 async def test_closing_says_what_it_could_not_take_out_and_can_be_repeated(vm: FakeVM, manager: Manager) -> None:
-    await manager.add_to_vm(ONE)
-    await manager.add_to_vm(ONE, owner="a")
-    await manager.add_to_vm(OTHER)
+    await manager.add(ONE)
+    await manager.add(ONE, owner="a")
+    await manager.add(OTHER)
     vm.replies.extend([Reply.FAIL, Reply.SUCCEED])
     with pytest.raises(SharesLeft, match="share 0: remove of share 0") as raised:
         await manager.aclose()
@@ -56,18 +56,18 @@ async def test_closing_says_what_it_could_not_take_out_and_can_be_repeated(vm: F
 
 
 async def test_what_closing_left_can_still_be_removed_by_name(vm: FakeVM, manager: Manager) -> None:
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
     vm.replies.append(Reply.FAIL)
     with pytest.raises(SharesLeft):
         await manager.aclose()
-    await manager.remove_from_vm("0", owner="a")
+    await manager.remove("0", owner="a")
     assert not vm.shares
 
 
 async def test_closing_takes_orphans_out_and_ends_their_retries(vm: FakeVM, manager: Manager) -> None:
     vm.replies.extend([Reply.LOSE_AFTER, Reply.FAIL, Reply.FAIL])
     with pytest.raises(OutcomeUnknown):
-        await manager.add_to_vm(ONE)
+        await manager.add(ONE)
     with pytest.raises(SharesLeft):
         await manager.aclose()
     await asyncio.sleep(RETRY_LONGEST)
@@ -78,7 +78,7 @@ async def test_closing_takes_orphans_out_and_ends_their_retries(vm: FakeVM, mana
 
 async def test_closing_waits_for_an_add_in_flight_and_takes_it_out(vm: FakeVM, manager: Manager) -> None:
     vm.hold = True
-    add = asyncio.create_task(manager.add_to_vm(ONE))
+    add = asyncio.create_task(manager.add(ONE))
     await settle()
     closing = asyncio.create_task(manager.aclose())
     await settle()
@@ -93,11 +93,11 @@ async def test_closing_waits_for_an_add_in_flight_and_takes_it_out(vm: FakeVM, m
 
 
 async def test_an_add_behind_a_remove_is_refused_when_the_manager_closes(vm: FakeVM, manager: Manager) -> None:
-    name = await manager.add_to_vm(ONE)
+    name = await manager.add(ONE)
     vm.hold = True
-    removal = asyncio.create_task(manager.remove_from_vm(name))
+    removal = asyncio.create_task(manager.remove(name))
     await settle()
-    add = asyncio.create_task(manager.add_to_vm(ONE))
+    add = asyncio.create_task(manager.add(ONE))
     await settle()
     closing = asyncio.create_task(manager.aclose())
     await settle()
@@ -109,9 +109,9 @@ async def test_an_add_behind_a_remove_is_refused_when_the_manager_closes(vm: Fak
 
 
 async def test_closing_tries_again_what_was_being_removed_and_failed(vm: FakeVM, manager: Manager) -> None:
-    name = await manager.add_to_vm(ONE)
+    name = await manager.add(ONE)
     vm.hold = True
-    removal = asyncio.create_task(manager.remove_from_vm(name))
+    removal = asyncio.create_task(manager.remove(name))
     await settle()
     first, second = (asyncio.create_task(manager.aclose()) for _ in range(2))
     await settle()
@@ -125,7 +125,7 @@ async def test_closing_tries_again_what_was_being_removed_and_failed(vm: FakeVM,
 
 
 async def test_a_cancelled_close_can_be_called_again(vm: FakeVM, manager: Manager) -> None:
-    await manager.add_to_vm(ONE)
+    await manager.add(ONE)
     vm.hold = True
     closing = asyncio.create_task(manager.aclose())
     await settle()

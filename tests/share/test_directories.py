@@ -91,7 +91,7 @@ def test_a_file_that_is_saved_by_a_rename_is_the_same_share(tmp_path: Path) -> N
     (tmp_path / "new").write_text("new")
     os.replace(tmp_path / "new", path)
     assert AddOptions(path) == before
-    assert AddOptions(tmp_path, restrict=True, allowed_names=["settings"]) == before
+    assert AddOptions(tmp_path, allowed_names=["settings"]) == before
 
 
 @pytest.mark.parametrize(
@@ -142,22 +142,22 @@ def test_the_fate_of_a_directory_is_told(tmp_path: Path) -> None:
 async def test_an_add_after_a_replacement_is_a_share_of_its_own_and_each_owner_releases_the_right_one() -> None:
     vm = DirectoryVM()
     manager = Manager(vm)
-    first = await manager.add_to_vm(options_of(OLD), owner="job-1")
-    second = await manager.add_to_vm(options_of(NEW), owner="job-2")
+    first = await manager.add(options_of(OLD), owner="job-1")
+    second = await manager.add(options_of(NEW), owner="job-2")
     assert first != second
-    assert await manager.add_to_vm(options_of(NEW), owner="job-3") == second
+    assert await manager.add(options_of(NEW), owner="job-3") == second
     assert manager.resolve_share_name(options_of(OLD)) == first
     assert manager.resolve_share_name(options_of(NEW)) == second
     assert await manager.release_owner("job-1") == (first,)
     assert list(vm.shares) == [second]
     # The one that was there before is put back: it is another share, of a name that was never used.
-    assert await manager.add_to_vm(options_of(OLD), owner="job-1") not in (first, second)
+    assert await manager.add(options_of(OLD), owner="job-1") not in (first, second)
 
 
 async def test_an_add_joins_no_share_through_another_mount() -> None:
     manager = Manager(DirectoryVM())
-    first = await manager.add_to_vm(options_of(OLD), owner="one")
-    assert await manager.add_to_vm(options_of(MOUNTED), owner="two") != first
+    first = await manager.add(options_of(OLD), owner="one")
+    assert await manager.add(options_of(MOUNTED), owner="two") != first
 
 
 async def test_a_name_that_was_told_is_of_the_directory_that_was_there_then() -> None:
@@ -166,7 +166,7 @@ async def test_a_name_that_was_told_is_of_the_directory_that_was_there_then() ->
     name = manager.resolve_share_name(options_of(OLD))
     vm.now["/srv/ws"] = NEW
     with pytest.raises(HostPathReplaced):
-        await manager.add_to_vm(options_of(OLD))
+        await manager.add(options_of(OLD))
     assert not vm.shares
     assert manager.resolve_share_name(options_of(NEW)) != name
 
@@ -175,7 +175,7 @@ async def test_adds_of_both_directories_that_are_under_way_at_once_do_not_meet()
     vm = DirectoryVM()
     vm.hold = True
     manager = Manager(vm)
-    calls = [asyncio.ensure_future(manager.add_to_vm(options_of(each), owner="o")) for each in (OLD, NEW, OLD)]
+    calls = [asyncio.ensure_future(manager.add(options_of(each), owner="o")) for each in (OLD, NEW, OLD)]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     for call in tuple(vm.in_flight.values()):
@@ -186,9 +186,9 @@ async def test_adds_of_both_directories_that_are_under_way_at_once_do_not_meet()
 
 async def test_where_no_directory_is_known_equal_options_are_one_share_as_before() -> None:
     manager = Manager(FakeVM())
-    first = await manager.add_to_vm(options_of(None), owner="one")
-    assert await manager.add_to_vm(options_of(None), owner="two") == first
-    assert await manager.add_to_vm(options_of(None, "/srv/other"), owner="two") != first
+    first = await manager.add(options_of(None), owner="one")
+    assert await manager.add(options_of(None), owner="two") == first
+    assert await manager.add(options_of(None, "/srv/other"), owner="two") != first
 
 
 # After a restart
@@ -202,12 +202,12 @@ async def restarted(manager: Manager, vm: FakeVM, journal: FakeJournal) -> Manag
 async def test_after_a_restart_an_add_joins_the_directory_that_it_joined_before() -> None:
     vm, journal = DirectoryVM(), FakeJournal()
     manager = Manager(vm, journal=journal)
-    old = await manager.add_to_vm(options_of(OLD), owner="job-1")
-    new = await manager.add_to_vm(options_of(NEW), owner="job-2")
+    old = await manager.add(options_of(OLD), owner="job-1")
+    new = await manager.add(options_of(NEW), owner="job-2")
     manager = await restarted(manager, vm, journal)
     assert {each.done for each in await manager.recover()} == {Done.KEPT}
-    assert await manager.add_to_vm(options_of(OLD), owner="job-3") == old
-    assert await manager.add_to_vm(options_of(NEW), owner="job-3") == new
+    assert await manager.add(options_of(OLD), owner="job-3") == old
+    assert await manager.add(options_of(NEW), owner="job-3") == new
 
 
 def forget_directories(journal: FakeJournal) -> None:
@@ -219,28 +219,28 @@ def forget_directories(journal: FakeJournal) -> None:
 async def test_a_journal_that_knows_no_directories_learns_them_of_a_vm_that_tells() -> None:
     vm, journal = DirectoryVM(), FakeJournal()
     manager = Manager(vm, journal=journal)
-    name = await manager.add_to_vm(options_of(OLD), owner="job-1")
+    name = await manager.add(options_of(OLD), owner="job-1")
     await manager.detach()
     forget_directories(journal)
     manager = Manager(vm, journal=journal)
     await manager.recover()
     assert manager.shares()[0].options == options_of(OLD)
-    assert await manager.add_to_vm(options_of(OLD), owner="job-1") == name
-    assert await manager.add_to_vm(options_of(NEW), owner="job-2") != name
+    assert await manager.add(options_of(OLD), owner="job-1") == name
+    assert await manager.add(options_of(NEW), owner="job-2") != name
 
 
 async def test_what_nobody_can_tell_the_directory_of_is_joined_by_nobody_who_knows_one() -> None:
     vm, journal = FakeVM(), FakeJournal()
     manager = Manager(vm, journal=journal)
-    name = await manager.add_to_vm(options_of(None), owner="job-1")
+    name = await manager.add(options_of(None), owner="job-1")
     manager = await restarted(manager, vm, journal)
-    assert await manager.add_to_vm(options_of(NEW), owner="job-2") != name
+    assert await manager.add(options_of(NEW), owner="job-2") != name
 
 
 async def test_after_a_boot_a_share_is_what_its_path_leads_to_then_and_keeps_its_name() -> None:
     vm, journal = DirectoryVM(), FakeJournal()
     manager = Manager(vm, journal=journal)
-    name = await manager.add_to_vm(options_of(OLD), owner="job-1")
+    name = await manager.add(options_of(OLD), owner="job-1")
     await manager.detach()
     forget_directories(journal)  # what AddOptions.recalled makes of another boot's
     vm.shares.clear()
@@ -249,9 +249,9 @@ async def test_after_a_boot_a_share_is_what_its_path_leads_to_then_and_keeps_its
     report = await manager.recover(vm_is_new=True)
     assert [(each.name, each.done) for each in report] == [(name, Done.ADDED_AGAIN)]
     assert journal.state.shares[name].options == options_of(NEW)
-    assert await manager.add_to_vm(options_of(NEW), owner="job-1") == name
+    assert await manager.add(options_of(NEW), owner="job-1") == name
     # Whoever knows no directory, of an earlier process, means the one that is there.
-    assert await manager.add_to_vm(options_of(None), owner="job-2") == name
+    assert await manager.add(options_of(None), owner="job-2") == name
 
 
 async def test_a_name_that_was_told_before_a_boot_is_kept() -> None:
@@ -264,24 +264,24 @@ async def test_a_name_that_was_told_before_a_boot_is_kept() -> None:
     manager = Manager(vm, journal=journal)
     await manager.recover(vm_is_new=True)
     assert manager.resolve_share_name(options_of(NEW)) == name
-    assert await manager.add_to_vm(options_of(NEW), owner="job-1") == name
+    assert await manager.add(options_of(NEW), owner="job-1") == name
     assert journal.state.shares[name].options == options_of(NEW)
 
 
 async def test_a_share_of_a_daemon_in_another_mount_namespace_is_joined() -> None:
     vm, journal = DirectoryVM(), FakeJournal()
     manager = Manager(vm, journal=journal)
-    name = await manager.add_to_vm(options_of(UNMOUNTED), owner="job-1")
+    name = await manager.add(options_of(UNMOUNTED), owner="job-1")
     manager = await restarted(manager, vm, journal)
     await manager.recover()
-    assert await manager.add_to_vm(options_of(OLD), owner="job-1") == name
-    assert await manager.add_to_vm(options_of(MOUNTED), owner="job-1") != name
+    assert await manager.add(options_of(OLD), owner="job-1") == name
+    assert await manager.add(options_of(MOUNTED), owner="job-1") != name
 
 
 async def test_a_lost_share_whose_directory_was_replaced_is_not_added_as_another_one() -> None:
     vm, journal = DirectoryVM(), FakeJournal()
     manager = Manager(vm, journal=journal)
-    name = await manager.add_to_vm(options_of(OLD), owner="job-1")
+    name = await manager.add(options_of(OLD), owner="job-1")
     vm.shares.clear()
     vm.now["/srv/ws"] = NEW
     report = await manager.recover()
@@ -290,7 +290,7 @@ async def test_a_lost_share_whose_directory_was_replaced_is_not_added_as_another
     assert (info.name, info.state, info.owners) == (name, ShareState.PENDING, ("job-1",))
     assert isinstance(info.last_error, HostPathReplaced)
     assert not vm.shares
-    assert await manager.add_to_vm(options_of(NEW), owner="job-2") != name
+    assert await manager.add(options_of(NEW), owner="job-2") != name
     # It is put back: so is the share.
     vm.now.clear()
     await manager.recover()
@@ -300,7 +300,7 @@ async def test_a_lost_share_whose_directory_was_replaced_is_not_added_as_another
 async def test_recovery_sees_that_the_vm_has_another_directory_under_a_name() -> None:
     vm, journal = DirectoryVM(), FakeJournal()
     manager = Manager(vm, journal=journal)
-    name = await manager.add_to_vm(options_of(OLD), owner="job-1")
+    name = await manager.add(options_of(OLD), owner="job-1")
     vm.shares[name] = options_of(NEW)
     (found,) = (await manager.recover()).shares
     assert found.done is Done.ADDED_AGAIN
@@ -313,7 +313,7 @@ async def test_recovery_sees_that_the_vm_has_another_directory_under_a_name() ->
 async def saved_of(path: Path) -> tuple[DirectoryVM, bytes]:
     vm = DirectoryVM()
     manager = Manager(vm)
-    await manager.add_to_vm(AddOptions(path), owner="job-1")
+    await manager.add(AddOptions(path), owner="job-1")
     return vm, manager.save()
 
 
@@ -339,8 +339,8 @@ async def test_a_vm_that_has_the_replaced_directory_keeps_it_when_it_is_restored
     path.mkdir()
     manager = await Manager.restore(document, vm)
     assert vm.shares == {"0": before}
-    assert await manager.add_to_vm(AddOptions(path), owner="job-2") == "1"
-    assert await manager.add_to_vm(before, owner="job-2") == "0"
+    assert await manager.add(AddOptions(path), owner="job-2") == "1"
+    assert await manager.add(before, owner="job-2") == "0"
 
 
 async def test_what_was_saved_on_another_host_or_boot_is_what_the_path_leads_to(tmp_path: Path) -> None:
@@ -355,4 +355,4 @@ async def test_what_was_saved_on_another_host_or_boot_is_what_the_path_leads_to(
     path.mkdir()
     vm = DirectoryVM()
     manager = await Manager.restore(moved, vm)
-    assert await manager.add_to_vm(AddOptions(path), owner="job-2") == "0"
+    assert await manager.add(AddOptions(path), owner="job-2") == "0"

@@ -56,7 +56,7 @@ class Life:
         self._told.append(("adding", owner, options.host_path, None))
         try:
             async with asyncio.timeout(60):
-                name = await self.manager.add_to_vm(options, owner=owner)
+                name = await self.manager.add(options, owner=owner)
         except ComputeSystemError:
             self._told.append(("failed", owner, options.host_path, None))
             return None
@@ -71,7 +71,7 @@ class Life:
         self._told.append(("removing", owner, name, None))
         with suppress(ComputeSystemError, JournalError, TimeoutError):
             async with asyncio.timeout(60):
-                await self.manager.remove_from_vm(name, owner=owner)
+                await self.manager.remove(name, owner=owner)
             self._told.append(("removed", owner, name, None))
 
     async def block(self) -> str | None:

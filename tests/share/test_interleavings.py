@@ -99,7 +99,7 @@ class World:
 
     async def _add(self, call: Call, options: AddOptions) -> None:
         try:
-            name = await self.manager.add_to_vm(options, owner=call.owner)
+            name = await self.manager.add(options, owner=call.owner)
         except (ComputeSystemError, JournalError) as error:
             call.unwritten = isinstance(error, JournalError)
             return
@@ -116,7 +116,7 @@ class World:
 
     async def _remove(self, name: str, owner: str | None) -> None:
         try:
-            await self.manager.remove_from_vm(name, owner=owner)
+            await self.manager.remove(name, owner=owner)
         except (ComputeSystemError, JournalError):
             return
         self.doubtful[name] -= 1

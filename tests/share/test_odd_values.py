@@ -47,12 +47,12 @@ OTHERS: dict[str, Any] = {
 
 
 async def _start(**settings: Any) -> None:
-    async with await FileServer.start(**{"listen": [SERVER], **settings}):
+    async with FileServer(**{"listen": [SERVER], **settings}):
         pass
 
 
 async def _connect(run_dir: Any, **settings: Any) -> None:
-    async with await FileServer.connect(run_dir, **settings):
+    async with FileServer.connect(run_dir, **settings):
         pass
 
 
@@ -63,7 +63,7 @@ async def _do(work: Callable[[], object]) -> None:
 async def _journalled(folder: str, vm: Any) -> None:
     with SqliteJournal(f"{folder}/journal.db") as journal:
         manager = Manager(FakeVM(), journal=journal.for_vm(vm))
-        await manager.add_to_vm(AddOptions(folder), owner="me")
+        await manager.add(AddOptions(folder), owner="me")
         await manager.aclose()
 
 
@@ -79,7 +79,7 @@ async def _journal_at(path: Any) -> None:
 
 async def _owned(folder: str, owner: Any) -> None:
     manager = Manager(FakeVM())
-    name = await manager.add_to_vm(AddOptions(folder), owner=owner)
+    name = await manager.add(AddOptions(folder), owner=owner)
     manager.shares(name=name, owner=owner)
     await Manager.restore(manager.save(), FakeVM())
     await manager.release_owner(owner)
@@ -88,19 +88,19 @@ async def _owned(folder: str, owner: Any) -> None:
 async def _owned_and_written(folder: str, owner: Any) -> None:
     with SqliteJournal(f"{folder}/journal.db") as journal:
         manager = Manager(FakeVM(), journal=journal.for_vm("vm"))
-        await manager.add_to_vm(AddOptions(folder), owner=owner)
+        await manager.add(AddOptions(folder), owner=owner)
         await manager.release_owner(owner)
         await manager.aclose()
 
 
 async def _blocking(folder: str, owner: Any) -> None:
     with blocking.Manager(FakeVM()) as manager:
-        manager.remove_from_vm(manager.add_to_vm(AddOptions(folder), owner=owner), owner=owner)
+        manager.remove(manager.add(AddOptions(folder), owner=owner), owner=owner)
 
 
 TEXT_PLACES: dict[str, Callable[[str, str], Awaitable[object]]] = {
     "path": lambda folder, text: _do(lambda: AddOptions(f"{folder}/{text}")),
-    "allowed name": lambda folder, text: _do(lambda: AddOptions(folder, restrict=True, allowed_names=[text])),
+    "allowed name": lambda folder, text: _do(lambda: AddOptions(folder, allowed_names=[text])),
     "unix socket": lambda folder, text: _start(listen=[f"unix:{folder}/{text}/none"]),
     "hybrid socket": lambda folder, text: _start(listen=[f"firecracker:{folder}/nowhere/{text}"]),
     "host": lambda _, text: _do(lambda: address.parse(f"tcp:{text}:0")),
@@ -117,8 +117,8 @@ TEXT_PLACES: dict[str, Callable[[str, str], Awaitable[object]]] = {
 }
 PLACES: dict[str, Callable[[str, Any], Awaitable[object]]] = {
     "whole path": lambda _, value: _do(lambda: AddOptions(value)),
-    "allowed names": lambda folder, value: _do(lambda: AddOptions(folder, restrict=True, allowed_names=value)),
-    "options": lambda _, value: Manager(FakeVM()).add_to_vm(value),
+    "allowed names": lambda folder, value: _do(lambda: AddOptions(folder, allowed_names=value)),
+    "options": lambda _, value: Manager(FakeVM()).add(value),
     "share of a mount": lambda _, value: _do(lambda: MountOptions(value, "/mnt")),
     "whole guest path": lambda _, value: _do(lambda: MountOptions("0", value)),
     "cache": lambda _, value: _do(lambda: MountOptions("0", "/mnt", cache=value)),
@@ -126,7 +126,7 @@ PLACES: dict[str, Callable[[str, Any], Awaitable[object]]] = {
     "owner": _owned,
     "owner in a journal": _owned_and_written,
     "owner of a thread": _blocking,
-    "removed name": lambda _, value: Manager(FakeVM()).remove_from_vm(value),
+    "removed name": lambda _, value: Manager(FakeVM()).remove(value),
     "id in a journal": _journalled,
     "forgotten id": _forgotten,
     "whole path of a journal": lambda _, value: _do(lambda: SqliteJournal(value)),

@@ -39,16 +39,16 @@ def test_two_spellings_of_one_share_are_equal(tree: Path, monkeypatch: pytest.Mo
         AddOptions("dir"),
         AddOptions("./dir/../dir/"),
         AddOptions(tree / "link"),
-        AddOptions(str(tree / "dir"), read_only=False, restrict=False, allowed_names=[]),
+        AddOptions(str(tree / "dir"), read_only=False, allowed_names=None),
     ]
     assert all(other == plain and hash(other) == hash(plain) for other in spellings)
     assert plain.host_path == os.path.realpath(tree / "dir")
 
 
 def test_names_are_sorted_and_unique(tree: Path) -> None:
-    once = AddOptions(tree, restrict=True, allowed_names=("b", "a", "b"))
+    once = AddOptions(tree, allowed_names=("b", "a", "b"))
     assert once.allowed_names == ("a", "b")
-    assert once == AddOptions(tree, restrict=True, allowed_names=iter(["a", "b"]))
+    assert once == AddOptions(tree, allowed_names=iter(["a", "b"]))
 
 
 def test_patterns_and_maps_have_one_spelling(tree: Path) -> None:
@@ -66,7 +66,7 @@ def test_patterns_and_maps_have_one_spelling(tree: Path) -> None:
     "difference",
     [
         {"read_only": True},
-        {"restrict": True, "allowed_names": ("file",)},
+        {"allowed_names": ("file",)},
         {"hide": ("x",)},
         {"map_owner": "1:2"},
     ],
@@ -77,9 +77,9 @@ def test_another_share_is_not_equal(tree: Path, difference: dict[str, Any]) -> N
 
 @pytest.mark.parametrize("spelling", ["dir/file", "dir/link-to-file", "link/file"])
 def test_a_file_is_its_directory_with_one_allowed_name(tree: Path, spelling: str) -> None:
-    written_out = AddOptions(tree / "dir", restrict=True, allowed_names=("file",), read_only=True)
+    written_out = AddOptions(tree / "dir", allowed_names=("file",), read_only=True)
     assert AddOptions(tree / spelling, read_only=True) == written_out
-    assert AddOptions(tree / spelling, read_only=True, restrict=True, allowed_names=("file",)) == written_out
+    assert AddOptions(tree / spelling, read_only=True, allowed_names=("file",)) == written_out
 
 
 def test_options_can_be_copied_but_not_changed(tree: Path) -> None:
@@ -92,7 +92,7 @@ def test_options_can_be_copied_but_not_changed(tree: Path) -> None:
 
 def test_a_path_with_words_beyond_ascii_is_fine(tree: Path) -> None:
     (tree / "größe 大").mkdir()
-    assert AddOptions(tree / "größe 大", restrict=True, allowed_names=("ü" * 127,)).host_path.endswith("größe 大")
+    assert AddOptions(tree / "größe 大", allowed_names=("ü" * 127,)).host_path.endswith("größe 大")
 
 
 REFUSED: list[tuple[str, Callable[[Path], AddOptions], str]] = [
@@ -108,18 +108,16 @@ REFUSED: list[tuple[str, Callable[[Path], AddOptions], str]] = [
     ("FIFO", lambda t: AddOptions(t / "fifo"), "is a FIFO: only directories"),
     ("socket", lambda t: AddOptions(t / "socket"), "is a socket: only directories"),
     ("character device", lambda t: AddOptions("/dev/null"), "is a character device"),
-    ("restrict without names", lambda t: AddOptions(t, restrict=True), "restrict without allowed_names"),
-    ("names without restrict", lambda t: AddOptions(t, allowed_names=("a",)), "allowed_names do nothing"),
-    ("file with other names", lambda t: AddOptions(t / "dir/file", restrict=True, allowed_names=("x",)), "is a file"),
-    ("file, restrict without names", lambda t: AddOptions(t / "dir/file", restrict=True), "without allowed_names"),
+    ("names, and none of them", lambda t: AddOptions(t, allowed_names=()), "allowed_names is empty"),
+    ("file with other names", lambda t: AddOptions(t / "dir/file", allowed_names=("x",)), "is a file"),
+    ("file, and none of the names", lambda t: AddOptions(t / "dir/file", allowed_names=[]), "allowed_names is empty"),
     ("word for read_only", lambda t: AddOptions(t, read_only="no"), "read_only is 'no'"),  # type: ignore[arg-type]  # the mistake tested
-    ("number for restrict", lambda t: AddOptions(t, restrict=1), "restrict is 1"),  # type: ignore[arg-type]  # the mistake tested
     ("one string as patterns", lambda t: AddOptions(t, hide="x"), "hide is the string 'x'"),
     ("patterns that are none", lambda t: AddOptions(t, hide=5), "hide is 5"),  # type: ignore[arg-type]  # the mistake tested
     ("a pattern that never matches", lambda t: AddOptions(t, hide=["a//b"]), "hide: pattern 'a//b' has a part"),
     ("a map that is none", lambda t: AddOptions(t, map_owner="x"), "owner map 'x' has no colon"),
-    ("one string as names", lambda t: AddOptions(t, restrict=True, allowed_names="file"), "the string 'file'"),
-    ("names that are none", lambda t: AddOptions(t, restrict=True, allowed_names=5), "is 5"),  # type: ignore[arg-type]  # the mistake tested
+    ("one string as names", lambda t: AddOptions(t, allowed_names="file"), "the string 'file'"),
+    ("names that are none", lambda t: AddOptions(t, allowed_names=5), "is 5"),  # type: ignore[arg-type]  # the mistake tested
 ]
 
 
@@ -158,11 +156,11 @@ def test_what_cannot_be_is_refused_with_its_reason(
 )
 def test_a_name_that_cannot_be_one_is_refused(tree: Path, name: str, message: str) -> None:
     with pytest.raises(InvalidOptions, match=message):
-        AddOptions(tree, restrict=True, allowed_names=("fine", name))
+        AddOptions(tree, allowed_names=("fine", name))
 
 
 def test_the_longest_name_is_allowed(tree: Path) -> None:
-    assert AddOptions(tree, restrict=True, allowed_names=("n" * 255, "..hidden", "a\\b:c")).restrict
+    assert AddOptions(tree, allowed_names=("n" * 255, "..hidden", "a\\b:c")).allowed_names
 
 
 def test_a_path_out_of_reach_says_so(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,12 +177,12 @@ def test_windows_folds_case_and_refuses_its_own_separators(tree: Path, monkeypat
     monkeypatch.setattr(options_module, "_WINDOWS", True)
     monkeypatch.setattr(options_module, "_SEPARATORS", "/\\:")
     monkeypatch.setattr(os.path, "normcase", ntpath.normcase)
-    names = AddOptions(tree, restrict=True, allowed_names=("B", "a", "b"))
+    names = AddOptions(tree, allowed_names=("B", "a", "b"))
     assert names.allowed_names == ("a", "b")
     assert names.host_path == ntpath.normcase(os.path.realpath(tree))
     for name in ("a\\b", "file:stream"):
         with pytest.raises(InvalidOptions, match="contains"):
-            AddOptions(tree, restrict=True, allowed_names=(name,))
+            AddOptions(tree, allowed_names=(name,))
 
 
 def test_other_kinds_of_file_are_named() -> None:

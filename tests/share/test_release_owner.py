@@ -20,10 +20,10 @@ OTHER = AddOptions(HERE.parent, read_only=True)
 async def test_an_owner_that_is_gone_gives_back_everything_it_holds_and_nothing_else() -> None:
     vm = FakeVM()
     manager = Manager(vm)
-    await manager.add_to_vm(ONE, owner="gone")
-    await manager.add_to_vm(OTHER, owner="gone")
-    await manager.add_to_vm(OTHER, owner="here")
-    await manager.add_to_vm(AddOptions(HERE), owner=None)
+    await manager.add(ONE, owner="gone")
+    await manager.add(OTHER, owner="gone")
+    await manager.add(OTHER, owner="here")
+    await manager.add(AddOptions(HERE), owner=None)
     assert await manager.release_owner("gone") == ("0", "1")
     assert vm.shares == {"1": OTHER, "2": AddOptions(HERE)}
     assert [info.owners for info in manager.shares()] == [("here",), ()]
@@ -33,8 +33,8 @@ async def test_an_owner_that_is_gone_gives_back_everything_it_holds_and_nothing_
 async def test_one_share_that_cannot_be_taken_out_does_not_keep_the_others() -> None:
     vm = FakeVM()
     manager = Manager(vm)
-    await manager.add_to_vm(ONE, owner="gone")
-    await manager.add_to_vm(OTHER, owner="gone")
+    await manager.add(ONE, owner="gone")
+    await manager.add(OTHER, owner="gone")
     vm.replies.append(Reply.FAIL)
     with pytest.raises(SharesLeft, match="share 0") as raised:
         await manager.release_owner("gone")
@@ -47,8 +47,8 @@ async def test_one_share_that_cannot_be_taken_out_does_not_keep_the_others() -> 
 async def test_shares_of_an_owner_do_not_wait_for_each_other() -> None:
     vm = FakeVM()
     manager = Manager(vm)
-    await manager.add_to_vm(ONE, owner="gone")
-    await manager.add_to_vm(OTHER, owner="gone")
+    await manager.add(ONE, owner="gone")
+    await manager.add(OTHER, owner="gone")
     vm.hold = True
     releasing = asyncio.create_task(manager.release_owner("gone"))
     await asyncio.sleep(1)
@@ -59,7 +59,7 @@ async def test_shares_of_an_owner_do_not_wait_for_each_other() -> None:
 
 async def test_anonymous_references_have_no_owner_to_be_released_by() -> None:
     manager = Manager(FakeVM())
-    await manager.add_to_vm(ONE)
-    with pytest.raises(TypeError, match="remove_from_vm"):
+    await manager.add(ONE)
+    with pytest.raises(TypeError, match="give its name to remove"):
         await manager.release_owner(None)
     assert manager.shares()[0].references == 1

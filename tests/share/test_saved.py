@@ -38,17 +38,17 @@ def _one(tmp_path: Path) -> AddOptions:
 @pytest.fixture(name="other")
 def _other(tmp_path: Path) -> AddOptions:
     (tmp_path / "other").mkdir()
-    return AddOptions(tmp_path / "other", restrict=True, allowed_names=("a", "b"))
+    return AddOptions(tmp_path / "other", allowed_names=("a", "b"))
 
 
 async def test_a_snapshot_finds_its_shares_under_their_old_names_and_their_holders_have_them(
     one: AddOptions, other: AddOptions
 ) -> None:
     manager = Manager(FakeVM())
-    await manager.remove_from_vm(await manager.add_to_vm(one))  # so that names do not begin at 0
+    await manager.remove(await manager.add(one))  # so that names do not begin at 0
     for owner in (None, "b", "a", None):
-        await manager.add_to_vm(one, owner=owner)
-    await manager.add_to_vm(other, owner="a")
+        await manager.add(one, owner=owner)
+    await manager.add(other, owner="a")
     state = manager.save()
     vm = FakeVM()
     moved = await Manager.restore(state, vm)
@@ -58,19 +58,19 @@ async def test_a_snapshot_finds_its_shares_under_their_old_names_and_their_holde
         ("2", 1, ("a",), ShareState.ADDED),
     ]
     assert moved.save() == state
-    assert await moved.add_to_vm(one, owner="c") == "1"
-    assert await moved.add_to_vm(AddOptions(one.host_path)) == "3"
+    assert await moved.add(one, owner="c") == "1"
+    assert await moved.add(AddOptions(one.host_path)) == "3"
     for owner in (None, None, "a", "b", "c"):
         assert "1" in vm.shares
-        await moved.remove_from_vm("1", owner=owner)
+        await moved.remove("1", owner=owner)
     assert "1" not in vm.shares
 
 
 async def test_what_is_hidden_and_mapped_is_so_where_it_is_restored(one: AddOptions) -> None:
     hiding = AddOptions(one.host_path, hide=["*", "!a"], map_owner="1000:0")
     manager = Manager(FakeVM())
-    await manager.add_to_vm(hiding, owner="a")
-    assert await manager.add_to_vm(AddOptions(one.host_path), owner="a") == "1"
+    await manager.add(hiding, owner="a")
+    assert await manager.add(AddOptions(one.host_path), owner="a") == "1"
     vm = FakeVM()
     moved = await Manager.restore(manager.save(), vm)
     assert vm.shares == {"0": hiding, "1": AddOptions(one.host_path)}
@@ -79,27 +79,27 @@ async def test_what_is_hidden_and_mapped_is_so_where_it_is_restored(one: AddOpti
 
 async def test_names_that_were_told_are_told_again(one: AddOptions, other: AddOptions) -> None:
     manager = Manager(FakeVM())
-    await manager.add_to_vm(other)
+    await manager.add(other)
     assert manager.resolve_share_name(one) == "1"
     vm = FakeVM()
     moved = await Manager.restore(manager.save(), vm)
     assert vm.shares == {"0": other}
     assert moved.resolve_share_name(one) == "1"
-    assert await moved.add_to_vm(one) == "1"
+    assert await moved.add(one) == "1"
 
 
 async def test_what_is_under_way_is_in_nobodys_hands_yet_or_any_more(one: AddOptions, other: AddOptions) -> None:
     vm = FakeVM()
     manager = Manager(vm)
     writable = AddOptions(one.host_path)
-    await manager.add_to_vm(one, owner="a")
+    await manager.add(one, owner="a")
     vm.replies.append(Reply.LOSE_AFTER)
     with pytest.raises(OutcomeUnknown):
-        await manager.remove_from_vm("0", owner="a")  # an orphan
-    await manager.add_to_vm(one, owner="a")
+        await manager.remove("0", owner="a")  # an orphan
+    await manager.add(one, owner="a")
     vm.hold = True
-    removing = asyncio.create_task(manager.remove_from_vm("1", owner="a"))
-    adding = asyncio.create_task(manager.add_to_vm(other, owner="a"))
+    removing = asyncio.create_task(manager.remove("1", owner="a"))
+    adding = asyncio.create_task(manager.add(other, owner="a"))
     await settle()
     moved = await Manager.restore(manager.save(), FakeVM())
     assert [(info.name, info.state, info.references) for info in moved.shares()] == [("2", ShareState.PENDING, 0)]
@@ -119,9 +119,9 @@ async def test_every_path_that_is_missing_is_named_and_nothing_is_touched(
     one: AddOptions, other: AddOptions, tmp_path: Path
 ) -> None:
     manager = Manager(FakeVM())
-    await manager.add_to_vm(one)
-    await manager.add_to_vm(other)
-    await manager.add_to_vm(AddOptions(tmp_path))
+    await manager.add(one)
+    await manager.add(other)
+    await manager.add(AddOptions(tmp_path))
     state = manager.save()
     (tmp_path / "one").rmdir()
     (tmp_path / "other").rmdir()
@@ -139,8 +139,8 @@ async def test_what_this_manager_may_not_share_is_refused_before_anything_is_tou
     one: AddOptions, other: AddOptions
 ) -> None:
     manager = Manager(FakeVM())
-    await manager.add_to_vm(one)
-    await manager.add_to_vm(other)
+    await manager.add(one)
+    await manager.add(other)
     vm = FakeVM()
     with pytest.raises(RestoreFailed, match="no writable shares") as raised:
         await Manager.restore(manager.save(), vm, no_writable_file_shares=True)
@@ -154,8 +154,8 @@ async def test_one_share_that_cannot_be_added_takes_the_others_out_again(
     one: AddOptions, other: AddOptions, reply: Reply, *, journalled: bool
 ) -> None:
     manager = Manager(FakeVM())
-    await manager.add_to_vm(one, owner="a")
-    await manager.add_to_vm(other, owner="a")
+    await manager.add(one, owner="a")
+    await manager.add(other, owner="a")
     vm, journal = FakeVM(), FakeJournal()
     vm.replies += [Reply.SUCCEED, reply]
     with pytest.raises(RestoreFailed, match="share 1: add of share 1") as raised:
@@ -168,8 +168,8 @@ async def test_one_share_that_cannot_be_added_takes_the_others_out_again(
 
 async def test_what_could_not_be_taken_out_again_is_said(one: AddOptions, other: AddOptions) -> None:
     manager = Manager(FakeVM())
-    await manager.add_to_vm(one)
-    await manager.add_to_vm(other)
+    await manager.add(one)
+    await manager.add(other)
     vm = FakeVM()
     vm.replies += [Reply.SUCCEED, Reply.FAIL, Reply.FAIL]
     with pytest.raises(RestoreFailed) as raised:
@@ -179,8 +179,8 @@ async def test_what_could_not_be_taken_out_again_is_said(one: AddOptions, other:
 
 async def test_a_restore_that_is_cancelled_leaves_nothing(one: AddOptions, other: AddOptions) -> None:
     manager = Manager(FakeVM())
-    await manager.add_to_vm(one)
-    await manager.add_to_vm(other)
+    await manager.add(one)
+    await manager.add(other)
     vm = FakeVM()
     vm.hold = True
     restoring = asyncio.create_task(Manager.restore(manager.save(), vm))
@@ -200,8 +200,8 @@ async def test_a_restore_that_is_cancelled_leaves_nothing(one: AddOptions, other
 async def test_a_vm_that_has_them_already_is_not_asked_again(one: AddOptions, other: AddOptions) -> None:
     vm = ListingFakeVM()
     manager = Manager(vm)
-    await manager.add_to_vm(one, owner="a")
-    await manager.add_to_vm(other, owner="a")
+    await manager.add(one, owner="a")
+    await manager.add(other, owner="a")
     state = manager.save()
     del vm.shares["1"]
     calls = len(vm.calls)
@@ -214,8 +214,8 @@ async def test_a_vm_that_has_them_already_is_not_asked_again(one: AddOptions, ot
 async def test_a_restore_that_fails_leaves_what_the_vm_had(one: AddOptions, other: AddOptions) -> None:
     vm = ListingFakeVM()
     manager = Manager(vm)
-    await manager.add_to_vm(one, owner="a")
-    await manager.add_to_vm(other, owner="a")
+    await manager.add(one, owner="a")
+    await manager.add(other, owner="a")
     state = manager.save()
     vm.shares["1"] = one
     with pytest.raises(RestoreFailed, match="under the name 1") as raised:
@@ -227,10 +227,10 @@ async def test_a_restore_that_fails_leaves_what_the_vm_had(one: AddOptions, othe
 async def test_a_vm_that_cannot_tell_is_believed_when_it_says_that_it_has_one(one: AddOptions) -> None:
     vm = FakeVM()
     manager = Manager(vm)
-    await manager.add_to_vm(one, owner="a")
+    await manager.add(one, owner="a")
     moved = await Manager.restore(manager.save(), vm)
     assert vm.shares == {"0": one}
-    await moved.remove_from_vm("0", owner="a")
+    await moved.remove("0", owner="a")
     assert not vm.shares
 
 
@@ -239,7 +239,7 @@ async def test_a_listing_vm_that_says_it_has_one_that_it_does_not_list_is_not_be
 ) -> None:
     vm = ListingFakeVM()
     manager = Manager(vm)
-    await manager.add_to_vm(one, owner="a")
+    await manager.add(one, owner="a")
 
     async def nothing() -> dict[str, object]:
         return {}
@@ -252,7 +252,7 @@ async def test_a_listing_vm_that_says_it_has_one_that_it_does_not_list_is_not_be
 async def test_a_restored_table_goes_into_the_journal_of_its_new_place(one: AddOptions, other: AddOptions) -> None:
     manager = Manager(FakeVM())
     for owner in ("a", "b", None):
-        await manager.add_to_vm(one, owner=owner)
+        await manager.add(one, owner=owner)
     manager.resolve_share_name(other)
     journal = FakeJournal()
     moved = await Manager.restore(manager.save(), FakeVM(), journal=journal)
@@ -261,7 +261,7 @@ async def test_a_restored_table_goes_into_the_journal_of_its_new_place(one: AddO
         "1": JournalledShare("1", other, Life.PENDING),
     }
     assert journal.state.next_name > 2
-    assert await moved.add_to_vm(other, owner="a") == "1"
+    assert await moved.add(other, owner="a") == "1"
     with pytest.raises(JournalError, match="already has shares"):
         await Manager.restore(manager.save(), FakeVM(), journal=journal)
 
@@ -269,8 +269,8 @@ async def test_a_restored_table_goes_into_the_journal_of_its_new_place(one: AddO
 @pytest.mark.parametrize("fails", range(1, 4))
 async def test_a_journal_that_fails_in_the_middle_undoes_all(one: AddOptions, other: AddOptions, fails: int) -> None:
     manager = Manager(FakeVM())
-    await manager.add_to_vm(one, owner="a")
-    await manager.add_to_vm(other, owner="a")
+    await manager.add(one, owner="a")
+    await manager.add(other, owner="a")
     vm, journal = FakeVM(), FakeJournal()
     journal.replies += [Reply.SUCCEED] * (fails - 1) + [Reply.LOSE_AFTER]
     with pytest.raises((JournalError, RestoreFailed)):
@@ -286,7 +286,7 @@ async def test_what_the_journal_says_must_be_read_before_it_can_be_saved() -> No
 
 async def test_an_owner_that_is_no_string_cannot_move(one: AddOptions) -> None:
     manager = Manager(FakeVM())
-    await manager.add_to_vm(one, owner=("a", 1))
+    await manager.add(one, owner=("a", 1))
     with pytest.raises(TypeError, match="share 0 cannot be saved: owner"):
         manager.save()
 
@@ -319,7 +319,7 @@ async def test_what_no_manager_saved_is_refused_before_anything_is_touched(docum
 def test_threads_save_and_restore_too(one: AddOptions) -> None:
     vm = FakeVM()
     with blocking.Manager(FakeVM()) as manager:
-        manager.add_to_vm(one, owner="a")
+        manager.add(one, owner="a")
         state = manager.save()
         with blocking.Manager.restore(state, vm) as moved:
             assert vm.shares == {"0": one}
@@ -332,7 +332,7 @@ def test_threads_have_a_journal_too(one: AddOptions) -> None:
     vm, journal = FakeVM(), FakeJournal()
     with blocking.Manager(vm, journal=journal) as manager:
         assert manager.recover().shares == ()
-        assert manager.add_to_vm(one, owner="a") == "0"
+        assert manager.add(one, owner="a") == "0"
         assert [info.name for info in manager.detach()] == ["0"]
     assert journal.state.shares["0"].owners == ("a",)
     with blocking.Manager(vm, journal=journal) as manager:

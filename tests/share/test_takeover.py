@@ -31,8 +31,8 @@ async def test_what_was_lost_is_added_again_under_its_name_and_whoever_wants_to_
 ) -> None:
     told: list[RecoveryReport | Exception] = []
     manager.on_settled(told.append)
-    await manager.add_to_vm(ONE, owner="a")
-    await manager.add_to_vm(OTHER, owner="b")
+    await manager.add(ONE, owner="a")
+    await manager.add(OTHER, owner="b")
     vm.take_over("1")
     await until(lambda: bool(told))
     assert vm.shares == {"0": ONE, "1": OTHER}
@@ -48,7 +48,7 @@ async def test_what_was_lost_is_added_again_under_its_name_and_whoever_wants_to_
 async def test_what_cannot_be_added_again_yet_is_told_and_tried_again(vm: ListingFakeVM, manager: Manager) -> None:
     told: list[RecoveryReport | Exception] = []
     manager.on_settled(told.append)
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
     vm.replies += [Reply.SUCCEED, Reply.FAIL]
     vm.take_over("0")
     await until(lambda: bool(told))
@@ -62,7 +62,7 @@ async def test_what_cannot_be_added_again_yet_is_told_and_tried_again(vm: Listin
 async def test_one_that_comes_while_another_is_settled_is_settled_after_it(vm: ListingFakeVM, manager: Manager) -> None:
     told: list[RecoveryReport | Exception] = []
     manager.on_settled(told.append)
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
     vm.hold = True
     vm.take_over("0")
     await until(lambda: "0" in vm.in_flight)
@@ -79,7 +79,7 @@ async def test_one_that_comes_while_another_is_settled_is_settled_after_it(vm: L
 async def test_a_journal_that_was_not_read_yet_is_not_read_for_it(vm: ListingFakeVM) -> None:
     journal = FakeJournal()
     first = Manager(vm, journal=journal)
-    await first.add_to_vm(ONE, owner="a")
+    await first.add(ONE, owner="a")
     await first.detach()
     calls = len(vm.calls)
     manager = Manager(vm, journal=journal)
@@ -95,10 +95,10 @@ async def test_what_keeps_it_from_being_settled_is_told(vm: ListingFakeVM) -> No
     manager = Manager(vm, journal=journal)
     told: list[RecoveryReport | Exception] = []
     manager.on_settled(told.append)
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
     journal.broken = True
     with pytest.raises(JournalError):
-        await manager.add_to_vm(OTHER, owner="a")
+        await manager.add(OTHER, owner="a")
     vm.take_over("0")
     await until(lambda: bool(told))
     assert isinstance(told[0], JournalError)
@@ -113,7 +113,7 @@ async def test_a_manager_that_ends_meanwhile_ends_it_too(vm: ListingFakeVM, how:
     manager = Manager(vm, journal=FakeJournal())
     told: list[RecoveryReport | Exception] = []
     manager.on_settled(told.append)
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
     vm.take_over()
     await getattr(manager, how)()
     await settle()
@@ -125,7 +125,7 @@ async def test_a_manager_that_ends_meanwhile_ends_it_too(vm: ListingFakeVM, how:
 async def test_then_the_guest_is_asked_what_it_has(vm: ListingFakeVM, manager: Manager) -> None:
     agent = FakeAgent()
     mounts = MountManager(agent, shares=manager)
-    await mounts.map_to_guest(ONE, "/run/one", owner="a")
+    await mounts.map(ONE, "/run/one", owner="a")
     agent.mounts.clear()  # it ended with the share, and the guest took it away
     vm.take_over("0")
     await until(lambda: "/run/one" in agent.mounts, 1)
@@ -135,8 +135,8 @@ async def test_then_the_guest_is_asked_what_it_has(vm: ListingFakeVM, manager: M
 
 @pytest.mark.parametrize("first", [True, False])
 async def test_whoever_asks_meanwhile_is_told_of_every_share(vm: ListingFakeVM, manager: Manager, first: bool) -> None:
-    await manager.add_to_vm(ONE, owner="a")
-    await manager.add_to_vm(OTHER, owner="a")
+    await manager.add(ONE, owner="a")
+    await manager.add(OTHER, owner="a")
     vm.replies += [Reply.SUCCEED, Reply.FAIL]
     vm.take_over("0")
     if not first:

@@ -24,7 +24,7 @@ async def test_an_add_without_an_answer_is_undone_before_anybody_is_told(
     vm: FakeVM, manager: Manager, reply: Reply
 ) -> None:
     vm.hold = True
-    adds = [asyncio.create_task(manager.add_to_vm(ONE)) for _ in range(2)]
+    adds = [asyncio.create_task(manager.add(ONE)) for _ in range(2)]
     await settle()
     vm.in_flight["0"].answer(reply)
     await settle()
@@ -48,16 +48,16 @@ async def test_each_error_that_leaves_the_outcome_open_is_undone(
 ) -> None:
     vm.replies.append(reason)
     with pytest.raises(type(reason)):
-        await manager.add_to_vm(ONE)
+        await manager.add(ONE)
     assert kinds(vm) == [("add", "0"), ("remove", "0")]
     assert not manager.shares()
 
 
 async def test_an_add_does_not_wait_for_another_being_undone(vm: FakeVM, manager: Manager) -> None:
     vm.replies.extend([Reply.LOSE_AFTER, Reply.NEVER])
-    lost = asyncio.create_task(manager.add_to_vm(ONE))
+    lost = asyncio.create_task(manager.add(ONE))
     await settle()
-    assert await manager.add_to_vm(ONE) == "1"
+    assert await manager.add(ONE) == "1"
     assert [(info.name, info.orphan) for info in manager.shares()] == [("0", True), ("1", False)]
     assert not lost.done()
 
@@ -65,13 +65,13 @@ async def test_an_add_does_not_wait_for_another_being_undone(vm: FakeVM, manager
 async def test_an_add_that_cannot_be_undone_is_an_orphan_and_is_retried(vm: FakeVM, manager: Manager) -> None:
     vm.replies.extend([Reply.LOSE_AFTER, Reply.FAIL])
     with pytest.raises(OutcomeUnknown) as raised:
-        await manager.add_to_vm(ONE)
+        await manager.add(ONE)
     assert "share 0 may still be on the VM" in raised.value.__notes__[0]
     info = only(manager)
     assert (info.state, info.orphan, info.busy, info.references) == (ShareState.INVALID, True, None, 0)
     assert isinstance(info.last_error, ComputeSystemError)
     assert vm.shares
-    assert await manager.add_to_vm(ONE) == "1"  # a fresh share, at once
+    assert await manager.add(ONE) == "1"  # a fresh share, at once
     await asyncio.sleep(RETRY_FIRST)
     await settle()
     assert list(vm.shares) == ["1"]
@@ -82,7 +82,7 @@ async def test_retries_wait_longer_each_time_up_to_a_minute(vm: FakeVM, manager:
     vm.replies.extend([Reply.LOSE_AFTER] + [Reply.FAIL, Reply.LOSE_BEFORE] * 5)
     loop = asyncio.get_running_loop()
     with pytest.raises(OutcomeUnknown):
-        await manager.add_to_vm(ONE)
+        await manager.add(ONE)
     tries = []
     last = loop.time()
     while manager.shares():
@@ -98,10 +98,10 @@ async def test_retries_wait_longer_each_time_up_to_a_minute(vm: FakeVM, manager:
 async def test_removing_an_orphan_by_its_name_retries_now(vm: FakeVM, manager: Manager) -> None:
     vm.replies.extend([Reply.LOSE_AFTER, Reply.LOSE_BEFORE, Reply.FAIL])
     with pytest.raises(OutcomeUnknown):
-        await manager.add_to_vm(ONE)
+        await manager.add(ONE)
     with pytest.raises(ComputeSystemError, match="remove of share 0"):
-        await manager.remove_from_vm("0")
-    await manager.remove_from_vm("0")
+        await manager.remove("0")
+    await manager.remove("0")
     assert not vm.shares
     assert not manager.shares()
 
@@ -110,23 +110,23 @@ async def test_removing_an_orphan_by_its_name_retries_now(vm: FakeVM, manager: M
 async def test_a_remove_without_an_answer_leaves_an_orphan_that_no_add_joins(
     vm: FakeVM, manager: Manager, reply: Reply
 ) -> None:
-    name = await manager.add_to_vm(ONE, owner="a")
+    name = await manager.add(ONE, owner="a")
     vm.replies.append(reply)
     with pytest.raises(OutcomeUnknown):
-        await manager.remove_from_vm(name, owner="a")
+        await manager.remove(name, owner="a")
     info = only(manager)
     assert (info.state, info.owners, info.orphan) == (ShareState.ADDED, ("a",), True)
-    assert await manager.add_to_vm(ONE, owner="a") == "1"
-    await manager.remove_from_vm(name, owner="a")
+    assert await manager.add(ONE, owner="a") == "1"
+    await manager.remove(name, owner="a")
     assert list(vm.shares) == ["1"]
     assert only(manager).owners == ("a",)
 
 
 async def test_a_remove_without_an_answer_is_retried_in_the_background(vm: FakeVM, manager: Manager) -> None:
-    name = await manager.add_to_vm(ONE, owner="a")
+    name = await manager.add(ONE, owner="a")
     vm.replies.extend([Reply.LOSE_BEFORE, Reply.LOSE_BEFORE])
     with pytest.raises(OutcomeUnknown):
-        await manager.remove_from_vm(name, owner="a")
+        await manager.remove(name, owner="a")
     await asyncio.sleep(3 * RETRY_FIRST)
     await settle()
     assert not vm.shares

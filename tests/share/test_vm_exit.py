@@ -47,17 +47,17 @@ async def test_a_vm_that_exits_releases_every_share_without_a_call() -> None:
     vm = Mortal()
     manager = Manager(vm)
     vm.replies.extend([Reply.SUCCEED, Reply.LOSE_AFTER, Reply.FAIL])
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
     with pytest.raises(OutcomeUnknown):
-        await manager.add_to_vm(OTHER)
+        await manager.add(OTHER)
     manager.resolve_share_name(WRITABLE)
     calls = len(vm.calls)
     vm.exit()
     assert not manager.shares()
     await asyncio.sleep(RETRY_LONGEST)
-    await manager.remove_from_vm("0", owner="a")
+    await manager.remove("0", owner="a")
     with pytest.raises(ComputeSystemGone, match="no share can be added any more: the VM has exited"):
-        await manager.add_to_vm(ONE)
+        await manager.add(ONE)
     await manager.aclose()
     assert len(vm.calls) == calls
 
@@ -67,7 +67,7 @@ async def test_an_add_that_meets_the_exit_of_the_vm_fails_whatever_the_answer(re
     vm = Mortal()
     vm.hold = True
     manager = Manager(vm)
-    adds = [asyncio.create_task(manager.add_to_vm(ONE)) for _ in range(2)]
+    adds = [asyncio.create_task(manager.add(ONE)) for _ in range(2)]
     await settle()
     vm.in_flight["0"].answer(reply)
     vm.exit()
@@ -82,7 +82,7 @@ async def test_an_add_that_the_vm_took_just_before_its_exit_fails_too() -> None:
     vm = Mortal()
     vm.hold = True
     manager = Manager(vm)
-    add = asyncio.create_task(manager.add_to_vm(ONE))
+    add = asyncio.create_task(manager.add(ONE))
     await settle()
     vm.in_flight["0"].answer(Reply.SUCCEED)
     await until(lambda: bool(vm.shares))
@@ -97,9 +97,9 @@ async def test_a_remove_that_meets_the_exit_of_the_vm_is_done_whatever_the_answe
     vm = Mortal()
     manager = Manager(vm)
     async with manager.share(OTHER):
-        name = await manager.add_to_vm(ONE)
+        name = await manager.add(ONE)
         vm.hold = True
-        removal = asyncio.create_task(manager.remove_from_vm(name))
+        removal = asyncio.create_task(manager.remove(name))
         await settle()
         vm.in_flight[name].answer(TimeoutError())
         vm.exit()
@@ -111,7 +111,7 @@ async def test_a_caller_whose_share_goes_before_its_turn_is_told() -> None:
     vm = Mortal()
     vm.hold = True
     manager = Manager(vm)
-    add = asyncio.create_task(manager.add_to_vm(ONE))
+    add = asyncio.create_task(manager.add(ONE))
     await settle()
     vm.in_flight["0"].answer(Reply.SUCCEED)
     await until(lambda: only(manager).state is ShareState.ADDED)
@@ -134,12 +134,12 @@ def test_only_a_vm_that_can_tell_is_asked_to() -> None:
 async def test_shares_that_nothing_is_in_flight_for_are_released_without_a_call() -> None:
     vm = Mortal()
     manager = Manager(vm)
-    name = await manager.add_to_vm(ONE, owner="a")
+    name = await manager.add(ONE, owner="a")
     manager.resolve_share_name(OTHER)
     vm.exit()
     assert manager.shares() == ()
-    await manager.remove_from_vm(name, owner="a")
-    for ask in (manager.add_to_vm(ONE), manager.add_to_vm(OTHER)):
+    await manager.remove(name, owner="a")
+    for ask in (manager.add(ONE), manager.add(OTHER)):
         with pytest.raises(ComputeSystemGone, match="no share can be added any more: the VM has exited"):
             await ask
     assert len(vm.calls) == 1
@@ -150,7 +150,7 @@ async def test_an_add_in_flight_ends_as_gone_whatever_its_answer(reply: Reply) -
     vm = Mortal()
     vm.hold = True
     manager = Manager(vm)
-    adding = [asyncio.create_task(manager.add_to_vm(ONE, owner=owner)) for owner in "ab"]
+    adding = [asyncio.create_task(manager.add(ONE, owner=owner)) for owner in "ab"]
     await settle()
     vm.tell_exit()
     assert [task.done() for task in adding] == [False, False]
@@ -166,9 +166,9 @@ async def test_an_add_in_flight_ends_as_gone_whatever_its_answer(reply: Reply) -
 async def test_a_removal_in_flight_succeeds_whatever_its_answer(reply: Reply) -> None:
     vm = Mortal()
     manager = Manager(vm)
-    name = await manager.add_to_vm(ONE)
+    name = await manager.add(ONE)
     vm.hold = True
-    removing = asyncio.create_task(manager.remove_from_vm(name))
+    removing = asyncio.create_task(manager.remove(name))
     await settle()
     vm.tell_exit()
     vm.in_flight[name].answer(reply)
@@ -181,7 +181,7 @@ async def test_what_was_to_be_retried_is_not() -> None:
     manager = Manager(vm)
     vm.replies += [Reply.LOSE_AFTER, Reply.LOSE_BEFORE]
     with pytest.raises(OutcomeUnknown):
-        await manager.add_to_vm(ONE)
+        await manager.add(ONE)
     assert [share.orphan for share in manager.shares()] == [True]
     vm.exit()
     assert manager.shares() == ()

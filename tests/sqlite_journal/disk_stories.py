@@ -32,7 +32,7 @@ MIB = 1 << 20
 
 
 def options(number: int) -> AddOptions:
-    return AddOptions("/", restrict=True, allowed_names=(f"{number}" * 40,))
+    return AddOptions("/", allowed_names=(f"{number}" * 40,))
 
 
 @contextmanager
@@ -51,7 +51,7 @@ async def adds_until_refused(manager: Manager, vm: ListingFakeVM, most: int) -> 
     names: list[str] = []
     for number in range(most):
         try:
-            names.append(await manager.add_to_vm(options(number), owner=f"owner {number}"))
+            names.append(await manager.add(options(number), owner=f"owner {number}"))
         except JournalError as error:
             return names, error
     return names, None
@@ -85,7 +85,7 @@ async def full_at_every_size(directory: str) -> int:
                 assert held.keys() >= set(names)
                 # The last one may have been written down before its caller was told that it could not be.
                 assert len(held) <= len(names) + 1
-                await again.add_to_vm(AddOptions(directory), owner="new")
+                await again.add(AddOptions(directory), owner="new")
     return tried
 
 
@@ -94,8 +94,8 @@ async def full_and_freed(directory: str) -> int:
     vm = ListingFakeVM()
     with file_system(os.path.join(directory, "disk"), MIB) as path, SqliteJournal(path) as journal:
         manager = Manager(vm, journal=journal.for_vm())
-        await manager.add_to_vm(options(0), owner="a")
-        await manager.add_to_vm(options(1), owner="a")
+        await manager.add(options(0), owner="a")
+        await manager.add(options(1), owner="a")
         ballast = os.path.join(os.path.dirname(path), "ballast")
         subprocess.run(["dd", "if=/dev/zero", f"of={ballast}", "bs=4096"], check=False, stderr=subprocess.DEVNULL)
         names, error = await adds_until_refused(manager, vm, 3000)
@@ -104,15 +104,15 @@ async def full_and_freed(directory: str) -> int:
         before, calls = manager.shares(), len(vm.calls)
         for _ in range(5):
             with pytest.raises(JournalFull):
-                await manager.add_to_vm(options(9999), owner="b")
+                await manager.add(options(9999), owner="b")
         assert manager.shares() == before
         assert len(vm.calls) == calls
         with suppress(OutcomeNotWritten):
-            await manager.remove_from_vm("0", owner="a")
+            await manager.remove("0", owner="a")
         assert "0" not in vm.shares
         os.unlink(ballast)
-        await manager.remove_from_vm("1", owner="a")
-        await manager.add_to_vm(options(9999), owner="b")
+        await manager.remove("1", owner="a")
+        await manager.add(options(9999), owner="b")
         await manager.detach()
         assert {"0", "1"}.isdisjoint((await journal.for_vm().load()).shares)
     return 6 + len(names)
@@ -124,13 +124,13 @@ async def read_only(directory: str) -> int:
     with file_system(os.path.join(directory, "disk"), MIB) as path:
         with SqliteJournal(path) as journal:
             manager = Manager(vm, journal=journal.for_vm())
-            await manager.add_to_vm(options(0), owner="a")
+            await manager.add(options(0), owner="a")
             await manager.detach()
         subprocess.run(["mount", "-o", "remount,ro", os.path.dirname(path)], check=True)
         with SqliteJournal(path) as journal:
             manager = Manager(vm, journal=journal.for_vm())
             with pytest.raises(JournalReadOnly, match=r"let this user write|file system writable"):
-                await manager.add_to_vm(options(1), owner="a")
+                await manager.add(options(1), owner="a")
         assert len(vm.calls) == 1
         subprocess.run(["mount", "-o", "remount,rw", os.path.dirname(path)], check=True)
         with SqliteJournal(path) as journal:
@@ -148,7 +148,7 @@ async def damaged_and_begun_anew(directory: str) -> int:
     with SqliteJournal(path) as journal:
         manager = Manager(vm, journal=journal.for_vm())
         for number in range(3):
-            await manager.add_to_vm(options(number), owner="a")
+            await manager.add(options(number), owner="a")
         await manager.detach()
     with open(path, "r+b") as file:
         file.seek(4096)
@@ -162,7 +162,7 @@ async def damaged_and_begun_anew(directory: str) -> int:
     with SqliteJournal(path) as journal:
         manager = Manager(vm, journal=journal.for_vm())
         assert {share.done for share in await manager.recover()} == {Done.LEFT_ALONE}
-        assert await manager.add_to_vm(options(0), owner="a") == "3", "and no name is used again"
+        assert await manager.add(options(0), owner="a") == "3", "and no name is used again"
         assert vm.shares.keys() == {"0", "1", "2", "3"}
         report = await manager.recover(take_out_unknown=True)
         assert sum(share.done is Done.TAKEN_OUT for share in report) == 3

@@ -158,7 +158,7 @@ class Callers:
     async def add(self, options: AddOptions, owner: str | None) -> str | None:
         append(self._told, ["adding", owner, options.host_path])
         try:
-            name = await self._manager.add_to_vm(options, owner=owner)
+            name = await self._manager.add(options, owner=owner)
         except OutcomeUnknown:
             append(self._told, ["failed", owner, options.host_path])
             return None
@@ -168,7 +168,7 @@ class Callers:
     async def remove(self, name: str | None, owner: str | None) -> None:
         if name is not None:
             append(self._told, ["removing", owner, name])
-            await self._manager.remove_from_vm(name, owner=owner)
+            await self._manager.remove(name, owner=owner)
             append(self._told, ["removed", owner, name])
 
 

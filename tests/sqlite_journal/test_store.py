@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 ONE = AddOptions(os.path.dirname(__file__), read_only=True)
-ONLY = AddOptions(os.path.dirname(__file__), restrict=True, allowed_names=("a", "b'\u00e9\""))
+ONLY = AddOptions(os.path.dirname(__file__), allowed_names=("a", "b'\u00e9\""))
 NAMES = st.sampled_from(["0", "1", "2", "10"])
 RECORDS = st.one_of(
     st.builds(journal.NamesReserved, st.integers(0, 20)),

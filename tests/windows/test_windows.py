@@ -85,13 +85,13 @@ def test_importing_the_package_loads_nothing_of_linux() -> None:
 
 def test_two_spellings_of_one_directory_are_one_share(tmp_path: Path) -> None:
     (tmp_path / "Source").mkdir()
-    options = AddOptions(tmp_path / "Source", restrict=True, allowed_names=("A", "b"))
+    options = AddOptions(tmp_path / "Source", allowed_names=("A", "b"))
     spelt = str(tmp_path / "SOURCE").replace("\\", "/") + "/."
-    assert options == AddOptions(spelt, restrict=True, allowed_names=("B", "a", "A"))
-    assert hash(options) == hash(AddOptions(spelt, restrict=True, allowed_names=("B", "a")))
+    assert options == AddOptions(spelt, allowed_names=("B", "a", "A"))
+    assert hash(options) == hash(AddOptions(spelt, allowed_names=("B", "a")))
 
 
 @pytest.mark.parametrize("name", ["a\\b", "a/b", "a:stream"])
 def test_names_that_are_paths_on_windows_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(InvalidOptions, match="contains"):
-        AddOptions(tmp_path, restrict=True, allowed_names=(name,))
+        AddOptions(tmp_path, allowed_names=(name,))

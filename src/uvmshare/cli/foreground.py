@@ -57,13 +57,13 @@ async def serve_shares(manager: Manager, shares: Sequence[AddOptions], *, owner:
     """
     names = set()
     for options in shares:
-        name = await manager.add_to_vm(options, owner=owner)
+        name = await manager.add(options, owner=owner)
         names.add(name)
         what = options.allowed_names, options.hide, options.map_owner
         print_line(Served(name, options.host_path, options.read_only, *what))
     for share in manager.shares():
         if owner is not None and owner in share.owners and share.name not in names:
-            await manager.remove_from_vm(share.name, owner=owner)
+            await manager.remove(share.name, owner=owner)
 
 
 def until_signalled(serving: Coroutine[Any, Any, None]) -> None:

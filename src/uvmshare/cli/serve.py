@@ -18,21 +18,21 @@ from uvmshare.cli.output import note
 from uvmshare.cli.share_spec import share_options, shares_argument, sharing_options, with_sharing_options
 from uvmshare.errors import FileServerError, UnsupportedPlatform
 from uvmshare.fileserver.limits import Limits
+from uvmshare.fileserver.models import LINKS, SECURITY_MODELS
 
 if TYPE_CHECKING:
     from uvmshare import FileServer, Manager, RecoveryReport
     from uvmshare.cli.share_spec import ShareSpec
     from uvmshare.fileserver.control import Reply
+    from uvmshare.fileserver.models import Links, SecurityModel
 
-__all__ = ["LINKS", "SECURITY_MODELS", "allow_uid_option", "cgroup_limits", "limit_options", "octal_mode", "serve"]
+__all__ = ["allow_uid_option", "cgroup_limits", "limit_options", "octal_mode", "serve"]
 
 _JOURNAL: Final = "journal.db"
 """`JOURNAL` of `uvmshare.fileserver.rundir.directory`, which does not load on Windows."""
 _OWNER: Final = "uvmshare serve"
 """Who holds the shares in the journal: the next command with the same run directory is the same owner."""
 
-SECURITY_MODELS = ("mapped-xattr", "passthrough", "none")
-LINKS = ("mapped", "real")
 """Those of `uvmshare.fileserver.export`, which does not load on Windows, where `--help` must."""
 
 
@@ -153,12 +153,12 @@ allow_uid_option = click.option(
 @shares_argument
 def serve(
     listen: tuple[str, ...],
-    security_model: str,
+    security_model: SecurityModel,
     socket_mode: int,
     run_dir: str | None,
     shares: tuple[ShareSpec, ...],
     *,
-    links: str,
+    links: Links,
     hide: tuple[str, ...],
     map_owner: str | None,
     limits: Limits,
@@ -222,8 +222,8 @@ def serve(
         async def start() -> FileServer:
             if run_dir is not None:
                 with suppress(FileServerError):
-                    return await FileServer.connect(run_dir, take_over=False)
-            return await FileServer.start(
+                    return await FileServer.connect(run_dir, take_over=False).start()
+            return await FileServer(
                 listen=listen,
                 security_model=security_model,
                 links=links,
@@ -232,7 +232,7 @@ def serve(
                 socket_mode=socket_mode,
                 run_dir=run_dir,
                 limits=limits,
-            )
+            ).start()
 
         async with AsyncExitStack() as stack:
             journal = None

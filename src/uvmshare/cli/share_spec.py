@@ -86,8 +86,7 @@ def _options(spec: ShareSpec) -> AddOptions:
         return AddOptions(
             spec.path,
             read_only=spec.read_only,
-            restrict=bool(spec.only),
-            allowed_names=spec.only,
+            allowed_names=spec.only or None,
             hide=spec.hide,
             map_owner=spec.map_owner,
         )

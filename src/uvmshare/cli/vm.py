@@ -11,8 +11,9 @@ import click
 
 from uvmshare.cli.output import note, print_json, say
 from uvmshare.cli.remote import connected, host_option, json_option, request_of, vm_argument
-from uvmshare.cli.serve import LINKS, SECURITY_MODELS, allow_uid_option, cgroup_limits, limit_options
+from uvmshare.cli.serve import allow_uid_option, cgroup_limits, limit_options
 from uvmshare.cli.tables import print_table
+from uvmshare.fileserver.models import LINKS, SECURITY_MODELS
 
 if TYPE_CHECKING:
     from uvmshare.daemon.documents import Vm

@@ -13,6 +13,7 @@ import msgspec
 
 from uvmshare.daemon.groups import Use
 from uvmshare.directory import Fate
+from uvmshare.fileserver.models import Links, SecurityModel
 from uvmshare.hiding import MOST_BYTES, MOST_PATTERNS
 from uvmshare.mounts.options import Cache
 
@@ -26,7 +27,6 @@ __all__ = [
     "EventMessage",
     "Finding",
     "Info",
-    "Links",
     "Mount",
     "NewMount",
     "NewShare",
@@ -39,7 +39,6 @@ __all__ = [
     "Removed",
     "Renewal",
     "Renewed",
-    "SecurityModel",
     "Share",
     "Stats",
     "Vm",
@@ -112,8 +111,6 @@ LimitName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 LimitValue = (
     bool | Annotated[int, msgspec.Meta(ge=0, le=1 << 53)] | Annotated[float, msgspec.Meta(ge=0, le=1 << 53)] | None
 )
-SecurityModel = Literal["mapped-xattr", "passthrough", "none"]
-Links = Literal["mapped", "real"]
 
 DEFAULT_OWNER = "default"
 

@@ -256,9 +256,7 @@ async def checked_options(
             if error.errno == errno.ELOOP:  # the rest is said better below
                 msg = f"{path}: {error.strerror}: give the path of the directory itself"
                 raise OperationDenied(msg) from error
-        options = AddOptions(
-            path, read_only=read_only, restrict=bool(only), allowed_names=only, hide=hide, map_owner=map_owner
-        )
+        options = AddOptions(path, read_only=read_only, allowed_names=only or None, hide=hide, map_owner=map_owner)
         _require_access(path, options, identity.uid)
         return options
 

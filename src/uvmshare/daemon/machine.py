@@ -269,7 +269,7 @@ class Machine:
             raise InvalidState(msg) from error
 
     async def add(self) -> None:
-        """Start the file server of a new VM. Raises what `FileServer.start` does, and leaves nothing then."""
+        """Start the file server of a new VM. Raises what starting it does, and leaves nothing then."""
         self.group = self._places.group_of(self.record)
         try:
             server = await self._start_server()
@@ -336,7 +336,7 @@ class Machine:
             cgroup=self._cgroup,
             run_as=self._run_as,
             run=self._as_user,
-        )
+        ).start()
 
     @property
     def _run_as(self) -> RunAs | None:
@@ -370,7 +370,7 @@ class Machine:
             raise UnsupportedPlatform(_COMPUTE_SYSTEMS.format(id=wanted.id, system=wanted.compute_system))
         limits = Limits.of(wanted.limits)
         try:
-            return await FileServer.start(
+            return await FileServer(
                 wanted.listen,
                 security_model=wanted.security_model,
                 links=wanted.links,
@@ -385,7 +385,7 @@ class Machine:
                 keep_out=(self._places.state_dir, self._places.run_dir),
                 run_as=self._run_as,
                 run=self._as_user,
-            )
+            ).start()
         except OSError as error:
             msg = f"the file server of VM {wanted.id} cannot be started: {error}"
             raise FileServerError(msg) from error

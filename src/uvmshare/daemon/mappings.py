@@ -158,7 +158,9 @@ class Mappings:
             if not held:
                 self._store.put_mount(MountRecord.of(vm, owner, options))
             try:
-                with span("map_to_guest", vm=f"{vm[0]}:{vm[1]}", owner=owner, path=share.host_path, guest_path=path):
+                with span(
+                    "MountManager.map", vm=f"{vm[0]}:{vm[1]}", owner=owner, path=share.host_path, guest_path=path
+                ):
                     info = await self._ask(key, mounts, options)
             except BaseException:
                 if not self._holds(machine, path, owner):
@@ -423,7 +425,7 @@ class Mappings:
         owner = share_owner(path)
         for info in machine.shares():
             if owner in info.owners:
-                await machine.require().remove_from_vm(info.name, owner=owner)
+                await machine.require().remove(info.name, owner=owner)
 
     # After a restart
 
@@ -532,7 +534,7 @@ class Mappings:
                     strays.discard((name, owner))  # somebody has mapped there anew, and that mount has it
                     continue
                 try:
-                    await machine.require().remove_from_vm(name, owner=owner)
+                    await machine.require().remove(name, owner=owner)
                 except UvmshareError as error:
                     if not told:
                         told = True

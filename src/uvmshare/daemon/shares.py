@@ -191,8 +191,8 @@ class Shares:
             if wanted.lease is not None:
                 self._keeper.grant(key, wanted.lease)
             try:
-                with span("add_to_vm", vm=f"{vm[0]}:{vm[1]}", owner=owner, path=options.host_path):
-                    name = await manager.add_to_vm(options, owner=owner)
+                with span("Manager.add", vm=f"{vm[0]}:{vm[1]}", owner=owner, path=options.host_path):
+                    name = await manager.add(options, owner=owner)
             except BaseException:
                 if not _held(machine, key):
                     self._keeper.forget(key)
@@ -225,8 +225,8 @@ class Shares:
         if info is None or holder is None or owner not in info.owners:
             return
         vm = machine.record.key
-        with span("remove_from_vm", vm=f"{vm[0]}:{vm[1]}", owner=owner, share=name):
-            await machine.require().remove_from_vm(name, owner=owner)
+        with span("Manager.remove", vm=f"{vm[0]}:{vm[1]}", owner=owner, share=name):
+            await machine.require().remove(name, owner=owner)
         after = machine.share(name)
         path = info.options.host_path
         if after is None or owner not in after.owners:

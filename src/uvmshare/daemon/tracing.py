@@ -6,7 +6,7 @@ one that the program sets up, a span is a call or two that do nothing.
 ::
 
     add share                     the request, or `map` and the others
-      add_to_vm                   what the caller waits for; several may wait for one call
+      Manager.add                 what the caller waits for; several may wait for one call
         modify                    the call to the file server, by the one that came first
 """
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from uvmshare import AddOptions, Manager
     from uvmshare.demo.guest import DemoGuest
+    from uvmshare.fileserver.models import SecurityModel
 
 __all__ = ["demo", "run_demo"]
 
@@ -162,12 +163,12 @@ async def _set_up(
                 if guest == "qemu":
                     raise
                 shown.note(f"no QEMU guest ({error}); the project's own 9P client takes its place")
-        model = "mapped-xattr" if _has_xattrs(directory) else "none"
+        model: SecurityModel = "mapped-xattr" if _has_xattrs(directory) else "none"
         if vm is None:
             listen = f"unix:{directory}/9p"
         else:
             listen = "tcp:127.0.0.1:0" if vm.vsock is None else f"{vm.vsock.flavour}:{vm.vsock.uds_path}"
-        server = await stack.enter_async_context(await FileServer.start(listen=[listen], security_model=model, log=log))
+        server = await stack.enter_async_context(FileServer(listen=[listen], security_model=model, log=log))
         (address,) = server.addresses
         shown.note(f"the file server listens on {address}, security model {model}")
         mounting: DemoGuest
@@ -224,8 +225,8 @@ class _Demonstration:
             _check(not differing, "; ".join(differing))
 
     async def _add(self) -> str:
-        self._tree_share = await self._manager.add_to_vm(self._tree, owner="first")
-        self._out_share = await self._manager.add_to_vm(self._writable, owner="first")
+        self._tree_share = await self._manager.add(self._tree, owner="first")
+        self._out_share = await self._manager.add(self._writable, owner="first")
         _check(len(self._recorder.calls) == 2, f"two adds made the modify calls {self._calls()}")
         return f"share {self._tree_share}: {self._tree.host_path}; share {self._out_share}: {self._out}"
 
@@ -251,7 +252,7 @@ class _Demonstration:
 
     async def _add_again(self) -> str:
         before = len(self._recorder.calls)
-        share = await self._manager.add_to_vm(self._tree, owner="second")
+        share = await self._manager.add(self._tree, owner="second")
         _check(share == self._tree_share, f"it got the name {share}, not {self._tree_share}")
         _check(len(self._recorder.calls) == before, f"there was another modify call: {self._calls()}")
         return f"the same name, {share}, and no second modify call: {self._calls()}"
@@ -265,14 +266,14 @@ class _Demonstration:
 
     async def _release(self) -> str:
         before = len(self._recorder.calls)
-        await self._manager.remove_from_vm(self._tree_share, owner="first")
+        await self._manager.remove(self._tree_share, owner="first")
         _check(len(self._recorder.calls) == before, f"it made a modify call: {self._calls()}")
         error = await self._guest.list(self._tree_share)
         _check(error is None, f"the guest cannot read it any more: {error}")
         return "nothing changed: no modify call, and the guest still reads it"
 
     async def _release_last(self) -> str:
-        await self._manager.remove_from_vm(self._tree_share, owner="second")
+        await self._manager.remove(self._tree_share, owner="second")
         error = await self._guest.list(self._tree_share)
         _check(error is not None, "the guest still reads it")
         left = await self._guest.list(self._out_share)
@@ -287,7 +288,7 @@ class _Demonstration:
         os.rmdir(self._absent)
         before = self._manager.shares()
         try:
-            share = await self._manager.add_to_vm(self._doomed)
+            share = await self._manager.add(self._doomed)
         except ComputeSystemError as error:
             refused = error
         else:
@@ -302,7 +303,7 @@ class _Demonstration:
         return f"nothing is left of share {failed} ({refused}); with the directory back, a retry got the name {share}"
 
     async def _end(self) -> str:
-        await self._manager.remove_from_vm(self._out_share, owner="first")
+        await self._manager.remove(self._out_share, owner="first")
         _check(await self._guest.list(self._out_share) is not None, "the guest still reads it")
         unmounted = await self._guest.unmount(self._out_share)
         _check(unmounted is None, f"the guest cannot unmount it: {unmounted}")
@@ -350,7 +351,7 @@ def tree_options(tree: str) -> AddOptions:
     from uvmshare import AddOptions  # noqa: PLC0415  --help need not load it
 
     names = [name for name in os.listdir(tree) if not name.startswith(".")]
-    return AddOptions(tree, read_only=True, restrict=True, allowed_names=names)
+    return AddOptions(tree, read_only=True, allowed_names=names)
 
 
 def digests(options: AddOptions) -> tuple[dict[bytes, bytes], int]:
@@ -359,7 +360,7 @@ def digests(options: AddOptions) -> tuple[dict[bytes, bytes], int]:
     found: dict[bytes, bytes] = {}
     size = 0
     for directory, names, files in os.walk(root):
-        if directory == root and options.restrict:
+        if directory == root and options.allowed_names:
             allowed = [os.fsencode(name) for name in options.allowed_names]
             names[:] = [name for name in names if name in allowed]
             files[:] = [name for name in files if name in allowed]

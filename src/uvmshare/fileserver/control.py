@@ -19,8 +19,8 @@ import msgspec
 from uvmshare import errors
 from uvmshare.errors import UNREADABLE
 from uvmshare.fileserver.counters import Counted  # noqa: TC001  msgspec reads the annotations
-from uvmshare.fileserver.export import LINKS, SECURITY_MODELS
 from uvmshare.fileserver.limits import Limits
+from uvmshare.fileserver.models import LINKS, SECURITY_MODELS
 from uvmshare.hcs import schema  # noqa: TC001  msgspec reads the annotations
 from uvmshare.wording import reason_of
 
@@ -93,7 +93,7 @@ class Configuration(_Request, frozen=True, tag="start", kw_only=True):
         try:
             msgspec.convert(msgspec.structs.asdict(self) | {"limits": self.limits.checked()}, type(self))
         except UNREADABLE as error:
-            msg = f"settings of a file server: {reason_of(error)}; give what `FileServer.start` documents"
+            msg = f"settings of a file server: {reason_of(error)}; give what `FileServer` documents"
             raise errors.FileServerError(msg) from error
         return self
 

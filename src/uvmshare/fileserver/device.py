@@ -10,17 +10,16 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal, Self
 
 import msgspec
 
-from uvmshare import address
+from uvmshare import address, arguments, peers
 from uvmshare.errors import (
-    UNREADABLE,
     ComputeSystemGone,
     FileServerError,
+    InvalidOptions,
     InvalidState,
     OperationDenied,
     OutcomeUnknown,
@@ -31,6 +30,7 @@ from uvmshare.errors import (
 from uvmshare.fileserver import control
 from uvmshare.fileserver.limits import Limits
 from uvmshare.fileserver.link import Link, NoFileServer
+from uvmshare.fileserver.models import Links, SecurityModel
 from uvmshare.fileserver.rundir.directory import LOG
 from uvmshare.hcs import schema
 from uvmshare.hostfiles import make_directories, run_here
@@ -57,62 +57,52 @@ class FileServer:
 
     It is what a Manager needs (`uvmshare.share.interfaces.VMPlan9`)::
 
-        async with await FileServer.start(listen=["unix:/run/vm1.9p"]) as server:
-            manager = Manager(server)
+        async with FileServer(listen=["unix:/run/vm1.9p"]) as server, Manager(server) as manager:
+            await manager.add("/srv/project")
 
     Without a run directory, the end of the supervisor is the end of every share: `on_exit` tells it. With one, shares
     and mounts outlive the supervisor, which is started again by itself, and this goes on: what was asked
     and not answered has an unknown outcome, what is asked meanwhile waits, and `on_takeover` tells when the new one
     serves. Then only an end that somebody asked for (`aclose`, SIGTERM) is one.
 
+    Making one looks at the arguments and starts nothing; ``async with`` starts it, and ends it in the end; so do
+    `start` and `aclose`. `connect` makes one for a supervisor that is there already. Belongs to one event loop.
+
     `addresses` are those it listens on, with the ports that were really bound; `notes` say what the
     host's kernel lacks to confine mount processes fully; `lost` are the shares that the supervisor could not
-    take over from one that died. Reasons for ended connections go to the log, a line each, which is standard error
-    unless `log` was given.
+    take over from one that died. They are empty before it is started. Reasons for ended connections go to the log, a
+    line each, which is standard error unless `log` was given.
 
-    Made by `start` or `connect`. Belongs to one event loop.
+    Arguments: `listen` are the addresses to listen on (`uvmshare.address`). `security_model` says whose the files of
+    the host are that a guest makes, and `links` what a symbolic link that a guest makes under ``mapped-xattr`` is on
+    the host: "mapped", a file with an attribute, which leads no program of the host anywhere; or "real". Both are read
+    under either.
+
+    Without `run_dir` the supervisor ends when this process does, however it ends. With one it outlives it, logs to
+    ``RUN_DIR/log`` unless `log` says otherwise, and `connect` finds it again. When a supervisor died there, its
+    shares and mounts are taken over, and served at these addresses and with these limits from now on. `run_as` is the
+    uid, gid and supplementary groups that it runs as instead of this process's, which needs root; it then opens
+    addresses and shares with that user's rights, and `run_dir` must be that user's already. `socket_mode` is that of
+    unix socket files. Over TCP on loopback only that user and root may connect, and `allow_uids`: uids of others, or
+    "any". After `modify_timeout` seconds a modify request without an answer raises `OutcomeUnknown`. A share that may
+    be written to is refused (`AccessDenied`) when it holds, or lies in, one of the directories in `keep_out`; the
+    run directory is always one. `cgroup` is the directory of a control group that all processes of the server run in.
+    `run` runs whatever touches the run directory, which may be another user's, and then on a file system that never
+    answers.
+
+    Raises `InvalidAddress`, `InvalidOptions` (`WrongType`) for what cannot be, before anything is started.
     """
+
+    addresses: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    lost: tuple[control.Lost, ...] = ()
 
     def __init__(
         self,
-        link: Link,
-        run_dir: str | None,
-        modify_timeout: float,
-        run_as: RunAs | None = None,
-        log: str | None = None,
-        *,
-        cgroup: str | None = None,
-        run: Runner = run_here,
-    ) -> None:
-        """Use `start` or `connect`."""
-        self._run = run
-        self._cgroup = cgroup
-        self._run_as = run_as
-        self._log = log
-        self._run_dir = run_dir
-        self._modify_timeout = modify_timeout
-        self._gone: ComputeSystemGone | None = None
-        self._exited = asyncio.Event()
-        self._on_exit: list[Callable[[ComputeSystemGone], None]] = []
-        self._on_takeover: list[Callable[[control.Reply], None]] = []
-        self._on_left: list[Callable[[tuple[control.Left, ...]], None]] = []
-        self._closing = False
-        self._restarting: asyncio.Task[None] | None = None
-        self._restart_delay = _RESTART_FIRST
-        self._linked_at = 0.0
-        self._trouble = ""
-        self._link = link
-        self._use(link)
-
-    # Starting and finding
-
-    @classmethod
-    async def start(
-        cls,
         listen: Sequence[str],
         *,
-        security_model: str = "mapped-xattr",
-        links: str = "mapped",
+        security_model: SecurityModel = "mapped-xattr",
+        links: Links = "mapped",
         allow_remote: bool = False,
         allow_uids: Sequence[int | Literal["any"]] = (),
         run_dir: str | os.PathLike[str] | None = None,
@@ -124,64 +114,33 @@ class FileServer:
         cgroup: str | None = None,
         keep_out: Sequence[str | os.PathLike[str]] = (),
         run: Runner = run_here,
-    ) -> Self:
-        """Start a supervisor that listens on these addresses (`uvmshare.address`).
-
-        Without `run_dir` the supervisor ends when this process does, however it ends. With one it
-        outlives it, logs to ``RUN_DIR/log`` unless `log` says otherwise, and `connect` finds it
-        again. When a supervisor died there, its shares and mounts are taken over, and served at these addresses
-        and with these limits from now on. `run_as` is the uid, gid and supplementary groups that it runs
-        as instead of this process's, which needs root; it then opens addresses and shares with that user's
-        rights, and `run_dir` must be that user's already. `socket_mode` is that of unix socket files. Over TCP on
-        loopback only that user and root may connect, and `allow_uids`: uids of others, or "any". After
-        `modify_timeout` seconds a modify request without an answer raises `OutcomeUnknown`. A share that may be
-        written to is refused (`AccessDenied`) when it holds, or lies in, one of the directories in `keep_out`; the
-        run directory is always one.
-
-        `links` says what a symbolic link that a guest makes under ``mapped-xattr`` is on the host: "mapped", a file
-        with an attribute, which leads no program of the host anywhere; or "real". Both are read under either.
-
-        `cgroup` is the directory of a control group that all processes of the server run in. `run` is as in `connect`.
-
-        Raises `InvalidAddress`, `FileServerError`, or `UnsupportedPlatform` on other systems than Linux; `TypeError`
-        for what is of another type. When it raises, nothing of it is left running, and what was to be taken over is as
-        it was.
-        """
-        _require_linux()
-        if isinstance(listen, str | bytes):
-            msg = f"listen is the string {listen!r}: pass a list of addresses"
-            raise TypeError(msg)
-        for text in listen:
+    ) -> None:
+        addresses = arguments.list_of("listen", listen, str, "a list of addresses, such as ['unix:/run/vm1.9p']")
+        if not addresses:
+            msg = "listen is empty: a file server needs an address to listen on, such as 'unix:/run/vm1.9p'"
+            raise InvalidOptions(msg)
+        for text in addresses:
             address.parse(text)
-        if not listen:
-            msg = "a file server needs an address to listen on, such as unix:/run/vm1.9p"
-            raise FileServerError(msg)
-        _require_user(run_as)
-        _require_timeout(modify_timeout)
-        directory = None if run_dir is None else _run_dir(run_dir)
-        own_log = None if log is None else absolute("the log", log, FileServerError)
-        configuration = control.Configuration(
+        self._arrange(run_dir, log, modify_timeout=modify_timeout, run_as=run_as, cgroup=cgroup, run=run)
+        self._configuration: control.Configuration | None = control.Configuration(
             0,
-            listen=tuple(listen),
-            security_model=security_model,
-            links=links,
-            allow_remote=allow_remote,
-            allow_uids=tuple(allow_uids),
-            socket_mode=socket_mode,
-            run_dir=directory,
-            log=None if directory is None or own_log is not None else os.path.join(directory, LOG),
+            listen=addresses,
+            security_model=arguments.one_of("security_model", security_model, SecurityModel),
+            links=arguments.one_of("links", links, Links),
+            allow_remote=arguments.flag("allow_remote", allow_remote),
+            allow_uids=peers.require_uids("allow_uids", allow_uids),
+            socket_mode=arguments.number("socket_mode", socket_mode, least=0, most=0o777, such_as="0o600"),
+            run_dir=self._run_dir,
+            log=None if self._run_dir is None or self._log is not None else os.path.join(self._run_dir, LOG),
             limits=Limits() if limits is None else _limits(limits),
             keep_out=tuple(
-                absolute("a directory to keep out", each, FileServerError, utf8_for="what is sent") for each in keep_out
+                absolute("a directory of keep_out", each, InvalidOptions, utf8_for="what is sent")
+                for each in arguments.list_of("keep_out", keep_out, (str, os.PathLike), "a list of directories")
             ),
         ).checked()
-        if directory is not None:
-            await run(lambda: _make(directory))
-        link = await Link.start(configuration, run_as, own_log, cgroup)
-        return cls(link, directory, modify_timeout, run_as, own_log, cgroup=cgroup, run=run)
 
     @classmethod
-    async def connect(
+    def connect(
         cls,
         run_dir: str | os.PathLike[str],
         *,
@@ -192,30 +151,112 @@ class FileServer:
         cgroup: str | None = None,
         run: Runner = run_here,
     ) -> Self:
-        """Find the supervisor that was started with `run_dir`; its guests go on meanwhile.
+        """Return the file server that was started with `run_dir`; starting it is to find its supervisor.
 
-        When it died, a new one is started with its configuration, which takes over its shares and mounts, unless
-        `take_over` is False: `start` can then do that with other settings. When root asks, the new one runs as
-        the user whom the directory belongs to, as its file system tells it, unless `run_as` says who that is: then
-        nobody else's supervisor is taken for it either. `log` is where that one logs, ``RUN_DIR/log`` unless given, and
-        `cgroup` the control group that it runs in. `run` runs whatever touches the run directory, which may be
-        another user's, and then on a file system that never answers.
+        Its guests go on meanwhile. When the supervisor died, a new one is started with its configuration, which takes
+        over its shares and mounts, unless `take_over` is False: a `FileServer` of that directory can then do that with
+        other settings. When root asks, the new one runs as the user whom the directory belongs to, as its file system
+        tells it, unless `run_as` says who that is: then nobody else's supervisor is taken for it either. `log` is where
+        that one logs, ``RUN_DIR/log`` unless given, and `cgroup` the control group that it runs in; the rest is as for
+        a new one.
+        """
+        arguments.flag("take_over", take_over)
+        if run_dir is None:
+            arguments.refuse_type("run_dir", run_dir, "the directory that the file server was started with")
+        self = cls.__new__(cls)
+        self._configuration = None
+        self._arrange(run_dir, log, modify_timeout=modify_timeout, run_as=run_as, cgroup=cgroup, run=run)
+        self._take_over = take_over
+        return self
 
-        Raises what `run` does; `FileServerError` when there is none, or none can be started; `UnsupportedPlatform` on
-        other systems than Linux.
+    def _arrange(
+        self,
+        run_dir: str | os.PathLike[str] | None,
+        log: str | os.PathLike[str] | None,
+        *,
+        modify_timeout: float,
+        run_as: RunAs | None,
+        cgroup: str | None,
+        run: Runner,
+    ) -> None:
+        """Take what is the same for one that is started and one that is found."""
+        _require_user(run_as)
+        if cgroup is not None:
+            arguments.text("cgroup", cgroup, "the directory of a control group")
+        self._run = arguments.function("run", run)
+        self._cgroup = cgroup
+        self._run_as = run_as
+        self._log = None if log is None else absolute("the log", log, InvalidOptions)
+        self._run_dir = None if run_dir is None else _run_dir(run_dir)
+        self._modify_timeout = arguments.seconds("modify_timeout", modify_timeout)
+        self._take_over = True
+        self._link: Link  # since it is started
+        self._is_started = False
+        self._gone: ComputeSystemGone | None = None
+        self._exited = asyncio.Event()
+        self._on_exit: list[Callable[[ComputeSystemGone], None]] = []
+        self._on_takeover: list[Callable[[control.Reply], None]] = []
+        self._on_left: list[Callable[[tuple[control.Left, ...]], None]] = []
+        self._starting = False
+        self._closing = False
+        self._restarting: asyncio.Task[None] | None = None
+        self._restart_delay = _RESTART_FIRST
+        self._linked_at = 0.0
+        self._trouble = ""
+
+    def __repr__(self) -> str:
+        wanted = self.addresses or (() if self._configuration is None else self._configuration.listen)
+        where = [f"at {', '.join(wanted)}"] * bool(wanted)
+        where += [f"in {self._run_dir!r}"] * (self._run_dir is not None)
+        if self._gone is not None:
+            state = str(self._gone)
+        elif not self._is_started:
+            state = "closed" if self._closing else "not started"
+        else:
+            state = "serving" if self._restarting is None else "its supervisor died and is being started again"
+        return f"<FileServer {' '.join(where)}: {state}>"
+
+    # Starting and finding
+
+    async def start(self) -> Self:
+        """Start the supervisor, or find it (`connect`), and return this file server.
+
+        Raises `FileServerError` when it cannot be started, or when there is none to be found and none can take over;
+        `UnsupportedPlatform` on other systems than Linux; `InvalidState` when it was started before; what `run` does.
+        When it raises, nothing of it is left running, and what was to be taken over is as it was.
         """
         _require_linux()
-        _require_timeout(modify_timeout)
-        directory = _run_dir(run_dir)
-        own_log = None if log is None else absolute("the log", log, FileServerError)
-        if take_over:
-            link = await Link.find_or_start(directory, run_as, own_log, cgroup, run)
-        else:
-            link = await Link.find(directory, run_as, run)
-        return cls(link, directory, modify_timeout, run_as, own_log, cgroup=cgroup, run=run)
+        if self._closing or self._starting:
+            msg = f"{self!r} was started before, and one FileServer is one file server: make a new one"
+            raise InvalidState(msg)
+        self._starting = True
+        try:
+            link = await self._first_link()
+        except BaseException:
+            self._starting = False
+            raise
+        if self._closing:  # meanwhile
+            await (link.leave() if self._configuration is None else link.shut_down())
+            await link.close()
+            msg = f"{self!r} was closed while it was started"
+            raise InvalidState(msg)
+        self._use(link)
+        return self
+
+    async def _first_link(self) -> Link:
+        directory = self._run_dir
+        if self._configuration is not None:
+            if directory is not None:
+                await self._run(lambda: _make(directory))
+            return await Link.start(self._configuration, self._run_as, self._log, self._cgroup)
+        assert directory is not None, "what is found is found there"
+        if self._take_over:
+            return await Link.find_or_start(directory, self._run_as, self._log, self._cgroup, self._run)
+        return await Link.find(directory, self._run_as, self._run)
 
     def _use(self, link: Link) -> None:
         self._link = link
+        self._is_started = True
         self._linked_at = asyncio.get_running_loop().time()
         self.addresses = link.greeting.addresses
         self.notes = link.greeting.notes
@@ -302,18 +343,27 @@ class FileServer:
         )
 
     async def _require_link(self) -> Link:
+        link = self._require_started()
         if self._restarting is not None:
             await asyncio.wait({self._restarting}, timeout=self._modify_timeout)
-        elif self._gone is None and await self._link.has_ended():
+        elif self._gone is None and await link.has_ended():
             self._note_end()
         if self._gone is not None:
             raise ComputeSystemGone(str(self._gone))
         if self._restarting is not None:
             msg = f"the file server in {self._run_dir!r} has died and is being started again: {self._trouble or 'wait'}"
             raise InvalidState(msg)
-        if self._link.broken is not None and self._run_dir is None:
-            msg = f"{self._link.broken}, and its process goes on, where nobody reaches it without a run directory"
+        link = self._require_started()
+        if link.broken is not None and self._run_dir is None:
+            msg = f"{link.broken}, and its process goes on, where nobody reaches it without a run directory"
             raise OutcomeUnknown(msg)
+        return link
+
+    def _require_started(self) -> Link:
+        if not self._is_started:
+            remedy = "was closed: make a new one" if self._closing else "is not started: use async with, or start it"
+            msg = f"the file server {remedy}"
+            raise InvalidState(msg)
         return self._link
 
     # Its end, and that of its supervisor, which are two things when there is a run directory
@@ -346,6 +396,7 @@ class FileServer:
 
     async def wait_exit(self) -> str:
         """Return, with the reason, when the file server has ended, or was closed."""
+        self._require_started()
         await self._exited.wait()
         return str(self._gone)
 
@@ -354,15 +405,16 @@ class FileServer:
         if self._closing or self._gone is not None:
             return
         if self._run_dir is None:
-            if self._link.ended:
+            if self._require_started().ended:
                 self._note_exit("the file server's process has ended")
         elif self._restarting is None:
             self._restarting = asyncio.get_running_loop().create_task(self._restart(self._run_dir))
 
     async def _restart(self, run_dir: str) -> None:
         """Find the supervisor again, or have a new one take over."""
-        await self._link.has_ended()
-        await self._link.leave()
+        died = self._require_started()
+        await died.has_ended()
+        await died.leave()
         if asyncio.get_running_loop().time() - self._linked_at > _RESTART_LONGEST:
             self._restart_delay = _RESTART_FIRST
         while True:
@@ -400,6 +452,9 @@ class FileServer:
         Raises `FileServerError` when the supervisor has died and none can be started that would end its mounts, or
         when it has a run directory and does not say that they have ended.
         """
+        if not self._is_started:
+            self._closing = True
+            return
         if not self._closing and self._restarting is not None:
             await asyncio.wait({self._restarting}, timeout=_END_SECONDS)
         first, self._closing = not self._closing, True
@@ -427,6 +482,8 @@ class FileServer:
         """Let go of a supervisor that has a run directory; it and its mounts go on. See `connect`."""
         self._closing = True
         await self._stop_restarting()
+        if not self._is_started:
+            return
         await self._link.leave()
         if self._gone is None:
             self._note_exit("this side let go of the file server")
@@ -436,7 +493,8 @@ class FileServer:
         self._closing = True
         if self._restarting is not None:
             self._restarting.cancel()
-        self._link.abandon()
+        if self._is_started:
+            self._link.abandon()
 
     async def _stop_restarting(self) -> None:
         task, self._restarting = self._restarting, None
@@ -445,7 +503,7 @@ class FileServer:
             await asyncio.wait({task})
 
     async def __aenter__(self) -> Self:
-        return self
+        return self if self._is_started and not self._closing else await self.start()
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
@@ -462,7 +520,7 @@ def _require_linux() -> None:
 
 
 def _run_dir(path: str | os.PathLike[str]) -> str:
-    return absolute("run directory", path, FileServerError, utf8_for="what is written down in it")
+    return absolute("run_dir", path, InvalidOptions, utf8_for="what is written down in it")
 
 
 def _make(run_dir: str) -> None:
@@ -476,22 +534,18 @@ def _make(run_dir: str) -> None:
 
 def _limits(limits: Limits) -> Limits:
     if not isinstance(limits, Limits):
-        msg = f"limits are {limits!r}: pass Limits, which `Limits.of` makes of names and numbers"
-        raise TypeError(msg)
+        arguments.refuse_type("limits", limits, "Limits, which `Limits.of` makes of names and numbers")
     return limits
 
 
 def _require_user(run_as: RunAs | None) -> None:
     if run_as is None:
         return
-    try:
-        msgspec.convert(run_as, tuple[control.Uid, control.Uid, tuple[control.Uid, ...]])
-    except UNREADABLE as error:
-        msg = f"run_as {run_as!r}: {error}; give a uid, a gid and a list of gids"
-        raise FileServerError(msg) from error
-
-
-def _require_timeout(seconds: float) -> None:
-    if not isinstance(seconds, int | float) or not 0 < seconds <= threading.TIMEOUT_MAX:
-        msg = f"modify_timeout {seconds!r}: want seconds, above 0 and at most {threading.TIMEOUT_MAX:.0f}"
-        raise FileServerError(msg)
+    remedy = "a uid, a gid and a list of gids, such as (1000, 1000, (44,))"
+    if not isinstance(run_as, tuple | list) or len(run_as) != 3 or not isinstance(run_as[2], tuple | list):
+        arguments.refuse_type("run_as", run_as, remedy)
+    for number in (run_as[0], run_as[1], *run_as[2]):
+        if not isinstance(number, int) or isinstance(number, bool):
+            arguments.refuse_type("run_as", run_as, remedy)
+        if not 0 <= number < peers.NOBODY:
+            arguments.refuse_value("run_as", run_as, remedy)

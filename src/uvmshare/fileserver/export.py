@@ -21,12 +21,7 @@ from uvmshare.owner_map import OwnerMap
 if TYPE_CHECKING:
     from uvmshare.hcs.schema import Plan9Share
 
-__all__ = ["LINKS", "SECURITY_MODELS", "Export"]
-
-SECURITY_MODELS: Final = ("mapped-xattr", "passthrough", "none")
-LINKS: Final = ("mapped", "real")
-"""What a symbolic link that a guest makes under mapped-xattr is on the host: a file with an attribute, or a link."""
-"""Who owns what a guest makes: see `uvmshare.fileserver.mount.files.ownership`."""
+__all__ = ["Export"]
 
 _KNOWN_FLAGS: Final = (
     Plan9ShareFlags.READ_ONLY

@@ -2,9 +2,9 @@
 
     async with AgentClient("firecracker:/run/fc/v.sock:5641") as agent:
         mounts = MountManager(agent, shares=Manager(server))
-        await mounts.map_to_guest(AddOptions("/srv/project"), "/run/uvmshare/project", owner="build-7")
+        await mounts.map("/srv/project", "/run/uvmshare/project", owner="build-7")
         ...
-        await mounts.unmap_from_guest("/run/uvmshare/project", owner="build-7")
+        await mounts.unmap("/run/uvmshare/project", owner="build-7")
 
 What lives here: the public names, from most to least important. What must not: the file server.
 """

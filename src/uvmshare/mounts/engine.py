@@ -64,7 +64,7 @@ class Engine:
             try:
                 if mount.is_revoked:
                     raise revoked(mount)
-                mount.share_name = await self.shares.add_to_vm(options.share, owner=share_owner(mount.path))
+                mount.share_name = await self.shares.add(options.share, owner=share_owner(mount.path))
             finally:
                 _end_adding(mount)
             mount.asked_name = mount.share_name
@@ -93,7 +93,7 @@ class Engine:
         name = mount.share_name
         if mount.mapped and name is not None:
             assert self.shares is not None, "_admit saw to it"
-            await self.shares.remove_from_vm(name, owner=share_owner(mount.path))
+            await self.shares.remove(name, owner=share_owner(mount.path))
             if mount.share_name == name:
                 mount.share_name = None
 

@@ -1,9 +1,9 @@
 """The MountManager: which shares a guest has mounted, where, and who holds them.
 
     mounts = MountManager(agent, shares=manager)
-    await mounts.map_to_guest(AddOptions("/srv/project"), "/run/uvmshare/project", owner="build-7")
+    await mounts.map("/srv/project", "/run/uvmshare/project", owner="build-7")
     ...
-    await mounts.unmap_from_guest("/run/uvmshare/project", owner="build-7")
+    await mounts.unmap("/run/uvmshare/project", owner="build-7")
 
 What lives here: what callers may ask for, their claims and their references. What must not: I/O of any kind, or
 knowledge of how a guest is reached; an agent is anything with the three methods of `GuestAgent`. What then happens to a
@@ -27,25 +27,27 @@ import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
-from uvmshare.errors import ComputeSystemGone, ManagerClosed, MountConflict, MountsLeft, OutcomeUnknown
+from uvmshare import arguments
+from uvmshare.errors import ComputeSystemGone, ManagerClosed, MountConflict, MountsLeft, OutcomeUnknown, WrongType
 from uvmshare.mounts.engine import RETRY_FIRST, REVOKE_GRACE, Engine, guest_mount, revoked, share_owner
 from uvmshare.mounts.interfaces import TellsConnect
 from uvmshare.mounts.mount import Mount
-from uvmshare.mounts.options import MountOptions, canonical_guest_path
+from uvmshare.mounts.options import MountOptions, canonical_guest_path, mapping_of
 from uvmshare.mounts.state import MountLife, MountState, Trigger
 from uvmshare.share.entry import BlockOwner
 from uvmshare.share.interfaces import TellsExit
 from uvmshare.share.operation import OUTCOME_UNKNOWN, OneAtATime, failures_of
-from uvmshare.share.options import AddOptions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterable
     from types import TracebackType
+    from typing import Unpack
 
     from uvmshare.mounts.interfaces import GuestAgent, GuestMount
     from uvmshare.mounts.mount import MountInfo
-    from uvmshare.mounts.options import Cache
+    from uvmshare.mounts.options import MapKeywords
     from uvmshare.share.manager import Manager
+    from uvmshare.share.options import AddOptions, HostPath
 
 __all__ = ["RETRY_FIRST", "REVOKE_GRACE", "MountManager", "share_owner"]
 
@@ -60,13 +62,18 @@ class MountManager:
     nothing, so that a retried call never takes somebody else's.
 
     One event loop, not thread safe. `agent` is any `GuestAgent`; it should answer in finite time, since its calls
-    are never abandoned. `shares` is the Manager of the same VM's shares, for `map_to_guest`. `clock` gives
+    are never abandoned. `shares` is the Manager of the same VM's shares, for `map`. `clock` gives
     the seconds since the epoch that `MountInfo.since` shows.
     """
 
     def __init__(
         self, agent: GuestAgent, *, shares: Manager | None = None, clock: Callable[[], float] = time.time
     ) -> None:
+        methods = ("add_mapped_directory", "remove_mapped_directory", "mapped_directories")
+        arguments.with_methods("agent", agent, methods, "an AgentClient or another GuestAgent")
+        if shares is not None:
+            arguments.with_methods("shares", shares, ("add", "remove", "on_settled"), "the Manager of the VM's shares")
+        arguments.function("clock", clock)
         self._engine = Engine(agent, shares, clock)
         self._settling = OneAtATime(self._settle_quietly, self._is_open, lambda _: None)
         if isinstance(agent, TellsExit):
@@ -75,6 +82,13 @@ class MountManager:
             agent.on_connect(self._settling.ask)
         if shares is not None:  # what was lost and is back under its name may be to be mounted again
             shares.on_settled(lambda _: self._settling.ask())
+
+    def __repr__(self) -> str:
+        if self._engine.vm_gone is not None:
+            state = str(self._engine.vm_gone)
+        else:
+            state = "closed" if self._engine.closed else f"{len(self._engine.by_path)} mounts"
+        return f"<MountManager of {self._engine.agent!r}: {state}>"
 
     async def __aenter__(self) -> Self:
         return self
@@ -99,7 +113,7 @@ class MountManager:
         nothing is left in the guest nor on the VM, or it is kept INVALID (see `mounts`) and retried.
         Raises `ManagerClosed`, and `ComputeSystemGone` when the VM has exited.
         """
-        hash(owner)  # A TypeError belongs here, not after the guest was changed.
+        arguments.hashable("owner", owner)  # it is refused here, not after the guest was changed
         mount = await self._claim(options)
         self._hold(mount, owner)
         return mount.info()
@@ -130,7 +144,7 @@ class MountManager:
 
         With `force` the reference is given back at once, and the guest has no say: see `revoke`, also for `grace`.
         """
-        hash(owner)
+        arguments.hashable("owner", owner)
         path = canonical_guest_path(mount_path)
         mount = self._engine.by_path.get(path)
         if force:
@@ -217,44 +231,27 @@ class MountManager:
     def _left(self, mount: Mount) -> MountInfo | None:
         return mount.info() if self._engine.by_path.get(mount.path) is mount else None
 
-    async def map_to_guest(
+    async def map(
         self,
-        options: AddOptions,
+        share: AddOptions | HostPath,
         guest_path: str,
         *,
         owner: Hashable | None = None,
-        read_only: bool = False,
-        cache: Cache = "auto",
-        msize: int | None = None,
-        suid: bool = False,
-        dev: bool = False,
-        posixacl: bool = False,
+        **keywords: Unpack[MapKeywords],
     ) -> MountInfo:
         """Share a directory of the host and mount it in the guest; both or neither.
 
-        `read_only`, `cache`, `msize`, `suid`, `dev` and `posixacl` are the mount's, as in `MountOptions`; the rest is
-        as for `mount`. Raises what that and the Manager's `add_to_vm` raise. Needs a MountManager that was given
-        `shares`.
+        ``map("/srv/project", "/mnt/project", read_only=True)``. The keywords are those of `MountOptions` and, beside a
+        path, those of `AddOptions` (`uvmshare.mounts.options.mapping_of`); the rest is as for `mount`. Raises what that
+        and the Manager's `add` raise. Needs a MountManager that was given `shares`.
         """
-        if not isinstance(options, AddOptions):
-            msg = f"expected AddOptions, got {options!r}"
-            raise TypeError(msg)
-        wanted = MountOptions(
-            options,
-            guest_path,
-            read_only=read_only,
-            cache=cache,
-            msize=msize,
-            suid=suid,
-            dev=dev,
-            posixacl=posixacl,
-        )
-        return await self.mount(wanted, owner=owner)
+        arguments.hashable("owner", owner)
+        return await self.mount(mapping_of(share, guest_path, keywords), owner=owner)
 
-    async def unmap_from_guest(
+    async def unmap(
         self, guest_path: str, *, owner: Hashable | None = None, lazy: bool = False, force: bool = False
     ) -> MountInfo | None:
-        """Give back what `map_to_guest` gave: `unmount`, which takes the share out when the mount is gone."""
+        """Give back what `map` gave: `unmount`, which takes the share out when the mount is gone."""
         return await self.unmount(guest_path, owner=owner, lazy=lazy, force=force)
 
     async def release_owner(self, owner: Hashable, *, lazy: bool = False, force: bool = False) -> tuple[str, ...]:
@@ -265,8 +262,8 @@ class MountManager:
         A call of that owner that has not returned yet is not its reference yet: end its calls first.
         """
         if owner is None:
-            msg = "an anonymous reference has no owner to release it by: give its path to unmount"
-            raise TypeError(msg)
+            msg = "owner is None, and an anonymous reference has no owner to release it by: give its path to unmount"
+            raise WrongType(msg)
         paths = tuple(path for path, mount in self._engine.by_path.items() if mount.held_by(owner))
         left = await failures_of({path: self.unmount(path, owner=owner, lazy=lazy, force=force) for path in paths})
         if left:
@@ -275,36 +272,17 @@ class MountManager:
 
     @asynccontextmanager
     async def mapped(
-        self,
-        options: AddOptions,
-        guest_path: str,
-        *,
-        read_only: bool = False,
-        cache: Cache = "auto",
-        msize: int | None = None,
-        suid: bool = False,
-        dev: bool = False,
-        posixacl: bool = False,
+        self, share: AddOptions | HostPath, guest_path: str, **keywords: Unpack[MapKeywords]
     ) -> AsyncIterator[MountInfo]:
-        """Hold a mapping for the length of a block: ``async with mounts.mapped(options, "/run/uvmshare/x"):``.
+        """Hold a mapping for the length of a block: ``async with mounts.mapped("/srv/x", "/run/uvmshare/x"):``.
 
         The reference has an owner of its own and is given back exactly once, however the block ends. Entering
-        raises what `map_to_guest` does. At the end the guest has no say (`revoke`): when it does not unmount, its share
+        raises what `map` does. At the end the guest has no say (`revoke`): when it does not unmount, its share
         is gone, and the block's own error is raised with a note of that; without one, the agent's, or `MountRevoked`.
         Either way the MountManager goes on trying to have it unmounted.
         """
         owner = BlockOwner()
-        wanted = MountOptions(
-            options,
-            guest_path,
-            read_only=read_only,
-            cache=cache,
-            msize=msize,
-            suid=suid,
-            dev=dev,
-            posixacl=posixacl,
-        )
-        mount = await self._claim(wanted)
+        mount = await self._claim(mapping_of(share, guest_path, keywords))
         self._hold(mount, owner)
         try:
             yield mount.info()
@@ -474,11 +452,10 @@ class MountManager:
             msg = f"nothing can be mounted any more: {self._engine.vm_gone}"
             raise ComputeSystemGone(msg) from self._engine.vm_gone
         if not isinstance(options, MountOptions):
-            msg = f"expected MountOptions, got {options!r}"
-            raise TypeError(msg)
+            arguments.refuse_type("options", options, "MountOptions; `map` takes a path and a path of the guest")
         if self._engine.shares is None and not isinstance(options.share, str):
             msg = "this MountManager has no shares to add to: make it with shares=, or mount a share by its name"
-            raise TypeError(msg)
+            raise WrongType(msg)
 
     # ------------------------------------------------------------------ what nobody waits for
 

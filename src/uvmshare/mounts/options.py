@@ -9,12 +9,16 @@ from __future__ import annotations
 import posixpath
 import re
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
+from uvmshare import arguments
 from uvmshare.errors import InvalidOptions
-from uvmshare.share.options import AddOptions
+from uvmshare.share.options import AddOptions, ShareKeywords, options_of
 
-__all__ = ["Cache", "MountOptions", "canonical_guest_path"]
+if TYPE_CHECKING:
+    from uvmshare.share.options import HostPath
+
+__all__ = ["Cache", "MapKeywords", "MountOptions", "canonical_guest_path", "mapping_of"]
 
 Cache = Literal["auto", "none", "loose", "mmap", "readahead"]
 """What the guest's kernel may keep of a mount (``cache=`` in Linux's 9p.rst). "auto": the guest chooses, by its kernel,
@@ -22,6 +26,8 @@ what hides no change of the host's (`uvmshare.guest.mount.choose`)."""
 
 _MIN_MSIZE: Final = 4096
 _MAX_MSIZE: Final = 1 << 30
+_GUEST_PATH: Final = "an absolute path in the guest, such as /run/uvmshare/project"
+_SHARE: Final = "AddOptions, or the decimal name that the Manager gave"
 _PATH_MAX: Final = 4095
 """PATH_MAX of Linux without its NUL."""
 
@@ -65,20 +71,15 @@ class MountOptions:
     ) -> None:
         if isinstance(share, AddOptions):
             read_only = read_only or share.read_only
-        elif not isinstance(share, str) or not re.fullmatch(r"[0-9]{1,20}", share):
-            msg = f"share {share!r}: pass AddOptions, or the decimal name that the Manager gave"
-            raise InvalidOptions(msg)
+        elif not isinstance(share, str):
+            arguments.refuse_type("share", share, _SHARE)
+        elif not re.fullmatch(r"[0-9]{1,20}", share):
+            arguments.refuse_value("share", share, _SHARE)
         for what, value in (("read_only", read_only), ("suid", suid), ("dev", dev), ("posixacl", posixacl)):
-            if not isinstance(value, bool):
-                msg = f"{what} is {value!r}: pass True or False"
-                raise InvalidOptions(msg)
-        if cache not in get_args(Cache):
-            msg = f"cache {cache!r}: want one of {', '.join(get_args(Cache))}"
-            raise InvalidOptions(msg)
-        is_number = isinstance(msize, int) and not isinstance(msize, bool)
-        if msize is not None and not (is_number and _MIN_MSIZE <= msize <= _MAX_MSIZE):
-            msg = f"msize {msize!r}: want {_MIN_MSIZE} to {_MAX_MSIZE} bytes"
-            raise InvalidOptions(msg)
+            arguments.flag(what, value)
+        arguments.one_of("cache", cache, Cache)
+        if msize is not None:
+            arguments.number("msize", msize, least=_MIN_MSIZE, most=_MAX_MSIZE, such_as="262144 bytes")
 
         # The class is frozen: this is how a frozen dataclass sets its own fields.
         object.__setattr__(self, "share", share)
@@ -119,14 +120,39 @@ class MountOptions:
         return f"share {share} (cache={self.cache}, msize={self.msize or 'auto'}{how})"
 
 
+class MapKeywords(ShareKeywords, total=False):
+    """What may be said of a mapping: as of `MountOptions`, and beside a path as of `AddOptions`."""
+
+    cache: Cache
+    msize: int | None
+    suid: bool
+    dev: bool
+    posixacl: bool
+
+
+def mapping_of(share: AddOptions | HostPath, guest_path: str, keywords: MapKeywords) -> MountOptions:
+    """Return the options of a mapping that is asked for by options of the share, or by a path, and keywords.
+
+    `read_only` beside a path is the share's, and so the mount's; beside options, which say it of the share, it is the
+    mount's alone. Raises `InvalidOptions`.
+    """
+    arguments.only_known("a mapping", keywords, MapKeywords.__annotations__)
+    canonical_guest_path(guest_path)  # before the host is looked at
+    said: dict[str, Any] = dict(keywords)
+    alone = () if isinstance(share, AddOptions) else ("read_only",)
+    of_share = {name: said.pop(name) for name in ("allowed_names", "hide", "map_owner", *alone) if name in said}
+    return MountOptions(options_of(share, cast("ShareKeywords", of_share)), guest_path, **said)
+
+
 def canonical_guest_path(path: str) -> str:
     """Return the one spelling of a path in the guest, which is POSIX whatever the host is.
 
     Raises `InvalidOptions` for a relative path, for "/", and for one with "..", which leads elsewhere behind a symlink.
     """
-    if not isinstance(path, str) or not path.startswith("/"):
-        msg = f"guest path {path!r}: want an absolute path in the guest, such as /run/uvmshare/project"
-        raise InvalidOptions(msg)
+    if not isinstance(path, str):
+        arguments.refuse_type("guest path", path, _GUEST_PATH)
+    if not path.startswith("/"):
+        arguments.refuse_value("guest path", path, _GUEST_PATH)
     if "\0" in path or "\n" in path:
         msg = f"guest path {path!r}: it must not contain NUL or a newline"
         raise InvalidOptions(msg)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from uvmshare import arguments
 from uvmshare.errors import ComputeSystemGone, ManagerClosed, OperationDenied
 from uvmshare.share.interfaces import RefusesOptions
 from uvmshare.share.ledger import check_owner
-from uvmshare.share.options import AddOptions
 from uvmshare.share.state import Life, Trigger
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from uvmshare.share.engine import Engine
     from uvmshare.share.entry import BlockOwner
+    from uvmshare.share.options import AddOptions
     from uvmshare.share.share import Share
 
 __all__ = ["Claims"]
@@ -116,7 +117,7 @@ class Claims:
 
     def check(self, owner: Hashable | None) -> None:
         """Refuse an owner that cannot be one."""
-        hash(owner)
+        arguments.hashable("owner", owner)
         if self._engine.ledger is not None:
             check_owner(owner)
 
@@ -126,9 +127,6 @@ class Claims:
         if self._engine.vm_gone is not None:
             msg = f"no share can be added any more: {self._engine.vm_gone}"
             raise ComputeSystemGone(msg) from self._engine.vm_gone
-        if not isinstance(options, AddOptions):
-            msg = f"expected AddOptions, got {options!r}"
-            raise TypeError(msg)
         if self._no_writable_file_shares and not options.read_only:
             msg = f"{options.host_path}: this Manager allows no writable shares: pass read_only=True"
             raise OperationDenied(msg)

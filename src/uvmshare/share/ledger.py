@@ -26,6 +26,7 @@ from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from uvmshare import arguments
 from uvmshare.errors import (
     ComputeSystemGone,
     InvalidOptions,
@@ -405,12 +406,11 @@ async def add_again(vm: VMPlan9, share: Share) -> None:
 
 
 def check_owner(owner: Hashable | None) -> None:
-    """Refuse an owner that cannot be written down, before anything is touched. Raises TypeError or `InvalidOptions`."""
+    """Refuse an owner that cannot be written down, before anything is touched. Raises `InvalidOptions`."""
     if owner is None or isinstance(owner, BlockOwner):
         return
     if not isinstance(owner, str):
-        msg = f"owner {owner!r} is a {type(owner).__name__}, and a journal writes down str alone: give a string"
-        raise TypeError(msg)
+        arguments.refuse_type("owner", owner, "a str: a journal writes down nothing else")
     try:
         owner.encode()
     except UnicodeEncodeError as error:

@@ -1,9 +1,9 @@
 """The Manager: which shares a VM has, and who holds them.
 
     manager = Manager(vm)
-    name = await manager.add_to_vm(AddOptions("/srv/project", read_only=True), owner="build-7")
+    name = await manager.add("/srv/project", read_only=True, owner="build-7")
     ...
-    await manager.remove_from_vm(name, owner="build-7")
+    await manager.remove(name, owner="build-7")
 
 With a journal, what it had is there again in the next process:
 
@@ -22,7 +22,8 @@ import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
-from uvmshare.errors import JournalError, ManagerClosed, SharesLeft
+from uvmshare import arguments
+from uvmshare.errors import JournalError, ManagerClosed, SharesLeft, WrongType
 from uvmshare.share import recovery, saved
 from uvmshare.share.claims import Claims
 from uvmshare.share.engine import Engine
@@ -30,16 +31,18 @@ from uvmshare.share.entry import RETRY_LONGEST, BlockOwner
 from uvmshare.share.interfaces import TellsExit, TellsTakeover
 from uvmshare.share.ledger import RETRY_FIRST
 from uvmshare.share.operation import OneAtATime, Operation, failures_of
+from uvmshare.share.options import AddOptions, options_of
 from uvmshare.share.share import ShareInfo
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Hashable
     from types import TracebackType
+    from typing import Unpack
 
     from uvmshare.errors import ComputeSystemGone
     from uvmshare.share.interfaces import VMPlan9
     from uvmshare.share.journal import Journal
-    from uvmshare.share.options import AddOptions
+    from uvmshare.share.options import HostPath, ShareKeywords
     from uvmshare.share.recovery import RecoveryReport
 
 __all__ = ["RETRY_FIRST", "RETRY_LONGEST", "Manager", "ShareInfo"]
@@ -48,11 +51,12 @@ __all__ = ["RETRY_FIRST", "RETRY_LONGEST", "Manager", "ShareInfo"]
 class Manager:
     """The Plan 9 shares of one running utility VM.
 
-    Shares with equal `AddOptions` are one share. Options of a directory, and of another one that replaced it at its
-    path, are not equal: they are two shares, and whoever holds the first keeps it. The first add calls the VM; later
-    ones count a reference; the last release takes the share out. References are anonymous and counted, or have an
-    `owner`, any hashable value: the same owner holds a share at most once, and a release by an owner that
-    does not hold the share changes nothing, so that a retried call never takes somebody else's.
+    A share is asked for by `AddOptions`, or by a path and what `AddOptions` take beside it: the path is then looked at
+    at once, in the event loop. Shares with equal `AddOptions` are one share. Options of a directory, and of another one
+    that replaced it at its path, are not equal: they are two shares, and whoever holds the first keeps it. The first
+    add calls the VM; later ones count a reference; the last release takes the share out. References are anonymous and
+    counted, or have an `owner`, any hashable value: the same owner holds a share at most once, and a release by an
+    owner that does not hold the share changes nothing, so that a retried call never takes somebody else's.
 
     One event loop, not thread safe: `uvmshare.blocking.Manager` is for threads.
 
@@ -60,6 +64,9 @@ class Manager:
     is shared over the end of this process (`uvmshare.share.journal`); owners are strings then, and `JournalError` is
     raised where it cannot be written. `no_writable_file_shares` refuses all options that are not read-only. `clock`
     gives the seconds since the epoch that `ShareInfo.since` shows.
+
+    Raises `WrongType` for another `vm` than that. A `vm` that has still to be started may be given: it is asked for
+    nothing before the first call.
     """
 
     def __init__(
@@ -70,6 +77,13 @@ class Manager:
         no_writable_file_shares: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        arguments.with_methods("vm", vm, ("add_plan9", "remove_plan9"), "a FileServer, a UtilityVM or another VMPlan9")
+        if journal is not None:
+            arguments.with_methods(
+                "journal", journal, ("load", "append"), "SqliteJournal(PATH).for_vm(), or another Journal"
+            )
+        arguments.flag("no_writable_file_shares", no_writable_file_shares)
+        arguments.function("clock", clock)
         self._engine = Engine(vm, journal, clock)
         self.claims = Claims(self._engine, self._read, no_writable_file_shares=no_writable_file_shares)
         """For `uvmshare.blocking`, whose callers wait in another thread; not for callers of this Manager."""
@@ -88,6 +102,15 @@ class Manager:
         if isinstance(vm, TellsTakeover):
             vm.on_takeover(lambda _: self._settling.ask())
 
+    def __repr__(self) -> str:
+        if self._detached:
+            state = "detached"
+        elif self._engine.vm_gone is not None:
+            state = str(self._engine.vm_gone)
+        else:
+            state = "closed" if self._engine.closed else f"{len(self._engine.by_name)} shares"
+        return f"<Manager of {self._engine.vm!r}: {state}>"
+
     async def __aenter__(self) -> Self:
         if not self._recovered:
             await self.recover()
@@ -100,7 +123,7 @@ class Manager:
 
     # ------------------------------------------------------------------ what callers ask for
 
-    def resolve_share_name(self, options: AddOptions) -> str:
+    def resolve_share_name(self, share: AddOptions | HostPath, **keywords: Unpack[ShareKeywords]) -> str:
         """Return the name that the share has or will have, without a call to the VM.
 
         A share that is not there yet is allocated, PENDING, until somebody adds it, or removes its name.
@@ -110,42 +133,47 @@ class Manager:
         Raises `OperationDenied`, `ManagerClosed`, and `ComputeSystemGone` when the VM has exited. With a journal, also
         `JournalError` before `recover`, or when more than 64 new names are asked for while the event loop waits.
         """
+        options = options_of(share, keywords)
         self.claims.admit(options)
         if not self._recovered:
             msg = "what the journal says was not read yet, so no name can be told: await recover() first"
             raise JournalError(msg)
-        share = self._engine.find(options)
-        new = share is None
-        share = share or self._engine.allocate(options)
+        there = self._engine.find(options)
+        found = there or self._engine.allocate(options)
         if self._engine.ledger is not None:
             try:
-                self._engine.ledger.resolved(share, new=new)
+                self._engine.ledger.resolved(found, new=there is None)
             except JournalError:
-                if new:
-                    self._engine.drop(share)
+                if there is None:
+                    self._engine.drop(found)
                 raise
-        return share.name
+        return found.name
 
-    async def add_to_vm(self, options: AddOptions, *, owner: Hashable | None = None) -> str:
+    async def add(
+        self, share: AddOptions | HostPath, *, owner: Hashable | None = None, **keywords: Unpack[ShareKeywords]
+    ) -> str:
         """Make sure that the VM has the share, hold a reference to it, and return its name.
+
+        ``add("/srv/project", read_only=True)``, or ``add(AddOptions("/srv/project", read_only=True))``.
 
         Whoever asks while the share is being added waits for that one call and shares its result. While it
         is being removed, waits for that and starts afresh. Cancelling this call withdraws its own claim and
         nothing else; a share that nobody wants when the VM answers is taken out again.
 
-        Raises what the VM raised, for every caller that waited; then there is no reference and the next
-        call starts with a fresh name. When it is unknown whether the VM has the share, it is taken out before
-        the error is raised, or kept as an orphan (see `shares`) and retried. Raises `OperationDenied`
-        before anything is touched, and `ManagerClosed`. With a journal, returns when a crash does not lose the
-        reference, and raises `JournalError` when that cannot be had; then there is none.
+        Raises what the VM raised, for every caller that waited; then there is no reference and the next call starts
+        with a fresh name. When it is unknown whether the VM has the share, it is taken out before the error is raised,
+        or kept as an orphan (see `shares`) and retried. Raises `InvalidOptions` and `OperationDenied` before anything
+        is touched, and `ManagerClosed`. With a journal, returns when a crash does not lose the reference, and raises
+        `JournalError` when that cannot be had; then there is none.
         """
         self.claims.check(owner)  # A TypeError belongs here, not after the VM was changed.
+        options = share if isinstance(share, AddOptions) and not keywords else options_of(share, keywords)
         # One coroutine less without a journal: a fifth of what an add of a share that is there costs.
-        share = await (self.claims.claim(options) if self._engine.ledger is None else self.claims.hold(options, owner))
-        self.claims.keep(share, owner)
-        return share.name
+        held = await (self.claims.claim(options) if self._engine.ledger is None else self.claims.hold(options, owner))
+        self.claims.keep(held, owner)
+        return held.name
 
-    async def remove_from_vm(self, name: str, *, owner: Hashable | None = None) -> None:
+    async def remove(self, name: str, *, owner: Hashable | None = None) -> None:
         """Give a reference back; the last one takes the share off the VM.
 
         Without effect: an unknown name, an owner that does not hold the share, an anonymous release when only
@@ -160,6 +188,7 @@ class Manager:
         tries again. A VM that can tell which shares it has (`ListsShares`) does not wait for the journal: the share is
         off it when `OutcomeNotWritten` is raised, and is only held again if the process dies before that is written.
         """
+        _require_name(name)
         self.claims.check(owner)
         if self._engine.ledger is not None:
             await self._read()
@@ -180,36 +209,36 @@ class Manager:
         has not returned yet is not its reference yet: end its calls first.
         """
         if owner is None:
-            msg = "an anonymous reference has no owner to release it by: give its name to remove_from_vm"
-            raise TypeError(msg)
+            msg = "owner is None, and an anonymous reference has no owner to release it by: give its name to remove"
+            raise WrongType(msg)
         self.claims.check(owner)
         if self._engine.ledger is not None:
             await self._read()
         names = tuple(name for name, share in self._engine.by_name.items() if share.held_by(owner))
-        left = await failures_of({name: self.remove_from_vm(name, owner=owner) for name in names})
+        left = await failures_of({name: self.remove(name, owner=owner) for name in names})
         if left:
             raise SharesLeft(left)
         return names
 
     @asynccontextmanager
-    async def share(self, options: AddOptions) -> AsyncIterator[str]:
-        """Hold the share for the length of a block: ``async with manager.share(options) as name:``.
+    async def share(self, share: AddOptions | HostPath, **keywords: Unpack[ShareKeywords]) -> AsyncIterator[str]:
+        """Hold the share for the length of a block: ``async with manager.share("/srv/project") as name:``.
 
         The reference has an owner of its own and is given back exactly once, however the block ends. Entering
-        raises what `add_to_vm` does. When the share cannot be taken out at the end, the block's own
+        raises what `add` does. When the share cannot be taken out at the end, the block's own
         error is raised with a note of that; without one, the VM's error is. Either way the reference is
         given back and the Manager goes on trying. A reference of a block ends with its process: `recover` takes
         out what only blocks held.
         """
         owner = BlockOwner()
-        share = await self.claims.hold(options, owner)
-        self.claims.keep(share, owner)
+        held = await self.claims.hold(options_of(share, keywords), owner)
+        self.claims.keep(held, owner)
         try:
-            yield share.name
+            yield held.name
         except BaseException as error:
-            await self.claims.leave(share, owner, error)
+            await self.claims.leave(held, owner, error)
             raise
-        await self.claims.leave(share, owner, None)
+        await self.claims.leave(held, owner, None)
 
     def shares(self, *, name: str | None = None, owner: Hashable | None = None) -> tuple[ShareInfo, ...]:
         """Return a snapshot of every share that the VM has or may have, and the PENDING ones, oldest first.
@@ -217,6 +246,9 @@ class Manager:
         Only the one of that `name`, if it is given, and only those that `owner` holds. With a journal, there are none
         before `recover`.
         """
+        if name is not None:
+            _require_name(name)
+        arguments.hashable("owner", owner)
         found = self._engine.by_name.values() if name is None else filter(None, [self._engine.by_name.get(name)])
         return tuple(share.info() for share in found if owner is None or share.held_by(owner))
 
@@ -432,3 +464,8 @@ class Manager:
             raise ManagerClosed(msg)
         if not self._recovered:
             await self._recover_once(recovery.RecoverOptions())
+
+
+def _require_name(name: str) -> None:
+    if not isinstance(name, str):
+        arguments.refuse_type("name", name, "the name of a share, which `add` returned: a str")

@@ -10,8 +10,9 @@ import os
 import stat
 from copy import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeAlias, TypedDict
 
+from uvmshare import arguments
 from uvmshare import directory as directories
 from uvmshare.errors import InvalidOptions
 from uvmshare.hiding import canonical
@@ -21,7 +22,33 @@ from uvmshare.owner_map import OwnerMap
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["AddOptions"]
+__all__ = ["AddOptions", "HostPath", "ShareKeywords", "options_of"]
+
+HostPath: TypeAlias = "str | os.PathLike[str]"
+
+
+class ShareKeywords(TypedDict, total=False):
+    """What may be said beside a path where a share is wanted: as of `AddOptions`."""
+
+    read_only: bool
+    allowed_names: Iterable[str] | None
+    hide: Iterable[str]
+    map_owner: str | None
+
+
+def options_of(share: AddOptions | HostPath, keywords: ShareKeywords) -> AddOptions:
+    """Return the options of a share that is asked for by them, or by a path and keywords.
+
+    Raises `InvalidOptions` as `AddOptions` does, and when there are both options and keywords.
+    """
+    arguments.only_known("a share", keywords, ShareKeywords.__annotations__)
+    if not isinstance(share, AddOptions):
+        return AddOptions(share, **keywords)
+    if keywords:
+        msg = f"{', '.join(keywords)}: pass it to AddOptions, which say all of a share, or pass a path in their place"
+        raise InvalidOptions(msg)
+    return share
+
 
 _WINDOWS = os.name == "nt"
 
@@ -32,19 +59,19 @@ _NAME_MAX = 255
 """Bytes in a file's name: NAME_MAX of Linux, and the most that its 9P client walks to."""
 
 
-@dataclass(frozen=True, slots=True, init=False)
+@dataclass(frozen=True, slots=True, init=False, repr=False)
 class AddOptions:
     """A directory or file of the host, and what the guest may do with it.
 
     The options are made canonical when they are built, so that two spellings of one share are equal
     and have the same hash: the path is absolute, without symlinks, and case-folded on Windows; allowed
     names are sorted, unique, and case-folded on Windows. A regular file becomes its directory with
-    `restrict` and its own name as the only allowed one, as hcsshim shares a single file.
+    its own name as the only allowed one, as hcsshim shares a single file.
 
     - `host_path`: the directory (or regular file) of the host.
     - `read_only`: the guest cannot change anything, whoever it is there.
-    - `restrict`: of the directory, only `allowed_names` exist for the guest.
-    - `allowed_names`: names in the directory, not paths. They need not exist yet.
+    - `allowed_names`: of the directory, only these names exist for the guest; None (and empty, once built): all do.
+      They are names in the directory itself, not paths, and need not exist yet.
     - `hide`: patterns as in gitignore(5) (`uvmshare.hiding`), of what does not exist for the guest.
     - `map_owner`: ``HOST:GUEST`` (`uvmshare.owner_map`): whose files of the host are whose in the guest; None: each
       file's own. Shares of HCS can neither hide nor map, and are refused with these.
@@ -52,13 +79,12 @@ class AddOptions:
       does not tell, as on Windows. Options of a directory and of what replaced it are not equal.
 
     Raises `InvalidOptions` when the path does not exist, is neither directory nor regular file, or
-    cannot be written in a JSON document (it is not UTF-8); when one of `restrict` and `allowed_names`
-    comes without the other; when a name, a pattern or an owner map cannot be one.
+    cannot be written in a JSON document (it is not UTF-8); when `allowed_names` are there and empty, which would share
+    nothing; when a name, a pattern or an owner map cannot be one; `WrongType` for what is of another type.
     """
 
     host_path: str
     read_only: bool = False
-    restrict: bool = False
     allowed_names: tuple[str, ...] = ()
     hide: tuple[str, ...] = ()
     map_owner: str | None = None
@@ -69,23 +95,14 @@ class AddOptions:
         host_path: str | os.PathLike[str],
         *,
         read_only: bool = False,
-        restrict: bool = False,
-        allowed_names: Iterable[str] = (),
+        allowed_names: Iterable[str] | None = None,
         hide: Iterable[str] = (),
         map_owner: str | None = None,
     ) -> None:
-        for name, value in (("read_only", read_only), ("restrict", restrict)):
-            if not isinstance(value, bool):
-                msg = f"{name} is {value!r}: pass True or False"
-                raise InvalidOptions(msg)
-        names = _canonical_names(allowed_names)
-        if restrict and not names:
-            msg = f"{host_path!s}: restrict without allowed_names would share nothing: name what the guest may see"
-            raise InvalidOptions(msg)
-        if names and not restrict:
-            msg = (
-                f"{host_path!s}: allowed_names do nothing without restrict: pass restrict=True, or leave the names out"
-            )
+        arguments.flag("read_only", read_only)
+        names = () if allowed_names is None else _canonical_names(allowed_names)
+        if allowed_names is not None and not names:
+            msg = "allowed_names is empty, which would share nothing: name what the guest may see, or leave it out"
             raise InvalidOptions(msg)
         patterns = _canonical_patterns(hide)
         owners = _canonical_map(map_owner)
@@ -99,16 +116,21 @@ class AddOptions:
                     f"share its directory {path} to choose names in it"
                 )
                 raise InvalidOptions(msg)
-            restrict, names = True, (leaf,)
+            names = (leaf,)
 
         # The class is frozen: this is how a frozen dataclass sets its own fields.
         object.__setattr__(self, "host_path", path)
         object.__setattr__(self, "read_only", read_only)
-        object.__setattr__(self, "restrict", restrict)
         object.__setattr__(self, "allowed_names", names)
         object.__setattr__(self, "hide", patterns)
         object.__setattr__(self, "map_owner", owners)
         object.__setattr__(self, "directory", directory)
+
+    def __repr__(self) -> str:
+        said = {"read_only": self.read_only, "allowed_names": self.allowed_names, "hide": self.hide}
+        said["map_owner"] = self.map_owner
+        more = "".join(f", {name}={value!r}" for name, value in said.items() if value)
+        return f"AddOptions({self.host_path!r}{more})"
 
     @classmethod
     def recalled(
@@ -121,7 +143,7 @@ class AddOptions:
         map_owner: str | None = None,
         directory: str | None = None,
     ) -> AddOptions:
-        """Return options that were built, and checked, before they were written down; `restrict` goes with the names.
+        """Return options that were built, and checked, before they were written down.
 
         The file system is not looked at: what they name may be gone, and the share is there all the same. `directory`
         counts for as long as it says anything: after another boot of the host it is None.
@@ -129,7 +151,6 @@ class AddOptions:
         options = cls.__new__(cls)
         object.__setattr__(options, "host_path", host_path)
         object.__setattr__(options, "read_only", read_only)
-        object.__setattr__(options, "restrict", bool(allowed_names))
         object.__setattr__(options, "allowed_names", allowed_names)
         object.__setattr__(options, "hide", hide)
         object.__setattr__(options, "map_owner", map_owner)
@@ -155,12 +176,10 @@ def _canonical_path(host_path: str | os.PathLike[str]) -> tuple[str, int, str | 
     """Return the one spelling of the path, the `st_mode` of what it leads to, and which directory that is or is in."""
     try:
         path = os.fspath(host_path)
-    except TypeError as error:
-        msg = f"host_path is {host_path!r}: pass a str or a pathlib.Path"
-        raise InvalidOptions(msg) from error
+    except TypeError:
+        path = None
     if not isinstance(path, str):
-        msg = f"host_path is {path!r}: pass a str; os.fsdecode makes one"
-        raise InvalidOptions(msg)
+        arguments.refuse_type("host_path", host_path, "a str or a pathlib.Path; os.fsdecode makes a str of bytes")
     require_path("host_path", path, InvalidOptions)
     try:
         given, path = path, os.path.realpath(path, strict=True)
@@ -191,14 +210,7 @@ def _unreachable(path: str, error: OSError) -> InvalidOptions:
 
 def _canonical_names(allowed_names: Iterable[str]) -> tuple[str, ...]:
     """Return the names checked, sorted and unique."""
-    if isinstance(allowed_names, str | bytes):
-        msg = f"allowed_names is the string {allowed_names!r}: pass a tuple of names"
-        raise InvalidOptions(msg)
-    try:
-        names = tuple(allowed_names)
-    except TypeError as error:
-        msg = f"allowed_names is {allowed_names!r}: pass a tuple of names"
-        raise InvalidOptions(msg) from error
+    names = arguments.list_of("allowed_names", allowed_names, str, "a list of names in the directory")
     for name in names:
         _check_name(name)
     return tuple(sorted({name.casefold() if _WINDOWS else name for name in names}))
@@ -206,14 +218,9 @@ def _canonical_names(allowed_names: Iterable[str]) -> tuple[str, ...]:
 
 def _canonical_patterns(hide: Iterable[str]) -> tuple[str, ...]:
     """Return the patterns checked, and sorted where their order says nothing."""
-    if isinstance(hide, str | bytes):
-        msg = f"hide is the string {hide!r}: pass a tuple of patterns"
-        raise InvalidOptions(msg)
+    patterns = arguments.list_of("hide", hide, str, "a list of patterns, as in gitignore(5)")
     try:
-        return canonical(hide)
-    except TypeError as error:
-        msg = f"hide is {hide!r}: pass a tuple of patterns"
-        raise InvalidOptions(msg) from error
+        return canonical(patterns)
     except ValueError as error:
         msg = f"hide: {error}"
         raise InvalidOptions(msg) from error
@@ -222,6 +229,7 @@ def _canonical_patterns(hide: Iterable[str]) -> tuple[str, ...]:
 def _canonical_map(map_owner: str | None) -> str | None:
     if map_owner is None:
         return None
+    arguments.text("map_owner", map_owner, "a str such as '1000:0', HOST:GUEST")
     try:
         return str(OwnerMap.parse(map_owner))
     except ValueError as error:
@@ -229,9 +237,6 @@ def _canonical_map(map_owner: str | None) -> str | None:
 
 
 def _check_name(name: str) -> None:
-    if not isinstance(name, str):
-        msg = f"allowed name {name!r} is no str"
-        raise InvalidOptions(msg)
     if not name:
         msg = "an allowed name is empty: give the names of files or directories"
         raise InvalidOptions(msg)

@@ -180,8 +180,7 @@ def _checked(engine: Engine, saved: Saved, admit: Callable[[AddOptions], None]) 
             options = AddOptions(
                 share.host_path,
                 read_only=share.read_only,
-                restrict=bool(share.allowed_names),
-                allowed_names=share.allowed_names,
+                allowed_names=share.allowed_names or None,
                 hide=share.hide,
                 map_owner=share.map_owner,
             )

@@ -47,12 +47,12 @@ class Place:
 
     def start(self, **settings: Any) -> FileServer:
         given: dict[str, Any] = {"listen": [self.address], "security_model": "none", "run_dir": self.run_dir}
-        server: FileServer = self.run(FileServer.start(**given | settings))
+        server: FileServer = self.run(FileServer(**given | settings).start())
         self.servers.append(server)
         return server
 
     def connect(self) -> FileServer:
-        server: FileServer = self.run(FileServer.connect(self.run_dir))
+        server: FileServer = self.run(FileServer.connect(self.run_dir).start())
         self.servers.append(server)
         return server
 

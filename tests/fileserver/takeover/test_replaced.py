@@ -53,11 +53,11 @@ def test_a_path_that_was_replaced_after_it_was_asked_for_is_not_added(place: Pla
 def test_each_share_of_a_path_goes_on_with_its_own_directory_through_a_takeover(place: Place) -> None:
     server = place.start()
     manager = Manager(server, journal=FakeJournal())
-    old = place.run(manager.add_to_vm(AddOptions(place.shared), owner="job-1"))
+    old = place.run(manager.add(AddOptions(place.shared), owner="job-1"))
     guest = place.guest(old)
     before = AddOptions(place.shared)
     replace(place, "new")
-    new = place.run(manager.add_to_vm(AddOptions(place.shared), owner="job-2"))
+    new = place.run(manager.add(AddOptions(place.shared), owner="job-2"))
     assert (names_in(place, old), names_in(place, new)) == ([b"file"], [b"new"])
     place.kill_under(server)
     assert {each.error for each in place.run(manager.recover())} == {None}
@@ -96,7 +96,7 @@ def test_what_is_hidden_stays_so_through_a_takeover_and_for_the_mounts_that_come
     server = place.start()
     manager = Manager(server, journal=FakeJournal())
     options = AddOptions(place.shared, hide=["*.key"], map_owner="all:7")
-    name = place.run(manager.add_to_vm(options, owner="job"))
+    name = place.run(manager.add(options, owner="job"))
     guest = place.guest(name)
     place.kill_under(server)
     assert {each.error for each in place.run(manager.recover())} == {None}

@@ -36,7 +36,7 @@ if sys.platform == "win32":
 
 def test_two_starts_at_once_are_one_server(place: Place) -> None:
     async def race(**settings: Any) -> list[Any]:
-        both = [FileServer.start([place.address], security_model="none", **settings) for _ in range(2)]
+        both = [FileServer([place.address], security_model="none", **settings).start() for _ in range(2)]
         return await asyncio.gather(*both, return_exceptions=True)
 
     for settings in ({"run_dir": place.run_dir}, {}):
@@ -152,7 +152,7 @@ def test_a_file_server_lists_what_it_has(place: Place) -> None:
     server = place.start()
     manager = Manager(server)
     options = [AddOptions(place.shared), AddOptions(place.shared / "file", read_only=True)]
-    names = [place.run(manager.add_to_vm(each)) for each in options]
+    names = [place.run(manager.add(each)) for each in options]
     expected = dict(zip(names, options, strict=True))
     assert place.run(server.list_plan9()) == expected
     place.kill(server)

@@ -191,13 +191,13 @@ def test_a_file_server_brings_a_new_supervisor_up_by_itself(place: Place) -> Non
 def test_what_was_asked_of_the_one_that_died_is_unknown_and_settled_by_the_manager(place: Place) -> None:
     server = place.start()
     manager = Manager(server)
-    kept = place.run(manager.add_to_vm(AddOptions(place.shared), owner="a"))
+    kept = place.run(manager.add(AddOptions(place.shared), owner="a"))
     guest = place.guest(kept)
     pid = int(place.run(server.status()).pid)
     os.kill(pid, signal.SIGSTOP)  # it reads nothing any more
 
     async def add_and_kill() -> None:
-        task = asyncio.ensure_future(manager.add_to_vm(AddOptions(place.shared, read_only=True), owner="b"))
+        task = asyncio.ensure_future(manager.add(AddOptions(place.shared, read_only=True), owner="b"))
         for _ in range(3):  # turns of the loop: the request is on its way
             await asyncio.sleep(0)
         assert server._link._waiting
@@ -209,7 +209,7 @@ def test_what_was_asked_of_the_one_that_died_is_unknown_and_settled_by_the_manag
     assert [share.name for share in manager.shares()] == [kept]  # undone before the error was raised
     assert set(place.mounts(server)) == {kept}
     assert guest.listdir() == [b"file"]
-    again = place.run(manager.add_to_vm(AddOptions(place.shared, read_only=True), owner="b"))
+    again = place.run(manager.add(AddOptions(place.shared, read_only=True), owner="b"))
     assert place.guest(again).listdir() == [b"file"]
     place.run(manager.aclose())
     assert place.mounts(server) == {}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 async def test_closing_takes_out_what_earlier_lives_left_too(
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
     async with Manager(vm, journal=journal) as again:
         assert again.shares()[0].owners == ("a",)
     assert not vm.shares
@@ -36,8 +36,8 @@ async def test_closing_takes_out_what_earlier_lives_left_too(
 async def test_what_closing_could_not_take_out_is_taken_out_by_the_next_life(
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
-    await manager.add_to_vm(ONE, owner="a")
-    await manager.add_to_vm(ONE)
+    await manager.add(ONE, owner="a")
+    await manager.add(ONE)
     vm.replies.append(Reply.FAIL)
     with pytest.raises(SharesLeft, match="share 0"):
         await manager.aclose()
@@ -57,7 +57,7 @@ async def test_what_closing_could_not_take_out_is_taken_out_by_the_next_life(
 async def test_closing_says_when_the_journal_does_not_know_of_it(
     journal: FakeJournal, manager: Manager, appends: list[Reply], error: type[Exception], words: str
 ) -> None:
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
     journal.replies += appends
     with pytest.raises(error, match=words):
         await manager.aclose()
@@ -68,7 +68,7 @@ async def test_closing_says_when_the_journal_does_not_know_of_it(
 async def test_closing_says_what_is_left_rather_than_that_the_journal_is_broken(
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
     journal.broken = True
     with pytest.raises(SharesLeft, match=r"share 0 is off the VM.* the test says that the append fails"):
         await manager.aclose()
@@ -79,7 +79,7 @@ async def test_closing_says_what_is_left_rather_than_that_the_journal_is_broken(
 
 
 async def test_closing_that_is_interrupted_says_what_stays(vm: ListingFakeVM, manager: Manager) -> None:
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
     vm.hold = True
     closing = asyncio.create_task(manager.aclose())
     await settle()
@@ -95,7 +95,7 @@ async def test_closing_that_is_interrupted_says_what_stays(vm: ListingFakeVM, ma
 async def test_a_manager_that_is_closed_while_it_recovers_settles_nothing_more(
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
     again = Manager(vm, journal=journal)
     journal.hold = True
     recovering = asyncio.create_task(again.recover())
@@ -114,7 +114,7 @@ async def test_a_manager_that_is_closed_while_it_recovers_settles_nothing_more(
 async def test_a_journal_that_was_never_read_is_left_alone(
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
     await Manager(vm, journal=journal).aclose()
     assert vm.shares
     assert journal.state.shares
@@ -123,9 +123,9 @@ async def test_a_journal_that_was_never_read_is_left_alone(
 async def test_detaching_leaves_everything_to_the_next_manager(
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
     vm.hold = True
-    adding = asyncio.create_task(manager.add_to_vm(OTHER, owner="a"))
+    adding = asyncio.create_task(manager.add(OTHER, owner="a"))
     await settle()
     detaching = asyncio.create_task(manager.detach())
     await settle()
@@ -140,9 +140,9 @@ async def test_detaching_leaves_everything_to_the_next_manager(
     await manager.aclose()
     assert vm.shares.keys() == {"0", "1"}
     with pytest.raises(ManagerClosed, match="was detached"):
-        await manager.remove_from_vm("0", owner="a")
+        await manager.remove("0", owner="a")
     with pytest.raises(ManagerClosed):
-        await manager.add_to_vm(ONE, owner="a")
+        await manager.add(ONE, owner="a")
     report = await Manager(vm, journal=journal).recover()
     assert [(share.name, share.done) for share in report] == [("0", Done.KEPT), ("1", Done.TAKEN_OUT)]
     assert journal.state.shares.keys() == {"0"}
@@ -150,17 +150,17 @@ async def test_detaching_leaves_everything_to_the_next_manager(
 
 async def test_detaching_without_a_journal_would_lose_everything(vm: ListingFakeVM) -> None:
     manager = Manager(vm)
-    await manager.add_to_vm(ONE)
+    await manager.add(ONE)
     with pytest.raises(ValueError, match="without a journal"):
         await manager.detach()
-    await manager.remove_from_vm("0")
+    await manager.remove("0")
     assert not vm.shares
 
 
 async def test_a_broken_journal_keeps_a_manager_from_detaching_but_not_from_closing(
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
     journal.replies.append(Reply.FAIL)
     with pytest.raises(JournalError):
         await manager.detach()
@@ -173,9 +173,9 @@ def test_a_loop_that_ends_in_the_middle_leaves_what_the_next_can_settle(
 ) -> None:
     async def ends() -> None:
         manager = Manager(vm, journal=journal)
-        await manager.add_to_vm(OTHER, owner="a")
+        await manager.add(OTHER, owner="a")
         vm.replies.append(Reply.NEVER)
-        asyncio.ensure_future(manager.add_to_vm(ONE, owner="a"))  # noqa: RUF006  left behind is the point
+        asyncio.ensure_future(manager.add(ONE, owner="a"))  # noqa: RUF006  left behind is the point
         await settle()
 
     async def begins() -> None:

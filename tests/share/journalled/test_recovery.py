@@ -23,7 +23,7 @@ async def test_what_was_shared_is_shared_by_the_next_manager_and_its_owners_have
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
     for owner in ("a", "b", None, None):
-        await manager.add_to_vm(ONE, owner=owner)
+        await manager.add(ONE, owner=owner)
     calls = len(vm.calls)
     again = Manager(vm, journal=journal)
     report = await again.recover()
@@ -34,11 +34,11 @@ async def test_what_was_shared_is_shared_by_the_next_manager_and_its_owners_have
     assert str(only(report)) == f"share 0 ({HERE}): it was added, and the VM has it: kept"
     assert len(vm.calls) == calls
     assert again.shares()[0].references == 4
-    assert await again.add_to_vm(ONE, owner="c") == "0"
+    assert await again.add(ONE, owner="c") == "0"
     assert await again.release_owner("a") == ("0",)
     for owner in ("b", "c", None, None):
         assert vm.shares
-        await again.remove_from_vm("0", owner=owner)
+        await again.remove("0", owner=owner)
     assert not vm.shares
 
 
@@ -46,13 +46,13 @@ async def test_what_was_shared_is_shared_by_the_next_manager_and_its_owners_have
 async def test_recovery_comes_by_itself_before_anything_else(
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager, first: str
 ) -> None:
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
     again = Manager(vm, journal=journal)
     assert again.shares() == ()
     if first == "add":
-        assert await again.add_to_vm(ONE, owner="b") == "0"
+        assert await again.add(ONE, owner="b") == "0"
     elif first == "remove":
-        await again.remove_from_vm("0", owner="a")
+        await again.remove("0", owner="a")
         assert not vm.shares
     elif first == "release":
         assert await again.release_owner("a") == ("0",)
@@ -64,7 +64,7 @@ async def test_recovery_comes_by_itself_before_anything_else(
 async def test_an_add_without_an_outcome_is_undone(vm: ListingFakeVM, journal: FakeJournal, manager: Manager) -> None:
     await manager.recover()
     vm.hold = True
-    add = asyncio.create_task(manager.add_to_vm(ONE, owner="a"))
+    add = asyncio.create_task(manager.add(ONE, owner="a"))
     await settle()
     new_life = ListingFakeVM()
     new_life.shares["0"] = ONE  # carried out, and the process dies before the answer
@@ -80,8 +80,8 @@ async def test_an_add_without_an_outcome_is_undone(vm: ListingFakeVM, journal: F
 async def test_a_share_that_the_server_lost_is_added_again_under_its_name(
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
-    await manager.add_to_vm(ONE, owner="a")
-    await manager.add_to_vm(OTHER, owner="a")
+    await manager.add(ONE, owner="a")
+    await manager.add(OTHER, owner="a")
     del vm.shares["0"]
     vm.shares["1"] = ONE
     report = await Manager(vm, journal=journal).recover()
@@ -96,7 +96,7 @@ async def test_a_share_that_the_server_lost_is_added_again_under_its_name(
 async def test_a_lost_share_that_cannot_be_added_yet_stays_its_owners_and_is_tried_again(
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
     vm.shares.clear()
     again = Manager(vm, journal=journal)
     vm.replies += [Reply.FAIL, Reply.FAIL, Reply.LOSE_AFTER, Reply.SUCCEED, Reply.LOSE_AFTER]
@@ -121,38 +121,38 @@ async def test_a_lost_share_that_cannot_be_added_yet_stays_its_owners_and_is_tri
 async def test_who_asks_for_a_lost_share_gets_it_back_for_all(
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
     vm.shares.clear()
     again = Manager(vm, journal=journal)
     vm.replies.append(Reply.FAIL)
     await again.recover()
     vm.replies += [Reply.SUCCEED, Reply.FAIL]
     with pytest.raises(ComputeSystemError):
-        await again.add_to_vm(ONE, owner="b")
+        await again.add(ONE, owner="b")
     assert again.shares()[0].owners == ("a",)
-    assert await again.add_to_vm(ONE, owner="b") == "0"
+    assert await again.add(ONE, owner="b") == "0"
     assert again.shares()[0].owners == journal.state.shares["0"].owners == ("a", "b")
 
 
 async def test_a_lost_share_that_its_owner_gives_back_is_taken_out_since_it_may_be_there(
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
-    await manager.add_to_vm(ONE, owner="a")
-    await manager.add_to_vm(ONE, owner="b")
+    await manager.add(ONE, owner="a")
+    await manager.add(ONE, owner="b")
     vm.shares.clear()
     again = Manager(vm, journal=journal)
     vm.replies += [Reply.FAIL]
     await again.recover()
-    await again.remove_from_vm("0", owner="b")
+    await again.remove("0", owner="b")
     assert journal.state.shares["0"].owners == ("a",)
-    await again.remove_from_vm("0", owner="a")
+    await again.remove("0", owner="a")
     assert vm.calls[-1].kind == "remove"
     assert not again.shares()
     assert not journal.state.shares
 
 
 async def test_closing_takes_a_lost_share_out_too(vm: ListingFakeVM, journal: FakeJournal, manager: Manager) -> None:
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
     vm.shares.clear()
     again = Manager(vm, journal=journal)
     vm.replies += [Reply.FAIL]
@@ -166,7 +166,7 @@ async def test_closing_takes_a_lost_share_out_too(vm: ListingFakeVM, journal: Fa
 async def test_a_running_manager_brings_back_what_a_server_that_was_started_again_lost(
     vm: ListingFakeVM, manager: Manager
 ) -> None:
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
     async with manager.share(OTHER):
         vm.shares.clear()
         assert [share.done for share in await manager.recover()] == [Done.ADDED_AGAIN, Done.ADDED_AGAIN]
@@ -177,7 +177,7 @@ async def test_a_running_manager_brings_back_what_a_server_that_was_started_agai
 
 async def test_a_manager_without_a_journal_can_ask_too(vm: ListingFakeVM) -> None:
     manager = Manager(vm)
-    await manager.add_to_vm(ONE, owner=("not", "a", "string"))
+    await manager.add(ONE, owner=("not", "a", "string"))
     vm.shares.clear()
     assert only(await manager.recover()).done is Done.ADDED_AGAIN
     assert vm.shares == {"0": ONE}
@@ -200,10 +200,10 @@ async def test_a_block_that_ends_while_its_share_is_lost_takes_it_out(vm: Listin
 
 
 async def test_what_is_under_way_when_the_vm_is_asked_is_no_difference(vm: ListingFakeVM, manager: Manager) -> None:
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
     vm.hold = True
-    adding = asyncio.create_task(manager.add_to_vm(OTHER, owner="a"))
-    removing = asyncio.create_task(manager.remove_from_vm("0", owner="a"))
+    adding = asyncio.create_task(manager.add(OTHER, owner="a"))
+    removing = asyncio.create_task(manager.remove("0", owner="a"))
     await settle()
     report = await manager.recover()
     assert list(report) == []
@@ -216,7 +216,7 @@ async def test_what_is_under_way_when_the_vm_is_asked_is_no_difference(vm: Listi
 async def test_a_share_that_nobody_knows_goes_if_its_name_was_ours(
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
-    assert await manager.add_to_vm(ONE, owner="a") == "0"
+    assert await manager.add(ONE, owner="a") == "0"
     vm.shares |= {"3": OTHER, "100": OTHER, "home": OTHER, "007": OTHER}
     again = Manager(vm, journal=journal)
     report = await again.recover()
@@ -228,7 +228,7 @@ async def test_a_share_that_nobody_knows_goes_if_its_name_was_ours(
         ("home", Done.LEFT_ALONE),
     ]
     assert vm.shares.keys() == {"0", "100", "home", "007"}
-    assert await again.add_to_vm(OTHER, owner="a") == "101", "and no share of ours gets a name that is there"
+    assert await again.add(OTHER, owner="a") == "101", "and no share of ours gets a name that is there"
     for patient in (again, Manager(vm, journal=journal)):
         assert ("100", Done.LEFT_ALONE) in [(share.name, share.done) for share in await patient.recover()]
     report = await again.recover(take_out_unknown=True)
@@ -254,7 +254,7 @@ async def test_a_vm_that_tells_of_many_shares_and_takes_out_none_is_believed_so_
 async def test_a_vm_that_cannot_tell_is_believed_to_have_what_was_added(journal: FakeJournal) -> None:
     vm = FakeVM()
     manager = Manager(vm, journal=journal)
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
     async with manager.share(OTHER):
         again = Manager(vm, journal=journal)
         report = await again.recover()
@@ -270,7 +270,7 @@ async def test_a_vm_that_cannot_tell_is_believed_to_have_what_was_added(journal:
 async def test_a_vm_that_would_tell_and_cannot_now_is_believed_too_and_the_report_says_why(
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
 
     async def no_answer() -> dict[str, AddOptions]:
         msg = "no answer"
@@ -286,7 +286,7 @@ async def test_a_vm_that_would_tell_and_cannot_now_is_believed_too_and_the_repor
 async def test_a_vm_that_is_gone_has_nothing_and_neither_has_anybody(
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
     async with manager.share(OTHER):
         vm.gone = True
         again = Manager(vm, journal=journal)
@@ -299,7 +299,7 @@ async def test_a_vm_that_is_gone_has_nothing_and_neither_has_anybody(
 async def test_a_vm_that_exits_takes_its_shares_out_of_the_journal(
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
     manager.resolve_share_name(OTHER)
     late = Manager(vm, journal=journal)
     manager.vm_exited(ComputeSystemGone("it has exited"))
@@ -309,20 +309,20 @@ async def test_a_vm_that_exits_takes_its_shares_out_of_the_journal(
     await settle()
     assert not journal.state.shares
     with pytest.raises(ComputeSystemGone, match="it has exited"):
-        await late.add_to_vm(ONE, owner="a")
+        await late.add(ONE, owner="a")
 
 
 async def test_an_orphan_of_the_last_life_is_in_nobodys_way(
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
     vm.replies.append(Reply.LOSE_BEFORE)
     with pytest.raises(OutcomeUnknown):
-        await manager.remove_from_vm("0", owner="a")
+        await manager.remove("0", owner="a")
     await settle()
     again = Manager(vm, journal=journal)
     vm.hold = True
-    add = asyncio.create_task(again.add_to_vm(ONE, owner="a"))
+    add = asyncio.create_task(again.add(ONE, owner="a"))
     await settle()
     assert vm.in_flight.keys() == {"0", "64"}, "the orphan is being taken out, and the add does not wait for it"
     vm.in_flight["64"].answer(Reply.SUCCEED)
@@ -335,18 +335,18 @@ async def test_an_orphan_of_the_last_life_is_in_nobodys_way(
 async def test_a_journal_that_cannot_be_read_is_an_error_each_time_and_read_when_it_can_be(
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
     again = Manager(vm, journal=journal)
     journal.broken = True
     for _ in range(2):
         with pytest.raises(JournalError, match="cannot be read"):
             await again.recover()
         with pytest.raises(JournalError, match="cannot be read"):
-            await again.add_to_vm(ONE, owner="b")
+            await again.add(ONE, owner="b")
     with pytest.raises(JournalError, match="cannot be read"):
         await again.__aenter__()
     journal.broken = False
-    adds = await asyncio.gather(again.add_to_vm(ONE, owner="b"), again.add_to_vm(OTHER, owner="b"))
+    adds = await asyncio.gather(again.add(ONE, owner="b"), again.add(OTHER, owner="b"))
     assert list(adds) == ["0", "64"]
     assert again.shares()[0].owners == ("a", "b")
 
@@ -357,14 +357,14 @@ async def test_what_may_not_be_shared_is_refused_before_the_journal_is_read(
     manager = Manager(vm, journal=journal, no_writable_file_shares=True)
     journal.broken = True
     with pytest.raises(OperationDenied):
-        await manager.add_to_vm(AddOptions(HERE), owner="a")
+        await manager.add(AddOptions(HERE), owner="a")
 
 
 async def test_a_caller_that_is_cancelled_while_the_journal_is_read_stops_nobody(
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
     journal.hold = True
-    first = asyncio.create_task(manager.add_to_vm(ONE, owner="a"))
+    first = asyncio.create_task(manager.add(ONE, owner="a"))
     second = asyncio.create_task(manager.recover())
     await settle()
     first.cancel()
@@ -378,7 +378,7 @@ async def test_a_caller_that_is_cancelled_while_the_journal_is_read_stops_nobody
 async def test_a_lost_share_that_is_tried_again_and_again_on_a_full_disk_puts_no_more_in_line(
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
-    await manager.add_to_vm(ONE, owner="a")
+    await manager.add(ONE, owner="a")
     vm.shares.clear()
     journal.broken = True
     with suppress(JournalError):
