@@ -37,12 +37,8 @@ class FakeServer:
     requests: list[tuple[RequestType, str]]
     closed: bool
 
-    def __init__(self, listen: Sequence[str]) -> None:
-        self.addresses = tuple(listen)
-
-    @classmethod
-    async def start(
-        cls,
+    def __init__(
+        self,
         *,
         listen: Sequence[str],
         security_model: str,
@@ -52,8 +48,9 @@ class FakeServer:
         socket_mode: int,
         run_dir: str | None,
         limits: Limits,
-    ) -> Self:
-        cls.started = {
+    ) -> None:
+        self.addresses = tuple(listen)
+        type(self).started = {
             "listen": list(listen),
             "security_model": security_model,
             "links": links,
@@ -63,15 +60,17 @@ class FakeServer:
             "run_dir": run_dir,
             "limits": limits,
         }
-        if cls.fail_to_start:
+
+    async def start(self) -> Self:
+        if self.fail_to_start:
             msg = "address in use"
             raise FileServerError(msg)
-        cls.requests = []
-        cls.closed = False
-        return cls(listen)
+        type(self).requests = []
+        type(self).closed = False
+        return self
 
     @classmethod
-    async def connect(cls, run_dir: str, *, take_over: bool) -> Self:
+    def connect(cls, run_dir: str, *, take_over: bool) -> Self:
         assert not take_over
         msg = f"no file server answers in {run_dir}"
         raise FileServerError(msg)

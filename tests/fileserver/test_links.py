@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from uvmshare.errors import FileServerError
+from uvmshare.errors import InvalidOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -141,5 +141,5 @@ def test_a_server_that_is_not_root_makes_real_links_too(
 
 
 def test_links_of_another_kind_are_refused_in_words(start_device: Callable[..., Device]) -> None:
-    with pytest.raises(FileServerError, match="links are not made 'hard'; use one of mapped, real"):
+    with pytest.raises(InvalidOptions, match="links is 'hard': pass 'mapped' or 'real'"):
         start_device(links="hard")

@@ -69,7 +69,7 @@ def test_whatever_is_met_there_it_is_looked_for_again_and_everybody_is_told(monk
     async def test() -> None:
         first: Any = FakeLink(ended=True)
         server = FileServer.connect("/nowhere", modify_timeout=1.0)
-        server._link = first
+        server._link, server._is_started = first, True
         server.on_takeover(fails)
         server.on_takeover(told.append)
         server._note_end()

@@ -24,8 +24,8 @@ def test_two_spellings_of_a_path_are_one(path: str) -> None:
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("mnt/x", "want an absolute path"),
-        ("", "want an absolute path"),
+        ("mnt/x", "an absolute path"),
+        ("", "an absolute path"),
         ("/", "over the guest's root"),
         ("//.", "over the guest's root"),
         ("/mnt/../etc", "without '..'"),
@@ -58,9 +58,9 @@ def test_any_text_is_a_path_that_stays_itself_or_one_error(path: str) -> None:
         ({"share": 7}, "decimal name"),
         ({"read_only": 1}, "True or False"),
         ({"posixacl": "yes"}, "posixacl is 'yes': pass True or False"),
-        ({"cache": "all"}, "auto, none, loose, mmap, readahead"),
+        ({"cache": "all"}, "'auto', 'none', 'loose', 'mmap' or 'readahead'"),
         ({"msize": 4095}, "4096 to"),
-        ({"msize": True}, "4096 to"),
+        ({"msize": True}, "msize is True: pass a whole number"),
         ({"msize": 1 << 31}, "4096 to"),
     ],
 )

@@ -112,11 +112,11 @@ REFUSED: list[tuple[str, Callable[[Path], AddOptions], str]] = [
     ("file with other names", lambda t: AddOptions(t / "dir/file", allowed_names=("x",)), "is a file"),
     ("file, and none of the names", lambda t: AddOptions(t / "dir/file", allowed_names=[]), "allowed_names is empty"),
     ("word for read_only", lambda t: AddOptions(t, read_only="no"), "read_only is 'no'"),  # type: ignore[arg-type]  # the mistake tested
-    ("one string as patterns", lambda t: AddOptions(t, hide="x"), "hide is the string 'x'"),
+    ("one string as patterns", lambda t: AddOptions(t, hide="x"), "hide is 'x': pass a list"),
     ("patterns that are none", lambda t: AddOptions(t, hide=5), "hide is 5"),  # type: ignore[arg-type]  # the mistake tested
     ("a pattern that never matches", lambda t: AddOptions(t, hide=["a//b"]), "hide: pattern 'a//b' has a part"),
     ("a map that is none", lambda t: AddOptions(t, map_owner="x"), "owner map 'x' has no colon"),
-    ("one string as names", lambda t: AddOptions(t, allowed_names="file"), "the string 'file'"),
+    ("one string as names", lambda t: AddOptions(t, allowed_names="file"), "allowed_names is 'file': pass a list"),
     ("names that are none", lambda t: AddOptions(t, allowed_names=5), "is 5"),  # type: ignore[arg-type]  # the mistake tested
 ]
 
