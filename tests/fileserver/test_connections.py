@@ -18,6 +18,7 @@ from tests.processes import DEADLINE, await_answer, await_end
 from uvmshare.errors import (
     FileServerError,
     InvalidAddress,
+    InvalidOptions,
 )
 from uvmshare.fileserver.device import FileServer
 from uvmshare.fileserver.limits import Limits
@@ -301,12 +302,16 @@ def test_addresses_that_cannot_be(address: str) -> None:
         start_and_fail(listen=[address])
 
 
+@pytest.mark.parametrize("settings", [{"listen": []}, {"listen": ["tcp:127.0.0.1:0"], "security_model": "mapped"}])
+def test_settings_that_cannot_be_start_nothing(settings: dict[str, Any]) -> None:
+    with pytest.raises(InvalidOptions):
+        FileServer(**settings)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
-        {"listen": []},
         {"listen": ["unix:/nothing/here/s"]},
-        {"listen": ["tcp:127.0.0.1:0"], "security_model": "mapped"},
         {"listen": ["unix:/etc/passwd"]},
     ],
 )
