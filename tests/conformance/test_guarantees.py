@@ -13,6 +13,7 @@ import pytest
 from tests.conformance.guarantees import FILLING, FOUND, HEARD, SAID
 from tests.conformance.harness import TREE, Setting, keep
 
+from uvmshare.fileserver.models import SECURITY_MODELS
 from uvmshare.guest.mount import choose
 
 if TYPE_CHECKING:
@@ -107,9 +108,11 @@ def test_each_way_of_mounting_gives_what_the_page_says(
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
-        pytest.param(Setting(kernel, model=model, more=",posixacl"), expected, id=f"{kernel}-{model}")
+        pytest.param(
+            Setting(kernel, model=model, more=",posixacl"), "no" if model == "none" else "yes", id=f"{kernel}-{model}"
+        )
         for kernel in EXPECTED
-        for model, expected in {"passthrough": "yes", "mapped-xattr": "yes", "none": "no"}.items()
+        for model in SECURITY_MODELS
     ],
 )
 def test_access_control_lists_are_kept_by_the_security_models_that_keep_attributes(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from tests.hostile.conftest import CANARY, Target
 
+    from uvmshare.fileserver.models import SecurityModel
     from uvmshare.testing.client import Client
 else:
     from hostile.conftest import CANARY
@@ -318,7 +319,7 @@ LONG: Final = 1_000_000 // BATCH
 )
 def test_a_million_tries(
     attack: Callable[..., Target],
-    model: str,
+    model: SecurityModel,
     attacker: Callable[[Target, int, list[m.Message]], Watch],
     kind: str,
     share: int,
@@ -338,7 +339,7 @@ def test_many_renames_against_many_walks(attack: Callable[..., Target]) -> None:
     )
 
 
-def note(attack: str, model: str, rounds: int, watch: Watch) -> None:
+def note(attack: str, model: SecurityModel, rounds: int, watch: Watch) -> None:
     """Keep the figures of a long race for docs/conformance.md. One that saw anything of what is outside has failed."""
     outcomes = {"reached the directory": watch.won, "met the link": watch.lost, "seen or changed outside": 0}
     keep("races", Setting("", model, "", 0, ""), {"attack": attack, "tries": rounds * BATCH, **outcomes})
