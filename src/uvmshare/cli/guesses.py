@@ -16,7 +16,6 @@ __all__ = ["what_was_meant"]
 _COMMANDS: Final = {
     "attach": "map, or inside a guest `guest mount`",
     "create": "vm add, or share add",
-    "dashboard": "top",
     "info": "doctor, or vm ls",
     "list": "vm ls, share ls, or mounts",
     "logs": "events",

@@ -44,6 +44,7 @@ COMMANDS: Mapping[str, Command] = {
     "events": Command("uvmshare.cli.events", "events", "Follow what happens in the daemon."),
     "stats": Command("uvmshare.cli.stats", "stats", "Show what guests have done with their shares."),
     "top": Command("uvmshare.cli.stats", "top", "Watch what guests do with their shares, as they do it."),
+    "dashboard": Command("uvmshare.cli.dashboard", "dashboard", "Show it all on a page in your browser."),
     "guest": Command("uvmshare.cli.guest", "guest", "Mount what is served; for use inside a guest."),
     "doctor": Command(
         "uvmshare.cli.doctor", "doctor", "See what this host can and cannot do, and what to do about it."

@@ -23,8 +23,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from uvmshare.daemon.identity import peer_of, whose_subordinate
 from uvmshare.daemon.problems import PROBLEM_TYPE, Refused, problem_of
+from uvmshare.errors import AccessDenied
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from uvmshare.daemon.identity import Identity
@@ -187,10 +189,16 @@ class _User:
 
 
 class Connection(H11Protocol):
-    """uvicorn's protocol with limits, which says in each request's scope who opened the connection."""
+    """uvicorn's protocol with limits, which says in each request's scope who opened the connection.
+
+    Those of a subclass are counted together; see `protocol`.
+    """
 
     users: ClassVar[defaultdict[int | str, _User]]
-    """Of one daemon, see `protocol`; all uids that one user may be in user namespaces are one."""
+    """All uids that one user may be in user namespaces are one."""
+
+    def __init_subclass__(cls) -> None:
+        cls.users = defaultdict(_User)
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -211,15 +219,19 @@ class Connection(H11Protocol):
         """Learn whose it is, and cut one that is too many."""
         super().connection_made(transport)
         try:
-            peer = peer_of(transport.get_extra_info("socket"))
+            peer = self.identify(transport.get_extra_info("socket"))
+        except AccessDenied as error:
+            self._log("connection.refused", reason=str(error))
+            transport.abort()
+            return
         except OSError as error:
-            structlog.get_logger("uvmshare.daemon").warning("connection of nobody knows whom", reason=str(error))
+            self._log("connection of nobody knows whom", reason=str(error))
             transport.abort()
             return
         self._peer, self._account = peer, whose_subordinate(peer.uid) or peer.uid
         self._user = self.users[self._account]
         self._user.connections += 1
-        if self._user.connections > USER_CONNECTIONS and not peer.is_root:
+        if self._user.connections > USER_CONNECTIONS and self._is_limited:
             self._log("connection.refused", most=USER_CONNECTIONS)
             transport.abort()
             return
@@ -232,6 +244,10 @@ class Connection(H11Protocol):
 
         self.app = app
         self._watch_reading()
+
+    def identify(self, connection: socket.socket) -> Identity:
+        """Return who is at the other end. Raises `OSError` when nobody knows, `AccessDenied` for one who may not."""
+        return peer_of(connection)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give back what it had of its user."""
@@ -369,6 +385,6 @@ def protocol() -> type[Connection]:
     """Return the class of one daemon's connections, which are counted together."""
 
     class OfDaemon(Connection):
-        users: ClassVar[defaultdict[int | str, _User]] = defaultdict(_User)
+        pass
 
     return OfDaemon

@@ -1,0 +1,137 @@
+"""The dashboard as a process: its port on loopback, who may connect to it, and the beginning and end of it all.
+
+What lives here: `serve`. What must not: what is served (`site`), or how it is told to the user (`uvmshare.cli`).
+
+The process runs as the user who asked, and speaks to the daemon as that user: so the page shows what that user may see,
+and the daemon alone decides that. Of each connection to the port the kernel says whose it is, before a byte is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING, Final
+
+import uvicorn
+
+from uvmshare import peers
+from uvmshare.daemon.connections import Connection
+from uvmshare.daemon.identity import of_process
+from uvmshare.dashboard.door import Door
+from uvmshare.dashboard.site import Site
+from uvmshare.dashboard.stream import Streams
+from uvmshare.dashboard.watcher import Watcher
+from uvmshare.errors import DaemonError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+    from uvmshare.daemon.identity import Identity
+    from uvmshare.dashboard.watcher import Source
+
+__all__ = ["serve"]
+
+_GRACE: Final = 2
+"""Seconds for streams to say that the process ends."""
+
+_LINES: Final = 5
+_MINUTE: Final = 60.0
+"""Others may connect as often as they like, and are told of so many times a minute."""
+
+
+async def serve(
+    source: Source,
+    *,
+    port: int = 0,
+    allow_uids: Collection[int | str] = (),
+    ready: Callable[[str], None],
+    tell: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Serve the page on 127.0.0.1 until it is cancelled. `ready` is called once with the link, which works once.
+
+    `port` 0 is any that is free. Besides this process's user and root, `allow_uids` may connect; whoever connects needs
+    the link, too. `tell` gets a line of what goes wrong with a connection. Raises what the daemon says when it is asked
+    first, and `DaemonError` when it does not answer or when the port cannot be had.
+    """
+    await source.info()
+    with _listening(port) as listener:
+        door = Door(listener.getsockname()[1])
+        watcher = Watcher(source)
+        streams = Streams(watcher)
+        config = uvicorn.Config(
+            Site(door, watcher, streams),
+            http=_protocol(peers.of_this_process(allow_uids), tell),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=_GRACE,
+        )
+        server = _Server(config)
+        watching = asyncio.create_task(watcher.run())
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        ready(door.link)  # it listens already
+        try:
+            await asyncio.wait({watching, serving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            watching.cancel()
+            streams.close()
+            server.should_exit = True
+            await asyncio.wait({watching, serving})
+        for task in (watching, serving):
+            if not task.cancelled():
+                task.result()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server without its signals, which are the command's."""
+
+    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]  # it is a generator there
+        return contextlib.nullcontext()
+
+
+def _protocol(users: peers.Allowed, tell: Callable[[str], None]) -> type[Connection]:
+    """Return the class of one dashboard's connections, which are counted together."""
+    told: list[float] = []
+
+    class OfDashboard(Connection):
+        def identify(self, connection: socket.socket) -> Identity:
+            """See that the kernel knows the other end as one of these users'. All are the page's user then."""
+            peers.require_peer(connection, users)
+            return of_process()
+
+        @property
+        def _is_limited(self) -> bool:
+            return True
+
+        def _log(self, event: str, **more: object) -> None:
+            now = self.loop.time()
+            told[:] = [time for time in told if now - time < _MINUTE]
+            if len(told) < _LINES:
+                told.append(now)
+                tell(f"{event}: {more['reason']}" if "reason" in more else event)
+
+    return OfDashboard
+
+
+@contextlib.contextmanager
+def _listening(port: int) -> Iterator[socket.socket]:
+    with socket.socket() as listener:
+        # As every server: the last one's connections may wait for their end still.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+            listener.listen()
+        except OSError as error:
+            remedy = "choose another with --port"
+            if error.errno == errno.EACCES:
+                remedy = "choose one from 1024 on with --port"
+            msg = f"port {port} of 127.0.0.1: {os.strerror(error.errno or 0)}: {remedy}, or leave it out"
+            raise DaemonError(msg) from error
+        listener.setblocking(False)  # noqa: FBT003  it takes no keyword
+        yield listener
