@@ -57,6 +57,13 @@ class Home:
         """Make a home, and take it away with the file servers that outlived their daemons."""
         folder = tempfile.mkdtemp(prefix="uvmd-")  # a unix socket's path is short, and pytest's are not
         os.chmod(folder, 0o755)  # other users must be able to reach it
+        with cls.in_folder(folder) as home:
+            yield home
+
+    @classmethod
+    @contextlib.contextmanager
+    def in_folder(cls, folder: str) -> Iterator[Home]:
+        """As `made`, in a folder that is there; it goes away too."""
         home = cls(folder)
         try:
             yield home

@@ -157,7 +157,7 @@ function spark(series, wide = false) {
       h("polyline.line", { points: (run.length === 1 ? [run[0], run[0]] : run).map(([at, value]) => `${x(at)},${y(value)}`).join(" ") }),
     ]),
     failing && errors.map((value, at) => value > 0 && h("rect.errors", {
-      x: (x(at) - 0.7).toFixed(1), width: "1.6", y: (height - Math.max(3, (value / worst) * height * 0.6)).toFixed(1), height: Math.max(3, (value / worst) * height * 0.6).toFixed(1),
+      x: (x(at) - 0.7).toFixed(1), width: "1.6", y: (height - Math.max(3, (value / worst) * height * 0.4)).toFixed(1), height: Math.max(3, (value / worst) * height * 0.4).toFixed(1),
     })),
   );
 }
@@ -255,7 +255,7 @@ function table(caption, columns, part, rows) {
   return h("div.part", {},
     h("table", { class: stale ? "stale" : null },
       h("caption", {}, caption),
-      h("thead", {}, h("tr", {}, columns.map((name) => h("th", { scope: "col" }, name)))),
+      h("thead", {}, h("tr", {}, columns.map((name) => h("th", { scope: "col", class: `of-${{ "in the guest": "guest", of: "path", "held by": "holders" }[name] ?? name}` }, name)))),
       h("tbody", {}, rows)),
     stale && h("p.aged", {}, age(part.age), part.error && h("span.error", {}, " ", part.error)),
     missing > 0 && h("p.quiet", {}, `and ${number(missing)} more`));
@@ -309,13 +309,13 @@ function vmCard(of) {
 }
 
 const WORST = /(failed|lost|gone|overdue|refused)$/, DOUBTFUL = /(ended|missed|restarting|removed|released)$/, BEST = /(added|held|found|reached|remounted|mounted|mapped)$/;
-const kindOfEvent = (kind) => (WORST.test(kind) ? "bad" : BEST.test(kind) ? "good" : DOUBTFUL.test(kind) ? "warn" : "quiet");
+const kindOfEvent = (kind) => (WORST.test(kind) ? "bad" : BEST.test(kind) ? "good" : DOUBTFUL.test(kind) ? "warn" : "plain");
 const plain = (value) => (typeof value === "string" ? value : JSON.stringify(value));
 
 function eventRow(event, at) {
   if (event === null) return h("li.missed", { key: `missed ${at}` }, "Some events between these are not kept, or were before the daemon was started again.");
   const details = Object.entries(event.detail).filter(([, value]) => value !== null && value !== "");
-  return h("li", { key: event.id, class: kindOfEvent(event.kind) },
+  return h("li", { key: event.id, class: ["gone", "replaced"].includes(event.detail.directory) ? "warn" : kindOfEvent(event.kind) },
     h("time", { datetime: event.time, title: new Date(event.time).toLocaleString("en-GB") }, clock(seconds(event.time))),
     h("div", {}, h("b", {}, event.kind), " ", h("bdi", {}, event.vm),
       event.share !== null && [" share ", event.share], event.owner !== null && [" ", h("b.owner", {}, event.owner)],
@@ -377,7 +377,7 @@ function showTotals() {
     total("shares", number(totals.shares), totals.mounts ? many(totals.mounts, "mount") : "no mounts"),
     total("leases", number(totals.leases), Number.isFinite(next) ? (next > 0 ? `next ends in ${duration(Math.ceil(next))}` : "one is over") : "none"),
     total("operations", totals.rate ? number(totals.rate.operations) : "–", "a second", spark(totals.series, true)),
-    total("errors", totals.rate ? number(totals.rate.errors) : "–", "a second"),
+    total("errors", totals.rate ? h("span", { class: totals.rate.errors > 0 ? "bad" : null }, number(totals.rate.errors)) : "–", "a second"),
     total("bytes", totals.rate ? bytes(totals.rate.received + totals.rate.sent) : "–", totals.rate ? `a second: ${bytes(totals.rate.received)} in, ${bytes(totals.rate.sent)} out` : "a second")));
 }
 

@@ -46,7 +46,7 @@ class Streams:
     async def messages(self, gone: asyncio.Event) -> AsyncIterator[bytes]:
         """Give one viewer's messages, until `close` or until it is gone."""
         watcher = self._watcher
-        told, version = 0, -1
+        told, version = 0, 0  # a view comes when the daemon was asked for the first time
         with watcher.looking() as news:
             waiting = asyncio.create_task(gone.wait())
             waiting.add_done_callback(lambda _: news.set())

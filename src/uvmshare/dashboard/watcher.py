@@ -335,8 +335,8 @@ class Watcher:
             vms=vms,
             totals=Totals(
                 vms=len(machines),
-                shares=sum(machine.document["shares"] for machine in machines),
-                mounts=sum(machine.document["mounts"] for machine in machines),
+                shares=sum(self._number(machine.shares, machine.document["shares"]) for machine in machines),
+                mounts=sum(self._number(machine.mounts, machine.document["mounts"]) for machine in machines),
                 leases=sum(
                     reference["lease"] is not None
                     for machine in machines
@@ -347,6 +347,11 @@ class Watcher:
                 series=series_of(summed(series)),
             ),
         )
+
+    def _number(self, answer: _Answer, listed: int) -> int:
+        """Return how many of something a VM has, by the newer of two answers: its own list, or that of all VMs."""
+        newer = answer.time is not None and (self._listed.time is None or answer.time >= self._listed.time)
+        return len(answer.items) if newer else listed
 
 
 class _Moment(NamedTuple):
