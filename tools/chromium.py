@@ -125,9 +125,12 @@ class Chromium:
         elif (page := self._pages.get(document.get("sessionId", ""))) is not None:
             page.note(document["method"], document["params"])
 
-    def page(self, url: str, *, width: int = 1280, height: int = 900, dark: bool = False) -> Page:
-        """Open a page in a tab of its own."""
-        target = self.send("Target.createTarget", url="about:blank")["targetId"]
+    def page(
+        self, url: str, *, width: int = 1280, height: int = 900, dark: bool = False, context: str | None = None
+    ) -> Page:
+        """Open a page in a tab of its own; in a context, which has cookies of its own, where one is given."""
+        where = {} if context is None else {"browserContextId": context}
+        target = self.send("Target.createTarget", url="about:blank", **where)["targetId"]
         session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         page = self._pages[session] = Page(self, session, target)
         for domain in ("Page", "Runtime", "Network", "Log"):

@@ -220,7 +220,7 @@ const column = (name) => ({ "data-column": name });
 function trouble(item) {
   return [
     item.busy && badge("warn", item.busy),
-    item.orphan && badge("warn", "held by nobody", { title: "what nobody holds is taken out" }),
+    item.orphan && badge("warn", "orphan", { title: "nobody knows whether the VM has it, because an answer was lost; it is removed again" }),
     item.last_error && h("p.error", {}, item.last_error),
   ];
 }
