@@ -15,7 +15,8 @@ from tests.dashboard.harness import Dashboard, Viewer
 from tests.hostile_text import HOSTILE
 from tests.processes import DEADLINE
 
-from uvmshare.dashboard import server, site
+from uvmshare import peers
+from uvmshare.dashboard import site
 from uvmshare.errors import AccessDenied, DaemonError
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ def test_one_who_connects_again_and_again_is_told_of_a_few_times(
         msg = "not yours"
         raise AccessDenied(msg)
 
-    monkeypatch.setattr(server.peers, "require_peer", refuse)
+    monkeypatch.setattr(peers, "require_peer", refuse)
     with Dashboard.running(running.home.host) as dashboard:
         for _ in range(20):
             with closing(dashboard.dial()) as connection:
@@ -278,8 +279,8 @@ def test_the_page_says_that_the_daemon_is_away_since_when_and_goes_on_when_it_is
             dashboard = later.enter_context(Dashboard.running(home.host))
             viewer = later.enter_context(closing(dashboard.viewer()))
             stream = viewer.messages()
-            has_share = lambda view: view["vms"] and view["vms"][0]["shares"]["items"]  # noqa: E731
-            first = next(document for kind, document in stream if kind == "view" and has_share(document))
+            views = (document for kind, document in stream if kind == "view")
+            first = next(view for view in views if view["vms"] and view["vms"][0]["shares"]["items"])
         away = next(document for kind, document in stream if kind == "view" and not document["daemon"]["reached"])
         assert "no daemon answers" in away["daemon"]["error"]
         assert first["now"] - 60 < away["daemon"]["since"] <= away["now"]
