@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from uvmshare.daemon.client import Client
+    from uvmshare.daemon.client import AsyncClient, Client
     from uvmshare.errors import (
         ComputeSystemError,
         ComputeSystemGone,
@@ -51,6 +51,7 @@ __all__ = [  # noqa: RUF022  most to least important
     "AgentClient",
     "MountOptions",
     "Client",
+    "AsyncClient",
     "ComputeSystem",
     "SqliteJournal",
     "Journal",
@@ -77,6 +78,7 @@ _HOME = {
     "AgentClient": "mounts.agent_client",
     "MountOptions": "mounts.options",
     "Client": "daemon.client",
+    "AsyncClient": "daemon.client",
     "ComputeSystem": "hcs.compute_system",
     "SqliteJournal": "sqlite_journal",
     "Journal": "share.journal",

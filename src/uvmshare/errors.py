@@ -51,6 +51,8 @@ foreign errors (an HRESULT, an errno, an HCS document), which belongs where the 
     |   +-- MountNotFound                  the guest has no such mount of the agent's
     |   +-- MountRefused                   the agent does not mount there
     +-- DaemonError                        the daemon could not be started or reached
+    +-- LeaseLost                          what a block held was not held to its end
+    +-- WrongProcess (RuntimeError)        made in another process, and used in a forked child
     +-- NotThere (LookupError)             the daemon has no such VM, share or operation that is yours
     +-- AlreadyThere                       the daemon has another VM of that id
     +-- StillInUse                         a VM is to go while its shares are held
@@ -102,6 +104,7 @@ __all__ = [
     "JournalInUse",
     "JournalReadOnly",
     "JournalTooNew",
+    "LeaseLost",
     "LimitReached",
     "LocalProtocolError",
     "ManagerClosed",
@@ -128,6 +131,7 @@ __all__ = [
     "StillInUse",
     "UnsupportedPlatform",
     "UvmshareError",
+    "WrongProcess",
     "WrongType",
 ]
 
@@ -357,6 +361,14 @@ class MountRefused(GuestAgentError):
 
 class DaemonError(UvmshareError):
     """The daemon could not be started or reached, or gave an answer that is none."""
+
+
+class LeaseLost(UvmshareError):
+    """A lease was over, or what it was on was taken away, before the block that held it ended. Add it again."""
+
+
+class WrongProcess(UvmshareError, RuntimeError):
+    """This object was made in another process, from which this one was forked. Make one here."""
 
 
 class NotThere(UvmshareError, LookupError):

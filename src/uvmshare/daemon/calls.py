@@ -1,0 +1,578 @@
+"""What can be asked of the daemon: each call described once, for `Client` and `AsyncClient`.
+
+What lives here: for each call of the HTTP API a function that looks at its arguments and returns a `Call`, and how an
+answer is read. What must not: a connection (`client`), or what a call does.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from uvmshare import arguments
+from uvmshare.daemon.documents import (
+    DEFAULT_OWNER,
+    HINTS,
+    PATTERNS,
+    Event,
+    Finding,
+    Info,
+    Mount,
+    NewMount,
+    NewShare,
+    NewVm,
+    Operation,
+    Problem,
+    Released,
+    Removed,
+    Renewal,
+    Renewed,
+    Share,
+    Stats,
+    Vm,
+)
+from uvmshare.daemon.problems import to_exception
+from uvmshare.errors import UNREADABLE, DaemonError, InvalidOptions, WrongType
+from uvmshare.fileserver.models import Links, SecurityModel
+from uvmshare.wording import complaint, reason_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+    from uvmshare.mounts.options import Cache
+    from uvmshare.share.options import HostPath
+
+__all__ = [
+    "VERSION",
+    "Call",
+    "EventLines",
+    "Unreadable",
+    "add_share",
+    "add_vm",
+    "begin_add_share",
+    "begin_post_share",
+    "check",
+    "default_host",
+    "encoded",
+    "events",
+    "examine_guest",
+    "get_share",
+    "get_vm",
+    "info",
+    "list_mounts",
+    "list_operations",
+    "list_shares",
+    "list_vms",
+    "map_directory",
+    "no_daemon",
+    "operation",
+    "post_mount",
+    "post_share",
+    "post_vm",
+    "read",
+    "release_owner",
+    "release_share",
+    "remove_vm",
+    "renew",
+    "require_host",
+    "stats",
+    "unmap_directory",
+    "version_in",
+]
+
+T = TypeVar("T")
+
+_SYSTEM: Final = "/run/uvmshare/uvmshare.sock"
+_LONGEST_LEASE: Final = 31_536_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request, and what its answer is made of."""
+
+    method: Literal["GET", "POST", "PUT", "DELETE"]
+    path: str
+    kind: type[T]
+    body: bytes | None = None
+    query: Mapping[str, str] = field(default_factory=dict)
+
+
+def default_host() -> str:
+    """Return where the daemon is: UVMSHARE_HOST, else the user's own where it is there, else the system's."""
+    if host := os.environ.get("UVMSHARE_HOST"):
+        return host
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    own = os.path.join(runtime, "uvmshare", "uvmshare.sock") if runtime else ""
+    return f"unix:{own}" if own and os.path.exists(own) else f"unix:{_SYSTEM}"
+
+
+def require_host(host: str | None) -> str:
+    """Return the address of the daemon's socket, or of the usual one. Raises `DaemonError` for what is none."""
+    if host is not None and not isinstance(host, str):
+        arguments.refuse_type("host", host, "unix:PATH, the socket of the daemon")
+    host = host or default_host()
+    if not host.startswith("unix:") or host == "unix:" or "\0" in host:
+        msg = f"host {host!r}: the daemon is reached on a unix socket: write unix:PATH"
+        raise DaemonError(msg)
+    return host
+
+
+# What answers are made of
+
+
+class Unreadable(Exception):
+    """An answer that makes no sense: which, and why."""
+
+    def __init__(self, what: str, error: Exception) -> None:
+        self.what = what
+        self.error = error
+        super().__init__(what)
+
+
+class _Versioned(msgspec.Struct):
+    """What every version's document of itself has."""
+
+    version: str
+
+
+def read(call: Call[T], status: int, content: bytes) -> T:
+    """Return what an answer says. Raises what the daemon said, and `Unreadable`."""
+    check(status, content)
+    if call.kind is type(None):
+        return None
+    try:
+        return msgspec.json.decode(content, type=call.kind)
+    except UNREADABLE as error:
+        what = f"its answer to {call.method} {call.path}"
+        raise Unreadable(what, error) from error
+
+
+def check(status: int, content: bytes) -> None:
+    """Raise what an answer says that is no success."""
+    if 200 <= status < 300:
+        return
+    try:
+        problem = msgspec.json.decode(content, type=Problem)
+    except UNREADABLE as error:
+        what = f"its answer of status {status}"
+        raise Unreadable(what, error) from error
+    raise to_exception(problem)
+
+
+def version_in(content: bytes) -> str | None:
+    """Return the version that an answer to `VERSION` tells, whatever else it says; None when it is no daemon's."""
+    try:
+        return msgspec.json.decode(content, type=_Versioned).version
+    except UNREADABLE:
+        return None
+
+
+def no_daemon(host: str, found: Unreadable, theirs: str | None) -> DaemonError:
+    """Return what to say of an answer that makes no sense: most likely the daemon is of another version."""
+    ours = metadata.version("uvmshare")
+    if theirs is None:
+        return DaemonError(f"{host}: {found.what} is none of a uvmshare daemon: name another with --host unix:PATH")
+    if theirs == ours:
+        return DaemonError(f"{host}: {found.what} cannot be read ({reason_of(found.error)}): please report this defect")
+    msg = f"{host}: {found.what} cannot be read: that daemon is uvmshare {theirs}, and this is {ours}: "
+    return DaemonError(msg + "use the same version for both (start the daemon again after an upgrade)")
+
+
+class EventLines:
+    """Events from the pieces of the daemon's stream: a line feed ends a line and nothing else does."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._kind = b""
+
+    def feed(self, chunk: bytes) -> Iterator[Event | None]:
+        """Give the events that end in this piece; None where some are missing. Raises `Unreadable`."""
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        for line in lines:
+            name, _, value = line.partition(b": ")
+            if name == b"event":
+                self._kind = value
+            elif name == b"data":
+                yield None if self._kind == b"missed" else _event(value)
+
+
+def _event(data: bytes) -> Event:
+    try:
+        return msgspec.json.decode(data, type=Event)
+    except UNREADABLE as error:
+        what = "an event that it sent"
+        raise Unreadable(what, error) from error
+
+
+# The calls
+
+
+VERSION: Final = "/v1/info"
+"""Where every version of the daemon tells which it is."""
+
+
+def info() -> Call[Info]:
+    """Return what the daemon is, and who you are to it."""
+    return Call("GET", VERSION, Info)
+
+
+def list_vms() -> Call[list[Vm]]:
+    """Return your VMs."""
+    return Call("GET", "/v1/vms", list[Vm])
+
+
+def get_vm(vm: str) -> Call[Vm]:
+    """Return one VM. Raises `NotThere`."""
+    return Call("GET", _vm(vm), Vm)
+
+
+def add_vm(
+    id: str,  # noqa: A002  what the document calls it
+    *,
+    listen: Collection[str] = (),
+    compute_system: str | None = None,
+    security_model: SecurityModel = "mapped-xattr",
+    links: Links = "mapped",
+    socket_mode: str = "600",
+    allow_remote: bool = False,
+    allow_uids: Collection[int | Literal["any"]] = (),
+    read_only: bool = False,
+    limits: Mapping[str, bool | float | None] | None = None,
+    cgroup: Mapping[str, str] | None = None,
+    agent: str | None = None,
+    agent_dials: bool = False,
+    agent_token: str | None = None,
+) -> Call[Vm]:
+    """Add a VM, and return it when its file server listens. The arguments are those of `NewVm`."""
+    arguments.one_of("security_model", security_model, SecurityModel)
+    arguments.one_of("links", links, Links)
+    wanted: dict[str, Any] = {
+        "id": id,
+        "listen": arguments.list_of("listen", listen, str, "a list of addresses, such as ['unix:/run/vm1.9p']"),
+        "compute_system": compute_system,
+        "security_model": security_model,
+        "links": links,
+        "socket_mode": socket_mode,
+        "allow_remote": allow_remote,
+        "allow_uids": arguments.list_of("allow_uids", allow_uids, (int, str), 'a list of uids, or ["any"]'),
+        "read_only": read_only,
+        "limits": {} if limits is None else limits,
+        "cgroup": {} if cgroup is None else cgroup,
+        "agent": agent,
+        "agent_dials": agent_dials,
+        "agent_token": agent_token,
+    }
+    return Call("POST", "/v1/vms", Vm, _document(NewVm, wanted))
+
+
+def remove_vm(vm: str, *, force: bool = False) -> Call[Removed]:
+    """Remove a VM; return what may be left of it. Raises `StillInUse` while its shares are held, without `force`."""
+    return Call("DELETE", _vm(vm), Removed, query=_query(force=arguments.flag("force", force)))
+
+
+def stats(vm: str) -> Call[list[Stats]]:
+    """Return what a VM's guest has done with each share that you hold."""
+    return Call("GET", f"{_vm(vm)}/stats", list[Stats])
+
+
+def examine_guest(vm: str) -> Call[list[Finding]]:
+    """Return what a VM's guest can and cannot do, by its agent."""
+    return Call("GET", f"{_vm(vm)}/doctor", list[Finding])
+
+
+def list_shares(vm: str) -> Call[list[Share]]:
+    """Return the shares of a VM that you hold."""
+    return Call("GET", f"{_vm(vm)}/shares", list[Share])
+
+
+def get_share(vm: str, share: str) -> Call[Share]:
+    """Return one share. Raises `NotThere`."""
+    return Call("GET", _share(vm, share), Share)
+
+
+def add_share(
+    vm: str,
+    path: HostPath,
+    *,
+    read_only: bool = False,
+    only: Collection[str] = (),
+    hide: Collection[str] = (),
+    map_owner: str | None = None,
+    owner: str = DEFAULT_OWNER,
+    lease: float | None = None,
+) -> Call[Share]:
+    """Share a directory or file of the host and hold it; return the share when the guest can mount it.
+
+    `only` are the names at its top that exist for the guest, all when it is empty; `hide` and `map_owner` are as of
+    `AddOptions`. Each `owner` holds it once; after `lease` seconds it is given back by itself, unless `renew` came.
+    """
+    body = _new_share(path, read_only=read_only, only=only, hide=hide, map_owner=map_owner, owner=owner, lease=lease)
+    return Call("POST", f"{_vm(vm)}/shares", Share, body)
+
+
+def begin_add_share(
+    vm: str,
+    path: HostPath,
+    *,
+    read_only: bool = False,
+    only: Collection[str] = (),
+    hide: Collection[str] = (),
+    map_owner: str | None = None,
+    owner: str = DEFAULT_OWNER,
+    lease: float | None = None,
+) -> Call[Operation]:
+    """As `add`, but return at once the operation, which `operation` then tells of."""
+    body = _new_share(path, read_only=read_only, only=only, hide=hide, map_owner=map_owner, owner=owner, lease=lease)
+    return Call("POST", f"{_vm(vm)}/shares", Operation, body, _query(wait=False))
+
+
+def _new_share(
+    path: HostPath, *, read_only: object, only: Any, hide: Any, map_owner: object, owner: object, lease: float | None
+) -> bytes:
+    wanted = {
+        "path": _path(path),
+        "read_only": read_only,
+        "only": arguments.list_of("only", only, str, "a list of names in the directory"),
+        "hide": arguments.list_of("hide", hide, str, "a list of patterns, as in gitignore(5)"),
+        "map_owner": map_owner,
+        "owner": owner,
+        "lease": _lease(lease),
+    }
+    return _document(NewShare, wanted)
+
+
+def release_share(
+    vm: str, share: str, *, owner: str = DEFAULT_OWNER, uid: int | None = None, force: bool = False
+) -> Call[Released]:
+    """Give back what an owner holds; when the last one returns, no guest reaches the share any more.
+
+    The answer says whether it ended, and who holds it otherwise. With `force` it is taken from everybody of yours;
+    for root, from everybody. Raises `StillInUse` while a mount holds it, or when force was not enough.
+    """
+    query = _query(owner=_owner(owner), uid=_uid(uid), force=arguments.flag("force", force))
+    return Call("DELETE", _share(vm, share), Released, query=query)
+
+
+def list_mounts(vm: str) -> Call[list[Mount]]:
+    """Return the mounts in a VM's guest that you hold."""
+    return Call("GET", f"{_vm(vm)}/mounts", list[Mount])
+
+
+def map_directory(
+    vm: str,
+    path: HostPath,
+    guest_path: str,
+    *,
+    read_only: bool = False,
+    only: Collection[str] = (),
+    hide: Collection[str] = (),
+    map_owner: str | None = None,
+    cache: Cache = "auto",
+    msize: int | None = None,
+    suid: bool = False,
+    dev: bool = False,
+    posixacl: bool = False,
+    owner: str = DEFAULT_OWNER,
+    lease: float | None = None,
+) -> Call[Mount]:
+    """Share a directory and mount it in the guest; both or neither. The arguments are those of `NewMount`."""
+    wanted = {
+        "path": _path(path),
+        "guest_path": guest_path,
+        "read_only": read_only,
+        "only": arguments.list_of("only", only, str, "a list of names in the directory"),
+        "hide": arguments.list_of("hide", hide, str, "a list of patterns, as in gitignore(5)"),
+        "map_owner": map_owner,
+        "cache": cache,
+        "msize": msize,
+        "suid": suid,
+        "dev": dev,
+        "posixacl": posixacl,
+        "owner": owner,
+        "lease": _lease(lease),
+    }
+    return Call("POST", f"{_vm(vm)}/mounts", Mount, _document(NewMount, wanted))
+
+
+def unmap_directory(
+    vm: str,
+    guest_path: str,
+    *,
+    owner: str = DEFAULT_OWNER,
+    uid: int | None = None,
+    lazy: bool = False,
+    force: bool = False,
+) -> Call[Released]:
+    """Give back what an owner holds; the last one unmounts it, and takes its share out.
+
+    With `force` it is taken from everybody of yours, for root from everybody, and the guest has no say: it has five
+    seconds to unmount. Raises `StillInUse` when force was not enough, and says who holds it.
+    """
+    query = _query(
+        guest_path=arguments.text("guest_path", guest_path, "the path of the mount in the guest"),
+        owner=_owner(owner),
+        uid=_uid(uid),
+        lazy=arguments.flag("lazy", lazy),
+        force=arguments.flag("force", force),
+    )
+    return Call("DELETE", f"{_vm(vm)}/mounts", Released, query=query)
+
+
+def renew(owner: str, *, lease: float | None = None, vm: str | None = None, share: str | None = None) -> Call[Renewed]:
+    """Let leases of an owner run afresh, all or those on one share; return how many. Raises `NotThere` for none.
+
+    With `lease`, each is that many seconds long from now on.
+    """
+    if (vm is None) != (share is None):
+        msg = f"vm is {vm!r} and share is {share!r}: pass both for one share, or neither for all of the owner's"
+        raise InvalidOptions(msg)
+    path = f"/v1/leases/{_name('owner', owner)}"
+    if vm is not None and share is not None:
+        path = f"{_share(vm, share)}/leases/{_name('owner', owner)}"
+    return Call("PUT", path, Renewed, _document(Renewal, {"lease": _lease(lease)}))
+
+
+def release_owner(owner: str, *, force: bool = False) -> Call[None]:
+    """Give back everything that an owner holds; with `force`, whatever guests say."""
+    query = _query(force=arguments.flag("force", force))
+    return Call("DELETE", f"/v1/owners/{_name('owner', owner)}", type(None), query=query)
+
+
+# The same with documents that are made already
+
+
+def post_vm(wanted: NewVm) -> Call[Vm]:
+    """Add the VM that a document describes, and return it when its file server listens."""
+    return Call("POST", "/v1/vms", Vm, encoded(wanted))
+
+
+def post_share(vm: str, wanted: NewShare) -> Call[Share]:
+    """Add the share that a document describes, and hold it; return it when the guest can mount it."""
+    return Call("POST", f"{_vm(vm)}/shares", Share, encoded(wanted))
+
+
+def begin_post_share(vm: str, wanted: NewShare) -> Call[Operation]:
+    """Begin to add the share that a document describes, and return at once what `operation` then tells of."""
+    return Call("POST", f"{_vm(vm)}/shares", Operation, encoded(wanted), _query(wait=False))
+
+
+def post_mount(vm: str, wanted: NewMount) -> Call[Mount]:
+    """Share the directory that a document describes and mount it in the guest; both or neither."""
+    return Call("POST", f"{_vm(vm)}/mounts", Mount, encoded(wanted))
+
+
+def list_operations() -> Call[list[Operation]]:
+    """Return what you asked for and was not waited for, oldest first, and the last that ended."""
+    return Call("GET", "/v1/operations", list[Operation])
+
+
+def operation(operation: str, *, wait: bool = False) -> Call[Operation]:
+    """Return what became of an operation; with `wait`, when it has ended."""
+    path = f"/v1/operations/{_name('operation', operation)}"
+    return Call("GET", path, Operation, query=_query(wait=arguments.flag("wait", wait)))
+
+
+def events(since: str | None, *, follow: bool) -> Call[None]:
+    """Describe the stream of events."""
+    if since is not None:
+        arguments.text("since", since, "the id of an event")
+    query = _query(follow=arguments.flag("follow", follow), since=since or None)
+    return Call("GET", "/v1/events", type(None), query=query)
+
+
+# What arguments become
+
+
+def _vm(vm: str) -> str:
+    return f"/v1/vms/{_name('vm', vm)}"
+
+
+def _share(vm: str, share: str) -> str:
+    return f"{_vm(vm)}/shares/{_name('share', share)}"
+
+
+def _name(what: str, name: str) -> str:
+    """Return a name as one segment of a path. Raises `InvalidOptions` for what can be none."""
+    if not isinstance(name, str):
+        arguments.refuse_type(what, name, "its name: a str")
+    if name in ("", ".", ".."):  # these would lead to another resource
+        msg = f"{what} {name!r} is no name: pass one that begins with a letter or a digit"
+        raise InvalidOptions(msg)
+    try:
+        return quote(name, safe=":@")
+    except UnicodeEncodeError as error:
+        raise _not_utf8(error) from error
+
+
+def _path(path: HostPath) -> str:
+    try:
+        text = os.fspath(path)
+    except TypeError:
+        text = None
+    if not isinstance(text, str):
+        arguments.refuse_type("path", path, "a directory or file of the host: a str or a pathlib.Path")
+    if not text:
+        msg = "path is empty: pass a directory or file of the host"
+        raise InvalidOptions(msg)
+    return os.path.abspath(text)  # the daemon has a working directory of its own
+
+
+def _lease(lease: float | None) -> float | None:
+    return None if lease is None else arguments.seconds("lease", lease, most=_LONGEST_LEASE)
+
+
+def _owner(owner: str) -> str:
+    return arguments.text("owner", owner, "who holds it: a name")
+
+
+def _uid(uid: int | None) -> int | None:
+    return None if uid is None else arguments.number("uid", uid, least=0, most=(1 << 32) - 2)
+
+
+def _query(**query: str | int | bool | None) -> dict[str, str]:
+    """Return the values of a query as they are sent. Raises `InvalidOptions` for what cannot be."""
+    params = {key: _text(value) for key, value in query.items() if value is not None}
+    for value in params.values():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise _not_utf8(error) from error
+    return params
+
+
+def _text(value: str | int | bool) -> str:  # noqa: FBT001  as JSON has them
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _document(kind: type[msgspec.Struct], wanted: dict[str, Any]) -> bytes:
+    """Return a document as it is sent, if the daemon can read it. Raises `InvalidOptions` for what it cannot."""
+    try:
+        document = msgspec.convert(wanted, kind)
+    except msgspec.ValidationError as error:
+        field, words = complaint(str(error), PATTERNS)
+        shown = "of another form" if field == "agent_token" else arguments.shown(wanted.get(field))
+        hint = HINTS.get(field, f"pass what {kind.__name__} documents")
+        refused = WrongType if ", got `" in str(error) else InvalidOptions
+        msg = f"{field} is {shown}: {words}: {hint}"
+        raise refused(msg) from None
+    return encoded(document)
+
+
+def encoded(document: msgspec.Struct) -> bytes:
+    """Return a document as it is sent. Raises `InvalidOptions` for a text that is no Unicode."""
+    try:
+        return msgspec.json.encode(document)
+    except UnicodeEncodeError as error:
+        raise _not_utf8(error) from error
+
+
+def _not_utf8(error: UnicodeEncodeError) -> InvalidOptions:
+    return InvalidOptions(
+        f"{error.object!r} is not UTF-8, and the daemon's documents hold nothing else: rename it, or mount it "
+        f"at a path that is (mount --bind)"
+    )

@@ -1,0 +1,163 @@
+"""Holding something of the daemon's with a lease, which is renewed for as long as a program holds it.
+
+What lives here: when a lease is renewed, what a failure to do so means, and how it is told. What must not: a
+connection; `uvmshare.daemon.client` waits, or awaits, and asks.
+
+A lease is renewed three times in its length. When that fails it is tried again ten times in its length, for as long as
+it is held: a daemon that is started again keeps leases. The logger ``uvmshare.leases`` tells the first failure
+(WARNING), the renewal after it (INFO), and that a lease is over (ERROR), each once. What holds is told by the daemon in
+the end: `LeaseLost` says that it was not held to the end, `DaemonError` that it could not be released.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from uvmshare.daemon.documents import Mount, Share
+from uvmshare.errors import DaemonError, LeaseLost, NotThere, UvmshareError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from uvmshare.daemon.calls import Call
+    from uvmshare.daemon.documents import Released, Renewed
+
+__all__ = ["LEASE", "Held", "owner_of", "renew_awaiting", "renew_in_thread"]
+
+LEASE: Final = 30.0
+"""Seconds of a lease, unless its holder says otherwise."""
+_log: Final = logging.getLogger("uvmshare.leases")
+
+D = TypeVar("D", Share, Mount)
+
+
+def owner_of(owner: str | None) -> str:
+    """Return an owner, or one that nobody else is: of two blocks of one owner the first to end would release both."""
+    return f"python-{os.getpid()}-{os.urandom(6).hex()}" if owner is None else owner
+
+
+class Held(Generic[D]):
+    """What a block holds: `document` is the share, or the mount, as it was when it was added.
+
+    `lost` is why it is not held any more, as far as that is known; None while it is.
+    """
+
+    def __init__(
+        self,
+        document: D,
+        owner: str,
+        lease: float | None,
+        *,
+        renewal: Call[Renewed],
+        release: Call[Released],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.document: D = document
+        self.owner = owner
+        self.lease = lease
+        self.renewal = renewal
+        self.release = release
+        self.lost: LeaseLost | None = None
+        self._clock = clock
+        self._renewed_at = clock()
+        self._failing = False
+        self._told_over = False
+
+    @property
+    def name(self) -> str:
+        """The name of the share, which the guest passes as aname."""
+        return self.document.name if isinstance(self.document, Share) else self.document.share or ""
+
+    def __repr__(self) -> str:
+        state = "held" if self.lost is None else "lost"
+        return f"<{self}: {state} by {self.owner}, lease {self.lease}>"
+
+    def __str__(self) -> str:
+        if isinstance(self.document, Share):
+            return f"share {self.name} of VM {self.document.vm}"
+        return f"mount {self.document.guest_path} of VM {self.document.vm}"
+
+    # While it is held
+
+    @property
+    def pause(self) -> float | None:
+        """Seconds until it is to be renewed; None when it never is again."""
+        if self.lease is None or self.lost is not None:
+            return None
+        return self.lease / (10 if self._failing else 3)
+
+    def renewed(self) -> None:
+        """Take note that the lease runs afresh."""
+        self._renewed_at = self._clock()
+        if self._failing:
+            _log.info("%s: the lease of %s is renewed again", self, self.owner)
+        self._failing = self._told_over = False
+
+    def not_renewed(self, error: Exception) -> None:
+        """Take note that renewing it failed."""
+        if isinstance(error, NotThere):
+            self.lost = LeaseLost(f"{self}: {self.owner} does not hold it any more: {error}; add it again")
+            _log.error("%s", self.lost)
+            return
+        over = self.lease is not None and self._clock() - self._renewed_at >= self.lease
+        if over and not self._told_over:
+            _log.error("%s: the lease of %s was not renewed in time, and may be over: %s", self, self.owner, error)
+            self._told_over = True
+        elif not self._failing:
+            _log.warning("%s: the lease of %s is not renewed, and is tried again: %s", self, self.owner, error)
+        self._failing = True
+
+    # In the end
+
+    def released(self, answer: Released) -> None:
+        """Look at what releasing it came to. Raises `LeaseLost` when there was nothing to release."""
+        if not answer.released:
+            raise self.lost or LeaseLost(f"{self}: {self.owner} did not hold it to the end; add it again")
+
+    def not_released(self, error: Exception) -> Exception:
+        """Return what to raise when releasing it failed."""
+        if self.lost is not None:
+            return self.lost
+        if isinstance(error, NotThere):
+            return LeaseLost(f"{self}: {self.owner} did not hold it to the end: {error}; add it again")
+        if isinstance(error, DaemonError):
+            then = "release it when the daemon answers" if self.lease is None else f"its lease ends in {self.lease:g} s"
+            return DaemonError(f"{self}: it could not be released for {self.owner}: {error}; {then}")
+        return error
+
+
+def renew_in_thread(held: Held[D], renew: Callable[[], object]) -> Callable[[], None]:
+    """Have a lease renewed by a thread of its own, and return what ends that."""
+    if held.lease is None:
+        return lambda: None
+    stopped = threading.Event()
+
+    def keep() -> None:
+        while (pause := held.pause) is not None and not stopped.wait(pause):
+            try:
+                renew()
+            except UvmshareError as error:
+                held.not_renewed(error)
+            else:
+                held.renewed()
+
+    # It ends with the program, which may hang in a request: the lease then ends by itself.
+    threading.Thread(target=keep, name="uvmshare lease", daemon=True).start()
+    return stopped.set
+
+
+async def renew_awaiting(held: Held[D], renew: Callable[[], Awaitable[object]]) -> None:
+    """Renew a lease for as long as this runs."""
+    while (pause := held.pause) is not None:
+        await asyncio.sleep(pause)
+        try:
+            await renew()
+        except UvmshareError as error:
+            held.not_renewed(error)
+        else:
+            held.renewed()
