@@ -1,0 +1,30 @@
+"""What happens in the daemon, as it happens: shares that come and go, leases that end, agents that are lost.
+
+    python follow_events.py [KIND...]
+
+With kinds, such as lease.ended, only those are shown. Ends with Ctrl-C, or with the daemon. When the daemon was started
+again and something may be missing, it says so.
+"""
+
+import sys
+
+from uvmshare import Client
+from uvmshare.printable import printable
+
+
+def main(kinds: set[str]) -> None:
+    """Print a line for each event of these kinds, or of all."""
+    with Client() as client:
+        for event in client.events():
+            if event is None:
+                print("some events are missing here", flush=True)
+            elif not kinds or event.kind in kinds:
+                # Names come from others: they may hold what a terminal would take for a command.
+                print(printable(f"{event.kind} {event.vm} {event.share or ''} {event.owner or ''}"), flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(set(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
