@@ -28,7 +28,7 @@ __all__ = ["SHELL", "Shown", "Terminal", "namespaces"]
 
 SHELL: Final = ("bash", "--norc", "--noediting", "-i")
 _PROMPT: Final = "host[$?]$ "
-_AT_PROMPT: Final = re.compile(r"(?:host\[(\d+)\]\$|guest#) $")
+_AT_PROMPT: Final = re.compile(r"(?:\(\w+\) )?(?:host\[(\d+)\]\$|guest#) $")
 _ESCAPES: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 _JOB: Final = re.compile(r"^\[\d+\] \d+$", re.MULTILINE)
 """What a shell says of a line that ends in ``&``."""

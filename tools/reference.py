@@ -221,9 +221,7 @@ def python() -> str:
     for name in uvmshare.__all__:
         found = getattr(uvmshare, name)
         if home := getattr(found, "__module__", None):
-            parts.append(
-                f"## {name}\n\n::: {home}.{found.__qualname__}\n    options:\n      show_root_heading: false\n"
-            )
+            parts.append(f"::: {home}.{found.__qualname__}\n    options:\n      heading_level: 2\n")
     return "\n".join(parts)
 
 

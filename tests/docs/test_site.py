@@ -119,7 +119,7 @@ def test_every_public_name_is_in_the_reference_with_its_methods(site: Path) -> N
     for name in uvmshare.__all__:
         found = getattr(uvmshare, name)
         if isinstance(found, type):
-            assert f'id="{name.lower()}"' in page
+            assert f'id="{found.__module__}.{found.__qualname__}"' in page
             for method in vars(found):
                 if callable(getattr(found, method)) and not method.startswith("_") and getattr(found, method).__doc__:
                     assert f"{found.__qualname__}.{method}" in page, f"{name}.{method}"
