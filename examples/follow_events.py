@@ -2,8 +2,8 @@
 
     python follow_events.py [KIND...]
 
-With kinds, such as lease.ended, only those are shown. Ends with Ctrl-C, or with the daemon. When the daemon was started
-again and something may be missing, it says so.
+With kinds, such as lease.ended, only those are shown. It begins with what the daemon remembers, and ends with Ctrl-C or
+with the daemon. Where events are missing, it says so.
 """
 
 import sys
@@ -15,7 +15,7 @@ from uvmshare.printable import printable
 def main(kinds: set[str]) -> None:
     """Print a line for each event of these kinds, or of all."""
     with Client() as client:
-        for event in client.events():
+        for event in client.events(since="0"):
             if event is None:
                 print("some events are missing here", flush=True)
             elif not kinds or event.kind in kinds:

@@ -3,16 +3,26 @@
 python synchronous.py firecracker:/run/fc/v.sock /srv/project /srv/cache
 """
 
+import contextlib
 import sys
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
-import uvmshare
+from uvmshare import AddOptions, FileServer
+from uvmshare.blocking import Manager
+
+
+@contextlib.asynccontextmanager
+async def serving(address: str) -> AsyncIterator[FileServer]:
+    """Serve in the Manager's own event loop, which runs in the background."""
+    async with await FileServer.start(listen=[address]) as server:
+        yield server
 
 
 def main(address: str, paths: list[str]) -> None:
-    """Share the directories, each from a thread of its own, which may be any."""
-    with uvmshare.serve(listen=[address]) as vm, ThreadPoolExecutor() as threads:
-        for path, name in zip(paths, threads.map(vm.share, paths), strict=True):
+    """Share the directories, each from a thread of its own."""
+    with Manager(serving(address)) as manager, ThreadPoolExecutor() as threads:
+        for path, name in zip(paths, threads.map(manager.add_to_vm, map(AddOptions, paths)), strict=True):
             print(f"the guest mounts share {name} of {path}", flush=True)
         input("Enter ends it.\n")
     print("the guest reaches none of them any more")

@@ -75,10 +75,11 @@ def test_a_ci_job_holds_its_share_while_its_command_runs(machine: Sandbox) -> No
 
 def test_events_are_followed_as_they_happen(machine: Sandbox) -> None:
     with_daemon(machine)
-    typed(machine, f"$ python -u {EXAMPLES}/follow_events.py share.added > events.txt &", stays=True)
+    typed(machine, "$ mkfifo lines && exec 3<>lines")
+    typed(machine, f"$ python {EXAMPLES}/follow_events.py share.held >&3 &", stays=True)
     typed(machine, "$ uvmshare share add build ~/project --owner job-7")
-    said = typed(machine, "$ until grep . events.txt; do sleep 0.1; done")
-    assert re.search(r"^share\.added build \d+ job-7", said, re.MULTILINE)
+    said = typed(machine, "$ timeout 60 grep -m 1 share.held <&3")
+    assert re.search(r"^share\.held build \d+ job-7", said, re.MULTILINE)
 
 
 def test_a_synchronous_program_shares_until_enter(machine: Sandbox) -> None:
