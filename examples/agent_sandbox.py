@@ -13,14 +13,14 @@ import os
 import sys
 import tempfile
 
-from uvmshare import AddOptions, FileServer, Manager
+from uvmshare import FileServer, Manager
 
 
 async def run_job(job: str, manager: Manager, address: str, project: str, command: list[str]) -> int:
     """Run one job's command while the VM has its shares. Return its exit status."""
     with tempfile.TemporaryDirectory(prefix=f"{job}-") as workspace:
-        shared = await manager.add_to_vm(AddOptions(project, read_only=True), owner=job)
-        own = await manager.add_to_vm(AddOptions(workspace), owner=job)
+        shared = await manager.add(project, read_only=True, owner=job)
+        own = await manager.add(workspace, owner=job)
         try:
             variables = {**os.environ, "JOB": job, "ADDRESS": address, "PROJECT": shared, "WORKSPACE": own}
             process = await asyncio.create_subprocess_exec(*command, env=variables)
@@ -34,7 +34,7 @@ async def run_job(job: str, manager: Manager, address: str, project: str, comman
 
 async def main(address: str, project: str, command: list[str]) -> int:
     """Serve the VM while two jobs run in it."""
-    async with await FileServer.start(listen=[address]) as server, Manager(server) as manager:
+    async with FileServer(listen=[address]) as server, Manager(server) as manager:
         jobs = [run_job(job, manager, address, project, command) for job in ("job-1", "job-2")]
         statuses = await asyncio.gather(*jobs)
         print(f"shares that are left: {len(manager.shares())}")

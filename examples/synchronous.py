@@ -15,14 +15,14 @@ from uvmshare.blocking import Manager
 @contextlib.asynccontextmanager
 async def serving(address: str) -> AsyncIterator[FileServer]:
     """Serve in the Manager's own event loop, which runs in the background."""
-    async with await FileServer.start(listen=[address]) as server:
+    async with FileServer(listen=[address]) as server:
         yield server
 
 
 def main(address: str, paths: list[str]) -> None:
     """Share the directories, each from a thread of its own."""
     with Manager(serving(address)) as manager, ThreadPoolExecutor() as threads:
-        for path, name in zip(paths, threads.map(manager.add_to_vm, map(AddOptions, paths)), strict=True):
+        for path, name in zip(paths, threads.map(manager.add, map(AddOptions, paths)), strict=True):
             print(f"the guest mounts share {name} of {path}", flush=True)
         input("Enter ends it.\n")
     print("the guest reaches none of them any more")

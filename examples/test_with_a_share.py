@@ -11,20 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from uvmshare import AddOptions, FileServer, Manager, OutcomeUnknown
+from uvmshare import FileServer, Manager, OutcomeUnknown
 from uvmshare.testing.client import Client
 from uvmshare.testing.fakes import FakeVM, Reply
 
 
 async def stage(manager: Manager, project: str) -> str:
     """What is tested: give a VM a project, read-only. Return the share's name."""
-    return await manager.add_to_vm(AddOptions(project, read_only=True), owner="stage")
+    return await manager.add(project, read_only=True, owner="stage")
 
 
 @contextlib.asynccontextmanager
 async def serving(address: str) -> AsyncIterator[Manager]:
     """A file server for one VM, and its Manager."""
-    async with await FileServer.start(listen=[address]) as server, Manager(server) as manager:
+    async with FileServer(listen=[address]) as server, Manager(server) as manager:
         yield manager
 
 

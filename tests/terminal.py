@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Self
 from tests.processes import DEADLINE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
 assert sys.platform == "linux", "Windows has no pseudo-terminals of this kind"
@@ -89,15 +89,19 @@ class Terminal:
             said, self._pending = said + _ESCAPES.sub("", self._pending), ""
         return Shown(said, shown.status)
 
-    def begin(self, line: str) -> str:
-        """Type a line that goes on by itself, and return what it said first. Raises `AssertionError` when it ends."""
+    def begin(self, line: str, is_there: Callable[[str], bool]) -> str:
+        """Type a line that goes on by itself, and return what it said when that `is_there`.
+
+        Raises `AssertionError` when it ends, or does not say it.
+        """
         self._write(f"{line}\n")
         give_up = time.monotonic() + DEADLINE
         while True:
             self._take(give_up)
             plain = _ESCAPES.sub("", self._pending)
             assert not _AT_PROMPT.search(plain), f"it ended:\n{plain}"
-            if said := plain.removeprefix(line).strip():
+            said = plain.removeprefix(line).strip()
+            if said and is_there(said):
                 return said
 
     def interrupt(self) -> Shown:

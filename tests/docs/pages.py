@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
-__all__ = ["PAGES", "ROOT", "Block", "before", "blocks", "commands", "linked_from", "read"]
+__all__ = ["PAGES", "ROOT", "Block", "before", "blocks", "commands", "linked_from", "outcomes", "read"]
 
 ROOT: Final = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PAGES: Final = tuple(
@@ -97,6 +97,17 @@ def commands(block: Block) -> list[tuple[str, str]]:
         if at := _PROMPT.match(line):
             words = re.sub(r"\s*\0\s*", " ", line[at.end() :])
             found.append((at[1] + at[2], words.partition("    #")[0].rstrip()))
+    return found
+
+
+def outcomes(block: Block) -> list[list[str]]:
+    """Return what the page shows of the output of each line of `commands`, without empty lines."""
+    found: list[list[str]] = []
+    for line in block.text.replace("\\\n", " ").splitlines():
+        if _PROMPT.match(line):
+            found.append([])
+        elif found and line.strip():
+            found[-1].append(line.rstrip())
     return found
 
 

@@ -16,9 +16,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from tests.docs.pages import ROOT, commands
+from tests.docs.pages import ROOT, commands, outcomes
 from tests.processes import DEADLINE
 from tests.terminal import SHELL, Terminal, namespaces
 
@@ -72,6 +73,11 @@ if inspect.iscoroutine(came):
 """Runs a snippet as ``python -m asyncio`` does: with ``await`` at the top. Snippets without it run as in any Python."""
 
 
+def _missing(wanted: list[str], said: str) -> list[str]:
+    """Return the lines that a page shows and that did not come; ``...`` stands for anything."""
+    return [line for line in wanted if not re.search(re.escape(line).replace(r"\.\.\.", ".*?"), said, re.DOTALL)]
+
+
 class Failed(AssertionError):
     """A line of a page did not do what the page says."""
 
@@ -101,18 +107,20 @@ class Sandbox:
     def type(self, block: Block, *, fails: bool = False, stays: bool = False) -> str:
         """Type the lines of a console block, each where its prompt says. Return what they printed.
 
-        Raises `Failed` for the first line whose end was not expected: success, but for the last line where `fails`.
+        Raises `Failed` for the first line that ends otherwise than expected (with success, but for the last line where
+        `fails`), or that does not print what the page shows.
         """
         said = ""
         windows: list[Terminal] = []
         with contextlib.ExitStack() as stack:
             typed = commands(block)
-            for number, (prompt, line) in enumerate(typed):
+            for number, ((prompt, line), wanted) in enumerate(zip(typed, outcomes(block), strict=True)):
+                missing = partial(_missing, wanted)
                 if prompt.startswith("guest"):
                     text, status = self._in_guest(line)
                 elif _ON.match(line):
                     window = (self._stack if stays else stack).enter_context(self._window())
-                    text, status = window.begin(line), 0
+                    text, status = window.begin(line, lambda said, missing=missing: not missing(said)), 0
                     windows.append(window)
                 else:
                     behind = line.endswith("&") and ">" not in line
@@ -120,6 +128,9 @@ class Sandbox:
                     text, status = shown.text, shown.status or 0
                 if bool(status) != (fails and number == len(typed) - 1):
                     msg = f"{block}: {prompt} {line}\nended with status {status}:\n{text}"
+                    raise Failed(msg)
+                if not_shown := missing(text):
+                    msg = f"{block}: {prompt} {line}\nshows {not_shown}, and this came:\n{text}"
                     raise Failed(msg)
                 said += text
             for window in [] if stays else windows:

