@@ -89,8 +89,8 @@ class Terminal:
             said, self._pending = said + _ESCAPES.sub("", self._pending), ""
         return Shown(said, shown.status)
 
-    def begin(self, line: str, is_there: Callable[[str], bool]) -> str:
-        """Type a line that goes on by itself, and return what it said when that `is_there`.
+    def begin(self, line: str, missing: Callable[[str], object]) -> str:
+        """Type a line that goes on by itself, and return what it said when nothing of that is `missing`.
 
         Raises `AssertionError` when it ends, or does not say it.
         """
@@ -101,7 +101,7 @@ class Terminal:
             plain = _ESCAPES.sub("", self._pending)
             assert not _AT_PROMPT.search(plain), f"it ended:\n{plain}"
             said = plain.removeprefix(line).strip()
-            if said and is_there(said):
+            if said and not missing(said):
                 return said
 
     def interrupt(self) -> Shown:

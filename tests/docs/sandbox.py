@@ -120,7 +120,7 @@ class Sandbox:
                     text, status = self._in_guest(line)
                 elif _ON.match(line):
                     window = (self._stack if stays else stack).enter_context(self._window())
-                    text, status = window.begin(line, lambda said, missing=missing: not missing(said)), 0
+                    text, status = window.begin(line, missing), 0
                     windows.append(window)
                 else:
                     behind = line.endswith("&") and ">" not in line
