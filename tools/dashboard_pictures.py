@@ -122,7 +122,6 @@ def main(target: Path) -> None:
                 assert dashboard.stdout is not None
                 page = browser.page(json.loads(dashboard.stdout.readline())["url"], height=800)
                 page.wait_for("document.body.innerText.includes('No VMs yet')")
-                (target / "dashboard-empty.png").write_bytes(page.picture())
                 with scene(home):
                     end = time.monotonic() + _SECONDS
                     while time.monotonic() < end:

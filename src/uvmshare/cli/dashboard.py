@@ -96,6 +96,8 @@ def dashboard(
 def _behind_sudo(environment: Mapping[str, str]) -> list[int]:
     """Return the user who runs this as root with sudo: the browser is theirs. Root alone can set it for root."""
     uid = environment.get("SUDO_UID", "")
+    if sys.platform == "win32":
+        return []
     return [int(uid)] if os.geteuid() == 0 and uid.isascii() and uid.isdigit() and len(uid) < 11 else []
 
 

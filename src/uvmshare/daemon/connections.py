@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    import uvicorn
+
     from uvmshare.daemon.identity import Identity
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "USER_BYTES",
     "USER_CONNECTIONS",
     "Connection",
+    "cut_late",
     "protocol",
 ]
 
@@ -379,6 +382,13 @@ class Connection(H11Protocol):
 
     def _log(self, event: str, **more: object) -> None:
         structlog.get_logger("uvmshare.daemon").warning(event, user=self.uid, **more)
+
+
+async def cut_late(server: uvicorn.Server) -> None:
+    """Cut the connections that were accepted while the server ended, which it did not see."""
+    for connection in tuple(server.server_state.connections):
+        connection.transport.abort()
+    await asyncio.sleep(0)
 
 
 def protocol() -> type[Connection]:

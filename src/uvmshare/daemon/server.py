@@ -20,7 +20,7 @@ import uvicorn
 
 from uvmshare.daemon import systemd
 from uvmshare.daemon.app import make_app
-from uvmshare.daemon.connections import protocol
+from uvmshare.daemon.connections import cut_late, protocol
 from uvmshare.daemon.groups import Groups, check_limits
 from uvmshare.daemon.machine import Places
 from uvmshare.daemon.quotas import USER_SHARES, USER_VMS
@@ -188,6 +188,7 @@ async def serve(
             await server.serve(sockets=[listener])
         finally:
             await service.stop()
+            await cut_late(server)
             log.info("daemon.stopped")
 
 

@@ -241,11 +241,11 @@ function shareRow(share, part, vm) {
 function mountRow(mount, part) {
   const away = mount.unreachable_since;
   return h("tr", { key: mount.guest_path },
-    h("th.path", { scope: "row", ...column("in the guest") }, h("bdi", {}, mount.guest_path)),
+    h("th.path", { scope: "row", ...column("in the guest") }, h("bdi", {}, mount.guest_path),
+      h("p.sums", {}, mount.chosen ?? (mount.cache === "auto" ? "" : `cache=${mount.cache}`))),
     h("td.path", column("of"), h("bdi", {}, mount.path), " ", options(mount)),
     h("td", column("state"), away ? [badge("bad", "unreachable"), " since ", ago(seconds(away)), h("span.quiet", {}, `; was ${mount.state}`)] : badge(kindOf(mount.state), mount.state), " ", trouble(mount)),
     h("td", column("held by"), holders(mount, part.age)),
-    h("td.quiet", column("options"), mount.chosen ?? (mount.cache === "auto" ? "" : `cache=${mount.cache}`)),
   );
 }
 
@@ -303,7 +303,7 @@ function vmCard(of) {
       : of.shares.age === null ? h("p.quiet", {}, of.shares.error ?? "Asking for its shares …")
       : empty ? h("p.empty", {}, "Nothing is shared with this VM. ", command("uvmshare share add", vm.id, "~/project:ro"))
       : table("Shares", ["share", "path", "state", "held by", "activity"], of.shares, of.shares.items.map((share) => shareRow(share, of.shares, of))),
-    of.mounts.total > 0 && table("Mounts in the guest", ["in the guest", "of", "state", "held by", "options"], of.mounts, of.mounts.items.map((mount) => mountRow(mount, of.mounts))),
+    of.mounts.total > 0 && table("Mounts in the guest", ["in the guest", "of", "state", "held by"], of.mounts, of.mounts.items.map((mount) => mountRow(mount, of.mounts))),
     vm.agent !== null && of.mounts.age !== null && of.mounts.total === 0 && vm.state === "running" && h("p.empty", {}, "Nothing is mounted by its agent. ", command("uvmshare map", vm.id, "~/project:ro", "/mnt/project")),
   );
 }

@@ -13,12 +13,12 @@ import contextlib
 import errno
 import os
 import socket
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
 
 from uvmshare import peers
-from uvmshare.daemon.connections import Connection
+from uvmshare.daemon.connections import Connection, cut_late
 from uvmshare.daemon.identity import of_process
 from uvmshare.dashboard.door import Door
 from uvmshare.dashboard.site import Site
@@ -56,6 +56,7 @@ async def serve(
     the link, too. `tell` gets a line of what goes wrong with a connection. Raises what the daemon says when it is asked
     first, and `DaemonError` when it does not answer or when the port cannot be had.
     """
+    asyncio.get_running_loop().set_exception_handler(_without_late_readers)
     await source.info()
     with _listening(port) as listener:
         door = Door(listener.getsockname()[1])
@@ -83,9 +84,16 @@ async def serve(
             streams.close()
             server.should_exit = True
             await asyncio.wait({watching, serving})
+            await cut_late(server)
         for task in (watching, serving):
             if not task.cancelled():
                 task.result()
+
+
+def _without_late_readers(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Report what nobody caught, but for one: anyio's reader of a unix socket that was cancelled as its bytes came."""
+    if not isinstance(context.get("exception"), asyncio.InvalidStateError):
+        loop.default_exception_handler(context)
 
 
 class _Server(uvicorn.Server):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from uvmshare.dashboard.watcher import Watcher
 
@@ -43,7 +43,7 @@ class Streams:
         self._closed = True
         self._watcher.tell()
 
-    async def messages(self, gone: asyncio.Event) -> AsyncIterator[bytes]:
+    async def messages(self, gone: asyncio.Event) -> AsyncGenerator[bytes, None]:
         """Give one viewer's messages, until `close` or until it is gone."""
         watcher = self._watcher
         told, version = 0, 0  # a view comes when the daemon was asked for the first time

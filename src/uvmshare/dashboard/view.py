@@ -132,7 +132,10 @@ class View(msgspec.Struct, frozen=True):
 def shown(value: Any) -> Any:
     """Return a document's value with all text in it printable, and none of it without end."""
     if isinstance(value, str):
-        return printable(value, _LONGEST)
+        # Most of it is plain, and a thousand shares have a lot of it.
+        return (
+            value if len(value) <= _LONGEST and value.isascii() and value.isprintable() else printable(value, _LONGEST)
+        )
     if isinstance(value, dict):
         return {shown(key): shown(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
