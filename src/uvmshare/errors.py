@@ -375,6 +375,10 @@ class NotThere(UvmshareError, LookupError):
     """The daemon has no such VM, share, mount or operation; what belongs to another user is not there either."""
 
 
+class NotHeld(UvmshareError):
+    """The owner that was named holds nothing of what was to be given back; the message says who does."""
+
+
 class AlreadyThere(UvmshareError):
     """The daemon has a VM of that id, and it is another one."""
 

@@ -20,6 +20,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
+from uvmshare.errors import OperationDenied
 from uvmshare.linux.credentials import credentials
 from uvmshare.linux.fsuid import acting_uid
 
@@ -35,6 +36,7 @@ __all__ = [
     "open_lock",
     "open_log",
     "open_path",
+    "require_access",
     "require_own_directory",
     "require_safe_way",
     "run_here",
@@ -50,6 +52,9 @@ _LONGEST_PID: Final = 32
 
 _SYS_OPENAT2: Final = 437
 """The same on every architecture."""
+_SYS_FACCESSAT2: Final = 439
+"""As above."""
+_AT_EACCESS: Final = 0x200
 _AT_FDCWD: Final = -100
 _HOW: Final = struct.Struct("=QQQ")
 """``struct open_how``: flags, mode, resolve."""
@@ -332,3 +337,28 @@ def _is_safe(found: os.stat_result, *, groups: bool = True) -> bool:
     """Say whether none but this user and root renames what is this user's there; `groups`: nor a group's members."""
     others = _OTHERS_WRITE if groups else stat.S_IWOTH
     return _is_trusted(found) and (not found.st_mode & others or bool(found.st_mode & stat.S_ISVTX))
+
+
+def require_access(path: str, uid: int, *, read_only: bool) -> None:
+    """See that this thread, which acts as `uid`, may list a directory or read a file, and write to it.
+
+    Write to it unless it is `read_only`: a guest that was told that a share is writable would get EACCES for whatever
+    it does. It refuses early and says why, and keeps nobody from anything: the path may lead elsewhere a moment later.
+
+    Raises `OperationDenied`, and `OSError` for a path that leads nowhere.
+    """
+    is_directory = stat.S_ISDIR(os.stat(path).st_mode)
+    wanted = os.R_OK | (os.X_OK if is_directory else 0) | (0 if read_only else os.W_OK)
+    if _libc.syscall(_SYS_FACCESSAT2, _AT_FDCWD, ctypes.c_char_p(os.fsencode(path)), wanted, _AT_EACCESS) == 0:
+        return
+    number = ctypes.get_errno()
+    if number == errno.ENOSYS:
+        msg = f"{path}: whether uid {uid} may share it cannot be told: that needs Linux 5.8 or later"
+    elif number == errno.EROFS:
+        msg = f"{path}: it is on a file system that is mounted read-only: share it read-only"
+    else:
+        what = "read" if read_only else "read and write"
+        msg = f"{path}: uid {uid} may not {what} it ({os.strerror(number)}): share what that user may {what} themselves"
+        if not read_only:
+            msg += ", or share it read-only"
+    raise OperationDenied(msg)

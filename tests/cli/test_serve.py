@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
+import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.daemon.test_users import as_user
 
 import uvmshare
-from uvmshare.cli.foreground import print_line
+from uvmshare.cli import serve as serve_module
+from uvmshare.cli.foreground import Ready, print_line
 from uvmshare.cli.main import run
 from uvmshare.errors import AccessDenied, FileServerError
+from uvmshare.fileserver import host
 from uvmshare.fileserver.limits import Limits
 from uvmshare.hcs.schema import RequestType
+from uvmshare.hostfiles import require_access
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
     from typing import Self
 
-    from uvmshare.cli.foreground import Ready, Served
+    from uvmshare.cli.foreground import Served
     from uvmshare.share.interfaces import Plan9Share
 
 
@@ -140,8 +146,10 @@ def test_shares_are_served_until_a_signal(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(host, "_VHOST_VSOCK", "/dev/null")
     signal_when_ready(monkeypatch, number)
-    assert run(["serve", "--listen", "unix:/x", "--listen", "vsock:3", dirs[0], f"{dirs[1]}:ro:only=z,y"]) == 0
+    status = run(["serve", "--listen", "unix:/x", "--listen", "vsock:3", dirs[0], f"{dirs[1]}:ro:only=z,y"])
+    assert status == (130 if number == signal.SIGINT else 0), "as the help says"
     out, err = capfd.readouterr()
     assert err == ""
     assert lines(out) == [
@@ -222,6 +230,50 @@ def test_what_the_kernel_lacks_is_said_on_stderr(
     out, err = capfd.readouterr()
     assert len(lines(out)) == 2
     assert err == "uvmshare serve: note: no Landlock\n"
+
+
+def test_an_address_that_no_guest_can_reach_is_said_before_it_is_ready(
+    server: type[FakeServer], dirs: list[str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del server
+    monkeypatch.setattr(host, "_VHOST_VSOCK", f"{dirs[0]}/vhost-vsock")
+    said: list[str] = []
+    monkeypatch.setattr(serve_module, "print_line", lambda line: said.append(type(line).__name__))
+    monkeypatch.setattr(serve_module, "note", said.append)
+
+    def ready(line: Served | Ready) -> None:
+        said.append(type(line).__name__)
+        if isinstance(line, Ready):
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(serve_module, "print_line", ready)
+    listen = [word for each in ("vsock:3", "unix:/x", "vsock:1", "vsock:7:9") for word in ("--listen", each)]
+    assert run(["serve", *listen, dirs[0]]) == 0
+    assert said[-1] == "Ready"
+    assert [line.split(": ")[2] for line in said[:-1]] == ["vsock:3", "vsock:7:9"], "and of none that can be reached"
+    assert all("vhost-vsock is missing" in line and "modprobe vhost_vsock" in line for line in said[:-1])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_what_the_user_may_not_write_is_served_read_only_or_not_at_all(
+    server: type[FakeServer], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's are for their user alone
+        os.chmod(folder, 0o755)
+        file = os.path.join(folder, "file")
+        with open(file, "w", opener=lambda path, flags: os.open(path, flags, 0o444)):
+            pass
+        for path in (folder, file):
+            assert as_user(65534, lambda path=path: run(["serve", "--listen", "unix:/x", path])) == 1  # type: ignore[misc]  # it cannot infer the default's type
+            out, err = capfd.readouterr()
+            assert out == ""
+            assert err == (
+                f"uvmshare: error: {path}: uid 65534 may not read and write it (Permission denied): share what that "
+                "user may read and write themselves, or share it read-only\n"
+            )
+            require_access(path, os.geteuid(), read_only=False)
+            as_user(65534, lambda path=path: require_access(path, 65534, read_only=True))  # type: ignore[misc]  # as above
+    assert not hasattr(server, "started")
 
 
 def test_one_share_that_fails_takes_the_others_out_again(

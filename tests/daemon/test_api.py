@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from uvmshare import errors
-from uvmshare.daemon.documents import NewShare, NewVm
+from uvmshare.daemon.documents import NewShare, NewVm, ReleasedOwner
 from uvmshare.testing.client import Client as Guest
 
 if TYPE_CHECKING:
@@ -42,11 +42,13 @@ def test_equal_shares_are_one_and_each_owner_holds_it_once(daemon: Running, clie
     assert len(names) == 1
     (share,) = client.shares("vm")
     assert [reference.owner for reference in share.references] == ["a", "b"]
-    client.release_share("vm", share.name, owner="a")
-    client.release_share("vm", share.name, owner="a")
-    client.release_share("vm", share.name, owner="nobody")
+    released = [client.release_share("vm", share.name, owner=owner) for owner in ("a", "a", "nobody")]
+    assert [each.released for each in released] == [True, False, False], "again it does no harm, and says so"
+    assert [[holder.owner for holder in each.holders] for each in released] == [["b"]] * 3
     assert [reference.owner for reference in client.share("vm", share.name).references] == ["b"]
-    client.release_owner("b")
+    assert client.release_owner("nobody") == ReleasedOwner(released=False, shares=0, mounts=0)
+    assert client.release_owner("b") == ReleasedOwner(released=True, shares=1, mounts=0)
+    assert client.release_owner("b") == ReleasedOwner(released=False, shares=0, mounts=0)
     assert client.shares("vm") == []
 
 
@@ -317,6 +319,27 @@ def test_events_come_in_order_and_go_on_behind_an_id(daemon: Running, client: Cl
     assert list(client.events(seen[-1].id, follow=False)) == []
 
 
+def test_events_from_the_beginning_say_that_some_are_missing_only_when_some_are(
+    daemon: Running, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.add_vm()
+    (first,) = client.events("0", follow=False)
+    assert first is not None
+    share = daemon.add_share(daemon.home.directory("project"))
+    client.release_share("vm", share.name)
+    whole = list(client.events("0", follow=False))
+    assert None not in whole
+    assert len(whole) == 4
+    assert daemon.daemon is not None
+    (kept,) = daemon.daemon.service.events._of_user.values()
+    monkeypatch.setattr(kept, "_most", 2)
+    daemon.add_share(daemon.home.directory("project"))
+    left = list(client.events("0", follow=False))
+    assert left[0] is None
+    assert None not in left[1:]
+    assert len(left) == 3
+
+
 def test_an_id_of_another_daemon_says_that_events_may_be_missing(daemon: Running, client: Client) -> None:
     daemon.add_vm()
     assert daemon.daemon is not None
@@ -329,7 +352,6 @@ def test_an_id_of_another_daemon_says_that_events_may_be_missing(daemon: Running
 def test_a_stream_of_events_goes_on_until_the_daemon_ends(home: Home) -> None:
     with home.running() as daemon, home.client() as client:
         events = client.events("0")
-        assert next(events) is None
         daemon.add_vm()
         event = next(events)
         assert event is not None

@@ -33,7 +33,7 @@ DASHBOARD = Path(__file__).parents[2] / "contrib" / "grafana" / "uvmshare.json"
 
 @pytest.fixture(scope="module")
 def busy() -> Iterator[Running]:
-    """A daemon whose guest has read a file and looked for one that is not there."""
+    """A daemon whose guest has read a file, looked for one that is not there, and tried to write where it may not."""
     with Home.made() as home, home.running() as daemon:
         path = home.directory("project")
         Path(path, "file").write_bytes(b"x" * 5000)
@@ -45,6 +45,9 @@ def busy() -> Iterator[Running]:
                 guest.read_file("file")
                 with pytest.raises(OSError, match=r"."):
                     guest.read_file("missing")
+            for _ in range(2):  # what tells of trouble
+                with pytest.raises(OSError, match=r"."):
+                    guest.write_file("new", b"")
             yield daemon
 
 
@@ -71,7 +74,9 @@ def test_shares_references_leases_and_what_guests_do_are_there(busy: Running) ->
     assert value(busy, "uvmshare_mounts", share="0") == 1
     assert value(busy, "uvmshare_restarts_total") == 0
     assert value(busy, "uvmshare_operations_total", kind="Tread") >= 40
-    assert value(busy, "uvmshare_errors_total", errno="ENOENT") == 40
+    assert value(busy, "uvmshare_expected_errors_total", errno="ENOENT") == 40
+    assert value(busy, "uvmshare_errors_total", errno="EROFS") == 2
+    assert {dict(where)["errno"] for where in samples(busy)["uvmshare_errors_total"]} == {"EROFS"}
     assert value(busy, "uvmshare_sent_bytes_total") > 40 * 5000
     assert value(busy, "uvmshare_received_bytes_total") > 0
     count = value(busy, "uvmshare_operation_seconds_count")
@@ -196,11 +201,15 @@ def test_the_commands_show_it(
     assert busy.home.directory("project") in capfd.readouterr().out
     assert run(["stats", "vm", "--json"]) == 0
     (found,) = json.loads(capfd.readouterr().out)
-    assert (found["errors"], found["connections"]) == (40, 1)
+    assert (found["errors"], found["expected"], found["connections"]) == (2, 40, 1)
+    assert found["errnos"] == {"ENOENT": 40, "EROFS": 2}
+    assert found["unreachable_since"] is None
     assert found["operations"] == sum(found["kinds"].values())
     assert found["latency"] > 0
     assert run(["top", "--interval", "0.1", "--times", "1"]) == 0
-    assert "OPS/S" in capfd.readouterr().out
+    shown = capfd.readouterr().out
+    assert "OPS/S" in shown
+    assert shown.split()[-2:] == ["40", "2"]
 
 
 def test_rates_are_of_what_was_done_meanwhile_and_never_below_nothing() -> None:
@@ -215,10 +224,13 @@ def test_rates_are_of_what_was_done_meanwhile_and_never_below_nothing() -> None:
             connections=1,
             operations=operations,
             errors=0,
+            expected=0,
+            errnos={},
             received=operations * 10,
             sent=operations * 1000,
             latency=None,
             kinds={},
+            unreachable_since=None,
         )
 
     before = {("vm", "0"): made("0", 100), ("vm", "1"): made("1", 100)}

@@ -22,7 +22,7 @@ from tests.processes import DEADLINE
 
 from uvmshare import errors
 from uvmshare.cli.main import run
-from uvmshare.daemon.documents import NewMount, NewShare
+from uvmshare.daemon.documents import NewMount, NewShare, ReleasedOwner
 from uvmshare.guest.mount import choose
 
 if TYPE_CHECKING:
@@ -458,7 +458,7 @@ def test_a_mount_is_not_made_again_of_another_directory_than_it_was_of(home: Hom
     replace(path)
     with home.running(), home.client() as client:
         ended = (event for event in client.events("0") if event is not None and event.kind.startswith("mount."))
-        assert next(ended).kind == "mount.lost"
+        assert next(ended).kind == "mount.given_up"
         assert client.mounts("vm") == []
 
 
@@ -501,7 +501,7 @@ def test_an_owner_that_is_gone_gives_mounts_and_shares_back(mapped: Running, gue
     client.map("vm", wanted(guest, path, owner="job"))
     client.add_share("vm", NewShare(path=path, owner="job"))
     client.map("vm", wanted(guest, mapped.home.directory("other"), "other", owner="else"))
-    client.release_owner("job")
+    assert client.release_owner("job") == ReleasedOwner(released=True, shares=1, mounts=1)
     assert guest.mounted() == [f"{guest.allow}/other"]
     (share,) = client.shares("vm")
     assert share.mounts == (f"{guest.allow}/other",)

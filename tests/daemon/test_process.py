@@ -101,7 +101,7 @@ def test_it_says_when_it_is_ready_and_when_it_ends(home: Home, number: signal.Si
     with running(home) as daemon:
         with home.client() as client:
             assert client.info().pid == daemon.process.pid
-        assert daemon.end(number) == 0
+        assert daemon.end(number) == (130 if number == signal.SIGINT else 0)
         daemon.wait_for("STOPPING=1")
         assert not os.path.exists(home.settings.socket_path)
 

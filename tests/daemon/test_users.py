@@ -196,6 +196,42 @@ def test_a_user_holds_only_so_many_shares_also_when_they_are_asked_for_at_once(h
         alice.add_share(alice.folder, owner="c")
 
 
+def test_what_another_user_holds_is_not_counted_to_one_who_may_not_see_it(
+    daemon: Running, alice: User, client: Client
+) -> None:
+    alice.add_vm()
+    name, seen = f"{ALICE}:vm", alice.folder
+    secret = daemon.home.directory("roots")
+    for owner in ("a", "b"):
+        client.add_share(name, NewShare(path=secret, owner=owner))
+    (vm,) = alice.do(lambda client: client.vms())
+    assert (vm.shares, vm.mounts) == (0, 0)
+    with pytest.raises(errors.StillInUse, match="another user holds something") as refused:
+        alice.do(lambda client: client.remove_vm("vm"))
+    assert not any(figure in str(refused.value) for figure in "0123456789")
+    alice.add_share(seen)
+    with pytest.raises(errors.StillInUse, match=r"has 1 share\(s\) and 0 mount\(s\)"):
+        alice.do(lambda client: client.remove_vm("vm"))
+    with pytest.raises(errors.StillInUse, match=r"has 2 share\(s\)"):
+        client.remove_vm(name)
+    assert len(alice.do(lambda client: client.stats("vm"))) == len(client.stats(name)) - 1 == 1
+
+
+def test_what_was_missed_of_another_users_is_not_missed(
+    daemon: Running, alice: User, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the events of a user's VM, those about root's holding are not theirs."""
+    alice.add_vm()
+    assert daemon.daemon is not None
+    (kept,) = daemon.daemon.service.events._of_user.values()
+    monkeypatch.setattr(kept, "_most", 2)
+    since = alice.do(lambda client: [each for each in client.events("0", follow=False) if each is not None][-1].id)
+    for owner in ("a", "b", "c", "d"):
+        client.add_share(f"{ALICE}:vm", NewShare(path=daemon.home.directory("roots"), owner=owner))
+    assert alice.do(lambda client: list(client.events(since, follow=False))) == []
+    assert next(client.events(since, follow=False)) is None, "root has missed some"
+
+
 def _begin_add(wanted: NewShare, client: Client) -> str:
     return client.begin_add_share("vm", wanted).id
 

@@ -307,7 +307,7 @@ def test_the_commands_fail_where_the_guest_keeps_the_directory(
         return told.err
 
     assert TARGET in failed("share", "rm", "vm", share.name)
-    assert "owner default holds nothing of it; it is held by owner job" in failed("unmap", "vm", TARGET)
+    assert "not held by 'default'; held by job: --owner job" in failed("unmap", "vm", TARGET)
     agent.manner = "busy"
     assert "works in it" in failed("unmap", "vm", TARGET, "--owner", "job", "--lazy")
     assert reader.reads()

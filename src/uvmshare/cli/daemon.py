@@ -110,6 +110,8 @@ def daemon(
       curl --unix-socket /run/uvmshare/uvmshare.sock http://localhost/v1/vms
 
     The API describes itself at /v1/openapi.json. For systemd there are units in contrib/systemd.
+
+    Exit status: 0 after SIGTERM, 130 after SIGINT (Ctrl-C), 1 when it could not be started.
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     if sys.platform != "linux":
         msg = (
@@ -134,4 +136,5 @@ def daemon(
         user_vms=user_vms,
         user_shares=user_shares,
     )
-    asyncio.run(serve(settings))
+    if asyncio.run(serve(settings)):
+        raise KeyboardInterrupt

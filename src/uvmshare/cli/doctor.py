@@ -55,7 +55,8 @@ def _guest(vm: str, host: str | None) -> list[Finding]:
                 "bad",
                 str(error),
                 "nothing can be told of the guest, nor mounted in it",
-                "see the reason; uvmshare vm ls tells whether its agent is reached",
+                "see the reason; AGENT in uvmshare vm ls shows since when its agent is reached or not, and events "
+                "(agent.lost, agent.reached) what came before",
             )
         ]
 

@@ -69,42 +69,45 @@ async def serve_shares(manager: Manager, shares: Sequence[AddOptions], *, owner:
 def until_signalled(serving: Coroutine[Any, Any, None]) -> None:
     """Run a coroutine until it ends or SIGINT, SIGTERM or SIGHUP comes; then it is cancelled and cleans up.
 
-    Returns when it has cleaned up; raises what it raises. A second signal meanwhile acts as if nobody
+    Returns when it has cleaned up after SIGTERM or SIGHUP, which ask for its end, and raises `KeyboardInterrupt` after
+    SIGINT, which interrupts it; raises what it raises. A second signal meanwhile acts as if nobody
     had asked for it: the process ends and leaves behind what was not cleaned up yet.
     """
-    asyncio.run(_until_signalled(serving))
+    if asyncio.run(_until_signalled(serving)) == signal.SIGINT:
+        raise KeyboardInterrupt
 
 
-async def _until_signalled(serving: Coroutine[Any, Any, None]) -> None:
+async def _until_signalled(serving: Coroutine[Any, Any, None]) -> int | None:
+    """Return the signal that came, or None."""
     loop = asyncio.get_running_loop()
-    signalled = asyncio.Event()
+    signalled: asyncio.Future[int] = loop.create_future()
     before = {number: signal.getsignal(number) for number in _signals()}
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def note() -> None:
+    def note(number: int) -> None:
         restore()
-        signalled.set()
+        if not signalled.done():
+            signalled.set_result(number)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        loop.call_soon_threadsafe(note)
+        del frame
+        loop.call_soon_threadsafe(note, number)
 
     with _woken_by_signals(loop):
         for number in before:
             signal.signal(number, on_signal)
         try:
             task = asyncio.create_task(serving)
-            waiting = asyncio.create_task(signalled.wait())
-            await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
-            if signalled.is_set():
+            await asyncio.wait([task, signalled], return_when=asyncio.FIRST_COMPLETED)
+            if signalled.done():
                 task.cancel()
                 await asyncio.wait({task})
             if not task.cancelled():
                 task.result()
+            return signalled.result() if signalled.done() else None
         finally:
             restore()
 

@@ -140,6 +140,8 @@ def serve(vm: str, port: int, shares: tuple[ShareSpec, ...]) -> None:
     \b
       {"share":"0","path":"c:\\\\src","read_only":true}
       {"ready":true}
+
+    Exit status: 130 after Ctrl-C, 0 after SIGTERM, 1 when it could not serve or the VM exited.
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     until_signalled(_serve(vm, port, share_options(shares)))
 

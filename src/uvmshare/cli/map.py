@@ -14,6 +14,7 @@ from uvmshare.cli.output import note, print_json, say
 from uvmshare.cli.remote import (
     SHARING_NAMES,
     connected,
+    each_in_turn,
     host_option,
     json_option,
     lease_option,
@@ -24,7 +25,7 @@ from uvmshare.cli.remote import (
     vm_argument,
 )
 from uvmshare.cli.share_spec import share_argument, sharing_options, with_sharing_options
-from uvmshare.cli.tables import print_table
+from uvmshare.cli.tables import print_table, with_reach
 
 if TYPE_CHECKING:
     from uvmshare.cli.share_spec import ShareSpec
@@ -143,8 +144,8 @@ def unmap(
 ) -> None:
     """Give mounts back; the last owner's release unmounts, and then the share goes too.
 
-    It says on standard error who still holds what was released, and fails when nothing was released and the guest
-    still has it.
+    It says on standard error who still holds what was released. It fails when the owner held nothing of it, and says
+    who does: name that one with --owner.
 
     \b
     Examples:
@@ -153,8 +154,12 @@ def unmap(
       uvmshare unmap build /run/uvmshare/cache --force
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     with connected(host) as client:
-        for each in guest_paths:
-            print_release(each, client.unmap(vm, each, owner=owner, uid=uid, lazy=lazy, force=force), owner)
+
+        def give_back(path: str) -> None:
+            released = client.unmap(vm, path, owner=owner, uid=uid, lazy=lazy, force=force)
+            print_release(client, path, released, owner=owner, uid=uid, force=force)
+
+        each_in_turn(guest_paths, give_back)
 
 
 @click.command()
@@ -181,7 +186,7 @@ def mounts(vms: tuple[str, ...], host: str | None, *, as_json: bool) -> None:
             each.share,
             each.path,
             "ro" if each.read_only else "rw",
-            each.state,
+            with_reach(each.state, each.unreachable_since),
             each.directory,
             ", ".join(reference.owner for reference in each.references),
         )

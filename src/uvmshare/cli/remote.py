@@ -14,18 +14,19 @@ from click.shell_completion import CompletionItem
 
 from uvmshare.cli.durations import seconds_of
 from uvmshare.cli.output import note, say
-from uvmshare.errors import ComputeSystemError, FileServerError, InvalidState, NotThere, StillInUse, UvmshareError
+from uvmshare.errors import ComputeSystemError, FileServerError, InvalidState, NotHeld, NotThere, UvmshareError
 from uvmshare.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from uvmshare.daemon.client import Client
-    from uvmshare.daemon.documents import Released
+    from uvmshare.daemon.documents import Reference, Released
 
 __all__ = [
     "SHARING_NAMES",
     "connected",
+    "each_in_turn",
     "host_option",
     "json_option",
     "lease_option",
@@ -97,18 +98,31 @@ def of_vms(client: Client, vms: Sequence[str], ask: Callable[[str], Iterable[T]]
     return found
 
 
-def print_release(thing: str, released: Released, owner: str) -> None:
+def each_in_turn(things: Iterable[str], work: Callable[[str], None]) -> None:
+    """Do `work` with each of several things, also behind one that fails; then fail with what each of these raised."""
+    failures: list[UvmshareError] = []
+    for each in things:
+        try:
+            work(each)
+        except UvmshareError as error:
+            failures.append(error)
+    for failure in failures[:-1]:
+        note(f"uvmshare: error: {failure}")
+    if failures:
+        raise failures[-1]
+
+
+def print_release(client: Client, thing: str, released: Released, *, owner: str, uid: int | None, force: bool) -> None:
     """Print what was released, and on standard error who still holds it.
 
-    Raises `StillInUse` when nothing was released and it is still there.
+    Raises `NotHeld` when that owner held nothing of it, unless it was forced: then nobody did, as was asked for.
     """
+    if not released.released and not force:
+        raise NotHeld(_not_held(client, thing, released, owner, uid))
     held = [f"owner {each.owner}" for each in released.references] + [f"mount {path}" for path in released.mounts]
     if released.held_by_others:
         held.append("another user")
     by = ", ".join(held)
-    if not released.ended and not released.released:
-        msg = f"{thing}: owner {owner} holds nothing of it; it is held by {by}: name one with --owner, or use --force"
-        raise StillInUse(msg)
     say(thing)
     if not released.ended:
         note(f"{thing}: released; the guest still reaches it, since it is held by {by}")
@@ -137,6 +151,23 @@ def request_of(kind: type[T], fields: Mapping[str, Any], names: Mapping[str, str
         hint = f"; {HINTS[field]}" if field in HINTS else ""
         msg = f"{shown}{words}{hint}"
         raise click.BadParameter(msg, param_hint=f"'{names.get(field, field)}'") from error
+
+
+def _not_held(client: Client, thing: str, released: Released, owner: str, uid: int | None) -> str:
+    """Say who holds what one wanted to give back, and how that one is named."""
+    you = client.info().you
+
+    def option(each: Reference) -> str:
+        return f"--owner {each.owner}" + ("" if each.uid == you else f" --uid {each.uid}")
+
+    whom = repr(owner) if uid is None else f"{owner!r} of uid {uid}"
+    held = [f"{each.owner}: {option(each)}" for each in released.holders]
+    held += [f"the mount at {path}: uvmshare unmap" for path in released.mounts if path != thing]
+    if released.held_by_others:
+        held.append("another user: root can take it from them (--force)")
+    by = "held by " + "; ".join(held) if held else "held by nobody any more"
+    dead = f"; {released.guest}" if released.guest is not None else ""
+    return f"{thing}: not held by {whom}; {by}{dead}"
 
 
 def _complete(ask: Callable[[Client, click.Context], Iterable[tuple[str, str]]]) -> Callable[..., list[CompletionItem]]:

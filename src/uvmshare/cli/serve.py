@@ -21,7 +21,9 @@ from uvmshare.fileserver.limits import Limits
 from uvmshare.fileserver.models import LINKS, SECURITY_MODELS
 
 if TYPE_CHECKING:
-    from uvmshare import FileServer, Manager, RecoveryReport
+    from collections.abc import Sequence
+
+    from uvmshare import AddOptions, FileServer, Manager, RecoveryReport
     from uvmshare.cli.share_spec import ShareSpec
     from uvmshare.fileserver.control import Reply
     from uvmshare.fileserver.models import Links, SecurityModel
@@ -208,6 +210,12 @@ def serve(
     the same directory, and it goes on: a path that is shared already keeps its share and its name, new ones
     are added, and those that are not given any more are removed. SIGINT and SIGTERM end everything all the
     same. A server that still runs keeps its addresses and settings.
+
+    A directory that you may not write must be shared with ":ro". What keeps guests from an address is said in
+    a line on standard error before it is ready.
+
+    Exit status: 0 after SIGTERM or SIGHUP, 130 after SIGINT (Ctrl-C), 1 when it could not serve or ended by
+    itself, 2 for a command line that cannot be.
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     if sys.platform != "linux":
         msg = (
@@ -215,9 +223,11 @@ def serve(
         )
         raise UnsupportedPlatform(msg)
     options = share_options(with_sharing_options(each, hide, map_owner) for each in shares)
+    _require_access(options)
 
     async def serving() -> None:
         from uvmshare import FileServer, Manager, SqliteJournal  # noqa: PLC0415  --help need not load them
+        from uvmshare.fileserver.host import out_of_reach  # noqa: PLC0415  as above
 
         async def start() -> FileServer:
             if run_dir is not None:
@@ -242,7 +252,7 @@ def serve(
                 await journal.load()  # so that of two commands the second ends before it touches the server
             server = await stack.enter_async_context(await start())
             manager = await stack.enter_async_context(Manager(server, journal=journal))
-            for each in server.notes:
+            for each in (*server.notes, *out_of_reach(server.addresses)):
                 _note(each)
             _say_takeovers(server, manager)
             await serve_shares(manager, options, owner=None if journal is None else _OWNER)
@@ -252,6 +262,15 @@ def serve(
             raise FileServerError(msg)
 
     until_signalled(serving())
+
+
+def _require_access(options: Sequence[AddOptions]) -> None:
+    """See that this user may read what is to be served, and write what is not read-only. Raises `OperationDenied`."""
+    from uvmshare.hostfiles import require_access  # noqa: PLC0415  it is Linux's alone
+
+    for each in options:
+        with suppress(OSError):  # the file server says it better
+            require_access(each.host_path, os.geteuid(), read_only=each.read_only)
 
 
 def _make_run_dir(run_dir: str) -> None:

@@ -15,6 +15,7 @@ from uvmshare.cli.output import print_json, say
 from uvmshare.cli.remote import (
     SHARING_NAMES,
     connected,
+    each_in_turn,
     host_option,
     json_option,
     lease_option,
@@ -131,7 +132,7 @@ def ls(vms: tuple[str, ...], host: str | None, *, as_json: bool) -> None:
     rows = [
         (
             *(each.vm, each.name, each.path, _access(each), each.state),
-            *(each.directory, ", ".join(map(_held, each.references))),
+            *(each.directory, ", ".join([*map(_held, each.references), *(f"mount {path}" for path in each.mounts)])),
         )
         for each in shares
     ]
@@ -181,11 +182,16 @@ def inspect(vm: str, share: str, host: str | None) -> None:
 def rm(vm: str, shares: tuple[str, ...], *, owner: str, uid: int | None, host: str | None, force: bool) -> None:
     """Release shares; when the last owner of one has released it, no guest reaches it any more.
 
-    It fails while a mount holds the share, and says which and for whom. It says on standard error who else holds it.
+    It fails while a mount holds the share, and says which and for whom. It fails when the owner holds nothing of it,
+    and says who does: name that one with --owner. It says on standard error who else holds it.
     """
     with connected(host) as client:
-        for each in shares:
-            print_release(each, client.release_share(vm, each, owner=owner, uid=uid, force=force), owner)
+
+        def give_back(name: str) -> None:
+            released = client.release_share(vm, name, owner=owner, uid=uid, force=force)
+            print_release(client, name, released, owner=owner, uid=uid, force=force)
+
+        each_in_turn(shares, give_back)
 
 
 @share.command()

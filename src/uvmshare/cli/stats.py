@@ -13,7 +13,7 @@ from rich.live import Live
 
 from uvmshare.cli.output import print_json
 from uvmshare.cli.remote import connected, host_option, json_option, of_vms
-from uvmshare.cli.tables import SafeConsole, print_table, table_of
+from uvmshare.cli.tables import SafeConsole, moment, print_table, table_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,6 +46,10 @@ def micros(seconds: float | None) -> str:
 def stats(vms: tuple[str, ...], host: str | None, *, as_json: bool) -> None:
     """Show what guests have done with their shares, since they mounted them: of some VMs, or of all that are yours.
 
+    EXPECTED are operations that were answered with an error which programs meet in ordinary life, such as that a
+    name is not there (ENOENT, ENODATA, EOPNOTSUPP, EEXIST, ENOTEMPTY); ERRORS are all others. AGENT says since when
+    the agent in the guest is out of reach, for what it has mounted.
+
     \b
     Examples:
       uvmshare stats
@@ -66,11 +70,15 @@ def stats(vms: tuple[str, ...], host: str | None, *, as_json: bool) -> None:
             size(each.received),
             size(each.sent),
             micros(each.latency),
+            each.expected,
             each.errors,
+            "" if each.unreachable_since is None else f"unreachable since {moment(each.unreachable_since)}",
         )
         for each in found
     ]
-    columns = ("vm", "share", "path", "mounts", "operations", "received", "sent", "latency", "errors")
+    columns = (
+        *("vm", "share", "path", "mounts", "operations", "received", "sent", "latency", "expected", "errors", "agent"),
+    )
     print_table(columns, rows, empty="no shares: uvmshare share add")
 
 
@@ -118,9 +126,10 @@ def picture(before: dict[tuple[str, str], Stats], found: list[Stats], seconds: f
             size(received),
             size(sent),
             micros(each.latency),
+            each.expected,
             each.errors,
         )
         for done, each, received, sent in sorted(rows, key=lambda row: -row[0])
     ]
-    columns = ("vm", "share", "path", "mounts", "ops/s", "received/s", "sent/s", "latency", "errors")
+    columns = ("vm", "share", "path", "mounts", "ops/s", "received/s", "sent/s", "latency", "expected", "errors")
     return table_of(columns, cells, folded=("path",))

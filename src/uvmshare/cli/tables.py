@@ -9,6 +9,7 @@ own `Console` and its markup to the rest of the package.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -24,12 +25,24 @@ if TYPE_CHECKING:
 
     from rich.console import ConsoleOptions, RenderableType
 
-__all__ = ["SafeConsole", "cell", "print_table", "table_of"]
+__all__ = ["SafeConsole", "cell", "moment", "print_table", "table_of", "with_reach"]
 
 
 def cell(value: object, style: str = "") -> Text:
     """Return what a table shows of a value: one line, as it is, in this style; "-" for nothing."""
     return Text("-" if value in (None, "", ()) else printable(str(value)), style)
+
+
+def moment(then: datetime) -> str:
+    """Return a time for people, by this host's clock and zone; today's without the date."""
+    local = then.astimezone()
+    is_today = local.date() == datetime.now(UTC).astimezone().date()
+    return f"{local:%H:%M:%S}" if is_today else f"{local:%Y-%m-%d %H:%M:%S}"
+
+
+def with_reach(state: str, unreachable_since: datetime | None) -> str:
+    """Return the state of what a guest has; as it was known, when the guest's agent is out of reach."""
+    return state if unreachable_since is None else f"{state}, unreachable since {moment(unreachable_since)}"
 
 
 def table_of(columns: Sequence[str], rows: Iterable[Sequence[object]], *, folded: Sequence[str] | None = None) -> Table:

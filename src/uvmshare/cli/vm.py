@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 import click
 
 from uvmshare.cli.output import note, print_json, say
-from uvmshare.cli.remote import connected, host_option, json_option, request_of, vm_argument
+from uvmshare.cli.remote import connected, each_in_turn, host_option, json_option, request_of, vm_argument
 from uvmshare.cli.serve import allow_uid_option, cgroup_limits, limit_options
-from uvmshare.cli.tables import print_table
+from uvmshare.cli.tables import moment, print_table
 from uvmshare.fileserver.models import LINKS, SECURITY_MODELS
 
 if TYPE_CHECKING:
@@ -149,6 +149,11 @@ def add(
         say(added.id)
         for address in added.addresses:
             note(f"listening on {address}")
+        for each in added.notes:
+            note(f"uvmshare vm add: note: {each}")
+        if added.agent_state == "unreachable":
+            why = f" ({added.agent_error})" if added.agent_error is not None else ""
+            note(f"the agent at {added.agent} is not reached yet{why}: uvmshare vm ls shows when it is")
 
 
 _NAMES: Final = {
@@ -176,7 +181,11 @@ def _token_in(file: BinaryIO) -> str:
 @host_option
 @json_option
 def ls(host: str | None, *, as_json: bool) -> None:
-    """List the VMs that are yours; as root, all."""
+    """List the VMs that are yours; as root, all.
+
+    AGENT says whether the agent in the guest is reached, and since when; "none" for a VM without one. An agent that
+    falls silent is seen to be unreachable within ten seconds, without being asked for anything.
+    """
     with connected(host) as client:
         vms = client.vms()
     if as_json:
@@ -187,16 +196,26 @@ def ls(host: str | None, *, as_json: bool) -> None:
             each.id,
             each.state,
             " ".join(each.addresses or each.listen),
+            _agent(each),
             each.security_model,
             each.shares,
             _memory(each),
-            each.error,
+            "; ".join(why for why in (each.error, each.agent_error, *each.notes) if why),
         )
         for each in vms
     ]
     print_table(
-        ("id", "state", "addresses", "model", "shares", "memory", "error"), rows, empty="no VMs: uvmshare vm add"
+        ("id", "state", "addresses", "agent", "model", "shares", "memory", "error"),
+        rows,
+        empty="no VMs: uvmshare vm add",
     )
+
+
+def _agent(vm: Vm) -> str:
+    """Say whether the agent in the guest is reached, and since when."""
+    if vm.agent_state is None:
+        return "none"
+    return vm.agent_state + ("" if vm.agent_since is None else f" since {moment(vm.agent_since)}")
 
 
 def _memory(vm: Vm) -> str:
@@ -214,8 +233,11 @@ def _memory(vm: Vm) -> str:
 def rm(vms: tuple[str, ...], host: str | None, *, force: bool) -> None:
     """End the file servers of VMs and forget them."""
     with connected(host) as client:
-        for each in vms:
-            removed = client.remove_vm(each, force=force)
-            say(each)
+
+        def remove(name: str) -> None:
+            removed = client.remove_vm(name, force=force)
+            say(name)
             if removed.left is not None:
-                note(f"VM {each!r} was removed, and {removed.left}")
+                note(f"VM {name!r} was removed, and {removed.left}")
+
+        each_in_turn(vms, remove)

@@ -47,6 +47,7 @@ from uvmshare.daemon.documents import (
     Operation,
     Problem,
     Released,
+    ReleasedOwner,
     Removed,
     Renewal,
     Renewed,
@@ -275,6 +276,7 @@ async def release_share(
 ) -> Released:
     """Release what an owner holds. The last release removes the share; then no guest reaches it any more.
 
+    An owner that holds nothing is no mistake: the answer says that nothing was released, and who holds the share.
     While a mount holds the share, this fails (409) and says which and for whom; what the owner held is released.
     """
     machine = await service.find_ready(who, vm)
@@ -327,6 +329,7 @@ async def unmap_directory(
 ) -> Released:
     """Release what an owner holds. The last release unmounts, and then the share goes too.
 
+    An owner that holds nothing is no mistake: the answer says that nothing was released, and who holds the mount.
     Forced, it goes whatever the guest says: that has five seconds to unmount, and then its share is removed.
     """
     machine = await service.find_ready(who, vm)
@@ -360,7 +363,7 @@ async def renew_leases(*, service: Serving, who: Who, owner: OwnerInPath, data: 
     return Renewed(leases=service.keeper.renew_all(f"{who.uid}/{owner}", data.lease))
 
 
-@delete("/owners/{owner:str}", summary="Release an owner", status_code=204, responses=_ACCEPTED)
+@delete("/owners/{owner:str}", summary="Release an owner", status_code=200, responses=_ACCEPTED)
 async def release_owner(
     *,
     service: Serving,
@@ -368,10 +371,13 @@ async def release_owner(
     owner: OwnerInPath,
     force: Annotated[bool, QueryParameter(description="Whether it goes whatever the guests say.")] = False,
     wait: Wait = True,
-) -> None:
-    """Release everything that an owner of yours holds, in all VMs. A guest that does not unmount makes it fail."""
+) -> ReleasedOwner:
+    """Release everything that an owner of yours holds, in all VMs. A guest that does not unmount makes it fail.
+
+    Again it does no harm; the answer says whether anything was released.
+    """
     work = service.release_all(who, owner, force=force)
-    return await _answer(service, who, ("release owner", "*"), work, 204, wait=wait)
+    return await _answer(service, who, ("release owner", "*"), work, 200, wait=wait)
 
 
 @get("/operations", summary="List operations", responses=_FAILURES)

@@ -29,6 +29,7 @@ from uvmshare.daemon.documents import (
     Operation,
     Problem,
     Released,
+    ReleasedOwner,
     Removed,
     Renewal,
     Renewed,
@@ -143,8 +144,6 @@ class _Versioned(msgspec.Struct):
 def read(call: Call[T], status: int, content: bytes) -> T:
     """Return what an answer says. Raises what the daemon said, and `Unreadable`."""
     check(status, content)
-    if call.kind is type(None):
-        return None
     try:
         return msgspec.json.decode(content, type=call.kind)
     except UNREADABLE as error:
@@ -437,10 +436,10 @@ def renew(owner: str, *, lease: float | None = None, vm: str | None = None, shar
     return Call("PUT", path, Renewed, _document(Renewal, {"lease": _lease(lease)}))
 
 
-def release_owner(owner: str, *, force: bool = False) -> Call[None]:
-    """Give back everything that an owner holds; with `force`, whatever guests say."""
+def release_owner(owner: str, *, force: bool = False) -> Call[ReleasedOwner]:
+    """Release everything that an owner holds; with `force`, whatever guests say. Return how much that was."""
     query = _query(force=arguments.flag("force", force))
-    return Call("DELETE", f"/v1/owners/{_name('owner', owner)}", type(None), query=query)
+    return Call("DELETE", f"/v1/owners/{_name('owner', owner)}", ReleasedOwner, query=query)
 
 
 # The same with documents that are made already

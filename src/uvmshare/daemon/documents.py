@@ -36,6 +36,7 @@ __all__ = [
     "Problem",
     "Reference",
     "Released",
+    "ReleasedOwner",
     "Removed",
     "Renewal",
     "Renewed",
@@ -182,14 +183,20 @@ class Vm(_Answer, frozen=True):
     use: Use | None
     """What these processes use now."""
     agent: str | None
-    agent_state: Literal["connected", "unreachable"] | None
-    """Of the agent in the guest; null when the VM has none."""
+    agent_state: Literal["reached", "unreachable"] | None
+    """Of the agent in the guest; null when the VM has none. One that falls silent is unreachable within ten seconds."""
+    agent_since: datetime | None
+    """Since when that is so; null without an agent, and while the VM's file server is not found."""
+    agent_error: str | None
+    """Why the agent is unreachable, as far as that is known."""
     restarts: int
     """How often its file server was started again since the daemon started."""
     shares: int
     """How many shares of it the one who asks can see."""
     mounts: int
     """How many mounts in its guest the one who asks can see."""
+    notes: tuple[str, ...]
+    """Why no guest can reach an address of it as the host is now, and what to do; empty when none is known to be so."""
 
 
 class Removed(_Answer, frozen=True):
@@ -298,6 +305,9 @@ class Mount(_Answer, frozen=True):
     busy: str | None
     since: datetime | None
     last_error: str | None
+    unreachable_since: datetime | None
+    """Since when the agent in the guest is out of reach: `state` is then what was known before; null while it is
+    reached."""
     directory: Fate
     """What the path leads to now; see a share's."""
     references: tuple[Reference, ...]
@@ -316,11 +326,24 @@ class Released(_Answer, frozen=True):
     """Where the guest still has it mounted for somebody whom the one who asks may see."""
     held_by_others: bool = False
     """Whether another user still holds it."""
+    holders: tuple[Reference, ...] = ()
+    """Who holds what was to be released, the share itself or the mount, as far as the one who asks may see them."""
     guest: str | None = None
     """Why the guest may still have the mount, dead; null when it has unmounted."""
     left_behind: tuple[str, ...] = ()
     """Processes that were killed and wait in the host's kernel for a file system that does not answer. None of them
     serves the guest."""
+
+
+class ReleasedOwner(_Answer, frozen=True):
+    """What the release of an owner came to."""
+
+    released: bool
+    """Whether anything was given back; false when the owner held nothing, in no VM."""
+    shares: int
+    """How many shares were given back."""
+    mounts: int
+    """How many mounts were."""
 
 
 class Stats(_Answer, frozen=True):
@@ -333,6 +356,12 @@ class Stats(_Answer, frozen=True):
     connections: int
     operations: int
     errors: int
+    """Operations that were answered with an error which tells of trouble, such as EIO or EACCES."""
+    expected: int
+    """Those that were answered with one that programs meet in ordinary life: ENOENT, ENODATA, EOPNOTSUPP, EEXIST,
+    ENOTEMPTY. They are not among the errors."""
+    errnos: dict[str, int]
+    """Both, by the name of the error."""
     received: int
     """Bytes, from the guest."""
     sent: int
@@ -341,6 +370,9 @@ class Stats(_Answer, frozen=True):
     """Seconds in a request's handler, the mean of those that were measured, one turn in sixteen."""
     kinds: dict[str, int]
     """Operations by kind."""
+    unreachable_since: datetime | None
+    """Since when the agent in the guest is out of reach, for a share that mounts of the daemon's hold; null while it is
+    reached, and for other shares."""
 
 
 class Finding(_Answer, frozen=True):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from uvmshare.daemon.identity import Identity
 
-__all__ = ["EventLog", "KeptEvent"]
+__all__ = ["BEGINNING", "EventLog", "KeptEvent"]
 
 _KEPT: Final = 10_000
 """Events of each user's VMs, some MB: nobody pushes out another's. Who was away for longer is told that some are
@@ -33,6 +33,9 @@ _KEPT_CHARACTERS: Final = 4 << 20
 
 _LONGEST_DETAIL: Final = 10_000
 """Characters. A reason may come from a user's own process."""
+
+BEGINNING: Final = "0"
+"""The id that is before every event."""
 
 _MOST_DIGITS: Final = 20
 """Of an event's number: nobody makes int() work on a long one."""
@@ -61,7 +64,9 @@ class _Kept:
 
     def __init__(self, most: int) -> None:
         self.events: deque[KeptEvent] = deque()
-        self.dropped = 0
+        self._dropped = 0
+        self._dropped_of_theirs = 0
+        """As `_dropped`, of those alone that the VMs' own user may see."""
         self._most = most
         self._size = 0
         """Characters in their details, which are nearly all that differs in size."""
@@ -71,8 +76,14 @@ class _Kept:
         self._size += _size(event)
         while len(self.events) > self._most or self._size > _KEPT_CHARACTERS:
             gone = self.events.popleft()
-            self.dropped = gone.number
+            self._dropped = gone.number
+            if gone.uid in (None, gone.vm_uid):
+                self._dropped_of_theirs = gone.number
             self._size -= _size(gone)
+
+    def dropped(self, who: Identity) -> int:
+        """Return the number of the last event that is not kept, and that `who` could have seen: one user, or root."""
+        return self._dropped if who.is_root else self._dropped_of_theirs
 
     def behind(self, position: int) -> KeptEvent | None:
         """Return the first event with a greater number."""
@@ -129,8 +140,9 @@ class EventLog:
     async def follow(self, who: Identity, after: str | None, *, wait: bool = True) -> AsyncIterator[KeptEvent | None]:
         """Give `who` the events behind the one of id `after` (None: from now on), then new ones as they come.
 
-        Those of his own VMs that are about nobody else's holding; to root all. A None among them says that some behind
-        the one before it are missing. Without `wait` it ends with the last that there is.
+        Those of their own VMs that are about nobody else's holding; to root all. `after` "0" is all that are kept. A
+        None among them says that some behind the one before it are missing, or may be: behind an id that this daemon
+        did not give, an earlier one may have had more. Without `wait` it ends with the last that there is.
         """
         position = self._last
         if after is not None:
@@ -138,7 +150,7 @@ class EventLog:
             digits = number.isascii() and number.isdigit() and len(number) <= _MOST_DIGITS
             known = instance == self.instance and digits and int(number) <= self._last
             position = int(number) if known else 0
-            if not known:
+            if not known and after != BEGINNING:
                 yield None
         told = 0
         waiting = asyncio.Event()
@@ -147,7 +159,7 @@ class EventLog:
             while True:
                 waiting.clear()
                 kept = self._kept_for(who)
-                dropped = max((each.dropped for each in kept), default=0)
+                dropped = max((each.dropped(who) for each in kept), default=0)
                 if dropped > max(position, told):  # he was away for long, or is slow
                     told = dropped
                     yield None

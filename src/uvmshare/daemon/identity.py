@@ -13,7 +13,6 @@ import errno
 import functools
 import os
 import socket
-import stat
 import struct
 import threading
 from collections import defaultdict
@@ -23,7 +22,7 @@ import msgspec
 import structlog
 
 from uvmshare.errors import HostPathHangs, OperationDenied
-from uvmshare.hostfiles import open_path
+from uvmshare.hostfiles import open_path, require_access
 from uvmshare.linux.credentials import credentials
 from uvmshare.linux.fsuid import set_fs_identity
 from uvmshare.share.options import AddOptions
@@ -51,15 +50,12 @@ _MOST_AT_ONCE: Final = 8
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _machine: Final = os.uname().machine
 _SETGROUPS: Final = {"x86_64": 116, "aarch64": 159, "riscv64": 159}.get(_machine)
-_SYS_FACCESSAT2: Final = 439  # the same on every architecture
 _CAP_HEADER: Final = struct.Struct("=Ii")
 _CAPABILITY_VERSION_3: Final = 0x20080522
 _CAP_DATA: Final = struct.Struct("=IIIIII")
 """Effective, permitted and inheritable ones below 32, then those above."""
 _OF_FILES: Final = 1 << 1 | 1 << 2 | 1 << 3
 """CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH and CAP_FOWNER: what root has over others' files as such."""
-_AT_FDCWD: Final = -100
-_AT_EACCESS: Final = 0x200
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -257,23 +253,7 @@ async def checked_options(
                 msg = f"{path}: {error.strerror}: give the path of the directory itself"
                 raise OperationDenied(msg) from error
         options = AddOptions(path, read_only=read_only, allowed_names=only or None, hide=hide, map_owner=map_owner)
-        _require_access(path, options, identity.uid)
+        require_access(path, identity.uid, read_only=options.read_only)
         return options
 
     return await threads.acting_as(identity, path, look)
-
-
-def _require_access(path: str, options: AddOptions, uid: int) -> None:
-    is_directory = stat.S_ISDIR(os.stat(path).st_mode)
-    wanted = os.R_OK | (os.X_OK if is_directory else 0) | (0 if options.read_only else os.W_OK)
-    if _libc.syscall(_SYS_FACCESSAT2, _AT_FDCWD, ctypes.c_char_p(os.fsencode(path)), wanted, _AT_EACCESS) == 0:
-        return
-    number = ctypes.get_errno()
-    if number == errno.ENOSYS:
-        msg = f"{path}: whether uid {uid} may share it cannot be told: that needs Linux 5.8 or later"
-    elif number == errno.EROFS:
-        msg = f"{path}: it is on a file system that is mounted read-only: share it read-only"
-    else:
-        what = "read" if options.read_only else "read and write"
-        msg = f"{path}: uid {uid} may not {what} it ({os.strerror(number)}): share what that user may {what} himself"
-    raise OperationDenied(msg)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar
 from uvmshare import address, peers
 from uvmshare.daemon.dialler import UserDialler
 from uvmshare.daemon.fates import Fates
+from uvmshare.daemon.shares import may_see
 from uvmshare.daemon.tracing import TracedFileServer
 from uvmshare.errors import (
     ComputeSystemGone,
@@ -38,6 +39,7 @@ from uvmshare.share.manager import Manager
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from datetime import datetime
 
     from uvmshare.daemon.groups import Group, Groups
     from uvmshare.daemon.identity import Identity, Threads
@@ -148,7 +150,7 @@ class Machine:
     """One VM. Made by `add` for a new one, or by `find` for one that an earlier daemon had.
 
     `changed` is called with the machine, what happened to its file server, in a word, and the reason; `fated` with it,
-    a share and what became of the share's directory, when that is seen.
+    a share and what became of the share's directory, when that is seen; `watch` when its agent is about to be sought.
     """
 
     def __init__(
@@ -160,6 +162,7 @@ class Machine:
         threads: Threads,
         *,
         fated: Callable[[Machine, ShareInfo, Fate], None],
+        watch: Callable[[Machine], None],
     ) -> None:
         self.record = record
         self.threads = threads
@@ -168,6 +171,7 @@ class Machine:
         self._journal = journal
         self._places = places
         self._changed = changed
+        self._watch = watch
         self._server: FileServer | None = None
         self.group: Group | None = None
         """Where its processes are."""
@@ -193,9 +197,14 @@ class Machine:
         return self._server.addresses if self._server is not None else ()
 
     @property
-    def agent_connected(self) -> bool:
+    def agent_reached(self) -> bool:
         """Whether the agent in the guest is reached now."""
-        return self.agent is not None and self.agent.info is not None
+        return self.agent is not None and self.agent.reach.state == "reached"
+
+    @property
+    def unreachable_since(self) -> datetime | None:
+        """Since when the agent in the guest is out of reach; None while it is reached, or nobody seeks one."""
+        return None if self.agent is None else self.agent.reach.unreachable_since
 
     @property
     def agent_address(self) -> str | None:
@@ -428,9 +437,9 @@ class Machine:
             timeout=_AGENT_SECONDS,
             streams=await self._streams(where, user),
         )
+        self.agent, self.mounts = agent, MountManager(agent, shares=manager)
+        self._watch(self)
         await agent.start()
-        self.agent = agent
-        self.mounts = MountManager(self.agent, shares=manager)
 
     async def _streams(self, where: address.Address, user: Identity) -> Streams:
         """Return where connections to the agent come from: all of them made with the rights of the VM's user."""
@@ -456,8 +465,15 @@ class Machine:
 
     def _note_takeover(self, status: control.Reply) -> None:
         self.restarts += 1
-        lost = ", ".join(share.name for share in status.lost)
+        # The VM's user is told of this, and may not see what another user holds there.
+        lost = ", ".join(share.name for share in status.lost if self._is_seen(share.name))
         self._changed(self, "restarted", f"lost share(s) {lost}, which are added again" if lost else None)
+
+    def _is_seen(self, name: str) -> bool:
+        """Say whether the VM's user may see a share: whether they hold it, or a mount of it."""
+        owners = [str(owner) for info in self.shares(name=name) for owner in info.owners]
+        owners += [str(owner) for info in self.mounted() if info.share_name == name for owner in info.owners]
+        return any(may_see(self.record.identity, owner) for owner in owners)
 
     def _note_left(self, left: tuple[control.Left, ...]) -> None:
         for each in left:
@@ -515,7 +531,7 @@ class Machine:
         await self._settled()
         mounts, self.mounts = self.mounts, None
         if mounts is not None:
-            if self.agent_connected:
+            if self.agent_reached:
                 with suppress(UvmshareError, TimeoutError):
                     async with asyncio.timeout(_LAST_UNMOUNT_SECONDS):
                         await mounts.aclose()

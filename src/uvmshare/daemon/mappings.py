@@ -125,6 +125,7 @@ class Mappings:
             since=info.since,
             last_error=None if info.last_error is None else printable(str(info.last_error)),
             directory="unknown" if info.share_name is None else machine.fates.of(info.share_name),
+            unreachable_since=info.unreachable_since,
         )
 
     def _document_of_record(self, who: Identity, machine: Machine, path: str, owner: str) -> Mount:
@@ -469,7 +470,7 @@ class Mappings:
             )
             if refused:
                 self._restoring.get(record.vm, {}).pop((record.mount_path, record.owner), None)
-                await self._give_back_waiting(machine, key, record, "mount.lost")
+                await self._give_back_waiting(machine, key, record, "mount.given_up")
             return refused
         if self._restoring.get(record.vm, {}).pop((record.mount_path, record.owner), None) is None:
             # Given back while it was being asked for.
@@ -552,7 +553,7 @@ class Mappings:
 
 def _grace(machine: Machine) -> float:
     """Return how long the guest has to unmount: nobody waits for one whose agent is out of reach."""
-    return REVOKE_GRACE if machine.agent_connected else 0.0
+    return REVOKE_GRACE if machine.agent_reached else 0.0
 
 
 def _options(share: AddOptions, guest_path: str, how: NewMount | MountRecord) -> MountOptions:

@@ -9,7 +9,6 @@ numbers with it, so sums over a VM may fall; `rate()` takes that for a restart o
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from uvmshare.daemon.shares import holder_of
-from uvmshare.fileserver.counters import BUCKETS
+from uvmshare.fileserver.counters import BUCKETS, errno_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -45,11 +44,12 @@ NAMES = (
     "uvmshare_leases",
     "uvmshare_guest_mounts",
     "uvmshare_restarts_total",
-    "uvmshare_agent_connected",
+    "uvmshare_agent_reached",
     "uvmshare_file_server_answers",
     "uvmshare_mounts",
     "uvmshare_operations_total",
     "uvmshare_errors_total",
+    "uvmshare_expected_errors_total",
     "uvmshare_received_bytes_total",
     "uvmshare_sent_bytes_total",
     "uvmshare_operation_seconds",
@@ -109,7 +109,7 @@ def _tables(service: Service, who: Identity, machines: list[Machine]) -> list[Me
     leases = GaugeMetricFamily("uvmshare_leases", "Leases that run.", labels=["vm"])
     mounts = GaugeMetricFamily("uvmshare_guest_mounts", "Mounts in guests by state.", labels=["vm", "state"])
     restarts = CounterMetricFamily("uvmshare_restarts", "Restarts of file servers.", labels=["vm"])
-    agents = GaugeMetricFamily("uvmshare_agent_connected", "Whether the guest's agent is reached.", labels=["vm"])
+    agents = GaugeMetricFamily("uvmshare_agent_reached", "Whether the guest's agent is reached.", labels=["vm"])
     for machine in machines:
         vm = _name(machine.record.key)
         found = service.shares.all(who, machine)
@@ -122,7 +122,7 @@ def _tables(service: Service, who: Identity, machines: list[Machine]) -> list[Me
         leases.add_metric([vm], sum(who.is_root or (one is not None and one[0] == who.uid) for one in leased))
         restarts.add_metric([vm], machine.restarts)
         if machine.agent is not None:
-            agents.add_metric([vm], int(machine.agent_connected))
+            agents.add_metric([vm], int(machine.agent_reached))
     return [vms, shares, references, leases, mounts, restarts, agents]
 
 
@@ -130,7 +130,14 @@ def _mounts(shares: Mapping[tuple[int, str], list[ShareStatus]]) -> list[Metric]
     labels = ["vm", "share"]
     mounts = GaugeMetricFamily("uvmshare_mounts", "Connections of guests that are mounted.", labels=labels)
     operations = CounterMetricFamily("uvmshare_operations", "9P requests by kind.", labels=[*labels, "kind"])
-    errors = CounterMetricFamily("uvmshare_errors", "Requests answered with an error.", labels=[*labels, "errno"])
+    errors = CounterMetricFamily(
+        "uvmshare_errors", "Requests answered with an error that tells of trouble.", labels=[*labels, "errno"]
+    )
+    expected = CounterMetricFamily(
+        "uvmshare_expected_errors",
+        "Requests answered with an error that programs meet in ordinary life.",
+        labels=[*labels, "errno"],
+    )
     received = CounterMetricFamily("uvmshare_received_bytes", "Bytes from guests.", labels=labels)
     sent = CounterMetricFamily("uvmshare_sent_bytes", "Bytes to guests.", labels=labels)
     seconds = HistogramMetricFamily(
@@ -145,22 +152,24 @@ def _mounts(shares: Mapping[tuple[int, str], list[ShareStatus]]) -> list[Metric]
             received.add_metric(where, sum(each.received for each in counted))
             sent.add_metric(where, sum(each.sent for each in counted))
             kinds: Counter[str] = Counter()
-            failures: Counter[int] = Counter()
             latencies: dict[str, list[float]] = {}
             buckets: dict[str, list[int]] = {}
             for each in counted:
                 kinds.update(each.operations)
-                failures.update(each.errors)
                 for kind, latency in each.latencies.items():
                     latencies.setdefault(kind, []).append(latency.seconds)
                     so_far = buckets.setdefault(kind, [0] * len(latency.buckets))
                     buckets[kind] = [a + b for a, b in zip(so_far, latency.buckets, strict=True)]
             for kind, count in kinds.items():
                 operations.add_metric([*where, kind], count)
-            for number, count in failures.items():
-                errors.add_metric([*where, errno.errorcode.get(number, str(number))], count)
+            for family, is_expected in ((errors, False), (expected, True)):
+                answered: Counter[int] = Counter()
+                for each in counted:
+                    answered.update(each.answered(expected=is_expected))
+                for number, count in answered.items():
+                    family.add_metric([*where, errno_name(number)], count)
             for kind, counts in buckets.items():
                 bounds = [*(f"{bound:g}" for bound in BUCKETS), "+Inf"]
                 sums = [sum(counts[: index + 1]) for index in range(len(counts))]
                 seconds.add_metric([*where, kind], list(zip(bounds, sums, strict=True)), sum(latencies[kind]))
-    return [mounts, operations, errors, received, sent, seconds]
+    return [mounts, operations, errors, expected, received, sent, seconds]

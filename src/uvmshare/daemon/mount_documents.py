@@ -55,6 +55,7 @@ def mount_document(
         since=None,
         last_error=None,
         directory="unknown",
+        unreachable_since=machine.unreachable_since,
         references=tuple(mount_references(who, vm, keeper, how.mount_path, owners)),
     )
 

@@ -37,6 +37,7 @@ ANSWERS: Final[Mapping[type[errors.UvmshareError], tuple[int, str]]] = {
     errors.AlreadyThere: (409, "Choose another id, or remove that VM first."),
     errors.ShareExists: (409, _REPORT),
     errors.StillInUse: (409, "Release the shares first, or force it."),
+    errors.NotHeld: (409, "Name the owner who holds it."),
     errors.SharesLeft: (409, "Ask again: what could not be removed is tried again."),
     errors.MountsLeft: (409, "Ask again: what could not be taken away is tried again."),
     errors.MountRevoked: (409, "Ask again when the guest's agent has unmounted what is dead there."),

@@ -16,11 +16,10 @@ import msgspec
 
 from uvmshare.daemon.documents import Released
 from uvmshare.daemon.shares import may_see
-from uvmshare.errors import NotThere, StillInUse
+from uvmshare.errors import StillInUse
 from uvmshare.mounts.engine import mount_path_of
 
 if TYPE_CHECKING:
-    from uvmshare.daemon.documents import Reference
     from uvmshare.daemon.identity import Identity
     from uvmshare.daemon.machine import Machine
     from uvmshare.daemon.mappings import Mappings
@@ -51,7 +50,8 @@ class Releases:
             released = await self._force_all(who, machine, name, owners)
         else:
             await self._shares.release(machine, name, holder)
-        left = msgspec.structs.replace(self._left(who, machine, name), released=released)
+        left = self._left(who, machine, name)
+        left = msgspec.structs.replace(left, released=released, holders=self._shares.holders(who, machine, name))
         if not left.ended and (force or left.mounts or self._held_by_mounts(machine, name)):
             raise StillInUse(_words(f"share {name}", left, force=force, is_root=who.is_root))
         return left
@@ -88,7 +88,11 @@ class Releases:
         name = before.share if before.share is not None else self._mappings.share_of(machine, guest_path)
         if name is not None:
             left = msgspec.structs.replace(self._left(who, machine, name), released=released)
-        left = msgspec.structs.replace(left, guest=self._mappings.guest_words(machine, guest_path))
+        left = msgspec.structs.replace(
+            left,
+            holders=self._mappings.holders(who, machine, before.guest_path)[0],
+            guest=self._mappings.guest_words(machine, guest_path),
+        )
         if force and not left.ended:
             raise StillInUse(_words(guest_path, left, force=True, is_root=who.is_root))
         return left
@@ -102,12 +106,8 @@ class Releases:
         info = machine.share(name)
         if info is None:
             return Released(released=False, ended=True, left_behind=machine.left_by(name))
-        references: dict[tuple[int, str], Reference] = {}
-        try:
-            shown = self._shares.get(who, machine, name)
-            references.update({(each.uid, each.owner): each for each in shown.references})
-        except NotThere:
-            pass  # nobody holds it whom `who` may see
+        direct = self._shares.holders(who, machine, name)
+        references = {(each.uid, each.owner): each for each in direct}
         mounts = []
         others = False
         for owner in map(str, info.owners):

@@ -33,6 +33,7 @@ from uvmshare.sqlite_journal import SqliteJournal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from types import FrameType
 
     from uvmshare.hostfiles import SocketFile
 
@@ -90,6 +91,8 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, *, started: Callable[[], None], ending: Callable[[], None]) -> None:
         super().__init__(config)
+        self.interrupted = False
+        """Whether SIGINT ended it."""
         self._tell_started = started
         self._tell_ending = ending
 
@@ -99,7 +102,12 @@ class _Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def end(number: int, frame: FrameType | None) -> None:
+            self.interrupted = self.interrupted or number == signal.SIGINT
+            self.handle_exit(number, frame)
+
+        before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
@@ -130,8 +138,8 @@ class Daemon:
 
 async def serve(
     settings: Settings, *, ready: Callable[[Daemon], None] = lambda _: None, clock: Callable[[], float] = time.monotonic
-) -> None:
-    """Be the daemon until SIGINT or SIGTERM. VMs go on afterwards, for the next daemon to find.
+) -> bool:
+    """Be the daemon until SIGINT or SIGTERM; say whether it was SIGINT. VMs go on, for the next daemon to find.
 
     `ready` is called when requests are answered; `clock` is that of the leases. Raises `DaemonError` when it cannot be
     started.
@@ -190,6 +198,7 @@ async def serve(
             await service.stop()
             await cut_late(server)
             log.info("daemon.stopped")
+        return server.interrupted
 
 
 async def _sign_of_life() -> None:

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from uvmshare.daemon.addresses import check_addresses
-from uvmshare.daemon.documents import Finding, Info, NewVm, Removed, Stats, Vm
+from uvmshare.daemon.agents import Agents
+from uvmshare.daemon.documents import Finding, Info, NewVm, ReleasedOwner, Removed, Stats, Vm
 from uvmshare.daemon.events import EventLog
 from uvmshare.daemon.groups import check_limits, exceeds
 from uvmshare.daemon.identity import Identity, Threads, of_process, whose_subordinate
@@ -34,6 +35,8 @@ from uvmshare.daemon.releases import Releases
 from uvmshare.daemon.shares import Shares
 from uvmshare.daemon.store import LeaseKey, MountLease, VmRecord, name_for
 from uvmshare.errors import AlreadyThere, InvalidOptions, NotThere, OperationDenied, StillInUse, UvmshareError
+from uvmshare.fileserver.counters import errno_name
+from uvmshare.fileserver.host import out_of_reach
 from uvmshare.fileserver.mount import confinement
 from uvmshare.mounts.doctor import examine
 from uvmshare.printable import printable
@@ -104,6 +107,7 @@ class Service:
         self.shares = Shares(self.events, self.keeper, self._adding)
         self.mappings = Mappings(self.events, self.keeper, store, self._adding)
         self.releases = Releases(self.shares, self.mappings)
+        self.agents = Agents(self.events)
         self._overdue: set[LeaseKey] = set()
         """Leases that are over, and of which it was told that what they were on could not be given back."""
         self._background: set[asyncio.Task[None]] = set()
@@ -180,7 +184,9 @@ class Service:
 
         uid, id_ = record.key
         journal = self._journal.for_vm(f"{uid}/{id_}")
-        return Machine(record, self._places, journal, changed, self.threads, fated=self.shares.fated)
+        return Machine(
+            record, self._places, journal, changed, self.threads, fated=self.shares.fated, watch=self.agents.watch
+        )
 
     def info(self, who: Identity) -> Info:
         """Tell about the daemon."""
@@ -241,6 +247,7 @@ class Service:
     def vm(self, who: Identity, machine: Machine) -> Vm:
         """Return the document of a VM."""
         wanted = machine.record.wanted
+        reach = None if machine.agent is None else machine.agent.reach
         return Vm(
             id=name_for(who, machine.record.key),
             uid=machine.record.identity.uid,
@@ -256,10 +263,13 @@ class Service:
             cgroup_limits={} if machine.group is None else {**self._places.group_limits, **wanted.cgroup},
             use=None if machine.group is None else machine.group.use(),
             agent=machine.agent_address,
-            agent_state=None if machine.agent is None else "connected" if machine.agent_connected else "unreachable",
+            agent_state=None if wanted.agent is None else "reached" if machine.agent_reached else "unreachable",
+            agent_since=None if reach is None else reach.since,
+            agent_error=None if reach is None or reach.error is None else printable(reach.error),
             restarts=machine.restarts,
             shares=len(self.shares.all(who, machine)),
             mounts=len(self.mappings.all(who, machine)),
+            notes=tuple(out_of_reach(machine.addresses)),
         )
 
     async def add_vm(self, who: Identity, wanted: NewVm) -> Vm:
@@ -319,16 +329,15 @@ class Service:
         machine = self.find(who, name)
         if not force:
             await machine.when_tried(_READY_SECONDS)
-        held = sum(1 for info in machine.shares() if info.references) + len(machine.mounted())
-        if held and not force:
-            msg = f"VM {name!r} has {held} share(s) or mounts that are held: release them first, or force it"
-            raise StillInUse(msg)
+        if not force:
+            self._require_not_held(who, machine, name)
         key = machine.record.key
         finding = self._finding.pop(key, None)
         if finding is not None:
             finding.cancel()
             await asyncio.wait({finding})
         self.mappings.forget(key)
+        self.agents.forget(key)
         left = await machine.remove()
         self.keeper.forget(*self.keeper.of_vm(key))
         if self.machines.get(key) is machine:
@@ -339,6 +348,18 @@ class Service:
             self._store.drop_vm(key)
             self.events.emit("vm.removed", key, left=left)
         return Removed(left=left)
+
+    def _require_not_held(self, who: Identity, machine: Machine, name: str) -> None:
+        """See that nobody holds anything of a VM. Raises `StillInUse`, with the number of what `who` may see."""
+        if not any(info.references for info in machine.shares()) and not machine.mounted():
+            return
+        shares, mounts = len(self.shares.all(who, machine)), len(self.mappings.all(who, machine))
+        if shares or mounts:
+            msg = f"VM {name!r} has {shares} share(s) and {mounts} mount(s) that are held: release them first"
+        else:
+            msg = f"another user holds something of VM {name!r}: have them release it"
+        msg += ", or force it"
+        raise StillInUse(msg)
 
     async def examine_guest(self, machine: Machine) -> list[Finding]:
         """Ask a guest's agent what the guest can do. Raises `InvalidState` without one, and what the agent raises."""
@@ -363,13 +384,18 @@ class Service:
     async def stats(self, who: Identity, machine: Machine) -> list[Stats]:
         """Return what the guest has done with each share that `who` may see. Raises what `Machine.counted` does."""
         found = []
+        mapped = {mount.share_name for mount in machine.mounted()}
         for share in await self.counted(who, machine):
             counted = [mount.counted for mount in share.mounts if mount.counted is not None]
             measured = [latency for each in counted for latency in each.latencies.values()]
             count = sum(latency.count for latency in measured)
             kinds: Counter[str] = Counter()
+            errors: Counter[int] = Counter()
+            expected: Counter[int] = Counter()
             for each in counted:
                 kinds.update(each.operations)
+                errors.update(each.answered(expected=False))
+                expected.update(each.answered(expected=True))
             found.append(
                 Stats(
                     vm=name_for(who, machine.record.key),
@@ -378,11 +404,14 @@ class Service:
                     read_only=share.read_only,
                     connections=len(share.mounts),
                     operations=min(kinds.total(), _MOST),
-                    errors=min(sum(sum(each.errors.values()) for each in counted), _MOST),
+                    errors=min(errors.total(), _MOST),
+                    expected=min(expected.total(), _MOST),
+                    errnos={errno_name(number): min(count, _MOST) for number, count in (errors + expected).items()},
                     received=min(sum(each.received for each in counted), _MOST),
                     sent=min(sum(each.sent for each in counted), _MOST),
                     latency=sum(latency.seconds for latency in measured) / count if count else None,
                     kinds={kind: min(number, _MOST) for kind, number in kinds.items()},
+                    unreachable_since=machine.unreachable_since if share.name in mapped else None,
                 )
             )
         return found
@@ -399,8 +428,10 @@ class Service:
                 yield from self.mappings.held_by(uid, machine)
                 yield from self.shares.held_by(uid, machine)
 
-    async def release_all(self, who: Identity, owner: str, *, force: bool = False) -> None:
+    async def release_all(self, who: Identity, owner: str, *, force: bool = False) -> ReleasedOwner:
         """Give back everything that an owner of `who` holds, in every VM; forced, whatever the guests say.
+
+        Holding nothing is no mistake, and the answer says so.
 
         All are tried, mounts before shares; then raises what the first raised that could not be given back.
         """
@@ -427,6 +458,7 @@ class Service:
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
+        return ReleasedOwner(released=bool(unmaps or releases), shares=len(releases), mounts=len(unmaps))
 
     async def _lease_ended(self, key: LeaseKey) -> None:
         machine = self.machines.get(key.vm)

@@ -130,6 +130,13 @@ class Shares:
             raise NotThere(msg)
         return share
 
+    def holders(self, who: Identity, machine: Machine, name: str) -> tuple[Reference, ...]:
+        """Return who holds a share, mounts apart, as far as `who` may see them."""
+        try:
+            return self.get(who, machine, name).references
+        except NotThere:
+            return ()
+
     def _document(
         self, who: Identity, machine: Machine, info: ShareInfo, mounts: Mapping[str | None, list[MountInfo]]
     ) -> Share:

@@ -84,7 +84,7 @@ def demo(guest: str) -> int:
         statuses.append(await run_demo(guest=guest))
 
     until_signalled(run())
-    return statuses[0] if statuses else 130
+    return statuses[0] if statuses else 1  # it was asked to end, without being interrupted
 
 
 async def run_demo(*, guest: str, console: SafeConsole | None = None) -> int:

@@ -11,6 +11,7 @@ changed; nothing depends on it. With a run directory the array is a file there, 
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
@@ -25,7 +26,7 @@ from uvmshare.ninep import messages
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["BUCKETS", "SAMPLED", "Counted", "Counters", "Latency", "read"]
+__all__ = ["BUCKETS", "EXPECTED", "SAMPLED", "Counted", "Counters", "Latency", "errno_name", "read"]
 
 S = TypeVar("S")
 
@@ -34,6 +35,11 @@ SAMPLED: Final = 16
 
 BUCKETS: Final = tuple(10e-6 * 4**step for step in range(10))
 """Upper bounds of latencies in seconds: 10 µs to 2.6 s; what takes longer is beyond the last."""
+
+EXPECTED: Final = frozenset({errno.ENOENT, errno.ENODATA, errno.EOPNOTSUPP, errno.EEXIST, errno.ENOTEMPTY})
+"""The answers "no" to what programs ask in ordinary life, which are no sign of trouble: a name that is looked for along
+a path and is not there, an attribute that a file has not or that its file system has none of (a guest's kernel asks for
+security.capability before it writes), and what is made, or taken away, unless it is there (mkdir -p, O_EXCL, rmdir)."""
 
 _OPERATIONS: Final = 0
 """By message type, whatever a guest makes of it."""
@@ -89,6 +95,10 @@ class Counted(msgspec.Struct, frozen=True):
     beside_device: Count = 0
     """The device (stat(2)) of the one that waits longest."""
     latencies: Annotated[dict[Kind, Latency], msgspec.Meta(max_length=128)] = {}
+
+    def answered(self, *, expected: bool) -> dict[Errno, Count]:
+        """Return the `errors` that are `EXPECTED`, or those that are not."""
+        return {number: count for number, count in self.errors.items() if (number in EXPECTED) is expected}
 
 
 class Counters:
@@ -158,6 +168,11 @@ class Counters:
                 slots[at + 2 + sum(took > bound for bound in _BOUNDS)] += 1
 
         return measuring
+
+
+def errno_name(number: int) -> str:
+    """Return the name of an errno, or its number where it has none."""
+    return errno.errorcode.get(number, str(number))
 
 
 def read(source: mmap.mmap | str) -> Counted:

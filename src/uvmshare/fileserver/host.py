@@ -13,6 +13,7 @@ import socket
 import tempfile
 from typing import TYPE_CHECKING, Final
 
+from uvmshare import address
 from uvmshare.errors import InvalidOptions
 from uvmshare.fileserver import syscalls
 from uvmshare.fileserver.mount import confinement, enclosure
@@ -22,9 +23,14 @@ from uvmshare.hostpath import require_path
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["examine"]
+__all__ = ["examine", "out_of_reach"]
 
 _FEW_DESCRIPTORS: Final = 65536
+
+_VHOST_VSOCK: Final = "/dev/vhost-vsock"
+"""What QEMU opens to give a guest a CID."""
+_FIRST_GUEST: Final = 3
+"""CIDs below are the hypervisor's, this machine's own and the host's (vsock(7))."""
 
 
 def _kernel() -> Finding:
@@ -145,7 +151,7 @@ def _vsock() -> Finding:
             "vsock: addresses; unix:, firecracker:, cloud-hypervisor: and tcp: do without",
             "modprobe vsock",
         )
-    if not os.path.exists("/dev/vhost-vsock"):
+    if not os.path.exists(_VHOST_VSOCK):
         return Finding(
             "vsock",
             "warning",
@@ -222,6 +228,17 @@ _HOST: Final[tuple[Callable[[], Finding], ...]] = (
     _vsock,
     _nowait,
 )
+
+
+def out_of_reach(addresses: Iterable[str]) -> list[str]:
+    """Return, for each address that no guest of this host can reach as it is now, why, and what to do."""
+    parsed = ((text, address.parse(text)) for text in addresses)
+    return [
+        f"{text}: no guest can reach this address: {_VHOST_VSOCK} is missing, without which QEMU gives no guest a CID "
+        "(modprobe vhost_vsock)"
+        for text, where in parsed
+        if where.kind == "vsock" and where.cid >= _FIRST_GUEST and not os.path.exists(_VHOST_VSOCK)
+    ]
 
 
 def examine(shares: Iterable[str] = ()) -> list[Finding]:

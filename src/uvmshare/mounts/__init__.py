@@ -13,6 +13,7 @@ from uvmshare.mounts.agent_client import AgentClient
 from uvmshare.mounts.manager import MountManager
 from uvmshare.mounts.mount import MountInfo
 from uvmshare.mounts.options import MountOptions
+from uvmshare.mounts.reach import Reach
 from uvmshare.mounts.state import MountState
 
 __all__ = [  # noqa: RUF022  most to least important
@@ -21,4 +22,5 @@ __all__ = [  # noqa: RUF022  most to least important
     "MountOptions",
     "MountInfo",
     "MountState",
+    "Reach",
 ]

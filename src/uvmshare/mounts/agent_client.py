@@ -37,6 +37,7 @@ from uvmshare.hcs import schema
 from uvmshare.mounts.channel import Acceptor, Dialler
 from uvmshare.mounts.connection import Connection, Lost, greet
 from uvmshare.mounts.interfaces import GuestMount
+from uvmshare.mounts.reach import AgentReach, Trigger
 from uvmshare.mounts.report import MOST_MOUNTS, Added, GuestReport, ListedMount, MountHealth
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
     from uvmshare.address import Address
     from uvmshare.mounts.channel import Stream, Streams
+    from uvmshare.mounts.reach import Reach
     from uvmshare.mounts.report import AgentInfo
 
 __all__ = ["AgentClient"]
@@ -76,6 +78,7 @@ class AgentClient:
     the agent dials. `server_port` is the port of the file server that the guest's mounts dial. `token` is the secret
     that the agent was given, if it was; then each end proves to the other that it knows it. `timeout` is how many
     seconds a request may take in the guest. `streams` gives connected streams in another way than `address` says.
+    `clock` gives the seconds since the epoch that `reach` shows.
 
     Without a token, who is at the other end of a unix socket or of TCP on loopback must be this process's user, root,
     or one of `allow_uids`, which are uids or "any": any user of the host could else pose as the agent.
@@ -93,6 +96,7 @@ class AgentClient:
         timeout: float = 30.0,
         streams: Streams | None = None,
         allow_uids: Collection[int | Literal["any"]] = (),
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.address = parse(address, default_port=wire.DEFAULT_PORT) if isinstance(address, str) else address
         self._accept = accept
@@ -112,6 +116,8 @@ class AgentClient:
         self._streams = streams
         self._keeping: asyncio.Task[None] | None = None
         self._on_connect: list[Callable[[], None]] = []
+        self._agent_reach = AgentReach(clock)
+        self._on_reach: list[Callable[[Reach], None]] = []
 
     async def start(self) -> Self:
         """Begin to reach the agent, and to stay connected. Raises `OSError` when it is to listen and cannot."""
@@ -131,6 +137,7 @@ class AgentClient:
             await asyncio.gather(self._keeping, return_exceptions=True)
         if self._streams is not None:
             await self._streams.aclose()
+        self._agent_reach.apply(Trigger.CLIENT_CLOSED)
         self._tell_change()
 
     async def __aenter__(self) -> Self:
@@ -145,6 +152,15 @@ class AgentClient:
     def info(self) -> AgentInfo | None:
         """What the agent said of itself; None while it is not connected."""
         return self._connection.info if self._connection is not None else None
+
+    @property
+    def reach(self) -> Reach:
+        """Whether the agent is reached, and since when. One that falls silent is found out within ten seconds."""
+        return self._agent_reach.seen(self._failure)
+
+    def on_reach(self, callback: Callable[[Reach], None]) -> None:
+        """Have `callback` called in the event loop, with what is so then, each time the agent was reached or lost."""
+        self._on_reach.append(callback)
 
     @property
     def port(self) -> int:
@@ -316,7 +332,7 @@ class AgentClient:
             try:
                 connection = await self._reach(streams)
                 reached = loop.time()
-                self._failure = await self._use(connection)
+                await self._use(connection)
             except Exception as error:  # noqa: BLE001  whatever it was, the next attempt may be another agent's
                 self._failure = error
                 # Somebody else may have dialled, and the agent may still.
@@ -329,19 +345,27 @@ class AgentClient:
             await asyncio.sleep(delay)
             delay = min(2 * delay, longest)
 
-    async def _use(self, connection: Connection) -> Exception:
-        """Serve the connection to its end, and return why it ended."""
+    async def _use(self, connection: Connection) -> None:
+        """Serve the connection to its end; `_failure` is then why it ended."""
         self._denied = False
         self._failure = None
         self._connection = connection
+        self._note_reach(Trigger.GREETED)
         self._tell_change()
         for callback in self._on_connect:  # what it raises is the loop's to tell, and ends nothing here
             asyncio.get_running_loop().call_soon(callback)
         try:
-            return await connection.serve()
+            self._failure = await connection.serve()
         finally:
             self._connection = None
+            if not self._closed:
+                self._note_reach(Trigger.CUT)
             self._tell_change()
+
+    def _note_reach(self, trigger: Trigger) -> None:
+        self._agent_reach.apply(trigger)
+        for callback in self._on_reach:
+            asyncio.get_running_loop().call_soon(callback, self.reach)
 
     async def _reach(self, streams: Streams) -> Connection:
         if self._accept:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from uvmshare.errors import ComputeSystemGone, MountNotFound, MountRevoked
 from uvmshare.mounts.interfaces import GuestMount
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from uvmshare.mounts.interfaces import GuestAgent
-    from uvmshare.mounts.mount import Mount
+    from uvmshare.mounts.mount import Mount, MountInfo
     from uvmshare.share.manager import Manager
 
 __all__ = ["RETRY_FIRST", "REVOKE_GRACE", "Engine", "guest_mount", "mount_path_of", "revoked", "share_owner"]
@@ -54,6 +54,12 @@ class Engine:
         self.vm_gone: ComputeSystemGone | None = None
         self.by_path: dict[str, Mount] = {}
         """Every mount that the guest has, may have, or should have."""
+        self.on_change: list[Callable[[MountInfo, Literal["lost", "remounted"]], None]] = []
+
+    def tell(self, mount: Mount, what: Literal["lost", "remounted"]) -> None:
+        """Tell those who asked for it what the guest did with a mount that somebody holds."""
+        for callback in self.on_change:  # what it raises is the loop's to tell
+            asyncio.get_running_loop().call_soon(callback, mount.info(), what)
 
     # ------------------------------------------------------------------ the calls
 
@@ -145,7 +151,10 @@ class Engine:
             error.__cause__ = cause
         operation.error = error
         if error is None:
+            again = mount.state is MountLife.RESTORING
             mount.apply(Trigger.MOUNT_SUCCEEDED, now)
+            if again:
+                self.tell(mount, "remounted")
             mount.retry_delay = 0.0
             self._end(mount, operation, task)
             return

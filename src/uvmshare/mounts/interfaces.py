@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from uvmshare.mounts.options import Cache
+    from uvmshare.mounts.reach import Reach
 
-__all__ = ["GuestAgent", "GuestMount", "TellsConnect"]
+__all__ = ["GuestAgent", "GuestMount", "TellsConnect", "TellsReach"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +77,12 @@ class TellsConnect(Protocol):
 
     def on_connect(self, callback: Callable[[], None]) -> None:
         """Have `callback` called in the event loop; it may be that the guest was started again and has no mounts."""
+
+
+@runtime_checkable
+class TellsReach(Protocol):
+    """An agent that tells whether it is reached now, and since when."""
+
+    @property
+    def reach(self) -> Reach:
+        """What is so now."""

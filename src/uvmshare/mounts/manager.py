@@ -25,7 +25,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from uvmshare import arguments
 from uvmshare.errors import ComputeSystemGone, ManagerClosed, MountConflict, MountsLeft, OutcomeUnknown, WrongType
@@ -291,6 +291,10 @@ class MountManager:
             raise
         await self._leave(mount, owner, None)
 
+    def on_change(self, callback: Callable[[MountInfo, Literal["lost", "remounted"]], None]) -> None:
+        """Have `callback` called in the event loop when the guest lost a mount, and when it has it again."""
+        self._engine.on_change.append(callback)
+
     def mounts(self) -> tuple[MountInfo, ...]:
         """Return a snapshot of every mount that the guest has, may have or should have, oldest first."""
         return tuple(mount.info() for mount in self._engine.by_path.values())
@@ -326,6 +330,7 @@ class MountManager:
             self._engine.see_to(mount)  # it may be gone, and then its path is free
         elif mount.state is MountLife.MOUNTED and not guest_mount(mount).is_met_by(found):
             mount.apply(Trigger.LOST, self._engine.clock())
+            self._engine.tell(mount, "lost")
             mount.maybe_in_guest = found is not None
             self._engine.see_to(mount)
 
@@ -386,7 +391,8 @@ class MountManager:
             self._admit(options)
             mount = self._engine.by_path.get(options.mount_path)
             if mount is None:
-                mount = self._engine.by_path[options.mount_path] = Mount(options, self._engine.clock())
+                mount = Mount(options, self._engine.clock(), self._engine.agent)
+                self._engine.by_path[options.mount_path] = mount
             elif mount.operation is not None and (mount.state.busy == "unmounting" or mount.is_revoked):
                 # How that ends is for those who asked; then look again.
                 await mount.operation.wait()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
+from uvmshare.mounts.interfaces import TellsReach
 from uvmshare.mounts.state import TRANSITIONS, MountLife, MountState, Trigger
 from uvmshare.share.entry import Entry
 
@@ -49,6 +50,9 @@ class MountInfo:
     does not tell."""
     taken_from: tuple[Hashable, ...] = ()
     """The owners who held it until it was to be taken away whatever the guest says; None among them for anonymous."""
+    unreachable_since: datetime | None = None
+    """Since when the guest's agent is out of reach (UTC): `state` is then what was known before. None while it is
+    reached, and for an agent that does not tell."""
 
 
 class Mount(Entry[MountLife, Trigger]):
@@ -59,6 +63,7 @@ class Mount(Entry[MountLife, Trigger]):
     """
 
     __slots__ = (
+        "_agent",
         "adding",
         "asked_name",
         "chosen",
@@ -73,10 +78,12 @@ class Mount(Entry[MountLife, Trigger]):
 
     transitions = TRANSITIONS
 
-    def __init__(self, options: MountOptions, now: float) -> None:
+    def __init__(self, options: MountOptions, now: float, agent: object = None) -> None:
         super().__init__(now, TRANSITIONS.initial)
         self.options = options
         """Immutable."""
+        self._agent = agent
+        """Whom to ask since when it is out of reach, if it tells."""
         self.share_name = options.share if isinstance(options.share, str) else None
         """For a share of `AddOptions`: its name while the mount holds it, else None."""
         self.asked_name = self.share_name
@@ -169,4 +176,5 @@ class Mount(Entry[MountLife, Trigger]):
             last_error=self.last_error,
             chosen=self.chosen,
             taken_from=tuple(self.taken_from),
+            unreachable_since=self._agent.reach.unreachable_since if isinstance(self._agent, TellsReach) else None,
         )
