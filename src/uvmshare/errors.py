@@ -376,7 +376,7 @@ class NotThere(UvmshareError, LookupError):
 
 
 class NotHeld(UvmshareError):
-    """The owner that was named holds nothing of what was to be given back; the message says who does."""
+    """The owner that was named holds nothing of what was to be released; the message says who does."""
 
 
 class AlreadyThere(UvmshareError):

@@ -20,11 +20,15 @@ from uvmshare.daemon.documents import NewShare
 from uvmshare.daemon.events import EventLog
 from uvmshare.daemon.identity import Identity
 from uvmshare.mounts import AgentClient, MountManager
+from uvmshare.share.manager import Manager
+from uvmshare.share.options import AddOptions
 from uvmshare.testing.agents import ScriptedStreams, healthy
+from uvmshare.testing.fakes import FakeVM
 from uvmshare.testing.schedule import run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import pytest
     from tests.daemon.harness import Running
@@ -113,6 +117,20 @@ def test_an_agent_whom_nobody_has_reached_yet_tells_why(daemon: Running, client:
     assert daemon.add_vm("without").agent_state is None
 
 
+def test_a_vm_whose_socket_was_removed_says_that_no_guest_reaches_it(
+    daemon: Running, client: Client, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("UVMSHARE_HOST", daemon.home.host)
+    address = daemon.add_vm().addresses[0]
+    assert client.vm("vm").notes == ()
+    os.unlink(address.removeprefix("unix:"))
+    assert client.vm("vm").notes == (
+        f"{address}: no guest can reach this address: its socket was removed from there; start the file server anew",
+    )
+    assert run_command(["vm", "ls"]) == 0
+    assert "its socket was removed" in capfd.readouterr().out
+
+
 def flaps(talk: Talk) -> None:
     """Greet as an agent does, and hang up when there is time for it."""
     healthy(talk)
@@ -142,23 +160,21 @@ def test_an_agent_that_flaps_makes_a_bounded_number_of_events_and_the_last_is_wh
     run(test())
 
 
-def test_an_agent_that_says_again_and_again_that_a_mount_is_lost_makes_few_events() -> None:
+def test_an_agent_that_says_again_and_again_that_a_mount_is_lost_makes_few_events(tmp_path: Path) -> None:
     async def test() -> None:
         told: list[str] = []
         events = SimpleNamespace(emit=lambda kind, *_, **__: told.append(kind))
         client = AgentClient("unix:/nowhere", streams=ScriptedStreams(healthy))  # it lists nothing, whatever it mounts
         async with client:
             await client.reached()
-            mounts = MountManager(client)
+            mounts = MountManager(client, shares=Manager(FakeVM()))
             agents = Agents(cast("Any", events))
             record = SimpleNamespace(key=(0, "vm"))
             machine = SimpleNamespace(
                 record=record, agent=client, mounts=mounts, agent_address="unix:/nowhere", mounted=mounts.mounts
             )
             agents.watch(cast("Machine", machine))
-            from uvmshare.mounts import MountOptions
-
-            await mounts.mount(MountOptions("0", "/run/uvmshare/x"), owner="0/job")
+            await mounts.map_to_guest(AddOptions(str(tmp_path)), "/run/uvmshare/x", owner="0/job")
             for _ in range(500):
                 await mounts.settle()
                 await asyncio.sleep(0.1)

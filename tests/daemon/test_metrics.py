@@ -47,7 +47,7 @@ def busy() -> Iterator[Running]:
                     guest.read_file("missing")
             for _ in range(2):  # what tells of trouble
                 with pytest.raises(OSError, match=r"."):
-                    guest.write_file("new", b"")
+                    guest.write_file("file", b"")
             yield daemon
 
 

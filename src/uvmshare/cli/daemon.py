@@ -9,6 +9,7 @@ import sys
 
 import click
 
+from uvmshare.cli.foreground import INTERRUPTED
 from uvmshare.cli.serve import cgroup_limits, octal_mode
 from uvmshare.errors import UnsupportedPlatform
 
@@ -137,4 +138,4 @@ def daemon(
         user_shares=user_shares,
     )
     if asyncio.run(serve(settings)):
-        raise KeyboardInterrupt
+        sys.exit(INTERRUPTED)

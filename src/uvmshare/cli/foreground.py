@@ -11,7 +11,7 @@ import contextlib
 import signal
 import socket
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
     from uvmshare import AddOptions, Manager
 
-__all__ = ["Ready", "Served", "print_line", "serve_shares", "until_signalled"]
+__all__ = ["INTERRUPTED", "Ready", "Served", "print_line", "serve_shares", "until_signalled"]
+
+
+INTERRUPTED: Final = 130
+"""The exit status after SIGINT, as every command's help says."""
 
 
 class Served(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -69,12 +73,12 @@ async def serve_shares(manager: Manager, shares: Sequence[AddOptions], *, owner:
 def until_signalled(serving: Coroutine[Any, Any, None]) -> None:
     """Run a coroutine until it ends or SIGINT, SIGTERM or SIGHUP comes; then it is cancelled and cleans up.
 
-    Returns when it has cleaned up after SIGTERM or SIGHUP, which ask for its end, and raises `KeyboardInterrupt` after
-    SIGINT, which interrupts it; raises what it raises. A second signal meanwhile acts as if nobody
+    Returns when it has cleaned up after SIGTERM or SIGHUP, which ask for its end, and raises `SystemExit` with the
+    status of an interrupted command after SIGINT; raises what it raises. A second signal meanwhile acts as if nobody
     had asked for it: the process ends and leaves behind what was not cleaned up yet.
     """
     if asyncio.run(_until_signalled(serving)) == signal.SIGINT:
-        raise KeyboardInterrupt
+        sys.exit(INTERRUPTED)
 
 
 async def _until_signalled(serving: Coroutine[Any, Any, None]) -> int | None:

@@ -154,7 +154,7 @@ def request_of(kind: type[T], fields: Mapping[str, Any], names: Mapping[str, str
 
 
 def _not_held(client: Client, thing: str, released: Released, owner: str, uid: int | None) -> str:
-    """Say who holds what one wanted to give back, and how that one is named."""
+    """Say who holds what one wanted to release, and how that one is named."""
     you = client.info().you
 
     def option(each: Reference) -> str:

@@ -16,7 +16,7 @@ import click
 from uvmshare.cli.foreground import Ready, print_line, serve_shares, until_signalled
 from uvmshare.cli.output import note
 from uvmshare.cli.share_spec import share_options, shares_argument, sharing_options, with_sharing_options
-from uvmshare.errors import FileServerError, UnsupportedPlatform
+from uvmshare.errors import FileServerError, OperationDenied, UnsupportedPlatform
 from uvmshare.fileserver.limits import Limits
 from uvmshare.fileserver.models import LINKS, SECURITY_MODELS
 
@@ -269,8 +269,12 @@ def _require_access(options: Sequence[AddOptions]) -> None:
     from uvmshare.hostfiles import require_access  # noqa: PLC0415  it is Linux's alone
 
     for each in options:
-        with suppress(OSError):  # the file server says it better
+        try:
             require_access(each.host_path, os.geteuid(), read_only=each.read_only)
+        except OperationDenied:
+            raise
+        except OSError:  # it is gone meanwhile, and the file server says so
+            continue
 
 
 def _make_run_dir(run_dir: str) -> None:

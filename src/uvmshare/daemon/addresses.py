@@ -1,24 +1,28 @@
 """Which addresses a user may have the daemon use for his VM.
 
-What lives here: what is refused before anything is started. What must not: reading an address (`uvmshare.address`), or
-listening and dialling, which is done with the user's rights (`machine`, `dialler`).
+What lives here: what is refused before anything is started, and what is seen of addresses later (`Reachable`). What
+must not: reading an address (`uvmshare.address`), or listening and dialling, which is done with the user's rights
+(`machine`, `dialler`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from uvmshare import address
-from uvmshare.errors import InvalidAddress, OperationDenied
+from uvmshare.errors import HostPathHangs, InvalidAddress, OperationDenied
+from uvmshare.fileserver.host import out_of_reach
 from uvmshare.guest.wire import DEFAULT_PORT as AGENT_PORT
 from uvmshare.linux.loopback import is_loopback
 
 if TYPE_CHECKING:
     from uvmshare.daemon.documents import NewVm
-    from uvmshare.daemon.identity import Identity
+    from uvmshare.daemon.identity import Identity, Threads
 
-__all__ = ["check_addresses"]
+__all__ = ["Reachable", "check_addresses"]
 
 _FIRST_FREE_PORT: Final = 1024
 """Ports below are root's (ip(7), vsock(7))."""
@@ -50,3 +54,36 @@ def _require_absolute(text: str, where: address.Address) -> None:
     if where.path and not os.path.isabs(where.path):
         msg = f"address {text!r}: the daemon has another working directory than you; use an absolute path"
         raise InvalidAddress(msg)
+
+
+_PATIENCE: Final = 1.0
+"""Seconds that whoever asks for a VM waits for a look at its addresses. Whatever answers does so in milliseconds."""
+
+
+class Reachable:
+    """Why no guest can reach an address of a VM, as it was last seen. Belongs to one event loop."""
+
+    def __init__(self, threads: Threads, user: Identity) -> None:
+        self._threads = threads
+        self._user = user
+        self._looking: asyncio.Task[None] | None = None
+        self.notes: tuple[str, ...] = ()
+
+    async def look(self, addresses: tuple[str, ...]) -> None:
+        """Look with the rights of the VM's user, one look at a time; wait for none for long."""
+        if not addresses:
+            self.notes = ()
+            return
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().create_task(self._look(addresses))
+            self._looking.add_done_callback(self._looked)
+        await asyncio.wait({self._looking}, timeout=_PATIENCE)
+
+    def _looked(self, task: asyncio.Task[None]) -> None:
+        self._looking = None
+        if not task.cancelled():
+            task.exception()  # none, or the host has no room for a thread: what is known stays
+
+    async def _look(self, addresses: tuple[str, ...]) -> None:
+        with suppress(HostPathHangs, OperationDenied, OSError):
+            self.notes = tuple(await self._threads.acting_as(self._user, addresses[0], lambda: out_of_reach(addresses)))

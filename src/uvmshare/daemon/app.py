@@ -198,7 +198,9 @@ async def get_info(*, service: Serving, who: Who) -> Info:
 @get("/vms", summary="List VMs", responses=_FAILURES)
 async def list_vms(*, service: Serving, who: Who) -> list[Vm]:
     """List the VMs that are yours; to root, all."""
-    return [service.vm(who, machine) for machine in service.visible(who)]
+    machines = service.visible(who)
+    await asyncio.gather(*(machine.reachable.look(machine.addresses) for machine in machines))
+    return [service.vm(who, machine) for machine in machines]
 
 
 @post("/vms", summary="Add a VM", responses=_ACCEPTED)
@@ -210,7 +212,9 @@ async def add_vm(*, service: Serving, who: Who, data: JSONBody[NewVm], wait: Wai
 @get("/vms/{vm:str}", summary="A VM", responses=_FAILURES)
 async def get_vm(*, service: Serving, who: Who, vm: VmName) -> Vm:
     """Show one VM."""
-    return service.vm(who, service.find(who, vm))
+    machine = service.find(who, vm)
+    await machine.reachable.look(machine.addresses)
+    return service.vm(who, machine)
 
 
 @delete("/vms/{vm:str}", summary="Remove a VM", status_code=200, responses=_ACCEPTED)

@@ -339,9 +339,9 @@ class ReleasedOwner(_Answer, frozen=True):
     """What the release of an owner came to."""
 
     released: bool
-    """Whether anything was given back; false when the owner held nothing, in no VM."""
+    """Whether anything was released; false when the owner held nothing, in no VM."""
     shares: int
-    """How many shares were given back."""
+    """How many shares were released."""
     mounts: int
     """How many mounts were."""
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from uvmshare import address, peers
+from uvmshare.daemon.addresses import Reachable
 from uvmshare.daemon.dialler import UserDialler
 from uvmshare.daemon.fates import Fates
 from uvmshare.daemon.shares import may_see
@@ -168,6 +169,8 @@ class Machine:
         self.threads = threads
         self.fates = Fates(threads, record.identity, lambda share, fate: fated(self, share, fate))
         """What became of the directories of its shares."""
+        self.reachable = Reachable(threads, record.identity)
+        """Whether guests can reach its addresses."""
         self._journal = journal
         self._places = places
         self._changed = changed

@@ -48,7 +48,10 @@ ANSWERS: Final[Mapping[type[errors.UvmshareError], tuple[int, str]]] = {
     errors.HostPathHangs: (504, "Mend or end what serves that file system, or unmount it. Nothing was changed."),
     errors.LimitReached: (429, "Release what is not needed, or have root raise the limit (uvmshare daemon --help)."),
     errors.GuestAgentError: (502, "See the reason and the agent's log in the guest."),
-    errors.AgentUnreachable: (503, "Start the agent in the guest (uvmshare guest agent), and see that it is reached."),
+    errors.AgentUnreachable: (
+        503,
+        "Start uvmshare guest agent in the guest; uvmshare vm ls shows when it is reached.",
+    ),
     errors.InvalidState: (409, "Wait, and ask again."),
     errors.ManagerClosed: (409, "The VM is being removed: add it again."),
     errors.ComputeSystemClosed: (409, "The VM is being removed: add it again."),

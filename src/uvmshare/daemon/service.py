@@ -36,7 +36,6 @@ from uvmshare.daemon.shares import Shares
 from uvmshare.daemon.store import LeaseKey, MountLease, VmRecord, name_for
 from uvmshare.errors import AlreadyThere, InvalidOptions, NotThere, OperationDenied, StillInUse, UvmshareError
 from uvmshare.fileserver.counters import errno_name
-from uvmshare.fileserver.host import out_of_reach
 from uvmshare.fileserver.mount import confinement
 from uvmshare.mounts.doctor import examine
 from uvmshare.printable import printable
@@ -269,7 +268,7 @@ class Service:
             restarts=machine.restarts,
             shares=len(self.shares.all(who, machine)),
             mounts=len(self.mappings.all(who, machine)),
-            notes=tuple(out_of_reach(machine.addresses)),
+            notes=machine.reachable.notes,
         )
 
     async def add_vm(self, who: Identity, wanted: NewVm) -> Vm:
@@ -305,6 +304,7 @@ class Service:
         finally:
             self._being_added.discard(record.key)
         self.events.emit("vm.added", record.key, addresses=list(machine.addresses))
+        await machine.reachable.look(machine.addresses)
         return self.vm(who, machine)
 
     def _check_group(self, who: Identity, wanted: NewVm) -> None:
@@ -429,7 +429,7 @@ class Service:
                 yield from self.shares.held_by(uid, machine)
 
     async def release_all(self, who: Identity, owner: str, *, force: bool = False) -> ReleasedOwner:
-        """Give back everything that an owner of `who` holds, in every VM; forced, whatever the guests say.
+        """Release everything that an owner of `who` holds, in every VM; forced, whatever the guests say.
 
         Holding nothing is no mistake, and the answer says so.
 

@@ -10,6 +10,7 @@ import errno
 import os
 import platform
 import socket
+import stat
 import tempfile
 from typing import TYPE_CHECKING, Final
 
@@ -29,8 +30,6 @@ _FEW_DESCRIPTORS: Final = 65536
 
 _VHOST_VSOCK: Final = "/dev/vhost-vsock"
 """What QEMU opens to give a guest a CID."""
-_FIRST_GUEST: Final = 3
-"""CIDs below are the hypervisor's, this machine's own and the host's (vsock(7))."""
 
 
 def _kernel() -> Finding:
@@ -231,14 +230,31 @@ _HOST: Final[tuple[Callable[[], Finding], ...]] = (
 
 
 def out_of_reach(addresses: Iterable[str]) -> list[str]:
-    """Return, for each address that no guest of this host can reach as it is now, why, and what to do."""
-    parsed = ((text, address.parse(text)) for text in addresses)
-    return [
-        f"{text}: no guest can reach this address: {_VHOST_VSOCK} is missing, without which QEMU gives no guest a CID "
-        "(modprobe vhost_vsock)"
-        for text, where in parsed
-        if where.kind == "vsock" and where.cid >= _FIRST_GUEST and not os.path.exists(_VHOST_VSOCK)
-    ]
+    """Return, for each address of a file server that no guest can reach as the host is now, why, and what to do.
+
+    It looks at socket files, whose file system may never answer.
+    """
+    return [f"{text}: {why}" for text in addresses if (why := _trouble(address.parse(text)))]
+
+
+def _trouble(where: address.Address) -> str:
+    if where.kind == "vsock" and not os.path.exists(_VHOST_VSOCK):
+        return (
+            f"no guest can reach this address: {_VHOST_VSOCK} is missing, without which QEMU gives no guest a CID "
+            "(modprobe vhost_vsock)"
+        )
+    if where.path and not _is_socket(where.socket_path):
+        return "no guest can reach this address: its socket was removed from there; start the file server anew"
+    return ""
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return False
+    except OSError:  # it cannot be told
+        return True
 
 
 def examine(shares: Iterable[str] = ()) -> list[Finding]:

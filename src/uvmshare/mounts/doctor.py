@@ -122,10 +122,11 @@ def _places(report: GuestReport) -> Iterator[Finding]:
 
 def _mounts(report: GuestReport) -> Iterator[Finding]:
     remedies = {
-        "slow": "see whether the host's file server is stopped or overloaded; what waits there cannot be killed",
-        "dead": "see whether the host still has the share and its file server runs; the agent mounts again by itself",
+        "slow": "uvmshare vm ls shows whether the file server runs, stats what it does; what waits cannot be killed",
+        "dead": "uvmshare share ls shows whether the host has the share, vm ls whether its file server runs; the agent "
+        "mounts again by itself",
         "missing": "mount it again: somebody in the guest unmounted it",
-        "failing": "look at the directory on the host: it may be gone, or not be readable any more",
+        "failing": "see DIRECTORY in uvmshare share ls: on the host it may be gone, or not be readable any more",
     }
     for mount in report.mounts:
         if mount.status == "ok":
