@@ -17,6 +17,7 @@ import uvmshare
 from uvmshare.cli import serve as serve_module
 from uvmshare.cli.foreground import Ready, print_line
 from uvmshare.cli.main import run
+from uvmshare.cli.share_spec import ShareSpec
 from uvmshare.errors import AccessDenied, FileServerError
 from uvmshare.fileserver import host
 from uvmshare.fileserver.limits import Limits
@@ -113,6 +114,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> type[FakeServer]:
         pass
 
     monkeypatch.setitem(vars(uvmshare), "FileServer", Server)
+    monkeypatch.setattr(host, "_is_socket", lambda _: True)  # this one makes none
     return Server
 
 
@@ -272,6 +274,9 @@ def test_what_the_user_may_not_write_is_served_read_only_or_not_at_all(
             )
             require_access(path, os.geteuid(), read_only=False)
             as_user(65534, lambda path=path: require_access(path, 65534, read_only=True))  # type: ignore[misc]  # as above
+        os.chmod(file, 0o666)  # one file is shared by itself, whatever its directory allows
+        as_user(65534, lambda: require_access(file, 65534, read_only=False))
+        as_user(65534, lambda: serve_module._require_access([ShareSpec(file)]))
     assert not hasattr(server, "started")
 
 

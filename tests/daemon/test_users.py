@@ -203,7 +203,7 @@ def test_what_another_user_holds_is_not_counted_to_one_who_may_not_see_it(
     name, seen = f"{ALICE}:vm", alice.folder
     secret = daemon.home.directory("roots")
     for owner in ("a", "b"):
-        client.add_share(name, NewShare(path=secret, owner=owner))
+        client.add_share(name, NewShare(path=secret, read_only=True, owner=owner))
     (vm,) = alice.do(lambda client: client.vms())
     assert (vm.shares, vm.mounts) == (0, 0)
     with pytest.raises(errors.StillInUse, match="another user holds something") as refused:
@@ -227,7 +227,7 @@ def test_what_was_missed_of_another_users_is_not_missed(
     monkeypatch.setattr(kept, "_most", 2)
     since = alice.do(lambda client: [each for each in client.events("0", follow=False) if each is not None][-1].id)
     for owner in ("a", "b", "c", "d"):
-        client.add_share(f"{ALICE}:vm", NewShare(path=daemon.home.directory("roots"), owner=owner))
+        client.add_share(f"{ALICE}:vm", NewShare(path=daemon.home.directory("roots"), read_only=True, owner=owner))
     assert alice.do(lambda client: list(client.events(since, follow=False))) == []
     assert next(client.events(since, follow=False)) is None, "root has missed some"
 

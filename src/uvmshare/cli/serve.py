@@ -23,7 +23,7 @@ from uvmshare.fileserver.models import LINKS, SECURITY_MODELS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from uvmshare import AddOptions, FileServer, Manager, RecoveryReport
+    from uvmshare import FileServer, Manager, RecoveryReport
     from uvmshare.cli.share_spec import ShareSpec
     from uvmshare.fileserver.control import Reply
     from uvmshare.fileserver.models import Links, SecurityModel
@@ -223,7 +223,7 @@ def serve(
         )
         raise UnsupportedPlatform(msg)
     options = share_options(with_sharing_options(each, hide, map_owner) for each in shares)
-    _require_access(options)
+    _require_access(shares)
 
     async def serving() -> None:
         from uvmshare import FileServer, Manager, SqliteJournal  # noqa: PLC0415  --help need not load them
@@ -264,13 +264,13 @@ def serve(
     until_signalled(serving())
 
 
-def _require_access(options: Sequence[AddOptions]) -> None:
+def _require_access(shares: Sequence[ShareSpec]) -> None:
     """See that this user may read what is to be served, and write what is not read-only. Raises `OperationDenied`."""
     from uvmshare.hostfiles import require_access  # noqa: PLC0415  it is Linux's alone
 
-    for each in options:
+    for each in shares:
         try:
-            require_access(each.host_path, os.geteuid(), read_only=each.read_only)
+            require_access(each.path, os.geteuid(), read_only=each.read_only)
         except OperationDenied:
             raise
         except OSError:  # it is gone meanwhile, and the file server says so
