@@ -174,7 +174,7 @@ def test_an_agent_that_says_again_and_again_that_a_mount_is_lost_makes_few_event
                 record=record, agent=client, mounts=mounts, agent_address="unix:/nowhere", mounted=mounts.mounts
             )
             agents.watch(cast("Machine", machine))
-            await mounts.map_to_guest(AddOptions(str(tmp_path)), "/run/uvmshare/x", owner="0/job")
+            await mounts.map(AddOptions(str(tmp_path)), "/run/uvmshare/x", owner="0/job")
             for _ in range(500):
                 await mounts.settle()
                 await asyncio.sleep(0.1)
