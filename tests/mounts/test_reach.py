@@ -53,6 +53,10 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
+def state_of(client: AgentClient) -> str:
+    return client.reach.state
+
+
 def watched(client: AgentClient) -> list[tuple[str, float]]:
     """Note each change that the client tells, and when."""
     told: list[tuple[str, float]] = []
@@ -70,14 +74,14 @@ async def test_an_agent_that_falls_silent_is_seen_to_be_lost_without_being_asked
     told = watched(client)
     begun = now()
     async with client:
-        assert client.reach.state == "unreachable"
+        assert state_of(client) == "unreachable"
         assert client.reach.since.timestamp() == pytest.approx(begun)
         await settle()
-        assert client.reach.state == "reached"
+        assert state_of(client) == "reached"
         await asyncio.sleep(9.9)
-        assert client.reach.state == "reached"
+        assert state_of(client) == "reached"
         await asyncio.sleep(0.2)
-        assert client.reach.state == "unreachable"
+        assert state_of(client) == "unreachable"
         assert client.reach.error == "it said nothing for 10 s"
         assert client.reach.losses == 1
     assert [state for state, _ in told] == ["reached", "unreachable"]
@@ -94,7 +98,7 @@ async def test_an_agent_that_says_a_byte_now_and_then_is_lost_like_a_silent_one(
     told = watched(client)
     async with client:
         await asyncio.sleep(10.1)
-        assert client.reach.state == "unreachable"
+        assert state_of(client) == "unreachable"
     assert [state for state, _ in told] == ["reached", "unreachable"]
 
 
@@ -106,7 +110,7 @@ async def test_an_agent_that_answers_slowly_stays_reached() -> None:
     told = watched(client)
     async with client:
         await asyncio.sleep(1000)
-        assert client.reach.state == "reached"
+        assert state_of(client) == "reached"
         assert streams.given == 1
     assert len(told) == 1
 
@@ -137,13 +141,13 @@ async def test_an_agent_that_hangs_up_is_unreachable_until_it_is_there_again() -
         await asyncio.sleep(3)
         talks[0].hang_up()
         await settle()
-        assert client.reach.state == "unreachable"
+        assert state_of(client) == "unreachable"
         assert client.reach.error == "it hung up"
         since = client.reach.since
         await asyncio.sleep(5)  # the second says no first words for ten
         assert client.reach.since == since
         await asyncio.sleep(10)
-        assert client.reach.state == "reached"
+        assert state_of(client) == "reached"
         assert client.reach.error is None
         assert client.reach.unreachable_since is None
     assert [state for state, _ in told] == ["reached", "unreachable", "reached"]
@@ -156,7 +160,7 @@ async def test_closing_the_client_is_no_loss_of_the_agent() -> None:
         await settle()
     await settle()
     assert [state for state, _ in told] == ["reached"]
-    assert client.reach.state == "unreachable"
+    assert state_of(client) == "unreachable"
     assert client.reach.losses == 0
 
 

@@ -105,7 +105,8 @@ async def _until_signalled(serving: Coroutine[Any, Any, None]) -> int | None:
             signal.signal(number, on_signal)
         try:
             task = asyncio.create_task(serving)
-            await asyncio.wait([task, signalled], return_when=asyncio.FIRST_COMPLETED)
+            ends: tuple[asyncio.Future[Any], ...] = (task, signalled)
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if signalled.done():
                 task.cancel()
                 await asyncio.wait({task})
