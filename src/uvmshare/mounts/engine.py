@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
 from uvmshare.errors import ComputeSystemGone, MountNotFound, MountRevoked
+from uvmshare.heard import logger
 from uvmshare.mounts.interfaces import GuestMount
 from uvmshare.mounts.state import MountLife, Trigger
 from uvmshare.share.operation import OUTCOME_UNKNOWN, Operation, failure_of, loop_is_ending
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from uvmshare.share.manager import Manager
 
 __all__ = ["RETRY_FIRST", "REVOKE_GRACE", "Engine", "guest_mount", "mount_path_of", "revoked", "share_owner"]
+
+_log: Final = logger("mounts")
 
 RETRY_FIRST: Final = 0.5
 """Seconds before what could not be taken away, or mounted again, is tried again: a guest that is started again
@@ -289,6 +292,7 @@ class Engine:
             return
         if mount.to_be_taken_away or mount.to_be_mounted:
             mount.retry_later(RETRY_FIRST, partial(self._retry, mount))
+            _log.info("mount %s is seen to again later: %s", mount.path, mount.last_error or "nobody wants it")
 
     def _retry(self, mount: Mount) -> None:
         mount.retry = None

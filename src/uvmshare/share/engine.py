@@ -12,9 +12,10 @@ at the tables again. There are no locks, and shares never wait for each other.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from uvmshare.errors import ComputeSystemGone
+from uvmshare.heard import logger
 from uvmshare.share.interfaces import Plan9Share
 from uvmshare.share.ledger import NOT_THERE, RETRY_FIRST, Ledger, add_again, add_to
 from uvmshare.share.operation import OUTCOME_UNKNOWN, Operation, failure_of, loop_is_ending
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from uvmshare.share.options import AddOptions
 
 __all__ = ["Engine"]
+
+_log: Final = logger("shares")
 
 
 class Engine:
@@ -276,6 +279,7 @@ class Engine:
         """If the share is to be taken out, or back, see to it after a while, and after a longer one each time."""
         if not self.closed and share.retry is None and (share.to_be_taken_out or share.to_be_restored):
             share.retry_later(RETRY_FIRST, partial(self._retry, share))
+            _log.info("share %s is seen to again later: %s", share.name, share.last_error or "nobody wants it")
 
     def _retry(self, share: Share) -> None:
         share.retry = None
