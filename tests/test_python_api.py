@@ -99,7 +99,7 @@ with uvmshare.serve(listen, security_model="none") as vm:
 @linux
 def test_a_program_that_ends_without_closing_ends(place: Path) -> None:
     assert _run(place, "vm = uvmshare.serve(listen, security_model='none'); print(vm.share(place).name)") == "0\n"
-    with pytest.raises(OSError, match="refused|No such file"):
+    with pytest.raises(OSError, match=r"refused|No such file"):
         dial(f"unix:{place}/s", timeout=DEADLINE)
 
 
