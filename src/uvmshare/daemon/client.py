@@ -13,11 +13,9 @@ is renewed (`uvmshare.daemon.holding`).
 from __future__ import annotations
 
 import asyncio
-import functools
-import inspect
 import os
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import httpx
 
@@ -25,11 +23,25 @@ from uvmshare import arguments
 from uvmshare.daemon import calls
 from uvmshare.daemon.calls import default_host
 from uvmshare.daemon.holding import LEASE, Held, owner_of, renew_awaiting, renew_in_thread
+from uvmshare.daemon.methods import (
+    Asked,
+    AsyncMounts,
+    AsyncOperations,
+    AsyncOwners,
+    AsyncShares,
+    AsyncVms,
+    Awaited,
+    Mounts,
+    Operations,
+    Owners,
+    Shares,
+    Vms,
+)
 from uvmshare.errors import DaemonError, InvalidOptions, UvmshareError
 from uvmshare.process import require_process
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+    from collections.abc import AsyncIterator, Collection, Iterator
     from types import TracebackType
 
     from uvmshare.daemon.calls import Call
@@ -38,7 +50,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncClient", "Client", "default_host"]
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 _SECONDS: Final = 120.0
@@ -98,122 +109,6 @@ class _Connection:
         }
 
 
-class _Asked(Generic[P, T]):
-    """A method of a client that waits for the answer to the call that a function describes."""
-
-    def __init__(self, describe: Callable[P, Call[T]]) -> None:
-        self._describe = describe
-        self.__doc__ = describe.__doc__
-
-    @overload
-    def __get__(self, group: None, cls: type) -> Self: ...
-
-    @overload
-    def __get__(self, group: Client | _Group, cls: type) -> Callable[P, T]: ...
-
-    def __get__(self, group: Client | _Group | None, cls: type) -> Self | Callable[P, T]:
-        if group is None:
-            return self
-        client = group if isinstance(group, Client) else group.client
-
-        def ask(*args: P.args, **more: P.kwargs) -> T:
-            return client.ask(_described(self._describe, *args, **more))
-
-        return _named(ask, self._describe)
-
-
-class _Awaited(Generic[P, T]):
-    """A method of a client that awaits the answer to the call that a function describes."""
-
-    def __init__(self, describe: Callable[P, Call[T]]) -> None:
-        self._describe = describe
-        self.__doc__ = describe.__doc__
-
-    @overload
-    def __get__(self, group: None, cls: type) -> Self: ...
-
-    @overload
-    def __get__(self, group: AsyncClient | _AsyncGroup, cls: type) -> Callable[P, Awaitable[T]]: ...
-
-    def __get__(self, group: AsyncClient | _AsyncGroup | None, cls: type) -> Self | Callable[P, Awaitable[T]]:
-        if group is None:
-            return self
-        client = group if isinstance(group, AsyncClient) else group.client
-
-        async def ask(*args: P.args, **more: P.kwargs) -> T:
-            return await client.ask(_described(self._describe, *args, **more))
-
-        return _named(ask, self._describe)
-
-
-def _described(describe: Callable[P, Call[T]], *args: P.args, **more: P.kwargs) -> Call[T]:
-    arguments.only_known(describe.__name__, more, inspect.signature(describe).parameters)
-    return describe(*args, **more)
-
-
-def _named(ask: Callable[P, T], describe: Callable[P, Any]) -> Callable[P, T]:
-    """Have a method show the name, words and arguments of what describes its call."""
-    functools.update_wrapper(ask, describe)
-    del ask.__wrapped__  # type: ignore[attr-defined]  # else a signature would be the description's, with its Call
-    said = inspect.signature(describe)
-    answer = str(said.return_annotation).removeprefix("Call[").removesuffix("]")
-    ask.__signature__ = said.replace(return_annotation=answer)  # type: ignore[attr-defined]  # inspect reads it
-    return ask
-
-
-class _Group:
-    """Some of a client's methods, which concern one kind of thing."""
-
-    def __init__(self, client: Client) -> None:
-        self.client = client
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.client!r}>"
-
-
-class Vms(_Group):
-    """VMs that the daemon knows; called, it lists yours."""
-
-    __call__ = _Asked(calls.list_vms)
-    get = _Asked(calls.get_vm)
-    add = _Asked(calls.add_vm)
-    remove = _Asked(calls.remove_vm)
-    stats = _Asked(calls.stats)
-    examine = _Asked(calls.examine_guest)
-
-
-class Shares(_Group):
-    """Shares of VMs; called with a VM, it lists those that you hold."""
-
-    __call__ = _Asked(calls.list_shares)
-    get = _Asked(calls.get_share)
-    add = _Asked(calls.add_share)
-    begin_add = _Asked(calls.begin_add_share)
-    release = _Asked(calls.release_share)
-
-
-class Mounts(_Group):
-    """Mounts in the guests of VMs; called with a VM, it lists those that you hold."""
-
-    __call__ = _Asked(calls.list_mounts)
-    map = _Asked(calls.map_directory)
-    unmap = _Asked(calls.unmap_directory)
-
-
-class Owners(_Group):
-    """Those who hold shares and mounts: names of the caller's choice."""
-
-    renew = _Asked(calls.renew)
-    release = _Asked(calls.release_owner)
-
-
-class Operations(_Group):
-    """What takes a while, and was not waited for; called, it lists what there is."""
-
-    __call__ = _Asked(calls.list_operations)
-    get = _Asked(calls.operation)
-
-
 class Client(_Connection):
     """The daemon, for programs that wait for its answers; from any number of threads.
 
@@ -236,7 +131,7 @@ class Client(_Connection):
         self.owners = Owners(self)
         self.operations = Operations(self)
 
-    info = _Asked(calls.info)
+    info = Asked(calls.info)
 
     def __enter__(self) -> Self:
         return self
@@ -353,19 +248,19 @@ class Client(_Connection):
 
     # The same with documents that are made already, and by their former names.
 
-    vm = _Asked(calls.get_vm)
-    add_vm = _Asked(calls.post_vm)
-    remove_vm = _Asked(calls.remove_vm)
-    share = _Asked(calls.get_share)
-    add_share = _Asked(calls.post_share)
-    begin_add_share = _Asked(calls.begin_post_share)
-    release_share = _Asked(calls.release_share)
-    map = _Asked(calls.post_mount)
-    unmap = _Asked(calls.unmap_directory)
-    stats = _Asked(calls.stats)
-    examine_guest = _Asked(calls.examine_guest)
-    release_owner = _Asked(calls.release_owner)
-    operation = _Asked(calls.operation)
+    vm = Asked(calls.get_vm)
+    add_vm = Asked(calls.post_vm)
+    remove_vm = Asked(calls.remove_vm)
+    share = Asked(calls.get_share)
+    add_share = Asked(calls.post_share)
+    begin_add_share = Asked(calls.begin_post_share)
+    release_share = Asked(calls.release_share)
+    map = Asked(calls.post_mount)
+    unmap = Asked(calls.unmap_directory)
+    stats = Asked(calls.stats)
+    examine_guest = Asked(calls.examine_guest)
+    release_owner = Asked(calls.release_owner)
+    operation = Asked(calls.operation)
 
     def renew(self, owner: str, *, lease: float | None = None, vm: str | None = None, share: str | None = None) -> int:
         """Let leases of an owner run afresh; return how many."""
@@ -404,59 +299,6 @@ class Client(_Connection):
             raise calls.no_daemon(self.host, error, self._version()) from error.error
 
 
-class _AsyncGroup:
-    """Some of a client's methods, which concern one kind of thing."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self.client = client
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.client!r}>"
-
-
-class AsyncVms(_AsyncGroup):
-    """VMs that the daemon knows; called, it lists yours."""
-
-    __call__ = _Awaited(calls.list_vms)
-    get = _Awaited(calls.get_vm)
-    add = _Awaited(calls.add_vm)
-    remove = _Awaited(calls.remove_vm)
-    stats = _Awaited(calls.stats)
-    examine = _Awaited(calls.examine_guest)
-
-
-class AsyncShares(_AsyncGroup):
-    """Shares of VMs; called with a VM, it lists those that you hold."""
-
-    __call__ = _Awaited(calls.list_shares)
-    get = _Awaited(calls.get_share)
-    add = _Awaited(calls.add_share)
-    begin_add = _Awaited(calls.begin_add_share)
-    release = _Awaited(calls.release_share)
-
-
-class AsyncMounts(_AsyncGroup):
-    """Mounts in the guests of VMs; called with a VM, it lists those that you hold."""
-
-    __call__ = _Awaited(calls.list_mounts)
-    map = _Awaited(calls.map_directory)
-    unmap = _Awaited(calls.unmap_directory)
-
-
-class AsyncOwners(_AsyncGroup):
-    """Those who hold shares and mounts: names of the caller's choice."""
-
-    renew = _Awaited(calls.renew)
-    release = _Awaited(calls.release_owner)
-
-
-class AsyncOperations(_AsyncGroup):
-    """What takes a while, and was not waited for; called, it lists what there is."""
-
-    __call__ = _Awaited(calls.list_operations)
-    get = _Awaited(calls.operation)
-
-
 class AsyncClient(_Connection):
     """The daemon, for programs with an event loop: as `Client`, whose methods are awaited here. One event loop."""
 
@@ -472,7 +314,7 @@ class AsyncClient(_Connection):
         self.owners = AsyncOwners(self)
         self.operations = AsyncOperations(self)
 
-    info = _Awaited(calls.info)
+    info = Awaited(calls.info)
 
     async def __aenter__(self) -> Self:
         return self
