@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SPEED := $(VENV)/.speed-installed
+HAS_HEADERS := import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))
 RUFF := $(BIN)/ruff
 MYPY := $(BIN)/mypy
 COVERAGE := $(BIN)/coverage
@@ -23,7 +25,7 @@ help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: venv
-venv: $(STAMP)  ## Make .venv with the package and everything its checks need
+venv: $(STAMP) $(SPEED)  ## Make .venv with the package and everything its checks need
 
 # hatchling and editables come first and the build is not isolated, so that a changed pyproject.toml
 # is installed again without the network.
@@ -34,6 +36,17 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip --quiet --disable-pip-version-check install 'hatchling>=1.25' 'editables>=0.5'
 	$(BIN)/python -m pip --quiet --disable-pip-version-check install --no-build-isolation --editable '.[dev]'
 	@touch $@
+
+# The compiled hot path, where there is a compiler and Python's headers. Without them everything works in Python, and the
+# next run tries again.
+$(SPEED): $(STAMP) native/uvmshare_speed.pyx native/entries.pxi native/setup.py native/pyproject.toml
+	@if command -v cc >/dev/null && $(BIN)/python -c '$(HAS_HEADERS)'; then \
+		$(BIN)/python -m pip --quiet --disable-pip-version-check install 'cython>=3.1' 'setuptools>=65' wheel && \
+		$(BIN)/python -m pip --quiet --disable-pip-version-check install --no-build-isolation --no-deps ./native && \
+		touch $@; \
+	else \
+		echo "make: no C compiler, or no headers of this Python: the hot path stays Python (docs/performance.md)" >&2; \
+	fi
 
 # The file server, the daemon, the guest's agent and what is held against them run on Linux alone; elsewhere only what
 # imports them is looked at.
@@ -61,7 +74,7 @@ packages:
 	tools/packages test
 
 .PHONY: test
-test: packages lint  ## Every check and every test but the long ones
+test: packages lint $(SPEED)  ## Every check and every test but the long ones
 	$(BIN)/python tools/run_tests.py quick $(PYTEST_ARGS)
 
 .PHONY: test-newer-python
@@ -71,18 +84,18 @@ test-newer-python: $(STAMP)  ## The tests of `make test` without a guest on Debi
 
 # Measuring makes them half as slow again, and CI has no time for that.
 .PHONY: coverage
-coverage: packages $(STAMP)  ## The tests of `make test` once more, measured: fails below the coverage that is asked for
+coverage: packages $(STAMP) $(SPEED)  ## The tests of `make test` once more, measured: fails below the coverage that is asked for
 	@$(COVERAGE) erase
 	$(BIN)/python tools/run_tests.py quick --coverage $(PYTEST_ARGS)
 	@$(COVERAGE) combine --quiet
 	$(COVERAGE) report
 
 .PHONY: test-long
-test-long: packages $(STAMP)  ## The long tests, beside each other: half an hour
+test-long: packages $(STAMP) $(SPEED)  ## The long tests, beside each other: half an hour
 	$(BIN)/python tools/run_tests.py long $(PYTEST_ARGS)
 
 .PHONY: soak
-soak: packages $(STAMP)  ## What takes hours: the whole conformance matrix, a million races, every kill point
+soak: packages $(STAMP) $(SPEED)  ## What takes hours: the whole conformance matrix, a million races, every kill point
 	tools/packages soak
 	$(BIN)/python tools/run_tests.py soak $(PYTEST_ARGS)
 
@@ -112,7 +125,7 @@ demo: $(STAMP)  ## Boot a real guest and share directories with it while it runs
 	$(BIN)/uvmshare demo
 
 .PHONY: bench
-bench: $(STAMP)  ## Measure against diod and a minimal C server; under ten minutes (BENCH_ARGS=--quick to try)
+bench: $(STAMP) $(SPEED)  ## Measure against diod and a minimal C server; under ten minutes (BENCH_ARGS=--quick to try)
 	tools/packages bench
 	$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
 

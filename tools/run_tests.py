@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 ROOT: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -38,11 +38,14 @@ class Group:
     name: str
     where: tuple[str, ...]
     marks: str = ""
+    environment: tuple[tuple[str, str], ...] = ()
+    of_all: str = ""
+    """Which tests of these, long or not; empty: those of the kind."""
 
     def without(self, *others: Group) -> Group:
         """Return this group without what is in the others."""
         ignored = tuple(f"--ignore={path}" for other in others for path in other.where if not path.startswith("-"))
-        return Group(self.name, (*self.where, *ignored), self.marks)
+        return replace(self, where=(*self.where, *ignored))
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,9 @@ class Kind:
 
 
 def kind(marks: str, lanes: int, *groups: Group, options: tuple[str, ...] = Kind.options) -> Kind:
-    """Return a kind of these groups, and of one more that has the rest."""
-    return Kind(marks, lanes, (*groups, Group("rest", ("tests",)).without(*groups)), options)
+    """Return a kind of these groups, and of one that has the rest: also what a group with settings of its own has."""
+    others = [group for group in groups if not group.environment]
+    return Kind(marks, lanes, (*groups, Group("rest", ("tests",)).without(*others)), options)
 
 
 _CONFORMANCE: Final = "tests/conformance"
@@ -73,6 +77,19 @@ _LONG: Final = (
     Group("soak", (_SOAK,)),
     Group("kills", ("tests/reliability", f"--ignore={_SOAK}")),
 )
+_WITHOUT_SPEED: Final = (("UVMSHARE_SPEED", "off"),)
+_CORE: Final = Group(
+    "pure-python",
+    tuple(f"tests/fileserver/test_{name}.py" for name in ("session", "opening", "listing", "large_reads", "idle")),
+    environment=_WITHOUT_SPEED,
+)
+"""A core of the file server's tests once more without the compiled hot path, which all others use where it is built."""
+_PURE: Final = Group(
+    "pure-python",
+    ("tests/fileserver", "tests/hostile", "tests/conformance/test_causes.py"),
+    environment=_WITHOUT_SPEED,
+    of_all="not soak",
+)
 _QUICK: Final = (
     Group("fileserver", ("tests/fileserver",)),
     Group("daemon", ("tests/daemon",)),
@@ -84,9 +101,9 @@ _QUICK: Final = (
 )
 KINDS: Final = {
     # Three at a time on two cores: much of what they do is to wait for processes that they start.
-    "quick": kind("not long and not soak", 3, *_QUICK),
+    "quick": kind("not long and not soak", 3, *_QUICK, _CORE),
     "newer-python": kind("not long and not soak and not guest", 3, *_QUICK),
-    "long": kind("long and not soak", 2, *_LONG, options=("--timeout=3600", *Kind.options)),
+    "long": kind("long and not soak", 2, *_LONG, _PURE, options=("--timeout=3600", *Kind.options)),
     "soak": kind("soak", 2, *_LONG, options=("--timeout=7200", *Kind.options)),
 }
 
@@ -114,10 +131,13 @@ class Run:
 
     def _run(self, group: Group) -> int:
         self._say(f"{group.name} begins")
-        marks = f"{self._kind.marks} and {group.marks}" if group.marks else self._kind.marks
+        marks = group.of_all or (f"{self._kind.marks} and {group.marks}" if group.marks else self._kind.marks)
         command = [*self._pytest, "-m", marks, *self._kind.options, *group.where, *self._more]
+        environment = {**os.environ, **dict(group.environment)}
         with open(self._log(group), "w") as log:
-            return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, check=False).returncode
+            return subprocess.run(
+                command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=environment, check=False
+            ).returncode
 
     def run(self) -> int:
         """Run all groups; 1 when something failed or nothing was there to run."""

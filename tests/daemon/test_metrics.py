@@ -229,6 +229,7 @@ def test_rates_are_of_what_was_done_meanwhile_and_never_below_nothing() -> None:
             received=operations * 10,
             sent=operations * 1000,
             latency=None,
+            compiled=0,
             kinds={},
             unreachable_since=None,
         )

@@ -102,7 +102,12 @@ def test_what_a_mount_of_an_earlier_version_has_counted_is_read(tmp_path: Path) 
     made = Counters(path)
     made.slots[messages.Tread.type] = 3
     made.set_beside(1, 2)
-    os.truncate(path, os.stat(path).st_size - 16)  # it knew of no requests beside its loop
+    made.slots[counters.COMPILED] = 3
+    size = os.stat(path).st_size
+    os.truncate(path, size - 8)  # it knew of no compiled hot path
+    found = counters.read(path)
+    assert (found.operations, found.beside, found.compiled) == ({"Tread": 3}, 1, 0)
+    os.truncate(path, size - 24)  # nor of requests beside its loop
     found = counters.read(path)
     assert (found.operations, found.beside, found.beside_device) == ({"Tread": 3}, 0, 0)
 

@@ -81,14 +81,14 @@ def test_zeros_stand_for_what_is_cut_off_after_the_count_was_announced(
         guest.start()
         file = OpenFile(os.open(path, os.O_RDONLY), (0, 0))
         outbox = Outbox(ours)
-        transmit = outbox._transmit
+        transmit = outbox.transmit
 
-        def cut_and_transmit(data: bytes | memoryview) -> None:
-            monkeypatch.setattr(outbox, "_transmit", transmit)
+        def cut_andtransmit(data: bytes | memoryview) -> None:
+            monkeypatch.setattr(outbox, "transmit", transmit)
             os.truncate(path, 300_000)
             transmit(data)
 
-        monkeypatch.setattr(outbox, "_transmit", cut_and_transmit)  # the first thing sent is the count
+        monkeypatch.setattr(outbox, "transmit", cut_andtransmit)  # the first thing sent is the count
         assert outbox.reply_read(7, file, 0, 1_000_000)
         guest.join()
     assert guest.message == messages.Rread(content[:300_000] + bytes(SIZE - 300_000))

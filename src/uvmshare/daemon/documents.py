@@ -368,6 +368,8 @@ class Stats(_Answer, frozen=True):
     """Bytes, to the guest."""
     latency: float | None
     """Seconds in a request's handler, the mean of those that were measured, one turn in sixteen."""
+    compiled: int
+    """How many of the operations the compiled hot path served: 0 where it is not in use."""
     kinds: dict[str, int]
     """Operations by kind."""
     unreachable_since: datetime | None

@@ -410,6 +410,7 @@ class Service:
                     received=min(sum(each.received for each in counted), _MOST),
                     sent=min(sum(each.sent for each in counted), _MOST),
                     latency=sum(latency.seconds for latency in measured) / count if count else None,
+                    compiled=min(sum(each.compiled for each in counted), _MOST),
                     kinds={kind: min(number, _MOST) for kind, number in kinds.items()},
                     unreachable_since=machine.unreachable_since if share.name in mapped else None,
                 )

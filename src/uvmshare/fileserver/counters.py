@@ -26,7 +26,19 @@ from uvmshare.ninep import messages
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["BUCKETS", "EXPECTED", "SAMPLED", "Counted", "Counters", "Latency", "errno_name", "read"]
+__all__ = [
+    "BUCKETS",
+    "COMPILED",
+    "EXPECTED",
+    "RECEIVED",
+    "SAMPLED",
+    "SENT",
+    "Counted",
+    "Counters",
+    "Latency",
+    "errno_name",
+    "read",
+]
 
 S = TypeVar("S")
 
@@ -45,8 +57,9 @@ _OPERATIONS: Final = 0
 """By message type, whatever a guest makes of it."""
 _ERRORS: Final = 256
 """By errno; what is above 255 counts as EIO."""
-_RECEIVED: Final = 512
-_SENT: Final = 513
+RECEIVED: Final = 512
+SENT: Final = 513
+"""Bytes from the guest, and to it."""
 _LATENCIES: Final = 514
 _PER_TYPE: Final = 2 + len(BUCKETS) + 1
 """How many were measured, their sum in nanoseconds, and how many in each bucket."""
@@ -54,7 +67,9 @@ _BESIDE: Final = _LATENCIES + 64 * _PER_TYPE
 """Requests that threads are at, of file systems that may never answer, and the device of the one that takes longest.
 Behind all that mounts of earlier versions have, which a new supervisor reads."""
 _BESIDE_DEVICE: Final = _BESIDE + 1
-_SLOTS: Final = _BESIDE_DEVICE + 1
+COMPILED: Final = _BESIDE_DEVICE + 1
+"""Requests that the compiled hot path served (`mount.plain`), of those by message type."""
+_SLOTS: Final = COMPILED + 1
 _SIZE: Final = 8 * _SLOTS
 _BOUNDS: Final = tuple(int(bound * 1e9) for bound in BUCKETS)
 _EIO: Final = 5
@@ -94,6 +109,8 @@ class Counted(msgspec.Struct, frozen=True):
     """Requests that wait for file systems that may never answer."""
     beside_device: Count = 0
     """The device (stat(2)) of the one that waits longest."""
+    compiled: Count = 0
+    """How many of the requests the compiled hot path served: 0 where it is not used."""
     latencies: Annotated[dict[Kind, Latency], msgspec.Meta(max_length=128)] = {}
 
     def answered(self, *, expected: bool) -> dict[Errno, Count]:
@@ -134,16 +151,23 @@ class Counters:
 
     def count_received(self, size: int) -> None:
         """Count bytes from the guest."""
-        self.slots[_RECEIVED] += size
+        self.slots[RECEIVED] += size
 
     def set_sent(self, size: int) -> None:
         """Say how many bytes went to the guest so far."""
-        self.slots[_SENT] = size
+        self.slots[SENT] = size
 
     def set_beside(self, count: int, device: int) -> None:
         """Say how many requests threads are at, and the device of the one that takes longest."""
         self.slots[_BESIDE] = count
         self.slots[_BESIDE_DEVICE] = device
+
+    def count_latency(self, number: int, took: int) -> None:
+        """Count how long a request of that type took, in nanoseconds."""
+        slots, at = self.slots, _LATENCIES + (number >> 1) * _PER_TYPE
+        slots[at] += 1
+        slots[at + 1] += took
+        slots[at + 2 + sum(took > bound for bound in _BOUNDS)] += 1
 
     def measured(
         self, served: list[Callable[[S, int, int, int, int], bytes | None] | None]
@@ -154,18 +178,14 @@ class Counters:
     def _measured(
         self, number: int, serve: Callable[[S, int, int, int, int], bytes | None]
     ) -> Callable[[S, int, int, int, int], bytes | None]:
-        slots, clock = self.slots, time.perf_counter_ns
-        at = _LATENCIES + (number >> 1) * _PER_TYPE
+        count, clock = self.count_latency, time.perf_counter_ns
 
         def measuring(session: S, tag: int, fid: int, start: int, stop: int) -> bytes | None:
             begun = clock()
             try:
                 return serve(session, tag, fid, start, stop)
             finally:
-                took = clock() - begun
-                slots[at] += 1
-                slots[at + 1] += took
-                slots[at + 2 + sum(took > bound for bound in _BOUNDS)] += 1
+                count(number, clock() - begun)
 
         return measuring
 
@@ -198,9 +218,10 @@ def read(source: mmap.mmap | str) -> Counted:
     return Counted(
         operations={name: slots[number] for number, name in names.items() if slots[number]},
         errors={number: slots[_ERRORS + number] for number in range(256) if slots[_ERRORS + number]},
-        received=slots[_RECEIVED],
-        sent=slots[_SENT],
+        received=slots[RECEIVED],
+        sent=slots[SENT],
         beside=slots[_BESIDE],
         beside_device=slots[_BESIDE_DEVICE],
+        compiled=slots[COMPILED],
         latencies=latencies,
     )

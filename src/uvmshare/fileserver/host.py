@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from uvmshare import address
 from uvmshare.errors import InvalidOptions
-from uvmshare.fileserver import syscalls
+from uvmshare.fileserver import speed, syscalls
 from uvmshare.fileserver.mount import confinement, enclosure
 from uvmshare.finding import Finding
 from uvmshare.hostpath import require_path
@@ -180,6 +180,19 @@ def _nowait() -> Finding:
     return Finding(f"reads without waiting ({tempfile.gettempdir()})", "good", "RWF_NOWAIT works")
 
 
+def _hot_path() -> Finding:
+    if speed.is_used():
+        return Finding("compiled hot path", "good", speed.describe())
+    return Finding(
+        "compiled hot path",
+        "warning",
+        speed.describe(),
+        "file servers are all Python: nothing is missing, and small requests cost two to three times the CPU time",
+        "pip install 'uvmshare[speed]', which needs a C compiler and Python's headers where there is no wheel, and "
+        f"leave {speed.VARIABLE}=off away",
+    )
+
+
 def _share(path: str) -> Finding:
     """Look at a directory as it would be shared: whether it can be listed and written, and keeps attributes."""
     subject = f"share {path}"
@@ -226,6 +239,7 @@ _HOST: Final[tuple[Callable[[], Finding], ...]] = (
     _descriptors,
     _vsock,
     _nowait,
+    _hot_path,
 )
 
 

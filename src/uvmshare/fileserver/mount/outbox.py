@@ -54,6 +54,11 @@ on TCP with ECONNRESET (net/9p/trans_fd.c, and seen with 6.1 and 6.12)."""
 _LOOK_AGAIN_SECONDS: Final = 0.0005
 """Nothing wakes who waits until a peer has taken what was sent."""
 
+_DATA_AT: Final = mmap.PAGESIZE
+_HEADER_AT: Final = _DATA_AT - READ_HEADER_SIZE
+"""Where the data of a read stands in the buffer: at the beginning of a page. It stood 11 bytes further, which some CPUs
+copy to and from slowly (reads of 64 KiB were at 0.62 to 0.72 of diod on one)."""
+
 _ZEROS: Final = bytes(64 * 1024)
 _READ_HEADER: Final = struct.Struct("<IBHI")
 _PACK_READ_HEADER: Final = _READ_HEADER.pack
@@ -78,22 +83,30 @@ class Outbox:
         self.sent_aside = 0
         """Bytes that `send` sent, from other threads than the loop's."""
         self.replies: list[bytes] = []
-        self._before = before
+        self.before = before
+        """Called before the loop's replies are sent."""
         self._large = 0
         """Bytes of the replies that came by `reply`."""
         self._connection = connection
-        self._lock = threading.Lock()  # held by whoever sends
-        self._buffer = mmap.mmap(-1, READ_HEADER_SIZE + _SENDFILE_MIN)  # pages that nothing touches cost nothing
-        self._view = memoryview(self._buffer)
-        self._stuck = False
+        self.lock = threading.Lock()
+        """Held by whoever sends."""
+        self._buffer = mmap.mmap(-1, _DATA_AT + _SENDFILE_MIN)  # pages that nothing touches cost nothing
+        self._data = memoryview(self._buffer)[_DATA_AT:]
+        self._reply = memoryview(self._buffer)[_HEADER_AT:]
+        self.is_stuck = False
+        """Whether a part of a reply was sent and the rest was not: then nothing more ever is."""
         self._end: Callable[[], NoReturn] | None = None
         self._uses_sendfile = connection.family == socket.AF_UNIX
 
     def send(self, replies: bytes) -> None:
         """Send whole replies now, from any thread. Raises `OSError`, or `RemoteProtocolError` as `flush` does."""
-        with self._lock:
-            self._transmit(replies)
+        with self.lock:
+            self.transmit(replies)
             self.sent_aside += len(replies)
+        self.end_if_asked()
+
+    def end_if_asked(self) -> None:
+        """End the process where a signal's handler left that to whoever was sending."""
         if self._end is not None:
             self._end_between_replies(self._end)
 
@@ -107,9 +120,9 @@ class Outbox:
         self._end_between_replies(end)
 
     def _end_between_replies(self, end: Callable[[], NoReturn]) -> None:
-        if not self._lock.acquire(blocking=False):
+        if not self.lock.acquire(blocking=False):
             return
-        if not self._stuck:
+        if not self.is_stuck:
             with suppress(OSError):
                 self._tell_of_the_end()
         end()
@@ -131,9 +144,9 @@ class Outbox:
             time.sleep(_LOOK_AGAIN_SECONDS)
             now = time.monotonic()
 
-    def _transmit(self, data: bytes | memoryview) -> None:
-        """Send all of it, with the lock held; once a part was sent and the rest was not, nothing more ever is."""
-        if self._stuck:
+    def transmit(self, data: bytes | memoryview) -> None:
+        """Send all of it, with the lock held. Raises `OSError`, or `RemoteProtocolError` as `flush` does."""
+        if self.is_stuck:
             self._give_up()
         try:
             self._connection.sendall(data)
@@ -141,7 +154,7 @@ class Outbox:
             self._give_up()
 
     def _give_up(self) -> NoReturn:
-        self._stuck = True
+        self.is_stuck = True
         msg = "the guest has not taken its replies for too long"
         raise RemoteProtocolError(msg)
 
@@ -156,15 +169,14 @@ class Outbox:
         """Send every reply that waits. Raises `BrokenPipeError` or `ConnectionResetError`."""
         replies = self.replies
         if replies:
-            self._before()
+            self.before()
             data = replies[0] if len(replies) == 1 else b"".join(replies)
             replies.clear()
             self._large = 0
-            with self._lock:
-                self._transmit(data)
+            with self.lock:
+                self.transmit(data)
             self.sent += len(data)
-            if self._end is not None:
-                self._end_between_replies(self._end)
+            self.end_if_asked()
 
     def reply_read(self, tag: int, file: OpenFile, offset: int, count: int) -> bool:
         """Answer a Tread from the page cache. Returns False when the host would have to wait for the disk.
@@ -182,19 +194,18 @@ class Outbox:
             data = os.pread(file.fd, count, offset)
             self.reply(_PACK_READ_HEADER(READ_HEADER_SIZE + len(data), _RREAD, tag, len(data)) + data)
             return True
-        got = _read_now(file, self._view[READ_HEADER_SIZE : READ_HEADER_SIZE + count], offset)
+        got = _read_now(file, self._data[:count], offset)
         if got is None:
             return False
-        _READ_HEADER.pack_into(self._buffer, 0, READ_HEADER_SIZE + got, _RREAD, tag, got)
+        _READ_HEADER.pack_into(self._buffer, _HEADER_AT, READ_HEADER_SIZE + got, _RREAD, tag, got)
         if count <= _SMALL:
-            self.reply(self._buffer[: READ_HEADER_SIZE + got])
+            self.reply(self._buffer[_HEADER_AT : _DATA_AT + got])
         else:
             self.flush()
-            with self._lock:
-                self._transmit(self._view[: READ_HEADER_SIZE + got])
+            with self.lock:
+                self.transmit(self._reply[: READ_HEADER_SIZE + got])
             self.sent += READ_HEADER_SIZE + got
-            if self._end is not None:
-                self._end_between_replies(self._end)
+            self.end_if_asked()
         return True
 
     @staticmethod
@@ -209,12 +220,12 @@ class Outbox:
         take the place of what is cut off meanwhile.
         """
         self.replies.append(_READ_HEADER.pack(READ_HEADER_SIZE + count, _RREAD, tag, count))
-        self._before()
+        self.before()
         head = b"".join(self.replies)
         self.replies.clear()
         self._large = 0
-        with self._lock:
-            self._transmit(head)
+        with self.lock:
+            self.transmit(head)
             self.sent += len(head) + count
             sent = 0
             step = 1
@@ -235,16 +246,15 @@ class Outbox:
                 sent += step
             while sent < count:
                 piece = _ZEROS[: count - sent]
-                self._transmit(piece)
+                self.transmit(piece)
                 sent += len(piece)
-        if self._end is not None:
-            self._end_between_replies(self._end)
+        self.end_if_asked()
 
     def _copy(self, descriptor: int, offset: int, count: int) -> int:
         """Send a piece of a file by way of the buffer, which is empty; return its size."""
-        piece = self._view[: min(count, _PIECE)]
+        piece = self._data[: min(count, _PIECE)]
         got = os.preadv(descriptor, [piece], offset)
-        self._transmit(piece[:got])
+        self.transmit(piece[:got])
         return got
 
 
@@ -261,7 +271,7 @@ def _read_now(file: OpenFile, into: memoryview, offset: int) -> int | None:
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise
-            file.nowait = False
+            file.cannot_tell()
         else:
             short = got < len(into) and offset + got < os.fstat(file.fd).st_size
             return None if short else got

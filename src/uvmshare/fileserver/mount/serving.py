@@ -35,6 +35,7 @@ from uvmshare.fileserver.mount.foreign import Foreign
 from uvmshare.fileserver.mount.handlers import locking, table, walking
 from uvmshare.fileserver.mount.idle import Idle, Pins
 from uvmshare.fileserver.mount.outbox import Outbox, read_reply
+from uvmshare.fileserver.mount.plain import Plain, begin, make_buffers
 from uvmshare.fileserver.mount.session import Connection, XattrRoom
 from uvmshare.fileserver.mount.splicing import Splicer
 from uvmshare.fileserver.mount.waiting import is_readable, set_time_out
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.mount.fids import Fid
     from uvmshare.fileserver.mount.files.node import Node
     from uvmshare.fileserver.mount.files.openfile import OpenFile
+    from uvmshare.fileserver.mount.plain import Fast
     from uvmshare.fileserver.mount.session import Server
 
 __all__ = ["Serving"]
@@ -164,6 +166,9 @@ class Serving(Connection):
         self.throttle = Throttle(limits, on_first_wait=self._slowed_down)
         self.splicer = Splicer(connection.fileno()) if connection.family == socket.AF_UNIX else None
         self._plain = self._served = self._measured = _NOT_ATTACHED
+        self._fast: Fast | None = None
+        """The compiled loop, which serves what is plain (`plain`)."""
+        self._buffers = make_buffers()
         self._thread = threading.get_ident()
         self.foreign = Foreign(self)
         # Anonymous mappings: pages that no large message touches cost nothing.
@@ -218,6 +223,12 @@ class Serving(Connection):
         start = stop = number = at = tag = turn = charged = 0
         while True:
             turn += 1
+            fast = self._fast
+            if fast is not None and not (pending or ahead or self._lock_waits):
+                if replies:
+                    start = fast.serve(start, end, self.msize, turn % SAMPLED == 0)
+                else:
+                    start, end = fast.run(start, end, self.msize)
             served, msize = self._measured if turn % SAMPLED == 0 else self._served, self.msize
             more = False
             try:
@@ -238,11 +249,13 @@ class Serving(Connection):
                     counts[number] += 1
                     if serve is None or pending or ahead or self._lock_waits:
                         reply = self._serve_rest(number, tag, fid, at, stop)
-                        served, msize = self._served, self.msize
+                        served, msize, fast = self._served, self.msize, None
                     else:
                         reply = serve(self, tag, fid, at, stop)
                     if reply is not None:
                         append(reply)
+                    if fast is not None and not (pending or ahead or self._lock_waits):
+                        start = fast.serve(start, end, msize, served is self._measured)
                 else:
                     more = True
             except RemoteProtocolError:
@@ -297,15 +310,21 @@ class Serving(Connection):
             try:
                 received = self._connection.recv_into(into)
             except BlockingIOError:
-                self.bear_silence()
-                if not self._rests:
-                    self.foreign.rest()
-                while not self._rests and not is_readable(self._connection, 0):
-                    self._rests = not self.idle.let_go(_LET_GO)
+                self._nothing_came()
             else:
-                self._silences = 0
-                self._rests = False
+                self._something_came()
                 return received
+
+    def _nothing_came(self) -> None:
+        self.bear_silence()
+        if not self._rests:
+            self.foreign.rest()
+        while not self._rests and not is_readable(self._connection, 0):
+            self._rests = not self.idle.let_go(_LET_GO)
+
+    def _something_came(self) -> None:
+        self._silences = 0
+        self._rests = False
 
     def _guarded(self, tag: int, work: Callable[[], bytes | None]) -> bytes | None:
         """Do what a request asks for; an error is the guest's to know."""
@@ -401,6 +420,19 @@ class Serving(Connection):
         if self.foreign.is_used and attached:
             self._served = self.foreign.served(self._plain)
         self._measured = self.counters.measured(self._served)
+        self._fast = begin(self._marks, self, self._connection) if attached and not self.foreign.is_used else None
+
+    def _marks(self) -> Plain:
+        return Plain(
+            self,
+            self._connection,
+            room=self._room,
+            slack=_IN_SLACK,
+            in_most=_IN_MOST,
+            nothing_came=self._nothing_came,
+            something_came=self._something_came,
+            buffers=self._buffers,
+        )
 
     def _flush_request(self, tag: int, message: messages.Tflush) -> bytes | None:
         """Take a request back, if it has not been answered (flush(5)).

@@ -95,6 +95,16 @@ class Bounds:
             self._root_path = working_directory()
             self._is_fixed = self._root_path.startswith(b"/")
 
+    @property
+    def inside(self) -> bytes | None:
+        """What the kernel's path of everything inside begins with, for ever, and of nothing that is not inside.
+
+        None where there is more to ask (`require_inside`).
+        """
+        if not self._is_fixed or self._only is not None or self._hidden is not None:
+            return None
+        return self._root_path.rstrip(b"/") + b"/"
+
     def like(self, bounds: Bounds) -> None:
         """Know of the root what the loop's bounds know, for threads, which have no working directory of their own."""
         self.has_landlock = bounds.has_landlock

@@ -128,12 +128,15 @@ class Ownership:
     """The bits that a file of the host may get from a guest."""
     _attributes: frozenset[bytes] = frozenset()
     """Extended attributes of the host that are a guest's too, beside those of users."""
+    looks_further_before_write = False
+    """Whether `before_write` has anything to do, for users other than root, where the host's file has no such bits."""
 
     def __init__(self, tree: Tree, owners: OwnerMap | None = None) -> None:
         self._tree = tree
         self._owners = owners
         self._is_root = os.geteuid() == 0
-        self._known: dict[int, Known] = {}
+        self.known_files: dict[int, Known] = {}
+        """By inode: what `known` has kept, of files that may have changed since."""
 
     def known(self, node: Node, found: os.stat_result) -> Known:
         """Return what the guest sees of a node whose fstat(2) is `found`, read again only when the file has changed.
@@ -142,7 +145,7 @@ class Ownership:
         file systems that are not exact about it, as sshfs, which knows no ctime. Kept, all of it takes 0.3 us;
         reading extended attributes 3, numbers 0.6.
         """
-        known = self._known.get(found.st_ino)
+        known = self.known_files.get(found.st_ino)
         if (
             known is not None
             and known.ctime == found.st_ctime_ns
@@ -153,9 +156,9 @@ class Ownership:
         attributes = self.seen(node, found)
         known = Known(found, attributes, self._tree.qid_numbers(self._tree.told(node, found), attributes[0]))
         if is_settled(time.time_ns(), known.ctime):
-            if len(self._known) >= _MOST_KNOWN:
-                self._known.clear()
-            self._known[found.st_ino] = known
+            if len(self.known_files) >= _MOST_KNOWN:
+                self.known_files.clear()
+            self.known_files[found.st_ino] = known
         return known
 
     def seen(self, node: Node, found: os.stat_result) -> Attributes:
@@ -362,6 +365,7 @@ class Mapped(Ownership):
     """
 
     name = "mapped-xattr"
+    looks_further_before_write = True  # the guest's bits are in an attribute
 
     def __init__(self, tree: Tree, links: str, owners: OwnerMap | None) -> None:
         """Make links that are `links`: "mapped" or "real"."""

@@ -1,0 +1,115 @@
+"""What the compiled hot path is given of a session: the contract between the two.
+
+What lives here: `Plain`, and when there is one. What must not: any rule. What is marked here is what the handlers go
+by, computed once for the session; what can change is asked by the hot path as it goes, of the objects it is given.
+
+The hot path serves a request only where it is plain: of the fids' own classes, of files whose attributes are known
+(`Known`), without an error. It hands every other request to its handler, untouched. So a rule that is new needs nothing
+there, as long as it shows in one of these marks, or in a class of its own.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from uvmshare.fileserver import counters, speed
+from uvmshare.fileserver.mount.fids import Fid
+from uvmshare.fileserver.mount.files.node import Node
+from uvmshare.fileserver.mount.files.openfile import CreatedFile, OpenFile
+from uvmshare.fileserver.mount.files.ownership import Known
+from uvmshare.fileserver.mount.splicing import SPLICE_MIN
+from uvmshare.ninep.constants import OpenFlag
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from uvmshare.fileserver.mount.session import Connection
+
+__all__ = ["Fast", "Plain", "begin", "make_buffers"]
+
+_PAGE: Final = 4096
+_OUT: Final = 128 * 1024
+"""Replies that wait to be sent: 64 KiB, and the largest that is sent with others."""
+_LARGE: Final = _PAGE + 256 * 1024
+
+_ODD_FLAGS: Final = int(OpenFlag.TRUNC | OpenFlag.APPEND | OpenFlag.SYNC | OpenFlag.DSYNC | OpenFlag.DIRECTORY)
+"""Flags of an open that mean something here: what has one is for its handler."""
+
+
+class Fast(Protocol):
+    """The compiled loop of one session."""
+
+    def serve(self, start: int, end: int, msize: int, measured: bool) -> int:  # noqa: FBT001  called for every request
+        """Serve what is plain of the session's buffer; return where what is not begins. Replies go to the outbox."""
+
+    def run(self, start: int, end: int, msize: int) -> tuple[int, int]:
+        """Serve, send and receive while all is plain; return where what is received begins and ends then."""
+
+
+class Plain:
+    """What the hot path of one session needs to know."""
+
+    fid_class, node_class, known_class = Fid, Node, Known
+    file_class, created_class = OpenFile, CreatedFile
+    odd_flags = _ODD_FLAGS
+    path_flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    reopen_flags = os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+    splice_min = SPLICE_MIN
+    sampled = counters.SAMPLED
+    received_at, sent_at, served_at = counters.RECEIVED, counters.SENT, counters.COMPILED
+    fstat = staticmethod(os.fstat)
+
+    def __init__(
+        self,
+        session: Connection,
+        connection: socket.socket,
+        *,
+        room: int,
+        slack: int,
+        in_most: int,
+        nothing_came: Callable[[], None],
+        something_came: Callable[[], None],
+        buffers: tuple[mmap.mmap, mmap.mmap],
+    ) -> None:
+        """Mark what the session allows. `room`, `slack` and `in_most` are those of the loop's buffer."""
+        tree, ownership, outbox = session.tree, session.ownership, session.outbox
+        self.session, self.tree, self.bounds, self.root = session, tree, tree.bounds, tree.root
+        self.buffer, (self.out, self.large) = session.buffer, buffers
+        self.slots = session.counters.slots
+        self.took = session.counters.count_latency
+        self.fids, self.opened_files = session.fids, session.opened_files
+        self.opened, self.drop_fid = session.opened, session.drop_fid
+        self.known, self.known_files, self.before_write = ownership.known, ownership.known_files, ownership.before_write
+        self.looks_further = ownership.looks_further_before_write
+        self.outbox, self.lock, self.before = outbox, outbox.lock, outbox.before
+        self.connection, self.proc = connection.fileno(), tree.descriptors[1]
+        self.most_descriptors = session.most_descriptors
+        self.most_fids, self.most_open = session.limits.fids, session.limits.open_files
+        self.room, self.slack, self.in_most = room, slack, in_most if session.splicer is not None else 0
+        self.nothing_came, self.something_came = nothing_came, something_came
+        self.walks = tree.only is None and tree.hidden is None
+        """Whether a name that is there may be walked to, wherever the walk stays inside."""
+        self.writes = not session.export.read_only
+        self.has_landlock = tree.bounds.has_landlock
+        self.inside = tree.bounds.inside
+
+
+def make_buffers() -> tuple[mmap.mmap, mmap.mmap]:
+    """Return the memory for replies; a confined process can map no more. Pages that nothing touches cost nothing."""
+    return mmap.mmap(-1, _OUT), mmap.mmap(-1, _LARGE)
+
+
+def begin(plain: Callable[[], Plain], session: Connection, connection: socket.socket) -> Fast | None:
+    """Return the compiled loop of a session; None where there is none, or nothing of this session is plain.
+
+    A mount that is held to a rate counts each request: it is served by the handlers alone.
+    """
+    if speed.compiled is None or session.throttle.is_needed:
+        return None
+    if type(connection) is not socket.socket:
+        return None
+    fast: Any = speed.compiled.Loop(plain())
+    return fast  # type: ignore[no-any-return]  # the module is no part of this package
