@@ -113,11 +113,18 @@ $(FUZZ_STAMP): $(STAMP)
 	@touch $@
 
 .PHONY: fuzz
-fuzz: $(FUZZ_STAMP)  ## Fuzz the codec, the session and the agent for FUZZ_SECONDS each (1800)
+fuzz: $(FUZZ_STAMP) $(SPEED) fuzz-compiled  ## Fuzz the codec, the session and the agent for FUZZ_SECONDS each (1800)
 	mkdir -p .cache/fuzz/codec .cache/fuzz/session .cache/fuzz/agent
 	$(BIN)/python fuzz/run.py codec -max_total_time=$(FUZZ_SECONDS) .cache/fuzz/codec fuzz/corpus/codec
 	$(BIN)/python fuzz/run.py session -max_total_time=$(FUZZ_SECONDS) .cache/fuzz/session fuzz/corpus/session
 	$(BIN)/python fuzz/run.py agent -max_total_time=$(FUZZ_SECONDS) .cache/fuzz/agent fuzz/corpus/agent
+
+# With gcc's AddressSanitizer and UBSan, in a process that atheris is not in.
+.PHONY: fuzz-compiled
+fuzz-compiled: $(SPEED)
+	cd native && UVMSHARE_SPEED_SANITIZE=1 ../$(BIN)/python setup.py -q build_ext --build-lib ../.cache/fuzz/sanitized --build-temp ../.cache/fuzz/build
+	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
+		PYTHONPATH=.cache/fuzz/sanitized UVMSHARE_SPEED=required $(BIN)/python fuzz/sanitized.py $(FUZZ_SECONDS)
 
 .PHONY: demo
 demo: $(STAMP)  ## Boot a real guest and share directories with it while it runs

@@ -28,12 +28,14 @@ import stat
 import struct
 import tempfile
 import threading
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
 from uvmshare.errors import RemoteProtocolError, UvmshareError
+from uvmshare.fileserver import speed
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.handshake import Handshake
 from uvmshare.fileserver.limits import Limits
@@ -67,6 +69,9 @@ _ENTRY: Final = struct.Struct("<BH")
 _MOST: Final = 1 << 16
 
 _LARGE: Final = 0xF0
+_THREADS_SECONDS: Final = 60.0
+_ALONE: Final = 8
+"""Bit of the first byte: the session has the process's working directory, and walks as a mount process does."""
 _LARGE_MSIZE: Final = 1 << 20
 _LARGE_MOST: Final = 4 << 20
 _LARGE_HEAD: Final = struct.Struct("<BIB")
@@ -187,10 +192,13 @@ def session(data: bytes) -> None:
     """Serve any bytes as a guest's, after a good attach.
 
     Nothing but its end comes out of `run`, no descriptor is left, what lies outside is neither changed nor told, and
-    each reply fits msize. Where large writes are spliced, replies and files are what they are where none is.
+    each reply fits msize. Where large writes are spliced, replies and files are what they are where none is; where the
+    compiled hot path serves, they are what they are where the handlers serve alone.
     """
     stream = _stream(data)
     served = _serve_alone(stream, data[:1])
+    if speed.compiled is not None:
+        _compare_compiled(served, _serve_alone(stream, data[:1], compiled=False))
     if stream.is_large:
         received = _serve_alone(stream, data[:1], splices=False)
         _compare(served, received)
@@ -202,6 +210,8 @@ class _Served(NamedTuple):
     written: dict[int, bytes]
     tree: dict[str, object]
     log: list[str]
+    told: dict[int, object]
+    """What each reply tells that is the same of two trees that were made alike."""
 
 
 def _compare(served: _Served, received: _Served) -> None:
@@ -213,14 +223,45 @@ def _compare(served: _Served, received: _Served) -> None:
         assert served.tree == received.tree, "a write that is spliced is another one"
 
 
-def _serve_alone(stream: _Stream, choice: bytes, *, splices: bool = True) -> _Served:
+def _compare_compiled(compiled: _Served, handled: _Served) -> None:
+    """Hold one stream, served by the compiled hot path, against itself, served by the handlers on a tree of its own."""
+    for tag in compiled.told.keys() & handled.told.keys():
+        ours, theirs = compiled.told[tag], handled.told[tag]
+        assert ours == theirs, f"the compiled hot path answers {ours}, the handlers {theirs}"
+    assert compiled.tree == handled.tree, "the compiled hot path leaves another tree"
+
+
+def _told(reply: messages.Message) -> object:
+    """Return of a reply what two trees that were made alike have in common: no times, no inode numbers, no locks."""
+    if isinstance(reply, messages.Rgetattr):
+        return "Rgetattr", reply.mode, reply.uid, reply.gid, reply.nlink, reply.rdev, reply.size
+    if isinstance(reply, messages.Rwalk):
+        return "Rwalk", [qid.type for qid in reply.qids]
+    if isinstance(reply, messages.Rlopen | messages.Rlcreate):
+        return type(reply).__name__, reply.qid.type, reply.iounit
+    if isinstance(reply, messages.Rread):
+        return "Rread", bytes(reply.data)
+    if isinstance(reply, messages.Rlerror | messages.Rwrite):
+        return reply
+    return type(reply).__name__
+
+
+def _serve_alone(stream: _Stream, choice: bytes, *, splices: bool = True, compiled: bool = True) -> _Served:
     top = tempfile.mkdtemp(prefix="fuzz-")
     before = _descriptors()
     gc.disable()  # nothing may wait for it to be closed
+    module, here = speed.compiled, os.open(".", os.O_PATH)
     try:
+        speed.compiled = module if compiled else None  # for this session alone
         served = _serve(os.path.realpath(top), stream, choice, splices=splices)
+        os.fchdir(here)
+        os.close(here)
+        end = time.monotonic() + _THREADS_SECONDS
+        while _descriptors() != before and time.monotonic() < end:
+            os.sched_yield()  # threads beside the session, which it does not wait for, hold what they work with
         assert _descriptors() == before, "descriptors were left open"
     finally:
+        speed.compiled = module
         gc.enable()
         shutil.rmtree(top)
     return served
@@ -257,13 +298,17 @@ def _serve(top: str, stream: _Stream, choice: bytes, *, splices: bool) -> _Serve
     msize = _LARGE_MSIZE if stream.is_large else _MSIZE
     try:
         ours, other = socket.socketpair()
-        theirs = _Piecemeal(fileno=other.detach())
-        theirs.pieces = list(stream.pieces)
+        theirs: socket.socket = other
+        if stream.pieces:
+            theirs = _Piecemeal(fileno=other.detach())
+            theirs.pieces = list(stream.pieces)
         with ours, theirs:
             replies = bytearray()
             reader = threading.Thread(target=_collect, args=(ours, replies))
             served: Any = Serving(theirs, export, msgspec.structs.replace(_LIMITS, msize=msize), log.append)
-            if stream.is_large:
+            if choice and choice[0] & _ALONE:
+                served.tree.bounds.take_process(has_landlock=False)  # as a mount process does
+            if stream.is_large or speed.compiled is not None:
                 served.run_aside = lambda *_: False  # in turn, so that two runs of it do the same
             if not splices:
                 served.splicer = None
@@ -280,9 +325,9 @@ def _serve(top: str, stream: _Stream, choice: bytes, *, splices: bool) -> _Serve
             del served
     finally:
         export.close()
-    written = _check_replies(bytes(replies), log, msize)
+    written, said = _check_replies(bytes(replies), log, msize)
     assert _state(outside) == told, "what lies outside was changed"
-    return _Served(written, _contents(root) if stream.is_large else {}, log)
+    return _Served(written, _contents(root), log, said)
 
 
 def _send(ours: socket.socket, stream: bytes) -> None:
@@ -297,20 +342,21 @@ def _collect(ours: socket.socket, into: bytearray) -> None:
             into += piece
 
 
-def _check_replies(replies: bytes, log: list[str], msize: int) -> dict[int, bytes]:
-    """Return the replies to writes, and errors, by their tags."""
+def _check_replies(replies: bytes, log: list[str], msize: int) -> tuple[dict[int, bytes], dict[int, object]]:
+    """Return the replies to writes, and errors, by their tags, and what all tell."""
     assert CANARY not in replies, "what lies outside was told"
     reader = FrameReader(msize)
     reader.feed(replies)
-    found = {}
+    found, told = {}, {}
     for frame in reader.messages():
         tag, reply = messages.decode(frame)
+        told[tag] = _told(reply)
         assert reply.type % 2 == 1, reply
         if isinstance(reply, messages.Rwrite | messages.Rlerror):
             found[tag] = frame
     assert not reader.take_rest()
     assert not [line for line in log if "Error:" in line], log
-    return found
+    return found, told
 
 
 def _contents(root: str) -> dict[str, object]:

@@ -476,6 +476,7 @@ class Serving(Connection):
         if self.splicer is not None:
             self.splicer.close()
         self._drop_fids()
+        self._fast = None  # which knows the session
         self.tree.close()
 
     # Answers
