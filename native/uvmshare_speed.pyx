@@ -62,6 +62,7 @@ cdef extern from *:
     int clock_gettime(int clock, timespec *now) nogil
     int openat(int fd, const char *path, int flags) nogil
     int close(int fd) nogil
+    long syscall(long number, ...) nogil
     ssize_t pread(int fd, void *buf, size_t count, int64_t offset) nogil
     ssize_t preadv2(int fd, const iovec *iov, int count, int64_t offset, int flags) nogil
     ssize_t pwrite(int fd, const void *buf, size_t count, int64_t offset) nogil
@@ -76,7 +77,7 @@ cdef enum:
     HEADER = 7, READ_HEADER = 11, WRITE_FIELDS = 23, QID = 13, ATTRIBUTES = 153, MAX_NAMES = 16
     PAGE = 4096, FULL = 65536, SMALL = 16384, LARGE = 262144
     FORMAT = 0o170000, REGULAR = 0o100000, SET_ID = 0o6000
-    DIRENT = 19, ENTRY = 24
+    DIRENT = 19, ENTRY = 24, OPENAT2 = 437, RESOLVE_NO_XDEV = 1
 
 cdef uint32_t NOFID = 0xFFFFFFFF
 cdef int64_t NS = 1000000000, MOST_SECONDS = 9000000000
@@ -264,8 +265,7 @@ cdef class Loop:
             # Nothing was changed: its Python handler meets the same, and answers.
         return start
 
-    cdef inline object _fid(self, uint32_t number):
-        """Return a fid of the very class that was compiled for; None for any other."""
+    cdef inline object _fid(self, uint32_t number):  # None for one of another class
         found = self.fids.get(number)
         return found if type(found) is self.fid_class else None
 
@@ -383,7 +383,10 @@ cdef class Loop:
         cdef bytes path = b"", name
         cdef const char *text
         cdef int opened
-        if not self.walks or self.tree.has_mounts or not self.bounds.is_alone: return None
+        cdef bint has_mounts = self.tree.has_mounts
+        cdef uint64_t how[3]  # of openat2(2), as `syscalls.open_entry` has it
+        how[0], how[1], how[2] = self.path_flags, 0, RESOLVE_NO_XDEV
+        if not self.walks or not self.bounds.is_alone: return None
         if start is not self.root or len(names) > 1:
             path = self.bounds.before(start)
             if not path: return None
@@ -391,7 +394,7 @@ cdef class Loop:
         for name in names:
             text = name
             with nogil:
-                opened = openat(directory, text, self.path_flags)
+                opened = syscall(OPENAT2, directory, text, how, 24) if has_mounts else openat(directory, text, how[0])
             if opened < 0: return None
             try:
                 node = self.node_class(opened, node, name)

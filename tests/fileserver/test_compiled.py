@@ -39,7 +39,6 @@ pytestmark = pytest.mark.skipif(
 
 MSIZE: Final = 1 << 19
 ACCESS: Final = 3
-_SETTLED_NS: Final = 5_000_000_000
 
 
 def make_tree(root: Path) -> None:
@@ -93,10 +92,19 @@ def devices_with(start_device: Callable[..., Device]) -> Callable[[str, str], De
 
 
 def settle(root: Path) -> None:
-    """Wait, by the host's clock, until a change of these files would give them other times."""
+    """Wait, by the host's clock, until a change of these files would give them other times; then read them.
+
+    With relatime, Linux's usual way, only the first read after a change gives a file another atime.
+    """
     newest = max(os.lstat(os.path.join(top, name)).st_ctime_ns for top, _, names in os.walk(root) for name in names)
     while time.time_ns() - newest < 50_000_000:
         os.sched_yield()
+    for path in root.rglob("*"):
+        if path.is_file():
+            path.read_bytes()
+        elif path.is_dir():
+            os.listdir(path)
+    os.listdir(root)
 
 
 class Pair:
