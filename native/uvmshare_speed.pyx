@@ -26,8 +26,6 @@ from types import MemberDescriptorType
 
 from uvmshare.errors import RemoteProtocolError
 
-__all__ = ["CONTRACT", "Loop", "encode"]
-
 CONTRACT = 1
 """What the Python side must be of. Another number, and the module is not used."""
 
@@ -404,8 +402,7 @@ cdef class Loop:
             nodes.append(node)
             directory = opened
         if start is not self.root or len(names) > 1:
-            if len(names) > 1:
-                path = b"/".join([path] + names[: len(names) - 1])
+            path = b"/".join([path] + names[: len(names) - 1])
             if not self.bounds.after(held(node, self.node_parent), path, nodes): return None
         return nodes
 
