@@ -187,7 +187,7 @@ def _hot_path() -> Finding:
         "compiled hot path",
         "warning",
         speed.describe(),
-        "file servers are all Python: nothing is missing, and small requests cost two to three times the CPU time",
+        "file servers are all Python: nothing is missing, but small requests cost more CPU time",
         "pip install 'uvmshare[speed]', which needs a C compiler and Python's headers where there is no wheel, and "
         f"leave {speed.VARIABLE}=off away",
     )
