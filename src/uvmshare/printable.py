@@ -139,6 +139,11 @@ class _SafeStream:
         for line in lines:
             self.write(line)
 
+    @property
+    def raw_stream(self) -> TextIO:
+        """The stream itself, for control codes of our own (`uvmshare.cli.progress`)."""
+        return self._stream
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from uvmshare.cli.main import COMMANDS, cli, run
@@ -13,8 +15,18 @@ from uvmshare.cli.main import COMMANDS, cli, run
         ("serv", "Did you mean 'serve'?"),
         ("deamon", "Did you mean 'daemon'?"),
         ("ps", "Did you mean vm ls, or mounts?"),
-        ("status", "Did you mean vm ls, or doctor?"),
-        ("mount /srv/x", "Did you mean map, or inside a guest `guest mount`?"),
+        ("logs", "Did you mean events, or top?"),
+        ("owners", "Did you mean owner ls?"),
+        ("volume ls", "Did you mean map"),
+        ("owner rm x", "Did you mean 'release'?"),
+        ("vm show x", "Did you mean 'inspect'?"),
+        ("serve --socket-path /x /srv", "addresses are given by --listen"),
+        ("serve --shared-dir /srv", "a share is an argument of its own"),
+        ("share add ~/x", "was taken for the VM: name the VM first"),
+        ("map build /srv/x", "map VM PATH GUEST_PATH"),
+        ("share ls --filter x", "--format and --json are for programs"),
+        ("status", "Did you mean health, vm ls, or doctor?"),
+        ("mount /srv/x", "Did you mean map (the host asks the guest's agent), or inside a guest `guest mount`?"),
         ("umount /mnt", "Did you mean unmap?"),
         ("share delete x", "Did you mean 'rm'?"),
         ("vm list", "Did you mean 'ls'?"),
@@ -38,8 +50,9 @@ def test_every_guess_names_commands_that_are_there() -> None:
     from uvmshare.cli import guesses
 
     for meant in guesses._COMMANDS.values():
-        for each in meant.replace("inside a guest ", "").replace("`", "").split(", "):
-            command = each.removeprefix("or ").split()[0]
+        named = re.sub(r"\(.*?\)|; .*|inside a guest |`", "", meant)
+        for each in named.split(", "):
+            command = each.strip().removeprefix("or ").split()[0]
             assert command in COMMANDS or command in {"--version", "--help"}, each
     assert not set(guesses._COMMANDS) & set(COMMANDS)
     assert cli.name == "cli"
@@ -57,4 +70,18 @@ def test_an_address_that_lacks_a_part_is_told_whole(
     address: str, meant: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["serve", "--listen", address, "/"]) == 2
+    assert meant in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("share", "meant"),
+    [
+        ("/tmp:/mnt/x", "where the guest mounts it is not said here: share /tmp, and give /mnt/x to `map`"),
+        ("unix:/run/x", "an address is given by --listen: --listen unix:/run/x"),
+    ],
+)
+def test_a_share_that_says_too_much_is_told_where_that_goes(
+    share: str, meant: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["serve", "--listen", "unix:/x", share]) == 1
     assert meant in capfd.readouterr().err

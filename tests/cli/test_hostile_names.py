@@ -16,7 +16,7 @@ from rich.text import Text
 from tests.hostile_text import HOSTILE, assert_safe, document, texts
 
 from uvmshare import errors
-from uvmshare.cli import doctor, events, foreground, remote, stats, tables
+from uvmshare.cli import doctor, events, foreground, owner, remote, stats, tables, top
 from uvmshare.cli import map as map_
 from uvmshare.cli import share as share_
 from uvmshare.cli import vm as vm_
@@ -43,14 +43,14 @@ def written(args: tuple[str, ...], answer: Callable[[str], Any]) -> tuple[str, s
     """Run a command against such a daemon, on a terminal of few columns, and return what it wrote."""
 
     @contextlib.contextmanager
-    def connected(_: str | None) -> Iterator[_Client]:
+    def connected(*_: object) -> Iterator[_Client]:
         yield _Client(answer)
 
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="\n") for _ in range(2))
     with pytest.MonkeyPatch.context() as patch:
-        for module in (doctor, events, map_, remote, share_, stats, vm_):
+        for module in (doctor, events, map_, owner, remote, share_, stats, top, vm_):
             patch.setattr(module, "connected", connected)
-        patch.setattr("uvmshare.cli.stats.time.sleep", lambda _: None)
+        patch.setattr("uvmshare.cli.top.time.sleep", lambda _: None)
         patch.setenv("COLUMNS", "100")
         patch.setattr(sys, "stdout", out)
         patch.setattr(sys, "stderr", err)
@@ -71,11 +71,13 @@ COMMANDS: dict[tuple[str, ...], dict[str, type | tuple[type]]] = {
     ("map", "vm", "/", "/mnt"): {"map": Mount},
     ("mounts", "vm"): {"mounts": (Mount,)},
     ("stats", "vm"): {"stats": (Stats,)},
-    ("top", "vm", "--times", "1"): {"stats": (Stats,)},
+    ("top", "vm", "--times", "1"): {"vms": (Vm,), "stats": (Stats,)},
+    ("vm", "inspect", "vm"): {"vm": Vm},
+    ("owner", "ls", "vm"): {"shares": (Share,), "mounts": (Mount,)},
     ("events",): {"events": (Event,)},
     ("doctor", "--vm", "vm"): {"shares": (Share,), "examine_guest": (Finding,)},
 }
-NO_JSON = {"top", "inspect"}
+NO_JSON = {"inspect"}
 
 
 @few
@@ -93,7 +95,7 @@ def test_whatever_the_daemon_tells_is_shown_safely(args: tuple[str, ...], as_jso
     assert_safe(err)
     assert "defect" not in err
     if as_json:
-        for text in out.splitlines() if args == ("events",) else [out]:
+        for text in out.splitlines() if args[0] in {"events", "top"} else [out]:
             json.loads(text)
 
 

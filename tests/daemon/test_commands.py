@@ -9,6 +9,7 @@ import pytest
 from tests.daemon.harness import Home
 
 from uvmshare.cli.main import run
+from uvmshare.errors import DaemonError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -151,3 +152,53 @@ def test_without_a_daemon_the_remedy_is_named(capfd: pytest.CaptureFixture[str])
     assert "no daemon answers at /nonexistent/socket" in said
     assert "uvmshare daemon" in said
     assert "unix:PATH" in printed(capfd, "vm", "ls", "--host", "/nonexistent", status=1)
+
+
+def test_health_names_a_vm_that_is_not_served_and_a_daemon_that_cannot_write(
+    running: Running, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = f"unix:{running.home.folder}/nobody"
+    printed(capfd, "vm", "add", "well", f"unix:{running.home.folder}/well.9p")
+    printed(capfd, "vm", "add", "ill", f"unix:{running.home.folder}/ill.9p", "--agent", agent)
+    try:
+        assert "VMs: 2 running" in printed(capfd, "health", "well")
+        assert f"VM ill: its agent at {agent} is not reached" in printed(capfd, "health", "ill", status=1)
+        assert "'none'" in printed(capfd, "health", "none", status=1)
+        assert json.loads(printed(capfd, "health", "--json"))["daemon"]["vms"] == {"running": 2}
+
+        def fail(_: object) -> None:
+            msg = "/state/daemon.sqlite: database or disk is full"
+            raise DaemonError(msg)
+
+        monkeypatch.setattr("uvmshare.daemon.store.Store.check", fail)
+        assert "disk is full" in printed(capfd, "health", status=1)
+        with running.home.http() as http:
+            assert http.get("/v1/health").status_code == 503
+    finally:
+        printed(capfd, "vm", "rm", "--force", "well", "ill")
+
+
+def test_lists_owners_and_paths_are_for_programs_and_people(
+    running: Running, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = running.home.directory("listed")
+    printed(capfd, "vm", "add", "listing", f"unix:{running.home.folder}/listing.9p")
+    name = printed(capfd, "share", "add", "listing", path, "--owner", "job", "--lease", "5m").strip()
+    try:
+        assert "listing" in printed(capfd, "vm", "ls", "-q").split()
+        assert json.loads(printed(capfd, "vm", "inspect", "listing"))["shares"] == 1
+        assert printed(capfd, "share", "ls", "-q", "listing") == f"{name}\n"
+        template = "{vm:>8} {name} {read_only}"
+        assert printed(capfd, "share", "ls", "listing", "--format", template) == f" listing {name} false\n"
+        assert printed(capfd, "share", "ls", "-q", "listing", f"{path}/below") == f"{name}\n"
+        assert printed(capfd, "share", "ls", "-q", "listing", "/usr") == ""
+        assert "job" in printed(capfd, "owner", "ls", "listing")
+        (held,) = json.loads(printed(capfd, "owner", "ls", "listing", "--json"))
+        assert (held["owner"], held["shares"], held["mounts"]) == ("job", [name], [])
+        assert "owner 'nobody' holds nothing" in printed(capfd, "owner", "release", "nobody", status=1)
+        assert printed(capfd, "owner", "release", "job") == f"listing share {name}\n"
+        assert printed(capfd, "share", "ls", "-q", "listing") == ""
+        shown = json.loads(printed(capfd, "top", "--times", "1", "--interval", "0.1", "--json"))
+        assert shown == []
+    finally:
+        printed(capfd, "vm", "rm", "--force", "listing")

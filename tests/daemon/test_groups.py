@@ -16,6 +16,7 @@ from tests.processes import DEADLINE, kill
 
 from uvmshare import errors
 from uvmshare.daemon import groups, machine
+from uvmshare.daemon.documents import Use
 from uvmshare.daemon.groups import Group, Groups, check_limits, exceeds
 from uvmshare.daemon.identity import Identity
 from uvmshare.fileserver import link
@@ -208,7 +209,7 @@ def test_limits_are_written_into_a_vms_group_and_its_use_is_read_from_there(
     limits = {"memory.max": "1048576", "pids.max": "9", "cpu.max": "5000 10000", "io.max": "8:0 rbps=1"}
     group = Groups.at(str(tmp_path)).of((0, "vm"), limits)
     assert {name: (made / name).read_text() for name in limits} == limits
-    assert group.use() == groups.Use(memory=3145728, processes=2, cpu_seconds=1.5)
+    assert group.use() == Use(memory=3145728, processes=2, cpu_seconds=1.5)
 
 
 def test_the_daemon_leaves_a_group_that_it_divides(tmp_path: Path) -> None:

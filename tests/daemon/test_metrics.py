@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.daemon.harness import Home, supervisor_of
 
 from uvmshare import errors
-from uvmshare.cli import stats
+from uvmshare.cli import stats, top
 from uvmshare.cli.main import run
 from uvmshare.daemon import machine
 from uvmshare.daemon.metrics import NAMES
@@ -235,12 +235,10 @@ def test_rates_are_of_what_was_done_meanwhile_and_never_below_nothing() -> None:
         )
 
     before = {("vm", "0"): made("0", 100), ("vm", "1"): made("1", 100)}
-    table = stats.picture(before, [made("0", 120), made("1", 1100), made("2", 50)], 2.0)
-    columns = [[str(cell) for cell in column.cells] for column in table.columns]
-    assert columns[1] == ["1", "2", "0"]
-    assert columns[4] == ["500", "25", "10"]
-    assert columns[6] == ["500.0 kB", "25.0 kB", "10.0 kB"]
-    (cells,) = [list(map(str, column.cells)) for column in stats.picture(before, [made("0", 5)], 1.0).columns[4:5]]
-    assert cells == ["0"], "its connection was another one"
+    shown = top.rates(before, [made("0", 120), made("1", 1100), made("2", 50)], {}, 2.0)
+    assert [each.share for each in shown] == ["1", "2", "0"]
+    assert [each.operations for each in shown] == [500, 25, 10]
+    assert [each.sent for each in shown] == [500_000, 25_000, 10_000]
+    assert [each.operations for each in top.rates(before, [made("0", 5)], {}, 1.0)] == [0], "another connection"
     assert stats.size(10**18) == "1000000.0 TB"
     assert stats.micros(0.0000123) == "12 µs"

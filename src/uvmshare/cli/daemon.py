@@ -10,7 +10,7 @@ import sys
 import click
 
 from uvmshare.cli.foreground import INTERRUPTED
-from uvmshare.cli.serve import cgroup_limits, octal_mode
+from uvmshare.cli.server_options import cgroup_limits, octal_mode
 from uvmshare.errors import UnsupportedPlatform
 
 __all__ = ["daemon"]

@@ -20,7 +20,7 @@ import click
 from uvmshare.cli.foreground import until_signalled
 from uvmshare.cli.output import note, say, say_json
 from uvmshare.cli.remote import host_option
-from uvmshare.cli.serve import uid_or_any
+from uvmshare.cli.server_options import uid_or_any
 from uvmshare.errors import UnsupportedPlatform
 
 if TYPE_CHECKING:

@@ -43,7 +43,7 @@ def _report(findings: Iterable[Finding]) -> Text:
 def _guest(vm: str, host: str | None) -> list[Finding]:
     """Return what the guest's agent tells. That nobody can be asked is a finding too, and not the end of the others."""
     try:
-        with connected(host) as client:
+        with connected(host, f"asking the agent in the guest of VM {vm}") as client:
             return [
                 Finding(each.subject, each.verdict, each.found, each.breaks, each.remedy)
                 for each in client.examine_guest(vm)

@@ -33,7 +33,7 @@ def events(since: str | None, host: str | None, *, no_follow: bool, as_json: boo
       uvmshare events --json | jq 'select(.kind == "lease.ended")'
       uvmshare events --since 0 --no-follow
     """  # noqa: D301  \b is click's mark for lines that stay as they are
-    with connected(host) as client:
+    with connected(host, "") as client:
         for event in client.events(since, follow=not no_follow):
             if event is None:
                 note("uvmshare events: some events before the next are not kept any more")

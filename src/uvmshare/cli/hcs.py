@@ -75,7 +75,12 @@ _state_dir = click.option(
 
 @hcs.command("list")
 def list_() -> None:
-    """List the virtual machines of this host."""
+    """List the virtual machines of this host.
+
+    \b
+    Example:
+      uvmshare hcs list
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
     from uvmshare.hcs.compute_system import ComputeSystem  # noqa: PLC0415  --help need not load it
     from uvmshare.hcs.schema import SystemQuery  # noqa: PLC0415  as above
 
@@ -96,6 +101,10 @@ def add(vm: str, port: int, state_dir: str, shares: tuple[ShareSpec, ...]) -> No
 
     \b
       {"share":"1790000000","path":"c:\\\\src","read_only":true,"port":564}
+
+    \b
+    Example:
+      uvmshare hcs add VM C:\\src:ro
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     options = share_options(shares)
     for share in asyncio.run(_add(_record(state_dir, vm), port, options)):
@@ -108,7 +117,12 @@ def add(vm: str, port: int, state_dir: str, shares: tuple[ShareSpec, ...]) -> No
 @_port
 @_state_dir
 def remove(vm: str, name: str, port: int, state_dir: str) -> None:
-    """Remove the share of this NAME, whoever added it. That it is not there any more is no error."""
+    """Remove the share of this NAME, whoever added it. That it is not there any more is no error.
+
+    \b
+    Example:
+      uvmshare hcs remove VM 1790000000
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
     record = _record(state_dir, vm)
     ports = {share.share: share.port for share in record.shares()}
     asyncio.run(_remove(record, name, ports.get(name, port)))
@@ -122,7 +136,11 @@ def shares(vm: str, state_dir: str) -> None:
 
     It is what was written down, not what HCS says: HCS cannot be asked. Shares of `uvmshare hcs serve`, and of
     other programs, are not among them.
-    """
+
+    \b
+    Example:
+      uvmshare hcs shares VM
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
     for share in _record(state_dir, vm).shares():
         _print(share)
 
@@ -140,6 +158,10 @@ def serve(vm: str, port: int, shares: tuple[ShareSpec, ...]) -> None:
     \b
       {"share":"0","path":"c:\\\\src","read_only":true}
       {"ready":true}
+
+    \b
+    Example:
+      uvmshare hcs serve VM C:\\src:ro C:\\out
 
     Exit status: 130 after Ctrl-C, 0 after SIGTERM, 1 when it could not serve or the VM exited.
     """  # noqa: D301  \b is click's mark for lines that stay as they are

@@ -36,16 +36,18 @@ COMMANDS: Mapping[str, Command] = {
     "daemon": Command(
         "uvmshare.cli.daemon", "daemon", "Own the shares of all VMs of this host, for every program on it."
     ),
-    "vm": Command("uvmshare.cli.vm", "vm", "VMs that the daemon knows: add, ls, rm."),
+    "vm": Command("uvmshare.cli.vm", "vm", "VMs that the daemon knows: add, ls, inspect, rm."),
     "share": Command("uvmshare.cli.share", "share", "Shares of a VM, through the daemon: add, ls, inspect, renew, rm."),
     "map": Command("uvmshare.cli.map", "map_", "Share a directory and mount it in the guest, through the daemon."),
     "unmap": Command("uvmshare.cli.map", "unmap", "Unmount what was mapped, and end its share."),
     "mounts": Command("uvmshare.cli.map", "mounts", "List what is mounted in guests."),
+    "owner": Command("uvmshare.cli.owner", "owner", "Who holds shares and mounts: ls, release."),
     "events": Command("uvmshare.cli.events", "events", "Follow what happens in the daemon."),
     "stats": Command("uvmshare.cli.stats", "stats", "Show what guests have done with their shares."),
-    "top": Command("uvmshare.cli.stats", "top", "Watch what guests do with their shares, as they do it."),
+    "top": Command("uvmshare.cli.top", "top", "Watch what guests do with their shares, as they do it."),
     "dashboard": Command("uvmshare.cli.dashboard", "dashboard", "Show it all on a page in your browser."),
     "guest": Command("uvmshare.cli.guest", "guest", "Mount what is served; for use inside a guest."),
+    "health": Command("uvmshare.cli.health", "health", "Tell whether the daemon, and VMs, are as they should be."),
     "doctor": Command(
         "uvmshare.cli.doctor", "doctor", "See what this host can and cannot do, and what to do about it."
     ),
@@ -139,13 +141,14 @@ def _explain(error: Exception) -> int:
     if isinstance(error, click.ClickException):
         from uvmshare.cli.usage import what_is_wrong  # noqa: PLC0415  --help need not load it
 
-        message, status = what_is_wrong(error), error.exit_code
+        guess, status = "", error.exit_code
         if isinstance(error, click.UsageError):
             where = where if error.ctx is None else error.ctx.command_path
             from uvmshare.cli.guesses import what_was_meant  # noqa: PLC0415  as above
 
-            message += what_was_meant(error)
+            guess = what_was_meant(error)
             hint = f" (see '{where} --help')"
+        message = what_is_wrong(error, guess)
     elif isinstance(error, UvmshareError):
         message = str(error)
         status = 2 if isinstance(error, InvalidAddress) else 1

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from uvmshare.cli.listing import listing_options
+from uvmshare.cli.moments import with_reach
 from uvmshare.cli.output import note, print_json, say
 from uvmshare.cli.remote import (
     SHARING_NAMES,
@@ -25,9 +27,9 @@ from uvmshare.cli.remote import (
     vm_argument,
 )
 from uvmshare.cli.share_spec import share_argument, sharing_options, with_sharing_options
-from uvmshare.cli.tables import print_table, with_reach
 
 if TYPE_CHECKING:
+    from uvmshare.cli.listing import Listing
     from uvmshare.cli.share_spec import ShareSpec
 
 __all__ = ["map_", "mounts", "unmap"]
@@ -109,7 +111,7 @@ def map_(
         "lease": lease,
     }
     wanted = request_of(NewMount, document, SHARING_NAMES | {"guest_path": "GUEST_PATH"})
-    with connected(host) as client:
+    with connected(host, f"mounting in the guest of VM {vm}") as client:
         mount = client.map(vm, wanted)
     if as_json:
         print_json(mount)
@@ -153,7 +155,7 @@ def unmap(
       uvmshare unmap build /run/uvmshare/cache --owner job-7 --lazy
       uvmshare unmap build /run/uvmshare/cache --force
     """  # noqa: D301  \b is click's mark for lines that stay as they are
-    with connected(host) as client:
+    with connected(host, f"unmounting in the guest of VM {vm}") as client:
 
         def give_back(path: str) -> None:
             released = client.unmap(vm, path, owner=owner, uid=uid, lazy=lazy, force=force)
@@ -165,35 +167,27 @@ def unmap(
 @click.command()
 @click.argument("vms", metavar="[VM]...", nargs=-1)
 @host_option
-@json_option
-def mounts(vms: tuple[str, ...], host: str | None, *, as_json: bool) -> None:
+@listing_options
+def mounts(vms: tuple[str, ...], host: str | None, *, listing: Listing) -> None:
     """List the mounts in guests that you hold, of some VMs or of all.
 
     \b
     Examples:
       uvmshare mounts
       uvmshare mounts build --json
+      uvmshare unmap build $(uvmshare mounts -q build)
     """  # noqa: D301  \b is click's mark for lines that stay as they are
+    from uvmshare.daemon.documents import Mount  # noqa: PLC0415  --help need not load it
+
+    writer = listing.of(Mount, "guest_path", empty="no mounts: uvmshare map")
     with connected(host) as client:
         found = of_vms(client, vms, client.mounts)
-    if as_json:
-        print_json(found)
-        return
-    rows = [
-        (
-            each.vm,
-            each.guest_path,
-            each.share,
-            each.path,
-            "ro" if each.read_only else "rw",
-            with_reach(each.state, each.unreachable_since),
-            each.directory,
-            ", ".join(reference.owner for reference in each.references),
-        )
-        for each in found
-    ]
-    print_table(
+    writer.write(
+        found,
         ("vm", "guest path", "share", "path", "access", "state", "directory", "held by"),
-        rows,
-        empty="no mounts: uvmshare map",
+        lambda each: (
+            *(each.vm, each.guest_path, each.share, each.path, "ro" if each.read_only else "rw"),
+            with_reach(each.state, each.unreachable_since),
+            *(each.directory, ", ".join(reference.owner for reference in each.references)),
+        ),
     )

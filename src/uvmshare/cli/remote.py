@@ -6,7 +6,8 @@ or how it is shown (`output`).
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import sys
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -14,6 +15,7 @@ from click.shell_completion import CompletionItem
 
 from uvmshare.cli.durations import seconds_of
 from uvmshare.cli.output import note, say
+from uvmshare.cli.progress import waiting
 from uvmshare.errors import ComputeSystemError, FileServerError, InvalidState, NotHeld, NotThere, UvmshareError
 from uvmshare.printable import printable
 
@@ -72,11 +74,16 @@ def lease_option(words: str = "Release it by itself, unless it is renewed in tim
 
 
 @contextmanager
-def connected(host: str | None) -> Iterator[Client]:
-    """Connect to the daemon for the length of a block. Raises `DaemonError`."""
+def connected(host: str | None, words: str = "waiting for the daemon") -> Iterator[Client]:
+    """Connect to the daemon for the length of a block. Raises `DaemonError`.
+
+    While the block takes longer than a second, a terminal says so, with these words; without any where it is to last.
+    """
+    # httpx loads pygments and rich for a command line of its own, which costs as much as all the rest of it.
+    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # it is then missing
     from uvmshare.daemon.client import Client  # noqa: PLC0415  httpx takes a while to load, and --help needs none of it
 
-    with Client(host) as client:
+    with waiting(words) if words else nullcontext(), Client(host) as client:
         yield client
 
 

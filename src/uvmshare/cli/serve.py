@@ -15,9 +15,9 @@ import click
 
 from uvmshare.cli.foreground import Ready, print_line, serve_shares, until_signalled
 from uvmshare.cli.output import note
+from uvmshare.cli.server_options import allow_uid_option, limit_options, octal_mode
 from uvmshare.cli.share_spec import share_options, shares_argument, sharing_options, with_sharing_options
 from uvmshare.errors import FileServerError, OperationDenied, UnsupportedPlatform
-from uvmshare.fileserver.limits import Limits
 from uvmshare.fileserver.models import LINKS, SECURITY_MODELS
 
 if TYPE_CHECKING:
@@ -26,73 +26,15 @@ if TYPE_CHECKING:
     from uvmshare import FileServer, Manager, RecoveryReport
     from uvmshare.cli.share_spec import ShareSpec
     from uvmshare.fileserver.control import Reply
+    from uvmshare.fileserver.limits import Limits
     from uvmshare.fileserver.models import Links, SecurityModel
 
-__all__ = ["allow_uid_option", "cgroup_limits", "limit_options", "octal_mode", "serve"]
+__all__ = ["serve"]
 
 _JOURNAL: Final = "journal.db"
 """`JOURNAL` of `uvmshare.fileserver.rundir.directory`, which does not load on Windows."""
 _OWNER: Final = "uvmshare serve"
 """Who holds the shares in the journal: the next command with the same run directory is the same owner."""
-
-"""Those of `uvmshare.fileserver.export`, which does not load on Windows, where `--help` must."""
-
-
-def octal_mode(text: str) -> int:
-    """Read a mode, three octal digits."""
-    digits = text.removeprefix("0o")
-    if not digits or set(digits) - set("01234567") or int(digits, 8) > 0o777:
-        msg = f"{text!r} is no mode; write three octal digits, such as 660"
-        raise click.BadParameter(msg)
-    return int(digits, 8)
-
-
-def limit_options(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> Limits:
-    """Read limits, each NAME=NUMBER."""
-    values: dict[str, str | None] = {}
-    for text in given:
-        name, equals, number = text.partition("=")
-        if not equals:
-            msg = f"{text!r} is no limit; write NAME=NUMBER, such as mounts=16"
-            raise click.BadParameter(msg)
-        values[name] = None if number == "none" else number
-    try:
-        return Limits.of(values)
-    except FileServerError as error:
-        raise click.BadParameter(str(error)) from error
-
-
-def cgroup_limits(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
-    """Read limits of a control group, each NAME=VALUE; which there are, the daemon knows."""
-    found = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals:
-            msg = f"{text!r} is no limit; write NAME=VALUE, such as pids.max=64"
-            raise click.BadParameter(msg)
-        found[name] = value
-    return found
-
-
-def uid_or_any(text: str) -> int | str:
-    """Read a uid, or the word "any"."""
-    if text == "any":
-        return text
-    if not (text.isascii() and text.isdigit()) or int(text) >= 0xFFFFFFFF:
-        msg = f"{text!r} is no uid; write a number, such as 64055, or any"
-        raise click.BadParameter(msg)
-    return int(text)
-
-
-allow_uid_option = click.option(
-    "--allow-uid",
-    "allow_uids",
-    metavar="UID",
-    type=uid_or_any,
-    multiple=True,
-    help="Another user of this host who may connect to TCP on loopback, besides the one who serves and root: the one "
-    "that the VM runs as (QEMU's). any: every user.",
-)
 
 
 @click.command()
@@ -163,7 +105,7 @@ def serve(
     links: Links,
     hide: tuple[str, ...],
     map_owner: str | None,
-    limits: Limits,
+    limits: Limits | None,
     allow_remote: bool,
     allow_uids: tuple[int | Literal["any"], ...],
 ) -> None:
@@ -228,6 +170,7 @@ def serve(
     async def serving() -> None:
         from uvmshare import FileServer, Manager, SqliteJournal  # noqa: PLC0415  --help need not load them
         from uvmshare.fileserver.host import out_of_reach  # noqa: PLC0415  as above
+        from uvmshare.fileserver.limits import Limits  # noqa: PLC0415  as above
 
         async def start() -> FileServer:
             if run_dir is not None:
@@ -241,7 +184,7 @@ def serve(
                 allow_uids=allow_uids,
                 socket_mode=socket_mode,
                 run_dir=run_dir,
-                limits=limits,
+                limits=limits or Limits(),
             ).start()
 
         async with AsyncExitStack() as stack:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from uvmshare.cli.durations import in_words
+from uvmshare.cli.listing import listing_options
 from uvmshare.cli.output import print_json, say
 from uvmshare.cli.remote import (
     SHARING_NAMES,
@@ -27,11 +28,11 @@ from uvmshare.cli.remote import (
     vm_argument,
 )
 from uvmshare.cli.share_spec import shares_argument, sharing_options, with_sharing_options
-from uvmshare.cli.tables import print_table
 
 if TYPE_CHECKING:
+    from uvmshare.cli.listing import Listing
     from uvmshare.cli.share_spec import ShareSpec
-    from uvmshare.daemon.documents import Reference, Share
+    from uvmshare.daemon.documents import NewShare, Reference, Share
 
 __all__ = ["share"]
 
@@ -95,7 +96,7 @@ def add(
 
     wanted = [document_of(with_sharing_options(each, hide, map_owner)) for each in shares]
     added: list[Share] = []
-    with connected(host) as client:
+    with connected(host, f"sharing with VM {vm}") as client:
         you = client.info().you
         before = {
             each.name
@@ -119,26 +120,49 @@ def add(
 
 
 @share.command()
-@click.argument("vms", metavar="[VM]...", nargs=-1)
+@click.argument("which", metavar="[VM|PATH]...", nargs=-1)
 @host_option
-@json_option
-def ls(vms: tuple[str, ...], host: str | None, *, as_json: bool) -> None:
-    """List the shares that you hold, of some VMs or of all; as root, everybody's."""
+@listing_options
+def ls(which: tuple[str, ...], host: str | None, *, listing: Listing) -> None:
+    """List the shares that you hold, of some VMs or of all; as root, everybody's.
+
+    What has a slash in it, or begins with a dot or "~", is a PATH of the host: only the shares are listed by which a
+    guest reaches it, that of the path itself and those of the directories above it.
+
+    \b
+    Examples:
+      uvmshare share ls
+      uvmshare share ls build ~/project
+      uvmshare share ls -q build
+      uvmshare share ls --format '{vm} {name} {path}'
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+    from uvmshare.daemon.documents import Share  # noqa: PLC0415  --help need not load it
+
+    writer = listing.of(Share, "name", empty="no shares: uvmshare share add")
+    vms = [each for each in which if not is_path(each)]
+    paths = [os.path.realpath(os.path.expanduser(each)) for each in which if is_path(each)]
     with connected(host) as client:
-        shares = of_vms(client, vms, client.shares)
-    if as_json:
-        print_json(shares)
-        return
-    rows = [
-        (
+        found = of_vms(client, vms, client.shares)
+    if paths:
+        found = [each for each in found if any(_reaches(each.path, path) for path in paths)]
+        writer = listing.of(Share, "name", empty=f"no share of yours reaches {', '.join(paths)}: uvmshare share add")
+    writer.write(
+        found,
+        ("vm", "share", "path", "access", "state", "directory", "held by"),
+        lambda each: (
             *(each.vm, each.name, each.path, _access(each), each.state),
             *(each.directory, ", ".join([*map(_held, each.references), *(f"mount {path}" for path in each.mounts)])),
-        )
-        for each in shares
-    ]
-    print_table(
-        ("vm", "share", "path", "access", "state", "directory", "held by"), rows, empty="no shares: uvmshare share add"
+        ),
     )
+
+
+def is_path(text: str) -> bool:
+    """Tell a path of the host from a VM's id, which has none of these characters there."""
+    return "/" in text or text.startswith((".", "~"))
+
+
+def _reaches(shared: str, path: str) -> bool:
+    return os.path.commonpath([shared, path]) == shared
 
 
 def _access(shown: Share) -> str:
@@ -162,7 +186,12 @@ def _held(reference: Reference) -> str:
 @share_argument()
 @host_option
 def inspect(vm: str, share: str, host: str | None) -> None:
-    """Print all that is known of a share, as JSON."""
+    """Print all that is known of a share, as JSON.
+
+    \b
+    Example:
+      uvmshare share inspect build 0 | jq .references
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
     with connected(host) as client:
         print_json(client.share(vm, share))
 
@@ -184,8 +213,14 @@ def rm(vm: str, shares: tuple[str, ...], *, owner: str, uid: int | None, host: s
 
     It fails while a mount holds the share, and says which and for whom. It fails when the owner holds nothing of it,
     and says who does: name that one with --owner. It says on standard error who else holds it.
-    """
-    with connected(host) as client:
+
+    \b
+    Examples:
+      uvmshare share rm build 0
+      uvmshare share rm build 0 --owner job-7
+      uvmshare share rm build $(uvmshare share ls -q build)
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+    with connected(host, f"releasing shares of VM {vm}") as client:
 
         def give_back(name: str) -> None:
             released = client.release_share(vm, name, owner=owner, uid=uid, force=force)
@@ -199,6 +234,12 @@ def rm(vm: str, shares: tuple[str, ...], *, owner: str, uid: int | None, host: s
 @lease_option("A new length.")
 @host_option
 def renew(owner: str, lease: float | None, host: str | None) -> None:
-    """Let every lease of an owner run afresh. Fails when it has none, because they have ended."""
+    """Let every lease of an owner run afresh. Fails when it has none, because they have ended.
+
+    \b
+    Examples:
+      uvmshare share renew job-7
+      uvmshare share renew job-7 --lease 10m
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
     with connected(host) as client:
         client.renew(owner, lease=lease)

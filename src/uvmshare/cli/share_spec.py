@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from uvmshare import AddOptions, InvalidOptions
+from uvmshare.errors import InvalidOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from uvmshare import AddOptions
 
 __all__ = [
     "ShareSpec",
@@ -82,6 +84,8 @@ def share_options(specs: Iterable[ShareSpec]) -> list[AddOptions]:
 
 
 def _options(spec: ShareSpec) -> AddOptions:
+    from uvmshare import AddOptions  # noqa: PLC0415  the daemon's commands need it not
+
     try:
         return AddOptions(
             spec.path,
@@ -93,6 +97,11 @@ def _options(spec: ShareSpec) -> AddOptions:
     except InvalidOptions as error:
         if ":" not in spec.path:
             raise
+        from uvmshare.cli.guesses import what_a_path_was_meant_for  # noqa: PLC0415  only here
+
+        if guess := what_a_path_was_meant_for(spec.path):
+            msg = f"{error}; {guess}"
+            raise InvalidOptions(msg) from error
         # Most likely a misspelt option: its colon then belongs to the path.
         msg = f"{error} (after a path only ':ro', ':rw', ':only=NAME,NAME' and ':hide=PATTERN,PATTERN' are options)"
         raise InvalidOptions(msg) from error

@@ -22,9 +22,11 @@ _WORDS: Final = (
 )
 
 
-def what_is_wrong(error: click.ClickException) -> str:
-    """Return what click says, on one line: of a choice it makes several."""
+def what_is_wrong(error: click.ClickException, guess: str = "") -> str:
+    """Return what click says, on one line, since of a choice it makes several; and a guess of ours behind it."""
     said = " ".join(error.format_message().split())
+    if guess:  # click's own is by letters alone
+        return said.partition(" Did you mean")[0] + guess
     # "Invalid value for '--msize': 5 is not ...": what stands before names the option.
     named, colon, wrong = said.partition("': ")
     for pattern, words in _WORDS:

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 import click
 
+from uvmshare.cli.listing import listing_options
+from uvmshare.cli.moments import moment
 from uvmshare.cli.output import note, print_json, say
 from uvmshare.cli.remote import connected, each_in_turn, host_option, json_option, request_of, vm_argument
-from uvmshare.cli.serve import allow_uid_option, cgroup_limits, limit_options
-from uvmshare.cli.tables import moment, print_table
+from uvmshare.cli.server_options import allow_uid_option, cgroup_limits, limit_options
 from uvmshare.fileserver.models import LINKS, SECURITY_MODELS
 
 if TYPE_CHECKING:
+    from uvmshare.cli.listing import Listing
     from uvmshare.daemon.documents import Vm
     from uvmshare.fileserver.limits import Limits
 
@@ -106,7 +108,7 @@ def add(
     allow_remote: bool,
     allow_uids: tuple[int | str, ...],
     read_only: bool,
-    limits: Limits,
+    limits: Limits | None,
     as_json: bool,
 ) -> None:
     """Start a file server for a VM, on these addresses, with your rights to files.
@@ -138,10 +140,10 @@ def add(
         "agent": agent,
         "agent_dials": agent_dials,
         "agent_token": None if agent_token_file is None else _token_in(agent_token_file),
-        "limits": msgspec.to_builtins(limits, builtin_types=()) if limits != type(limits)() else {},
+        "limits": {} if limits is None else msgspec.to_builtins(limits, builtin_types=()),
     }
     document = request_of(NewVm, wanted, _NAMES)
-    with connected(host) as client:
+    with connected(host, f"starting the file server of VM {id_}") as client:
         added = client.add_vm(document)
     if as_json:
         print_json(added)
@@ -179,36 +181,47 @@ def _token_in(file: BinaryIO) -> str:
 
 @vm.command()
 @host_option
-@json_option
-def ls(host: str | None, *, as_json: bool) -> None:
+@listing_options
+def ls(host: str | None, *, listing: Listing) -> None:
     """List the VMs that are yours; as root, all.
 
     AGENT says whether the agent in the guest is reached, and since when; "none" for a VM without one. An agent that
     falls silent is seen to be unreachable within ten seconds, without being asked for anything.
-    """
+
+    \b
+    Examples:
+      uvmshare vm ls
+      uvmshare vm ls --format '{id:<12} {state}'
+      uvmshare vm rm $(uvmshare vm ls -q)
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+    from uvmshare.daemon.documents import Vm  # noqa: PLC0415  --help need not load it
+
+    writer = listing.of(Vm, "id", empty="no VMs: uvmshare vm add")
     with connected(host) as client:
-        vms = client.vms()
-    if as_json:
-        print_json(vms)
-        return
-    rows = [
-        (
-            each.id,
-            each.state,
-            " ".join(each.addresses or each.listen),
-            _agent(each),
-            each.security_model,
-            each.shares,
-            _memory(each),
-            "; ".join(why for why in (each.error, each.agent_error, *each.notes) if why),
-        )
-        for each in vms
-    ]
-    print_table(
+        found = client.vms()
+    writer.write(
+        found,
         ("id", "state", "addresses", "agent", "model", "shares", "memory", "error"),
-        rows,
-        empty="no VMs: uvmshare vm add",
+        lambda each: (
+            *(each.id, each.state, " ".join(each.addresses or each.listen), _agent(each)),
+            *(each.security_model, each.shares, _memory(each)),
+            "; ".join(why for why in (each.error, each.agent_error, *each.notes) if why),
+        ),
     )
+
+
+@vm.command()
+@vm_argument()
+@host_option
+def inspect(vm: str, host: str | None) -> None:
+    """Print all that is known of a VM, as JSON.
+
+    \b
+    Example:
+      uvmshare vm inspect build | jq -r .agent_state
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+    with connected(host) as client:
+        print_json(client.vm(vm))
 
 
 def _agent(vm: Vm) -> str:
@@ -231,8 +244,14 @@ def _memory(vm: Vm) -> str:
 @click.option("--force", "-f", is_flag=True, help="Also while shares are held; they are removed.")
 @host_option
 def rm(vms: tuple[str, ...], host: str | None, *, force: bool) -> None:
-    """End the file servers of VMs and forget them."""
-    with connected(host) as client:
+    """End the file servers of VMs and forget them.
+
+    \b
+    Examples:
+      uvmshare vm rm build
+      uvmshare vm rm --force build test
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+    with connected(host, "ending file servers") as client:
 
         def remove(name: str) -> None:
             removed = client.remove_vm(name, force=force)

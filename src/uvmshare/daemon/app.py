@@ -39,6 +39,7 @@ from uvmshare.daemon.documents import (
     REQUESTS,
     EventMessage,
     Finding,
+    Health,
     Info,
     Mount,
     NewMount,
@@ -193,6 +194,12 @@ def _operation(running: Running) -> Operation:
 async def get_info(*, service: Serving, who: Who) -> Info:
     """Tell its version, and who you are to it."""
     return service.info(who)
+
+
+@get("/health", summary="Whether it is well", responses=_FAILURES)
+async def get_health(*, service: Serving, who: Who) -> Health:
+    """Answer, for monitoring: 200 when the daemon can write down what it does, 503 with the reason when it cannot."""
+    return service.health(who)
 
 
 @get("/vms", summary="List VMs", responses=_FAILURES)
@@ -506,6 +513,7 @@ def make_app(service: Service, log: Any) -> Litestar:
         "/v1",
         route_handlers=[
             get_info,
+            get_health,
             list_vms,
             add_vm,
             get_vm,

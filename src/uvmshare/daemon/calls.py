@@ -21,6 +21,7 @@ from uvmshare.daemon.documents import (
     PATTERNS,
     Event,
     Finding,
+    Health,
     Info,
     Mount,
     NewMount,
@@ -218,6 +219,11 @@ VERSION: Final = "/v1/info"
 def info() -> Call[Info]:
     """Return what the daemon is, and who you are to it."""
     return Call("GET", VERSION, Info)
+
+
+def health() -> Call[Health]:
+    """Return that the daemon is well. Raises `DaemonError` when it does not answer, or cannot write."""
+    return Call("GET", "/v1/health", Health)
 
 
 def list_vms() -> Call[list[Vm]]:

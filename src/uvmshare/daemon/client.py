@@ -132,6 +132,7 @@ class Client(_Connection):
         self.operations = Operations(self)
 
     info = Asked(calls.info)
+    health = Asked(calls.health)
 
     def __enter__(self) -> Self:
         return self
@@ -315,6 +316,7 @@ class AsyncClient(_Connection):
         self.operations = AsyncOperations(self)
 
     info = Awaited(calls.info)
+    health = Awaited(calls.health)
 
     async def __aenter__(self) -> Self:
         return self

@@ -11,11 +11,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from uvmshare.daemon.groups import Use
 from uvmshare.directory import Fate
 from uvmshare.fileserver.models import Links, SecurityModel
 from uvmshare.hiding import MOST_BYTES, MOST_PATTERNS
-from uvmshare.mounts.options import Cache
+from uvmshare.mounts.cache import Cache
 
 __all__ = [
     "DEFAULT_OWNER",
@@ -26,6 +25,7 @@ __all__ = [
     "Event",
     "EventMessage",
     "Finding",
+    "Health",
     "Info",
     "Mount",
     "NewMount",
@@ -42,6 +42,7 @@ __all__ = [
     "Renewed",
     "Share",
     "Stats",
+    "Use",
     "Vm",
     "VmId",
 ]
@@ -122,6 +123,15 @@ class _Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 class _Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What the daemon sends."""
+
+
+class Use(msgspec.Struct, frozen=True, kw_only=True):
+    """What the processes of a VM's file server use now; null where the kernel does not count it for the group."""
+
+    memory: int | None = None
+    """Bytes, what is cached of files included."""
+    processes: int | None = None
+    cpu_seconds: float | None = None
 
 
 class NewVm(_Request, frozen=True):
@@ -465,6 +475,14 @@ class Info(_Answer, frozen=True):
     """The uid that the daemon takes you for."""
     notes: tuple[str, ...]
     """What the host's kernel lacks to confine file servers fully."""
+
+
+class Health(_Answer, frozen=True):
+    """The daemon answers, and can write down what it does."""
+
+    version: str
+    vms: dict[str, int]
+    """How many VMs that the one who asks can see are in each state."""
 
 
 REQUESTS = (NewVm, NewShare, NewMount, Renewal)

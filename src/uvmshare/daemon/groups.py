@@ -24,8 +24,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import msgspec
-
+from uvmshare.daemon.documents import Use
 from uvmshare.errors import FileServerError, InvalidOptions
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
     from uvmshare.daemon.store import VmKey
 
-__all__ = ["LIMITS", "Group", "Groups", "Use", "check_limits", "exceeds"]
+__all__ = ["LIMITS", "Group", "Groups", "check_limits", "exceeds"]
 
 _DAEMON: Final = "daemon"
 _DELEGATED: Final = ("user.delegate", "trusted.delegate")
@@ -58,15 +57,6 @@ LIMITS: Final[Mapping[str, re.Pattern[str]]] = {
 
 _END_SECONDS: Final = 10.0
 _PAUSE_SECONDS: Final = 0.01
-
-
-class Use(msgspec.Struct, frozen=True, kw_only=True):
-    """What the processes of a VM's file server use now; null where the kernel does not count it for the group."""
-
-    memory: int | None = None
-    """Bytes, what is cached of files included."""
-    processes: int | None = None
-    cpu_seconds: float | None = None
 
 
 def check_limits(limits: Mapping[str, str]) -> None:

@@ -22,7 +22,7 @@ import structlog
 
 from uvmshare.daemon.addresses import check_addresses
 from uvmshare.daemon.agents import Agents
-from uvmshare.daemon.documents import Finding, Info, NewVm, ReleasedOwner, Removed, Stats, Vm
+from uvmshare.daemon.documents import Finding, Health, Info, NewVm, ReleasedOwner, Removed, Stats, Vm
 from uvmshare.daemon.events import EventLog
 from uvmshare.daemon.groups import check_limits, exceeds
 from uvmshare.daemon.identity import Identity, Threads, of_process, whose_subordinate
@@ -197,6 +197,12 @@ class Service:
             you=who.uid,
             notes=(*confinement.missing(), *(() if self._places.groups else (_NO_GROUPS,))),
         )
+
+    def health(self, who: Identity) -> Health:
+        """Tell that it answers and can write. Raises `DaemonError` when what it does cannot be written down."""
+        self._store.check()
+        states = Counter(machine.state for machine in self.visible(who))
+        return Health(version=version("uvmshare"), vms=dict(sorted(states.items())))
 
     def admit(self, who: Identity) -> None:
         """Refuse whoever this daemon is not for: one that is not root's serves its own user, and root.

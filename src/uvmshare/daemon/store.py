@@ -15,7 +15,7 @@ import msgspec
 from uvmshare.daemon.documents import NewVm
 from uvmshare.daemon.identity import Identity
 from uvmshare.errors import UNREADABLE, DaemonError
-from uvmshare.mounts.options import Cache
+from uvmshare.mounts.cache import Cache
 from uvmshare.printable import printable
 from uvmshare.share.options import AddOptions
 from uvmshare.sqlite_journal.private import make_private
@@ -221,6 +221,13 @@ class Store:
     def _read(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         try:
             return self._db.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
+    def check(self) -> None:
+        """See that the file can be written to: write what is there already. Raises `DaemonError`."""
+        try:
+            self._db.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
         except sqlite3.Error as error:
             raise self._failed(error) from error
 

@@ -6,15 +6,22 @@
         ...
         await mounts.unmap("/run/uvmshare/project", owner="build-7")
 
-What lives here: the public names, from most to least important. What must not: the file server.
+What lives here: the public names, from most to least important, loaded when they are first used: the daemon's clients
+need one that loads nothing. What must not: the file server.
 """
 
-from uvmshare.mounts.agent_client import AgentClient
-from uvmshare.mounts.manager import MountManager
-from uvmshare.mounts.mount import MountInfo
-from uvmshare.mounts.options import MountOptions
-from uvmshare.mounts.reach import Reach
-from uvmshare.mounts.state import MountState
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uvmshare.mounts.agent_client import AgentClient
+    from uvmshare.mounts.manager import MountManager
+    from uvmshare.mounts.mount import MountInfo
+    from uvmshare.mounts.options import MountOptions
+    from uvmshare.mounts.reach import Reach
+    from uvmshare.mounts.state import MountState
 
 __all__ = [  # noqa: RUF022  most to least important
     "MountManager",
@@ -24,3 +31,21 @@ __all__ = [  # noqa: RUF022  most to least important
     "MountState",
     "Reach",
 ]
+
+_HOME = {
+    "AgentClient": "agent_client",
+    "MountManager": "manager",
+    "MountInfo": "mount",
+    "MountOptions": "options",
+    "MountState": "state",
+    "Reach": "reach",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    value: object = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from uvmshare.mounts.options import Cache
+    from uvmshare.mounts.cache import Cache
     from uvmshare.mounts.reach import Reach
 
 __all__ = ["GuestAgent", "GuestMount", "TellsConnect", "TellsReach"]

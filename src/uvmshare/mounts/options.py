@@ -9,20 +9,17 @@ from __future__ import annotations
 import posixpath
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from uvmshare import arguments
 from uvmshare.errors import InvalidOptions
+from uvmshare.mounts.cache import Cache
 from uvmshare.share.options import AddOptions, ShareKeywords, options_of
 
 if TYPE_CHECKING:
     from uvmshare.share.options import HostPath
 
 __all__ = ["Cache", "MapKeywords", "MountOptions", "canonical_guest_path", "mapping_of"]
-
-Cache = Literal["auto", "none", "loose", "mmap", "readahead"]
-"""What the guest's kernel may keep of a mount (``cache=`` in Linux's 9p.rst). "auto": the guest chooses, by its kernel,
-what hides no change of the host's (`uvmshare.guest.mount.choose`)."""
 
 _MIN_MSIZE: Final = 4096
 _MAX_MSIZE: Final = 1 << 30

@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from uvmshare.mounts.options import Cache  # noqa: TC001  msgspec reads the annotations
+from uvmshare.mounts.cache import Cache  # noqa: TC001  msgspec reads the annotations
 
 __all__ = ["MOST_MOUNTS", "Added", "AgentInfo", "GuestReport", "ListedMount", "MountHealth"]
 

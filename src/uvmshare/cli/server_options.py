@@ -1,0 +1,78 @@
+"""The options that a file server has, for the commands that start one: `serve`, `vm add`, `daemon`.
+
+What lives here: reading them. What must not: the commands.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from uvmshare.errors import FileServerError
+
+if TYPE_CHECKING:
+    from uvmshare.fileserver.limits import Limits
+
+__all__ = ["allow_uid_option", "cgroup_limits", "limit_options", "octal_mode", "uid_or_any"]
+
+
+def octal_mode(text: str) -> int:
+    """Read a mode, three octal digits."""
+    digits = text.removeprefix("0o")
+    if not digits or set(digits) - set("01234567") or int(digits, 8) > 0o777:
+        msg = f"{text!r} is no mode; write three octal digits, such as 660"
+        raise click.BadParameter(msg)
+    return int(digits, 8)
+
+
+def limit_options(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> Limits | None:
+    """Read limits, each NAME=NUMBER; None for none."""
+    if not given:
+        return None
+    from uvmshare.fileserver.limits import Limits  # noqa: PLC0415  --help need not load it
+
+    values: dict[str, str | None] = {}
+    for text in given:
+        name, equals, number = text.partition("=")
+        if not equals:
+            msg = f"{text!r} is no limit; write NAME=NUMBER, such as mounts=16"
+            raise click.BadParameter(msg)
+        values[name] = None if number == "none" else number
+    try:
+        return Limits.of(values)
+    except FileServerError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def cgroup_limits(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """Read limits of a control group, each NAME=VALUE; which there are, the daemon knows."""
+    found = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            msg = f"{text!r} is no limit; write NAME=VALUE, such as pids.max=64"
+            raise click.BadParameter(msg)
+        found[name] = value
+    return found
+
+
+def uid_or_any(text: str) -> int | str:
+    """Read a uid, or the word "any"."""
+    if text == "any":
+        return text
+    if not (text.isascii() and text.isdigit()) or int(text) >= 0xFFFFFFFF:
+        msg = f"{text!r} is no uid; write a number, such as 64055, or any"
+        raise click.BadParameter(msg)
+    return int(text)
+
+
+allow_uid_option = click.option(
+    "--allow-uid",
+    "allow_uids",
+    metavar="UID",
+    type=uid_or_any,
+    multiple=True,
+    help="Another user of this host who may connect to TCP on loopback, besides the one who serves and root: the one "
+    "that the VM runs as (QEMU's). any: every user.",
+)
