@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import enum
     from collections.abc import Callable, Mapping
 
-    from uvmshare.share.entry import Entry
-    from uvmshare.share.transitions import Transitions
+    from uvmshare.lifecycle.entry import Entry
+    from uvmshare.lifecycle.transitions import Transitions
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import enum
     from collections.abc import Mapping
 
-    from uvmshare.share.transitions import Transitions
+    from uvmshare.lifecycle.transitions import Transitions
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -148,7 +148,7 @@ MOUNTS = Diagram(
     colours={life: MOUNT_COLOURS[life.state] for life in MountLife},
     lines={
         (MountLife.PENDING, MountLife.MOUNTING): ("M 590 106 L 590 165", (598, 140), "start"),
-        (MountLife.PENDING, MountLife.UNMOUNTED): ("M 667 80 C 1240 60, 1290 560, 777 745", (1060, 96), "start"),
+        (MountLife.PENDING, MountLife.UNMOUNTED): ("M 667 80 C 1240 60, 1290 560, 777 745", (1030, 140), "start"),
         (MountLife.MOUNTING, MountLife.MOUNTED): ("M 590 213 L 590 285", (598, 254), "start"),
         (MountLife.MOUNTING, MountLife.INVALID): ("M 667 200 L 923 297", (806, 228), "start"),
         (MountLife.MOUNTING, MountLife.OVERTAKEN): ("M 513 205 C 400 260, 380 420, 240 565", (385, 410), "middle"),
@@ -157,13 +157,13 @@ MOUNTS = Diagram(
         (MountLife.MOUNTED, MountLife.REVOKED): ("M 540 333 C 450 400, 440 480, 470 565", (452, 366), "end"),
         (MountLife.MOUNTED, MountLife.UNMOUNTED): ("M 640 333 C 740 400, 740 560, 715 725", (736, 500), "start"),
         (MountLife.UNMOUNTING, MountLife.MOUNTED): ("M 605 407 L 605 335", (613, 392), "start"),
-        (MountLife.UNMOUNTING, MountLife.UNMOUNTED): ("M 610 453 L 690 725", (668, 690), "end"),
+        (MountLife.UNMOUNTING, MountLife.UNMOUNTED): ("M 610 453 L 690 725", (608, 478), "end"),
         (MountLife.UNMOUNTING, MountLife.INVALID): ("M 667 420 L 923 325", (820, 404), "middle"),
         (MountLife.UNMOUNTING, MountLife.CLEARING): ("M 645 453 L 835 565", (806, 512), "start"),
         (MountLife.LOST, MountLife.RESTORING): ("M 185 287 L 185 215", (177, 255), "end"),
         (MountLife.LOST, MountLife.INVALID): ("M 277 320 C 420 372, 760 372, 923 316", (760, 352), "middle"),
         (MountLife.LOST, MountLife.REVOKED): ("M 225 333 C 260 460, 360 540, 430 567", (262, 440), "end"),
-        (MountLife.LOST, MountLife.UNMOUNTED): ("M 123 320 C 10 420, 40 770, 623 752", (130, 690), "start"),
+        (MountLife.LOST, MountLife.UNMOUNTED): ("M 123 320 C 10 420, 40 770, 623 752", (262, 716), "start"),
         (MountLife.RESTORING, MountLife.MOUNTED): ("M 277 195 L 513 297", (330, 212), "start"),
         (MountLife.RESTORING, MountLife.LOST): ("M 215 213 L 215 285", (223, 246), "start"),
         (MountLife.RESTORING, MountLife.OVERTAKEN): ("M 123 200 C 60 300, 60 500, 160 565", (80, 400), "start"),
@@ -174,8 +174,8 @@ MOUNTS = Diagram(
         (MountLife.UNDOING, MountLife.UNMOUNTED): ("M 1020 453 C 1030 560, 940 690, 777 728", (1020, 570), "start"),
         (MountLife.UNDOING, MountLife.CLEARING): ("M 980 453 L 905 565", (954, 512), "start"),
         (MountLife.REVOKED, MountLife.CLEARING): ("M 577 595 L 803 595", (640, 612), "start"),
-        (MountLife.REVOKED, MountLife.UNMOUNTED): ("M 520 613 L 660 725", (556, 664), "end"),
-        (MountLife.REVOKED, MountLife.REVOKED): ("M 470 613 C 440 660, 500 660, 490 615", (430, 720), "middle"),
+        (MountLife.REVOKED, MountLife.UNMOUNTED): ("M 520 613 L 660 725", (556, 690), "end"),
+        (MountLife.REVOKED, MountLife.REVOKED): ("M 470 613 C 440 660, 500 660, 490 615", (440, 668), "middle"),
         (MountLife.OVERTAKEN, MountLife.REVOKED): ("M 277 590 L 423 590", (350, 606), "middle"),
         (MountLife.OVERTAKEN, MountLife.OVERTAKEN): ("M 180 613 C 150 660, 230 660, 205 615", (190, 662), "middle"),
         (MountLife.CLEARING, MountLife.UNMOUNTED): ("M 860 613 L 745 725", (826, 660), "start"),

@@ -21,8 +21,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from uvmshare.errors import OperationDenied
-from uvmshare.linux.credentials import credentials
 from uvmshare.linux.fsuid import acting_uid
+from uvmshare.linux.sockets import make_room
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,7 +133,7 @@ def bind_socket(path: str, mode: int, *, group: int | None = None) -> tuple[sock
     above, name = os.path.split(os.path.abspath(path))
     directory = open_path(above, os.O_DIRECTORY)
     try:
-        _make_room(directory, name)
+        make_room(directory, name, acting_uid())
         bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             # Below the descriptor: another directory that is put at `above` now gets no socket.
@@ -147,39 +147,6 @@ def bind_socket(path: str, mode: int, *, group: int | None = None) -> tuple[sock
     except BaseException:
         os.close(directory)
         raise
-
-
-def _make_room(directory: int, name: str) -> None:
-    """Remove a dead socket of this user's. Raises `OSError` for anything else that is there."""
-    try:
-        found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-    except FileNotFoundError:
-        return
-    try:
-        there = os.fstat(found)
-        if not stat.S_ISSOCK(there.st_mode):
-            raise OSError(errno.EADDRINUSE, "there is a file that is no socket")
-        _require_dead(found)
-        if there.st_uid != acting_uid():
-            raise OSError(errno.EADDRINUSE, f"there is a dead socket of uid {there.st_uid}, which only they remove")
-        if os.path.samestat(os.stat(name, dir_fd=directory, follow_symlinks=False), there):
-            os.unlink(name, dir_fd=directory)
-    finally:
-        os.close(found)
-
-
-def _require_dead(file: int) -> None:
-    """See that nobody listens on the socket whose file is open. Raises `OSError`."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(0)  # a full backlog answers EAGAIN: somebody is there
-        try:
-            probe.connect(f"/proc/self/fd/{file}")
-        except ConnectionRefusedError:
-            return
-        except OSError as error:
-            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)) from error
-        pid = credentials(probe).pid
-        raise OSError(errno.EADDRINUSE, f"{os.strerror(errno.EADDRINUSE)}, by process {pid}")
 
 
 def _with_umask(mask: int, work: Callable[[], None]) -> None:

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from uvmshare.guest import agent, mount, places, work
 from uvmshare.guest import table as mounts
+from uvmshare.linux import mountinfo
+from uvmshare.linux.mountinfo import Mounted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,8 +70,8 @@ def named(what: str) -> list[str]:
         return []
 
 
-def mounted() -> list[mount.Mounted]:
-    return [mount.Mounted(*entry) for entry in told()]
+def mounted() -> list[Mounted]:
+    return [Mounted(number, "", "", *rest) for number, *rest in told()]
 
 
 def mount_number(descriptor: int) -> int:
@@ -135,7 +137,7 @@ def read(path: str) -> None:
 
 if __name__ == "__main__":
     mount._mount = kernel_mount
-    mount.mounted = mounted
+    mountinfo.mounted = mounted  # type: ignore[assignment]  # it has one table
     places.mount_number = mount_number
     places.umount = umount
     work.bind = bind

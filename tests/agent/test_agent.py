@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.processes import DEADLINE
+from tests.root import require_root
 
 from uvmshare.errors import GuestAgentError, MountBusy, MountNotFound, MountRefused, OutcomeUnknown
 from uvmshare.guest import agent
@@ -400,8 +401,8 @@ def test_what_cannot_start_says_why_in_one_line(
     ],
 )
 def test_a_state_that_somebody_else_can_write_is_not_believed(bench: Bench, owner: int, mode: int, words: str) -> None:
-    if owner and os.geteuid() != 0:
-        pytest.skip("only root can give a directory away")
+    if owner:
+        require_root("only root can give a directory away")
 
     async def test() -> None:
         bench.state.mkdir()

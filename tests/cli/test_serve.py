@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.daemon.test_users import as_user
+from tests.root import needs_root
 
 import uvmshare
 from uvmshare.cli import serve as serve_module
@@ -255,7 +256,7 @@ def test_an_address_that_no_guest_can_reach_is_said_before_it_is_ready(
     assert all("vhost-vsock is missing" in line and "modprobe vhost_vsock" in line for line in said[:-1])
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+@needs_root
 def test_what_the_user_may_not_write_is_served_read_only_or_not_at_all(
     server: type[FakeServer], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from tests.processes import DEADLINE, kill
+from tests.root import require_root
 
 from debian_root import made
 
@@ -105,8 +106,7 @@ def _group() -> Iterator[list[str]]:
 @contextlib.contextmanager
 def booted() -> Iterator[Booted]:
     """Boot a Debian to the end of the block. Whatever runs in it ends with it."""
-    if os.geteuid() != 0:
-        pytest.skip("a container with systemd needs root")
+    require_root("a container with systemd needs root")
     for program in ("debootstrap", "systemd-nspawn"):
         if shutil.which(program) is None:
             pytest.skip(f"needs {program}: tools/packages soak")

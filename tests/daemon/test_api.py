@@ -405,7 +405,7 @@ def test_what_is_none_of_our_errors_tells_nothing_but_its_class() -> None:
     from uvmshare.daemon.problems import problem_of
 
     done = problem_of(errors.OutcomeNotWritten("share 7 is off the VM, and that could not be written down yet"), "it")
-    assert done.remedy.startswith("It was done.")
+    assert done.remedy.startswith("What the reason says was done.")
     problem = problem_of(KeyError("secret"), "the thing")
     assert problem.status == 500
     assert "secret" not in problem.reason

@@ -12,6 +12,7 @@ import pytest
 from tests.daemon.harness import supervisor_of
 from tests.daemon.test_users import ALICE, User, as_user
 from tests.processes import await_answer, kill
+from tests.root import needs_root
 
 from uvmshare import errors
 from uvmshare.daemon import machine, service
@@ -130,7 +131,7 @@ def test_a_vm_that_could_not_be_found_is_looked_for_again(home: Home, monkeypatc
         assert kinds == ["vm.failed", "vm.failed", "vm.found"], "and a reason is told once"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be other users")
+@needs_root
 def test_a_stand_in_on_a_users_own_control_socket_keeps_nobody(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     with home.running() as daemon:
         User(daemon, ALICE).add_vm()

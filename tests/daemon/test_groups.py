@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.daemon.harness import supervisor_of
 from tests.processes import DEADLINE, kill
+from tests.root import require_root
 
 from uvmshare import errors
 from uvmshare.daemon import groups, machine
@@ -53,8 +54,7 @@ def hierarchy() -> Iterator[str]:
 @pytest.fixture
 def top() -> Iterator[str]:
     """A real group, as systemd would delegate it."""
-    if os.geteuid() != 0:
-        pytest.skip("making control groups needs root")
+    require_root("making control groups needs root")
     with hierarchy() as root:
         made = tempfile.mkdtemp(prefix="uvmshare-test-", dir=root)
         try:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.root import needs_root
 
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import GetattrMask
@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
-if os.geteuid() != 0:
-    pytest.skip("mounting FUSE without a helper needs root", allow_module_level=True)
-
 from tests.fuse import HungFuse
+
+pytestmark = needs_root
 
 
 def test_an_event_names_the_process_the_share_and_what_is_waited_for(home: Home, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import socket
 import threading
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.daemon.test_users import ALICE, as_user
 from tests.processes import DEADLINE
+from tests.root import needs_root
 
 from uvmshare.daemon import app, connections
 
@@ -321,7 +321,7 @@ def test_an_answer_that_nobody_takes_is_cut(daemon: Running, monkeypatch: pytest
         assert b"noise" in said(connection)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be other users")
+@needs_root
 @pytest.mark.usefixtures("complaints")
 def test_requests_that_are_not_answered_yet_take_only_so_much_memory(
     shared: Running, monkeypatch: pytest.MonkeyPatch

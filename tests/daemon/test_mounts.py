@@ -19,6 +19,7 @@ import pytest
 from tests.daemon.harness import supervisor_of
 from tests.daemon.test_users import ALICE, User
 from tests.processes import DEADLINE
+from tests.root import needs_root
 
 from uvmshare import errors
 from uvmshare.cli.main import run
@@ -322,7 +323,7 @@ async def until_unmounted(machine: Machine) -> None:
     """Wait until the guest has unmounted what nobody holds any more."""
     mounts = machine.require_mounts()
     while mounts.mounts():
-        for mount in tuple(mounts._engine.by_path.values()):
+        for mount in tuple(mounts._engine.table.values()):
             if mount.operation is not None:
                 await mount.operation.wait()
             else:
@@ -507,7 +508,7 @@ def test_an_owner_that_is_gone_gives_mounts_and_shares_back(mapped: Running, gue
     assert share.mounts == (f"{guest.allow}/other",)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be other users")
+@needs_root
 def test_what_another_user_has_mounted_is_not_told(home: Home, guest: Guest, daemon: Running) -> None:
     alice = User(daemon, ALICE)
     os.chmod(guest.socket, 0o666)
@@ -525,7 +526,7 @@ def test_what_another_user_has_mounted_is_not_told(home: Home, guest: Guest, dae
     assert guest.mounted() == [f"{guest.allow}/project"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be other users")
+@needs_root
 def test_an_agent_is_dialled_with_the_rights_of_the_vms_user(home: Home, guest: Guest, daemon: Running) -> None:
     alice = User(daemon, ALICE)
     os.chmod(guest.socket, 0o600)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 from tests.processes import DEADLINE
+from tests.root import needs_root
 
 from uvmshare.daemon import identity
 from uvmshare.daemon.documents import NewShare
@@ -333,7 +334,7 @@ def silent(path: str) -> Iterator[SilentFileSystem]:
 
 
 @pytest.mark.long
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
+@needs_root
 def test_a_fuse_server_that_does_not_answer_holds_up_nobody_else(daemon: Running, client: Client) -> None:
     path = daemon.home.directory("silent")
     daemon.add_vm()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 from tests.daemon.harness import supervisor_of
 from tests.processes import kill
+from tests.root import needs_root
 
 from uvmshare import errors
 from uvmshare.daemon import connections, identity, quotas
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be other users")
+pytestmark = needs_root
 
 _SETRESUID, _SETRESGID = {"x86_64": (117, 119)}.get(os.uname().machine, (147, 149))
 

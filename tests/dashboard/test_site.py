@@ -14,6 +14,7 @@ from tests.daemon.harness import Home
 from tests.dashboard.harness import Dashboard, Viewer
 from tests.hostile_text import HOSTILE
 from tests.processes import DEADLINE
+from tests.root import needs_root
 
 from uvmshare import peers
 from uvmshare.dashboard import site
@@ -194,7 +195,7 @@ def test_names_of_others_reach_the_page_as_text_that_shows_itself(running: Runni
         client.remove_vm("hostile", force=True)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be other users")
+@needs_root
 def test_another_user_of_the_host_is_cut_before_a_byte_is_read_even_with_the_link(dashboard: Dashboard) -> None:
     program = (
         "import encodings.idna, http.client, os, sys\n"
@@ -214,7 +215,7 @@ def test_another_user_of_the_host_is_cut_before_a_byte_is_read_even_with_the_lin
     dashboard.viewer().close()  # the link was not used up
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be other users")
+@needs_root
 def test_a_user_who_was_allowed_needs_the_link_as_well(running: Running) -> None:
     with Dashboard.running(running.home.host, allow_uids=(ALICE,)) as dashboard:
         program = (
@@ -313,7 +314,7 @@ def test_without_a_daemon_or_a_port_it_says_so_before_it_serves(running: Running
         pass
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be other users")
+@needs_root
 def test_a_user_sees_their_own_vms_and_no_others(running: Running) -> None:
     running.add_vm("roots")
     running.add_share(running.home.directory("secret"), "roots")

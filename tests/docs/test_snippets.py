@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import asyncio
 import json
-import os
 import re
 import shlex
 import shutil
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from tests.docs.pages import PAGES, before, blocks, commands, read
+from tests.root import require_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,8 +121,7 @@ def go_through(page: str, guest: tuple[asyncio.Runner, GuestVM] | None, *, long:
 def ready() -> None:
     if sys.platform != "linux":
         pytest.skip("the pages are about Linux")
-    if os.geteuid() != 0:
-        pytest.skip("namespaces of mounts need root")
+    require_root("namespaces of mounts need root")
 
 
 @pytest.mark.parametrize("page", marked([page for page in RUN if not has_guest(page)]))

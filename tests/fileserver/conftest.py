@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import pytest
 from tests.processes import DEADLINE, wait_for_end
+from tests.root import require_root
 
 from uvmshare.fileserver.handshake import Handshake
 from uvmshare.fileserver.limits import Limits
@@ -381,8 +382,8 @@ _directories: Final = itertools.count()
 def host(devices: Callable[[str], Device | InProcess], model: str, xattr_directory: Path) -> Iterator[Host]:
     if sys.platform == "win32":
         pytest.skip("the file server runs on Linux")
-    if model == "passthrough" and os.geteuid() != 0:
-        pytest.skip("passthrough changes owners, which needs root")
+    if model == "passthrough":
+        require_root("passthrough changes owners, which needs root")
     top = xattr_directory / str(next(_directories))
     root, outside = top / "root", top / "outside"
     for path in (root, outside):

@@ -7,10 +7,12 @@ import os
 import socket
 import sys
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.fuse import HungFuse
+from tests.root import needs_root
 
 from uvmshare.fileserver.limits import Limits
 from uvmshare.fileserver.mount.handlers import locking, table
@@ -33,15 +35,14 @@ if TYPE_CHECKING:
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
-if os.geteuid() != 0:
-    pytest.skip("mounting FUSE without a helper needs root", allow_module_level=True)
-
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.mount.fids import Fid
 from uvmshare.fileserver.mount.files.node import ForeignNode
 from uvmshare.fileserver.mount.files.openfile import ForeignFile
 from uvmshare.fileserver.mount.serving import Serving
 from uvmshare.hcs.schema import Plan9Share
+
+pytestmark = needs_root
 
 ALL = 0
 """As a length: to the end of the file."""
@@ -75,17 +76,24 @@ def fuse(host: Host) -> Iterator[HungFuse]:
         yield made
 
 
+@dataclass(frozen=True)
+class Limited:
+    """A share with such a file system, for mounts that have limits."""
+
+    fuse: HungFuse
+    root: Path
+    start_device: Callable[..., Device]
+
+    def __call__(self, **limits: Any) -> Client:
+        """Connect to it by a mount with these limits."""
+        device = self.start_device(security_model="none", limits=Limits(**limits))
+        return device.connect(device.share(self.root))
+
+
 @pytest.fixture
-def limited(start_device: Callable[..., Device], root: Path, tmp_path: Path) -> Iterator[Callable[..., Client]]:
-    """Connect to a share with such a file system, of a mount that has these limits."""
+def limited(start_device: Callable[..., Device], root: Path, tmp_path: Path) -> Iterator[Limited]:
     with mounted(root, tmp_path / "shown") as made:
-
-        def connect(**limits: Any) -> Client:
-            device = start_device(security_model="none", limits=Limits(**limits))
-            return device.connect(device.share(root))
-
-        connect.fuse = made  # type: ignore[attr-defined]
-        yield connect
+        yield Limited(made, root, start_device)
 
 
 def _lock(fid: int, kind: LockType, owner: bytes, *, start: int = 0, length: int = ALL, block: bool = False) -> m.Tlock:
@@ -255,8 +263,8 @@ def test_what_was_given_up_is_unlocked_only_where_it_was_granted(status: LockSta
 # Limits
 
 
-def test_walks_that_are_under_way_count_as_fids(limited: Callable[..., Client], refused: Refused) -> None:
-    fuse: HungFuse = limited.fuse  # type: ignore[attr-defined]
+def test_walks_that_are_under_way_count_as_fids(limited: Limited, refused: Refused) -> None:
+    fuse = limited.fuse
     with limited(fids=10) as client:
         directory = client.walk("mnt")  # and the root
         fuse.hang("bad", "LOOKUP")
@@ -270,7 +278,7 @@ def test_walks_that_are_under_way_count_as_fids(limited: Callable[..., Client], 
                 client.wait(tag)
 
 
-def test_only_so_many_requests_wait_for_locks(limited: Callable[..., Client], refused: Refused) -> None:
+def test_only_so_many_requests_wait_for_locks(limited: Limited, refused: Refused) -> None:
     with limited(locks=2, lock_wait_seconds=600.0) as client:
         fid = client.open("mnt/good", O.RDWR)
         assert _status(client.rpc(_lock(fid, LockType.WRLCK, b"one"))) == LockStatus.SUCCESS
@@ -286,9 +294,7 @@ def test_only_so_many_requests_wait_for_locks(limited: Callable[..., Client], re
 
 
 @pytest.mark.parametrize("is_used", [True, False])
-def test_what_fids_held_is_given_back_with_a_new_session(
-    limited: Callable[..., Client], refused: Refused, *, is_used: bool
-) -> None:
+def test_what_fids_held_is_given_back_with_a_new_session(limited: Limited, refused: Refused, *, is_used: bool) -> None:
     with limited(xattr_bytes=100) as client:
         for path in ("mnt/good", "mnt/bad") if is_used else ("file", "mnt/bad"):
             fid = client.walk(path)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.root import require_root
 
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import OpenFlag as O
@@ -70,8 +71,7 @@ def small_disk(at: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("model", ["passthrough", "in-process"])
 def test_a_full_disk_and_another_one(host: Host, refused: Refused) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("a file system is only mounted by root")
+    require_root("a file system is only mounted by root")
     (host.root / "f").write_bytes(b"content")
     with small_disk(host.root / "small"):
         (host.root / "small" / "full").write_bytes(b"")
@@ -98,8 +98,7 @@ def test_a_full_disk_and_another_one(host: Host, refused: Refused) -> None:
 @pytest.mark.parametrize("flags", [0, O.DSYNC])
 @pytest.mark.parametrize("size", [8192, 200_000])  # the larger one is spliced
 def test_a_write_that_fits_in_part_is_an_error(host: Host, refused: Refused, flags: int, size: int) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("a file system is only mounted by root")
+    require_root("a file system is only mounted by root")
     with small_disk(host.root / "small"):
         (host.root / "small" / "f").write_bytes(b"")
         with host.device.connect(host.share()) as guest:
@@ -115,8 +114,7 @@ def test_a_write_that_fits_in_part_is_an_error(host: Host, refused: Refused, fla
 def test_a_server_that_acts_as_guest_users_has_no_groups_of_its_own(
     start_device: Callable[..., Device], tmp_path: Path
 ) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("passthrough needs root")
+    require_root("passthrough needs root")
     (tmp_path / "root").mkdir()
     before = os.getgroups()
     os.setgroups([4711, 4712])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 from tests.fuse import HungFuse
 from tests.processes import await_answer, await_end, kill, process_exists
+from tests.root import require_root
 
 from uvmshare.errors import InvalidState, OutcomeUnknown
 from uvmshare.fileserver.mount import lanes
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
-if os.geteuid() != 0:
-    pytest.skip("mounting FUSE without a helper needs root", allow_module_level=True)
+require_root("mounting FUSE without a helper needs root")
 
 
 @pytest.fixture(

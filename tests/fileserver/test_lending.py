@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from tests.processes import DEADLINE
+from tests.root import require_root
 
 from uvmshare.fileserver.limits import Limits
 from uvmshare.fileserver.mount.files.lending import Lending
@@ -32,8 +33,7 @@ if TYPE_CHECKING:
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
-if os.geteuid() != 0:
-    pytest.skip("becoming another user needs root", allow_module_level=True)
+require_root("becoming another user needs root")
 
 USER: Final = 12345
 COLLEAGUE: Final = 20000

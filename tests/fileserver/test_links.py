@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from tests.root import needs_root
 
 from uvmshare.errors import InvalidOptions
 
@@ -124,7 +125,7 @@ def test_a_change_of_the_mode_of_a_link_does_not_reach_its_target(
     assert outside.stat() == before
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+@needs_root
 def test_a_server_that_is_not_root_makes_real_links_too(
     start_device: Callable[..., Device], shared: Path, xattr_directory: Path
 ) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.fuse import HungFuse
+from tests.root import require_root
 
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import AT_REMOVEDIR
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
-if os.geteuid() != 0:
-    pytest.skip("mounting needs root", allow_module_level=True)
+require_root("mounting needs root")
 
 HIDE = ("node_modules", "**/.env", "/mnt/secret", "build/", "/mnt/deep/*/far")
 SECRET = b"what nobody may see"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.processes import await_answer, kill
+from tests.root import needs_root
 
 from uvmshare.errors import AccessDenied, FileServerError, HostPathHangs, InvalidState, OutcomeUnknown
 
@@ -28,8 +29,6 @@ from uvmshare.fileserver.mounttable import may_hang
 from uvmshare.fileserver.supervisor import opening
 from uvmshare.fileserver.supervisor.loop import Loop
 from uvmshare.fileserver.supervisor.opening import Opened, Opener, Wanted
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.root import require_root
 
 from uvmshare.ninep.constants import OpenFlag as O
 
@@ -43,8 +44,7 @@ def on_host(path: Path) -> tuple[int, int]:
 @pytest.fixture
 def tree(host: Host) -> Host:
     """What a user 1000 of the host has, in a directory of its own, and one file of somebody else's."""
-    if os.geteuid() != 0:
-        pytest.skip("files of several owners need root")
+    require_root("files of several owners need root")
     (host.root / "directory").mkdir()
     os.symlink("file", host.root / "link")
     for name in ("file", "other"):

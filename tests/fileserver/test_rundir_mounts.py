@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.processes import DEADLINE
+from tests.root import needs_root
 
 from uvmshare.errors import AccessDenied, FileServerError
-from uvmshare.fileserver.mounttable import TABLE, Place, has_mounts, is_changed, place_of, shown_below
+from uvmshare.fileserver.mounttable import Place, has_mounts, is_changed, place_of, shown_below
 from uvmshare.fileserver.rundir.directory import RunDirectory
 from uvmshare.hcs.schema import Plan9Share, Plan9ShareFlags
+from uvmshare.linux.mountinfo import TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,7 +95,7 @@ ALLOWED = [
 ]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="bind mounts need root")
+@needs_root
 @pytest.mark.parametrize(
     ("binds", "shared", "refused"),
     [*((*case, True) for case in REFUSED), *((*case, False) for case in ALLOWED)],
@@ -106,7 +108,7 @@ def test_a_bind_mount_is_no_way_into_the_run_directory(
     assert said.startswith(f"share 0: '{top}/{shared}' holds the run directory") if refused else not said
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="bind mounts need root")
+@needs_root
 def test_a_run_directory_that_is_a_bind_mount_is_found_where_it_really_is(top: Path) -> None:
     binds = json.dumps([("host", "shared/c")])
     command = [sys.executable, "-c", dedent(PROGRAM), str(top), binds, "shared/c/run", "host"]
@@ -140,12 +142,12 @@ def test_what_cannot_be_looked_at_is_not_shared(
 
 
 def test_a_mount_that_is_not_in_the_table_leaves_the_path(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("uvmshare.fileserver.mounttable._table", list)
+    monkeypatch.setattr("uvmshare.fileserver.mounttable.mounted", list)
     assert place_of(str(top)) == Place("", str(top))
     assert shown_below(str(top)) == [Place("", str(top))]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+@needs_root
 def test_what_is_mounted_below_a_directory_is_seen_in_an_open_table_also_what_came_later(top: Path) -> None:
     table = os.open(TABLE, os.O_RDONLY)
     directory = str(top / "shared")

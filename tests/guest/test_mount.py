@@ -102,18 +102,18 @@ class Kernel:
         """The msize that the server wants, if it is another than the one that was asked for."""
         self.unmounted: list[str] = []
         monkeypatch.setattr(module, "_mount", self.mount)
-        monkeypatch.setattr(module, "mounted", self.mounted)
+        monkeypatch.setattr(module, "_shown", self.shown)
         monkeypatch.setattr(module, "_libc", lambda: self)
 
     def mount(self, source: str, directory: str, flags: int, options: str) -> int:
         self.calls.append((source, directory, flags, options))
         return self.fails_with
 
-    def mounted(self) -> list[module.Mounted]:
-        source, directory, _, options = self.calls[-1]
+    def shown(self, path: str) -> str:
+        _, directory, _, options = self.calls[-1]
         shown = [word for word in options.split(",") if word not in self.passes_over]
         shown = [self.agrees_to if self.agrees_to and word.startswith("msize=") else word for word in shown]
-        return [module.Mounted(1, directory, "9p", source, ",".join(shown))]
+        return ",".join(shown) if path == directory else ""
 
     def umount2(self, directory: bytes, _: int) -> int:
         self.unmounted.append(os.fsdecode(directory))

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.root import needs_root
 
 from uvmshare.guest import mount as beside
 from uvmshare.guest import wire
@@ -118,7 +119,7 @@ def test_without_a_token_it_says_so_and_asks_for_none(path: str, tmp_path: Path)
         assert agent.greet("")["result"] == {"proof": ""}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+@needs_root
 def test_a_state_of_somebody_elses_is_not_believed(path: str, tmp_path: Path) -> None:
     os.chown(tmp_path, 65534, 65534)
     command = [f"{path}/sh", SCRIPT, "--listen", "5641", "--no-token", "--allow", "/tmp", "--state", str(tmp_path)]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from tests.conformance.harness import write_down
 from tests.processes import await_answer, wait_for_end
+from tests.root import require_root
 
 from uvmshare.ninep.constants import NONUNAME
 
@@ -172,8 +173,8 @@ def attack(xattr_directory: Path) -> Iterator[Callable[..., Target]]:
         def start(model: str = "none", **settings: Any) -> Target:
             if sys.platform == "win32":
                 pytest.skip("the file server runs on Linux")
-            if model == "passthrough" and os.geteuid() != 0:
-                pytest.skip("passthrough changes owners, which needs root")
+            if model == "passthrough":
+                require_root("passthrough changes owners, which needs root")
             top = Path(tempfile.mkdtemp(dir=xattr_directory))
             log = top / "log"
             user = os.geteuid(), os.getegid()

@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from tests.root import require_root
 
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import AT_REMOVEDIR, OpenFlag, SetattrValid
@@ -83,8 +84,8 @@ def messages(cls: type[m.Message]) -> Iterator[tuple[tuple[int, ...], m.Message]
 def share(attack: Callable[..., Target], server: str) -> Target:
     """A directory of which "allowed", "directory" and "absent" are shared."""
     model, settings = SERVERS[server]
-    if settings and os.geteuid() != 0:
-        pytest.skip("becoming another user needs root")
+    if settings:
+        require_root("becoming another user needs root")
     target = attack(model, **settings)
     root = target.root
     for path in (root / "allowed", root / "hidden", root / "directory" / "inner", root / "secret" / "inner"):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.fileserver.takeover.harness import Place
+from tests.root import needs_root
 
 from uvmshare import address, errors
 from uvmshare.daemon.machine import Places
@@ -31,12 +32,13 @@ if sys.platform != "linux":
 
 from uvmshare import hostfiles
 from uvmshare.hostfiles import bind_socket, open_log, require_safe_way
+from uvmshare.linux.sockets import make_room
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be other users")
+pytestmark = needs_root
 
 ALICE = 12345
 
@@ -117,15 +119,14 @@ def test_a_directory_that_is_replaced_by_a_link_while_a_socket_is_bound_leads_no
     place.mkdir()
     with closing(socket.socket(socket.AF_UNIX)) as theirs:
 
-        def swap(directory: int, name: str) -> None:
-            room(directory, name)
+        def swap(directory: int, name: str, uid: int) -> None:
+            make_room(directory, name, uid)
             if not (of_alice / "moved").exists():
                 place.rename(of_alice / "moved")
                 place.symlink_to(victim)
                 theirs.bind(f"{victim}/s")
 
-        room = hostfiles._make_room
-        monkeypatch.setattr(hostfiles, "_make_room", swap)
+        monkeypatch.setattr("uvmshare.hostfiles.make_room", swap)
         close = bind(f"{place}/s", 0o666)
         assert stat.S_IMODE((of_alice / "moved" / "s").lstat().st_mode) == 0o666
         assert stat.S_IMODE((victim / "s").lstat().st_mode) == 0o755, "the victim's socket is as it was"

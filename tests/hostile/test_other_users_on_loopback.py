@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.fileserver.conftest import Device
 from tests.processes import DEADLINE, await_answer
+from tests.root import needs_root
 
 if sys.platform != "linux":
     pytest.skip("Linux's sockets", allow_module_level=True)
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be other users")
+pytestmark = needs_root
 
 ALICE, BOB = 12345, 65534
 LINGER_NOT = struct.pack("ii", 1, 0)

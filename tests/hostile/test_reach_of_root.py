@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.root import needs_root
 
 from uvmshare import errors
 from uvmshare.address import parse
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be other users")
+pytestmark = needs_root
 
 ALICE, BOB = Identity(12345, 12345), Identity(65534, 65534)
 ROOT = Identity(0, 0)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.processes import kill
+from tests.root import require_root
 
 from uvmshare.hcs.schema import Plan9Share, Plan9ShareFlags
 
@@ -67,8 +68,7 @@ def stage() -> Iterator[Callable[..., Stage]]:
     with ExitStack() as made:
 
         def set_up(user: int, model: str, *, read_only: bool = False, allowed: tuple[str, ...] = ()) -> Stage:
-            if os.geteuid() != 0:
-                pytest.skip("becoming nobody, and serving as root, needs root")
+            require_root("becoming nobody, and serving as root, needs root")
             top = Path(tempfile.mkdtemp(prefix="uvmshare-"))
             made.callback(shutil.rmtree, top)
             top.chmod(0o755)

@@ -16,6 +16,7 @@ import pytest
 from tests.daemon.harness import Home
 from tests.daemon.test_users import ALICE, BOB, User, as_user
 from tests.processes import DEADLINE, await_answer
+from tests.root import needs_root
 
 from uvmshare.address import Address
 from uvmshare.daemon import connections, identity
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 if sys.platform == "win32":
     pytest.skip("the daemon runs on Linux", allow_module_level=True)
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be other users")
+pytestmark = needs_root
 
 MOST = 5
 

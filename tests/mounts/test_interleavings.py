@@ -15,21 +15,25 @@ import pytest
 from tests.orders import Caller, cancel_everything, may_start, searches, try_every_order
 
 from uvmshare.errors import ComputeSystemError, GuestAgentError, MountRevoked
+from uvmshare.lifecycle.claims import Claims
 from uvmshare.mounts import MountManager, MountOptions, engine
-from uvmshare.mounts.engine import RETRY_FIRST, Engine
+from uvmshare.mounts.engine import Engine
+from uvmshare.mounts.interfaces import GuestMount
+from uvmshare.mounts.mount import RETRY_FIRST
 from uvmshare.mounts.state import MountLife
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 from uvmshare.testing.explore import explore
-from uvmshare.testing.fakes import FakeAgent, FakeVM, Reply
+from uvmshare.testing.fakes import FakeAgent, FakeVM, ListingFakeVM, Reply
 from uvmshare.testing.schedule import VirtualLoop
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine
 
+    from uvmshare.lifecycle.operation import Operation
     from uvmshare.mounts.mount import Mount
-    from uvmshare.share.operation import Operation
+    from uvmshare.testing.fakes import FakeCall
 
 PATH = "/run/uvmshare/x"
 SHARE = AddOptions(os.path.dirname(__file__), read_only=True)
@@ -49,10 +53,28 @@ class Bounds:
     cancels: int = 0
     faults: int = 0
     restarts: int = 0
+    losses: int = 0
+    """How often the VM loses all its shares, and the guest its mounts with them, and both go on."""
     loop_ends: bool = False
 
     def make(self) -> World:
         return World(self)
+
+
+class DiallingAgent(FakeAgent):
+    """One that mounts what the VM has, and nothing else."""
+
+    def __init__(self, vm: FakeVM) -> None:
+        super().__init__()
+        self._vm = vm
+
+    def _change(self, call: FakeCall) -> None:
+        if call.kind == "add":
+            assert isinstance(call.options, GuestMount)
+            if call.options.share_name not in self._vm.shares:
+                msg = f"the server has no share {call.options.share_name}"
+                raise GuestAgentError(msg)
+        super()._change(call)
 
 
 class World:
@@ -60,8 +82,8 @@ class World:
 
     def __init__(self, bounds: Bounds) -> None:
         self.loop = VirtualLoop()
-        self.vm = FakeVM()
-        self.agent = FakeAgent()
+        self.vm = ListingFakeVM() if bounds.losses else FakeVM()
+        self.agent = DiallingAgent(self.vm) if bounds.losses else FakeAgent()
         self.agent.hold = True
         self.vm.hold = bounds.mapped
         self.shares = Manager(self.vm, clock=lambda: 0.0)
@@ -74,6 +96,7 @@ class World:
         self.cancels = bounds.cancels
         self.faults = bounds.faults
         self.restarts = bounds.restarts
+        self.losses = bounds.losses
         self.loop_ends = bounds.loop_ends
         self.ended = False
         self.progress = [0] * len(bounds.callers)
@@ -112,6 +135,8 @@ class World:
                     ]
         if self.restarts:
             events.append(("the guest restarts", self._restart))
+        if self.losses:
+            events.append(("the VM loses its shares", self._lose_shares))
         if self.loop_ends:
             events.append(("the loop ends", self._end_loop))
         return events
@@ -153,10 +178,21 @@ class World:
         self.lost = True
         self.agent.reconnect(restarted=True)
 
+    def _lose_shares(self) -> None:
+        self.losses -= 1
+        self.lost = True
+        self.vm.shares.clear()
+        self.agent.mounts.clear()
+        self.loop.call_soon(self._tell)
+
+    def _tell(self) -> None:
+        assert isinstance(self.vm, ListingFakeVM)
+        self.vm.take_over()
+
     def _end_loop(self) -> None:
         self.loop_ends = False
         self.ended = True
-        self.restarts = 0
+        self.restarts = self.losses = 0
         self.progress = [len(caller.does) for caller in self.callers]
         cancel_everything(self.loop)
 
@@ -191,7 +227,7 @@ class World:
                 left = await self.mounts.unmap(PATH, owner=owner, force=True)
         except (ComputeSystemError, GuestAgentError):
             return
-        entry = self.mounts._engine.by_path.get(PATH)
+        entry = self.mounts._engine.table.get(PATH)
         wanted = entry is not None and (entry.wanted or entry.adding is not None)
         assert wanted or not self.mapped or not self.vm.shares, "it was forced, and the share is there"
         assert left is None or owner not in left.owners
@@ -203,26 +239,26 @@ class World:
         assert not self.agent.faults
         assert not self.vm.faults
         self._forget_history()
-        entry = self.mounts._engine.by_path.get(PATH)
+        entry = self.mounts._engine.table.get(PATH)
         there = self.agent.mounts.get(PATH)
         if there is not None:
             assert entry is not None, "the guest has a mount, and the MountManager does not know it"
-            assert entry.wanted or entry.operation or entry.retry, "nobody wants the mount"
+            assert entry.wanted or entry.operation or entry.retry.waiting, "nobody wants the mount"
             if self.mapped and not entry.is_revoked:
                 assert there.share_name in self.vm.shares, "the share was pulled from under a live mount"
         if entry is not None and entry.doomed and entry.holds_share and not self.ended:
             assert entry.revocation, "nobody wants it, and the guest decides how long its share stays"
         if self.mapped and self.vm.shares:
-            going = any(share.operation or share.retry for share in self.shares._engine.by_name.values())
+            going = any(share.operation or share.retry.waiting for share in self.shares._engine.table.values())
             assert entry is not None or going, "a share without its mount, and nobody takes it out"
-        settling = self.mounts._settling.task is not None
+        settling = self.mounts._settling.pending
         if entry is not None and entry.state is MountLife.MOUNTED and not self.lost:
             assert there is not None, "it is MOUNTED, and the guest does not have it"
         if entry is not None and entry.state is MountLife.INVALID:
-            assert entry.retry, "nobody sees to the INVALID mount"
+            assert entry.retry.waiting, "nobody sees to the INVALID mount"
         if entry is not None and entry.is_revoked:
             assert not entry.references, "somebody holds what was revoked"
-            assert entry.retry or entry.operation or entry.revocation, "nobody sees to the REVOKED mount"
+            assert entry.retry.waiting or entry.operation or entry.revocation, "nobody sees to the REVOKED mount"
         for owner in sorted(self.relied_on):
             assert entry is not None, f"the mount of {owner!r} is gone"
             assert owner in entry.owners, f"the reference of {owner!r} is gone"
@@ -230,7 +266,8 @@ class World:
             if not self.lost:
                 assert there is not None, f"the mount was taken from {owner!r}"
             elif there is None:
-                assert settling or entry.operation or entry.retry, f"nobody mounts it again for {owner!r}"
+                settling = settling or self.shares._settling.pending or bool(self.loop.ready)
+                assert settling or entry.operation or entry.retry.waiting, f"nobody mounts it again for {owner!r}"
 
     def _forget_history(self) -> None:
         """Keep only what decides how it goes on, so that equal states are seen to be equal."""
@@ -249,7 +286,7 @@ class World:
         assert not [task for task in self.tasks if task is not None and not task.done()], "a call waits for ever"
         assert not self.agent.in_flight
         assert not self.vm.in_flight
-        entry = self.mounts._engine.by_path.get(PATH)
+        entry = self.mounts._engine.table.get(PATH)
         owners = set(entry.owners) if entry is not None else set()
         assert self.relied_on <= owners <= self.relied_on | self.doubtful
         assert (PATH in self.agent.mounts) == bool(owners), "a mount too many, or one that did not come back"
@@ -263,7 +300,7 @@ class World:
         for caller, task, made in zip(self.callers, self.tasks, self.progress, strict=True):
             forces = made == len(caller.does) and caller.does[-1] != "unmap"
             assert not forces or task is None or task.done(), "somebody who was to end it waits for the guest"
-        entry = self.mounts._engine.by_path.get(PATH)
+        entry = self.mounts._engine.table.get(PATH)
         wanted = entry is not None and entry.wanted
         assert wanted or not self.vm.shares, "a guest that says nothing keeps the share"
 
@@ -279,6 +316,7 @@ SHORT = (
     Bounds("share and mount: one owner, a cancellation", (A,), cancels=1),
     Bounds("share and mount: two owners", (A, B)),
     Bounds("share and mount: one owner, the guest restarts", (A,), restarts=1),
+    Bounds("share and mount: one owner, the VM loses its shares", (A,), losses=1),
     Bounds("forced: one owner, a fault", (FORCE_A,), faults=1),
     Bounds("forced: one owner, the guest goes mute, a cancellation", (FORCE_A,), mute=True, cancels=1),
     Bounds("from all: one owner, the guest goes mute", (A, REVOKE), mute=True),
@@ -293,6 +331,9 @@ LONG = (
     Bounds("share and mount: one owner, a cancellation, a fault", (A,), cancels=1, faults=1),
     Bounds("share and mount: one owner, the guest restarts, a fault", (A,), restarts=1, faults=1),
     Bounds("share and mount: one owner twice, a fault", (A, A), faults=1),
+    Bounds("share and mount: one owner, the VM loses its shares, a fault", (A,), losses=1, faults=1),
+    Bounds("share and mount: two owners, the VM loses its shares", (A, B), losses=1),
+    Bounds("forced: one owner, the VM loses its shares", (FORCE_A,), losses=1),
     Bounds("forced: one owner, two faults", (FORCE_A,), faults=2),
     Bounds("forced: one owner, a cancellation, a fault", (FORCE_A,), cancels=1, faults=1),
     Bounds("forced: one of two owners, a fault", (FORCE_A, B), faults=1),
@@ -329,9 +370,9 @@ def test_every_order(bounds: Bounds, record_property: Callable[[str, object], No
     assert min(found.orders, found.states) > 50
 
 
-def steal_claims(mounts: MountManager, mount: Mount) -> None:
+def steal_claims(claims: Claims[Mount, MountOptions], mount: Mount) -> None:
     mount.claims = 0
-    mounts._engine.retry_later(mount)
+    claims._keeper.withdrawn(mount)
 
 
 async def pull_the_share(engine: Engine, mount: Mount) -> None:
@@ -349,7 +390,7 @@ def never_end(engine: Engine, mount: Mount, operation: Operation, task: object) 
 @pytest.mark.parametrize(
     ("where", "method", "defect", "complaint"),
     [
-        (MountManager, "_withdraw", steal_claims, "is being unmounted|was taken from|is gone|nobody wants"),
+        (Claims, "withdraw", steal_claims, "is being unmounted|was taken from|is gone|nobody wants"),
         (Engine, "_unmount_in_guest", pull_the_share, "pulled from under a live mount"),
         (Engine, "_end", never_end, "waits for ever"),
     ],

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from tests.mounts.harness import MAPPED, PATH, Bench, only
 from tests.virtual_time import settle
 
+from uvmshare.errors import ComputeSystemGone
 from uvmshare.mounts import MountOptions, MountState
 from uvmshare.mounts.interfaces import GuestMount
+from uvmshare.mounts.manager import RETRY_FIRST
 from uvmshare.testing.fakes import Reply
 
 
@@ -84,6 +87,34 @@ async def test_what_others_mounted_through_the_agent_is_told_and_left_alone() ->
     bench.agent.mounts[strange.mount_path] = strange
     assert await bench.mounts.settle() == (strange,)
     assert strange.mount_path in bench.agent.mounts
+
+
+async def test_an_agent_that_cannot_be_asked_is_asked_again_by_itself() -> None:
+    bench = Bench()
+    await bench.mounts.map(MAPPED, PATH, owner="a")
+    bench.agent.replies += [Reply.FAIL, Reply.LOSE_AFTER]
+    bench.agent.reconnect(restarted=True)
+    await settle()
+    assert not bench.agent.mounts
+    await asyncio.sleep(4 * RETRY_FIRST)
+    assert PATH in bench.agent.mounts
+    assert only(bench.mounts).state is MountState.MOUNTED
+
+
+@pytest.mark.parametrize("how", ["close", "exit"])
+async def test_it_is_not_asked_again_after_the_end(how: str) -> None:
+    bench = Bench()
+    await bench.mounts.map(MAPPED, PATH, owner="a")
+    bench.agent.replies += [Reply.FAIL]
+    bench.agent.reconnect(restarted=True)
+    await settle()
+    if how == "close":
+        await bench.mounts.aclose()
+    else:
+        bench.mounts.vm_exited(ComputeSystemGone("it exited"))
+    calls = len(bench.agent.calls)
+    await asyncio.sleep(600)
+    assert len(bench.agent.calls) == calls
 
 
 async def test_an_agent_that_cannot_be_asked_is_asked_when_it_is_reached_again() -> None:

@@ -74,7 +74,7 @@ def test_a_mount_begins_pending_and_nothing_leaves_unmounted() -> None:
 
 
 def test_nothing_but_apply_sets_a_state() -> None:
-    # Its entries are `uvmshare.share.entry`'s, and so is the test that finds `apply` there.
+    # Its entries are `uvmshare.lifecycle.entry`'s, and so is the test that finds `apply` there.
     assert setters_of_state("src/uvmshare/mounts") == []
 
 

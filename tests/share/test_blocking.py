@@ -87,7 +87,7 @@ def assert_nobody_holds(manager: blocking.Manager) -> None:
     """Whether a retry has taken the share out meanwhile or not."""
 
     async def wanted() -> list[str]:
-        return [name for name, share in manager._manager._engine.by_name.items() if share.wanted]
+        return [name for name, share in manager._manager._engine.table.items() if share.wanted]
 
     assert not manager.run(wanted())
 
@@ -192,7 +192,7 @@ def test_an_interrupted_add_withdraws_its_own_claim_only(
     waiting = threading.Event()
 
     async def interrupt_once_two_wait() -> None:
-        share = manager._manager._engine.by_name["0"]
+        share = manager._manager._engine.table["0"]
         while share.claims < 2:  # noqa: ASYNC110  what is waited for is inside the thing under test
             await asyncio.sleep(0)
         interrupt()

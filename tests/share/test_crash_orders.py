@@ -171,7 +171,7 @@ class CrashScenario(Scenario):
     def check_end(self) -> None:
         assert self.recovering is None, "the recovery waits for ever"
         assert not self.journal.in_flight
-        for name in self.manager._engine.by_name:
+        for name in self.manager._engine.table:
             self.doubtful[name] += self.unacknowledged
         super().check_end()
         ledger = self.manager._engine.ledger

@@ -209,7 +209,7 @@ def test_a_planted_defect_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing_in_line(ledger: Ledger) -> None:
         ledger._line.clear()
 
-    monkeypatch.setattr(Ledger, "_retry_later", nothing_in_line)
+    monkeypatch.setattr(Ledger, "_write_later", nothing_in_line)
 
     def some() -> Awaitable[None] | None:
         try_all([(("append", number, Reply.FAIL),) for number in range(12)], ListingFakeVM)

@@ -20,19 +20,19 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.orders import Caller, cancel_everything, may_start, searches, try_every_order
 
 from uvmshare.errors import ComputeSystemError, JournalError
-from uvmshare.share.claims import Claims
+from uvmshare.lifecycle.claims import Claims
 from uvmshare.share.engine import Engine
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 from uvmshare.share.state import ShareState
 from uvmshare.testing.explore import explore
-from uvmshare.testing.fakes import FakeVM, Reply
+from uvmshare.testing.fakes import FakeCall, FakeVM, ListingFakeVM, Reply
 from uvmshare.testing.schedule import VirtualLoop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Mapping
 
-    from uvmshare.share.operation import Operation
+    from uvmshare.lifecycle.operation import Operation
     from uvmshare.share.share import Share
 
 HERE = os.path.dirname(__file__)
@@ -63,7 +63,7 @@ class World:
 
     def __init__(self) -> None:
         self.loop = VirtualLoop()
-        self.vm = FakeVM()
+        self.vm = self.make_vm()
         self.vm.hold = True
         self.manager = Manager(self.vm, clock=lambda: 0.0)
         self.calls: list[Call] = []
@@ -71,9 +71,21 @@ class World:
         """(name, owner): an add returned and no remove was begun since."""
         self.relied_on_anonymously: Counter[str] = Counter()
         """By name: adds that returned, less removes that were begun."""
+        self.has_lost = False
+        """Whether the VM ever lost shares."""
+        self.untold = False
+        """Whether it has not told so yet."""
         self.doubtful: Counter[str] = Counter()
         """By name: references that may be there or not, since the remove ended in an error, was cancelled, or
         ran beside the add."""
+
+    def make_vm(self) -> FakeVM:
+        return FakeVM()
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether the Manager has still to find out what the VM lost."""
+        return self.untold or self.manager._settling.pending
 
     # What callers do.
 
@@ -132,20 +144,26 @@ class World:
             info = listed.get(name)
             assert info is not None, f"the VM has share {name}, and the Manager does not know it"
             assert info.options == options
-            entry = self.manager._engine.by_name[name]
-            assert info.references or entry.claims or info.busy or entry.retry, f"nobody wants share {name}"
+            entry = self.manager._engine.table[name]
+            assert info.references or entry.claims or info.busy or entry.retry.waiting, f"nobody wants share {name}"
         for name, info in listed.items():
-            if info.state is ShareState.ADDED and not info.busy and not info.orphan:
+            if info.state is ShareState.ADDED and not info.busy and not info.orphan and not self.unsettled:
                 assert name in self.vm.shares, f"share {name} is ADDED, and the VM does not have it"
             if info.orphan and not info.busy:
-                assert self.manager._engine.by_name[name].retry, f"nobody sees to the orphan {name}"
+                assert self.manager._engine.table[name].retry.waiting, f"nobody sees to the orphan {name}"
         relied_on = self.relied_on | {(name, "") for name, count in self.relied_on_anonymously.items() if count > 0}
         for name, owner in sorted(relied_on):
-            assert name in self.vm.shares, f"share {name} was taken from {owner!r}"
             info = listed[name]
-            assert info.state is ShareState.ADDED, f"share {name} of {owner!r} is {info.state}"
+            if name not in self.vm.shares:
+                entry = self.manager._engine.table[name]
+                going = self.unsettled or (info.state is ShareState.PENDING and (info.busy or entry.retry.waiting))
+                assert going, f"share {name} was taken from {owner!r}"
+            else:
+                # Of one that was lost and is back the answer may be still to come, or lost.
+                back = self.has_lost and info.state is ShareState.PENDING
+                assert info.state is ShareState.ADDED or back, f"share {name} of {owner!r} is {info.state}"
             assert not info.orphan
-            assert not info.busy, f"share {name} of {owner!r} is being removed"
+            assert info.busy != "removing", f"share {name} of {owner!r} is being removed"
             if owner:
                 assert owner in info.owners, f"the reference of {owner!r} to share {name} is gone"
             else:
@@ -161,7 +179,7 @@ class World:
         self.calls = [call for call in self.calls if call.running]
         for counter in (self.relied_on_anonymously, self.doubtful):
             for name, count in tuple(counter.items()):
-                gone = int(name) < self.manager._engine.next_name and name not in self.manager._engine.by_name
+                gone = int(name) < self.manager._engine.next_name and name not in self.manager._engine.table
                 if gone or not count:
                     del counter[name]
 
@@ -169,8 +187,10 @@ class World:
         """When nothing can happen any more."""
         assert not self.calls, f"{self.calls} wait for ever"
         assert not self.vm.in_flight
+        assert not self.unsettled, "nobody finds out what the VM lost"
         for info in self.manager.shares():
             assert info.busy is None
+            assert info.name in self.vm.shares, "what the VM lost did not come back"
             relied_on = sum(name == info.name for name, _ in self.relied_on)
             relied_on += max(0, self.relied_on_anonymously[info.name])
             assert relied_on <= info.references <= relied_on + self.doubtful[info.name], f"a reference too many: {info}"
@@ -179,10 +199,26 @@ class World:
 # ---------------------------------------------------------------------- every order
 
 
+class TakenOverVM(ListingFakeVM):
+    """One whose answer to what it has may take its time, too; and what it has may be gone by then."""
+
+    async def list_plan9(self) -> Mapping[str, AddOptions]:
+        had = dict(self.shares)
+        await self._serve(FakeCall("list", "list", None))
+        return had
+
+    def _change(self, call: FakeCall) -> None:
+        if call.kind != "list":
+            super()._change(call)
+
+
 class Scenario(World):
     """Callers around one share, and how much goes wrong."""
 
-    def __init__(self, callers: tuple[Caller, ...], cancels: int, faults: int, *, loop_ends: bool) -> None:
+    def __init__(
+        self, callers: tuple[Caller, ...], cancels: int, faults: int, *, losses: int = 0, loop_ends: bool
+    ) -> None:
+        self.losses = losses
         super().__init__()
         self.callers = callers
         self.progress = [0] * len(callers)
@@ -190,6 +226,9 @@ class Scenario(World):
         self.cancels = cancels
         self.faults = faults
         self.loop_ends = loop_ends
+
+    def make_vm(self) -> FakeVM:
+        return TakenOverVM() if self.losses else FakeVM()
 
     def state(self) -> object:
         for number, call in enumerate(self.latest):
@@ -207,13 +246,15 @@ class Scenario(World):
             elif self._may_start(number):
                 does = caller.does[self.progress[number]]
                 events.append((f"{number} {does}", partial(self._go_on, number)))
-        replies = (Reply.SUCCEED, *FAULTS) if self.faults else (Reply.SUCCEED,)
-        events += [
-            (f"{held.kind} {name}: {reply.value}", partial(self._answer, name, reply))
-            for name, held in self.vm.in_flight.items()
-            if held.held
-            for reply in replies
-        ]
+        for name, held in self.vm.in_flight.items():
+            if held.held:
+                faults = ((Reply.FAIL,) if held.kind == "list" else FAULTS) if self.faults else ()
+                events += [
+                    (f"{held.kind} {name}: {reply.value}", partial(self._answer, name, reply))
+                    for reply in (Reply.SUCCEED, *faults)
+                ]
+        if self.losses:
+            events.append(("the VM loses its shares", self._lose))
         if self.loop_ends:
             events.append(("the loop ends", partial(self._end_loop, newest_first=False)))
             events.append(("the loop ends, newest task first", partial(self._end_loop, newest_first=True)))
@@ -246,8 +287,21 @@ class Scenario(World):
             self.faults -= 1
         self.vm.in_flight[name].answer(reply)
 
+    def _lose(self) -> None:
+        self.losses -= 1
+        self.has_lost = True
+        self.untold = True
+        self.vm.shares.clear()
+        self.loop.call_soon(self._tell)
+
+    def _tell(self) -> None:
+        assert isinstance(self.vm, TakenOverVM)
+        self.untold = False
+        self.vm.take_over()
+
     def _end_loop(self, *, newest_first: bool) -> None:
         self.loop_ends = False
+        self.losses = 0
         self.progress = [len(caller.does) for caller in self.callers]
         cancel_everything(self.loop, newest_first=newest_first)
 
@@ -266,10 +320,12 @@ class Bounds:
     callers: tuple[Caller, ...]
     cancels: int = 0
     faults: int = 0
+    losses: int = 0
+    """How often the VM loses all that it has, and goes on."""
     loop_ends: bool = False
 
     def make(self) -> Scenario:
-        return Scenario(self.callers, self.cancels, self.faults, loop_ends=self.loop_ends)
+        return Scenario(self.callers, self.cancels, self.faults, losses=self.losses, loop_ends=self.loop_ends)
 
 
 SHORT = (
@@ -279,6 +335,8 @@ SHORT = (
     Bounds("two owners, a fault, the loop ends", (A, B), faults=1, loop_ends=True),
     Bounds("one owner twice, one anonymous, a cancellation", (A, A, ANYBODY), cancels=1),
     Bounds("a remove too many among three", (A, ONLY_REMOVES, B, ANYBODY)),
+    Bounds("one owner, the VM loses its shares, a fault", (A,), losses=1, faults=1),
+    Bounds("one owner, the VM loses its shares, a cancellation", (A,), losses=1, cancels=1),
 )
 LONG = (
     Bounds("three owners, a cancellation", (A, B, C), cancels=1),
@@ -289,6 +347,11 @@ LONG = (
     Bounds("two owners, a cancellation, a fault, the loop ends", (A, B), cancels=1, faults=1, loop_ends=True),
     Bounds("one owner twice, another, a cancellation, a fault", (A, A, B), cancels=1, faults=1),
     Bounds("four owners, a cancellation", (A, B, C, D), cancels=1),
+    Bounds("two owners, the VM loses its shares", (A, B), losses=1),
+    Bounds("one owner, the VM loses its shares twice, a fault", (A,), losses=2, faults=1),
+    Bounds("two owners, the VM loses its shares, a fault", (A, B), losses=1, faults=1),
+    Bounds("two owners, the VM loses its shares, a cancellation", (A, B), losses=1, cancels=1),
+    Bounds("one owner, the VM loses its shares, two faults", (A,), losses=1, faults=2),
 )
 """Each takes half a minute or more. Two cancellations and two faults at once did not end within half an hour."""
 
@@ -299,16 +362,16 @@ def test_every_order(bounds: Bounds, record_property: Callable[[str, object], No
     assert found.orders >= found.states > 100
 
 
-def steal_claims(claims: Claims, share: Share) -> None:
+def steal_claims(claims: Claims[Share, AddOptions], share: Share) -> None:
     share.claims = 0
-    claims._engine.retry_later(share)
+    claims._keeper.withdrawn(share)
 
 
-def withdraw_only(claims: Claims, share: Share) -> None:
+def withdraw_only(claims: Claims[Share, AddOptions], share: Share) -> None:
     share.claims -= 1
 
 
-def keep_twice(claims: Claims, share: Share, owner: Hashable | None) -> None:
+def keep_twice(claims: Claims[Share, AddOptions], share: Share, owner: Hashable | None) -> None:
     share.claims -= 1
     share.refer(owner)
     share.anonymous += 1
@@ -360,7 +423,7 @@ class Walk(RuleBasedStateMachine):
     @rule(options=options)
     def resolve(self, options: AddOptions) -> None:
         name = self.world.manager.resolve_share_name(options)
-        assert self.world.manager._engine.by_name[name].options == options
+        assert self.world.manager._engine.table[name].options == options
 
     @precondition(lambda self: self.world.calls)
     @rule(data=st.data())

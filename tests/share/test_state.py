@@ -103,7 +103,12 @@ def test_the_table_cannot_be_changed() -> None:
 
 
 def test_nothing_but_apply_sets_a_state() -> None:
-    assert setters_of_state("src/uvmshare/share") == [("entry.py", "__init__"), ("entry.py", "apply")]
+    assert setters_of_state("src/uvmshare/share") == []
+    assert setters_of_state("src/uvmshare/lifecycle") == [
+        ("entry.py", "__init__"),
+        ("entry.py", "apply"),
+        ("transitions.py", "show"),
+    ]
 
 
 def test_the_committed_diagram_is_drawn_from_the_table() -> None:

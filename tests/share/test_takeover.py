@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
 import pytest
 from tests.share.harness import ONE, OTHER, kinds, only, until
 from tests.virtual_time import settle
 
-from uvmshare.errors import JournalError
+from uvmshare.errors import ComputeSystemGone, JournalError, SharesLeft
 from uvmshare.mounts.manager import MountManager
 from uvmshare.share.interfaces import TellsTakeover
-from uvmshare.share.manager import Manager
+from uvmshare.share.manager import RETRY_FIRST, RETRY_LONGEST, Manager
 from uvmshare.share.recovery import Done, RecoveryReport
 from uvmshare.share.state import ShareState
 from uvmshare.testing.fakes import FakeAgent, FakeJournal, FakeVM, ListingFakeVM, Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from uvmshare.share.options import AddOptions
 
 
 @pytest.fixture(name="vm")
@@ -90,7 +100,7 @@ async def test_a_journal_that_was_not_read_yet_is_not_read_for_it(vm: ListingFak
     assert vm.shares == {"0": ONE}
 
 
-async def test_what_keeps_it_from_being_settled_is_told(vm: ListingFakeVM) -> None:
+async def test_what_keeps_it_from_being_settled_is_told_once_and_it_is_tried_again_by_itself(vm: ListingFakeVM) -> None:
     journal = FakeJournal()
     manager = Manager(vm, journal=journal)
     told: list[RecoveryReport | Exception] = []
@@ -102,10 +112,147 @@ async def test_what_keeps_it_from_being_settled_is_told(vm: ListingFakeVM) -> No
     vm.take_over("0")
     await until(lambda: bool(told))
     assert isinstance(told[0], JournalError)
+    assert only(manager).state is ShareState.ADDED, "what it was is what is known of it"
+    await asyncio.sleep(10 * RETRY_LONGEST)
+    assert len(told) == 1
     journal.broken = False
-    vm.take_over()
-    await until(lambda: len(told) == 2)
+    await until(lambda: len(told) == 2, 1)
+    assert isinstance(told[1], RecoveryReport)
     assert vm.shares == {"0": ONE}
+    assert not manager._settling.pending
+
+
+async def test_a_vm_that_does_not_tell_what_it_has_is_asked_again(vm: ListingFakeVM, manager: Manager) -> None:
+    told: list[RecoveryReport | Exception] = []
+    manager.on_settled(told.append)
+    await manager.add(ONE, owner="a")
+    answers = vm.list_plan9
+    failures = deque([OSError("one"), OSError("one"), OSError("other")])
+
+    async def refuses() -> Mapping[str, AddOptions]:
+        if failures:
+            raise failures.popleft()
+        return await answers()
+
+    vm.list_plan9 = refuses  # type: ignore[method-assign]  # as a file server that is still starting
+    vm.take_over("0")
+    await until(lambda: vm.shares == {"0": ONE}, 1)
+    await settle()
+    errors = [str(report.listing_error) if isinstance(report, RecoveryReport) else report for report in told]
+    assert errors == ["one", "other", "None"]
+    assert (only(manager).owners, only(manager).state) == (("a",), ShareState.ADDED)
+    vm.take_over("0")
+    failures.append(OSError("one"))
+    before = asyncio.get_running_loop().time()
+    await until(lambda: vm.shares == {"0": ONE}, 0.25)
+    assert asyncio.get_running_loop().time() - before <= 2 * RETRY_FIRST, "the first wait is short again"
+
+
+async def test_a_share_that_was_under_way_meanwhile_is_not_forgotten(vm: ListingFakeVM, manager: Manager) -> None:
+    await manager.add(ONE, owner="a")
+    vm.hold = True
+    adding = asyncio.create_task(manager.add(OTHER, owner="a"))
+    await until(lambda: "1" in vm.in_flight)
+    vm.hold = False
+    vm.take_over("0")
+    await until(lambda: vm.shares == {"0": ONE})
+    vm.in_flight["1"].answer(Reply.SUCCEED)
+    await until(lambda: "1" in vm.shares)
+    del vm.shares["1"]  # it had it, and its answer was still on the way when it lost that
+    await adding
+    await until(lambda: vm.shares == {"0": ONE, "1": OTHER})
+
+
+def _never() -> asyncio.Future[Mapping[str, AddOptions]]:
+    return asyncio.get_running_loop().create_future()
+
+
+@pytest.mark.parametrize("where", ["retry", "listing", "adding", "journal"])
+@pytest.mark.parametrize("how", ["aclose", "detach", "exit"])
+async def test_the_end_ends_it_wherever_it_is(vm: ListingFakeVM, where: str, how: str) -> None:
+    journal = FakeJournal()
+    manager = Manager(vm, journal=journal)
+    told: list[RecoveryReport | Exception] = []
+    manager.on_settled(told.append)
+    await manager.add(ONE, owner="a")
+    answer = _never()
+    if where == "retry":
+        answer.set_exception(OSError("not now"))
+    if where in ("retry", "listing"):
+        vm.list_plan9 = lambda: answer  # type: ignore[method-assign,assignment,return-value]  # any awaitable does
+    if where == "adding":
+        vm.replies += [Reply.SUCCEED]
+        vm.hold = True
+    if where == "journal":
+        journal.replies += [Reply.NEVER]
+    vm.take_over("0")
+    await settle()
+    assert manager._settling.pending
+    ended = asyncio.create_task(_end(manager, vm, how))
+    await settle()
+    for call in vm.in_flight.values():
+        call.answer(Reply.SUCCEED)
+    vm.hold = False
+    for append in tuple(journal.in_flight):
+        append.answer(Reply.SUCCEED) if append.held else None
+    if where == "journal":
+        manager._engine.ledger._task.cancel()  # type: ignore[union-attr]  # what never answers ends with its loop alone
+    with suppress(JournalError, SharesLeft):
+        await ended
+    if not answer.done():
+        answer.set_result({})
+    await settle()
+    calls = len(vm.calls)
+    await asyncio.sleep(10 * RETRY_LONGEST)
+    assert not manager._settling.pending
+    assert len(vm.calls) == calls, "nothing is tried after the end"
+    assert len(told) <= 1 + (how == "exit")
+
+
+async def _end(manager: Manager, vm: ListingFakeVM, how: str) -> None:
+    if how == "exit":
+        vm.gone = True
+        manager.vm_exited(ComputeSystemGone("it exited"))
+    else:
+        await getattr(manager, how)()
+
+
+async def test_a_caller_who_gives_up_takes_nothing_from_it(vm: ListingFakeVM, manager: Manager) -> None:
+    await manager.add(ONE, owner="a")
+    vm.hold = True
+    vm.take_over("0")
+    await until(lambda: "0" in vm.in_flight)
+    asks = [asyncio.create_task(manager.recover()), asyncio.create_task(manager.add(ONE, owner="b"))]
+    await settle()
+    for task in asks:
+        task.cancel()
+    await asyncio.wait(asks)
+    vm.hold = False
+    while vm.in_flight:
+        vm.in_flight["0"].answer(Reply.SUCCEED)
+        await settle()
+    assert vm.shares == {"0": ONE}
+    assert only(manager).owners == ("a",)
+    assert not manager._settling.pending
+
+
+async def test_what_is_released_while_it_is_tried_again_is_not_brought_back(
+    vm: ListingFakeVM, manager: Manager
+) -> None:
+    await manager.add(ONE, owner="a")
+    answers = vm.list_plan9
+    vm.list_plan9 = _refuses  # type: ignore[method-assign]
+    vm.take_over("0")
+    await settle()
+    await manager.remove("0", owner="a")
+    assert manager.shares() == ()
+    vm.list_plan9 = answers  # type: ignore[method-assign]
+    await until(lambda: not manager._settling.pending, 1)
+    assert vm.shares == {}
+
+
+async def _refuses() -> Mapping[str, AddOptions]:
+    raise OSError
 
 
 @pytest.mark.parametrize("how", ["aclose", "detach"])

@@ -19,7 +19,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from uvmshare.errors import OutcomeUnknown, ShareExists, ShareNotFound
-from uvmshare.share.entry import BlockOwner
+from uvmshare.lifecycle.entry import BlockOwner
 from uvmshare.share.ledger import Ledger
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from tests.processes import DEADLINE
+from tests.root import require_root
 from tests.terminal import SHELL, Terminal, namespaces
 
 from debian_root import made
@@ -108,8 +109,7 @@ def _settle(root: str, clone: str) -> None:
 @contextlib.contextmanager
 def fresh(suite: str) -> Iterator[Fresh]:
     """Give a fresh Debian of a release, to the end of the block. Whatever runs in it ends with it."""
-    if os.geteuid() != 0:
-        pytest.skip("a Debian of its own needs root")
+    require_root("a Debian of its own needs root")
     if shutil.which("debootstrap") is None:
         pytest.skip("needs debootstrap: tools/packages soak")
     _CACHE.mkdir(exist_ok=True)

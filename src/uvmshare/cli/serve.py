@@ -244,8 +244,11 @@ def _say_takeovers(server: FileServer, manager: Manager) -> None:
             _note(f"share {lost.name} ({lost.path}) was lost: {lost.reason}")
 
     def settled(outcome: RecoveryReport | Exception) -> None:
-        for line in (outcome,) if isinstance(outcome, Exception) else outcome.unsettled:
-            _note(str(line))
+        why = outcome if isinstance(outcome, Exception) else outcome.listing_error
+        if why is not None:
+            _note(f"what it lost is not known yet, and asked again: {why}")
+        for share in () if isinstance(outcome, Exception) else outcome.unsettled:
+            _note(str(share))
 
     server.on_takeover(taken_over)
     manager.on_settled(settled)

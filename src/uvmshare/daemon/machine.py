@@ -487,8 +487,9 @@ class Machine:
             self._changed(self, "left_behind", printable(reason))
 
     def _note_settled(self, outcome: RecoveryReport | Exception) -> None:
-        if isinstance(outcome, Exception):  # what a supervisor of its user's says may be anything
-            self._changed(self, "unsettled", printable(str(outcome) or repr(outcome)))
+        why = outcome if isinstance(outcome, Exception) else outcome.listing_error
+        if why is not None:  # what a supervisor of its user's says may be anything
+            self._changed(self, "unsettled", printable(str(why) or repr(why)))
 
     def _note_exit(self, reason: ComputeSystemGone) -> None:
         self.state, self.error = "gone", str(reason)

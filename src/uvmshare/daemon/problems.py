@@ -65,7 +65,10 @@ ANSWERS: Final[Mapping[type[errors.UvmshareError], tuple[int, str]]] = {
     errors.ServiceDisconnected: (503, "Start the Host Compute Service, and ask again."),
     errors.JournalError: (503, "See the reason; docs/journal.md has the ways out."),
     errors.JournalFull: (507, "Make room on the journal's disk."),
-    errors.OutcomeNotWritten: (503, "It was done. Mend what the reason says; it is written down by itself then."),
+    errors.OutcomeNotWritten: (
+        503,
+        "What the reason says was done. Mend the journal: then it is written by itself.",
+    ),
     errors.DaemonError: (503, "See the reason and the daemon's log."),
     errors.OutcomeUnknown: (504, "Ask again: what was left behind is removed by itself."),
     errors.OperationTimedOut: (504, "Ask again: what was left behind is removed by itself."),

@@ -33,7 +33,6 @@ from uvmshare.fileserver.link import Link, NoFileServer
 from uvmshare.fileserver.models import Links, SecurityModel
 from uvmshare.fileserver.rundir.directory import LOG
 from uvmshare.hcs import schema
-from uvmshare.heard import logger
 from uvmshare.hostfiles import make_directories, run_here
 from uvmshare.hostpath import absolute
 from uvmshare.share.options import AddOptions
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FileServer"]
 
-_log: Final = logger("fileserver")
 _END_SECONDS: Final = 30.0
 _RESTART_FIRST: Final = 0.1
 _RESTART_LONGEST: Final = 10.0
@@ -331,6 +329,9 @@ class FileServer:
         document = _raw(request)
         link = await self._require_link()
         reply = await link.ask(lambda number: control.Modify(number, document), self._modify_timeout)
+        self._tell_left(reply)
+
+    def _tell_left(self, reply: control.Reply) -> None:
         if reply.left:
             for callback in self._on_left:
                 callback(reply.left)
@@ -390,7 +391,7 @@ class FileServer:
         self._on_takeover.append(callback)
 
     def on_left(self, callback: Callable[[tuple[control.Left, ...]], None]) -> None:
-        """Have `callback` called, in the event loop, with the processes that a removal leaves behind.
+        """Have `callback` called, in the event loop, with the processes that a removal, or `aclose`, leaves behind.
 
         Their connections are cut. `status` tells of them until they have ended.
         """
@@ -410,7 +411,6 @@ class FileServer:
             if self._require_started().ended:
                 self._note_exit("the file server's process has ended")
         elif self._restarting is None:
-            _log.warning("the supervisor in %r has died, and is started again", self._run_dir)
             self._restarting = asyncio.get_running_loop().create_task(self._restart(self._run_dir))
 
     async def _restart(self, run_dir: str) -> None:
@@ -435,7 +435,6 @@ class FileServer:
         self._restarting = None
         self._trouble = ""
         self._use(link)
-        _log.info("another supervisor serves in %r; lost shares: %d", run_dir, len(link.greeting.lost))
         for callback in self._on_takeover:  # what it raises is the loop's to tell, and ends nothing here
             asyncio.get_running_loop().call_soon(callback, link.greeting)
 
@@ -445,7 +444,6 @@ class FileServer:
         self._exited.set()
         callbacks, self._on_exit = self._on_exit, []
         if not self._closing:
-            _log.error("%s", reason)
             for callback in callbacks:
                 callback(self._gone)
 
@@ -454,8 +452,9 @@ class FileServer:
     async def aclose(self) -> None:
         """End the supervisor and every mount; guests get EIO from then on. Again is a no-op.
 
-        Raises `FileServerError` when the supervisor has died and none can be started that would end its mounts, or
-        when it has a run directory and does not say that they have ended.
+        `on_left` tells of mount processes that wait in the kernel for a file system that does not answer, as after a
+        removal. Raises `FileServerError` when the supervisor has died and none can be started that would end its
+        mounts, or when it has a run directory and does not say that they have ended.
         """
         if not self._is_started:
             self._closing = True
@@ -468,7 +467,10 @@ class FileServer:
         await self._stop_restarting()
         try:
             if first and self._gone is None and not dead:
-                ended = await self._link.shut_down() or self._run_dir is None
+                reply = await self._link.shut_down()
+                ended = reply is not None or self._run_dir is None
+                if reply is not None:
+                    self._tell_left(reply)
         finally:
             await self._link.close()
             if self._gone is None:

@@ -292,12 +292,11 @@ class Link:
             os.close(self._pidfd)
             self._pidfd = -1
 
-    async def shut_down(self) -> bool:
-        """Have the supervisor end, and every mount; say whether it answered that it does. The next call is `close`."""
+    async def shut_down(self) -> control.Reply | None:
+        """Have the supervisor end, and every mount; return what it answers, None for nothing. The next is `close`."""
         with suppress(OutcomeUnknown, FileServerError, InvalidState):
-            await self.ask(control.Shutdown, _END_SECONDS)
-            return True
-        return False
+            return await self.ask(control.Shutdown, _END_SECONDS)
+        return None
 
     def abandon(self) -> None:
         """Hang up and wait for nothing. Who waits for an answer gets `OutcomeUnknown`."""

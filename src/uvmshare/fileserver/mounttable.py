@@ -1,4 +1,4 @@
-"""Where a directory is when it is reached by several paths: the kernel's table of mounts, proc_pid_mountinfo(5).
+"""Where a directory is when it is reached by several paths, by the kernel's table of mounts.
 
 What lives here: `Place`, what shows below a directory, and nothing else. What must not: what may be shown (`rundir`).
 
@@ -8,19 +8,18 @@ A bind mount shows a directory at a second path, and no path tells: only the fil
 from __future__ import annotations
 
 import os
-import re
 import select
 import stat
 from contextlib import suppress
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from uvmshare.fileserver.filesystems import LOCAL
+from uvmshare.linux.mountinfo import mounted
 
-__all__ = ["TABLE", "Place", "file_system_of", "has_mounts", "is_changed", "may_hang", "place_of", "shown_below"]
+if TYPE_CHECKING:
+    from uvmshare.linux.mountinfo import Mounted
 
-TABLE = "/proc/self/mountinfo"
-
-_ESCAPE = re.compile(rb"\\([0-7]{3})")
+__all__ = ["Place", "file_system_of", "has_mounts", "is_changed", "may_hang", "place_of", "shown_below"]
 
 
 class Place(NamedTuple):
@@ -34,30 +33,8 @@ class Place(NamedTuple):
         return self.device == other.device and os.path.commonpath([self.path, other.path]) == self.path
 
 
-class _Mount(NamedTuple):
-    number: int
-    root: Place
-    point: str
-    kind: str
-    """The name of its file system."""
-    source: str
-
-
-def _table(table: int | None = None) -> list[_Mount]:
-    """Read the table, or one that is open, from its beginning. Raises `OSError`."""
-    mounts = []
-    with open(TABLE if table is None else os.dup(table), "rb") as file:
-        file.seek(0)
-        for line in file:
-            number, _, device, root, point, *rest = line.rstrip(b"\n").split(b" ")
-            kind, source, *_ = rest[rest.index(b"-") + 1 :]
-            place = Place(device.decode(), _unescaped(root))
-            mounts.append(_Mount(int(number), place, _unescaped(point), _unescaped(kind), _unescaped(source)))
-    return mounts
-
-
-def _unescaped(field: bytes) -> str:
-    return os.fsdecode(_ESCAPE.sub(lambda found: bytes([int(found[1], 8)]), field))
+def _root(mount: Mounted) -> Place:
+    return Place(mount.device, mount.root)
 
 
 def place_of(directory: str) -> Place:
@@ -69,10 +46,10 @@ def place_of(directory: str) -> Place:
             number = int(file.read().partition(b"mnt_id:")[2].split()[0])
     finally:
         os.close(opened)
-    for mount in _table():
+    for mount in mounted():
         if mount.number == number:
-            inside = os.path.relpath(directory, mount.point)
-            return Place(mount.root.device, os.path.normpath(os.path.join(mount.root.path, inside)))
+            inside = os.path.relpath(directory, mount.path)
+            return Place(mount.device, os.path.normpath(os.path.join(mount.root, inside)))
     return Place("", directory)  # its mount is not in the table: what is left is to compare paths
 
 
@@ -82,7 +59,7 @@ def shown_below(directory: str) -> list[Place]:
     What another mount covers is among it. The path has no symbolic link in it. Raises `OSError`.
     """
     below = os.path.join(directory, "")
-    return [place_of(directory), *(mount.root for mount in _table() if mount.point.startswith(below))]
+    return [place_of(directory), *(_root(mount) for mount in mounted() if mount.path.startswith(below))]
 
 
 def has_mounts(directory: str, table: int) -> bool:
@@ -91,7 +68,7 @@ def has_mounts(directory: str, table: int) -> bool:
     What is mounted there is not below it.
     """
     below = os.path.join(directory, "")
-    return any(mount.point.startswith(below) and mount.point != directory for mount in _table(table))
+    return any(mount.path.startswith(below) and mount.path != directory for mount in mounted(table))
 
 
 def file_system_of(device: int) -> str:
@@ -101,9 +78,9 @@ def file_system_of(device: int) -> str:
     """
     number = f"{os.major(device)}:{os.minor(device)}"
     with suppress(OSError):
-        for mount in _table():
-            if device and mount.root.device == number:
-                return f"{mount.kind} at {mount.point!r} ({mount.source})"
+        for mount in mounted():
+            if device and mount.device == number:
+                return f"{mount.kind} at {mount.path!r} ({mount.source})"
     return ""
 
 
@@ -116,9 +93,9 @@ def may_hang(path: str) -> bool:
     if os.path.normpath(path) != path or not path.startswith("/"):
         return True
     try:
-        mounts = _table()
+        mounts = mounted()
         above = [path[:at] for at in range(1, len(path)) if path[at] == "/"]
-        if any(mount.kind not in LOCAL and _are_in_line(mount.point, path) for mount in mounts):
+        if any(mount.kind not in LOCAL and _are_in_line(mount.path, path) for mount in mounts):
             return True
         return any(stat.S_ISLNK(os.lstat(each).st_mode) for each in (*above, path))
     except (OSError, ValueError):

@@ -35,6 +35,7 @@ from uvmshare.linux.boot import boot_id
 from uvmshare.linux.credentials import credentials
 from uvmshare.linux.loopback import is_loopback
 from uvmshare.linux.notify import notify
+from uvmshare.linux.sockets import make_room
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -333,28 +334,13 @@ def _bind(address: Address) -> socket.socket:
 
 
 def _remove_dead(path: str) -> None:
-    """Remove what an agent left that was killed: a socket of this user's on which nobody listens, and nothing else.
-
-    Raises `OSError` when anything else is there.
-    """
+    """Remove what an agent left that was killed. Raises `OSError` when anything else is there."""
+    above, name = os.path.split(os.path.abspath(path))
+    directory = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(found.st_mode):
-        raise OSError(errno.EADDRINUSE, "a file that is no socket is there: move it away, or choose another path")
-    if found.st_uid != os.geteuid():
-        raise OSError(errno.EADDRINUSE, f"a socket of uid {found.st_uid} is there: remove it, or choose another path")
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(0)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except BlockingIOError:  # its queue is full
-            pass
-    raise OSError(errno.EADDRINUSE, "somebody listens there: end that, or choose another path")
+        make_room(directory, name, os.geteuid())
+    finally:
+        os.close(directory)
 
 
 def _why_not_bound(error: OSError) -> str:

@@ -36,7 +36,7 @@ MODULES = (
     "wire",
     "work",
 )
-LINUX = ("__init__", "boot", "credentials", "loopback", "notify")
+LINUX = ("__init__", "boot", "credentials", "loopback", "mountinfo", "notify", "sockets")
 """Modules of `uvmshare.linux` that the guest's use."""
 _MAIN = "import sys\nfrom uvmshare.guest.bundle import main\nsys.exit(main(sys.argv[1:]))\n"
 _WHEN = (1980, 1, 1, 0, 0, 0)

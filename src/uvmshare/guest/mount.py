@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Address",
     "MountError",
-    "Mounted",
     "Parser",
     "attach",
     "choose",
@@ -43,7 +42,6 @@ __all__ = [
     "main",
     "mount",
     "mount_options",
-    "mounted",
     "parse_address",
     "printable",
     "why_not_mounted",
@@ -391,37 +389,20 @@ def _target(target: str) -> Iterator[str]:
         raise
 
 
-class Mounted(NamedTuple):
-    """One line of mountinfo (proc(5))."""
-
-    number: int
-    """Its mount ID."""
-    path: str
-    kind: str
-    """The type of its file system."""
-    source: str
-    options: str
-    """The file system's own."""
-
-
-def mounted() -> list[Mounted]:
-    """Return what is mounted in this mount namespace, in the kernel's order."""
-    found = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            before, _, after = line.rstrip("\n").partition(" - ")
-            fields, (kind, source, options) = before.split(" "), after.split(" ", 2)
-            found.append(Mounted(int(fields[0]), _plain(fields[4]), kind, _plain(source), options))
-    return found
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
-
-
 def _shown(path: str) -> str:
-    """Return the options that the kernel shows of the uppermost 9P mount at a path; "" where there is none."""
-    return next((found.options for found in reversed(mounted()) if (found.path, found.kind) == (path, "9p")), "")
+    """Return the options that the kernel shows of the uppermost 9P mount at a path; "" where there is none.
+
+    `uvmshare.linux.mountinfo` reads all of the table; this file is copied into guests alone.
+    """
+    name = re.sub(rb"[ \t\n\\]", lambda found: b"\\%03o" % found[0][0], os.fsencode(path))  # as the table has it
+    shown = ""
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            before, _, after = line.rstrip(b"\n").partition(b" - ")
+            kind, _, options = after.split(b" ", 2)
+            if before.split(b" ")[4] == name and kind == b"9p":
+                shown = os.fsdecode(options)
+    return shown
 
 
 def _libc() -> ctypes.CDLL:

@@ -15,12 +15,13 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from uvmshare.guest import mount, wire
+from uvmshare.guest import wire
+from uvmshare.linux import mountinfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from uvmshare.guest.mount import Mounted
+    from uvmshare.linux.mountinfo import Mounted
 
 __all__ = [
     "PlaceError",
@@ -55,7 +56,7 @@ class PlaceError(Exception):
 
 def mounted_at(path: str) -> Mounted | None:
     """Return what is mounted at just this path, the uppermost; None when it is no mount point."""
-    return next((found for found in reversed(mount.mounted()) if found.path == path), None)
+    return next((found for found in reversed(mountinfo.mounted()) if found.path == path), None)
 
 
 def allowed(path: object, prefixes: list[str]) -> str:

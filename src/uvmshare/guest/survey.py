@@ -16,7 +16,7 @@ import sys
 import time
 from typing import Any
 
-from uvmshare.guest import mount
+from uvmshare.linux import mountinfo
 
 __all__ = ["survey"]
 
@@ -85,7 +85,7 @@ def _vsock() -> str:
 def _file_system(prefix: str) -> dict[str, Any]:
     on = ""
     kind = "?"
-    for found in mount.mounted():
+    for found in mountinfo.mounted():
         if (prefix == found.path or prefix.startswith(found.path.rstrip("/") + "/")) and len(found.path) >= len(on):
             on, kind = found.path, found.kind
     return {"path": prefix, "kind": kind, "writable": os.access(prefix, os.W_OK | os.X_OK)}

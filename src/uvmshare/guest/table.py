@@ -21,10 +21,11 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from uvmshare.guest import keepalive, mount, places, wire, work
+from uvmshare.guest import keepalive, places, wire, work
 from uvmshare.guest.check import Check
 from uvmshare.guest.loop import Child
 from uvmshare.guest.places import PlaceError
+from uvmshare.linux import mountinfo
 from uvmshare.linux.boot import boot_id
 
 if TYPE_CHECKING:
@@ -377,7 +378,7 @@ class Table:
 
     def _compare(self) -> None:
         """Forget what somebody else unmounted."""
-        there = {found.path for found in mount.mounted()}
+        there = {found.path for found in mountinfo.mounted()}
         for path, record in tuple(self.records.items()):
             if record.state == "mounted" and path not in there and path not in self._turns:
                 self._log(f"{path}: somebody unmounted it")
@@ -414,7 +415,7 @@ class Table:
         ended: Callable[[], object],
     ) -> None:
         """Have a child read each of the paths; when it hangs in one, it is left there, and another reads the rest."""
-        there = {found.path for found in mount.mounted()}
+        there = {found.path for found in mountinfo.mounted()}
         readable = []
         for path in paths:
             record = self.records.get(path)

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from uvmshare.guest.loop import Send
-    from uvmshare.guest.mount import Address, Mounted
+    from uvmshare.guest.mount import Address
     from uvmshare.guest.table import Record
+    from uvmshare.linux.mountinfo import Mounted
 
 __all__ = ["bind", "is_there", "mounting", "read", "reading", "unmounting"]
 

@@ -1,4 +1,4 @@
-"""What happens to a mount, whoever asked for it: the one table, the calls to the guest, and what nobody waits for.
+"""What happens to a mount, whoever asked for it: the one table, and the calls to the guest.
 
 What lives here: `Engine`, a part of the MountManager, which alone changes a mount's state. What must not: what callers
 may ask for (`uvmshare.mounts.manager`), or I/O.
@@ -16,27 +16,32 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
-from uvmshare.errors import ComputeSystemGone, MountNotFound, MountRevoked
-from uvmshare.heard import logger
+from uvmshare import arguments
+from uvmshare.errors import (
+    ComputeSystemGone,
+    MountConflict,
+    MountNotFound,
+    MountRevoked,
+    MountsLeft,
+    OutcomeUnknown,
+    WrongType,
+)
+from uvmshare.lifecycle.keeper import Keeper
+from uvmshare.lifecycle.operation import OUTCOME_UNKNOWN, Operation, failure_of, loop_is_ending
 from uvmshare.mounts.interfaces import GuestMount
-from uvmshare.mounts.state import MountLife, Trigger
-from uvmshare.share.operation import OUTCOME_UNKNOWN, Operation, failure_of, loop_is_ending
+from uvmshare.mounts.mount import RETRY_FIRST, Mount
+from uvmshare.mounts.options import MountOptions
+from uvmshare.mounts.state import MountLife, MountState, Trigger
 from uvmshare.share.options import AddOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Hashable, Iterable
 
     from uvmshare.mounts.interfaces import GuestAgent
-    from uvmshare.mounts.mount import Mount, MountInfo
+    from uvmshare.mounts.mount import MountInfo
     from uvmshare.share.manager import Manager
 
-__all__ = ["RETRY_FIRST", "REVOKE_GRACE", "Engine", "guest_mount", "mount_path_of", "revoked", "share_owner"]
-
-_log: Final = logger("mounts")
-
-RETRY_FIRST: Final = 0.5
-"""Seconds before what could not be taken away, or mounted again, is tried again: a guest that is started again
-needs about that long until its agent answers."""
+__all__ = ["REVOKE_GRACE", "Engine", "guest_mount", "mount_path_of", "revoked", "share_owner"]
 
 REVOKE_GRACE: Final = 5.0
 """Seconds that a guest has to unmount in order what nobody holds any more, before its share is taken out: as long as a
@@ -46,23 +51,70 @@ REVOKE_AGAIN: Final = 5.0
 """Seconds before a share that could not be taken out is tried again."""
 
 
-class Engine:
+class Engine(Keeper[Mount, MountOptions]):
     """The mounts of one guest and what is under way for each."""
 
+    is_closed = "this MountManager was closed and mounts nothing more: make a new one"
+    is_gone = "nothing can be mounted any more"
+    error_of_left = MountsLeft
+
     def __init__(self, agent: GuestAgent, shares: Manager | None, clock: Callable[[], float]) -> None:
+        super().__init__(clock)
         self.agent = agent
         self.shares = shares
-        self.clock = clock
-        self.closed = False
-        self.vm_gone: ComputeSystemGone | None = None
-        self.by_path: dict[str, Mount] = {}
-        """Every mount that the guest has, may have, or should have."""
         self.on_change: list[Callable[[MountInfo, Literal["lost", "remounted"]], None]] = []
 
     def tell(self, mount: Mount, what: Literal["lost", "remounted"]) -> None:
         """Tell those who asked for it what the guest did with a mount that somebody holds."""
         for callback in self.on_change:  # what it raises is the loop's to tell
             asyncio.get_running_loop().call_soon(callback, mount.info(), what)
+
+    def require_able(self, options: MountOptions) -> None:
+        """Refuse what cannot be mounted. Raises `WrongType`."""
+        if not isinstance(options, MountOptions):
+            arguments.refuse_type("options", options, "MountOptions; `map` takes a path and a path of the guest")
+        if self.shares is None and not isinstance(options.share, str):
+            msg = "this MountManager has no shares to add to: make it with shares=, or mount a share by its name"
+            raise WrongType(msg)
+
+    # ------------------------------------------------------------------ what a claim needs
+
+    def join(self, options: MountOptions) -> Mount:
+        """Return the mount at that path, a new one if there is none."""
+        mount = self.table.get(options.mount_path)
+        if mount is None:
+            mount = self.table[options.mount_path] = Mount(options, self.clock(), self.agent)
+        return mount
+
+    def goes_first(self, mount: Mount, options: MountOptions) -> Awaitable[None] | None:
+        """Return the end of an earlier mount. Raises `MountConflict` when the path has another one that stays."""
+        if mount.operation is not None and (mount.state.busy == "unmounting" or mount.is_revoked):
+            return mount.operation.wait()  # how that ends is for those who asked
+        fits = mount.options.may_be(options)
+        if mount.to_be_taken_away and not (mount.state is MountLife.PENDING or (mount.live and fits)):
+            return self.taken_away(mount)
+        if not fits:
+            raise MountConflict(_conflict(mount, options))
+        return None
+
+    def claimed(self, mount: Mount) -> None:
+        """Let its share be: somebody is about to hold it."""
+        self.end_grace(mount)
+
+    def require_joined(self, mount: Mount) -> None:
+        """Refuse one that was revoked between the end of the call and now."""
+        if mount.is_revoked:
+            raise revoked(mount)
+
+    async def end_block(self, mount: Mount, owner: Hashable) -> None:
+        """Give back the reference of a block for good: the guest has no say."""
+        left = await self.force(mount, (owner,), REVOKE_GRACE)
+        if left is not None and left.state is MountState.REVOKED:
+            raise mount.last_error or revoked(mount)
+
+    def not_yet(self, mount: Mount) -> str:
+        """Return in words that it could not be unmounted yet."""
+        return f"{mount.path} could not be unmounted yet"
 
     # ------------------------------------------------------------------ the calls
 
@@ -106,9 +158,9 @@ class Engine:
             if mount.share_name == name:
                 mount.share_name = None
 
-    def start_mount(self, mount: Mount) -> Operation:
+    def bring(self, mount: Mount) -> Operation:
         """Begin to mount it, for the first time or again."""
-        mount.cancel_retry()
+        mount.retry.withdraw()
         mount.apply(Trigger.MOUNT_BEGUN, self.clock())
         mount.operation = operation = Operation()
         if mount.mapped:  # from now on, not from when the call begins to run
@@ -116,9 +168,9 @@ class Engine:
         operation.begin(self._mount_in_guest(mount), partial(self._mount_ended, mount))
         return operation
 
-    def start_unmount(self, mount: Mount) -> Operation | None:
+    def take_away(self, mount: Mount) -> Operation | None:
         """Begin to take it away; None when there was nothing to do, and it is gone."""
-        mount.cancel_retry()
+        mount.retry.withdraw()
         if mount.state is MountLife.LOST:
             mount.apply(Trigger.GIVEN_UP, self.clock())
         if not mount.left_behind:
@@ -134,9 +186,9 @@ class Engine:
         mount.apply(Trigger.UNMOUNT_BEGUN, self.clock())
         operation.begin(self._unmount_in_guest(mount), partial(self._unmount_ended, mount))
 
-    async def take_away(self, mount: Mount) -> None:
+    async def taken_away(self, mount: Mount) -> None:
         """Take it away and raise why that failed, if it did."""
-        operation = self.start_unmount(mount)
+        operation = self.take_away(mount)
         if operation is not None:
             await operation.finish()
 
@@ -158,7 +210,7 @@ class Engine:
             mount.apply(Trigger.MOUNT_SUCCEEDED, now)
             if again:
                 self.tell(mount, "remounted")
-            mount.retry_delay = 0.0
+            mount.retry.reset()
             self._end(mount, operation, task)
             return
         mount.last_error = error
@@ -206,17 +258,15 @@ class Engine:
         operation.end()
         unwanted = mount.state is MountLife.MOUNTED and not mount.wanted and operation.error is None
         if unwanted and not loop_is_ending(task):
-            self.start_unmount(mount)
+            self.take_away(mount)
         else:
-            self.retry_later(mount)
-        if self.by_path.get(mount.path) is mount and mount.doomed:
-            self.end_share(mount, REVOKE_GRACE)
+            self.see_to_later(mount)
 
     def gone(self, mount: Mount, trigger: Trigger) -> None:
         """Note that neither the guest nor the VM has anything of it."""
         mount.apply(trigger, self.clock())
-        del self.by_path[mount.path]
-        mount.cancel_retry()
+        del self.table[mount.path]
+        mount.retry.withdraw()
         self.end_grace(mount)
 
     # ------------------------------------------------------------------ the share, whatever the guest says
@@ -270,36 +320,65 @@ class Engine:
             mount.last_error = revocation.error = error
             if not self.closed:
                 self.end_share(mount, REVOKE_AGAIN)
-        elif self.by_path.get(mount.path) is mount and mount.operation is None:
+        elif self.table.get(mount.path) is mount and mount.operation is None:
             if mount.left_behind:
-                self.retry_later(mount)
+                self.see_to_later(mount)
             else:
                 self.gone(mount, Trigger.NOTHING_LEFT)
         revocation.end()
 
-    # ------------------------------------------------------------------ what nobody waits for
+    async def force(self, mount: Mount, owners: Iterable[Hashable | None], grace: float) -> MountInfo | None:
+        """Give references back for good, and return when nothing reaches the directory by the mount, if it goes."""
+        for owner in owners:
+            if mount.held_by(owner):
+                mount.unrefer(owner)
+                mount.taken_from[owner] = None
+        if not mount.doomed:
+            return mount.info()
+        mount.lazy = True
+        operation = mount.operation or self.take_away(mount)
+        if self.table.get(mount.path) is not mount:
+            return None
+        # Where it is being mounted there is nothing that could be unmounted in order.
+        self.end_share(mount, 0.0 if mount.state.busy == "mounting" else grace)
+        if mount.revocation is not None:
+            await mount.revocation.finish()
+        elif operation is not None and not mount.is_revoked:
+            try:
+                async with asyncio.timeout(grace):
+                    await operation.finish()
+            except TimeoutError as error:
+                msg = f"{mount.path}: the guest has not unmounted it within {grace:g} s; its share is another's"
+                raise OutcomeUnknown(msg) from error
+        return self.left_of(mount)
 
-    def see_to(self, mount: Mount) -> None:
-        """Do now what is to be done, if there is anything."""
-        if mount.to_be_mounted and not self.closed:
-            self.start_mount(mount)
-        elif mount.to_be_taken_away:
-            self.start_unmount(mount)
+    def left_of(self, mount: Mount) -> MountInfo | None:
+        """Return what is there of it; None for nothing."""
+        return mount.info() if self.table.get(mount.path) is mount else None
 
-    def retry_later(self, mount: Mount) -> None:
-        """If it is to be taken away, or mounted, see to it after a while, and after a longer one each time."""
-        if self.closed or mount.retry is not None or self.by_path.get(mount.path) is not mount:
-            return
-        if mount.to_be_taken_away or mount.to_be_mounted:
-            mount.retry_later(RETRY_FIRST, partial(self._retry, mount))
-            _log.info("mount %s is seen to again later: %s", mount.path, mount.last_error or "nobody wants it")
+    # ------------------------------------------------------------------ what nobody waits for, and the end
 
-    def _retry(self, mount: Mount) -> None:
-        mount.retry = None
-        if mount.to_be_taken_away or mount.to_be_mounted:
-            self.see_to(mount)
-        else:  # somebody wants it again
-            mount.retry_delay = 0.0
+    def see_to_later(self, mount: Mount) -> None:
+        """As for any entry; and if nobody wants it, its share goes whatever the guest does."""
+        if self.table.get(mount.path) is mount:
+            super().see_to_later(mount)
+            if mount.doomed:
+                self.end_share(mount, REVOKE_GRACE)
+
+    def end(self, mount: Mount) -> None:
+        """Begin to unmount it, whoever holds it."""
+        mount.drop_references()
+        self.take_away(mount)
+
+    def why_left(self, mount: Mount) -> BaseException:
+        """Return why it could not be taken away, or that it is dead in the guest."""
+        return revoked(mount) if mount.is_revoked and not mount.holds_share else super().why_left(mount)
+
+    def release_exited(self, mount: Mount) -> None:
+        """Forget it, because the VM has exited."""
+        self.end_grace(mount)
+        if mount.operation is None:
+            self.gone(mount, Trigger.VM_EXITED)
 
 
 def guest_mount(mount: Mount) -> GuestMount:
@@ -347,3 +426,15 @@ def revoked(mount: Mount) -> MountRevoked:
 
 def _interrupted(mount: Mount) -> str:
     return f"{mount.path}: the call to the guest was interrupted before it answered; mounts() shows what became of it"
+
+
+def _conflict(mount: Mount, options: MountOptions) -> str:
+    if options.replaces(mount.options):
+        return (
+            f"{mount.path} in the guest is taken by {mount.options}, whose directory on the host was replaced since: "
+            f"have those who hold that mount release it, or ask for another path in the guest"
+        )
+    return (
+        f"{mount.path} in the guest is taken by {mount.options}, and {options} was asked for: "
+        f"ask for the same, or for another path"
+    )

@@ -5,9 +5,9 @@
     ...
     await mounts.unmap("/run/uvmshare/project", owner="build-7")
 
-What lives here: what callers may ask for, their claims and their references. What must not: I/O of any kind, or
-knowledge of how a guest is reached; an agent is anything with the three methods of `GuestAgent`. What then happens to a
-mount is `uvmshare.mounts.engine`'s.
+What lives here: what callers may ask for. What must not: I/O of any kind, or knowledge of how a guest is reached; an
+agent is anything with the three methods of `GuestAgent`. Who wants a mount is `uvmshare.lifecycle.claims`', and what
+then happens to it `uvmshare.mounts.engine`'s.
 
 It is built as `uvmshare.share.manager` is: one event loop, nothing decided across an await, each call in a task
 of its own that ends in a callback, `_mount_ended` or `_unmount_ended`. Two things differ. Shares have names that
@@ -22,30 +22,31 @@ nobody holds any more it is, when the guest does not unmount in time.
 
 from __future__ import annotations
 
-import asyncio
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Literal, Self
 
 from uvmshare import arguments
-from uvmshare.errors import ComputeSystemGone, ManagerClosed, MountConflict, MountsLeft, OutcomeUnknown, WrongType
-from uvmshare.mounts.engine import RETRY_FIRST, REVOKE_GRACE, Engine, guest_mount, revoked, share_owner
+from uvmshare.errors import WrongType
+from uvmshare.lifecycle.claims import Claims
+from uvmshare.lifecycle.operation import OUTCOME_UNKNOWN, OneAtATime
+from uvmshare.mounts.engine import REVOKE_GRACE, Engine, guest_mount, share_owner
 from uvmshare.mounts.interfaces import TellsConnect
-from uvmshare.mounts.mount import Mount
-from uvmshare.mounts.options import MountOptions, canonical_guest_path, mapping_of
-from uvmshare.mounts.state import MountLife, MountState, Trigger
-from uvmshare.share.entry import BlockOwner
+from uvmshare.mounts.mount import RETRY_FIRST
+from uvmshare.mounts.options import canonical_guest_path, mapping_of
+from uvmshare.mounts.state import MountLife, Trigger
 from uvmshare.share.interfaces import TellsExit
-from uvmshare.share.operation import OUTCOME_UNKNOWN, OneAtATime, failures_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterable
+    import asyncio
+    from collections.abc import AsyncIterator, Callable, Collection, Hashable
     from types import TracebackType
     from typing import Unpack
 
+    from uvmshare.errors import ComputeSystemGone
     from uvmshare.mounts.interfaces import GuestAgent, GuestMount
-    from uvmshare.mounts.mount import MountInfo
-    from uvmshare.mounts.options import MapKeywords
+    from uvmshare.mounts.mount import Mount, MountInfo
+    from uvmshare.mounts.options import MapKeywords, MountOptions
     from uvmshare.share.manager import Manager
     from uvmshare.share.options import AddOptions, HostPath
 
@@ -75,7 +76,8 @@ class MountManager:
             arguments.with_methods("shares", shares, ("add", "remove", "on_settled"), "the Manager of the VM's shares")
         arguments.function("clock", clock)
         self._engine = Engine(agent, shares, clock)
-        self._settling = OneAtATime(self._settle_quietly, self._is_open, lambda _: None)
+        self._claims = Claims(self._engine)
+        self._settling = OneAtATime(self.settle, self._is_open, _went_well, first=RETRY_FIRST)
         if isinstance(agent, TellsExit):
             agent.on_exit(self.vm_exited)
         if isinstance(agent, TellsConnect):
@@ -87,7 +89,7 @@ class MountManager:
         if self._engine.vm_gone is not None:
             state = str(self._engine.vm_gone)
         else:
-            state = "closed" if self._engine.closed else f"{len(self._engine.by_path)} mounts"
+            state = "closed" if self._engine.closed else f"{len(self._engine.table)} mounts"
         return f"<MountManager of {self._engine.agent!r}: {state}>"
 
     async def __aenter__(self) -> Self:
@@ -113,9 +115,9 @@ class MountManager:
         nothing is left in the guest nor on the VM, or it is kept INVALID (see `mounts`) and retried.
         Raises `ManagerClosed`, and `ComputeSystemGone` when the VM has exited.
         """
-        arguments.hashable("owner", owner)  # it is refused here, not after the guest was changed
-        mount = await self._claim(options)
-        self._hold(mount, owner)
+        self._claims.check(owner)
+        mount = await self._claims.hold(options, owner)
+        self._claims.keep(mount, owner)
         return mount.info()
 
     async def unmount(
@@ -144,27 +146,23 @@ class MountManager:
 
         With `force` the reference is given back at once, and the guest has no say: see `revoke`, also for `grace`.
         """
-        arguments.hashable("owner", owner)
+        self._claims.check(owner)
         path = canonical_guest_path(mount_path)
-        mount = self._engine.by_path.get(path)
+        mount = self._engine.table.get(path)
         if force:
-            return None if mount is None else await self._force(mount, (owner,), grace)
+            return None if mount is None else await self._engine.force(mount, (owner,), grace)
         while mount is not None and mount.operation is not None:
             await mount.operation.wait()
-            if self._engine.by_path.get(path) is not mount:  # what is there now is none that this caller knew
+            if self._engine.table.get(path) is not mount:  # what is there now is none that this caller knew
                 return None
         if mount is None:
             return None
-        if not mount.to_be_taken_away:
-            if not mount.held_by(owner):
-                return mount.info()
-            if mount.references > 1 or mount.claims:
-                mount.unrefer(owner)
-                return mount.info()
+        if not self._claims.release(mount, owner):
+            return mount.info()
         was_revoked = mount.is_revoked
         mount.lazy = mount.lazy or lazy
         try:
-            await self._engine.take_away(mount)
+            await self._engine.taken_away(mount)
         except OUTCOME_UNKNOWN:
             if was_revoked or not (mount.mapped and mount.maybe_in_guest):
                 raise
@@ -172,7 +170,7 @@ class MountManager:
                 await mount.revocation.finish()
             elif not mount.is_revoked:
                 raise
-        return self._left(mount)
+        return self._engine.left_of(mount)
 
     async def revoke(
         self,
@@ -194,42 +192,14 @@ class MountManager:
         `OutcomeUnknown` when it did not answer in time. Cancelling this call changes nothing of it.
         """
         path = canonical_guest_path(mount_path)
-        mount = self._engine.by_path.get(path)
+        mount = self._engine.table.get(path)
         if mount is None:
             return None
         if owners is None:
             owners = (*mount.owners, *((None,) * mount.anonymous))
             if mount.mapped:
                 mount.apply(Trigger.REVOKED, self._engine.clock())
-        return await self._force(mount, owners, grace)
-
-    async def _force(self, mount: Mount, owners: Iterable[Hashable | None], grace: float) -> MountInfo | None:
-        """Give references back for good, and return when nothing reaches the directory by the mount, if it goes."""
-        for owner in owners:
-            if mount.held_by(owner):
-                mount.unrefer(owner)
-                mount.taken_from[owner] = None
-        if not mount.doomed:
-            return mount.info()
-        mount.lazy = True
-        operation = mount.operation or self._engine.start_unmount(mount)
-        if self._engine.by_path.get(mount.path) is not mount:
-            return None
-        # Where it is being mounted there is nothing that could be unmounted in order.
-        self._engine.end_share(mount, 0.0 if mount.state.busy == "mounting" else grace)
-        if mount.revocation is not None:
-            await mount.revocation.finish()
-        elif operation is not None and not mount.is_revoked:
-            try:
-                async with asyncio.timeout(grace):
-                    await operation.finish()
-            except TimeoutError as error:
-                msg = f"{mount.path}: the guest has not unmounted it within {grace:g} s; its share is another's"
-                raise OutcomeUnknown(msg) from error
-        return self._left(mount)
-
-    def _left(self, mount: Mount) -> MountInfo | None:
-        return mount.info() if self._engine.by_path.get(mount.path) is mount else None
+        return await self._engine.force(mount, owners, grace)
 
     async def map(
         self,
@@ -245,7 +215,6 @@ class MountManager:
         path, those of `AddOptions` (`uvmshare.mounts.options.mapping_of`); the rest is as for `mount`. Raises what that
         and the Manager's `add` raise. Needs a MountManager that was given `shares`.
         """
-        arguments.hashable("owner", owner)
         return await self.mount(mapping_of(share, guest_path, keywords), owner=owner)
 
     async def unmap(
@@ -264,11 +233,9 @@ class MountManager:
         if owner is None:
             msg = "owner is None, and an anonymous reference has no owner to release it by: give its path to unmount"
             raise WrongType(msg)
-        paths = tuple(path for path, mount in self._engine.by_path.items() if mount.held_by(owner))
-        left = await failures_of({path: self.unmount(path, owner=owner, lazy=lazy, force=force) for path in paths})
-        if left:
-            raise MountsLeft(left)
-        return paths
+        return await self._claims.release_owner(
+            owner, lambda path: self.unmount(path, owner=owner, lazy=lazy, force=force)
+        )
 
     @asynccontextmanager
     async def mapped(
@@ -281,15 +248,8 @@ class MountManager:
         is gone, and the block's own error is raised with a note of that; without one, the agent's, or `MountRevoked`.
         Either way the MountManager goes on trying to have it unmounted.
         """
-        owner = BlockOwner()
-        mount = await self._claim(mapping_of(share, guest_path, keywords))
-        self._hold(mount, owner)
-        try:
+        async with self._claims.block(mapping_of(share, guest_path, keywords)) as mount:
             yield mount.info()
-        except BaseException as error:
-            await self._leave(mount, owner, error)
-            raise
-        await self._leave(mount, owner, None)
 
     def on_change(self, callback: Callable[[MountInfo, Literal["lost", "remounted"]], None]) -> None:
         """Have `callback` called in the event loop when the guest lost a mount, and when it has it again."""
@@ -297,7 +257,7 @@ class MountManager:
 
     def mounts(self) -> tuple[MountInfo, ...]:
         """Return a snapshot of every mount that the guest has, may have or should have, oldest first."""
-        return tuple(mount.info() for mount in self._engine.by_path.values())
+        return tuple(mount.info() for mount in self._engine.table.values())
 
     async def settle(self) -> tuple[GuestMount, ...]:
         """Ask the agent what the guest has, and mount again what it lost. Return what it has and nobody here asked for.
@@ -306,7 +266,7 @@ class MountManager:
         of a takeover, when the Manager has settled its shares. What nobody here asked for is left alone: other programs
         may use the same agent. Raises what the agent raised.
         """
-        unsettled = dict(self._engine.by_path)
+        unsettled = dict(self._engine.table)
         listed: dict[str, GuestMount] = {}
         while True:
             # What is under way may have been carried out before the guest was started again.
@@ -319,10 +279,10 @@ class MountManager:
                 if mount.operation is not None:  # begun meanwhile: it says nothing until it ends
                     continue
                 del unsettled[path]
-                if self._engine.by_path.get(path) is mount and mount.since == since[path]:
+                if self._engine.table.get(path) is mount and mount.since == since[path]:
                     self._compare(mount, listed.get(path))
             if not unsettled:
-                return tuple(found for path, found in listed.items() if path not in self._engine.by_path)
+                return tuple(found for path, found in listed.items() if path not in self._engine.table)
 
     def _compare(self, mount: Mount, found: GuestMount | None) -> None:
         """See to a mount that the guest does not have, or has in another form."""
@@ -341,12 +301,8 @@ class MountManager:
         knows does. A mount with a call in flight is forgotten when that ends; from now on mounting raises
         `ComputeSystemGone`.
         """
-        self._engine.vm_gone = error
-        for mount in tuple(self._engine.by_path.values()):
-            mount.cancel_retry()
-            self._engine.end_grace(mount)
-            if mount.operation is None:
-                self._engine.gone(mount, Trigger.VM_EXITED)
+        self._engine.exit(error)
+        self._settling.withdraw()
 
     async def aclose(self) -> None:
         """Unmount everything, whoever holds it, and refuse new mounts from now on.
@@ -357,129 +313,16 @@ class MountManager:
         """
         self._engine.closed = True
         self._settling.cancel()
-        tried: set[str] = set()
-        while True:
-            operations = []
-            for mount in tuple(self._engine.by_path.values()):
-                operation = mount.operation
-                if operation is None and mount.revocation is None:
-                    if mount.path in tried:
-                        continue
-                    tried.add(mount.path)
-                    mount.drop_references()
-                    operation = self._engine.start_unmount(mount)
-                if self._engine.by_path.get(mount.path) is mount and mount.doomed:
-                    self._engine.end_share(mount, REVOKE_GRACE)
-                operations += [each for each in (operation, mount.revocation) if each is not None]
-            if not operations:
-                break
-            for operation in operations:
-                await operation.wait()
-        left: dict[str, BaseException] = {}
-        for mount in self._engine.by_path.values():
-            assert mount.last_error is not None, "what is left was tried, and failed"
-            is_dead = mount.is_revoked and not mount.holds_share
-            left[mount.path] = revoked(mount) if is_dead else mount.last_error
+        await self._engine.take_everything_away()
+        left = self._engine.left()
         if left:
-            raise MountsLeft(left)
-
-    # ------------------------------------------------------------------ claims and references
-
-    async def _claim(self, options: MountOptions) -> Mount:
-        """Return the mount, mounted, with a claim on it that the caller turns into a reference."""
-        while True:
-            self._admit(options)
-            mount = self._engine.by_path.get(options.mount_path)
-            if mount is None:
-                mount = Mount(options, self._engine.clock(), self._engine.agent)
-                self._engine.by_path[options.mount_path] = mount
-            elif mount.operation is not None and (mount.state.busy == "unmounting" or mount.is_revoked):
-                # How that ends is for those who asked; then look again.
-                await mount.operation.wait()
-                continue
-            elif mount.to_be_taken_away and (mount.state is not MountLife.MOUNTED or not mount.options.may_be(options)):
-                await self._engine.take_away(mount)
-                continue
-            elif not mount.options.may_be(options):
-                raise MountConflict(_conflict(mount, options))
-            mount.claims += 1
-            self._engine.end_grace(mount)
-            if mount.state is MountLife.MOUNTED:
-                return mount
-            try:
-                await (mount.operation or self._engine.start_mount(mount)).finish()
-                self._admit(options)
-                if mount.is_revoked:  # between the end of the call and this
-                    raise revoked(mount)
-            except BaseException:
-                self._withdraw(mount)
-                raise
-            return mount
-
-    def _withdraw(self, mount: Mount) -> None:
-        """Give a claim up. If nobody else wants the mount, it is taken away."""
-        mount.claims -= 1
-        if self._engine.by_path.get(mount.path) is not mount:
-            return
-        # Later, not now: this caller is being cancelled, perhaps with its whole event loop, which
-        # would not wait for a task started here.
-        self._engine.retry_later(mount)
-        if mount.doomed:
-            self._engine.end_share(mount, REVOKE_GRACE)
-
-    def _hold(self, mount: Mount, owner: Hashable | None) -> None:
-        """Turn a claim into a reference."""
-        mount.claims -= 1
-        mount.refer(owner)
-        mount.taken_from.pop(owner, None)
-
-    async def _leave(self, mount: Mount, owner: BlockOwner, error: BaseException | None) -> None:
-        """Give back the reference of a block that ended in `error`.
-
-        Nobody else knows its owner, so the reference goes whatever the agent answers.
-        """
-        if not mount.held_by(owner):  # closed, or revoked, meanwhile
-            return
-        try:
-            left = await self._force(mount, (owner,), REVOKE_GRACE)
-            if left is not None and left.state is MountState.REVOKED:
-                raise mount.last_error or revoked(mount)
-        except Exception as release_error:
-            if error is None:
-                raise
-            error.add_note(f"and {mount.path} could not be unmounted yet: {release_error}")
-
-    def _admit(self, options: MountOptions) -> None:
-        """Refuse what cannot or may not be mounted."""
-        if self._engine.closed:
-            msg = "this MountManager was closed and mounts nothing more: make a new one"
-            raise ManagerClosed(msg)
-        if self._engine.vm_gone is not None:
-            msg = f"nothing can be mounted any more: {self._engine.vm_gone}"
-            raise ComputeSystemGone(msg) from self._engine.vm_gone
-        if not isinstance(options, MountOptions):
-            arguments.refuse_type("options", options, "MountOptions; `map` takes a path and a path of the guest")
-        if self._engine.shares is None and not isinstance(options.share, str):
-            msg = "this MountManager has no shares to add to: make it with shares=, or mount a share by its name"
-            raise WrongType(msg)
+            raise self._engine.error_of_left(left)
 
     # ------------------------------------------------------------------ what nobody waits for
 
     def _is_open(self) -> bool:
         return not self._engine.closed and self._engine.vm_gone is None
 
-    async def _settle_quietly(self) -> None:
-        with suppress(Exception):  # whatever it was, the agent tells when it is reached again
-            await self.settle()
 
-
-def _conflict(mount: Mount, options: MountOptions) -> str:
-    if options.replaces(mount.options):
-        return (
-            f"{mount.path} in the guest is taken by {mount.options}, whose directory on the host was replaced since: "
-            f"have those who hold that mount release it, or ask for another path in the guest"
-        )
-    return (
-        f"{mount.path} in the guest is taken by {mount.options}, and {options} was asked for: "
-        f"ask for the same, or for another path"
-    )
+def _went_well(task: asyncio.Task[tuple[GuestMount, ...]]) -> bool:
+    return task.exception() is None

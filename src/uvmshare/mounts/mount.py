@@ -1,7 +1,7 @@
 """One mount as the MountManager keeps it, and what it shows of it.
 
 What lives here: the entry and the snapshot that callers see. What must not: any decision. Those are
-`uvmshare.mounts.manager`'s, which alone changes an entry, always between two awaits of one event loop, so
+`uvmshare.mounts.engine`'s, which alone changes an entry, always between two awaits of one event loop, so
 that there is nothing to lock.
 """
 
@@ -9,20 +9,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
+from uvmshare.lifecycle.entry import Entry
 from uvmshare.mounts.interfaces import TellsReach
 from uvmshare.mounts.state import TRANSITIONS, MountLife, MountState, Trigger
-from uvmshare.share.entry import Entry
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Hashable
 
+    from uvmshare.lifecycle.operation import Operation
     from uvmshare.mounts.options import MountOptions
-    from uvmshare.share.operation import Operation
 
-__all__ = ["Mount", "MountInfo"]
+__all__ = ["RETRY_FIRST", "Mount", "MountInfo"]
+
+RETRY_FIRST: Final = 0.5
+"""Seconds before what could not be taken away, or mounted again, is tried again: a guest that is started again
+needs about that long until its agent answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,7 @@ class Mount(Entry[MountLife, Trigger]):
     )
 
     transitions = TRANSITIONS
+    retry_first = RETRY_FIRST
 
     def __init__(self, options: MountOptions, now: float, agent: object = None) -> None:
         super().__init__(now, TRANSITIONS.initial)
@@ -145,22 +150,34 @@ class Mount(Entry[MountLife, Trigger]):
         return self.maybe_in_guest or (self.mapped and self.share_name is not None)
 
     @property
+    def live(self) -> bool:
+        """Whether the guest has it, and is not being asked to unmount it."""
+        return self.state is MountLife.MOUNTED
+
+    @property
     def to_be_taken_away(self) -> bool:
         """Whether it may be there though it should not, and no call in flight will change that."""
         return self.state.busy is None and self.doomed
 
     @property
-    def to_be_mounted(self) -> bool:
+    def to_be_restored(self) -> bool:
         """Whether the guest lost it while somebody holds it, and no call in flight will change that."""
         return self.state is MountLife.LOST and self.references > 0
 
-    def drop_references(self) -> None:
-        """Take every reference away, because the mount goes whoever held it."""
-        self.taken_from.update(self.owners)
-        if self.anonymous:
-            self.taken_from[None] = None
-        self.owners.clear()
-        self.anonymous = 0
+    def under_way(self) -> tuple[Operation, ...]:
+        """Return what is under way for it, in the guest and for its share."""
+        return super().under_way() if self.revocation is None else (*super().under_way(), self.revocation)
+
+    def refer(self, owner: Hashable | None) -> None:
+        """Give `owner` a reference, and with it what was taken from them."""
+        super().refer(owner)
+        self.taken_from.pop(owner, None)
+
+    def drop_references(self) -> tuple[Hashable | None, ...]:
+        """Take every reference away, because the mount goes whoever held it; return whose they were."""
+        owners = super().drop_references()
+        self.taken_from.update(dict.fromkeys(owners))
+        return owners
 
     def info(self) -> MountInfo:
         """Return what callers may see."""

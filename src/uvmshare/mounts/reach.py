@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal
 
-from uvmshare.share.transitions import Transitions
+from uvmshare.lifecycle.transitions import Transitions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

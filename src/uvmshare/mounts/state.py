@@ -10,10 +10,9 @@ the guest has no say in that.
 from __future__ import annotations
 
 import enum
-from types import MappingProxyType
 from typing import Final, Literal
 
-from uvmshare.share.transitions import Transitions
+from uvmshare.lifecycle.transitions import call, show, transitions_of
 
 __all__ = ["TRANSITIONS", "MountLife", "MountState", "Trigger"]
 
@@ -69,22 +68,22 @@ class MountLife(enum.Enum):
     """It is gone, and its path is free."""
 
 
-_SEEN: Final[tuple[tuple[MountLife, MountState, Busy | None], ...]] = (
-    (MountLife.PENDING, MountState.PENDING, None),
-    (MountLife.MOUNTING, MountState.PENDING, "mounting"),
-    (MountLife.MOUNTED, MountState.MOUNTED, None),
-    (MountLife.UNMOUNTING, MountState.MOUNTED, "unmounting"),
-    (MountLife.LOST, MountState.PENDING, None),
-    (MountLife.RESTORING, MountState.PENDING, "mounting"),
-    (MountLife.INVALID, MountState.INVALID, None),
-    (MountLife.UNDOING, MountState.INVALID, "unmounting"),
-    (MountLife.REVOKED, MountState.REVOKED, None),
-    (MountLife.OVERTAKEN, MountState.REVOKED, "mounting"),
-    (MountLife.CLEARING, MountState.REVOKED, "unmounting"),
-    (MountLife.UNMOUNTED, MountState.UNMOUNTED, None),
+show(
+    (
+        (MountLife.PENDING, MountState.PENDING, None),
+        (MountLife.MOUNTING, MountState.PENDING, "mounting"),
+        (MountLife.MOUNTED, MountState.MOUNTED, None),
+        (MountLife.UNMOUNTING, MountState.MOUNTED, "unmounting"),
+        (MountLife.LOST, MountState.PENDING, None),
+        (MountLife.RESTORING, MountState.PENDING, "mounting"),
+        (MountLife.INVALID, MountState.INVALID, None),
+        (MountLife.UNDOING, MountState.INVALID, "unmounting"),
+        (MountLife.REVOKED, MountState.REVOKED, None),
+        (MountLife.OVERTAKEN, MountState.REVOKED, "mounting"),
+        (MountLife.CLEARING, MountState.REVOKED, "unmounting"),
+        (MountLife.UNMOUNTED, MountState.UNMOUNTED, None),
+    )
 )
-for _life, _state, _busy in _SEEN:
-    _life.state, _life.busy = _state, _busy
 
 
 class Trigger(enum.Enum):
@@ -112,48 +111,50 @@ class Trigger(enum.Enum):
     VM_EXITED = "the VM exited"
 
 
-def _table() -> dict[tuple[MountLife, Trigger], MountLife]:
-    """Return every transition, by what can happen to a mount that nothing is under way for, and how calls end."""
-    life = MountLife
-    resting = {
-        (life.MOUNTED, Trigger.LOST): life.LOST,
-        (life.LOST, Trigger.GIVEN_UP): life.INVALID,
-        (life.INVALID, Trigger.NOTHING_LEFT): life.UNMOUNTED,
-        (life.REVOKED, Trigger.NOTHING_LEFT): life.UNMOUNTED,
-        (life.CLEARING, Trigger.LET_GO): life.REVOKED,
-        (life.PENDING, Trigger.MOUNT_BEGUN): life.MOUNTING,
-        (life.LOST, Trigger.MOUNT_BEGUN): life.RESTORING,
-    }
-    calls: dict[tuple[MountLife, Trigger], MountLife] = {}
-    for during, succeeded, failed in (
-        (life.MOUNTING, life.MOUNTED, life.INVALID),
+_RESTING: Final = {
+    (MountLife.MOUNTED, Trigger.LOST): MountLife.LOST,
+    (MountLife.LOST, Trigger.GIVEN_UP): MountLife.INVALID,
+    (MountLife.INVALID, Trigger.NOTHING_LEFT): MountLife.UNMOUNTED,
+    (MountLife.REVOKED, Trigger.NOTHING_LEFT): MountLife.UNMOUNTED,
+    (MountLife.CLEARING, Trigger.LET_GO): MountLife.REVOKED,
+}
+"""What can happen to a mount that nothing is under way for; and how a call ends that another one finishes."""
+
+_MOUNTS: Final = call(
+    Trigger.MOUNT_BEGUN,
+    (Trigger.MOUNT_SUCCEEDED, Trigger.MOUNT_FAILED, Trigger.MOUNT_UNKNOWN),
+    (
+        (MountLife.PENDING, MountLife.MOUNTING, (MountLife.MOUNTED, MountLife.INVALID, MountLife.INVALID)),
         # It is tried again whatever became of an attempt, for those who hold it.
-        (life.RESTORING, life.MOUNTED, life.LOST),
-        (life.OVERTAKEN, life.REVOKED, life.REVOKED),
-    ):
-        calls |= {
-            (during, Trigger.MOUNT_SUCCEEDED): succeeded,
-            (during, Trigger.MOUNT_FAILED): failed,
-            (during, Trigger.MOUNT_UNKNOWN): failed,
-        }
-    for before, during, unknown in (
-        (life.MOUNTED, life.UNMOUNTING, life.INVALID),
+        (MountLife.LOST, MountLife.RESTORING, (MountLife.MOUNTED, MountLife.LOST, MountLife.LOST)),
+        (None, MountLife.OVERTAKEN, (MountLife.REVOKED, MountLife.REVOKED, MountLife.REVOKED)),
+    ),
+)
+
+_UNMOUNTS: Final = call(
+    Trigger.UNMOUNT_BEGUN,
+    (Trigger.UNMOUNT_SUCCEEDED, Trigger.UNMOUNT_FAILED, Trigger.UNMOUNT_UNKNOWN),
+    (
+        (MountLife.MOUNTED, MountLife.UNMOUNTING, (MountLife.UNMOUNTED, MountLife.MOUNTED, MountLife.INVALID)),
         # What a mount left behind is taken away with an unmount, until one succeeds.
-        (life.INVALID, life.UNDOING, life.INVALID),
-        (life.REVOKED, life.CLEARING, life.REVOKED),
-    ):
-        calls |= {
-            (before, Trigger.UNMOUNT_BEGUN): during,
-            (during, Trigger.UNMOUNT_SUCCEEDED): life.UNMOUNTED,
-            (during, Trigger.UNMOUNT_FAILED): before,
-            (during, Trigger.UNMOUNT_UNKNOWN): unknown,
-        }
-    # The guest has no say in this, whatever is under way there; and there is no way back.
-    by_busy = {None: life.REVOKED, "mounting": life.OVERTAKEN, "unmounting": life.CLEARING}
-    there = [each for each in life if each not in {life.PENDING, life.UNMOUNTED}]
-    taken = {(each, Trigger.REVOKED): by_busy[each.busy] for each in there}
-    exited = {(before, Trigger.VM_EXITED): life.UNMOUNTED for before, _ in (*calls, *resting) if before.busy is None}
-    return resting | calls | taken | exited
+        (MountLife.INVALID, MountLife.UNDOING, (MountLife.UNMOUNTED, MountLife.INVALID, MountLife.INVALID)),
+        (MountLife.REVOKED, MountLife.CLEARING, (MountLife.UNMOUNTED, MountLife.REVOKED, MountLife.REVOKED)),
+    ),
+)
 
+_TAKEN_FROM: Final = {None: MountLife.REVOKED, "mounting": MountLife.OVERTAKEN, "unmounting": MountLife.CLEARING}
+_TAKEN: Final = {
+    (life, Trigger.REVOKED): _TAKEN_FROM[life.busy]
+    for life in MountLife
+    if life not in {MountLife.PENDING, MountLife.UNMOUNTED}
+}
+"""The guest has no say in this, whatever is under way there; and there is no way back."""
 
-TRANSITIONS = Transitions(thing="mount", initial=MountLife.PENDING, table=MappingProxyType(_table()))
+TRANSITIONS: Final = transitions_of(
+    "mount",
+    MountLife.PENDING,
+    _RESTING | _MOUNTS | _UNMOUNTS | _TAKEN,
+    exited=Trigger.VM_EXITED,
+    gone=MountLife.UNMOUNTED,
+    resting=(life for life in MountLife if life.busy is None),
+)

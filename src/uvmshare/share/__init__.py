@@ -1,1 +1,1 @@
-"""Share lifecycle: which shares a VM has, who holds them, and nothing of how a VM is modified."""
+"""Shares: which a VM has, what becomes of each, what is written down; and nothing of how a VM is modified."""

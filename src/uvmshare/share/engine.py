@@ -1,4 +1,4 @@
-"""What happens to a share, whoever asked for it: the two tables, the calls to the VM, and what nobody waits for.
+"""What happens to a share, whoever asked for it: the two tables, and the calls to the VM.
 
 What lives here: `Engine`, a part of the Manager, which alone changes a share's state. What must not: what callers may
 ask for (`uvmshare.share.manager`), what is in doubt after a restart (`uvmshare.share.recovery`), or I/O.
@@ -12,48 +12,57 @@ at the tables again. There are no locks, and shares never wait for each other.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from uvmshare.errors import ComputeSystemGone
-from uvmshare.heard import logger
-from uvmshare.share.interfaces import Plan9Share
-from uvmshare.share.ledger import NOT_THERE, RETRY_FIRST, Ledger, add_again, add_to
-from uvmshare.share.operation import OUTCOME_UNKNOWN, Operation, failure_of, loop_is_ending
+from uvmshare.errors import ComputeSystemGone, OperationDenied, SharesLeft
+from uvmshare.lifecycle.keeper import Keeper
+from uvmshare.lifecycle.operation import OUTCOME_UNKNOWN, Operation, failure_of, loop_is_ending
+from uvmshare.share.interfaces import Plan9Share, RefusesOptions
+from uvmshare.share.ledger import NOT_THERE, Ledger, add_again, add_to
+from uvmshare.share.options import AddOptions
 from uvmshare.share.share import Share
 from uvmshare.share.state import Life, Trigger
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Hashable
 
     from uvmshare.share.interfaces import VMPlan9
     from uvmshare.share.journal import Journal
-    from uvmshare.share.options import AddOptions
 
 __all__ = ["Engine"]
 
-_log: Final = logger("shares")
 
-
-class Engine:
+class Engine(Keeper[Share, AddOptions]):
     """The shares of one VM and what is under way for each."""
 
-    def __init__(self, vm: VMPlan9, journal: Journal | None, clock: Callable[[], float]) -> None:
+    is_closed = "this Manager was closed and adds no more shares: make a new one"
+    is_gone = "no share can be added any more"
+    error_of_left = SharesLeft
+
+    def __init__(
+        self, vm: VMPlan9, journal: Journal | None, clock: Callable[[], float], *, no_writable_file_shares: bool
+    ) -> None:
+        super().__init__(clock)
         self.vm = vm
-        self.clock = clock
-        self.closed = False
-        self.vm_gone: ComputeSystemGone | None = None
         self.next_name = 0
         """Never goes back: a name that was used once may still be mounted in a guest."""
         self.by_options: dict[AddOptions, Share] = {}
         """The share that an add of these options joins: seen PENDING or ADDED, never an orphan."""
         self.any_directory = False
         """Whether the directory of any share was ever known."""
-        self.by_name: dict[str, Share] = {}
-        """Every share that the VM has or may have, and the PENDING ones."""
         self.not_ours: set[str] = set()
         """Names of shares that the VM has and that nobody added by this Manager, or one before it."""
         self.ledger = None if journal is None else Ledger(journal)
+        self._no_writable_file_shares = no_writable_file_shares
+
+    def require_able(self, options: AddOptions) -> None:
+        """Refuse what cannot or may not be added. Raises `OperationDenied`."""
+        if self._no_writable_file_shares and not options.read_only:
+            msg = f"{options.host_path}: this Manager allows no writable shares: pass read_only=True"
+            raise OperationDenied(msg)
+        if isinstance(self.vm, RefusesOptions):
+            self.vm.require_able(options)
 
     # ------------------------------------------------------------------ the tables
 
@@ -96,30 +105,29 @@ class Engine:
         self.next_name += 1
         self.any_directory = self.any_directory or options.directory is not None
         self.by_options[options] = share
-        self.by_name[share.name] = share
+        self.table[share.name] = share
         return share
 
     def drop(self, share: Share) -> None:
         """Forget a PENDING share that nobody adds."""
         share.apply(Trigger.DROPPED, self.clock())
-        self._forget(share)
+        self.forget(share)
 
     def disown(self, share: Share, trigger: Trigger) -> None:
         """Note that the VM may have it though nobody is to: it is taken out, and no add joins it."""
         share.apply(trigger, self.clock())
         self._forget_options(share)
 
-    def release_everything(self) -> None:
-        """Note that the VM has exited. A share with a call in flight is released when that ends."""
-        for share in tuple(self.by_name.values()):
-            share.cancel_retry()
-            if share.operation is None:
-                share.apply(Trigger.VM_EXITED, self.clock())
-                self._forget(share)
+    def release_exited(self, share: Share) -> None:
+        """Note that the VM has exited, and the share with it."""
+        if share.operation is None:
+            share.apply(Trigger.VM_EXITED, self.clock())
+            self.forget(share)
 
-    def _forget(self, share: Share) -> None:
+    def forget(self, share: Share) -> None:
+        """Strike a share out that is not there, or that is nobody's here."""
         self._forget_options(share)
-        del self.by_name[share.name]
+        del self.table[share.name]
         if self.ledger is not None:
             self.ledger.forgotten(share.name)
 
@@ -128,19 +136,49 @@ class Engine:
         if self.by_options.get(share.options) is share:
             del self.by_options[share.options]
 
+    # ------------------------------------------------------------------ what a claim needs
+
+    def join(self, options: AddOptions) -> Share:
+        """Return the share that an add of these options joins, a new one if there is none."""
+        return self.find(options) or self.allocate(options)
+
+    def goes_first(self, share: Share, options: AddOptions) -> Awaitable[None] | None:  # noqa: ARG002  as others need it
+        """Return the end of its removal: how that ends is for those who asked for it."""
+        if share.state is not Life.REMOVING:
+            return None
+        assert share.operation is not None, "it is under way"
+        return share.operation.wait()
+
+    def let_go(self, share: Share, owner: Hashable | None) -> None:
+        """Have it written down that the owner does not hold it any more."""
+        if self.ledger is not None:
+            self.ledger.holds(share, owner)
+
+    async def end_block(self, share: Share, owner: Hashable) -> None:
+        """Give back the reference of a block, and take the share out if that was the last one."""
+        share.unrefer(owner)
+        if share.to_be_taken_away:
+            await self.take_away(share).finish()
+
+    def not_yet(self, share: Share) -> str:
+        """Return in words that it could not be taken out yet."""
+        return f"share {share.name} could not be removed yet"
+
     # ------------------------------------------------------------------ calls to the VM
 
-    def start_add(self, share: Share) -> Operation:
+    def bring(self, share: Share) -> Operation:
         """Begin to add a share, for the first time or again."""
-        share.cancel_retry()
+        share.retry.withdraw()
         share.apply(Trigger.ADD_BEGUN, self.clock())
         share.operation = operation = Operation()
         operation.begin(self._adding(share), partial(self._add_ended, share))
         return operation
 
-    def start_remove(self, share: Share) -> Operation:
+    def take_away(self, share: Share) -> Operation:
         """Begin to remove a share."""
-        share.cancel_retry()
+        share.retry.withdraw()
+        if share.state is Life.LOST:
+            self.disown(share, Trigger.GIVEN_UP)
         share.operation = operation = Operation()
         self._remove(share, operation)
         return operation
@@ -175,6 +213,7 @@ class Engine:
         now = self.clock()
         if error is None:
             share.apply(Trigger.ADD_SUCCEEDED, now)
+            share.retry.reset()
             learned = self.identify(share, share.directory)
             if self.ledger is not None:
                 self.ledger.added(share, learned)
@@ -197,9 +236,9 @@ class Engine:
                 self._remove(share, operation)
                 return
         elif share.state is not Life.LOST:
-            self._forget(share)
+            self.forget(share)
         self._end(share, operation)
-        self.retry_later(share)
+        self.see_to_later(share)
 
     def _remove_ended(self, share: Share, task: asyncio.Task[None]) -> None:
         operation = share.operation
@@ -208,7 +247,7 @@ class Engine:
         now = self.clock()
         if error is None or isinstance(error, NOT_THERE) or self.vm_gone is not None:
             share.apply(Trigger.REMOVE_SUCCEEDED, now)
-            self._forget(share)
+            self.forget(share)
         else:
             share.last_error = error
             if isinstance(error, OUTCOME_UNKNOWN):
@@ -222,73 +261,33 @@ class Engine:
                     f"and share {share.name} may still be on the VM, since undoing failed: {error}"
                 )
         self._end(share, operation)
-        self.retry_later(share)
+        self.see_to_later(share)
+
+    def _take_out(self, share: Share, task: asyncio.Task[None]) -> None:
+        """Take out what was added when nobody wanted it any more."""
+        if loop_is_ending(task):
+            self.see_to_later(share)
+        else:
+            self.take_away(share)
 
     # ------------------------------------------------------------------ the end
 
-    async def take_everything_out(self) -> None:
-        """Drop what has only a name, and remove the rest, whoever holds it. Waits for what is under way.
-
-        What cannot be removed is still in the tables then.
-        """
-        tried: set[str] = set()
-        while True:
-            operations = []
-            for share in tuple(self.by_name.values()):
-                operation = share.operation
-                if operation is None:
-                    if share.state is Life.PENDING:
-                        self.drop(share)
-                        continue
-                    if share.name in tried:
-                        continue
-                    tried.add(share.name)
-                    if share.state is Life.LOST:
-                        self.disown(share, Trigger.GIVEN_UP)
-                    self._release_all(share)
-                    operation = self.start_remove(share)
-                operations.append(operation)
-            if not operations:
-                break
-            for operation in operations:
-                await operation.wait()
-
-    def _release_all(self, share: Share) -> None:
-        owners = tuple(share.owners) + (None,) * bool(share.anonymous)
-        share.owners.clear()
-        share.anonymous = 0
-        if self.ledger is not None:
-            for owner in owners:
-                self.ledger.holds(share, owner)
+    def end(self, share: Share) -> None:
+        """Drop what has only a name, and begin to remove the rest, whoever holds it."""
+        if share.state is Life.PENDING:
+            self.drop(share)
+            return
+        if share.found:  # it was there before the restoring that is being undone, and stays
+            self.forget(share)
+            return
+        for owner in share.drop_references():
+            self.let_go(share, owner)
+        self.take_away(share)
 
     async def end_ledger(self) -> None:
         """Have everything written down, and nothing more after it. Raises `JournalError`."""
         if self.ledger is not None:
             await self.ledger.end(self.next_name)
-
-    # ------------------------------------------------------------------ what nobody waits for
-
-    def _take_out(self, share: Share, task: asyncio.Task[None]) -> None:
-        """Take out what was added when nobody wanted it any more."""
-        if loop_is_ending(task):
-            self.retry_later(share)
-        else:
-            self.start_remove(share)
-
-    def retry_later(self, share: Share) -> None:
-        """If the share is to be taken out, or back, see to it after a while, and after a longer one each time."""
-        if not self.closed and share.retry is None and (share.to_be_taken_out or share.to_be_restored):
-            share.retry_later(RETRY_FIRST, partial(self._retry, share))
-            _log.info("share %s is seen to again later: %s", share.name, share.last_error or "nobody wants it")
-
-    def _retry(self, share: Share) -> None:
-        share.retry = None
-        if share.to_be_taken_out:
-            self.start_remove(share)
-        elif share.to_be_restored:
-            self.start_add(share)
-        else:  # somebody wants it again
-            share.retry_delay = 0.0
 
 
 async def _call(method: Callable[[Plan9Share], Awaitable[None]], share: Plan9Share) -> None:

@@ -32,9 +32,12 @@ from uvmshare.errors import (
     InvalidOptions,
     JournalError,
     OutcomeNotWritten,
+    ShareExists,
     ShareNotFound,
 )
-from uvmshare.share.entry import RETRY_LONGEST, BlockOwner
+from uvmshare.lifecycle.entry import BlockOwner
+from uvmshare.lifecycle.operation import OUTCOME_UNKNOWN, Operation
+from uvmshare.lifecycle.retry import Retry
 from uvmshare.share.interfaces import ListsShares, Plan9Share
 from uvmshare.share.journal import (
     AnonymousReferences,
@@ -45,7 +48,7 @@ from uvmshare.share.journal import (
     Referred,
     Unreferred,
 )
-from uvmshare.share.operation import OUTCOME_UNKNOWN, Operation
+from uvmshare.share.share import RETRY_FIRST
 from uvmshare.share.state import TRANSITIONS, Life, Trigger
 
 if TYPE_CHECKING:
@@ -56,10 +59,7 @@ if TYPE_CHECKING:
     from uvmshare.share.options import AddOptions
     from uvmshare.share.share import Share
 
-__all__ = ["NOT_THERE", "RETRY_FIRST", "Ledger"]
-
-RETRY_FIRST: Final = 1.0
-"""Seconds before what could not be done is tried again: long enough for a restarting file server."""
+__all__ = ["NOT_THERE", "Ledger"]
 
 NOT_THERE: Final = (ShareNotFound, ComputeSystemGone)
 """The errors of a removal that say that the share is not on the VM, which is what was asked for."""
@@ -87,8 +87,7 @@ class Ledger:
         """Why nothing is appended any more; None as long as something is."""
         self._failed: JournalError | None = None
         """Why the last append failed; None when it did not."""
-        self._retry: asyncio.TimerHandle | None = None
-        self._retry_delay = 0.0
+        self._retry = Retry(RETRY_FIRST)
         self._ended = False
         self._known: set[str] = set()
         """The names that the journal has when all of the line is written."""
@@ -132,9 +131,7 @@ class Ledger:
         """
         if not self._ended:
             self._ended = True
-            if self._retry is not None:
-                self._retry.cancel()
-                self._retry = None
+            self._retry.withdraw()
             self.note(NamesReserved(next_name))
         # More than once, since those who wake up with this one may have given something up.
         while self._line:
@@ -166,10 +163,10 @@ class Ledger:
                 await self._journal.append(tuple(self._line))
             except Exception as error:  # noqa: BLE001  raised in those who wait for it
                 operation.error = self._failed = _journal_error(error)
-                self._retry_later()
+                self._write_later()
             else:
                 self._failed = None
-                self._retry_delay = 0.0
+                self._retry.reset()
                 self._safe(self._line[: self._written])
                 del self._line[: self._written]
             self._writing = None
@@ -193,16 +190,12 @@ class Ledger:
             if isinstance(record, NamesReserved):
                 self._names_safe = record.below
 
-    def _retry_later(self) -> None:
-        """Write what is in line after a while, and after a longer one each time."""
-        if self._ended or self._retry is not None:
-            return
-        # A timer rather than a task that sleeps: nothing is left to cancel when the event loop ends.
-        self._retry_delay = min(2 * self._retry_delay, RETRY_LONGEST) or RETRY_FIRST
-        self._retry = asyncio.get_running_loop().call_later(self._retry_delay, self._try_again)
+    def _write_later(self) -> None:
+        if not self._ended:
+            self._retry.later(self._try_again)
 
     def _try_again(self) -> None:
-        self._retry = None
+        """Write what is in line by now."""
         if self._line:
             self._soon()
 
@@ -335,6 +328,10 @@ class Ledger:
 
     # ------------------------------------------------------------------ references
 
+    def check(self, owner: Hashable | None) -> None:
+        """Refuse an owner that cannot be written down. Raises TypeError or `InvalidOptions`."""
+        check_owner(owner)
+
     async def confirm(self, share: Share, owner: Hashable | None) -> None:
         """Return when a crash does not lose the reference that this owner is about to be given.
 
@@ -394,8 +391,13 @@ class Ledger:
 
 
 async def add_to(vm: VMPlan9, share: Share) -> None:
-    """Have the VM add the share, and keep which directory it told."""
-    share.directory = await vm.add_plan9(Plan9Share(share.name, share.options))
+    """Have the VM add the share, and keep which directory it told, or that it had the share before."""
+    try:
+        share.directory = await vm.add_plan9(Plan9Share(share.name, share.options))
+    except ShareExists:
+        if not share.believed:
+            raise
+        share.found = True
 
 
 async def add_again(vm: VMPlan9, share: Share) -> None:

@@ -11,8 +11,8 @@ With a journal, what it had is there again in the next process:
         ...
 
 What lives here: what callers may ask for. What must not: I/O of any kind, or knowledge of how a VM is modified; a VM is
-anything with `add_plan9` and `remove_plan9`. Who wants a share is `uvmshare.share.claims`', and what then happens to it
-`uvmshare.share.engine`'s.
+anything with `add_plan9` and `remove_plan9`. Who wants a share is `uvmshare.lifecycle.claims`', and what then happens
+to it `uvmshare.share.engine`'s.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from typing import TYPE_CHECKING, Self
 
 from uvmshare import arguments
 from uvmshare.errors import JournalError, ManagerClosed, SharesLeft, WrongType
+from uvmshare.lifecycle.claims import Claims
+from uvmshare.lifecycle.operation import OneAtATime, Operation
+from uvmshare.lifecycle.retry import RETRY_LONGEST
 from uvmshare.share import recovery, saved
-from uvmshare.share.claims import Claims
 from uvmshare.share.engine import Engine
-from uvmshare.share.entry import RETRY_LONGEST, BlockOwner
 from uvmshare.share.interfaces import TellsExit, TellsTakeover
-from uvmshare.share.ledger import RETRY_FIRST
-from uvmshare.share.operation import OneAtATime, Operation, failures_of
 from uvmshare.share.options import AddOptions, options_of
-from uvmshare.share.share import ShareInfo
+from uvmshare.share.share import RETRY_FIRST, ShareInfo
+from uvmshare.share.state import Life
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Hashable
@@ -84,8 +84,8 @@ class Manager:
             )
         arguments.flag("no_writable_file_shares", no_writable_file_shares)
         arguments.function("clock", clock)
-        self._engine = Engine(vm, journal, clock)
-        self.claims = Claims(self._engine, self._read, no_writable_file_shares=no_writable_file_shares)
+        self._engine = Engine(vm, journal, clock, no_writable_file_shares=no_writable_file_shares)
+        self.claims = Claims(self._engine, self._engine.ledger, self._ready_to_write)
         """For `uvmshare.blocking`, whose callers wait in another thread; not for callers of this Manager."""
         self._detached = False
         self._recovered = journal is None
@@ -95,8 +95,10 @@ class Manager:
         self._comparing: Operation | None = None
         """A call of `recover` until its report is there; the next one waits for it."""
         self._on_settled: list[Callable[[RecoveryReport | Exception], None]] = []
-        self._settling = OneAtATime(self.recover, self._may_have_lost, self._settled)
+        self._settling = OneAtATime(self._recover_lost, self._may_have_lost, self._settled, first=RETRY_FIRST)
         """What a takeover sets off."""
+        self._unsettled: str | None = None
+        """Why that could not be done, as it was told the last time; None when it was."""
         if isinstance(vm, TellsExit):
             vm.on_exit(self.vm_exited)
         if isinstance(vm, TellsTakeover):
@@ -108,7 +110,7 @@ class Manager:
         elif self._engine.vm_gone is not None:
             state = str(self._engine.vm_gone)
         else:
-            state = "closed" if self._engine.closed else f"{len(self._engine.by_name)} shares"
+            state = "closed" if self._engine.closed else f"{len(self._engine.table)} shares"
         return f"<Manager of {self._engine.vm!r}: {state}>"
 
     async def __aenter__(self) -> Self:
@@ -134,7 +136,7 @@ class Manager:
         `JournalError` before `recover`, or when more than 64 new names are asked for while the event loop waits.
         """
         options = options_of(share, keywords)
-        self.claims.admit(options)
+        self._engine.admit(options)
         if not self._recovered:
             msg = "what the journal says was not read yet, so no name can be told: await recover() first"
             raise JournalError(msg)
@@ -166,10 +168,9 @@ class Manager:
         is touched, and `ManagerClosed`. With a journal, returns when a crash does not lose the reference, and raises
         `JournalError` when that cannot be had; then there is none.
         """
-        self.claims.check(owner)  # A TypeError belongs here, not after the VM was changed.
+        self.claims.check(owner)
         options = share if isinstance(share, AddOptions) and not keywords else options_of(share, keywords)
-        # One coroutine less without a journal: a fifth of what an add of a share that is there costs.
-        held = await (self.claims.claim(options) if self._engine.ledger is None else self.claims.hold(options, owner))
+        held = await self.claims.hold(options, owner)
         self.claims.keep(held, owner)
         return held.name
 
@@ -192,13 +193,16 @@ class Manager:
         self.claims.check(owner)
         if self._engine.ledger is not None:
             await self._read()
-        share = self._engine.by_name.get(name)
+        share = self._engine.table.get(name)
         while share is not None and share.operation is not None:
             await share.operation.wait()
-            share = self._engine.by_name.get(name)
-        if share is not None and self.claims.release(share, owner):
-            await self._engine.start_remove(share).finish()
-        elif self._engine.ledger is not None:
+            share = self._engine.table.get(name)
+        if share is not None and share.state is Life.PENDING:
+            self._engine.drop(share)
+        elif share is not None and self.claims.release(share, owner):
+            await self._engine.take_away(share).finish()
+            return
+        if self._engine.ledger is not None:
             await self._engine.ledger.flush()
 
     async def release_owner(self, owner: Hashable) -> tuple[str, ...]:
@@ -211,14 +215,10 @@ class Manager:
         if owner is None:
             msg = "owner is None, and an anonymous reference has no owner to release it by: give its name to remove"
             raise WrongType(msg)
-        self.claims.check(owner)
         if self._engine.ledger is not None:
+            self.claims.check(owner)
             await self._read()
-        names = tuple(name for name, share in self._engine.by_name.items() if share.held_by(owner))
-        left = await failures_of({name: self.remove(name, owner=owner) for name in names})
-        if left:
-            raise SharesLeft(left)
-        return names
+        return await self.claims.release_owner(owner, lambda name: self.remove(name, owner=owner))
 
     @asynccontextmanager
     async def share(self, share: AddOptions | HostPath, **keywords: Unpack[ShareKeywords]) -> AsyncIterator[str]:
@@ -230,15 +230,8 @@ class Manager:
         given back and the Manager goes on trying. A reference of a block ends with its process: `recover` takes
         out what only blocks held.
         """
-        owner = BlockOwner()
-        held = await self.claims.hold(options_of(share, keywords), owner)
-        self.claims.keep(held, owner)
-        try:
+        async with self.claims.block(options_of(share, keywords)) as held:
             yield held.name
-        except BaseException as error:
-            await self.claims.leave(held, owner, error)
-            raise
-        await self.claims.leave(held, owner, None)
 
     def shares(self, *, name: str | None = None, owner: Hashable | None = None) -> tuple[ShareInfo, ...]:
         """Return a snapshot of every share that the VM has or may have, and the PENDING ones, oldest first.
@@ -249,7 +242,7 @@ class Manager:
         if name is not None:
             _require_name(name)
         arguments.hashable("owner", owner)
-        found = self._engine.by_name.values() if name is None else filter(None, [self._engine.by_name.get(name)])
+        found = self._engine.table.values() if name is None else filter(None, [self._engine.table.get(name)])
         return tuple(share.info() for share in found if owner is None or share.held_by(owner))
 
     def vm_exited(self, error: ComputeSystemGone) -> None:
@@ -259,8 +252,8 @@ class Manager:
         flight is released when that ends, whatever the answer; those who wait to add it get `ComputeSystemGone`,
         and so does whoever adds a share from now on: a VM that was started again needs a Manager of its own.
         """
-        self._engine.vm_gone = error
-        self._engine.release_everything()
+        self._engine.exit(error)
+        self._settling.withdraw()
 
     async def aclose(self) -> None:
         """Take everything out, whoever holds it, and refuse new adds from now on.
@@ -279,15 +272,12 @@ class Manager:
         try:
             if self._recovering is not None:
                 await self._recovering.wait()
-            await self._engine.take_everything_out()
+            await self._engine.take_everything_away()
         except asyncio.CancelledError as error:
-            names = ", ".join(self._engine.by_name) or "none"
+            names = ", ".join(self._engine.table) or "none"
             error.add_note(f"the Manager was being closed; shares that the VM still had or may have had: {names}")
             raise
-        left: dict[str, BaseException] = {}
-        for share in self._engine.by_name.values():
-            assert share.last_error is not None, "what is left was tried, and failed"
-            left[share.name] = share.last_error
+        left = self._engine.left()
         try:
             if self._recovered:
                 await self._engine.end_ledger()
@@ -314,16 +304,16 @@ class Manager:
         self._settling.cancel()
         if self._recovering is not None:
             await self._recovering.wait()
-        for share in self._engine.by_name.values():
-            share.cancel_retry()
-        while operations := [share.operation for share in self._engine.by_name.values() if share.operation is not None]:
+        for share in self._engine.table.values():
+            share.retry.withdraw()
+        while operations := [share.operation for share in self._engine.table.values() if share.operation is not None]:
             for operation in operations:
                 await operation.wait()
         if self._recovered:
             await self._engine.end_ledger()
         self._detached = True
         there = self.shares()
-        self._engine.by_name.clear()
+        self._engine.table.clear()
         self._engine.by_options.clear()
         return there
 
@@ -348,12 +338,20 @@ class Manager:
 
         Raises `JournalError` when the journal cannot be read or written, and `ManagerClosed`.
         """
-        self.claims.require_open()
+        return await self._recover_in_turn(
+            recovery.RecoverOptions(vm_is_new=vm_is_new, take_out_unknown=take_out_unknown)
+        )
+
+    async def _recover_lost(self) -> RecoveryReport:
+        return await self._recover_in_turn(recovery.RecoverOptions(takeover=True))
+
+    async def _recover_in_turn(self, wanted: recovery.RecoverOptions) -> RecoveryReport:
+        self._engine.require_open()
         while self._comparing is not None:  # what another call has begun for a share would not be in this report
             await self._comparing.wait()
         self._comparing = operation = Operation()
         try:
-            return await self._recover(recovery.RecoverOptions(vm_is_new=vm_is_new, take_out_unknown=take_out_unknown))
+            return await self._recover(wanted)
         finally:
             self._comparing = None
             operation.end()
@@ -361,7 +359,7 @@ class Manager:
     async def _recover(self, wanted: recovery.RecoverOptions) -> RecoveryReport:
         settlement = None if self._recovered else await self._recover_once(wanted)
         if settlement is None:
-            self.claims.require_open()
+            self._engine.require_open()
             if self._engine.ledger is not None:
                 await self._engine.ledger.ready()
             settlement = await recovery.settle(self._engine, wanted)
@@ -375,7 +373,11 @@ class Manager:
         """Have `callback` called, in the event loop, whenever the VM has told of a takeover and that is settled.
 
         A VM that may lose shares and go on says so (`TellsTakeover`), and the Manager then does what `recover` does, by
-        itself. The callback is given what that returned or raised.
+        itself. The callback is given what that returned or raised. What was raised, or a report with a `listing_error`,
+        says that it could not be settled: nobody knows which shares the VM lost. Then it is tried again, ever less
+        often, up to once a minute, until it is settled, the Manager is closed or the VM exits. Meanwhile every share
+        is listed as it was, and whoever held it holds it; the VM may be without it. An attempt that fails as the one
+        before it did is not told again.
         """
         self._on_settled.append(callback)
 
@@ -383,12 +385,19 @@ class Manager:
         """Whether a takeover matters: not to tables that are still to be read, which is followed by the same."""
         return self._recovered and not self._engine.closed and self._engine.vm_gone is None
 
-    def _settled(self, task: asyncio.Task[RecoveryReport]) -> None:
+    def _settled(self, task: asyncio.Task[RecoveryReport]) -> bool:
+        """Tell what came of a takeover; return whether that is settled, or never will be."""
         error = task.exception()
         if not isinstance(error, Exception | None) or isinstance(error, ManagerClosed):
-            return
-        for callback in self._on_settled:
-            callback(error or task.result())
+            return True
+        outcome = error or task.result()
+        why = error or task.result().listing_error
+        unsettled = None if why is None else repr(why)
+        if unsettled is None or unsettled != self._unsettled:
+            for callback in self._on_settled:
+                callback(outcome)
+        self._unsettled = unsettled
+        return unsettled is None
 
     def save(self) -> bytes:
         """Return what is shared as a document (JSON), from which `restore` makes it again in another process or host.
@@ -433,13 +442,13 @@ class Manager:
 
     async def _restore(self, document: saved.Saved) -> None:
         self._recovered = True
-        await saved.restore_into(self._engine, document, self.claims.admit)
+        await saved.restore_into(self._engine, document, self._engine.admit)
 
     async def _recover_once(self, wanted: recovery.RecoverOptions) -> recovery.Settlement | None:
         """Read the journal and begin to settle, once; return what was begun, if it was for this caller."""
         mine: asyncio.Task[recovery.Settlement] | None = None
         while not self._recovered:
-            self.claims.require_open()
+            self._engine.require_open()
             if self._recovering is None:
                 self._recovering = Operation()
                 mine = asyncio.get_running_loop().create_task(recovery.begin(self._engine, wanted))
@@ -456,6 +465,12 @@ class Manager:
         else:
             operation.error = error if isinstance(error, Exception) else JournalError(f"it was interrupted: {error!r}")
         operation.end()
+
+    async def _ready_to_write(self) -> None:
+        """Return when the tables hold what the journal says, if there is one, and it can be written."""
+        if self._engine.ledger is not None:
+            await self._read()
+            await self._engine.ledger.ready()
 
     async def _read(self) -> None:
         """Return when the tables hold what the journal says. For Managers with a journal."""

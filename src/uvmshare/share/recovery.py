@@ -36,9 +36,9 @@ from uvmshare.share.state import Life, Trigger
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from uvmshare.lifecycle.operation import Operation
     from uvmshare.share.engine import Engine
     from uvmshare.share.journal import JournalledShare
-    from uvmshare.share.operation import Operation
     from uvmshare.share.options import AddOptions
 
 __all__ = ["Done", "RecoverOptions", "RecoveredShare", "RecoveryReport", "Settlement", "begin", "settle"]
@@ -54,10 +54,12 @@ _DIGITS = 18
 
 @dataclass(frozen=True, slots=True)
 class RecoverOptions:
-    """What the caller of `Manager.recover` says."""
+    """What the caller of `Manager.recover` says, or the Manager itself."""
 
     vm_is_new: bool = False
     take_out_unknown: bool = False
+    takeover: bool = False
+    """Whether the VM says that it lost shares: what calls were under way for is compared too, when they have ended."""
 
 
 class Done(enum.Enum):
@@ -151,15 +153,15 @@ async def begin(engine: Engine, wanted: RecoverOptions) -> Settlement:
             engine.not_ours.add(journalled.name)
             continue
         share = _recalled(journalled, engine.clock())
-        engine.by_name[share.name] = share
+        engine.table[share.name] = share
         if not share.state.orphan:
             engine.by_options.setdefault(share.options, share)
             engine.any_directory = engine.any_directory or share.options.directory is not None
     if engine.closed:
         return Settlement()
     if engine.vm_gone is not None:
-        items = [_Item(share, "the VM has exited", Done.TAKEN_OUT) for share in engine.by_name.values()]
-        engine.release_everything()
+        items = [_Item(share, "the VM has exited", Done.TAKEN_OUT) for share in engine.table.values()]
+        engine.exit(engine.vm_gone)
         return Settlement(items=items)
     return await settle(engine, wanted)
 
@@ -177,27 +179,46 @@ def _recalled(journalled: JournalledShare, now: float) -> Share:
 
 
 async def settle(engine: Engine, wanted: RecoverOptions) -> Settlement:
-    """Ask the VM what it has, and begin what follows for each share that no call is under way for."""
+    """Ask the VM what it has, and begin what follows for each share.
+
+    An answer says nothing of a share that a call was under way for: what that did may not be seen yet, or may be lost
+    by now. So after a takeover the VM is asked again when those calls have ended.
+    """
     settlement = Settlement()
-    before = dict(engine.by_name)
-    # Only what nothing was under way for when the VM was asked can be compared with its answer.
-    resting = {name for name, share in before.items() if share.operation is None}
-    listed = await _listing(engine, wanted, settlement)
-    if engine.closed:
-        return settlement
-    for name, share in before.items():
-        if name in resting and engine.by_name.get(name) is share and share.operation is None:
-            settlement.items.append(_settle_one(engine, share, listed))
-    if listed is not None:
-        for name in engine.not_ours - listed.keys():
-            engine.not_ours.discard(name)
-            if engine.ledger is not None:
-                engine.ledger.forgotten(name)
-        unknown = [name for name in listed if name not in before and name not in engine.by_name]
-        room = max(0, _MOST_UNKNOWN - sum(share.state.orphan for share in engine.by_name.values()))
-        for name in sorted(unknown, key=lambda name: (len(name), name))[:room]:
-            settlement.items.append(_settle_unknown(engine, name, listed[name], wanted))
-    return settlement
+    unsettled = dict(engine.table)
+    known = set(unsettled)
+    while True:
+        resting = {name: share for name, share in unsettled.items() if share.operation is None}
+        listed = await _listing(engine, wanted, settlement)
+        if engine.closed:
+            return settlement
+        for name, share in resting.items():
+            if share.operation is None:
+                del unsettled[name]
+                if engine.table.get(name) is share:
+                    settlement.items.append(_settle_one(engine, share, listed))
+        if listed is not None:
+            _settle_others(engine, listed, known, wanted, settlement)
+            known |= listed.keys()
+        under_way = [share.operation for share in unsettled.values() if share.operation is not None]
+        if listed is None or not unsettled or not wanted.takeover:
+            return settlement
+        for operation in under_way:
+            await operation.wait()
+
+
+def _settle_others(
+    engine: Engine, listed: Mapping[str, AddOptions], known: set[str], wanted: RecoverOptions, settlement: Settlement
+) -> None:
+    """Begin what follows for what the VM has, or had, and the tables do not have."""
+    for name in engine.not_ours - listed.keys():
+        engine.not_ours.discard(name)
+        if engine.ledger is not None:
+            engine.ledger.forgotten(name)
+    unknown = [name for name in listed if name not in known and name not in engine.table]
+    room = max(0, _MOST_UNKNOWN - sum(share.state.orphan for share in engine.table.values()))
+    for name in sorted(unknown, key=lambda name: (len(name), name))[:room]:
+        settlement.items.append(_settle_unknown(engine, name, listed[name], wanted))
 
 
 async def _listing(engine: Engine, wanted: RecoverOptions, settlement: Settlement) -> Mapping[str, AddOptions] | None:
@@ -220,10 +241,10 @@ async def _listing(engine: Engine, wanted: RecoverOptions, settlement: Settlemen
 def _settle_one(engine: Engine, share: Share, listed: Mapping[str, AddOptions] | None) -> _Item:
     """Begin what follows for a share that no call is under way for."""
     on_vm = None if listed is None else listed.get(share.name)
-    if share.to_be_taken_out:
+    if share.to_be_taken_away:
         found = "a call for it has no outcome" if share.state.orphan else "nobody holds it"
     elif share.state is Life.LOST:
-        return _Item(share, "it was lost by the VM before", Done.ADDED_AGAIN, engine.start_add(share))
+        return _Item(share, "it was lost by the VM before", Done.ADDED_AGAIN, engine.bring(share))
     elif share.state is Life.PENDING:
         if on_vm is None:
             return _Item(share, "it has a name, and was never added", Done.KEPT)
@@ -236,8 +257,8 @@ def _settle_one(engine: Engine, share: Share, listed: Mapping[str, AddOptions] |
     else:
         found = "the VM does not have it" if on_vm is None else f"the VM has another {on_vm.host_path} under its name"
         share.apply(Trigger.LOST, engine.clock())
-        return _Item(share, found, Done.ADDED_AGAIN, engine.start_add(share))
-    return _Item(share, found, Done.TAKEN_OUT, engine.start_remove(share))
+        return _Item(share, found, Done.ADDED_AGAIN, engine.bring(share))
+    return _Item(share, found, Done.TAKEN_OUT, engine.take_away(share))
 
 
 def _settle_unknown(engine: Engine, name: str, options: AddOptions, wanted: RecoverOptions) -> _Item:
@@ -254,5 +275,5 @@ def _settle_unknown(engine: Engine, name: str, options: AddOptions, wanted: Reco
             engine.ledger.not_ours(name, options)
         return _Item(share, "nobody knows it, and its name was never ours", Done.LEFT_ALONE)
     engine.not_ours.discard(name)
-    engine.by_name[name] = share
-    return _Item(share, "nobody knows it", Done.TAKEN_OUT, engine.start_remove(share))
+    engine.table[name] = share
+    return _Item(share, "nobody knows it", Done.TAKEN_OUT, engine.take_away(share))

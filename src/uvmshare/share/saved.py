@@ -29,7 +29,7 @@ from uvmshare.errors import (
     RestoreFailed,
     ShareExists,
 )
-from uvmshare.share.entry import BlockOwner
+from uvmshare.lifecycle.entry import BlockOwner
 from uvmshare.share.interfaces import ListsShares
 from uvmshare.share.ledger import check_owner
 from uvmshare.share.options import AddOptions
@@ -38,10 +38,10 @@ from uvmshare.share.state import Life, ShareState
 from uvmshare.wording import reason_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
+    from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 
     from uvmshare.share.engine import Engine
-    from uvmshare.share.interfaces import Plan9Share, VMPlan9
+    from uvmshare.share.ledger import Ledger
 
 __all__ = ["VERSION", "decode", "encode", "restore_into"]
 
@@ -81,7 +81,7 @@ class _Version(msgspec.Struct, frozen=True):
 def encode(engine: Engine) -> bytes:
     """Return the table of a Manager. Raises TypeError or `InvalidOptions` for an owner that is no string."""
     shares = []
-    for share in engine.by_name.values():
+    for share in engine.table.values():
         owners = tuple(_written(share, owner) for owner in share.owners if not isinstance(owner, BlockOwner))
         held = share.state is Life.ADDED and bool(owners or share.anonymous)
         if held or share.state.state is ShareState.PENDING:
@@ -153,18 +153,16 @@ async def restore_into(engine: Engine, saved: Saved, admit: Callable[[AddOptions
         next_name = max(next_name, written.next_name)
         engine.ledger.allocated(next_name)
     engine.next_name = next_name
-    vm = engine.vm
-    engine.vm = restored_vm = await _RestoredVM.look(vm, replaced)
+    there = await _there(engine, [shares[share.name] for share in saved.shares if share.held], replaced)
     try:
-        await _add_all(engine, shares, saved)
+        await _add_all(engine, shares, there, saved)
     except BaseException as error:
         left = await _undo(engine, shares)
         if left:
             error.add_note(f"and these could not be removed again yet: {', '.join(left)}")
         raise
-    finally:
-        restored_vm.restored = True
-        engine.vm = vm
+    for share in shares.values():
+        share.believed = share.found = False
 
 
 def _checked(engine: Engine, saved: Saved, admit: Callable[[AddOptions], None]) -> tuple[dict[str, Share], set[str]]:
@@ -198,16 +196,48 @@ def _checked(engine: Engine, saved: Saved, admit: Callable[[AddOptions], None]) 
     return shares, replaced
 
 
-async def _add_all(engine: Engine, shares: Mapping[str, Share], saved: Saved) -> None:
-    """Add what is held, and give the references back when all of it is there."""
-    for share in shares.values():
-        engine.by_name[share.name] = share
+async def _there(engine: Engine, held: Sequence[Share], replaced: set[str]) -> Mapping[str, AddOptions]:
+    """Return those of the held shares that the VM has: it may be the one that they were saved of.
+
+    A VM that cannot tell is believed later, when it says that it has a name. Raises `RestoreFailed` for names under
+    which the VM has something else, and for those that were `replaced` and are not there any more; and what asking
+    the VM raises.
+    """
+    can_tell = isinstance(engine.vm, ListsShares)
+    listed = await engine.vm.list_plan9() if isinstance(engine.vm, ListsShares) else {}
+    errors: dict[str, BaseException] = {}
+    for share in held:
+        share.believed = not can_tell
+        on_vm = listed.get(share.name)
+        if on_vm is not None and not on_vm.may_be(share.options):
+            errors[share.name] = ShareExists(f"the VM has another {on_vm.host_path} under the name {share.name}")
+        elif on_vm is None and share.name in replaced:
+            errors[share.name] = HostPathReplaced(
+                f"share {share.name}: {share.options.host_path} leads to another directory than when this was saved: "
+                f"put that one back, or release the share before it is saved"
+            )
+    if errors:
+        raise RestoreFailed(errors)
+    return {share.name: listed[share.name] for share in held if share.name in listed}
+
+
+async def _add_all(engine: Engine, shares: dict[str, Share], there: Mapping[str, AddOptions], saved: Saved) -> None:
+    """Add what is held and not there, and give the references back when all of it is there."""
+    for saved_share in saved.shares:
+        share = shares[saved_share.name]
+        if share.name in there:
+            share = shares[share.name] = Share(share.name, share.options, engine.clock(), Life.ADDED)
+            share.found = True
+        engine.table[share.name] = share
         engine.by_options.setdefault(share.options, share)
     held = [(shares[saved_share.name], saved_share) for saved_share in saved.shares if saved_share.held]
     operations = {}
     for share, _ in held:
         share.claims += 1  # so that it stays when the VM has it
-        operations[share.name] = engine.start_add(share)
+        if share.found:
+            engine.identify(share, there[share.name].directory)
+        else:
+            operations[share.name] = engine.bring(share)
     errors: dict[str, BaseException] = {}
     for name, operation in operations.items():
         await operation.wait()
@@ -218,70 +248,26 @@ async def _add_all(engine: Engine, shares: Mapping[str, Share], saved: Saved) ->
     for share, saved_share in held:
         for owner in (*saved_share.owners, *(None,) * saved_share.anonymous):
             share.refer(owner)
-            if engine.ledger is not None:
-                engine.ledger.holds(share, owner)
     if engine.ledger is not None:
-        for saved_share in saved.shares:
-            if not saved_share.held:
-                engine.ledger.named(shares[saved_share.name])
-        await engine.ledger.flush()
+        await _write_down(engine.ledger, shares, operations.keys())
     for share, _ in held:
         share.claims -= 1
+
+
+async def _write_down(ledger: Ledger, shares: Mapping[str, Share], added: Collection[str]) -> None:
+    """Write down who holds what, and of those that were not added that they are there. Raises `JournalError`."""
+    for name, share in shares.items():
+        if name not in added:
+            ledger.named(share)
+        for owner in (*share.owners, *(None,) * bool(share.anonymous)):
+            ledger.holds(share, owner)
+    await ledger.flush()
 
 
 async def _undo(engine: Engine, shares: Mapping[str, Share]) -> list[str]:
     """Take out again what was added, and return the names of what could not be."""
     engine.closed = True
-    for share in shares.values():
-        share.claims = 0
     with suppress(JournalError):  # what is left is recovered from the journal, or the next one that is made of it
-        await engine.take_everything_out()
+        await engine.take_everything_away()
         await engine.end_ledger()
-    return [name for name in shares if name in engine.by_name]
-
-
-class _RestoredVM:
-    """The VM while shares are restored to it, of which it may have some: it may be the one that they were saved of."""
-
-    def __init__(self, vm: VMPlan9, listed: Mapping[str, AddOptions] | None, replaced: set[str]) -> None:
-        """Use `look`."""
-        self._vm = vm
-        self._listed = listed
-        self._replaced = replaced
-        self._left_alone: set[str] = set()
-        self.restored = False
-        """Whether that is over."""
-
-    @classmethod
-    async def look(cls, vm: VMPlan9, replaced: set[str]) -> _RestoredVM:
-        """Ask the VM what it has, if it can tell. Raises what it raises.
-
-        What is `replaced` cannot be added any more: the VM has it, or it cannot be had.
-        """
-        return cls(vm, await vm.list_plan9() if isinstance(vm, ListsShares) else None, replaced)
-
-    async def add_plan9(self, share: Plan9Share) -> str | None:
-        """Add the share, unless the VM has it. A VM that cannot tell, and says that it has the name, is believed."""
-        on_vm = None if self._listed is None else self._listed.get(share.name)
-        if on_vm is not None and not on_vm.may_be(share.options):
-            msg = f"the VM has another {on_vm.host_path} under the name {share.name}"
-            raise ShareExists(msg)
-        if on_vm is None and share.name in self._replaced:
-            msg = (
-                f"share {share.name}: {share.options.host_path} leads to another directory than when this was saved: "
-                f"put that one back, or release the share before it is saved"
-            )
-            raise HostPathReplaced(msg)
-        if on_vm is None:
-            try:
-                return await self._vm.add_plan9(share)
-            except ShareExists:
-                if self._listed is not None:
-                    raise
-        self._left_alone.add(share.name)
-        return None if on_vm is None else on_vm.directory
-
-    async def remove_plan9(self, share: Plan9Share) -> None:
-        """Remove the share, unless the VM had it before and all of it is being undone."""
-        if self.restored or share.name not in self._left_alone:
-            await self._vm.remove_plan9(share)
+    return [name for name in shares if name in engine.table]

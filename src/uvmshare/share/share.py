@@ -1,17 +1,17 @@
 """One share as the Manager keeps it, and what it shows of it.
 
 What lives here: the entry and the snapshot that callers see. What must not: any decision. Those are made in
-`uvmshare.share.claims` and `uvmshare.share.engine`, which alone change an entry, always between two awaits of one event
-loop, so that there is nothing to lock.
+`uvmshare.lifecycle.claims` and `uvmshare.share.engine`, which alone change an entry, always between two awaits of one
+event loop, so that there is nothing to lock.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-from uvmshare.share.entry import Entry
+from uvmshare.lifecycle.entry import Entry
 from uvmshare.share.state import TRANSITIONS, Life, Trigger
 
 if TYPE_CHECKING:
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from uvmshare.share.options import AddOptions
     from uvmshare.share.state import ShareState
 
-__all__ = ["Share", "ShareInfo"]
+__all__ = ["RETRY_FIRST", "Share", "ShareInfo"]
+
+RETRY_FIRST: Final = 1.0
+"""Seconds before what could not be done is tried again: long enough for a restarting file server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +55,10 @@ class Share(Entry[Life, Trigger]):
     A call is in flight for it (`operation`) while its state says so (`Life.busy`), and at no other time.
     """
 
-    __slots__ = ("directory", "name", "options")
+    __slots__ = ("believed", "directory", "found", "name", "options")
 
     transitions = TRANSITIONS
+    retry_first = RETRY_FIRST
 
     def __init__(self, name: str, options: AddOptions, now: float, state: Life = Life.PENDING) -> None:
         super().__init__(now, state)
@@ -64,6 +68,10 @@ class Share(Entry[Life, Trigger]):
         """Immutable, but for the directory, which may become known (`Engine.identify`)."""
         self.directory: str | None = None
         """Which directory the VM told that it added, the last time."""
+        self.believed = False
+        """Whether a VM that says that it has a share of this name has this one: it may, while it is being restored."""
+        self.found = False
+        """Whether the VM had it before it was restored."""
 
     @staticmethod
     def seen(state: Life) -> ShareState:
@@ -71,9 +79,16 @@ class Share(Entry[Life, Trigger]):
         return state.state
 
     @property
-    def to_be_taken_out(self) -> bool:
+    def live(self) -> bool:
+        """Whether the VM has it, and nothing is under way for it."""
+        return self.state is Life.ADDED
+
+    @property
+    def to_be_taken_away(self) -> bool:
         """Whether the VM may have it though it should not, and no call in flight will change that."""
-        return self.state in {Life.INVALID, Life.DOUBTFUL} or (self.state is Life.ADDED and not self.wanted)
+        return self.state in {Life.INVALID, Life.DOUBTFUL} or (
+            self.state in {Life.ADDED, Life.LOST} and not self.wanted
+        )
 
     @property
     def to_be_restored(self) -> bool:

@@ -10,10 +10,9 @@ A `Life` says what is true of a share and what is under way for it, in memory an
 from __future__ import annotations
 
 import enum
-from types import MappingProxyType
 from typing import Final, Literal
 
-from uvmshare.share.transitions import Transitions
+from uvmshare.lifecycle.transitions import call, show, transitions_of
 
 __all__ = ["TRANSITIONS", "Life", "ShareState", "Trigger"]
 
@@ -74,23 +73,23 @@ class Life(enum.Enum):
         return self in {Life.INVALID, Life.UNDOING, Life.DOUBTFUL, Life.CLEARING}
 
 
-_SEEN: Final[tuple[tuple[Life, ShareState, Busy | None], ...]] = (
-    (Life.PENDING, ShareState.PENDING, None),
-    (Life.ADDING, ShareState.PENDING, "adding"),
-    (Life.ADDED, ShareState.ADDED, None),
-    (Life.REMOVING, ShareState.ADDED, "removing"),
-    (Life.LOST, ShareState.PENDING, None),
-    (Life.RESTORING, ShareState.PENDING, "adding"),
-    (Life.INVALID, ShareState.INVALID, None),
-    (Life.UNDOING, ShareState.INVALID, "removing"),
-    (Life.DOUBTFUL, ShareState.ADDED, None),
-    (Life.CLEARING, ShareState.ADDED, "removing"),
-    (Life.FAILED, ShareState.INVALID, None),
-    (Life.REMOVED, ShareState.REMOVED, None),
-    (Life.NOT_OURS, ShareState.ADDED, None),
+show(
+    (
+        (Life.PENDING, ShareState.PENDING, None),
+        (Life.ADDING, ShareState.PENDING, "adding"),
+        (Life.ADDED, ShareState.ADDED, None),
+        (Life.REMOVING, ShareState.ADDED, "removing"),
+        (Life.LOST, ShareState.PENDING, None),
+        (Life.RESTORING, ShareState.PENDING, "adding"),
+        (Life.INVALID, ShareState.INVALID, None),
+        (Life.UNDOING, ShareState.INVALID, "removing"),
+        (Life.DOUBTFUL, ShareState.ADDED, None),
+        (Life.CLEARING, ShareState.ADDED, "removing"),
+        (Life.FAILED, ShareState.INVALID, None),
+        (Life.REMOVED, ShareState.REMOVED, None),
+        (Life.NOT_OURS, ShareState.ADDED, None),
+    )
 )
-for _life, _state, _busy in _SEEN:
-    _life.state, _life.busy = _state, _busy
 
 
 class Trigger(enum.Enum):
@@ -118,42 +117,41 @@ class Trigger(enum.Enum):
     """The one that waited for the answer to a call."""
 
 
-def _table() -> dict[tuple[Life, Trigger], Life]:
-    """Return every transition, by what can happen to a share that nothing is under way for, and how calls end."""
-    resting = {
-        (Life.PENDING, Trigger.DROPPED): Life.REMOVED,
-        (Life.PENDING, Trigger.FOUND): Life.INVALID,
-        (Life.ADDED, Trigger.LOST): Life.LOST,
-        (Life.LOST, Trigger.GIVEN_UP): Life.INVALID,
-    }
-    calls: dict[tuple[Life, Trigger], Life] = {(Life.NOT_OURS, Trigger.REMOVE_BEGUN): Life.UNDOING}
-    for before, during, succeeded, failed, unknown in (
-        (Life.PENDING, Life.ADDING, Life.ADDED, Life.FAILED, Life.INVALID),
+_RESTING: Final = {
+    (Life.PENDING, Trigger.DROPPED): Life.REMOVED,
+    (Life.PENDING, Trigger.FOUND): Life.INVALID,
+    (Life.ADDED, Trigger.LOST): Life.LOST,
+    (Life.LOST, Trigger.GIVEN_UP): Life.INVALID,
+    (Life.NOT_OURS, Trigger.REMOVE_BEGUN): Life.UNDOING,
+}
+"""What can happen to a share that nothing is under way for."""
+
+_ADDS: Final = call(
+    Trigger.ADD_BEGUN,
+    (Trigger.ADD_SUCCEEDED, Trigger.ADD_FAILED, Trigger.ADD_UNKNOWN, Trigger.PROCESS_DIED),
+    (
+        (Life.PENDING, Life.ADDING, (Life.ADDED, Life.FAILED, Life.INVALID, Life.INVALID)),
         # It is tried again whatever became of an attempt, for those who hold it.
-        (Life.LOST, Life.RESTORING, Life.ADDED, Life.LOST, Life.LOST),
-    ):
-        calls |= {
-            (before, Trigger.ADD_BEGUN): during,
-            (during, Trigger.ADD_SUCCEEDED): succeeded,
-            (during, Trigger.ADD_FAILED): failed,
-            (during, Trigger.ADD_UNKNOWN): unknown,
-            (during, Trigger.PROCESS_DIED): unknown,
-        }
-    for before, during, unknown in (
-        (Life.ADDED, Life.REMOVING, Life.DOUBTFUL),
+        (Life.LOST, Life.RESTORING, (Life.ADDED, Life.LOST, Life.LOST, Life.LOST)),
+    ),
+)
+
+_REMOVES: Final = call(
+    Trigger.REMOVE_BEGUN,
+    (Trigger.REMOVE_SUCCEEDED, Trigger.REMOVE_FAILED, Trigger.REMOVE_UNKNOWN, Trigger.PROCESS_DIED),
+    (
+        (Life.ADDED, Life.REMOVING, (Life.REMOVED, Life.ADDED, Life.DOUBTFUL, Life.DOUBTFUL)),
         # What may be there is removed until a removal succeeds.
-        (Life.INVALID, Life.UNDOING, Life.INVALID),
-        (Life.DOUBTFUL, Life.CLEARING, Life.DOUBTFUL),
-    ):
-        calls |= {
-            (before, Trigger.REMOVE_BEGUN): during,
-            (during, Trigger.REMOVE_SUCCEEDED): Life.REMOVED,
-            (during, Trigger.REMOVE_FAILED): before,
-            (during, Trigger.REMOVE_UNKNOWN): unknown,
-            (during, Trigger.PROCESS_DIED): unknown,
-        }
-    exited = {(before, Trigger.VM_EXITED): Life.REMOVED for before, _ in (*calls, *resting) if before.busy is None}
-    return resting | calls | exited
+        (Life.INVALID, Life.UNDOING, (Life.REMOVED, Life.INVALID, Life.INVALID, Life.INVALID)),
+        (Life.DOUBTFUL, Life.CLEARING, (Life.REMOVED, Life.DOUBTFUL, Life.DOUBTFUL, Life.DOUBTFUL)),
+    ),
+)
 
-
-TRANSITIONS = Transitions(thing="share", initial=Life.PENDING, table=MappingProxyType(_table()))
+TRANSITIONS: Final = transitions_of(
+    "share",
+    Life.PENDING,
+    _RESTING | _ADDS | _REMOVES,
+    exited=Trigger.VM_EXITED,
+    gone=Life.REMOVED,
+    resting=(life for life in Life if life.busy is None),
+)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.processes import await_answer, await_end
+from tests.root import needs_root, require_root
 
 from uvmshare.errors import AccessDenied, DiskFull, FileServerError
 from uvmshare.fileserver.device import FileServer
@@ -93,8 +94,7 @@ def test_where_another_user_could_name_a_mount_process_no_server_starts(
     if fault == "writable":
         made.chmod(0o1777)
     elif fault == "another's":
-        if os.geteuid() != 0:
-            pytest.skip("giving a directory away needs root")
+        require_root("giving a directory away needs root")
         os.chown(made, 12345, 12345)
     else:
         made.rmdir()
@@ -279,7 +279,7 @@ def test_what_cannot_be_ended_is_said(place: Place, monkeypatch: pytest.MonkeyPa
     assert guest.drain() == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+@needs_root
 def test_root_has_a_users_directory_taken_over_as_that_user(place: Place) -> None:
     user = (12345, 12345, ())
     place.directory.chmod(0o1777)  # as /tmp is

@@ -23,8 +23,8 @@ from functools import cache
 from typing import Final
 
 from uvmshare.fileserver import syscalls
-from uvmshare.fileserver.mounttable import TABLE
 from uvmshare.fileserver.syscalls import MountFlag
+from uvmshare.linux.mountinfo import TABLE
 
 __all__ = ["DirectoryGone", "enclose", "trouble"]
 

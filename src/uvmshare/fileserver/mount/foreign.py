@@ -49,9 +49,6 @@ __all__ = ["Errand", "Foreign"]
 _FLUSH_SECONDS: Final = 1.0
 """How long an errand that is flushed may still answer. What is done by then is told, as flush(5) would have it."""
 
-_LOCK_RETRY_SECONDS: Final = 0.01
-"""As in `serving`."""
-
 _FIDS: Final = ("fid", "dfid", "dirfd", "olddirfid", "newdirfid", "newfid")
 """The fields of messages that name fids."""
 _ALONE: Final = frozenset(
@@ -441,7 +438,7 @@ class Foreign:
             go_on = self._leave_line(errand)
         self._session.idle.pins.unpin(errand.pinned)
         self._go_on(go_on)
-        self._clock.after(_LOCK_RETRY_SECONDS, lambda: self._try_again(errand))
+        self._clock.after(locking.AGAIN_SECONDS, lambda: self._try_again(errand))
         return True
 
     def _try_again(self, errand: Errand) -> None:

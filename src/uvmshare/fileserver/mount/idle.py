@@ -181,7 +181,12 @@ class Idle:
         return True
 
     def _close_file(self, file: OpenFile, node: Node) -> bool:
-        """Close an open file's descriptor, unless it could not be found again."""
+        """Close an open file's descriptor, unless it could not be found again.
+
+        One on a foreign file system stays open. To close it is to write it back there (NFS close(2), FUSE's FLUSH),
+        and the error of that belongs to the guest's own clunk; to open it again is to ask there, which may take for
+        ever, for what may be refused by then.
+        """
         if file.away is not None or file.listing is not None or node.parent is None or node.is_foreign:
             return False
         try:

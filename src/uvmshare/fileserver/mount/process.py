@@ -24,9 +24,10 @@ from uvmshare.fileserver.mount import confinement
 from uvmshare.fileserver.mount.enclosure import DirectoryGone
 from uvmshare.fileserver.mount.serving import Serving
 from uvmshare.fileserver.mount.waiting import notice_death, probe_for_ever
-from uvmshare.fileserver.mounttable import TABLE, has_mounts, is_changed
+from uvmshare.fileserver.mounttable import has_mounts, is_changed
 from uvmshare.fileserver.rundir import directory
 from uvmshare.linux.descriptors import close_all_but
+from uvmshare.linux.mountinfo import TABLE
 from uvmshare.ninep import messages
 
 if TYPE_CHECKING:

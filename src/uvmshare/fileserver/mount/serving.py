@@ -60,9 +60,6 @@ __all__ = ["Serving"]
 _IN_SLACK: Final = 64 * 1024
 """Beyond one largest message, so that many small ones arrive in one call."""
 
-_LOCK_RETRY_SECONDS: Final = 0.01
-"""How often a lock that somebody else holds is tried again: no host call waits for one and can be stopped."""
-
 _RESERVED: Final = 20_000
 """Descriptors that are kept for open files and locks; half of all where that is less."""
 
@@ -552,7 +549,7 @@ class Serving(Connection):
         self._lock_waits.append(locking.Waiting(tag, deadline, try_again))
 
     def _try_locks_again(self, now: float) -> None:
-        self._next_lock_try = now + _LOCK_RETRY_SECONDS
+        self._next_lock_try = now + locking.AGAIN_SECONDS
         left = []
         for waiting in self._lock_waits:
             reply = self._guarded(waiting.tag, lambda waiting=waiting: locking.answer(waiting, now))  # type: ignore[misc]  # mypy cannot type a lambda's default

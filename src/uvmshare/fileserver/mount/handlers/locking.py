@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.mount.files.locks import Owner, Range
     from uvmshare.fileserver.mount.session import Session
 
-__all__ = ["Waiting", "answer", "getlock", "is_granted", "lock"]
+__all__ = ["AGAIN_SECONDS", "Waiting", "answer", "getlock", "is_granted", "lock"]
+
+AGAIN_SECONDS: Final = 0.01
+"""How often a lock that somebody else holds is tried again: no host call waits for one and can be stopped."""
 
 _RLOCK: Final = m.packer(m.Rlock)
 _KINDS: Final = {

@@ -10,6 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from uvmshare.errors import OutcomeNotWritten, OutcomeUnknown
+from uvmshare.lifecycle.retry import Retry
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -70,24 +71,34 @@ class Operation:
 class OneAtATime(Generic[T]):
     """Work that is done because of what happens elsewhere: one at a time, and once more if it was asked for meanwhile.
 
-    None begins when `useful` says no. `done` is called with the task each time that it was not cancelled.
+    None begins when `useful` says no. `done` is called with the task each time that it was not cancelled, and tells
+    whether all is well; if not, the work is tried again after `first` seconds, and after a longer wait each time.
     """
 
     def __init__(
         self,
         work: Callable[[], Coroutine[object, object, T]],
         useful: Callable[[], bool],
-        done: Callable[[asyncio.Task[T]], None],
+        done: Callable[[asyncio.Task[T]], bool],
+        *,
+        first: float,
     ) -> None:
         self._work = work
         self._useful = useful
         self._done = done
+        self._retry = Retry(first)
         self._again = False
         self.task: asyncio.Task[T] | None = None
         """The work under way."""
 
+    @property
+    def pending(self) -> bool:
+        """Whether the work is under way, or is to be tried again."""
+        return self.task is not None or self._retry.waiting
+
     def ask(self) -> None:
         """Begin, or begin again after what is under way."""
+        self._retry.withdraw()
         if not self._useful():
             return
         self._again = self.task is not None
@@ -95,17 +106,27 @@ class OneAtATime(Generic[T]):
             self.task = asyncio.get_running_loop().create_task(self._work())
             self.task.add_done_callback(self._ended)
 
+    def withdraw(self) -> None:
+        """Try nothing again by itself."""
+        self._retry.withdraw()
+
     def cancel(self) -> None:
-        """Stop what is under way."""
+        """Stop what is under way, and try nothing again."""
+        self.withdraw()
         if self.task is not None:
             self.task.cancel()
 
     def _ended(self, task: asyncio.Task[T]) -> None:
         self.task = None
-        if self._again and not loop_is_ending(task):
+        ending = loop_is_ending(task)
+        if self._again and not ending:
             self.ask()
-        if not task.cancelled():
-            self._done(task)
+        if task.cancelled():
+            return
+        if self._done(task):
+            self._retry.reset()
+        elif self.task is None and not ending and self._useful():
+            self._retry.later(self.ask)
 
 
 def loop_is_ending(task: asyncio.Task[T]) -> bool:

@@ -7,33 +7,33 @@ what the end of a call means, is the managers'.
 
 from __future__ import annotations
 
-import asyncio
 import enum
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+
+from uvmshare.lifecycle.retry import Retry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Hashable
 
-    from uvmshare.share.operation import Operation
-    from uvmshare.share.transitions import Transitions
+    from uvmshare.lifecycle.operation import Operation
+    from uvmshare.lifecycle.transitions import Transitions
 
-__all__ = ["RETRY_LONGEST", "BlockOwner", "Entry"]
+__all__ = ["BlockOwner", "Entry"]
 
 S = TypeVar("S", bound=enum.Enum)
 T = TypeVar("T", bound=enum.Enum)
 
-RETRY_LONGEST: Final = 60.0
-"""Seconds between two attempts at most; the wait doubles up to it, so that what stays broken is not flooded, and
-what comes back is in order within a minute."""
 
-
-class Entry(Generic[S, T]):
+class Entry(ABC, Generic[S, T]):
     """References, claims, a state and what is under way. Owners are a set, those without one are counted."""
 
-    __slots__ = ("anonymous", "claims", "last_error", "operation", "owners", "retry", "retry_delay", "since", "state")
+    __slots__ = ("anonymous", "claims", "last_error", "operation", "owners", "retry", "since", "state")
 
     transitions: Transitions[S, T]
     """The table of its states; each subclass has its own."""
+    retry_first: ClassVar[float]
+    """Seconds before what could not be done for it is tried again."""
 
     def __init__(self, now: float, state: S) -> None:
         self.owners: dict[Hashable, None] = {}
@@ -51,10 +51,8 @@ class Entry(Generic[S, T]):
         """The call in flight; at most one."""
         self.last_error: Exception | None = None
         """The last failure of a call for it."""
-        self.retry: asyncio.TimerHandle | None = None
+        self.retry = Retry(self.retry_first)
         """The next attempt, when it is not as it should be: to take it away, or to have it back."""
-        self.retry_delay = 0.0
-        """How long the last attempt had to wait, in seconds; 0 before the first, and when all is well again."""
 
     def apply(self, trigger: T, now: float) -> None:
         """Make the transition. Raises `InvalidTransition` and changes nothing when there is none."""
@@ -67,6 +65,27 @@ class Entry(Generic[S, T]):
     def seen(state: S) -> object:
         """Return what callers see of a state."""
         return state
+
+    # ------------------------------------------------------------------ what is to become of it
+
+    @property
+    @abstractmethod
+    def live(self) -> bool:
+        """Whether it is there, and nothing is under way for it."""
+
+    @property
+    @abstractmethod
+    def to_be_taken_away(self) -> bool:
+        """Whether it may be there though it should not, and no call in flight will change that."""
+
+    @property
+    @abstractmethod
+    def to_be_restored(self) -> bool:
+        """Whether it was lost while somebody holds it, and no call in flight will change that."""
+
+    def under_way(self) -> tuple[Operation, ...]:
+        """Return what is under way for it."""
+        return () if self.operation is None else (self.operation,)
 
     # ------------------------------------------------------------------ who holds it
 
@@ -98,21 +117,12 @@ class Entry(Generic[S, T]):
         else:
             del self.owners[owner]
 
-    # ------------------------------------------------------------------ what nobody waits for
-
-    def retry_later(self, first: float, again: Callable[[], None]) -> None:
-        """Have `again` called after `first` seconds, and after twice as long each time, up to `RETRY_LONGEST`.
-
-        A timer rather than a task that sleeps: nothing is left to cancel when the event loop ends.
-        """
-        self.retry_delay = min(2 * self.retry_delay, RETRY_LONGEST) or first
-        self.retry = asyncio.get_running_loop().call_later(self.retry_delay, again)
-
-    def cancel_retry(self) -> None:
-        """Let no attempt begin by itself; how long the next one waits stays as it is."""
-        if self.retry is not None:
-            self.retry.cancel()
-            self.retry = None
+    def drop_references(self) -> tuple[Hashable | None, ...]:
+        """Take every reference away, because it goes whoever holds it; return whose they were (None: anonymous)."""
+        owners = (*self.owners, *(None,) * bool(self.anonymous))
+        self.owners.clear()
+        self.anonymous = 0
+        return owners
 
 
 class BlockOwner:
