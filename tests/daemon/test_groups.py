@@ -114,9 +114,13 @@ def test_a_vm_that_was_never_found_ends_with_all_its_processes_or_the_answer_say
         share = daemon.add_share(home.directory("shared"), read_only=True)
     supervisor = supervisor_of(home, 0)
 
-    async def never(*_: Any, **__: Any) -> FileServer:
-        await asyncio.Event().wait()
-        raise AssertionError
+    class NeverFound:
+        async def start(self) -> FileServer:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    def never(*_: Any, **__: Any) -> NeverFound:
+        return NeverFound()
 
     monkeypatch.setattr(machine, "_LAST_FIND_SECONDS", 0)
     with Guest.connect(vm.addresses[0], share.name, timeout=DEADLINE) as guest:
