@@ -209,15 +209,16 @@ def serve(
 
 def _require_access(shares: Sequence[ShareSpec]) -> None:
     """See that this user may read what is to be served, and write what is not read-only. Raises `OperationDenied`."""
-    from uvmshare.hostfiles import require_access  # noqa: PLC0415  it is Linux's alone
+    if sys.platform == "linux":  # elsewhere the file server says that it cannot be there
+        from uvmshare.hostfiles import require_access  # noqa: PLC0415  it is Linux's alone
 
-    for each in shares:
-        try:
-            require_access(each.path, os.geteuid(), read_only=each.read_only)
-        except OperationDenied:
-            raise
-        except OSError:  # it is gone meanwhile, and the file server says so
-            continue
+        for each in shares:
+            try:
+                require_access(each.path, os.geteuid(), read_only=each.read_only)
+            except OperationDenied:
+                raise
+            except OSError:  # it is gone meanwhile, and the file server says so
+                continue
 
 
 def _make_run_dir(run_dir: str) -> None:
