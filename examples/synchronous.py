@@ -1,29 +1,21 @@
 """A program with threads and no event loop: it shares some directories until Enter is pressed.
 
-python synchronous.py firecracker:/run/fc/v.sock /srv/project /srv/cache
+    python synchronous.py firecracker:/run/fc/v.sock /srv/project /srv/cache
+
+Any thread may share and release.
 """
 
-import contextlib
 import sys
-from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
-from uvmshare import AddOptions, FileServer
-from uvmshare.blocking import Manager
-
-
-@contextlib.asynccontextmanager
-async def serving(address: str) -> AsyncIterator[FileServer]:
-    """Serve in the Manager's own event loop, which runs in the background."""
-    async with FileServer(listen=[address]) as server:
-        yield server
+import uvmshare
 
 
 def main(address: str, paths: list[str]) -> None:
     """Share the directories, each from a thread of its own."""
-    with Manager(serving(address)) as manager, ThreadPoolExecutor() as threads:
-        for path, name in zip(paths, threads.map(manager.add, map(AddOptions, paths)), strict=True):
-            print(f"the guest mounts share {name} of {path}", flush=True)
+    with uvmshare.serve(listen=[address]) as vm, ThreadPoolExecutor() as threads:
+        for path, share in zip(paths, threads.map(vm.share, paths), strict=True):
+            print(f"the guest mounts share {share.name} of {path}", flush=True)
         input("Enter ends it.\n")
     print("the guest reaches none of them any more")
 
