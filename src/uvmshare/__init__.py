@@ -2,7 +2,7 @@
 
     async with FileServer(listen=["unix:/run/vm1.9p"]) as server:
         manager = Manager(server)
-        name = await manager.add(AddOptions("/srv/project", read_only=True))
+        name = await manager.add("/srv/project", read_only=True)
         ...
         await manager.remove(name)
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from uvmshare.mounts.agent_client import AgentClient
     from uvmshare.mounts.manager import MountManager
     from uvmshare.mounts.options import MountOptions
+    from uvmshare.serving import ServedVM, serve
     from uvmshare.share.journal import Journal
     from uvmshare.share.manager import Manager, ShareInfo
     from uvmshare.share.options import AddOptions
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [  # noqa: RUF022  most to least important
+    "serve",
+    "ServedVM",
     "AddOptions",
     "Manager",
     "UtilityVM",
@@ -70,6 +73,8 @@ __all__ = [  # noqa: RUF022  most to least important
 ]
 
 _HOME = {
+    "serve": "serving",
+    "ServedVM": "serving",
     "AddOptions": "share.options",
     "Manager": "share.manager",
     "UtilityVM": "hcs.utility_vm",
@@ -96,7 +101,14 @@ def __getattr__(name: str) -> object:
         from importlib.metadata import version  # noqa: PLC0415  it is slow, and seldom asked for
 
         return version("uvmshare")
-    value: object = getattr(import_module(f"{__name__}.{_HOME.get(name, 'errors')}"), name)
+    try:
+        home = import_module(f"{__name__}.{_HOME.get(name, 'errors')}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == __name__:
+            raise
+        msg = f"uvmshare.{name} needs {error.name}, which is not installed: pip install 'uvmshare[daemon]'"
+        raise ModuleNotFoundError(msg, name=error.name) from None
+    value: object = getattr(home, name)
     globals()[name] = value
     return value
 

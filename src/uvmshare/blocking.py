@@ -1,45 +1,45 @@
 """The Manager for programs with threads instead of an event loop.
 
     with blocking.Manager(vm) as manager:
-        name = manager.add(AddOptions("/srv/project", read_only=True))
+        name = manager.add("/srv/project", read_only=True)
 
 What lives here: `Manager`, which hands each call to a `uvmshare.share.manager.Manager` in an event loop in a
 background thread, and waits. What must not: any decision about a share.
 
 What belongs to that event loop, such as a file server, is opened and closed in it::
 
-    @asynccontextmanager
-    async def vm():
-        async with FileServer(listen=["unix:/run/vm1.9p"]) as server:
-            yield server
-
-    with blocking.Manager(vm()) as manager:
+    with blocking.Manager(FileServer(listen=["unix:/run/vm1.9p"])) as manager:
         ...
+
+`uvmshare.serve` does that, and mounts too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import os
 import threading
 import time
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from uvmshare.errors import ManagerClosed
 from uvmshare.lifecycle.entry import BlockOwner
+from uvmshare.process import require_process
 from uvmshare.share import manager as asynchronous
+from uvmshare.share.options import options_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Hashable, Iterator
-    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
+    from typing import Unpack
 
     from uvmshare.share.interfaces import VMPlan9
     from uvmshare.share.journal import Journal
     from uvmshare.share.manager import ShareInfo
-    from uvmshare.share.options import AddOptions
+    from uvmshare.share.options import AddOptions, HostPath, ShareKeywords
     from uvmshare.share.recovery import RecoveryReport
     from uvmshare.share.share import Share
 
@@ -103,6 +103,8 @@ class Manager:
         make: Callable[[VMPlan9], Coroutine[Any, Any, asynchronous.Manager]],
     ) -> None:
         """Start the background thread with its event loop, and make the Manager there."""
+        self._process = os.getpid()
+        self._vm = vm
         self._lock = threading.Lock()
         """Guards `_ended` together with handing something to the loop: after it is set, nothing is."""
         self._ended = False
@@ -114,10 +116,10 @@ class Manager:
 
         async def main() -> None:
             async with AsyncExitStack() as stack:
-                if hasattr(vm, "add_plan9"):
-                    entered = cast("VMPlan9", vm)
-                else:
+                if isinstance(vm, AbstractAsyncContextManager):
                     entered = await stack.enter_async_context(vm)
+                else:
+                    entered = vm
                 self._ready.set_result(await make(entered))
                 await self._end.wait()
 
@@ -128,6 +130,19 @@ class Manager:
         except BaseException:
             self._post(self._cancel_everything)  # which ends the thread, if it has not ended
             raise
+
+    def __repr__(self) -> str:
+        return f"<blocking.Manager of {self._vm!r}{': closed' if self._ended else ''}>"
+
+    @property
+    def asynchronous(self) -> asynchronous.Manager:
+        """The Manager in the background event loop, for what is to be run there (`run`)."""
+        return self._manager
+
+    @property
+    def is_of_another_process(self) -> bool:
+        """Whether this is a forked child of the process that made it, where nothing of it may be used."""
+        return os.getpid() != self._process
 
     def __enter__(self) -> Self:
         try:
@@ -140,19 +155,23 @@ class Manager:
     def __exit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if error is not None and self.is_of_another_process:
+            return  # a forked child that ends: the block is its parent's to end
         try:
             self.close()
         finally:
             self._stop()
 
-    def resolve_share_name(self, options: AddOptions) -> str:
+    def resolve_share_name(self, share: AddOptions | HostPath, **keywords: Unpack[ShareKeywords]) -> str:
         """Return the name that the share has or will have, without a call to the VM."""
-        return self.run(_at_once(self._manager.resolve_share_name, options))
+        return self.run(_at_once(self._manager.resolve_share_name, options_of(share, keywords)))
 
-    def add(self, options: AddOptions, *, owner: Hashable | None = None) -> str:
+    def add(
+        self, share: AddOptions | HostPath, *, owner: Hashable | None = None, **keywords: Unpack[ShareKeywords]
+    ) -> str:
         """Make sure that the VM has the share, hold a reference to it, and return its name."""
         self._manager.claims.check(owner)
-        return self._hold(options, owner).name
+        return self._hold(options_of(share, keywords), owner).name
 
     def remove(self, name: str, *, owner: Hashable | None = None) -> None:
         """Give a reference back; the last one takes the share off the VM."""
@@ -163,16 +182,17 @@ class Manager:
         return self.run(self._manager.release_owner(owner))
 
     @contextmanager
-    def share(self, options: AddOptions) -> Iterator[str]:
-        """Hold the share for the length of a block: ``with manager.share(options) as name:``."""
+    def share(self, share: AddOptions | HostPath, **keywords: Unpack[ShareKeywords]) -> Iterator[str]:
+        """Hold the share for the length of a block: ``with manager.share("/srv/project") as name:``."""
         owner = BlockOwner()
-        share = self._hold(options, owner)
+        held = self._hold(options_of(share, keywords), owner)
         try:
-            yield share.name
+            yield held.name
         except BaseException as error:
-            self._leave(share, owner, error)
+            if not self.is_of_another_process:
+                self._leave(held, owner, error)
             raise
-        self._leave(share, owner, None)
+        self._leave(held, owner, None)
 
     def shares(self, *, name: str | None = None, owner: Hashable | None = None) -> tuple[ShareInfo, ...]:
         """Return a snapshot of every share that the VM has or may have, and the PENDING ones, oldest first.
@@ -241,6 +261,9 @@ class Manager:
         _result_of(self._submit(self._manager.claims.leave(share, owner, error)))
 
     def _submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        if self.is_of_another_process:  # before the lock, which a thread of the parent's may have had
+            coroutine.close()
+            require_process(self, self._process)
         if threading.current_thread() is self._thread:
             coroutine.close()
             msg = "called in the Manager's own event loop, where waiting would wait for ever: use the asyncio Manager"
@@ -253,12 +276,15 @@ class Manager:
 
     def _post(self, callback: Callable[..., None], *args: object) -> None:
         """Have something done in the loop, after what was handed to it before. Not done when it has ended."""
+        if self.is_of_another_process:
+            return
         with self._lock:
             if not self._ended:
                 self._loop.call_soon_threadsafe(callback, *args)
 
     def _stop(self) -> None:
         """End the thread and raise what it ended with."""
+        require_process(self, self._process)
         with self._lock:
             if not self._ended:
                 self._ended = True

@@ -12,7 +12,6 @@ the end: `LeaseLost` says that it was not held to the end, `DaemonError` that it
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import threading
 import time
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from uvmshare.daemon.documents import Mount, Share
 from uvmshare.errors import DaemonError, LeaseLost, NotThere, UvmshareError
+from uvmshare.heard import logger
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -31,7 +31,7 @@ __all__ = ["LEASE", "Held", "owner_of", "renew_awaiting", "renew_in_thread"]
 
 LEASE: Final = 30.0
 """Seconds of a lease, unless its holder says otherwise."""
-_log: Final = logging.getLogger("uvmshare.leases")
+_log: Final = logger("leases")
 
 D = TypeVar("D", Share, Mount)
 

@@ -33,6 +33,7 @@ from uvmshare.fileserver.link import Link, NoFileServer
 from uvmshare.fileserver.models import Links, SecurityModel
 from uvmshare.fileserver.rundir.directory import LOG
 from uvmshare.hcs import schema
+from uvmshare.heard import logger
 from uvmshare.hostfiles import make_directories, run_here
 from uvmshare.hostpath import absolute
 from uvmshare.share.options import AddOptions
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FileServer"]
 
+_log: Final = logger("fileserver")
 _END_SECONDS: Final = 30.0
 _RESTART_FIRST: Final = 0.1
 _RESTART_LONGEST: Final = 10.0
@@ -411,6 +413,7 @@ class FileServer:
             if self._require_started().ended:
                 self._note_exit("the file server's process has ended")
         elif self._restarting is None:
+            _log.warning("the supervisor in %r has died, and is started again", self._run_dir)
             self._restarting = asyncio.get_running_loop().create_task(self._restart(self._run_dir))
 
     async def _restart(self, run_dir: str) -> None:
@@ -435,6 +438,7 @@ class FileServer:
         self._restarting = None
         self._trouble = ""
         self._use(link)
+        _log.info("another supervisor serves in %r; lost shares: %d", run_dir, len(link.greeting.lost))
         for callback in self._on_takeover:  # what it raises is the loop's to tell, and ends nothing here
             asyncio.get_running_loop().call_soon(callback, link.greeting)
 
@@ -444,6 +448,7 @@ class FileServer:
         self._exited.set()
         callbacks, self._on_exit = self._on_exit, []
         if not self._closing:
+            _log.error("%s", reason)
             for callback in callbacks:
                 callback(self._gone)
 

@@ -14,6 +14,7 @@ from uvmshare.errors import ComputeSystemGone, ManagerClosed
 from uvmshare.lifecycle.entry import Entry
 
 if TYPE_CHECKING:
+    import logging
     from collections.abc import Awaitable, Callable, Hashable
 
     from uvmshare.errors import MountsLeft, SharesLeft
@@ -32,6 +33,8 @@ class Keeper(ABC, Generic[E, O]):
     """What whoever asks for something is told after the end."""
     is_gone: ClassVar[str]
     """What they are told when the VM has exited, before the reason of that."""
+    log: ClassVar[logging.Logger]
+    """Where it is told what is tried again (`uvmshare.heard`)."""
     error_of_left: ClassVar[type[SharesLeft | MountsLeft]]
     """The error that says what could not be taken away, and why."""
 
@@ -100,6 +103,10 @@ class Keeper(ABC, Generic[E, O]):
     def not_yet(self, entry: E) -> str:
         """Return in words that it could not be taken away yet."""
 
+    @abstractmethod
+    def called(self, entry: E) -> str:
+        """Return what it is called in the log."""
+
     # ------------------------------------------------------------------ what nobody waits for
 
     def see_to(self, entry: E) -> None:
@@ -114,6 +121,9 @@ class Keeper(ABC, Generic[E, O]):
     def see_to_later(self, entry: E) -> None:
         """If it is to be taken away, or back, see to it after a while, and after a longer one each time."""
         if not self.closed and (entry.to_be_taken_away or entry.to_be_restored):
+            if not entry.retry.waiting:
+                why = entry.last_error or "nobody wants it"
+                self.log.info("%s is seen to again later: %s", self.called(entry), why)
             entry.retry.later(partial(self.see_to, entry))
 
     # ------------------------------------------------------------------ the end

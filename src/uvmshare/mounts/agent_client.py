@@ -34,6 +34,7 @@ from uvmshare.errors import (
 )
 from uvmshare.guest import wire
 from uvmshare.hcs import schema
+from uvmshare.heard import logger
 from uvmshare.mounts.channel import Acceptor, Dialler
 from uvmshare.mounts.connection import Connection, Lost, greet
 from uvmshare.mounts.interfaces import GuestMount
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AgentClient"]
 
+_log: Final = logger("agent")
 _REDIAL_FIRST: Final = 0.05
 _REDIAL_LONGEST: Final = 2.0
 """Seconds between two attempts to reach the agent; the wait doubles from the first to the longest, so that a guest that
@@ -118,6 +120,10 @@ class AgentClient:
         self._on_connect: list[Callable[[], None]] = []
         self._agent_reach = AgentReach(clock)
         self._on_reach: list[Callable[[Reach], None]] = []
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "not connected" if self._connection is None else "connected"
+        return f"<AgentClient at {self.address}: {state}>"
 
     async def start(self) -> Self:
         """Begin to reach the agent, and to stay connected. Raises `OSError` when it is to listen and cannot."""
@@ -354,8 +360,10 @@ class AgentClient:
         self._tell_change()
         for callback in self._on_connect:  # what it raises is the loop's to tell, and ends nothing here
             asyncio.get_running_loop().call_soon(callback)
+        _log.info("the agent at %s was reached", self.address)
         try:
             self._failure = await connection.serve()
+            _log.warning("the agent at %s was lost: %s", self.address, self._failure)
         finally:
             self._connection = None
             if not self._closed:

@@ -26,6 +26,7 @@ from uvmshare.errors import (
     OutcomeUnknown,
     WrongType,
 )
+from uvmshare.heard import logger
 from uvmshare.lifecycle.keeper import Keeper
 from uvmshare.lifecycle.operation import OUTCOME_UNKNOWN, Operation, failure_of, loop_is_ending
 from uvmshare.mounts.interfaces import GuestMount
@@ -56,6 +57,7 @@ class Engine(Keeper[Mount, MountOptions]):
 
     is_closed = "this MountManager was closed and mounts nothing more: make a new one"
     is_gone = "nothing can be mounted any more"
+    log = logger("mounts")
     error_of_left = MountsLeft
 
     def __init__(self, agent: GuestAgent, shares: Manager | None, clock: Callable[[], float]) -> None:
@@ -111,6 +113,10 @@ class Engine(Keeper[Mount, MountOptions]):
         left = await self.force(mount, (owner,), REVOKE_GRACE)
         if left is not None and left.state is MountState.REVOKED:
             raise mount.last_error or revoked(mount)
+
+    def called(self, mount: Mount) -> str:
+        """Return what it is called in the log."""
+        return f"mount {mount.path}"
 
     def not_yet(self, mount: Mount) -> str:
         """Return in words that it could not be unmounted yet."""

@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from uvmshare.errors import ComputeSystemGone, OperationDenied, SharesLeft
+from uvmshare.heard import logger
 from uvmshare.lifecycle.keeper import Keeper
 from uvmshare.lifecycle.operation import OUTCOME_UNKNOWN, Operation, failure_of, loop_is_ending
 from uvmshare.share.interfaces import Plan9Share, RefusesOptions
@@ -38,6 +39,7 @@ class Engine(Keeper[Share, AddOptions]):
 
     is_closed = "this Manager was closed and adds no more shares: make a new one"
     is_gone = "no share can be added any more"
+    log = logger("shares")
     error_of_left = SharesLeft
 
     def __init__(
@@ -159,6 +161,10 @@ class Engine(Keeper[Share, AddOptions]):
         share.unrefer(owner)
         if share.to_be_taken_away:
             await self.take_away(share).finish()
+
+    def called(self, share: Share) -> str:
+        """Return what it is called in the log."""
+        return f"share {share.name}"
 
     def not_yet(self, share: Share) -> str:
         """Return in words that it could not be taken out yet."""

@@ -1,0 +1,25 @@
+"""What happens in the background, for whoever wants to hear it: the loggers ``uvmshare.*``.
+
+What lives here: the loggers, which say nothing unless a program listens (a NullHandler). What must not: what is said.
+
+=========================  ====================================================================================
+``uvmshare.fileserver``    WARNING: a supervisor died; INFO: another took over; ERROR: a file server has ended
+``uvmshare.agent``         INFO: the agent in the guest was reached; WARNING: it was lost
+``uvmshare.shares``        INFO: a share is to be added or removed again later, and why
+``uvmshare.mounts``        INFO: a mount is to be mounted or unmounted again later, and why
+``uvmshare.leases``        WARNING: a lease is not renewed; INFO: it is again; ERROR: it is over, or lost
+=========================  ====================================================================================
+"""
+
+from __future__ import annotations
+
+import logging
+
+__all__ = ["logger"]
+
+logging.getLogger("uvmshare").addHandler(logging.NullHandler())
+
+
+def logger(name: str) -> logging.Logger:
+    """Return the logger ``uvmshare.NAME``."""
+    return logging.getLogger(f"uvmshare.{name}")

@@ -1,0 +1,211 @@
+"""A VM's shares and mounts for synchronous programs: everything in one object, and no event loop to be seen.
+
+    with uvmshare.serve(listen=["firecracker:/run/fc/v.sock"]) as vm:
+        share = vm.share("/srv/project", read_only=True)
+        ...  # the guest mounts the share of that name
+
+What lives here: `serve`, and what it gives. What must not: a decision about a share or a mount; those are made by the
+Manager and the MountManager in the background event loop (`uvmshare.blocking`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from uvmshare import blocking
+from uvmshare.errors import InvalidState, UvmshareError
+from uvmshare.fileserver.device import FileServer
+from uvmshare.lifecycle.entry import BlockOwner
+from uvmshare.mounts.agent_client import AgentClient
+from uvmshare.mounts.manager import MountManager
+from uvmshare.mounts.options import mapping_of
+from uvmshare.share.options import options_of
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+    from typing import Unpack
+
+    from uvmshare.fileserver.limits import Limits
+    from uvmshare.fileserver.models import Links, SecurityModel
+    from uvmshare.mounts.mount import MountInfo
+    from uvmshare.mounts.options import MapKeywords
+    from uvmshare.share.manager import ShareInfo
+    from uvmshare.share.options import AddOptions, HostPath, ShareKeywords
+
+__all__ = ["Held", "ServedVM", "serve"]
+
+
+class Held:
+    """A share or a mount that is held: `name` is that of the share. It is released by `release`, or as a block."""
+
+    def __init__(self, what: str, name: str, release: Callable[[], object]) -> None:
+        self.name = name
+        self._what = what
+        self._release: Callable[[], object] | None = release
+
+    def __repr__(self) -> str:
+        return f"<{self._what}, share {self.name}: {'released' if self._release is None else 'held'}>"
+
+    def release(self) -> None:
+        """Give it back; when this returns, nothing in the guest reaches it, unless others hold it. Again is a no-op.
+
+        Raises what the Manager's `remove` or the MountManager's `unmount` raises; calling again tries again.
+        """
+        if self._release is not None:
+            self._release()
+            self._release = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.release()
+        except UvmshareError as more:
+            if error is None:
+                raise
+            error.add_note(f"and it could not be released: {more}")
+
+
+class ServedVM:
+    """One VM: its file server, its shares, and its mounts when it has an agent. Made by `serve`."""
+
+    def __init__(self, server: FileServer, agent: AgentClient | None) -> None:
+        self._server = server
+        self._agent = agent
+        self._mounts: MountManager | None = None
+        self.manager = blocking.Manager(server)
+        """The Manager of its shares, for all that it has besides `share`."""
+        if agent is not None:
+            try:
+                self._mounts = self.manager.run(self._begin_mounts(agent))
+            except BaseException:
+                self.manager.close()
+                raise
+
+    async def _begin_mounts(self, agent: AgentClient) -> MountManager:
+        await agent.start()
+        return MountManager(agent, shares=self.manager.asynchronous)
+
+    def __repr__(self) -> str:
+        return f"<ServedVM of {self._server!r}{'' if self._agent is None else f', {self._agent!r}'}>"
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where its file server listens, with the ports that were really bound."""
+        return self._server.addresses
+
+    def share(self, share: AddOptions | HostPath, **keywords: Unpack[ShareKeywords]) -> Held:
+        """Share a directory or file, and hold it until it is released, or the VM is closed. Raises as `Manager.add`."""
+        options, owner = options_of(share, keywords), BlockOwner()
+        name = self.manager.add(options, owner=owner)
+        return Held(f"share of {options.host_path}", name, lambda: self.manager.remove(name, owner=owner))
+
+    def map(self, share: AddOptions | HostPath, guest_path: str, **keywords: Unpack[MapKeywords]) -> Held:
+        """Share a directory and have the guest mount it, and hold it until it is released, or the VM is closed.
+
+        Needs the address of an agent. Raises as `MountManager.map` does.
+        """
+        wanted, owner, mounts = mapping_of(share, guest_path, keywords), BlockOwner(), self._require_mounts()
+        info = self.manager.run(mounts.mount(wanted, owner=owner))
+        return Held(
+            f"mount at {info.mount_path}",
+            info.share_name or "",
+            lambda: self.manager.run(mounts.unmount(info.mount_path, owner=owner)),
+        )
+
+    def shares(self) -> tuple[ShareInfo, ...]:
+        """Return a snapshot of its shares."""
+        return self.manager.shares()
+
+    def mounts(self) -> tuple[MountInfo, ...]:
+        """Return a snapshot of the mounts in its guest."""
+        mounts = self._require_mounts()
+
+        async def snapshot() -> tuple[MountInfo, ...]:
+            return mounts.mounts()
+
+        return self.manager.run(snapshot())
+
+    def _require_mounts(self) -> MountManager:
+        if self._mounts is None:
+            msg = "this VM has no agent, which mounts: give serve() its address, agent='firecracker:/run/fc/v.sock'"
+            raise InvalidState(msg)
+        return self._mounts
+
+    def close(self) -> None:
+        """Take every mount and share away, end the file server and the background event loop. Again is a no-op.
+
+        Raises `MountsLeft` and `SharesLeft` with what could not be taken away; the file server is ended all the same.
+        """
+        try:
+            if self._mounts is not None and self._agent is not None:
+                mounts, agent, self._mounts = self._mounts, self._agent, None
+                try:
+                    self.manager.run(mounts.aclose())
+                finally:
+                    self.manager.run(agent.aclose())
+        finally:
+            with self.manager:
+                pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None and self.manager.is_of_another_process:
+            return  # a forked child that ends: the block is its parent's to end
+        if error is None:
+            self.close()
+            return
+        try:
+            self.close()
+        except UvmshareError as more:
+            error.add_note(f"and {more}")
+
+
+def serve(
+    listen: Sequence[str],
+    *,
+    agent: str | None = None,
+    agent_dials: bool = False,
+    agent_token: str | None = None,
+    server_port: int = 5640,
+    security_model: SecurityModel = "mapped-xattr",
+    links: Links = "mapped",
+    allow_remote: bool = False,
+    allow_uids: Sequence[int | Literal["any"]] = (),
+    run_dir: str | os.PathLike[str] | None = None,
+    log: str | os.PathLike[str] | None = None,
+    socket_mode: int = 0o600,
+    limits: Limits | None = None,
+) -> ServedVM:
+    """Serve a VM's guest directories of the host, without an event loop: ``with uvmshare.serve(listen=[...]) as vm:``.
+
+    `listen` and the settings below it are those of `FileServer`. `agent` is the address of the agent in the guest, for
+    `ServedVM.map`; with `agent_dials` this side listens there. `agent_token` and `server_port` are as of `AgentClient`.
+
+    What it gives may be used from any number of threads. A forked child may not use it (`WrongProcess`). A program that
+    ends without closing it ends the file server, unless that has a `run_dir`, and nothing waits.
+
+    Raises what `FileServer` raises, when it is made and when it is started.
+    """
+    server = FileServer(
+        listen,
+        security_model=security_model,
+        links=links,
+        allow_remote=allow_remote,
+        allow_uids=allow_uids,
+        run_dir=run_dir,
+        log=log,
+        socket_mode=socket_mode,
+        limits=limits,
+    )
+    wanted: dict[str, Any] = {"accept": agent_dials, "token": agent_token, "server_port": server_port}
+    return ServedVM(server, None if agent is None else AgentClient(agent, allow_uids=allow_uids, **wanted))
