@@ -29,6 +29,7 @@ import pytest
 from tests.processes import DEADLINE, wait_for_end
 from tests.root import require_root
 
+from uvmshare.fileserver import speed
 from uvmshare.fileserver.handshake import Handshake
 from uvmshare.fileserver.limits import Limits
 from uvmshare.hcs.schema import PLAN9_SHARES, Beside, ModifySettingRequest, Plan9Share, Plan9ShareFlags, RequestType
@@ -163,7 +164,8 @@ class InProcess:
     """Sessions in threads of this process, without a supervisor and its confinement.
 
     What holds here holds by the server's own checks, and a debugger sees it. It takes the model
-    mapped-xattr, because passthrough would change this process's own identity.
+    mapped-xattr, because passthrough would change this process's own identity. The handlers serve alone (`host`):
+    tests put system calls of their own in the place of those that the handlers make.
     """
 
     def __init__(self) -> None:
@@ -392,8 +394,11 @@ def host(devices: Callable[[str], Device | InProcess], model: str, xattr_directo
     made = Host(devices(model), model, root, outside)
     umask = os.umask(0) if model == "in-process" else None  # a mount process has none either
     try:
-        yield made
-        made.close()
+        with pytest.MonkeyPatch.context() as patch:
+            if model == "in-process":
+                patch.setattr(speed, "compiled", None)
+            yield made
+            made.close()
     finally:
         if umask is not None:
             os.umask(umask)
