@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mkdocs.structure.pages import Page
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-PROJECT: Final = ("README.md", "CONTRIBUTING.md", "AGENTS.md", "SECURITY.md", "CHANGELOG.md")
+PROJECT: Final = ("README.md", "CONTRIBUTING.md", "AGENTS.md", "SECURITY.md", "CHANGELOG.md", "examples/README.md")
 """Pages beside docs/ that are on the site too, below project/."""
 _LINK: Final = re.compile(r"(\]\()([^)\s]+)(\))")
 _COMMENT: Final = re.compile(r"<!-- (?:run|before|elsewhere):.*?-->\n?", re.DOTALL)
@@ -95,7 +95,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def _home(uri: str) -> str:
     """Return the directory, from the root of the repository, that a page's links are relative to."""
-    return "" if uri.startswith("project/") else posixpath.dirname(f"docs/{uri}")
+    return posixpath.dirname(uri.removeprefix("project/") if uri.startswith("project/") else f"docs/{uri}")
 
 
 def _targets(markdown: str, home: str) -> set[str]:

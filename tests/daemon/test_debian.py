@@ -27,7 +27,8 @@ def test_the_control_file_has_what_debian_asks_for() -> None:
     control = fields((RECIPE / "control").read_text())
     assert {"Package", "Version", "Architecture", "Maintainer", "Description"} <= control.keys()
     filled_in = set(re.findall(r"s/(@[A-Z_]+@)/", (RECIPE / "build").read_text()))
-    assert set(re.findall(r"@[A-Z_]+@", (RECIPE / "control").read_text())) == filled_in
+    templates = (RECIPE / "control").read_text() + (RECIPE / "changelog").read_text()
+    assert set(re.findall(r"@[A-Z_]+@", templates)) == filled_in
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -95,6 +95,8 @@ def test_mounts_of_an_earlier_daemon_are_asked_for_as_it_had_them(
         later.execute("PRAGMA user_version = 99")
     with pytest.raises(errors.DaemonError, match="a later version"):
         Store(path)
+    with closing(sqlite3.connect(path)) as later:  # nothing holds its lock
+        later.execute("PRAGMA user_version = 98")
 
 
 def test_a_lease_of_an_earlier_daemon_is_found_again_by_its_bytes(tmp_path: Path) -> None:

@@ -117,8 +117,11 @@ class Vm:
 
     def members(self) -> dict[int, str]:
         """The processes in its group, by their numbers here, and their names."""
-        numbers = Path(f"{self.group}/cgroup.procs").read_text().split()
-        return {int(number): Path(f"/proc/{number}/comm").read_text().strip() for number in numbers}
+        found = {}
+        for number in Path(f"{self.group}/cgroup.procs").read_text().split():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+                found[int(number)] = Path(f"/proc/{number}/comm").read_text().strip()
+        return found
 
     def listed(self) -> list[object]:
         """What the daemon says of its shares, but for since when."""

@@ -230,3 +230,28 @@ def test_a_reader_of_the_page_by_ear_or_by_keyboard_gets_all_of_it(browser: Chro
         assert page.run("getSelection().toString()") == marked != ""
         assert page.complaints == []
         page.close()
+
+
+def test_what_a_daemon_tells_of_its_agents_health_is_shown_with_its_time(browser: Chromium, home: Home) -> None:
+    with home.running() as daemon, Dashboard.running(home.host) as dashboard:
+        daemon.add_vm("build")
+        page = opened(browser, dashboard)
+        page.wait_for("document.querySelector('article.vm .empty')")
+        script = """(() => {
+          const of = known.view.vms[0], since = new Date((now() - 90.5) * 1000).toISOString();
+          Object.assign(of.vm, {agent: "unix:/x", agent_state: "unreachable", agent_since: since,
+                                agent_error: "it did not answer", notes: ["no guest reaches vsock:3"]});
+          of.mounts = {total: 1, age: 0, error: null, items: [{guest_path: "/mnt/x", path: "/x", share: "0",
+            read_only: true, only: [], hide: [], map_owner: null, cache: "auto", chosen: null, state: "mounted",
+            busy: null, orphan: false, last_error: null, directory: "there", references: [],
+            unreachable_since: since}]};
+          show();
+          return document.querySelector("article.vm").innerText.replaceAll(/\\s+/g, " ");
+        })()"""
+        shown = page.run(script)
+        assert "agent unreachable 1 min" in shown
+        assert "agent: it did not answer" in shown
+        assert "no guest reaches vsock:3" in shown
+        assert "unreachable since 1 min" in shown
+        assert "; was mounted" in shown
+        page.close()

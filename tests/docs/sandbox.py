@@ -53,6 +53,16 @@ _ON: Final = re.compile(
     r"uvmshare (serve|daemon|events|top|dashboard|hcs serve)\b(?!.*&$)(?!.*--(help|no-follow|times))"
 )
 """Commands that go on until they are told to end. Whoever types one opens a window for it."""
+_BEHIND: Final = """
+rm -f said
+{line} > said 2>&1 &
+for turn in $(seq 600); do
+    ! [ -s said ] || break
+    sleep 0.1
+done
+cat said
+"""
+"""What is begun behind in a guest, and its first word, which a person waits for."""
 _EMPTY_GUEST: Final = """
 pkill -9 -f uvmshare-guest
 pkill -9 -f agent.sh
@@ -159,6 +169,8 @@ class Sandbox:
                 self._copied.add(name)
                 with open(path, "rb") as file:
                     runner.run(vm.write_file(f"/run/me/{name}", file.read()))
+        if line.endswith("&") and ">" not in line:
+            line = _BEHIND.format(line=line.removesuffix("&"))
         result = runner.run(vm.run(f"cd /run/me\n{line}"))
         return result.text, result.status
 

@@ -348,6 +348,7 @@ def test_killing_one_that_has_just_ended_takes_its_status_from_nobody(
     assert caplog.text == ""
 
 
+@pytest.mark.guest  # a real QEMU is asked, though it boots nothing
 def test_a_qemu_without_the_vsock_device_is_named(runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_VSOCK_DEVICE", "no-such-device")
     with pytest.raises(GuestUnavailable, match="has no no-such-device"):
@@ -408,7 +409,10 @@ def test_without_kvm_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asyncio.run(choose_accelerator()) == "tcg"
 
 
-def test_the_kernel_is_the_callers_to_choose(runner: asyncio.Runner, tmp_path: Path) -> None:
+def test_the_kernel_is_the_callers_to_choose(
+    runner: asyncio.Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "QEMU", "true")  # it is not come to
     nothing = GuestKernel(str(tmp_path / "vmlinuz"), str(tmp_path), "0.0")
     with pytest.raises(GuestUnavailable, match=re.escape(f"kernel 0.0 has no module virtio_pci in {tmp_path}")):
         runner.run(GuestVM.start(kernel=nothing, accelerator="tcg"))

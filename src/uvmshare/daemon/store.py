@@ -165,13 +165,20 @@ class Store:
         try:
             make_private(self._path)
             self._db = sqlite3.connect(self._path, isolation_level=None, timeout=0.0)
+        except (sqlite3.Error, OSError) as error:
+            raise self._failed(error) from error
+        try:
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode = WAL")
             # Losing the last moments with the host's power loses nothing: the VMs went with it.
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._migrate()
         except (sqlite3.Error, OSError) as error:
+            self._db.close()
             raise self._failed(error) from error
+        except BaseException:
+            self._db.close()
+            raise
 
     def _failed(self, error: Exception) -> DaemonError:
         if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
