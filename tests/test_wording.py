@@ -65,7 +65,7 @@ TABLE: dict[str, str] = {
     '{"needed": 1, "either": true}': "either: it is true or false, and has to be a whole number or null",
     '{"needed": 1, "word": "c"}': "word: 'c' is none of the values that it may have",
     '{"needed": 1, "when": "noon"}': "when: it is no time as RFC 3339 writes it",
-    '{"needed": 1, "inner": {"text": ""}}': "inner: it is empty",
+    '{"needed": 1, "inner": {"text": ""}}': "inner.text: it is empty",
     '{"needed": 1' + "0" * 5000 + "}": "needed: it is a number too large",
     '{"needed": 1e999}': "needed: it is a number too large",
     "{": "it is no JSON",

@@ -74,7 +74,7 @@ class Complaint(NamedTuple):
     """What is wrong with one field of a document."""
 
     field: str
-    """Its name, "hide" for what is in that list too; empty for the document itself."""
+    """Its name, with those of what it is in: "wanted.listen". A list's for what is in it; empty for the document itself."""
     words: str
     """What is wrong with it."""
 
@@ -85,8 +85,8 @@ def complaint(text: str, patterns: Mapping[str, str] | None = None) -> Complaint
     `patterns` has words for regular expressions: what a value has to be that matches one.
     """
     said, _, place = text.partition(" - at ")
-    found = re.search(r"\$\.?(\w*)", place)
-    return Complaint(found[1] if found else "", _in_words(said, patterns or {}))
+    names = re.findall(r"\.(\w+)", place)
+    return Complaint(".".join(names), _in_words(said, patterns or {}))
 
 
 def _in_words(said: str, patterns: Mapping[str, str]) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 UID = os.getuid()
 REASONS = {
-    "limits": r"its settings.* cannot be used.*length <= 16.*listen.*remove the VM",
+    "limits": r"its settings.* cannot be used.*listen.*more than 16 items.*remove the VM",
     "damage": r"its settings.* cannot be used",
     "another": r"its settings.* another VM's",
     "lease": r"its leases.* cannot be used",

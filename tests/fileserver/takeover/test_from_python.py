@@ -1,4 +1,4 @@
-"""The README says how Python programs have what `uvmshare serve --run-dir` has; it is run here as it stands there."""
+"""docs/journal.md says how Python programs have what `uvmshare serve --run-dir` has; it is run here as it stands there."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def block_with(text: str) -> str:
-    """Return the one Python block of the README that has this text."""
-    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    """Return the one Python block of the page that has this text."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "journal.md").read_text(), re.MULTILINE | re.DOTALL)
     (found,) = [block for block in blocks if text in block]
     return str(found)
 
@@ -35,12 +35,12 @@ def test_a_share_that_the_next_supervisor_could_not_take_over_comes_back_by_itse
     for theirs, ours in (
         ("firecracker:/run/fc/v.sock", place.address),
         ("/run/vm1", str(place.run_dir)),
-        ("/var/lib/vm1.db", str(place.directory / "journal.db")),
-        ("/home/me/project", str(place.shared)),
+        ("/var/lib/vms/journal.db", str(place.directory / "journal.db")),
+        ("/srv/project", str(place.shared)),
     ):
         assert theirs in program
         program = program.replace(theirs, ours)
-    program, replaced = re.subn(r"\.\.\. .*", "await meanwhile(server, manager, name)", program)
+    program, replaced = re.subn(r"\.\.\. .*", "await meanwhile(vm, manager, name)", program)
     assert replaced == 1
     done: list[str] = []
 
@@ -62,7 +62,7 @@ def test_a_share_that_the_next_supervisor_could_not_take_over_comes_back_by_itse
         assert [lost.name for lost in server.lost] == [name]
         assert [(share.name, share.done.value, share.error) for share in report] == [(name, "added again", None)]
         (info,) = manager.shares()
-        assert (info.name, info.state.value, info.owners) == (name, "added", ("job-7",))
+        assert (info.name, info.state.value, info.owners) == (name, "added", ("build-7",))
         with Client.connect(place.address, name) as guest:
             assert guest.listdir("") == [b"file"]
         done.append(name)
