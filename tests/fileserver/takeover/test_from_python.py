@@ -1,4 +1,4 @@
-"""docs/journal.md says how Python programs have what `uvmshare serve --run-dir` has; it is run here as it stands there."""
+"""docs/journal.md says how Python programs have what `uvmshare serve --run-dir` has; it is run here as it stands."""
 
 from __future__ import annotations
 
