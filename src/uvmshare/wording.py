@@ -74,7 +74,7 @@ class Complaint(NamedTuple):
     """What is wrong with one field of a document."""
 
     field: str
-    """Its name, behind those of what it is in: "wanted.listen". The list's for what is in a list; empty for the whole."""
+    """Its name, behind those of what it is in: "wanted.listen". A list's for what is in it; empty for the whole."""
     words: str
     """What is wrong with it."""
 
