@@ -1,6 +1,6 @@
-"""`uvmshare map` and `uvmshare unmap`: directories of the host in a guest, through the daemon and the guest's agent.
+"""`uvmshare map`, `unmap` and `mounts`: directories of the host in a guest, through the daemon and the guest's agent.
 
-What lives here: the two commands. What must not: anything that the daemon's client does.
+What lives here: the three commands. What must not: anything that the daemon's client does.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 What lives here: the routes; each asks `service` and says what it answered. What must not: a decision.
 
-Every path but /metrics is below /v1. Who asks is known from the connection (`server`), never from what is sent.
+Every path but /metrics is below /v1. Who asks is known from the connection (`connections`), never from what is sent.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""One VM of the daemon: its file server or compute system, and the Manager of its shares.
+"""One VM of the daemon: its file server, the Manager of its shares, and the MountManager of its guest.
 
 What lives here: `Machine`, which starts, finds and ends what one VM has, and where on the host it is kept (`Places`).
-What must not: who may ask for what (`service`), or how a file server that died is started again, which it is by itself.
+What must not: who may ask for what (`service`), or how a file server that died is started again (`FileServer`).
 """
 
 from __future__ import annotations

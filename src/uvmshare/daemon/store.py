@@ -1,6 +1,6 @@
-"""What the daemon itself remembers across its restarts: which VMs there are, and who has a lease on what.
+"""What the daemon itself remembers across its restarts: its VMs, who holds which mount, and who has a lease on what.
 
-What lives here: one SQLite file and its tables. What must not: shares and references, which the Manager's
+What lives here: one SQLite file and its tables. What must not: shares and who holds them, which the Manager's
 journal keeps; deadlines, which start afresh when the daemon does (nobody could renew while it was away).
 """
 

@@ -1,4 +1,4 @@
-"""A supervisor's process, as `link` starts it: here its two halves meet.
+"""A supervisor's process, as `link` starts it: the supervisor, and the code of the mount processes that it forks.
 
 What lives here: nothing but that. A supervisor forks mount processes, and neither knows the other's modules.
 """

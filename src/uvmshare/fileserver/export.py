@@ -1,6 +1,6 @@
 """A share as the host opened it: from a Plan 9 share document to a descriptor of its root.
 
-What lives here: `Export`, and everything that can be wrong with a document. What must not: what a
+What lives here: `Export`, and what can be wrong with the document of one share. What must not: what a
 guest may do in it (`mount`), or which exports there are (`supervisor`).
 """
 

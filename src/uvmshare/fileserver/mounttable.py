@@ -1,6 +1,7 @@
 """Where a directory is when it is reached by several paths, by the kernel's table of mounts.
 
-What lives here: `Place`, what shows below a directory, and nothing else. What must not: what may be shown (`rundir`).
+What lives here: `Place`, what shows below a directory, and which file system something is on. What
+must not: what may be shown (`rundir`).
 
 A bind mount shows a directory at a second path, and no path tells: only the file system that it is on, and where in it.
 """

@@ -1,4 +1,4 @@
-"""A call to the VM or into the guest that is under way, those who wait for it, and how it ended.
+"""A call that is under way, those who wait for it, and how it ended; and what runs once at a time and is tried again.
 
 What lives here: what the managers of shares and of mounts have to know of any such call. What must not: what
 the call is, or what its end means for a share or a mount.

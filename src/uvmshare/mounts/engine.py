@@ -1,6 +1,7 @@
 """What happens to a mount, whoever asked for it: the one table, and the calls to the guest.
 
-What lives here: `Engine`, a part of the MountManager, which alone changes a mount's state. What must not: what callers
+What lives here: `Engine`, a part of the MountManager, which changes a mount's state; the manager does where a caller
+forces an end, or the guest tells of a loss, and both through the one table (`state`). What must not: what callers
 may ask for (`uvmshare.mounts.manager`), or I/O.
 
 A guest never has the last word. What nobody holds any more is unmounted in order if the guest does that in time. If
@@ -46,7 +47,7 @@ __all__ = ["REVOKE_GRACE", "Engine", "guest_mount", "mount_path_of", "revoked", 
 
 REVOKE_GRACE: Final = 5.0
 """Seconds that a guest has to unmount in order what nobody holds any more, before its share is taken out: as long as a
-connection may say nothing before its agent is asked for a word (`uvmshare.mounts.agent_client`)."""
+connection may say nothing before its agent is asked for a word (`uvmshare.mounts.connection`)."""
 
 REVOKE_AGAIN: Final = 5.0
 """Seconds before a share that could not be taken out is tried again."""
@@ -127,7 +128,7 @@ class Engine(Keeper[Mount, MountOptions]):
     async def _mount_in_guest(self, mount: Mount) -> None:
         options = mount.options
         if isinstance(options.share, AddOptions):
-            assert self.shares is not None, "_admit saw to it"
+            assert self.shares is not None, "require_able saw to it"
             try:
                 if mount.is_revoked:
                     raise revoked(mount)
@@ -159,7 +160,7 @@ class Engine(Keeper[Mount, MountOptions]):
         """Take out the share that came with the mount. Twice at a time does no harm: its name never comes again."""
         name = mount.share_name
         if mount.mapped and name is not None:
-            assert self.shares is not None, "_admit saw to it"
+            assert self.shares is not None, "require_able saw to it"
             await self.shares.remove(name, owner=share_owner(mount.path))
             if mount.share_name == name:
                 mount.share_name = None

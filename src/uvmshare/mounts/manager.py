@@ -10,14 +10,14 @@ agent is anything with the three methods of `GuestAgent`. Who wants a mount is `
 then happens to it `uvmshare.mounts.engine`'s.
 
 It is built as `uvmshare.share.manager` is: one event loop, nothing decided across an await, each call in a task
-of its own that ends in a callback, `_mount_ended` or `_unmount_ended`. Two things differ. Shares have names that
+of its own that ends in a callback of the engine's. Two things differ. Shares have names that
 are never used again, mounts have paths that are: what an earlier mount may have left at a path keeps it
 taken until that is gone. And a guest can lose mounts by itself, when it is started again: they come back.
 
 A share that comes and goes with its mount belongs to the mount and not to the callers: it is added in the same
 call, before the guest mounts it, and taken out in the same call, after the guest has unmounted it. So no caller's
-cancellation comes between the two, and no share is taken from under a mount that somebody holds. From under one that
-nobody holds any more it is, when the guest does not unmount in time.
+cancellation comes between the two, and no share is taken from under a mount that somebody holds. If nobody holds the
+mount and the guest does not unmount in time, its share is removed all the same.
 """
 
 from __future__ import annotations

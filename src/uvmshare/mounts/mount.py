@@ -1,7 +1,7 @@
 """One mount as the MountManager keeps it, and what it shows of it.
 
 What lives here: the entry and the snapshot that callers see. What must not: any decision. Those are
-`uvmshare.mounts.engine`'s, which alone changes an entry, always between two awaits of one event loop, so
+`uvmshare.mounts.engine`'s and `uvmshare.mounts.manager`'s, always between two awaits of one event loop, so
 that there is nothing to lock.
 """
 

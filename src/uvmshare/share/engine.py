@@ -1,6 +1,7 @@
 """What happens to a share, whoever asked for it: the two tables, and the calls to the VM.
 
-What lives here: `Engine`, a part of the Manager, which alone changes a share's state. What must not: what callers may
+What lives here: `Engine`, a part of the Manager, which changes a share's state; `recovery` does too, before any call is
+made of it, and both through the one table (`state`). What must not: what callers may
 ask for (`uvmshare.share.manager`), what is in doubt after a restart (`uvmshare.share.recovery`), or I/O.
 
 How it stays simple: all of it runs in one event loop and nothing is decided across an await. A call to the

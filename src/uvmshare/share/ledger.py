@@ -15,8 +15,8 @@ disk, then whoever asked is told. What cannot be written down:
 - *that a share was removed*: it stays visible as an orphan, `OutcomeNotWritten`, and is removed again later, which
   does nothing but write that down.
 
-What is true stays in line and is written with the next attempt, which comes by itself. Until one succeeds, adds are
-refused, so that the line stays as short as what was there.
+Records that could not be written wait in line, and each retry writes all of them. Until one succeeds, adds are refused,
+so that the line does not grow.
 """
 
 from __future__ import annotations

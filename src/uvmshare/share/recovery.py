@@ -18,8 +18,8 @@ invalid, undoing, doubtful, clearing
            is taken out
 =========  =========================  ===========================================
 
-What was under way is asked for again even if the VM says that it is done, since only the end of a later call
-makes sure that an earlier one is over (`VMPlan9`).
+What was under way is asked for again even if the VM says that it is done, since only a later call that has ended
+proves that an earlier one is over (`VMPlan9`).
 """
 
 from __future__ import annotations

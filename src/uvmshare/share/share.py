@@ -1,7 +1,7 @@
 """One share as the Manager keeps it, and what it shows of it.
 
 What lives here: the entry and the snapshot that callers see. What must not: any decision. Those are made in
-`uvmshare.lifecycle.claims` and `uvmshare.share.engine`, which alone change an entry, always between two awaits of one
+`uvmshare.lifecycle.claims`, `uvmshare.share.engine` and `uvmshare.share.recovery`, always between two awaits of one
 event loop, so that there is nothing to lock.
 """
 

@@ -1,7 +1,7 @@
 """Descriptors that are closed while nobody uses them, and how their files are found again.
 
 What lives here: `Idle`, which lets the descriptors of a mount's nodes and open files go and finds them again by name.
-What must not: what a node is (`tree`), an open file (`fid`), when there are too many (`session`).
+What must not: what a node is (`files.node`), an open file (`files.openfile`), when there are too many (`session`).
 
 A guest's kernel keeps a fid for every file that it remembers, and with `cache=loose` it remembers all that it has
 seen; before Linux 6.4 it also keeps each that was written to open. A descriptor for each of them would use up what the

@@ -1,7 +1,8 @@
 """A session: its fids, what its limits allow, what an error is for its guest.
 
 What lives here: `Session`, which is all that handlers see, whether the loop (`serving`) or a thread (`foreign`) calls
-them; and `Connection`, which is what both know of each other. What must not: the loop and the threads themselves.
+them; and `Connection`, which is what `large` and `foreign` may use of the loop. What must not: the loop and the
+threads themselves.
 """
 
 from __future__ import annotations

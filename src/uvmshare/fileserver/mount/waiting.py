@@ -1,6 +1,7 @@
 """Waiting for a connection.
 
-What lives here: how long a call waits for a peer. What must not: what is done when the time is over (`serving`).
+What lives here: how long a call waits for a peer, and how a peer that is gone is noticed. What must
+not: what is done when the time is over (`serving`).
 """
 
 from __future__ import annotations

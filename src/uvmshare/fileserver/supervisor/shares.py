@@ -3,7 +3,7 @@
 What lives here: `Shares`, the one owner of that table, and how mounts begin and end. What must not:
 requests and their answers (`main`), what a guest does in a share (`mount.serving`).
 
-With a run directory, each change is in its share_table before anybody is told of it, and each mount process
+With a run directory, each change is in its table of shares before anybody is told of it, and each mount process
 in a file of its own before it is forked, so that a new supervisor finds all of it (`takeover`).
 """
 
