@@ -67,9 +67,7 @@ def test_its_metadata_say_what_pyproject_says(dist: Dist) -> None:
     assert metadata["License-Expression"] == "MIT"
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata.get_all("Project-URL")
-    assert {"Programming Language :: Python :: 3.11", "Programming Language :: Python :: 3.13"} <= set(
-        metadata.get_all("Classifier") or []
-    )
+    assert "Programming Language :: Python :: 3.11" in (metadata.get_all("Classifier") or [])
 
 
 def test_the_sdist_has_every_file_of_the_repository_and_builds_the_same_wheel(dist: Dist, tmp_path: Path) -> None:
