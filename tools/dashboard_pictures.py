@@ -27,7 +27,6 @@ from tests.daemon.harness import Home  # noqa: E402  as above
 from tests.daemon.test_mounts import Guest  # noqa: E402  as above
 
 from chromium import Chromium  # noqa: E402  the path comes first
-from uvmshare.daemon.documents import NewMount, NewShare, NewVm  # noqa: E402  as above
 from uvmshare.testing.client import Client  # noqa: E402  as above
 
 if TYPE_CHECKING:
@@ -78,20 +77,20 @@ def scene(home: Home) -> Iterator[None]:
     readers: list[Reader] = []
     with home.client() as client:
         home.had_vms = True
-        client.add_vm(NewVm(id="build", listen=(f"unix:{home.folder}/build.9p",)))
-        client.add_vm(NewVm(id="ci", listen=(f"unix:{home.folder}/ci.9p",), agent=f"unix:{guests[0].socket}"))
-        client.add_vm(NewVm(id="dev", listen=(f"unix:{home.folder}/dev.9p",), agent=f"unix:{guests[1].socket}"))
+        client.vms.add("build", listen=(f"unix:{home.folder}/build.9p",))
+        client.vms.add("ci", listen=(f"unix:{home.folder}/ci.9p",), agent=f"unix:{guests[0].socket}")
+        client.vms.add("dev", listen=(f"unix:{home.folder}/dev.9p",), agent=f"unix:{guests[1].socket}")
         project, cache = directory(home, "project"), directory(home, "cache")
-        client.add_share("build", NewShare(path=project, read_only=True, hide=("node_modules", "**/.env")))
-        client.add_share("build", NewShare(path=cache, owner="job-7", lease=90))
-        client.add_share("build", NewShare(path=cache, owner="job-8", lease=30))
+        client.shares.add("build", project, read_only=True, hide=("node_modules", "**/.env"))
+        client.shares.add("build", cache, owner="job-7", lease=90)
+        client.shares.add("build", cache, owner="job-8", lease=30)
         gone = directory(home, "scratch")
-        client.add_share("build", NewShare(path=gone, owner="job-8", lease=60))
+        client.shares.add("build", gone, owner="job-8", lease=60)
         Path(gone, "data").unlink()
         Path(gone).rmdir()
         for guest, vm, path in ((guests[0], "ci", project), (guests[0], "ci", cache), (guests[1], "dev", cache)):
             guest_path = f"{guest.allow}/{os.path.basename(path)}"
-            client.map(vm, NewMount(path=path, guest_path=guest_path, owner="runner", lease=600, read_only=True))
+            client.mounts.map(vm, path, guest_path, owner="runner", lease=600, read_only=True)
         for vm, share, pause, wave, failing in (
             ("build", "0", 0.02, 40.0, 0),
             ("build", "1", 0.03, 25.0, 0),

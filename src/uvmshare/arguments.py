@@ -70,13 +70,23 @@ def flag(name: str, value: bool) -> bool:  # noqa: FBT001  it is what is checked
     return value
 
 
-def text(name: str, value: str, remedy: str) -> str:
-    """Return a text that says something, and that is UTF-8."""
+def text(name: str, value: str, remedy: str, *, secret: bool = False) -> str:
+    """Return a text that says something, and that is UTF-8. The value of a `secret` is not told."""
     if not isinstance(value, str):
-        refuse_type(name, value, remedy)
+        refuse_type(name, _Secret(value) if secret else value, remedy)
     if not value or not _is_utf8(value):
-        refuse_value(name, value, remedy)
+        refuse_value(name, _Secret(value) if secret else value, remedy)
     return value
+
+
+class _Secret:
+    """A value of which only the type is told."""
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        return "empty" if self._value == "" else f"a secret of type {type(self._value).__name__}"
 
 
 def _is_utf8(value: str) -> bool:

@@ -29,6 +29,7 @@ from uvmshare.errors import ManagerClosed
 from uvmshare.lifecycle.entry import BlockOwner
 from uvmshare.process import require_process
 from uvmshare.share import manager as asynchronous
+from uvmshare.share import saved
 from uvmshare.share.options import options_of
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class Manager:
         no_writable_file_shares: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        _require_arguments(vm, journal, no_writable_file_shares=no_writable_file_shares, clock=clock)
+
         async def make(entered: VMPlan9) -> asynchronous.Manager:
             return asynchronous.Manager(
                 entered, journal=journal, no_writable_file_shares=no_writable_file_shares, clock=clock
@@ -87,6 +90,8 @@ class Manager:
         clock: Callable[[], float] = time.time,
     ) -> Self:
         """Return a Manager that has what `save` told: the same shares under the same names, held by the same."""
+        _require_arguments(vm, journal, no_writable_file_shares=no_writable_file_shares, clock=clock)
+        saved.decode(state)
 
         async def make(entered: VMPlan9) -> asynchronous.Manager:
             return await asynchronous.Manager.restore(
@@ -315,6 +320,15 @@ class Manager:
     def _cancel_everything(self) -> None:
         for task in asyncio.all_tasks(self._loop):
             task.cancel()
+
+
+def _require_arguments(
+    vm: object, journal: object, *, no_writable_file_shares: bool, clock: Callable[[], float]
+) -> None:
+    """Refuse what no Manager can be made of, before there is a thread."""
+    if not isinstance(vm, AbstractAsyncContextManager):
+        asynchronous.require_vm(vm)
+    asynchronous.require_settings(journal, no_writable_file_shares=no_writable_file_shares, clock=clock)
 
 
 _ENDED = "this Manager was closed and its event loop has ended: make a new one"

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from uvmshare import blocking
+from uvmshare import arguments, blocking
 from uvmshare.errors import InvalidState, UvmshareError
 from uvmshare.fileserver.device import FileServer
 from uvmshare.lifecycle.entry import BlockOwner
-from uvmshare.mounts.agent_client import AgentClient
+from uvmshare.mounts.agent_client import LAST_PORT, AgentClient
 from uvmshare.mounts.manager import MountManager
 from uvmshare.mounts.options import mapping_of
 from uvmshare.share.options import options_of
@@ -196,6 +196,12 @@ def serve(
 
     Raises what `FileServer` raises, when it is made and when it is started.
     """
+    if agent is not None:
+        arguments.text("agent", agent, "the address of the agent in the guest, such as 'firecracker:/run/fc/v.sock'")
+    if agent_token is not None:
+        arguments.text("agent_token", agent_token, "the secret that the agent was started with: a str", secret=True)
+    arguments.flag("agent_dials", agent_dials)
+    arguments.number("server_port", server_port, least=1, most=LAST_PORT)
     server = FileServer(
         listen,
         security_model=security_model,

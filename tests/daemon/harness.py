@@ -16,7 +16,6 @@ import structlog
 from tests.processes import DEADLINE
 
 from uvmshare.daemon.client import Client
-from uvmshare.daemon.documents import NewShare, NewVm
 from uvmshare.daemon.server import Settings, serve
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ class Home:
             if home.had_vms:
                 with home.running(), home.client() as client:
                     for vm in client.vms():
-                        client.remove_vm(vm.id, force=True)
+                        client.vms.remove(vm.id, force=True)
             shutil.rmtree(folder)
 
     @property
@@ -91,8 +90,8 @@ class Home:
         os.chmod(path, mode)
         return path
 
-    def new_vm(self, id_: str = "vm", **more: Any) -> NewVm:
-        return NewVm(id=id_, listen=(f"unix:{self.folder}/{id_}.9p",), **more)
+    def new_vm(self, id_: str = "vm", **more: Any) -> dict[str, Any]:
+        return {"id": id_, "listen": [f"unix:{self.folder}/{id_}.9p"], **more}
 
     @contextlib.contextmanager
     def running(self, *, found: bool = True) -> Iterator[Running]:
@@ -170,8 +169,8 @@ class Running:
     def add_vm(self, id_: str = "vm", **more: Any) -> Vm:
         self.home.had_vms = True
         with self.home.client() as client:
-            return client.add_vm(self.home.new_vm(id_, **more))
+            return client.vms.add(**self.home.new_vm(id_, **more))
 
     def add_share(self, path: str, vm: str = "vm", **more: Any) -> Share:
         with self.home.client() as client:
-            return client.add_share(vm, NewShare(path=path, **more))
+            return client.shares.add(vm, path, **more)

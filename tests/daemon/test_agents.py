@@ -16,7 +16,6 @@ from tests.processes import DEADLINE
 from uvmshare.cli.main import run as run_command
 from uvmshare.daemon import damped
 from uvmshare.daemon.agents import Agents
-from uvmshare.daemon.documents import NewShare
 from uvmshare.daemon.events import EventLog
 from uvmshare.daemon.identity import Identity
 from uvmshare.mounts import AgentClient, MountManager
@@ -66,8 +65,8 @@ def test_the_death_of_an_agent_is_seen_without_asking_it_and_so_is_its_return(
         events = of_guest(following.events("0"))
         assert next(events).kind == "agent.reached"
         path = mapped.home.directory("project")
-        client.map("vm", wanted(guest, path, owner="job"))
-        vm = client.vm("vm")
+        client.mounts.map("vm", **wanted(guest, path, owner="job"))
+        vm = client.vms.get("vm")
         assert (vm.agent_state, vm.agent_error) == ("reached", None)
         assert vm.agent_since is not None
         assert "reached since " in shown("vm", "ls")
@@ -77,7 +76,7 @@ def test_the_death_of_an_agent_is_seen_without_asking_it_and_so_is_its_return(
         event = next(events)
         assert event.kind == "agent.lost"
         assert event.detail["reason"]
-        vm = client.vm("vm")
+        vm = client.vms.get("vm")
         assert vm.agent_state == "unreachable"
         assert vm.agent_since is not None
         (mount,) = client.mounts("vm")
@@ -85,7 +84,7 @@ def test_the_death_of_an_agent_is_seen_without_asking_it_and_so_is_its_return(
         assert mount.unreachable_since == vm.agent_since
         assert "unreachable since " in shown("vm", "ls")
         assert "mounted, unreachable since " in shown("mounts")
-        (stats,) = client.stats("vm")
+        (stats,) = client.vms.stats("vm")
         assert stats.unreachable_since == vm.agent_since
         assert "unreachable since " in shown("stats")
         assert f"mount {guest.allow}/project" in shown("share", "ls")
@@ -113,7 +112,7 @@ def test_an_agent_whom_nobody_has_reached_yet_tells_why(daemon: Running, client:
                 await machine.agent._changed.wait()
 
     daemon.call(tried)
-    assert "No such file" in (client.vm("vm").agent_error or "")
+    assert "No such file" in (client.vms.get("vm").agent_error or "")
     assert daemon.add_vm("without").agent_state is None
 
 
@@ -122,9 +121,9 @@ def test_a_vm_whose_socket_was_removed_says_that_no_guest_reaches_it(
 ) -> None:
     monkeypatch.setenv("UVMSHARE_HOST", daemon.home.host)
     address = daemon.add_vm().addresses[0]
-    assert client.vm("vm").notes == ()
+    assert client.vms.get("vm").notes == ()
     os.unlink(address.removeprefix("unix:"))
-    assert client.vm("vm").notes == (
+    assert client.vms.get("vm").notes == (
         f"{address}: no guest can reach this address: its socket was removed from there; start the file server anew",
     )
     assert run_command(["vm", "ls"]) == 0
@@ -189,9 +188,9 @@ def test_releasing_what_one_does_not_hold_says_who_does_and_fails(
 ) -> None:
     monkeypatch.setenv("UVMSHARE_HOST", mapped.home.host)
     one, two = mapped.home.directory("one"), mapped.home.directory("two")
-    first = client.add_share("vm", NewShare(path=one, owner="job-7")).name
-    second = client.add_share("vm", NewShare(path=two)).name
-    client.map("vm", wanted(guest, mapped.home.directory("three"), owner="job-8"))
+    first = client.shares.add("vm", one, owner="job-7").name
+    second = client.shares.add("vm", two).name
+    client.mounts.map("vm", **wanted(guest, mapped.home.directory("three"), owner="job-8"))
     target = f"{guest.allow}/project"
 
     def failed(*args: str) -> tuple[str, str]:

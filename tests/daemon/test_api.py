@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from uvmshare import errors
-from uvmshare.daemon.documents import NewShare, NewVm, ReleasedOwner
+from uvmshare.daemon.documents import ReleasedOwner
 from uvmshare.testing.client import Client as Guest
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ def test_a_guest_reads_what_a_client_of_the_daemon_shares(daemon: Running, clien
     with open(f"{path}/hello", "w") as file:
         file.write("from the host")
     vm = daemon.add_vm()
-    share = client.add_share("vm", NewShare(path=path, read_only=True))
+    share = client.shares.add("vm", path, read_only=True)
     assert (share.vm, share.state, share.read_only, share.path) == ("vm", "added", True, path)
     with Guest.connect(vm.addresses[0], share.name) as guest:
         assert guest.read_file("hello") == b"from the host"
-    client.release_share("vm", share.name)
+    client.shares.release("vm", share.name)
     assert client.shares("vm") == []
     with pytest.raises(OSError, match=r"."):
         Guest.connect(vm.addresses[0], share.name)
@@ -37,18 +37,17 @@ def test_a_guest_reads_what_a_client_of_the_daemon_shares(daemon: Running, clien
 def test_equal_shares_are_one_and_each_owner_holds_it_once(daemon: Running, client: Client) -> None:
     path = daemon.home.directory("project")
     daemon.add_vm()
-    wanted = [NewShare(path=path, owner=owner) for owner in ("a", "b", "a")]
-    names = {client.add_share("vm", each).name for each in wanted}
+    names = {client.shares.add("vm", path, owner=owner).name for owner in ("a", "b", "a")}
     assert len(names) == 1
     (share,) = client.shares("vm")
     assert [reference.owner for reference in share.references] == ["a", "b"]
-    released = [client.release_share("vm", share.name, owner=owner) for owner in ("a", "a", "nobody")]
+    released = [client.shares.release("vm", share.name, owner=owner) for owner in ("a", "a", "nobody")]
     assert [each.released for each in released] == [True, False, False], "again it does no harm, and says so"
     assert [[holder.owner for holder in each.holders] for each in released] == [["b"]] * 3
-    assert [reference.owner for reference in client.share("vm", share.name).references] == ["b"]
-    assert client.release_owner("nobody") == ReleasedOwner(released=False, shares=0, mounts=0)
-    assert client.release_owner("b") == ReleasedOwner(released=True, shares=1, mounts=0)
-    assert client.release_owner("b") == ReleasedOwner(released=False, shares=0, mounts=0)
+    assert [reference.owner for reference in client.shares.get("vm", share.name).references] == ["b"]
+    assert client.owners.release("nobody") == ReleasedOwner(released=False, shares=0, mounts=0)
+    assert client.owners.release("b") == ReleasedOwner(released=True, shares=1, mounts=0)
+    assert client.owners.release("b") == ReleasedOwner(released=False, shares=0, mounts=0)
     assert client.shares("vm") == []
 
 
@@ -58,23 +57,23 @@ def test_a_lease_that_is_not_renewed_releases_the_share(daemon: Running, client:
     share = daemon.add_share(path, owner="job", lease=30)
     assert share.references[0].lease == 30
     daemon.pass_time(29)
-    assert client.renew("job") == 1
+    assert client.owners.renew("job").leases == 1
     daemon.pass_time(29)
-    assert client.renew("job", vm="vm", share=share.name) == 1
+    assert client.owners.renew("job", vm="vm", share=share.name).leases == 1
     daemon.pass_time(29)
     assert [each.name for each in client.shares("vm")] == [share.name]
     daemon.pass_time(1)
     assert client.shares("vm") == []
     with pytest.raises(errors.NotThere, match="job"):
-        client.renew("job")
+        client.owners.renew("job")
 
 
 def test_a_renewal_may_change_the_length(daemon: Running, client: Client) -> None:
     daemon.add_vm()
     share = daemon.add_share(daemon.home.directory("project"), owner="job", lease=30)
-    client.renew("job", lease=300)
+    client.owners.renew("job", lease=300)
     daemon.pass_time(200)
-    (reference,) = client.share("vm", share.name).references
+    (reference,) = client.shares.get("vm", share.name).references
     assert reference.lease == 300
     assert reference.expires_in == pytest.approx(100)
 
@@ -103,10 +102,10 @@ def test_a_share_that_cannot_be_leaves_no_lease(daemon: Running, client: Client)
     daemon.add_vm(read_only=True)
     path = daemon.home.directory("project")
     with pytest.raises(errors.OperationDenied, match="read_only"):
-        client.add_share("vm", NewShare(path=path, owner="job", lease=30))
+        client.shares.add("vm", path, owner="job", lease=30)
     with pytest.raises(errors.NotThere):
-        client.renew("job")
-    assert client.add_share("vm", NewShare(path=path, read_only=True)).read_only
+        client.owners.renew("job")
+    assert client.shares.add("vm", path, read_only=True).read_only
 
 
 def test_an_allow_list_passes_through_to_the_guest(daemon: Running, client: Client) -> None:
@@ -115,7 +114,7 @@ def test_an_allow_list_passes_through_to_the_guest(daemon: Running, client: Clie
         with open(f"{path}/{name}", "w") as file:
             file.write(name)
     vm = daemon.add_vm()
-    share = client.add_share("vm", NewShare(path=path, read_only=True, only=("shown",)))
+    share = client.shares.add("vm", path, read_only=True, only=("shown",))
     with Guest.connect(vm.addresses[0], share.name) as guest:
         assert guest.read_file("shown") == b"shown"
         with pytest.raises(OSError, match=r"."):
@@ -128,18 +127,18 @@ def test_hidden_names_and_mapped_owners_pass_through_to_the_guest(daemon: Runnin
         with open(f"{path}/{name}", "w") as file:
             file.write(name)
     vm = daemon.add_vm()
-    wanted = NewShare(path=path, hide=("*.key", "*.key"), map_owner="all:7", lease=60)
-    share = client.add_share("vm", wanted)
+    wanted: dict[str, Any] = {"path": path, "hide": ("*.key", "*.key"), "map_owner": "all:7", "lease": 60}
+    share = client.shares.add("vm", **wanted)
     assert (share.hide, share.map_owner) == (("*.key",), "all:7/7")
-    assert client.add_share("vm", wanted).name == share.name
-    plain = client.add_share("vm", NewShare(path=path))
+    assert client.shares.add("vm", **wanted).name == share.name
+    plain = client.shares.add("vm", path)
     assert plain.name != share.name
     assert (plain.hide, plain.map_owner) == ((), None)
     with Guest.connect(vm.addresses[0], share.name) as guest:
         assert guest.listdir() == [b"shown"]
         assert guest.stat("shown").uid == 7
-    assert client.share("vm", share.name).references[0].lease == 60
-    client.release_share("vm", share.name)
+    assert client.shares.get("vm", share.name).references[0].lease == 60
+    client.shares.release("vm", share.name)
     assert [each.name for each in client.shares("vm")] == [plain.name]
 
 
@@ -159,20 +158,20 @@ def test_what_cannot_be_hidden_or_mapped_is_refused_in_words(
 ) -> None:
     daemon.add_vm()
     with pytest.raises(error, match=re.escape(wrong)):
-        client.add_share("vm", NewShare(path=daemon.home.directory("project"), **more))
+        client.shares.add("vm", daemon.home.directory("project"), **more)
     assert client.shares("vm") == []
 
 
 def test_an_operation_can_be_waited_for_later(daemon: Running, client: Client) -> None:
     daemon.add_vm()
-    begun = client.begin_add_share("vm", NewShare(path=daemon.home.directory("project")))
+    begun = client.shares.begin_add("vm", daemon.home.directory("project"))
     assert (begun.action, begun.vm) == ("add share", "vm")
-    ended = client.operation(begun.id, wait=True)
+    ended = client.operations.get(begun.id, wait=True)
     assert ended.state == "succeeded"
     assert ended.result["name"] == client.shares("vm")[0].name
     assert ended.ended is not None
-    failing = client.begin_add_share("vm", NewShare(path="/nonexistent"))
-    failed = client.operation(failing.id, wait=True)
+    failing = client.shares.begin_add("vm", "/nonexistent")
+    failed = client.operations.get(failing.id, wait=True)
     assert failed.state == "failed"
     assert failed.problem is not None
     assert failed.problem.error == "InvalidOptions"
@@ -195,15 +194,15 @@ def test_a_vm_in_use_goes_only_by_force(daemon: Running, client: Client) -> None
     vm = daemon.add_vm()
     share = daemon.add_share(daemon.home.directory("project"), lease=30)
     with pytest.raises(errors.StillInUse, match="1 share"):
-        client.remove_vm("vm")
+        client.vms.remove("vm")
     guest = Guest.connect(vm.addresses[0], share.name)
-    client.remove_vm("vm", force=True)
+    client.vms.remove("vm", force=True)
     assert client.vms() == []
     with guest, pytest.raises((OSError, EOFError)):
         guest.listdir("")
     assert not os.path.exists(vm.addresses[0].removeprefix("unix:"))
     with pytest.raises(errors.NotThere):
-        client.renew("default")
+        client.owners.renew("default")
 
 
 def test_the_same_vm_again_changes_nothing_and_another_of_its_id_is_refused(daemon: Running, client: Client) -> None:
@@ -214,34 +213,46 @@ def test_the_same_vm_again_changes_nothing_and_another_of_its_id_is_refused(daem
     assert client.vms() == [vm]
 
 
+LOOPBACK = ["tcp:127.0.0.1:0"]
+
+
 @pytest.mark.parametrize(
     ("wanted", "error"),
     [
-        (NewVm(id="x"), errors.InvalidOptions),
-        (NewVm(id="x", listen=("unix:/x",), compute_system="y"), errors.InvalidOptions),
-        (NewVm(id="x", compute_system="y"), errors.UnsupportedPlatform),
-        (NewVm(id="x", listen=("nonsense",)), errors.InvalidAddress),
-        (NewVm(id="x", listen=("unix:/nonexistent/9p",)), errors.FileServerError),
-        (NewVm(id="x", listen=("tcp:0.0.0.0:0",)), errors.UvmshareError),
-        (NewVm(id="x", listen=("unix:/x",), limits={"mounts": -1}), errors.InvalidDocument),
-        (NewVm(id="x", listen=("unix:/x",), limits={"mounts": 0}), errors.FileServerError),
-        (NewVm(id="x", listen=("unix:relative",)), errors.InvalidAddress),
-        (NewVm(id="x", listen=("tcp:127.0.0.1:0",), agent="nonsense"), errors.InvalidAddress),
-        (NewVm(id="x", listen=("tcp:127.0.0.1:0",), agent="unix:relative"), errors.InvalidAddress),
-        (NewVm(id="x", listen=("tcp:127.0.0.1:0",), agent="tcp:0.0.0.0:0", agent_dials=True), errors.InvalidAddress),
-        (NewVm(id="x", listen=("tcp:127.0.0.1:0",), agent="tcp:name:0", agent_dials=True), errors.InvalidAddress),
-        (NewVm(id="x", listen=("tcp:127.0.0.1:0",), agent="unix:/dev/null", agent_dials=True), errors.FileServerError),
+        ({"id": "x"}, errors.InvalidOptions),
+        ({"id": "x", "listen": ("unix:/x",), "compute_system": "y"}, errors.InvalidOptions),
+        ({"id": "x", "compute_system": "y"}, errors.UnsupportedPlatform),
+        ({"id": "x", "listen": ("nonsense",)}, errors.InvalidAddress),
+        ({"id": "x", "listen": ("unix:/nonexistent/9p",)}, errors.FileServerError),
+        ({"id": "x", "listen": ("tcp:0.0.0.0:0",)}, errors.UvmshareError),
+        ({"id": "x", "listen": ("unix:/x",), "limits": {"mounts": -1}}, errors.InvalidOptions),
+        ({"id": "x", "listen": ("unix:/x",), "limits": {"mounts": 0}}, errors.FileServerError),
+        ({"id": "x", "listen": ("unix:relative",)}, errors.InvalidAddress),
+        ({"id": "x", "listen": LOOPBACK, "agent": "nonsense"}, errors.InvalidAddress),
+        ({"id": "x", "listen": LOOPBACK, "agent": "unix:relative"}, errors.InvalidAddress),
+        (
+            {"id": "x", "listen": LOOPBACK, "agent": "tcp:0.0.0.0:0", "agent_dials": True},
+            errors.InvalidAddress,
+        ),
+        (
+            {"id": "x", "listen": LOOPBACK, "agent": "tcp:name:0", "agent_dials": True},
+            errors.InvalidAddress,
+        ),
+        (
+            {"id": "x", "listen": LOOPBACK, "agent": "unix:/dev/null", "agent_dials": True},
+            errors.FileServerError,
+        ),
     ],
 )
-def test_a_vm_that_cannot_be_leaves_nothing(shared: Running, wanted: NewVm, error: type[Exception]) -> None:
+def test_a_vm_that_cannot_be_leaves_nothing(shared: Running, wanted: dict[str, Any], error: type[Exception]) -> None:
     lock = f"{shared.home.settings.run_dir}/vms/{os.getuid()}/x/lock"
     with shared.home.client() as client:
         with pytest.raises(error):
-            client.add_vm(wanted)
+            client.vms.add(**wanted)
         assert not os.path.exists(lock), "its file server has ended"
         assert [vm.id for vm in client.vms()] == ["vm"]
         with pytest.raises(errors.NotThere):
-            client.vm("x")
+            client.vms.get("x")
 
 
 def test_a_compute_system_is_refused_with_what_to_do_on_windows(shared: Running) -> None:
@@ -326,7 +337,7 @@ def test_events_from_the_beginning_say_that_some_are_missing_only_when_some_are(
     (first,) = client.events("0", follow=False)
     assert first is not None
     share = daemon.add_share(daemon.home.directory("project"))
-    client.release_share("vm", share.name)
+    client.shares.release("vm", share.name)
     whole = list(client.events("0", follow=False))
     assert None not in whole
     assert len(whole) == 4

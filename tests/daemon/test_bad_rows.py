@@ -13,7 +13,6 @@ from tests.daemon.harness import supervisor_of
 from tests.processes import DEADLINE
 
 from uvmshare import errors
-from uvmshare.daemon.documents import NewVm
 from uvmshare.daemon.store import Store
 
 if TYPE_CHECKING:
@@ -64,19 +63,19 @@ def test_a_row_that_cannot_be_used_costs_its_own_vm_which_is_told_and_can_be_rem
             daemon.add_share(path, vm, read_only=True, lease=None if vm == "journal" else 30)
     spoil(home)
     with home.running() as daemon, home.client() as client:
-        assert client.vm("healthy").state == "running"
+        assert client.vms.get("healthy").state == "running"
         assert [each.lease for each in client.shares("healthy")[0].references] == [30]
         daemon.pass_time(30)
         assert client.shares("healthy") == []
         for vm, reason in REASONS.items():
-            assert client.vm(vm).state == "failed"
+            assert client.vms.get(vm).state == "failed"
             with pytest.raises(errors.FileServerError, match=reason):
                 daemon.add_share(path, vm)
         with pytest.raises(errors.AlreadyThere):
-            client.add_vm(NewVm(id="limits"))
+            client.vms.add("limits")
         for vm in REASONS:
             supervisor = os.pidfd_open(supervisor_of(home, UID, vm))
-            assert client.remove_vm(vm).left is None
+            assert client.vms.remove(vm).left is None
             assert select.select([supervisor], [], [], DEADLINE)[0], "its file server has ended"
             os.close(supervisor)
         assert [vm.id for vm in client.vms()] == ["healthy"]

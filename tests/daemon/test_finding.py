@@ -16,7 +16,6 @@ from tests.root import needs_root
 
 from uvmshare import errors
 from uvmshare.daemon import machine, service
-from uvmshare.daemon.documents import NewShare
 from uvmshare.fileserver.device import FileServer
 
 if TYPE_CHECKING:
@@ -55,26 +54,26 @@ async def told(daemon: Running, answers: asyncio.Event) -> None:
 
 def test_a_vm_that_is_still_being_found_keeps_no_other_waiting(home: Home, silent: asyncio.Event) -> None:
     with home.running(found=False) as daemon, home.client() as client:
-        vm = client.vm("vm")
+        vm = client.vms.get("vm")
         assert (vm.state, vm.error) == ("finding", "it is still being found, or started")
         daemon.call(daemon.service.machines[os.getuid(), "other"].found.wait)
-        assert client.vm("other").state == "running"
-        client.add_share("other", NewShare(path=home.directory("project")))
+        assert client.vms.get("other").state == "running"
+        client.shares.add("other", home.directory("project"))
         for ask in (
             lambda: client.shares("vm"),
             lambda: client.mounts("vm"),
-            lambda: client.stats("vm"),
-            lambda: client.add_share("vm", NewShare(path=home.directory("project"))),
-            lambda: client.release_share("vm", "0"),
-            lambda: client.release_owner("held"),
-            lambda: client.remove_vm("vm"),
+            lambda: client.vms.stats("vm"),
+            lambda: client.shares.add("vm", home.directory("project")),
+            lambda: client.shares.release("vm", "0"),
+            lambda: client.owners.release("held"),
+            lambda: client.vms.remove("vm"),
         ):
             with pytest.raises(errors.InvalidState, match=r"'vm' is still being found.*ask again"):
                 ask()
         daemon.call(lambda: told(daemon, silent))
-        assert client.vm("vm").state == "running"
+        assert client.vms.get("vm").state == "running"
         assert {each.owner for share in client.shares("vm") for each in share.references} == {"leased", "held"}
-        client.release_owner("held")
+        client.owners.release("held")
 
 
 def test_a_lease_that_ends_while_its_vm_is_being_found_ends_the_share_once_it_is(
@@ -82,7 +81,7 @@ def test_a_lease_that_ends_while_its_vm_is_being_found_ends_the_share_once_it_is
 ) -> None:
     with home.running(found=False) as daemon, home.client() as client:
         keeper = daemon.service.keeper
-        assert client.renew("leased") == 1
+        assert client.owners.renew("leased").leases == 1
         home.clock.now += 30
 
         async def see() -> None:
@@ -90,7 +89,7 @@ def test_a_lease_that_ends_while_its_vm_is_being_found_ends_the_share_once_it_is
 
         daemon.call(see)
         with pytest.raises(errors.NotThere, match="no lease"):
-            client.renew("leased")  # it is over for good, although the share is there yet
+            client.owners.renew("leased")  # it is over for good, although the share is there yet
         daemon.call(lambda: told(daemon, silent))
         daemon.call(keeper.settle)
         assert [each.owner for share in client.shares("vm") for each in share.references] == ["held"]
@@ -101,11 +100,11 @@ def test_a_lease_that_ends_while_its_vm_is_being_found_ends_the_share_once_it_is
 def test_a_vm_that_is_not_found_can_be_removed_with_all_that_it_had(home: Home, silent: asyncio.Event) -> None:
     with home.running(found=False) as daemon, home.client() as client:
         home.clock.now += 30
-        client.remove_vm("vm", force=True)
+        client.vms.remove("vm", force=True)
         assert [vm.id for vm in client.vms()] == ["other"]
         daemon.call(daemon.service.keeper.expire)
         with pytest.raises(errors.NotThere):
-            client.renew("leased")
+            client.owners.renew("leased")
     kill(supervisor_of(home, os.getuid()))
     silent.set()
 
@@ -125,7 +124,7 @@ def test_a_vm_that_could_not_be_found_is_looked_for_again(home: Home, monkeypatc
     monkeypatch.setattr(service, "_FIND_AGAIN_FIRST", 0.0)
     with home.running(found=False) as daemon, home.client() as client:
         daemon.call(daemon.service.machines[os.getuid(), "vm"].found.wait)
-        assert client.vm("vm").state == "running"
+        assert client.vms.get("vm").state == "running"
         assert [each.lease for share in client.shares("vm") for each in share.references] == [30]
         kinds = [event.kind for event in client.events("0", follow=False) if event is not None]
         assert kinds == ["vm.failed", "vm.failed", "vm.found"], "and a reason is told once"
@@ -148,15 +147,15 @@ def test_a_stand_in_on_a_users_own_control_socket_keeps_nobody(home: Home, monke
             connection, _ = stand_in.accept()
             with connection:
                 daemon.call(daemon.service.machines[0, "roots"].found.wait)
-                assert client.vm("roots").state == "running"
+                assert client.vms.get("roots").state == "running"
                 alice = User(daemon, ALICE)
-                assert alice.do(lambda client: client.vm("vm")).state == "finding"
+                assert alice.do(lambda client: client.vms.get("vm")).state == "finding"
                 with pytest.raises(errors.InvalidState):
                     alice.do(lambda client: client.shares("vm"))
                 # The daemon ends although nobody answers there.
     with home.running(found=False) as daemon, home.client() as client:
         daemon.call(daemon.service.machines[ALICE, "vm"].found.wait)
-        assert client.vm(f"{ALICE}:vm").state == "running"
+        assert client.vms.get(f"{ALICE}:vm").state == "running"
 
 
 def test_a_file_server_that_is_stopped_does_not_keep_the_daemon_from_ending(

@@ -55,7 +55,7 @@ def disk(home: Home) -> Iterator[Disk]:
     finally:
         disk.free()
         with home.running(), home.client() as client:
-            client.remove_vm("vm", force=True)
+            client.vms.remove("vm", force=True)
         home.had_vms = False
         disk.close()
 
@@ -107,9 +107,9 @@ def test_what_is_taken_by_force_while_the_disk_is_full_is_off_the_vm(home: Home,
             share = daemon.add_share(path, owner=owner)
         disk.fill()
         with home.client() as client, suppress(UvmshareError):
-            client.release_share("vm", share.name, force=True)
+            client.shares.release("vm", share.name, force=True)
         assert not reads(home, share.name)
         disk.free()
         with home.client() as client:
-            client.release_share("vm", share.name, force=True)
+            client.shares.release("vm", share.name, force=True)
         assert shares(daemon) == []

@@ -17,7 +17,7 @@ from tests.root import require_root
 
 from uvmshare import errors
 from uvmshare.daemon import groups, machine
-from uvmshare.daemon.documents import Use
+from uvmshare.daemon.documents import NewVm, Use
 from uvmshare.daemon.groups import Group, Groups, check_limits, exceeds
 from uvmshare.daemon.identity import Identity
 from uvmshare.fileserver import link
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.daemon.harness import Home
-
-    from uvmshare.daemon.documents import NewVm
 
 
 @contextmanager
@@ -85,7 +83,7 @@ def test_all_processes_of_a_vm_are_in_its_group_and_none_survives_it(top: str, h
         # What code that was run in there could have left: a process of its own, in a session of its own.
         with subprocess.Popen(["sleep", "1000"], start_new_session=True) as stray:
             groups._write(vm.cgroup, "cgroup.procs", str(stray.pid))
-            client.remove_vm("vm", force=True)
+            client.vms.remove("vm", force=True)
             assert stray.wait(DEADLINE) == -9
         assert not os.path.exists(vm.cgroup)
 
@@ -126,8 +124,8 @@ def test_a_vm_that_was_never_found_ends_with_all_its_processes_or_the_answer_say
     with Guest.connect(vm.addresses[0], share.name, timeout=DEADLINE) as guest:
         monkeypatch.setattr(FileServer, "connect", never)
         with home.running(found=False) as daemon, home.client() as client:
-            assert client.vm("vm").state == "finding"
-            removed = client.remove_vm("vm", force=True)
+            assert client.vms.get("vm").state == "finding"
+            removed = client.vms.remove("vm", force=True)
             assert client.vms() == []
             (event,) = [each for each in client.events("0", follow=False) if each and each.kind == "vm.removed"]
             assert event.detail == {"left": removed.left}
@@ -164,7 +162,7 @@ def test_a_supervisor_that_does_not_say_that_it_ends_is_told_in_the_answer(
     with home.running() as daemon, home.client() as client:
         daemon.add_vm()
         os.kill(supervisor_of(home, os.getuid()), signal.SIGSTOP)
-        left = client.remove_vm("vm").left
+        left = client.vms.remove("vm").left
         assert left is not None
         assert "does not answer, and may go on with its mounts" in left
 
@@ -323,7 +321,7 @@ def test_a_user_may_ask_for_less_than_the_daemons_limit(
         service = daemon.daemon.service
         service._places.groups = Groups("/nowhere")
         service._places.group_limits = {name: most}
-        new: NewVm = home.new_vm(cgroup={name: wanted})
+        new = NewVm(id="vm", cgroup={name: wanted})
         service._check_group(Identity(0, 0), new)
         if more:
             with pytest.raises(errors.OperationDenied, match="at most here"):

@@ -182,7 +182,7 @@ def test_a_thread_renews_until_the_lease_is_lost() -> None:
         (lambda c: c.shares.add("vm", "/", readonly=True), "readonly is no option .*did you mean read_only"),
         (lambda c: c.vms.add("x", listen="unix:/x"), "listen is 'unix:/x': pass a list of addresses"),
         (lambda c: c.vms.add("x", security_model="passthru"), "did you mean 'passthrough'"),
-        (lambda c: c.vms.add("x", agent_token=5), "agent_token is of another form"),
+        (lambda c: c.vms.add("x", agent_token=5), "agent_token is a secret of type int: pass"),
         (lambda c: c.mounts.map("vm", "/", "mnt", msize=1), "msize is 1"),
         (lambda c: c.owners.renew("me", vm="vm"), "pass both for one share, or neither"),
         (lambda c: c.vms.remove("vm", force=1), "force is 1: pass True or False"),

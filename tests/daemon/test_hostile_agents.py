@@ -25,7 +25,6 @@ from tests.daemon.hostile_agents import MANNERS
 from uvicorn.protocols.http import h11_impl
 
 from uvmshare.daemon import mappings
-from uvmshare.daemon.documents import NewMount
 from uvmshare.guest import wire
 from uvmshare.mounts import agent_client, connection, engine
 
@@ -153,7 +152,7 @@ def play(running: Running, client: Client, crowd: Crowd, number: int, manners: l
     running.call(crowd.reached)
     path = running.home.directory("project")
     for vm in crowd.vms[1 : len(manners) + 1]:
-        mount = client.map(vm, NewMount(path=path, guest_path=f"{TARGET}{number}", owner="job", lease=LEASE))
+        mount = client.mounts.map(vm, path, f"{TARGET}{number}", owner="job", lease=LEASE)
         assert mount.state == "mounted", vm
     crowd.turn(manners)
 
@@ -173,7 +172,7 @@ def test_hostile_agents_keep_no_share_delay_nobody_and_fill_no_memory(
     assert len(SHORT) >= 20, "as many manners"
     rounds = [SHORT[at : at + GUESTS] for at in range(0, len(SHORT), GUESTS)]
     with crowded(daemon, GUESTS, monkeypatch) as crowd:
-        client.map("vm-0", NewMount(path=daemon.home.directory("healthy"), guest_path=f"{TARGET}healthy"))
+        client.mounts.map("vm-0", daemon.home.directory("healthy"), f"{TARGET}healthy")
         work = Work(daemon, monkeypatch)
         quiet = work.of(client)
         sizes: list[int] = []
@@ -194,7 +193,7 @@ def test_hostile_agents_keep_no_share_delay_nobody_and_fill_no_memory(
         assert later <= connection._PIECE, "what one turn of the loop looks at of one agent"
         keepers = [machine.agent._keeping for machine in crowd.machines if machine.agent is not None]
         assert not any(keeper is None or keeper.done() for keeper in keepers)
-        client.unmap("vm-0", f"{TARGET}healthy")
+        client.mounts.unmap("vm-0", f"{TARGET}healthy")
         assert client.shares("vm-0") == []
 
 
@@ -204,7 +203,7 @@ def test_every_manner_of_hostile_agent_at_the_same_time_leaves_a_daemon_that_ans
 ) -> None:
     """Take the time, too: the median of some hundred answers, and the best of some tries, since others run beside."""
     with crowded(daemon, len(HOSTILE), monkeypatch) as crowd:
-        client.map("vm-0", NewMount(path=daemon.home.directory("healthy"), guest_path=f"{TARGET}healthy"))
+        client.mounts.map("vm-0", daemon.home.directory("healthy"), f"{TARGET}healthy")
         quiet = min(_seconds(client) for _ in range(5))
         for number in range(2):
             play(daemon, client, crowd, number, HOSTILE)

@@ -39,7 +39,7 @@ def test_an_event_names_the_process_the_share_and_what_is_waited_for(home: Home,
                 fuse.hang("bad")
                 guest.send(m.Tgetattr(fid, int(GetattrMask.BASIC)))
                 fuse.wait_until_asked()
-                released = client.release_share("vm", share.name, owner="job")
+                released = client.shares.release("vm", share.name, owner="job")
                 assert released.ended
                 (words,) = released.left_behind
                 assert client.shares("vm") == []

@@ -159,8 +159,8 @@ def test_one_file_server_that_tells_nothing_costs_the_lines_of_its_vm_alone(
                 assert value(daemon, "uvmshare_references", vm=f"{os.getuid()}:stopped") == 1
             with home.client() as client:
                 with pytest.raises(errors.OutcomeUnknown, match=r"no answer within 0\.2 s"):
-                    client.stats("stopped")
-                assert client.stats("good")
+                    client.vms.stats("stopped")
+                assert client.vms.stats("good")
         finally:
             os.kill(supervisor, signal.SIGCONT)
 
@@ -189,7 +189,7 @@ def test_what_a_user_makes_his_file_server_count_is_told_all_the_same(
     assert value(busy, "uvmshare_mounts") == 3000
     assert {dict(where)["share"] for where in samples(busy)["uvmshare_mounts"]} == {"0"}
     with busy.home.client() as client:
-        (stats,) = client.stats("vm")
+        (stats,) = client.vms.stats("vm")
     assert stats.received == (1 << 63) - 1
 
 

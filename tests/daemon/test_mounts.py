@@ -23,7 +23,7 @@ from tests.root import needs_root
 
 from uvmshare import errors
 from uvmshare.cli.main import run
-from uvmshare.daemon.documents import NewMount, NewShare, ReleasedOwner
+from uvmshare.daemon.documents import ReleasedOwner
 from uvmshare.guest.mount import choose
 
 if TYPE_CHECKING:
@@ -129,14 +129,14 @@ def mapped(guest: Guest, daemon: Running) -> Running:
     return daemon
 
 
-def wanted(guest: Guest, path: str, name: str = "project", **more: Any) -> NewMount:
-    return NewMount(path=path, guest_path=f"{guest.allow}/{name}", **more)
+def wanted(guest: Guest, path: str, name: str = "project", **more: Any) -> dict[str, Any]:
+    return {"path": path, "guest_path": f"{guest.allow}/{name}", **more}
 
 
 def test_two_programs_have_one_share_and_one_mount(mapped: Running, guest: Guest, client: Client) -> None:
     path = mapped.home.directory("project")
     for owner in ("one", "two", "one"):
-        mount = client.map("vm", wanted(guest, path, owner=owner))
+        mount = client.mounts.map("vm", **wanted(guest, path, owner=owner))
         assert (mount.path, mount.guest_path, mount.state) == (path, f"{guest.allow}/project", "mounted")
     assert guest.mounted() == [f"{guest.allow}/project"]
     assert len(guest.server.asked) == 1
@@ -144,15 +144,15 @@ def test_two_programs_have_one_share_and_one_mount(mapped: Running, guest: Guest
     assert share.mounts == (mount.guest_path,)
     assert share.references == ()
     assert [each.owner for each in client.mounts("vm")[0].references] == ["one", "two"]
-    assert client.vm("vm").mounts == 1
-    client.unmap("vm", mount.guest_path, owner="one")
+    assert client.vms.get("vm").mounts == 1
+    client.mounts.unmap("vm", mount.guest_path, owner="one")
     assert guest.mounted()
-    client.unmap("vm", mount.guest_path, owner="nobody")
-    client.unmap("vm", mount.guest_path, owner="two")
+    client.mounts.unmap("vm", mount.guest_path, owner="nobody")
+    client.mounts.unmap("vm", mount.guest_path, owner="two")
     assert guest.mounted() == []
     assert (client.mounts("vm"), client.shares("vm")) == ([], [])
     with pytest.raises(errors.NotThere):
-        client.unmap("vm", mount.guest_path, owner="two")
+        client.mounts.unmap("vm", mount.guest_path, owner="two")
 
 
 def test_what_a_user_says_of_rights_and_access_control_lists_reaches_the_guests_kernel_and_stays(
@@ -176,7 +176,7 @@ def test_what_a_user_says_of_rights_and_access_control_lists_reaches_the_guests_
     with home.running() as daemon, home.client() as client:
         daemon.add_vm(agent=f"unix:{guest.socket}")
         for n, more in enumerate(asked[:-1]):
-            mount = client.map("vm", wanted(guest, path, str(n), **more))
+            mount = client.mounts.map("vm", **wanted(guest, path, str(n), **more))
             given = {name: getattr(mount, name) for name in ("suid", "dev", "posixacl")}
             assert given == {"suid": False, "dev": False, "posixacl": False, **more}
             assert (mount.cache, mount.msize, mount.chosen) == ("auto", None, chosen)
@@ -187,9 +187,9 @@ def test_what_a_user_says_of_rights_and_access_control_lists_reaches_the_guests_
         assert said.err == f"{guest.allow}/4 is mounted with {chosen}\n"
         assert guest.flags() == wanted_flags
         with pytest.raises(errors.MountConflict, match="suid"):
-            client.map("vm", wanted(guest, path, "0", owner="other", suid=True))
+            client.mounts.map("vm", **wanted(guest, path, "0", owner="other", suid=True))
         with pytest.raises(errors.MountConflict, match="posixacl"):
-            client.map("vm", wanted(guest, path, "3", owner="other"))
+            client.mounts.map("vm", **wanted(guest, path, "3", owner="other"))
 
         # After a cut each is made beside the dead one, and bound in its place.
         agent = _machine(daemon).agent
@@ -216,7 +216,7 @@ def test_listing_shares_looks_at_the_mounts_once(
 ) -> None:
     names = ("a", "b", "c")
     for name in names:
-        client.map("vm", wanted(guest, mapped.home.directory(name), name))
+        client.mounts.map("vm", **wanted(guest, mapped.home.directory(name), name))
     machine, looked = _machine(mapped), 0
     mounted = machine.mounted
 
@@ -233,17 +233,17 @@ def test_listing_shares_looks_at_the_mounts_once(
 def test_what_cannot_be_mounted_leaves_neither_share_nor_lease(mapped: Running, guest: Guest, client: Client) -> None:
     path = mapped.home.directory("project")
     with pytest.raises(errors.MountRefused):
-        client.map("vm", NewMount(path=path, guest_path="/etc/x", owner="job", lease=60))
+        client.mounts.map("vm", path, "/etc/x", owner="job", lease=60)
     with pytest.raises(errors.InvalidOptions):
-        client.map("vm", wanted(guest, f"{path}/missing", lease=60))
+        client.mounts.map("vm", **wanted(guest, f"{path}/missing", lease=60))
     with pytest.raises(errors.InvalidOptions):
-        client.map("vm", NewMount(path=path, guest_path="relative"))
+        client.mounts.map("vm", path, "relative")
     assert (client.mounts("vm"), client.shares("vm"), guest.mounted()) == ([], [], [])
     with pytest.raises(errors.NotThere):
-        client.renew("job")
-    taken = client.map("vm", wanted(guest, path))
+        client.owners.renew("job")
+    taken = client.mounts.map("vm", **wanted(guest, path))
     with pytest.raises(errors.MountConflict, match="taken"):
-        client.map("vm", wanted(guest, mapped.home.directory("other"), owner="other"))
+        client.mounts.map("vm", **wanted(guest, mapped.home.directory("other"), owner="other"))
     assert client.mounts("vm") == [taken]
 
 
@@ -251,14 +251,14 @@ def test_a_lease_that_ends_takes_mount_and_share_away_although_they_are_used(
     mapped: Running, guest: Guest, client: Client
 ) -> None:
     path = mapped.home.directory("project")
-    client.map("vm", wanted(guest, path, owner="short", lease=10))
-    client.map("vm", wanted(guest, path, owner="long", lease=100))
+    client.mounts.map("vm", **wanted(guest, path, owner="short", lease=10))
+    client.mounts.map("vm", **wanted(guest, path, owner="long", lease=100))
     Path(guest.kernel, "busy").write_text(f"{guest.allow}/project")
-    client.map("vm", wanted(guest, path, "second", owner="short", lease=10))
+    client.mounts.map("vm", **wanted(guest, path, "second", owner="short", lease=10))
     Path(guest.kernel, "busy").write_text(f"{guest.allow}/project\n{guest.allow}/second")
     with pytest.raises(errors.MountBusy):
-        client.unmap("vm", f"{guest.allow}/second", owner="short")
-    assert client.renew("long") == 1
+        client.mounts.unmap("vm", f"{guest.allow}/second", owner="short")
+    assert client.owners.renew("long").leases == 1
     mapped.pass_time(10)
     assert guest.mounted() == [f"{guest.allow}/project"]
     mapped.pass_time(90)
@@ -282,8 +282,8 @@ def test_a_lease_that_is_shorter_than_the_mounting_begins_after_it(home: Home, g
             return await mount(*args, **more)
 
         manager.mount = mount_slowly  # type: ignore[method-assign]  # nothing else knows when it is under way
-        client.map("vm", wanted(guest, path, owner="job", lease=10))
-        assert client.renew("job") == 1
+        client.mounts.map("vm", **wanted(guest, path, owner="job", lease=10))
+        assert client.owners.renew("job").leases == 1
     with home.running() as daemon, home.client() as client:
         (found,) = client.mounts("vm")
         assert [each.owner for each in found.references] == ["job"]
@@ -293,12 +293,12 @@ def test_a_lease_that_is_shorter_than_the_mounting_begins_after_it(home: Home, g
 
 def test_a_guest_that_does_not_answer_keeps_no_directory(mapped: Running, guest: Guest, client: Client) -> None:
     path = mapped.home.directory("project")
-    client.map("vm", wanted(guest, path, owner="job", lease=10))
+    client.mounts.map("vm", **wanted(guest, path, owner="job", lease=10))
     machine = _machine(mapped)
     dials, released = _tell_dials(machine), _tell_releases(machine)
     guest.end()
     mapped.call(dials.get)  # it dials when it is not connected any more
-    assert client.vm("vm").agent_state == "unreachable"
+    assert client.vms.get("vm").agent_state == "unreachable"
     assert mapped.daemon is not None
     keeper = mapped.daemon.service.keeper
     mapped.home.clock.now += 10
@@ -369,8 +369,8 @@ def test_the_daemon_finds_its_mounts_again_and_the_guest_notices_nothing(home: H
     path = home.directory("project")
     with home.running() as daemon, home.client() as client:
         daemon.add_vm(agent=f"unix:{guest.socket}")
-        client.map("vm", wanted(guest, path, owner="leased", lease=30))
-        before = client.map("vm", wanted(guest, path, owner="held"))
+        client.mounts.map("vm", **wanted(guest, path, owner="leased", lease=30))
+        before = client.mounts.map("vm", **wanted(guest, path, owner="held"))
     with home.running() as daemon, home.client() as client:
         (found,) = client.mounts("vm")
         assert {each.owner for each in found.references} == {"leased", "held"}
@@ -382,7 +382,7 @@ def test_the_daemon_finds_its_mounts_again_and_the_guest_notices_nothing(home: H
         daemon.pass_time(30)
         (found,) = client.mounts("vm")
         assert [each.owner for each in found.references] == ["held"]
-        client.unmap("vm", found.guest_path, owner="held")
+        client.mounts.unmap("vm", found.guest_path, owner="held")
         assert (guest.mounted(), client.shares("vm")) == ([], [])
 
 
@@ -391,10 +391,10 @@ def test_a_mount_hides_and_maps_the_same_after_the_daemon_was_started_again(home
     more: dict[str, Any] = {"hide": ("*", "!shown"), "map_owner": "1000:0"}
     with home.running() as daemon, home.client() as client:
         daemon.add_vm(agent=f"unix:{guest.socket}")
-        before = client.map("vm", wanted(guest, path, **more))
+        before = client.mounts.map("vm", **wanted(guest, path, **more))
         assert (before.hide, before.map_owner) == (("*", "!shown"), "1000/1000:0/0")
         with pytest.raises(errors.MountConflict, match="hides 2 patterns, owner=1000/1000:0/0"):
-            client.map("vm", wanted(guest, path))
+            client.mounts.map("vm", **wanted(guest, path))
     with home.running(), home.client() as client:
         restored = (event for event in client.events("0") if event is not None and event.kind == "mount.restored")
         next(restored)
@@ -402,7 +402,7 @@ def test_a_mount_hides_and_maps_the_same_after_the_daemon_was_started_again(home
         assert (found.share, found.hide, found.map_owner) == (before.share, before.hide, before.map_owner)
         (share,) = client.shares("vm")
         assert (share.name, share.hide, share.map_owner) == (before.share, before.hide, before.map_owner)
-        client.unmap("vm", found.guest_path)
+        client.mounts.unmap("vm", found.guest_path)
         assert client.shares("vm") == []
 
 
@@ -417,10 +417,10 @@ def test_a_mount_whose_directory_was_replaced_is_kept_by_its_holder_and_joined_b
     path = home.directory("project")
     with home.running() as daemon, home.client() as client:
         daemon.add_vm(agent=f"unix:{guest.socket}")
-        before = client.map("vm", wanted(guest, path, owner="job-1"))
+        before = client.mounts.map("vm", **wanted(guest, path, owner="job-1"))
         replace(path)
         with pytest.raises(errors.MountConflict, match="was replaced since: have those who hold that mount release it"):
-            client.map("vm", wanted(guest, path, owner="job-2"))
+            client.mounts.map("vm", **wanted(guest, path, owner="job-2"))
         (found,) = client.mounts("vm")
         assert (found.share, found.directory) == (before.share, "replaced")
         assert [each.owner for each in found.references] == ["job-1"]
@@ -432,8 +432,8 @@ def test_a_mount_whose_directory_was_replaced_is_kept_by_its_holder_and_joined_b
         assert (found.state, found.share, found.directory) == ("mounted", before.share, "replaced")
         assert len(guest.server.asked) == 1
         assert [share.name for share in client.shares("vm")] == [before.share]
-        client.unmap("vm", found.guest_path, owner="job-1")
-        again = client.map("vm", wanted(guest, path, owner="job-2"))
+        client.mounts.unmap("vm", found.guest_path, owner="job-1")
+        again = client.mounts.map("vm", **wanted(guest, path, owner="job-2"))
         assert again.share != before.share
 
 
@@ -441,7 +441,7 @@ def test_a_mount_whose_directory_is_gone_from_its_path_outlives_the_daemon(home:
     path = home.directory("project")
     with home.running() as daemon, home.client() as client:
         daemon.add_vm(agent=f"unix:{guest.socket}")
-        client.map("vm", wanted(guest, path, owner="job-1"))
+        client.mounts.map("vm", **wanted(guest, path, owner="job-1"))
     os.rmdir(path)
     with home.running(), home.client() as client:
         ended = (event for event in client.events("0") if event is not None and event.kind.startswith("mount."))
@@ -454,7 +454,7 @@ def test_a_mount_is_not_made_again_of_another_directory_than_it_was_of(home: Hom
     path = home.directory("project")
     with home.running() as daemon, home.client() as client:
         daemon.add_vm(agent=f"unix:{guest.socket}")
-        client.map("vm", wanted(guest, path, owner="job-1"))
+        client.mounts.map("vm", **wanted(guest, path, owner="job-1"))
     os.kill(supervisor_of(home, os.geteuid()), signal.SIGTERM)  # it ends in order, and nobody serves the directory
     replace(path)
     with home.running(), home.client() as client:
@@ -467,8 +467,8 @@ def test_what_is_given_back_before_the_guest_is_reached_again_stays_given_back(h
     path = home.directory("project")
     with home.running() as daemon, home.client() as client:
         daemon.add_vm(agent=f"unix:{guest.socket}")
-        client.map("vm", wanted(guest, path, owner="a", lease=30))
-        client.map("vm", wanted(guest, home.directory("gone"), "gone", owner="b"))
+        client.mounts.map("vm", **wanted(guest, path, owner="a", lease=30))
+        client.mounts.map("vm", **wanted(guest, home.directory("gone"), "gone", owner="b"))
     guest.end()
     os.rmdir(f"{home.folder}/gone")
     with home.running() as daemon, home.client() as client:
@@ -483,26 +483,26 @@ def test_a_vm_without_an_agent_says_so(daemon: Running, client: Client) -> None:
     daemon.add_vm()
     path = daemon.home.directory("project")
     with pytest.raises(errors.InvalidState, match="no agent"):
-        client.map("vm", NewMount(path=path, guest_path="/run/uvmshare/x"))
+        client.mounts.map("vm", path, "/run/uvmshare/x")
     with pytest.raises(errors.InvalidState, match="no agent"):
-        client.examine_guest("vm")
+        client.vms.examine("vm")
     assert client.mounts("vm") == []
 
 
 def test_removing_a_vm_unmounts_what_the_guest_still_answers_for(mapped: Running, guest: Guest, client: Client) -> None:
-    client.map("vm", wanted(guest, mapped.home.directory("project")))
+    client.mounts.map("vm", **wanted(guest, mapped.home.directory("project")))
     with pytest.raises(errors.StillInUse):
-        client.remove_vm("vm")
-    client.remove_vm("vm", force=True)
+        client.vms.remove("vm")
+    client.vms.remove("vm", force=True)
     assert guest.mounted() == []
 
 
 def test_an_owner_that_is_gone_gives_mounts_and_shares_back(mapped: Running, guest: Guest, client: Client) -> None:
     path = mapped.home.directory("project")
-    client.map("vm", wanted(guest, path, owner="job"))
-    client.add_share("vm", NewShare(path=path, owner="job"))
-    client.map("vm", wanted(guest, mapped.home.directory("other"), "other", owner="else"))
-    assert client.release_owner("job") == ReleasedOwner(released=True, shares=1, mounts=1)
+    client.mounts.map("vm", **wanted(guest, path, owner="job"))
+    client.shares.add("vm", path, owner="job")
+    client.mounts.map("vm", **wanted(guest, mapped.home.directory("other"), "other", owner="else"))
+    assert client.owners.release("job") == ReleasedOwner(released=True, shares=1, mounts=1)
     assert guest.mounted() == [f"{guest.allow}/other"]
     (share,) = client.shares("vm")
     assert share.mounts == (f"{guest.allow}/other",)
@@ -515,14 +515,14 @@ def test_what_another_user_has_mounted_is_not_told(home: Home, guest: Guest, dae
     alice.add_vm(agent=f"unix:{guest.socket}")
     secret = home.directory("roots")
     with home.client() as root:
-        root.map(f"{ALICE}:vm", wanted(guest, secret, read_only=True))
+        root.mounts.map(f"{ALICE}:vm", **wanted(guest, secret, read_only=True))
     assert alice.do(lambda client: client.mounts("vm")) == []
     assert alice.do(lambda client: client.shares("vm")) == []
     with pytest.raises(errors.MountConflict) as refused:
-        alice.do(lambda client: client.map("vm", wanted(guest, alice.folder)))
+        alice.do(lambda client: client.mounts.map("vm", **wanted(guest, alice.folder)))
     assert secret not in str(refused.value)
     with pytest.raises(errors.NotThere):
-        alice.do(lambda client: client.unmap("vm", f"{guest.allow}/project"))
+        alice.do(lambda client: client.mounts.unmap("vm", f"{guest.allow}/project"))
     assert guest.mounted() == [f"{guest.allow}/project"]
 
 
@@ -535,7 +535,7 @@ def test_an_agent_is_dialled_with_the_rights_of_the_vms_user(home: Home, guest: 
     daemon.call(dials.get)  # that one may be the first
     assert "ermission denied" in str(daemon.call(dials.get))
     os.chmod(guest.socket, 0o666)
-    assert alice.do(lambda client: client.map("vm", wanted(guest, alice.folder)).state) == "mounted"
+    assert alice.do(lambda client: client.mounts.map("vm", **wanted(guest, alice.folder)).state) == "mounted"
 
 
 def test_doctor_tells_of_the_guest_too(

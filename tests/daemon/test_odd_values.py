@@ -13,7 +13,7 @@ from tests import hostile_text
 from tests.hostile_text import assert_safe
 from tests.processes import DEADLINE
 
-from uvmshare.daemon.documents import NewMount, NewShare, NewVm, Problem
+from uvmshare.daemon.documents import Problem
 from uvmshare.daemon.service import Service
 from uvmshare.errors import UvmshareError
 
@@ -34,52 +34,50 @@ def home() -> Iterator[Home]:
     with Home.made() as made, made.running():
         made.had_vms = True
         with made.client() as client:
-            client.add_vm(NewVm(id="vm", listen=(f"unix:{made.folder}/vm.sock",)))
+            client.vms.add("vm", listen=(f"unix:{made.folder}/vm.sock",))
             os.mkdir(f"{made.folder}/shared")
-            client.add_share("vm", NewShare(path=f"{made.folder}/shared"))
+            client.shares.add("vm", f"{made.folder}/shared")
         yield made
 
 
 CALLS: dict[str, Callable[[Client, str, str], Any]] = {
-    "vm": lambda client, text, _: client.vm(text),
-    "vm id": lambda client, text, _: client.add_vm(NewVm(id=text, listen=("unix:/x",))),
-    "listen": lambda client, text, _: client.add_vm(NewVm(id="new", listen=(text,))),
-    "listen unix": lambda client, text, _: client.add_vm(NewVm(id="new", listen=(f"unix:/nowhere{text}",))),
-    "listen tcp": lambda client, text, _: client.add_vm(NewVm(id="new", listen=(f"tcp:{text}:0",))),
-    "listen port": lambda client, text, _: client.add_vm(NewVm(id="new", listen=(f"vsock:{text}:{text}",))),
-    "compute system": lambda client, text, _: client.add_vm(NewVm(id="new", compute_system=text)),
-    "socket mode": lambda client, text, _: client.add_vm(NewVm(id="new", listen=("unix:/x",), socket_mode=text)),
-    "limit": lambda client, text, _: client.add_vm(NewVm(id="new", listen=("unix:/x",), limits={text: 1})),
-    "agent": lambda client, text, _: client.add_vm(NewVm(id="new", listen=("unix:/nowhere/x",), agent=text)),
-    "agent unix": lambda client, text, _: client.add_vm(
-        NewVm(id="new", listen=("unix:/nowhere/x",), agent=f"unix:/nowhere{text}")
+    "vm": lambda client, text, _: client.vms.get(text),
+    "vm id": lambda client, text, _: client.vms.add(text, listen=("unix:/x",)),
+    "listen": lambda client, text, _: client.vms.add("new", listen=(text,)),
+    "listen unix": lambda client, text, _: client.vms.add("new", listen=(f"unix:/nowhere{text}",)),
+    "listen tcp": lambda client, text, _: client.vms.add("new", listen=(f"tcp:{text}:0",)),
+    "listen port": lambda client, text, _: client.vms.add("new", listen=(f"vsock:{text}:{text}",)),
+    "compute system": lambda client, text, _: client.vms.add("new", compute_system=text),
+    "socket mode": lambda client, text, _: client.vms.add("new", listen=("unix:/x",), socket_mode=text),
+    "limit": lambda client, text, _: client.vms.add("new", listen=("unix:/x",), limits={text: 1}),
+    "agent": lambda client, text, _: client.vms.add("new", listen=("unix:/nowhere/x",), agent=text),
+    "agent unix": lambda client, text, _: client.vms.add(
+        "new", listen=("unix:/nowhere/x",), agent=f"unix:/nowhere{text}"
     ),
-    "agent tcp": lambda client, text, _: client.add_vm(
-        NewVm(id="new", listen=("unix:/nowhere/x",), agent=f"tcp:{text}:1")
+    "agent tcp": lambda client, text, _: client.vms.add("new", listen=("unix:/nowhere/x",), agent=f"tcp:{text}:1"),
+    "agent token": lambda client, text, _: client.vms.add(
+        "new", listen=("unix:/nowhere/x",), agent="unix:/x", agent_token=text
     ),
-    "agent token": lambda client, text, _: client.add_vm(
-        NewVm(id="new", listen=("unix:/nowhere/x",), agent="unix:/x", agent_token=text)
-    ),
-    "removed vm": lambda client, text, _: client.remove_vm(text),
+    "removed vm": lambda client, text, _: client.vms.remove(text),
     "shares of": lambda client, text, _: client.shares(text),
-    "path": lambda client, text, _: client.add_share("vm", NewShare(path=text)),
-    "path below": lambda client, text, folder: client.add_share("vm", NewShare(path=f"{folder}/{text}")),
-    "only": lambda client, text, folder: client.add_share("vm", NewShare(path=f"{folder}/shared", only=(text,))),
-    "owner": lambda client, text, folder: client.add_share("vm", NewShare(path=f"{folder}/shared", owner=text)),
-    "share": lambda client, text, _: client.share("vm", text),
-    "released share": lambda client, text, _: client.release_share("vm", text),
-    "releasing owner": lambda client, text, _: client.release_share("vm", "0", owner=text),
-    "guest path": lambda client, text, folder: client.map("vm", NewMount(path=f"{folder}/shared", guest_path=text)),
-    "mapped path": lambda client, text, _: client.map("vm", NewMount(path=text, guest_path="/mnt")),
-    "unmapped path": lambda client, text, _: client.unmap("vm", text),
-    "unmapping owner": lambda client, text, _: client.unmap("vm", "/mnt", owner=text),
-    "renewing owner": lambda client, text, _: client.renew(text),
-    "renewed share": lambda client, text, _: client.renew("default", vm="vm", share=text),
-    "owner to release": lambda client, text, _: client.release_owner(text),
-    "operation": lambda client, text, _: client.operation(text),
+    "path": lambda client, text, _: client.shares.add("vm", text),
+    "path below": lambda client, text, folder: client.shares.add("vm", f"{folder}/{text}"),
+    "only": lambda client, text, folder: client.shares.add("vm", f"{folder}/shared", only=(text,)),
+    "owner": lambda client, text, folder: client.shares.add("vm", f"{folder}/shared", owner=text),
+    "share": lambda client, text, _: client.shares.get("vm", text),
+    "released share": lambda client, text, _: client.shares.release("vm", text),
+    "releasing owner": lambda client, text, _: client.shares.release("vm", "0", owner=text),
+    "guest path": lambda client, text, folder: client.mounts.map("vm", f"{folder}/shared", text),
+    "mapped path": lambda client, text, _: client.mounts.map("vm", text, "/mnt"),
+    "unmapped path": lambda client, text, _: client.mounts.unmap("vm", text),
+    "unmapping owner": lambda client, text, _: client.mounts.unmap("vm", "/mnt", owner=text),
+    "renewing owner": lambda client, text, _: client.owners.renew(text).leases,
+    "renewed share": lambda client, text, _: client.owners.renew("default", vm="vm", share=text).leases,
+    "owner to release": lambda client, text, _: client.owners.release(text),
+    "operation": lambda client, text, _: client.operations.get(text),
     "events since": lambda client, text, _: list(client.events(text, follow=False)),
-    "stats": lambda client, text, _: client.stats(text),
-    "guest": lambda client, text, _: client.examine_guest(text),
+    "stats": lambda client, text, _: client.vms.stats(text),
+    "guest": lambda client, text, _: client.vms.examine(text),
 }
 
 

@@ -16,7 +16,6 @@ from tests.daemon.harness import supervisor_of
 from tests.processes import DEADLINE, await_answer
 
 from uvmshare import errors
-from uvmshare.daemon.documents import NewShare
 from uvmshare.testing.client import Client as Guest
 
 if TYPE_CHECKING:
@@ -132,19 +131,19 @@ def test_a_guest_reads_on_while_the_daemon_is_started_again(home: Home) -> None:
     with open(f"{path}/file", "w") as file:
         file.write("still there")
     with running(home) as daemon, home.client() as client:
-        vm = client.add_vm(home.new_vm())
-        share = client.add_share("vm", NewShare(path=path, read_only=True, lease=60))
+        vm = client.vms.add(**home.new_vm())
+        share = client.shares.add("vm", path, read_only=True, lease=60)
         guest = Guest.connect(vm.addresses[0], share.name)
         assert daemon.end() == 0
     with guest:
         assert guest.read_file("file") == b"still there"
         with running(home), home.client() as client:
-            await_answer(lambda: client.vm("vm").state, "running")  # it answers before it has found its VMs
+            await_answer(lambda: client.vms.get("vm").state, "running")  # it answers before it has found its VMs
             (found,) = client.vms()
             assert (found.id, found.state, found.addresses, found.restarts) == ("vm", "running", vm.addresses, 0)
             assert [(each.name, each.references[0].lease) for each in client.shares("vm")] == [(share.name, 60)]
             assert guest.read_file("file") == b"still there"
-            client.remove_vm("vm", force=True)
+            client.vms.remove("vm", force=True)
             with pytest.raises((OSError, EOFError)):
                 guest.read_file("file")
 
@@ -152,8 +151,8 @@ def test_a_guest_reads_on_while_the_daemon_is_started_again(home: Home) -> None:
 def test_a_file_server_that_is_killed_is_started_again_with_its_shares(home: Home) -> None:
     path = home.directory("project")
     with running(home), home.client() as client:
-        vm = client.add_vm(home.new_vm())
-        names = [client.add_share("vm", NewShare(path=home.directory(name))).name for name in ("a", "b")]
+        vm = client.vms.add(**home.new_vm())
+        names = [client.shares.add("vm", home.directory(name)).name for name in ("a", "b")]
         del path
         events = client.events("0")
         os.kill(supervisor_of(home, os.getuid()), signal.SIGKILL)
@@ -162,7 +161,7 @@ def test_a_file_server_that_is_killed_is_started_again_with_its_shares(home: Hom
             while "vm.restarted" not in kinds:
                 event = next(events)
                 kinds.append(event.kind if event is not None else "missed")
-            assert other.vm("vm").restarts == 1
+            assert other.vms.get("vm").restarts == 1
             assert [share.name for share in other.shares("vm")] == names
         for name in names:
             with Guest.connect(vm.addresses[0], name) as guest:
@@ -172,9 +171,9 @@ def test_a_file_server_that_is_killed_is_started_again_with_its_shares(home: Hom
 def test_every_line_of_the_log_names_vm_share_and_owner(home: Home) -> None:
     path = home.directory("project")
     with running(home) as daemon, home.client() as client:
-        client.add_vm(home.new_vm())
-        share = client.add_share("vm", NewShare(path=path, owner="job", lease=60))
-        client.release_owner("job")
+        client.vms.add(**home.new_vm())
+        share = client.shares.add("vm", path, owner="job", lease=60)
+        client.owners.release("job")
         daemon.end()
         lines = {str(line["event"]): line for line in daemon.lines()}
     for event in ("share.held", "share.released"):

@@ -80,7 +80,7 @@ def test_a_directory_that_is_made_anew_is_a_share_of_its_own(home: Home) -> None
         assert daemon.add_share(path, owner="job-2").name == second.name
         assert told(home) == [(first.name, "job-1", "gone"), (first.name, "job-1", "replaced")]
         with home.client() as client:
-            client.release_share("vm", first.name, owner="job-1")
+            client.shares.release("vm", first.name, owner="job-1")
         assert seen(home) == {second.name: ("there", ["job-2"])}
 
 
@@ -168,7 +168,7 @@ def test_a_lease_is_on_what_its_owner_asked_for_whichever_directory_is_there(hom
         daemon.pass_time(59)
         assert seen(home) == {old.name: ("replaced", ["job-1"]), new.name: ("there", ["job-2", "job-1"])}
         with home.client() as client:
-            client.release_share("vm", old.name, owner="job-1")
+            client.shares.release("vm", old.name, owner="job-1")
     home.clock.now += 1000
     with home.running() as daemon:
         daemon.pass_time(59)

@@ -14,7 +14,6 @@ from tests.daemon.test_process import running
 from tests.processes import DEADLINE
 
 from uvmshare import errors
-from uvmshare.daemon.documents import NewShare
 from uvmshare.fileserver.device import FileServer
 from uvmshare.testing.client import Client as Guest
 
@@ -68,7 +67,7 @@ def test_a_directory_that_is_gone_meanwhile_hinders_nobody(home: Home) -> None:
         assert stays.name in {share.name for share in client.shares("vm")}
         with Guest.connect(vm.addresses[0], stays.name) as guest:
             guest.listdir("")
-        client.release_share("vm", gone.name)
+        client.shares.release("vm", gone.name)
         assert [share.name for share in client.shares("vm")] == [stays.name]
 
 
@@ -94,7 +93,7 @@ def test_a_vm_whose_file_server_cannot_be_started_is_told_and_can_be_removed(hom
     with home.running() as daemon, home.client() as client:
         daemon.add_vm()
         daemon.add_share(home.directory("project"))
-        client.remove_vm("vm", force=True)
+        client.vms.remove("vm", force=True)
         daemon.add_vm()
     from uvmshare.daemon.machine import Places
 
@@ -108,7 +107,7 @@ def test_a_vm_whose_file_server_cannot_be_started_is_told_and_can_be_removed(hom
         with pytest.raises(errors.FileServerError, match="no file server"):
             daemon.add_share(home.directory("project"))
         os.rmdir(blocker)
-        client.remove_vm("vm")
+        client.vms.remove("vm")
         assert client.vms() == []
 
 
@@ -147,13 +146,13 @@ class Load:
                 adding = path not in held
                 try:
                     if adding:
-                        client.add_share("vm", NewShare(path=path, owner=owner))
+                        client.shares.add("vm", path, owner=owner)
                         held.add(path)
                     else:
                         held.discard(path)
                         in_doubt.add(path)
                         (name,) = [share.name for share in client.shares("vm") if share.path == path]
-                        client.release_share("vm", name, owner=owner)
+                        client.shares.release("vm", name, owner=owner)
                     in_doubt.discard(path)
                     self.asked += 1
                 except errors.DaemonError:  # it was killed meanwhile
@@ -175,8 +174,8 @@ def test_killed_under_load_it_comes_back_with_all_that_was_promised(home: Home) 
         for round_ in range(3):
             with running(home) as daemon, home.client() as client:
                 if round_ == 0:
-                    vm = client.add_vm(home.new_vm())
-                    share = client.add_share("vm", NewShare(path=path, owner="reader", read_only=True))
+                    vm = client.vms.add(**home.new_vm())
+                    share = client.shares.add("vm", path, owner="reader", read_only=True)
                     guest = Guest.connect(vm.addresses[0], share.name)
                     for thread in load.threads:
                         thread.start()
@@ -205,7 +204,7 @@ def test_killed_under_load_it_comes_back_with_all_that_was_promised(home: Home) 
                 assert kept - held <= load.in_doubt[owner], f"{owner} was not told that it holds {kept - held}"
             assert there == {}
             for owner in load.held:
-                client.release_owner(owner)
+                client.owners.release(owner)
             assert [each.path for each in client.shares("vm")] == [path]
             assert guest is not None
             assert guest.read_file("file") == b"still there"

@@ -12,7 +12,7 @@ from tests.daemon.test_users import ALICE, User
 from tests.processes import DEADLINE, kill
 
 from uvmshare import errors
-from uvmshare.daemon.documents import NewShare, NewVm
+from uvmshare.daemon.documents import NewVm
 from uvmshare.daemon.identity import Identity
 from uvmshare.daemon.machine import Places
 from uvmshare.daemon.store import VmRecord
@@ -50,10 +50,10 @@ def test_a_run_directory_that_does_not_answer_keeps_nobody_waiting(
         monkeypatch.setattr(owner, name, hang)
         kill(supervisor_of(home, UID))
         assert reached.wait(DEADLINE)
-        client.add_share("other", NewShare(path=home.directory("project"), read_only=True))  # the loop goes on
+        client.shares.add("other", home.directory("project"), read_only=True)  # the loop goes on
         answers.set()
         daemon.add_share(home.directory("project"), read_only=True)
-        assert client.vm("vm").restarts == 1
+        assert client.vms.get("vm").restarts == 1
 
 
 def test_a_run_directory_that_is_there_is_not_looked_at_by_the_daemon(
@@ -90,7 +90,7 @@ def test_a_supervisor_is_started_as_its_vms_user_whoevers_the_run_directory_says
     kill(supervisor_of(home, ALICE))
     monkeypatch.setattr(link, "_owner", lambda _: None)  # as FUSE says that it is root's
     with home.running(), home.client() as client:
-        assert client.vm(f"{ALICE}:vm").state == "running"
+        assert client.vms.get(f"{ALICE}:vm").state == "running"
         assert os.stat(f"/proc/{supervisor_of(home, ALICE)}").st_uid == ALICE
 
 

@@ -18,7 +18,6 @@ from tests.processes import DEADLINE
 from tests.root import needs_root
 
 from uvmshare.daemon import identity
-from uvmshare.daemon.documents import NewShare
 from uvmshare.daemon.events import EventLog
 from uvmshare.daemon.identity import Identity, Threads
 from uvmshare.daemon.logs import Fairness
@@ -282,9 +281,9 @@ def test_a_directory_that_hangs_is_named_and_the_daemon_answers_others(
     threads = daemon.daemon.service.threads
     threads.seconds = 0
     with pytest.raises(HostPathHangs, match=rf"^{hung}: no answer.*uid \d+.*umount"):
-        client.add_share("vm", NewShare(path=hung))
+        client.shares.add("vm", hung)
     threads.seconds = DEADLINE
-    assert client.add_share("vm", NewShare(path=daemon.home.directory("well"))).state == "added"
+    assert client.shares.add("vm", daemon.home.directory("well")).state == "added"
     with daemon.home.http() as http:
         threads.seconds = 0
         answer = http.post("/v1/vms/vm/shares", json={"path": hung})
@@ -343,10 +342,10 @@ def test_a_fuse_server_that_does_not_answer_holds_up_nobody_else(daemon: Running
     with silent(path) as file_system:
         threads.seconds = 0
         with pytest.raises(HostPathHangs, match=rf"^{path}: no answer"):
-            client.add_share("vm", NewShare(path=path))
+            client.shares.add("vm", path)
         assert file_system.next()[0] == _FUSE_GETATTR
         threads.seconds = DEADLINE
-        assert client.add_share("vm", NewShare(path=daemon.home.directory("well"))).state == "added"
+        assert client.shares.add("vm", daemon.home.directory("well")).state == "added"
         stuck = [thread for thread in set(threading.enumerate()) - before if thread.name == "acting-as"]
         assert stuck
     for thread in stuck:

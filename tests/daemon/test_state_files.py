@@ -14,7 +14,6 @@ import pytest
 
 from uvmshare import errors
 from uvmshare.daemon import store
-from uvmshare.daemon.documents import NewShare
 from uvmshare.daemon.store import MountRecord, ShareLease, Store
 from uvmshare.sqlite_journal import SqliteJournal
 
@@ -132,12 +131,12 @@ def test_a_guest_may_write_to_nothing_that_holds_what_the_daemon_keeps(
     for only in ((), *(((os.path.basename(path),),) if place and "/" not in place else ())):
         shared = home.folder if only else path
         with pytest.raises(errors.AccessDenied, match=r"(keeps its state|run directory).*read-only"):
-            client.add_share("vm", NewShare(path=shared, only=only))
-        client.add_share("vm", NewShare(path=shared, only=only, read_only=True))
-    client.add_share("vm", NewShare(path=home.folder, only=("project",)))
+            client.shares.add("vm", shared, only=only)
+        client.shares.add("vm", shared, only=only, read_only=True)
+    client.shares.add("vm", home.folder, only=("project",))
 
 
 def test_a_single_state_file_is_not_shared_for_writing_either(home: Home, daemon: Running, client: Client) -> None:
     daemon.add_vm()
     with pytest.raises(errors.AccessDenied, match="keeps its state"):
-        client.add_share("vm", NewShare(path=f"{home.settings.state_dir}/daemon.sqlite"))
+        client.shares.add("vm", f"{home.settings.state_dir}/daemon.sqlite")

@@ -30,7 +30,7 @@ def test_a_share_is_one_trace_down_to_the_document_that_was_sent(daemon: Running
     assert attributes is not None
     assert (attributes["uvmshare.request"], attributes["uvmshare.share"]) == ("Add", share.name)
     exporter.clear()
-    client.release_share("vm", share.name, owner="job")
+    client.shares.release("vm", share.name, owner="job")
     spans = {span.name: span for span in exporter.get_finished_spans()}
     assert _parents(spans, "modify") == ["Manager.remove", "release share"]
 

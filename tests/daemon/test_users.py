@@ -25,7 +25,6 @@ from tests.root import needs_root
 from uvmshare import errors
 from uvmshare.daemon import connections, identity, quotas
 from uvmshare.daemon.client import Client
-from uvmshare.daemon.documents import NewShare, NewVm
 from uvmshare.fileserver.device import FileServer
 from uvmshare.testing.client import Client as Guest
 
@@ -90,10 +89,10 @@ class User:
     def add_vm(self, id_: str = "vm", **more: Any) -> str:
         self.daemon.home.had_vms = True
         listen = f"unix:{self.folder}/{id_}.9p"
-        return self.do(lambda client: client.add_vm(NewVm(id=id_, listen=(listen,), **more)).addresses[0])
+        return self.do(lambda client: client.vms.add(id_, listen=(listen,), **more).addresses[0])
 
     def add_share(self, path: str, **more: Any) -> str:
-        return self.do(lambda client: client.add_share("vm", NewShare(path=path, **more)).name)
+        return self.do(lambda client: client.shares.add("vm", path, **more).name)
 
 
 @pytest.fixture
@@ -149,8 +148,8 @@ def test_a_user_has_only_so_many_vms_and_root_any_number(home: Home) -> None:
         )
         User(daemon, BOB).add_vm("c")
         for id_ in ("a", "b", "c"):
-            client.add_vm(home.new_vm(id_))
-        alice.do(lambda client: client.remove_vm("a"))
+            client.vms.add(**home.new_vm(id_))
+        alice.do(lambda client: client.vms.remove("a"))
         alice.add_vm("c")
 
 
@@ -159,9 +158,9 @@ def test_a_user_holds_only_so_many_shares_also_when_they_are_asked_for_at_once(h
     with home.running() as daemon, home.client() as root:
         alice = User(daemon, ALICE)
         alice.add_vm()
-        root.add_share(f"{ALICE}:vm", NewShare(path=alice.folder, read_only=True))  # counts for root, who has no limit
+        root.shares.add(f"{ALICE}:vm", alice.folder, read_only=True)  # counts for root, who has no limit
         for number in range(3):
-            root.add_share(f"{ALICE}:vm", NewShare(path=alice.folder, owner=f"root-{number}", read_only=True))
+            root.shares.add(f"{ALICE}:vm", alice.folder, owner=f"root-{number}", read_only=True)
         assert daemon.daemon is not None
         manager = daemon.daemon.service.machines[ALICE, "vm"].require()
         add, may_add, adding = manager.add, asyncio.Event(), asyncio.Queue[None]()
@@ -174,10 +173,10 @@ def test_a_user_holds_only_so_many_shares_also_when_they_are_asked_for_at_once(h
         manager.add = add_late  # type: ignore[method-assign]  # so that all are under way at once
         begun = []
         for owner in ("a", "b", "c"):
-            begun.append(alice.do(partial(_begin_add, NewShare(path=alice.folder, owner=owner))))
+            begun.append(alice.do(partial(_begin_add, alice.folder, owner)))
             if owner != "c":  # a thread looks at the path first: without waiting, the third may be the first
                 daemon.call(adding.get)
-        refused = alice.do(lambda client: client.operation(begun[2], wait=True)).problem
+        refused = alice.do(lambda client: client.operations.get(begun[2], wait=True)).problem
         assert refused is not None
         assert (refused.error, refused.status) == ("LimitReached", 429)
         assert "--user-shares" in refused.reason
@@ -192,8 +191,8 @@ def test_a_user_holds_only_so_many_shares_also_when_they_are_asked_for_at_once(h
         with pytest.raises(errors.LimitReached, match="share rm"):
             alice.add_share(alice.folder, owner="c")
         with pytest.raises(errors.NotThere):
-            alice.do(lambda client: client.renew("c"))
-        alice.do(lambda client: client.release_owner("a"))
+            alice.do(lambda client: client.owners.renew("c").leases)
+        alice.do(lambda client: client.owners.release("a"))
         alice.add_share(alice.folder, owner="c")
 
 
@@ -204,18 +203,18 @@ def test_what_another_user_holds_is_not_counted_to_one_who_may_not_see_it(
     name, seen = f"{ALICE}:vm", alice.folder
     secret = daemon.home.directory("roots")
     for owner in ("a", "b"):
-        client.add_share(name, NewShare(path=secret, read_only=True, owner=owner))
+        client.shares.add(name, secret, read_only=True, owner=owner)
     (vm,) = alice.do(lambda client: client.vms())
     assert (vm.shares, vm.mounts) == (0, 0)
     with pytest.raises(errors.StillInUse, match="another user holds something") as refused:
-        alice.do(lambda client: client.remove_vm("vm"))
+        alice.do(lambda client: client.vms.remove("vm"))
     assert not any(figure in str(refused.value) for figure in "0123456789")
     alice.add_share(seen)
     with pytest.raises(errors.StillInUse, match=r"has 1 share\(s\) and 0 mount\(s\)"):
-        alice.do(lambda client: client.remove_vm("vm"))
+        alice.do(lambda client: client.vms.remove("vm"))
     with pytest.raises(errors.StillInUse, match=r"has 2 share\(s\)"):
-        client.remove_vm(name)
-    assert len(alice.do(lambda client: client.stats("vm"))) == len(client.stats(name)) - 1 == 1
+        client.vms.remove(name)
+    assert len(alice.do(lambda client: client.vms.stats("vm"))) == len(client.vms.stats(name)) - 1 == 1
 
 
 def test_what_was_missed_of_another_users_is_not_missed(
@@ -228,17 +227,17 @@ def test_what_was_missed_of_another_users_is_not_missed(
     monkeypatch.setattr(kept, "_most", 2)
     since = alice.do(lambda client: [each for each in client.events("0", follow=False) if each is not None][-1].id)
     for owner in ("a", "b", "c", "d"):
-        client.add_share(f"{ALICE}:vm", NewShare(path=daemon.home.directory("roots"), read_only=True, owner=owner))
+        client.shares.add(f"{ALICE}:vm", daemon.home.directory("roots"), read_only=True, owner=owner)
     assert alice.do(lambda client: list(client.events(since, follow=False))) == []
     assert next(client.events(since, follow=False)) is None, "root has missed some"
 
 
-def _begin_add(wanted: NewShare, client: Client) -> str:
-    return client.begin_add_share("vm", wanted).id
+def _begin_add(path: str, owner: str, client: Client) -> str:
+    return client.shares.begin_add("vm", path, owner=owner).id
 
 
 def _end_of(operation: str, client: Client) -> Operation:
-    return client.operation(operation, wait=True)
+    return client.operations.get(operation, wait=True)
 
 
 def test_a_user_has_only_so_many_operations_under_way(alice: User, bob: User, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,14 +256,14 @@ def test_what_is_another_users_is_not_there(alice: User, bob: User) -> None:
     assert bob.do(lambda client: client.vms()) == []
     for vm in ("vm", f"{ALICE}:vm"):
         for attempt in (
-            lambda client, vm=vm: client.vm(vm),
+            lambda client, vm=vm: client.vms.get(vm),
             lambda client, vm=vm: client.shares(vm),
-            lambda client, vm=vm: client.share(vm, name),
-            lambda client, vm=vm: client.add_share(vm, NewShare(path="/tmp")),
-            lambda client, vm=vm: client.release_share(vm, name),
-            lambda client, vm=vm: client.release_share(vm, name, uid=ALICE),
-            lambda client, vm=vm: client.remove_vm(vm, force=True),
-            lambda client, vm=vm: client.renew("default", vm=vm, share=name),
+            lambda client, vm=vm: client.shares.get(vm, name),
+            lambda client, vm=vm: client.shares.add(vm, "/tmp"),
+            lambda client, vm=vm: client.shares.release(vm, name),
+            lambda client, vm=vm: client.shares.release(vm, name, uid=ALICE),
+            lambda client, vm=vm: client.vms.remove(vm, force=True),
+            lambda client, vm=vm: client.owners.renew("default", vm=vm, share=name).leases,
         ):
             with pytest.raises(errors.NotThere, match="no VM"):
                 bob.do(attempt)
@@ -275,10 +274,10 @@ def test_what_is_another_users_is_not_there(alice: User, bob: User) -> None:
 
 def test_one_user_neither_sees_nor_ends_what_another_asked_for(alice: User, bob: User) -> None:
     alice.add_vm()
-    operation = alice.do(lambda client: client.begin_add_share("vm", NewShare(path=alice.folder)).id)
-    assert alice.do(lambda client: client.operation(operation, wait=True).state) == "succeeded"
+    operation = alice.do(lambda client: client.shares.begin_add("vm", alice.folder).id)
+    assert alice.do(lambda client: client.operations.get(operation, wait=True).state) == "succeeded"
     with pytest.raises(errors.NotThere, match="operation"):
-        bob.do(lambda client: client.operation(operation))
+        bob.do(lambda client: client.operations.get(operation))
     assert bob.do(lambda client: list(client.events("x", follow=False))) == [None]
     kinds = alice.do(lambda client: [event.kind for event in client.events("x", follow=False) if event])
     assert kinds == ["vm.added", "share.held"]
@@ -289,10 +288,10 @@ def test_users_names_are_kept_apart(alice: User, bob: User) -> None:
     assert len(addresses) == 2
     name = alice.add_share(alice.folder, owner="job", lease=60)
     with pytest.raises(errors.NotThere):
-        bob.do(lambda client: client.renew("job"))
-    bob.do(lambda client: client.release_owner("job"))
-    assert alice.do(lambda client: client.share("vm", name).references[0].owner) == "job"
-    assert alice.do(lambda client: client.renew("job")) == 1
+        bob.do(lambda client: client.owners.renew("job").leases)
+    bob.do(lambda client: client.owners.release("job"))
+    assert alice.do(lambda client: client.shares.get("vm", name).references[0].owner) == "job"
+    assert alice.do(lambda client: client.owners.renew("job").leases) == 1
 
 
 def test_root_sees_all_and_may_all(alice: User, client: Client) -> None:
@@ -301,22 +300,22 @@ def test_root_sees_all_and_may_all(alice: User, client: Client) -> None:
     (vm,) = client.vms()
     assert (vm.id, vm.uid) == (f"{ALICE}:vm", ALICE)
     assert [share.name for share in client.shares(vm.id)] == [name]
-    client.release_share(vm.id, name, uid=ALICE)
+    client.shares.release(vm.id, name, uid=ALICE)
     assert client.shares(vm.id) == []
-    client.remove_vm(vm.id)
+    client.vms.remove(vm.id)
     assert alice.do(lambda client: client.vms()) == []
 
 
 def test_what_root_holds_in_a_users_vm_is_not_the_users(alice: User, client: Client) -> None:
     alice.add_vm()
-    share = client.add_share(f"{ALICE}:vm", NewShare(path=alice.folder, read_only=True))
+    share = client.shares.add(f"{ALICE}:vm", alice.folder, read_only=True)
     assert alice.do(lambda client: client.shares("vm")) == []
     with pytest.raises(errors.NotThere):
-        alice.do(lambda client: client.release_share("vm", share.name))
+        alice.do(lambda client: client.shares.release("vm", share.name))
     assert alice.add_share(alice.folder, read_only=True) == share.name
     with pytest.raises(errors.OperationDenied, match="only root"):
-        alice.do(lambda client: client.release_share("vm", share.name, uid=0))
-    alice.do(lambda client: client.release_share("vm", share.name))
+        alice.do(lambda client: client.shares.release("vm", share.name, uid=0))
+    alice.do(lambda client: client.shares.release("vm", share.name))
     (left,) = client.shares(f"{ALICE}:vm")
     assert [reference.uid for reference in left.references] == [0]
     kinds = alice.do(lambda client: [event.kind for event in client.events("x", follow=False) if event])
@@ -329,13 +328,13 @@ def test_force_takes_a_share_from_all_whom_the_user_may_release_and_from_everybo
     alice.add_vm()
     name = alice.add_share(alice.folder, read_only=True, owner="one")
     assert alice.add_share(alice.folder, read_only=True, owner="two") == name
-    assert client.add_share(f"{ALICE}:vm", NewShare(path=alice.folder, read_only=True)).name == name
+    assert client.shares.add(f"{ALICE}:vm", alice.folder, read_only=True).name == name
     with pytest.raises(errors.StillInUse, match=r"another user.*root can take it from everybody"):
-        alice.do(lambda mine: mine.release_share("vm", name, force=True))
+        alice.do(lambda mine: mine.shares.release("vm", name, force=True))
     (left,) = client.shares(f"{ALICE}:vm")
     assert [reference.uid for reference in left.references] == [0]
     assert alice.add_share(alice.folder, read_only=True, owner="one") == name
-    assert client.release_share(f"{ALICE}:vm", name, force=True).ended
+    assert client.shares.release(f"{ALICE}:vm", name, force=True).ended
     assert client.shares(f"{ALICE}:vm") == []
 
 
@@ -343,7 +342,7 @@ def test_the_figures_of_what_root_holds_in_a_users_vm_are_not_the_users(
     daemon: Running, alice: User, client: Client
 ) -> None:
     address = alice.add_vm()
-    share = client.add_share(f"{ALICE}:vm", NewShare(path=alice.folder, read_only=True))
+    share = client.shares.add(f"{ALICE}:vm", alice.folder, read_only=True)
 
     def figures() -> str:
         with daemon.home.http() as http:
@@ -433,7 +432,7 @@ def test_a_path_that_leads_elsewhere_after_the_check_is_opened_with_the_users_ri
 def test_a_user_cannot_have_the_daemon_listen_where_he_may_not(alice: User, daemon: Running) -> None:
     closed = daemon.home.directory("closed", 0o755)
     with pytest.raises(errors.FileServerError, match="closed"):
-        alice.do(lambda client: client.add_vm(NewVm(id="x", listen=(f"unix:{closed}/9p",))))
+        alice.do(lambda client: client.vms.add("x", listen=(f"unix:{closed}/9p",)))
     assert os.listdir(closed) == []
     with pytest.raises(errors.FileServerError, match="root"):
         alice.add_vm("y", security_model="passthrough")
@@ -507,14 +506,14 @@ def test_waiting_for_an_agent_makes_and_removes_only_what_the_user_could(alice: 
         pass
     as_user(ALICE, lambda: os.rename(folder, f"{folder}.old"))
     as_user(ALICE, lambda: os.symlink(roots, folder))
-    alice.do(lambda client: client.remove_vm("vm"))
+    alice.do(lambda client: client.vms.remove("vm"))
     assert os.path.exists(f"{roots}/here")
 
 
 def test_an_agents_socket_goes_with_its_vm(alice: User) -> None:
     path = f"{alice.folder}/agent"
     alice.add_vm(agent=f"unix:{path}", agent_dials=True)
-    alice.do(lambda client: client.remove_vm("vm"))
+    alice.do(lambda client: client.vms.remove("vm"))
     assert not os.path.exists(path)
 
 
@@ -522,7 +521,7 @@ def test_an_agents_socket_goes_with_its_vm(alice: User) -> None:
 def test_what_a_user_puts_into_his_run_directory_holds_up_nobody(home: Home, what: str) -> None:
     with home.running() as daemon, home.client() as client:
         User(daemon, ALICE).add_vm()
-        client.add_vm(home.new_vm("roots"))
+        client.vms.add(**home.new_vm("roots"))
     directory, supervisor = f"{home.settings.run_dir}/vms/{ALICE}/vm", supervisor_of(home, ALICE)
 
     def swap() -> None:
@@ -536,10 +535,10 @@ def test_what_a_user_puts_into_his_run_directory_holds_up_nobody(home: Home, wha
 
     as_user(ALICE, swap)
     with home.running(), home.client() as client:
-        assert client.vm("roots").state == "running"
-        vm = client.vm(f"{ALICE}:vm")
+        assert client.vms.get("roots").state == "running"
+        vm = client.vms.get(f"{ALICE}:vm")
         assert "root:" not in (vm.error or "")
-        client.remove_vm(vm.id, force=True)
+        client.vms.remove(vm.id, force=True)
 
 
 def test_a_users_process_that_talks_nonsense_does_not_keep_the_daemon_from_starting(
@@ -547,7 +546,7 @@ def test_a_users_process_that_talks_nonsense_does_not_keep_the_daemon_from_start
 ) -> None:
     with home.running() as daemon, home.client() as client:
         User(daemon, ALICE).add_vm()
-        client.add_vm(home.new_vm("roots"))
+        client.vms.add(**home.new_vm("roots"))
     start = FileServer.start
 
     async def nonsense(server: FileServer) -> FileServer:
@@ -557,6 +556,6 @@ def test_a_users_process_that_talks_nonsense_does_not_keep_the_daemon_from_start
 
     monkeypatch.setattr(FileServer, "start", nonsense)
     with home.running(), home.client() as client:
-        assert client.vm("roots").state == "running"
-        alices = client.vm(f"{ALICE}:vm")
+        assert client.vms.get("roots").state == "running"
+        alices = client.vms.get(f"{ALICE}:vm")
         assert (alices.state, "cannot be understood" in (alices.error or "")) == ("failed", True)

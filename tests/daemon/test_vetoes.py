@@ -19,7 +19,6 @@ from tests.processes import DEADLINE
 from uvmshare import errors
 from uvmshare.cli.main import run
 from uvmshare.daemon import mappings
-from uvmshare.daemon.documents import NewMount, NewShare
 from uvmshare.guest import wire
 from uvmshare.mounts import engine
 from uvmshare.testing.client import Client as Guest9P
@@ -147,7 +146,7 @@ def agent(home: Home, daemon: Running, client: Client) -> Iterator[Agent]:
     finally:
         agent.close()
         os.unlink(agent.path)
-        client.remove_vm("vm", force=True)
+        client.vms.remove("vm", force=True)
 
 
 class Reader:
@@ -171,7 +170,7 @@ class Reader:
 @pytest.fixture
 def reader(home: Home, client: Client, agent: Agent, project: str) -> Iterator[Reader]:
     assert agent.manner == "honest"
-    mount = client.map("vm", NewMount(path=project, guest_path=TARGET, owner="job", lease=2))
+    mount = client.mounts.map("vm", project, TARGET, owner="job", lease=2)
     assert mount.share is not None
     reader = Reader(home, mount.share)
     yield reader
@@ -199,9 +198,9 @@ def test_a_guest_loses_the_directory_when_its_lease_ends_whatever_its_agent_answ
 def test_a_mount_that_is_taken_by_force_is_gone_whatever_the_agent_answers(
     manner: str, client: Client, agent: Agent, reader: Reader, project: str
 ) -> None:
-    client.map("vm", NewMount(path=project, guest_path=TARGET, owner="other"))
+    client.mounts.map("vm", project, TARGET, owner="other")
     agent.manner = manner
-    left = client.unmap("vm", TARGET, force=True)
+    left = client.mounts.unmap("vm", TARGET, force=True)
     assert not reader.reads()
     assert (left.released, left.ended, left.references, left.mounts) == (True, True, (), ())
     assert (left.guest is None) == (manner == "lies")
@@ -213,15 +212,15 @@ def test_what_was_taken_away_may_be_had_again_when_the_agent_says_that_it_is_unm
     client: Client, agent: Agent, reader: Reader, project: str
 ) -> None:
     agent.manner = "busy"
-    assert client.unmap("vm", TARGET, force=True).guest is not None
+    assert client.mounts.unmap("vm", TARGET, force=True).guest is not None
     (dead,) = client.mounts("vm")
     assert (dead.state, dead.path, dead.references) == ("revoked", project, ())
-    wanted = NewMount(path=project, guest_path=TARGET, owner="job")
+    wanted: dict[str, Any] = {"path": project, "guest_path": TARGET, "owner": "job"}
     with pytest.raises(errors.MountBusy):
-        client.map("vm", wanted)
+        client.mounts.map("vm", **wanted)
     assert client.shares("vm") == []
     agent.manner = "honest"
-    again = client.map("vm", wanted)
+    again = client.mounts.map("vm", **wanted)
     assert (again.state, again.share != dead.share) == ("mounted", True)
     assert not reader.reads()
 
@@ -235,7 +234,7 @@ def test_a_mount_that_is_never_answered_is_taken_by_force_and_its_request_ends(
     def ask() -> None:
         with home.client() as mine:
             try:
-                mine.map("vm", NewMount(path=project, guest_path=TARGET, owner="job"))
+                mine.mounts.map("vm", project, TARGET, owner="job")
             except errors.UvmshareError as error:
                 failures.append(error)
 
@@ -248,8 +247,8 @@ def test_a_mount_that_is_never_answered_is_taken_by_force_and_its_request_ends(
             watching.info()
         (share,) = watching.shares("vm")
         reader = Reader(home, share.name)
-        assert watching.share("vm", share.name).references == ()
-        left = watching.release_share("vm", share.name, force=True)
+        assert watching.shares.get("vm", share.name).references == ()
+        left = watching.shares.release("vm", share.name, force=True)
         assert left.ended
         assert not reader.reads()
         reader.close()
@@ -263,10 +262,10 @@ def test_removing_a_share_that_a_mount_holds_fails_and_says_which_and_for_whom(
 ) -> None:
     (share,) = client.shares("vm")
     with pytest.raises(errors.StillInUse, match=f"job.*{TARGET}.*--force"):
-        client.release_share("vm", share.name)
+        client.shares.release("vm", share.name)
     assert reader.reads()
     agent.manner = "busy"
-    left = client.release_share("vm", share.name, force=True)
+    left = client.shares.release("vm", share.name, force=True)
     assert (left.ended, left.released) == (True, True)
     assert not reader.reads()
 
@@ -276,20 +275,20 @@ def test_a_release_says_who_else_holds_the_directory(
 ) -> None:
     del agent
     (share,) = client.shares("vm")
-    client.add_share("vm", NewShare(path=project, owner="direct"))
+    client.shares.add("vm", project, owner="direct")
     with pytest.raises(errors.StillInUse, match="job"):
-        client.release_share("vm", share.name, owner="direct")
-    client.add_share("vm", NewShare(path=project, owner="one"))
-    client.add_share("vm", NewShare(path=project, owner="two"))
+        client.shares.release("vm", share.name, owner="direct")
+    client.shares.add("vm", project, owner="one")
+    client.shares.add("vm", project, owner="two")
     with pytest.raises(errors.StillInUse, match=r"one.*two.*share rm --force"):
-        client.unmap("vm", TARGET, force=True)
+        client.mounts.unmap("vm", TARGET, force=True)
     assert client.mounts("vm") == []
     assert reader.reads(), "others hold it"
-    left = client.release_share("vm", share.name, owner="one")
+    left = client.shares.release("vm", share.name, owner="one")
     assert (left.released, left.ended, [each.owner for each in left.references]) == (True, False, ["two"])
-    left = client.release_share("vm", share.name, owner="nobody")
+    left = client.shares.release("vm", share.name, owner="nobody")
     assert (left.released, left.ended) == (False, False)
-    assert client.release_share("vm", share.name, owner="two").ended
+    assert client.shares.release("vm", share.name, owner="two").ended
     assert not reader.reads()
 
 
@@ -319,7 +318,7 @@ def test_the_commands_fail_where_the_guest_keeps_the_directory(
     assert not reader.reads()
 
 
-@pytest.mark.parametrize("end", [lambda client: client.remove_vm("vm", force=True)], ids=["vm rm --force"])
+@pytest.mark.parametrize("end", [lambda client: client.vms.remove("vm", force=True)], ids=["vm rm --force"])
 def test_a_vm_that_is_removed_takes_everything_along(
     end: Callable[[Client], None], daemon: Running, client: Client, agent: Agent, reader: Reader
 ) -> None:
@@ -332,7 +331,7 @@ def test_a_vm_that_is_removed_takes_everything_along(
 def test_an_owner_that_is_released_by_force_has_nothing_left(client: Client, agent: Agent, reader: Reader) -> None:
     agent.manner = "busy"
     with pytest.raises(errors.MountBusy):
-        client.release_owner("job")
+        client.owners.release("job")
     assert reader.reads()
-    client.release_owner("job", force=True)
+    client.owners.release("job", force=True)
     assert not reader.reads()

@@ -170,7 +170,7 @@ def test_the_stream_begins_with_all_there_is_and_goes_on_with_what_happens(runni
     running.pass_time(61)
     assert any(event["kind"] == "lease.ended" for kind, document in stream if kind == "happened" for event in document)
     with home.client() as client:
-        client.remove_vm("seen", force=True)
+        client.vms.remove("seen", force=True)
     assert next(document for kind, document in stream if kind == "view" and not document["vms"])
     # Who comes later is told of what was before.
     late = viewer.another()
@@ -192,7 +192,7 @@ def test_names_of_others_reach_the_page_as_text_that_shows_itself(running: Runni
         for each in (shown["path"], *shown["only"]):
             assert each.isprintable(), ascii(each)
     with running.home.client() as client:
-        client.remove_vm("hostile", force=True)
+        client.vms.remove("hostile", force=True)
 
 
 @needs_root
@@ -341,4 +341,4 @@ def test_a_user_sees_their_own_vms_and_no_others(running: Running) -> None:
         finally:
             process.terminate()
     with running.home.client() as client:
-        client.remove_vm("roots", force=True)
+        client.vms.remove("roots", force=True)

@@ -19,7 +19,6 @@ from tests.guest.transports import VSOCK, Transport
 from tests.processes import DEADLINE
 
 from uvmshare import AddOptions, FileServer, Manager
-from uvmshare.daemon.documents import NewMount, NewVm
 from uvmshare.guest import mount as mount_program
 from uvmshare.guest.bundle import bundle
 from uvmshare.mounts import AgentClient, MountManager
@@ -271,15 +270,15 @@ def test_a_daemon_has_two_guests_on_two_sockets(
                 written.write(name)
             assert way.guest.vsock is not None
             socket_path = f"{way.name}:{way.guest.vsock.uds_path}"
-            client.add_vm(NewVm(id=name, listen=(way.address(),), agent=socket_path))
+            client.vms.add(name, listen=(way.address(),), agent=socket_path)
             runner.run(way.guest.check(f"({agent} >/run/daemons.log 2>&1 & echo $! >/run/daemons.pid)"))
-            client.map(name, NewMount(path=shared, guest_path="/run/from-daemon/a", owner="program"))
+            client.mounts.map(name, shared, "/run/from-daemon/a", owner="program")
         for name, way in ways.items():
             assert runner.run(way.guest.check("cat /run/from-daemon/a/f")) == name
-        client.remove_vm("one", force=True)
+        client.vms.remove("one", force=True)
         assert runner.run(guest.run("cat /run/from-daemon/a/f")).status != 0
         assert runner.run(newer.check("cat /run/from-daemon/a/f")) == "two"
-        client.remove_vm("two", force=True)
+        client.vms.remove("two", force=True)
         for way in ways.values():
             runner.run(
                 way.guest.check("kill $(cat /run/daemons.pid); flock /run/daemons/lock true; rm -r /run/daemons*")

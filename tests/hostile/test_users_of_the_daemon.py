@@ -21,7 +21,6 @@ from tests.root import needs_root
 from uvmshare.address import Address
 from uvmshare.daemon import connections, identity
 from uvmshare.daemon.dialler import UserDialler
-from uvmshare.daemon.documents import NewMount, NewShare
 from uvmshare.daemon.identity import Identity, Threads
 from uvmshare.errors import InvalidOptions, LimitReached, OperationDenied, OutcomeUnknown
 from uvmshare.mounts.channel import Acceptor
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
     from tests.daemon.harness import Running
 
+    from uvmshare.daemon.documents import NewShare
     from uvmshare.mounts.channel import Stream
 
 if sys.platform == "win32":
@@ -82,7 +82,7 @@ def test_shares_that_a_file_server_never_says_to_have_let_go_count_as_its_users(
     assert machine._server is not None
     machine._server.remove_plan9 = lie  # type: ignore[method-assign]  # a stand-in on its control socket
     machine._server.add_plan9 = lie  # type: ignore[method-assign]  # the same
-    failures = ask_often(alice, lambda client, path, _: client.add_share("vm", NewShare(path=path)))
+    failures = ask_often(alice, lambda client, path, _: client.shares.add("vm", path))
     assert (failures, len(machine.shares())) == (EXPECTED, MOST)
 
 
@@ -94,7 +94,7 @@ def test_mounts_that_an_agent_never_says_to_have_let_go_count_as_its_users(daemo
     machine.agent.remove_mapped_directory = lie  # type: ignore[method-assign]  # the same
     failures = ask_often(
         alice,
-        lambda client, path, number: client.map("vm", NewMount(path=path, guest_path=f"/mnt/{number}", lease=60.0)),
+        lambda client, path, number: client.mounts.map("vm", path, f"/mnt/{number}", lease=60.0),
     )
     assert (failures, len(machine.mounted())) == (EXPECTED, MOST)
 
@@ -118,7 +118,7 @@ def test_a_request_that_failed_is_not_kept_whole(daemon: Running, alice: User, m
 
     monkeypatch.setattr(daemon.service.shares, "add", watched)
     with pytest.raises(InvalidOptions):
-        alice.do(lambda client: client.add_share("vm", NewShare(path="/nowhere", only=("a",))))
+        alice.do(lambda client: client.shares.add("vm", "/nowhere", only=("a",)))
     # The daemon's thread lets go of it when it comes round to that.
     await_answer(lambda: (gc.collect(), [each() for each in asked])[1], [None])
     (kept,) = (each for each in daemon.service.operations.list(ALICE) if each.action == "add share")

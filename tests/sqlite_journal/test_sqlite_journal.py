@@ -191,7 +191,7 @@ def test_a_closed_journal_says_so(tmp_path: Path) -> None:
             await part.append(life("0"))
 
     asyncio.run(closed())
-    with pytest.raises(TypeError, match="no id of a VM"):
+    with pytest.raises(TypeError, match="the id of a VM: a str"):
         SqliteJournal(tmp_path / "journal.db").for_vm(1)  # type: ignore[arg-type]  # that is the point
 
 

@@ -46,7 +46,7 @@ def _guest(vm: str, host: str | None) -> list[Finding]:
         with connected(host, f"asking the agent in the guest of VM {vm}") as client:
             return [
                 Finding(each.subject, each.verdict, each.found, each.breaks, each.remedy)
-                for each in client.examine_guest(vm)
+                for each in client.vms.examine(vm)
             ]
     except UvmshareError as error:
         return [

@@ -38,7 +38,7 @@ def health(vms: tuple[str, ...], host: str | None, *, as_json: bool) -> int:
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     with connected(host) as client:
         found = client.health()
-        named = [client.vm(each) for each in vms]
+        named = [client.vms.get(each) for each in vms]
     ill = [reason for each in named if (reason := _illness(each))]
     if as_json:
         print_json({"daemon": found, "vms": named, "reasons": ill})

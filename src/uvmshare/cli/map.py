@@ -6,7 +6,7 @@ What lives here: the three commands. What must not: anything that the daemon's c
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,7 +23,7 @@ from uvmshare.cli.remote import (
     of_vms,
     owner_option,
     print_release,
-    request_of,
+    require_request,
     vm_argument,
 )
 from uvmshare.cli.share_spec import share_argument, sharing_options, with_sharing_options
@@ -95,7 +95,7 @@ def map_(
     from uvmshare.daemon.documents import NewMount  # noqa: PLC0415  --help need not load it
 
     share = with_sharing_options(share, hide, map_owner)
-    document = {
+    wanted: dict[str, Any] = {
         "path": os.path.abspath(os.path.expanduser(share.path)),
         "guest_path": guest_path,
         "read_only": share.read_only,
@@ -110,9 +110,9 @@ def map_(
         "owner": owner,
         "lease": lease,
     }
-    wanted = request_of(NewMount, document, SHARING_NAMES | {"guest_path": "GUEST_PATH"})
+    require_request(NewMount, wanted, SHARING_NAMES | {"guest_path": "GUEST_PATH"})
     with connected(host, f"mounting in the guest of VM {vm}") as client:
-        mount = client.map(vm, wanted)
+        mount = client.mounts.map(vm, **wanted)
     if as_json:
         print_json(mount)
     else:
@@ -158,7 +158,7 @@ def unmap(
     with connected(host, f"unmounting in the guest of VM {vm}") as client:
 
         def give_back(path: str) -> None:
-            released = client.unmap(vm, path, owner=owner, uid=uid, lazy=lazy, force=force)
+            released = client.mounts.unmap(vm, path, owner=owner, uid=uid, lazy=lazy, force=force)
             print_release(client, path, released, owner=owner, uid=uid, force=force)
 
         each_in_turn(guest_paths, give_back)

@@ -94,7 +94,7 @@ def release(name: str, host: str | None, *, force: bool) -> None:
         if not held:
             msg = f"owner {name!r} holds nothing: uvmshare owner ls lists who does"
             raise NotThere(msg)
-        client.release_owner(name, force=force)
+        client.owners.release(name, force=force)
     for each in held:
         for share in each.shares:
             say(f"{each.vm} share {share}")

@@ -35,7 +35,7 @@ __all__ = [
     "of_vms",
     "owner_option",
     "print_release",
-    "request_of",
+    "require_request",
     "share_argument",
     "vm_argument",
 ]
@@ -139,22 +139,22 @@ def print_release(client: Client, thing: str, released: Released, *, owner: str,
         note(f"left behind, {each}")
 
 
-def request_of(kind: type[T], fields: Mapping[str, Any], names: Mapping[str, str]) -> T:
-    """Return a request of the daemon's API. Raises `click.BadParameter` for a field that it does not take.
+def require_request(kind: type, fields: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """See that the daemon's API takes a request. Raises `click.BadParameter` for a field that it does not take.
 
     `names` says which field was given as which option or argument.
     """
     import msgspec  # noqa: PLC0415  --help need not load it
 
-    from uvmshare.daemon.documents import HINTS, PATTERNS  # noqa: PLC0415  as above
+    from uvmshare.daemon.documents import HINTS, PATTERNS, SECRETS  # noqa: PLC0415  as above
     from uvmshare.wording import complaint  # noqa: PLC0415  as above
 
     try:
-        return msgspec.convert(fields, kind)
+        msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
         field, words = complaint(str(error), PATTERNS)
         given = fields.get(field)
-        shown = f"{given!r}: " if isinstance(given, str | int | float) else ""
+        shown = f"{given!r}: " if isinstance(given, str | int | float) and field not in SECRETS else ""
         hint = f"; {HINTS[field]}" if field in HINTS else ""
         msg = f"{shown}{words}{hint}"
         raise click.BadParameter(msg, param_hint=f"'{names.get(field, field)}'") from error

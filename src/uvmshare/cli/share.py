@@ -6,7 +6,7 @@ What lives here: the commands and their tables. What must not: anything that the
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,7 +23,7 @@ from uvmshare.cli.remote import (
     of_vms,
     owner_option,
     print_release,
-    request_of,
+    require_request,
     share_argument,
     vm_argument,
 )
@@ -32,7 +32,7 @@ from uvmshare.cli.share_spec import shares_argument, sharing_options, with_shari
 if TYPE_CHECKING:
     from uvmshare.cli.listing import Listing
     from uvmshare.cli.share_spec import ShareSpec
-    from uvmshare.daemon.documents import NewShare, Reference, Share
+    from uvmshare.daemon.documents import Reference, Share
 
 __all__ = ["share"]
 
@@ -82,8 +82,8 @@ def add(
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     from uvmshare.daemon.documents import NewShare  # noqa: PLC0415  --help need not load it
 
-    def document_of(spec: ShareSpec) -> NewShare:
-        document = {
+    def keywords_of(spec: ShareSpec) -> dict[str, Any]:
+        keywords = {
             "path": os.path.abspath(os.path.expanduser(spec.path)),
             "read_only": spec.read_only,
             "only": spec.only,
@@ -92,9 +92,10 @@ def add(
             "owner": owner,
             "lease": lease,
         }
-        return request_of(NewShare, document, SHARING_NAMES)
+        require_request(NewShare, keywords, SHARING_NAMES)
+        return keywords
 
-    wanted = [document_of(with_sharing_options(each, hide, map_owner)) for each in shares]
+    wanted = [keywords_of(with_sharing_options(each, hide, map_owner)) for each in shares]
     added: list[Share] = []
     with connected(host, f"sharing with VM {vm}") as client:
         you = client.info().you
@@ -104,13 +105,13 @@ def add(
             if any((reference.uid, reference.owner) == (you, owner) for reference in each.references)
         }
         try:
-            for document in wanted:
-                added.append(client.add_share(vm, document))  # noqa: PERF401  what was added is released below
+            for keywords in wanted:
+                added.append(client.shares.add(vm, **keywords))  # noqa: PERF401  what was added is released below
         except BaseException:
             for each in added:
                 if each.name in before:
                     continue  # it was held before this command, and stays so
-                client.release_share(vm, each.name, owner=owner)
+                client.shares.release(vm, each.name, owner=owner)
             raise
     if as_json:
         print_json(added)
@@ -193,7 +194,7 @@ def inspect(vm: str, share: str, host: str | None) -> None:
       uvmshare share inspect build 0 | jq .references
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     with connected(host) as client:
-        print_json(client.share(vm, share))
+        print_json(client.shares.get(vm, share))
 
 
 @share.command()
@@ -223,7 +224,7 @@ def rm(vm: str, shares: tuple[str, ...], *, owner: str, uid: int | None, host: s
     with connected(host, f"releasing shares of VM {vm}") as client:
 
         def give_back(name: str) -> None:
-            released = client.release_share(vm, name, owner=owner, uid=uid, force=force)
+            released = client.shares.release(vm, name, owner=owner, uid=uid, force=force)
             print_release(client, name, released, owner=owner, uid=uid, force=force)
 
         each_in_turn(shares, give_back)
@@ -242,4 +243,4 @@ def renew(owner: str, lease: float | None, host: str | None) -> None:
       uvmshare share renew job-7 --lease 10m
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     with connected(host) as client:
-        client.renew(owner, lease=lease)
+        client.owners.renew(owner, lease=lease)

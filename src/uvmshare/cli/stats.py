@@ -56,7 +56,7 @@ def stats(vms: tuple[str, ...], host: str | None, *, listing: Listing) -> None:
 
     writer = listing.of(Stats, "share", empty="no shares: uvmshare share add")
     with connected(host) as client:
-        found = of_vms(client, vms, client.stats)
+        found = of_vms(client, vms, client.vms.stats)
     writer.write(
         found,
         (

@@ -5,14 +5,14 @@ What lives here: the commands and their tables. What must not: anything that the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import click
 
 from uvmshare.cli.listing import listing_options
 from uvmshare.cli.moments import moment
 from uvmshare.cli.output import note, print_json, say
-from uvmshare.cli.remote import connected, each_in_turn, host_option, json_option, request_of, vm_argument
+from uvmshare.cli.remote import connected, each_in_turn, host_option, json_option, require_request, vm_argument
 from uvmshare.cli.server_options import allow_uid_option, cgroup_limits, limit_options
 from uvmshare.fileserver.models import LINKS, SECURITY_MODELS
 
@@ -126,7 +126,7 @@ def add(
 
     from uvmshare.daemon.documents import NewVm  # noqa: PLC0415  as above
 
-    wanted = {
+    wanted: dict[str, Any] = {
         "id": id_,
         "listen": listen,
         "compute_system": compute_system,
@@ -142,9 +142,9 @@ def add(
         "agent_token": None if agent_token_file is None else _token_in(agent_token_file),
         "limits": {} if limits is None else msgspec.to_builtins(limits, builtin_types=()),
     }
-    document = request_of(NewVm, wanted, _NAMES)
+    require_request(NewVm, wanted, _NAMES)
     with connected(host, f"starting the file server of VM {id_}") as client:
-        added = client.add_vm(document)
+        added = client.vms.add(**wanted)
     if as_json:
         print_json(added)
     else:
@@ -221,7 +221,7 @@ def inspect(vm: str, host: str | None) -> None:
       uvmshare vm inspect build | jq -r .agent_state
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     with connected(host) as client:
-        print_json(client.vm(vm))
+        print_json(client.vms.get(vm))
 
 
 def _agent(vm: Vm) -> str:
@@ -254,7 +254,7 @@ def rm(vms: tuple[str, ...], host: str | None, *, force: bool) -> None:
     with connected(host, "ending file servers") as client:
 
         def remove(name: str) -> None:
-            removed = client.remove_vm(name, force=force)
+            removed = client.vms.remove(name, force=force)
             say(name)
             if removed.left is not None:
                 note(f"VM {name!r} was removed, and {removed.left}")

@@ -19,6 +19,7 @@ from uvmshare.daemon.documents import (
     DEFAULT_OWNER,
     HINTS,
     PATTERNS,
+    SECRETS,
     Event,
     Finding,
     Health,
@@ -57,7 +58,6 @@ __all__ = [
     "add_share",
     "add_vm",
     "begin_add_share",
-    "begin_post_share",
     "check",
     "default_host",
     "encoded",
@@ -73,9 +73,6 @@ __all__ = [
     "map_directory",
     "no_daemon",
     "operation",
-    "post_mount",
-    "post_share",
-    "post_vm",
     "read",
     "release_owner",
     "release_share",
@@ -100,7 +97,8 @@ class Call(Generic[T]):
     method: Literal["GET", "POST", "PUT", "DELETE"]
     path: str
     kind: type[T]
-    body: bytes | None = None
+    body: bytes | None = field(default=None, repr=False)
+    """A document, which may hold a secret."""
     query: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -256,6 +254,8 @@ def add_vm(
     """Add a VM, and return it when its file server listens. The arguments are those of `NewVm`."""
     arguments.one_of("security_model", security_model, SecurityModel)
     arguments.one_of("links", links, Links)
+    if agent_token is not None:
+        arguments.text("agent_token", agent_token, "the secret that the agent was started with: a str", secret=True)
     wanted: dict[str, Any] = {
         "id": id,
         "listen": arguments.list_of("listen", listen, str, "a list of addresses, such as ['unix:/run/vm1.9p']"),
@@ -448,29 +448,6 @@ def release_owner(owner: str, *, force: bool = False) -> Call[ReleasedOwner]:
     return Call("DELETE", f"/v1/owners/{_name('owner', owner)}", ReleasedOwner, query=query)
 
 
-# The same with documents that are made already
-
-
-def post_vm(wanted: NewVm) -> Call[Vm]:
-    """Add the VM that a document describes, and return it when its file server listens."""
-    return Call("POST", "/v1/vms", Vm, encoded(wanted))
-
-
-def post_share(vm: str, wanted: NewShare) -> Call[Share]:
-    """Add the share that a document describes, and hold it; return it when the guest can mount it."""
-    return Call("POST", f"{_vm(vm)}/shares", Share, encoded(wanted))
-
-
-def begin_post_share(vm: str, wanted: NewShare) -> Call[Operation]:
-    """Begin to add the share that a document describes, and return at once what `operation` then tells of."""
-    return Call("POST", f"{_vm(vm)}/shares", Operation, encoded(wanted), _query(wait=False))
-
-
-def post_mount(vm: str, wanted: NewMount) -> Call[Mount]:
-    """Share the directory that a document describes and mount it in the guest; both or neither."""
-    return Call("POST", f"{_vm(vm)}/mounts", Mount, encoded(wanted))
-
-
 def list_operations() -> Call[list[Operation]]:
     """Return what you asked for and was not waited for, oldest first, and the last that ended."""
     return Call("GET", "/v1/operations", list[Operation])
@@ -560,7 +537,7 @@ def _document(kind: type[msgspec.Struct], wanted: dict[str, Any]) -> bytes:
         document = msgspec.convert(wanted, kind)
     except msgspec.ValidationError as error:
         field, words = complaint(str(error), PATTERNS)
-        shown = "of another form" if field == "agent_token" else arguments.shown(wanted.get(field))
+        shown = "of another form" if field in SECRETS else arguments.shown(wanted.get(field))
         hint = HINTS.get(field, f"pass what {kind.__name__} documents")
         refused = WrongType if ", got `" in str(error) else InvalidOptions
         msg = f"{field} is {shown}: {words}: {hint}"

@@ -247,26 +247,6 @@ class Client(_Connection):
             raise held.not_released(error) from error
         held.released(answer)
 
-    # The same with documents that are made already, and by their former names.
-
-    vm = Asked(calls.get_vm)
-    add_vm = Asked(calls.post_vm)
-    remove_vm = Asked(calls.remove_vm)
-    share = Asked(calls.get_share)
-    add_share = Asked(calls.post_share)
-    begin_add_share = Asked(calls.begin_post_share)
-    release_share = Asked(calls.release_share)
-    map = Asked(calls.post_mount)
-    unmap = Asked(calls.unmap_directory)
-    stats = Asked(calls.stats)
-    examine_guest = Asked(calls.examine_guest)
-    release_owner = Asked(calls.release_owner)
-    operation = Asked(calls.operation)
-
-    def renew(self, owner: str, *, lease: float | None = None, vm: str | None = None, share: str | None = None) -> int:
-        """Let leases of an owner run afresh; return how many."""
-        return self.owners.renew(owner, lease=lease, vm=vm, share=share).leases
-
     def ask(self, call: Call[T]) -> T:
         """Ask for what a call describes (`uvmshare.daemon.calls`), and return what was answered."""
         with self._explained():

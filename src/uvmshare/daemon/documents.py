@@ -22,6 +22,7 @@ __all__ = [
     "NAME",
     "PATTERNS",
     "REQUESTS",
+    "SECRETS",
     "Event",
     "EventMessage",
     "Finding",
@@ -117,8 +118,23 @@ LimitValue = (
 DEFAULT_OWNER = "default"
 
 
+SECRETS = frozenset({"agent_token"})
+"""Fields whose values are told to nobody: no repr, error, event or line of a log shows one."""
+
+
 class _Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a client sends: a field that nobody knows is a mistake worth an answer."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Return the fields as they may be shown: of a secret, whether there is one."""
+        return [(name, self._shown(name)) for name in self.__struct_fields__]
+
+    def _shown(self, name: str) -> object:
+        value: object = getattr(self, name)
+        return "(secret)" if name in SECRETS and value is not None else value
 
 
 class _Answer(msgspec.Struct, frozen=True, kw_only=True):

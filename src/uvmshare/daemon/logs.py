@@ -32,6 +32,11 @@ _USERS: Final = 10_000
 _LONGEST: Final = 65_536
 """Characters of one value; a traceback is the longest."""
 
+_TRACEBACKS: Final = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
+"""Without the values of local variables, which may be anybody's secrets."""
+
 Format = Literal["json", "logfmt"]
 FORMATS: tuple[Format, ...] = ("json", "logfmt")
 
@@ -43,7 +48,7 @@ def configure(form: Format, level: str = "INFO") -> None:
         Fairness(),
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.dict_tracebacks if form == "json" else structlog.processors.format_exc_info,
+        _TRACEBACKS if form == "json" else structlog.processors.format_exc_info,
         _without_nothing,
     ]
     renderer: Processor = (

@@ -39,16 +39,15 @@ _VSOCK_PORT: Final = 5650
 
 PROGRAM: Final = """
 import sys, time
-from uvmshare.daemon.client import Client
-from uvmshare.daemon.documents import NewMount
+from uvmshare import Client
 
 host, path, guest_path, owner, lease = sys.argv[1:]
 with Client(host) as daemon:
-    mount = daemon.map("demo", NewMount(path=path, guest_path=guest_path, owner=owner, lease=float(lease)))
+    mount = daemon.mounts.map("demo", path, guest_path, owner=owner, lease=float(lease))
     print(mount.share, flush=True)
     while True:  # until it crashes
         time.sleep(float(lease) / 3)
-        daemon.renew(owner)
+        daemon.owners.renew(owner)
 """
 """What each of the two programs is; it neither knows of the other nor cleans up."""
 
@@ -114,12 +113,10 @@ class DaemonDemonstration:
                 await process.wait()
 
     async def _add(self, client: Client) -> str:
-        from uvmshare.daemon.documents import NewVm  # noqa: PLC0415  as above
-
         if self._vm.vsock is not None:
             return await self._add_on_vsock(client, self._vm.vsock)
-        wanted = NewVm(id=_VM, listen=("tcp:127.0.0.1:0",), agent="tcp:127.0.0.1:0", agent_dials=True)
-        added = await asyncio.to_thread(client.add_vm, wanted)
+        here = "tcp:127.0.0.1:0"
+        added = await asyncio.to_thread(client.vms.add, _VM, listen=[here], agent=here, agent_dials=True)
         assert added.agent is not None
         port = added.agent.rpartition(":")[2]
         await self._vm.write_file("/run/agent.sh", await asyncio.to_thread(_agent_script))
@@ -129,11 +126,9 @@ class DaemonDemonstration:
 
     async def _add_on_vsock(self, client: Client, vsock: VsockDevice) -> str:
         """Add it with the unix sockets of its vsock, and start the agent in Python, which the guest has then."""
-        from uvmshare.daemon.documents import NewVm  # noqa: PLC0415  as above
-
         listen = f"{vsock.flavour}:{vsock.uds_path}:{_VSOCK_PORT}"
-        wanted = NewVm(id=_VM, listen=(listen,), agent=f"{vsock.flavour}:{vsock.uds_path}")
-        added = await asyncio.to_thread(client.add_vm, wanted)
+        agent_address = f"{vsock.flavour}:{vsock.uds_path}"
+        added = await asyncio.to_thread(client.vms.add, _VM, listen=[listen], agent=agent_address)
         agent = os.path.join(self._directory, "uvmshare-guest")
         await asyncio.to_thread(_write, agent, bundle())
         program = shlex.join(
@@ -183,7 +178,7 @@ class DaemonDemonstration:
         return "the guest has no such mount any more, and the VM no share"
 
     async def _remove(self, client: Client) -> str:
-        await asyncio.to_thread(client.remove_vm, _VM)
+        await asyncio.to_thread(client.vms.remove, _VM)
         self._check(not await asyncio.to_thread(client.vms), "the daemon still has it")
         return "the guest runs on"
 
@@ -202,7 +197,7 @@ def _until_leases_end(client: Client, count: int) -> set[str]:
 def _remove_all(client: Client) -> None:
     with contextlib.suppress(UvmshareError):
         for vm in client.vms():
-            client.remove_vm(vm.id, force=True)
+            client.vms.remove(vm.id, force=True)
 
 
 def _write(path: str, data: bytes) -> None:

@@ -343,6 +343,7 @@ class FileServer:
 
         Raises `OutcomeUnknown`, `InvalidState` or `ComputeSystemGone`.
         """
+        arguments.flag("counters", counters)
         return await (await self._require_link()).ask(
             lambda number: control.Status(number, counters=counters), self._modify_timeout
         )
@@ -379,6 +380,7 @@ class FileServer:
         See `uvmshare.share.interfaces.TellsExit`. Closing the file server is no such end; neither is that of a
         supervisor with a run directory, unless it was told to end.
         """
+        arguments.function("callback", callback)
         if self._gone is None:
             self._on_exit.append(callback)
         else:
@@ -390,14 +392,14 @@ class FileServer:
         It is given what `status` would return: the shares it took over, and those that are `lost`. A Manager settles
         these by itself (`uvmshare.share.interfaces.TellsTakeover`).
         """
-        self._on_takeover.append(callback)
+        self._on_takeover.append(arguments.function("callback", callback))
 
     def on_left(self, callback: Callable[[tuple[control.Left, ...]], None]) -> None:
         """Have `callback` called, in the event loop, with the processes that a removal, or `aclose`, leaves behind.
 
         Their connections are cut. `status` tells of them until they have ended.
         """
-        self._on_left.append(callback)
+        self._on_left.append(arguments.function("callback", callback))
 
     async def wait_exit(self) -> str:
         """Return, with the reason, when the file server has ended, or was closed."""

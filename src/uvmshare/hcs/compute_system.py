@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
+from uvmshare import arguments
 from uvmshare.errors import (
     ComputeSystemClosed,
     ComputeSystemStopped,
@@ -186,6 +187,10 @@ class ComputeSystem:
         self._on_exit: list[Callable[[ComputeSystemStopped], None]] = []
         self._closing: asyncio.Task[None] | None = None
 
+    def __repr__(self) -> str:
+        state = "closed" if self._handle is None else "has exited" if self._over.done() else "open"
+        return f"<ComputeSystem {self.id!r}: {state}>"
+
     # ------------------------------------------------------------------ opening and closing
 
     @classmethod
@@ -205,6 +210,10 @@ class ComputeSystem:
         Raises `UnsupportedPlatform` where there is no HCS, `ComputeSystemNotFound` when there is no such id,
         `NotAdministrator`, `AccessDenied`, and other children of `ComputeSystemError`.
         """
+        if not isinstance(id_, str):
+            arguments.refuse_type("id", id_, "the id of a compute system: a str")
+        arguments.seconds("timeout", timeout)
+        arguments.seconds("grace", grace, zero=True)
         if not id_ or "\0" in id_:
             msg = f"{id_!r} is no id of a compute system: uvmshare hcs list shows those that there are"
             raise InvalidDocument(msg)
@@ -400,7 +409,7 @@ class ComputeSystem:
         if self._over.done() and not self._service_is_gone:
             self._loop.call_soon(callback, self._stopped())
         else:
-            self._on_exit.append(callback)
+            self._on_exit.append(arguments.function("callback", callback))
 
     async def wait_exit(self) -> schema.ExitStatus:
         """Wait until the VM exits, and return how.

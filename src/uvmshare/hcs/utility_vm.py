@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from uvmshare import arguments
 from uvmshare.errors import OperationDenied
 from uvmshare.hcs import schema
 from uvmshare.share.interfaces import TellsExit
@@ -40,8 +41,13 @@ class UtilityVM:
     """
 
     def __init__(self, compute_system: ComputeSystem, *, port: int = schema.DEFAULT_PORT) -> None:
-        self._compute_system = compute_system
-        self._port = port
+        self._compute_system = arguments.with_methods(
+            "compute_system", compute_system, ("modify",), "what ComputeSystem.open returned"
+        )
+        self._port = arguments.number("port", port, least=1, most=0xFFFF_FFFF)
+
+    def __repr__(self) -> str:
+        return f"<UtilityVM of {self._compute_system!r}>"
 
     async def add_plan9(self, share: Plan9Share) -> None:
         """Send the Add document of the share. Raises what the compute system's `modify` raises."""
@@ -73,5 +79,6 @@ class UtilityVM:
 
     def on_exit(self, callback: Callable[[ComputeSystemGone], None]) -> None:
         """Have `callback` called when the VM exits, if its compute system can tell. See `TellsExit`."""
+        arguments.function("callback", callback)
         if isinstance(self._compute_system, TellsExit):
             self._compute_system.on_exit(callback)

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 import msgspec
 
-from uvmshare import peers
-from uvmshare.address import parse
+from uvmshare import arguments, peers
+from uvmshare.address import Address, parse
 from uvmshare.errors import (
     AgentUnreachable,
     GuestAgentError,
@@ -45,12 +45,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from types import TracebackType
 
-    from uvmshare.address import Address
     from uvmshare.mounts.channel import Stream, Streams
     from uvmshare.mounts.reach import Reach
     from uvmshare.mounts.report import AgentInfo
 
-__all__ = ["AgentClient"]
+__all__ = ["LAST_PORT", "AgentClient"]
 
 _log: Final = logger("agent")
 _REDIAL_FIRST: Final = 0.05
@@ -64,6 +63,8 @@ _GREETING: Final = 10.0
 """Seconds for dialling and for the first words."""
 _MOST_GREETED: Final = 16
 """Streams on which the first words are awaited at the same time. Who dials may be anybody, and say nothing."""
+LAST_PORT: Final = 0xFFFFFFFE
+"""Ports of a vsock have 32 bits, and the last of them is VMADDR_PORT_ANY (vsock(7))."""
 _GRACE: Final = 5.0
 """Seconds that a request waits longer than the agent was told to."""
 
@@ -86,6 +87,8 @@ class AgentClient:
     or one of `allow_uids`, which are uids or "any": any user of the host could else pose as the agent.
 
     It is used as ``async with``, or with `start` and `aclose`. Starting does not wait for the agent: requests do.
+
+    Raises `InvalidOptions` and `InvalidAddress` for arguments that cannot be, before anything is started.
     """
 
     def __init__(
@@ -100,12 +103,18 @@ class AgentClient:
         allow_uids: Collection[int | Literal["any"]] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
+        if not isinstance(address, str | Address):
+            arguments.refuse_type("address", address, "where the agent is, such as 'firecracker:/run/fc/v.sock'")
+        if token is not None:
+            arguments.text("token", token, "the secret that the agent was started with: a str", secret=True)
+        if streams is not None:
+            arguments.with_methods("streams", streams, ("next", "aclose"), "an object with the methods of Streams")
         self.address = parse(address, default_port=wire.DEFAULT_PORT) if isinstance(address, str) else address
-        self._accept = accept
-        self._users = peers.of_this_process(allow_uids)
-        self._server_port = server_port
+        self._accept = arguments.flag("accept", accept)
+        self._users = peers.of_this_process(peers.require_uids("allow_uids", allow_uids))
+        self._server_port = arguments.number("server_port", server_port, least=1, most=LAST_PORT)
         self._token = token
-        self._timeout = timeout
+        self._timeout = arguments.seconds("timeout", timeout)
         self._client = os.urandom(8).hex()
         self._connection: Connection | None = None
         self._changed = asyncio.Event()
@@ -118,7 +127,7 @@ class AgentClient:
         self._streams = streams
         self._keeping: asyncio.Task[None] | None = None
         self._on_connect: list[Callable[[], None]] = []
-        self._agent_reach = AgentReach(clock)
+        self._agent_reach = AgentReach(arguments.function("clock", clock))
         self._on_reach: list[Callable[[Reach], None]] = []
 
     def __repr__(self) -> str:
@@ -166,7 +175,7 @@ class AgentClient:
 
     def on_reach(self, callback: Callable[[Reach], None]) -> None:
         """Have `callback` called in the event loop, with what is so then, each time the agent was reached or lost."""
-        self._on_reach.append(callback)
+        self._on_reach.append(arguments.function("callback", callback))
 
     @property
     def port(self) -> int:
@@ -175,12 +184,14 @@ class AgentClient:
 
     def on_connect(self, callback: Callable[[], None]) -> None:
         """Have `callback` called whenever the agent has been reached (`uvmshare.mounts.interfaces.TellsConnect`)."""
-        self._on_connect.append(callback)
+        self._on_connect.append(arguments.function("callback", callback))
         if self._connection is not None:
             asyncio.get_running_loop().call_soon(callback)
 
     async def reached(self, *, timeout: float | None = None) -> AgentInfo:  # noqa: ASYNC109  the error says what was waited for
         """Wait until the agent is connected, at most `timeout` seconds. Raises `AgentUnreachable`."""
+        if timeout is not None:
+            arguments.seconds("timeout", timeout)
         try:
             async with asyncio.timeout(self._timeout if timeout is None else timeout):
                 return (await self._connected()).info
@@ -196,6 +207,7 @@ class AgentClient:
 
         Raises `MountRefused`, `GuestAgentError` with the guest's words, `AgentUnreachable`, `OutcomeUnknown`.
         """
+        _require_mount(mount)
         options = partial(_options, mount)
         try:
             added: Added = await self._modify(schema.RequestType.ADD, mount, options, result=_ADDED)
@@ -205,6 +217,8 @@ class AgentClient:
 
     async def remove_mapped_directory(self, mount: GuestMount, *, lazy: bool = False) -> None:
         """Send the Remove document of the mount. Raises `MountBusy`, `MountNotFound`, and as adding does."""
+        _require_mount(mount)
+        arguments.flag("lazy", lazy)
         await self._modify(schema.RequestType.REMOVE, mount, lambda _: {"lazy": lazy})
 
     async def mapped_directories(self) -> tuple[GuestMount, ...]:
@@ -255,6 +269,7 @@ class AgentClient:
 
     async def health(self, *, within: float = 1.0) -> tuple[MountHealth, ...]:
         """Have the agent read each mount, and return which can be read within so many seconds."""
+        arguments.seconds("within", within)
         found: tuple[MountHealth, ...] = await self._ask(
             "health", lambda _: {"within": within}, self._timeout + within, _HEALTH
         )
@@ -419,6 +434,11 @@ class AgentClient:
             await _withdraw(dialled)
             for task in greeted:
                 await _withdraw(task)
+
+
+def _require_mount(mount: GuestMount) -> None:
+    if not isinstance(mount, GuestMount):
+        arguments.refuse_type("mount", mount, "a GuestMount; MountManager.map takes a path and a path of the guest")
 
 
 def _nothing(_: AgentInfo) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Literal, Self
 
 from uvmshare import arguments
-from uvmshare.errors import WrongType
+from uvmshare.errors import ComputeSystemGone, WrongType
 from uvmshare.lifecycle.claims import Claims
 from uvmshare.lifecycle.operation import OUTCOME_UNKNOWN, OneAtATime
 from uvmshare.mounts.engine import REVOKE_GRACE, Engine, guest_mount, share_owner
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Unpack
 
-    from uvmshare.errors import ComputeSystemGone
     from uvmshare.mounts.interfaces import GuestAgent, GuestMount
     from uvmshare.mounts.mount import Mount, MountInfo
     from uvmshare.mounts.options import MapKeywords, MountOptions
@@ -147,6 +146,7 @@ class MountManager:
         With `force` the reference is given back at once, and the guest has no say: see `revoke`, also for `grace`.
         """
         self._claims.check(owner)
+        _require_ways(lazy=lazy, force=force, grace=grace)
         path = canonical_guest_path(mount_path)
         mount = self._engine.table.get(path)
         if force:
@@ -191,6 +191,11 @@ class MountManager:
         A mount of a share that others added has nothing to be taken out: raises what the agent raised, and
         `OutcomeUnknown` when it did not answer in time. Cancelling this call changes nothing of it.
         """
+        _require_ways(grace=grace)
+        if owners is not None:
+            owners = arguments.list_of("owners", owners, object, "a list of owners")
+            for owner in owners:
+                arguments.hashable("owners", owner)
         path = canonical_guest_path(mount_path)
         mount = self._engine.table.get(path)
         if mount is None:
@@ -233,6 +238,8 @@ class MountManager:
         if owner is None:
             msg = "owner is None, and an anonymous reference has no owner to release it by: give its path to unmount"
             raise WrongType(msg)
+        self._claims.check(owner)
+        _require_ways(lazy=lazy, force=force)
         return await self._claims.release_owner(
             owner, lambda path: self.unmount(path, owner=owner, lazy=lazy, force=force)
         )
@@ -253,7 +260,7 @@ class MountManager:
 
     def on_change(self, callback: Callable[[MountInfo, Literal["lost", "remounted"]], None]) -> None:
         """Have `callback` called in the event loop when the guest lost a mount, and when it has it again."""
-        self._engine.on_change.append(callback)
+        self._engine.on_change.append(arguments.function("callback", callback))
 
     def mounts(self) -> tuple[MountInfo, ...]:
         """Return a snapshot of every mount that the guest has, may have or should have, oldest first."""
@@ -301,6 +308,8 @@ class MountManager:
         knows does. A mount with a call in flight is forgotten when that ends; from now on mounting raises
         `ComputeSystemGone`.
         """
+        if not isinstance(error, ComputeSystemGone):
+            arguments.refuse_type("error", error, "a ComputeSystemGone, which says why")
         self._engine.exit(error)
         self._settling.withdraw()
 
@@ -326,3 +335,10 @@ class MountManager:
 
 def _went_well(task: asyncio.Task[tuple[GuestMount, ...]]) -> bool:
     return task.exception() is None
+
+
+def _require_ways(*, lazy: bool = False, force: bool = False, grace: float = REVOKE_GRACE) -> None:
+    """Refuse what cannot say how a mount is to be taken away, before the guest is asked."""
+    arguments.flag("lazy", lazy)
+    arguments.flag("force", force)
+    arguments.seconds("grace", grace, zero=True)

@@ -23,7 +23,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
 from uvmshare import arguments
-from uvmshare.errors import JournalError, ManagerClosed, SharesLeft, WrongType
+from uvmshare.errors import ComputeSystemGone, JournalError, ManagerClosed, SharesLeft, WrongType
 from uvmshare.lifecycle.claims import Claims
 from uvmshare.lifecycle.operation import OneAtATime, Operation
 from uvmshare.lifecycle.retry import RETRY_LONGEST
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Unpack
 
-    from uvmshare.errors import ComputeSystemGone
     from uvmshare.share.interfaces import VMPlan9
     from uvmshare.share.journal import Journal
     from uvmshare.share.options import HostPath, ShareKeywords
@@ -77,13 +76,8 @@ class Manager:
         no_writable_file_shares: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        arguments.with_methods("vm", vm, ("add_plan9", "remove_plan9"), "a FileServer, a UtilityVM or another VMPlan9")
-        if journal is not None:
-            arguments.with_methods(
-                "journal", journal, ("load", "append"), "SqliteJournal(PATH).for_vm(), or another Journal"
-            )
-        arguments.flag("no_writable_file_shares", no_writable_file_shares)
-        arguments.function("clock", clock)
+        require_vm(vm)
+        require_settings(journal, no_writable_file_shares=no_writable_file_shares, clock=clock)
         self._engine = Engine(vm, journal, clock, no_writable_file_shares=no_writable_file_shares)
         self.claims = Claims(self._engine, self._engine.ledger, self._ready_to_write)
         """For `uvmshare.blocking`, whose callers wait in another thread; not for callers of this Manager."""
@@ -252,6 +246,8 @@ class Manager:
         flight is released when that ends, whatever the answer; those who wait to add it get `ComputeSystemGone`,
         and so does whoever adds a share from now on: a VM that was started again needs a Manager of its own.
         """
+        if not isinstance(error, ComputeSystemGone):
+            arguments.refuse_type("error", error, "a ComputeSystemGone, which says why")
         self._engine.exit(error)
         self._settling.withdraw()
 
@@ -379,7 +375,7 @@ class Manager:
         is listed as it was, and whoever held it holds it; the VM may be without it. An attempt that fails as the one
         before it did is not told again.
         """
-        self._on_settled.append(callback)
+        self._on_settled.append(arguments.function("callback", callback))
 
     def _may_have_lost(self) -> bool:
         """Whether a takeover matters: not to tables that are still to be read, which is followed by the same."""
@@ -479,6 +475,20 @@ class Manager:
             raise ManagerClosed(msg)
         if not self._recovered:
             await self._recover_once(recovery.RecoverOptions())
+
+
+def require_vm(vm: object) -> None:
+    """See that this is a `VMPlan9`. Raises `WrongType`."""
+    arguments.with_methods("vm", vm, ("add_plan9", "remove_plan9"), "a FileServer, a UtilityVM or another VMPlan9")
+
+
+def require_settings(journal: object, *, no_writable_file_shares: bool, clock: object) -> None:
+    """See that a Manager can be made with these. Raises `WrongType`."""
+    if journal is not None:
+        remedy = "SqliteJournal(PATH).for_vm(), or another Journal"
+        arguments.with_methods("journal", journal, ("load", "append"), remedy)
+    arguments.flag("no_writable_file_shares", no_writable_file_shares)
+    arguments.function("clock", clock)
 
 
 def _require_name(name: str) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from uvmshare import arguments
 from uvmshare.directory import may_be_same, recalled
 from uvmshare.errors import (
     UNREADABLE,
@@ -114,6 +115,8 @@ def _written(share: Share, owner: Hashable) -> str:
 
 def decode(state: bytes | str) -> Saved:
     """Read a document. Raises `InvalidSavedState` when it is none, or not one that a Manager wrote."""
+    if not isinstance(state, bytes | str):
+        arguments.refuse_type("state", state, "what Manager.save() returned: bytes or a str")
     try:
         version = msgspec.json.decode(state, type=_Version).uvmshare_shares
         if version > VERSION:

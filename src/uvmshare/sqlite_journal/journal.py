@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
+from uvmshare import arguments
 from uvmshare.errors import InvalidOptions, JournalError, JournalFull, JournalInUse, JournalReadOnly
 from uvmshare.hostpath import absolute
 from uvmshare.sqlite_journal.lock import WriterLock
@@ -40,8 +41,7 @@ _WRITES_BETWEEN_TIDYING = 1000
 
 def _require_id(vm: str) -> None:
     if not isinstance(vm, str):
-        msg = f"{vm!r} is no id of a VM: give a str"
-        raise TypeError(msg)
+        arguments.refuse_type("vm", vm, "the id of a VM: a str")
     try:
         vm.encode()
     except UnicodeEncodeError as error:
@@ -72,6 +72,9 @@ class SqliteJournal:
         self._users: dict[str, object] = {}
         """By VM: who loaded last, and so may append."""
         self._written = 0
+
+    def __repr__(self) -> str:
+        return f"<SqliteJournal in {self.path!r}{': closed' if self._closed else ''}>"
 
     def for_vm(self, vm: str = "") -> Journal:
         """Return the part of one VM, by an id of the caller's choice that is the same after a restart.
