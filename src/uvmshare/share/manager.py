@@ -334,6 +334,8 @@ class Manager:
 
         Raises `JournalError` when the journal cannot be read or written, and `ManagerClosed`.
         """
+        arguments.flag("vm_is_new", vm_is_new)
+        arguments.flag("take_out_unknown", take_out_unknown)
         return await self._recover_in_turn(
             recovery.RecoverOptions(vm_is_new=vm_is_new, take_out_unknown=take_out_unknown)
         )
