@@ -11,7 +11,7 @@ import pytest
 from tests.processes import DEADLINE
 
 import uvmshare
-from uvmshare import AddOptions, AgentClient, FileServer, Manager, MountManager, MountOptions, blocking, errors
+from uvmshare import AddOptions, FileServer, Manager, MountManager, MountOptions, blocking, errors
 from uvmshare.testing.client import Client
 from uvmshare.testing.connection import dial
 from uvmshare.testing.fakes import FakeAgent, FakeVM
@@ -51,6 +51,8 @@ def test_a_program_without_an_event_loop_shares_a_directory(place: Path) -> None
         held = vm.share(place / "project")
         with pytest.raises(errors.InvalidState, match="no agent"):
             vm.map(place / "project", "/mnt/project")
+        with pytest.raises(errors.InvalidState, match="no agent"):
+            _ = vm.mount_manager
         assert "serving" in repr(vm)
     with pytest.raises(errors.ManagerClosed):
         vm.share(place / "project")
@@ -101,21 +103,6 @@ def test_a_program_that_ends_without_closing_ends(place: Path) -> None:
     assert _run(place, "vm = uvmshare.serve(listen, security_model='none'); print(vm.share(place).name)") == "0\n"
     with pytest.raises(OSError, match=r"refused|No such file"):
         dial(f"unix:{place}/s", timeout=DEADLINE)
-
-
-SHOWN: dict[str, Callable[[], tuple[object, str]]] = {
-    "FileServer": lambda: (FileServer(["unix:/x"]), "<FileServer at unix:/x: not started>"),
-    "connected FileServer": lambda: (FileServer.connect("/run/x"), "<FileServer in '/run/x': not started>"),
-    "AddOptions": lambda: (AddOptions("/", read_only=True), "AddOptions('/', read_only=True)"),
-    "AgentClient": lambda: (AgentClient("unix:/x", token="secret"), "<AgentClient at unix:/x: not connected>"),
-}
-
-
-@linux
-@pytest.mark.parametrize("what", SHOWN)
-def test_objects_show_what_they_are(what: str) -> None:
-    shown, words = SHOWN[what]()
-    assert repr(shown) == words
 
 
 def test_managers_show_what_they_are_of_and_what_they_have() -> None:

@@ -131,6 +131,15 @@ class ServedVM:
 
         return self.manager.run(snapshot())
 
+    @property
+    def mount_manager(self) -> MountManager:
+        """The MountManager in the background event loop, for owners and all that it has besides `map`.
+
+        ``vm.manager.run(vm.mount_manager.map(path, guest_path, owner="job-7"))``. Without an agent raises
+        `InvalidState`.
+        """
+        return self._require_mounts()
+
     def _require_mounts(self) -> MountManager:
         if self._mounts is None:
             msg = "this VM has no agent, which mounts: give serve() its address, agent='firecracker:/run/fc/v.sock'"
