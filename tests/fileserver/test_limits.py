@@ -231,12 +231,25 @@ def test_memory(start_device: Callable[..., Device], tmp_path: Path, refused: Re
 
 
 @pytest.mark.parametrize(
-    "values",
-    [{"mounts": 0}, {"fids": "many"}, {"msize": 100}, {"half_open": -1}, {"handshake_seconds": 0}, {"dogs": 1}],
+    ("values", "words"),
+    [
+        ({"mounts": 0}, "limit mounts is 0: it is less than 1"),
+        ({"fids": "many"}, "limit fids is 'many': it has to be a whole number"),
+        ({"msize": 100}, "limit msize is 100: it is less than 4096"),
+        ({"half_open": -1}, "limit half_open is -1: it is less than 1"),
+        ({"handshake_seconds": 0}, "limit handshake_seconds is 0: it is not more than 0"),
+        ({"dogs": 1}, "there is no limit 'dogs'; there are "),
+    ],
 )
-def test_a_limit_that_cannot_be_is_refused_and_the_names_of_all_are_told(values: dict[str, object]) -> None:
-    with pytest.raises(FileServerError, match="operations_per_second"):
+def test_a_limit_that_cannot_be_is_refused_with_what_it_has_to_be(values: dict[str, object], words: str) -> None:
+    with pytest.raises(FileServerError, match=f"^{words}"):
         Limits.of(values)
+
+
+def test_whoever_asks_for_a_limit_that_there_is_not_is_told_of_all() -> None:
+    with pytest.raises(FileServerError) as refused_for:
+        Limits.of({"dogs": 1})
+    assert all(field in str(refused_for.value) for field in Limits.__struct_fields__)
 
 
 def test_limits_are_read_from_text() -> None:
