@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.processes import DEADLINE
+from tests.processes import DEADLINE, kill
 from tests.virtual_time import settle
 
 from uvmshare import AddOptions, AgentClient, FileServer, Manager, MountManager, errors
@@ -42,10 +40,10 @@ def test_a_supervisor_that_dies_is_heard_and_so_are_the_next_one_and_the_end(
         async with asyncio.timeout(DEADLINE), FileServer([f"unix:{tmp_path}/9p"], run_dir=tmp_path / "run") as server:
             again = asyncio.Event()
             server.on_takeover(lambda _: again.set())
-            os.kill((await server.status()).pid, signal.SIGKILL)
+            kill((await server.status()).pid)
             await again.wait()
         async with asyncio.timeout(DEADLINE), FileServer([f"unix:{tmp_path}/other"]) as server:
-            os.kill((await server.status()).pid, signal.SIGKILL)
+            kill((await server.status()).pid)
             await server.wait_exit()
 
     asyncio.run(test())
