@@ -6,12 +6,12 @@ foreign errors (an HRESULT, an errno, an HCS document), which belongs where the 
 ::
 
     UvmshareError
-    +-- InvalidOptions (ValueError)        an argument that cannot be; nothing was touched
+    +-- InvalidOptions (ValueError)        an argument has an invalid value; nothing was touched
     |   +-- WrongType (TypeError)          an argument of another type than it may have
     +-- OperationDenied (PermissionError)  policy forbids it; nothing was touched
     +-- InvalidTransition (RuntimeError)   a share state has no such transition; a bug of ours
     +-- ManagerClosed                      the Manager was closed; nothing was touched
-    +-- SharesLeft                         closing, or releasing an owner, could not take these shares out
+    +-- SharesLeft                         closing, or releasing an owner, could not remove these shares
     +-- InvalidSavedState (ValueError)     not what Manager.save() wrote; nothing was touched
     +-- RestoreFailed                      these shares cannot be restored, so none was
     +-- JournalError                       the journal cannot be written or read
@@ -21,7 +21,7 @@ foreign errors (an HRESULT, an errno, an HCS document), which belongs where the 
     |   +-- JournalDamaged                 it is no journal, or not whole any more
     |   +-- JournalTooNew                  a later version of uvmshare wrote it
     |   +-- OutcomeNotWritten              the VM did it, and that could not be written down yet
-    +-- InvalidAddress (ValueError)        an address of the file server that cannot be
+    +-- InvalidAddress (ValueError)        an address is not valid
     +-- UnsupportedPlatform (RuntimeError) this host's system has no such thing
     +-- ComputeSystemError                 the compute system refused or failed a request
     |   +-- OutcomeUnknown                 no answer: the request may have been carried out or not
@@ -39,6 +39,7 @@ foreign errors (an HRESULT, an errno, an HCS document), which belongs where the 
     |   +-- AccessDenied                   the host's files or the request are out of the caller's reach
     |   |   +-- NotAdministrator           the caller is not one of the Hyper-V administrators
     |   +-- HostPathNotFound               the directory or file on the host is not there
+    |   +-- HostPathReplaced               the path on the host leads to another directory now
     |   +-- DriveLocked                    the host's drive is locked by BitLocker
     |   +-- DiskFull                       the host's disk is full
     +-- FileServerError                    the Linux file server could not be started or reached
@@ -53,11 +54,12 @@ foreign errors (an HRESULT, an errno, an HCS document), which belongs where the 
     +-- DaemonError                        the daemon could not be started or reached
     +-- LeaseLost                          what a block held was not held to its end
     +-- WrongProcess (RuntimeError)        made in another process, and used in a forked child
-    +-- NotThere (LookupError)             the daemon has no such VM, share or operation that is yours
+    +-- NotThere (LookupError)             you have no such VM, share or operation in the daemon
+    +-- NotHeld                            the owner does not hold what was to be released
     +-- AlreadyThere                       the daemon has another VM of that id
-    +-- StillInUse                         a VM is to go while its shares are held
+    +-- StillInUse                         a VM, share or mount is to be removed while somebody holds it
     +-- HostPathHangs (TimeoutError)       the file system of a host path does not answer; nothing was touched
-    +-- LimitReached                       the user has as many as he may have; nothing was touched
+    +-- LimitReached                       the user has reached a limit; nothing was touched
     +-- GuestUnavailable                   no guest VM can be started here: a program or its kernel is missing
     +-- GuestFailed                        the guest VM ended, hung, or broke off a command
     +-- ConnectionClosed (EOFError)        the other end of a 9P connection ended it
@@ -146,11 +148,11 @@ class UvmshareError(Exception):
 
 
 class InvalidOptions(UvmshareError, ValueError):
-    """An argument that cannot be, such as options of a share. Nothing was touched."""
+    """An argument has an invalid value, such as options of a share. Nothing was touched."""
 
 
 class WrongType(InvalidOptions, TypeError):
-    """An argument of another type than it may have. Nothing was touched."""
+    """An argument has a wrong type. Nothing was touched."""
 
 
 class OperationDenied(UvmshareError, PermissionError):
@@ -158,7 +160,7 @@ class OperationDenied(UvmshareError, PermissionError):
 
 
 class InvalidTransition(UvmshareError, RuntimeError):
-    """A trigger that the state of a share does not have. The state is left alone."""
+    """The state of a share has no transition for a trigger. The state stays as it was."""
 
 
 class ManagerClosed(UvmshareError, RuntimeError):
@@ -166,7 +168,7 @@ class ManagerClosed(UvmshareError, RuntimeError):
 
 
 class SharesLeft(UvmshareError):
-    """Closing, or releasing an owner, could not take these shares out of the VM; `errors` says which and why."""
+    """Closing, or releasing an owner, could not remove these shares from the VM; `errors` says which and why."""
 
     def __init__(self, errors: dict[str, BaseException]) -> None:
         self.errors = errors
@@ -217,7 +219,7 @@ class JournalTooNew(JournalError):
 
 
 class OutcomeNotWritten(JournalError):
-    """The VM did what it was asked, and that could not be written down yet; the Manager sees to it."""
+    """The VM did what it was asked, and that could not be written down yet; the Manager tries again."""
 
 
 class InvalidAddress(UvmshareError, ValueError):
@@ -246,7 +248,7 @@ class OutcomeUnknown(ComputeSystemError):
 
 
 class OperationTimedOut(OutcomeUnknown):
-    """The operation did not end within its time. Ask again: the Manager takes out what it left behind."""
+    """The operation did not end within its time. Ask again: the Manager removes what the operation left behind."""
 
 
 class ServiceDisconnected(OutcomeUnknown):
@@ -258,7 +260,7 @@ class ComputeSystemGone(ComputeSystemError):
 
 
 class ComputeSystemNotFound(ComputeSystemGone):
-    """No compute system has this id. `uvmshare hcs list` and `hcsdiag list` name those that there are."""
+    """No compute system has this id. `uvmshare hcs list` and `hcsdiag list` print the ids that exist."""
 
 
 class ComputeSystemStopped(ComputeSystemGone):
@@ -302,7 +304,7 @@ class HostPathNotFound(ComputeSystemError):
 
 
 class HostPathReplaced(ComputeSystemError):
-    """The path to share leads to another directory now than when its options were made: make them anew."""
+    """The path to share leads to another directory than when its options were made: make the options anew."""
 
 
 class DriveLocked(ComputeSystemError):
@@ -360,11 +362,11 @@ class MountRefused(GuestAgentError):
 
 
 class DaemonError(UvmshareError):
-    """The daemon could not be started or reached, or gave an answer that is none."""
+    """The daemon could not be started or reached, or its answer could not be read."""
 
 
 class LeaseLost(UvmshareError):
-    """A lease was over, or what it was on was taken away, before the block that held it ended. Add it again."""
+    """A lease ended, or its share or mount was taken away, before the block that held it ended. Add it again."""
 
 
 class WrongProcess(UvmshareError, RuntimeError):
@@ -376,15 +378,15 @@ class NotThere(UvmshareError, LookupError):
 
 
 class NotHeld(UvmshareError):
-    """The owner that was named holds nothing of what was to be released; the message says who does."""
+    """The named owner does not hold the share or mount that was to be released; the message says who does."""
 
 
 class AlreadyThere(UvmshareError):
-    """The daemon has a VM of that id, and it is another one."""
+    """The daemon already has another VM with that id."""
 
 
 class StillInUse(UvmshareError):
-    """A VM cannot go while somebody holds its shares, unless it is forced."""
+    """A VM, share or mount cannot be removed while somebody holds it."""
 
 
 class HostPathHangs(UvmshareError, TimeoutError):
@@ -392,7 +394,7 @@ class HostPathHangs(UvmshareError, TimeoutError):
 
 
 class LimitReached(UvmshareError):
-    """A user of the host has as many of something as he may have. Give back what is not needed."""
+    """A user of the host has reached a limit. Release what is not needed."""
 
 
 class GuestUnavailable(UvmshareError):
@@ -404,7 +406,7 @@ class GuestFailed(UvmshareError):
 
 
 class ConnectionClosed(UvmshareError, EOFError):
-    """The other end of a 9P connection ended it; what was not answered may have been done or not."""
+    """The other end of a 9P connection ended it. Requests without an answer may have been carried out or not."""
 
 
 class ProtocolError(UvmshareError):
@@ -416,8 +418,8 @@ class ProtocolError(UvmshareError):
 
 
 class LocalProtocolError(ProtocolError):
-    """This side tried to send what 9P2000.L cannot say; nothing was sent."""
+    """This side tried to send a message that 9P2000.L does not have; nothing was sent."""
 
 
 class RemoteProtocolError(ProtocolError):
-    """The peer sent what 9P2000.L does not allow; the connection cannot go on."""
+    """The peer sent bytes that 9P2000.L does not allow; the connection cannot go on."""

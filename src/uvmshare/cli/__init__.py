@@ -17,7 +17,7 @@ __all__ = ["EXTRAS", "main", "missing_extra"]
 def main() -> int:
     """Run `uvmshare` with the arguments of this process; returns the exit status.
 
-    0 is success, 1 a failure, 2 a command line that cannot be, 130 an interruption (SIGINT).
+    0 is success, 1 a failure, 2 a wrong command line, 130 an interruption (SIGINT).
     """
     safe_stderr()
     try:

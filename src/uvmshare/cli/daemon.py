@@ -24,18 +24,18 @@ __all__ = ["daemon"]
     type=octal_mode,
     default="660",
     show_default=True,
-    help="Permissions of that socket. Each user has his own VMs and sees no others', so 666 is no mistake.",
+    help="Permissions of that socket. Users see only their own VMs, so 666 is safe.",
 )
 @click.option("--socket-group", metavar="GROUP", help="The group of that socket.")
 @click.option(
     "--run-dir",
     metavar="DIR",
-    help="For what ends with the host. [default: /run/uvmshare; a user's: $XDG_RUNTIME_DIR/uvmshare]",
+    help="For files that end with the host. [default: /run/uvmshare; a user's: $XDG_RUNTIME_DIR/uvmshare]",
 )
 @click.option(
     "--state-dir",
     metavar="DIR",
-    help="For what stays. [default: /var/lib/uvmshare; a user's: $XDG_STATE_HOME/uvmshare]",
+    help="For files that stay. [default: /var/lib/uvmshare; a user's: $XDG_STATE_HOME/uvmshare]",
 )
 @click.option(
     "--user-vms",
@@ -43,7 +43,7 @@ __all__ = ["daemon"]
     type=click.IntRange(min=0),
     default=64,
     show_default=True,
-    help="How many VMs each user of the host may have, root aside.",
+    help="How many VMs each user of the host may have. Root and the daemon's user may have any number.",
 )
 @click.option(
     "--user-shares",
@@ -51,15 +51,17 @@ __all__ = ["daemon"]
     type=click.IntRange(min=0),
     default=1024,
     show_default=True,
-    help="How many shares and mounts each user of the host may hold in all his VMs, root aside.",
+    help="How many shares and mounts each user of the host may hold in all their VMs. Root and the daemon's user may "
+    "hold any number.",
 )
 @click.option(
     "--cgroup",
     metavar="DIR",
     default="auto",
     show_default=True,
-    help="The control group (cgroup v2) below which each VM's processes get their own. auto: the daemon's, if systemd "
-    "delegated it; own: the daemon's, in a user's unit, whose systemd marks no group as delegated; none: have none.",
+    help="The control group (cgroup v2) below which each VM's processes get their own. auto: the daemon's group, if "
+    "systemd delegated it; own: the daemon's group, for a user's unit, whose systemd marks no group as delegated; "
+    "none: no groups.",
 )
 @click.option(
     "--vm-cgroup",
@@ -94,9 +96,9 @@ def daemon(
 ) -> None:
     """Own the shares of all VMs of this host, for every program on it, until SIGINT or SIGTERM.
 
-    As root it serves all users of the host, each his own VMs, with that user's rights to files. As any other
-    user it serves that one. What is shared goes on when it ends or is killed; start it again, and it finds
-    everything as it was.
+    As root it serves all users of the host. Users have VMs of their own, served with their rights to files. As
+    any other user it serves that user. Shares go on when the daemon ends or is killed. Start it again, and it
+    finds everything as it was.
 
     \b
     Examples:

@@ -94,7 +94,7 @@ def _shared(vm: str, host: str | None) -> list[Finding]:
 
 @click.command()
 @click.argument("shares", metavar="[DIRECTORY]...", nargs=-1, type=click.Path())
-@click.option("--vm", metavar="VM", help="Look at the shares and the guest of this VM too, by the daemon.")
+@click.option("--vm", metavar="VM", help="Also look at the shares and the guest of this VM, through the daemon.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead of a list.")
 @host_option
 def doctor(shares: tuple[str, ...], *, vm: str | None, host: str | None, as_json: bool) -> None:

@@ -20,9 +20,9 @@ __all__ = ["events"]
 
 
 @click.command()
-@click.option("--since", metavar="ID", help="Begin behind the event of this id.")
-@click.option("--no-follow", is_flag=True, help="End with the last that there is, instead of waiting for more.")
-@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each.")
+@click.option("--since", metavar="ID", help="Begin after the event with this id; 0: with the oldest that is kept.")
+@click.option("--no-follow", is_flag=True, help="End after the last event, instead of waiting for more.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each event.")
 @host_option
 def events(since: str | None, host: str | None, *, no_follow: bool, as_json: bool) -> None:
     """Follow what happens in the daemon: VMs, shares, who holds them, and leases that end.
@@ -36,7 +36,7 @@ def events(since: str | None, host: str | None, *, no_follow: bool, as_json: boo
     with connected(host, "") as client:
         for event in client.events(since, follow=not no_follow):
             if event is None:
-                note("uvmshare events: some events before the next are not kept any more")
+                note("uvmshare events: some events before the next one are not kept any more")
             elif as_json:
                 say_json(event)
             else:

@@ -49,7 +49,7 @@ def hcs() -> None:
 
     \b
     uvmshare hcs list
-    uvmshare hcs serve VM C:\\src:ro C:\\out     hold shares until Ctrl-C, then take them out
+    uvmshare hcs serve VM C:\\src:ro C:\\out     hold shares until Ctrl-C, then remove them
     uvmshare hcs add VM C:\\src:ro              add a share that stays until it is removed
     uvmshare hcs shares VM
     uvmshare hcs remove VM NAME
@@ -117,7 +117,7 @@ def add(vm: str, port: int, state_dir: str, shares: tuple[ShareSpec, ...]) -> No
 @_port
 @_state_dir
 def remove(vm: str, name: str, port: int, state_dir: str) -> None:
-    """Remove the share of this NAME, whoever added it. That it is not there any more is no error.
+    """Remove the share of this NAME, whoever added it. It is no error if the share is already gone.
 
     \b
     Example:
@@ -150,7 +150,7 @@ def shares(vm: str, state_dir: str) -> None:
 @_port
 @shares_argument
 def serve(vm: str, port: int, shares: tuple[ShareSpec, ...]) -> None:
-    """Hold shares on the VM until Ctrl-C, then take them out. Each SHARE is PATH[:ro][:only=NAME,NAME].
+    """Hold shares on the VM until Ctrl-C, then remove them. Each SHARE is PATH[:ro][:only=NAME,NAME].
 
     All are served, or none is. Ends with an error when the VM exits. It prints a line for each share, then
     one that says that it is ready:

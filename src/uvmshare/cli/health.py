@@ -23,12 +23,12 @@ __all__ = ["health"]
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
 @host_option
 def health(vms: tuple[str, ...], host: str | None, *, as_json: bool) -> int:
-    """Tell whether the daemon answers and can write down what it does; and whether VMs are served.
+    """Tell whether the daemon answers and can write to its state directory, and whether VMs are served.
 
-    A VM that is named has to have a file server that runs, and its agent has to be reached if it has one. VMs that are
-    not named are counted, and change nothing: one user's VM that failed is no illness of the daemon.
+    The file server of a named VM must run, and its agent, if it has one, must be reached. Other VMs are only counted:
+    the daemon is healthy even if a user's VM has failed.
 
-    Exit status: 0 when all of that is so, 1 otherwise, with the reason on standard error.
+    Exit status: 0 when everything is healthy, 1 otherwise, with the reason on standard error.
 
     \b
     Examples:

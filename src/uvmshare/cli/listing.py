@@ -86,7 +86,7 @@ def listing_options(command: F) -> F:
     """Give a command --json, --quiet and --format, and the parameter `listing`."""
 
     @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-    @click.option("--quiet", "-q", is_flag=True, help="Print names alone, one a line.")
+    @click.option("--quiet", "-q", is_flag=True, help="Print names alone, one on each line.")
     @click.option(
         "--format",
         "template",

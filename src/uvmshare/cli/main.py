@@ -39,15 +39,15 @@ COMMANDS: Mapping[str, Command] = {
     "vm": Command("uvmshare.cli.vm", "vm", "VMs that the daemon knows: add, ls, inspect, rm."),
     "share": Command("uvmshare.cli.share", "share", "Shares of a VM, through the daemon: add, ls, inspect, renew, rm."),
     "map": Command("uvmshare.cli.map", "map_", "Share a directory and mount it in the guest, through the daemon."),
-    "unmap": Command("uvmshare.cli.map", "unmap", "Unmount what was mapped, and end its share."),
-    "mounts": Command("uvmshare.cli.map", "mounts", "List what is mounted in guests."),
+    "unmap": Command("uvmshare.cli.map", "unmap", "Unmount a mapped directory, and end its share."),
+    "mounts": Command("uvmshare.cli.map", "mounts", "List the mounts in guests."),
     "owner": Command("uvmshare.cli.owner", "owner", "Who holds shares and mounts: ls, release."),
     "events": Command("uvmshare.cli.events", "events", "Follow what happens in the daemon."),
     "stats": Command("uvmshare.cli.stats", "stats", "Show what guests have done with their shares."),
-    "top": Command("uvmshare.cli.top", "top", "Watch what guests do with their shares, as they do it."),
-    "dashboard": Command("uvmshare.cli.dashboard", "dashboard", "Show it all on a page in your browser."),
-    "guest": Command("uvmshare.cli.guest", "guest", "Mount what is served; for use inside a guest."),
-    "health": Command("uvmshare.cli.health", "health", "Tell whether the daemon, and VMs, are as they should be."),
+    "top": Command("uvmshare.cli.top", "top", "Watch what guests do with their shares, live."),
+    "dashboard": Command("uvmshare.cli.dashboard", "dashboard", "Show everything on a page in your browser."),
+    "guest": Command("uvmshare.cli.guest", "guest", "Mount a share, or run the agent; for use inside a guest."),
+    "health": Command("uvmshare.cli.health", "health", "Tell whether the daemon and VMs are healthy."),
     "doctor": Command(
         "uvmshare.cli.doctor", "doctor", "See what this host can and cannot do, and what to do about it."
     ),
@@ -92,8 +92,8 @@ def cli() -> None:
     For programs:  uvmshare daemon, then uvmshare vm add, uvmshare share add
     To see it all: uvmshare demo
 
-    Each command's --help has examples. Exit status: 0 success, 1 failure, 2 a command line that
-    cannot be, 130 interrupted. UVMSHARE_DEBUG=1 shows where an error came from.
+    Each command's --help has examples. Exit status: 0 success, 1 failure, 2 a wrong command line,
+    130 interrupted. UVMSHARE_DEBUG=1 shows where an error came from.
     """  # noqa: D301  \b is click's mark for lines that stay as they are
 
 

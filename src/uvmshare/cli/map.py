@@ -47,7 +47,7 @@ CACHES = ("auto", "none", "loose", "mmap", "readahead")
     type=click.Choice(CACHES),
     default="auto",
     show_default=True,
-    help="What the guest's kernel may keep of it; auto: nothing that hides a change of the host's.",
+    help="What the guest's kernel may cache. auto: nothing that would hide a change by the host.",
 )
 @click.option(
     "--msize",
@@ -55,8 +55,8 @@ CACHES = ("auto", "none", "loose", "mmap", "readahead")
     metavar="BYTES",
     help="The largest 9P message; the guest chooses unless given.",
 )
-@click.option("--suid", is_flag=True, help="Let set-user-ID programs in it have their rights in the guest.")
-@click.option("--dev", is_flag=True, help="Let device nodes in it be opened in the guest.")
+@click.option("--suid", is_flag=True, help="Let set-user-ID programs in the share have their rights in the guest.")
+@click.option("--dev", is_flag=True, help="Let device nodes in the share be opened in the guest.")
 @click.option("--posixacl", is_flag=True, help="Keep access control lists in the guest (getfacl, setfacl).")
 @owner_option
 @lease_option()
@@ -82,9 +82,9 @@ def map_(
     """Share a directory with a VM and mount it in its guest; both or neither.
 
     SHARE is PATH[:ro][:only=NAME,NAME][:hide=PATTERN,PATTERN], as with uvmshare serve. The VM must have been added with
-    --agent, and the agent must run in the guest. Whoever maps the same directory to the same path shares it: one mount,
-    however many hold it. The guest mounts it nosuid and nodev, unless you say otherwise. What it chose of cache and
-    msize is said on standard error, and is in --json; docs/guest-kernel.md says what each cache mode gives.
+    --agent, and the agent must run in the guest. Mapping the same directory to the same path again gives the same
+    mount, however many owners hold it. The guest mounts nosuid and nodev, unless you say otherwise. Standard error and
+    --json say which cache mode and msize were chosen; docs/guest-kernel.md says what each cache mode gives.
 
     \b
     Examples:
@@ -125,13 +125,13 @@ def map_(
 @vm_argument()
 @click.argument("guest_paths", metavar="GUEST_PATH...", nargs=-1, required=True)
 @owner_option
-@click.option("--uid", type=click.IntRange(min=0), help="Root only: the user whose owner is meant.")
-@click.option("--lazy", is_flag=True, help="Detach it although programs in the guest use it.")
+@click.option("--uid", type=click.IntRange(min=0), help="Root only: the uid of the user whose owner is named.")
+@click.option("--lazy", is_flag=True, help="Detach the mount although programs in the guest use it.")
 @click.option(
     "--force",
     is_flag=True,
-    help="Take it from all owners of yours (as root: from everybody), whatever the guest says: it has five seconds to "
-    "unmount.",
+    help="Take the mount from all owners of yours (as root: from everybody), whatever the guest says. The guest has "
+    "five seconds to unmount.",
 )
 @host_option
 def unmap(
@@ -144,10 +144,10 @@ def unmap(
     lazy: bool,
     force: bool,
 ) -> None:
-    """Give mounts back; the last owner's release unmounts, and then the share goes too.
+    """Release mounts. When the last owner has released a mount, it is unmounted, and its share is removed.
 
-    It says on standard error who still holds what was released. It fails when the owner held nothing of it, and says
-    who does: name that one with --owner.
+    It says on standard error who still holds the mount. It fails when the owner does not hold the mount, and says
+    who does: name that owner with --owner.
 
     \b
     Examples:

@@ -48,7 +48,7 @@ def _holds(client: Client, vms: Sequence[str] = ()) -> list[OwnerHolds]:
 @host_option
 @listing_options
 def ls(vms: tuple[str, ...], host: str | None, *, listing: Listing) -> None:
-    """List who holds what, an owner and a VM a line: in some VMs or in all; as root, everybody's.
+    """List what each owner holds in each VM, in some VMs or in all; as root, everybody's owners.
 
     \b
     Examples:
@@ -76,10 +76,10 @@ def _joined(names: Iterable[str]) -> str:
 
 @owner.command()
 @click.argument("name", metavar="OWNER")
-@click.option("--force", "-f", is_flag=True, help="Whatever the guests say: each has five seconds to unmount.")
+@click.option("--force", "-f", is_flag=True, help="Do it whatever the guests say: each has five seconds to unmount.")
 @host_option
 def release(name: str, host: str | None, *, force: bool) -> None:
-    """Release all that an owner of yours holds, shares and mounts, in all VMs; print what that was.
+    """Release all shares and mounts that an owner of yours holds, in all VMs, and print them.
 
     It fails when the owner holds nothing, and when a guest does not unmount.
 

@@ -64,11 +64,11 @@ owner_option = click.option(
     "--owner",
     default="default",
     show_default=True,
-    help="Who holds it: each owner holds a share once. Owners are kept apart for each user.",
+    help="The owner who holds the share or mount. Each owner holds it once. Every user has owners of their own.",
 )
 
 
-def lease_option(words: str = "Release it by itself, unless it is renewed in time.") -> Callable[[F], F]:
+def lease_option(words: str = "How long the owner holds it without renewing.") -> Callable[[F], F]:
     """Give a command the option --lease, with these words in its help."""
     return click.option("--lease", type=seconds_of, metavar="TIME", help=f"{words} Seconds, or 90s, 5m, 1h30m, 2d.")
 
@@ -161,7 +161,7 @@ def require_request(kind: type, fields: Mapping[str, Any], names: Mapping[str, s
 
 
 def _not_held(client: Client, thing: str, released: Released, owner: str, uid: int | None) -> str:
-    """Say who holds what one wanted to release, and how that one is named."""
+    """Say who holds the thing that was to be released, and how to name them."""
     you = client.info().you
 
     def option(each: Reference) -> str:

@@ -59,8 +59,8 @@ _OWNER: Final = "uvmshare serve"
     type=click.Choice(LINKS),
     default=LINKS[0],
     show_default=True,
-    help="What symbolic links that the guest makes under mapped-xattr are on the host: files with an attribute, or "
-    "links, for people who work on both sides. A link may lead programs of the host out of the share.",
+    help="How the host keeps symbolic links that the guest makes under mapped-xattr. mapped: files with an attribute; "
+    "real: links, for people who work on both sides. A real link may lead programs of the host out of the share.",
 )
 @click.option(
     "--allow-remote",
@@ -74,14 +74,14 @@ _OWNER: Final = "uvmshare serve"
     type=octal_mode,
     default="600",
     show_default=True,
-    help="Permissions of Unix sockets, for a VM that runs as another user. Who may connect has the shares.",
+    help="Permissions of Unix sockets, for a VM that runs as another user. Whoever may connect has the shares.",
 )
 @click.option(
     "--run-dir",
     metavar="DIR",
     type=click.Path(file_okay=False),
-    help="Keep there what outlives this command: guests go on when it is killed, and the same command goes on from "
-    "there (see below).",
+    help="Keep the state of the file server in this directory. Guests go on when this command is killed, and the same "
+    "command goes on from there (see below).",
 )
 @click.option(
     "--limit",
@@ -89,9 +89,9 @@ _OWNER: Final = "uvmshare serve"
     metavar="NAME=NUMBER",
     multiple=True,
     callback=limit_options,
-    help="What the VM or one mount may use of this host, such as operations_per_second=2000; 'none' lifts what may be "
-    "lifted. read_only_host_locks=true lets read-only shares lock the host's files, so that its programs wait. "
-    "A name that is none lists them all.",
+    help="What the VM or one mount may use of this host, such as operations_per_second=2000. 'none' lifts a limit, "
+    "where that is allowed. read_only_host_locks=true lets guests lock the host's files through read-only shares, so "
+    "that the host's programs wait. An unknown name prints the list of names.",
 )
 @sharing_options
 @shares_argument
@@ -111,9 +111,9 @@ def serve(
 ) -> None:
     """Serve host directories to a running guest until SIGINT or SIGTERM.
 
-    Each SHARE is PATH[:ro][:only=NAME,NAME][:hide=PATTERN,PATTERN]: a directory, read-only with ":ro",
-    with ":only=" nothing but these names at its top, and without what ":hide=" matches. A path that is
-    one file shares that file alone. All shares are served, or none is.
+    Each SHARE is PATH[:ro][:only=NAME,NAME][:hide=PATTERN,PATTERN]: a directory. ":ro" makes it read-only.
+    ":only=" shares only these names at its top. ":hide=" hides what a pattern matches. If PATH is a file, that
+    file alone is shared. All shares are served, or none is.
 
     \b
     Addresses:
@@ -148,16 +148,16 @@ def serve(
     The guest then mounts a share by its name: uvmshare guest mount ADDRESS 0 /mnt
 
     With --run-dir, guests keep their mounts when this command or the file server behind it is killed
-    (kill -9). A file server that died is started again, and takes them over. Give the command again with
-    the same directory, and it goes on: a path that is shared already keeps its share and its name, new ones
-    are added, and those that are not given any more are removed. SIGINT and SIGTERM end everything all the
-    same. A server that still runs keeps its addresses and settings.
+    (kill -9). A file server that died is started again, and takes the mounts over. If this command was killed,
+    give it again with the same directory, and it goes on: a path that is shared already keeps its share and its
+    name, new paths are added, and paths that are not given any more are removed. A server that still runs keeps
+    its addresses and settings. SIGINT and SIGTERM still end everything.
 
-    A directory that you may not write must be shared with ":ro". What keeps guests from an address is said in
-    a line on standard error before it is ready.
+    A directory that you may not write must be shared with ":ro". If guests cannot reach an address, a line on
+    standard error says why before the command is ready.
 
     Exit status: 0 after SIGTERM or SIGHUP, 130 after SIGINT (Ctrl-C), 1 when it could not serve or ended by
-    itself, 2 for a command line that cannot be.
+    itself, 2 for a wrong command line.
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     if sys.platform != "linux":
         msg = (
@@ -247,7 +247,7 @@ def _say_takeovers(server: FileServer, manager: Manager) -> None:
     def settled(outcome: RecoveryReport | Exception) -> None:
         why = outcome if isinstance(outcome, Exception) else outcome.listing_error
         if why is not None:
-            _note(f"what it lost is not known yet, and asked again: {why}")
+            _note(f"the shares that it lost are not known yet, and it is asked again: {why}")
         for share in () if isinstance(outcome, Exception) else outcome.unsettled:
             _note(str(share))
 

@@ -73,6 +73,6 @@ allow_uid_option = click.option(
     metavar="UID",
     type=uid_or_any,
     multiple=True,
-    help="Another user of this host who may connect to TCP on loopback, besides the one who serves and root: the one "
-    "that the VM runs as (QEMU's). any: every user.",
+    help="Another user of this host who may connect to TCP on loopback, besides root and the user who serves, such as "
+    "the user as whom QEMU runs the VM. any: every user.",
 )

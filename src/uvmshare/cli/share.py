@@ -70,9 +70,9 @@ def add(
 ) -> None:
     """Share directories with a VM and hold them; print each share's name, which the guest mounts.
 
-    Each SHARE is PATH[:ro][:only=NAME,NAME][:hide=PATTERN,PATTERN], as with uvmshare serve. Equal shares are one,
-    however many hold it. When one of several cannot be added, those before it are released again, unless the owner
-    held them already.
+    Each SHARE is PATH[:ro][:only=NAME,NAME][:hide=PATTERN,PATTERN], as with uvmshare serve. Equal shares are one
+    share, however many owners hold it. When one of several shares cannot be added, those before it are released again,
+    unless the owner held them already.
 
     \b
     Examples:
@@ -127,8 +127,8 @@ def add(
 def ls(which: tuple[str, ...], host: str | None, *, listing: Listing) -> None:
     """List the shares that you hold, of some VMs or of all; as root, everybody's.
 
-    What has a slash in it, or begins with a dot or "~", is a PATH of the host: only the shares are listed by which a
-    guest reaches it, that of the path itself and those of the directories above it.
+    An argument with a slash in it, or with a dot or "~" at its beginning, is a PATH of the host. Then only shares by
+    which a guest reaches that path are listed: shares of the path itself and of directories above it.
 
     \b
     Examples:
@@ -187,7 +187,7 @@ def _held(reference: Reference) -> str:
 @share_argument()
 @host_option
 def inspect(vm: str, share: str, host: str | None) -> None:
-    """Print all that is known of a share, as JSON.
+    """Print everything about a share, as JSON.
 
     \b
     Example:
@@ -201,19 +201,19 @@ def inspect(vm: str, share: str, host: str | None) -> None:
 @vm_argument()
 @share_argument(many=True)
 @owner_option
-@click.option("--uid", type=click.IntRange(min=0), help="Root only: the user whose owner is meant.")
+@click.option("--uid", type=click.IntRange(min=0), help="Root only: the uid of the user whose owner is named.")
 @click.option(
     "--force",
     "-f",
     is_flag=True,
-    help="Take it from all owners of yours (as root: from everybody), mounts too, whatever the guest says.",
+    help="Take the share from all owners and mounts of yours (as root: from everybody), whatever the guest says.",
 )
 @host_option
 def rm(vm: str, shares: tuple[str, ...], *, owner: str, uid: int | None, host: str | None, force: bool) -> None:
     """Release shares; when the last owner of one has released it, no guest reaches it any more.
 
-    It fails while a mount holds the share, and says which and for whom. It fails when the owner holds nothing of it,
-    and says who does: name that one with --owner. It says on standard error who else holds it.
+    It fails while a mount holds the share, and names the mount and its owners. It fails when the owner does not hold
+    the share, and says who does: name that owner with --owner. It says on standard error who else holds the share.
 
     \b
     Examples:
@@ -235,7 +235,7 @@ def rm(vm: str, shares: tuple[str, ...], *, owner: str, uid: int | None, host: s
 @lease_option("A new length.")
 @host_option
 def renew(owner: str, lease: float | None, host: str | None) -> None:
-    """Let every lease of an owner run afresh. Fails when it has none, because they have ended.
+    """Start every lease of an owner again. Fails when the owner has no lease, because they have ended.
 
     \b
     Examples:

@@ -118,14 +118,15 @@ def sharing_options(command: F) -> F:
         click.option(
             "--map-owner",
             metavar="HOST:GUEST",
-            help="Whose files of the host are whose in the guest: 1000:0, or with groups 1000/100:0/0, or all:0.",
+            help="The owner of files on the host, and their owner in the guest: 1000:0, or with groups 1000/100:0/0, "
+            "or all:0 for every file.",
         ),
         click.option(
             "--hide",
             multiple=True,
             metavar="PATTERN",
-            help="What does not exist for the guest, as in .gitignore: a name at any depth (node_modules), a path from "
-            "the share's root (/build/out), !PATTERN to show again. Give it once for each.",
+            help="Names that do not exist for the guest, as in .gitignore: a name at any depth (node_modules), a path "
+            "from the share's root (/build/out), !PATTERN to show again. Give it once for each pattern.",
         ),
     ):
         command = option(command)

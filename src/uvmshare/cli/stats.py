@@ -42,10 +42,10 @@ def micros(seconds: float | None) -> str:
 def stats(vms: tuple[str, ...], host: str | None, *, listing: Listing) -> None:
     """Show what guests have done with their shares, since they mounted them: of some VMs, or of all that are yours.
 
-    EXPECTED are operations that were answered with an error which programs meet in ordinary life, such as that a
-    name is not there (ENOENT, ENODATA, EOPNOTSUPP, EEXIST, ENOTEMPTY); ERRORS are all others. AGENT says since when
-    the agent in the guest is out of reach, for what it has mounted. COMPILED is
-    how much of the operations the compiled hot path served, which the extra "speed" installs.
+    EXPECTED counts errors that programs meet in normal use, such as that a name is not there (ENOENT, ENODATA,
+    EOPNOTSUPP, EEXIST, ENOTEMPTY). ERRORS counts all others. AGENT says since when the agent in the guest is out of
+    reach, for shares that the agent has mounted. COMPILED is the part of the operations that the compiled hot path
+    served; the extra "speed" installs it.
 
     \b
     Examples:

@@ -224,19 +224,19 @@ def _look(client: Client, vms: Sequence[str]) -> _Look:
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="From look to look.",
+    help="How often to read the counters.",
 )
-@click.option("--times", type=click.IntRange(1), metavar="COUNT", help="End after so many pictures.")
-@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each look, instead of a picture.")
+@click.option("--times", type=click.IntRange(1), metavar="COUNT", help="End after this many readings.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each reading, instead of a table.")
 @host_option
 def top(vms: tuple[str, ...], *, interval: float, times: int | None, host: str | None, as_json: bool) -> None:
     """Watch what guests do with their shares: operations and bytes a second, the busiest first.
 
     IN and OUT are bytes from and to the guest, LAT the mean time in the file server's handler. ERR counts errors since
-    the share was mounted, EXP answers that programs expect, such as that a name is not there; MNT is how often the
-    guest has it mounted. AGENT says whether the agent in the guest is reached. The last line has the totals. From 60
-    columns on all are shown; in a narrower window the least important ones go.
-    Keys: q ends it. Where a program reads it, each picture follows the one before.
+    the share was mounted, EXP errors that programs expect, such as that a name is not there. MNT is how often the
+    guest has the share mounted. AGENT says whether the agent in the guest is reached. The last line has the totals. A
+    window of 60 columns shows all of them; a narrower one leaves out the least important. The key q ends it. When a
+    program reads the output, each table follows the one before.
 
     \b
     Examples:

@@ -52,7 +52,7 @@ def vm() -> None:
     type=click.Choice(LINKS),
     default=LINKS[0],
     show_default=True,
-    help="What symbolic links that the guest makes are on the host; see uvmshare serve.",
+    help="How the host keeps symbolic links that the guest makes; see uvmshare serve.",
 )
 @click.option("--allow-remote", is_flag=True, help="Allow a TCP address off loopback.")
 @allow_uid_option
@@ -77,8 +77,8 @@ def vm() -> None:
     metavar="NAME=VALUE",
     multiple=True,
     callback=cgroup_limits,
-    help="A limit of the control group of all its file server's processes, as the kernel names and writes it, such as "
-    "memory.max=1073741824 or 'cpu.max=50000 100000'.",
+    help="A limit of the control group that holds the file server's processes, in the kernel's names and forms, such "
+    "as memory.max=1073741824 or 'cpu.max=50000 100000'.",
 )
 @click.option(
     "--agent",
@@ -86,7 +86,7 @@ def vm() -> None:
     help="Where the agent in the guest is reached, such as firecracker:UDS_PATH or "
     "tcp:127.0.0.1:5641; uvmshare map needs it.",
 )
-@click.option("--agent-dials", is_flag=True, help="The agent dials: that address is where the daemon listens for it.")
+@click.option("--agent-dials", is_flag=True, help="The agent dials: the daemon listens for it at that address.")
 @click.option(
     "--agent-token-file", type=click.File("rb"), help="A file with the secret that the agent was started with."
 )
@@ -183,10 +183,10 @@ def _token_in(file: BinaryIO) -> str:
 @host_option
 @listing_options
 def ls(host: str | None, *, listing: Listing) -> None:
-    """List the VMs that are yours; as root, all.
+    """List your VMs; as root, all VMs.
 
-    AGENT says whether the agent in the guest is reached, and since when; "none" for a VM without one. An agent that
-    falls silent is seen to be unreachable within ten seconds, without being asked for anything.
+    AGENT says whether the agent in the guest is reached, and since when; "none" means that the VM has no agent. An
+    agent that falls silent is shown as unreachable within ten seconds, also when nobody asks it for anything.
 
     \b
     Examples:
@@ -214,7 +214,7 @@ def ls(host: str | None, *, listing: Listing) -> None:
 @vm_argument()
 @host_option
 def inspect(vm: str, host: str | None) -> None:
-    """Print all that is known of a VM, as JSON.
+    """Print everything about a VM, as JSON.
 
     \b
     Example:
@@ -241,7 +241,7 @@ def _memory(vm: Vm) -> str:
 
 @vm.command()
 @vm_argument(many=True)
-@click.option("--force", "-f", is_flag=True, help="Also while shares are held; they are removed.")
+@click.option("--force", "-f", is_flag=True, help="Remove the VM although shares are held; the shares are removed too.")
 @host_option
 def rm(vms: tuple[str, ...], host: str | None, *, force: bool) -> None:
     """End the file servers of VMs and forget them.

@@ -228,7 +228,7 @@ class Connection(H11Protocol):
             transport.abort()
             return
         except OSError as error:
-            self._log("connection of nobody knows whom", reason=str(error))
+            self._log("connection.unidentified", reason=str(error))
             transport.abort()
             return
         self._peer, self._account = peer, whose_subordinate(peer.uid) or peer.uid

@@ -378,7 +378,7 @@ def _directory(text: str) -> str:
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = Parser(
         prog=program,
-        description="Mount and unmount in this guest what the host asks for, and again what was lost. Needs root.",
+        description="Mount and unmount shares as the host asks, and mount lost ones again. Needs root.",
         epilog=f"""examples:
   {program}                                   on vsock port {wire.DEFAULT_PORT}, for the host alone
   {program} --allow /mnt --allow /srv         mounts there, and nowhere else
@@ -391,7 +391,7 @@ Mounts stay when the agent ends; the next one finds them again.""",
     where = "vsock:PORT, tcp:HOST:PORT or unix:PATH"
     add = parser.add_argument
     add("--listen", action="append", type=_address, metavar="ADDRESS", help=f"{where} (vsock:{wire.DEFAULT_PORT})")
-    add("--connect", action="append", type=_address, metavar="ADDRESS", help="dial the host there, and again and again")
+    add("--connect", action="append", type=_address, metavar="ADDRESS", help="dial the host there, again and again")
     server = Address("vsock", "2", mount.DEFAULT_PORT)
     where = "where the file server is; requests say the port (vsock:2)"
     add("--server", type=_address, default=server, metavar="ADDRESS", help=where)
@@ -399,10 +399,10 @@ Mounts stay when the agent ends; the next one finds them again.""",
     add("--allow", action="append", type=_directory, metavar="DIRECTORY", help=where)
     where = "the secret that the host has to know; or in UVMSHARE_AGENT_TOKEN"
     add("--token-file", metavar="FILE", help=where)
-    add("--no-token", action="store_true", help="on TCP off loopback, take whoever reaches the port")
+    add("--no-token", action="store_true", help="on TCP off loopback, let in anybody who reaches the port")
     where = "what it has is kept here (%(default)s)"
     add("--state", default="/run/uvmshare-agent", type=_directory, metavar="DIRECTORY", help=where)
-    add("--check-every", type=float, default=2.0, metavar="SECONDS", help="read every mount so often (%(default)s)")
+    add("--check-every", type=float, default=2.0, metavar="SECONDS", help="how often to read every mount (%(default)s)")
     what = "cut a mount that nobody could read for so long, and mount it again; 0 is never (%(default)s)"
     add("--hung-after", type=float, default=60.0, metavar="SECONDS", help=what)
     add("--print", action="store_true", help="write one file with all of this, to be copied into guests, and end")

@@ -488,7 +488,7 @@ class Parser(argparse.ArgumentParser):
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = Parser(
         prog=program,
-        description="Mount a share of the host's inside this guest. Needs root and a kernel with 9p and 9pnet_fd.",
+        description="Mount a share of the host inside this guest. Needs root and a kernel with 9p and 9pnet_fd.",
         epilog=f"""examples:
   {program} vsock:2 0 /mnt/project
   {program} tcp:10.0.2.2:5640 1 /mnt/out --cache mmap
@@ -502,7 +502,7 @@ The share is ended with umount TARGET.""",
     )
     parser.add_argument("share", metavar="SHARE", help="the share's name as the host gave it, such as 0")
     parser.add_argument("target", metavar="TARGET", help="the directory to mount on; it is made if need be")
-    parser.add_argument("--read-only", action="store_true", help="refuse writing in the guest already")
+    parser.add_argument("--read-only", action="store_true", help="have the guest's kernel refuse writing, too")
     parser.add_argument("--suid", action="store_true", help="let set-user-ID programs in the share have their rights")
     parser.add_argument("--dev", action="store_true", help="let device nodes in the share be opened")
     parser.add_argument("--posixacl", action="store_true", help="keep access control lists (getfacl, setfacl)")
@@ -511,7 +511,7 @@ The share is ended with umount TARGET.""",
         "--cache",
         choices=CACHES,
         default="auto",
-        help="what the guest may keep (%(default)s: nothing that hides a change of the host's)",
+        help="what the guest may cache (%(default)s: nothing that would hide a change by the host)",
     )
     parser.add_argument("--access", default="client", help="client, user, any or a uid (%(default)s)")
     parser.add_argument("--uname", default="root", help="the user name told to the server (%(default)s)")
