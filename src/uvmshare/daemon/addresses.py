@@ -1,4 +1,4 @@
-"""Which addresses a user may have the daemon use for his VM.
+"""Which addresses a user may have the daemon use for their VM.
 
 What lives here: what is refused before anything is started, and what is seen of addresses later (`Reachable`). What
 must not: reading an address (`uvmshare.address`), or listening and dialling, which is done with the user's rights

@@ -3,7 +3,7 @@
 What lives here: dialling a unix socket (hybrid vsock's too) as somebody else, and looking up the names that they give.
 What must not: what is said then.
 
-A daemon that runs as root would else connect, as root, to whatever socket a user calls his agent. Names are looked up
+A daemon that runs as root would else connect, as root, to whatever socket a user calls their agent. Names are looked up
 on that user's threads, since who answers for a name may be the user, and never answer: asyncio's own few threads for
 that are everybody's.
 """

@@ -160,7 +160,7 @@ class EventLog:
                 waiting.clear()
                 kept = self._kept_for(who)
                 dropped = max((each.dropped(who) for each in kept), default=0)
-                if dropped > max(position, told):  # he was away for long, or is slow
+                if dropped > max(position, told):  # they were away for long, or are slow
                     told = dropped
                     yield None
                     continue

@@ -1,4 +1,4 @@
-"""Who asks, and looking at the host's files with his rights instead of the daemon's.
+"""Who asks, and looking at the host's files with their rights instead of the daemon's.
 
 What lives here: `Identity`, how it is read from a connection, and the `Threads` that look at files for users. What must
 not: what an identity may do with VMs and shares (`service`).
@@ -45,7 +45,7 @@ _SECONDS: Final = 8.0
 """For a file system to answer. The user's own may never do so (FUSE), nor one of the network whose server is away. Less
 than dialling an agent may take, so that its path is what is named."""
 _MOST_AT_ONCE: Final = 8
-"""Threads that look at files for one user. One that hangs cannot be ended, so this many is all that he can hold."""
+"""Threads that look at files for one user. One that hangs cannot be ended, so this many is all that they can hold."""
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _machine: Final = os.uname().machine
@@ -59,7 +59,7 @@ _OF_FILES: Final = 1 << 1 | 1 << 2 | 1 << 3
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """A user of the host: what decides about his rights to files."""
+    """A user of the host: what decides about their rights to files."""
 
     uid: int
     gid: int
@@ -77,7 +77,7 @@ def of_process() -> Identity:
 
 
 def peer_of(connection: socket.socket) -> Identity:
-    """Return who opened the other end of a unix socket, as he was then (unix(7), SO_PEERCRED and SO_PEERGROUPS).
+    """Return who opened the other end of a unix socket, as they were then (unix(7), SO_PEERCRED and SO_PEERGROUPS).
 
     Raises `OSError` for any other socket.
     """
@@ -238,8 +238,8 @@ async def checked_options(
     """Return share options, looked at with the rights of `identity` alone.
 
     The path is resolved with these rights, so that nothing is told of what the user could not see himself.
-    He must be able to list the directory (read a file), and to write to it unless it is read-only. That
-    refuses early and says why. It is not what keeps him from other people's files, since the path may lead elsewhere a
+    They must be able to list the directory (read a file), and to write to it unless it is read-only. That
+    refuses early and says why. It is not what keeps them from other people's files, since the path may lead elsewhere a
     moment later: the file server itself runs as the VM's user, and opens it with that one's rights.
 
     Raises `InvalidOptions`, `OperationDenied`, `HostPathHangs`.

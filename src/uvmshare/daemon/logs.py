@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "Fairness", "configure"]
 
 USER_LINES: Final = 600
-"""Lines about one user and his VMs, root aside, in each `_MINUTE`; an add and a release are three."""
+"""Lines about one user and their VMs, root aside, in each `_MINUTE`; an add and a release are three."""
 _MINUTE: Final = 60.0
 _USERS: Final = 10_000
 """Users that are remembered for a minute; beyond it, all begin anew."""
@@ -75,13 +75,13 @@ def configure(form: Format, level: str = "INFO") -> None:
 
 
 class Fairness:
-    """Drops what one user has written beyond his share of the log, and says how much with his next line behind it."""
+    """Drops what one user has written beyond their share of the log, and says how much with their next line."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, most: int = USER_LINES) -> None:
         self._clock = clock
         self._most = most
         self._lines: dict[str, tuple[float, int]] = {}
-        """By user: when his minute began, and the lines since then."""
+        """By user: when their minute began, and the lines since then."""
 
     def __call__(self, logger: Any, name: str, event: Any) -> Any:
         """Return the line, or raise `structlog.DropEvent`."""

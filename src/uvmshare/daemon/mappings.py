@@ -3,8 +3,8 @@
 What lives here: what users ask of mounts. What must not: VMs (`service`), HTTP, or how a guest is reached.
 
 The MountManager keeps nothing over the end of its process, so the daemon writes each holder down before it asks, and
-strikes him out after the mount is gone. After a restart it asks for every mount again: an agent that has it already, in
-that form, says so, and the guest notices nothing.
+strikes them out after the mount is gone. After a restart it asks for every mount again: an agent that has it already,
+in that form, says so, and the guest notices nothing.
 """
 
 from __future__ import annotations
@@ -356,7 +356,7 @@ class Mappings:
         self._strike(key)  # last: it is true whether the disk takes it or not
 
     def _store_forgets(self, key: MountLease) -> None:
-        """Strike a holder out before he loses the mount. A disk that takes nothing is no reason for him to keep it."""
+        """Strike a holder out before they lose the mount. They lose it even if the disk takes nothing."""
         try:
             self._store.drop_mount(key.vm, key.mount_path, key.owner)
         except DaemonError as error:
@@ -377,7 +377,7 @@ class Mappings:
         return next((info for info in machine.mounted() if info.mount_path == path and owner in info.owners), None)
 
     def held_by(self, uid: int, machine: Machine) -> Iterator[int]:
-        """Give the weight of each mount that a user holds there, or will again, once for each owner of his.
+        """Give the weight of each mount that a user holds there, or will again, once for each owner of theirs.
 
         And of each that nobody holds and the guest has not unmounted: it is the user's own agent that says nothing.
         """

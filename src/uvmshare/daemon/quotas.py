@@ -35,7 +35,7 @@ _NAME_OVERHEAD: Final = 64
 
 
 def weight(*texts: str, names: Iterable[str] = ()) -> int:
-    """Return what paths and an allow-list's names count for."""
+    """Return what paths and allowed names count for."""
     return sum(map(len, texts)) + sum(len(name) + _NAME_OVERHEAD for name in names)
 
 
@@ -50,12 +50,12 @@ class Quotas:
         self._weight_being_added: Counter[int] = Counter()
 
     def require_room_for_vm(self, who: Identity, there: int) -> None:
-        """Refuse one who has so many VMs that he may have no more. Raises `LimitReached`."""
+        """Refuse a user who has as many VMs as they may have. Raises `LimitReached`."""
         remedy = "remove one that is not needed (uvmshare vm rm), or have root raise it (uvmshare daemon --user-vms)"
         self._require_room(who, there, self._vms, "VM(s)", remedy)
 
     def require_room_for_operation(self, who: Identity, there: Sequence[int]) -> None:
-        """Refuse one who has so many operations under way, or so large ones, that he may have no more.
+        """Refuse a user who has as many operations under way as they may have, or too large ones.
 
         `there` are the bytes of each of their documents. Raises `LimitReached`.
         """

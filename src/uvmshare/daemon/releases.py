@@ -38,7 +38,7 @@ class Releases:
     async def release_share(
         self, who: Identity, machine: Machine, name: str, holder: str, *, force: bool = False
     ) -> Released:
-        """Give back what a holder ("UID/NAME") has of a share; forced, what all have whom `who` may release.
+        """Release what a holder ("UID/NAME") has of a share; forced, what all have whom `who` may release.
 
         Raises `StillInUse` when a mount holds the share all the same, or when it was forced and others hold it; what
         could be given back is given back then. Raises what the VM raises.
@@ -73,7 +73,7 @@ class Releases:
     async def unmap(
         self, who: Identity, machine: Machine, guest_path: str, holder: str, *, lazy: bool = False, force: bool = False
     ) -> Released:
-        """Give back what a holder ("UID/NAME") has of a mount; forced, what all have whom `who` may release.
+        """Release what a holder ("UID/NAME") has of a mount; forced, what all have whom `who` may release.
 
         Raises `StillInUse` when it was forced and somebody still holds the mount, or its share; what could be given
         back is given back then. Raises what the agent and the VM raise.

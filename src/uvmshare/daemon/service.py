@@ -4,8 +4,8 @@ What lives here: every decision about VMs, and what holds the rest together. Wha
 is done with a VM's shares (`shares`) and mounts (`mappings`), or how a file server is started (`machine`).
 
 Who may: a VM belongs to the user who added it. Nobody else sees it, root excepted, and to everybody else it is as if
-it were not there. In a VM, whoever asked for a share holds it under his own uid: what others hold there, root above
-all, he neither sees nor releases. Users' names for VMs and owners are kept apart, so that nobody meets another's.
+it were not there. In a VM, whoever asked for a share holds it under their own uid: what others hold there, root above
+all, they neither see nor release. Users' names for VMs and owners are kept apart, so that nobody meets another's.
 """
 
 from __future__ import annotations
@@ -429,7 +429,7 @@ class Service:
         return self.quotas.adding(who, self._held_by, weight)
 
     def _held_by(self, uid: int) -> Iterator[int]:
-        """Give the weight of each share and mount that a user holds, once for each owner of his."""
+        """Give the weight of each share and mount that a user holds, once for each owner of theirs."""
         for key, machine in self.machines.items():
             if key[0] == uid:
                 yield from self.mappings.held_by(uid, machine)

@@ -2,8 +2,8 @@
 
 What lives here: what users ask of shares. What must not: VMs (`service`), mounts in guests (`mappings`), HTTP.
 
-A holder is "UID/NAME" to the Manager: whoever asked, and the owner that he named. Besides these, mounts hold shares of
-their own (`uvmshare.mounts.manager`), for those who hold the mount.
+A holder is "UID/NAME" to the Manager: whoever asked, and the owner that they named. Besides these, mounts hold shares
+of their own (`uvmshare.mounts.manager`), for those who hold the mount.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def holder_of(owner: object) -> tuple[int, str] | None:
 
 
 def may_see(who: Identity, owner: str) -> bool:
-    """Say whether a user sees what a holder has, and may release it: his own; root, all users'."""
+    """Say whether a user sees what a holder has, and may release it: their own; root, all users'."""
     holder = holder_of(owner)
     return holder is not None and (who.is_root or holder[0] == who.uid)
 
@@ -241,12 +241,12 @@ class Shares:
         if after is None:
             self._events.emit("share.removed", vm, uid=holder[0], share=name, path=path)
         key = lease_key(vm, owner, info.options)
-        # Else it is on what he holds of the directory that was there before, or since.
+        # Else it is on what they hold of the directory that was there before, or since.
         if (after is None or owner not in after.owners) and not _held(machine, key):
             self._keeper.forget(key)
 
     def held_by(self, uid: int, machine: Machine) -> Iterator[int]:
-        """Give the weight of what a user holds there, once for each owner of his, and of what nobody could take out.
+        """Give the weight of what a user holds there, once for each owner of theirs, and of what nobody could take out.
 
         That counts too, since it is the user's own file server that does not say whether it has it. Whoever has that
         one never tell would else have the daemon remember any number of shares.
@@ -296,7 +296,7 @@ def _mounts_of_shares(machine: Machine) -> Mapping[str | None, list[MountInfo]]:
 
 
 def lease_key(vm: VmKey, owner: str, options: AddOptions) -> ShareLease:
-    """Return what a lease of a holder on a share is on: on what he asked for, whichever directory the path leads to."""
+    """Return the key of a holder's lease: it names what they asked for, whichever directory the path leads to."""
     asked = options.host_path, options.read_only, options.allowed_names, options.hide, options.map_owner
     return ShareLease(vm, owner, *asked)
 

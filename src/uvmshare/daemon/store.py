@@ -54,7 +54,7 @@ UPDATE mount SET record = CAST(json_set(CAST(record AS TEXT), '$.posixacl', json
 """What makes each version of the file from the one before; the first from nothing."""
 
 VmKey = tuple[int, str]
-"""The user to whom a VM belongs, and its id: each user names his own."""
+"""The user to whom a VM belongs, and its id: each user names their own."""
 
 
 def name_for(who: Identity, vm: VmKey) -> str:

@@ -48,7 +48,7 @@ _TABLE: Final = "shares"
 _MOUNTS: Final = "mounts"
 _COUNTERS: Final = "counters"
 JOURNAL: Final = "journal.db"
-"""Where whoever drives the server may keep the journal of his Manager (`uvmshare serve --run-dir`)."""
+"""Where whoever drives the server may keep the journal of their Manager (`uvmshare serve --run-dir`)."""
 _OURS: Final = frozenset((CONTROL_SOCKET, LOG, _LOCK, _TABLE, _MOUNTS, _COUNTERS, JOURNAL))
 
 _INTRODUCED_SECONDS: Final = 5.0
