@@ -12,6 +12,7 @@ from tests.processes import DEADLINE, kill
 from tests.virtual_time import settle
 
 from uvmshare import AddOptions, AgentClient, FileServer, Manager, MountManager, errors
+from uvmshare.heard import logger
 from uvmshare.testing.agents import ScriptedStreams, greeted, healthy
 from uvmshare.testing.fakes import FakeAgent, FakeVM, Reply
 from uvmshare.testing.schedule import run
@@ -95,3 +96,13 @@ def test_a_mount_that_is_seen_to_again_is_heard(heard: pytest.LogCaptureFixture)
         await mounts.aclose()
 
     run(test())
+
+
+def test_what_others_said_is_shown_in_one_line_and_no_record_keeps_more_than_the_text(
+    heard: pytest.LogCaptureFixture,
+) -> None:
+    kept = errors.GuestAgentError("it said \x1b[31mred\n100 %s")
+    logger("agent").warning("the agent at %s was lost: %s", "unix:/x", kept)
+    (record,) = heard.records
+    assert record.getMessage() == r"the agent at unix:/x was lost: it said \x1b[31mred\n100 %s"
+    assert record.args == ()

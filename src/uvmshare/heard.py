@@ -9,11 +9,16 @@ What lives here: the loggers, which say nothing unless a program listens (a Null
 ``uvmshare.mounts``        INFO: a mount is to be mounted or unmounted again later, and why
 ``uvmshare.leases``        WARNING: a lease is not renewed; INFO: it is again; ERROR: it is over, or lost
 =========================  ====================================================================================
+
+What is said has words of guests and of other users in it: `printable` shows them. A record keeps its text alone, so
+that whoever keeps records keeps no error, and nothing that a guest sent.
 """
 
 from __future__ import annotations
 
 import logging
+
+from uvmshare.printable import printable
 
 __all__ = ["logger"]
 
@@ -22,4 +27,11 @@ logging.getLogger("uvmshare").addHandler(logging.NullHandler())
 
 def logger(name: str) -> logging.Logger:
     """Return the logger ``uvmshare.NAME``."""
-    return logging.getLogger(f"uvmshare.{name}")
+    made = logging.getLogger(f"uvmshare.{name}")
+    made.addFilter(_as_text)
+    return made
+
+
+def _as_text(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
