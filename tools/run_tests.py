@@ -93,6 +93,7 @@ _PURE: Final = Group(
 _QUICK: Final = (
     Group("fileserver", ("tests/fileserver",)),
     Group("daemon", ("tests/daemon",)),
+    Group("pages", ("tests/docs", "tests/examples", "tests/dashboard", "tests/cli")),
     Group("guest", ("tests/guest",)),
     Group("hostile", ("tests/hostile",)),
     Group("searches", _SEARCHES),
