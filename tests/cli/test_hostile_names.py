@@ -30,13 +30,16 @@ few = settings(max_examples=5, deadline=None, suppress_health_check=list(HealthC
 
 
 class _Client:
-    """A daemon that answers everything with what it was given."""
+    """A daemon that answers everything with what it was given, by the name of the call: "shares.add"."""
 
-    def __init__(self, answer: Callable[[str], Any]) -> None:
-        self._answer = answer
+    def __init__(self, answer: Callable[[str], Any], name: str = "") -> None:
+        self._answer, self._name = answer, name
 
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_, **__: self._answer(name)
+    def __getattr__(self, name: str) -> _Client:
+        return _Client(self._answer, f"{self._name}.{name}" if self._name else name)
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return self._answer(self._name)
 
 
 def written(args: tuple[str, ...], answer: Callable[[str], Any]) -> tuple[str, str]:
@@ -63,19 +66,19 @@ def written(args: tuple[str, ...], answer: Callable[[str], Any]) -> tuple[str, s
 
 COMMANDS: dict[tuple[str, ...], dict[str, type | tuple[type]]] = {
     ("vm", "ls"): {"vms": (Vm,)},
-    ("vm", "add", "vm", "unix:/x"): {"add_vm": Vm},
+    ("vm", "add", "vm", "unix:/x"): {"vms.add": Vm},
     ("share", "ls", "vm"): {"shares": (Share,)},
     ("share", "ls"): {"vms": (Vm,), "shares": (Share,)},
-    ("share", "add", "vm", "/"): {"info": Info, "shares": (Share,), "add_share": Share},
-    ("share", "inspect", "vm", "0"): {"share": Share},
-    ("map", "vm", "/", "/mnt"): {"map": Mount},
+    ("share", "add", "vm", "/"): {"info": Info, "shares": (Share,), "shares.add": Share},
+    ("share", "inspect", "vm", "0"): {"shares.get": Share},
+    ("map", "vm", "/", "/mnt"): {"mounts.map": Mount},
     ("mounts", "vm"): {"mounts": (Mount,)},
-    ("stats", "vm"): {"stats": (Stats,)},
-    ("top", "vm", "--times", "1"): {"vms": (Vm,), "stats": (Stats,)},
-    ("vm", "inspect", "vm"): {"vm": Vm},
+    ("stats", "vm"): {"vms.stats": (Stats,)},
+    ("top", "vm", "--times", "1"): {"vms": (Vm,), "vms.stats": (Stats,)},
+    ("vm", "inspect", "vm"): {"vms.get": Vm},
     ("owner", "ls", "vm"): {"shares": (Share,), "mounts": (Mount,)},
     ("events",): {"events": (Event,)},
-    ("doctor", "--vm", "vm"): {"shares": (Share,), "examine_guest": (Finding,)},
+    ("doctor", "--vm", "vm"): {"shares": (Share,), "vms.examine": (Finding,)},
 }
 NO_JSON = {"inspect"}
 
