@@ -23,7 +23,7 @@ async def test_a_time_out_cancels_the_operation_and_waits_for_its_end(
     standin: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin_times_when_held(standin, monkeypatch)
-    async with await opened(standin, timeout=1e-9) as system:
+    async with await opened(standin, timeout=0) as system:
         standin.hold()
         task = asyncio.create_task(system.modify(adding()))
         await until(standin, "held")
@@ -41,7 +41,7 @@ async def test_a_time_out_where_hcs_does_cancel_leaves_the_outcome_unknown(
 ) -> None:
     begin_times_when_held(standin, monkeypatch)
     standin.cancel_works()
-    async with await opened(standin, timeout=1e-9) as system:
+    async with await opened(standin, timeout=0) as system:
         standin.hold()
         with pytest.raises(errors.OutcomeUnknown) as caught:
             await system.modify(adding())
@@ -106,7 +106,7 @@ async def test_an_operation_without_end_is_given_up_but_kept_and_none_overtakes_
     standin: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin_times_when_held(standin, monkeypatch)
-    system = await opened(standin, timeout=1e-9, grace=0)
+    system = await opened(standin, timeout=0, grace=0)
     standin.hold()
     with pytest.raises(errors.OperationTimedOut, match="no end after 0 s"):
         await system.modify(adding())

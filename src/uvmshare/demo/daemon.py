@@ -33,7 +33,7 @@ _VM: Final = "demo"
 _GUEST_PATH: Final = "/run/uvmshare/project"
 _LEASE: Final = 10
 """Seconds; a third of it passes between two renewals, so that one may come late by the rest, on a busy machine."""
-_DEADLINE: Final = 50.0
+_DEADLINE: Final = 300.0
 _VSOCK_PORT: Final = 5650
 """Of the daemon's file server: the first half's has the usual one."""
 

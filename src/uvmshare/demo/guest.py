@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ClientGuest", "DemoGuest", "QemuGuest"]
 
-_DEADLINE = 50.0
+_DEADLINE = 300.0
 """Seconds for anything asked of a guest; hashing the tree, the longest, takes about three under emulation."""
 
 

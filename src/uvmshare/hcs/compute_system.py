@@ -212,7 +212,7 @@ class ComputeSystem:
         """
         if not isinstance(id_, str):
             arguments.refuse_type("id", id_, "the id of a compute system: a str")
-        arguments.seconds("timeout", timeout)
+        arguments.seconds("timeout", timeout, zero=True)
         arguments.seconds("grace", grace, zero=True)
         if not id_ or "\0" in id_:
             msg = f"{id_!r} is no id of a compute system: uvmshare hcs list shows those that there are"
