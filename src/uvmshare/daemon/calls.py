@@ -316,8 +316,10 @@ def add_share(
     `only` are the names at its top that exist for the guest, all when it is empty; `hide` and `map_owner` are as of
     `AddOptions`. Each `owner` holds it once; after `lease` seconds it is given back by itself, unless `renew` came.
     """
-    body = _new_share(path, read_only=read_only, only=only, hide=hide, map_owner=map_owner, owner=owner, lease=lease)
-    return Call("POST", f"{_vm(vm)}/shares", Share, body)
+    wanted = _shared(
+        path, only=only, hide=hide, read_only=read_only, map_owner=map_owner, owner=owner, lease=_lease(lease)
+    )
+    return Call("POST", f"{_vm(vm)}/shares", Share, _document(NewShare, wanted))
 
 
 def begin_add_share(
@@ -332,23 +334,20 @@ def begin_add_share(
     lease: float | None = None,
 ) -> Call[Operation]:
     """As `add`, but return at once the operation, which `operation` then tells of."""
-    body = _new_share(path, read_only=read_only, only=only, hide=hide, map_owner=map_owner, owner=owner, lease=lease)
-    return Call("POST", f"{_vm(vm)}/shares", Operation, body, _query(wait=False))
+    waited_for = add_share(
+        vm, path, read_only=read_only, only=only, hide=hide, map_owner=map_owner, owner=owner, lease=lease
+    )
+    return Call(waited_for.method, waited_for.path, Operation, waited_for.body, _query(wait=False))
 
 
-def _new_share(
-    path: HostPath, *, read_only: object, only: Any, hide: Any, map_owner: object, owner: object, lease: float | None
-) -> bytes:
-    wanted = {
+def _shared(path: HostPath, *, only: Collection[str], hide: Collection[str], **more: object) -> dict[str, Any]:
+    """Return the fields of a document that say what is shared, and for whom."""
+    return {
         "path": _path(path),
-        "read_only": read_only,
         "only": arguments.list_of("only", only, str, "a list of names in the directory"),
         "hide": arguments.list_of("hide", hide, str, "a list of patterns, as in gitignore(5)"),
-        "map_owner": map_owner,
-        "owner": owner,
-        "lease": _lease(lease),
+        **more,
     }
-    return _document(NewShare, wanted)
 
 
 def release_share(
@@ -386,21 +385,21 @@ def map_directory(
     lease: float | None = None,
 ) -> Call[Mount]:
     """Share a directory and mount it in the guest; both or neither. The arguments are those of `NewMount`."""
-    wanted = {
-        "path": _path(path),
-        "guest_path": guest_path,
-        "read_only": read_only,
-        "only": arguments.list_of("only", only, str, "a list of names in the directory"),
-        "hide": arguments.list_of("hide", hide, str, "a list of patterns, as in gitignore(5)"),
-        "map_owner": map_owner,
-        "cache": cache,
-        "msize": msize,
-        "suid": suid,
-        "dev": dev,
-        "posixacl": posixacl,
-        "owner": owner,
-        "lease": _lease(lease),
-    }
+    wanted = _shared(
+        path,
+        only=only,
+        hide=hide,
+        guest_path=guest_path,
+        read_only=read_only,
+        map_owner=map_owner,
+        cache=cache,
+        msize=msize,
+        suid=suid,
+        dev=dev,
+        posixacl=posixacl,
+        owner=owner,
+        lease=_lease(lease),
+    )
     return Call("POST", f"{_vm(vm)}/mounts", Mount, _document(NewMount, wanted))
 
 

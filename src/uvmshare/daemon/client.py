@@ -22,7 +22,7 @@ import httpx
 from uvmshare import arguments
 from uvmshare.daemon import calls
 from uvmshare.daemon.calls import default_host
-from uvmshare.daemon.holding import LEASE, Held, owner_of, renew_awaiting, renew_in_thread
+from uvmshare.daemon.holding import LEASE, Held, held_mount, held_share, owner_of, renew_awaiting, renew_in_thread
 from uvmshare.daemon.methods import (
     Asked,
     AsyncMounts,
@@ -41,7 +41,7 @@ from uvmshare.errors import DaemonError, InvalidOptions, UvmshareError
 from uvmshare.process import require_process
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator
     from types import TracebackType
 
     from uvmshare.daemon.calls import Call
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = ["AsyncClient", "Client", "default_host"]
 
 T = TypeVar("T")
+D = TypeVar("D", "Share", "Mount")
 
 _SECONDS: Final = 120.0
 """Longer than anything that the daemon waits for itself."""
@@ -172,14 +173,7 @@ class Client(_Connection):
         document = self.shares.add(
             vm, path, read_only=read_only, only=only, hide=hide, map_owner=map_owner, owner=owner, lease=lease
         )
-        held = Held(
-            document,
-            owner,
-            lease,
-            renewal=calls.renew(owner, vm=vm, share=document.name),
-            release=calls.release_share(vm, document.name, owner=owner),
-        )
-        with self._kept(held):
+        with self._kept(held_share(vm, document, owner, lease)) as held:
             yield held
 
     @contextmanager
@@ -215,21 +209,14 @@ class Client(_Connection):
             owner=owner,
             lease=lease,
         )
-        held = Held(
-            document,
-            owner,
-            lease,
-            renewal=calls.renew(owner),
-            release=calls.unmap_directory(vm, guest_path, owner=owner),
-        )
-        with self._kept(held):
+        with self._kept(held_mount(vm, guest_path, document, owner, lease)) as held:
             yield held
 
     @contextmanager
-    def _kept(self, held: Held[Any]) -> Iterator[None]:
+    def _kept(self, held: Held[D]) -> Iterator[Held[D]]:
         stop = renew_in_thread(held, lambda: self.ask(held.renewal))
         try:
-            yield
+            yield held
         except BaseException as error:
             stop()
             try:
@@ -335,14 +322,7 @@ class AsyncClient(_Connection):
         document = await self.shares.add(
             vm, path, read_only=read_only, only=only, hide=hide, map_owner=map_owner, owner=owner, lease=lease
         )
-        held = Held(
-            document,
-            owner,
-            lease,
-            renewal=calls.renew(owner, vm=vm, share=document.name),
-            release=calls.release_share(vm, document.name, owner=owner),
-        )
-        async with self._kept(held):
+        async with self._kept(held_share(vm, document, owner, lease)) as held:
             yield held
 
     @asynccontextmanager
@@ -378,21 +358,14 @@ class AsyncClient(_Connection):
             owner=owner,
             lease=lease,
         )
-        held = Held(
-            document,
-            owner,
-            lease,
-            renewal=calls.renew(owner),
-            release=calls.unmap_directory(vm, guest_path, owner=owner),
-        )
-        async with self._kept(held):
+        async with self._kept(held_mount(vm, guest_path, document, owner, lease)) as held:
             yield held
 
     @asynccontextmanager
-    async def _kept(self, held: Held[Any]) -> AsyncIterator[None]:
+    async def _kept(self, held: Held[D]) -> AsyncIterator[Held[D]]:
         renewing = asyncio.get_running_loop().create_task(renew_awaiting(held, lambda: self.ask(held.renewal)))
         try:
-            yield
+            yield held
         except BaseException as error:
             renewing.cancel()
             try:
@@ -427,7 +400,7 @@ class AsyncClient(_Connection):
         except httpx.HTTPError:
             return None
 
-    async def events(self, since: str | None = None, *, follow: bool = True) -> AsyncIterator[Event | None]:
+    async def events(self, since: str | None = None, *, follow: bool = True) -> AsyncGenerator[Event | None, None]:
         """Give events as they happen, as `Client.events` does."""
         call = calls.events(since, follow=follow)
         lines = calls.EventLines()

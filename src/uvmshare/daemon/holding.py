@@ -17,6 +17,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
+from uvmshare.daemon import calls
 from uvmshare.daemon.documents import Mount, Share
 from uvmshare.errors import DaemonError, LeaseLost, NotThere, UvmshareError
 from uvmshare.heard import logger
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from uvmshare.daemon.calls import Call
     from uvmshare.daemon.documents import Released, Renewed
 
-__all__ = ["LEASE", "Held", "owner_of", "renew_awaiting", "renew_in_thread"]
+__all__ = ["LEASE", "Held", "held_mount", "held_share", "owner_of", "renew_awaiting", "renew_in_thread"]
 
 LEASE: Final = 30.0
 """Seconds of a lease, unless its holder says otherwise."""
@@ -39,6 +40,18 @@ D = TypeVar("D", Share, Mount)
 def owner_of(owner: str | None) -> str:
     """Return an owner, or one that nobody else is: of two blocks of one owner the first to end would release both."""
     return f"python-{os.getpid()}-{os.urandom(6).hex()}" if owner is None else owner
+
+
+def held_share(vm: str, share: Share, owner: str, lease: float | None) -> Held[Share]:
+    """Return a share of a VM as it is held, with the calls that renew its lease and release it."""
+    renewal = calls.renew(owner, vm=vm, share=share.name)
+    return Held(share, owner, lease, renewal=renewal, release=calls.release_share(vm, share.name, owner=owner))
+
+
+def held_mount(vm: str, guest_path: str, mount: Mount, owner: str, lease: float | None) -> Held[Mount]:
+    """Return a mount in a VM's guest as it is held, with the calls that renew its lease and release it."""
+    release = calls.unmap_directory(vm, guest_path, owner=owner)
+    return Held(mount, owner, lease, renewal=calls.renew(owner), release=release)
 
 
 class Held(Generic[D]):

@@ -36,82 +36,90 @@ __all__ = [
 
 P = ParamSpec("P")
 T = TypeVar("T")
+C = TypeVar("C", bound="Client | AsyncClient")
+A = TypeVar("A", bound="Callable[..., Any]")
 
 
-class Asked(Generic[P, T]):
-    """A method of a client that waits for the answer to the call that a function describes."""
-
-    def __init__(self, describe: Callable[P, Call[T]]) -> None:
-        self._describe = describe
-        self.__doc__ = describe.__doc__
-
-    @overload
-    def __get__(self, group: None, cls: type) -> Self: ...
-
-    @overload
-    def __get__(self, group: Client | _Group, cls: type) -> Callable[P, T]: ...
-
-    def __get__(self, group: Client | _Group | None, cls: type) -> Self | Callable[P, T]:
-        if group is None:
-            return self
-        client = group.client if isinstance(group, _Group) else group
-
-        def ask(*args: P.args, **more: P.kwargs) -> T:
-            return client.ask(_described(self._describe, *args, **more))
-
-        return _named(ask, self._describe)
-
-
-class Awaited(Generic[P, T]):
-    """A method of a client that awaits the answer to the call that a function describes."""
-
-    def __init__(self, describe: Callable[P, Call[T]]) -> None:
-        self._describe = describe
-        self.__doc__ = describe.__doc__
-
-    @overload
-    def __get__(self, group: None, cls: type) -> Self: ...
-
-    @overload
-    def __get__(self, group: AsyncClient | _AsyncGroup, cls: type) -> Callable[P, Awaitable[T]]: ...
-
-    def __get__(self, group: AsyncClient | _AsyncGroup | None, cls: type) -> Self | Callable[P, Awaitable[T]]:
-        if group is None:
-            return self
-        client = group.client if isinstance(group, _AsyncGroup) else group
-
-        async def ask(*args: P.args, **more: P.kwargs) -> T:
-            return await client.ask(_described(self._describe, *args, **more))
-
-        return _named(ask, self._describe)
-
-
-def _described(describe: Callable[P, Call[T]], *args: P.args, **more: P.kwargs) -> Call[T]:
-    arguments.only_known(describe.__name__, more, inspect.signature(describe).parameters)
-    return describe(*args, **more)
-
-
-def _named(ask: Callable[P, T], describe: Callable[P, Any]) -> Callable[P, T]:
-    """Have a method show the name, words and arguments of what describes its call."""
-    functools.update_wrapper(ask, describe)
-    del ask.__wrapped__  # type: ignore[attr-defined]  # else a signature would be the description's, with its Call
-    said = inspect.signature(describe)
-    answer = str(said.return_annotation).removeprefix("Call[").removesuffix("]")
-    ask.__signature__ = said.replace(return_annotation=answer)  # type: ignore[attr-defined]  # inspect reads it
-    return ask
-
-
-class _Group:
+class _Group(Generic[C]):
     """Some of a client's methods, which concern one kind of thing."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: C) -> None:
         self.client = client
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.client!r}>"
 
 
-class Vms(_Group):
+class _Method(Generic[P, T]):
+    """A method of a client or of a group of its methods, made of the function that describes its call."""
+
+    def __init__(self, describe: Callable[P, Call[T]]) -> None:
+        self._describe = describe
+        self.__doc__ = describe.__doc__
+
+    @functools.cached_property
+    def _said(self) -> inspect.Signature:
+        return inspect.signature(self._describe)
+
+    @functools.cached_property
+    def _shown(self) -> inspect.Signature:
+        """Its arguments and what is answered, without the call."""
+        answer = str(self._said.return_annotation).removeprefix("Call[").removesuffix("]")
+        return self._said.replace(return_annotation=answer)
+
+    def _call(self, *args: P.args, **more: P.kwargs) -> Call[T]:
+        arguments.only_known(self._describe.__name__, more, self._said.parameters)
+        return self._describe(*args, **more)
+
+    def _named(self, ask: A) -> A:
+        """Have a method show the name, words and arguments of what describes its call."""
+        functools.update_wrapper(ask, self._describe)
+        del ask.__wrapped__  # type: ignore[attr-defined]  # else a signature would be the description's, with its Call
+        ask.__signature__ = self._shown  # type: ignore[attr-defined]  # inspect reads it
+        return ask
+
+
+class Asked(_Method[P, T]):
+    """A method that waits for the answer."""
+
+    @overload
+    def __get__(self, group: None, cls: type) -> Self: ...
+
+    @overload
+    def __get__(self, group: Client | _Group[Client], cls: type) -> Callable[P, T]: ...
+
+    def __get__(self, group: Client | _Group[Client] | None, cls: type) -> Self | Callable[P, T]:
+        if group is None:
+            return self
+        client = group.client if isinstance(group, _Group) else group
+
+        def ask(*args: P.args, **more: P.kwargs) -> T:
+            return client.ask(self._call(*args, **more))
+
+        return self._named(ask)
+
+
+class Awaited(_Method[P, T]):
+    """A method whose answer is awaited."""
+
+    @overload
+    def __get__(self, group: None, cls: type) -> Self: ...
+
+    @overload
+    def __get__(self, group: AsyncClient | _Group[AsyncClient], cls: type) -> Callable[P, Awaitable[T]]: ...
+
+    def __get__(self, group: AsyncClient | _Group[AsyncClient] | None, cls: type) -> Self | Callable[P, Awaitable[T]]:
+        if group is None:
+            return self
+        client = group.client if isinstance(group, _Group) else group
+
+        async def ask(*args: P.args, **more: P.kwargs) -> T:
+            return await client.ask(self._call(*args, **more))
+
+        return self._named(ask)
+
+
+class Vms(_Group["Client"]):
     """VMs that the daemon knows; called, it lists yours."""
 
     __call__ = Asked(calls.list_vms)
@@ -122,7 +130,7 @@ class Vms(_Group):
     examine = Asked(calls.examine_guest)
 
 
-class Shares(_Group):
+class Shares(_Group["Client"]):
     """Shares of VMs; called with a VM, it lists those that you hold."""
 
     __call__ = Asked(calls.list_shares)
@@ -132,7 +140,7 @@ class Shares(_Group):
     release = Asked(calls.release_share)
 
 
-class Mounts(_Group):
+class Mounts(_Group["Client"]):
     """Mounts in the guests of VMs; called with a VM, it lists those that you hold."""
 
     __call__ = Asked(calls.list_mounts)
@@ -140,31 +148,21 @@ class Mounts(_Group):
     unmap = Asked(calls.unmap_directory)
 
 
-class Owners(_Group):
+class Owners(_Group["Client"]):
     """Those who hold shares and mounts: names of the caller's choice."""
 
     renew = Asked(calls.renew)
     release = Asked(calls.release_owner)
 
 
-class Operations(_Group):
+class Operations(_Group["Client"]):
     """What takes a while, and was not waited for; called, it lists what there is."""
 
     __call__ = Asked(calls.list_operations)
     get = Asked(calls.operation)
 
 
-class _AsyncGroup:
-    """Some of a client's methods, which concern one kind of thing."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self.client = client
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.client!r}>"
-
-
-class AsyncVms(_AsyncGroup):
+class AsyncVms(_Group["AsyncClient"]):
     """VMs that the daemon knows; called, it lists yours."""
 
     __call__ = Awaited(calls.list_vms)
@@ -175,7 +173,7 @@ class AsyncVms(_AsyncGroup):
     examine = Awaited(calls.examine_guest)
 
 
-class AsyncShares(_AsyncGroup):
+class AsyncShares(_Group["AsyncClient"]):
     """Shares of VMs; called with a VM, it lists those that you hold."""
 
     __call__ = Awaited(calls.list_shares)
@@ -185,7 +183,7 @@ class AsyncShares(_AsyncGroup):
     release = Awaited(calls.release_share)
 
 
-class AsyncMounts(_AsyncGroup):
+class AsyncMounts(_Group["AsyncClient"]):
     """Mounts in the guests of VMs; called with a VM, it lists those that you hold."""
 
     __call__ = Awaited(calls.list_mounts)
@@ -193,14 +191,14 @@ class AsyncMounts(_AsyncGroup):
     unmap = Awaited(calls.unmap_directory)
 
 
-class AsyncOwners(_AsyncGroup):
+class AsyncOwners(_Group["AsyncClient"]):
     """Those who hold shares and mounts: names of the caller's choice."""
 
     renew = Awaited(calls.renew)
     release = Awaited(calls.release_owner)
 
 
-class AsyncOperations(_AsyncGroup):
+class AsyncOperations(_Group["AsyncClient"]):
     """What takes a while, and was not waited for; called, it lists what there is."""
 
     __call__ = Awaited(calls.list_operations)
