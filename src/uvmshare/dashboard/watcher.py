@@ -67,26 +67,34 @@ KEPT_EVENTS: Final = 200
 class Source(Protocol):
     """Whom the watcher asks."""
 
-    path: str
-
-    async def info(self) -> Info:
-        """Return what the daemon is."""
+    @property
+    def path(self) -> str:
+        """Where the daemon's socket is."""
         ...
 
-    async def vms(self) -> list[Vm]:
-        """Return the VMs."""
+    @property
+    def info(self) -> Callable[[], Awaitable[Info]]:
+        """Returns what the daemon is."""
         ...
 
-    async def shares(self, vm: str) -> list[Share]:
-        """Return the shares of a VM."""
+    @property
+    def vms(self) -> Callable[[], Awaitable[list[Vm]]]:
+        """Returns the VMs."""
         ...
 
-    async def mounts(self, vm: str) -> list[Mount]:
-        """Return the mounts in a VM's guest."""
+    @property
+    def shares(self) -> Callable[[str], Awaitable[list[Share]]]:
+        """Returns the shares of a VM."""
         ...
 
-    async def stats(self, vm: str) -> list[Stats]:
-        """Return what a VM's guest has done."""
+    @property
+    def mounts(self) -> Callable[[str], Awaitable[list[Mount]]]:
+        """Returns the mounts in a VM's guest."""
+        ...
+
+    @property
+    def stats(self) -> Callable[[str], Awaitable[list[Stats]]]:
+        """Returns what a VM's guest has done."""
         ...
 
     def events(self, since: str) -> AsyncGenerator[Event | None, None]:
