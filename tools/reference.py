@@ -22,6 +22,7 @@ import click
 import msgspec
 
 import uvmshare
+from manpages import commands
 from uvmshare.cli.main import cli
 from uvmshare.fileserver import limits as limits_module
 from uvmshare.fileserver.limits import Limits
@@ -51,17 +52,6 @@ def command_line() -> str:
         else:  # it reads its arguments itself
             parts.append(f"```text\n{_own_help(command, own)}\n```\n")
     return "\n".join(parts)
-
-
-def commands(command: click.Command, context: click.Context) -> Iterator[tuple[click.Command, click.Context]]:
-    """Yield a command and all below it, each with its context. Hidden ones are left out."""
-    yield command, context
-    if isinstance(command, click.Group):
-        for name in command.list_commands(context):
-            below = command.get_command(context, name)
-            assert below is not None, "it is listed"
-            if not below.hidden:
-                yield from commands(below, click.Context(below, context, name, **below.context_settings))
 
 
 def _described(command: click.Command, context: click.Context) -> Iterator[str]:

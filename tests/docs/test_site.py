@@ -16,6 +16,7 @@ from tests.docs.pages import ROOT
 from tests.docs.test_pages import GENERATED
 from tests.processes import DEADLINE
 
+import manpages
 import reference
 import uvmshare
 from uvmshare.cli.main import cli
@@ -97,7 +98,7 @@ def test_the_reference_has_the_pages_that_others_link_to() -> None:
 
 def test_every_command_and_option_is_in_the_reference(site: Path) -> None:
     page = (site / "reference" / "cli.html").read_text(encoding="utf-8")
-    for command, context in reference.commands(cli, click.Context(cli, info_name="uvmshare")):
+    for command, context in manpages.commands(cli, click.Context(cli, info_name="uvmshare")):
         assert f">{context.command_path}<" in page
         for option in (name for each in command.params for name in each.opts if name.startswith("--")):
             assert option in page, f"{context.command_path} {option}"
