@@ -11,7 +11,7 @@ from typing import Final
 
 import click
 
-__all__ = ["what_a_path_was_meant_for", "what_was_meant"]
+__all__ = ["is_path", "what_a_path_was_meant_for", "what_was_meant"]
 
 _MAP: Final = "map (the host asks the guest's agent), or inside a guest `guest mount`"
 _SERVE: Final = "serve (one VM, in the foreground), or daemon (all VMs of the host)"
@@ -90,11 +90,16 @@ def _left_out(error: click.MissingParameter) -> str:
     given = error.ctx.params if error.ctx is not None else {}
     name = error.param.name if error.param is not None else None
     vm = given.get("vm")
-    if isinstance(vm, str) and ("/" in vm or vm.startswith((".", "~"))):
+    if isinstance(vm, str) and is_path(vm):
         return f" {vm!r} was taken for the VM: name the VM first (uvmshare vm ls lists them)."
     if name == "guest_path":
         return " Name the VM, the directory, and where the guest is to mount it: map VM PATH GUEST_PATH."
     return ""
+
+
+def is_path(text: str) -> bool:
+    """Tell a path of the host from a VM's id, which has none of these characters there."""
+    return "/" in text or text.startswith((".", "~"))
 
 
 def what_a_path_was_meant_for(path: str) -> str:

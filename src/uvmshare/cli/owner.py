@@ -40,7 +40,8 @@ def owner() -> None:
 def _holds(client: Client, vms: Sequence[str] = ()) -> list[OwnerHolds]:
     from uvmshare.cli.owner_holds import holds  # noqa: PLC0415  --help need not load msgspec
 
-    return holds(of_vms(client, vms, client.shares), of_vms(client, vms, client.mounts))
+    listed = None if vms else client.vms()
+    return holds(of_vms(client, vms, client.shares, listed), of_vms(client, vms, client.mounts, listed))
 
 
 @owner.command()

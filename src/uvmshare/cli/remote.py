@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from uvmshare.daemon.client import Client
-    from uvmshare.daemon.documents import Reference, Released
+    from uvmshare.daemon.documents import Reference, Released, Vm
 
 __all__ = [
     "SHARING_NAMES",
@@ -87,15 +87,18 @@ def connected(host: str | None, words: str = "waiting for the daemon") -> Iterat
         yield client
 
 
-def of_vms(client: Client, vms: Sequence[str], ask: Callable[[str], Iterable[T]]) -> list[T]:
+def of_vms(
+    client: Client, vms: Sequence[str], ask: Callable[[str], Iterable[T]], listed: Iterable[Vm] | None = None
+) -> list[T]:
     """Return what `ask` gives for each of the VMs, or for all of the daemon's when none is named.
 
-    Of these, one that cannot be asked now is a line on standard error, and costs nothing of the others.
+    Of these, one that cannot be asked now is a line on standard error, and costs nothing of the others. `listed` are
+    all of the daemon's, where they are known already.
     """
     if vms:
         return [each for vm in vms for each in ask(vm)]
     found: list[T] = []
-    for vm in client.vms():
+    for vm in client.vms() if listed is None else listed:
         try:
             if vm.state == "finding":
                 raise InvalidState(vm.error or vm.state)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from uvmshare.cli.durations import in_words
+from uvmshare.cli.guesses import is_path
 from uvmshare.cli.listing import listing_options
 from uvmshare.cli.output import print_json, say
 from uvmshare.cli.remote import (
@@ -155,11 +156,6 @@ def ls(which: tuple[str, ...], host: str | None, *, listing: Listing) -> None:
             *(each.directory, ", ".join([*map(_held, each.references), *(f"mount {path}" for path in each.mounts)])),
         ),
     )
-
-
-def is_path(text: str) -> bool:
-    """Tell a path of the host from a VM's id, which has none of these characters there."""
-    return "/" in text or text.startswith((".", "~"))
 
 
 def _reaches(shared: str, path: str) -> bool:

@@ -212,8 +212,9 @@ class _Look(NamedTuple):
 
 
 def _look(client: Client, vms: Sequence[str]) -> _Look:
-    agents: dict[str, str | None] = {each.id: each.agent_state for each in client.vms()}
-    return _Look(of_vms(client, vms, client.vms.stats), agents, time.monotonic())
+    listed = client.vms()
+    agents: dict[str, str | None] = {each.id: each.agent_state for each in listed}
+    return _Look(of_vms(client, vms, client.vms.stats, listed), agents, time.monotonic())
 
 
 @click.command()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import h11
 import msgspec
 import structlog
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from uvmshare.daemon.identity import peer_of, whose_subordinate
@@ -28,8 +29,6 @@ from uvmshare.errors import AccessDenied
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
-
-    import uvicorn
 
     from uvmshare.daemon.identity import Identity
 
@@ -45,6 +44,7 @@ __all__ = [
     "USER_BYTES",
     "USER_CONNECTIONS",
     "Connection",
+    "configured",
     "cut_late",
     "protocol",
 ]
@@ -382,6 +382,25 @@ class Connection(H11Protocol):
 
     def _log(self, event: str, **more: object) -> None:
         structlog.get_logger("uvmshare.daemon").warning(event, user=self.uid, **more)
+
+
+def configured(application: Any, connections: type[Connection], *, grace: int, **more: Any) -> uvicorn.Config:
+    """Return uvicorn's settings for an application behind such connections: nothing is logged, no proxy is believed.
+
+    It has `grace` seconds to answer what was asked before it ends; `more` are settings of uvicorn's.
+    """
+    return uvicorn.Config(
+        application,
+        http=connections,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=grace,
+        **more,
+    )
 
 
 async def cut_late(server: uvicorn.Server) -> None:

@@ -20,7 +20,7 @@ import uvicorn
 
 from uvmshare.daemon import systemd
 from uvmshare.daemon.app import make_app
-from uvmshare.daemon.connections import cut_late, protocol
+from uvmshare.daemon.connections import configured, cut_late, protocol
 from uvmshare.daemon.groups import Groups, check_limits
 from uvmshare.daemon.machine import Places
 from uvmshare.daemon.quotas import USER_SHARES, USER_VMS
@@ -175,18 +175,12 @@ async def serve(
             notify("STOPPING=1")
             service.events.close()
 
-        config = uvicorn.Config(
+        config = configured(
             make_app(service, log),
-            http=protocol(),
-            ws="none",
+            protocol(),
+            grace=_GRACE,
             loop="asyncio",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
             backlog=_BACKLOG,
-            timeout_graceful_shutdown=_GRACE,
             callback_notify=_sign_of_life,
             timeout_notify=max(1, int(systemd.watchdog_seconds() or 3600)),
         )

@@ -13,12 +13,13 @@ import contextlib
 import errno
 import os
 import socket
+import traceback
 from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
 
 from uvmshare import peers
-from uvmshare.daemon.connections import Connection, cut_late
+from uvmshare.daemon.connections import Connection, configured, cut_late
 from uvmshare.daemon.identity import of_process
 from uvmshare.dashboard.door import Door
 from uvmshare.dashboard.site import Site
@@ -62,18 +63,8 @@ async def serve(
         door = Door(listener.getsockname()[1])
         watcher = Watcher(source)
         streams = Streams(watcher)
-        config = uvicorn.Config(
-            Site(door, watcher, streams),
-            http=_protocol(peers.of_this_process(allow_uids), tell),
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            timeout_graceful_shutdown=_GRACE,
-        )
-        server = _Server(config)
+        connections = _protocol(peers.of_this_process(allow_uids), tell)
+        server = _Server(configured(Site(door, watcher, streams), connections, grace=_GRACE))
         watching = asyncio.create_task(watcher.run())
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         ready(door.link)  # it listens already
@@ -92,8 +83,15 @@ async def serve(
 
 def _without_late_readers(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Report what nobody caught, but for one: anyio's reader of a unix socket that was cancelled as its bytes came."""
-    if not isinstance(context.get("exception"), asyncio.InvalidStateError):
+    if not _is_late_reader(context.get("exception")):
         loop.default_exception_handler(context)
+
+
+def _is_late_reader(error: BaseException | None) -> bool:
+    if not isinstance(error, asyncio.InvalidStateError):
+        return False
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(modules) and modules[-1].startswith("anyio.")
 
 
 class _Server(uvicorn.Server):
