@@ -17,7 +17,7 @@ from uvmshare import arguments
 if TYPE_CHECKING:
     from uvmshare.errors import UvmshareError
 
-__all__ = ["absolute", "require_path"]
+__all__ = ["absolute", "require_path", "text_of"]
 
 _LONGEST: Final = 32_767 if os.name == "nt" else 4095
 """Bytes of a path without its NUL: PATH_MAX of Linux; UNICODE_STRING of Windows."""
@@ -31,18 +31,28 @@ def absolute(
     `what` it is of, is named in the message. `utf8_for` says what it will be written down in, where that is JSON.
     Raises `refused` when no system call, or no JSON, takes it; `WrongType` when it is no path.
     """
-    try:
-        text = os.fspath(path)
-    except TypeError:
-        text = None
-    if not isinstance(text, str):
-        arguments.refuse_type(what, path, "a str or a pathlib.Path; os.fsdecode makes a str of bytes")
+    text = text_of(what, path)
     require_path(what, text, refused)
     text = os.path.abspath(text)
     require_path(what, text, refused)
     if utf8_for is not None and any("\ud800" <= character <= "\udfff" for character in text):
         msg = f"{what} {text!r} is not UTF-8, and {utf8_for} holds nothing else: choose another path"
         raise refused(msg)
+    return text
+
+
+def text_of(
+    what: str,
+    path: str | os.PathLike[str],
+    remedy: str = "a str or a pathlib.Path; os.fsdecode makes a str of bytes",
+) -> str:
+    """Return the path as text. Raises `WrongType` when it is no path; `what` it is of, is named in the message."""
+    try:
+        text = os.fspath(path)
+    except TypeError:
+        text = None
+    if not isinstance(text, str):
+        arguments.refuse_type(what, path, remedy)
     return text
 
 

@@ -7,12 +7,12 @@ must not: reading an address (`uvmshare.address`), or listening and dialling, wh
 
 from __future__ import annotations
 
-import asyncio
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from uvmshare import address
+from uvmshare.daemon.looking import Looking
 from uvmshare.errors import HostPathHangs, InvalidAddress, OperationDenied
 from uvmshare.fileserver.host import out_of_reach
 from uvmshare.guest.wire import DEFAULT_PORT as AGENT_PORT
@@ -66,7 +66,7 @@ class Reachable:
     def __init__(self, threads: Threads, user: Identity) -> None:
         self._threads = threads
         self._user = user
-        self._looking: asyncio.Task[None] | None = None
+        self._looking = Looking()
         self.notes: tuple[str, ...] = ()
 
     async def look(self, addresses: tuple[str, ...]) -> None:
@@ -74,15 +74,7 @@ class Reachable:
         if not addresses:
             self.notes = ()
             return
-        if self._looking is None:
-            self._looking = asyncio.get_running_loop().create_task(self._look(addresses))
-            self._looking.add_done_callback(self._looked)
-        await asyncio.wait({self._looking}, timeout=_PATIENCE)
-
-    def _looked(self, task: asyncio.Task[None]) -> None:
-        self._looking = None
-        if not task.cancelled():
-            task.exception()  # none, or the host has no room for a thread: what is known stays
+        await self._looking.wait(lambda: self._look(addresses), _PATIENCE)
 
     async def _look(self, addresses: tuple[str, ...]) -> None:
         with suppress(HostPathHangs, OperationDenied, OSError):

@@ -42,6 +42,7 @@ from uvmshare.daemon.documents import (
 from uvmshare.daemon.problems import to_exception
 from uvmshare.errors import UNREADABLE, DaemonError, InvalidOptions, WrongType
 from uvmshare.fileserver.models import Links, SecurityModel
+from uvmshare.hostpath import text_of
 from uvmshare.wording import complaint, reason_of
 
 if TYPE_CHECKING:
@@ -491,12 +492,7 @@ def _name(what: str, name: str) -> str:
 
 
 def _path(path: HostPath) -> str:
-    try:
-        text = os.fspath(path)
-    except TypeError:
-        text = None
-    if not isinstance(text, str):
-        arguments.refuse_type("path", path, "a directory or file of the host: a str or a pathlib.Path")
+    text = text_of("path", path, "a directory or file of the host: a str or a pathlib.Path")
     if not text:
         msg = "path is empty: pass a directory or file of the host"
         raise InvalidOptions(msg)

@@ -6,10 +6,10 @@ that hangs. What must not: who is told (`shares`), or what a directory is (`uvms
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from uvmshare.daemon.looking import Looking
 from uvmshare.directory import fate_of
 from uvmshare.errors import HostPathHangs, OperationDenied
 
@@ -42,7 +42,7 @@ class Fates:
         """By the name of the share."""
         self._told: dict[str, Fate] = {}
         """What `changed` was told last; of others, that they are there."""
-        self._looking: asyncio.Task[None] | None = None
+        self._looking = Looking()
         self._hanging: dict[object, str] = {}
         """By look, the path that it is at now: threads write here."""
 
@@ -63,15 +63,7 @@ class Fates:
         One look at a time. Returns when it is over, or when a file system lets it wait for long: what was not looked at
         then is "unknown".
         """
-        if self._looking is None:
-            self._looking = asyncio.get_running_loop().create_task(self._look(tuple(shares)))
-            self._looking.add_done_callback(self._looked)
-        await asyncio.wait({self._looking}, timeout=_PATIENCE)
-
-    def _looked(self, task: asyncio.Task[None]) -> None:
-        self._looking = None
-        if not task.cancelled():
-            task.exception()  # none, or the host has no room for a thread: what is known stays
+        await self._looking.wait(lambda: self._look(tuple(shares)), _PATIENCE)
 
     async def _look(self, shares: tuple[ShareInfo, ...]) -> None:
         names = {share.name for share in shares}

@@ -16,7 +16,7 @@ from uvmshare import arguments
 from uvmshare import directory as directories
 from uvmshare.errors import InvalidOptions
 from uvmshare.hiding import canonical
-from uvmshare.hostpath import require_path
+from uvmshare.hostpath import require_path, text_of
 from uvmshare.owner_map import OwnerMap
 
 if TYPE_CHECKING:
@@ -174,12 +174,7 @@ class AddOptions:
 
 def _canonical_path(host_path: str | os.PathLike[str]) -> tuple[str, int, str | None]:
     """Return the one spelling of the path, the `st_mode` of what it leads to, and which directory that is or is in."""
-    try:
-        path = os.fspath(host_path)
-    except TypeError:
-        path = None
-    if not isinstance(path, str):
-        arguments.refuse_type("host_path", host_path, "a str or a pathlib.Path; os.fsdecode makes a str of bytes")
+    path = text_of("host_path", host_path)
     require_path("host_path", path, InvalidOptions)
     try:
         given, path = path, os.path.realpath(path, strict=True)
