@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from uvmshare.daemon.events import EventLog
     from uvmshare.daemon.machine import Machine
     from uvmshare.daemon.store import VmKey
+    from uvmshare.mounts.agent_state import Reach
     from uvmshare.mounts.mount import MountInfo
-    from uvmshare.mounts.reach import Reach
 
 __all__ = ["Agents"]
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from uvmshare.mounts.agent_client import AgentClient
+    from uvmshare.mounts.agent_state import Reach
     from uvmshare.mounts.manager import MountManager
     from uvmshare.mounts.mount import MountInfo
     from uvmshare.mounts.options import MountOptions
-    from uvmshare.mounts.reach import Reach
     from uvmshare.mounts.state import MountState
 
 __all__ = [  # noqa: RUF022  most to least important
@@ -38,7 +38,7 @@ _HOME = {
     "MountInfo": "mount",
     "MountOptions": "options",
     "MountState": "state",
-    "Reach": "reach",
+    "Reach": "agent_state",
 }
 
 

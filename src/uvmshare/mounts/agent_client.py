@@ -35,18 +35,18 @@ from uvmshare.errors import (
 from uvmshare.guest import wire
 from uvmshare.hcs import schema
 from uvmshare.heard import logger
+from uvmshare.mounts.agent_state import AgentEntry, AgentTrigger
 from uvmshare.mounts.channel import Acceptor, Dialler
 from uvmshare.mounts.connection import Connection, Lost, greet
 from uvmshare.mounts.interfaces import GuestMount
-from uvmshare.mounts.reach import AgentReach, Trigger
 from uvmshare.mounts.report import MOST_MOUNTS, Added, GuestReport, ListedMount, MountHealth
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from types import TracebackType
 
+    from uvmshare.mounts.agent_state import Reach
     from uvmshare.mounts.channel import Stream, Streams
-    from uvmshare.mounts.reach import Reach
     from uvmshare.mounts.report import AgentInfo
 
 __all__ = ["LAST_PORT", "AgentClient"]
@@ -127,7 +127,7 @@ class AgentClient:
         self._streams = streams
         self._keeping: asyncio.Task[None] | None = None
         self._on_connect: list[Callable[[], None]] = []
-        self._agent_reach = AgentReach(arguments.function("clock", clock))
+        self._agent = AgentEntry(arguments.function("clock", clock))
         self._on_reach: list[Callable[[Reach], None]] = []
 
     def __repr__(self) -> str:
@@ -152,7 +152,7 @@ class AgentClient:
             await asyncio.gather(self._keeping, return_exceptions=True)
         if self._streams is not None:
             await self._streams.aclose()
-        self._agent_reach.apply(Trigger.CLIENT_CLOSED)
+        self._agent.apply(AgentTrigger.CLIENT_CLOSED)
         self._tell_change()
 
     async def __aenter__(self) -> Self:
@@ -171,7 +171,7 @@ class AgentClient:
     @property
     def reach(self) -> Reach:
         """Whether the agent is reached, and since when. One that falls silent is found out within ten seconds."""
-        return self._agent_reach.seen(self._failure)
+        return self._agent.seen(self._failure)
 
     def on_reach(self, callback: Callable[[Reach], None]) -> None:
         """Have `callback` called in the event loop, with what is so then, each time the agent was reached or lost."""
@@ -371,7 +371,7 @@ class AgentClient:
         self._denied = False
         self._failure = None
         self._connection = connection
-        self._note_reach(Trigger.GREETED)
+        self._note_reach(AgentTrigger.GREETED)
         self._tell_change()
         for callback in self._on_connect:  # what it raises is the loop's to tell, and ends nothing here
             asyncio.get_running_loop().call_soon(callback)
@@ -382,11 +382,11 @@ class AgentClient:
         finally:
             self._connection = None
             if not self._closed:
-                self._note_reach(Trigger.CUT)
+                self._note_reach(AgentTrigger.CUT)
             self._tell_change()
 
-    def _note_reach(self, trigger: Trigger) -> None:
-        self._agent_reach.apply(trigger)
+    def _note_reach(self, trigger: AgentTrigger) -> None:
+        self._agent.apply(trigger)
         for callback in self._on_reach:
             asyncio.get_running_loop().call_soon(callback, self.reach)
 

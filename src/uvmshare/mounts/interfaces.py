@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from uvmshare.mounts.agent_state import Reach
     from uvmshare.mounts.cache import Cache
-    from uvmshare.mounts.reach import Reach
 
 __all__ = ["GuestAgent", "GuestMount", "TellsConnect", "TellsReach"]
 

@@ -11,7 +11,7 @@ from tests.virtual_time import settle
 
 from uvmshare.errors import InvalidTransition
 from uvmshare.mounts import MountManager, MountOptions
-from uvmshare.mounts.reach import TRANSITIONS, AgentLife, AgentReach, Trigger
+from uvmshare.mounts.agent_state import TRANSITIONS, AgentEntry, AgentLife, AgentTrigger
 from uvmshare.testing.agents import GREETING, greeted, healthy
 
 if TYPE_CHECKING:
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 SOUGHT, REACHED, LOST, CLOSED = AgentLife
 EXPECTED = {
-    Trigger.GREETED: {SOUGHT: REACHED, LOST: REACHED},
-    Trigger.CUT: {REACHED: LOST},
-    Trigger.CLIENT_CLOSED: dict.fromkeys(AgentLife, CLOSED),
+    AgentTrigger.GREETED: {SOUGHT: REACHED, LOST: REACHED},
+    AgentTrigger.CUT: {REACHED: LOST},
+    AgentTrigger.CLIENT_CLOSED: dict.fromkeys(AgentLife, CLOSED),
 }
 
 
-@pytest.mark.parametrize("trigger", Trigger)
+@pytest.mark.parametrize("trigger", AgentTrigger)
 @pytest.mark.parametrize("life", AgentLife)
-def test_every_state_of_an_agent_with_every_trigger(life: AgentLife, trigger: Trigger) -> None:
+def test_every_state_of_an_agent_with_every_trigger(life: AgentLife, trigger: AgentTrigger) -> None:
     following = EXPECTED[trigger].get(life)
     if following is None:
         with pytest.raises(InvalidTransition, match=f"is {life.value} has no"):
@@ -38,10 +38,10 @@ def test_every_state_of_an_agent_with_every_trigger(life: AgentLife, trigger: Tr
 
 
 def test_what_cannot_happen_changes_nothing() -> None:
-    reach = AgentReach(lambda: 7.0)
+    reach = AgentEntry(lambda: 7.0)
     before = reach.seen(None)
     with pytest.raises(InvalidTransition):
-        reach.apply(Trigger.CUT)
+        reach.apply(AgentTrigger.CUT)
     assert reach.seen(None) == before
 
 

@@ -1,6 +1,6 @@
 """Whether the agent in a guest is reached: the states of that, the one table of transitions, and what callers see.
 
-What lives here: `AgentReach`, which an `AgentClient` owns and alone changes, and `Reach`, the snapshot of it. What must
+What lives here: `AgentEntry`, which an `AgentClient` owns and alone changes, and `Reach`, the snapshot of it. What must
 not: how an agent is reached, or how its silence is noticed (`uvmshare.mounts.connection` asks it for a word).
 
 It is built as `uvmshare.mounts.state` is.
@@ -19,7 +19,7 @@ from uvmshare.lifecycle.transitions import Transitions
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["TRANSITIONS", "AgentLife", "AgentReach", "AgentState", "Reach", "Trigger"]
+__all__ = ["TRANSITIONS", "AgentEntry", "AgentLife", "AgentState", "AgentTrigger", "Reach"]
 
 AgentState = Literal["reached", "unreachable"]
 
@@ -37,7 +37,7 @@ class AgentLife(enum.Enum):
     """The client was closed: nobody seeks it any more."""
 
 
-class Trigger(enum.Enum):
+class AgentTrigger(enum.Enum):
     """What can happen to it."""
 
     GREETED = "greeted"
@@ -50,10 +50,10 @@ TRANSITIONS: Final = Transitions(
     initial=AgentLife.SOUGHT,
     table=MappingProxyType(
         {
-            (AgentLife.SOUGHT, Trigger.GREETED): AgentLife.REACHED,
-            (AgentLife.REACHED, Trigger.CUT): AgentLife.LOST,
-            (AgentLife.LOST, Trigger.GREETED): AgentLife.REACHED,
-            **{(life, Trigger.CLIENT_CLOSED): AgentLife.CLOSED for life in AgentLife},
+            (AgentLife.SOUGHT, AgentTrigger.GREETED): AgentLife.REACHED,
+            (AgentLife.REACHED, AgentTrigger.CUT): AgentLife.LOST,
+            (AgentLife.LOST, AgentTrigger.GREETED): AgentLife.REACHED,
+            **{(life, AgentTrigger.CLIENT_CLOSED): AgentLife.CLOSED for life in AgentLife},
         }
     ),
 )
@@ -78,7 +78,7 @@ class Reach:
         return self.since if self.state == "unreachable" else None
 
 
-class AgentReach:
+class AgentEntry:
     """The reach of one agent. Only its client changes it, in one event loop."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -88,7 +88,7 @@ class AgentReach:
         self._since = clock()
         self._losses = 0
 
-    def apply(self, trigger: Trigger) -> None:
+    def apply(self, trigger: AgentTrigger) -> None:
         """Change the state as the table says. Raises `InvalidTransition`, and changes nothing then."""
         before, self._life = self._life, TRANSITIONS.following(self._life, trigger)
         if (before is AgentLife.REACHED) is not (self._life is AgentLife.REACHED):
