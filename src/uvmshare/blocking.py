@@ -29,7 +29,7 @@ from uvmshare.errors import ManagerClosed
 from uvmshare.lifecycle.entry import BlockOwner
 from uvmshare.process import require_process
 from uvmshare.share import manager as asynchronous
-from uvmshare.share import saved
+from uvmshare.share import save_restore
 from uvmshare.share.options import options_of
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Manager:
     ) -> Self:
         """Return a Manager that has what `save` told: the same shares under the same names, held by the same."""
         _require_arguments(vm, journal, no_writable_file_shares=no_writable_file_shares, clock=clock)
-        saved.decode(state)
+        save_restore.decode(state)
 
         async def make(entered: VMPlan9) -> asynchronous.Manager:
             return await asynchronous.Manager.restore(

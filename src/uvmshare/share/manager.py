@@ -27,7 +27,7 @@ from uvmshare.errors import ComputeSystemGone, JournalError, ManagerClosed, Shar
 from uvmshare.lifecycle.claims import Claims
 from uvmshare.lifecycle.operation import OneAtATime, Operation
 from uvmshare.lifecycle.retry import RETRY_LONGEST
-from uvmshare.share import recovery, saved
+from uvmshare.share import recovery, save_restore
 from uvmshare.share.engine import Engine
 from uvmshare.share.interfaces import TellsExit, TellsTakeover
 from uvmshare.share.options import AddOptions, options_of
@@ -409,7 +409,7 @@ class Manager:
         if not self._recovered:
             msg = "what the journal says was not read yet, so it cannot be saved: await recover() first"
             raise JournalError(msg)
-        return saved.encode(self._engine)
+        return save_restore.encode(self._engine)
 
     @classmethod
     async def restore(
@@ -433,14 +433,14 @@ class Manager:
         Raises `InvalidSavedState`; `RestoreFailed`, whose `errors` says for each share why it cannot be; what asking
         the VM for its shares raises; `JournalError`.
         """
-        document = saved.decode(state)
+        document = save_restore.decode(state)
         manager = cls(vm, journal=journal, no_writable_file_shares=no_writable_file_shares, clock=clock)
         await manager._restore(document)
         return manager
 
-    async def _restore(self, document: saved.Saved) -> None:
+    async def _restore(self, document: save_restore.Saved) -> None:
         self._recovered = True
-        await saved.restore_into(self._engine, document, self._engine.admit)
+        await save_restore.restore_into(self._engine, document, self._engine.admit)
 
     async def _recover_once(self, wanted: recovery.RecoverOptions) -> recovery.Settlement | None:
         """Read the journal and begin to settle, once; return what was begun, if it was for this caller."""
