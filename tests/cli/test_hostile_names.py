@@ -16,8 +16,7 @@ from rich.text import Text
 from tests.hostile_text import HOSTILE, assert_safe, document, texts
 
 from uvmshare import errors
-from uvmshare.cli import doctor, events, foreground, owner, remote, stats, tables, top
-from uvmshare.cli import map as map_
+from uvmshare.cli import doctor, events, foreground, mounts, owner, remote, stats, tables, top
 from uvmshare.cli import share as share_
 from uvmshare.cli import vm as vm_
 from uvmshare.cli.main import run
@@ -51,7 +50,7 @@ def written(args: tuple[str, ...], answer: Callable[[str], Any]) -> tuple[str, s
 
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="\n") for _ in range(2))
     with pytest.MonkeyPatch.context() as patch:
-        for module in (doctor, events, map_, owner, remote, share_, stats, top, vm_):
+        for module in (doctor, events, mounts, owner, remote, share_, stats, top, vm_):
             patch.setattr(module, "connected", connected)
         patch.setattr("uvmshare.cli.top.time.sleep", lambda _: None)
         patch.setenv("COLUMNS", "100")
