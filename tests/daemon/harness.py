@@ -164,7 +164,7 @@ class Running:
         """Let time pass, and the daemon see to the leases that are over."""
         assert self.daemon is not None
         self.home.clock.now += seconds
-        self.call(self.daemon.service.keeper.expire)
+        self.call(self.daemon.service.leases.expire)
 
     def add_vm(self, id_: str = "vm", **more: Any) -> Vm:
         self.home.had_vms = True

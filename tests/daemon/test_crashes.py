@@ -85,7 +85,7 @@ def test_a_hundred_clients_that_crash_leave_nothing(daemon: Running, client: Cli
     with Guest.connect(vm.addresses[0], share.name) as guest:
         guest.listdir("")
     service = daemon.daemon.service
-    assert service.keeper.of_vm((os.getuid(), "vm")) == []
+    assert service.leases.of_vm((os.getuid(), "vm")) == []
 
     async def written_down() -> int:
         return len(service._store.leases((os.getuid(), "vm")))

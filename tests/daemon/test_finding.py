@@ -80,18 +80,18 @@ def test_a_lease_that_ends_while_its_vm_is_being_found_ends_the_share_once_it_is
     home: Home, silent: asyncio.Event
 ) -> None:
     with home.running(found=False) as daemon, home.client() as client:
-        keeper = daemon.service.keeper
+        leases = daemon.service.leases
         assert client.owners.renew("leased").leases == 1
         home.clock.now += 30
 
         async def see() -> None:
-            keeper._see_to_those_over()
+            leases._see_to_those_over()
 
         daemon.call(see)
         with pytest.raises(errors.NotThere, match="no lease"):
             client.owners.renew("leased")  # it is over for good, although the share is there yet
         daemon.call(lambda: told(daemon, silent))
-        daemon.call(keeper.settle)
+        daemon.call(leases.settle)
         assert [each.owner for share in client.shares("vm") for each in share.references] == ["held"]
         kinds = [event.kind for event in client.events("0", follow=False) if event is not None]
         assert kinds[-3:] == ["vm.found", "lease.ended", "share.removed"]
@@ -102,7 +102,7 @@ def test_a_vm_that_is_not_found_can_be_removed_with_all_that_it_had(home: Home, 
         home.clock.now += 30
         client.vms.remove("vm", force=True)
         assert [vm.id for vm in client.vms()] == ["other"]
-        daemon.call(daemon.service.keeper.expire)
+        daemon.call(daemon.service.leases.expire)
         with pytest.raises(errors.NotThere):
             client.owners.renew("leased")
     kill(supervisor_of(home, os.getuid()))

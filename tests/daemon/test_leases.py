@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uvmshare.daemon.keeper import LeaseKeeper
+from uvmshare.daemon.deadlines import Deadlines
 from uvmshare.daemon.leases import Leases
 from uvmshare.daemon.store import MountLease, Store
 from uvmshare.errors import NotThere
@@ -33,43 +33,43 @@ def clock() -> Clock:
 
 
 def test_a_lease_ends_when_it_is_not_renewed(clock: Clock) -> None:
-    leases: Leases[str] = Leases(clock)
-    leases.grant("a", 10)
+    deadlines: Deadlines[str] = Deadlines(clock)
+    deadlines.grant("a", 10)
     clock.now = 9.9
-    assert leases.due() == []
-    assert leases.left("a") == pytest.approx(0.1)
+    assert deadlines.due() == []
+    assert deadlines.left("a") == pytest.approx(0.1)
     clock.now = 10
-    assert leases.due() == ["a"]
-    assert leases.left("a") == 0
+    assert deadlines.due() == ["a"]
+    assert deadlines.left("a") == 0
 
 
 def test_one_that_is_renewed_runs_afresh_and_as_long(clock: Clock) -> None:
-    leases: Leases[str] = Leases(clock)
-    leases.grant("a", 10)
+    deadlines: Deadlines[str] = Deadlines(clock)
+    deadlines.grant("a", 10)
     clock.now = 9
-    assert leases.renew("a")
+    assert deadlines.renew("a")
     clock.now = 18.9
-    assert leases.due() == []
+    assert deadlines.due() == []
     clock.now = 19
-    assert leases.due() == ["a"]
+    assert deadlines.due() == ["a"]
 
 
 def test_there_is_nothing_to_renew_without_a_lease(clock: Clock) -> None:
-    leases: Leases[str] = Leases(clock)
-    assert not leases.renew("a")
-    assert leases.left("a") is None
-    assert leases.next_deadline() is None
-    assert not leases.drop("a")
+    deadlines: Deadlines[str] = Deadlines(clock)
+    assert not deadlines.renew("a")
+    assert deadlines.left("a") is None
+    assert deadlines.next_deadline() is None
+    assert not deadlines.drop("a")
 
 
 def test_one_that_is_over_stays_so_until_somebody_sees_to_it(clock: Clock) -> None:
-    leases: Leases[str] = Leases(clock)
-    leases.grant("a", 1)
+    deadlines: Deadlines[str] = Deadlines(clock)
+    deadlines.grant("a", 1)
     clock.now = 2
-    assert leases.due() == ["a"]
-    assert leases.due() == ["a"]
-    assert leases.drop("a")
-    assert leases.due() == []
+    assert deadlines.due() == ["a"]
+    assert deadlines.due() == ["a"]
+    assert deadlines.drop("a")
+    assert deadlines.due() == []
 
 
 def test_one_that_is_over_is_not_renewed_while_it_is_being_given_back(clock: Clock, tmp_path: Path) -> None:
@@ -83,13 +83,13 @@ def test_one_that_is_over_is_not_renewed_while_it_is_being_given_back(clock: Clo
             await may_end.wait()
 
         with Store(tmp_path / "store") as store:
-            keeper = LeaseKeeper(store, clock, ended)
-            keeper.grant(key, 10)
+            leases = Leases(store, clock, ended)
+            leases.grant(key, 10)
             clock.now = 11
-            expiring = asyncio.create_task(keeper.expire())
+            expiring = asyncio.create_task(leases.expire())
             await begun.wait()
             with pytest.raises(NotThere, match="may have ended"):
-                keeper.renew_all("0/job", None)
+                leases.renew_all("0/job", None)
             may_end.set()
             await expiring
 
@@ -109,34 +109,34 @@ def test_a_lease_whose_end_fails_in_any_way_is_tried_again_and_the_others_end(
         tried.append(key)
         if key == fails and tried.count(key) < 3:
             raise failure
-        keeper.forget(key)
+        leases.forget(key)
 
     async def test() -> None:
         for key in (fails, ends):
-            keeper.grant(key, 10)
+            leases.grant(key, 10)
         for _ in range(4):
             clock.now += 10
-            await keeper.expire()
-            assert not keeper._ending
+            await leases.expire()
+            assert not leases._ending
 
     with Store(tmp_path / "store") as store:
-        keeper = LeaseKeeper(store, clock, ended)
+        leases = Leases(store, clock, ended)
         asyncio.run(test())
         assert (tried.count(fails), tried.count(ends)) == (3, 1)
         assert store.leases((0, "vm")) == {}
 
 
 def test_one_that_is_put_off_keeps_its_length(clock: Clock) -> None:
-    leases: Leases[str] = Leases(clock)
-    leases.grant("a", 100)
+    deadlines: Deadlines[str] = Deadlines(clock)
+    deadlines.grant("a", 100)
     clock.now = 100
-    leases.postpone("a", 5)
-    leases.postpone("b", 5)
-    assert leases.due() == []
-    assert leases.next_deadline() == 105
-    assert leases.renew("a")
-    assert leases.next_deadline() == 200
-    assert "b" not in leases
+    deadlines.postpone("a", 5)
+    deadlines.postpone("b", 5)
+    assert deadlines.due() == []
+    assert deadlines.next_deadline() == 105
+    assert deadlines.renew("a")
+    assert deadlines.next_deadline() == 200
+    assert "b" not in deadlines
 
 
 @given(
@@ -150,30 +150,30 @@ def test_one_that_is_put_off_keeps_its_length(clock: Clock) -> None:
 )
 def test_it_says_what_a_plain_dictionary_would(steps: list[tuple[str, int, int]]) -> None:
     clock = Clock()
-    leases: Leases[int] = Leases(clock)
+    deadlines: Deadlines[int] = Deadlines(clock)
     plain: dict[int, tuple[float, float]] = {}
     for step, key, number in steps:
         if step == "grant":
-            leases.grant(key, number)
+            deadlines.grant(key, number)
             plain[key] = (number, clock.now + number)
         elif step == "renew" and key in plain:
-            leases.renew(key)
+            deadlines.renew(key)
             plain[key] = (plain[key][0], clock.now + plain[key][0])
         elif step == "postpone" and key in plain:
-            leases.postpone(key, number)
+            deadlines.postpone(key, number)
             plain[key] = (plain[key][0], clock.now + number)
         elif step == "drop":
-            assert leases.drop(key) == (plain.pop(key, None) is not None)
+            assert deadlines.drop(key) == (plain.pop(key, None) is not None)
         elif step == "wait":
             clock.now += number
-        assert sorted(leases.due()) == sorted(k for k, (_, deadline) in plain.items() if deadline <= clock.now)
-        assert leases.next_deadline() == min((deadline for _, deadline in plain.values()), default=None)
-        assert sorted(leases.held()) == sorted(plain)
-        assert len(leases) == len(plain)
+        assert sorted(deadlines.due()) == sorted(k for k, (_, deadline) in plain.items() if deadline <= clock.now)
+        assert deadlines.next_deadline() == min((deadline for _, deadline in plain.values()), default=None)
+        assert sorted(deadlines.held()) == sorted(plain)
+        assert len(deadlines) == len(plain)
 
 
 def test_a_lease_that_is_renewed_for_ever_takes_no_room(clock: Clock) -> None:
-    leases: Leases[str] = Leases(clock)
+    deadlines: Deadlines[str] = Deadlines(clock)
     for _ in range(10_000):
-        leases.grant("a", 10)
-    assert len(leases._order) < 100
+        deadlines.grant("a", 10)
+    assert len(deadlines._order) < 100

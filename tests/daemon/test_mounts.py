@@ -278,7 +278,7 @@ def test_a_lease_that_is_shorter_than_the_mounting_begins_after_it(home: Home, g
         async def mount_slowly(*args: Any, **more: Any) -> MountInfo:
             assert daemon.daemon is not None
             home.clock.now += 10
-            await daemon.daemon.service.keeper.expire()
+            await daemon.daemon.service.leases.expire()
             return await mount(*args, **more)
 
         manager.mount = mount_slowly  # type: ignore[method-assign]  # nothing else knows when it is under way
@@ -300,15 +300,15 @@ def test_a_guest_that_does_not_answer_keeps_no_directory(mapped: Running, guest:
     mapped.call(dials.get)  # it dials when it is not connected any more
     assert client.vms.get("vm").agent_state == "unreachable"
     assert mapped.daemon is not None
-    keeper = mapped.daemon.service.keeper
+    leases = mapped.daemon.service.leases
     mapped.home.clock.now += 10
 
     async def end_lease() -> None:
-        keeper._see_to_those_over()
+        leases._see_to_those_over()
         await released.get()
 
     mapped.call(end_lease)
-    mapped.call(keeper.settle)
+    mapped.call(leases.settle)
     assert client.shares("vm") == []
     (dead,) = client.mounts("vm")
     assert (dead.state, dead.share, dead.references) == ("revoked", None, ())

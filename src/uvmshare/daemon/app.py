@@ -371,7 +371,7 @@ async def examine_guest(*, service: Serving, who: Who, vm: VmName) -> list[Findi
 @put("/leases/{owner:str}", summary="Renew all leases of an owner", responses=_FAILURES)
 async def renew_leases(*, service: Serving, who: Who, owner: OwnerInPath, data: JSONBody[Renewal]) -> Renewed:
     """Let every lease of one owner run afresh, in all VMs: one request is a program's sign of life."""
-    return Renewed(leases=service.keeper.renew_all(f"{who.uid}/{owner}", data.lease))
+    return Renewed(leases=service.leases.renew_all(f"{who.uid}/{owner}", data.lease))
 
 
 @delete("/owners/{owner:str}", summary="Release an owner", status_code=200, responses=_ACCEPTED)

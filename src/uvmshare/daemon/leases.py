@@ -1,111 +1,173 @@
-"""Leases: how long somebody holds something without saying so again.
+"""The leases of the daemon: how long an owner holds something without renewing; on the clock, in the store, at the end.
 
-What lives here: the deadlines, on a clock that is given. What must not: what is leased, or what happens when a
-lease ends (`service`).
+What lives here: `Leases`, which keeps the deadlines (`deadlines`) and the store in step, and watches the clock. What
+must not: how something that is leased is given back (`shares`, `mappings`).
 """
 
 from __future__ import annotations
 
-import heapq
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from uvmshare.daemon.deadlines import Deadlines
+from uvmshare.errors import DaemonError, NotThere, UvmshareError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Awaitable, Callable, Collection, Iterable
 
-__all__ = ["Lease", "Leases"]
+    from uvmshare.daemon.deadlines import Lease
+    from uvmshare.daemon.store import LeaseKey, Store, VmKey
 
-K = TypeVar("K", bound="Hashable")
+__all__ = ["Leases"]
 
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """How long a lease is, in seconds, and when it ends, by the clock of its `Leases`."""
-
-    seconds: float
-    deadline: float
+_RETRY: Final = 5.0
+"""Seconds before a lease that is over, but could not be released, is tried again."""
 
 
-class Leases(Generic[K]):
-    """Deadlines by key. Looking for those that are over costs nothing for those that are not."""
+class Leases:
+    """Every lease of the daemon. `clock` counts seconds from any zero.
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    `ended` gives back what a lease that is over was on, and forgets the lease. Raising `UvmshareError` it says that
+    this could not be done, and is called again some seconds later.
+    """
+
+    def __init__(self, store: Store, clock: Callable[[], float], ended: Callable[[LeaseKey], Awaitable[None]]) -> None:
+        self._store = store
         self._clock = clock
-        self._leases: dict[K, Lease] = {}
-        self._order: list[tuple[float, int, K]] = []
-        """A heap of (deadline, tie breaker, key). What was renewed or dropped since stays until it comes up."""
-        self._entries = 0
+        self._ended = ended
+        self._deadlines: Deadlines[LeaseKey] = Deadlines(clock)
+        self._changed = asyncio.Event()
+        self._over: set[LeaseKey] = set()
+        """What is written down as over: it could not be released, and the next daemon goes on with it at once."""
+        self._ending: set[LeaseKey] = set()
+        """What is being given back now."""
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    def __len__(self) -> int:
-        return len(self._leases)
+    def get(self, key: LeaseKey) -> Lease | None:
+        """Return a lease, if there is one."""
+        return self._deadlines.get(key)
 
-    def __contains__(self, key: K) -> bool:
-        return key in self._leases
+    def left(self, key: LeaseKey) -> float | None:
+        """Return the seconds that a lease has left."""
+        return self._deadlines.left(key)
 
-    def get(self, key: K) -> Lease | None:
-        """Return the lease of a key, if it has one."""
-        return self._leases.get(key)
+    def restore(self, vm: VmKey) -> None:
+        """Let the leases that an earlier daemon wrote down run afresh."""
+        for key, seconds in self._store.leases(vm).items():
+            self._deadlines.grant(key, seconds)
+        self._changed.set()
 
-    def left(self, key: K) -> float | None:
-        """Return the seconds left, never below 0; None without a lease."""
-        lease = self._leases.get(key)
-        return None if lease is None else max(0.0, lease.deadline - self._clock())
+    def keep(self, vm: VmKey, held: Collection[LeaseKey]) -> None:
+        """Forget the leases of a VM that are on nothing which is held, now that this is known."""
+        self.forget(*(key for key in self.of_vm(vm) if key not in held))
 
-    def grant(self, key: K, seconds: float) -> None:
-        """Let the lease of a key run afresh for `seconds`."""
-        self._put(key, Lease(seconds, self._clock() + seconds))
+    def grant(self, key: LeaseKey, seconds: float) -> None:
+        """Let a lease run afresh for so long. Written down before it returns."""
+        found = self._deadlines.get(key)
+        if found is None or found.seconds != seconds or key in self._over:
+            self._over.discard(key)
+            self._store.put_lease(key, seconds)
+        self._deadlines.grant(key, seconds)
+        self._changed.set()
 
-    def postpone(self, key: K, seconds: float) -> None:
-        """Let a lease end `seconds` from now, and be as long as before when it is renewed."""
-        lease = self._leases.get(key)
-        if lease is not None:
-            self._put(key, Lease(lease.seconds, self._clock() + seconds))
+    def forget(self, *keys: LeaseKey) -> None:
+        """Forget leases, those that there are. Raises `DaemonError` when the store cannot: they are there still."""
+        known = [key for key in keys if key in self._deadlines]
+        if known:
+            self._store.drop_leases(known)
+        for key in known:
+            self._deadlines.drop(key)
+        self._over.difference_update(keys)
 
-    def _put(self, key: K, lease: Lease) -> None:
-        self._leases[key] = lease
-        self._entries += 1
-        heapq.heappush(self._order, (lease.deadline, self._entries, key))
-        if len(self._order) > 64 + 4 * len(self._leases):
-            self._order = [(each.deadline, n, k) for n, (k, each) in enumerate(self._leases.items())]
-            self._entries = len(self._order)
-            heapq.heapify(self._order)
+    def of_vm(self, vm: VmKey) -> list[LeaseKey]:
+        """Return what is leased in a VM."""
+        return [key for key in self._deadlines.held() if key.vm == vm]
 
-    def renew(self, key: K) -> bool:
-        """Let a lease run afresh for as long as before; False when there is none."""
-        lease = self._leases.get(key)
-        if lease is not None:
-            self.grant(key, lease.seconds)
-        return lease is not None
+    def renew(self, keys: Iterable[LeaseKey], seconds: float | None) -> int:
+        """Let leases run afresh, for as long as each was or for `seconds`; return how many there were.
 
-    def drop(self, key: K) -> bool:
-        """Forget the lease of a key; False when there was none."""
-        return self._leases.pop(key, None) is not None
+        One that is over, and whose reference is being given back now, is not there any more.
+        """
+        renewed = 0
+        for key in keys:
+            found = self._deadlines.get(key)
+            if found is not None and key not in self._ending:
+                self.grant(key, found.seconds if seconds is None else seconds)
+                renewed += 1
+        return renewed
 
-    def held(self) -> tuple[K, ...]:
-        """Return every key that has a lease."""
-        return tuple(self._leases)
+    def renew_all(self, owner: str, seconds: float | None) -> int:
+        """Let every lease of an owner ("UID/NAME") run afresh. Raises `NotThere` when there is none."""
+        renewed = self.renew([key for key in self._deadlines.held() if key.owner == owner], seconds)
+        if not renewed:
+            raise no_lease(owner)
+        return renewed
 
-    def due(self) -> list[K]:
-        """Return the keys whose leases are over, longest over first. They stay until they are dropped or granted."""
-        now = self._clock()
-        over: list[K] = []
-        again: list[tuple[float, int, K]] = []
-        while self._order and self._order[0][0] <= now:
-            entry = heapq.heappop(self._order)
-            lease = self._leases.get(entry[2])
-            if lease is not None and lease.deadline == entry[0]:
-                again.append(entry)
-                over.append(entry[2])
-        for entry in again:
-            heapq.heappush(self._order, entry)
-        return list(dict.fromkeys(over))
+    async def watch(self) -> None:
+        """See to leases that end, for ever.
 
-    def next_deadline(self) -> float | None:
-        """Return when the next lease ends, by the clock; None when there is none."""
-        while self._order:
-            deadline, _, key = self._order[0]
-            lease = self._leases.get(key)
-            if lease is not None and lease.deadline == deadline:
-                return deadline
-            heapq.heappop(self._order)
-        return None
+        Nothing in here reads what a guest or another user says; what gives a lease back runs in a task of its own.
+        """
+        while True:
+            self._changed.clear()
+            deadline = self._deadlines.next_deadline()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None if deadline is None else max(0.0, deadline - self._clock())):
+                    await self._changed.wait()
+            self._see_to_those_over()
+
+    def _see_to_those_over(self) -> None:
+        # Beside each other, and beside what comes next: a guest that hangs holds up no other's leases.
+        for key in self._deadlines.due():
+            self._deadlines.postpone(key, _RETRY)
+            if key not in self._ending:
+                self._ending.add(key)
+                task = asyncio.get_running_loop().create_task(self._expire(key))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def expire(self) -> None:
+        """See to the leases that are over now, and wait until they were seen to."""
+        self._see_to_those_over()
+        await self.settle()
+
+    async def settle(self, seconds: float | None = None) -> None:
+        """Wait for what is being given back. What takes longer than `seconds` is left to the next daemon."""
+        if not self._tasks:
+            return
+        _, late = await asyncio.wait(self._tasks, timeout=seconds)
+        for task in late:
+            task.cancel()
+
+    async def _expire(self, key: LeaseKey) -> None:
+        try:
+            await self._ended(key)
+        except Exception as error:  # noqa: BLE001  whatever it was, the lease is over, and this is tried again
+            structlog.get_logger("uvmshare.daemon").warning(
+                "lease is over, and what it was on could not be released",
+                vm=f"{key.vm[0]}:{key.vm[1]}",
+                owner=key.owner,
+                reason=str(error) if isinstance(error, UvmshareError) else repr(error),
+            )
+            self._deadlines.postpone(key, _RETRY)
+            self._note_over(key)
+            self._changed.set()
+        finally:
+            self._ending.discard(key)
+
+    def _note_over(self, key: LeaseKey) -> None:
+        """Write down that it is over, so that a daemon that is started again does not let it run afresh."""
+        if key in self._over or key not in self._deadlines:
+            return
+        with suppress(DaemonError):  # a disk that takes nothing; the lease is tried again all the same
+            self._store.put_lease(key, 0.0)
+            self._over.add(key)
+
+
+def no_lease(owner: str) -> NotThere:
+    """Return the error of a lease that is not there any more."""
+    name = owner.partition("/")[2]
+    return NotThere(f"owner {name!r} has no lease there: it may have ended; ask for what it was on again")

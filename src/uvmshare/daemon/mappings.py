@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from uvmshare.daemon.documents import Mount, NewMount, Reference
     from uvmshare.daemon.events import EventLog
     from uvmshare.daemon.identity import Identity
-    from uvmshare.daemon.keeper import LeaseKeeper
+    from uvmshare.daemon.leases import Leases
     from uvmshare.daemon.machine import Machine
     from uvmshare.daemon.store import Store, VmKey
     from uvmshare.mounts.manager import MountManager
@@ -69,12 +69,12 @@ class Mappings:
     def __init__(
         self,
         events: EventLog,
-        keeper: LeaseKeeper,
+        leases: Leases,
         store: Store,
         adding: Callable[[Identity, int], AbstractContextManager[None]],
     ) -> None:
         self._events = events
-        self._keeper = keeper
+        self._leases = leases
         self._store = store
         self._adding = adding
         self._restoring: dict[VmKey, dict[tuple[str, str], MountRecord]] = {}
@@ -115,7 +115,7 @@ class Mappings:
         share = info.options.share
         assert isinstance(share, AddOptions), "this daemon asks for no others"
         owners = self._with_waiting(machine, info.mount_path, [str(owner) for owner in info.owners])
-        shown = mount_document(who, machine, self._keeper, share, info.options, owners=owners)
+        shown = mount_document(who, machine, self._leases, share, info.options, owners=owners)
         return msgspec.structs.replace(
             shown,
             share=info.share_name,
@@ -132,7 +132,7 @@ class Mappings:
         waiting = self._restoring[machine.record.key]
         record = waiting[path, owner]
         owners = [each for at, each in waiting if at == path]
-        return mount_document(who, machine, self._keeper, record, record, owners=owners)
+        return mount_document(who, machine, self._leases, record, record, owners=owners)
 
     # Mapped and unmapped
 
@@ -155,7 +155,7 @@ class Mappings:
             else self._mapping(who, key, weight(share.host_path, path, names=(*share.allowed_names, *share.hide)))
         ):
             if wanted.lease is not None:
-                self._keeper.grant(key, wanted.lease)
+                self._leases.grant(key, wanted.lease)
             if not held:
                 self._store.put_mount(MountRecord.of(vm, owner, options))
             try:
@@ -168,9 +168,9 @@ class Mappings:
                     self._strike(key)
                 raise
         if wanted.lease is None:
-            self._keeper.forget(key)
+            self._leases.forget(key)
         else:
-            self._keeper.grant(key, wanted.lease)
+            self._leases.grant(key, wanted.lease)
         if not held:
             self._events.emit(
                 "mount.held",
@@ -322,7 +322,7 @@ class Mappings:
         held = [str(owner) for info in machine.mounted() if info.mount_path == path for owner in info.owners]
         owners = self._with_waiting(machine, path, held)
         others = any(not may_see(who, owner) for owner in owners)
-        return tuple(mount_references(who, vm, self._keeper, path, owners)), others
+        return tuple(mount_references(who, vm, self._leases, path, owners)), others
 
     def _with_waiting(self, machine: Machine, path: str, owners: list[str]) -> list[str]:
         """Return the owners of the mount at a path, with those for whom it is asked for again after a restart."""
@@ -365,7 +365,7 @@ class Mappings:
             )
 
     def _strike(self, key: MountLease) -> None:
-        self._keeper.forget(key)
+        self._leases.forget(key)
         self._store.drop_mount(key.vm, key.mount_path, key.owner)
 
     def _holds(self, machine: Machine, path: str, owner: str) -> bool:
@@ -410,7 +410,7 @@ class Mappings:
         if machine is not None and (self._holds(machine, key.mount_path, key.owner) or self._being_taken(machine, key)):
             await self.unmap(machine, key.mount_path, key.owner, force=True, kind="lease.ended")
         elif key in self._being_mapped:
-            self._keeper.forget(key)  # the request grants it afresh when the guest has mounted, or strikes it out
+            self._leases.forget(key)  # the request grants it afresh when the guest has mounted, or strikes it out
         else:
             self._strike(key)
 

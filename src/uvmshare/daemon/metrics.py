@@ -118,7 +118,7 @@ def _tables(service: Service, who: Identity, machines: list[Machine]) -> list[Me
         for state, count in Counter(mount.state for mount in service.mappings.all(who, machine)).items():
             mounts.add_metric([vm, state], count)
         references.add_metric([vm], sum(len(share.references) + len(share.mounts) for share in found))
-        leased = (holder_of(lease.owner) for lease in service.keeper.of_vm(machine.record.key))
+        leased = (holder_of(lease.owner) for lease in service.leases.of_vm(machine.record.key))
         leases.add_metric([vm], sum(who.is_root or (one is not None and one[0] == who.uid) for one in leased))
         restarts.add_metric([vm], machine.restarts)
         if machine.agent is not None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from uvmshare.daemon.identity import Identity
-    from uvmshare.daemon.keeper import LeaseKeeper
+    from uvmshare.daemon.leases import Leases
     from uvmshare.daemon.machine import Machine
     from uvmshare.daemon.store import MountRecord, VmKey
     from uvmshare.mounts.options import MountOptions
@@ -28,13 +28,13 @@ __all__ = ["mount_document", "mount_references"]
 def mount_document(
     who: Identity,
     machine: Machine,
-    keeper: LeaseKeeper,
+    leases: Leases,
     share: AddOptions | MountRecord,
     how: MountOptions | MountRecord,
     *,
     owners: Iterable[str],
 ) -> Mount:
-    """Return what a user may see of a mount that is being restored, as each is at first; leases are the keeper's."""
+    """Return what a user may see of a mount that is being restored, as each is at first."""
     vm = machine.record.key
     return Mount(
         vm=name_for(who, vm),
@@ -57,19 +57,17 @@ def mount_document(
         last_error=None,
         directory="unknown",
         unreachable_since=machine.unreachable_since,
-        references=tuple(mount_references(who, vm, keeper, how.mount_path, owners)),
+        references=tuple(mount_references(who, vm, leases, how.mount_path, owners)),
     )
 
 
-def mount_references(
-    who: Identity, vm: VmKey, keeper: LeaseKeeper, path: str, owners: Iterable[str]
-) -> Iterator[Reference]:
+def mount_references(who: Identity, vm: VmKey, leases: Leases, path: str, owners: Iterable[str]) -> Iterator[Reference]:
     """Give the references of these holders to the mount at a path, as far as a user may see them."""
     for owner in owners:
         holder = holder_of(owner)
         if holder is None or not may_see(who, owner):
             continue
         key = MountLease(vm, owner, path)
-        lease = keeper.get(key)
+        lease = leases.get(key)
         seconds = None if lease is None else lease.seconds
-        yield Reference(owner=holder[1], uid=holder[0], lease=seconds, expires_in=keeper.left(key))
+        yield Reference(owner=holder[1], uid=holder[0], lease=seconds, expires_in=leases.left(key))

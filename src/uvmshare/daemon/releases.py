@@ -1,7 +1,7 @@
 """The end of what users hold, as they ask for it: what is released, what is forced, and what is left then.
 
 What lives here: what `share rm` and `unmap` come to, in a document or an error that says who still holds the directory.
-What must not: how a share or a mount is given back (`shares`, `mappings`), or leases that end (`keeper`).
+What must not: how a share or a mount is given back (`shares`, `mappings`), or leases that end (`leases`).
 
 Access ends when nothing holds the share any more: no owner and no mount. An answer never says less: it tells who else
 holds it, by name to those who may see them.

@@ -26,7 +26,7 @@ from uvmshare.daemon.documents import Finding, Health, Info, NewVm, ReleasedOwne
 from uvmshare.daemon.events import EventLog
 from uvmshare.daemon.groups import check_limits, exceeds
 from uvmshare.daemon.identity import Identity, Threads, of_process, whose_subordinate
-from uvmshare.daemon.keeper import LeaseKeeper
+from uvmshare.daemon.leases import Leases
 from uvmshare.daemon.machine import Machine
 from uvmshare.daemon.mappings import Mappings
 from uvmshare.daemon.operations import Operations
@@ -101,10 +101,10 @@ class Service:
         self._being_added: set[VmKey] = set()
         self.events = EventLog(instance, now)
         self.operations = Operations(instance, now)
-        self.keeper = LeaseKeeper(store, clock, self._lease_ended)
+        self.leases = Leases(store, clock, self._lease_ended)
         self.quotas = Quotas(vms=user_vms, shares=user_shares, unlimited={0, self._identity.uid})
-        self.shares = Shares(self.events, self.keeper, self._adding)
-        self.mappings = Mappings(self.events, self.keeper, store, self._adding)
+        self.shares = Shares(self.events, self.leases, self._adding)
+        self.mappings = Mappings(self.events, self.leases, store, self._adding)
         self.releases = Releases(self.shares, self.mappings)
         self.agents = Agents(self.events)
         self._overdue: set[LeaseKey] = set()
@@ -124,9 +124,9 @@ class Service:
         for record in self._store.vms():
             machine = self.machines[record.key] = self._make_machine(record)
             if record.unreadable is None:
-                self.keeper.restore(record.key)
+                self.leases.restore(record.key)
             self._finding[record.key] = self._in_background(self._find_vm(machine))
-        self._in_background(self.keeper.watch())
+        self._in_background(self.leases.watch())
 
     async def _find_vm(self, machine: Machine) -> None:
         """Find a VM, however often it takes. What it had stays as it was meanwhile, and so do its leases that ended."""
@@ -143,7 +143,7 @@ class Service:
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, _FIND_AGAIN_LONGEST)
         self.mappings.load(machine)
-        self.keeper.keep(key, self.shares.leased(machine) | self.mappings.leased(machine))
+        self.leases.keep(key, self.shares.leased(machine) | self.mappings.leased(machine))
         machine.found.set()
         self.events.emit("vm.found", key, state=machine.state, addresses=list(machine.addresses))
         self._in_background(self.mappings.release_strays(machine))
@@ -167,7 +167,7 @@ class Service:
             task.cancel()
         if self._background:
             await asyncio.wait(self._background, timeout=_END_SECONDS)
-        await asyncio.gather(self.operations.settle(_END_SECONDS), self.keeper.settle(_END_SECONDS))
+        await asyncio.gather(self.operations.settle(_END_SECONDS), self.leases.settle(_END_SECONDS))
         await asyncio.gather(*(self._let_go(machine) for machine in self.machines.values()))
 
     async def _let_go(self, machine: Machine) -> None:
@@ -345,7 +345,7 @@ class Service:
         self.mappings.forget(key)
         self.agents.forget(key)
         left = await machine.remove()
-        self.keeper.forget(*self.keeper.of_vm(key))
+        self.leases.forget(*self.leases.of_vm(key))
         if self.machines.get(key) is machine:
             # Before the name is free again: what a new VM of that name writes there stays.
             await self._journal.forget_vm(f"{key[0]}/{key[1]}")

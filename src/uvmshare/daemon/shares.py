@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from uvmshare.daemon.documents import Reference, Share
 from uvmshare.daemon.identity import checked_options
-from uvmshare.daemon.keeper import no_lease
+from uvmshare.daemon.leases import no_lease
 from uvmshare.daemon.quotas import weight
 from uvmshare.daemon.store import ShareLease, name_for
 from uvmshare.daemon.tracing import span
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from uvmshare.daemon.documents import NewMount, NewShare
     from uvmshare.daemon.events import EventLog
     from uvmshare.daemon.identity import Identity
-    from uvmshare.daemon.keeper import LeaseKeeper
+    from uvmshare.daemon.leases import Leases
     from uvmshare.daemon.machine import Machine
     from uvmshare.daemon.store import VmKey
     from uvmshare.directory import Fate
@@ -85,10 +85,10 @@ class Shares:
     """What users ask of the shares of a VM."""
 
     def __init__(
-        self, events: EventLog, keeper: LeaseKeeper, adding: Callable[[Identity, int], AbstractContextManager[None]]
+        self, events: EventLog, leases: Leases, adding: Callable[[Identity, int], AbstractContextManager[None]]
     ) -> None:
         self._events = events
-        self._keeper = keeper
+        self._leases = leases
         self._adding = adding
 
     # Shown
@@ -169,12 +169,12 @@ class Shares:
 
     def _reference(self, vm: VmKey, owner: str, holder: tuple[int, str], options: AddOptions) -> Reference:
         key = lease_key(vm, owner, options)
-        lease = self._keeper.get(key)
+        lease = self._leases.get(key)
         return Reference(
             owner=holder[1],
             uid=holder[0],
             lease=None if lease is None else lease.seconds,
-            expires_in=self._keeper.left(key),
+            expires_in=self._leases.left(key),
         )
 
     # Held and released
@@ -196,18 +196,18 @@ class Shares:
         size = weight(options.host_path, names=(*options.allowed_names, *options.hide))
         with nullcontext() if held else self._adding(who, size):
             if wanted.lease is not None:
-                self._keeper.grant(key, wanted.lease)
+                self._leases.grant(key, wanted.lease)
             try:
                 with span("Manager.add", vm=f"{vm[0]}:{vm[1]}", owner=owner, path=options.host_path):
                     name = await manager.add(options, owner=owner)
             except BaseException:
                 if not _held(machine, key):
-                    self._keeper.forget(key)
+                    self._leases.forget(key)
                 raise
         if wanted.lease is None:
-            self._keeper.forget(key)
+            self._leases.forget(key)
         else:  # it runs from when the share is there
-            self._keeper.grant(key, wanted.lease)
+            self._leases.grant(key, wanted.lease)
         if not held:
             self._events.emit(
                 "share.held",
@@ -243,7 +243,7 @@ class Shares:
         key = lease_key(vm, owner, info.options)
         # Else it is on what they hold of the directory that was there before, or since.
         if (after is None or owner not in after.owners) and not _held(machine, key):
-            self._keeper.forget(key)
+            self._leases.forget(key)
 
     def held_by(self, uid: int, machine: Machine) -> Iterator[int]:
         """Give the weight of what a user holds there, once for each owner of theirs, and of what nobody could take out.
@@ -264,7 +264,7 @@ class Shares:
         """Let the lease of a holder on one share run afresh. Raises `NotThere` when it has none."""
         info = machine.share(name)
         keys = [] if info is None else [lease_key(machine.record.key, owner, info.options)]
-        renewed = self._keeper.renew(keys, seconds)
+        renewed = self._leases.renew(keys, seconds)
         if not renewed:
             raise no_lease(owner)
         return renewed
@@ -279,7 +279,7 @@ class Shares:
         held = [] if machine is None else _held(machine, key)
         if machine is None or not held:
             # Nothing is held. Either an add is under way, which grants the lease afresh when it ends, or it failed.
-            self._keeper.forget(key)
+            self._leases.forget(key)
             return
         releases = [self.release(machine, info.name, key.owner, "lease.ended") for info in held]
         for outcome in await asyncio.gather(*releases, return_exceptions=True):
