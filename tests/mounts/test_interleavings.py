@@ -17,7 +17,7 @@ from tests.orders import Caller, cancel_everything, may_start, searches, try_eve
 from uvmshare.errors import ComputeSystemError, GuestAgentError, MountRevoked
 from uvmshare.lifecycle.claims import Claims
 from uvmshare.mounts import MountManager, MountOptions, engine
-from uvmshare.mounts.engine import Engine
+from uvmshare.mounts.engine import MountEngine
 from uvmshare.mounts.interfaces import GuestMount
 from uvmshare.mounts.mount import RETRY_FIRST
 from uvmshare.mounts.state import MountLife
@@ -376,10 +376,10 @@ def test_every_order(bounds: Bounds, record_property: Callable[[str, object], No
 
 def steal_claims(claims: Claims[Mount, MountOptions], mount: Mount) -> None:
     mount.claims = 0
-    claims._keeper.withdrawn(mount)
+    claims._engine.withdrawn(mount)
 
 
-async def pull_the_share(engine: Engine, mount: Mount) -> None:
+async def pull_the_share(engine: MountEngine, mount: Mount) -> None:
     if mount.share_name is not None:
         await engine.shares.remove(mount.share_name, owner=f"guest mount {mount.path}")  # type: ignore[union-attr]
         mount.share_name = None
@@ -387,7 +387,7 @@ async def pull_the_share(engine: Engine, mount: Mount) -> None:
     mount.maybe_in_guest = False
 
 
-def never_end(engine: Engine, mount: Mount, operation: Operation, task: object) -> None:
+def never_end(engine: MountEngine, mount: Mount, operation: Operation, task: object) -> None:
     mount.operation = None
 
 
@@ -395,8 +395,8 @@ def never_end(engine: Engine, mount: Mount, operation: Operation, task: object) 
     ("where", "method", "defect", "complaint"),
     [
         (Claims, "withdraw", steal_claims, "is being unmounted|was taken from|is gone|nobody wants"),
-        (Engine, "_unmount_in_guest", pull_the_share, "pulled from under a live mount"),
-        (Engine, "_end", never_end, "waits for ever"),
+        (MountEngine, "_unmount_in_guest", pull_the_share, "pulled from under a live mount"),
+        (MountEngine, "_end", never_end, "waits for ever"),
     ],
 )
 def test_a_planted_defect_is_found(

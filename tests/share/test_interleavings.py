@@ -21,7 +21,7 @@ from tests.orders import Caller, cancel_everything, may_start, searches, try_eve
 
 from uvmshare.errors import ComputeSystemError, JournalError
 from uvmshare.lifecycle.claims import Claims
-from uvmshare.share.engine import Engine
+from uvmshare.share.engine import ShareEngine
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 from uvmshare.share.state import ShareState
@@ -364,7 +364,7 @@ def test_every_order(bounds: Bounds, record_property: Callable[[str, object], No
 
 def steal_claims(claims: Claims[Share, AddOptions], share: Share) -> None:
     share.claims = 0
-    claims._keeper.withdrawn(share)
+    claims._engine.withdrawn(share)
 
 
 def withdraw_only(claims: Claims[Share, AddOptions], share: Share) -> None:
@@ -377,7 +377,7 @@ def keep_twice(claims: Claims[Share, AddOptions], share: Share, owner: Hashable 
     share.anonymous += 1
 
 
-def never_end(engine: Engine, share: Share, operation: Operation) -> None:
+def never_end(engine: ShareEngine, share: Share, operation: Operation) -> None:
     share.operation = None
 
 
@@ -387,7 +387,7 @@ def never_end(engine: Engine, share: Share, operation: Operation) -> None:
         (Claims, "withdraw", steal_claims, "share 0 of 'b' is being removed"),
         (Claims, "withdraw", withdraw_only, "nobody wants share 1"),
         (Claims, "keep", keep_twice, "a reference too many"),
-        (Engine, "_end", never_end, "wait for ever"),
+        (ShareEngine, "_end", never_end, "wait for ever"),
     ],
 )
 def test_a_planted_defect_is_found(

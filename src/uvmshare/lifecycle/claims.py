@@ -1,7 +1,7 @@
 """Who wants a thing: claims of calls that have not returned yet, which become references or are given up.
 
 What lives here: `Claims`, between what callers may ask for (`uvmshare.share.manager`, `uvmshare.mounts.manager`) and
-what happens to a share or a mount (the `Keeper`). What must not: a call to a VM or a guest.
+what happens to a share or a mount (the `Engine`). What must not: a call to a VM or a guest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from uvmshare.lifecycle.operation import failures_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
 
-    from uvmshare.lifecycle.keeper import Keeper
+    from uvmshare.lifecycle.engine import Engine
 
 __all__ = ["Claims", "WritesReferences"]
 
@@ -49,11 +49,11 @@ class Claims(Generic[E, O]):
 
     def __init__(
         self,
-        keeper: Keeper[E, O],
+        engine: Engine[E, O],
         writes: WritesReferences[E] | None = None,
         ready: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        self._keeper = keeper
+        self._engine = engine
         self._writes = writes
         self._ready = ready
 
@@ -66,7 +66,7 @@ class Claims(Generic[E, O]):
     def hold(self, options: O, owner: Hashable | None) -> Coroutine[object, object, E]:
         """Return the entry, live, with a claim on it that is as safe as a reference: `keep` or `withdraw` must follow.
 
-        Cancelling this withdraws the claim and nothing else. Raises what `Keeper.admit` and `Keeper.join` do, and what
+        Cancelling this withdraws the claim and nothing else. Raises what `Engine.admit` and `Engine.join` do, and what
         the call raised that was to make it live, for every caller that waited.
         """
         # One coroutine less where nothing is written: a fifth of what an add of a share that is there costs.
@@ -74,20 +74,20 @@ class Claims(Generic[E, O]):
 
     async def _claim(self, options: O) -> E:
         while True:
-            self._keeper.admit(options)
-            entry = self._keeper.join(options)
-            first = self._keeper.goes_first(entry, options)
+            self._engine.admit(options)
+            entry = self._engine.join(options)
+            first = self._engine.goes_first(entry, options)
             if first is not None:
                 await first
                 continue
             entry.claims += 1
-            self._keeper.claimed(entry)
+            self._engine.claimed(entry)
             if entry.live:
                 return entry
             try:
-                await (entry.operation or self._keeper.bring(entry)).finish()
-                self._keeper.admit(options)
-                self._keeper.require_joined(entry)
+                await (entry.operation or self._engine.bring(entry)).finish()
+                self._engine.admit(options)
+                self._engine.require_joined(entry)
             except BaseException:
                 self.withdraw(entry)
                 raise
@@ -95,7 +95,7 @@ class Claims(Generic[E, O]):
 
     async def _confirmed(self, options: O, owner: Hashable | None, writes: WritesReferences[E]) -> E:
         if self._ready is not None:
-            self._keeper.admit(options)
+            self._engine.admit(options)
             await self._ready()
         entry = await self._claim(options)
         try:
@@ -104,7 +104,7 @@ class Claims(Generic[E, O]):
             self.withdraw(entry)
             raise
         try:
-            self._keeper.admit(options)  # closing, or the VM's exit, takes it away whoever claims it
+            self._engine.admit(options)  # closing, or the VM's exit, takes it away whoever claims it
         except BaseException:
             self.withdraw(entry, owner)
             raise
@@ -125,7 +125,7 @@ class Claims(Generic[E, O]):
                 self._writes.given_up(entry, owner)
         # Later, not now: this caller is being cancelled, perhaps with its whole event loop, which
         # would not wait for a task started here.
-        self._keeper.withdrawn(entry)
+        self._engine.withdrawn(entry)
 
     def release(self, entry: E, owner: Hashable | None) -> bool:
         """Take the reference away, unless it is the last one; tell whether it is to be taken away for that."""
@@ -135,20 +135,20 @@ class Claims(Generic[E, O]):
             return False
         if entry.references > 1 or entry.claims:
             entry.unrefer(owner)
-            self._keeper.let_go(entry, owner)
+            self._engine.let_go(entry, owner)
             return False
         return True
 
     async def release_owner(self, owner: Hashable, release: Callable[[str], Awaitable[object]]) -> tuple[str, ...]:
         """Have all that an owner holds released, beside each other, and return the names or paths.
 
-        Raises `Keeper.error_of_left` with those that failed.
+        Raises `Engine.error_of_left` with those that failed.
         """
         self.check(owner)
-        held = tuple(key for key, entry in self._keeper.table.items() if entry.held_by(owner))
+        held = tuple(key for key, entry in self._engine.table.items() if entry.held_by(owner))
         left = await failures_of({key: release(key) for key in held})
         if left:
-            raise self._keeper.error_of_left(left)
+            raise self._engine.error_of_left(left)
         return held
 
     @asynccontextmanager
@@ -172,8 +172,8 @@ class Claims(Generic[E, O]):
         if not entry.held_by(owner):  # closed, or revoked, meanwhile
             return
         try:
-            await self._keeper.end_block(entry, owner)
+            await self._engine.end_block(entry, owner)
         except Exception as release_error:
             if error is None:
                 raise
-            error.add_note(f"and {self._keeper.not_yet(entry)}: {release_error}")
+            error.add_note(f"and {self._engine.not_yet(entry)}: {release_error}")

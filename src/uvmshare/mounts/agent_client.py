@@ -306,7 +306,7 @@ class AgentClient:
                     sent = True
                     with contextlib.suppress(Lost):
                         return await connection.ask(op, {**asked, "timeout": seconds}, result)
-                    if self._connection is connection:  # until the keeper has seen that it is over
+                    if self._connection is connection:  # until `_keep` has seen that it is over
                         await self._changed.wait()
         except TimeoutError:
             if not sent:

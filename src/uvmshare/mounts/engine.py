@@ -1,8 +1,8 @@
 """What happens to a mount, whoever asked for it: the one table, and the calls to the guest.
 
-What lives here: `Engine`, a part of the MountManager, which changes a mount's state; the manager does where a caller
-forces an end, or the guest tells of a loss, and both through the one table (`state`). What must not: what callers
-may ask for (`uvmshare.mounts.manager`), or I/O.
+What lives here: `MountEngine`, a part of the MountManager, which changes a mount's state; the manager does where a
+caller forces an end, or the guest tells of a loss, and both through the one table (`state`). What must not: what
+callers may ask for (`uvmshare.mounts.manager`), or I/O.
 
 A guest never has the last word. What nobody holds any more is unmounted in order if the guest does that in time. If
 it refuses, or `REVOKE_GRACE` seconds pass, the host takes out the share that the mount holds, whatever call to the
@@ -28,7 +28,7 @@ from uvmshare.errors import (
     WrongType,
 )
 from uvmshare.heard import logger
-from uvmshare.lifecycle.keeper import Keeper
+from uvmshare.lifecycle.engine import Engine
 from uvmshare.lifecycle.operation import OUTCOME_UNKNOWN, Operation, failure_of, loop_is_ending
 from uvmshare.mounts.interfaces import GuestMount
 from uvmshare.mounts.mount import RETRY_FIRST, Mount
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from uvmshare.mounts.mount import MountInfo
     from uvmshare.share.manager import Manager
 
-__all__ = ["REVOKE_GRACE", "Engine", "guest_mount", "mount_path_of", "revoked", "share_owner"]
+__all__ = ["REVOKE_GRACE", "MountEngine", "guest_mount", "mount_path_of", "revoked", "share_owner"]
 
 REVOKE_GRACE: Final = 5.0
 """Seconds that a guest has to unmount in order what nobody holds any more, before its share is taken out: as long as a
@@ -53,7 +53,7 @@ REVOKE_AGAIN: Final = 5.0
 """Seconds before a share that could not be taken out is tried again."""
 
 
-class Engine(Keeper[Mount, MountOptions]):
+class MountEngine(Engine[Mount, MountOptions]):
     """The mounts of one guest and what is under way for each."""
 
     is_closed = "this MountManager was closed and mounts nothing more: make a new one"

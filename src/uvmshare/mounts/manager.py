@@ -30,7 +30,7 @@ from uvmshare import arguments
 from uvmshare.errors import ComputeSystemGone, WrongType
 from uvmshare.lifecycle.claims import Claims
 from uvmshare.lifecycle.operation import OUTCOME_UNKNOWN, OneAtATime
-from uvmshare.mounts.engine import REVOKE_GRACE, Engine, guest_mount, share_owner
+from uvmshare.mounts.engine import REVOKE_GRACE, MountEngine, guest_mount, share_owner
 from uvmshare.mounts.interfaces import TellsConnect
 from uvmshare.mounts.mount import RETRY_FIRST
 from uvmshare.mounts.options import canonical_guest_path, mapping_of
@@ -74,7 +74,7 @@ class MountManager:
         if shares is not None:
             arguments.with_methods("shares", shares, ("add", "remove", "on_settled"), "the Manager of the VM's shares")
         arguments.function("clock", clock)
-        self._engine = Engine(agent, shares, clock)
+        self._engine = MountEngine(agent, shares, clock)
         self._claims = Claims(self._engine)
         self._settling = OneAtATime(self.settle, self._is_open, _went_well, first=RETRY_FIRST)
         if isinstance(agent, TellsExit):

@@ -1,8 +1,8 @@
 """What happens to a share, whoever asked for it: the two tables, and the calls to the VM.
 
-What lives here: `Engine`, a part of the Manager, which changes a share's state; `recovery` does too, before any call is
-made of it, and both through the one table (`state`). What must not: what callers may
-ask for (`uvmshare.share.manager`), what is in doubt after a restart (`uvmshare.share.recovery`), or I/O.
+What lives here: `ShareEngine`, a part of the Manager, which changes a share's state; `recovery` does too, before any
+call is made of it, and both through the one table (`state`). What must not: what callers may ask for
+(`uvmshare.share.manager`), what is in doubt after a restart (`uvmshare.share.recovery`), or I/O.
 
 How it stays simple: all of it runs in one event loop and nothing is decided across an await. A call to the
 VM runs in a task of its own, so that no caller's cancellation reaches it, and ends in a callback,
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from uvmshare.errors import ComputeSystemGone, OperationDenied, SharesLeft
 from uvmshare.heard import logger
-from uvmshare.lifecycle.keeper import Keeper
+from uvmshare.lifecycle.engine import Engine
 from uvmshare.lifecycle.operation import OUTCOME_UNKNOWN, Operation, failure_of, loop_is_ending
 from uvmshare.share.interfaces import Plan9Share, RefusesOptions
 from uvmshare.share.ledger import NOT_THERE, Ledger, add_again, add_to
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from uvmshare.share.interfaces import VMPlan9
     from uvmshare.share.journal import Journal
 
-__all__ = ["Engine"]
+__all__ = ["ShareEngine"]
 
 
-class Engine(Keeper[Share, AddOptions]):
+class ShareEngine(Engine[Share, AddOptions]):
     """The shares of one VM and what is under way for each."""
 
     is_closed = "this Manager was closed and adds no more shares: make a new one"

@@ -28,7 +28,7 @@ from uvmshare.lifecycle.claims import Claims
 from uvmshare.lifecycle.operation import OneAtATime, Operation
 from uvmshare.lifecycle.retry import RETRY_LONGEST
 from uvmshare.share import recovery, save_restore
-from uvmshare.share.engine import Engine
+from uvmshare.share.engine import ShareEngine
 from uvmshare.share.interfaces import TellsExit, TellsTakeover
 from uvmshare.share.options import AddOptions, options_of
 from uvmshare.share.share import RETRY_FIRST, ShareInfo
@@ -78,7 +78,7 @@ class Manager:
     ) -> None:
         require_vm(vm)
         require_settings(journal, no_writable_file_shares=no_writable_file_shares, clock=clock)
-        self._engine = Engine(vm, journal, clock, no_writable_file_shares=no_writable_file_shares)
+        self._engine = ShareEngine(vm, journal, clock, no_writable_file_shares=no_writable_file_shares)
         self.claims = Claims(self._engine, self._engine.ledger, self._ready_to_write)
         """For `uvmshare.blocking`, whose callers wait in another thread; not for callers of this Manager."""
         self._detached = False

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from uvmshare.lifecycle.operation import Operation
-    from uvmshare.share.engine import Engine
+    from uvmshare.share.engine import ShareEngine
     from uvmshare.share.journal import JournalledShare
     from uvmshare.share.options import AddOptions
 
@@ -143,7 +143,7 @@ class Settlement:
         return RecoveryReport(tuple(shares), self.asked, self.listing_error)
 
 
-async def begin(engine: Engine, wanted: RecoverOptions) -> Settlement:
+async def begin(engine: ShareEngine, wanted: RecoverOptions) -> Settlement:
     """Read the journal into the tables, which are empty, and begin to settle. Raises `JournalError`."""
     assert engine.ledger is not None
     state = await engine.ledger.begin()
@@ -178,7 +178,7 @@ def _recalled(journalled: JournalledShare, now: float) -> Share:
     return share
 
 
-async def settle(engine: Engine, wanted: RecoverOptions) -> Settlement:
+async def settle(engine: ShareEngine, wanted: RecoverOptions) -> Settlement:
     """Ask the VM what it has, and begin what follows for each share.
 
     An answer says nothing of a share that a call was under way for: what that did may not be seen yet, or may be lost
@@ -208,7 +208,11 @@ async def settle(engine: Engine, wanted: RecoverOptions) -> Settlement:
 
 
 def _settle_others(
-    engine: Engine, listed: Mapping[str, AddOptions], known: set[str], wanted: RecoverOptions, settlement: Settlement
+    engine: ShareEngine,
+    listed: Mapping[str, AddOptions],
+    known: set[str],
+    wanted: RecoverOptions,
+    settlement: Settlement,
 ) -> None:
     """Begin what follows for what the VM has, or had, and the tables do not have."""
     for name in engine.not_ours - listed.keys():
@@ -221,7 +225,9 @@ def _settle_others(
         settlement.items.append(_settle_unknown(engine, name, listed[name], wanted))
 
 
-async def _listing(engine: Engine, wanted: RecoverOptions, settlement: Settlement) -> Mapping[str, AddOptions] | None:
+async def _listing(
+    engine: ShareEngine, wanted: RecoverOptions, settlement: Settlement
+) -> Mapping[str, AddOptions] | None:
     if wanted.vm_is_new:
         return {}
     if not isinstance(engine.vm, ListsShares):
@@ -238,7 +244,7 @@ async def _listing(engine: Engine, wanted: RecoverOptions, settlement: Settlemen
     return listed
 
 
-def _settle_one(engine: Engine, share: Share, listed: Mapping[str, AddOptions] | None) -> _Item:
+def _settle_one(engine: ShareEngine, share: Share, listed: Mapping[str, AddOptions] | None) -> _Item:
     """Begin what follows for a share that no call is under way for."""
     on_vm = None if listed is None else listed.get(share.name)
     if share.to_be_taken_away:
@@ -261,7 +267,7 @@ def _settle_one(engine: Engine, share: Share, listed: Mapping[str, AddOptions] |
     return _Item(share, found, Done.TAKEN_OUT, engine.take_away(share))
 
 
-def _settle_unknown(engine: Engine, name: str, options: AddOptions, wanted: RecoverOptions) -> _Item:
+def _settle_unknown(engine: ShareEngine, name: str, options: AddOptions, wanted: RecoverOptions) -> _Item:
     """Begin what follows for a share of the VM that the tables do not have."""
     share = Share(name, options, engine.clock(), Life.NOT_OURS)
     number = int(name) if name.isascii() and name.isdecimal() and len(name) < _DIGITS else -1

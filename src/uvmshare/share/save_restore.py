@@ -41,7 +41,7 @@ from uvmshare.wording import reason_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 
-    from uvmshare.share.engine import Engine
+    from uvmshare.share.engine import ShareEngine
     from uvmshare.share.ledger import Ledger
 
 __all__ = ["VERSION", "decode", "encode", "restore_into"]
@@ -79,7 +79,7 @@ class _Version(msgspec.Struct, frozen=True):
     uvmshare_shares: int
 
 
-def encode(engine: Engine) -> bytes:
+def encode(engine: ShareEngine) -> bytes:
     """Return the table of a Manager. Raises TypeError or `InvalidOptions` for an owner that is no string."""
     shares = []
     for share in engine.table.values():
@@ -139,7 +139,7 @@ def decode(state: bytes | str) -> Saved:
     return saved
 
 
-async def restore_into(engine: Engine, saved: Saved, admit: Callable[[AddOptions], None]) -> None:
+async def restore_into(engine: ShareEngine, saved: Saved, admit: Callable[[AddOptions], None]) -> None:
     """Make the shares of the document those of a new Manager: all of them, or none.
 
     `admit` refuses what that Manager may not share.
@@ -168,7 +168,9 @@ async def restore_into(engine: Engine, saved: Saved, admit: Callable[[AddOptions
         share.believed = share.found = False
 
 
-def _checked(engine: Engine, saved: Saved, admit: Callable[[AddOptions], None]) -> tuple[dict[str, Share], set[str]]:
+def _checked(
+    engine: ShareEngine, saved: Saved, admit: Callable[[AddOptions], None]
+) -> tuple[dict[str, Share], set[str]]:
     """Look at every path, here. Return the entries, and the names of those whose path leads to another directory now.
 
     Raises `RestoreFailed` with all that cannot be.
@@ -199,7 +201,7 @@ def _checked(engine: Engine, saved: Saved, admit: Callable[[AddOptions], None]) 
     return shares, replaced
 
 
-async def _there(engine: Engine, held: Sequence[Share], replaced: set[str]) -> Mapping[str, AddOptions]:
+async def _there(engine: ShareEngine, held: Sequence[Share], replaced: set[str]) -> Mapping[str, AddOptions]:
     """Return those of the held shares that the VM has: it may be the one that they were saved of.
 
     A VM that cannot tell is believed later, when it says that it has a name. Raises `RestoreFailed` for names under
@@ -224,7 +226,9 @@ async def _there(engine: Engine, held: Sequence[Share], replaced: set[str]) -> M
     return {share.name: listed[share.name] for share in held if share.name in listed}
 
 
-async def _add_all(engine: Engine, shares: dict[str, Share], there: Mapping[str, AddOptions], saved: Saved) -> None:
+async def _add_all(
+    engine: ShareEngine, shares: dict[str, Share], there: Mapping[str, AddOptions], saved: Saved
+) -> None:
     """Add what is held and not there, and give the references back when all of it is there."""
     for saved_share in saved.shares:
         share = shares[saved_share.name]
@@ -267,7 +271,7 @@ async def _write_down(ledger: Ledger, shares: Mapping[str, Share], added: Collec
     await ledger.flush()
 
 
-async def _undo(engine: Engine, shares: Mapping[str, Share]) -> list[str]:
+async def _undo(engine: ShareEngine, shares: Mapping[str, Share]) -> list[str]:
     """Take out again what was added, and return the names of what could not be."""
     engine.closed = True
     with suppress(JournalError):  # what is left is recovered from the journal, or the next one that is made of it

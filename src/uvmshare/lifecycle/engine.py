@@ -1,6 +1,6 @@
 """What the engines of both managers do alike, whatever it is that they keep.
 
-What lives here: `Keeper`, with the table, what is tried again, and the end: by closing, or because the VM has exited.
+What lives here: `Engine`, with the table, what is tried again, and the end: by closing, or because the VM has exited.
 What must not: a call to a VM or a guest, or what the end of one means.
 """
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from uvmshare.errors import MountsLeft, SharesLeft
     from uvmshare.lifecycle.operation import Operation
 
-__all__ = ["Keeper"]
+__all__ = ["Engine"]
 
 E = TypeVar("E", bound=Entry[Any, Any])
 O = TypeVar("O")  # noqa: E741  what is asked for: options
 
 
-class Keeper(ABC, Generic[E, O]):
+class Engine(ABC, Generic[E, O]):
     """The entries of one VM or guest, and what becomes of those that are not as they should be."""
 
     is_closed: ClassVar[str]
