@@ -1,4 +1,4 @@
-"""A call that is under way, those who wait for it, and how it ended; and what runs once at a time and is tried again.
+"""A call that is under way, those who wait for it, and how it ended.
 
 What lives here: what the managers of shares and of mounts have to know of any such call. What must not: what
 the call is, or what its end means for a share or a mount.
@@ -7,17 +7,14 @@ the call is, or what its end means for a share or a mount.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 from uvmshare.errors import OutcomeNotWritten, OutcomeUnknown
-from uvmshare.lifecycle.retry import Retry
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
-__all__ = ["OUTCOME_UNKNOWN", "OneAtATime", "Operation", "failure_of", "failures_of", "loop_is_ending"]
-
-T = TypeVar("T")
+__all__ = ["OUTCOME_UNKNOWN", "Operation", "failure_of", "failures_of", "loop_is_ending"]
 
 OUTCOME_UNKNOWN = (OutcomeUnknown, TimeoutError, ConnectionError, EOFError, OutcomeNotWritten)
 """The errors after which a call may have been carried out or not (see `uvmshare.share.interfaces.VMPlan9`)."""
@@ -68,68 +65,7 @@ class Operation:
                 waiter.set_result(None)
 
 
-class OneAtATime(Generic[T]):
-    """Work that is done because of what happens elsewhere: one at a time, and once more if it was asked for meanwhile.
-
-    None begins when `useful` says no. `done` is called with the task each time that it was not cancelled, and tells
-    whether all is well; if not, the work is tried again after `first` seconds, and after a longer wait each time.
-    """
-
-    def __init__(
-        self,
-        work: Callable[[], Coroutine[object, object, T]],
-        useful: Callable[[], bool],
-        done: Callable[[asyncio.Task[T]], bool],
-        *,
-        first: float,
-    ) -> None:
-        self._work = work
-        self._useful = useful
-        self._done = done
-        self._retry = Retry(first)
-        self._again = False
-        self.task: asyncio.Task[T] | None = None
-        """The work under way."""
-
-    @property
-    def pending(self) -> bool:
-        """Whether the work is under way, or is to be tried again."""
-        return self.task is not None or self._retry.waiting
-
-    def ask(self) -> None:
-        """Begin, or begin again after what is under way."""
-        self._retry.withdraw()
-        if not self._useful():
-            return
-        self._again = self.task is not None
-        if self.task is None:
-            self.task = asyncio.get_running_loop().create_task(self._work())
-            self.task.add_done_callback(self._ended)
-
-    def withdraw(self) -> None:
-        """Try nothing again by itself."""
-        self._retry.withdraw()
-
-    def cancel(self) -> None:
-        """Stop what is under way, and try nothing again."""
-        self.withdraw()
-        if self.task is not None:
-            self.task.cancel()
-
-    def _ended(self, task: asyncio.Task[T]) -> None:
-        self.task = None
-        ending = loop_is_ending(task)
-        if self._again and not ending:
-            self.ask()
-        if task.cancelled():
-            return
-        if self._done(task):
-            self._retry.reset()
-        elif self.task is None and not ending and self._useful():
-            self._retry.later(self.ask)
-
-
-def loop_is_ending(task: asyncio.Task[T]) -> bool:
+def loop_is_ending(task: asyncio.Task[object]) -> bool:
     """Tell whether the call was ended from outside. Only an event loop that ends does that.
 
     It waits for the tasks that it cancelled and for no others, so that nothing new may be started.

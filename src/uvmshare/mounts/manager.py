@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, Literal, Self
 from uvmshare import arguments
 from uvmshare.errors import ComputeSystemGone, WrongType
 from uvmshare.lifecycle.claims import Claims
-from uvmshare.lifecycle.operation import OUTCOME_UNKNOWN, OneAtATime
+from uvmshare.lifecycle.operation import OUTCOME_UNKNOWN
+from uvmshare.lifecycle.settling import Settling
 from uvmshare.mounts.engine import REVOKE_GRACE, MountEngine, guest_mount, share_owner
 from uvmshare.mounts.interfaces import TellsConnect
 from uvmshare.mounts.mount import RETRY_FIRST
@@ -76,7 +77,7 @@ class MountManager:
         arguments.function("clock", clock)
         self._engine = MountEngine(agent, shares, clock)
         self._claims = Claims(self._engine)
-        self._settling = OneAtATime(self.settle, self._is_open, _went_well, first=RETRY_FIRST)
+        self._settling = Settling(self.settle, self._is_open, _went_well, first=RETRY_FIRST)
         if isinstance(agent, TellsExit):
             agent.on_exit(self.vm_exited)
         if isinstance(agent, TellsConnect):

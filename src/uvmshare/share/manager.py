@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Self
 from uvmshare import arguments
 from uvmshare.errors import ComputeSystemGone, JournalError, ManagerClosed, SharesLeft, WrongType
 from uvmshare.lifecycle.claims import Claims
-from uvmshare.lifecycle.operation import OneAtATime, Operation
+from uvmshare.lifecycle.operation import Operation
 from uvmshare.lifecycle.retry import RETRY_LONGEST
+from uvmshare.lifecycle.settling import Settling
 from uvmshare.share import recovery, save_restore
 from uvmshare.share.engine import ShareEngine
 from uvmshare.share.interfaces import TellsExit, TellsTakeover
@@ -89,7 +90,7 @@ class Manager:
         self._comparing: Operation | None = None
         """A call of `recover` until its report is there; the next one waits for it."""
         self._on_settled: list[Callable[[RecoveryReport | Exception], None]] = []
-        self._settling = OneAtATime(self._recover_lost, self._may_have_lost, self._settled, first=RETRY_FIRST)
+        self._settling = Settling(self._recover_lost, self._may_have_lost, self._settled, first=RETRY_FIRST)
         """What a takeover sets off."""
         self._unsettled: str | None = None
         """Why that could not be done, as it was told the last time; None when it was."""

@@ -1,0 +1,82 @@
+"""Settling what may have been lost: what a manager's table says is compared with what is there, until that succeeds.
+
+What lives here: `Settling`, which says when a manager compares. What must not: how it compares
+(`uvmshare.share.recovery`, `uvmshare.mounts.manager`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from uvmshare.lifecycle.operation import loop_is_ending
+from uvmshare.lifecycle.retry import Retry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+__all__ = ["Settling"]
+
+T = TypeVar("T")
+
+
+class Settling(Generic[T]):
+    """Comparing, each time that something happened elsewhere: one at a time, and once more if asked for meanwhile.
+
+    `settle` compares; it does not begin when `useful` says no. `done` is called with the task each time that it was
+    not cancelled, and tells whether all is well; if not, it is tried again after `first` seconds, and after a longer
+    wait each time.
+    """
+
+    def __init__(
+        self,
+        settle: Callable[[], Coroutine[object, object, T]],
+        useful: Callable[[], bool],
+        done: Callable[[asyncio.Task[T]], bool],
+        *,
+        first: float,
+    ) -> None:
+        self._settle = settle
+        self._useful = useful
+        self._done = done
+        self._retry = Retry(first)
+        self._again = False
+        self.task: asyncio.Task[T] | None = None
+        """The comparison under way."""
+
+    @property
+    def pending(self) -> bool:
+        """Whether a comparison is under way, or is to be tried again."""
+        return self.task is not None or self._retry.waiting
+
+    def ask(self) -> None:
+        """Begin, or begin again after what is under way."""
+        self._retry.withdraw()
+        if not self._useful():
+            return
+        self._again = self.task is not None
+        if self.task is None:
+            self.task = asyncio.get_running_loop().create_task(self._settle())
+            self.task.add_done_callback(self._ended)
+
+    def withdraw(self) -> None:
+        """Try nothing again by itself."""
+        self._retry.withdraw()
+
+    def cancel(self) -> None:
+        """Stop what is under way, and try nothing again."""
+        self.withdraw()
+        if self.task is not None:
+            self.task.cancel()
+
+    def _ended(self, task: asyncio.Task[T]) -> None:
+        self.task = None
+        ending = loop_is_ending(task)
+        if self._again and not ending:
+            self.ask()
+        if task.cancelled():
+            return
+        if self._done(task):
+            self._retry.reset()
+        elif self.task is None and not ending and self._useful():
+            self._retry.later(self.ask)
