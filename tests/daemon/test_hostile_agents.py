@@ -24,7 +24,7 @@ import pytest
 from tests.daemon.hostile_agents import MANNERS
 from uvicorn.protocols.http import h11_impl
 
-from uvmshare.daemon import mappings
+from uvmshare.daemon import mounts
 from uvmshare.guest import wire
 from uvmshare.mounts import agent_client, connection, engine
 
@@ -135,7 +135,7 @@ async def _thread() -> int:
 
 @contextlib.contextmanager
 def crowded(running: Running, guests: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crowd]:
-    for module in (mappings, engine):  # how long a guest may take is no matter here
+    for module in (mounts, engine):  # how long a guest may take is no matter here
         monkeypatch.setattr(module, "REVOKE_GRACE", 0.05)
     for name in ("_REDIAL_BROKEN", "_REDIAL_LONGEST"):  # so that they have more occasion
         monkeypatch.setattr(agent_client, name, 0.2)

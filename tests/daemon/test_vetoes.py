@@ -18,7 +18,7 @@ from tests.processes import DEADLINE
 
 from uvmshare import errors
 from uvmshare.cli.main import run
-from uvmshare.daemon import mappings
+from uvmshare.daemon import mounts
 from uvmshare.guest import wire
 from uvmshare.mounts import engine
 from uvmshare.testing.client import Client as Guest9P
@@ -131,7 +131,7 @@ def project(home: Home) -> str:
 
 @pytest.fixture
 def client(daemon: Running, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    for module in (mappings, engine):  # how long a guest may take is no matter here
+    for module in (mounts, engine):  # how long a guest may take is no matter here
         monkeypatch.setattr(module, "REVOKE_GRACE", 0.05)
     with daemon.home.client() as client:
         yield client

@@ -311,7 +311,7 @@ async def list_mounts(*, service: Serving, who: Who, vm: VmName) -> list[Mount]:
     """List the mounts in a VM's guest that you hold; to root, all."""
     machine = await service.find_ready(who, vm)
     await service.shares.look(machine)
-    return service.mappings.all(who, machine)
+    return service.mounts.all(who, machine)
 
 
 @post("/vms/{vm:str}/mounts", summary="Map a directory", responses=_ACCEPTED)
@@ -321,7 +321,7 @@ async def map_directory(
     """Share a directory and have the guest's agent mount it; both or neither. Whoever asks for the same shares it."""
     machine = await service.find_ready(who, vm)
     return await _answer(
-        service, who, ("map", vm), service.mappings.map(who, machine, data), 201, wait=wait, document=data
+        service, who, ("map", vm), service.mounts.map(who, machine, data), 201, wait=wait, document=data
     )
 
 
@@ -344,7 +344,7 @@ async def unmap_directory(
     Forced, it goes whatever the guest says: that has five seconds to unmount, and then its share is removed.
     """
     machine = await service.find_ready(who, vm)
-    mount = service.mappings.get(who, machine, guest_path)
+    mount = service.mounts.get(who, machine, guest_path)
     holder = whose(who, owner, uid)
     work = service.releases.unmap(who, machine, mount.guest_path, holder, lazy=lazy, force=force)
     return await _answer(service, who, ("unmap", vm), work, 200, wait=wait)

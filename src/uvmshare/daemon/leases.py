@@ -1,7 +1,7 @@
 """The leases of the daemon: how long an owner holds something without renewing; on the clock, in the store, at the end.
 
 What lives here: `Leases`, which keeps the deadlines (`deadlines`) and the store in step, and watches the clock. What
-must not: how something that is leased is given back (`shares`, `mappings`).
+must not: how something that is leased is given back (`shares`, `mounts`).
 """
 
 from __future__ import annotations

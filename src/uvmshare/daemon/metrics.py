@@ -115,7 +115,7 @@ def _tables(service: Service, who: Identity, machines: list[Machine]) -> list[Me
         found = service.shares.all(who, machine)
         for state, count in Counter(share.state for share in found).items():
             shares.add_metric([vm, state], count)
-        for state, count in Counter(mount.state for mount in service.mappings.all(who, machine)).items():
+        for state, count in Counter(mount.state for mount in service.mounts.all(who, machine)).items():
             mounts.add_metric([vm, state], count)
         references.add_metric([vm], sum(len(share.references) + len(share.mounts) for share in found))
         leased = (holder_of(lease.owner) for lease in service.leases.of_vm(machine.record.key))

@@ -1,7 +1,7 @@
 """Mounts as the daemon's API shows them.
 
 What lives here: the document of one mount, for one user, also while it is restored. What must not: which
-mounts there are (`mappings`).
+mounts there are (`mounts`).
 """
 
 from __future__ import annotations

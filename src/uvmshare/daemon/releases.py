@@ -1,7 +1,7 @@
 """The end of what users hold, as they ask for it: what is released, what is forced, and what is left then.
 
 What lives here: what `share rm` and `unmap` come to, in a document or an error that says who still holds the directory.
-What must not: how a share or a mount is given back (`shares`, `mappings`), or leases that end (`leases`).
+What must not: how a share or a mount is given back (`shares`, `mounts`), or leases that end (`leases`).
 
 Access ends when nothing holds the share any more: no owner and no mount. An answer never says less: it tells who else
 holds it, by name to those who may see them.
@@ -22,8 +22,8 @@ from uvmshare.mounts.engine import mount_path_of
 if TYPE_CHECKING:
     from uvmshare.daemon.identity import Identity
     from uvmshare.daemon.machine import Machine
-    from uvmshare.daemon.mappings import Mappings
-    from uvmshare.daemon.shares import Shares
+    from uvmshare.daemon.mounts import UserMounts
+    from uvmshare.daemon.shares import UserShares
 
 __all__ = ["Releases"]
 
@@ -31,9 +31,9 @@ __all__ = ["Releases"]
 class Releases:
     """What users ask to have ended in a VM."""
 
-    def __init__(self, shares: Shares, mappings: Mappings) -> None:
+    def __init__(self, shares: UserShares, mounts: UserMounts) -> None:
         self._shares = shares
-        self._mappings = mappings
+        self._mounts = mounts
 
     async def release_share(
         self, who: Identity, machine: Machine, name: str, holder: str, *, force: bool = False
@@ -62,7 +62,7 @@ class Releases:
         paths = [path for owner in owners if (path := mount_path_of(owner)) is not None]
         outcomes = await asyncio.gather(
             *(self._shares.release(machine, name, owner, "share.revoked") for owner in direct),
-            *(self._mappings.revoke(who, machine, path) for path in paths),
+            *(self._mounts.revoke(who, machine, path) for path in paths),
             return_exceptions=True,
         )
         for outcome in outcomes:
@@ -78,20 +78,20 @@ class Releases:
         Raises `StillInUse` when it was forced and somebody still holds the mount, or its share; what could be given
         back is given back then. Raises what the agent and the VM raise.
         """
-        before = self._mappings.get(who, machine, guest_path)
+        before = self._mounts.get(who, machine, guest_path)
         if force:
-            released = await self._mappings.revoke(who, machine, guest_path)
+            released = await self._mounts.revoke(who, machine, guest_path)
         else:
             released = any(f"{each.uid}/{each.owner}" == holder for each in before.references)
-            await self._mappings.unmap(machine, guest_path, holder, lazy=lazy)
+            await self._mounts.unmap(machine, guest_path, holder, lazy=lazy)
         left = Released(released=released, ended=True)
-        name = before.share if before.share is not None else self._mappings.share_of(machine, guest_path)
+        name = before.share if before.share is not None else self._mounts.share_of(machine, guest_path)
         if name is not None:
             left = msgspec.structs.replace(self._left(who, machine, name), released=released)
         left = msgspec.structs.replace(
             left,
-            holders=self._mappings.holders(who, machine, before.guest_path)[0],
-            guest=self._mappings.guest_words(machine, guest_path),
+            holders=self._mounts.holders(who, machine, before.guest_path)[0],
+            guest=self._mounts.guest_words(machine, guest_path),
         )
         if force and not left.ended:
             raise StillInUse(_words(guest_path, left, force=True, is_root=who.is_root))
@@ -115,7 +115,7 @@ class Releases:
             if path is None:
                 others = others or not may_see(who, owner)
                 continue
-            visible, unseen = self._mappings.holders(who, machine, path)
+            visible, unseen = self._mounts.holders(who, machine, path)
             others = others or unseen
             if visible or who.is_root:
                 mounts.append(path)

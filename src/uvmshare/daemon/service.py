@@ -1,7 +1,7 @@
 """The daemon without its HTTP: its VMs, its life, and who may do what.
 
 What lives here: every decision about VMs, and what holds the rest together. What must not: HTTP (`app`), what
-is done with a VM's shares (`shares`) and mounts (`mappings`), or how a file server is started (`machine`).
+is done with a VM's shares (`shares`) and mounts (`mounts`), or how a file server is started (`machine`).
 
 Who may: a VM belongs to the user who added it. Nobody else sees it, root excepted, and to everybody else it is as if
 it were not there. In a VM, whoever asked for a share holds it under their own uid: what others hold there, root above
@@ -28,11 +28,11 @@ from uvmshare.daemon.groups import check_limits, exceeds
 from uvmshare.daemon.identity import Identity, Threads, of_process, whose_subordinate
 from uvmshare.daemon.leases import Leases
 from uvmshare.daemon.machine import Machine
-from uvmshare.daemon.mappings import Mappings
+from uvmshare.daemon.mounts import UserMounts
 from uvmshare.daemon.operations import Operations
 from uvmshare.daemon.quotas import USER_SHARES, USER_VMS, Quotas
 from uvmshare.daemon.releases import Releases
-from uvmshare.daemon.shares import Shares
+from uvmshare.daemon.shares import UserShares
 from uvmshare.daemon.store import LeaseKey, MountLease, VmRecord, name_for
 from uvmshare.errors import AlreadyThere, InvalidOptions, NotThere, OperationDenied, StillInUse, UvmshareError
 from uvmshare.fileserver.counters import errno_name
@@ -103,9 +103,9 @@ class Service:
         self.operations = Operations(instance, now)
         self.leases = Leases(store, clock, self._lease_ended)
         self.quotas = Quotas(vms=user_vms, shares=user_shares, unlimited={0, self._identity.uid})
-        self.shares = Shares(self.events, self.leases, self._adding)
-        self.mappings = Mappings(self.events, self.leases, store, self._adding)
-        self.releases = Releases(self.shares, self.mappings)
+        self.shares = UserShares(self.events, self.leases, self._adding)
+        self.mounts = UserMounts(self.events, self.leases, store, self._adding)
+        self.releases = Releases(self.shares, self.mounts)
         self.agents = Agents(self.events)
         self._overdue: set[LeaseKey] = set()
         """Leases that are over, and of which it was told that what they were on could not be given back."""
@@ -142,12 +142,12 @@ class Service:
                     return  # the next daemon may be a version that can read it
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, _FIND_AGAIN_LONGEST)
-        self.mappings.load(machine)
-        self.leases.keep(key, self.shares.leased(machine) | self.mappings.leased(machine))
+        self.mounts.load(machine)
+        self.leases.keep(key, self.shares.leased(machine) | self.mounts.leased(machine))
         machine.found.set()
         self.events.emit("vm.found", key, state=machine.state, addresses=list(machine.addresses))
-        self._in_background(self.mappings.release_strays(machine))
-        self._in_background(self.mappings.restore(machine))
+        self._in_background(self.mounts.release_strays(machine))
+        self._in_background(self.mounts.restore(machine))
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -273,7 +273,7 @@ class Service:
             agent_error=None if reach is None or reach.error is None else printable(reach.error),
             restarts=machine.restarts,
             shares=len(self.shares.all(who, machine)),
-            mounts=len(self.mappings.all(who, machine)),
+            mounts=len(self.mounts.all(who, machine)),
             notes=machine.reachable.notes,
         )
 
@@ -342,7 +342,7 @@ class Service:
         if finding is not None:
             finding.cancel()
             await asyncio.wait({finding})
-        self.mappings.forget(key)
+        self.mounts.forget(key)
         self.agents.forget(key)
         left = await machine.remove()
         self.leases.forget(*self.leases.of_vm(key))
@@ -359,7 +359,7 @@ class Service:
         """See that nobody holds anything of a VM. Raises `StillInUse`, with the number of what `who` may see."""
         if not any(info.references for info in machine.shares()) and not machine.mounted():
             return
-        shares, mounts = len(self.shares.all(who, machine)), len(self.mappings.all(who, machine))
+        shares, mounts = len(self.shares.all(who, machine)), len(self.mounts.all(who, machine))
         if shares or mounts:
             msg = f"VM {name!r} has {shares} share(s) and {mounts} mount(s) that are held: release them first"
         else:
@@ -432,7 +432,7 @@ class Service:
         """Give the weight of each share and mount that a user holds, once for each owner of theirs."""
         for key, machine in self.machines.items():
             if key[0] == uid:
-                yield from self.mappings.held_by(uid, machine)
+                yield from self.mounts.held_by(uid, machine)
                 yield from self.shares.held_by(uid, machine)
 
     async def release_all(self, who: Identity, owner: str, *, force: bool = False) -> ReleasedOwner:
@@ -448,9 +448,9 @@ class Service:
             *(machine.when_tried(_READY_SECONDS) for machine in machines), return_exceptions=True
         )
         unmaps = [
-            self.mappings.unmap(machine, mount.guest_path, holder, force=force)
+            self.mounts.unmap(machine, mount.guest_path, holder, force=force)
             for machine in machines
-            for mount in self.mappings.all(who, machine)
+            for mount in self.mounts.all(who, machine)
             if any((each.uid, each.owner) == (who.uid, owner) for each in mount.references)
         ]
         outcomes = await asyncio.gather(*unmaps, return_exceptions=True)
@@ -474,7 +474,7 @@ class Service:
             await machine.found.wait()
         try:
             if isinstance(key, MountLease):
-                await self.mappings.lease_ended(machine, key)
+                await self.mounts.lease_ended(machine, key)
             else:
                 await self.shares.lease_ended(machine, key)
         except UvmshareError as error:

@@ -1,6 +1,6 @@
 """Shares of VMs for the daemon's users: held, released, shown.
 
-What lives here: what users ask of shares. What must not: VMs (`service`), mounts in guests (`mappings`), HTTP.
+What lives here: what users ask of shares. What must not: VMs (`service`), mounts in guests (`mounts`), HTTP.
 
 A holder is "UID/NAME" to the Manager: whoever asked, and the owner that they named. Besides these, mounts hold shares
 of their own (`uvmshare.mounts.manager`), for those who hold the mount.
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from uvmshare.share.manager import ShareInfo
     from uvmshare.share.options import AddOptions
 
-__all__ = ["Shares", "holder_of", "may_see", "note_what_is_there", "options_of", "whose"]
+__all__ = ["UserShares", "holder_of", "may_see", "note_what_is_there", "options_of", "whose"]
 
 
 def holder_of(owner: object) -> tuple[int, str] | None:
@@ -81,7 +81,7 @@ async def options_of(machine: Machine, wanted: NewShare | NewMount) -> AddOption
     )
 
 
-class Shares:
+class UserShares:
     """What users ask of the shares of a VM."""
 
     def __init__(

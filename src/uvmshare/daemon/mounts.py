@@ -56,14 +56,14 @@ if TYPE_CHECKING:
     from uvmshare.mounts.manager import MountManager
     from uvmshare.mounts.mount import MountInfo
 
-__all__ = ["Mappings"]
+__all__ = ["UserMounts"]
 
 _RETRY_FIRST: Final = 0.5
 _RETRY_LONGEST: Final = 15.0
 """Seconds before a mount of an earlier daemon's is asked for again; the wait doubles."""
 
 
-class Mappings:
+class UserMounts:
     """What users ask of the mounts in a VM's guest."""
 
     def __init__(
