@@ -21,7 +21,7 @@ from uvmshare.fileserver.log import Log
 from uvmshare.fileserver.mount.process import serve
 from uvmshare.fileserver.supervisor.loop import Loop
 from uvmshare.fileserver.supervisor.opening import Opener
-from uvmshare.fileserver.supervisor.shares import MountProcess, Shares
+from uvmshare.fileserver.supervisor.shares import MountProcess, ServedShares
 from uvmshare.hcs.schema import Beside, Plan9Share
 
 
@@ -39,7 +39,7 @@ class Removals:
         self._root = root
         loop, log = Loop(), Log()
         configuration = control.Configuration(0, listen=(), security_model="none")
-        self.shares = Shares(loop, log, configuration, None, Opener(loop, log), serve=serve)
+        self.shares = ServedShares(loop, log, configuration, None, Opener(loop, log), serve=serve)
 
     def mount(self, name: str) -> int:
         """A share with one mount; return its pidfd."""

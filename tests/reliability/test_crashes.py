@@ -244,7 +244,7 @@ OPERATIONS: Final = {
     "remove": Operation(removing, "Supervisor._modify", 2),
     "attach": Operation(attaching, "Connections.welcome", 2),
     "attach, in the mount process": Operation(attaching, "", 2, in_child=True),
-    "hang-up": Operation(hanging_up, "Shares._on_end"),
+    "hang-up": Operation(hanging_up, "ServedShares._on_end"),
     "end": Operation(ending, "Supervisor._end"),
 }
 
@@ -335,7 +335,7 @@ def killed_in_takeover(zygote: Zygote, _: str, line: int) -> bool:
     """Kill a supervisor that takes over from one that was killed in the middle of a removal."""
     scene = Scene(zygote)
     try:
-        zygote.point = {"function": "Shares._dismiss", "line": 1}
+        zygote.point = {"function": "ServedShares._dismiss", "line": 1}
         assert scene.start()
         scene.populate()
         assert removing(scene) is None

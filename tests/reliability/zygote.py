@@ -4,8 +4,8 @@ Run as ``python zygote.py FD``, where FD is a socket of sequenced packets: each 
 channel and a log; the answer is the pid. What lives here: the forking, the points, and the reaping of what
 supervisors leave behind. What must not: what holds afterwards; that is in the tests.
 
-A point is a line of the file server about to be run, counted from a function on: ``{"function": "Shares.add", "line":
-3}`` kills the supervisor with SIGKILL before the third line from there. With ``"in_child": true`` the lines of a
+A point is a line of the file server about to be run, counted from a function on: ``{"function": "ServedShares.add",
+"line": 3}`` kills the supervisor with SIGKILL before the third line from there. With ``"in_child": true`` the lines of a
 mount process that it forks are counted, and its parent is killed. This process is the reaper of
 all that it started (PR_SET_CHILD_SUBREAPER), so that nothing of them can go unseen.
 """

@@ -196,7 +196,7 @@ class RunDirectory:
         return found
 
     def end_mounts(self, mounts: list[Found]) -> list[Found]:
-        """End mount processes, asked first as `Shares` asks them, and wait for their end.
+        """End mount processes, asked first as `ServedShares` asks them, and wait for their end.
 
         Return those that were killed and do not end, because what they wait for does not answer. They serve nobody.
         """

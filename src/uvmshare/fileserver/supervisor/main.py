@@ -39,7 +39,7 @@ from uvmshare.fileserver.supervisor.controllers import Controllers
 from uvmshare.fileserver.supervisor.listener import Listener
 from uvmshare.fileserver.supervisor.loop import Listening, Loop
 from uvmshare.fileserver.supervisor.opening import Opener
-from uvmshare.fileserver.supervisor.shares import Shares
+from uvmshare.fileserver.supervisor.shares import ServedShares
 from uvmshare.fileserver.supervisor.takeover import Inheritance, inherit
 from uvmshare.hcs import schema
 from uvmshare.hostfiles import open_log
@@ -74,7 +74,7 @@ class _Server:
             if self.run_dir is not None:
                 inheritance = inherit(self.run_dir, configuration.security_model, configuration.links, opener)
             self._listen()
-            self.shares = Shares(loop, _log, configuration, self.run_dir, opener, serve=processes.serve)
+            self.shares = ServedShares(loop, _log, configuration, self.run_dir, opener, serve=processes.serve)
             if self.run_dir is not None:
                 entries = [entry for entry, *_ in inheritance.shares]
                 try:

@@ -1,6 +1,6 @@
 """The shares that are served, and the mount processes of each.
 
-What lives here: `Shares`, the one owner of that table, and how mounts begin and end. What must not:
+What lives here: `ServedShares`, the one owner of that table, and how mounts begin and end. What must not:
 requests and their answers (`main`), what a guest does in a share (`mount.serving`).
 
 With a run directory, each change is in its table of shares before anybody is told of it, and each mount process
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.supervisor.opening import Opener
     from uvmshare.hcs.schema import Beside
 
-__all__ = ["MountProcess", "MountProcesses", "Serve", "ServedShare", "Shares"]
+__all__ = ["MountProcess", "MountProcesses", "Serve", "ServedShare", "ServedShares"]
 
 
 class Serve(Protocol):
@@ -114,7 +114,7 @@ class ServedShare:
     """Mounts that its removal leaves behind."""
 
 
-class Shares:
+class ServedShares:
     """The table of shares."""
 
     def __init__(
