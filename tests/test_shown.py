@@ -36,7 +36,7 @@ from uvmshare import (
     errors,
 )
 from uvmshare.cli.main import run
-from uvmshare.daemon import calls, documents, logs
+from uvmshare.daemon import client_calls, documents, logs
 from uvmshare.daemon.documents import NewVm
 from uvmshare.daemon.identity import Identity
 from uvmshare.daemon.problems import problem_of
@@ -176,7 +176,7 @@ def new_vm() -> NewVm:
 HOLDERS: Final[dict[str, Callable[[], object]]] = {
     "document": new_vm,
     "record": lambda: VmRecord(Identity(0, 0), new_vm()),
-    "call": lambda: calls.add_vm("build", listen=["unix:/x"], agent="unix:/y", agent_token=SECRET),
+    "call": lambda: client_calls.add_vm("build", listen=["unix:/x"], agent="unix:/y", agent_token=SECRET),
     "agent client": lambda: AgentClient("unix:/y", token=SECRET),
     "served": _served,
     "problem": lambda: problem_of(ValueError(new_vm()), "add VM build"),
@@ -210,7 +210,7 @@ def test_the_door_of_the_dashboard_shows_neither_its_link_nor_its_cookie() -> No
 def test_an_error_about_a_secret_does_not_tell_it(token: str) -> None:
     of_another_type: Any = [token]
     for make in (
-        lambda: calls.add_vm("build", listen=["unix:/x"], agent="unix:/y", agent_token=token),
+        lambda: client_calls.add_vm("build", listen=["unix:/x"], agent="unix:/y", agent_token=token),
         lambda: AgentClient("unix:/y", token=f"{token}\ud800"),
         lambda: uvmshare.serve(["unix:/x"], agent="unix:/y", agent_token=of_another_type),
     ):

@@ -122,7 +122,7 @@ VALID: Final[dict[str, Any]] = {
 """What the parameters that a call must have are given, where they are not the one that is tried."""
 
 UNCHECKED: Final = {
-    ("Client", "ask"): "what `uvmshare.daemon.calls` made",
+    ("Client", "ask"): "what `uvmshare.daemon.client_calls` made",
     ("AsyncClient", "ask"): "as above",
     ("FileServer", "add_plan9"): "what the Manager made",
     ("FileServer", "remove_plan9"): "as above",

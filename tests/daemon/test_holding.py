@@ -13,9 +13,9 @@ import pytest
 from tests.processes import DEADLINE
 
 from uvmshare import AsyncClient, errors
-from uvmshare.daemon import calls
+from uvmshare.daemon import client_calls
+from uvmshare.daemon.client_holding import Held, renew_awaiting, renew_in_thread
 from uvmshare.daemon.documents import Share
-from uvmshare.daemon.holding import Held, renew_awaiting, renew_in_thread
 from uvmshare.testing.schedule import run
 
 if TYPE_CHECKING:
@@ -45,7 +45,10 @@ def held(lease: float, clock: Callable[[], float]) -> Held[Share]:
         },
         Share,
     )
-    renewal, release = calls.renew("me", vm="build", share="0"), calls.release_share("build", "0", owner="me")
+    renewal, release = (
+        client_calls.renew("me", vm="build", share="0"),
+        client_calls.release_share("build", "0", owner="me"),
+    )
     return Held(document, "me", lease, renewal=renewal, release=release, clock=clock)
 
 

@@ -5,9 +5,9 @@ channel and a log; the answer is the pid. What lives here: the forking, the poin
 supervisors leave behind. What must not: what holds afterwards; that is in the tests.
 
 A point is a line of the file server about to be run, counted from a function on: ``{"function": "ServedShares.add",
-"line": 3}`` kills the supervisor with SIGKILL before the third line from there. With ``"in_child": true`` the lines of a
-mount process that it forks are counted, and its parent is killed. This process is the reaper of
-all that it started (PR_SET_CHILD_SUBREAPER), so that nothing of them can go unseen.
+"line": 3}`` kills the supervisor with SIGKILL before the third line from there. With ``"in_child": true`` the lines
+of a mount process that it forks are counted, and its parent is killed. This process is the reaper of all that it
+started (PR_SET_CHILD_SUBREAPER), so that nothing of them can go unseen.
 """
 
 from __future__ import annotations

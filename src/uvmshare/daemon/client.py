@@ -6,8 +6,8 @@
             ...  # the guest mounts the share of that name
 
 What lives here: `Client`, and `AsyncClient` for programs with an event loop; the connection to the daemon's unix
-socket. What must not: what can be asked (`uvmshare.daemon.calls` describes each call once, for both), or when a lease
-is renewed (`uvmshare.daemon.holding`).
+socket. What must not: what can be asked (`client_calls` describes each call once, for both), or when a lease
+is renewed (`client_holding`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,18 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 import httpx
 
 from uvmshare import arguments
-from uvmshare.daemon import calls
-from uvmshare.daemon.calls import default_host
-from uvmshare.daemon.holding import LEASE, Held, held_mount, held_share, owner_of, renew_awaiting, renew_in_thread
-from uvmshare.daemon.methods import (
+from uvmshare.daemon import client_calls
+from uvmshare.daemon.client_calls import default_host
+from uvmshare.daemon.client_holding import (
+    LEASE,
+    Held,
+    held_mount,
+    held_share,
+    owner_of,
+    renew_awaiting,
+    renew_in_thread,
+)
+from uvmshare.daemon.client_methods import (
     Asked,
     AsyncMounts,
     AsyncOperations,
@@ -31,11 +39,11 @@ from uvmshare.daemon.methods import (
     AsyncShares,
     AsyncVms,
     Awaited,
-    Mounts,
-    Operations,
-    Owners,
-    Shares,
-    Vms,
+    ClientMounts,
+    ClientOperations,
+    ClientOwners,
+    ClientShares,
+    ClientVms,
 )
 from uvmshare.errors import DaemonError, InvalidOptions, UvmshareError
 from uvmshare.process import require_process
@@ -44,7 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator
     from types import TracebackType
 
-    from uvmshare.daemon.calls import Call
+    from uvmshare.daemon.client_calls import Call
     from uvmshare.daemon.documents import Event, Mount, Share
     from uvmshare.share.options import HostPath
 
@@ -61,7 +69,7 @@ class _Connection:
     """What both clients know of the daemon: where it is, and what goes wrong on the way to it."""
 
     def __init__(self, host: str | None, timeout: float) -> None:
-        self.host = calls.require_host(host)
+        self.host = client_calls.require_host(host)
         self._path = self.host.removeprefix("unix:")
         self._timeout = arguments.seconds("timeout", timeout)
         self._is_closed = False
@@ -126,14 +134,14 @@ class Client(_Connection):
         # Nothing of TLS or of a proxy is on a unix socket: SSL_CERT_FILE may name a file that is not here.
         transport = httpx.HTTPTransport(uds=self._path, verify=False, trust_env=False)
         self._http = httpx.Client(transport=transport, base_url="http://uvmshare", timeout=timeout, trust_env=False)
-        self.vms = Vms(self)
-        self.shares = Shares(self)
-        self.mounts = Mounts(self)
-        self.owners = Owners(self)
-        self.operations = Operations(self)
+        self.vms = ClientVms(self)
+        self.shares = ClientShares(self)
+        self.mounts = ClientMounts(self)
+        self.owners = ClientOwners(self)
+        self.operations = ClientOperations(self)
 
-    info = Asked(calls.info)
-    health = Asked(calls.health)
+    info = Asked(client_calls.info)
+    health = Asked(client_calls.health)
 
     def __enter__(self) -> Self:
         return self
@@ -162,7 +170,7 @@ class Client(_Connection):
         owner: str | None = None,
         lease: float | None = LEASE,
     ) -> Iterator[Held[Share]]:
-        """Hold a share for the length of a block, and renew its lease in the background (`uvmshare.daemon.holding`).
+        """Hold a share for the length of a block, and renew its lease in the background (`client_holding`).
 
         Without `owner` the block has one of its own. With `lease` None there is no lease, and nothing is renewed.
 
@@ -190,7 +198,7 @@ class Client(_Connection):
         owner: str | None = None,
         lease: float | None = LEASE,
     ) -> Iterator[Held[Mount]]:
-        """Hold a mapping for the length of a block, and renew its lease in the background (`uvmshare.daemon.holding`).
+        """Hold a mapping for the length of a block, and renew its lease in the background (`client_holding`).
 
         Without `owner` the block has one of its own. With `lease` None there is no lease, and nothing is renewed.
 
@@ -235,18 +243,18 @@ class Client(_Connection):
         held.released(answer)
 
     def ask(self, call: Call[T]) -> T:
-        """Ask for what a call describes (`uvmshare.daemon.calls`), and return what was answered."""
+        """Ask for what a call describes (`uvmshare.daemon.client_calls`), and return what was answered."""
         with self._explained():
             response = self._http.request(**self._sent(call))
         try:
-            return calls.read(call, response.status_code, response.content)
-        except calls.Unreadable as error:
-            raise calls.no_daemon(self.host, error, self._version()) from error.error
+            return client_calls.read(call, response.status_code, response.content)
+        except client_calls.Unreadable as error:
+            raise client_calls.no_daemon(self.host, error, self._version()) from error.error
 
     def _version(self) -> str | None:
         """Return the version of what answers; None when it is no daemon."""
         try:
-            return calls.version_in(self._http.get(calls.VERSION).content)
+            return client_calls.version_in(self._http.get(client_calls.VERSION).content)
         except httpx.HTTPError:
             return None
 
@@ -255,16 +263,16 @@ class Client(_Connection):
 
         `since` is the id of the last event that is known. With `follow` False it ends with the last that there is.
         """
-        call = calls.events(since, follow=follow)
-        lines = calls.EventLines()
+        call = client_calls.events(since, follow=follow)
+        lines = client_calls.EventLines()
         try:
             with self._explained(), self._http.stream(**self._sent(call), timeout=None) as response:
                 if not response.is_success:
-                    calls.check(response.status_code, response.read())
+                    client_calls.check(response.status_code, response.read())
                 for chunk in response.iter_bytes():
                     yield from lines.feed(chunk)
-        except calls.Unreadable as error:
-            raise calls.no_daemon(self.host, error, self._version()) from error.error
+        except client_calls.Unreadable as error:
+            raise client_calls.no_daemon(self.host, error, self._version()) from error.error
 
 
 class AsyncClient(_Connection):
@@ -282,8 +290,8 @@ class AsyncClient(_Connection):
         self.owners = AsyncOwners(self)
         self.operations = AsyncOperations(self)
 
-    info = Awaited(calls.info)
-    health = Awaited(calls.health)
+    info = Awaited(client_calls.info)
+    health = Awaited(client_calls.health)
 
     async def __aenter__(self) -> Self:
         return self
@@ -311,7 +319,7 @@ class AsyncClient(_Connection):
         owner: str | None = None,
         lease: float | None = LEASE,
     ) -> AsyncIterator[Held[Share]]:
-        """Hold a share for the length of a block, and renew its lease in the background (`uvmshare.daemon.holding`).
+        """Hold a share for the length of a block, and renew its lease in the background (`client_holding`).
 
         Without `owner` the block has one of its own. With `lease` None there is no lease, and nothing is renewed.
 
@@ -339,7 +347,7 @@ class AsyncClient(_Connection):
         owner: str | None = None,
         lease: float | None = LEASE,
     ) -> AsyncIterator[Held[Mount]]:
-        """Hold a mapping for the length of a block, and renew its lease in the background (`uvmshare.daemon.holding`).
+        """Hold a mapping for the length of a block, and renew its lease in the background (`client_holding`).
 
         Without `owner` the block has one of its own. With `lease` None there is no lease, and nothing is renewed.
 
@@ -385,32 +393,32 @@ class AsyncClient(_Connection):
         held.released(answer)
 
     async def ask(self, call: Call[T]) -> T:
-        """Ask for what a call describes (`uvmshare.daemon.calls`), and return what was answered."""
+        """Ask for what a call describes (`uvmshare.daemon.client_calls`), and return what was answered."""
         with self._explained():
             response = await self._http.request(**self._sent(call))
         try:
-            return calls.read(call, response.status_code, response.content)
-        except calls.Unreadable as error:
-            raise calls.no_daemon(self.host, error, await self._version()) from error.error
+            return client_calls.read(call, response.status_code, response.content)
+        except client_calls.Unreadable as error:
+            raise client_calls.no_daemon(self.host, error, await self._version()) from error.error
 
     async def _version(self) -> str | None:
         """Return the version of what answers; None when it is no daemon."""
         try:
-            return calls.version_in((await self._http.get(calls.VERSION)).content)
+            return client_calls.version_in((await self._http.get(client_calls.VERSION)).content)
         except httpx.HTTPError:
             return None
 
     async def events(self, since: str | None = None, *, follow: bool = True) -> AsyncGenerator[Event | None, None]:
         """Give events as they happen, as `Client.events` does."""
-        call = calls.events(since, follow=follow)
-        lines = calls.EventLines()
+        call = client_calls.events(since, follow=follow)
+        lines = client_calls.EventLines()
         try:
             with self._explained():
                 async with self._http.stream(**self._sent(call), timeout=None) as response:
                     if not response.is_success:
-                        calls.check(response.status_code, await response.aread())
+                        client_calls.check(response.status_code, await response.aread())
                     async for chunk in response.aiter_bytes():
                         for event in lines.feed(chunk):
                             yield event
-        except calls.Unreadable as error:
-            raise calls.no_daemon(self.host, error, await self._version()) from error.error
+        except client_calls.Unreadable as error:
+            raise client_calls.no_daemon(self.host, error, await self._version()) from error.error

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from uvmshare.daemon import calls
+from uvmshare.daemon import client_calls
 from uvmshare.daemon.client import AsyncClient
-from uvmshare.daemon.methods import Awaited
+from uvmshare.daemon.client_methods import Awaited
 
 __all__ = ["Source"]
 
@@ -23,7 +23,7 @@ class Source(AsyncClient):
     def __init__(self, host: str | None = None) -> None:
         super().__init__(host, timeout=_SECONDS)
 
-    stats = Awaited(calls.stats)
+    stats = Awaited(client_calls.stats)
 
     @property
     def path(self) -> str:

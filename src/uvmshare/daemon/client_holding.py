@@ -17,7 +17,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from uvmshare.daemon import calls
+from uvmshare.daemon import client_calls
 from uvmshare.daemon.documents import Mount, Share
 from uvmshare.errors import DaemonError, LeaseLost, NotThere, UvmshareError
 from uvmshare.heard import logger
@@ -25,7 +25,7 @@ from uvmshare.heard import logger
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from uvmshare.daemon.calls import Call
+    from uvmshare.daemon.client_calls import Call
     from uvmshare.daemon.documents import Released, Renewed
 
 __all__ = ["LEASE", "Held", "held_mount", "held_share", "owner_of", "renew_awaiting", "renew_in_thread"]
@@ -44,14 +44,14 @@ def owner_of(owner: str | None) -> str:
 
 def held_share(vm: str, share: Share, owner: str, lease: float | None) -> Held[Share]:
     """Return a share of a VM as it is held, with the calls that renew its lease and release it."""
-    renewal = calls.renew(owner, vm=vm, share=share.name)
-    return Held(share, owner, lease, renewal=renewal, release=calls.release_share(vm, share.name, owner=owner))
+    renewal = client_calls.renew(owner, vm=vm, share=share.name)
+    return Held(share, owner, lease, renewal=renewal, release=client_calls.release_share(vm, share.name, owner=owner))
 
 
 def held_mount(vm: str, guest_path: str, mount: Mount, owner: str, lease: float | None) -> Held[Mount]:
     """Return a mount in a VM's guest as it is held, with the calls that renew its lease and release it."""
-    release = calls.unmap_directory(vm, guest_path, owner=owner)
-    return Held(mount, owner, lease, renewal=calls.renew(owner), release=release)
+    release = client_calls.unmap_directory(vm, guest_path, owner=owner)
+    return Held(mount, owner, lease, renewal=client_calls.renew(owner), release=release)
 
 
 class Held(Generic[D]):

@@ -1,7 +1,7 @@
 """Methods of the daemon's clients, each made of the one description of its call.
 
 What lives here: how a description becomes a method that waits, or one that is awaited; which methods belong together.
-What must not: a connection (`client`), or what a call is (`calls`).
+What must not: a connection (`client`), or what a call is (`client_calls`).
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import inspect
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar, overload
 
 from uvmshare import arguments
-from uvmshare.daemon import calls
+from uvmshare.daemon import client_calls
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from uvmshare.daemon.calls import Call
     from uvmshare.daemon.client import AsyncClient, Client
+    from uvmshare.daemon.client_calls import Call
 
 __all__ = [
     "Asked",
@@ -27,11 +27,11 @@ __all__ = [
     "AsyncShares",
     "AsyncVms",
     "Awaited",
-    "Mounts",
-    "Operations",
-    "Owners",
-    "Shares",
-    "Vms",
+    "ClientMounts",
+    "ClientOperations",
+    "ClientOwners",
+    "ClientShares",
+    "ClientVms",
 ]
 
 P = ParamSpec("P")
@@ -119,87 +119,87 @@ class Awaited(_Method[P, T]):
         return self._named(ask)
 
 
-class Vms(_Group["Client"]):
+class ClientVms(_Group["Client"]):
     """VMs that the daemon knows; called, it lists yours."""
 
-    __call__ = Asked(calls.list_vms)
-    get = Asked(calls.get_vm)
-    add = Asked(calls.add_vm)
-    remove = Asked(calls.remove_vm)
-    stats = Asked(calls.stats)
-    examine = Asked(calls.examine_guest)
+    __call__ = Asked(client_calls.list_vms)
+    get = Asked(client_calls.get_vm)
+    add = Asked(client_calls.add_vm)
+    remove = Asked(client_calls.remove_vm)
+    stats = Asked(client_calls.stats)
+    examine = Asked(client_calls.examine_guest)
 
 
-class Shares(_Group["Client"]):
+class ClientShares(_Group["Client"]):
     """Shares of VMs; called with a VM, it lists those that you hold."""
 
-    __call__ = Asked(calls.list_shares)
-    get = Asked(calls.get_share)
-    add = Asked(calls.add_share)
-    begin_add = Asked(calls.begin_add_share)
-    release = Asked(calls.release_share)
+    __call__ = Asked(client_calls.list_shares)
+    get = Asked(client_calls.get_share)
+    add = Asked(client_calls.add_share)
+    begin_add = Asked(client_calls.begin_add_share)
+    release = Asked(client_calls.release_share)
 
 
-class Mounts(_Group["Client"]):
+class ClientMounts(_Group["Client"]):
     """Mounts in the guests of VMs; called with a VM, it lists those that you hold."""
 
-    __call__ = Asked(calls.list_mounts)
-    map = Asked(calls.map_directory)
-    unmap = Asked(calls.unmap_directory)
+    __call__ = Asked(client_calls.list_mounts)
+    map = Asked(client_calls.map_directory)
+    unmap = Asked(client_calls.unmap_directory)
 
 
-class Owners(_Group["Client"]):
+class ClientOwners(_Group["Client"]):
     """Those who hold shares and mounts: names of the caller's choice."""
 
-    renew = Asked(calls.renew)
-    release = Asked(calls.release_owner)
+    renew = Asked(client_calls.renew)
+    release = Asked(client_calls.release_owner)
 
 
-class Operations(_Group["Client"]):
+class ClientOperations(_Group["Client"]):
     """What takes a while, and was not waited for; called, it lists what there is."""
 
-    __call__ = Asked(calls.list_operations)
-    get = Asked(calls.operation)
+    __call__ = Asked(client_calls.list_operations)
+    get = Asked(client_calls.operation)
 
 
 class AsyncVms(_Group["AsyncClient"]):
     """VMs that the daemon knows; called, it lists yours."""
 
-    __call__ = Awaited(calls.list_vms)
-    get = Awaited(calls.get_vm)
-    add = Awaited(calls.add_vm)
-    remove = Awaited(calls.remove_vm)
-    stats = Awaited(calls.stats)
-    examine = Awaited(calls.examine_guest)
+    __call__ = Awaited(client_calls.list_vms)
+    get = Awaited(client_calls.get_vm)
+    add = Awaited(client_calls.add_vm)
+    remove = Awaited(client_calls.remove_vm)
+    stats = Awaited(client_calls.stats)
+    examine = Awaited(client_calls.examine_guest)
 
 
 class AsyncShares(_Group["AsyncClient"]):
     """Shares of VMs; called with a VM, it lists those that you hold."""
 
-    __call__ = Awaited(calls.list_shares)
-    get = Awaited(calls.get_share)
-    add = Awaited(calls.add_share)
-    begin_add = Awaited(calls.begin_add_share)
-    release = Awaited(calls.release_share)
+    __call__ = Awaited(client_calls.list_shares)
+    get = Awaited(client_calls.get_share)
+    add = Awaited(client_calls.add_share)
+    begin_add = Awaited(client_calls.begin_add_share)
+    release = Awaited(client_calls.release_share)
 
 
 class AsyncMounts(_Group["AsyncClient"]):
     """Mounts in the guests of VMs; called with a VM, it lists those that you hold."""
 
-    __call__ = Awaited(calls.list_mounts)
-    map = Awaited(calls.map_directory)
-    unmap = Awaited(calls.unmap_directory)
+    __call__ = Awaited(client_calls.list_mounts)
+    map = Awaited(client_calls.map_directory)
+    unmap = Awaited(client_calls.unmap_directory)
 
 
 class AsyncOwners(_Group["AsyncClient"]):
     """Those who hold shares and mounts: names of the caller's choice."""
 
-    renew = Awaited(calls.renew)
-    release = Awaited(calls.release_owner)
+    renew = Awaited(client_calls.renew)
+    release = Awaited(client_calls.release_owner)
 
 
 class AsyncOperations(_Group["AsyncClient"]):
     """What takes a while, and was not waited for; called, it lists what there is."""
 
-    __call__ = Awaited(calls.list_operations)
-    get = Awaited(calls.operation)
+    __call__ = Awaited(client_calls.list_operations)
+    get = Awaited(client_calls.operation)
