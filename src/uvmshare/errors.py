@@ -60,6 +60,17 @@ foreign errors (an HRESULT, an errno, an HCS document), which belongs where the 
     +-- StillInUse                         a VM, share or mount is to be removed while somebody holds it
     +-- HostPathHangs (TimeoutError)       the file system of a host path does not answer; nothing was touched
     +-- LimitReached                       the user has reached a limit; nothing was touched
+    +-- StoreError                         etcd refused or failed a request, which was not carried out
+    |   +-- StoreUnavailable               no member of etcd answers; nothing was changed
+    |   |   +-- WatchEnded                 a watch was cut off, or nothing is heard on it: list again
+    |   +-- StoreOutcomeUnknown            (OutcomeUnknown) no answer: etcd may have done it or not
+    |   +-- StoreClosed                    this side closed the store; nothing was asked
+    |   +-- StoreDenied                    the roles of etcd do not allow it
+    |   +-- StoreFull (LimitReached)       etcd has no space left; nothing was changed
+    |   +-- StoreReplaced                  it is another etcd now, or an older state of it
+    |   +-- StoreUnsuitable                a version of etcd that loses data
+    |   +-- RevisionCompacted              etcd no longer has this revision: list again
+    |   +-- LeaseNotFound                  etcd has no such lease: it has ended, or never was
     +-- GuestUnavailable                   no guest VM can be started here: a program or its kernel is missing
     +-- GuestFailed                        the guest VM ended, hung, or broke off a command
     +-- ConnectionClosed (EOFError)        the other end of a 9P connection ended it
@@ -108,6 +119,7 @@ __all__ = [
     "JournalReadOnly",
     "JournalTooNew",
     "LeaseLost",
+    "LeaseNotFound",
     "LimitReached",
     "LocalProtocolError",
     "ManagerClosed",
@@ -128,13 +140,23 @@ __all__ = [
     "ProtocolError",
     "RemoteProtocolError",
     "RestoreFailed",
+    "RevisionCompacted",
     "ServiceDisconnected",
     "ShareExists",
     "ShareNotFound",
     "SharesLeft",
     "StillInUse",
+    "StoreClosed",
+    "StoreDenied",
+    "StoreError",
+    "StoreFull",
+    "StoreOutcomeUnknown",
+    "StoreReplaced",
+    "StoreUnavailable",
+    "StoreUnsuitable",
     "UnsupportedPlatform",
     "UvmshareError",
+    "WatchEnded",
     "WrongProcess",
     "WrongType",
 ]
@@ -397,6 +419,50 @@ class HostPathHangs(UvmshareError, TimeoutError):
 
 class LimitReached(UvmshareError):
     """A user of the host has reached a limit. Release what is not needed."""
+
+
+class StoreError(UvmshareError):
+    """The store of a fleet (etcd) refused or failed a request, which was certainly not carried out."""
+
+
+class StoreUnavailable(StoreError):
+    """No member of etcd answers, or there is no majority of them. Nothing was changed; ask again."""
+
+
+class WatchEnded(StoreUnavailable):
+    """A watch was cut off, or nothing was heard on it for too long. List, and watch from there: nothing is skipped."""
+
+
+class StoreOutcomeUnknown(StoreError, OutcomeUnknown):
+    """No answer came from etcd to a change: it was made or not. Look, and ask again with the same comparisons."""
+
+
+class StoreClosed(StoreError):
+    """This side closed the store. Open it again; nothing was asked of etcd."""
+
+
+class StoreDenied(StoreError):
+    """The roles of etcd do not allow this to the certificate's user, or etcd does not know the user."""
+
+
+class StoreFull(StoreError, LimitReached):
+    """The database of etcd has reached its quota. Nothing was changed. Compact, defragment, and disarm the alarm."""
+
+
+class StoreReplaced(StoreError):
+    """Another cluster of etcd answers, or an older state of the same one (a backup). Nothing more is asked of it."""
+
+
+class StoreUnsuitable(StoreError):
+    """This version of etcd can lose data, and is not used. Run one that the message names."""
+
+
+class RevisionCompacted(StoreError):
+    """The store no longer has what it was at this revision. List, and watch from there."""
+
+
+class LeaseNotFound(StoreError):
+    """The store has no such lease: it has ended, was revoked, or never was. Nothing was changed."""
 
 
 class GuestUnavailable(UvmshareError):

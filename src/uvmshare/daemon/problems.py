@@ -73,6 +73,14 @@ ANSWERS: Final[Mapping[type[errors.UvmshareError], tuple[int, str]]] = {
     errors.OutcomeUnknown: (504, "Ask again: what was left behind is removed by itself."),
     errors.OperationTimedOut: (504, "Ask again: what was left behind is removed by itself."),
     errors.DiskFull: (507, "Make room on the host's disk."),
+    errors.StoreError: (502, "See the reason, and etcd's log: nothing was changed."),
+    errors.StoreUnavailable: (503, "Start the members of etcd, or mend the way to them, and ask again."),
+    errors.StoreOutcomeUnknown: (504, "Ask again: what is there already is not made a second time."),
+    errors.StoreDenied: (502, "Give this host or gate its role again: `uvmshare fleet add-host`."),
+    errors.StoreFull: (507, "Compact and defragment etcd, and disarm its alarm."),
+    errors.StoreReplaced: (503, "Look which etcd answers; where a backup was restored, `uvmshare host accept`."),
+    errors.StoreUnsuitable: (503, "Run etcd 3.5.13 or later, or 3.6."),
+    errors.LeaseNotFound: (410, "Ask again: the lease has ended."),
     errors.UvmshareError: (500, _REPORT),
 }
 """The status and the remedy by class. A class that is not here has those of its nearest parent."""
