@@ -15,6 +15,7 @@ from tests.processes import DEADLINE
 from tests.root import needs_root
 
 from uvmshare.daemon import app, connections
+from uvmshare.daemon.event_kinds import EventKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -312,13 +313,13 @@ def test_an_answer_that_nobody_takes_is_cut(daemon: Running, monkeypatch: pytest
 
     async def flood() -> None:
         for _ in range(500):
-            events.emit("noise", (0, "vm"), reason="a" * 4000)
+            events.emit(EventKind.VM_FAILED, (0, "vm"), reason="a" * 4000)
 
     with connected(daemon) as connection:
         connection.sendall(b"GET /v1/events?since=0 HTTP/1.1\r\nHost: a\r\n\r\n")
         daemon.call(flood)
         assert cut.wait(DEADLINE)
-        assert b"noise" in said(connection)
+        assert b"vm.failed" in said(connection)
 
 
 @needs_root

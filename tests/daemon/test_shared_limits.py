@@ -18,6 +18,7 @@ from tests.processes import DEADLINE
 from tests.root import needs_root
 
 from uvmshare.daemon import identity
+from uvmshare.daemon.event_kinds import EventKind
 from uvmshare.daemon.events import EventLog
 from uvmshare.daemon.identity import Identity, Threads
 from uvmshare.daemon.logs import Fairness
@@ -45,15 +46,15 @@ async def nothing() -> None:
 
 
 async def told(events: EventLog, who: Identity, after: str | None = "me-0") -> list[str | None]:
-    """What somebody is told who asks once: the kinds, and None where some are missing."""
-    return [None if each is None else each.kind async for each in events.follow(who, after, wait=False)]
+    """What somebody is told who asks once: the owners, and None where some are missing."""
+    return [None if each is None else each.owner async for each in events.follow(who, after, wait=False)]
 
 
 def test_one_user_pushes_out_no_events_of_another() -> None:
     events = EventLog("me", clock, kept=3)
-    events.emit("hers", (ALICE.uid, "vm"))
+    events.emit(EventKind.SHARE_HELD, (ALICE.uid, "vm"), owner="hers")
     for number in range(10):
-        events.emit(f"his-{number}", (BOB.uid, "vm"))
+        events.emit(EventKind.SHARE_HELD, (BOB.uid, "vm"), owner=f"his-{number}")
     his: list[str | None] = ["his-7", "his-8", "his-9"]
     assert asyncio.run(told(events, ALICE)) == ["hers"]
     assert asyncio.run(told(events, BOB)) == [None, *his]
@@ -67,20 +68,20 @@ def test_one_who_reads_slowly_misses_only_what_is_not_kept_any_more() -> None:
     async def test() -> None:
         events = EventLog("me", clock, kept=3)
         for number in range(3):
-            events.emit(f"his-{number}", (BOB.uid, "vm"))
+            events.emit(EventKind.SHARE_HELD, (BOB.uid, "vm"), owner=f"his-{number}")
         following = events.follow(BOB, "me-0")
 
-        async def next_kind() -> str | None:
+        async def next_owner() -> str | None:
             happening = await anext(following)
-            return None if happening is None else happening.kind
+            return None if happening is None else happening.owner
 
-        assert await next_kind() == "his-0"
+        assert await next_owner() == "his-0"
         for number in range(3, 7):
-            events.emit(f"his-{number}", (BOB.uid, "vm"))
-        assert [await next_kind() for _ in range(4)] == [None, "his-4", "his-5", "his-6"]
-        events.emit("hers", (ALICE.uid, "vm"))
-        later = asyncio.create_task(next_kind())
-        events.emit("his-7", (BOB.uid, "vm"))
+            events.emit(EventKind.SHARE_HELD, (BOB.uid, "vm"), owner=f"his-{number}")
+        assert [await next_owner() for _ in range(4)] == [None, "his-4", "his-5", "his-6"]
+        events.emit(EventKind.SHARE_HELD, (ALICE.uid, "vm"), owner="hers")
+        later = asyncio.create_task(next_owner())
+        events.emit(EventKind.SHARE_HELD, (BOB.uid, "vm"), owner="his-7")
         assert await later == "his-7"
         events.close()
         with pytest.raises(StopAsyncIteration):
@@ -91,11 +92,11 @@ def test_one_who_reads_slowly_misses_only_what_is_not_kept_any_more() -> None:
 
 def test_what_is_about_anothers_holding_is_told_to_him_and_root_alone() -> None:
     events = EventLog("me", clock)
-    events.emit("vm.added", (ALICE.uid, "vm"))
-    events.emit("roots", (ALICE.uid, "vm"), uid=ROOT.uid)
-    events.emit("hers", (ALICE.uid, "vm"), uid=ALICE.uid)
-    assert asyncio.run(told(events, ALICE)) == ["vm.added", "hers"]
-    assert asyncio.run(told(events, ROOT)) == ["vm.added", "roots", "hers"]
+    events.emit(EventKind.SHARE_HELD, (ALICE.uid, "vm"), owner="anyone")
+    events.emit(EventKind.SHARE_HELD, (ALICE.uid, "vm"), owner="roots", uid=ROOT.uid)
+    events.emit(EventKind.SHARE_HELD, (ALICE.uid, "vm"), owner="hers", uid=ALICE.uid)
+    assert asyncio.run(told(events, ALICE)) == ["anyone", "hers"]
+    assert asyncio.run(told(events, ROOT)) == ["anyone", "roots", "hers"]
     assert asyncio.run(told(events, BOB)) == []
 
 
@@ -134,7 +135,7 @@ def test_events_and_operations_are_kept_by_their_size_too(monkeypatch: pytest.Mo
     monkeypatch.setattr("uvmshare.daemon.events._KEPT_CHARACTERS", 350)
     events = EventLog("me", clock)
     for number in range(5):
-        events.emit(f"his-{number}", (BOB.uid, "vm"), reason="a" * 100)
+        events.emit(EventKind.SHARE_HELD, (BOB.uid, "vm"), owner=f"his-{number}", reason="a" * 100)
     assert asyncio.run(told(events, BOB)) == [None, "his-2", "his-3", "his-4"]
 
 

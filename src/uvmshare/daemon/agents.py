@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from uvmshare.daemon.damped import Damped
+from uvmshare.daemon.event_kinds import EventKind
 from uvmshare.daemon.shares import holder_of
 from uvmshare.printable import printable
 from uvmshare.share.options import AddOptions
@@ -67,7 +68,7 @@ class Agents:
 
     def _tell_agent(self, machine: Machine, state: str, reach: Reach, untold: int) -> None:
         self._events.emit(
-            "agent.reached" if state == "reached" else "agent.lost",
+            EventKind.AGENT_REACHED if state == "reached" else EventKind.AGENT_LOST,
             machine.record.key,
             agent=machine.agent_address,
             reason=None if reach.error is None else printable(reach.error),
@@ -81,7 +82,7 @@ class Agents:
         for holder in map(holder_of, info.owners):
             if holder is not None:
                 self._events.emit(
-                    f"mount.{state}",
+                    EventKind.MOUNT_LOST if state == "lost" else EventKind.MOUNT_REMOUNTED,
                     machine.record.key,
                     uid=holder[0],
                     share=info.share_name,

@@ -1,7 +1,7 @@
 """What happened: the events that clients follow, and the log line of each.
 
-What lives here: the last events of each user's VMs, and those who wait for the next. What must not: how they are sent
-(`app`).
+What lives here: the last events of each user's VMs, and those who wait for the next. What must not: which kinds there
+are (`event_kinds`), or how they are sent (`app`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from uvmshare.daemon.documents import Event
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from uvmshare.daemon.event_kinds import EventKind
     from uvmshare.daemon.identity import Identity
 
 __all__ = ["BEGINNING", "EventLog", "KeptEvent"]
@@ -110,7 +111,7 @@ class EventLog:
 
     def emit(
         self,
-        kind: str,
+        kind: EventKind,
         vm: tuple[int, str],
         *,
         uid: int | None = None,
@@ -121,9 +122,9 @@ class EventLog:
         """Note that something happened, log it, and wake those who follow."""
         self._last += 1
         detail = {key: value[:_LONGEST_DETAIL] if isinstance(value, str) else value for key, value in detail.items()}
-        event = KeptEvent(self._last, self._clock(), kind, *vm, uid, share, owner, detail)
+        event = KeptEvent(self._last, self._clock(), kind.value, *vm, uid, share, owner, detail)
         self._of_user[vm[0]].add(event)
-        self._log.info(kind, vm=f"{vm[0]}:{vm[1]}", share=share, owner=owner, **detail)
+        self._log.info(kind.value, vm=f"{vm[0]}:{vm[1]}", share=share, owner=owner, **detail)
         for waiting in self._waiting:
             waiting.set()
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar
 from uvmshare import address, peers
 from uvmshare.daemon.addresses import Reachable
 from uvmshare.daemon.dialler import UserDialler
+from uvmshare.daemon.event_kinds import EventKind
 from uvmshare.daemon.fates import Fates
 from uvmshare.daemon.shares import may_see
 from uvmshare.daemon.tracing import TracedFileServer
@@ -159,7 +160,7 @@ class Machine:
         record: VmRecord,
         places: Places,
         journal: Journal,
-        changed: Callable[[Machine, str, str | None], None],
+        changed: Callable[[Machine, EventKind, str | None], None],
         threads: Threads,
         *,
         fated: Callable[[Machine, ShareInfo, Fate], None],
@@ -309,7 +310,7 @@ class Machine:
             if self.group is None:
                 self.group = self._places.group_of(self.record)
         except FileServerError as error:  # limits that cannot be set any more are no reason to leave a VM alone
-            self._changed(self, "unlimited", str(error))
+            self._changed(self, EventKind.VM_UNLIMITED, str(error))
         try:
             server, is_new = await self._find_server()
             self._server = server
@@ -372,7 +373,7 @@ class Machine:
         try:
             await group.end()
         except FileServerError as error:
-            self._changed(self, "unended", str(error))
+            self._changed(self, EventKind.VM_UNENDED, str(error))
             return False
         return True
 
@@ -470,7 +471,7 @@ class Machine:
         self.restarts += 1
         # The VM's user is told of this, and may not see what another user holds there.
         lost = ", ".join(share.name for share in status.lost if self._is_seen(share.name))
-        self._changed(self, "restarted", f"lost share(s) {lost}, which are added again" if lost else None)
+        self._changed(self, EventKind.VM_RESTARTED, f"lost share(s) {lost}, which are added again" if lost else None)
 
     def _is_seen(self, name: str) -> bool:
         """Say whether the VM's user may see a share: whether they hold it, or a mount of it."""
@@ -484,16 +485,16 @@ class Machine:
             if len(self._left) >= _MOST_LEFT:
                 del self._left[next(iter(self._left))]
             self._left.setdefault(each.share, []).append(printable(reason))
-            self._changed(self, "left_behind", printable(reason))
+            self._changed(self, EventKind.VM_LEFT_BEHIND, printable(reason))
 
     def _note_settled(self, outcome: RecoveryReport | Exception) -> None:
         why = outcome if isinstance(outcome, Exception) else outcome.listing_error
         if why is not None:  # what a supervisor of its user's says may be anything
-            self._changed(self, "unsettled", printable(str(why) or repr(why)))
+            self._changed(self, EventKind.VM_UNSETTLED, printable(str(why) or repr(why)))
 
     def _note_exit(self, reason: ComputeSystemGone) -> None:
         self.state, self.error = "gone", str(reason)
-        self._changed(self, "gone", self.error)
+        self._changed(self, EventKind.VM_GONE, self.error)
         self._ending = asyncio.get_running_loop().create_task(self._end_group())
 
     # Ending

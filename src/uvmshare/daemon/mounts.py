@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import structlog
 
+from uvmshare.daemon.event_kinds import EventKind
 from uvmshare.daemon.identity import checked_options
 from uvmshare.daemon.mount_documents import mount_document, mount_references
 from uvmshare.daemon.quotas import weight
@@ -173,7 +174,7 @@ class UserMounts:
             self._leases.grant(key, wanted.lease)
         if not held:
             self._events.emit(
-                "mount.held",
+                EventKind.MOUNT_HELD,
                 vm,
                 uid=who.uid,
                 share=info.share_name,
@@ -244,7 +245,7 @@ class UserMounts:
         *,
         lazy: bool = False,
         force: bool = False,
-        kind: str = "mount.released",
+        kind: EventKind = EventKind.MOUNT_RELEASED,
     ) -> None:
         """Give back what a holder ("UID/NAME") holds of a mount; the last one unmounts, and takes the share out.
 
@@ -290,7 +291,7 @@ class UserMounts:
             taken = await self._end_requests(key) or taken
         waiting = [owner for at, owner in self._restoring.get(vm, {}) if at == path and may_see(who, owner)]
         for owner in waiting:
-            await self.unmap(machine, path, owner, force=True, kind="mount.revoked")
+            await self.unmap(machine, path, owner, force=True, kind=EventKind.MOUNT_REVOKED)
         info = next((each for each in machine.mounted() if each.mount_path == path), None)
         if info is None:
             if not any(at == path for at, _ in self._restoring.get(vm, {})):
@@ -302,10 +303,10 @@ class UserMounts:
         everybody = None if who.is_root else owners
         await machine.require_mounts().revoke(path, owners=everybody, grace=_grace(machine))
         for owner in owners:
-            self._note_release(machine, MountLease(vm, owner, path), "mount.revoked", _host_path(info))
+            self._note_release(machine, MountLease(vm, owner, path), EventKind.MOUNT_REVOKED, _host_path(info))
         return taken or bool(waiting or owners)
 
-    async def _give_back_waiting(self, machine: Machine, key: MountLease, record: MountRecord, kind: str) -> None:
+    async def _give_back_waiting(self, machine: Machine, key: MountLease, record: MountRecord, kind: EventKind) -> None:
         """Give back what an earlier daemon had, and this one had not mounted again yet."""
         self._store_forgets(key)
         await self._end_requests(key)
@@ -341,7 +342,7 @@ class UserMounts:
                 return f"the guest did not unmount it, and may still have it, dead: {why}"
         return None
 
-    def _note_release(self, machine: Machine, key: MountLease, kind: str, host_path: str) -> None:
+    def _note_release(self, machine: Machine, key: MountLease, kind: EventKind, host_path: str) -> None:
         holder = holder_of(key.owner)
         assert holder is not None
         self._events.emit(
@@ -408,7 +409,7 @@ class UserMounts:
         raises.
         """
         if machine is not None and (self._holds(machine, key.mount_path, key.owner) or self._being_taken(machine, key)):
-            await self.unmap(machine, key.mount_path, key.owner, force=True, kind="lease.ended")
+            await self.unmap(machine, key.mount_path, key.owner, force=True, kind=EventKind.LEASE_ENDED)
         elif key in self._being_mapped:
             self._leases.forget(key)  # the request grants it afresh when the guest has mounted, or strikes it out
         else:
@@ -470,7 +471,7 @@ class UserMounts:
             )
             if refused:
                 self._restoring.get(record.vm, {}).pop((record.mount_path, record.owner), None)
-                await self._give_back_waiting(machine, key, record, "mount.given_up")
+                await self._give_back_waiting(machine, key, record, EventKind.MOUNT_GIVEN_UP)
             return refused
         if self._restoring.get(record.vm, {}).pop((record.mount_path, record.owner), None) is None:
             # Given back while it was being asked for.
@@ -479,7 +480,7 @@ class UserMounts:
         holder = holder_of(record.owner)
         assert holder is not None
         self._events.emit(
-            "mount.restored",
+            EventKind.MOUNT_RESTORED,
             record.vm,
             uid=holder[0],
             owner=holder[1],
@@ -539,7 +540,7 @@ class UserMounts:
                 except UvmshareError as error:
                     if not told:
                         told = True
-                        self._events.emit("share.overdue", machine.record.key, share=name, reason=str(error))
+                        self._events.emit(EventKind.SHARE_OVERDUE, machine.record.key, share=name, reason=str(error))
                 else:
                     strays.discard((name, owner))
             if strays:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from uvmshare.daemon.documents import Released
+from uvmshare.daemon.event_kinds import EventKind
 from uvmshare.daemon.shares import may_see
 from uvmshare.errors import StillInUse
 from uvmshare.mounts.engine import mount_path_of
@@ -61,7 +62,7 @@ class Releases:
         direct = [owner for owner in owners if may_see(who, owner)]
         paths = [path for owner in owners if (path := mount_path_of(owner)) is not None]
         outcomes = await asyncio.gather(
-            *(self._shares.release(machine, name, owner, "share.revoked") for owner in direct),
+            *(self._shares.release(machine, name, owner, EventKind.SHARE_REVOKED) for owner in direct),
             *(self._mounts.revoke(who, machine, path) for path in paths),
             return_exceptions=True,
         )

@@ -23,6 +23,7 @@ import structlog
 from uvmshare.daemon.addresses import check_addresses
 from uvmshare.daemon.agents import Agents
 from uvmshare.daemon.documents import Finding, Health, Info, NewVm, ReleasedOwner, Removed, Stats, Vm
+from uvmshare.daemon.event_kinds import EventKind
 from uvmshare.daemon.events import EventLog
 from uvmshare.daemon.groups import check_limits, exceeds
 from uvmshare.daemon.identity import Identity, Threads, of_process, whose_subordinate
@@ -137,7 +138,7 @@ class Service:
             if machine.manager is None:
                 if machine.error != told:
                     told = machine.error
-                    self.events.emit("vm.failed", key, reason=told)
+                    self.events.emit(EventKind.VM_FAILED, key, reason=told)
                 if machine.record.unreadable is not None:
                     return  # the next daemon may be a version that can read it
                 await asyncio.sleep(delay)
@@ -145,7 +146,7 @@ class Service:
         self.mounts.load(machine)
         self.leases.keep(key, self.shares.leased(machine) | self.mounts.leased(machine))
         machine.found.set()
-        self.events.emit("vm.found", key, state=machine.state, addresses=list(machine.addresses))
+        self.events.emit(EventKind.VM_FOUND, key, state=machine.state, addresses=list(machine.addresses))
         self._in_background(self.mounts.release_strays(machine))
         self._in_background(self.mounts.restore(machine))
 
@@ -178,8 +179,8 @@ class Service:
             self._log.error("could not let go of a VM", vm=f"{uid}:{id_}", reason=str(error) or repr(error))
 
     def _make_machine(self, record: VmRecord) -> Machine:
-        def changed(machine: Machine, what: str, reason: str | None) -> None:
-            self.events.emit(f"vm.{what}", machine.record.key, reason=reason)
+        def changed(machine: Machine, kind: EventKind, reason: str | None) -> None:
+            self.events.emit(kind, machine.record.key, reason=reason)
 
         uid, id_ = record.key
         journal = self._journal.for_vm(f"{uid}/{id_}")
@@ -309,7 +310,7 @@ class Service:
             self.machines[record.key] = machine
         finally:
             self._being_added.discard(record.key)
-        self.events.emit("vm.added", record.key, addresses=list(machine.addresses))
+        self.events.emit(EventKind.VM_ADDED, record.key, addresses=list(machine.addresses))
         await machine.reachable.look(machine.addresses)
         return self.vm(who, machine)
 
@@ -352,7 +353,7 @@ class Service:
         if self.machines.get(key) is machine:
             del self.machines[key]
             self._store.drop_vm(key)
-            self.events.emit("vm.removed", key, left=left)
+            self.events.emit(EventKind.VM_REMOVED, key, left=left)
         return Removed(left=left)
 
     def _require_not_held(self, who: Identity, machine: Machine, name: str) -> None:
@@ -481,7 +482,7 @@ class Service:
             if key not in self._overdue:
                 self._overdue.add(key)
                 uid, _, owner = key.owner.partition("/")
-                self.events.emit("lease.overdue", key.vm, uid=int(uid), owner=owner, reason=str(error))
+                self.events.emit(EventKind.LEASE_OVERDUE, key.vm, uid=int(uid), owner=owner, reason=str(error))
             raise
         self._overdue.discard(key)
 

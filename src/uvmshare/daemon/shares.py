@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from uvmshare.daemon.documents import Reference, Share
+from uvmshare.daemon.event_kinds import EventKind
 from uvmshare.daemon.identity import checked_options
 from uvmshare.daemon.leases import no_lease
 from uvmshare.daemon.quotas import weight
@@ -106,7 +107,7 @@ class UserShares:
         for holder in holders:
             if holder is not None:
                 self._events.emit(
-                    "share.directory",
+                    EventKind.SHARE_DIRECTORY,
                     machine.record.key,
                     uid=holder[0],
                     share=info.name,
@@ -210,7 +211,7 @@ class UserShares:
             self._leases.grant(key, wanted.lease)
         if not held:
             self._events.emit(
-                "share.held",
+                EventKind.SHARE_HELD,
                 vm,
                 uid=who.uid,
                 share=name,
@@ -222,7 +223,9 @@ class UserShares:
         note_what_is_there(machine, options)
         return self.get(who, machine, name)
 
-    async def release(self, machine: Machine, name: str, owner: str, kind: str = "share.released") -> None:
+    async def release(
+        self, machine: Machine, name: str, owner: str, kind: EventKind = EventKind.SHARE_RELEASED
+    ) -> None:
         """Give back what a holder ("UID/NAME") holds of a share; the last one takes it out. Nothing held: no mistake.
 
         Raises what the VM raises: the reference then stays.
@@ -239,7 +242,7 @@ class UserShares:
         if after is None or owner not in after.owners:
             self._events.emit(kind, vm, uid=holder[0], share=name, owner=holder[1], path=path)
         if after is None:
-            self._events.emit("share.removed", vm, uid=holder[0], share=name, path=path)
+            self._events.emit(EventKind.SHARE_REMOVED, vm, uid=holder[0], share=name, path=path)
         key = lease_key(vm, owner, info.options)
         # Else it is on what they hold of the directory that was there before, or since.
         if (after is None or owner not in after.owners) and not _held(machine, key):
@@ -281,7 +284,7 @@ class UserShares:
             # Nothing is held. Either an add is under way, which grants the lease afresh when it ends, or it failed.
             self._leases.forget(key)
             return
-        releases = [self.release(machine, info.name, key.owner, "lease.ended") for info in held]
+        releases = [self.release(machine, info.name, key.owner, EventKind.LEASE_ENDED) for info in held]
         for outcome in await asyncio.gather(*releases, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
