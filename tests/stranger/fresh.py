@@ -10,7 +10,6 @@ settings) is the machine's own affair, and copied from it.
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
 import re
 import shutil
@@ -24,7 +23,7 @@ from tests.processes import DEADLINE
 from tests.root import require_root
 from tests.terminal import SHELL, Terminal, namespaces
 
-from debian_root import made
+from debian_root import apt_settings, made, proxies
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,6 +60,7 @@ class Fresh:
         settings = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
         variables = {
             **settings,
+            **proxies(),
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             "HOME": "/home/me",
             "USER": "me",
@@ -92,8 +92,7 @@ def _settle(root: str, clone: str) -> None:
         subprocess.run(command, check=True, capture_output=True, timeout=5 * DEADLINE)
     Path(f"{root}/etc/sudoers.d/me").write_text("me ALL=(ALL) NOPASSWD: ALL\nDefaults:me env_keep += DEBIAN_FRONTEND\n")
     Path(f"{root}/etc/apt/apt.conf.d/90stranger").write_text('APT::Get::Assume-Yes "true";\n')  # who presses Enter
-    for path in glob.glob("/etc/apt/apt.conf.d/99*"):
-        shutil.copy(path, f"{root}/etc/apt/apt.conf.d/")
+    Path(f"{root}/etc/apt/apt.conf.d/80host").write_text(apt_settings())
     for path, place in (
         ("/etc/pip.conf", "etc/pip.conf"),
         (os.path.expanduser("~/.config/pip/pip.conf"), "etc/xdg/pip/pip.conf"),
