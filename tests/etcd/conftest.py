@@ -6,19 +6,28 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.etcd.worlds import FakeWorld
+from tests.etcd.member import start_single
+from tests.etcd.worlds import EtcdWorld, FakeWorld
 
 from uvmshare.testing import schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tests.etcd.worlds import World
 
 
-@pytest.fixture(name="world", params=["fake"])
-def _world() -> World:
-    return FakeWorld()
+@pytest.fixture(scope="module")
+def etcd_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a member that the tests of a module share."""
+    member, url = start_single(tmp_path_factory.mktemp("etcd") / "data")
+    yield url
+    member.kill()
+
+
+@pytest.fixture(name="world", params=["fake", "etcd"])
+def _world(request: pytest.FixtureRequest) -> World:
+    return FakeWorld() if request.param == "fake" else EtcdWorld(request.getfixturevalue("etcd_url"))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -156,6 +156,7 @@ async def test_a_transaction_that_changes_nothing_reads_at_one_revision(world: W
         ([Put("k", b"1"), Put("k", b"2")], "twice"),
         ([Put("k", b"1"), Delete("k")], "puts and deletes"),
         ([Put("k/a", b"1"), Delete("k/", prefix=True)], "puts and deletes"),
+        ([], "nothing"),
         ([Put("", b"1")], "empty"),
         ([Put(str(number), b"") for number in range(129)], "129 operations"),
         ([Put("k", bytes(2**21))], "bytes"),

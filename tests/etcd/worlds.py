@@ -9,6 +9,11 @@ import asyncio
 import itertools
 from typing import TYPE_CHECKING, Protocol
 
+from tests.processes import DEADLINE
+
+from uvmshare.etcd.administration import Administration
+from uvmshare.etcd.client import EtcdStore
+from uvmshare.etcd.endpoints import Endpoints
 from uvmshare.testing import schedule
 from uvmshare.testing.etcd import FakeEtcd
 
@@ -17,7 +22,7 @@ if TYPE_CHECKING:
 
     from uvmshare.etcd.protocol import Store
 
-__all__ = ["FakeWorld", "World"]
+__all__ = ["EtcdWorld", "FakeWorld", "World"]
 
 _NUMBERS = itertools.count(1)
 
@@ -57,3 +62,32 @@ class FakeWorld:
 
     async def compact(self, revision: int) -> None:
         self.etcd.compact(revision)
+
+
+class EtcdWorld:
+    """One member of etcd, which the tests of a module share."""
+
+    shortest = 2
+
+    def __init__(self, url: str) -> None:
+        self.prefix = f"/{next(_NUMBERS)}/"
+        self.endpoints = Endpoints((url,), timeout=DEADLINE)
+        self._stores: list[EtcdStore] = []
+
+    def run(self, test: Coroutine[object, object, None]) -> None:
+        async def whole() -> None:
+            try:
+                await asyncio.wait_for(test, DEADLINE)
+            finally:
+                for store in self._stores:
+                    await store.close()
+
+        asyncio.run(whole())
+
+    def connect(self) -> EtcdStore:
+        store = EtcdStore(self.endpoints, progress=0.2)
+        self._stores.append(store)
+        return store
+
+    async def compact(self, revision: int) -> None:
+        await Administration(self.connect()).compact(revision)

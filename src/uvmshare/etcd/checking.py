@@ -73,6 +73,9 @@ def check_txn(compare: Sequence[Compare], then: Sequence[Operation], otherwise: 
     if len(compare) > MOST_OPERATIONS:
         msg = f"a transaction has {len(compare)} comparisons: etcd takes {MOST_OPERATIONS}"
         raise InvalidOptions(msg)
+    if not compare and not then and not otherwise:
+        msg = "a transaction compares nothing and does nothing: give it something"
+        raise InvalidOptions(msg)
     size = _check_branch(then) + _check_branch(otherwise)
     for each in compare:
         check_key(each.key)
