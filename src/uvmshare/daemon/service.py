@@ -358,9 +358,10 @@ class Service:
 
     def _require_not_held(self, who: Identity, machine: Machine, name: str) -> None:
         """See that nobody holds anything of a VM. Raises `StillInUse`, with the number of what `who` may see."""
-        if not any(info.references for info in machine.shares()) and not machine.mounted():
-            return
-        shares, mounts = len(self.shares.all(who, machine)), len(self.mounts.all(who, machine))
+        if not any(info.references for info in (*machine.shares(), *machine.mounted())):
+            return  # what is there was released, such as a revoked mount that a dead guest did not unmount
+        shares = sum(bool(share.references or share.mounts) for share in self.shares.all(who, machine))
+        mounts = sum(bool(mount.references) for mount in self.mounts.all(who, machine))
         if shares or mounts:
             msg = f"VM {name!r} has {shares} share(s) and {mounts} mount(s) that are held: release them first"
         else:
