@@ -92,6 +92,7 @@ coverage: packages $(STAMP) $(SPEED)  ## The tests of `make test` once more, mea
 
 .PHONY: test-long
 test-long: packages $(STAMP) $(SPEED)  ## The long tests, beside each other: half an hour
+	tools/packages roots
 	$(BIN)/python tools/run_tests.py long $(PYTEST_ARGS)
 
 .PHONY: soak
@@ -145,9 +146,9 @@ docs-serve: $(STAMP)  ## Build the site, and show it as its pages change
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 .PHONY: deb
-deb: $(STAMP)  ## Build a Debian package into dist/: the command, the daemon and its units
+deb:  ## Build a Debian package into dist/: the command, the daemon and its units
 	tools/packages deb
-	PIP=$(BIN)/pip contrib/debian/build dist
+	contrib/debian/build dist
 
 .PHONY: dist
 dist: $(STAMP)  ## Build a wheel and an sdist into dist/, and check them

@@ -500,7 +500,7 @@ def test_removing_a_vm_unmounts_what_the_guest_still_answers_for(mapped: Running
 def test_a_revoked_mount_is_held_by_nobody_and_keeps_no_vm(mapped: Running, guest: Guest, client: Client) -> None:
     path = mapped.home.directory("project")
     client.mounts.map("vm", **wanted(guest, path, owner="job"))
-    client.shares.add("vm", path, owner="another")
+    client.shares.add("vm", mapped.home.directory("other"), owner="another")
     machine = _machine(mapped)
     dials = _tell_dials(machine)
     guest.end()
@@ -509,7 +509,7 @@ def test_a_revoked_mount_is_held_by_nobody_and_keeps_no_vm(mapped: Running, gues
     assert [(each.state, each.references) for each in client.mounts("vm")] == [("revoked", ())]
     with pytest.raises(errors.StillInUse, match=r"has 1 share\(s\) and 0 mount\(s\) that are held"):
         client.vms.remove("vm")
-    client.shares.remove("vm", client.shares("vm")[0].name, owner="another")
+    client.shares.release("vm", client.shares("vm")[0].name, owner="another")
     client.vms.remove("vm")
     assert client.vms() == []
 

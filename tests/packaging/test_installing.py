@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.soak
+pytestmark = pytest.mark.long
 
 PAGE: Final = (ROOT / "docs" / "installing.md").read_text()
-PACKAGES: Final = ("adduser", "git", "make", "pipx", "python3", "python3-venv", "sudo")
+PACKAGES: Final = ("adduser", "binutils", "git", "make", "pipx", "python3", "python3-venv", "sudo")
 CLONE: Final = "/root/clone"
-GROUND: Final = f"git clone --quiet --no-local /repository {CLONE} && cd {CLONE} && umask 077\n"
+GROUND: Final = f"git clone --quiet --shared --no-checkout /repository {CLONE} && cd {CLONE} && umask 077\n"
 
 
 def typed(heading: str) -> str:
