@@ -358,7 +358,8 @@ class Service:
 
     def _require_not_held(self, who: Identity, machine: Machine, name: str) -> None:
         """See that nobody holds anything of a VM. Raises `StillInUse`, with the number of what `who` may see."""
-        if not any(info.references for info in (*machine.shares(), *machine.mounted())):
+        held = [info.references for info in machine.shares()] + [info.references for info in machine.mounted()]
+        if not any(held):
             return  # what is there was released, such as a revoked mount that a dead guest did not unmount
         shares = sum(bool(share.references or share.mounts) for share in self.shares.all(who, machine))
         mounts = sum(bool(mount.references) for mount in self.mounts.all(who, machine))
