@@ -9,7 +9,7 @@ from tests.state_tables import require_drawn, require_transition, setters_of_sta
 
 from uvmshare.mounts.mount import Mount
 from uvmshare.mounts.options import MountOptions
-from uvmshare.mounts.state import TRANSITIONS, MountLife, MountState, Trigger
+from uvmshare.mounts.state import TRANSITIONS, MountLife, MountState, MountTrigger
 
 OPTIONS = MountOptions("0", "/run/uvmshare/x")
 
@@ -18,24 +18,24 @@ PENDING, MOUNTING, MOUNTED, UNMOUNTING, LOST, RESTORING, *_ = MountLife
 
 # Written out a second time on purpose: a slip in the table must not agree with itself.
 EXPECTED = {
-    Trigger.MOUNT_BEGUN: {PENDING: MOUNTING, LOST: RESTORING},
-    Trigger.MOUNT_SUCCEEDED: {MOUNTING: MOUNTED, RESTORING: MOUNTED, OVERTAKEN: REVOKED},
-    Trigger.MOUNT_FAILED: {MOUNTING: INVALID, RESTORING: LOST, OVERTAKEN: REVOKED},
-    Trigger.MOUNT_UNKNOWN: {MOUNTING: INVALID, RESTORING: LOST, OVERTAKEN: REVOKED},
-    Trigger.LOST: {MOUNTED: LOST},
-    Trigger.GIVEN_UP: {LOST: INVALID},
-    Trigger.UNMOUNT_BEGUN: {MOUNTED: UNMOUNTING, INVALID: UNDOING, REVOKED: CLEARING},
-    Trigger.UNMOUNT_SUCCEEDED: dict.fromkeys((UNMOUNTING, UNDOING, CLEARING), UNMOUNTED),
-    Trigger.UNMOUNT_FAILED: {UNMOUNTING: MOUNTED, UNDOING: INVALID, CLEARING: REVOKED},
-    Trigger.UNMOUNT_UNKNOWN: {UNMOUNTING: INVALID, UNDOING: INVALID, CLEARING: REVOKED},
-    Trigger.LET_GO: {CLEARING: REVOKED},
-    Trigger.REVOKED: {
+    MountTrigger.MOUNT_BEGUN: {PENDING: MOUNTING, LOST: RESTORING},
+    MountTrigger.MOUNT_SUCCEEDED: {MOUNTING: MOUNTED, RESTORING: MOUNTED, OVERTAKEN: REVOKED},
+    MountTrigger.MOUNT_FAILED: {MOUNTING: INVALID, RESTORING: LOST, OVERTAKEN: REVOKED},
+    MountTrigger.MOUNT_UNKNOWN: {MOUNTING: INVALID, RESTORING: LOST, OVERTAKEN: REVOKED},
+    MountTrigger.LOST: {MOUNTED: LOST},
+    MountTrigger.GIVEN_UP: {LOST: INVALID},
+    MountTrigger.UNMOUNT_BEGUN: {MOUNTED: UNMOUNTING, INVALID: UNDOING, REVOKED: CLEARING},
+    MountTrigger.UNMOUNT_SUCCEEDED: dict.fromkeys((UNMOUNTING, UNDOING, CLEARING), UNMOUNTED),
+    MountTrigger.UNMOUNT_FAILED: {UNMOUNTING: MOUNTED, UNDOING: INVALID, CLEARING: REVOKED},
+    MountTrigger.UNMOUNT_UNKNOWN: {UNMOUNTING: INVALID, UNDOING: INVALID, CLEARING: REVOKED},
+    MountTrigger.LET_GO: {CLEARING: REVOKED},
+    MountTrigger.REVOKED: {
         **dict.fromkeys((MOUNTED, LOST, INVALID, REVOKED), REVOKED),
         **dict.fromkeys((MOUNTING, RESTORING, OVERTAKEN), OVERTAKEN),
         **dict.fromkeys((UNMOUNTING, UNDOING, CLEARING), CLEARING),
     },
-    Trigger.NOTHING_LEFT: {INVALID: UNMOUNTED, REVOKED: UNMOUNTED},
-    Trigger.VM_EXITED: dict.fromkeys((PENDING, MOUNTED, LOST, INVALID, REVOKED), UNMOUNTED),
+    MountTrigger.NOTHING_LEFT: {INVALID: UNMOUNTED, REVOKED: UNMOUNTED},
+    MountTrigger.VM_EXITED: dict.fromkeys((PENDING, MOUNTED, LOST, INVALID, REVOKED), UNMOUNTED),
 }
 
 # What callers see: the state, and the call in flight.
@@ -55,9 +55,9 @@ SEEN = {
 }
 
 
-@pytest.mark.parametrize("trigger", Trigger)
+@pytest.mark.parametrize("trigger", MountTrigger)
 @pytest.mark.parametrize("state", MountLife)
-def test_every_state_with_every_trigger(state: MountLife, trigger: Trigger) -> None:
+def test_every_state_with_every_trigger(state: MountLife, trigger: MountTrigger) -> None:
     require_transition(partial(Mount, OPTIONS), state, trigger, EXPECTED)
 
 

@@ -26,7 +26,7 @@ from uvmshare.share.ledger import Ledger
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 from uvmshare.share.share import Share
-from uvmshare.share.state import Life
+from uvmshare.share.state import ShareLife
 from uvmshare.testing.explore import explore, fingerprint
 from uvmshare.testing.fakes import FakeJournal, FakeVM, ListingFakeVM, Reply
 from uvmshare.testing.schedule import VirtualLoop
@@ -259,7 +259,7 @@ def test_the_orders_that_were_tried_are_counted(which: str) -> None:
 def unwritten_add(ledger: Ledger, vm: FakeVM, share: Share) -> object:
     """Call the VM without an intent on the disk."""
     ledger._known.add(share.name)
-    ledger.note(Begun(share.name, Life.ADDING, share.options))
+    ledger.note(Begun(share.name, ShareLife.ADDING, share.options))
     return vm.add_plan9(Plan9Share(share.name, share.options))
 
 
@@ -278,7 +278,7 @@ async def forget_early(ledger: Ledger, vm: FakeVM, share: Share) -> None:
 
 def believe_all(journalled: JournalledShare, now: float) -> Share:
     """Take every share of the journal for one that is there and held."""
-    share = Share(journalled.name, journalled.options, now, Life.ADDED)
+    share = Share(journalled.name, journalled.options, now, ShareLife.ADDED)
     share.owners = dict.fromkeys(journalled.owners or ("nobody",))
     return share
 

@@ -22,7 +22,7 @@ from uvmshare.errors import (
 from uvmshare.share.journal import JournalledShare
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
-from uvmshare.share.state import Life, ShareState
+from uvmshare.share.state import ShareLife, ShareState
 from uvmshare.testing.fakes import FakeJournal, FakeVM, ListingFakeVM, Reply
 
 if TYPE_CHECKING:
@@ -257,8 +257,8 @@ async def test_a_restored_table_goes_into_the_journal_of_its_new_place(one: AddO
     journal = FakeJournal()
     moved = await Manager.restore(manager.save(), FakeVM(), journal=journal)
     assert journal.state.shares == {
-        "0": JournalledShare("0", one, Life.ADDED, ("a", "b"), 1),
-        "1": JournalledShare("1", other, Life.PENDING),
+        "0": JournalledShare("0", one, ShareLife.ADDED, ("a", "b"), 1),
+        "1": JournalledShare("1", other, ShareLife.PENDING),
     }
     assert journal.state.next_name > 2
     assert await moved.add(other, owner="a") == "1"

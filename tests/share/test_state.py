@@ -14,32 +14,32 @@ from tests.state_tables import ROOT, require_drawn, require_transition, setters_
 import state_diagram
 from uvmshare.share.options import AddOptions
 from uvmshare.share.share import Share
-from uvmshare.share.state import TRANSITIONS, Life, ShareState, Trigger
+from uvmshare.share.state import TRANSITIONS, ShareLife, ShareState, ShareTrigger
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 OPTIONS = AddOptions(ROOT)
 
-PENDING, ADDING, ADDED, REMOVING, LOST, RESTORING, *_ = Life
-*_, INVALID, UNDOING, DOUBTFUL, CLEARING, FAILED, REMOVED, NOT_OURS = Life
+PENDING, ADDING, ADDED, REMOVING, LOST, RESTORING, *_ = ShareLife
+*_, INVALID, UNDOING, DOUBTFUL, CLEARING, FAILED, REMOVED, NOT_OURS = ShareLife
 
 # Written out a second time on purpose: a slip in the table must not agree with itself.
 EXPECTED = {
-    Trigger.ADD_BEGUN: {PENDING: ADDING, LOST: RESTORING},
-    Trigger.ADD_SUCCEEDED: {ADDING: ADDED, RESTORING: ADDED},
-    Trigger.ADD_FAILED: {ADDING: FAILED, RESTORING: LOST},
-    Trigger.ADD_UNKNOWN: {ADDING: INVALID, RESTORING: LOST},
-    Trigger.DROPPED: {PENDING: REMOVED},
-    Trigger.LOST: {ADDED: LOST},
-    Trigger.GIVEN_UP: {LOST: INVALID},
-    Trigger.FOUND: {PENDING: INVALID},
-    Trigger.REMOVE_BEGUN: {ADDED: REMOVING, INVALID: UNDOING, DOUBTFUL: CLEARING, NOT_OURS: UNDOING},
-    Trigger.REMOVE_SUCCEEDED: dict.fromkeys((REMOVING, UNDOING, CLEARING), REMOVED),
-    Trigger.REMOVE_FAILED: {REMOVING: ADDED, UNDOING: INVALID, CLEARING: DOUBTFUL},
-    Trigger.REMOVE_UNKNOWN: {REMOVING: DOUBTFUL, UNDOING: INVALID, CLEARING: DOUBTFUL},
-    Trigger.VM_EXITED: dict.fromkeys((PENDING, ADDED, LOST, INVALID, DOUBTFUL, NOT_OURS), REMOVED),
-    Trigger.PROCESS_DIED: {
+    ShareTrigger.ADD_BEGUN: {PENDING: ADDING, LOST: RESTORING},
+    ShareTrigger.ADD_SUCCEEDED: {ADDING: ADDED, RESTORING: ADDED},
+    ShareTrigger.ADD_FAILED: {ADDING: FAILED, RESTORING: LOST},
+    ShareTrigger.ADD_UNKNOWN: {ADDING: INVALID, RESTORING: LOST},
+    ShareTrigger.DROPPED: {PENDING: REMOVED},
+    ShareTrigger.LOST: {ADDED: LOST},
+    ShareTrigger.GIVEN_UP: {LOST: INVALID},
+    ShareTrigger.FOUND: {PENDING: INVALID},
+    ShareTrigger.REMOVE_BEGUN: {ADDED: REMOVING, INVALID: UNDOING, DOUBTFUL: CLEARING, NOT_OURS: UNDOING},
+    ShareTrigger.REMOVE_SUCCEEDED: dict.fromkeys((REMOVING, UNDOING, CLEARING), REMOVED),
+    ShareTrigger.REMOVE_FAILED: {REMOVING: ADDED, UNDOING: INVALID, CLEARING: DOUBTFUL},
+    ShareTrigger.REMOVE_UNKNOWN: {REMOVING: DOUBTFUL, UNDOING: INVALID, CLEARING: DOUBTFUL},
+    ShareTrigger.VM_EXITED: dict.fromkeys((PENDING, ADDED, LOST, INVALID, DOUBTFUL, NOT_OURS), REMOVED),
+    ShareTrigger.PROCESS_DIED: {
         ADDING: INVALID,
         RESTORING: LOST,
         REMOVING: DOUBTFUL,
@@ -66,23 +66,23 @@ SEEN = {
 }
 
 
-@pytest.mark.parametrize("trigger", Trigger)
-@pytest.mark.parametrize("state", Life)
-def test_every_state_with_every_trigger(state: Life, trigger: Trigger) -> None:
+@pytest.mark.parametrize("trigger", ShareTrigger)
+@pytest.mark.parametrize("state", ShareLife)
+def test_every_state_with_every_trigger(state: ShareLife, trigger: ShareTrigger) -> None:
     require_transition(partial(Share, "0", OPTIONS), state, trigger, EXPECTED)
 
 
-@pytest.mark.parametrize("life", Life)
-def test_callers_see_four_states_a_call_and_whether_an_answer_was_lost(life: Life) -> None:
+@pytest.mark.parametrize("life", ShareLife)
+def test_callers_see_four_states_a_call_and_whether_an_answer_was_lost(life: ShareLife) -> None:
     info = Share("0", OPTIONS, 1.0, life).info()
     assert (info.state, info.busy, info.orphan) == SEEN[life]
 
 
 def test_a_call_can_end_in_every_way_and_nothing_else_happens_meanwhile() -> None:
-    ends = {Trigger.PROCESS_DIED}
-    adds = {Trigger.ADD_SUCCEEDED, Trigger.ADD_FAILED, Trigger.ADD_UNKNOWN}
-    removes = {Trigger.REMOVE_SUCCEEDED, Trigger.REMOVE_FAILED, Trigger.REMOVE_UNKNOWN}
-    for life in Life:
+    ends = {ShareTrigger.PROCESS_DIED}
+    adds = {ShareTrigger.ADD_SUCCEEDED, ShareTrigger.ADD_FAILED, ShareTrigger.ADD_UNKNOWN}
+    removes = {ShareTrigger.REMOVE_SUCCEEDED, ShareTrigger.REMOVE_FAILED, ShareTrigger.REMOVE_UNKNOWN}
+    for life in ShareLife:
         can_happen = {trigger for state, trigger in TRANSITIONS.table if state is life}
         if life.busy == "adding":
             assert can_happen == ends | adds
@@ -94,12 +94,15 @@ def test_a_call_can_end_in_every_way_and_nothing_else_happens_meanwhile() -> Non
 
 def test_a_share_begins_pending_and_nothing_leaves_removed_or_failed() -> None:
     assert Share("0", OPTIONS, 1.0).state is TRANSITIONS.initial is PENDING
-    assert {state for state in Life if not any(left is state for left, _ in TRANSITIONS.table)} == {FAILED, REMOVED}
+    assert {state for state in ShareLife if not any(left is state for left, _ in TRANSITIONS.table)} == {
+        FAILED,
+        REMOVED,
+    }
 
 
 def test_the_table_cannot_be_changed() -> None:
     with pytest.raises(TypeError):
-        TRANSITIONS.table[REMOVED, Trigger.ADD_SUCCEEDED] = ADDED  # type: ignore[index]  # that it cannot is what is tested
+        TRANSITIONS.table[REMOVED, ShareTrigger.ADD_SUCCEEDED] = ADDED  # type: ignore[index]  # that it cannot is what is tested
 
 
 def test_nothing_but_apply_sets_a_state() -> None:
@@ -133,7 +136,7 @@ def test_a_stale_diagram_is_found(
 
 
 def test_a_transition_without_a_line_is_an_error() -> None:
-    changed = replace(TRANSITIONS, table={**TRANSITIONS.table, (REMOVED, Trigger.ADD_SUCCEEDED): ADDED})
+    changed = replace(TRANSITIONS, table={**TRANSITIONS.table, (REMOVED, ShareTrigger.ADD_SUCCEEDED): ADDED})
     diagram = replace(state_diagram.SHARES, transitions=changed)
     with pytest.raises(SystemExit, match="REMOVED -> ADDED"):
         state_diagram.svg(diagram)

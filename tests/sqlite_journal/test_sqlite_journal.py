@@ -15,7 +15,7 @@ from uvmshare.errors import JournalDamaged, JournalError, JournalInUse
 from uvmshare.share import journal
 from uvmshare.share.journal import JournalState
 from uvmshare.share.options import AddOptions
-from uvmshare.share.state import Life
+from uvmshare.share.state import ShareLife
 from uvmshare.sqlite_journal import SqliteJournal
 from uvmshare.sqlite_journal.store import Store
 
@@ -29,7 +29,11 @@ ONE = AddOptions(os.path.dirname(__file__), read_only=True)
 
 
 def life(name: str) -> list[Record]:
-    return [journal.Begun(name, Life.ADDING, ONE), journal.Changed(name, Life.ADDED), journal.Referred(name, "a")]
+    return [
+        journal.Begun(name, ShareLife.ADDING, ONE),
+        journal.Changed(name, ShareLife.ADDED),
+        journal.Referred(name, "a"),
+    ]
 
 
 def test_what_was_appended_is_loaded_by_the_next_process(tmp_path: Path) -> None:
@@ -42,7 +46,7 @@ def test_what_was_appended_is_loaded_by_the_next_process(tmp_path: Path) -> None
     async def second() -> None:
         with SqliteJournal(tmp_path / "journal.db") as file:
             state = await file.for_vm("vm1").load()
-            assert state.shares["0"].life is Life.ADDED
+            assert state.shares["0"].life is ShareLife.ADDED
             assert await file.vms() == ("vm1",)
             await file.forget_vm("vm1")
             assert await file.vms() == ()

@@ -23,7 +23,7 @@ from uvmshare.share.journal import Begun, Changed, JournalledShare, JournalState
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 from uvmshare.share.recovery import Done
-from uvmshare.share.state import Life
+from uvmshare.share.state import ShareLife
 from uvmshare.sqlite_journal.journal import SqliteJournal
 from uvmshare.sqlite_journal.store import APPLICATION_ID, MIGRATIONS, Store, _row_sum
 from uvmshare.testing.fakes import ListingFakeVM
@@ -38,8 +38,8 @@ ONLY = AddOptions(os.path.dirname(__file__), allowed_names=("a", "b'\u00e9\""))
 NAMES = st.sampled_from(["0", "1", "2", "10"])
 RECORDS = st.one_of(
     st.builds(journal.NamesReserved, st.integers(0, 20)),
-    st.builds(journal.Begun, NAMES, st.sampled_from(Life), st.sampled_from([ONE, ONLY])),
-    st.builds(journal.Changed, NAMES, st.sampled_from(Life)),
+    st.builds(journal.Begun, NAMES, st.sampled_from(ShareLife), st.sampled_from([ONE, ONLY])),
+    st.builds(journal.Changed, NAMES, st.sampled_from(ShareLife)),
     st.builds(journal.Forgotten, NAMES),
     *(st.builds(kind, NAMES, st.sampled_from("ab")) for kind in (journal.Referred, journal.Unreferred)),
     st.builds(journal.AnonymousReferences, NAMES, st.integers(0, 3)),
@@ -53,8 +53,8 @@ def write(store: Store, *records: Record, vm: str = "vm") -> None:
 def life(name: str) -> list[Record]:
     """A share that somebody holds."""
     return [
-        journal.Begun(name, Life.ADDING, ONE),
-        journal.Changed(name, Life.ADDED),
+        journal.Begun(name, ShareLife.ADDING, ONE),
+        journal.Changed(name, ShareLife.ADDED),
         journal.Referred(name, f"owner {name}"),
     ]
 
@@ -94,7 +94,7 @@ def test_a_transaction_is_whole_or_not_at_all(tmp_path: Path) -> None:
     with closing(Store(str(tmp_path / "journal.db"))) as store:
         write(store, *life("0"))
         with pytest.raises(TypeError):
-            write(store, *life("1"), journal.Changed(None, Life.ADDED))  # type: ignore[arg-type]  # what no caller can do
+            write(store, *life("1"), journal.Changed(None, ShareLife.ADDED))  # type: ignore[arg-type]  # what no caller can do
         assert store.load("vm") == expected(life("0"))
         write(store, *life("2"), vm="another")
         assert store.vms() == ("vm", "another")
@@ -118,7 +118,7 @@ def test_the_file_does_not_grow_with_what_has_come_and_gone(tmp_path: Path) -> N
     with closing(Store(path)) as store:
         for name in range(2000):
             write(store, *life(str(name)))
-            write(store, journal.Changed(str(name), Life.REMOVING), journal.Forgotten(str(name)))
+            write(store, journal.Changed(str(name), ShareLife.REMOVING), journal.Forgotten(str(name)))
     assert os.path.getsize(path) < 100_000
     assert not os.path.exists(path + "-wal")
 
@@ -291,7 +291,7 @@ def test_a_journal_of_the_first_version_says_the_same_in_the_latest(tmp_path: Pa
             "INSERT INTO shares VALUES (1, 3, 'added', ?, 0, ?, 2)", (ONLY.host_path, json.dumps(ONLY.allowed_names))
         )
         connection.execute("INSERT INTO refs (vm, name, owner) VALUES (1, 3, 'b'), (1, 3, 'a')")
-    share = JournalledShare("3", ONLY.of_directory(None), Life.ADDED, ("b", "a"), 2)
+    share = JournalledShare("3", ONLY.of_directory(None), ShareLife.ADDED, ("b", "a"), 2)
     for _ in range(2):
         with closing(Store(path)) as store:
             assert store.load("vm") == JournalState(9, {"3": share})
@@ -326,11 +326,11 @@ def test_a_journal_that_knows_no_directories_says_the_same_and_learns_them(tmp_p
     journal_of_the_second_version(path)
     with closing(Store(path)) as store:
         known = store.load("vm").shares["3"]
-        assert known == JournalledShare("3", ONLY.of_directory(None), Life.ADDED)
-        store.write([("vm", [Changed("3", Life.ADDED, ONLY.directory)])])
+        assert known == JournalledShare("3", ONLY.of_directory(None), ShareLife.ADDED)
+        store.write([("vm", [Changed("3", ShareLife.ADDED, ONLY.directory)])])
     with closing(Store(path)) as store:
         assert store.load("vm").shares["3"].options == ONLY
-        store.write([("vm", [Changed("3", Life.ADDED)])])  # what is known stays so
+        store.write([("vm", [Changed("3", ShareLife.ADDED)])])  # what is known stays so
         assert store.load("vm").shares["3"].options == ONLY
 
 
@@ -349,8 +349,8 @@ def test_a_journal_that_knows_nothing_of_hiding_says_the_same_and_learns_it(tmp_
         connection.execute("INSERT INTO shares VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row[:7], _row_sum(*row), row[7]))
     hiding = AddOptions(ONLY.host_path, hide=["b", "!a", "é*"], map_owner="1000:0")
     with closing(Store(path)) as store:
-        assert store.load("vm").shares == {"3": JournalledShare("3", ONLY, Life.ADDED)}
-        store.write([("vm", [Begun("5", Life.ADDING, hiding), Changed("5", Life.ADDED)])])
+        assert store.load("vm").shares == {"3": JournalledShare("3", ONLY, ShareLife.ADDED)}
+        store.write([("vm", [Begun("5", ShareLife.ADDING, hiding), Changed("5", ShareLife.ADDED)])])
     with closing(Store(path)) as store:
         assert store.load("vm").shares["5"].options == hiding
     with closing(sqlite3.connect(path)) as connection, connection:
@@ -368,19 +368,19 @@ def test_a_journal_that_the_fourth_version_wrote_says_in_more_words_what_it_said
         other = store.load("another")
     assert state.next_name == 64
     assert {name: (share.life, share.owners, share.anonymous) for name, share in state.shares.items()} == {
-        "0": (Life.PENDING, (), 0),
-        "1": (Life.ADDING, (), 0),
-        "2": (Life.RESTORING, ("b", "a"), 0),
-        "3": (Life.RESTORING, (), 2),
-        "4": (Life.ADDED, ("a",), 1),
-        "5": (Life.REMOVING, ("a",), 0),
-        "6": (Life.DOUBTFUL, (), 0),
-        "7": (Life.NOT_OURS, (), 0),
+        "0": (ShareLife.PENDING, (), 0),
+        "1": (ShareLife.ADDING, (), 0),
+        "2": (ShareLife.RESTORING, ("b", "a"), 0),
+        "3": (ShareLife.RESTORING, (), 2),
+        "4": (ShareLife.ADDED, ("a",), 1),
+        "5": (ShareLife.REMOVING, ("a",), 0),
+        "6": (ShareLife.DOUBTFUL, (), 0),
+        "7": (ShareLife.NOT_OURS, (), 0),
     }
     assert state.shares["4"].options == AddOptions.recalled(
         "/srv/4", read_only=True, allowed_names=("a", "b"), hide=("*.key",), map_owner="1000:0"
     )
-    assert (other.next_name, [share.life for share in other.shares.values()]) == (3, [Life.ADDED])
+    assert (other.next_name, [share.life for share in other.shares.values()]) == (3, [ShareLife.ADDED])
 
 
 def test_a_manager_goes_on_from_a_journal_that_the_fourth_version_wrote(tmp_path: Path) -> None:

@@ -18,20 +18,30 @@ from rich.text import Text
 from uvmshare.cli.tables import cell
 from uvmshare.errors import ComputeSystemGone, OutcomeUnknown, ShareNotFound
 from uvmshare.hcs.schema import RequestType
-from uvmshare.share.state import TRANSITIONS, ShareState, Trigger
+from uvmshare.share.state import TRANSITIONS, ShareState, ShareTrigger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from uvmshare import Manager
     from uvmshare.share.interfaces import Plan9Share, VMPlan9
-    from uvmshare.share.state import Life
+    from uvmshare.share.state import ShareLife
 
 __all__ = ["RecordingVM", "ShareHistory", "draw"]
 
 _TRIGGERS = {
-    RequestType.ADD: (Trigger.ADD_BEGUN, Trigger.ADD_SUCCEEDED, Trigger.ADD_FAILED, Trigger.ADD_UNKNOWN),
-    RequestType.REMOVE: (Trigger.REMOVE_BEGUN, Trigger.REMOVE_SUCCEEDED, Trigger.REMOVE_FAILED, Trigger.REMOVE_UNKNOWN),
+    RequestType.ADD: (
+        ShareTrigger.ADD_BEGUN,
+        ShareTrigger.ADD_SUCCEEDED,
+        ShareTrigger.ADD_FAILED,
+        ShareTrigger.ADD_UNKNOWN,
+    ),
+    RequestType.REMOVE: (
+        ShareTrigger.REMOVE_BEGUN,
+        ShareTrigger.REMOVE_SUCCEEDED,
+        ShareTrigger.REMOVE_FAILED,
+        ShareTrigger.REMOVE_UNKNOWN,
+    ),
 }
 _COLOURS = {
     ShareState.PENDING: "yellow",
@@ -46,7 +56,7 @@ class ShareHistory:
     """The states that one share went through, each with the seconds since the start when it got there."""
 
     path: str
-    life: Life = TRANSITIONS.initial
+    life: ShareLife = TRANSITIONS.initial
     visits: list[tuple[ShareState, float]] = field(default_factory=list)
 
 

@@ -33,7 +33,7 @@ from uvmshare.lifecycle.operation import OUTCOME_UNKNOWN, Operation, failure_of,
 from uvmshare.mounts.interfaces import GuestMount
 from uvmshare.mounts.mount import RETRY_FIRST, Mount
 from uvmshare.mounts.options import MountOptions
-from uvmshare.mounts.state import MountLife, MountState, Trigger
+from uvmshare.mounts.state import MountLife, MountState, MountTrigger
 from uvmshare.share.options import AddOptions
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class MountEngine(Engine[Mount, MountOptions]):
     def bring(self, mount: Mount) -> Operation:
         """Begin to mount it, for the first time or again."""
         mount.retry.withdraw()
-        mount.apply(Trigger.MOUNT_BEGUN, self.clock())
+        mount.apply(MountTrigger.MOUNT_BEGUN, self.clock())
         mount.operation = operation = Operation()
         if mount.mapped:  # from now on, not from when the call begins to run
             mount.adding = Operation()
@@ -179,9 +179,9 @@ class MountEngine(Engine[Mount, MountOptions]):
         """Begin to take it away; None when there was nothing to do, and it is gone."""
         mount.retry.withdraw()
         if mount.state is MountLife.LOST:
-            mount.apply(Trigger.GIVEN_UP, self.clock())
+            mount.apply(MountTrigger.GIVEN_UP, self.clock())
         if not mount.left_behind:
-            self.gone(mount, Trigger.NOTHING_LEFT)
+            self.gone(mount, MountTrigger.NOTHING_LEFT)
             return None
         mount.operation = operation = Operation()
         self._undo(mount, operation)
@@ -190,7 +190,7 @@ class MountEngine(Engine[Mount, MountOptions]):
         return operation
 
     def _undo(self, mount: Mount, operation: Operation) -> None:
-        mount.apply(Trigger.UNMOUNT_BEGUN, self.clock())
+        mount.apply(MountTrigger.UNMOUNT_BEGUN, self.clock())
         operation.begin(self._unmount_in_guest(mount), partial(self._unmount_ended, mount))
 
     async def taken_away(self, mount: Mount) -> None:
@@ -214,7 +214,7 @@ class MountEngine(Engine[Mount, MountOptions]):
         operation.error = error
         if error is None:
             again = mount.state is MountLife.RESTORING
-            mount.apply(Trigger.MOUNT_SUCCEEDED, now)
+            mount.apply(MountTrigger.MOUNT_SUCCEEDED, now)
             if again:
                 self.tell(mount, "remounted")
             mount.retry.reset()
@@ -222,19 +222,19 @@ class MountEngine(Engine[Mount, MountOptions]):
             return
         mount.last_error = error
         unknown = isinstance(error, OUTCOME_UNKNOWN)
-        mount.apply(Trigger.MOUNT_UNKNOWN if unknown else Trigger.MOUNT_FAILED, now)
+        mount.apply(MountTrigger.MOUNT_UNKNOWN if unknown else MountTrigger.MOUNT_FAILED, now)
         if mount.state is MountLife.LOST:
             if mount.references and self.vm_gone is None:
                 self._end(mount, operation, task)
                 return
-            mount.apply(Trigger.GIVEN_UP, now)
+            mount.apply(MountTrigger.GIVEN_UP, now)
         if mount.left_behind and not loop_is_ending(task):
             # Undone before those who wait are told: the operation goes on with a second call.
             self._undo(mount, operation)
             self.end_share(mount, REVOKE_GRACE)
             return
         if not mount.left_behind and not mount.taking_share:
-            self.gone(mount, Trigger.NOTHING_LEFT)
+            self.gone(mount, MountTrigger.NOTHING_LEFT)
         self._end(mount, operation, task)
 
     def _unmount_ended(self, mount: Mount, task: asyncio.Task[None]) -> None:
@@ -242,13 +242,13 @@ class MountEngine(Engine[Mount, MountOptions]):
         assert operation is not None
         error = failure_of(task, _interrupted(mount))
         if error is None and mount.taking_share:
-            mount.apply(Trigger.LET_GO, self.clock())  # `_share_taken` finishes it
+            mount.apply(MountTrigger.LET_GO, self.clock())  # `_share_taken` finishes it
         elif error is None or self.vm_gone is not None:
-            self.gone(mount, Trigger.UNMOUNT_SUCCEEDED)
+            self.gone(mount, MountTrigger.UNMOUNT_SUCCEEDED)
         else:
             mount.last_error = error
             unchanged = mount.maybe_in_guest and not isinstance(error, OUTCOME_UNKNOWN)
-            mount.apply(Trigger.UNMOUNT_FAILED if unchanged else Trigger.UNMOUNT_UNKNOWN, self.clock())
+            mount.apply(MountTrigger.UNMOUNT_FAILED if unchanged else MountTrigger.UNMOUNT_UNKNOWN, self.clock())
             if mount.mapped and mount.doomed:
                 # It is given back whatever became of it, and the guest, which had its time, is not waited for.
                 mount.drop_references()
@@ -269,7 +269,7 @@ class MountEngine(Engine[Mount, MountOptions]):
         else:
             self.see_to_later(mount)
 
-    def gone(self, mount: Mount, trigger: Trigger) -> None:
+    def gone(self, mount: Mount, trigger: MountTrigger) -> None:
         """Note that neither the guest nor the VM has anything of it."""
         mount.apply(trigger, self.clock())
         del self.table[mount.path]
@@ -308,7 +308,7 @@ class MountEngine(Engine[Mount, MountOptions]):
         assert mount.revocation is not None
         assert mount.doomed, "whoever wants it again ends the grace"
         mount.grace = None
-        mount.apply(Trigger.REVOKED, self.clock())
+        mount.apply(MountTrigger.REVOKED, self.clock())
         mount.drop_references()
         mount.revocation.begin(self._share_out(mount), partial(self._share_taken, mount))
 
@@ -331,7 +331,7 @@ class MountEngine(Engine[Mount, MountOptions]):
             if mount.left_behind:
                 self.see_to_later(mount)
             else:
-                self.gone(mount, Trigger.NOTHING_LEFT)
+                self.gone(mount, MountTrigger.NOTHING_LEFT)
         revocation.end()
 
     async def force(self, mount: Mount, owners: Iterable[Hashable | None], grace: float) -> MountInfo | None:
@@ -385,7 +385,7 @@ class MountEngine(Engine[Mount, MountOptions]):
         """Forget it, because the VM has exited."""
         self.end_grace(mount)
         if mount.operation is None:
-            self.gone(mount, Trigger.VM_EXITED)
+            self.gone(mount, MountTrigger.VM_EXITED)
 
 
 def guest_mount(mount: Mount) -> GuestMount:

@@ -35,7 +35,7 @@ from uvmshare.mounts.engine import REVOKE_GRACE, MountEngine, guest_mount, share
 from uvmshare.mounts.interfaces import TellsConnect
 from uvmshare.mounts.mount import RETRY_FIRST
 from uvmshare.mounts.options import canonical_guest_path, mapping_of
-from uvmshare.mounts.state import MountLife, Trigger
+from uvmshare.mounts.state import MountLife, MountTrigger
 from uvmshare.share.interfaces import TellsExit
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ class MountManager:
         if owners is None:
             owners = (*mount.owners, *((None,) * mount.anonymous))
             if mount.mapped:
-                mount.apply(Trigger.REVOKED, self._engine.clock())
+                mount.apply(MountTrigger.REVOKED, self._engine.clock())
         return await self._engine.force(mount, owners, grace)
 
     async def map(
@@ -297,7 +297,7 @@ class MountManager:
         if mount.is_revoked and mount.to_be_taken_away:
             self._engine.see_to(mount)  # it may be gone, and then its path is free
         elif mount.state is MountLife.MOUNTED and not guest_mount(mount).is_met_by(found):
-            mount.apply(Trigger.LOST, self._engine.clock())
+            mount.apply(MountTrigger.LOST, self._engine.clock())
             self._engine.tell(mount, "lost")
             mount.maybe_in_guest = found is not None
             self._engine.see_to(mount)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from uvmshare.lifecycle.entry import Entry
 from uvmshare.mounts.interfaces import TellsReach
-from uvmshare.mounts.state import TRANSITIONS, MountLife, MountState, Trigger
+from uvmshare.mounts.state import TRANSITIONS, MountLife, MountState, MountTrigger
 
 if TYPE_CHECKING:
     import asyncio
@@ -59,7 +59,7 @@ class MountInfo:
     reached, and for an agent that does not tell."""
 
 
-class Mount(Entry[MountLife, Trigger]):
+class Mount(Entry[MountLife, MountTrigger]):
     """One entry of the MountManager's table. Only the MountManager changes it.
 
     A call to the guest is in flight for it (`operation`) while its state says so (`MountLife.busy`), and at no other

@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from uvmshare.lifecycle.transitions import call, show, transitions_of
 
-__all__ = ["TRANSITIONS", "MountLife", "MountState", "Trigger"]
+__all__ = ["TRANSITIONS", "MountLife", "MountState", "MountTrigger"]
 
 Busy = Literal["mounting", "unmounting"]
 
@@ -86,7 +86,7 @@ show(
 )
 
 
-class Trigger(enum.Enum):
+class MountTrigger(enum.Enum):
     """What can happen to a mount. The values are the labels of the diagram."""
 
     MOUNT_BEGUN = "mount begun"
@@ -112,17 +112,17 @@ class Trigger(enum.Enum):
 
 
 _RESTING: Final = {
-    (MountLife.MOUNTED, Trigger.LOST): MountLife.LOST,
-    (MountLife.LOST, Trigger.GIVEN_UP): MountLife.INVALID,
-    (MountLife.INVALID, Trigger.NOTHING_LEFT): MountLife.UNMOUNTED,
-    (MountLife.REVOKED, Trigger.NOTHING_LEFT): MountLife.UNMOUNTED,
-    (MountLife.CLEARING, Trigger.LET_GO): MountLife.REVOKED,
+    (MountLife.MOUNTED, MountTrigger.LOST): MountLife.LOST,
+    (MountLife.LOST, MountTrigger.GIVEN_UP): MountLife.INVALID,
+    (MountLife.INVALID, MountTrigger.NOTHING_LEFT): MountLife.UNMOUNTED,
+    (MountLife.REVOKED, MountTrigger.NOTHING_LEFT): MountLife.UNMOUNTED,
+    (MountLife.CLEARING, MountTrigger.LET_GO): MountLife.REVOKED,
 }
 """What can happen to a mount that nothing is under way for; and how a call ends that another one finishes."""
 
 _MOUNTS: Final = call(
-    Trigger.MOUNT_BEGUN,
-    (Trigger.MOUNT_SUCCEEDED, Trigger.MOUNT_FAILED, Trigger.MOUNT_UNKNOWN),
+    MountTrigger.MOUNT_BEGUN,
+    (MountTrigger.MOUNT_SUCCEEDED, MountTrigger.MOUNT_FAILED, MountTrigger.MOUNT_UNKNOWN),
     (
         (MountLife.PENDING, MountLife.MOUNTING, (MountLife.MOUNTED, MountLife.INVALID, MountLife.INVALID)),
         # It is tried again whatever became of an attempt, for those who hold it.
@@ -132,8 +132,8 @@ _MOUNTS: Final = call(
 )
 
 _UNMOUNTS: Final = call(
-    Trigger.UNMOUNT_BEGUN,
-    (Trigger.UNMOUNT_SUCCEEDED, Trigger.UNMOUNT_FAILED, Trigger.UNMOUNT_UNKNOWN),
+    MountTrigger.UNMOUNT_BEGUN,
+    (MountTrigger.UNMOUNT_SUCCEEDED, MountTrigger.UNMOUNT_FAILED, MountTrigger.UNMOUNT_UNKNOWN),
     (
         (MountLife.MOUNTED, MountLife.UNMOUNTING, (MountLife.UNMOUNTED, MountLife.MOUNTED, MountLife.INVALID)),
         # What a mount left behind is taken away with an unmount, until one succeeds.
@@ -144,7 +144,7 @@ _UNMOUNTS: Final = call(
 
 _TAKEN_FROM: Final = {None: MountLife.REVOKED, "mounting": MountLife.OVERTAKEN, "unmounting": MountLife.CLEARING}
 _TAKEN: Final = {
-    (life, Trigger.REVOKED): _TAKEN_FROM[life.busy]
+    (life, MountTrigger.REVOKED): _TAKEN_FROM[life.busy]
     for life in MountLife
     if life not in {MountLife.PENDING, MountLife.UNMOUNTED}
 }
@@ -154,7 +154,7 @@ TRANSITIONS: Final = transitions_of(
     "mount",
     MountLife.PENDING,
     _RESTING | _MOUNTS | _UNMOUNTS | _TAKEN,
-    exited=Trigger.VM_EXITED,
+    exited=MountTrigger.VM_EXITED,
     gone=MountLife.UNMOUNTED,
     resting=(life for life in MountLife if life.busy is None),
 )

@@ -23,7 +23,7 @@ from uvmshare.share.interfaces import Plan9Share, RefusesOptions
 from uvmshare.share.ledger import NOT_THERE, Ledger, add_again, add_to
 from uvmshare.share.options import AddOptions
 from uvmshare.share.share import Share
-from uvmshare.share.state import Life, Trigger
+from uvmshare.share.state import ShareLife, ShareTrigger
 
 if TYPE_CHECKING:
     import asyncio
@@ -81,7 +81,7 @@ class ShareEngine(Engine[Share, AddOptions]):
             return share
         for weaker in options.weaker():
             share = self.by_options.get(weaker)
-            if share is not None and (weaker.directory is not None or share.state is Life.PENDING):
+            if share is not None and (weaker.directory is not None or share.state is ShareLife.PENDING):
                 self.identify(share, options.directory)
                 return share
         if options.directory is None and self.any_directory:  # of an earlier process: whichever it is by now
@@ -113,10 +113,10 @@ class ShareEngine(Engine[Share, AddOptions]):
 
     def drop(self, share: Share) -> None:
         """Forget a PENDING share that nobody adds."""
-        share.apply(Trigger.DROPPED, self.clock())
+        share.apply(ShareTrigger.DROPPED, self.clock())
         self.forget(share)
 
-    def disown(self, share: Share, trigger: Trigger) -> None:
+    def disown(self, share: Share, trigger: ShareTrigger) -> None:
         """Note that the VM may have it though nobody is to: it is taken out, and no add joins it."""
         share.apply(trigger, self.clock())
         self._forget_options(share)
@@ -124,7 +124,7 @@ class ShareEngine(Engine[Share, AddOptions]):
     def release_exited(self, share: Share) -> None:
         """Note that the VM has exited, and the share with it."""
         if share.operation is None:
-            share.apply(Trigger.VM_EXITED, self.clock())
+            share.apply(ShareTrigger.VM_EXITED, self.clock())
             self.forget(share)
 
     def forget(self, share: Share) -> None:
@@ -147,7 +147,7 @@ class ShareEngine(Engine[Share, AddOptions]):
 
     def goes_first(self, share: Share, options: AddOptions) -> Awaitable[None] | None:  # noqa: ARG002  as others need it
         """Return the end of its removal: how that ends is for those who asked for it."""
-        if share.state is not Life.REMOVING:
+        if share.state is not ShareLife.REMOVING:
             return None
         assert share.operation is not None, "it is under way"
         return share.operation.wait()
@@ -176,7 +176,7 @@ class ShareEngine(Engine[Share, AddOptions]):
     def bring(self, share: Share) -> Operation:
         """Begin to add a share, for the first time or again."""
         share.retry.withdraw()
-        share.apply(Trigger.ADD_BEGUN, self.clock())
+        share.apply(ShareTrigger.ADD_BEGUN, self.clock())
         share.operation = operation = Operation()
         operation.begin(self._adding(share), partial(self._add_ended, share))
         return operation
@@ -184,20 +184,20 @@ class ShareEngine(Engine[Share, AddOptions]):
     def take_away(self, share: Share) -> Operation:
         """Begin to remove a share."""
         share.retry.withdraw()
-        if share.state is Life.LOST:
-            self.disown(share, Trigger.GIVEN_UP)
+        if share.state is ShareLife.LOST:
+            self.disown(share, ShareTrigger.GIVEN_UP)
         share.operation = operation = Operation()
         self._remove(share, operation)
         return operation
 
     def _remove(self, share: Share, operation: Operation) -> None:
-        share.apply(Trigger.REMOVE_BEGUN, self.clock())
+        share.apply(ShareTrigger.REMOVE_BEGUN, self.clock())
         operation.begin(self._removing(share), partial(self._remove_ended, share))
 
     def _adding(self, share: Share) -> Coroutine[object, object, None]:
         if self.ledger is not None:
             return self.ledger.add(self.vm, share)
-        if share.state is Life.RESTORING:
+        if share.state is ShareLife.RESTORING:
             return add_again(self.vm, share)
         return add_to(self.vm, share)
 
@@ -219,7 +219,7 @@ class ShareEngine(Engine[Share, AddOptions]):
         operation.error = error
         now = self.clock()
         if error is None:
-            share.apply(Trigger.ADD_SUCCEEDED, now)
+            share.apply(ShareTrigger.ADD_SUCCEEDED, now)
             share.retry.reset()
             learned = self.identify(share, share.directory)
             if self.ledger is not None:
@@ -229,20 +229,20 @@ class ShareEngine(Engine[Share, AddOptions]):
                 self._take_out(share, task)
             return
         share.last_error = error
-        share.apply(Trigger.ADD_UNKNOWN if isinstance(error, OUTCOME_UNKNOWN) else Trigger.ADD_FAILED, now)
-        if share.state is Life.LOST:
+        share.apply(ShareTrigger.ADD_UNKNOWN if isinstance(error, OUTCOME_UNKNOWN) else ShareTrigger.ADD_FAILED, now)
+        if share.state is ShareLife.LOST:
             if isinstance(error, ComputeSystemGone) or self.vm_gone is not None:
-                share.apply(Trigger.VM_EXITED, now)
+                share.apply(ShareTrigger.VM_EXITED, now)
             elif not share.references:
                 # It may have come back by an attempt before this one, whatever became of this one.
-                share.apply(Trigger.GIVEN_UP, now)
-        if share.state is Life.INVALID:
+                share.apply(ShareTrigger.GIVEN_UP, now)
+        if share.state is ShareLife.INVALID:
             self._forget_options(share)
             if not loop_is_ending(task):
                 # Undone before those who wait are told: the operation goes on with a second call.
                 self._remove(share, operation)
                 return
-        elif share.state is not Life.LOST:
+        elif share.state is not ShareLife.LOST:
             self.forget(share)
         self._end(share, operation)
         self.see_to_later(share)
@@ -253,14 +253,14 @@ class ShareEngine(Engine[Share, AddOptions]):
         error = failure_of(task, _interrupted(share))
         now = self.clock()
         if error is None or isinstance(error, NOT_THERE) or self.vm_gone is not None:
-            share.apply(Trigger.REMOVE_SUCCEEDED, now)
+            share.apply(ShareTrigger.REMOVE_SUCCEEDED, now)
             self.forget(share)
         else:
             share.last_error = error
             if isinstance(error, OUTCOME_UNKNOWN):
-                self.disown(share, Trigger.REMOVE_UNKNOWN)
+                self.disown(share, ShareTrigger.REMOVE_UNKNOWN)
             else:
-                share.apply(Trigger.REMOVE_FAILED, now)
+                share.apply(ShareTrigger.REMOVE_FAILED, now)
             if operation.error is None:
                 operation.error = error
             else:  # an add that is being undone: its own error is what its callers are told
@@ -281,7 +281,7 @@ class ShareEngine(Engine[Share, AddOptions]):
 
     def end(self, share: Share) -> None:
         """Drop what has only a name, and begin to remove the rest, whoever holds it."""
-        if share.state is Life.PENDING:
+        if share.state is ShareLife.PENDING:
             self.drop(share)
             return
         if share.found:  # it was there before the restoring that is being undone, and stays

@@ -19,7 +19,7 @@ import msgspec
 
 # At run time: the records are msgspec structs, which look at their fields' types.
 from uvmshare.share.options import AddOptions  # noqa: TC001
-from uvmshare.share.state import Life  # noqa: TC001
+from uvmshare.share.state import ShareLife  # noqa: TC001
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +53,7 @@ class Begun(_Record, frozen=True):
     """There is such a share, in this state: it has a name, the VM is about to be asked to add it, or it is not ours."""
 
     name: str
-    life: Life
+    life: ShareLife
     options: AddOptions
 
 
@@ -61,7 +61,7 @@ class Changed(_Record, frozen=True):
     """The share is in this state: a call for it is about to be made, or has ended."""
 
     name: str
-    life: Life
+    life: ShareLife
     directory: str | None = None
     """Which directory it turned out to be, where the options did not say; None otherwise."""
 
@@ -102,7 +102,7 @@ class JournalledShare:
 
     name: str
     options: AddOptions
-    life: Life
+    life: ShareLife
     owners: tuple[str, ...] = ()
     """In the order in which they came."""
     anonymous: int = 0

@@ -49,7 +49,7 @@ from uvmshare.share.journal import (
     Unreferred,
 )
 from uvmshare.share.share import RETRY_FIRST
-from uvmshare.share.state import TRANSITIONS, Life, Trigger
+from uvmshare.share.state import TRANSITIONS, ShareLife, ShareTrigger
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -209,7 +209,7 @@ class Ledger:
         await self.ready()  # or each attempt for a share that the VM lost would leave one more in line
         self._known.add(share.name)
         await self.write(Begun(share.name, share.state, share.options))
-        if share.state is Life.RESTORING:
+        if share.state is ShareLife.RESTORING:
             await add_again(vm, share)  # until it succeeds, it is one that is going to be added
         else:
             await self._add(vm, share)
@@ -225,7 +225,7 @@ class Ledger:
         try:
             await add_to(vm, share)
         except OUTCOME_UNKNOWN:
-            self._in_doubt(share, Trigger.ADD_UNKNOWN)
+            self._in_doubt(share, ShareTrigger.ADD_UNKNOWN)
             raise
         except Exception as error:
             self._known.discard(share.name)
@@ -250,7 +250,7 @@ class Ledger:
             pass
         except OUTCOME_UNKNOWN:
             if intended or not share.state.orphan:
-                self._in_doubt(share, Trigger.REMOVE_UNKNOWN)
+                self._in_doubt(share, ShareTrigger.REMOVE_UNKNOWN)
             raise
         except Exception as error:
             if intended:
@@ -272,7 +272,7 @@ class Ledger:
             self.note(_as_before(share))
             raise
 
-    def _in_doubt(self, share: Share, trigger: Trigger) -> None:
+    def _in_doubt(self, share: Share, trigger: ShareTrigger) -> None:
         task = asyncio.current_task()
         if task is None or not task.cancelling():  # by an event loop that ends, where nothing may be started
             self.note(Changed(share.name, TRANSITIONS.following(share.state, trigger)))
@@ -310,7 +310,7 @@ class Ledger:
         """Take note of a share that is left alone."""
         if name not in self._known:
             self._known.add(name)
-            self.note(Begun(name, Life.NOT_OURS, options))
+            self.note(Begun(name, ShareLife.NOT_OURS, options))
 
     def forgotten(self, name: str) -> None:
         """Take note that a share is not there, unless that is written already."""
@@ -422,7 +422,7 @@ def check_owner(owner: Hashable | None) -> None:
 
 def _as_before(share: Share) -> Record:
     """Return what the journal said before a removal was begun."""
-    return Changed(share.name, TRANSITIONS.following(share.state, Trigger.REMOVE_FAILED))
+    return Changed(share.name, TRANSITIONS.following(share.state, ShareTrigger.REMOVE_FAILED))
 
 
 def _journal_error(error: Exception) -> JournalError:

@@ -33,7 +33,7 @@ from uvmshare.share.engine import ShareEngine
 from uvmshare.share.interfaces import TellsExit, TellsTakeover
 from uvmshare.share.options import AddOptions, options_of
 from uvmshare.share.share import RETRY_FIRST, ShareInfo
-from uvmshare.share.state import Life
+from uvmshare.share.state import ShareLife
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Hashable
@@ -192,7 +192,7 @@ class Manager:
         while share is not None and share.operation is not None:
             await share.operation.wait()
             share = self._engine.table.get(name)
-        if share is not None and share.state is Life.PENDING:
+        if share is not None and share.state is ShareLife.PENDING:
             self._engine.drop(share)
         elif share is not None and self.claims.release(share, owner):
             await self._engine.take_away(share).finish()

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 from uvmshare.errors import ComputeSystemGone
 from uvmshare.share.interfaces import ListsShares
 from uvmshare.share.share import Share
-from uvmshare.share.state import Life, Trigger
+from uvmshare.share.state import ShareLife, ShareTrigger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -149,7 +149,7 @@ async def begin(engine: ShareEngine, wanted: RecoverOptions) -> Settlement:
     state = await engine.ledger.begin()
     engine.next_name = max(engine.next_name, state.next_name)
     for journalled in state.shares.values():
-        if journalled.life is Life.NOT_OURS:
+        if journalled.life is ShareLife.NOT_OURS:
             engine.not_ours.add(journalled.name)
             continue
         share = _recalled(journalled, engine.clock())
@@ -172,9 +172,9 @@ def _recalled(journalled: JournalledShare, now: float) -> Share:
     share.owners = dict.fromkeys(journalled.owners)
     share.anonymous = journalled.anonymous
     if share.state.busy:
-        share.apply(Trigger.PROCESS_DIED, now)
-    if share.state is Life.LOST and not share.references:  # only blocks of that process held it
-        share.apply(Trigger.GIVEN_UP, now)
+        share.apply(ShareTrigger.PROCESS_DIED, now)
+    if share.state is ShareLife.LOST and not share.references:  # only blocks of that process held it
+        share.apply(ShareTrigger.GIVEN_UP, now)
     return share
 
 
@@ -249,27 +249,27 @@ def _settle_one(engine: ShareEngine, share: Share, listed: Mapping[str, AddOptio
     on_vm = None if listed is None else listed.get(share.name)
     if share.to_be_taken_away:
         found = "a call for it has no outcome" if share.state.orphan else "nobody holds it"
-    elif share.state is Life.LOST:
+    elif share.state is ShareLife.LOST:
         return _Item(share, "it was lost by the VM before", Done.ADDED_AGAIN, engine.bring(share))
-    elif share.state is Life.PENDING:
+    elif share.state is ShareLife.PENDING:
         if on_vm is None:
             return _Item(share, "it has a name, and was never added", Done.KEPT)
         found = "it was never added, and the VM has it"
-        engine.disown(share, Trigger.FOUND)
+        engine.disown(share, ShareTrigger.FOUND)
     elif listed is None or (on_vm is not None and on_vm.may_be(share.options)):
         if on_vm is not None:
             engine.identify(share, on_vm.directory if share.options.directory is None else None)
         return _Item(share, "it was added, and the VM " + ("did not tell" if listed is None else "has it"), Done.KEPT)
     else:
         found = "the VM does not have it" if on_vm is None else f"the VM has another {on_vm.host_path} under its name"
-        share.apply(Trigger.LOST, engine.clock())
+        share.apply(ShareTrigger.LOST, engine.clock())
         return _Item(share, found, Done.ADDED_AGAIN, engine.bring(share))
     return _Item(share, found, Done.TAKEN_OUT, engine.take_away(share))
 
 
 def _settle_unknown(engine: ShareEngine, name: str, options: AddOptions, wanted: RecoverOptions) -> _Item:
     """Begin what follows for a share of the VM that the tables do not have."""
-    share = Share(name, options, engine.clock(), Life.NOT_OURS)
+    share = Share(name, options, engine.clock(), ShareLife.NOT_OURS)
     number = int(name) if name.isascii() and name.isdecimal() and len(name) < _DIGITS else -1
     if str(number) != name:
         return _Item(share, "nobody knows it, and it has no name of ours", Done.LEFT_ALONE)

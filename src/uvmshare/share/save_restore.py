@@ -35,7 +35,7 @@ from uvmshare.share.interfaces import ListsShares
 from uvmshare.share.ledger import check_owner
 from uvmshare.share.options import AddOptions
 from uvmshare.share.share import Share
-from uvmshare.share.state import Life, ShareState
+from uvmshare.share.state import ShareLife, ShareState
 from uvmshare.wording import reason_of
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def encode(engine: ShareEngine) -> bytes:
     shares = []
     for share in engine.table.values():
         owners = tuple(_written(share, owner) for owner in share.owners if not isinstance(owner, BlockOwner))
-        held = share.state is Life.ADDED and bool(owners or share.anonymous)
+        held = share.state is ShareLife.ADDED and bool(owners or share.anonymous)
         if held or share.state.state is ShareState.PENDING:
             options = share.options
             shares.append(
@@ -233,7 +233,7 @@ async def _add_all(
     for saved_share in saved.shares:
         share = shares[saved_share.name]
         if share.name in there:
-            share = shares[share.name] = Share(share.name, share.options, engine.clock(), Life.ADDED)
+            share = shares[share.name] = Share(share.name, share.options, engine.clock(), ShareLife.ADDED)
             share.found = True
         engine.table[share.name] = share
         engine.by_options.setdefault(share.options, share)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal
 
 from uvmshare.lifecycle.entry import Entry
-from uvmshare.share.state import TRANSITIONS, Life, Trigger
+from uvmshare.share.state import TRANSITIONS, ShareLife, ShareTrigger
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -49,10 +49,10 @@ class ShareInfo:
     """The last failure of a call to the VM for it; None when there was none."""
 
 
-class Share(Entry[Life, Trigger]):
+class Share(Entry[ShareLife, ShareTrigger]):
     """One entry of the Manager's tables. Only the Manager changes it.
 
-    A call is in flight for it (`operation`) while its state says so (`Life.busy`), and at no other time.
+    A call is in flight for it (`operation`) while its state says so (`ShareLife.busy`), and at no other time.
     """
 
     __slots__ = ("believed", "directory", "found", "name", "options")
@@ -60,7 +60,7 @@ class Share(Entry[Life, Trigger]):
     transitions = TRANSITIONS
     retry_first = RETRY_FIRST
 
-    def __init__(self, name: str, options: AddOptions, now: float, state: Life = Life.PENDING) -> None:
+    def __init__(self, name: str, options: AddOptions, now: float, state: ShareLife = ShareLife.PENDING) -> None:
         super().__init__(now, state)
         self.name = name
         """Immutable."""
@@ -74,26 +74,26 @@ class Share(Entry[Life, Trigger]):
         """Whether the VM had it before it was restored."""
 
     @staticmethod
-    def seen(state: Life) -> ShareState:
+    def seen(state: ShareLife) -> ShareState:
         """Return what callers see of a state."""
         return state.state
 
     @property
     def live(self) -> bool:
         """Whether the VM has it, and nothing is under way for it."""
-        return self.state is Life.ADDED
+        return self.state is ShareLife.ADDED
 
     @property
     def to_be_taken_away(self) -> bool:
         """Whether the VM may have it though it should not, and no call in flight will change that."""
-        return self.state in {Life.INVALID, Life.DOUBTFUL} or (
-            self.state in {Life.ADDED, Life.LOST} and not self.wanted
+        return self.state in {ShareLife.INVALID, ShareLife.DOUBTFUL} or (
+            self.state in {ShareLife.ADDED, ShareLife.LOST} and not self.wanted
         )
 
     @property
     def to_be_restored(self) -> bool:
         """Whether somebody holds it, the VM lost it, and no call in flight will change that."""
-        return self.state is Life.LOST and self.references > 0
+        return self.state is ShareLife.LOST and self.references > 0
 
     def info(self) -> ShareInfo:
         """Return what callers may see."""

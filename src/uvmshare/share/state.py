@@ -3,8 +3,8 @@
 What lives here: the enums and the one table, which the diagram in the documentation is drawn from. What must not:
 anything that makes a transition happen (that is `uvmshare.share.engine`), or any other knowledge of a share.
 
-A `Life` says what is true of a share and what is under way for it, in memory and in a journal alike. The four states of
-`ShareState` are the view of it that callers have.
+A `ShareLife` says what is true of a share and what is under way for it, in memory and in a journal alike. The four
+states of `ShareState` are the view of it that callers have.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from uvmshare.lifecycle.transitions import call, show, transitions_of
 
-__all__ = ["TRANSITIONS", "Life", "ShareState", "Trigger"]
+__all__ = ["TRANSITIONS", "ShareLife", "ShareState", "ShareTrigger"]
 
 Busy = Literal["adding", "removing"]
 
@@ -32,7 +32,7 @@ class ShareState(enum.Enum):
     """It is gone. The name is never used again."""
 
 
-class Life(enum.Enum):
+class ShareLife(enum.Enum):
     """What is true of a share, and what is under way for it. The values are what a journal says."""
 
     state: ShareState
@@ -70,29 +70,29 @@ class Life(enum.Enum):
     @property
     def orphan(self) -> bool:
         """Whether the VM may or may not have it, and it goes: the answer to a call was lost."""
-        return self in {Life.INVALID, Life.UNDOING, Life.DOUBTFUL, Life.CLEARING}
+        return self in {ShareLife.INVALID, ShareLife.UNDOING, ShareLife.DOUBTFUL, ShareLife.CLEARING}
 
 
 show(
     (
-        (Life.PENDING, ShareState.PENDING, None),
-        (Life.ADDING, ShareState.PENDING, "adding"),
-        (Life.ADDED, ShareState.ADDED, None),
-        (Life.REMOVING, ShareState.ADDED, "removing"),
-        (Life.LOST, ShareState.PENDING, None),
-        (Life.RESTORING, ShareState.PENDING, "adding"),
-        (Life.INVALID, ShareState.INVALID, None),
-        (Life.UNDOING, ShareState.INVALID, "removing"),
-        (Life.DOUBTFUL, ShareState.ADDED, None),
-        (Life.CLEARING, ShareState.ADDED, "removing"),
-        (Life.FAILED, ShareState.INVALID, None),
-        (Life.REMOVED, ShareState.REMOVED, None),
-        (Life.NOT_OURS, ShareState.ADDED, None),
+        (ShareLife.PENDING, ShareState.PENDING, None),
+        (ShareLife.ADDING, ShareState.PENDING, "adding"),
+        (ShareLife.ADDED, ShareState.ADDED, None),
+        (ShareLife.REMOVING, ShareState.ADDED, "removing"),
+        (ShareLife.LOST, ShareState.PENDING, None),
+        (ShareLife.RESTORING, ShareState.PENDING, "adding"),
+        (ShareLife.INVALID, ShareState.INVALID, None),
+        (ShareLife.UNDOING, ShareState.INVALID, "removing"),
+        (ShareLife.DOUBTFUL, ShareState.ADDED, None),
+        (ShareLife.CLEARING, ShareState.ADDED, "removing"),
+        (ShareLife.FAILED, ShareState.INVALID, None),
+        (ShareLife.REMOVED, ShareState.REMOVED, None),
+        (ShareLife.NOT_OURS, ShareState.ADDED, None),
     )
 )
 
 
-class Trigger(enum.Enum):
+class ShareTrigger(enum.Enum):
     """What can happen to a share. The values are the labels of the diagram."""
 
     ADD_BEGUN = "add begun"
@@ -117,41 +117,44 @@ class Trigger(enum.Enum):
     """The one that waited for the answer to a call."""
 
 
+_Life, _On = ShareLife, ShareTrigger
+"""Short, so that a row of the table stays a line."""
+
 _RESTING: Final = {
-    (Life.PENDING, Trigger.DROPPED): Life.REMOVED,
-    (Life.PENDING, Trigger.FOUND): Life.INVALID,
-    (Life.ADDED, Trigger.LOST): Life.LOST,
-    (Life.LOST, Trigger.GIVEN_UP): Life.INVALID,
-    (Life.NOT_OURS, Trigger.REMOVE_BEGUN): Life.UNDOING,
+    (_Life.PENDING, _On.DROPPED): _Life.REMOVED,
+    (_Life.PENDING, _On.FOUND): _Life.INVALID,
+    (_Life.ADDED, _On.LOST): _Life.LOST,
+    (_Life.LOST, _On.GIVEN_UP): _Life.INVALID,
+    (_Life.NOT_OURS, _On.REMOVE_BEGUN): _Life.UNDOING,
 }
 """What can happen to a share that nothing is under way for."""
 
 _ADDS: Final = call(
-    Trigger.ADD_BEGUN,
-    (Trigger.ADD_SUCCEEDED, Trigger.ADD_FAILED, Trigger.ADD_UNKNOWN, Trigger.PROCESS_DIED),
+    _On.ADD_BEGUN,
+    (_On.ADD_SUCCEEDED, _On.ADD_FAILED, _On.ADD_UNKNOWN, _On.PROCESS_DIED),
     (
-        (Life.PENDING, Life.ADDING, (Life.ADDED, Life.FAILED, Life.INVALID, Life.INVALID)),
+        (_Life.PENDING, _Life.ADDING, (_Life.ADDED, _Life.FAILED, _Life.INVALID, _Life.INVALID)),
         # It is tried again whatever became of an attempt, for those who hold it.
-        (Life.LOST, Life.RESTORING, (Life.ADDED, Life.LOST, Life.LOST, Life.LOST)),
+        (_Life.LOST, _Life.RESTORING, (_Life.ADDED, _Life.LOST, _Life.LOST, _Life.LOST)),
     ),
 )
 
 _REMOVES: Final = call(
-    Trigger.REMOVE_BEGUN,
-    (Trigger.REMOVE_SUCCEEDED, Trigger.REMOVE_FAILED, Trigger.REMOVE_UNKNOWN, Trigger.PROCESS_DIED),
+    _On.REMOVE_BEGUN,
+    (_On.REMOVE_SUCCEEDED, _On.REMOVE_FAILED, _On.REMOVE_UNKNOWN, _On.PROCESS_DIED),
     (
-        (Life.ADDED, Life.REMOVING, (Life.REMOVED, Life.ADDED, Life.DOUBTFUL, Life.DOUBTFUL)),
+        (_Life.ADDED, _Life.REMOVING, (_Life.REMOVED, _Life.ADDED, _Life.DOUBTFUL, _Life.DOUBTFUL)),
         # What may be there is removed until a removal succeeds.
-        (Life.INVALID, Life.UNDOING, (Life.REMOVED, Life.INVALID, Life.INVALID, Life.INVALID)),
-        (Life.DOUBTFUL, Life.CLEARING, (Life.REMOVED, Life.DOUBTFUL, Life.DOUBTFUL, Life.DOUBTFUL)),
+        (_Life.INVALID, _Life.UNDOING, (_Life.REMOVED, _Life.INVALID, _Life.INVALID, _Life.INVALID)),
+        (_Life.DOUBTFUL, _Life.CLEARING, (_Life.REMOVED, _Life.DOUBTFUL, _Life.DOUBTFUL, _Life.DOUBTFUL)),
     ),
 )
 
 TRANSITIONS: Final = transitions_of(
     "share",
-    Life.PENDING,
+    _Life.PENDING,
     _RESTING | _ADDS | _REMOVES,
-    exited=Trigger.VM_EXITED,
-    gone=Life.REMOVED,
-    resting=(life for life in Life if life.busy is None),
+    exited=_On.VM_EXITED,
+    gone=_Life.REMOVED,
+    resting=(life for life in _Life if life.busy is None),
 )

@@ -37,7 +37,7 @@ from uvmshare.share.journal import (
     Unreferred,
 )
 from uvmshare.share.options import AddOptions
-from uvmshare.share.state import Life
+from uvmshare.share.state import ShareLife
 from uvmshare.sqlite_journal.private import make_private
 from uvmshare.wording import reason_of
 
@@ -94,8 +94,8 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             WHERE sum = row_sum(vm, name, phase, host_path, read_only, allowed_names, anonymous, directory)""",
     ),
     (
-        # The words are those of `Life`, which tells more. Of what was in doubt nothing else was known; what somebody
-        # held while it was being added had been lost by the VM.
+        # The words are those of `ShareLife`, which tells more. Of what was in doubt nothing else was known; what
+        # somebody held while it was being added had been lost by the VM.
         "ALTER TABLE shares RENAME COLUMN phase TO life",
         """UPDATE shares SET life = 'doubtful', sum = row_sum(
                 vm, name, 'doubtful', host_path, read_only, allowed_names, anonymous, directory, hide, map_owner)
@@ -241,7 +241,7 @@ class Store:
                     map_owner=map_owner,
                     directory=directory,
                 )
-                share = JournalledShare(str(name), options, Life(life), tuple(owners.pop(name, ())), anonymous)
+                share = JournalledShare(str(name), options, ShareLife(life), tuple(owners.pop(name, ())), anonymous)
                 state.shares[share.name] = share
                 state.next_name = max(state.next_name, name + 1)
             if owners:
@@ -346,7 +346,7 @@ class Store:
         if names_seen:
             self._set_next_name(vm, "max(next_name, ?2)", names_seen)
 
-    def _write_share(self, vm: int, name: str, life: Life, options: AddOptions) -> None:
+    def _write_share(self, vm: int, name: str, life: ShareLife, options: AddOptions) -> None:
         allowed = msgspec.json.encode(options.allowed_names).decode()
         row = (
             *(vm, int(name), life.value, options.host_path, int(options.read_only), allowed, 0, options.directory),

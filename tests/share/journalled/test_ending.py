@@ -15,7 +15,7 @@ from uvmshare.share.interfaces import Plan9Share
 from uvmshare.share.journal import JournalledShare, JournalState
 from uvmshare.share.manager import Manager
 from uvmshare.share.recovery import Done
-from uvmshare.share.state import Life
+from uvmshare.share.state import ShareLife
 from uvmshare.testing.fakes import Reply
 from uvmshare.testing.schedule import run
 
@@ -41,7 +41,7 @@ async def test_what_closing_could_not_take_out_is_taken_out_by_the_next_life(
     vm.replies.append(Reply.FAIL)
     with pytest.raises(SharesLeft, match="share 0"):
         await manager.aclose()
-    assert journal.state.shares == {"0": JournalledShare("0", ONE, Life.ADDED)}
+    assert journal.state.shares == {"0": JournalledShare("0", ONE, ShareLife.ADDED)}
     report = await Manager(vm, journal=journal).recover()
     assert only(report).done is Done.TAKEN_OUT
     assert not vm.shares

@@ -15,7 +15,7 @@ from uvmshare.share.journal import JournalledShare, JournalState
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 from uvmshare.share.recovery import Done
-from uvmshare.share.state import Life, ShareState
+from uvmshare.share.state import ShareLife, ShareState
 from uvmshare.testing.fakes import FakeJournal, FakeVM, ListingFakeVM, Reply
 
 
@@ -90,7 +90,7 @@ async def test_a_share_that_the_server_lost_is_added_again_under_its_name(
         ("1", Done.ADDED_AGAIN, ("a",)),
     ]
     assert vm.shares == {"0": ONE, "1": OTHER}
-    assert {share.life for share in journal.state.shares.values()} == {Life.ADDED}
+    assert {share.life for share in journal.state.shares.values()} == {ShareLife.ADDED}
 
 
 async def test_a_lost_share_that_cannot_be_added_yet_stays_its_owners_and_is_tried_again(
@@ -105,13 +105,13 @@ async def test_a_lost_share_that_cannot_be_added_yet_stays_its_owners_and_is_tri
     assert "not yet: remove of share 0: the test says" in str(report.unsettled[0])
     (info,) = again.shares()
     assert (info.state, info.owners) == (ShareState.PENDING, ("a",))
-    assert journal.state.shares["0"].life is Life.RESTORING
+    assert journal.state.shares["0"].life is ShareLife.RESTORING
     crashed_meanwhile = FakeJournal()
     crashed_meanwhile.state = JournalState(64, dict(journal.state.shares))
     await asyncio.sleep(60)
     assert again.shares()[0].state is ShareState.ADDED
     assert vm.shares == {"0": ONE}
-    assert journal.state.shares["0"] == JournalledShare("0", ONE, Life.ADDED, ("a",))
+    assert journal.state.shares["0"] == JournalledShare("0", ONE, ShareLife.ADDED, ("a",))
     vm.shares.clear()
     report = await Manager(vm, journal=crashed_meanwhile).recover()
     assert only(report).done is Done.ADDED_AGAIN

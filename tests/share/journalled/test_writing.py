@@ -23,7 +23,7 @@ from uvmshare.share.journal import JournalledShare
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 from uvmshare.share.recovery import Done
-from uvmshare.share.state import Life, ShareState
+from uvmshare.share.state import ShareLife, ShareState
 from uvmshare.testing.fakes import FakeVM, Reply
 
 if TYPE_CHECKING:
@@ -42,22 +42,22 @@ async def test_the_intent_is_on_the_disk_before_the_call_and_the_reference_befor
     journal.hold = vm.hold = True
     add = asyncio.create_task(manager.add(ONE, owner="a"))
     await settle()
-    assert records_in_flight(journal) == [written.Begun("0", Life.ADDING, ONE)]
+    assert records_in_flight(journal) == [written.Begun("0", ShareLife.ADDING, ONE)]
     assert not vm.calls
     journal.in_flight[0].answer(Reply.SUCCEED)
     await settle()
-    assert journal.state.shares == {"0": JournalledShare("0", ONE, Life.ADDING)}
+    assert journal.state.shares == {"0": JournalledShare("0", ONE, ShareLife.ADDING)}
     vm.in_flight["0"].answer(Reply.SUCCEED)
     await settle()
-    assert records_in_flight(journal) == [written.Changed("0", Life.ADDED), written.Referred("0", "a")]
+    assert records_in_flight(journal) == [written.Changed("0", ShareLife.ADDED), written.Referred("0", "a")]
     assert not add.done()
     journal.in_flight[0].answer(Reply.SUCCEED)
     assert await add == "0"
-    assert journal.state.shares == {"0": JournalledShare("0", ONE, Life.ADDED, ("a",))}
+    assert journal.state.shares == {"0": JournalledShare("0", ONE, ShareLife.ADDED, ("a",))}
 
     remove = asyncio.create_task(manager.remove("0", owner="a"))
     await settle()
-    assert records_in_flight(journal) == [written.Changed("0", Life.REMOVING)]
+    assert records_in_flight(journal) == [written.Changed("0", ShareLife.REMOVING)]
     assert len(vm.calls) == 1
     journal.in_flight[0].answer(Reply.SUCCEED)
     await settle()
@@ -85,11 +85,11 @@ async def test_many_adds_of_one_turn_go_to_the_disk_together(
 async def test_references_are_counted_by_the_journal_as_by_the_manager(journal: FakeJournal, manager: Manager) -> None:
     for owner in (None, "b", None, "a", "b"):
         await manager.add(ONE, owner=owner)
-    assert journal.state.shares["0"] == JournalledShare("0", ONE, Life.ADDED, ("b", "a"), 2)
+    assert journal.state.shares["0"] == JournalledShare("0", ONE, ShareLife.ADDED, ("b", "a"), 2)
     await manager.remove("0")
     await manager.remove("0", owner="b")
     await manager.remove("0", owner="never")
-    assert journal.state.shares["0"] == JournalledShare("0", ONE, Life.ADDED, ("a",), 1)
+    assert journal.state.shares["0"] == JournalledShare("0", ONE, ShareLife.ADDED, ("a",), 1)
     await manager.release_owner("a")
     await manager.remove("0")
     assert not journal.state.shares
@@ -108,7 +108,7 @@ async def test_a_cancelled_add_leaves_no_reference_in_the_journal(journal: FakeJ
                 journal.in_flight[0].answer(Reply.SUCCEED)
         assert add.cancelled()
         await settle()
-        assert journal.state.shares["0"] == JournalledShare("0", ONE, Life.ADDED, ("a",))
+        assert journal.state.shares["0"] == JournalledShare("0", ONE, ShareLife.ADDED, ("a",))
     assert manager.shares()[0].owners == ("a",)
 
 
@@ -131,7 +131,7 @@ async def test_a_block_is_nothing_that_outlives_the_process(
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
     async with manager.share(ONE) as name:
-        assert journal.state.shares == {name: JournalledShare(name, ONE, Life.ADDED)}
+        assert journal.state.shares == {name: JournalledShare(name, ONE, ShareLife.ADDED)}
         report = await Manager(vm, journal=journal).recover()
         assert only(report).done is Done.TAKEN_OUT
         assert not vm.shares
@@ -164,7 +164,7 @@ async def test_an_add_whose_intent_cannot_be_written_is_refused_before_the_vm_is
     assert not vm.calls
     assert not manager.shares()
     assert await manager.add(ONE, owner="a") == "1"
-    assert journal.state.shares == {"1": JournalledShare("1", ONE, Life.ADDED, ("a",))}
+    assert journal.state.shares == {"1": JournalledShare("1", ONE, ShareLife.ADDED, ("a",))}
 
 
 @pytest.mark.parametrize("reply", [Reply.FAIL, Reply.LOSE_AFTER])
@@ -280,7 +280,7 @@ async def test_the_vm_fails_while_the_journal_does_and_the_owner_keeps_the_share
     assert manager.shares()[0].owners == ("a",)
     journal.broken = False
     await asyncio.sleep(60)
-    assert journal.state.shares["0"] == JournalledShare("0", ONE, Life.ADDED, ("a",))
+    assert journal.state.shares["0"] == JournalledShare("0", ONE, ShareLife.ADDED, ("a",))
 
 
 @pytest.mark.parametrize("reply", [Reply.FAIL, Reply.LOSE_AFTER])
@@ -297,7 +297,7 @@ async def test_a_vm_that_cannot_tell_what_it_has_is_asked_for_no_removal_that_is
     assert manager.shares()[0].owners == ("a",)
     await settle()
     await asyncio.sleep(1)
-    assert journal.state.shares["0"] == JournalledShare("0", ONE, Life.ADDED, ("a",))
+    assert journal.state.shares["0"] == JournalledShare("0", ONE, ShareLife.ADDED, ("a",))
     await manager.remove("0", owner="a")
     assert not vm.shares
     await manager.aclose()
@@ -341,7 +341,7 @@ async def test_an_unknown_outcome_is_in_the_journal_until_it_is_settled(
         await manager.add(ONE, owner="a")
     await settle()
     assert manager.shares()[0].orphan
-    assert journal.state.shares["0"].life is Life.INVALID
+    assert journal.state.shares["0"].life is ShareLife.INVALID
     assert await manager.add(ONE, owner="a") == "1"
     await asyncio.sleep(1)
     assert vm.shares == {"1": ONE}
