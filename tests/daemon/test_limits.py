@@ -301,13 +301,13 @@ def test_a_second_request_that_does_not_come_to_its_end_is_cut(
 @pytest.mark.usefixtures("complaints")
 def test_an_answer_that_nobody_takes_is_cut(daemon: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     assert daemon.daemon is not None
-    cut, lost = threading.Event(), connections.Connection.connection_lost
+    cut, lost = threading.Event(), connections.ClientConnection.connection_lost
 
-    def note(connection: connections.Connection, error: Exception | None) -> None:
+    def note(connection: connections.ClientConnection, error: Exception | None) -> None:
         lost(connection, error)
         cut.set()
 
-    monkeypatch.setattr(connections.Connection, "connection_lost", note)
+    monkeypatch.setattr(connections.ClientConnection, "connection_lost", note)
     monkeypatch.setattr(connections, "TAKE_SECONDS", 0.05)
     events = daemon.daemon.service.events
 

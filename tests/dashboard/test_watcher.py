@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from uvmshare.daemon.documents import Event, Info, Share, Stats, Vm
-from uvmshare.dashboard.stream import Streams
+from uvmshare.dashboard.stream import ViewerStreams
 from uvmshare.dashboard.view import MOST_ROWS, MOST_VMS, shown
 from uvmshare.dashboard.watcher import KEPT_EVENTS, Watcher
 from uvmshare.errors import DaemonError, FileServerError
@@ -229,7 +229,7 @@ def test_a_viewer_that_takes_nothing_gets_the_newest_view_afterwards_and_hears_t
     async def story() -> None:
         daemon = Daemon("vm")
         async with Watched(daemon) as watcher:
-            messages = Streams(watcher).messages(asyncio.Event())
+            messages = ViewerStreams(watcher).messages(asyncio.Event())
             daemon.happened.put_nowait(
                 Event(id="a-0", time=BEGAN, kind="first", vm="vm", share=None, owner=None, detail={})
             )

@@ -128,7 +128,7 @@ async def test_a_defect_loses_the_connection_too(monkeypatch: pytest.MonkeyPatch
     async with client:
         await client.reached()
         with monkeypatch.context() as patched:
-            patched.setattr(connection.Connection, "_take", defective)
+            patched.setattr(connection.AgentConnection, "_take", defective)
             asking = asyncio.create_task(client.listed())
             await settle()
         assert await asking == ()

@@ -1,6 +1,6 @@
 """A client's connection: who it is of, what of HTTP is taken, and how much and how long.
 
-What lives here: `Connection`, which stands between the socket and the application, and the limits of each user's
+What lives here: `ClientConnection`, which stands between the socket and the application, and the limits of each user's
 connections. What must not: what is asked for (`app`), or the limits of a document's fields (`documents`).
 
 uvicorn and h11 read and write HTTP. What they leave open is closed here: a request whose end two readers could
@@ -43,7 +43,7 @@ __all__ = [
     "TAKE_SECONDS",
     "USER_BYTES",
     "USER_CONNECTIONS",
-    "Connection",
+    "ClientConnection",
     "configured",
     "cut_late",
     "protocol",
@@ -191,7 +191,7 @@ class _User:
     """Bytes of answers that are not taken yet."""
 
 
-class Connection(H11Protocol):
+class ClientConnection(H11Protocol):
     """uvicorn's protocol with limits, which says in each request's scope who opened the connection.
 
     Those of a subclass are counted together; see `protocol`.
@@ -329,7 +329,7 @@ class Connection(H11Protocol):
             self.transport.abort()
             return
         body = msgspec.json.encode(problem_of(Refused(reason), self._messages.thing, status=status))
-        headers = [("Content-Type", PROBLEM_TYPE), ("Content-Length", str(len(body))), ("Connection", "close")]
+        headers = [("Content-Type", PROBLEM_TYPE), ("Content-Length", str(len(body))), ("ClientConnection", "close")]
         self.transport.write(self.conn.send(h11.Response(status_code=status, headers=headers)) or b"")
         if not self._messages.thing.startswith("HEAD "):
             self.transport.write(self.conn.send(h11.Data(data=body)) or b"")
@@ -384,7 +384,7 @@ class Connection(H11Protocol):
         structlog.get_logger("uvmshare.daemon").warning(event, user=self.uid, **more)
 
 
-def configured(application: Any, connections: type[Connection], *, grace: int, **more: Any) -> uvicorn.Config:
+def configured(application: Any, connections: type[ClientConnection], *, grace: int, **more: Any) -> uvicorn.Config:
     """Return uvicorn's settings for an application behind such connections: nothing is logged, no proxy is believed.
 
     It has `grace` seconds to answer what was asked before it ends; `more` are settings of uvicorn's.
@@ -410,10 +410,10 @@ async def cut_late(server: uvicorn.Server) -> None:
     await asyncio.sleep(0)
 
 
-def protocol() -> type[Connection]:
+def protocol() -> type[ClientConnection]:
     """Return the class of one daemon's connections, which are counted together."""
 
-    class OfDaemon(Connection):
+    class OfDaemon(ClientConnection):
         pass
 
     return OfDaemon

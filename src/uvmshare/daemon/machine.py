@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from uvmshare.directory import Fate
     from uvmshare.fileserver import control
     from uvmshare.fileserver.link import RunAs
-    from uvmshare.mounts.channel import Streams
+    from uvmshare.mounts.channel import AgentStreams
     from uvmshare.mounts.mount import MountInfo
     from uvmshare.share.journal import Journal
     from uvmshare.share.manager import ShareInfo
@@ -445,7 +445,7 @@ class Machine:
         self._watch(self)
         await agent.start()
 
-    async def _streams(self, where: address.Address, user: Identity) -> Streams:
+    async def _streams(self, where: address.Address, user: Identity) -> AgentStreams:
         """Return where connections to the agent come from: all of them made with the rights of the VM's user."""
         wanted = self.record.wanted
         users = peers.allowed(wanted.allow_uids, user.uid)

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, Final
 import uvicorn
 
 from uvmshare import peers
-from uvmshare.daemon.connections import Connection, configured, cut_late
+from uvmshare.daemon.connections import ClientConnection, configured, cut_late
 from uvmshare.daemon.identity import of_process
 from uvmshare.dashboard.door import Door
 from uvmshare.dashboard.site import Site
-from uvmshare.dashboard.stream import Streams
+from uvmshare.dashboard.stream import ViewerStreams
 from uvmshare.dashboard.watcher import Watcher
 from uvmshare.errors import DaemonError
 
@@ -62,7 +62,7 @@ async def serve(
     with _listening(port) as listener:
         door = Door(listener.getsockname()[1])
         watcher = Watcher(source)
-        streams = Streams(watcher)
+        streams = ViewerStreams(watcher)
         connections = _protocol(peers.of_this_process(allow_uids), tell)
         server = _Server(configured(Site(door, watcher, streams), connections, grace=_GRACE))
         watching = asyncio.create_task(watcher.run())
@@ -101,11 +101,11 @@ class _Server(uvicorn.Server):
         return contextlib.nullcontext()
 
 
-def _protocol(users: peers.Allowed, tell: Callable[[str], None]) -> type[Connection]:
+def _protocol(users: peers.Allowed, tell: Callable[[str], None]) -> type[ClientConnection]:
     """Return the class of one dashboard's connections, which are counted together."""
     told: list[float] = []
 
-    class OfDashboard(Connection):
+    class OfDashboard(ClientConnection):
         def identify(self, connection: socket.socket) -> Identity:
             """See that the kernel knows the other end as one of these users'. All are the page's user then."""
             peers.require_peer(connection, users)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from uvmshare.dashboard.door import Door
-    from uvmshare.dashboard.stream import Streams
+    from uvmshare.dashboard.stream import ViewerStreams
     from uvmshare.dashboard.watcher import Watcher
 
 __all__ = ["MOST_VIEWERS", "Site"]
@@ -60,7 +60,7 @@ _ENTERED: Final = (
 class Site:
     """The application, for one door and one watcher."""
 
-    def __init__(self, door: Door, watcher: Watcher, streams: Streams) -> None:
+    def __init__(self, door: Door, watcher: Watcher, streams: ViewerStreams) -> None:
         self._door = door
         self._watcher = watcher
         self._streams = streams

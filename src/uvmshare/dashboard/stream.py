@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from uvmshare.dashboard.watcher import Watcher
 
-__all__ = ["Streams"]
+__all__ = ["ViewerStreams"]
 
 _RETRY_MS: Final = 2000
 """For the browser, before it connects again."""
@@ -28,7 +28,7 @@ _FRESH: Final = 0.25
 """Seconds: a view that is not older is sent to others too, since ages in it are told in seconds."""
 
 
-class Streams:
+class ViewerStreams:
     """The streams of all viewers of one watcher."""
 
     def __init__(self, watcher: Watcher) -> None:

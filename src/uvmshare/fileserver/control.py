@@ -31,7 +31,7 @@ __all__ = [
     "Configuration",
     "Failure",
     "Left",
-    "Lost",
+    "LostShare",
     "Modify",
     "MountStatus",
     "Reply",
@@ -155,7 +155,7 @@ class ShareStatus(msgspec.Struct, frozen=True):
     map_owner: str | None = None
 
 
-class Lost(msgspec.Struct, frozen=True):
+class LostShare(msgspec.Struct, frozen=True):
     """One share of a supervisor that died which the one after it could not take over, and why."""
 
     name: str
@@ -186,7 +186,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     half_open: int = 0
     notes: tuple[str, ...] = ()
     """What the host's kernel lacks for full confinement; empty when nothing."""
-    lost: tuple[Lost, ...] = ()
+    lost: tuple[LostShare, ...] = ()
     """What this supervisor could not take over from the one before it."""
     directory: str | None = None
     """Which directory the share is that was added."""

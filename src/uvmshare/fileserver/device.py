@@ -97,7 +97,7 @@ class FileServer:
 
     addresses: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    lost: tuple[control.Lost, ...] = ()
+    lost: tuple[control.LostShare, ...] = ()
 
     def __init__(
         self,

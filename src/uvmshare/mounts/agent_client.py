@@ -37,7 +37,7 @@ from uvmshare.hcs import schema
 from uvmshare.heard import logger
 from uvmshare.mounts.agent_state import AgentEntry, AgentTrigger
 from uvmshare.mounts.channel import Acceptor, Dialler
-from uvmshare.mounts.connection import Connection, Lost, greet
+from uvmshare.mounts.connection import AgentConnection, ConnectionLost, greet
 from uvmshare.mounts.interfaces import GuestMount
 from uvmshare.mounts.report import MOST_MOUNTS, Added, GuestReport, ListedMount, MountHealth
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from uvmshare.mounts.agent_state import Reach
-    from uvmshare.mounts.channel import Stream, Streams
+    from uvmshare.mounts.channel import AgentStreams, Stream
     from uvmshare.mounts.report import AgentInfo
 
 __all__ = ["LAST_PORT", "AgentClient"]
@@ -99,7 +99,7 @@ class AgentClient:
         server_port: int = 5640,
         token: str | None = None,
         timeout: float = 30.0,
-        streams: Streams | None = None,
+        streams: AgentStreams | None = None,
         allow_uids: Collection[int | Literal["any"]] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -108,7 +108,7 @@ class AgentClient:
         if token is not None:
             arguments.text("token", token, "the secret that the agent was started with: a str", secret=True)
         if streams is not None:
-            arguments.with_methods("streams", streams, ("next", "aclose"), "an object with the methods of Streams")
+            arguments.with_methods("streams", streams, ("next", "aclose"), "an object with the methods of AgentStreams")
         self.address = parse(address, default_port=wire.DEFAULT_PORT) if isinstance(address, str) else address
         self._accept = arguments.flag("accept", accept)
         self._users = peers.of_this_process(peers.require_uids("allow_uids", allow_uids))
@@ -116,7 +116,7 @@ class AgentClient:
         self._token = token
         self._timeout = arguments.seconds("timeout", timeout)
         self._client = os.urandom(8).hex()
-        self._connection: Connection | None = None
+        self._connection: AgentConnection | None = None
         self._changed = asyncio.Event()
         """Set, and replaced, whenever `_connection` or `_denied` changes."""
         self._failure: Exception | None = None
@@ -304,7 +304,7 @@ class AgentClient:
                             raise OutcomeUnknown(msg) from error
                         raise
                     sent = True
-                    with contextlib.suppress(Lost):
+                    with contextlib.suppress(ConnectionLost):
                         return await connection.ask(op, {**asked, "timeout": seconds}, result)
                     if self._connection is connection:  # until `_keep` has seen that it is over
                         await self._changed.wait()
@@ -320,7 +320,7 @@ class AgentClient:
                 raise OutcomeUnknown(msg) from error
             raise
 
-    async def _connected(self) -> Connection:
+    async def _connected(self) -> AgentConnection:
         """Return the connection, when there is one. Raises `AgentUnreachable` when waiting would not help."""
         while self._connection is None:
             if self._closed or self._denied or self._keeping is None:
@@ -345,7 +345,7 @@ class AgentClient:
 
     # ------------------------------------------------------------------ staying connected
 
-    async def _keep(self, streams: Streams) -> None:
+    async def _keep(self, streams: AgentStreams) -> None:
         """Be connected for as long as the client is open. Nothing that a guest says ends this."""
         delay = _REDIAL_FIRST
         loop = asyncio.get_running_loop()
@@ -366,7 +366,7 @@ class AgentClient:
             await asyncio.sleep(delay)
             delay = min(2 * delay, longest)
 
-    async def _use(self, connection: Connection) -> None:
+    async def _use(self, connection: AgentConnection) -> None:
         """Serve the connection to its end; `_failure` is then why it ended."""
         self._denied = False
         self._failure = None
@@ -390,14 +390,14 @@ class AgentClient:
         for callback in self._on_reach:
             asyncio.get_running_loop().call_soon(callback, self.reach)
 
-    async def _reach(self, streams: Streams) -> Connection:
+    async def _reach(self, streams: AgentStreams) -> AgentConnection:
         if self._accept:
             return await self._first_that_greets(streams)
         async with asyncio.timeout(_GREETING):
             stream = await streams.next()
         return await self._greet(stream)
 
-    async def _greet(self, stream: Stream) -> Connection:
+    async def _greet(self, stream: Stream) -> AgentConnection:
         try:
             async with asyncio.timeout(_GREETING):
                 return await greet(stream, self._client, self._token)
@@ -408,13 +408,13 @@ class AgentClient:
                 raise TimeoutError(msg) from error
             raise
 
-    async def _first_that_greets(self, streams: Streams) -> Connection:
+    async def _first_that_greets(self, streams: AgentStreams) -> AgentConnection:
         """Hear everybody who dials, beside each other, until one of them is the agent.
 
         So nobody keeps the agent out by dialling first and saying nothing.
         """
         loop = asyncio.get_running_loop()
-        greeted: list[asyncio.Task[Connection]] = []
+        greeted: list[asyncio.Task[AgentConnection]] = []
         dialled = loop.create_task(streams.next())
         try:
             while True:
@@ -466,8 +466,8 @@ async def _withdraw(task: asyncio.Task[Any]) -> None:
     task.cancel()
     await asyncio.wait({task})
     if not task.cancelled() and task.exception() is None:
-        given: Stream | Connection = task.result()
-        if isinstance(given, Connection):
+        given: Stream | AgentConnection = task.result()
+        if isinstance(given, AgentConnection):
             given.end()
         else:
             given[1].transport.abort()

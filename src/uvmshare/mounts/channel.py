@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from uvmshare.hostfiles import Runner, SocketFile
     from uvmshare.peers import Allowed
 
-__all__ = ["READ_AHEAD", "Acceptor", "Dialler", "Stream", "Streams", "ask_for_port"]
+__all__ = ["READ_AHEAD", "Acceptor", "AgentStreams", "Dialler", "Stream", "ask_for_port"]
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ _LONGEST_CONNECT = 30
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-class Streams(Protocol):
+class AgentStreams(Protocol):
     """Where connected streams come from."""
 
     async def next(self) -> Stream:

@@ -1,7 +1,7 @@
 """One connection with the agent in a guest: the first words, requests by number, and what may come from a guest at all.
 
-What lives here: `greet` and `Connection`, and every bound on what an agent says. What must not: when to dial again, or
-what the errors of requests become (`uvmshare.mounts.agent_client`).
+What lives here: `greet` and `AgentConnection`, and every bound on what an agent says. What must not: when to dial
+again, or what the errors of requests become (`uvmshare.mounts.agent_client`).
 
 The guest is hostile, and so may be its agent. It may say what was asked for, once for each request, and nothing else:
 then the work that it makes is that of the host's own requests. Every line is of a known length and type before
@@ -31,7 +31,7 @@ from uvmshare.wording import reason_of
 if TYPE_CHECKING:
     from uvmshare.mounts.channel import Stream
 
-__all__ = ["Connection", "Lost", "greet"]
+__all__ = ["AgentConnection", "ConnectionLost", "greet"]
 
 _LONGEST_FIRST_WORDS: Final = 32 * 1024
 """Bytes of the greeting, which has the directories that the agent mounts below, and of the answer to hello."""
@@ -56,7 +56,7 @@ _ERRORS: Final[dict[str, type[Exception]]] = {
 }
 
 
-class Lost(Exception):
+class ConnectionLost(Exception):
     """The connection ended before the answer came."""
 
 
@@ -110,7 +110,7 @@ def _read(decoder: msgspec.json.Decoder[Any], text: bytes | msgspec.Raw, what: s
         raise wire.WireError(msg) from error
 
 
-async def greet(stream: Stream, client: str, token: str | None) -> Connection:
+async def greet(stream: Stream, client: str, token: str | None) -> AgentConnection:
     """Exchange the first words. Raises `GuestAgentError` when the agent is another, or refuses, and as `_next` does."""
     reader, writer = stream
     lines = wire.Lines(_LONGEST_FIRST_WORDS)
@@ -139,7 +139,7 @@ async def greet(stream: Stream, client: str, token: str | None) -> Connection:
     if token is not None and not wire.proven(token, "agent", info.nonce, nonce, proven.proof):
         msg = "it did not prove that it knows the token: another program listens there"
         raise GuestAgentError(msg)
-    return Connection(reader, writer, info)
+    return AgentConnection(reader, writer, info)
 
 
 async def _next(reader: asyncio.StreamReader, lines: wire.Lines) -> bytes:
@@ -160,7 +160,7 @@ async def _next(reader: asyncio.StreamReader, lines: wire.Lines) -> bytes:
             return found[0]
 
 
-class Connection:
+class AgentConnection:
     """One greeted connection: requests by number, and those who wait for the answers."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, info: AgentInfo) -> None:
@@ -188,10 +188,10 @@ class Connection:
     async def ask(self, op: str, fields: dict[str, Any], result: msgspec.json.Decoder[Any] | None = None) -> Any:
         """Send a request and return its result, which `result` reads; without that it is nobody's business.
 
-        Raises what the agent says, `InvalidDocument` for a result that cannot be read, or `Lost`.
+        Raises what the agent says, `InvalidDocument` for a result that cannot be read, or `ConnectionLost`.
         """
         if self._writer.is_closing():
-            raise Lost
+            raise ConnectionLost
         self._last += 1
         number = self._last
         waiter = asyncio.get_running_loop().create_future()
@@ -226,7 +226,7 @@ class Connection:
             waiting, self._waiting = self._waiting, {}
             for waiter, _ in waiting.values():
                 if not waiter.done():
-                    waiter.set_exception(Lost())
+                    waiter.set_exception(ConnectionLost())
 
     async def _serve(self) -> Exception:
         loop = asyncio.get_running_loop()

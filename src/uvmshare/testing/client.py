@@ -37,7 +37,7 @@ from uvmshare.ninep.constants import (
     SetattrValid,
 )
 from uvmshare.ninep.types import decode_entries
-from uvmshare.testing.connection import DEFAULT_TIMEOUT, Connection, dial
+from uvmshare.testing.connection import DEFAULT_TIMEOUT, NinePConnection, dial
 
 if TYPE_CHECKING:
     import socket
@@ -61,7 +61,7 @@ def _split(path: Name) -> list[bytes]:
     return [part for part in _bytes(path).split(b"/") if part]
 
 
-class Client(Connection):
+class Client(NinePConnection):
     """A 9P session. `Client.connect` does the handshake; `Client(socket)` leaves it to the caller.
 
     Every method raises `OSError` with the errno that the server answered, `ConnectionClosed` when the

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from uvmshare.ninep.messages import Message
 
-__all__ = ["DEFAULT_TIMEOUT", "Connection", "dial"]
+__all__ = ["DEFAULT_TIMEOUT", "NinePConnection", "dial"]
 
 DEFAULT_TIMEOUT: Final = 60.0
 """Seconds that a server has for each piece of an answer."""
@@ -75,7 +75,7 @@ def dial(address: str, *, timeout: float = DEFAULT_TIMEOUT) -> socket.socket:
     return connected
 
 
-class Connection:
+class NinePConnection:
     """A connected socket that 9P messages go over. No handshake is done; use as a context manager.
 
     Sending never waits for replies: whoever sends many before reading any can fill both sockets'

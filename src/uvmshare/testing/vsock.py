@@ -40,8 +40,8 @@ from uvmshare.testing.vsock_streams import (
     Op,
     Overdrawn,
     Packet,
-    Stream,
     VsockStats,
+    VsockStream,
     ask_for_port,
     is_scattered,
     part,
@@ -96,13 +96,13 @@ class VsockDevice:
         self._front_end = FrontEnd(control, 2, struct.pack("<Q", cid), self._on_queue)
         self._to_guest, self._from_guest = self._front_end.queues
         self._kicks: set[int] = set()
-        self._streams: dict[Key, Stream] = {}
-        self._by_socket: dict[int, Stream] = {}
+        self._streams: dict[Key, VsockStream] = {}
+        self._by_socket: dict[int, VsockStream] = {}
         self._asking: dict[int, tuple[socket.socket, bytes]] = {}
         """Connections of the host's that have not said which port they want, and what they said so far."""
         self._resets: deque[bytes] = deque()
         """Packets to the guest that belong to no connection."""
-        self._turns: deque[Stream] = deque()
+        self._turns: deque[VsockStream] = deque()
         """Those that may have something for the guest, each once."""
         self._deadlines: dict[Key, float] = {}
         self._last_port = _FIRST_PORT - 1
@@ -252,7 +252,7 @@ class VsockDevice:
         """Return what it has done so far."""
         return self._do(lambda: dataclasses.replace(self._stats, connections=len(self._streams)))
 
-    def _chosen(self, port: int | None) -> list[Stream]:
+    def _chosen(self, port: int | None) -> list[VsockStream]:
         return [stream for stream in self._streams.values() if port is None or port in stream.key]
 
     # The loop
@@ -364,7 +364,7 @@ class VsockDevice:
             self._on_stream_packet(stream, packet, data)
             self._schedule(stream)
 
-    def _on_stream_packet(self, stream: Stream, packet: Packet, data: list[memoryview]) -> None:
+    def _on_stream_packet(self, stream: VsockStream, packet: Packet, data: list[memoryview]) -> None:
         if not stream.open:
             if packet.op == Op.RESPONSE:
                 self._established(stream)
@@ -408,7 +408,7 @@ class VsockDevice:
             self._refuse(key, STREAM)
             return
         self._stats.dialled_by_guest += 1
-        self._adopt(Stream(key, connected, self._cid, self._flavour, dialled_by_host=False)).note(packet)
+        self._adopt(VsockStream(key, connected, self._cid, self._flavour, dialled_by_host=False)).note(packet)
 
     # To the guest
 
@@ -439,7 +439,7 @@ class VsockDevice:
         self._schedule(stream)
         return True
 
-    def _tell(self, chain: Chain, stream: Stream, op: Op, flags: int) -> None:
+    def _tell(self, chain: Chain, stream: VsockStream, op: Op, flags: int) -> None:
         self._put(chain, stream.header(op, flags=flags))
         if op == Op.RST:
             self._stats.resets_to_guest += 1
@@ -447,7 +447,7 @@ class VsockDevice:
         elif op == Op.REQUEST or (op == Op.SHUTDOWN and flags == SHUT_BOTH):
             self._expire(stream)
 
-    def _read(self, chain: Chain, stream: Stream) -> None:
+    def _read(self, chain: Chain, stream: VsockStream) -> None:
         """Bring what the host's program has sent into the guest."""
         room = sum(map(len, chain.writable)) - HEADER.size
         if room <= 0:
@@ -527,9 +527,9 @@ class VsockDevice:
             key = Key(self._last_port, port)
             if key not in self._streams:
                 break
-        self._adopt(Stream(key, connected, self._cid, self._flavour, dialled_by_host=True))
+        self._adopt(VsockStream(key, connected, self._cid, self._flavour, dialled_by_host=True))
 
-    def _adopt(self, stream: Stream) -> Stream:
+    def _adopt(self, stream: VsockStream) -> VsockStream:
         stream.socket.setblocking(False)  # noqa: FBT003  it takes no keyword
         self._streams[stream.key] = stream
         self._by_socket[stream.socket.fileno()] = stream
@@ -538,7 +538,7 @@ class VsockDevice:
         self._schedule(stream)
         return stream
 
-    def _established(self, stream: Stream) -> None:
+    def _established(self, stream: VsockStream) -> None:
         """Tell the host's program that the guest took its connection."""
         stream.open = True
         self._deadlines.pop(stream.key, None)
@@ -548,7 +548,7 @@ class VsockDevice:
         except OSError:
             self._kill(stream)
 
-    def _on_stream(self, stream: Stream, events: int) -> None:
+    def _on_stream(self, stream: VsockStream, events: int) -> None:
         if events & select.EPOLLHUP:
             stream.hang_up()
         if events & select.EPOLLRDHUP:
@@ -565,16 +565,16 @@ class VsockDevice:
 
     # Connections
 
-    def _schedule(self, stream: Stream) -> None:
+    def _schedule(self, stream: VsockStream) -> None:
         """Let it have its turn, if it has something for the guest and is not waiting for one."""
         if stream.has_turn and stream not in self._turns and self._streams.get(stream.key) is stream:
             self._turns.append(stream)
 
-    def _expire(self, stream: Stream) -> None:
+    def _expire(self, stream: VsockStream) -> None:
         """Have it ended if it is still there after a while."""
         self._deadlines.setdefault(stream.key, self._clock() + self._patience)
 
-    def _cut(self, stream: Stream) -> bool:
+    def _cut(self, stream: VsockStream) -> bool:
         stream.hang_up()
         stream.unsent.clear()
         stream.end_by_host()
@@ -583,12 +583,12 @@ class VsockDevice:
         self._schedule(stream)
         return True
 
-    def _kill(self, stream: Stream) -> bool:
+    def _kill(self, stream: VsockStream) -> bool:
         """End it with a reset to the guest."""
         self._refuse(stream.key, STREAM)
         return self._drop(stream)
 
-    def _drop(self, stream: Stream) -> bool:
+    def _drop(self, stream: VsockStream) -> bool:
         """Forget it, and close the host's end."""
         if self._streams.get(stream.key) is not stream:
             return False

@@ -1,7 +1,7 @@
 """Packets of virtio-vsock, and one connection between a guest and a unix socket on the host.
 
-What lives here: `Packet`, `Flavour`, and `Stream`: its state, its credit, what it has to tell the guest. What must not:
-virtqueues (`uvmshare.testing.vhost_user`), how connections begin on the host (`uvmshare.testing.vsock`).
+What lives here: `Packet`, `Flavour`, and `VsockStream`: its state, its credit, what it has to tell the guest. What must
+not: virtqueues (`uvmshare.testing.vhost_user`), how connections begin on the host (`uvmshare.testing.vsock`).
 
 Two monitors have this device with unix sockets on the host, and they differ:
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from uvmshare.testing.vhost_user import Chain
 
-__all__ = ["BUFFER", "Flavour", "FlavourName", "Key", "Op", "Overdrawn", "Packet", "Stream", "VsockStats"]
+__all__ = ["BUFFER", "Flavour", "FlavourName", "Key", "Op", "Overdrawn", "Packet", "VsockStats", "VsockStream"]
 
 BUFFER: Final = 64 * 1024
 """Bytes that the guest may send before the host's program has taken them: both monitors have this many."""
@@ -119,7 +119,7 @@ class Overdrawn(Exception):
     """The guest sent more than it had credit for."""
 
 
-class Stream:
+class VsockStream:
     """One connection. It is `open` once both ends agreed; `owed` is what the guest is to be told next."""
 
     def __init__(

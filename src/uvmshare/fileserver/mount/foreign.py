@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.mount.fids import Fid, XattrValue, XattrWrite
     from uvmshare.fileserver.mount.files.node import Node
     from uvmshare.fileserver.mount.files.openfile import OpenFile
-    from uvmshare.fileserver.mount.session import Connection, Server
+    from uvmshare.fileserver.mount.session import ServedConnection, Server
     from uvmshare.fileserver.syscalls import MountCrossed
 
 __all__ = ["Errand", "Foreign"]
@@ -115,7 +115,7 @@ class Errand(Session):
             return None
         return reply if reply is not None else b"".join(self._replies)
 
-    def commit(self, session: Connection) -> None:
+    def commit(self, session: ServedConnection) -> None:
         """Make the session's what it has made of fids."""
         for number, fid in self.fids.items():
             if self.before.get(number) is not fid:
@@ -199,7 +199,7 @@ class _Line:
 class Foreign:
     """The errands of one session."""
 
-    def __init__(self, session: Connection) -> None:
+    def __init__(self, session: ServedConnection) -> None:
         export = session.export
         self._session = session
         self._aside = session.aside

@@ -16,7 +16,7 @@ from uvmshare.ninep import messages as m
 
 if TYPE_CHECKING:
     from uvmshare.fileserver.mount.files.openfile import OpenFile
-    from uvmshare.fileserver.mount.session import Connection
+    from uvmshare.fileserver.mount.session import ServedConnection
 
 __all__ = ["FIELDS", "write"]
 
@@ -28,7 +28,7 @@ FIELDS: Final = _HEADER.size
 """Where the data of a Twrite begins."""
 
 
-def write(session: Connection, start: int, end: int) -> bool:
+def write(session: ServedConnection, start: int, end: int) -> bool:
     """Carry out the Twrite that begins at `start` of the session's buffer, of which `end - start` bytes are there.
 
     Returns False, and has taken nothing, for everything that is not just that: what is wrong with a message, or
@@ -62,7 +62,7 @@ def write(session: Connection, start: int, end: int) -> bool:
     return True
 
 
-def _file(session: Connection, number: int) -> OpenFile | None:
+def _file(session: ServedConnection, number: int) -> OpenFile | None:
     """Return the open file of a fid if splice(2) may write to it."""
     fid = session.fids.get(number)
     if fid is None or fid.file is None or fid.node.is_foreign or session.serves(_TWRITE) is not files.write:

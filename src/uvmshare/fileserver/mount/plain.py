@@ -26,7 +26,7 @@ from uvmshare.ninep.constants import OpenFlag
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from uvmshare.fileserver.mount.session import Connection
+    from uvmshare.fileserver.mount.session import ServedConnection
 
 __all__ = ["Fast", "Plain", "begin", "make_buffers"]
 
@@ -64,7 +64,7 @@ class Plain:
 
     def __init__(
         self,
-        session: Connection,
+        session: ServedConnection,
         connection: socket.socket,
         *,
         room: int,
@@ -102,7 +102,7 @@ def make_buffers() -> tuple[mmap.mmap, mmap.mmap]:
     return mmap.mmap(-1, _OUT), mmap.mmap(-1, _LARGE)
 
 
-def begin(plain: Callable[[], Plain], session: Connection, connection: socket.socket) -> Fast | None:
+def begin(plain: Callable[[], Plain], session: ServedConnection, connection: socket.socket) -> Fast | None:
     """Return the compiled loop of a session; None where there is none, or nothing of this session is plain.
 
     A mount that is held to a rate counts each request: it is served by the handlers alone.

@@ -36,7 +36,7 @@ from uvmshare.fileserver.mount.handlers import locking, table, walking
 from uvmshare.fileserver.mount.idle import Idle, Pins
 from uvmshare.fileserver.mount.outbox import Outbox, read_reply
 from uvmshare.fileserver.mount.plain import Plain, begin, make_buffers
-from uvmshare.fileserver.mount.session import Connection, XattrRoom
+from uvmshare.fileserver.mount.session import ServedConnection, XattrRoom
 from uvmshare.fileserver.mount.splicing import Splicer
 from uvmshare.fileserver.mount.waiting import is_readable, set_time_out
 from uvmshare.fileserver.syscalls import MountCrossed
@@ -109,7 +109,7 @@ _TURN: Final = range(512)
 _NOT_ATTACHED: Final[list[Server | None]] = [None] * 256
 
 
-class Serving(Connection):
+class Serving(ServedConnection):
     """Serves `export` on `connection` from a good attach to the end.
 
     `connection` is a blocking stream socket. `msize` is what the handshake negotiated, `attach` the

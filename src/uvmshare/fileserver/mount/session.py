@@ -1,7 +1,7 @@
 """A session: its fids, what its limits allow, what an error is for its guest.
 
 What lives here: `Session`, which is all that handlers see, whether the loop (`serving`) or a thread (`foreign`) calls
-them; and `Connection`, which is what `large` and `foreign` may use of the loop. What must not: the loop and the
+them; and `ServedConnection`, which is what `large` and `foreign` may use of the loop. What must not: the loop and the
 threads themselves.
 """
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.mount.outbox import Outbox
     from uvmshare.fileserver.mount.splicing import Splicer
 
-__all__ = ["Connection", "Replies", "Server", "Session", "XattrRoom"]
+__all__ = ["Replies", "ServedConnection", "Server", "Session", "XattrRoom"]
 
 Server = Callable[["Session", int, int, int, int], bytes | None]
 """Serves one type of message: takes the session, the tag, the first four bytes of the body as a number, where the body
@@ -242,7 +242,7 @@ class Session(ABC):
         self.outbox.reply(read_reply(tag, os.pread(file.fd, count, offset)))
 
 
-class Connection(Session):
+class ServedConnection(Session):
     """The session as the loop has it, for what does a part of the loop's work: `large`, `foreign`."""
 
     outbox: Outbox

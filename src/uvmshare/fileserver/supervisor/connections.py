@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.log import Log
     from uvmshare.fileserver.supervisor.loop import Loop
 
-__all__ = ["Connections", "HalfOpen", "Mounts"]
+__all__ = ["AttachTaker", "Connections", "HalfOpen"]
 
 _RECEIVE: Final = 64 * 1024
 
@@ -39,7 +39,7 @@ class HalfOpen:
     handshake: Handshake
 
 
-class Mounts(Protocol):
+class AttachTaker(Protocol):
     """What becomes of a connection that asks for an attach."""
 
     @property
@@ -56,7 +56,7 @@ class Mounts(Protocol):
 class Connections:
     """Connections that have not attached yet, oldest first."""
 
-    def __init__(self, loop: Loop, log: Log, limits: Limits, mounts: Mounts, count: int = 0) -> None:
+    def __init__(self, loop: Loop, log: Log, limits: Limits, mounts: AttachTaker, count: int = 0) -> None:
         """`count` is the number of the last connection before these."""
         self._loop = loop
         self._log = log

@@ -38,7 +38,7 @@ class Inheritance:
     """What there was: shares with their roots, which these are, and their mounts; and those that are lost, and why."""
 
     shares: list[tuple[Entry, Export, str, list[Found]]] = field(default_factory=list)
-    lost: list[control.Lost] = field(default_factory=list)
+    lost: list[control.LostShare] = field(default_factory=list)
     left: list[Found] = field(default_factory=list)
     """Mount processes that were killed and do not end."""
     last_serial: int = 0
@@ -84,7 +84,7 @@ def inherit(run_dir: RunDirectory, security_model: str, links: str, opener: Open
             found_again = _open_all(opener, entries, security_model, links, mounts)
         for entry, opened in zip(entries, found_again, strict=True):
             if isinstance(opened, UvmshareError):
-                lost = control.Lost(entry.document.access_name, entry.document.path, str(opened))
+                lost = control.LostShare(entry.document.access_name, entry.document.path, str(opened))
                 inheritance.lost.append(lost)
                 continue
             export = Export.of(entry.document, security_model, opened.root, links=links, beside=entry.beside)
