@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uvmshare.hiding import MOST_BYTES, MOST_BYTES_TOGETHER, MOST_PATTERNS, Fate, Patterns, canonical
+from uvmshare.hiding import MOST_BYTES, MOST_BYTES_TOGETHER, MOST_PATTERNS, Patterns, Visibility, canonical
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,7 +50,7 @@ def test_a_slash_at_the_end_is_for_directories() -> None:
     assert patterns.hides(b"a/build", directory=True)
     assert patterns.hides(b"build/x", directory=False)
     assert not patterns.hides(b"build", directory=False)
-    assert patterns.fate(patterns.root, b"build") is Fate.HIDDEN_DIRECTORY
+    assert patterns.fate(patterns.root, b"build") is Visibility.HIDDEN_DIRECTORY
 
 
 def test_the_last_pattern_that_matches_decides_and_nothing_shows_what_lies_in_a_hidden_directory() -> None:
@@ -60,7 +60,7 @@ def test_the_last_pattern_that_matches_decides_and_nothing_shows_what_lies_in_a_
     assert patterns.hides(b"dir/keep.log", directory=False)
     assert Patterns(["!keep.log", "*.log"]).hides(b"keep.log", directory=False)
     only_directories = Patterns(["*", "!*/"])
-    assert only_directories.fate(only_directories.root, b"x") is Fate.SHOWN_DIRECTORY
+    assert only_directories.fate(only_directories.root, b"x") is Visibility.SHOWN_DIRECTORY
 
 
 def test_the_root_is_never_hidden() -> None:

@@ -9,9 +9,10 @@ that is not its last byte begins at the root of the share, others match names at
 means directories alone; ``!`` shows again what an earlier pattern hides, and the last pattern that matches decides.
 What lies in a hidden directory is hidden, whatever else matches it.
 
-A path is matched name by name. What the directories above have come to is a `State`: where in which patterns the rest
-goes on. Two directories of equal state hide the same below them, which is how a rename is judged. Each name is matched
-against each part of a pattern once, in time that grows with the length of the one times that of the other at most.
+A path is matched name by name. What the directories above have come to is a `MatchState`: where in which patterns the
+rest goes on. Two directories of equal state hide the same below them, which is how a rename is judged. Each name is
+matched against each part of a pattern once, in time that grows with the length of the one times that of the other at
+most.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["MOST_BYTES", "MOST_BYTES_TOGETHER", "MOST_PATTERNS", "Fate", "Patterns", "State", "canonical"]
+__all__ = ["MOST_BYTES", "MOST_BYTES_TOGETHER", "MOST_PATTERNS", "MatchState", "Patterns", "Visibility", "canonical"]
 
 MOST_PATTERNS: Final = 256
 MOST_BYTES: Final = 1024
@@ -35,11 +36,11 @@ MOST_BYTES_TOGETHER: Final = 16384
 
 _NAME_MAX: Final = 255
 
-State = frozenset[tuple[int, int]]
+MatchState = frozenset[tuple[int, int]]
 """For each pattern that has begun to match a directory's path: its place in the list, and the part that is next."""
 
 
-class Fate(enum.Enum):
+class Visibility(enum.Enum):
     """What the patterns make of a name in a directory."""
 
     SHOWN = "shown"
@@ -49,19 +50,21 @@ class Fate(enum.Enum):
 
     def hides(self, *, directory: bool) -> bool:
         """Say whether it hides a directory, or what is none."""
-        return self is Fate.HIDDEN or self is (Fate.HIDDEN_DIRECTORY if directory else Fate.SHOWN_DIRECTORY)
+        return self is Visibility.HIDDEN or self is (
+            Visibility.HIDDEN_DIRECTORY if directory else Visibility.SHOWN_DIRECTORY
+        )
 
     @property
     def depends(self) -> bool:
         """Whether it depends on what has the name."""
-        return self is Fate.HIDDEN_DIRECTORY or self is Fate.SHOWN_DIRECTORY
+        return self is Visibility.HIDDEN_DIRECTORY or self is Visibility.SHOWN_DIRECTORY
 
 
 _FATES: Final = {
-    (False, False): Fate.SHOWN,
-    (True, True): Fate.HIDDEN,
-    (True, False): Fate.HIDDEN_DIRECTORY,
-    (False, True): Fate.SHOWN_DIRECTORY,
+    (False, False): Visibility.SHOWN,
+    (True, True): Visibility.HIDDEN,
+    (True, False): Visibility.HIDDEN_DIRECTORY,
+    (False, True): Visibility.SHOWN_DIRECTORY,
 }
 
 
@@ -288,7 +291,7 @@ class Patterns:
         every = [b"(?:%b)" % name.pattern for name in self._names if name is not None]
         self._any_name = re.compile(b"|".join(every), re.DOTALL) if every else None
         """What no pattern without a place matches, in one look."""
-        self.root: State = frozenset(
+        self.root: MatchState = frozenset(
             place
             for number, pattern in enumerate(self._patterns)
             if pattern.anchored
@@ -305,10 +308,10 @@ class Patterns:
             places.append((number, part))
         return places
 
-    def fate(self, state: State, name: bytes) -> Fate:
+    def fate(self, state: MatchState, name: bytes) -> Visibility:
         """Return what becomes of a name in a directory of that state, which itself is shown."""
         if not state and (self._any_name is None or not self._any_name.fullmatch(name)):
-            return Fate.SHOWN
+            return Visibility.SHOWN
         ends = {number for number, part in state if part + 1 == len(self._parts[number])}
         directory: bool | None = None
         other: bool | None = None
@@ -329,7 +332,7 @@ class Patterns:
                 break
         return _FATES[bool(directory), bool(other)]
 
-    def below(self, state: State, name: bytes) -> State:
+    def below(self, state: MatchState, name: bytes) -> MatchState:
         """Return the state of the directory that has a name in a directory of that state, whether hidden or not."""
         found: set[tuple[int, int]] = set()
         for number, part in state:

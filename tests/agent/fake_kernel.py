@@ -144,5 +144,5 @@ if __name__ == "__main__":
     work.read = read
     time.monotonic = clock
     # It is told of the mounts of the host that runs the test, of which those of this kernel are none.
-    mounts.Table._compare = lambda _: None  # type: ignore[method-assign, assignment]  # as above
+    mounts.MountTable._compare = lambda _: None  # type: ignore[method-assign, assignment]  # as above
     sys.exit(agent.main(sys.argv[2:]))

@@ -13,7 +13,7 @@ from tests.daemon.harness import supervisor_of
 from tests.processes import DEADLINE
 
 from uvmshare import errors
-from uvmshare.daemon.store import Store
+from uvmshare.daemon.store import DaemonStore
 
 if TYPE_CHECKING:
     from tests.daemon.harness import Home
@@ -87,7 +87,7 @@ def test_a_row_that_cannot_be_used_costs_its_own_vm_which_is_told_and_can_be_rem
 def test_a_store_that_sqlite_cannot_read_is_an_error_with_its_path(home: Home) -> None:
     os.makedirs(home.settings.state_dir)
     path = f"{home.settings.state_dir}/daemon.sqlite"
-    with Store(path) as store:
+    with DaemonStore(path) as store:
         store._db.execute("DROP TABLE vm")
         with pytest.raises(errors.DaemonError, match=r"daemon\.sqlite.*see that the file is whole"):
             store.vms()

@@ -170,7 +170,7 @@ def test_health_names_a_vm_that_is_not_served_and_a_daemon_that_cannot_write(
             msg = "/state/daemon.sqlite: database or disk is full"
             raise DaemonError(msg)
 
-        monkeypatch.setattr("uvmshare.daemon.store.Store.check", fail)
+        monkeypatch.setattr("uvmshare.daemon.store.DaemonStore.check", fail)
         assert "disk is full" in printed(capfd, "health", status=1)
         with running.home.http() as http:
             assert http.get("/v1/health").status_code == 503

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from uvmshare.daemon.deadlines import Deadlines
 from uvmshare.daemon.leases import Leases
-from uvmshare.daemon.store import MountLease, Store
+from uvmshare.daemon.store import DaemonStore, MountLease
 from uvmshare.errors import NotThere
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def test_one_that_is_over_is_not_renewed_while_it_is_being_given_back(clock: Clo
             begun.set()
             await may_end.wait()
 
-        with Store(tmp_path / "store") as store:
+        with DaemonStore(tmp_path / "store") as store:
             leases = Leases(store, clock, ended)
             leases.grant(key, 10)
             clock.now = 11
@@ -119,7 +119,7 @@ def test_a_lease_whose_end_fails_in_any_way_is_tried_again_and_the_others_end(
             await leases.expire()
             assert not leases._ending
 
-    with Store(tmp_path / "store") as store:
+    with DaemonStore(tmp_path / "store") as store:
         leases = Leases(store, clock, ended)
         asyncio.run(test())
         assert (tried.count(fails), tried.count(ends)) == (3, 1)

@@ -14,7 +14,7 @@ import pytest
 
 from uvmshare import errors
 from uvmshare.daemon import store
-from uvmshare.daemon.store import MountRecord, ShareLease, Store
+from uvmshare.daemon.store import DaemonStore, MountRecord, ShareLease
 from uvmshare.sqlite_journal import SqliteJournal
 
 if TYPE_CHECKING:
@@ -88,12 +88,12 @@ def test_mounts_of_an_earlier_daemon_are_asked_for_as_it_had_them(
         earlier.execute(f"PRAGMA user_version = {version}")
     earlier.close()
     for _ in range(2):
-        with Store(path) as opened:
+        with DaemonStore(path) as opened:
             assert opened.mounts((0, "vm")) == mounts
     with closing(sqlite3.connect(path)) as later:
         later.execute("PRAGMA user_version = 99")
     with pytest.raises(errors.DaemonError, match="a later version"):
-        Store(path)
+        DaemonStore(path)
     with closing(sqlite3.connect(path)) as later:  # nothing holds its lock
         later.execute("PRAGMA user_version = 98")
 
@@ -104,7 +104,7 @@ def test_a_lease_of_an_earlier_daemon_is_found_again_by_its_bytes(tmp_path: Path
     row = b'{"type":"share","vm":[0,"vm"],"owner":"0/job","host_path":"/srv/x","read_only":true,"allowed_names":[]}'
     assert msgspec.json.encode(plain) == row
     hiding = ShareLease((0, "vm"), "0/job", "/srv/x", True, (), ("x",), "1/1:0/0")
-    with Store(tmp_path / "daemon.sqlite") as opened:
+    with DaemonStore(tmp_path / "daemon.sqlite") as opened:
         for lease in (plain, hiding):
             opened.put_lease(lease, 5.0)
         assert set(opened.leases((0, "vm"))) == {plain, hiding}
@@ -114,7 +114,7 @@ def test_a_lease_of_an_earlier_daemon_is_found_again_by_its_bytes(tmp_path: Path
 
 def open_both(store: Path, journal: Path) -> None:
     """Open and close both files; the journal is opened when it is first read."""
-    with Store(store), SqliteJournal(journal) as opened:
+    with DaemonStore(store), SqliteJournal(journal) as opened:
         asyncio.run(load(opened))
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uvmshare.dashboard.rates import KEPT, Counts, Rates, summed
+from uvmshare.dashboard.rates import KEPT, Counts, RateHistory, summed
 
 
 def counts(operations: float, errors: float = 0.0) -> Counts:
@@ -18,7 +18,7 @@ def operations(series: list[Counts | None]) -> list[float | None]:
 
 
 def test_one_reading_tells_no_rate() -> None:
-    rates = Rates()
+    rates = RateHistory()
     assert rates.now(0) is None
     rates.read(7, 14.0, counts(100))
     assert rates.now(7) is None
@@ -26,7 +26,7 @@ def test_one_reading_tells_no_rate() -> None:
 
 
 def test_what_was_counted_between_two_readings_is_told_for_each_tick_between_them() -> None:
-    rates = Rates()
+    rates = RateHistory()
     rates.read(0, 0.0, counts(0))
     rates.read(1, 2.0, counts(20, errors=4))
     assert rates.now(1) == Counts(10.0, 2.0, 0.0, 0.0)
@@ -35,7 +35,7 @@ def test_what_was_counted_between_two_readings_is_told_for_each_tick_between_the
 
 
 def test_where_the_counters_are_not_to_be_had_the_line_has_a_gap() -> None:
-    rates = Rates()
+    rates = RateHistory()
     rates.read(0, 0.0, counts(0))
     rates.read(1, 2.0, counts(20))
     assert operations(rates.series(2)) == [10.0], "a reading may be under way"
@@ -47,7 +47,7 @@ def test_where_the_counters_are_not_to_be_had_the_line_has_a_gap() -> None:
 
 
 def test_a_connection_that_ended_takes_its_numbers_along_and_no_rate_is_below_nothing() -> None:
-    rates = Rates()
+    rates = RateHistory()
     rates.read(0, 0.0, counts(1000))
     rates.read(1, 2.0, counts(10))
     assert rates.now(1) == counts(0.0)
@@ -57,7 +57,7 @@ def test_a_connection_that_ended_takes_its_numbers_along_and_no_rate_is_below_no
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.floats(0.001, 10), st.integers(0, 2**63)), max_size=200))
 def test_no_more_is_kept_than_is_shown_and_every_rate_is_a_number(steps: list[tuple[int, float, int]]) -> None:
-    rates, tick, time = Rates(), 0, 0.0
+    rates, tick, time = RateHistory(), 0, 0.0
     for ticks, seconds, counted in steps:
         tick, time = tick + ticks, time + seconds
         rates.read(tick, time, counts(float(counted)))

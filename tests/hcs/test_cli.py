@@ -14,7 +14,7 @@ from tests.hcs.conftest import AFTER_DOING_IT, VM
 
 from uvmshare.cli import hcs as hcs_commands
 from uvmshare.cli.foreground import Ready, print_line
-from uvmshare.cli.hcs_record import Record
+from uvmshare.cli.hcs_record import RecordedShares
 from uvmshare.cli.main import run
 from uvmshare.errors import UnsupportedPlatform
 from uvmshare.hcs import compute_system
@@ -127,7 +127,7 @@ def test_a_record_that_is_none_is_named(hcs: Callable[..., Any], tmp_path: Path)
 
 
 def test_two_commands_never_take_one_name(tmp_path: Path) -> None:
-    record = Record(str(tmp_path), "a/../b")
+    record = RecordedShares(str(tmp_path), "a/../b")
     names = [record.reserve("/p", read_only=True, port=1, only=()).share for _ in range(5)]
     assert sorted(names) == sorted(set(names))
     assert record._create(record.shares()[0]) is False

@@ -151,7 +151,7 @@ def test_an_end_that_is_told_although_the_call_failed_is_told_once() -> None:
 
     exports = Exports()
     results: list[computecore.Result] = []
-    operation = computecore.Operation(cast("computecore._Exports", exports), submit, results.append)
+    operation = computecore.HcsOperation(cast("computecore._Exports", exports), submit, results.append)
     operation.start()
     assert results == [computecore.Result(0x80070005, "")]
     assert exports.closed == 1

@@ -178,7 +178,7 @@ def test_a_defect_while_handing_over_is_raised_and_not_waited_for(
 ) -> None:
     async def main() -> None:
         async with await opened(standin) as system:
-            monkeypatch.setattr(computecore.Operation, "start", lambda _: 1 // 0)
+            monkeypatch.setattr(computecore.HcsOperation, "start", lambda _: 1 // 0)
             with pytest.raises(ZeroDivisionError):
                 await system.modify(adding())
 

@@ -50,7 +50,7 @@ def test_ten_thousand_pairs_leave_no_handle_string_or_thread(standin: StandIn) -
     assert set(threading.enumerate()) <= before
     assert (computecore._running, computecore._watching) == ({}, {})
     gc.collect()
-    assert not [found for found in gc.get_objects() if isinstance(found, computecore.Operation)]
+    assert not [found for found in gc.get_objects() if isinstance(found, computecore.HcsOperation)]
 
 
 @in_loop

@@ -32,7 +32,7 @@ from uvmshare.fileserver.mount.aside import Aside
 from uvmshare.fileserver.mount.confinement import missing
 from uvmshare.fileserver.mount.files.listing import Listing
 from uvmshare.fileserver.mount.files.openfile import OpenFile
-from uvmshare.fileserver.mount.files.ownership import Owner, Ownership
+from uvmshare.fileserver.mount.files.ownership import FileOwner, Ownership
 from uvmshare.fileserver.mount.files.tree import Tree
 from uvmshare.fileserver.mount.process import serve
 from uvmshare.fileserver.mount.serving import Serving
@@ -84,7 +84,7 @@ def test_the_bits_of_a_new_directory_do_not_go_through_a_link_in_its_place(
 
     monkeypatch.setattr(os, "mkdir", swapped)
     with pytest.raises(OSError, match=r"Not a directory|symbolic links"):
-        Ownership(tree).mkdir(tree.root, b"made", 0o6777, Owner(0, 0))
+        Ownership(tree).mkdir(tree.root, b"made", 0o6777, FileOwner(0, 0))
     assert outside.stat().st_mode & 0o7777 == 0o600
     tree.close()
     export.close()

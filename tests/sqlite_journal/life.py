@@ -24,7 +24,7 @@ from uvmshare.share.ledger import Ledger
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 from uvmshare.sqlite_journal import SqliteJournal
-from uvmshare.sqlite_journal.store import Store
+from uvmshare.sqlite_journal.store import JournalFile
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -55,23 +55,23 @@ class Points:
     def everywhere(self) -> None:
         """Have the event loop and the journal pass points."""
         run = asyncio.Handle._run
-        write, opened = Store.write, Store._open
+        write, opened = JournalFile.write, JournalFile._open
 
         def counted_run(handle: asyncio.Handle) -> None:
             self()
             run(handle)
 
-        def counted_write(store: Store, batches: Iterable[tuple[str, Sequence[Record]]]) -> None:
+        def counted_write(store: JournalFile, batches: Iterable[tuple[str, Sequence[Record]]]) -> None:
             write(store, batches)
             self()
 
-        def counted_open(store: Store) -> None:
+        def counted_open(store: JournalFile) -> None:
             opened(store)
             store._connection.set_trace_callback(lambda _: self())
 
         asyncio.Handle._run = counted_run  # type: ignore[method-assign,assignment]  # that is how the points get there
-        Store.write = counted_write  # type: ignore[method-assign,assignment]  # the same
-        Store._open = counted_open  # type: ignore[method-assign,assignment]  # the same
+        JournalFile.write = counted_write  # type: ignore[method-assign,assignment]  # the same
+        JournalFile._open = counted_open  # type: ignore[method-assign,assignment]  # the same
 
 
 class FileVM:

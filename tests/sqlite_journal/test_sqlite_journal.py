@@ -17,7 +17,7 @@ from uvmshare.share.journal import JournalState
 from uvmshare.share.options import AddOptions
 from uvmshare.share.state import ShareLife
 from uvmshare.sqlite_journal import SqliteJournal
-from uvmshare.sqlite_journal.store import Store
+from uvmshare.sqlite_journal.store import JournalFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -60,16 +60,16 @@ def test_what_comes_while_the_disk_is_busy_goes_into_one_transaction(
 ) -> None:
     at_the_disk, go_on = threading.Event(), threading.Event()
     transactions: list[int] = []
-    write = Store.write
+    write = JournalFile.write
 
-    def slow(store: Store, batches: Iterable[tuple[str, Sequence[Record]]]) -> None:
+    def slow(store: JournalFile, batches: Iterable[tuple[str, Sequence[Record]]]) -> None:
         gathered = list(batches)
         transactions.append(len(gathered))
         at_the_disk.set()
         assert go_on.wait(60)
         write(store, gathered)
 
-    monkeypatch.setattr(Store, "write", slow)
+    monkeypatch.setattr(JournalFile, "write", slow)
 
     async def many() -> None:
         with SqliteJournal(tmp_path / "journal.db") as file:
@@ -219,16 +219,16 @@ def test_a_flood_of_one_vms_appends_keeps_anothers_waiting_for_two_transactions_
 ) -> None:
     at_the_disk, go_on = threading.Event(), threading.Event()
     transactions: list[set[str]] = []
-    write = Store.write
+    write = JournalFile.write
 
-    def slow(store: Store, batches: Iterable[tuple[str, Sequence[Record]]]) -> None:
+    def slow(store: JournalFile, batches: Iterable[tuple[str, Sequence[Record]]]) -> None:
         gathered = list(batches)
         transactions.append({vm for vm, _ in gathered})
         at_the_disk.set()
         assert go_on.wait(60)
         write(store, gathered)
 
-    monkeypatch.setattr(Store, "write", slow)
+    monkeypatch.setattr(JournalFile, "write", slow)
 
     async def both() -> None:
         with SqliteJournal(tmp_path / "journal.db") as file:

@@ -25,7 +25,7 @@ from uvmshare.share.options import AddOptions
 from uvmshare.share.recovery import Done
 from uvmshare.share.state import ShareLife
 from uvmshare.sqlite_journal.journal import SqliteJournal
-from uvmshare.sqlite_journal.store import APPLICATION_ID, MIGRATIONS, Store, _row_sum
+from uvmshare.sqlite_journal.store import APPLICATION_ID, MIGRATIONS, JournalFile, _row_sum
 from uvmshare.testing.fakes import ListingFakeVM
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ RECORDS = st.one_of(
 )
 
 
-def write(store: Store, *records: Record, vm: str = "vm") -> None:
+def write(store: JournalFile, *records: Record, vm: str = "vm") -> None:
     store.write([(vm, records)])
 
 
@@ -69,7 +69,10 @@ def expected(records: list[Record]) -> JournalState:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["x", "y"]), st.lists(RECORDS, max_size=8)), max_size=6))
 def test_the_file_says_what_the_records_amount_to_for_each_vm(batches: list[tuple[str, list[Record]]]) -> None:
-    with tempfile.TemporaryDirectory() as directory, closing(Store(os.path.join(directory, "journal.db"))) as store:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        closing(JournalFile(os.path.join(directory, "journal.db"))) as store,
+    ):
         for vm, records in batches:
             write(store, *records, vm=vm)
         for vm in "xy":
@@ -82,16 +85,16 @@ def test_the_file_says_what_the_records_amount_to_for_each_vm(batches: list[tupl
 
 def test_what_was_written_is_there_when_the_file_is_opened_again(tmp_path: Path) -> None:
     path = str(tmp_path / "journal.db")
-    with closing(Store(path)) as store:
+    with closing(JournalFile(path)) as store:
         write(store, *life("3"))
         wanted = store.load("vm")
-    with closing(Store(path)) as store:
+    with closing(JournalFile(path)) as store:
         assert store.load("vm") == wanted == expected(life("3"))
         assert store.vms() == ("vm",)
 
 
 def test_a_transaction_is_whole_or_not_at_all(tmp_path: Path) -> None:
-    with closing(Store(str(tmp_path / "journal.db"))) as store:
+    with closing(JournalFile(str(tmp_path / "journal.db"))) as store:
         write(store, *life("0"))
         with pytest.raises(TypeError):
             write(store, *life("1"), journal.Changed(None, ShareLife.ADDED))  # type: ignore[arg-type]  # what no caller can do
@@ -101,7 +104,7 @@ def test_a_transaction_is_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_a_vm_that_is_gone_for_good_is_forgotten_alone(tmp_path: Path) -> None:
-    with closing(Store(str(tmp_path / "journal.db"))) as store:
+    with closing(JournalFile(str(tmp_path / "journal.db"))) as store:
         write(store, *life("0"))
         write(store, *life("0"), vm="another")
         store.forget_vm("vm")
@@ -115,7 +118,7 @@ def test_a_vm_that_is_gone_for_good_is_forgotten_alone(tmp_path: Path) -> None:
 
 def test_the_file_does_not_grow_with_what_has_come_and_gone(tmp_path: Path) -> None:
     path = str(tmp_path / "journal.db")
-    with closing(Store(path)) as store:
+    with closing(JournalFile(path)) as store:
         for name in range(2000):
             write(store, *life(str(name)))
             write(store, journal.Changed(str(name), ShareLife.REMOVING), journal.Forgotten(str(name)))
@@ -126,7 +129,7 @@ def test_the_file_does_not_grow_with_what_has_come_and_gone(tmp_path: Path) -> N
 def test_a_file_that_was_large_once_gives_its_space_back(tmp_path: Path) -> None:
     path = str(tmp_path / "journal.db")
     many = range(20_000)
-    with closing(Store(path)) as store:
+    with closing(JournalFile(path)) as store:
         store.write([("vm", [record for name in many for record in life(str(name))])])
         store.write([("vm", [journal.Forgotten(str(name)) for name in many])])
         store.tidy()
@@ -140,7 +143,7 @@ def test_a_file_that_was_large_once_gives_its_space_back(tmp_path: Path) -> None
 def torn_copies(path: Path) -> tuple[bytes, bytes, list[JournalState]]:
     """Write ten transactions and return the file and its log as they lie there, and what holds after each."""
     states = [JournalState()]
-    store = Store(str(path))
+    store = JournalFile(str(path))
     for name in range(10):
         write(store, *life(str(name)))
         states.append(store.load("vm"))
@@ -154,7 +157,7 @@ def opened_with(path: Path, file: bytes, log: bytes) -> JournalState:
     path.parent.mkdir()
     path.write_bytes(file)
     path.with_name(path.name + "-wal").write_bytes(log)
-    with closing(Store(str(path))) as store:
+    with closing(JournalFile(str(path))) as store:
         return store.load("vm")
 
 
@@ -186,7 +189,7 @@ def test_a_log_with_a_hole_of_rubbish_ends_there(tmp_path: Path) -> None:
 def test_what_a_damaged_file_says_is_right_or_it_is_called_damaged(tmp_path: Path) -> None:
     path = tmp_path / "torn" / "journal.db"
     path.parent.mkdir()
-    with closing(Store(str(path))) as store:
+    with closing(JournalFile(str(path))) as store:
         for name in range(40):
             write(store, *life(str(name)))
         whole = store.load("vm")
@@ -212,12 +215,12 @@ def test_what_is_no_journal_is_left_alone(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_bytes(b"This is not SQLite's." * 100)
     with pytest.raises(JournalDamaged, match="not a database"):
-        Store(str(text))
+        JournalFile(str(text))
     other = tmp_path / "other.db"
     with closing(sqlite3.connect(other)) as connection:
         connection.execute("CREATE TABLE theirs (x)")
     with pytest.raises(JournalDamaged, match="no journal of uvmshare"):
-        Store(str(other))
+        JournalFile(str(other))
     assert text.read_bytes().startswith(b"This is")
     with closing(sqlite3.connect(other)) as connection:
         assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("theirs",)]
@@ -226,18 +229,18 @@ def test_what_is_no_journal_is_left_alone(tmp_path: Path) -> None:
 def test_a_row_that_makes_no_sense_is_damage(tmp_path: Path) -> None:
     path = str(tmp_path / "journal.db")
     for column, value in (("life", "'removing'"), ("allowed_names", "'[1'"), ("name", "7"), ("host_path", "'/'")):
-        with closing(Store(path)) as store:
+        with closing(JournalFile(path)) as store:
             write(store, *life("0"))
         with closing(sqlite3.connect(path)) as connection, connection:
             connection.execute(f"UPDATE shares SET {column} = {value}")
-        with closing(Store(path)) as store:
+        with closing(JournalFile(path)) as store:
             with pytest.raises(JournalDamaged, match="makes no sense"):
                 store.load("vm")
             store.forget_vm("vm")
 
 
 def test_a_full_disk_is_said_and_nothing_is_half_written(tmp_path: Path) -> None:
-    with closing(Store(str(tmp_path / "journal.db"))) as store:
+    with closing(JournalFile(str(tmp_path / "journal.db"))) as store:
         write(store, *life("0"))
         pages = store._pragma("page_count")
         store._pragma(f"max_page_count = {pages}")
@@ -250,7 +253,7 @@ def test_a_full_disk_is_said_and_nothing_is_half_written(tmp_path: Path) -> None
 
 
 def test_a_file_that_became_read_only_is_said(tmp_path: Path) -> None:
-    with closing(Store(str(tmp_path / "journal.db"))) as store:
+    with closing(JournalFile(str(tmp_path / "journal.db"))) as store:
         write(store, *life("0"))
         store._pragma("query_only = ON")
         with pytest.raises(JournalReadOnly, match="cannot be written to"):
@@ -260,9 +263,9 @@ def test_a_file_that_became_read_only_is_said(tmp_path: Path) -> None:
 
 def test_where_no_file_can_be_is_said(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="there is no directory"):
-        Store(str(tmp_path / "nowhere" / "journal.db"))
+        JournalFile(str(tmp_path / "nowhere" / "journal.db"))
     with pytest.raises(JournalError, match="is a directory"):
-        Store(str(tmp_path))
+        JournalFile(str(tmp_path))
 
 
 # ---------------------------------------------------------------------- versions
@@ -270,12 +273,12 @@ def test_where_no_file_can_be_is_said(tmp_path: Path) -> None:
 
 def test_a_journal_of_a_later_version_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = str(tmp_path / "journal.db")
-    Store(path).close()
+    JournalFile(path).close()
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     before = (tmp_path / "journal.db").read_bytes()
     with pytest.raises(JournalTooNew, match="a later uvmshare"):
-        Store(path)
+        JournalFile(path)
     assert (tmp_path / "journal.db").read_bytes() == before
 
 
@@ -293,9 +296,9 @@ def test_a_journal_of_the_first_version_says_the_same_in_the_latest(tmp_path: Pa
         connection.execute("INSERT INTO refs (vm, name, owner) VALUES (1, 3, 'b'), (1, 3, 'a')")
     share = JournalledShare("3", ONLY.of_directory(None), ShareLife.ADDED, ("b", "a"), 2)
     for _ in range(2):
-        with closing(Store(path)) as store:
+        with closing(JournalFile(path)) as store:
             assert store.load("vm") == JournalState(9, {"3": share})
-    with closing(Store(path)) as store:
+    with closing(JournalFile(path)) as store:
         write(store, *life("9"))
         assert store.load("vm").next_name == 10
     with closing(sqlite3.connect(path)) as connection:
@@ -324,11 +327,11 @@ def journal_of_the_second_version(path: str) -> None:
 def test_a_journal_that_knows_no_directories_says_the_same_and_learns_them(tmp_path: Path) -> None:
     path = str(tmp_path / "journal.db")
     journal_of_the_second_version(path)
-    with closing(Store(path)) as store:
+    with closing(JournalFile(path)) as store:
         known = store.load("vm").shares["3"]
         assert known == JournalledShare("3", ONLY.of_directory(None), ShareLife.ADDED)
         store.write([("vm", [Changed("3", ShareLife.ADDED, ONLY.directory)])])
-    with closing(Store(path)) as store:
+    with closing(JournalFile(path)) as store:
         assert store.load("vm").shares["3"].options == ONLY
         store.write([("vm", [Changed("3", ShareLife.ADDED)])])  # what is known stays so
         assert store.load("vm").shares["3"].options == ONLY
@@ -348,14 +351,14 @@ def test_a_journal_that_knows_nothing_of_hiding_says_the_same_and_learns_it(tmp_
         row = (1, 3, "added", ONLY.host_path, 0, json.dumps(ONLY.allowed_names), 0, ONLY.directory)
         connection.execute("INSERT INTO shares VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row[:7], _row_sum(*row), row[7]))
     hiding = AddOptions(ONLY.host_path, hide=["b", "!a", "é*"], map_owner="1000:0")
-    with closing(Store(path)) as store:
+    with closing(JournalFile(path)) as store:
         assert store.load("vm").shares == {"3": JournalledShare("3", ONLY, ShareLife.ADDED)}
         store.write([("vm", [Begun("5", ShareLife.ADDING, hiding), Changed("5", ShareLife.ADDED)])])
-    with closing(Store(path)) as store:
+    with closing(JournalFile(path)) as store:
         assert store.load("vm").shares["5"].options == hiding
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE shares SET hide = '[]' WHERE name = 5")
-    with closing(Store(path)) as store, pytest.raises(JournalDamaged, match="checksum"):
+    with closing(JournalFile(path)) as store, pytest.raises(JournalDamaged, match="checksum"):
         store.load("vm")
 
 
@@ -363,7 +366,7 @@ def test_a_journal_that_the_fourth_version_wrote_says_in_more_words_what_it_said
     path = str(tmp_path / "journal.db")
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript((HERE / "version_4.sql").read_text())
-    with closing(Store(path)) as store:
+    with closing(JournalFile(path)) as store:
         state = store.load("vm")
         other = store.load("another")
     assert state.next_name == 64
@@ -419,18 +422,18 @@ def test_a_row_that_was_damaged_before_a_migration_is_damaged_after_it(tmp_path:
     journal_of_the_second_version(path)
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE shares SET host_path = '/srv/another'")
-    with closing(Store(path)) as store, pytest.raises(JournalDamaged, match="checksum"):
+    with closing(JournalFile(path)) as store, pytest.raises(JournalDamaged, match="checksum"):
         store.load("vm")
 
 
 def test_a_migration_that_was_cut_off_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = str(tmp_path / "journal.db")
-    with closing(Store(path)) as store:
+    with closing(JournalFile(path)) as store:
         write(store, *life("0"))
     broken = (*MIGRATIONS, ("ALTER TABLE vms ADD COLUMN more INTEGER", "this is no SQL"))
     monkeypatch.setattr("uvmshare.sqlite_journal.store.MIGRATIONS", broken)
     with pytest.raises(JournalError, match="syntax error"):
-        Store(path)
+        JournalFile(path)
     monkeypatch.undo()
-    with closing(Store(path)) as store:
+    with closing(JournalFile(path)) as store:
         assert store.load("vm") == expected(life("0"))

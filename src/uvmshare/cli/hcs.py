@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from uvmshare import AddOptions
-    from uvmshare.cli.hcs_record import Record, Recorded
+    from uvmshare.cli.hcs_record import Recorded, RecordedShares
     from uvmshare.cli.share_spec import ShareSpec
     from uvmshare.hcs.compute_system import ComputeSystem
 
@@ -168,17 +168,17 @@ def serve(vm: str, port: int, shares: tuple[ShareSpec, ...]) -> None:
     until_signalled(_serve(vm, port, share_options(shares)))
 
 
-def _record(state_dir: str, vm: str) -> Record:
-    from uvmshare.cli.hcs_record import Record  # noqa: PLC0415  --help need not load it
+def _record(state_dir: str, vm: str) -> RecordedShares:
+    from uvmshare.cli.hcs_record import RecordedShares  # noqa: PLC0415  --help need not load it
 
-    return Record(state_dir, vm)
+    return RecordedShares(state_dir, vm)
 
 
 def _print(line: msgspec.Struct) -> None:
     say_json(line)
 
 
-async def _add(record: Record, port: int, options: Sequence[AddOptions]) -> list[Recorded]:
+async def _add(record: RecordedShares, port: int, options: Sequence[AddOptions]) -> list[Recorded]:
     from uvmshare.hcs.compute_system import ComputeSystem  # noqa: PLC0415  --help need not load it
     from uvmshare.hcs.utility_vm import UtilityVM  # noqa: PLC0415  as above
     from uvmshare.share.interfaces import Plan9Share  # noqa: PLC0415  as above
@@ -205,7 +205,7 @@ async def _add(record: Record, port: int, options: Sequence[AddOptions]) -> list
     return added
 
 
-async def _remove(record: Record, name: str, port: int) -> None:
+async def _remove(record: RecordedShares, name: str, port: int) -> None:
     from uvmshare.hcs.compute_system import ComputeSystem  # noqa: PLC0415  --help need not load it
 
     try:
@@ -217,7 +217,7 @@ async def _remove(record: Record, name: str, port: int) -> None:
         await _take_out(system, record, name, port)
 
 
-async def _take_out(system: ComputeSystem, record: Record, name: str, port: int) -> None:
+async def _take_out(system: ComputeSystem, record: RecordedShares, name: str, port: int) -> None:
     with suppress(ShareNotFound, ComputeSystemGone):  # not there, as asked
         await system.modify(removal(name, port))
     record.forget(name)

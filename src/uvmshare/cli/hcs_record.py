@@ -20,7 +20,7 @@ import msgspec
 from uvmshare.errors import UNREADABLE, InvalidDocument
 from uvmshare.wording import reason_of
 
-__all__ = ["Record", "Recorded"]
+__all__ = ["Recorded", "RecordedShares"]
 
 
 class Recorded(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -37,7 +37,7 @@ _decoder = msgspec.json.Decoder(Recorded)
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class RecordedShares:
     """The recorded shares of one VM, in files below `directory`."""
 
     directory: str

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
     from uvmshare.cli.template import Template
 
-__all__ = ["Listing", "listing_options", "print_table"]
+__all__ = ["ListForm", "listing_options", "print_table"]
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class ListForm:
     """How a list is to be written: as a table, unless one of the three was given."""
 
     as_json: bool = False
@@ -52,7 +52,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class _Writer:
-    listing: Listing
+    listing: ListForm
     name: str
     empty: str
     template: Template | None
@@ -95,6 +95,6 @@ def listing_options(command: F) -> F:
     )
     @functools.wraps(command)
     def listing(*args: Any, as_json: bool, quiet: bool, template: str | None, **rest: Any) -> Any:
-        return command(*args, listing=Listing(as_json, quiet, template), **rest)
+        return command(*args, listing=ListForm(as_json, quiet, template), **rest)
 
     return cast("F", listing)  # it takes the same parameters, but for these three

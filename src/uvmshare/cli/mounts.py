@@ -29,7 +29,7 @@ from uvmshare.cli.remote import (
 from uvmshare.cli.share_spec import share_argument, sharing_options, with_sharing_options
 
 if TYPE_CHECKING:
-    from uvmshare.cli.listing import Listing
+    from uvmshare.cli.listing import ListForm
     from uvmshare.cli.share_spec import ShareSpec
 
 __all__ = ["map_", "mounts", "unmap"]
@@ -168,7 +168,7 @@ def unmap(
 @click.argument("vms", metavar="[VM]...", nargs=-1)
 @host_option
 @listing_options
-def mounts(vms: tuple[str, ...], host: str | None, *, listing: Listing) -> None:
+def mounts(vms: tuple[str, ...], host: str | None, *, listing: ListForm) -> None:
     """List the mounts in guests that you hold, of some VMs or of all.
 
     \b

@@ -19,7 +19,7 @@ from uvmshare.errors import NotThere
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from uvmshare.cli.listing import Listing
+    from uvmshare.cli.listing import ListForm
     from uvmshare.cli.owner_holds import OwnerHolds
     from uvmshare.daemon.client import Client
 
@@ -48,7 +48,7 @@ def _holds(client: Client, vms: Sequence[str] = ()) -> list[OwnerHolds]:
 @click.argument("vms", metavar="[VM]...", nargs=-1)
 @host_option
 @listing_options
-def ls(vms: tuple[str, ...], host: str | None, *, listing: Listing) -> None:
+def ls(vms: tuple[str, ...], host: str | None, *, listing: ListForm) -> None:
     """List what each owner holds in each VM, in some VMs or in all; as root, everybody's owners.
 
     \b

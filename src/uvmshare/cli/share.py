@@ -31,7 +31,7 @@ from uvmshare.cli.remote import (
 from uvmshare.cli.share_spec import shares_argument, sharing_options, with_sharing_options
 
 if TYPE_CHECKING:
-    from uvmshare.cli.listing import Listing
+    from uvmshare.cli.listing import ListForm
     from uvmshare.cli.share_spec import ShareSpec
     from uvmshare.daemon.documents import Reference, Share
 
@@ -125,7 +125,7 @@ def add(
 @click.argument("which", metavar="[VM|PATH]...", nargs=-1)
 @host_option
 @listing_options
-def ls(which: tuple[str, ...], host: str | None, *, listing: Listing) -> None:
+def ls(which: tuple[str, ...], host: str | None, *, listing: ListForm) -> None:
     """List the shares that you hold, of some VMs or of all; as root, everybody's.
 
     An argument with a slash in it, or with a dot or "~" at its beginning, is a PATH of the host. Then only shares by

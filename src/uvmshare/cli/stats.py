@@ -14,7 +14,7 @@ from uvmshare.cli.moments import moment
 from uvmshare.cli.remote import connected, host_option, of_vms
 
 if TYPE_CHECKING:
-    from uvmshare.cli.listing import Listing
+    from uvmshare.cli.listing import ListForm
 
 __all__ = ["stats"]
 
@@ -39,7 +39,7 @@ def micros(seconds: float | None) -> str:
 @click.argument("vms", metavar="[VM]...", nargs=-1)
 @host_option
 @listing_options
-def stats(vms: tuple[str, ...], host: str | None, *, listing: Listing) -> None:
+def stats(vms: tuple[str, ...], host: str | None, *, listing: ListForm) -> None:
     """Show what guests have done with their shares, since they mounted them: of some VMs, or of all that are yours.
 
     EXPECTED counts errors that programs meet in normal use, such as that a name is not there (ENOENT, ENODATA,

@@ -17,7 +17,7 @@ from uvmshare.cli.server_options import allow_uid_option, cgroup_limits, limit_o
 from uvmshare.fileserver.models import LINKS, SECURITY_MODELS
 
 if TYPE_CHECKING:
-    from uvmshare.cli.listing import Listing
+    from uvmshare.cli.listing import ListForm
     from uvmshare.daemon.documents import Vm
     from uvmshare.fileserver.limits import Limits
 
@@ -182,7 +182,7 @@ def _token_in(file: BinaryIO) -> str:
 @vm.command()
 @host_option
 @listing_options
-def ls(host: str | None, *, listing: Listing) -> None:
+def ls(host: str | None, *, listing: ListForm) -> None:
     """List your VMs; as root, all VMs.
 
     AGENT says whether the agent in the guest is reached, and since when; "none" means that the VM has no agent. An

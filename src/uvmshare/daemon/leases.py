@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable
 
     from uvmshare.daemon.deadlines import Lease
-    from uvmshare.daemon.store import LeaseKey, Store, VmKey
+    from uvmshare.daemon.store import DaemonStore, LeaseKey, VmKey
 
 __all__ = ["Leases"]
 
@@ -34,7 +34,9 @@ class Leases:
     this could not be done, and is called again some seconds later.
     """
 
-    def __init__(self, store: Store, clock: Callable[[], float], ended: Callable[[LeaseKey], Awaitable[None]]) -> None:
+    def __init__(
+        self, store: DaemonStore, clock: Callable[[], float], ended: Callable[[LeaseKey], Awaitable[None]]
+    ) -> None:
         self._store = store
         self._clock = clock
         self._ended = ended

@@ -59,7 +59,7 @@ __all__ = ["Machine", "Places"]
 
 T = TypeVar("T")
 
-State = Literal["finding", "running", "failed", "gone"]
+MachineState = Literal["finding", "running", "failed", "gone"]
 
 _AGENT_SECONDS: Final = 10.0
 """For one request in the guest. A lease that ends with a guest that hangs takes this and its grace longer."""
@@ -179,7 +179,7 @@ class Machine:
         self._server: FileServer | None = None
         self.group: Group | None = None
         """Where its processes are."""
-        self.state: State = "finding"
+        self.state: MachineState = "finding"
         self.error: str | None = "it is still being found, or started"
         self.tried = asyncio.Event()
         """Whether it was looked for, with or without success."""

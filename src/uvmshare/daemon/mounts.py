@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from uvmshare.daemon.identity import Identity
     from uvmshare.daemon.leases import Leases
     from uvmshare.daemon.machine import Machine
-    from uvmshare.daemon.store import Store, VmKey
+    from uvmshare.daemon.store import DaemonStore, VmKey
     from uvmshare.mounts.manager import MountManager
     from uvmshare.mounts.mount import MountInfo
 
@@ -71,7 +71,7 @@ class UserMounts:
         self,
         events: EventLog,
         leases: Leases,
-        store: Store,
+        store: DaemonStore,
         adding: Callable[[Identity, int], AbstractContextManager[None]],
     ) -> None:
         self._events = events

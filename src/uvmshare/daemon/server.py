@@ -25,7 +25,7 @@ from uvmshare.daemon.groups import Groups, check_limits
 from uvmshare.daemon.machine import Places
 from uvmshare.daemon.quotas import USER_SHARES, USER_VMS
 from uvmshare.daemon.service import Service
-from uvmshare.daemon.store import Store
+from uvmshare.daemon.store import DaemonStore
 from uvmshare.errors import DaemonError, UvmshareError
 from uvmshare.hostfiles import bind_socket
 from uvmshare.linux.notify import notify
@@ -158,7 +158,7 @@ async def serve(
     if settings.vm_cgroup and places.groups is None:
         log.warning("VMs have no limits", reason="there is no control group to divide: Delegate=yes and cgroup v2")
     with (
-        Store(places.store) as store,
+        DaemonStore(places.store) as store,
         SqliteJournal(places.journal) as journal,
         _listening(settings) as (listener, path),
     ):

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from uvmshare.daemon.machine import Places
-    from uvmshare.daemon.store import Store, VmKey
+    from uvmshare.daemon.store import DaemonStore, VmKey
     from uvmshare.fileserver import control
     from uvmshare.sqlite_journal import SqliteJournal
 
@@ -80,7 +80,7 @@ class Service:
     def __init__(
         self,
         places: Places,
-        store: Store,
+        store: DaemonStore,
         journal: SqliteJournal,
         *,
         clock: Callable[[], float] = time.monotonic,

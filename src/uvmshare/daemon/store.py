@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from uvmshare.mounts.options import MountOptions
 
-__all__ = ["LeaseKey", "MountLease", "MountRecord", "ShareLease", "Store", "VmKey", "VmRecord", "name_for"]
+__all__ = ["DaemonStore", "LeaseKey", "MountLease", "MountRecord", "ShareLease", "VmKey", "VmRecord", "name_for"]
 
 _MIGRATIONS: Final = (
     """
@@ -154,7 +154,7 @@ _NOT_UNDERSTOOD: Final = (*UNREADABLE, TypeError)
 """What decoding a row raises that is damaged, or that another version wrote with other limits."""
 
 
-class Store:
+class DaemonStore:
     """The file. Every call is small, written before it returns, and safe against the end of the process.
 
     Raises `DaemonError` when the file cannot be used. One daemon at a time: it is locked while it is open.

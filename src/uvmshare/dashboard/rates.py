@@ -1,6 +1,6 @@
 """How much a guest does over time: rates from counters, one for each tick of the clock, and only the last of them.
 
-What lives here: `Rates`. What must not: asking for counters, or showing rates.
+What lives here: `RateHistory`. What must not: asking for counters, or showing rates.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["KEPT", "NOTHING", "Counts", "Rates", "summed"]
+__all__ = ["KEPT", "NOTHING", "Counts", "RateHistory", "summed"]
 
 KEPT: Final = 60
 """Ticks that are kept."""
@@ -29,7 +29,7 @@ class Counts(NamedTuple):
 NOTHING: Final = Counts(0.0, 0.0, 0.0, 0.0)
 
 
-class Rates:
+class RateHistory:
     """What one share did in each of the last ticks.
 
     Between two readings of the counters that lie several ticks apart, each tick has their mean: the counters say no

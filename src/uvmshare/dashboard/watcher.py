@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from uvmshare.dashboard.rates import Counts, Rates, summed
+from uvmshare.dashboard.rates import Counts, RateHistory, summed
 from uvmshare.dashboard.view import (
     MOST_ROWS,
     MOST_VMS,
@@ -130,7 +130,7 @@ class _Machine:
         self.shares = _Answer()
         self.mounts = _Answer()
         self.counters = _Answer()
-        self.rates: dict[str, Rates] = {}
+        self.rates: dict[str, RateHistory] = {}
         """By share."""
 
 
@@ -271,7 +271,7 @@ class Watcher:
             del machine.rates[gone]
         for share, counted in found.items():
             counts = Counts(*(float(counted[field]) for field in Counts._fields))
-            machine.rates.setdefault(share, Rates()).read(tick, machine.counters.time, counts)
+            machine.rates.setdefault(share, RateHistory()).read(tick, machine.counters.time, counts)
 
     async def _follow_events(self) -> None:
         since = _FIRST
@@ -369,10 +369,10 @@ class _Moment(NamedTuple):
     tick: int
     between: int
 
-    def series(self, rates: Rates) -> list[Counts | None]:
+    def series(self, rates: RateHistory) -> list[Counts | None]:
         return rates.series(self.tick, self.between)
 
-    def now(self, rates: Rates) -> Counts | None:
+    def now(self, rates: RateHistory) -> Counts | None:
         return rates.now(self.tick, self.between)
 
 

@@ -30,7 +30,7 @@ from uvmshare.guest.mount import Address, MountError, Parser, make_directories, 
 from uvmshare.guest.places import PlaceError
 from uvmshare.guest.session import Session
 from uvmshare.guest.survey import survey
-from uvmshare.guest.table import Table
+from uvmshare.guest.table import MountTable
 from uvmshare.linux.boot import boot_id
 from uvmshare.linux.credentials import credentials
 from uvmshare.linux.loopback import is_loopback
@@ -75,7 +75,7 @@ class Agent:
         _require_own(options.state)
         self._lock = _lock(options.state)
         self._id = wire.new_nonce()
-        self._table = Table(
+        self._table = MountTable(
             *(self.loop, self._server, self._prefixes, options.state),
             check_every=options.check_every,
             hung_after=options.hung_after,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from uvmshare.guest.loop import Loop
-    from uvmshare.guest.table import Record
+    from uvmshare.guest.table import AgentMount
 
 __all__ = ["Check"]
 
@@ -28,7 +28,7 @@ class Check:
     def __init__(
         self,
         loop: Loop,
-        records: dict[str, Record],
+        records: dict[str, AgentMount],
         paths: deque[str],
         within: float,
         *,

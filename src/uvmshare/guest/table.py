@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     Answer = Callable[[Any, PlaceError | None], None]
     """Called once, with the result or with why there is none."""
 
-__all__ = ["Record", "Table"]
+__all__ = ["AgentMount", "MountTable"]
 
 _AGAIN_FIRST = 0.05
 _AGAIN_LONGEST = 5.0
@@ -53,7 +53,7 @@ _HOW = ("port", "read_only", "cache", "msize", "suid", "dev", "posixacl")
 _FIELDS = ("path", "share", *_HOW, "state", "made", "chosen")
 
 
-class Record:
+class AgentMount:
     """One mount. `state` is "mounting", "mounted" or "broken"."""
 
     def __init__(self, fields: dict[str, Any]) -> None:
@@ -109,7 +109,7 @@ class Record:
         return told
 
 
-class Table:
+class MountTable:
     """The mounts of this guest that the agent made, by path.
 
     `server` is where they dial; a request says the port. `prefixes` are the directories below which mounts may be.
@@ -135,7 +135,7 @@ class Table:
         self._check_every = check_every
         self._hung_after = hung_after
         self._log = log
-        self.records: dict[str, Record] = {}
+        self.records: dict[str, AgentMount] = {}
         self._turns: dict[str, deque[Callable[[Callable[[], None]], None]]] = {}
         """By path: what is under way, and what waits for it."""
         self._mountinfo = open("/proc/self/mountinfo", encoding="utf-8")  # noqa: SIM115  watched for ever
@@ -158,14 +158,14 @@ class Table:
 
     def add(self, fields: dict[str, Any], timeout: float, wanted: Callable[[], bool], answer: Answer) -> None:
         """Mount. What is mounted in this form is left as it is; another form at the path is refused."""
-        record = Record({**fields, "path": places.allowed(fields["path"], self._prefixes)})
+        record = AgentMount({**fields, "path": places.allowed(fields["path"], self._prefixes)})
         self._in_turn(record.path, wanted, partial(self._add, record, timeout, answer))
 
     def remove(
         self, fields: dict[str, Any], timeout: float, wanted: Callable[[], bool], answer: Answer, *, lazy: bool
     ) -> None:
         """Unmount."""
-        record = Record({**fields, "path": places.allowed(fields["path"], self._prefixes)})
+        record = AgentMount({**fields, "path": places.allowed(fields["path"], self._prefixes)})
         self._in_turn(record.path, wanted, partial(self._remove, record, timeout, lazy, answer))
 
     def health(self, within: float, answer: Callable[[list[dict[str, Any]]], None]) -> None:
@@ -186,7 +186,7 @@ class Table:
 
     # ------------------------------------------------------------------ adding and removing
 
-    def _add(self, record: Record, timeout: float, answer: Answer, done: Callable[[], None]) -> None:
+    def _add(self, record: AgentMount, timeout: float, answer: Answer, done: Callable[[], None]) -> None:
         known = self.records.get(record.path)
         if known is not None and known.form() != record.form():
             how = f"share {known.share} of port {known.port} (cache={known.cache}, msize={known.msize or 'auto'})"
@@ -211,7 +211,7 @@ class Table:
         task = work.mounting(record, self._server, self._prefixes, self._directory, timeout)
         _Attempt(self._loop, record, task, timeout, partial(self._added, record, answer, done))
 
-    def _added(self, record: Record, answer: Answer, done: Callable[[], None], attempt: _Attempt) -> None:
+    def _added(self, record: AgentMount, answer: Answer, done: Callable[[], None], attempt: _Attempt) -> None:
         if attempt.done and not attempt.given_up:
             self._is_mounted(record, attempt)
             self._log(f"mounted share {record.share} on {record.path} ({record.chosen})")
@@ -235,7 +235,7 @@ class Table:
         else:
             undone(None)
 
-    def _remove(self, asked: Record, timeout: float, lazy: bool, answer: Answer, done: Callable[[], None]) -> None:  # noqa: FBT001  always bound by name above
+    def _remove(self, asked: AgentMount, timeout: float, lazy: bool, answer: Answer, done: Callable[[], None]) -> None:  # noqa: FBT001  always bound by name above
         record = self.records.get(asked.path)
         if record is None and work.is_there(asked, self._server):
             record = asked  # an agent before this one mounted it and was killed before it knew
@@ -248,7 +248,7 @@ class Table:
             record.timer.cancel()
         self._unmount(record, lazy, time.monotonic() + timeout, answer, done)
 
-    def _unmount(self, record: Record, lazy: bool, until: float, answer: Answer, done: Callable[[], None]) -> None:  # noqa: FBT001  always bound by name above
+    def _unmount(self, record: AgentMount, lazy: bool, until: float, answer: Answer, done: Callable[[], None]) -> None:  # noqa: FBT001  always bound by name above
         began = time.monotonic()
 
         def ended(attempt: _Attempt) -> None:
@@ -267,7 +267,7 @@ class Table:
         left = max(until - began, _UNMOUNT_AGAIN)
         _Attempt(self._loop, record, task, left, ended, transport=record.transport, otherwise=wire.UNKNOWN)
 
-    def _removed(self, record: Record, answer: Answer, done: Callable[[], None], attempt: _Attempt) -> None:
+    def _removed(self, record: AgentMount, answer: Answer, done: Callable[[], None], attempt: _Attempt) -> None:
         record.going = False
         error = attempt.error
         if error is None and not attempt.done:  # the child was broken off
@@ -280,7 +280,7 @@ class Table:
         answer(None if error else {}, error)
         done()
 
-    def _is_mounted(self, record: Record, attempt: _Attempt) -> None:
+    def _is_mounted(self, record: AgentMount, attempt: _Attempt) -> None:
         record.state = "mounted"
         record.error = ""
         record.delay = 0.0
@@ -292,19 +292,19 @@ class Table:
             self._loop.watch(record.transport.fileno(), _HANG_UP, lambda _: self._lost(record, "hung up"))
         self._save_or_say()
 
-    def _drop(self, record: Record) -> None:
+    def _drop(self, record: AgentMount) -> None:
         self._cancel(record)
         if self.records.get(record.path) is record:
             del self.records[record.path]
         self._save_or_say()
 
-    def _cancel(self, record: Record | None) -> None:
+    def _cancel(self, record: AgentMount | None) -> None:
         if record is not None:
             if record.timer is not None:
                 record.timer.cancel()
             self._close_transport(record)
 
-    def _close_transport(self, record: Record) -> None:
+    def _close_transport(self, record: AgentMount) -> None:
         if record.transport is not None:
             self._loop.unwatch(record.transport.fileno())
             record.transport.close()
@@ -338,7 +338,7 @@ class Table:
 
     # ------------------------------------------------------------------ mounting again
 
-    def _lost(self, record: Record, why: str) -> None:
+    def _lost(self, record: AgentMount, why: str) -> None:
         self._close_transport(record)
         if record.state != "mounted" or record.going or self.records.get(record.path) is not record:
             return
@@ -349,17 +349,17 @@ class Table:
         self._save_or_say()
         self._try_again(record)
 
-    def _try_again(self, record: Record) -> None:
+    def _try_again(self, record: AgentMount) -> None:
         self._in_turn(record.path, lambda: self._is_broken(record), partial(self._mount_again, record))
 
-    def _is_broken(self, record: Record) -> bool:
+    def _is_broken(self, record: AgentMount) -> bool:
         return self.records.get(record.path) is record and record.state == "broken"
 
-    def _mount_again(self, record: Record, done: Callable[[], None]) -> None:
+    def _mount_again(self, record: AgentMount, done: Callable[[], None]) -> None:
         task = work.mounting(record, self._server, self._prefixes, self._directory, _AGAIN_LONGEST)
         _Attempt(self._loop, record, task, _AGAIN_LONGEST, partial(self._mounted_again, record, done))
 
-    def _mounted_again(self, record: Record, done: Callable[[], None], attempt: _Attempt) -> None:
+    def _mounted_again(self, record: AgentMount, done: Callable[[], None], attempt: _Attempt) -> None:
         if attempt.done and not attempt.given_up:
             self._is_mounted(record, attempt)
             record.again += 1
@@ -370,7 +370,7 @@ class Table:
             self._try_again_later(record)
         done()
 
-    def _try_again_later(self, record: Record) -> None:
+    def _try_again_later(self, record: AgentMount) -> None:
         record.delay = min(2 * record.delay, _AGAIN_LONGEST) or _AGAIN_FIRST
         record.timer = self._loop.later(record.delay, lambda: self._try_again(record))
 
@@ -394,7 +394,7 @@ class Table:
         paths = [path for path, record in self.records.items() if record.state == "mounted"]
         self._check(paths, 1.0, tell, lambda: self._loop.later(self._check_every, self._check_all))
 
-    def _heard(self, record: Record, status: str) -> None:
+    def _heard(self, record: AgentMount, status: str) -> None:
         if status == "dead" and record.transport is None:
             self._lost(record, "it cannot be read")
         if status != "slow":
@@ -450,7 +450,7 @@ class Table:
         try:
             with open(os.path.join(self._directory, "mounts.json"), encoding="utf-8") as file:
                 kept = json.load(file)
-            records = [Record(fields) for fields in kept["mounts"]] if kept["boot"] == boot_id() else []
+            records = [AgentMount(fields) for fields in kept["mounts"]] if kept["boot"] == boot_id() else []
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -484,7 +484,7 @@ class _Attempt:
     def __init__(
         self,
         loop: Loop,
-        record: Record,
+        record: AgentMount,
         task: Callable[[Any], None],
         timeout: float,
         ended: Callable[[_Attempt], None],

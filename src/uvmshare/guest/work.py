@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from uvmshare.guest.loop import Send
     from uvmshare.guest.mount import Address
-    from uvmshare.guest.table import Record
+    from uvmshare.guest.table import AgentMount
     from uvmshare.linux.mountinfo import Mounted
 
 __all__ = ["bind", "is_there", "mounting", "read", "reading", "unmounting"]
@@ -32,22 +32,22 @@ _DEAD = mount.LOST
 """What the kernel's 9P client answers when its connection is gone."""
 
 
-def is_there(record: Record, server: Address) -> bool:
+def is_there(record: AgentMount, server: Address) -> bool:
     """Tell whether the record's share is mounted at its path, and uppermost there."""
     found = places.mounted_at(record.path)
     return found is not None and _is_its(found, record, _address(server, record))
 
 
-def _is_its(found: Mounted, record: Record, address: Address) -> bool:
+def _is_its(found: Mounted, record: AgentMount, address: Address) -> bool:
     return (found.kind, found.source) == ("9p", str(address)) and f"aname={record.share}" in found.options.split(",")
 
 
-def _address(server: Address, record: Record) -> Address:
+def _address(server: Address, record: AgentMount) -> Address:
     return server if server.kind == "unix" else server._replace(port=record.port)
 
 
 def mounting(
-    record: Record, server: Address, prefixes: list[str], directory: str, timeout: float
+    record: AgentMount, server: Address, prefixes: list[str], directory: str, timeout: float
 ) -> Callable[[Send], None]:
     """Return the work that mounts the record, over what is left of it at its path if that is the case."""
     address = _address(server, record)
@@ -86,7 +86,7 @@ def mounting(
     return _telling(task)
 
 
-def _what_is_there(above: int, record: Record) -> Mounted | None:
+def _what_is_there(above: int, record: AgentMount) -> Mounted | None:
     """Return what is mounted at the path, None if nothing is. The directory itself is not touched."""
     with places.opened(above, record.path) as target:
         if places.mount_number(target) == places.mount_number(above):
@@ -97,7 +97,7 @@ def _what_is_there(above: int, record: Record) -> Mounted | None:
     return found
 
 
-def _attach(connected: socket.socket, address: Address, where: str, record: Record, options: str) -> None:
+def _attach(connected: socket.socket, address: Address, where: str, record: AgentMount, options: str) -> None:
     code = mount.attach(
         connected, str(address), where, options, read_only=record.read_only, suid=record.suid, dev=record.dev
     )
@@ -107,7 +107,7 @@ def _attach(connected: socket.socket, address: Address, where: str, record: Reco
         raise PlaceError(wire.FAILED, words)
 
 
-def _require_all(options: str, where: str, record: Record) -> str:
+def _require_all(options: str, where: str, record: AgentMount) -> str:
     """Return what cache and msize came to. Raises `PlaceError` when the kernel has passed over another option."""
     found = places.mounted_at(where)
     shown = "" if found is None else found.options
@@ -128,7 +128,7 @@ def _aside(directory: str) -> Iterator[str]:
         os.rmdir(aside)
 
 
-def _replace(above: int, record: Record, prefixes: list[str], aside: str) -> None:
+def _replace(above: int, record: AgentMount, prefixes: list[str], aside: str) -> None:
     """Put what is mounted aside in the place of a dead mount, which stays until then.
 
     It is bound there: moving it would need a mount that is not shared (mount(2)).
@@ -147,7 +147,7 @@ def bind(source: str, target: str) -> int:
     return ctypes.get_errno() if failed else 0
 
 
-def unmounting(record: Record, prefixes: list[str], *, lazy: bool) -> Callable[[Send], None]:
+def unmounting(record: AgentMount, prefixes: list[str], *, lazy: bool) -> Callable[[Send], None]:
     """Return the work that unmounts the record and removes the directories that were made for it."""
 
     def task(send: Send) -> None:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from uvmshare.errors import ComputeSystemError
-    from uvmshare.hcs.computecore import Operation, Result, SystemHandle
+    from uvmshare.hcs.computecore import HcsOperation, Result, SystemHandle
 
 __all__ = ["GRACE", "TIMEOUT", "ComputeSystem", "Event", "EventType"]
 
@@ -108,7 +108,7 @@ class _Call:
         self,
         executor: ThreadPoolExecutor,
         over: asyncio.Future[None],
-        make: Callable[[Callable[[Result], None]], Operation],
+        make: Callable[[Callable[[Result], None]], HcsOperation],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._executor = executor
@@ -379,7 +379,7 @@ class ComputeSystem:
             raise self._stopped(action)
         return self._handle
 
-    def _begin(self, make: Callable[[Callable[[Result], None]], Operation]) -> _Call:
+    def _begin(self, make: Callable[[Callable[[Result], None]], HcsOperation]) -> _Call:
         call = _Call(self._executor, self._over, make)
         self._running.add(call.ended)
         call.ended.add_done_callback(self._running.discard)

@@ -1,6 +1,6 @@
 """computecore.dll, the client library of the Host Compute Service: the only ctypes that talks to HCS.
 
-What lives here: the exports with their types, the handles, and `Operation`, which keeps everything that
+What lives here: the exports with their types, the handles, and `HcsOperation`, which keeps everything that
 the DLL may still read until the DLL is done with it. What must not: an event loop, or the meaning of an
 HRESULT (`uvmshare.hcs.hresult`).
 
@@ -24,7 +24,7 @@ from uvmshare.hcs.hresult import PENDING, S_OK, error_from, failed, normalised
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ComputeCore", "Operation", "OperationHandle", "Result", "SystemHandle"]
+__all__ = ["ComputeCore", "HcsOperation", "OperationHandle", "Result", "SystemHandle"]
 
 OperationHandle = NewType("OperationHandle", int)
 """An ``HCS_OPERATION``."""
@@ -109,7 +109,7 @@ class Result(NamedTuple):
     document: str
 
 
-class Operation:
+class HcsOperation:
     """One ``HCS_OPERATION`` from its creation to its end, with all that the DLL may read meanwhile.
 
     Three may be using it at a time: the call that hands it over, the end that HCS tells, a
@@ -203,7 +203,7 @@ class Operation:
 
 # What the DLL is given as context is a number, never an address: a callback that comes late finds nothing.
 _numbers = itertools.count(1)
-_running: dict[int, Operation] = {}
+_running: dict[int, HcsOperation] = {}
 _watching: dict[int, Callable[[int, str], None]] = {}
 
 
@@ -271,34 +271,34 @@ class ComputeCore:
 
     def modify_compute_system(
         self, system: SystemHandle, document: bytes, on_end: Callable[[Result], None]
-    ) -> Operation:
+    ) -> HcsOperation:
         """Return the operation of an HcsModifyComputeSystem, yet to be started."""
         text = _text(document.decode())
 
         def submit(operation: OperationHandle) -> int:
             return self._exports.HcsModifyComputeSystem(system, operation, text, None)
 
-        return Operation(self._exports, submit, on_end)
+        return HcsOperation(self._exports, submit, on_end)
 
     def get_compute_system_properties(
         self, system: SystemHandle, query: str | None, on_end: Callable[[Result], None]
-    ) -> Operation:
+    ) -> HcsOperation:
         """Return the operation of an HcsGetComputeSystemProperties, yet to be started."""
         text = _text(query) if query is not None else None
 
         def submit(operation: OperationHandle) -> int:
             return self._exports.HcsGetComputeSystemProperties(system, operation, text)
 
-        return Operation(self._exports, submit, on_end)
+        return HcsOperation(self._exports, submit, on_end)
 
-    def enumerate_compute_systems(self, query: str | None, on_end: Callable[[Result], None]) -> Operation:
+    def enumerate_compute_systems(self, query: str | None, on_end: Callable[[Result], None]) -> HcsOperation:
         """Return the operation of an HcsEnumerateComputeSystems, yet to be started."""
         text = _text(query) if query is not None else None
 
         def submit(operation: OperationHandle) -> int:
             return self._exports.HcsEnumerateComputeSystems(text, operation)
 
-        return Operation(self._exports, submit, on_end)
+        return HcsOperation(self._exports, submit, on_end)
 
 
 def _text(text: str) -> _Text:

@@ -24,7 +24,7 @@ from uvmshare import arguments
 from uvmshare.errors import InvalidOptions, JournalError, JournalFull, JournalInUse, JournalReadOnly
 from uvmshare.hostpath import absolute
 from uvmshare.sqlite_journal.lock import WriterLock
-from uvmshare.sqlite_journal.store import Store
+from uvmshare.sqlite_journal.store import JournalFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,7 +67,7 @@ class SqliteJournal:
         """Guards `_thread` and `_closed`, and that nothing is queued after the end."""
         self._closed = False
         # The thread's own.
-        self._store: Store | None = None
+        self._store: JournalFile | None = None
         self._lock: WriterLock | None = None
         self._users: dict[str, object] = {}
         """By VM: who loaded last, and so may append."""
@@ -96,7 +96,7 @@ class SqliteJournal:
         """
         _require_id(vm)
 
-        def forget(store: Store) -> None:
+        def forget(store: JournalFile) -> None:
             self._users.pop(vm, None)
             store.forget_vm(vm)
 
@@ -123,7 +123,7 @@ class SqliteJournal:
     # ------------------------------------------------------------------ in the event loops
 
     async def _load(self, vm: str, user: object) -> JournalState:
-        def load(store: Store) -> JournalState:
+        def load(store: JournalFile) -> JournalState:
             state = store.load(vm)
             self._users[vm] = user
             return state
@@ -135,7 +135,7 @@ class SqliteJournal:
         self._put(_Append(vm, user, tuple(records), answer))
         await answer.future
 
-    async def _ask(self, question: Callable[[Store], T]) -> T:
+    async def _ask(self, question: Callable[[JournalFile], T]) -> T:
         answer: _Answer[T] = _Answer(asyncio.get_running_loop())
         self._put(_Ask(question, answer))
         return await answer.future
@@ -217,14 +217,14 @@ class SqliteJournal:
         if self._written % _WRITES_BETWEEN_TIDYING == 0:
             store.tidy()
 
-    def _opened(self) -> Store:
+    def _opened(self) -> JournalFile:
         if self._lock is None:
             try:
                 self._lock = WriterLock.take(self.path)
             except OSError as error:
                 raise _no_lock(self.path, error) from error
         if self._store is None:
-            self._store = Store(self.path)
+            self._store = JournalFile(self.path)
         return self._store
 
     def _forget_store(self, error: Exception) -> None:
@@ -288,7 +288,7 @@ class _Append:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Ask(Generic[T]):
-    question: Callable[[Store], T]
+    question: Callable[[JournalFile], T]
     answer: _Answer[T]
 
 

@@ -1,6 +1,6 @@
 """The file: its tables, what each record changes in them, and what SQLite's errors mean.
 
-What lives here: `Store`, synchronous, for one thread. What must not: threads, event loops, or who may write.
+What lives here: `JournalFile`, synchronous, for one thread. What must not: threads, event loops, or who may write.
 
 The tables hold what the records amount to, not the records: a share that is forgotten leaves nothing behind but
 the number of its name, so that the file is as large as what is shared, not as long as its history.
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from uvmshare.share.journal import Record
 
-__all__ = ["APPLICATION_ID", "MIGRATIONS", "Store"]
+__all__ = ["APPLICATION_ID", "MIGRATIONS", "JournalFile"]
 
 APPLICATION_ID: Final = 0x75766D73
 """'uvms': what `file(1)` and SQLite's own tools tell this file by."""
@@ -121,7 +121,7 @@ _BUSY_SECONDS: Final = 5.0
 """How long to wait for a reader that holds the file up, such as a backup."""
 
 
-class Store:
+class JournalFile:
     """One open journal file.
 
     Every method raises `JournalError`, or a child of it that says more; afterwards the file is as it was.

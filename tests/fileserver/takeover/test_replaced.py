@@ -12,7 +12,7 @@ import pytest
 from uvmshare.directory import of_descriptor
 from uvmshare.errors import HostPathReplaced, InvalidDocument, OperationDenied
 from uvmshare.fileserver.export import Export
-from uvmshare.fileserver.rundir.sharetable import Entry, ShareTable
+from uvmshare.fileserver.rundir.sharetable import ShareTable, TakenShare
 from uvmshare.hcs.schema import Plan9Share
 from uvmshare.share.interfaces import Plan9Share as Wanted
 from uvmshare.share.manager import Manager
@@ -157,7 +157,7 @@ def test_the_supervisor_of_an_earlier_version_leaves_shares_that_are_found(place
     (entry,) = table.entries
     place.kill(server)
     device, inode, handle = entry.root.split(":")[1:4]
-    short = Entry(entry.serial, f"{device}:{inode}:{handle}", entry.document)
+    short = TakenShare(entry.serial, f"{device}:{inode}:{handle}", entry.document)
     ShareTable(str(place.run_dir / "shares"), table.configuration, [short])
     server = place.start()
     listed: Any = place.run(server.list_plan9())

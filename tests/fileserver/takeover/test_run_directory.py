@@ -189,12 +189,12 @@ def test_a_share_that_cannot_be_written_down_is_not_added_and_one_that_is_can_be
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from uvmshare.fileserver import control
-    from uvmshare.fileserver.rundir.sharetable import Entry, ShareTable
+    from uvmshare.fileserver.rundir.sharetable import ShareTable, TakenShare
     from uvmshare.hcs.schema import Plan9Share
 
     path = str(tmp_path / "shares")
     configuration = control.Configuration(id=0, listen=("unix:/x",), security_model="none")
-    first, second, third = (Entry(number, "root", Plan9Share(access_name=str(number))) for number in (1, 2, 3))
+    first, second, third = (TakenShare(number, "root", Plan9Share(access_name=str(number))) for number in (1, 2, 3))
     share_table = ShareTable(path, configuration, [first])
     share_table.add(second)
     pwrite = os.pwrite

@@ -36,7 +36,7 @@ from uvmshare.wording import reason_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Entry", "ShareTable", "Start", "Table"]
+__all__ = ["ShareTable", "ShareTableContents", "Start", "TakenShare"]
 
 _VERSION: Final = 2
 _READABLE: Final = (1, _VERSION)
@@ -49,7 +49,7 @@ _WORTH_REWRITING: Final = 64
 """Removed lines that do no harm; past that, once they outnumber the others, the file is written anew."""
 
 
-class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+class TakenShare(msgspec.Struct, frozen=True, omit_defaults=True):
     """One share: a number that no other share of this server has, what its root is, its document and what it lacks."""
 
     serial: int
@@ -78,13 +78,13 @@ class Start(msgspec.Struct, frozen=True):
     ended: bool
 
 
-class Table(msgspec.Struct, frozen=True):
+class ShareTableContents(msgspec.Struct, frozen=True):
     """What a share_table says. Once `ended`, the server was told to end, and `entries` are none."""
 
     configuration: control.Configuration
     boot: str
-    entries: tuple[Entry, ...]
-    removed: tuple[Entry, ...]
+    entries: tuple[TakenShare, ...]
+    removed: tuple[TakenShare, ...]
     ended: bool
 
     @property
@@ -95,13 +95,13 @@ class Table(msgspec.Struct, frozen=True):
 
 _encoder = msgspec.json.Encoder()
 _headers = msgspec.json.Decoder(_Header)
-_entries = msgspec.json.Decoder(Entry)
+_entries = msgspec.json.Decoder(TakenShare)
 
 
 class ShareTable:
     """A file that the living supervisor writes, and no other process."""
 
-    def __init__(self, path: str, configuration: control.Configuration, entries: Iterable[Entry]) -> None:
+    def __init__(self, path: str, configuration: control.Configuration, entries: Iterable[TakenShare]) -> None:
         """Write it anew, in the place of the one before it. Raises `OSError`; that one is left alone then."""
         self._path = path
         self._header = _Header(_VERSION, boot_id(), configuration)
@@ -113,7 +113,7 @@ class ShareTable:
         self._write_anew()
 
     @classmethod
-    def read(cls, path: str) -> Table | None:
+    def read(cls, path: str) -> ShareTableContents | None:
         """Read what is in such a file; None when there is none.
 
         Raises `FileServerError` when it cannot be understood.
@@ -131,7 +131,7 @@ class ShareTable:
             found = [(mark, _entries.decode(body)) for mark, body in map(_split, lines[1:])]
         except UNREADABLE as error:
             raise _unreadable(path, reason_of(error)) from error
-        return Table(
+        return ShareTableContents(
             configuration=start.configuration,
             boot=start.boot,
             entries=tuple(entry for mark, entry in found if mark == b"+" and not start.ended),
@@ -157,7 +157,7 @@ class ShareTable:
         except UNREADABLE as error:
             raise _unreadable(path, reason_of(error)) from error
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: TakenShare) -> None:
         """Put a share down. Raises `DiskFull` or `FileServerError`; then it is not in the file."""
         line = _line(entry)
         try:
@@ -249,7 +249,7 @@ def _content(path: str, most: int = _LARGEST) -> bytes:
         return file.read(most)
 
 
-def _line(record: _Header | Entry) -> bytes:
+def _line(record: _Header | TakenShare) -> bytes:
     body = _encoder.encode(record)
     return b"+ %08x %s\n" % (zlib.crc32(body), body)
 

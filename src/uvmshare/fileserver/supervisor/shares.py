@@ -26,7 +26,7 @@ from uvmshare.fileserver.counters import Counters
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.mounttable import file_system_of, may_hang
 from uvmshare.fileserver.rundir.keepout import KeepOut
-from uvmshare.fileserver.rundir.sharetable import Entry
+from uvmshare.fileserver.rundir.sharetable import TakenShare
 from uvmshare.fileserver.supervisor import said
 from uvmshare.fileserver.supervisor.opening import Opened, Wanted
 from uvmshare.fileserver.supervisor.said import Said
@@ -156,7 +156,7 @@ class ServedShares:
 
     # Taking over
 
-    def take_over(self, entry: Entry, export: Export, directory: str, mounts: list[Found]) -> None:
+    def take_over(self, entry: TakenShare, export: Export, directory: str, mounts: list[Found]) -> None:
         """Go on with a share of a supervisor that died, whose root is that directory, and with its mounts."""
         share = ServedShare(entry.serial, entry.document, export, directory)
         self._by_name[export.name] = share
@@ -200,7 +200,7 @@ class ServedShares:
         try:
             export = Export.of(document, self._security_model, root, links=self._links, beside=beside)
             if self._share_table is not None:
-                self._share_table.add(Entry(self._serial + 1, found, document, export.hide, beside.map_owner))
+                self._share_table.add(TakenShare(self._serial + 1, found, document, export.hide, beside.map_owner))
         except BaseException:
             os.close(root)
             raise

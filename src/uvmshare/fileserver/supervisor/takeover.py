@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from uvmshare.fileserver.rundir.directory import Found, RunDirectory
-    from uvmshare.fileserver.rundir.sharetable import Entry
+    from uvmshare.fileserver.rundir.sharetable import TakenShare
     from uvmshare.fileserver.supervisor.opening import Opener
 
 __all__ = ["Inheritance", "inherit"]
@@ -37,7 +37,7 @@ __all__ = ["Inheritance", "inherit"]
 class Inheritance:
     """What there was: shares with their roots, which these are, and their mounts; and those that are lost, and why."""
 
-    shares: list[tuple[Entry, Export, str, list[Found]]] = field(default_factory=list)
+    shares: list[tuple[TakenShare, Export, str, list[Found]]] = field(default_factory=list)
     lost: list[control.LostShare] = field(default_factory=list)
     left: list[Found] = field(default_factory=list)
     """Mount processes that were killed and do not end."""
@@ -101,7 +101,7 @@ def _rebooted() -> FileServerError:
 
 
 def _open_all(
-    opener: Opener, entries: Sequence[Entry], security_model: str, links: str, mounts: dict[int, list[Found]]
+    opener: Opener, entries: Sequence[TakenShare], security_model: str, links: str, mounts: dict[int, list[Found]]
 ) -> list[Opened | UvmshareError]:
     """Open each share's directory again: the same one, by its path or through a mount process that has it open.
 
@@ -136,7 +136,7 @@ def _open_all(
     return found
 
 
-def _open(entry: Entry, security_model: str, links: str) -> Opened:
+def _open(entry: TakenShare, security_model: str, links: str) -> Opened:
     """Open a share's directory by its path. Raises `UvmshareError` when it cannot be had, or is another one."""
     export = Export.open(entry.document, security_model, links=links, beside=entry.beside)
     try:
@@ -151,7 +151,7 @@ def _open(entry: Entry, security_model: str, links: str) -> Opened:
     raise FileServerError(msg)
 
 
-def _open_by_mount(entry: Entry, security_model: str, links: str, mounts: list[Found]) -> Opened:
+def _open_by_mount(entry: TakenShare, security_model: str, links: str, mounts: list[Found]) -> Opened:
     """Open a share's directory through a mount process. Raises `UvmshareError` when none has it."""
     for mount in mounts:
         try:

@@ -21,12 +21,12 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.fileserver.syscalls import MountCrossed, open_entry
-from uvmshare.hiding import Fate, Patterns
+from uvmshare.hiding import Patterns, Visibility
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from uvmshare.hiding import State
+    from uvmshare.hiding import MatchState
 
 __all__ = ["Hidden", "not_there"]
 
@@ -42,13 +42,13 @@ class Hidden:
 
     def __init__(self, patterns: Iterable[str]) -> None:
         self._patterns = Patterns(patterns)
-        self._known: dict[bytes, State | None] = {b"": self._patterns.root}
+        self._known: dict[bytes, MatchState | None] = {b"": self._patterns.root}
         self.fate = self._patterns.fate
         """What becomes of a name in a directory of a state."""
         self.below = self._patterns.below
         """The state of a directory in a directory of a state."""
 
-    def state(self, path: bytes) -> State | None:
+    def state(self, path: bytes) -> MatchState | None:
         """Return the state of the directory at a path; None when it is hidden. Asked by any thread."""
         if not path:
             return self._patterns.root
@@ -62,10 +62,10 @@ class Hidden:
         known[path] = state
         return state
 
-    def _state_of(self, path: bytes) -> State | None:
+    def _state_of(self, path: bytes) -> MatchState | None:
         above, _, name = path.rpartition(b"/")
         names: list[bytes]
-        state: State | None
+        state: MatchState | None
         try:
             names, state = [name], self._known[above]
         except KeyError:
@@ -83,9 +83,9 @@ class Hidden:
         if state is None:
             return False
         fate = self.fate(state, name)
-        return not fate.hides(directory=is_directory()) if fate.depends else fate is Fate.SHOWN
+        return not fate.hides(directory=is_directory()) if fate.depends else fate is Visibility.SHOWN
 
-    def filter(self, state: State, directory: int) -> Callable[[bytes, int], bool]:
+    def filter(self, state: MatchState, directory: int) -> Callable[[bytes, int], bool]:
         """Return what says whether an entry of an open directory of that state is hidden, by its name and d_type.
 
         Where the type decides and is not told, the entry is looked at, but not what is mounted over it, which may never
@@ -95,7 +95,7 @@ class Hidden:
 
         def hides(name: bytes, d_type: int) -> bool:
             fate = fate_of(state, name)
-            if fate is Fate.SHOWN or name in _DOTS:
+            if fate is Visibility.SHOWN or name in _DOTS:
                 return False
             if not fate.depends:
                 return True

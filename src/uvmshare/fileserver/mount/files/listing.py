@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from uvmshare.fileserver.mount.files.allowed import AllowedNames
-    from uvmshare.hiding import State
+    from uvmshare.hiding import MatchState
 
 __all__ = ["MAX_OFFSET", "AllowedListing", "Kept", "Listing"]
 
@@ -71,7 +71,7 @@ MAX_OFFSET: Final = 0x7FFFFFFF
 _MOST_KEPT: Final = 1 << 20
 """Bytes that a mount keeps of directories that nobody is reading, and as many of those that are being read."""
 
-_Key = tuple[int, int, bool, "State | None"]
+_Key = tuple[int, int, bool, "MatchState | None"]
 """Device and inode, whether it is the root, and what the patterns of hidden names have come to there."""
 
 _EACH_KEPT: Final = 512
@@ -158,7 +158,7 @@ class Listing:
         regular_type: Callable[[bytes], int] | None,
         root_inode: int | None,
         kept: Kept,
-        state: State | None = None,
+        state: MatchState | None = None,
         hides: Callable[[bytes, int], bool] | None = None,
     ) -> None:
         self.state = state
@@ -421,7 +421,7 @@ class AllowedListing:
     """
 
     is_large = False
-    state: State | None = None
+    state: MatchState | None = None
 
     def __init__(
         self,

@@ -29,9 +29,9 @@ from uvmshare.fileserver import syscalls
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Conflict", "GuestLocks", "LockTable", "Owner", "Range"]
+__all__ = ["Conflict", "GuestLocks", "LockOwner", "LockTable", "Range"]
 
-Owner = tuple[bytes, int]
+LockOwner = tuple[bytes, int]
 """client_id and proc_id."""
 
 Range = tuple[int, int]
@@ -59,7 +59,7 @@ class Conflict:
     kind: int
     start: int
     length: int
-    owner: Owner = (b"", 0)
+    owner: LockOwner = (b"", 0)
 
 
 @dataclass(slots=True, eq=False)
@@ -101,14 +101,16 @@ class LockTable:
     """The locks of one session. Files are named by (device, inode)."""
 
     def __init__(self) -> None:
-        self.holdings: dict[tuple[tuple[int, int], Owner], _Holding] = {}
+        self.holdings: dict[tuple[tuple[int, int], LockOwner], _Holding] = {}
         """What is locked, by file and owner; empty when nothing is."""
 
     def __len__(self) -> int:
         """Return the number of locked ranges."""
         return sum(len(holding.ranges) for holding in list(self.holdings.values()))
 
-    def set(self, file: tuple[int, int], owner: Owner, kind: int, span: Range, reopen: Callable[[int], int]) -> bool:
+    def set(
+        self, file: tuple[int, int], owner: LockOwner, kind: int, span: Range, reopen: Callable[[int], int]
+    ) -> bool:
         """Lock or unlock a range; `kind` is fcntl's. Returns False when somebody else is in the way.
 
         `reopen(flags)` opens the file anew. How many there may be is for the caller to say. Raises `OSError`.
@@ -148,13 +150,13 @@ class LockTable:
             return False
         return True
 
-    def splits(self, file: tuple[int, int], owner: Owner, span: Range) -> bool:
+    def splits(self, file: tuple[int, int], owner: LockOwner, span: Range) -> bool:
         """Say whether unlocking a range would leave more of them than there are."""
         holding = self.holdings.get((file, owner))
         return holding is not None and len(_without(holding.ranges, span)) > len(holding.ranges)
 
     def conflict(
-        self, file: tuple[int, int], owner: Owner, kind: int, span: Range, reopen: Callable[[int], int]
+        self, file: tuple[int, int], owner: LockOwner, kind: int, span: Range, reopen: Callable[[int], int]
     ) -> Conflict | None:
         """Return the lock that stands in the way of one, or None. Raises `OSError`.
 
@@ -197,14 +199,16 @@ class GuestLocks:
     """
 
     def __init__(self) -> None:
-        self.holdings: dict[tuple[tuple[int, int], Owner], _Ranges] = {}
+        self.holdings: dict[tuple[tuple[int, int], LockOwner], _Ranges] = {}
         """What is locked, by file and owner; empty when nothing is."""
 
     def __len__(self) -> int:
         """Return the number of locked ranges."""
         return sum(map(len, list(self.holdings.values())))
 
-    def set(self, file: tuple[int, int], owner: Owner, kind: int, span: Range, reopen: Callable[[int], int]) -> bool:
+    def set(
+        self, file: tuple[int, int], owner: LockOwner, kind: int, span: Range, reopen: Callable[[int], int]
+    ) -> bool:
         """Lock or unlock a range as `LockTable.set` does; an exclusive lock needs no file that may be written."""
         if kind != _UNLOCK and self.conflict(file, owner, kind, span, reopen) is not None:
             return False
@@ -215,7 +219,7 @@ class GuestLocks:
             self.holdings[key] = holding
         return True
 
-    def splits(self, file: tuple[int, int], owner: Owner, span: Range) -> bool:
+    def splits(self, file: tuple[int, int], owner: LockOwner, span: Range) -> bool:
         """Say whether unlocking a range would leave more of them than there are."""
         holding = self.holdings.get((file, owner))
         if holding is None:
@@ -223,7 +227,7 @@ class GuestLocks:
         return len(_without(holding.read, span)) + len(_without(holding.write, span)) > len(holding)
 
     def conflict(
-        self, file: tuple[int, int], owner: Owner, kind: int, span: Range, reopen: Callable[[int], int]
+        self, file: tuple[int, int], owner: LockOwner, kind: int, span: Range, reopen: Callable[[int], int]
     ) -> Conflict | None:
         """Return the lock that stands in the way of one, in the table or on the host, or None. Raises `OSError`."""
         for (locked, other), holding in list(self.holdings.items()):

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.mount.files.tree import Tree
     from uvmshare.owner_map import OwnerMap
 
-__all__ = ["Attributes", "Known", "Mapped", "Owner", "Ownership", "Passthrough", "choose", "is_settled"]
+__all__ = ["Attributes", "FileOwner", "Known", "Mapped", "Ownership", "Passthrough", "choose", "is_settled"]
 
 Attributes = tuple[int, int, int, int]
 """mode with the file type, uid, gid and rdev, as the guest sees them."""
@@ -53,7 +53,7 @@ Created = tuple[int, os.stat_result]
 """A descriptor, and what fstat(2) said of it."""
 
 
-class Owner(NamedTuple):
+class FileOwner(NamedTuple):
     """Whom a new file is to belong to, as the guest numbers them."""
 
     uid: int
@@ -166,11 +166,11 @@ class Ownership:
         del node
         return (found.st_mode, *self._shown(found), found.st_rdev)
 
-    def _shown(self, found: os.stat_result) -> Owner:
+    def _shown(self, found: os.stat_result) -> FileOwner:
         """Return the owner of a file of the host as the guest is to know it."""
         if self._owners is None:
-            return Owner(found.st_uid, found.st_gid)
-        return Owner(*self._owners.shown(found.st_uid, found.st_gid))
+            return FileOwner(found.st_uid, found.st_gid)
+        return FileOwner(*self._owners.shown(found.st_uid, found.st_gid))
 
     @property
     def _is_squashed(self) -> bool:
@@ -186,13 +186,13 @@ class Ownership:
 
     # Making files. All raise OSError, and leave nothing behind then.
 
-    def create(self, directory: Node, name: bytes, flags: int, mode: int, owner: Owner) -> Created:
+    def create(self, directory: Node, name: bytes, flags: int, mode: int, owner: FileOwner) -> Created:
         """Create a regular file that is not there yet and open it with `flags`; return the descriptor and its stat."""
         del owner
         descriptor = os.open(name, flags | _CREATE, mode & self._bits, dir_fd=directory.fd)
         return descriptor, os.fstat(descriptor)
 
-    def mkdir(self, directory: Node, name: bytes, mode: int, owner: Owner) -> None:
+    def mkdir(self, directory: Node, name: bytes, mode: int, owner: FileOwner) -> None:
         """Make a directory."""
         del owner
         os.mkdir(name, mode & _ALL_BITS, dir_fd=directory.fd)
@@ -205,12 +205,12 @@ class Ownership:
             finally:
                 os.close(made)
 
-    def symlink(self, directory: Node, name: bytes, target: bytes, owner: Owner) -> None:
+    def symlink(self, directory: Node, name: bytes, target: bytes, owner: FileOwner) -> None:
         """Make a symbolic link."""
         del owner
         os.symlink(target, name, dir_fd=directory.fd)
 
-    def mknod(self, directory: Node, name: bytes, mode: int, rdev: int, owner: Owner) -> None:
+    def mknod(self, directory: Node, name: bytes, mode: int, rdev: int, owner: FileOwner) -> None:
         """Make a node of the type in `mode`; a device needs a model that says whose it is (EPERM)."""
         del owner
         if stat.S_IFMT(mode) in (stat.S_IFCHR, stat.S_IFBLK):
@@ -287,7 +287,7 @@ class Passthrough(Ownership):
         Able to enter any directory, and to make device nodes, when the guest's kernel has allowed it.
         """
 
-        def __init__(self, owner: Owner) -> None:
+        def __init__(self, owner: FileOwner) -> None:
             self._owner = owner
 
         def __enter__(self) -> None:
@@ -302,28 +302,28 @@ class Passthrough(Ownership):
         def __exit__(self, *_: object) -> None:
             set_fs_identity(0, 0)
 
-    def _on_host(self, directory: Node, owner: Owner) -> Owner:
+    def _on_host(self, directory: Node, owner: FileOwner) -> FileOwner:
         """Return whose a new file is on the host: where all are one owner's, its directory's owner's."""
         if self._owners is None:
             return owner
         if self._is_squashed:
             found = os.fstat(directory.fd)
-            return Owner(found.st_uid, found.st_gid)
-        return Owner(*self._owners.meant(*owner))
+            return FileOwner(found.st_uid, found.st_gid)
+        return FileOwner(*self._owners.meant(*owner))
 
-    def create(self, directory: Node, name: bytes, flags: int, mode: int, owner: Owner) -> Created:
+    def create(self, directory: Node, name: bytes, flags: int, mode: int, owner: FileOwner) -> Created:
         with self._As(self._on_host(directory, owner)):
             return super().create(directory, name, flags, mode, owner)
 
-    def mkdir(self, directory: Node, name: bytes, mode: int, owner: Owner) -> None:
+    def mkdir(self, directory: Node, name: bytes, mode: int, owner: FileOwner) -> None:
         with self._As(self._on_host(directory, owner)):
             super().mkdir(directory, name, mode, owner)
 
-    def symlink(self, directory: Node, name: bytes, target: bytes, owner: Owner) -> None:
+    def symlink(self, directory: Node, name: bytes, target: bytes, owner: FileOwner) -> None:
         with self._As(self._on_host(directory, owner)):
             super().symlink(directory, name, target, owner)
 
-    def mknod(self, directory: Node, name: bytes, mode: int, rdev: int, owner: Owner) -> None:
+    def mknod(self, directory: Node, name: bytes, mode: int, rdev: int, owner: FileOwner) -> None:
         with self._As(self._on_host(directory, owner)):
             os.mknod(name, mode, rdev, dir_fd=directory.fd)
 
@@ -425,7 +425,7 @@ class Mapped(Ownership):
     def regular_type(self) -> Callable[[bytes], int] | None:
         return virtfs.type_of
 
-    def create(self, directory: Node, name: bytes, flags: int, mode: int, owner: Owner) -> Created:
+    def create(self, directory: Node, name: bytes, flags: int, mode: int, owner: FileOwner) -> Created:
         bits = mode & _PERMISSIONS | self._file_bits
         descriptor = os.open(name, flags | _CREATE, bits, dir_fd=directory.fd)
         try:
@@ -437,7 +437,7 @@ class Mapped(Ownership):
             raise
         return descriptor, found
 
-    def mkdir(self, directory: Node, name: bytes, mode: int, owner: Owner) -> None:
+    def mkdir(self, directory: Node, name: bytes, mode: int, owner: FileOwner) -> None:
         os.mkdir(name, mode & _PERMISSIONS | self._directory_bits, dir_fd=directory.fd)
         try:
             made = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.fd)
@@ -450,13 +450,13 @@ class Mapped(Ownership):
                 os.rmdir(name, dir_fd=directory.fd)
             raise
 
-    def symlink(self, directory: Node, name: bytes, target: bytes, owner: Owner) -> None:
+    def symlink(self, directory: Node, name: bytes, target: bytes, owner: FileOwner) -> None:
         if self._has_real_links:
             super().symlink(directory, name, target, owner)
             return
         self._stand_in(directory, name, stat.S_IFLNK | _PERMISSIONS, owner, content=target)
 
-    def mknod(self, directory: Node, name: bytes, mode: int, rdev: int, owner: Owner) -> None:
+    def mknod(self, directory: Node, name: bytes, mode: int, rdev: int, owner: FileOwner) -> None:
         kind = stat.S_IFMT(mode)
         if kind in (0, stat.S_IFREG):
             os.close(self.create(directory, name, os.O_WRONLY, mode, owner)[0])
@@ -471,7 +471,7 @@ class Mapped(Ownership):
         directory: Node,
         name: bytes,
         mode: int,
-        owner: Owner,
+        owner: FileOwner,
         *,
         content: bytes = b"",
         rdev: int | None = None,
@@ -491,7 +491,9 @@ class Mapped(Ownership):
         finally:
             os.close(descriptor)
 
-    def _remember(self, target: int | str, found: os.stat_result, mode: int, owner: Owner, *, new: bool = True) -> None:
+    def _remember(
+        self, target: int | str, found: os.stat_result, mode: int, owner: FileOwner, *, new: bool = True
+    ) -> None:
         """Store what the host file does not tell by itself; of a file that is not new, forget what it does.
 
         Where all files are one owner's, none is stored, and what is stays.
@@ -524,7 +526,7 @@ class Mapped(Ownership):
         else:
             virtfs.touch(path)
         if host in virtfs.HAVE_ATTRIBUTES:
-            self._keep(node, found, kind | mode & _ALL_BITS, Owner(uid, gid))
+            self._keep(node, found, kind | mode & _ALL_BITS, FileOwner(uid, gid))
 
     def before_write(self, node: Node, target: int | str, uid: int) -> None:
         host = os.stat(target).st_mode & _SET_ID if self._is_root else 0
@@ -543,11 +545,11 @@ class Mapped(Ownership):
             # `chown -R` of a tree with links in it goes on.
             super().chown(node, uid, gid)
             return
-        owner = Owner(old_uid if uid == -1 else uid, old_gid if gid == -1 else gid)
+        owner = FileOwner(old_uid if uid == -1 else uid, old_gid if gid == -1 else gid)
         virtfs.touch(self._tree.path_of(node))
         self._keep(node, found, mode, owner)
 
-    def _keep(self, node: Node, found: os.stat_result, mode: int, owner: Owner) -> None:
+    def _keep(self, node: Node, found: os.stat_result, mode: int, owner: FileOwner) -> None:
         """Store what a file that was there is to be for the guest. Raises `OSError`: EPERM where it may not be written.
 
         What is so already needs not be stored.

@@ -27,13 +27,13 @@ from uvmshare.fileserver.mount.files.hidden import Hidden, not_there
 from uvmshare.fileserver.mount.files.lending import Lending
 from uvmshare.fileserver.mount.files.node import ForeignNode, Node, Root, is_foreign
 from uvmshare.fileserver.syscalls import MountCrossed, open_entry
-from uvmshare.hiding import Fate
+from uvmshare.hiding import Visibility
 from uvmshare.ninep.constants import QidType
 from uvmshare.ninep.types import Qid
 
 if TYPE_CHECKING:
     from uvmshare.fileserver.export import Export
-    from uvmshare.hiding import State
+    from uvmshare.hiding import MatchState
 
 __all__ = ["MAX_INODE", "Tree", "WaitingTree", "check_name"]
 
@@ -149,7 +149,7 @@ class Tree:
 
     # What is hidden
 
-    def state(self, directory: Node) -> State:
+    def state(self, directory: Node) -> MatchState:
         """Return what the patterns have come to in a directory, as the kernel says where it is now.
 
         Raises `OSError`: ENOENT when it is hidden itself, or outside.
@@ -178,12 +178,12 @@ class Tree:
         if not self.lending.during(lambda: lists(directory.fd, name), directory):
             raise not_there()
 
-    def _fate(self, directory: Node, name: bytes) -> Fate:
+    def _fate(self, directory: Node, name: bytes) -> Visibility:
         """Return what the patterns make of a name. Raises `OSError`: ENOENT when it is hidden whatever it is."""
         if self.hidden is None:
-            return Fate.SHOWN
+            return Visibility.SHOWN
         fate = self.hidden.fate(self.state(directory), name)
-        if fate is Fate.HIDDEN:
+        if fate is Visibility.HIDDEN:
             raise not_there()
         return fate
 
@@ -271,7 +271,7 @@ class Tree:
             bounds.require_inside(node)
         return nodes
 
-    def _open_each(self, node: Node, names: list[bytes], nodes: list[Node], state: State | None) -> None:
+    def _open_each(self, node: Node, names: list[bytes], nodes: list[Node], state: MatchState | None) -> None:
         root, only, hidden, has_mounts = self.root, self.only, self.hidden, self.has_mounts
         for name in names:
             if name in _NO_NAMES or b"/" in name:
@@ -285,7 +285,7 @@ class Tree:
                     node = Node(os.open(name, _PATH_FLAGS, dir_fd=node.fd), node, name)
             else:
                 fate = hidden.fate(state, name)
-                if fate is Fate.HIDDEN:
+                if fate is Visibility.HIDDEN:
                     raise not_there()
                 state = hidden.below(state, name)
                 directory = node

@@ -15,7 +15,7 @@ from uvmshare.fileserver.mount.fids import XattrValue, XattrWrite
 from uvmshare.fileserver.mount.files.listing import AllowedListing, Listing
 from uvmshare.fileserver.mount.files.node import ForeignNode, Node
 from uvmshare.fileserver.mount.files.openfile import CreatedFile, ForeignFile, OpenFile
-from uvmshare.fileserver.mount.files.ownership import Owner
+from uvmshare.fileserver.mount.files.ownership import FileOwner
 from uvmshare.fileserver.mount.files.tree import check_name
 from uvmshare.fileserver.mount.handlers import xattrs
 from uvmshare.ninep import messages as m
@@ -164,7 +164,7 @@ def lcreate(session: Session, tag: int, number: int, at: int, stop: int) -> byte
     session.tree.require_makeable(directory, name, is_directory=False)
     try:
         # What is created is empty: O_TRUNC has nothing to do.
-        owner, host_flags = Owner(fid.uid, gid), _host_flags(flags & ~_TRUNC)
+        owner, host_flags = FileOwner(fid.uid, gid), _host_flags(flags & ~_TRUNC)
         io, found = session.tree.lending.during(
             lambda: session.ownership.create(directory, name, host_flags, permissions, owner), directory
         )

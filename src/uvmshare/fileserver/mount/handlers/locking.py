@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from uvmshare.fileserver.mount.fids import Fid
-    from uvmshare.fileserver.mount.files.locks import Owner, Range
+    from uvmshare.fileserver.mount.files.locks import LockOwner, Range
     from uvmshare.fileserver.mount.session import Session
 
 __all__ = ["AGAIN_SECONDS", "Waiting", "answer", "getlock", "is_granted", "lock"]
@@ -89,7 +89,7 @@ def _reopen(session: Session, fid: Fid) -> Callable[[int], int]:
     return reopen
 
 
-def _asked(session: Session, message: m.Tlock | m.Tgetlock) -> tuple[int, Fid, tuple[int, int], Range, Owner]:
+def _asked(session: Session, message: m.Tlock | m.Tgetlock) -> tuple[int, Fid, tuple[int, int], Range, LockOwner]:
     """Return the kind of lock, its fid, the key of its file, the range and the owner. Raises `OSError`."""
     kind = _KINDS.get(message.lock_type)
     if kind is None:

@@ -13,7 +13,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, Final
 
-from uvmshare.fileserver.mount.files.ownership import Owner
+from uvmshare.fileserver.mount.files.ownership import FileOwner
 from uvmshare.fileserver.mount.files.tree import check_name
 from uvmshare.ninep import messages as m
 from uvmshare.ninep import requests
@@ -59,7 +59,7 @@ def _qid_of(session: Session, directory: Node, name: bytes) -> tuple[int, int, i
 def mkdir(session: Session, tag: int, message: m.Tmkdir) -> bytes:
     """Make a directory (protocol.md, mkdir)."""
     fid = _directory_to_make_in(session, message.dfid, message.name, is_directory=True)
-    owner = Owner(fid.uid, message.gid)
+    owner = FileOwner(fid.uid, message.gid)
     session.tree.lending.during(lambda: session.ownership.mkdir(fid.node, message.name, message.mode, owner), fid.node)
     return _RMKDIR(tag, *_qid_of(session, fid.node, message.name))
 
@@ -71,7 +71,7 @@ def symlink(session: Session, tag: int, message: m.Tsymlink) -> bytes:
         raise OSError(errno.ENOENT, "a link needs a target")
     if len(message.target) >= _PATH_MAX:
         raise OSError(errno.ENAMETOOLONG, "the target is too long")
-    owner = Owner(fid.uid, message.gid)
+    owner = FileOwner(fid.uid, message.gid)
     session.tree.lending.during(
         lambda: session.ownership.symlink(fid.node, message.name, message.target, owner), fid.node
     )
@@ -85,7 +85,7 @@ def mknod(session: Session, tag: int, message: m.Tmknod) -> bytes:
     """Make a device node, FIFO, socket or regular file (protocol.md, mknod)."""
     fid = _directory_to_make_in(session, message.dfid, message.name)
     rdev = os.makedev(message.major, message.minor)
-    owner = Owner(fid.uid, message.gid)
+    owner = FileOwner(fid.uid, message.gid)
     session.tree.lending.during(
         lambda: session.ownership.mknod(fid.node, message.name, message.mode, rdev, owner), fid.node
     )
