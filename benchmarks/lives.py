@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uvmshare import AddOptions, FileServer, Manager
 from uvmshare.errors import ConnectionClosed
 from uvmshare.ninep import messages
-from uvmshare.testing.client import Client
+from uvmshare.testing.client import NinePClient
 from uvmshare.testing.connection import dial
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def private_bytes(pid: int) -> int:
 class _Guest(threading.Thread):
     """A guest that asks for attributes without end, and notes when that fails."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: NinePClient) -> None:
         super().__init__()
         self._client = client
         self.serving = threading.Event()
@@ -79,7 +79,7 @@ async def _one_share(place: Path, rounds: int) -> dict[str, Any]:
         for _ in range(rounds):
             begun = time.perf_counter()
             name = await manager.add(options)
-            client = Client.connect(address, name)
+            client = NinePClient.connect(address, name)
             assert client.read(client.open("file"), 0, 1) == _CONTENT[:1]
             to_first_byte.append(time.perf_counter() - begun)
 
@@ -88,7 +88,7 @@ async def _one_share(place: Path, rounds: int) -> dict[str, Any]:
             _work(client)
             used.append(private_bytes(mount.pid))
 
-            with Client(dial(address)) as second:
+            with NinePClient(dial(address)) as second:
                 second.version()
                 begun = time.perf_counter()
                 second.root = second.attach(name)
@@ -112,7 +112,7 @@ async def _one_share(place: Path, rounds: int) -> dict[str, Any]:
     }
 
 
-def _work(client: Client) -> None:
+def _work(client: NinePClient) -> None:
     """Have a mount process do a little of everything."""
     for number in range(20):
         client.write_file(f"new{number}", bytes(64 * 1024))
@@ -129,7 +129,7 @@ class _VM:
     def __init__(self, place: Path, number: int) -> None:
         self._address = f"unix:{place}/{number}"
         self._directories = [place / f"share{each}" for each in range(MOUNTS)]
-        self._clients: list[Client] = []
+        self._clients: list[NinePClient] = []
 
     async def start(self) -> None:
         self._server = await FileServer(listen=[self._address]).start()
@@ -137,7 +137,7 @@ class _VM:
         for directory in self._directories:
             name = await self._manager.add(AddOptions(directory, read_only=True))
             # Not in the loop's own thread: the starting of other VMs goes on.
-            self._clients.append(await asyncio.to_thread(Client.connect, self._address, name))
+            self._clients.append(await asyncio.to_thread(NinePClient.connect, self._address, name))
 
     def ask(self) -> list[float]:
         """Ask every mount once; return how long each took."""

@@ -25,7 +25,7 @@ from uvmshare.share.state import ShareState
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from uvmshare.share.interfaces import Plan9Share
+    from uvmshare.share.interfaces import NamedShare
 
 __all__ = ["measure"]
 
@@ -37,10 +37,10 @@ _ROUNDS: Final = 15
 class InstantVM:
     """Answers at once, and keeps nothing."""
 
-    async def add_plan9(self, share: Plan9Share) -> None:
+    async def add_plan9(self, share: NamedShare) -> None:
         """Say yes."""
 
-    async def remove_plan9(self, share: Plan9Share) -> None:
+    async def remove_plan9(self, share: NamedShare) -> None:
         """Say yes."""
 
 

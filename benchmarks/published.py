@@ -13,7 +13,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from uvmshare.share.interfaces import Plan9Share
+from uvmshare.share.interfaces import NamedShare
 from uvmshare.share.state import ShareState
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Manager:
             share = self._find_or_allocate(options)
             if share.state is ShareState.PENDING:
                 try:
-                    await self._vm.add_plan9(Plan9Share(share.name, share.options))
+                    await self._vm.add_plan9(NamedShare(share.name, share.options))
                 except Exception:
                     share.state = ShareState.INVALID
                     del self.shares[share.name]
@@ -75,6 +75,6 @@ class Manager:
             share.references -= 1
             if share.references > 0:
                 return
-            await self._vm.remove_plan9(Plan9Share(share.name, share.options))
+            await self._vm.remove_plan9(NamedShare(share.name, share.options))
             share.state = ShareState.REMOVED
             del self.shares[name]

@@ -35,7 +35,7 @@ from uvmshare.fileserver.supervisor.said import say
 from uvmshare.hcs.schema import Plan9Share, Plan9ShareFlags
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import HEADER_SIZE, IO_HEADER_SIZE, READ_HEADER_SIZE, GetattrMask, OpenFlag
-from uvmshare.testing.client import Client
+from uvmshare.testing.client import NinePClient
 from uvmshare.testing.guest_vm import GuestVM
 from uvmshare.testing.kernel import find_kernel
 
@@ -153,7 +153,7 @@ class Guest:
             finally:
                 os._exit(status)
         session.close()
-        self._client = Client.connect(client, "0", msize=_MSIZE)
+        self._client = NinePClient.connect(client, "0", msize=_MSIZE)
         self._file = self._client.open("f", OpenFlag.RDWR)
         self._into = memoryview(bytearray(2 * _MSIZE))
         self._socket = client

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from uvmshare import FileServer, Manager, OutcomeUnknown
-from uvmshare.testing.client import Client
-from uvmshare.testing.fakes import FakeVM, Reply
+from uvmshare.testing.client import NinePClient
+from uvmshare.testing.fakes import FakeReply, FakeVM
 
 
 async def stage(manager: Manager, project: str) -> str:
@@ -44,7 +44,7 @@ def test_the_guest_reads_the_project_and_cannot_write_it(project: str, tmp_path:
     async def story() -> None:
         async with serving(address) as manager:
             name = await stage(manager, project)
-            guest = await asyncio.to_thread(Client.connect, address, name)
+            guest = await asyncio.to_thread(NinePClient.connect, address, name)
             try:
                 assert await asyncio.to_thread(guest.read_file, "greeting.txt") == b"hello"
                 with pytest.raises(OSError, match="Read-only"):
@@ -61,7 +61,7 @@ def test_a_vm_whose_answer_is_lost_keeps_nothing(project: str) -> None:
     async def story() -> None:
         vm = FakeVM()
         async with Manager(vm) as manager:
-            vm.replies.append(Reply.LOSE_AFTER)  # the VM has added it, and says nothing
+            vm.replies.append(FakeReply.LOSE_AFTER)  # the VM has added it, and says nothing
             with pytest.raises(OutcomeUnknown):
                 await stage(manager, project)
             assert manager.shares() == ()

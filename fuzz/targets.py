@@ -42,8 +42,8 @@ from uvmshare.fileserver.limits import Limits
 from uvmshare.fileserver.mount.serving import Serving
 from uvmshare.guest import agent as guest_agent
 from uvmshare.guest import wire
-from uvmshare.guest.mount import Address
-from uvmshare.guest.session import Session as GuestSession
+from uvmshare.guest.mount import ServerAddress
+from uvmshare.guest.session import HostSession
 from uvmshare.hcs.schema import Plan9Share, Plan9ShareFlags
 from uvmshare.mounts.agent_client import AgentClient
 from uvmshare.mounts.interfaces import GuestMount
@@ -484,7 +484,7 @@ def _guest() -> tuple[Any, list[str]]:
     top = tempfile.TemporaryDirectory(prefix="uvmshare-fuzz-")
     options = argparse.Namespace(
         allow=[top.name],
-        server=Address("unix", "/nowhere"),
+        server=ServerAddress("unix", "/nowhere"),
         peer_cid=2,
         state=top.name,
         check_every=1.0,
@@ -513,7 +513,7 @@ def _say(served: Any, pieces: list[bytes]) -> bytes:
     heard = bytearray()
     with ours:
         ended: list[None] = []
-        session = GuestSession(served, theirs, lambda: ended.append(None))
+        session = HostSession(served, theirs, lambda: ended.append(None))
         served.sessions[session] = None
         for piece in pieces:
             if not session.open:

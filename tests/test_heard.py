@@ -14,7 +14,7 @@ from tests.virtual_time import settle
 from uvmshare import AddOptions, AgentClient, FileServer, Manager, MountManager, errors
 from uvmshare.heard import logger
 from uvmshare.testing.agents import ScriptedStreams, greeted, healthy
-from uvmshare.testing.fakes import FakeAgent, FakeVM, Reply
+from uvmshare.testing.fakes import FakeAgent, FakeReply, FakeVM
 from uvmshare.testing.schedule import run
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def test_an_agent_that_is_reached_and_lost_is_heard(heard: pytest.LogCaptureFixt
 def test_a_share_that_is_seen_to_again_is_heard(heard: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         vm = FakeVM()
-        vm.replies.extend([Reply.LOSE_AFTER, Reply.FAIL])
+        vm.replies.extend([FakeReply.LOSE_AFTER, FakeReply.FAIL])
         manager = Manager(vm)
         with pytest.raises(errors.UvmshareError):
             await manager.add(AddOptions("/", read_only=True))
@@ -86,7 +86,7 @@ def test_a_share_that_is_seen_to_again_is_heard(heard: pytest.LogCaptureFixture)
 def test_a_mount_that_is_seen_to_again_is_heard(heard: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         agent = FakeAgent()
-        agent.replies.extend([Reply.LOSE_AFTER, Reply.FAIL])
+        agent.replies.extend([FakeReply.LOSE_AFTER, FakeReply.FAIL])
         mounts = MountManager(agent, shares=Manager(FakeVM()))
         with pytest.raises(errors.UvmshareError):
             await mounts.map(AddOptions("/", read_only=True), "/mnt/x")

@@ -12,7 +12,7 @@ from tests.processes import DEADLINE
 
 import uvmshare
 from uvmshare import AddOptions, FileServer, Manager, MountManager, MountOptions, blocking, errors
-from uvmshare.testing.client import Client
+from uvmshare.testing.client import NinePClient
 from uvmshare.testing.connection import dial
 from uvmshare.testing.fakes import FakeAgent, FakeVM
 
@@ -43,7 +43,7 @@ def _run(place: Path, program: str) -> str:
 def test_a_program_without_an_event_loop_shares_a_directory(place: Path) -> None:
     with uvmshare.serve([f"unix:{place}/s"], security_model="none") as vm:
         with vm.share(place / "project", read_only=True) as share:
-            with Client.connect(vm.addresses[0], share.name, timeout=DEADLINE) as guest:
+            with NinePClient.connect(vm.addresses[0], share.name, timeout=DEADLINE) as guest:
                 assert guest.listdir() == [b"seen"]
             assert [each.name for each in vm.shares()] == [share.name]
         assert vm.shares() == ()

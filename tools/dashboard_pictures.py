@@ -27,7 +27,7 @@ from tests.daemon.harness import Home  # noqa: E402  as above
 from tests.daemon.test_mounts import Guest  # noqa: E402  as above
 
 from chromium import Chromium  # noqa: E402  the path comes first
-from uvmshare.testing.client import Client  # noqa: E402  as above
+from uvmshare.testing.client import NinePClient  # noqa: E402  as above
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +41,7 @@ class Reader(threading.Thread):
 
     def __init__(self, address: str, share: str, pause: float, wave: float, failing: int = 0) -> None:
         super().__init__(daemon=True)
-        self._client = Client.connect(address, share)
+        self._client = NinePClient.connect(address, share)
         self._pause = pause
         self._wave = wave
         self._failing = failing

@@ -19,7 +19,7 @@ from uvmshare.address import parse
 from uvmshare.errors import AgentUnreachable, OperationTimedOut, OutcomeUnknown
 from uvmshare.guest import session, wire
 from uvmshare.guest.agent import Agent
-from uvmshare.guest.mount import Address
+from uvmshare.guest.mount import ServerAddress
 from uvmshare.mounts import agent_client, channel, connection
 from uvmshare.mounts.channel import Acceptor
 
@@ -354,7 +354,7 @@ def alone(tmp_path: Path) -> Iterator[Agent]:
     """An agent in this process that has no mounts and is given its connections."""
     options = argparse.Namespace(
         allow=[str(tmp_path)],
-        server=Address("unix", "/nowhere"),
+        server=ServerAddress("unix", "/nowhere"),
         peer_cid=2,
         state=str(tmp_path),
         check_every=600.0,

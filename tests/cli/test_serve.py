@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from uvmshare.cli.foreground import Served
-    from uvmshare.share.interfaces import Plan9Share
+    from uvmshare.share.interfaces import NamedShare
 
 
 class FakeServer:
@@ -86,7 +86,7 @@ class FakeServer:
     def on_takeover(self, callback: object) -> None:
         """Nothing takes over from this one."""
 
-    async def add_plan9(self, share: Plan9Share) -> None:
+    async def add_plan9(self, share: NamedShare) -> None:
         await asyncio.sleep(0)
         path = share.options.host_path
         if path == self.refuse:
@@ -98,7 +98,7 @@ class FakeServer:
                 await asyncio.sleep(0)
         self.requests.append((RequestType.ADD, share.name))
 
-    async def remove_plan9(self, share: Plan9Share) -> None:
+    async def remove_plan9(self, share: NamedShare) -> None:
         await asyncio.sleep(0)
         self.requests.append((RequestType.REMOVE, share.name))
 

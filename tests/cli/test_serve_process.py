@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING
 import pytest
 from tests.processes import DEADLINE, kill
 
-from uvmshare.testing.client import Client
+from uvmshare.testing.client import NinePClient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -63,12 +63,12 @@ def test_a_guest_reads_and_writes_while_it_serves(address: str, tmp_path: Path) 
             {"share": "1", "path": str(out), "read_only": False},
             {"ready": True, "addresses": [address]},
         ]
-        with Client.connect(address, "0") as guest:
+        with NinePClient.connect(address, "0") as guest:
             assert guest.read_file("hello") == b"from the host"
             with pytest.raises(OSError, match=r".") as refused:
                 guest.write_file("new", b"")
             assert refused.value.errno == errno.EROFS
-        with Client.connect(address, "1") as guest:
+        with NinePClient.connect(address, "1") as guest:
             guest.write_file("answer", b"from the guest")
         assert (out / "answer").read_text() == "from the guest"
         process.terminate()
@@ -78,7 +78,7 @@ def test_a_guest_reads_and_writes_while_it_serves(address: str, tmp_path: Path) 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_ends_cleanly_though_a_guest_is_connected(number: signal.Signals, address: str, tmp_path: Path) -> None:
     with serving(["--listen", address, str(tmp_path)]) as (process, _):
-        guest = Client.connect(address, "0")
+        guest = NinePClient.connect(address, "0")
         process.send_signal(number)
         assert process.wait(DEADLINE) == (130 if number == signal.SIGINT else 0), "as the help says"
         with guest, pytest.raises((OSError, EOFError)):
@@ -88,7 +88,7 @@ def test_it_ends_cleanly_though_a_guest_is_connected(number: signal.Signals, add
 
 def test_control_c_in_a_terminal_reaches_every_process_of_it(address: str, tmp_path: Path) -> None:
     with serving(["--listen", address, str(tmp_path)]) as (process, _):
-        with Client.connect(address, "0"):
+        with NinePClient.connect(address, "0"):
             os.killpg(process.pid, signal.SIGINT)
             assert process.wait(DEADLINE) == 130
         assert not os.path.exists(address.removeprefix("unix:"))
@@ -99,7 +99,7 @@ def test_an_allow_list_hides_the_rest(address: str, tmp_path: Path) -> None:
         (tmp_path / name).write_text(name)
     with serving(["--listen", address, f"{tmp_path}:ro:only=shown"]) as (_, lines):
         assert lines[0]["only"] == ["shown"]
-        with Client.connect(address, "0") as guest:
+        with NinePClient.connect(address, "0") as guest:
             assert guest.read_file("shown") == b"shown"
             with pytest.raises(OSError, match=r".") as refused:
                 guest.read_file("hidden")
@@ -134,7 +134,7 @@ def test_after_kill_9_guests_go_on_and_the_same_command_goes_on_from_there(
     with contextlib.ExitStack() as guests:
         with serving([*common, str(dropped), str(kept)]) as (process, _):
             on_dropped, on_kept = (
-                guests.enter_context(Client.connect(address, name, timeout=DEADLINE)) for name in ("0", "1")
+                guests.enter_context(NinePClient.connect(address, name, timeout=DEADLINE)) for name in ("0", "1")
             )
             fid = on_kept.open("file", os.O_RDWR)
             supervisor = supervisor_of(run_dir)
@@ -155,7 +155,7 @@ def test_after_kill_9_guests_go_on_and_the_same_command_goes_on_from_there(
             assert (supervisor_of(run_dir) == supervisor) is not supervisor_too
             on_kept.write(fid, 0, b"KEPT")
             assert on_dropped.drain() == []  # it was not given any more
-            with Client.connect(address, str(name), timeout=DEADLINE) as on_new:
+            with NinePClient.connect(address, str(name), timeout=DEADLINE) as on_new:
                 assert on_new.read_file("file") == b"new"
             process.terminate()
             assert process.wait(DEADLINE) == 0
@@ -180,7 +180,7 @@ def test_a_supervisor_that_dies_is_said_and_another_takes_over(address: str, run
         assert "has taken over 1 shares" in process.stderr.readline()
         assert "share 1 " in process.stderr.readline()
         assert str(gone) in process.stderr.readline()
-        with Client.connect(address, "0", timeout=DEADLINE) as guest:
+        with NinePClient.connect(address, "0", timeout=DEADLINE) as guest:
             assert guest.listdir() == []
         process.terminate()
         assert process.wait(DEADLINE) in (0, 1)
@@ -191,7 +191,7 @@ def test_of_two_commands_with_one_run_directory_the_second_ends_in_one_line(
 ) -> None:
     with serving(["--listen", address, "--run-dir", run_dir, f"{tmp_path}:ro"]) as (process, _):
         assert str(process.pid) in fails(["--listen", address, "--run-dir", run_dir, f"{tmp_path}:ro"])
-        with Client.connect(address, "0", timeout=DEADLINE) as guest:
+        with NinePClient.connect(address, "0", timeout=DEADLINE) as guest:
             guest.listdir()
         process.terminate()
         assert process.wait(DEADLINE) == 0

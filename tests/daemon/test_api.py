@@ -11,7 +11,7 @@ import pytest
 
 from uvmshare import errors
 from uvmshare.daemon.documents import ReleasedOwner
-from uvmshare.testing.client import Client as Guest
+from uvmshare.testing.client import NinePClient as Guest
 
 if TYPE_CHECKING:
     from tests.daemon.harness import Home, Running

@@ -20,7 +20,7 @@ import msgspec
 from tests.processes import DEADLINE
 
 from uvmshare.daemon.documents import NewShare
-from uvmshare.testing.client import Client as Guest
+from uvmshare.testing.client import NinePClient as Guest
 
 if TYPE_CHECKING:
     from tests.daemon.harness import Running

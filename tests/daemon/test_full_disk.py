@@ -11,7 +11,7 @@ import pytest
 from tests.daemon.harness import Home
 
 from uvmshare.errors import UvmshareError
-from uvmshare.testing.client import Client as Guest9P
+from uvmshare.testing.client import NinePClient as Guest9P
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

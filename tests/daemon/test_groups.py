@@ -22,7 +22,7 @@ from uvmshare.daemon.groups import Group, Groups, check_limits, exceeds
 from uvmshare.daemon.identity import Identity
 from uvmshare.fileserver import link
 from uvmshare.fileserver.device import FileServer
-from uvmshare.testing.client import Client as Guest
+from uvmshare.testing.client import NinePClient as Guest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

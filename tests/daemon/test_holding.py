@@ -14,7 +14,7 @@ from tests.processes import DEADLINE
 
 from uvmshare import AsyncClient, errors
 from uvmshare.daemon import client_calls
-from uvmshare.daemon.client_holding import Held, renew_awaiting, renew_in_thread
+from uvmshare.daemon.client_holding import HeldDocument, renew_awaiting, renew_in_thread
 from uvmshare.daemon.documents import Share
 from uvmshare.testing.schedule import run
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.daemon.harness import Home
 
 
-def held(lease: float, clock: Callable[[], float]) -> Held[Share]:
+def held(lease: float, clock: Callable[[], float]) -> HeldDocument[Share]:
     document = msgspec.convert(
         {
             "vm": "build",
@@ -49,7 +49,7 @@ def held(lease: float, clock: Callable[[], float]) -> Held[Share]:
         client_calls.renew("me", vm="build", share="0"),
         client_calls.release_share("build", "0", owner="me"),
     )
-    return Held(document, "me", lease, renewal=renewal, release=release, clock=clock)
+    return HeldDocument(document, "me", lease, renewal=renewal, release=release, clock=clock)
 
 
 def test_a_share_is_held_for_the_length_of_a_block(home: Home) -> None:

@@ -11,7 +11,7 @@ from tests.root import needs_root
 
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import GetattrMask
-from uvmshare.testing.client import Client as Guest
+from uvmshare.testing.client import NinePClient as Guest
 
 if TYPE_CHECKING:
     from tests.daemon.harness import Home

@@ -19,7 +19,7 @@ from uvmshare.cli import stats, top
 from uvmshare.cli.main import run
 from uvmshare.daemon import machine
 from uvmshare.daemon.metrics import NAMES
-from uvmshare.testing.client import Client as Guest
+from uvmshare.testing.client import NinePClient as Guest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

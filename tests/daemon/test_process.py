@@ -16,7 +16,7 @@ from tests.daemon.harness import supervisor_of
 from tests.processes import DEADLINE, await_answer
 
 from uvmshare import errors
-from uvmshare.testing.client import Client as Guest
+from uvmshare.testing.client import NinePClient as Guest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ import pytest
 from uvmshare import errors
 from uvmshare.daemon import fates
 from uvmshare.directory import fate_of
-from uvmshare.testing.client import Client as Guest
+from uvmshare.testing.client import NinePClient as Guest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -15,7 +15,7 @@ from tests.processes import DEADLINE
 
 from uvmshare import errors
 from uvmshare.fileserver.device import FileServer
-from uvmshare.testing.client import Client as Guest
+from uvmshare.testing.client import NinePClient as Guest
 
 if TYPE_CHECKING:
     from tests.daemon.harness import Home

@@ -21,7 +21,7 @@ import pytest
 from tests.daemon.booted import booted
 from tests.processes import DEADLINE, await_answer, wait_for_end
 
-from uvmshare.testing.client import Client as Guest
+from uvmshare.testing.client import NinePClient as Guest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -26,7 +26,7 @@ from uvmshare import errors
 from uvmshare.daemon import connections, identity, quotas
 from uvmshare.daemon.client import Client
 from uvmshare.fileserver.device import FileServer
-from uvmshare.testing.client import Client as Guest
+from uvmshare.testing.client import NinePClient as Guest
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,7 +21,7 @@ from uvmshare.cli.main import run
 from uvmshare.daemon import mounts
 from uvmshare.guest import wire
 from uvmshare.mounts import engine
-from uvmshare.testing.client import Client as Guest9P
+from uvmshare.testing.client import NinePClient as Guest9P
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

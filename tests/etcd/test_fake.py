@@ -17,7 +17,7 @@ from uvmshare.errors import (
     WatchEnded,
 )
 from uvmshare.etcd.protocol import Delete, Put, absent
-from uvmshare.testing.etcd import FakeEtcd, Reply
+from uvmshare.testing.etcd import FakeEtcd, FakeReply
 
 if TYPE_CHECKING:
     from uvmshare.testing.etcd import FakeStore
@@ -30,7 +30,7 @@ async def change(store: FakeStore, key: str) -> bool:
 async def test_an_answer_is_lost_after_the_change_was_made() -> None:
     etcd = FakeEtcd()
     store = etcd.connect()
-    store.replies += [Reply.LOSE_AFTER, Reply.LOSE_BEFORE, Reply.FAIL]
+    store.replies += [FakeReply.LOSE_AFTER, FakeReply.LOSE_BEFORE, FakeReply.FAIL]
     with pytest.raises(StoreOutcomeUnknown):
         await change(store, "a")
     with pytest.raises(StoreOutcomeUnknown):
@@ -58,7 +58,7 @@ async def test_a_client_that_is_cut_off_hears_nothing_and_loses_what_is_under_wa
     etcd = FakeEtcd()
     cut, other = etcd.connect(), etcd.connect()
     async with cut.watch("", 1) as changes, other.watch("", 1) as others:
-        cut.replies.append(Reply.NEVER)
+        cut.replies.append(FakeReply.NEVER)
         hangs = asyncio.create_task(change(cut, "a"))
         await asyncio.sleep(0.1)
         cut.cut()

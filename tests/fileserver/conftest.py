@@ -35,9 +35,9 @@ from uvmshare.fileserver.limits import Limits
 from uvmshare.hcs.schema import PLAN9_SHARES, Beside, ModifySettingRequest, Plan9Share, Plan9ShareFlags, RequestType
 from uvmshare.ninep.constants import NONUNAME
 from uvmshare.ninep.messages import Rlerror
-from uvmshare.share.interfaces import Plan9Share as Wanted
+from uvmshare.share.interfaces import NamedShare
 from uvmshare.share.options import AddOptions
-from uvmshare.testing.client import Client
+from uvmshare.testing.client import NinePClient
 from uvmshare.testing.connection import dial
 
 if TYPE_CHECKING:
@@ -129,18 +129,18 @@ class Device:
         options = AddOptions.recalled(
             str(path), read_only=read_only, allowed_names=allowed, hide=hide, map_owner=map_owner
         )
-        self.run(self.server.add_plan9(Wanted(name, options)))
+        self.run(self.server.add_plan9(NamedShare(name, options)))
         return name
 
     def unshare(self, name: str) -> None:
         self.modify(remove_document(name))
 
-    def dial(self) -> Client:
+    def dial(self) -> NinePClient:
         """A connection without a handshake."""
-        return Client(dial(self.address, timeout=DEADLINE), timeout=DEADLINE)
+        return NinePClient(dial(self.address, timeout=DEADLINE), timeout=DEADLINE)
 
-    def connect(self, name: str, *, n_uname: int = NONUNAME, msize: int = 1 << 20) -> Client:
-        return Client.connect(self.address, name, n_uname=n_uname, msize=msize, timeout=DEADLINE)
+    def connect(self, name: str, *, n_uname: int = NONUNAME, msize: int = 1 << 20) -> NinePClient:
+        return NinePClient.connect(self.address, name, n_uname=n_uname, msize=msize, timeout=DEADLINE)
 
     def pid(self) -> int:
         """The supervisor's process."""
@@ -200,15 +200,15 @@ class InProcess:
         self._threads = [(share, thread) for share, thread in self._threads if share != name]
         self._exports.pop(name).close()
 
-    def dial(self) -> Client:
+    def dial(self) -> NinePClient:
         ours, theirs = socket.socketpair()
         thread = threading.Thread(target=self._serve, args=(theirs,), daemon=True)
         thread.start()
-        return Client(ours, timeout=DEADLINE)
+        return NinePClient(ours, timeout=DEADLINE)
 
-    def connect(self, name: str, *, n_uname: int = NONUNAME, msize: int = 1 << 20) -> Client:
+    def connect(self, name: str, *, n_uname: int = NONUNAME, msize: int = 1 << 20) -> NinePClient:
         client = self.dial()
-        return Client.connect(client.socket, name, n_uname=n_uname, msize=msize, timeout=DEADLINE)
+        return NinePClient.connect(client.socket, name, n_uname=n_uname, msize=msize, timeout=DEADLINE)
 
     def _serve(self, connection: socket.socket) -> None:
         """Do what the supervisor does up to the attach, and then what a mount process does."""
@@ -269,13 +269,13 @@ class Host:
         self._names.append(name)
         return name
 
-    def connect(self, name: str, *, n_uname: int = NONUNAME, msize: int = 1 << 20) -> Client:
+    def connect(self, name: str, *, n_uname: int = NONUNAME, msize: int = 1 << 20) -> NinePClient:
         return self._open.enter_context(self.device.connect(name, n_uname=n_uname, msize=msize))
 
-    def dial(self) -> Client:
+    def dial(self) -> NinePClient:
         return self._open.enter_context(self.device.dial())
 
-    def guest(self, *, n_uname: int = NONUNAME, msize: int = 1 << 20, read_only: bool = False) -> Client:
+    def guest(self, *, n_uname: int = NONUNAME, msize: int = 1 << 20, read_only: bool = False) -> NinePClient:
         """A client of a new share of `root`."""
         return self.connect(self.share(read_only=read_only), n_uname=n_uname, msize=msize)
 
@@ -407,7 +407,7 @@ def host(devices: Callable[[str], Device | InProcess], model: str, xattr_directo
 
 
 @pytest.fixture
-def guest(host: Host) -> Client:
+def guest(host: Host) -> NinePClient:
     """A client of a writable share of `host.root`."""
     return host.guest()
 

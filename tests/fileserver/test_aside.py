@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tests.fileserver.conftest import Host
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
@@ -225,7 +225,7 @@ ANSWERS = (m.Rfsync(), m.Rread(b"content"))
 
 
 @pytest.fixture
-def fid(host: Host, guest: Client) -> int:
+def fid(host: Host, guest: NinePClient) -> int:
     (host.root / "f").write_bytes(b"content")
     return guest.open("f", O.RDWR)
 
@@ -233,7 +233,7 @@ def fid(host: Host, guest: Client) -> int:
 @in_process
 @each_request
 def test_others_are_served_meanwhile(
-    guest: Client, fid: int, disk: Disk, request_of: Callable[[int], m.Message]
+    guest: NinePClient, fid: int, disk: Disk, request_of: Callable[[int], m.Message]
 ) -> None:
     tag = guest.send(request_of(fid))
     assert guest.getattr(fid).size == 7
@@ -245,7 +245,7 @@ def test_others_are_served_meanwhile(
 @in_process
 @each_request
 def test_a_flush_waits_for_its_request(
-    guest: Client, fid: int, disk: Disk, request_of: Callable[[int], m.Message]
+    guest: NinePClient, fid: int, disk: Disk, request_of: Callable[[int], m.Message]
 ) -> None:
     tag = guest.send(request_of(fid))
     flush = guest.send(m.Tflush(tag))
@@ -259,7 +259,7 @@ def test_a_flush_waits_for_its_request(
 
 @in_process
 @each_request
-def test_its_tag_is_in_use(guest: Client, fid: int, disk: Disk, request_of: Callable[[int], m.Message]) -> None:
+def test_its_tag_is_in_use(guest: NinePClient, fid: int, disk: Disk, request_of: Callable[[int], m.Message]) -> None:
     tag = guest.send(request_of(fid))
     guest.send_raw(m.Tgetattr(fid, 0).encode(tag))
     assert guest.recv() == (tag, m.Rlerror(errno.EINVAL))
@@ -271,7 +271,7 @@ def test_its_tag_is_in_use(guest: Client, fid: int, disk: Disk, request_of: Call
 
 @in_process
 @each_request
-def test_an_error_comes_back(guest: Client, fid: int, disk: Disk, request_of: Callable[[int], m.Message]) -> None:
+def test_an_error_comes_back(guest: NinePClient, fid: int, disk: Disk, request_of: Callable[[int], m.Message]) -> None:
     disk.error = OSError(errno.EIO, "the disk is broken")
     disk.goes_on.set()
     tag = guest.send(request_of(fid))
@@ -283,7 +283,7 @@ def test_an_error_comes_back(guest: Client, fid: int, disk: Disk, request_of: Ca
 @in_process
 @each_request
 def test_its_fid_may_be_clunked_meanwhile(
-    host: Host, guest: Client, fid: int, disk: Disk, request_of: Callable[[int], m.Message]
+    host: Host, guest: NinePClient, fid: int, disk: Disk, request_of: Callable[[int], m.Message]
 ) -> None:
     tag = guest.send(request_of(fid))
     guest.clunk(fid)
@@ -296,7 +296,7 @@ def test_its_fid_may_be_clunked_meanwhile(
 @in_process
 @each_request
 def test_a_new_session_hears_nothing_of_it(
-    host: Host, guest: Client, fid: int, disk: Disk, request_of: Callable[[int], m.Message]
+    host: Host, guest: NinePClient, fid: int, disk: Disk, request_of: Callable[[int], m.Message]
 ) -> None:
     guest.send(request_of(fid))
     guest.send_raw(m.Tversion(8192, VERSION).encode(NOTAG))
@@ -310,7 +310,7 @@ def test_a_new_session_hears_nothing_of_it(
 @in_process
 @each_request
 def test_a_guest_that_hangs_up_meanwhile_is_seen_off(
-    guest: Client, fid: int, disk: Disk, request_of: Callable[[int], m.Message]
+    guest: NinePClient, fid: int, disk: Disk, request_of: Callable[[int], m.Message]
 ) -> None:
     guest.send(request_of(fid))
     guest.getattr(fid)
@@ -319,7 +319,7 @@ def test_a_guest_that_hangs_up_meanwhile_is_seen_off(
 
 
 @in_process
-def test_more_than_may_wait_are_served_in_turn(guest: Client, fid: int, disk: Disk) -> None:
+def test_more_than_may_wait_are_served_in_turn(guest: NinePClient, fid: int, disk: Disk) -> None:
     tags = [guest.send(m.Tfsync(fid, 0)) for _ in range(100)]
     disk.goes_on.set()
     assert [guest.wait(tag) for tag in tags] == [m.Rfsync()] * 100
@@ -327,7 +327,7 @@ def test_more_than_may_wait_are_served_in_turn(guest: Client, fid: int, disk: Di
 
 @in_process
 @pytest.mark.parametrize("count", [100, 300_000, 1_000_000])
-def test_what_is_read_aside_is_what_is_there(host: Host, guest: Client, disk: Disk, count: int) -> None:
+def test_what_is_read_aside_is_what_is_there(host: Host, guest: NinePClient, disk: Disk, count: int) -> None:
     data = os.urandom(1_000_000)
     (host.root / "large").write_bytes(data)
     disk.goes_on.set()
@@ -374,7 +374,9 @@ def ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ahead]:
 
 
 @in_process
-def test_a_read_whose_data_is_on_its_way_is_answered_by_the_loop_itself(guest: Client, fid: int, ahead: Ahead) -> None:
+def test_a_read_whose_data_is_on_its_way_is_answered_by_the_loop_itself(
+    guest: NinePClient, fid: int, ahead: Ahead
+) -> None:
     tags = [guest.send(m.Tread(fid, offset, 3)) for offset in (0, 3)]
     assert guest.getattr(fid).size == 7
     assert not set(tags) & guest._replies.keys()
@@ -383,7 +385,7 @@ def test_a_read_whose_data_is_on_its_way_is_answered_by_the_loop_itself(guest: C
 
 
 @in_process
-def test_a_flush_takes_a_read_back_whose_data_is_on_its_way(guest: Client, fid: int, ahead: Ahead) -> None:
+def test_a_flush_takes_a_read_back_whose_data_is_on_its_way(guest: NinePClient, fid: int, ahead: Ahead) -> None:
     tag = guest.send(m.Tread(fid, 0, 100))
     assert guest.ask(m.Tflush(tag), m.Rflush) == m.Rflush()
     ahead.has_come.set()
@@ -393,7 +395,7 @@ def test_a_flush_takes_a_read_back_whose_data_is_on_its_way(guest: Client, fid: 
 
 
 @in_process
-def test_the_tag_of_a_read_whose_data_is_on_its_way_is_in_use(guest: Client, fid: int, ahead: Ahead) -> None:
+def test_the_tag_of_a_read_whose_data_is_on_its_way_is_in_use(guest: NinePClient, fid: int, ahead: Ahead) -> None:
     tag = guest.send(m.Tread(fid, 0, 100))
     guest.send_raw(m.Tgetattr(fid, 0).encode(tag))
     assert guest.recv() == (tag, m.Rlerror(errno.EINVAL))
@@ -402,7 +404,7 @@ def test_the_tag_of_a_read_whose_data_is_on_its_way_is_in_use(guest: Client, fid
 
 
 @in_process
-def test_a_read_whose_data_does_not_come_has_an_error(guest: Client, fid: int, ahead: Ahead) -> None:
+def test_a_read_whose_data_does_not_come_has_an_error(guest: NinePClient, fid: int, ahead: Ahead) -> None:
     tag = guest.send(m.Tread(fid, 0, 100))
     assert ahead.tried.wait(DEADLINE)
     ahead.error = OSError(errno.EIO, "the disk is broken")
@@ -413,7 +415,7 @@ def test_a_read_whose_data_does_not_come_has_an_error(guest: Client, fid: int, a
 
 
 @in_process
-def test_a_fid_may_be_clunked_while_its_data_is_on_its_way(guest: Client, fid: int, ahead: Ahead) -> None:
+def test_a_fid_may_be_clunked_while_its_data_is_on_its_way(guest: NinePClient, fid: int, ahead: Ahead) -> None:
     tag = guest.send(m.Tread(fid, 0, 100))
     guest.clunk(fid)
     guest.open("f")  # might be given the same descriptor, were it closed
@@ -422,7 +424,7 @@ def test_a_fid_may_be_clunked_while_its_data_is_on_its_way(guest: Client, fid: i
 
 
 @in_process
-def test_a_new_session_hears_nothing_of_data_that_comes_late(guest: Client, fid: int, ahead: Ahead) -> None:
+def test_a_new_session_hears_nothing_of_data_that_comes_late(guest: NinePClient, fid: int, ahead: Ahead) -> None:
     guest.send(m.Tread(fid, 0, 100))
     assert ahead.tried.wait(DEADLINE)
     guest.send_raw(m.Tversion(8192, VERSION).encode(NOTAG))
@@ -436,7 +438,7 @@ def test_a_new_session_hears_nothing_of_data_that_comes_late(guest: Client, fid:
 @in_process
 @pytest.mark.parametrize("reason", ["slow", "refused", "many"])
 def test_a_thread_reads_what_does_not_come_soon(
-    guest: Client, fid: int, ahead: Ahead, monkeypatch: pytest.MonkeyPatch, reason: str
+    guest: NinePClient, fid: int, ahead: Ahead, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
     def refused(*_: object) -> None:
         raise OSError(errno.ESPIPE, "no reading ahead")

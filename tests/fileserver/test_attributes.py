@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tests.fileserver.conftest import Host, Refused
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
@@ -30,7 +30,7 @@ LONG_AGO = 1_000_000_000
 NS = 1_000_000_000
 
 
-def test_the_fields_are_those_of_the_host(host: Host, guest: Client) -> None:
+def test_the_fields_are_those_of_the_host(host: Host, guest: NinePClient) -> None:
     path = host.root / "f"
     path.write_bytes(b"x" * 5000)
     os.chmod(path, 0o640)
@@ -59,7 +59,7 @@ def test_programs_are_told_to_read_and_write_as_much_as_one_message_holds(host: 
 
 
 @pytest.mark.parametrize("mask", [0x17FF, 0x3FFF, GetattrMask.MODE, GetattrMask.SIZE | GetattrMask.NLINK, 0, 1 << 63])
-def test_whatever_a_guest_asks_for_valid_says_what_holds(host: Host, guest: Client, mask: int) -> None:
+def test_whatever_a_guest_asks_for_valid_says_what_holds(host: Host, guest: NinePClient, mask: int) -> None:
     (host.root / "f").write_bytes(b"12345")
     with guest.walked("f") as fid:
         seen = guest.getattr(fid, mask)
@@ -72,7 +72,7 @@ def test_whatever_a_guest_asks_for_valid_says_what_holds(host: Host, guest: Clie
         assert stat.S_ISREG(seen.mode)
 
 
-def test_attributes_of_every_kind_of_file(host: Host, guest: Client) -> None:
+def test_attributes_of_every_kind_of_file(host: Host, guest: NinePClient) -> None:
     (host.root / "d").mkdir()
     os.symlink("a target", host.root / "l")
     os.mkfifo(host.root / "p")
@@ -81,7 +81,7 @@ def test_attributes_of_every_kind_of_file(host: Host, guest: Client) -> None:
     assert guest.stat("l").size == len("a target")
 
 
-def test_times_before_1970_do_not_break_the_answer(host: Host, guest: Client) -> None:
+def test_times_before_1970_do_not_break_the_answer(host: Host, guest: NinePClient) -> None:
     path = host.root / "f"
     path.write_bytes(b"")
     os.utime(path, ns=(-5 * NS, -7 * NS))
@@ -98,7 +98,7 @@ def times(host: Host, name: str) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o600, 0o644, 0o755, 0o777])
-def test_permissions(host: Host, guest: Client, mode: int) -> None:
+def test_permissions(host: Host, guest: NinePClient, mode: int) -> None:
     guest.write_file("f", b"")
     guest.mkdir("d")
     for name in "fd":
@@ -110,7 +110,7 @@ def test_permissions(host: Host, guest: Client, mode: int) -> None:
 
 @pytest.mark.parametrize("model", ["mapped-xattr", "passthrough"])
 @pytest.mark.parametrize("mode", [0o4755, 0o2755, 0o1777, 0o7777])
-def test_bits_beyond_permissions(guest: Client, mode: int) -> None:
+def test_bits_beyond_permissions(guest: NinePClient, mode: int) -> None:
     guest.mkdir("d")
     guest.write_file("f", b"")
     for name in "fd":
@@ -119,7 +119,7 @@ def test_bits_beyond_permissions(guest: Client, mode: int) -> None:
         assert stat.S_IMODE(guest.stat(name).mode) == mode
 
 
-def test_the_type_in_a_mode_is_not_changed(guest: Client) -> None:
+def test_the_type_in_a_mode_is_not_changed(guest: NinePClient) -> None:
     guest.write_file("f", b"")
     with guest.walked("f") as fid:
         guest.setattr(fid, mode=stat.S_IFDIR | 0o700)
@@ -129,7 +129,7 @@ def test_the_type_in_a_mode_is_not_changed(guest: Client) -> None:
 
 @pytest.mark.parametrize("size", [0, 3, 10, 100_000, 5 << 30])
 @pytest.mark.parametrize("how", ["unopened", "open to write", "open to read and write"])
-def test_size(host: Host, guest: Client, size: int, how: str) -> None:
+def test_size(host: Host, guest: NinePClient, size: int, how: str) -> None:
     (host.root / "f").write_bytes(b"0123456789")
     fid = guest.walk("f") if how == "unopened" else guest.open("f", O.WRONLY if how == "open to write" else O.RDWR)
     guest.setattr(fid, size=size)
@@ -137,7 +137,7 @@ def test_size(host: Host, guest: Client, size: int, how: str) -> None:
     assert guest.read(guest.open("f"), 0, 20) == (b"0123456789" + bytes(20))[: min(size, 20)]
 
 
-def test_a_size_that_no_file_has(host: Host, guest: Client, refused: Refused) -> None:
+def test_a_size_that_no_file_has(host: Host, guest: NinePClient, refused: Refused) -> None:
     (host.root / "f").write_bytes(b"x")
     with guest.walked("f") as fid:
         for size in (1 << 63, (1 << 64) - 1, (1 << 63) - 1):
@@ -146,7 +146,7 @@ def test_a_size_that_no_file_has(host: Host, guest: Client, refused: Refused) ->
     assert (host.root / "f").read_bytes() == b"x"
 
 
-def test_the_size_of_what_is_no_file(host: Host, guest: Client, refused: Refused) -> None:
+def test_the_size_of_what_is_no_file(host: Host, guest: NinePClient, refused: Refused) -> None:
     os.symlink("f", host.root / "l")
     (host.root / "f").write_bytes(b"target")
     for name in ("", "l"):
@@ -156,7 +156,7 @@ def test_the_size_of_what_is_no_file(host: Host, guest: Client, refused: Refused
 
 
 @pytest.mark.parametrize("name", ["f", "d", ""])
-def test_times_that_are_given(host: Host, guest: Client, name: str) -> None:
+def test_times_that_are_given(host: Host, guest: NinePClient, name: str) -> None:
     (host.root / "f").write_bytes(b"")
     (host.root / "d").mkdir()
     with guest.walked(name) as fid:
@@ -169,7 +169,7 @@ def test_times_that_are_given(host: Host, guest: Client, name: str) -> None:
 
 
 @pytest.mark.parametrize("valid", [SetattrValid.ATIME, SetattrValid.MTIME, SetattrValid.ATIME | SetattrValid.MTIME])
-def test_times_that_are_now(host: Host, guest: Client, valid: SetattrValid) -> None:
+def test_times_that_are_now(host: Host, guest: NinePClient, valid: SetattrValid) -> None:
     for name in ("f", "mark"):
         (host.root / name).write_bytes(b"")
         os.utime(host.root / name, ns=(LONG_AGO * NS, LONG_AGO * NS))
@@ -183,7 +183,7 @@ def test_times_that_are_now(host: Host, guest: Client, valid: SetattrValid) -> N
     assert (mtime >= now) if valid & SetattrValid.MTIME else (mtime == LONG_AGO * NS)
 
 
-def test_one_time_now_and_one_given(host: Host, guest: Client) -> None:
+def test_one_time_now_and_one_given(host: Host, guest: NinePClient) -> None:
     (host.root / "f").write_bytes(b"")
     os.utime(host.root / "f", ns=(5, 5))
     with guest.walked("f") as fid:
@@ -195,7 +195,7 @@ def test_one_time_now_and_one_given(host: Host, guest: Client) -> None:
 
 
 @pytest.mark.parametrize("nanoseconds", [NS, (1 << 30) - 1, (1 << 30) - 2, (1 << 64) - 1])
-def test_nanoseconds_that_are_none(host: Host, guest: Client, refused: Refused, nanoseconds: int) -> None:
+def test_nanoseconds_that_are_none(host: Host, guest: NinePClient, refused: Refused, nanoseconds: int) -> None:
     # 2^30 - 1 and 2^30 - 2 are UTIME_NOW and UTIME_OMIT of utimensat(2), which are not the guest's to say.
     (host.root / "f").write_bytes(b"")
     os.utime(host.root / "f", ns=(5, 5))
@@ -206,7 +206,7 @@ def test_nanoseconds_that_are_none(host: Host, guest: Client, refused: Refused, 
 
 
 def test_a_change_of_several_of_which_one_cannot_be_changes_none(
-    host: Host, guest: Client, refused: Refused, snapshot: Callable[[Path], object]
+    host: Host, guest: NinePClient, refused: Refused, snapshot: Callable[[Path], object]
 ) -> None:
     (host.root / "f").write_bytes(b"0123456789")
     before = snapshot(host.root)
@@ -216,7 +216,7 @@ def test_a_change_of_several_of_which_one_cannot_be_changes_none(
     assert snapshot(host.root) == before
 
 
-def test_a_change_time_alone_changes_nothing_else(host: Host, guest: Client) -> None:
+def test_a_change_time_alone_changes_nothing_else(host: Host, guest: NinePClient) -> None:
     (host.root / "f").write_bytes(b"x")
     os.utime(host.root / "f", ns=(5, 6))
     with guest.walked("f") as fid:
@@ -236,7 +236,7 @@ def test_a_change_time_alone_changes_nothing_else(host: Host, guest: Client) -> 
     ],
 )
 def test_what_is_set_to_what_it_was_has_a_new_change_time(
-    host: Host, guest: Client, kind: str, valid: SetattrValid, model: str
+    host: Host, guest: NinePClient, kind: str, valid: SetattrValid, model: str
 ) -> None:
     if kind == "file":
         guest.write_file("f", b"x")
@@ -272,7 +272,7 @@ def clock_has_moved_past(host: Host) -> int:
     return before
 
 
-def test_several_at_once_as_linux_truncates(host: Host, guest: Client) -> None:
+def test_several_at_once_as_linux_truncates(host: Host, guest: NinePClient) -> None:
     (host.root / "f").write_bytes(b"0123456789")
     os.utime(host.root / "f", ns=(5, 5))
     fid = guest.open("f", O.WRONLY)
@@ -283,7 +283,7 @@ def test_several_at_once_as_linux_truncates(host: Host, guest: Client) -> None:
     assert stat.S_IMODE(guest.stat("f").mode) == 0o600
 
 
-def test_attributes_of_a_symlink_are_its_own_and_not_its_targets(host: Host, guest: Client) -> None:
+def test_attributes_of_a_symlink_are_its_own_and_not_its_targets(host: Host, guest: NinePClient) -> None:
     target = host.outside / "canary"
     os.symlink(target, host.root / "l")
     before = target.stat()
@@ -300,7 +300,7 @@ def test_attributes_of_a_symlink_are_its_own_and_not_its_targets(host: Host, gue
 
 
 @pytest.mark.parametrize("model", ["mapped-xattr", "passthrough"])
-def test_owners(guest: Client) -> None:
+def test_owners(guest: NinePClient) -> None:
     guest.write_file("f", b"")
     guest.mkdir("d")
     guest.symlink("x", "l")
@@ -316,7 +316,7 @@ def test_owners(guest: Client) -> None:
 
 
 @pytest.mark.parametrize("field", ["uid", "gid"])
-def test_the_number_of_a_user_that_is_none(guest: Client, refused: Refused, field: str) -> None:
+def test_the_number_of_a_user_that_is_none(guest: NinePClient, refused: Refused, field: str) -> None:
     guest.write_file("f", b"")
     before = guest.stat("f")
     valid = SetattrValid.UID if field == "uid" else SetattrValid.GID
@@ -325,7 +325,7 @@ def test_the_number_of_a_user_that_is_none(guest: Client, refused: Refused, fiel
     assert (guest.stat("f").uid, guest.stat("f").gid) == (before.uid, before.gid)
 
 
-def test_unlinked_and_unopened_files_have_attributes(host: Host, guest: Client) -> None:
+def test_unlinked_and_unopened_files_have_attributes(host: Host, guest: NinePClient) -> None:
     (host.root / "f").write_bytes(b"x")
     with guest.walked("f") as fid:
         (host.root / "f").unlink()
@@ -337,7 +337,7 @@ def test_unlinked_and_unopened_files_have_attributes(host: Host, guest: Client) 
 # statfs
 
 
-def test_statfs(host: Host, guest: Client) -> None:
+def test_statfs(host: Host, guest: NinePClient) -> None:
     (host.root / "f").write_bytes(b"")
     for path in ("", "f"):
         seen, found = guest.statfs(path), os.statvfs(host.root)
@@ -352,7 +352,7 @@ def test_statfs(host: Host, guest: Client) -> None:
 
 
 @pytest.mark.parametrize("target", [b"x", b"../../..", b"/etc/passwd", b"\xff\xfe", b"a" * 4000, b"with space\n"])
-def test_a_link_says_what_it_said(host: Host, guest: Client, target: bytes) -> None:
+def test_a_link_says_what_it_said(host: Host, guest: NinePClient, target: bytes) -> None:
     guest.symlink(target, "made by the guest")
     os.symlink(target, bytes(host.root) + b"/made by the host")
     for name in ("made by the guest", "made by the host"):
@@ -362,7 +362,7 @@ def test_a_link_says_what_it_said(host: Host, guest: Client, target: bytes) -> N
 
 
 def test_a_target_that_does_not_fit_msize_is_an_error_and_not_a_message_too_large(
-    host: Host, guest: Client, refused: Refused
+    host: Host, guest: NinePClient, refused: Refused
 ) -> None:
     small = host.guest(msize=4096)
     os.symlink(b"a" * 4090, host.root / "l")
@@ -372,7 +372,7 @@ def test_a_target_that_does_not_fit_msize_is_an_error_and_not_a_message_too_larg
     assert guest.readlink("l") == b"a" * 4090
 
 
-def test_readlink_of_what_is_no_link(host: Host, guest: Client, refused: Refused) -> None:
+def test_readlink_of_what_is_no_link(host: Host, guest: NinePClient, refused: Refused) -> None:
     (host.root / "f").write_bytes(b"/etc/passwd")
     for name in ("f", ""):
         with refused(errno.EINVAL):

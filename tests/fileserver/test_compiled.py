@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from tests.fileserver.conftest import Device
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("uvmshare_speed") is None, reason="uvmshare_speed is not built: make venv needs a compiler"
@@ -114,7 +114,7 @@ class Pair:
         self.root = root
         self._devices = devices
         self._names = [device.share(root, read_only=read_only) for device in devices]
-        self.clients: list[Client] = []
+        self.clients: list[NinePClient] = []
         self.again()
 
     def again(self) -> None:

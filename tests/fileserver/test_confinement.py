@@ -25,9 +25,9 @@ from uvmshare.fileserver.mount import confinement, seccomp
 from uvmshare.guest import keepalive
 from uvmshare.hcs.schema import Plan9Share, Plan9ShareFlags
 from uvmshare.linux.descriptors import close_all_but
-from uvmshare.share.interfaces import Plan9Share as SharedByManager
+from uvmshare.share.interfaces import NamedShare
 from uvmshare.share.options import AddOptions
-from uvmshare.testing.client import Client
+from uvmshare.testing.client import NinePClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -198,8 +198,8 @@ def test_a_mount_process_of_a_running_server_is_confined(share: Path, tmp_path: 
     async def status_of_a_mount() -> str:
         address = f"unix:{tmp_path}/9p"
         async with FileServer([address]) as server:
-            await server.add_plan9(SharedByManager("0", AddOptions(share)))
-            with await asyncio.to_thread(Client.connect, address, "0"):
+            await server.add_plan9(NamedShare("0", AddOptions(share)))
+            with await asyncio.to_thread(NinePClient.connect, address, "0"):
                 (served,) = (await server.status()).shares
                 (mount,) = served.mounts
                 return Path(f"/proc/{mount.pid}/status").read_text(encoding="ascii")  # noqa: ASYNC240  of /proc

@@ -25,7 +25,7 @@ from uvmshare.fileserver.limits import Limits
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import NOFID, NONUNAME, NOTAG, VERSION, LockStatus, LockType
 from uvmshare.ninep.constants import OpenFlag as O
-from uvmshare.testing.client import Client
+from uvmshare.testing.client import NinePClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -242,7 +242,7 @@ def test_several_addresses_and_a_port_of_the_systems_choice(start_device: Callab
     assert len(device.server.addresses) == 2
     for address in device.server.addresses:
         assert not address.endswith(":0")
-        with Client.connect(address, name) as guest:
+        with NinePClient.connect(address, name) as guest:
             assert guest.listdir() == [b"file"]
 
 
@@ -256,7 +256,7 @@ def test_hybrid_vsock_listens_where_the_monitor_connects(
     for socket_path in (f"{path}_5640", f"{path}_77"):
         assert stat.S_ISSOCK(os.stat(socket_path).st_mode)
         assert stat.S_IMODE(os.stat(socket_path).st_mode) == 0o600
-        with Client.connect(f"unix:{socket_path}", name) as guest:
+        with NinePClient.connect(f"unix:{socket_path}", name) as guest:
             assert guest.listdir() == [b"file"]
 
 
@@ -280,7 +280,7 @@ def test_a_tcp_peer_that_died_without_a_word_loses_its_mount_and_its_locks(
     device = start_device(listen=["tcp:127.0.0.1:0"], security_model="none", limits=Limits(peer_seconds=4.0))
     name = device.share(root)
     address = device.server.addresses[0]
-    dead = Client.connect(address, name, timeout=DEADLINE)
+    dead = NinePClient.connect(address, name, timeout=DEADLINE)
     lock = m.Tlock(dead.open("f", O.RDWR), LockType.WRLCK, 0, 0, 0, 1, b"vm")
     assert dead.ask(lock, m.Rlock).status == LockStatus.SUCCESS
     (pid,) = device.mounts(name)
@@ -289,7 +289,7 @@ def test_a_tcp_peer_that_died_without_a_word_loses_its_mount_and_its_locks(
     dead.socket.close()  # tells nobody, as a machine that lost its power
     await_end(pidfd)
     os.close(pidfd)
-    with Client.connect(address, name, timeout=DEADLINE) as other:
+    with NinePClient.connect(address, name, timeout=DEADLINE) as other:
         lock = m.Tlock(other.open("f", O.RDWR), LockType.WRLCK, 0, 0, 0, 1, b"vm")
         assert other.ask(lock, m.Rlock).status == LockStatus.SUCCESS
 
@@ -341,5 +341,5 @@ def test_a_socket_that_a_dead_server_left_is_taken_over(
     os.kill(pid, signal.SIGKILL)
     ended(pid)
     device = start_device(security_model="none", listen=[address])
-    with Client.connect(address, device.share(root)) as guest:
+    with NinePClient.connect(address, device.share(root)) as guest:
         assert guest.listdir() == [b"file"]

@@ -15,7 +15,7 @@ from uvmshare import AddOptions, FileServer, Manager
 from uvmshare.fileserver import counters
 from uvmshare.fileserver.counters import BUCKETS, Counted, Counters
 from uvmshare.ninep import messages
-from uvmshare.testing.client import Client
+from uvmshare.testing.client import NinePClient
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +28,7 @@ async def counted(server: FileServer) -> Counted:
     return mount.counted
 
 
-def _use(guest: Client) -> None:
+def _use(guest: NinePClient) -> None:
     guest.read_file("file")
     for _ in range(3):
         with pytest.raises(OSError, match=r"."):
@@ -49,7 +49,7 @@ def test_requests_bytes_and_errors_are_counted(tmp_path: Path, *, with_run_dir: 
             Manager(server) as shares,
         ):
             name = await shares.add(AddOptions(tmp_path / "share", read_only=True))
-            with await asyncio.to_thread(Client.connect, server.addresses[0], name) as guest:
+            with await asyncio.to_thread(NinePClient.connect, server.addresses[0], name) as guest:
                 await asyncio.to_thread(_use, guest)
                 first = await counted(server)
                 assert first.operations["Tread"] >= 1

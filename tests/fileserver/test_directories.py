@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tests.fileserver.conftest import MODELS, Host, Refused
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 else:
     from fileserver.conftest import MODELS
 
@@ -40,13 +40,13 @@ def fill(directory: Path, count: int) -> set[bytes]:
 # readdir
 
 
-def test_an_empty_directory_has_its_dots(guest: Client) -> None:
+def test_an_empty_directory_has_its_dots(guest: NinePClient) -> None:
     entries = guest.readdir(guest.open("", O.DIRECTORY))
     assert {entry.name for entry in entries} == DOTS
     assert all(entry.type in {0, 4} and entry.qid.type == QidType.DIR for entry in entries)
 
 
-def test_the_dots_name_the_directory_and_the_one_above_it(host: Host, guest: Client) -> None:
+def test_the_dots_name_the_directory_and_the_one_above_it(host: Host, guest: NinePClient) -> None:
     (host.root / "d" / "e").mkdir(parents=True)
     for path, above in (("", ""), ("d", ""), ("d/e", "d")):  # above the root is the root
         qids = {entry.name: entry.qid for entry in guest.readdir(guest.open(path, O.DIRECTORY))}
@@ -54,7 +54,7 @@ def test_the_dots_name_the_directory_and_the_one_above_it(host: Host, guest: Cli
         assert qids[b".."].path == guest.stat(above).qid.path
 
 
-def test_entries_say_what_they_are(host: Host, guest: Client) -> None:
+def test_entries_say_what_they_are(host: Host, guest: NinePClient) -> None:
     (host.root / "file").write_bytes(b"")
     (host.root / "directory").mkdir()
     os.symlink("x", host.root / "link")
@@ -92,7 +92,7 @@ def test_entries_say_what_they_are(host: Host, guest: Client) -> None:
     ],
 )
 def test_an_entry_has_the_type_that_the_hosts_attribute_gives_it(
-    host: Host, guest: Client, mode: int, kind: int
+    host: Host, guest: NinePClient, mode: int, kind: int
 ) -> None:
     """Another server of the same format may have written it."""
     path = host.root / "f"
@@ -108,7 +108,7 @@ def test_an_entry_has_the_type_that_the_hosts_attribute_gives_it(
     ("model", "count"),
     [*((model, None) for model in MODELS), ("in-process", 300), ("in-process", 4096), ("passthrough", 100_000)],
 )
-def test_ten_thousand_entries(host: Host, guest: Client, count: int | None) -> None:
+def test_ten_thousand_entries(host: Host, guest: NinePClient, count: int | None) -> None:
     names = fill(host.root, 10_000)
     entries = guest.readdir(guest.open("", O.DIRECTORY), count=count)
     assert len(entries) == len(names) + 2
@@ -128,7 +128,7 @@ def test_a_count_past_msize_gives_what_fits(host: Host) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 24])
 def test_a_count_that_no_entry_fits_is_an_error_and_not_the_end(
-    host: Host, guest: Client, refused: Refused, count: int
+    host: Host, guest: NinePClient, refused: Refused, count: int
 ) -> None:
     fill(host.root, 3)
     fid = guest.open("", O.DIRECTORY)
@@ -138,7 +138,7 @@ def test_a_count_that_no_entry_fits_is_an_error_and_not_the_end(
     assert len(guest.readdir(fid)) == 5
 
 
-def test_every_offset_resumes_behind_its_entry(host: Host, guest: Client) -> None:
+def test_every_offset_resumes_behind_its_entry(host: Host, guest: NinePClient) -> None:
     fill(host.root, 200)
     fid = guest.open("", O.DIRECTORY)
     entries = guest.readdir(fid)
@@ -150,7 +150,7 @@ def test_every_offset_resumes_behind_its_entry(host: Host, guest: Client) -> Non
     assert guest.readdir_some(fid, 0) == entries
 
 
-def test_reading_from_the_start_again_shows_what_changed(host: Host, guest: Client) -> None:
+def test_reading_from_the_start_again_shows_what_changed(host: Host, guest: NinePClient) -> None:
     fill(host.root, 10)
     fid = guest.open("", O.DIRECTORY)
     assert len(guest.readdir(fid)) == 12
@@ -161,7 +161,7 @@ def test_reading_from_the_start_again_shows_what_changed(host: Host, guest: Clie
     assert b"entry-00000-" not in names
 
 
-def test_a_listing_goes_on_while_entries_come_and_go(host: Host, guest: Client) -> None:
+def test_a_listing_goes_on_while_entries_come_and_go(host: Host, guest: NinePClient) -> None:
     # rm -r: whole parts of a directory are deleted while it is listed; nothing that stays may be missed or doubled.
     names = fill(host.root, 1000)
     keep = {name for name in names if int(name[6:11]) % 3 == 0}
@@ -179,7 +179,7 @@ def test_a_listing_goes_on_while_entries_come_and_go(host: Host, guest: Client) 
     assert set(got) - DOTS <= names | {f"new-{n}".encode() for n in range(new + 1)}
 
 
-def test_deleting_everything_while_listing(host: Host, guest: Client) -> None:
+def test_deleting_everything_while_listing(host: Host, guest: NinePClient) -> None:
     names = fill(host.root, 500)
     fid, gone, offset = guest.open("", O.DIRECTORY), set(), 0
     while some := guest.readdir_some(fid, offset, 2000):
@@ -192,7 +192,7 @@ def test_deleting_everything_while_listing(host: Host, guest: Client) -> None:
     assert guest.listdir() == []
 
 
-def test_two_listings_of_one_directory_do_not_disturb_each_other(host: Host, guest: Client) -> None:
+def test_two_listings_of_one_directory_do_not_disturb_each_other(host: Host, guest: NinePClient) -> None:
     fill(host.root, 100)
     one, two = guest.open("", O.DIRECTORY), guest.open("", O.DIRECTORY)
     first = guest.readdir_some(one, 0, 500)
@@ -200,7 +200,7 @@ def test_two_listings_of_one_directory_do_not_disturb_each_other(host: Host, gue
     assert guest.readdir_some(one, first[-1].offset, 1 << 20) == whole[len(first) :]
 
 
-def test_an_offset_out_of_the_air_does_no_harm(host: Host, guest: Client) -> None:
+def test_an_offset_out_of_the_air_does_no_harm(host: Host, guest: NinePClient) -> None:
     fill(host.root, 10)
     fid = guest.open("", O.DIRECTORY)
     for offset in (1, 12345, (1 << 63) - 1, 1 << 63, (1 << 64) - 1):
@@ -215,7 +215,7 @@ def test_an_offset_out_of_the_air_does_no_harm(host: Host, guest: Client) -> Non
 @pytest.mark.parametrize(
     "name", [b"x" * 255, b"\xff\xfe", "grüße".encode(), b"new\nline", b" ", b"...", b"-rf", b"\\", b"a:b", b"\x01"]
 )
-def test_names_of_any_bytes(host: Host, guest: Client, name: bytes) -> None:
+def test_names_of_any_bytes(host: Host, guest: NinePClient, name: bytes) -> None:
     guest.write_file(name, b"content")
     assert os.listdir(bytes(host.root)) == [name]
     assert guest.listdir() == [name]
@@ -230,7 +230,7 @@ def test_names_of_any_bytes(host: Host, guest: Client, name: bytes) -> None:
     assert guest.readlink(name) == name
 
 
-def test_a_host_directory_of_odd_names_is_listed_whole(host: Host, guest: Client) -> None:
+def test_a_host_directory_of_odd_names_is_listed_whole(host: Host, guest: NinePClient) -> None:
     names = {b"x" * 255, b"\xff" * 255, b"\xc3", b"a", "日本".encode(), b"\n"}
     for name in names:
         os.mkdir(bytes(host.root) + b"/" + name)
@@ -271,7 +271,7 @@ def creating(fid: int, name: bytes) -> list[m.Message]:
     ids=["256", "65535", "empty", "dot", "dotdot", "slash", "a-b", "absolute", "above", "trailing", "through"],
 )
 def test_names_that_are_none(
-    *, host: Host, guest: Client, refused: Refused, which: int, name: bytes, numbers: tuple[int, ...]
+    *, host: Host, guest: NinePClient, refused: Refused, which: int, name: bytes, numbers: tuple[int, ...]
 ) -> None:
     (host.root / "f").write_bytes(b"")
     (host.root / "d").mkdir()
@@ -284,7 +284,9 @@ def test_names_that_are_none(
 
 
 @pytest.mark.parametrize("name", [b"x" * 256, b"", b".", b"/", b"d/f", b"d/", b"./d"])
-def test_walks_and_unlinks_of_names_that_are_none(host: Host, guest: Client, refused: Refused, name: bytes) -> None:
+def test_walks_and_unlinks_of_names_that_are_none(
+    host: Host, guest: NinePClient, refused: Refused, name: bytes
+) -> None:
     (host.root / "d").mkdir()
     (host.root / "d" / "f").write_bytes(b"")
     for message in (
@@ -301,7 +303,7 @@ def test_walks_and_unlinks_of_names_that_are_none(host: Host, guest: Client, ref
 # Making things
 
 
-def test_mkdir(host: Host, guest: Client, refused: Refused) -> None:
+def test_mkdir(host: Host, guest: NinePClient, refused: Refused) -> None:
     reply = guest.ask(m.Tmkdir(guest.root, b"d", 0o750, 0), m.Rmkdir)
     assert reply.qid == guest.stat("d").qid
     assert guest.stat("d").mode == stat.S_IFDIR | 0o750
@@ -313,7 +315,7 @@ def test_mkdir(host: Host, guest: Client, refused: Refused) -> None:
         guest.rpc(m.Tmkdir(fid, b"d", 0o750, 0))
 
 
-def test_symlink(guest: Client, refused: Refused) -> None:
+def test_symlink(guest: NinePClient, refused: Refused) -> None:
     reply = guest.ask(m.Tsymlink(guest.root, b"l", b"target", 0), m.Rsymlink)
     assert reply.qid == guest.stat("l").qid
     assert reply.qid.type == QidType.SYMLINK
@@ -322,7 +324,7 @@ def test_symlink(guest: Client, refused: Refused) -> None:
     assert guest.readlink("l") == b"target"
 
 
-def test_hard_links(host: Host, guest: Client, refused: Refused) -> None:
+def test_hard_links(host: Host, guest: NinePClient, refused: Refused) -> None:
     guest.write_file("a", b"same")
     guest.mkdir("d")
     guest.link("a", "d/b")
@@ -338,7 +340,7 @@ def test_hard_links(host: Host, guest: Client, refused: Refused) -> None:
     assert guest.read_file("d/b") == b"changed"
 
 
-def test_a_hard_link_to_a_symlink_is_to_the_link_itself(host: Host, guest: Client) -> None:
+def test_a_hard_link_to_a_symlink_is_to_the_link_itself(host: Host, guest: NinePClient) -> None:
     guest.symlink("/etc/passwd", "l")
     guest.link("l", "l2")
     assert guest.readlink("l2") == b"/etc/passwd"
@@ -353,7 +355,9 @@ def test_a_hard_link_to_a_symlink_is_to_the_link_itself(host: Host, guest: Clien
     ("kind", "major", "minor"),
     [(stat.S_IFREG, 0, 0), (stat.S_IFIFO, 0, 0), (stat.S_IFSOCK, 0, 0), (stat.S_IFCHR, 1, 3), (stat.S_IFBLK, 7, 300)],
 )
-def test_nodes(*, host: Host, guest: Client, model: str, refused: Refused, kind: int, major: int, minor: int) -> None:
+def test_nodes(
+    *, host: Host, guest: NinePClient, model: str, refused: Refused, kind: int, major: int, minor: int
+) -> None:
     device = kind in {stat.S_IFCHR, stat.S_IFBLK}
     if device and model == "none":
         guest.send(m.Tmknod(guest.root, b"n", kind | 0o640, major, minor, 0))
@@ -372,7 +376,7 @@ def test_nodes(*, host: Host, guest: Client, model: str, refused: Refused, kind:
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFDIR, stat.S_IFLNK, 0o150000])
-def test_nodes_that_mknod_does_not_make(guest: Client, refused: Refused, kind: int) -> None:
+def test_nodes_that_mknod_does_not_make(guest: NinePClient, refused: Refused, kind: int) -> None:
     with refused():
         guest.mknod("n", kind | 0o644)
     assert guest.listdir() == []
@@ -381,7 +385,7 @@ def test_nodes_that_mknod_does_not_make(guest: Client, refused: Refused, kind: i
 # Renaming
 
 
-def rename(guest: Client, how: str, old: str, new: str) -> None:
+def rename(guest: NinePClient, how: str, old: str, new: str) -> None:
     """Rename with either message; both do the same."""
     if how == "Trenameat":
         guest.rename(old, new)
@@ -395,7 +399,7 @@ both = pytest.mark.parametrize("how", ["Trenameat", "Trename"])
 
 
 @both
-def test_rename(host: Host, guest: Client, how: str) -> None:
+def test_rename(host: Host, guest: NinePClient, how: str) -> None:
     guest.mkdir("d")
     guest.write_file("f", b"1")
     rename(guest, how, "f", "g")
@@ -407,7 +411,7 @@ def test_rename(host: Host, guest: Client, how: str) -> None:
 
 
 @both
-def test_rename_over_what_is_there(guest: Client, how: str) -> None:
+def test_rename_over_what_is_there(guest: NinePClient, how: str) -> None:
     guest.write_file("old", b"old")
     guest.write_file("new", b"new")
     rename(guest, how, "new", "old")
@@ -435,7 +439,7 @@ def test_rename_over_what_is_there(guest: Client, how: str) -> None:
     ],
 )
 def test_renames_that_cannot_be(
-    *, host: Host, guest: Client, refused: Refused, how: str, old: str, new: str, number: int
+    *, host: Host, guest: NinePClient, refused: Refused, how: str, old: str, new: str, number: int
 ) -> None:
     for path in ("d", "full", "full/x"):
         guest.mkdir(path)
@@ -445,13 +449,13 @@ def test_renames_that_cannot_be(
     assert sorted(guest.listdir()) == [b"d", b"f", b"full"]
 
 
-def test_renames_of_what_is_not_there(guest: Client, refused: Refused) -> None:
+def test_renames_of_what_is_not_there(guest: NinePClient, refused: Refused) -> None:
     with refused(errno.ENOENT):
         guest.rename("nothing", "x")
 
 
 @both
-def test_a_rename_onto_itself_changes_nothing(guest: Client, how: str) -> None:
+def test_a_rename_onto_itself_changes_nothing(guest: NinePClient, how: str) -> None:
     guest.write_file("f", b"x")
     guest.link("f", "g")
     rename(guest, how, "f", "f")
@@ -459,14 +463,14 @@ def test_a_rename_onto_itself_changes_nothing(guest: Client, how: str) -> None:
     assert sorted(guest.listdir()) == [b"f", b"g"]
 
 
-def test_the_root_is_not_renamed(host: Host, guest: Client, refused: Refused) -> None:
+def test_the_root_is_not_renamed(host: Host, guest: NinePClient, refused: Refused) -> None:
     guest.mkdir("d")
     with guest.walked() as root, guest.walked("d") as directory, refused():
         guest.rpc(m.Trename(root, directory, b"x"))
     assert host.root.is_dir()
 
 
-def test_a_fid_follows_its_file_through_renames(guest: Client) -> None:
+def test_a_fid_follows_its_file_through_renames(guest: NinePClient) -> None:
     guest.mkdir("d")
     guest.write_file("f", b"x")
     with guest.walked("f") as fid, guest.walked("d") as directory:
@@ -477,7 +481,7 @@ def test_a_fid_follows_its_file_through_renames(guest: Client) -> None:
 
 
 @pytest.mark.parametrize("moved", ["b", "b/c"])
-def test_directories_that_change_places_do_not_hold_each_other(host: Host, guest: Client, moved: str) -> None:
+def test_directories_that_change_places_do_not_hold_each_other(host: Host, guest: NinePClient, moved: str) -> None:
     """The host takes out a directory that a fid was walked to, and the guest puts those above it in there."""
     (host.root / "a" / "b" / "c").mkdir(parents=True)
     a = guest.walk("a")
@@ -500,7 +504,7 @@ def test_directories_that_change_places_do_not_hold_each_other(host: Host, guest
         gc.enable()
 
 
-def test_a_directory_that_was_renamed_is_removed_by_its_fid(host: Host, guest: Client) -> None:
+def test_a_directory_that_was_renamed_is_removed_by_its_fid(host: Host, guest: NinePClient) -> None:
     (host.root / "a" / "b").mkdir(parents=True)
     (host.root / "d").mkdir()
     a = guest.walk("a")
@@ -515,7 +519,7 @@ def test_a_directory_that_was_renamed_is_removed_by_its_fid(host: Host, guest: C
 # Removing
 
 
-def test_unlink_and_rmdir(host: Host, guest: Client, refused: Refused) -> None:
+def test_unlink_and_rmdir(host: Host, guest: NinePClient, refused: Refused) -> None:
     guest.write_file("f", b"")
     guest.mkdir("d")
     guest.write_file("d/f", b"")
@@ -534,20 +538,20 @@ def test_unlink_and_rmdir(host: Host, guest: Client, refused: Refused) -> None:
 
 
 @pytest.mark.parametrize("flags", [1, 0x100, 0xFFFFFFFF & ~AT_REMOVEDIR])
-def test_unlink_with_flags_that_it_does_not_have(host: Host, guest: Client, refused: Refused, flags: int) -> None:
+def test_unlink_with_flags_that_it_does_not_have(host: Host, guest: NinePClient, refused: Refused, flags: int) -> None:
     guest.write_file("f", b"")
     with guest.walked() as fid, refused(errno.EINVAL):
         guest.rpc(m.Tunlinkat(fid, b"f", flags))
     assert (host.root / "f").exists()
 
 
-def test_an_unlinked_symlink_leaves_its_target(host: Host, guest: Client) -> None:
+def test_an_unlinked_symlink_leaves_its_target(host: Host, guest: NinePClient) -> None:
     os.symlink(host.outside / "canary", host.root / "l")
     guest.unlink("l")
     assert (host.outside / "canary").exists()
 
 
-def test_a_tree_copied_in_compared_and_deleted(host: Host, guest: Client) -> None:
+def test_a_tree_copied_in_compared_and_deleted(host: Host, guest: NinePClient) -> None:
     files = {
         f"d{a}/e{b}/f{c}": os.urandom(a * 1000 + b * 100 + c) for a in range(4) for b in range(4) for c in range(4)
     }

@@ -21,7 +21,7 @@ from uvmshare.fileserver.device import FileServer
 from uvmshare.hcs.schema import PLAN9_SHARES, ModifySettingRequest, Plan9Share, RequestType
 from uvmshare.ninep import messages
 from uvmshare.ninep.constants import NOFID, NOTAG, READ_HEADER_SIZE, VERSION
-from uvmshare.testing.client import Client
+from uvmshare.testing.client import NinePClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -65,7 +65,7 @@ def test_a_guest_on_tcp_sees_a_reset_when_its_share_goes(start_device: Callable[
     """An orderly end would be one that Linux's client takes for no error, or does not see."""
     device = start_device(security_model="none", listen=["tcp:127.0.0.1:0"])
     name = device.share(root)
-    with Client.connect(device.server.addresses[0], name, timeout=DEADLINE) as guest:
+    with NinePClient.connect(device.server.addresses[0], name, timeout=DEADLINE) as guest:
         guest.stat()
         device.unshare(name)
         assert guest.socket.recv(100) == LAST_WORD
@@ -253,7 +253,7 @@ def test_a_server_ends_with_the_process_that_started_it(
 ) -> None:
     address = f"unix:{tmp_path_factory.mktemp('e')}/s"
     starter, supervisor = start_elsewhere(listen=[address], root=str(root))
-    with Client.connect(address, "0") as guest:
+    with NinePClient.connect(address, "0") as guest:
         assert guest.listdir() == [b"file"]
         starter.kill()
         ended(supervisor)
@@ -270,7 +270,7 @@ def test_a_server_with_a_run_directory_goes_on_and_is_adopted(
     directory = tmp_path_factory.mktemp("a")
     address = f"unix:{directory}/s"
     starter, supervisor = start_elsewhere(listen=[address], root=str(root), run_dir=str(directory / "run"))
-    with Client.connect(address, "0") as guest:
+    with NinePClient.connect(address, "0") as guest:
         starter.kill()
         starter.wait()
         assert guest.read_file("file") == b"content"
@@ -314,7 +314,7 @@ def test_whoever_lets_go_leaves_the_server_running(
         await (await FileServer.connect(directory / "run").start()).aclose()
 
     asyncio.run(look_and_leave())
-    with Client.connect(address, "0") as guest:
+    with NinePClient.connect(address, "0") as guest:
         assert guest.listdir() == [b"file"]
     asyncio.run(end())
     ended(supervisor)
@@ -349,7 +349,7 @@ def test_a_peer_that_makes_no_sense_on_the_control_socket_ends_itself_alone(
                 assert await reader.read() == b""
             writer.close()
             await writer.wait_closed()
-            with Client.connect(f"unix:{directory}/s", "x") as guest:
+            with NinePClient.connect(f"unix:{directory}/s", "x") as guest:
                 assert guest.listdir() == [b"file"]
             assert [share.name for share in (await server.status()).shares] == ["x"]
 

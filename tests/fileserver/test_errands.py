@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from tests.fileserver.conftest import Device, Host, Refused
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
@@ -84,7 +84,7 @@ class Limited:
     root: Path
     start_device: Callable[..., Device]
 
-    def __call__(self, **limits: Any) -> Client:
+    def __call__(self, **limits: Any) -> NinePClient:
         """Connect to it by a mount with these limits."""
         device = self.start_device(security_model="none", limits=Limits(**limits))
         return device.connect(device.share(self.root))

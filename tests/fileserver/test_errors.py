@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tests.fileserver.conftest import Device, Host, Refused
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
@@ -33,7 +33,7 @@ NUMBERS = ["EDQUOT", "ESTALE", "ENOSPC", "EIO", "EFBIG", "EROFS", "ENOMEM", "ETX
 @pytest.mark.parametrize("model", ["in-process"])
 @pytest.mark.parametrize("number", NUMBERS)
 def test_whatever_the_hosts_file_system_says_is_said(
-    host: Host, guest: Client, monkeypatch: pytest.MonkeyPatch, refused: Refused, number: str
+    host: Host, guest: NinePClient, monkeypatch: pytest.MonkeyPatch, refused: Refused, number: str
 ) -> None:
     (host.root / "f").write_bytes(b"content")
     (host.root / "d").mkdir()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.fileserver.conftest import Host, Refused
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
@@ -35,12 +35,12 @@ CANARY = b"never shared"
 OPEN_AND_CREATE = O.WRONLY | O.CREATE
 
 
-def succeeds(guest: Client, message: m.Message) -> bool:
+def succeeds(guest: NinePClient, message: m.Message) -> bool:
     guest.send(message)
     return not isinstance(guest.recv()[1], m.Rlerror)
 
 
-def leads_on(guest: Client, fid: int, names: tuple[bytes, ...]) -> bool:
+def leads_on(guest: NinePClient, fid: int, names: tuple[bytes, ...]) -> bool:
     """Say whether a walk goes all the way."""
     guest.send(m.Twalk(fid, NEW, names))
     reply = guest.recv()[1]
@@ -54,7 +54,7 @@ def leads_on(guest: Client, fid: int, names: tuple[bytes, ...]) -> bool:
 
 
 @pytest.mark.parametrize("names", [(b"..",), (b"..", b".."), (b"..", b"outside"), (b"..", b"..", b"etc", b"passwd")])
-def test_dotdot_does_not_leave_the_root(host: Host, guest: Client, names: tuple[bytes, ...]) -> None:
+def test_dotdot_does_not_leave_the_root(host: Host, guest: NinePClient, names: tuple[bytes, ...]) -> None:
     root = guest.getattr(guest.root).qid
     guest.send(m.Twalk(guest.root, NEW, names))
     reply = guest.recv()[1]
@@ -63,7 +63,7 @@ def test_dotdot_does_not_leave_the_root(host: Host, guest: Client, names: tuple[
         assert set(reply.qids) <= {root}
 
 
-def test_dotdot_goes_back_the_way_that_was_come_or_nowhere(host: Host, guest: Client) -> None:
+def test_dotdot_goes_back_the_way_that_was_come_or_nowhere(host: Host, guest: NinePClient) -> None:
     (host.root / "a" / "b").mkdir(parents=True)
     inside = {guest.stat(path).qid for path in ("", "a", "a/b")}
     for names in ((b"a", b".."), (b"a", b"b", b"..", b".."), (b"a", b"..", b".."), (b"a", b"b", *[b".."] * 8)):
@@ -75,7 +75,7 @@ def test_dotdot_goes_back_the_way_that_was_come_or_nowhere(host: Host, guest: Cl
                 guest.ask(m.Tclunk(NEW), m.Rclunk)
 
 
-def test_dotdot_from_a_directory_that_was_moved_up(host: Host, guest: Client) -> None:
+def test_dotdot_from_a_directory_that_was_moved_up(host: Host, guest: NinePClient) -> None:
     (host.root / "a" / "b" / "c").mkdir(parents=True)
     inside = {guest.stat(path).qid.path for path in ("", "a", "a/b", "a/b/c")}
     fid = guest.walk("a/b/c")
@@ -113,7 +113,7 @@ def links(host: Host) -> list[bytes]:
     return [name.encode() for name in (*targets, *("guest-" + name for name in targets))]
 
 
-def test_a_link_is_not_followed_in_the_middle_of_a_walk(guest: Client, links: list[bytes]) -> None:
+def test_a_link_is_not_followed_in_the_middle_of_a_walk(guest: NinePClient, links: list[bytes]) -> None:
     for link in links:
         for rest in ((b"canary",), (b"outside",), (b"..",), (b"..", b"outside"), (b"etc",), (b"sub",), (b".",)):
             guest.send(m.Twalk(guest.root, NEW, (link, *rest)))
@@ -126,19 +126,19 @@ def test_a_link_is_not_followed_in_the_middle_of_a_walk(guest: Client, links: li
                 guest.ask(m.Tclunk(NEW), m.Rclunk)
 
 
-def test_a_link_at_the_end_of_a_walk_is_the_link(guest: Client, links: list[bytes]) -> None:
+def test_a_link_at_the_end_of_a_walk_is_the_link(guest: NinePClient, links: list[bytes]) -> None:
     for link in links:
         assert stat.S_ISLNK(guest.stat(link).mode)
 
 
-def test_a_link_is_not_opened(guest: Client, refused: Refused, links: list[bytes]) -> None:
+def test_a_link_is_not_opened(guest: NinePClient, refused: Refused, links: list[bytes]) -> None:
     for link in links:
         for flags in (O.RDONLY, O.WRONLY, O.RDWR, O.DIRECTORY, O.RDWR | O.TRUNC, O.NOACCESS, O.WRONLY | O.APPEND):
             with refused():
                 guest.open(link, flags)
 
 
-def test_a_link_is_not_created_through(host: Host, guest: Client, refused: Refused, links: list[bytes]) -> None:
+def test_a_link_is_not_created_through(host: Host, guest: NinePClient, refused: Refused, links: list[bytes]) -> None:
     os.symlink(host.outside / "new", host.root / "dangling")
     for link in (*links, b"dangling"):
         for flags in (O.RDWR, O.RDWR | O.TRUNC, O.RDWR | O.EXCL):
@@ -148,7 +148,7 @@ def test_a_link_is_not_created_through(host: Host, guest: Client, refused: Refus
 
 
 def test_nothing_is_made_in_what_a_link_leads_to(
-    host: Host, guest: Client, refused: Refused, links: list[bytes]
+    host: Host, guest: NinePClient, refused: Refused, links: list[bytes]
 ) -> None:
     guest.write_file("f", b"")
     guest.ask(m.Twalk(guest.root, NEW, (b"f",)), m.Rwalk)
@@ -173,7 +173,7 @@ def test_nothing_is_made_in_what_a_link_leads_to(
 
 
 def test_what_is_changed_on_a_link_is_not_changed_on_its_target(
-    host: Host, guest: Client, links: list[bytes], snapshot: Callable[[Path], object]
+    host: Host, guest: NinePClient, links: list[bytes], snapshot: Callable[[Path], object]
 ) -> None:
     before = snapshot(host.outside)
     for link in links:
@@ -193,7 +193,7 @@ def test_what_is_changed_on_a_link_is_not_changed_on_its_target(
 class Moved:
     """Fids of what was in the share until the host moved it out and put new things in."""
 
-    guest: Client
+    guest: NinePClient
     directory: int
     below: int
     listing: int
@@ -278,7 +278,7 @@ def test_a_directory_that_was_open_when_it_was_moved_out_is_not_listed_anew(move
         assert {entry.name for entry in decode_entries(reply.data)} <= {b".", b"..", b"file", b"sub"}
 
 
-def test_a_listing_that_had_begun_does_not_go_on_outside(host: Host, guest: Client) -> None:
+def test_a_listing_that_had_begun_does_not_go_on_outside(host: Host, guest: NinePClient) -> None:
     (host.root / "d").mkdir()
     for number in range(50):
         (host.root / "d" / f"shared-{number}").touch()
@@ -337,7 +337,9 @@ def test_a_directory_that_was_moved_out_is_not_removed_or_renamed(host: Host, mo
     assert empty.is_dir()
 
 
-def test_a_file_that_was_moved_out_is_not_opened_linked_or_renamed(host: Host, guest: Client, refused: Refused) -> None:
+def test_a_file_that_was_moved_out_is_not_opened_linked_or_renamed(
+    host: Host, guest: NinePClient, refused: Refused
+) -> None:
     (host.root / "f").write_bytes(b"was shared")
     fid = guest.walk("f")
     (host.root / "f").rename(host.outside / "f")
@@ -355,7 +357,7 @@ def test_a_file_that_was_moved_out_is_not_opened_linked_or_renamed(host: Host, g
     assert guest.listdir() == []
 
 
-def test_a_link_that_was_moved_out_is_not_read(host: Host, guest: Client, refused: Refused) -> None:
+def test_a_link_that_was_moved_out_is_not_read(host: Host, guest: NinePClient, refused: Refused) -> None:
     """Under mapped-xattr it is a regular file, and the host may write something else into it."""
     guest.symlink("target", "l")
     fid = guest.walk("l")
@@ -390,7 +392,7 @@ def test_a_directory_beside_the_share_whose_name_begins_alike_is_outside(host: H
         guest.rpc(m.Twalk(fid, NEW, (b"secret",)))
 
 
-def test_a_share_whose_root_is_moved_goes_on(host: Host, guest: Client) -> None:
+def test_a_share_whose_root_is_moved_goes_on(host: Host, guest: NinePClient) -> None:
     (host.root / "d").mkdir()
     (host.root / "d" / "f").write_bytes(b"x")
     host.root.rename(host.outside / "elsewhere")
@@ -408,7 +410,7 @@ def test_a_share_whose_root_is_moved_goes_on(host: Host, guest: Client) -> None:
 # Paths that are longer than the host takes in one call
 
 
-def test_deeper_than_a_path_can_say(host: Host, guest: Client, refused: Refused) -> None:
+def test_deeper_than_a_path_can_say(host: Host, guest: NinePClient, refused: Refused) -> None:
     name, depth = "d" * 200, 40  # 8 KB; PATH_MAX is 4 KB
     at = guest.walk()
     fids = [at]
@@ -523,7 +525,7 @@ def swapping(one: Path, two: Path) -> Iterator[None]:
 ROUNDS = 400
 
 
-def test_a_walk_through_a_directory_that_is_swapped_with_a_link(host: Host, guest: Client) -> None:
+def test_a_walk_through_a_directory_that_is_swapped_with_a_link(host: Host, guest: NinePClient) -> None:
     (host.root / "door").mkdir()
     (host.root / "door" / "inside").write_bytes(b"")
     os.symlink(host.outside, host.root / "link")
@@ -537,7 +539,7 @@ def test_a_walk_through_a_directory_that_is_swapped_with_a_link(host: Host, gues
     assert [path.name for path in host.outside.iterdir()] == ["canary"]
 
 
-def test_an_open_or_create_of_a_file_that_is_swapped_with_a_link(host: Host, guest: Client) -> None:
+def test_an_open_or_create_of_a_file_that_is_swapped_with_a_link(host: Host, guest: NinePClient) -> None:
     (host.root / "door").write_bytes(b"inside")
     os.symlink(host.outside / "canary", host.root / "link")
     with swapping(host.root / "door", host.root / "link"):
@@ -551,7 +553,7 @@ def test_an_open_or_create_of_a_file_that_is_swapped_with_a_link(host: Host, gue
                 guest.ask(m.Tclunk(NEW), m.Rclunk)
 
 
-def test_the_way_up_from_a_directory_that_goes_out_and_in(host: Host, guest: Client) -> None:
+def test_the_way_up_from_a_directory_that_goes_out_and_in(host: Host, guest: NinePClient) -> None:
     (host.root / "door").mkdir()
     (host.outside / "door").mkdir()
     with swapping(host.root / "door", host.outside / "door"):

@@ -20,7 +20,7 @@ from uvmshare.ninep.constants import QidType
 if TYPE_CHECKING:
     from tests.fileserver.conftest import Host, Refused
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
@@ -31,7 +31,7 @@ GIB = 1 << 30
 # Open and create
 
 
-def test_open_says_which_file_and_leaves_iounit_to_msize(host: Host, guest: Client) -> None:
+def test_open_says_which_file_and_leaves_iounit_to_msize(host: Host, guest: NinePClient) -> None:
     (host.root / "f").write_bytes(b"x")
     fid = guest.walk("f")
     reply = guest.ask(m.Tlopen(fid, O.RDONLY), m.Rlopen)
@@ -39,7 +39,7 @@ def test_open_says_which_file_and_leaves_iounit_to_msize(host: Host, guest: Clie
     assert reply.iounit == 0
 
 
-def test_a_fid_is_opened_once(host: Host, guest: Client, refused: Refused) -> None:
+def test_a_fid_is_opened_once(host: Host, guest: NinePClient, refused: Refused) -> None:
     (host.root / "f").write_bytes(b"x")
     fid = guest.open("f")
     with refused():
@@ -47,7 +47,7 @@ def test_a_fid_is_opened_once(host: Host, guest: Client, refused: Refused) -> No
     assert guest.read(fid, 0, 10) == b"x"
 
 
-def test_create_opens_and_moves_the_fid(host: Host, guest: Client) -> None:
+def test_create_opens_and_moves_the_fid(host: Host, guest: NinePClient) -> None:
     fid = guest.walk()
     reply = guest.ask(m.Tlcreate(fid, b"f", O.RDWR | O.CREATE | O.EXCL, 0o640, 0), m.Rlcreate)
     assert reply.iounit == 0
@@ -59,20 +59,20 @@ def test_create_opens_and_moves_the_fid(host: Host, guest: Client) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o400, 0o644, 0o666, 0o777])
-def test_create_gives_the_very_mode_that_is_asked_for(guest: Client, mode: int) -> None:
+def test_create_gives_the_very_mode_that_is_asked_for(guest: NinePClient, mode: int) -> None:
     guest.create("f", O.WRONLY, mode)  # the guest's kernel applied its umask already
     assert stat.S_IMODE(guest.stat("f").mode) == mode
     guest.mkdir("d", mode)
     assert stat.S_IMODE(guest.stat("d").mode) == mode
 
 
-def test_a_file_created_without_write_permission_can_be_written_through_its_fid(host: Host, guest: Client) -> None:
+def test_a_file_created_without_write_permission_can_be_written_through_its_fid(host: Host, guest: NinePClient) -> None:
     fid = guest.create("f", O.RDWR, 0o400)
     guest.write(fid, 0, b"git does this")
     assert (host.root / "f").read_bytes() == b"git does this"
 
 
-def test_exclusive_create_of_what_exists(host: Host, guest: Client, refused: Refused) -> None:
+def test_exclusive_create_of_what_exists(host: Host, guest: NinePClient, refused: Refused) -> None:
     (host.root / "f").write_bytes(b"old")
     fid = guest.walk()
     with refused(errno.EEXIST):
@@ -81,20 +81,20 @@ def test_exclusive_create_of_what_exists(host: Host, guest: Client, refused: Ref
     assert (host.root / "f").read_bytes() == b"old"
 
 
-def test_create_of_what_exists_opens_it(host: Host, guest: Client) -> None:
+def test_create_of_what_exists_opens_it(host: Host, guest: NinePClient) -> None:
     (host.root / "f").write_bytes(b"old")
     assert guest.read(guest.create("f", O.RDWR), 0, 10) == b"old"
     guest.create("f", O.RDWR | O.TRUNC)
     assert (host.root / "f").read_bytes() == b""
 
 
-def test_create_in_what_is_no_directory(host: Host, guest: Client, refused: Refused) -> None:
+def test_create_in_what_is_no_directory(host: Host, guest: NinePClient, refused: Refused) -> None:
     (host.root / "f").write_bytes(b"")
     with guest.walked("f") as fid, refused(errno.ENOTDIR):
         guest.rpc(m.Tlcreate(fid, b"x", O.WRONLY | O.CREATE, 0o644, 0))
 
 
-def test_create_on_an_open_fid_is_an_error(host: Host, guest: Client, refused: Refused) -> None:
+def test_create_on_an_open_fid_is_an_error(host: Host, guest: NinePClient, refused: Refused) -> None:
     fid = guest.open("", O.DIRECTORY)
     with refused():
         guest.rpc(m.Tlcreate(fid, b"x", O.WRONLY | O.CREATE, 0o644, 0))
@@ -102,7 +102,7 @@ def test_create_on_an_open_fid_is_an_error(host: Host, guest: Client, refused: R
 
 
 @pytest.mark.parametrize("how", ["Twalk", "Twalk to itself", "Txattrwalk"])
-def test_what_was_cloned_of_a_created_file_does_not_keep_it_open(host: Host, guest: Client, how: str) -> None:
+def test_what_was_cloned_of_a_created_file_does_not_keep_it_open(host: Host, guest: NinePClient, how: str) -> None:
     # Who has a file open for writing keeps the host from running it (ETXTBSY), and counts as an open file.
     fid, clone = guest.create("f", O.RDWR, 0o755), 7000
     guest.write(fid, 0, b"#!/bin/sh")
@@ -120,7 +120,7 @@ def test_what_was_cloned_of_a_created_file_does_not_keep_it_open(host: Host, gue
         assert guest.read_file("f") == b"#!/bin/sh -e"
 
 
-def test_a_created_file_is_written_through_its_own_fid_while_there_are_clones(host: Host, guest: Client) -> None:
+def test_a_created_file_is_written_through_its_own_fid_while_there_are_clones(host: Host, guest: NinePClient) -> None:
     fid = guest.create("f", O.RDWR, 0)
     guest.ask(m.Twalk(fid, 7000, ()), m.Rwalk)
     guest.write(fid, 0, b"content")
@@ -129,13 +129,13 @@ def test_a_created_file_is_written_through_its_own_fid_while_there_are_clones(ho
     assert guest.getattr(7000).nlink == 0
 
 
-def test_truncation_on_open(host: Host, guest: Client) -> None:
+def test_truncation_on_open(host: Host, guest: NinePClient) -> None:
     (host.root / "f").write_bytes(b"long content")
     guest.write(guest.open("f", O.WRONLY | O.TRUNC), 0, b"new")
     assert (host.root / "f").read_bytes() == b"new"
 
 
-def test_append(host: Host, guest: Client) -> None:
+def test_append(host: Host, guest: NinePClient) -> None:
     (host.root / "f").write_bytes(b"0")
     one, two = guest.open("f", O.WRONLY | O.APPEND), guest.open("f", O.WRONLY | O.APPEND)
     guest.write(one, 0, b"1")  # Linux's client sends whatever offset it believes in
@@ -144,7 +144,7 @@ def test_append(host: Host, guest: Client) -> None:
     assert (host.root / "f").read_bytes() == b"0123"
 
 
-def test_append_when_created(host: Host, guest: Client) -> None:
+def test_append_when_created(host: Host, guest: NinePClient) -> None:
     fid = guest.create("f", O.WRONLY | O.APPEND)
     for byte in (b"a", b"b", b"c"):
         guest.write(fid, 0, byte)
@@ -152,7 +152,7 @@ def test_append_when_created(host: Host, guest: Client) -> None:
 
 
 @pytest.mark.parametrize("extra", [O.DIRECT, O.NONBLOCK, O.NOCTTY, O.CLOEXEC, O.LARGEFILE, O.SYNC, O.DSYNC, O.NOFOLLOW])
-def test_flags_that_are_the_guests_own_business_change_nothing(host: Host, guest: Client, extra: O) -> None:
+def test_flags_that_are_the_guests_own_business_change_nothing(host: Host, guest: NinePClient, extra: O) -> None:
     guest.write(guest.create("f", O.RDWR | extra), 3, b"odd")
     fid = guest.open("f", O.RDWR | extra)
     assert guest.read(fid, 1, 7) == b"\0\0odd"
@@ -160,7 +160,7 @@ def test_flags_that_are_the_guests_own_business_change_nothing(host: Host, guest
     assert (host.root / "f").read_bytes() == b"\0x\0odd"
 
 
-def test_flags_that_nobody_knows_do_no_harm(host: Host, guest: Client) -> None:
+def test_flags_that_nobody_knows_do_no_harm(host: Host, guest: NinePClient) -> None:
     (host.root / "f").write_bytes(b"x")
     fid = guest.walk("f")
     reply = guest.send(m.Tlopen(fid, 0xFFFF0000 & ~(O.DIRECTORY | O.NOATIME)))
@@ -170,7 +170,7 @@ def test_flags_that_nobody_knows_do_no_harm(host: Host, guest: Client) -> None:
     assert guest.listdir() == [b"f"]
 
 
-def test_the_access_mode_holds(host: Host, guest: Client, refused: Refused) -> None:
+def test_the_access_mode_holds(host: Host, guest: NinePClient, refused: Refused) -> None:
     (host.root / "f").write_bytes(b"x")
     reader, writer = guest.open("f", O.RDONLY), guest.open("f", O.WRONLY)
     with refused(errno.EBADF):
@@ -180,7 +180,7 @@ def test_the_access_mode_holds(host: Host, guest: Client, refused: Refused) -> N
     assert (host.root / "f").read_bytes() == b"x"
 
 
-def test_reading_and_writing_need_an_open_fid(host: Host, guest: Client, refused: Refused) -> None:
+def test_reading_and_writing_need_an_open_fid(host: Host, guest: NinePClient, refused: Refused) -> None:
     (host.root / "f").write_bytes(b"x")
     with guest.walked("f") as fid:
         for message in (m.Tread(fid, 0, 1), m.Twrite(fid, 0, b"y"), m.Treaddir(fid, 0, 1000), m.Tfsync(fid, 0)):
@@ -190,13 +190,13 @@ def test_reading_and_writing_need_an_open_fid(host: Host, guest: Client, refused
 
 
 @pytest.mark.parametrize("flags", [O.WRONLY, O.RDWR, O.RDWR | O.DIRECTORY])
-def test_a_directory_is_not_opened_for_writing(host: Host, guest: Client, refused: Refused, flags: int) -> None:
+def test_a_directory_is_not_opened_for_writing(host: Host, guest: NinePClient, refused: Refused, flags: int) -> None:
     (host.root / "d").mkdir()
     with refused(errno.EISDIR):
         guest.open("d", flags)
 
 
-def test_a_file_is_no_directory(host: Host, guest: Client, refused: Refused) -> None:
+def test_a_file_is_no_directory(host: Host, guest: NinePClient, refused: Refused) -> None:
     (host.root / "f").write_bytes(b"")
     with refused(errno.ENOTDIR):
         guest.open("f", O.DIRECTORY)
@@ -205,7 +205,7 @@ def test_a_file_is_no_directory(host: Host, guest: Client, refused: Refused) -> 
         guest.readdir(fid)
 
 
-def test_a_directory_is_no_file(host: Host, guest: Client, refused: Refused) -> None:
+def test_a_directory_is_no_file(host: Host, guest: NinePClient, refused: Refused) -> None:
     fid = guest.open("", O.DIRECTORY)
     with refused():
         guest.read(fid, 0, 100)
@@ -234,7 +234,7 @@ def special(host: Host) -> None:
 @pytest.mark.usefixtures("special")
 @pytest.mark.parametrize("flags", [O.RDONLY, O.WRONLY, O.RDWR, O.RDONLY | O.NONBLOCK, O.RDWR | O.TRUNC, O.NOACCESS])
 def test_special_files_of_the_host_are_shown_and_not_opened(
-    host: Host, guest: Client, refused: Refused, flags: int
+    host: Host, guest: NinePClient, refused: Refused, flags: int
 ) -> None:
     for path in host.root.iterdir():
         seen, found = guest.stat(path.name), path.lstat()
@@ -247,7 +247,7 @@ def test_special_files_of_the_host_are_shown_and_not_opened(
 
 
 @pytest.mark.usefixtures("special")
-def test_an_opened_fifo_would_have_been_noticed(host: Host, guest: Client, refused: Refused) -> None:
+def test_an_opened_fifo_would_have_been_noticed(host: Host, guest: NinePClient, refused: Refused) -> None:
     # The other end is open, so that an open of the server would not block but succeed, and be seen here.
     if sys.platform == "win32":
         pytest.skip("the file server runs on Linux")
@@ -265,7 +265,7 @@ def test_an_opened_fifo_would_have_been_noticed(host: Host, guest: Client, refus
 # Read and write
 
 
-def test_reading_up_to_and_past_the_end(host: Host, guest: Client) -> None:
+def test_reading_up_to_and_past_the_end(host: Host, guest: NinePClient) -> None:
     (host.root / "f").write_bytes(b"0123456789")
     fid = guest.open("f")
     assert guest.read(fid, 0, 100) == b"0123456789"
@@ -277,7 +277,7 @@ def test_reading_up_to_and_past_the_end(host: Host, guest: Client) -> None:
 
 
 @pytest.mark.parametrize("offset", [1 << 63, (1 << 64) - 1, (1 << 63) - 1])
-def test_offsets_that_no_file_has(host: Host, guest: Client, refused: Refused, offset: int) -> None:
+def test_offsets_that_no_file_has(host: Host, guest: NinePClient, refused: Refused, offset: int) -> None:
     (host.root / "f").write_bytes(b"x")
     fid = guest.open("f", O.RDWR)
     guest.send(m.Tread(fid, offset, 10))
@@ -317,7 +317,7 @@ def test_the_largest_read_and_write_that_fit(host: Host) -> None:
     assert guest.read(fid, 0, len(data)) == data
 
 
-def test_a_file_that_shrinks_between_two_reads(host: Host, guest: Client) -> None:
+def test_a_file_that_shrinks_between_two_reads(host: Host, guest: NinePClient) -> None:
     path = host.root / "f"
     path.write_bytes(bytes(1 << 20))
     fid = guest.open("f")
@@ -327,7 +327,7 @@ def test_a_file_that_shrinks_between_two_reads(host: Host, guest: Client) -> Non
     assert guest.read(fid, 900_000, 900_000) == b""
 
 
-def test_a_file_that_shrinks_and_grows_while_it_is_read(host: Host, guest: Client) -> None:
+def test_a_file_that_shrinks_and_grows_while_it_is_read(host: Host, guest: NinePClient) -> None:
     # A reply whose count was announced is sent whole; the client would notice one that is not.
     path = host.root / "f"
     path.write_bytes(bytes(1 << 20))
@@ -351,7 +351,7 @@ def test_a_file_that_shrinks_and_grows_while_it_is_read(host: Host, guest: Clien
 
 
 @pytest.mark.parametrize("offset", [4 * GIB - 2, 4 * GIB, 5 * GIB + 1, 1 << 41])
-def test_offsets_beyond_four_gib(host: Host, guest: Client, offset: int) -> None:
+def test_offsets_beyond_four_gib(host: Host, guest: NinePClient, offset: int) -> None:
     fid = guest.create("f")
     guest.write(fid, offset, b"far out")
     assert guest.read(fid, offset - 2, 100) == b"\0\0far out"
@@ -362,13 +362,13 @@ def test_offsets_beyond_four_gib(host: Host, guest: Client, offset: int) -> None
     assert seen.blocks == (host.root / "f").stat().st_blocks
 
 
-def test_a_write_of_nothing(host: Host, guest: Client) -> None:
+def test_a_write_of_nothing(host: Host, guest: NinePClient) -> None:
     fid = guest.create("f")
     assert guest.ask(m.Twrite(fid, 100, b""), m.Rwrite).count == 0
     assert (host.root / "f").stat().st_size == 0
 
 
-def test_two_fids_see_each_other(host: Host, guest: Client) -> None:
+def test_two_fids_see_each_other(host: Host, guest: NinePClient) -> None:
     writer, reader = guest.create("f", O.WRONLY), guest.open("f")
     guest.write(writer, 0, b"one")
     assert guest.read(reader, 0, 10) == b"one"
@@ -386,7 +386,7 @@ def test_two_guests_see_each_other(host: Host) -> None:
     assert one.listdir() == [b"g"]
 
 
-def test_fsync_of_files_and_directories(host: Host, guest: Client) -> None:
+def test_fsync_of_files_and_directories(host: Host, guest: NinePClient) -> None:
     fid = guest.create("f")
     guest.write(fid, 0, b"x")
     guest.fsync(fid)
@@ -398,7 +398,7 @@ def test_fsync_of_files_and_directories(host: Host, guest: Client) -> None:
 # Files without their name
 
 
-def test_an_unlinked_open_file_keeps_working(host: Host, guest: Client) -> None:
+def test_an_unlinked_open_file_keeps_working(host: Host, guest: NinePClient) -> None:
     fid = guest.create("f", O.RDWR, 0o644)
     guest.write(fid, 0, b"content")
     guest.unlink("f")
@@ -413,7 +413,7 @@ def test_an_unlinked_open_file_keeps_working(host: Host, guest: Client) -> None:
     guest.clunk(fid)
 
 
-def test_a_file_unlinked_by_the_host_keeps_working(host: Host, guest: Client) -> None:
+def test_a_file_unlinked_by_the_host_keeps_working(host: Host, guest: NinePClient) -> None:
     (host.root / "f").write_bytes(b"content")
     fid, still = guest.open("f", O.RDWR), guest.walk("f")
     (host.root / "f").unlink()
@@ -422,7 +422,7 @@ def test_a_file_unlinked_by_the_host_keeps_working(host: Host, guest: Client) ->
     assert guest.getattr(still).qid == guest.getattr(fid).qid != guest.stat("f").qid
 
 
-def test_an_open_file_keeps_working_when_it_is_renamed(host: Host, guest: Client) -> None:
+def test_an_open_file_keeps_working_when_it_is_renamed(host: Host, guest: NinePClient) -> None:
     fid, unopened = guest.create("f"), guest.walk("f")
     guest.rename("f", "g")
     guest.write(fid, 0, b"x")
@@ -433,7 +433,7 @@ def test_an_open_file_keeps_working_when_it_is_renamed(host: Host, guest: Client
     assert stat.S_IMODE(guest.stat("g").mode) == 0o600
 
 
-def test_fids_below_a_directory_that_is_renamed_keep_working(host: Host, guest: Client) -> None:
+def test_fids_below_a_directory_that_is_renamed_keep_working(host: Host, guest: NinePClient) -> None:
     guest.mkdir("a")
     guest.mkdir("a/b")
     guest.mkdir("elsewhere")
@@ -449,7 +449,7 @@ def test_fids_below_a_directory_that_is_renamed_keep_working(host: Host, guest: 
     assert (host.root / "elsewhere" / "c" / "b" / "new").exists()
 
 
-def test_a_removed_directory_that_is_held(host: Host, guest: Client, refused: Refused) -> None:
+def test_a_removed_directory_that_is_held(host: Host, guest: NinePClient, refused: Refused) -> None:
     guest.mkdir("d")
     fid, listing = guest.walk("d"), guest.open("d", O.DIRECTORY)
     guest.rmdir("d")

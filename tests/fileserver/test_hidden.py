@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tests.fileserver.conftest import IN_AND_OUT, Host, Refused
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 else:
     from fileserver.conftest import IN_AND_OUT
 
@@ -49,7 +49,7 @@ def put(host: Host, *paths: str) -> None:
 
 
 @pytest.fixture
-def guest(host: Host) -> Client:
+def guest(host: Host) -> NinePClient:
     put(host, "node_modules/x", "sub/node_modules/x", ".env", "sub/.env", "a/secret", "a/plain", "id.key", "shown.key")
     put(host, "build/out", "sub/build", "b/plain", "sub/deep/er/file")
     return host.connect(host.share(hide=HIDE))
@@ -58,7 +58,7 @@ def guest(host: Host) -> Client:
 HIDDEN = ("node_modules", "node_modules/x", "sub/node_modules/x", ".env", "sub/.env", "a/secret", "id.key", "build/out")
 
 
-def test_hidden_names_are_not_there(guest: Client, refused: Refused) -> None:
+def test_hidden_names_are_not_there(guest: NinePClient, refused: Refused) -> None:
     for path in HIDDEN:
         assert not guest.exists(path), path
         *above, name = path.encode().split(b"/")
@@ -67,7 +67,7 @@ def test_hidden_names_are_not_there(guest: Client, refused: Refused) -> None:
                 guest.rpc(m.Twalk(guest.walk(b"/".join(above)), 900, (name,)))
 
 
-def test_listings_leave_them_out(guest: Client) -> None:
+def test_listings_leave_them_out(guest: NinePClient) -> None:
     fid = guest.open("", O.DIRECTORY)
     for count in (None, 60, 100):
         names = sorted(entry.name for entry in guest.readdir(fid, count=count))
@@ -76,7 +76,7 @@ def test_listings_leave_them_out(guest: Client) -> None:
     assert guest.listdir("a") == [b"plain"]
 
 
-def test_every_offset_of_a_listing_leads_to_a_shown_name(guest: Client) -> None:
+def test_every_offset_of_a_listing_leads_to_a_shown_name(guest: NinePClient) -> None:
     fid = guest.open("", O.DIRECTORY)
     every = guest.readdir(fid)
     for place, entry in enumerate(every):
@@ -85,12 +85,12 @@ def test_every_offset_of_a_listing_leads_to_a_shown_name(guest: Client) -> None:
         ]
 
 
-def test_what_is_shown_again_is_there(guest: Client) -> None:
+def test_what_is_shown_again_is_there(guest: NinePClient) -> None:
     assert guest.read_file("shown.key") == SECRET
     assert guest.read_file("sub/build") == SECRET
 
 
-def test_a_long_walk_stops_before_what_is_hidden(guest: Client) -> None:
+def test_a_long_walk_stops_before_what_is_hidden(guest: NinePClient) -> None:
     guest.send(m.Twalk(guest.root, 900, (b"sub", b"node_modules", b"x")))
     reply = guest.recv()[1]
     assert isinstance(reply, m.Rwalk)
@@ -105,7 +105,7 @@ MADE = (b"node_modules", b".env", b"new.key", b"id.key")
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_nothing_with_a_hidden_name_is_made(host: Host, guest: Client, refused: Refused, name: bytes) -> None:
+def test_nothing_with_a_hidden_name_is_made(host: Host, guest: NinePClient, refused: Refused, name: bytes) -> None:
     before = sorted(os.listdir(host.root))
     file = guest.walk("b/plain")
     for message in (
@@ -126,7 +126,9 @@ def test_nothing_with_a_hidden_name_is_made(host: Host, guest: Client, refused: 
 
 
 @pytest.mark.parametrize("name", [b"node_modules", b".env", b"id.key", b"absent.key", b"build"])
-def test_hidden_names_are_neither_renamed_nor_removed(host: Host, guest: Client, refused: Refused, name: bytes) -> None:
+def test_hidden_names_are_neither_renamed_nor_removed(
+    host: Host, guest: NinePClient, refused: Refused, name: bytes
+) -> None:
     for message in (
         m.Trenameat(guest.root, name, guest.root, b"found"),
         m.Tunlinkat(guest.root, name, 0),
@@ -138,7 +140,7 @@ def test_hidden_names_are_neither_renamed_nor_removed(host: Host, guest: Client,
 
 
 def test_names_that_are_hidden_for_directories_alone_are_free_for_files(
-    host: Host, guest: Client, refused: Refused
+    host: Host, guest: NinePClient, refused: Refused
 ) -> None:
     with refused(errno.EACCES):
         guest.mkdir("b/build")
@@ -177,7 +179,7 @@ def test_a_directory_does_not_become_what_a_file_may_be_between_the_look_and_the
 
 
 def test_a_hidden_file_that_was_removed_is_not_reached_by_another_link_of_it(
-    host: Host, guest: Client, refused: Refused
+    host: Host, guest: NinePClient, refused: Refused
 ) -> None:
     file = guest.walk("b/plain")
     os.link(host.root / "b" / "plain", host.outside / "backup")
@@ -188,7 +190,9 @@ def test_a_hidden_file_that_was_removed_is_not_reached_by_another_link_of_it(
             guest.rpc(request)
 
 
-def test_a_directory_that_holds_hidden_names_alone_is_not_empty(host: Host, guest: Client, refused: Refused) -> None:
+def test_a_directory_that_holds_hidden_names_alone_is_not_empty(
+    host: Host, guest: NinePClient, refused: Refused
+) -> None:
     put(host, "full/.env")
     assert guest.listdir("full") == []
     with refused(errno.ENOTEMPTY):
@@ -196,7 +200,7 @@ def test_a_directory_that_holds_hidden_names_alone_is_not_empty(host: Host, gues
     assert (host.root / "full" / ".env").exists()
 
 
-def test_no_rename_of_a_guest_shows_what_a_path_hides(host: Host, guest: Client, refused: Refused) -> None:
+def test_no_rename_of_a_guest_shows_what_a_path_hides(host: Host, guest: NinePClient, refused: Refused) -> None:
     for old, new in (("a", "c"), ("a", "sub/a"), ("b", "a2"), ("sub/deep", "deep")):
         if old != "a":
             guest.rename(old, new)
@@ -209,7 +213,7 @@ def test_no_rename_of_a_guest_shows_what_a_path_hides(host: Host, guest: Client,
     assert guest.read_file("elsewhere/secret") == SECRET  # the host has moved it
 
 
-def test_a_name_below_what_no_path_hides_moves_freely(guest: Client) -> None:
+def test_a_name_below_what_no_path_hides_moves_freely(guest: NinePClient) -> None:
     guest.rename("sub", "renamed")
     assert not guest.exists("renamed/node_modules/x")
     guest.rename("a/plain", "a/other")
@@ -218,7 +222,7 @@ def test_a_name_below_what_no_path_hides_moves_freely(guest: Client) -> None:
 
 
 def test_fids_below_what_the_host_hides_by_a_rename_lead_no_further(
-    host: Host, guest: Client, refused: Refused
+    host: Host, guest: NinePClient, refused: Refused
 ) -> None:
     top, below, file = guest.walk("sub"), guest.walk("sub/deep"), guest.walk("sub/deep/er/file")
     opened = guest.open("sub/deep", O.DIRECTORY)
@@ -243,7 +247,7 @@ def test_fids_below_what_the_host_hides_by_a_rename_lead_no_further(
 
 
 def test_an_open_directory_that_the_host_moves_to_where_more_is_hidden_is_not_read_on(
-    host: Host, guest: Client, refused: Refused
+    host: Host, guest: NinePClient, refused: Refused
 ) -> None:
     put(host, "dir/secret")
     opened = guest.open("dir", O.DIRECTORY)
@@ -255,20 +259,20 @@ def test_an_open_directory_that_the_host_moves_to_where_more_is_hidden_is_not_re
     assert guest.listdir("a") == []
 
 
-def test_links_of_the_host_lead_nowhere_hidden(host: Host, guest: Client) -> None:
+def test_links_of_the_host_lead_nowhere_hidden(host: Host, guest: NinePClient) -> None:
     os.symlink("../.env", host.root / "b" / "link")
     assert guest.readlink("b/link") == b"../.env"
     assert not guest.exists("b/../.env")
 
 
-def test_with_an_allow_list_both_hold(host: Host, guest: Client) -> None:
+def test_with_an_allow_list_both_hold(host: Host, guest: NinePClient) -> None:
     client = host.connect(host.share(allowed=("sub", ".env", "id.key"), hide=HIDE))
     assert client.listdir() == [b"sub"]
     assert sorted(client.listdir("sub")) == [b"build", b"deep"]
     assert not client.exists(".env")
 
 
-def test_what_lies_deeper_than_a_path_can_say_is_out_of_reach(host: Host, guest: Client, refused: Refused) -> None:
+def test_what_lies_deeper_than_a_path_can_say_is_out_of_reach(host: Host, guest: NinePClient, refused: Refused) -> None:
     fid = guest.walk()
     with refused(errno.ENAMETOOLONG):
         for _ in range(20):
@@ -276,14 +280,14 @@ def test_what_lies_deeper_than_a_path_can_say_is_out_of_reach(host: Host, guest:
             guest.rpc(m.Twalk(fid, fid, (b"d" * 250,)))
 
 
-def test_all_patterns_are_those_of_one_share(host: Host, guest: Client) -> None:
+def test_all_patterns_are_those_of_one_share(host: Host, guest: NinePClient) -> None:
     assert host.connect(host.share()).read_file(".env") == SECRET
     assert not guest.exists(".env")
 
 
 @pytest.mark.parametrize("model", ["in-process"])
 def test_a_name_that_is_not_listed_just_so_is_none_where_others_may_lead_to_a_file(
-    host: Host, guest: Client, refused: Refused, monkeypatch: pytest.MonkeyPatch
+    host: Host, guest: NinePClient, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a host file system of which nobody can say whether it tells upper from lower case: look-ups are folded."""
     opening, looking = os.open, os.stat
@@ -329,7 +333,7 @@ def test_a_name_that_is_not_listed_just_so_is_none_where_others_may_lead_to_a_fi
 
 @pytest.mark.parametrize("model", ["in-process"])
 def test_nothing_is_there_in_a_directory_where_upper_and_lower_case_are_one(
-    host: Host, guest: Client, refused: Refused, monkeypatch: pytest.MonkeyPatch
+    host: Host, guest: NinePClient, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inode = (host.root / "sub").stat().st_ino
     folds = "uvmshare.fileserver.mount.files.tree.folds"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tests.fileserver.conftest import Device, Host
 
     from uvmshare.fileserver import control
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
@@ -85,11 +85,11 @@ def mounted_root(shown: Path, host: Host) -> Iterator[HungFuse]:
 _WRITABLE: Final = O.RDWR
 
 
-def _opened(path: str, flags: int = O.RDONLY) -> Callable[[Client], int]:
+def _opened(path: str, flags: int = O.RDONLY) -> Callable[[NinePClient], int]:
     return lambda client: client.open(path, flags)
 
 
-def _walked(path: str) -> Callable[[Client], int]:
+def _walked(path: str) -> Callable[[NinePClient], int]:
     return lambda client: client.walk(path)
 
 
@@ -97,7 +97,7 @@ def _setattr(fid: int) -> m.Message:
     return m.Tsetattr(fid, int(SetattrValid.MODE), 0o600, 0, 0, 0, 0, 0, 0, 0)
 
 
-OPERATIONS: Final[dict[str, tuple[Callable[[Client], int], Callable[[int], m.Message], str]]] = {
+OPERATIONS: Final[dict[str, tuple[Callable[[NinePClient], int], Callable[[int], m.Message], str]]] = {
     "walk": (_walked("mnt"), lambda fid: m.Twalk(fid, 900, (b"bad",)), "LOOKUP"),
     "getattr": (_walked("mnt/bad"), lambda fid: m.Tgetattr(fid, int(GetattrMask.BASIC)), "GETATTR"),
     "setattr": (_walked("mnt/bad"), _setattr, "SETATTR"),
@@ -136,7 +136,7 @@ def _hang(fuse: HungFuse, operation: str) -> None:
     fuse.hang(names.get(operation, "bad"), *opcodes.get(operation, (opcode, f"{opcode}2", f"{opcode}DIR")))
 
 
-def _answers(client: Client) -> None:
+def _answers(client: NinePClient) -> None:
     """What does not hang answers: local files, and those beside the one that hangs."""
     assert client.read_file("local") == b"local"
     client.write_file("new", b"made")
@@ -145,7 +145,7 @@ def _answers(client: Client) -> None:
     assert b"local" in client.listdir()
 
 
-def _beside(client: Client, directory: int) -> None:
+def _beside(client: NinePClient, directory: int) -> None:
     """So do files of the same file system, in another directory: the host's kernel locks the one that is changed."""
     fid = client.walk("good", start=directory)
     client.rpc(m.Tlopen(fid, O.RDONLY))

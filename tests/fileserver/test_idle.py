@@ -18,7 +18,7 @@ from uvmshare.fileserver.limits import Limits
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import LockType
 from uvmshare.ninep.constants import OpenFlag as O
-from uvmshare.testing.client import Client
+from uvmshare.testing.client import NinePClient
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
@@ -47,7 +47,7 @@ def _is_there(descriptor: str) -> bool:
 class Mount:
     """A session in a thread. Its descriptors are let go between two requests, when its thread only waits."""
 
-    def __init__(self, client: Client, session: Serving, log: list[str]) -> None:
+    def __init__(self, client: NinePClient, session: Serving, log: list[str]) -> None:
         self.client = client
         self.session = session
         self.log = log
@@ -83,7 +83,7 @@ def mounted(root: Path, *, allowed: tuple[str, ...] = (), descriptors: int = 102
     attach = 0, m.Tattach(ROOT, 0xFFFFFFFF, b"", b"0", 0)
     server = threading.Thread(target=session.run, args=(attach, 1 << 20, b""))
     server.start()
-    with ours, theirs, Client(ours, timeout=DEADLINE) as client:
+    with ours, theirs, NinePClient(ours, timeout=DEADLINE) as client:
         assert isinstance(client.recv()[1], m.Rattach)
         client.root = ROOT
         yield Mount(client, session, log)
@@ -316,7 +316,7 @@ def test_a_mount_process_that_nobody_uses_holds_no_file_open(start_device: Calla
 # Open files
 
 
-def opened_as(client: Client, way: str) -> int:
+def opened_as(client: NinePClient, way: str) -> int:
     """Open a file to read and write: one that is made, or one that was there."""
     return client.create("a/new", O.RDWR) if way == "made" else client.open("a/b/f", O.RDWR)
 

@@ -18,7 +18,7 @@ if sys.platform == "win32":
 if TYPE_CHECKING:
     from tests.fileserver.conftest import Host, Refused
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 
 SIZE = 900_001
 DATA = os.urandom(SIZE)
@@ -26,7 +26,7 @@ in_process = pytest.mark.parametrize("model", ["in-process"])
 
 
 @pytest.fixture
-def fid(host: Host, guest: Client) -> int:
+def fid(host: Host, guest: NinePClient) -> int:
     (host.root / "f").write_bytes(b"before")
     return guest.open("f", O.RDWR)
 
@@ -47,7 +47,7 @@ def splices(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("offset", [0, 3, 1 << 20])
 @pytest.mark.parametrize("size", [131_072, 200_000, SIZE])
-def test_a_large_write_is_in_the_file(host: Host, guest: Client, fid: int, offset: int, size: int) -> None:
+def test_a_large_write_is_in_the_file(host: Host, guest: NinePClient, fid: int, offset: int, size: int) -> None:
     for _ in range(2):  # the second one is expected, and received differently
         assert guest.ask(m.Twrite(fid, offset, DATA[:size]), m.Rwrite).count == size
     content = (host.root / "f").read_bytes()
@@ -56,7 +56,7 @@ def test_a_large_write_is_in_the_file(host: Host, guest: Client, fid: int, offse
     assert len(content) == offset + size
 
 
-def test_requests_around_large_writes_are_answered(host: Host, guest: Client, fid: int) -> None:
+def test_requests_around_large_writes_are_answered(host: Host, guest: NinePClient, fid: int) -> None:
     stream, expected = b"", list[m.Message]()
     for number in range(6):
         piece = DATA[number * 140_000 : (number + 1) * 140_000]
@@ -81,7 +81,7 @@ def test_requests_around_large_writes_are_answered(host: Host, guest: Client, fi
 
 
 @pytest.mark.parametrize("cut", [1, 7, 11, 22, 23, 24, 5000, 69_632, 200_000])
-def test_a_large_write_that_comes_in_two_pieces(host: Host, guest: Client, fid: int, cut: int) -> None:
+def test_a_large_write_that_comes_in_two_pieces(host: Host, guest: NinePClient, fid: int, cut: int) -> None:
     frame = m.Twrite(fid, 0, DATA).encode(1)
     guest.send_raw(frame[:cut])
     guest.send_raw(frame[cut:])
@@ -90,7 +90,7 @@ def test_a_large_write_that_comes_in_two_pieces(host: Host, guest: Client, fid: 
 
 
 @in_process
-def test_the_data_is_spliced_and_not_received(guest: Client, fid: int, splices: list[int]) -> None:
+def test_the_data_is_spliced_and_not_received(guest: NinePClient, fid: int, splices: list[int]) -> None:
     guest.ask(m.Twrite(fid, 0, DATA), m.Rwrite)
     assert sum(splices) >= 2 * (SIZE - 69_632)  # into the pipe and out of it
     splices.clear()
@@ -99,7 +99,7 @@ def test_the_data_is_spliced_and_not_received(guest: Client, fid: int, splices: 
 
 
 @pytest.mark.parametrize("extra", [-1, 1, 4000, -SIZE])
-def test_a_count_that_is_not_that_of_the_data_breaks_the_protocol(guest: Client, fid: int, extra: int) -> None:
+def test_a_count_that_is_not_that_of_the_data_breaks_the_protocol(guest: NinePClient, fid: int, extra: int) -> None:
     frame = bytearray(m.Twrite(fid, 0, DATA).encode(1))
     frame[19:23] = (SIZE + extra).to_bytes(4, "little")
     guest.send_raw(bytes(frame))
@@ -115,7 +115,7 @@ def test_a_large_write_past_msize_breaks_the_protocol(host: Host) -> None:
     assert (host.root / "new").read_bytes() == b""
 
 
-def test_what_cannot_be_written_is_refused_and_the_data_skipped(host: Host, guest: Client, fid: int) -> None:
+def test_what_cannot_be_written_is_refused_and_the_data_skipped(host: Host, guest: NinePClient, fid: int) -> None:
     reading = guest.open("f", O.RDONLY)
     walked = guest.walk("f")
     directory = guest.open("", O.DIRECTORY)
@@ -137,7 +137,7 @@ def test_a_read_only_share_takes_no_large_write(host: Host, refused: Refused) ->
 
 
 @pytest.mark.parametrize("flag", [O.APPEND, O.SYNC, O.DSYNC])
-def test_a_file_that_appends_or_waits_for_the_disk(host: Host, guest: Client, flag: O) -> None:
+def test_a_file_that_appends_or_waits_for_the_disk(host: Host, guest: NinePClient, flag: O) -> None:
     (host.root / "f").write_bytes(b"before")
     fid = guest.open("f", O.WRONLY | flag)
     assert guest.ask(m.Twrite(fid, 0, DATA), m.Rwrite).count == SIZE
@@ -145,7 +145,7 @@ def test_a_file_that_appends_or_waits_for_the_disk(host: Host, guest: Client, fl
     assert (host.root / "f").read_bytes() == before + DATA
 
 
-def test_a_large_write_at_an_offset_that_cannot_be(guest: Client, fid: int) -> None:
+def test_a_large_write_at_an_offset_that_cannot_be(guest: NinePClient, fid: int) -> None:
     for offset in ((1 << 63) - 10, 1 << 63, (1 << 64) - 1):
         guest.send(m.Twrite(fid, offset, DATA))
         reply = guest.recv()[1]
@@ -154,7 +154,7 @@ def test_a_large_write_at_an_offset_that_cannot_be(guest: Client, fid: int) -> N
 
 
 @pytest.mark.parametrize("cut", [23, 100_000, SIZE])
-def test_a_guest_that_hangs_up_in_a_large_write(host: Host, guest: Client, fid: int, cut: int) -> None:
+def test_a_guest_that_hangs_up_in_a_large_write(host: Host, guest: NinePClient, fid: int, cut: int) -> None:
     guest.send_raw(m.Twrite(fid, 0, DATA).encode(1)[:cut])
     guest.hang_up()
     assert guest.drain() == []
@@ -179,7 +179,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, at: int, number: int) -> None:
 @in_process
 @pytest.mark.parametrize("at", [1, 2])
 def test_a_disk_that_is_full_in_the_middle_is_an_error(
-    host: Host, guest: Client, fid: int, monkeypatch: pytest.MonkeyPatch, *, refused: Refused, at: int
+    host: Host, guest: NinePClient, fid: int, monkeypatch: pytest.MonkeyPatch, *, refused: Refused, at: int
 ) -> None:
     failing(monkeypatch, at, errno.ENOSPC)
     with refused(errno.ENOSPC):
@@ -192,7 +192,7 @@ def test_a_disk_that_is_full_in_the_middle_is_an_error(
 
 @in_process
 def test_a_file_system_that_takes_nothing_is_not_asked_for_ever(
-    host: Host, guest: Client, fid: int, monkeypatch: pytest.MonkeyPatch, refused: Refused
+    host: Host, guest: NinePClient, fid: int, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     splice, refusals = os.splice, [0]
 
@@ -214,7 +214,7 @@ def test_a_file_system_that_takes_nothing_is_not_asked_for_ever(
 
 @in_process
 def test_a_file_system_that_cannot_splice_gets_copies(
-    host: Host, guest: Client, fid: int, monkeypatch: pytest.MonkeyPatch
+    host: Host, guest: NinePClient, fid: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing(monkeypatch, 2, errno.EINVAL)
     assert guest.ask(m.Twrite(fid, 0, DATA), m.Rwrite).count == SIZE
@@ -225,7 +225,7 @@ def test_a_file_system_that_cannot_splice_gets_copies(
 
 @in_process
 def test_a_copy_that_fails_leaves_nothing_in_the_pipe(
-    host: Host, guest: Client, fid: int, monkeypatch: pytest.MonkeyPatch, refused: Refused
+    host: Host, guest: NinePClient, fid: int, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     failing(monkeypatch, 1, errno.EINVAL)
     pwrite, count = os.pwrite, [0]
@@ -247,7 +247,7 @@ def test_a_copy_that_fails_leaves_nothing_in_the_pipe(
 
 @in_process
 def test_where_there_is_no_pipe_it_is_received_first(
-    host: Host, guest: Client, fid: int, monkeypatch: pytest.MonkeyPatch
+    host: Host, guest: NinePClient, fid: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_pipe() -> tuple[int, int]:
         raise OSError(errno.EMFILE, "no more descriptors")
@@ -263,7 +263,7 @@ def test_where_there_is_no_pipe_it_is_received_first(
 
 @in_process
 def test_a_beginning_that_is_written_in_part_is_written_again(
-    host: Host, guest: Client, fid: int, monkeypatch: pytest.MonkeyPatch
+    host: Host, guest: NinePClient, fid: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pwrite, refusals = os.pwrite, [1]
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from tests.fileserver.conftest import Device, Refused
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
@@ -58,7 +58,7 @@ class Place:
         path.chmod(mode)
         return path
 
-    def guest(self, *, n_uname: int = 0, read_only: bool = False) -> Client:
+    def guest(self, *, n_uname: int = 0, read_only: bool = False) -> NinePClient:
         name = self.device.share(self.root, read_only=read_only)
         self.open.callback(self.device.unshare, name)
         return self.open.enter_context(self.device.connect(name, n_uname=n_uname))

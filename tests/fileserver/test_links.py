@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
     from tests.fileserver.conftest import Device, Refused
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
 
 DT_LNK: Final = 10
 
-Guests = dict[str, "Client"]
+Guests = dict[str, "NinePClient"]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def guests(servers: dict[str, Device], shared: Path) -> Iterator[Guests]:
         yield found
 
 
-def types(guest: Client) -> dict[bytes, int]:
+def types(guest: NinePClient) -> dict[bytes, int]:
     return {entry.name: entry.type for entry in guest.entries()}
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tests.fileserver.conftest import IN_AND_OUT, Device, Host, Refused
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 else:
     from fileserver.conftest import IN_AND_OUT
 
@@ -47,11 +47,11 @@ def request(fid: int, kind: int, pid: int, span: tuple[int, int] = EVERYTHING, f
     return m.Tlock(fid, kind, flags, *span, pid, b"vm")
 
 
-def lock(guest: Client, fid: int, kind: int, pid: int, span: tuple[int, int] = EVERYTHING) -> int:
+def lock(guest: NinePClient, fid: int, kind: int, pid: int, span: tuple[int, int] = EVERYTHING) -> int:
     return guest.ask(request(fid, kind, pid, span), m.Rlock).status
 
 
-def in_the_way(guest: Client, fid: int, kind: int, pid: int, span: tuple[int, int] = EVERYTHING) -> m.Rgetlock:
+def in_the_way(guest: NinePClient, fid: int, kind: int, pid: int, span: tuple[int, int] = EVERYTHING) -> m.Rgetlock:
     return guest.ask(m.Tgetlock(fid, kind, *span, pid, b"vm"), m.Rgetlock)
 
 
@@ -63,7 +63,7 @@ def file(host: Host) -> Path:
 
 
 @pytest.fixture
-def fid(file: Path, guest: Client) -> int:
+def fid(file: Path, guest: NinePClient) -> int:
     return guest.open("f", O.RDWR)
 
 
@@ -107,7 +107,7 @@ def excludes(host: str, guest: str) -> bool:
 @pytest.mark.parametrize("guests", GUEST)
 @pytest.mark.parametrize("hosts", HOST)
 def test_a_lock_of_the_host_and_one_of_the_guest_exclude_each_other_as_the_table_says(
-    guest: Client, fid: int, file: Path, hosts: str, guests: str
+    guest: NinePClient, fid: int, file: Path, hosts: str, guests: str
 ) -> None:
     kind, span = GUEST[guests]
     wanted = BLOCKED if excludes(hosts, guests) else GRANTED
@@ -126,7 +126,7 @@ def test_a_lock_of_the_host_and_one_of_the_guest_exclude_each_other_as_the_table
 @pytest.mark.parametrize("theirs", GUEST)
 @pytest.mark.parametrize("ours", GUEST)
 def test_locks_of_two_mounts_exclude_each_other_as_the_table_says(
-    host: Host, guest: Client, fid: int, ours: str, theirs: str
+    host: Host, guest: NinePClient, fid: int, ours: str, theirs: str
 ) -> None:
     other = host.guest()
     there = other.open("f", O.RDWR)
@@ -140,7 +140,7 @@ def _first(name: str) -> tuple[int, int, tuple[int, int]]:
     return kind, 1, span
 
 
-def test_a_lock_that_is_refused_by_either_call_is_taken_by_neither(guest: Client, fid: int, file: Path) -> None:
+def test_a_lock_that_is_refused_by_either_call_is_taken_by_neither(guest: NinePClient, fid: int, file: Path) -> None:
     with file.open("r+b") as one, file.open("r+b") as other:
         HOST["fcntl exclusive, range"](one.fileno())
         assert lock(guest, fid, WR, 1) == BLOCKED
@@ -151,7 +151,7 @@ def test_a_lock_that_is_refused_by_either_call_is_taken_by_neither(guest: Client
         HOST["fcntl exclusive, whole"](other.fileno())
 
 
-def test_a_shared_lock_stays_when_the_exclusive_one_is_refused(guest: Client, fid: int, file: Path) -> None:
+def test_a_shared_lock_stays_when_the_exclusive_one_is_refused(guest: NinePClient, fid: int, file: Path) -> None:
     for theirs in ("flock shared", "fcntl shared, whole"):
         with file.open("r+b") as opened:
             HOST[theirs](opened.fileno())
@@ -165,7 +165,7 @@ def test_a_shared_lock_stays_when_the_exclusive_one_is_refused(guest: Client, fi
         assert lock(guest, fid, UN, 1) == GRANTED
 
 
-def test_what_is_left_of_a_whole_lock_is_one_of_ranges(guest: Client, fid: int, file: Path) -> None:
+def test_what_is_left_of_a_whole_lock_is_one_of_ranges(guest: NinePClient, fid: int, file: Path) -> None:
     assert lock(guest, fid, WR, 1) == GRANTED
     assert lock(guest, fid, UN, 1, (0, 100)) == GRANTED
     with file.open("r+b") as opened:
@@ -175,7 +175,7 @@ def test_what_is_left_of_a_whole_lock_is_one_of_ranges(guest: Client, fid: int, 
 
 
 def test_flock_is_left_out_where_it_would_lock_ranges(
-    guest: Client, fid: int, file: Path, model: str, monkeypatch: pytest.MonkeyPatch
+    guest: NinePClient, fid: int, file: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NFS takes both calls for one kind of lock, of two owners."""
     if model != "in-process":
@@ -191,7 +191,7 @@ def test_flock_is_left_out_where_it_would_lock_ranges(
 # Owners
 
 
-def test_two_owners_exclude_each_other(guest: Client, fid: int) -> None:
+def test_two_owners_exclude_each_other(guest: NinePClient, fid: int) -> None:
     assert lock(guest, fid, WR, 1) == GRANTED
     assert lock(guest, fid, WR, 2) == BLOCKED
     assert lock(guest, fid, RD, 2) == BLOCKED
@@ -200,7 +200,7 @@ def test_two_owners_exclude_each_other(guest: Client, fid: int) -> None:
     assert lock(guest, fid, WR, 1) == BLOCKED
 
 
-def test_two_descriptors_of_one_process_do_not(guest: Client, fid: int) -> None:
+def test_two_descriptors_of_one_process_do_not(guest: NinePClient, fid: int) -> None:
     other = guest.open("f", O.RDWR)
     assert lock(guest, fid, WR, 1) == GRANTED
     assert lock(guest, other, WR, 1) == GRANTED
@@ -209,7 +209,7 @@ def test_two_descriptors_of_one_process_do_not(guest: Client, fid: int) -> None:
     assert lock(guest, fid, WR, 2) == GRANTED
 
 
-def test_an_owner_is_a_client_and_a_process(guest: Client, fid: int) -> None:
+def test_an_owner_is_a_client_and_a_process(guest: NinePClient, fid: int) -> None:
     assert guest.ask(m.Tlock(fid, WR, 0, 0, 0, 1, b"one"), m.Rlock).status == GRANTED
     assert guest.ask(m.Tlock(fid, WR, 0, 0, 0, 1, b"two"), m.Rlock).status == BLOCKED
     assert guest.ask(m.Tlock(fid, WR, 0, 0, 0, 1, b"one"), m.Rlock).status == GRANTED
@@ -230,7 +230,7 @@ def test_two_connections_exclude_each_other_even_with_the_same_owner(host: Host,
 # Ranges and kinds
 
 
-def test_disjoint_ranges_do_not_conflict(guest: Client, fid: int) -> None:
+def test_disjoint_ranges_do_not_conflict(guest: NinePClient, fid: int) -> None:
     assert lock(guest, fid, WR, 1, (0, 10)) == GRANTED
     assert lock(guest, fid, WR, 2, (10, 10)) == GRANTED
     assert lock(guest, fid, WR, 2, (9, 1)) == BLOCKED
@@ -239,7 +239,7 @@ def test_disjoint_ranges_do_not_conflict(guest: Client, fid: int) -> None:
     assert lock(guest, fid, WR, 2, (1 << 40, 1)) == BLOCKED
 
 
-def test_shared_locks_share_and_exclude_exclusive_ones(guest: Client, fid: int) -> None:
+def test_shared_locks_share_and_exclude_exclusive_ones(guest: NinePClient, fid: int) -> None:
     assert [lock(guest, fid, RD, pid) for pid in (1, 2, 3)] == [GRANTED] * 3
     assert lock(guest, fid, WR, 4) == BLOCKED
     assert lock(guest, fid, WR, 1) == BLOCKED  # no upgrade while others share
@@ -250,7 +250,7 @@ def test_shared_locks_share_and_exclude_exclusive_ones(guest: Client, fid: int) 
     assert lock(guest, fid, RD, 2) == GRANTED
 
 
-def test_a_blocked_upgrade_keeps_what_is_held(guest: Client, fid: int) -> None:
+def test_a_blocked_upgrade_keeps_what_is_held(guest: NinePClient, fid: int) -> None:
     lock(guest, fid, RD, 1)
     lock(guest, fid, RD, 2)
     assert lock(guest, fid, WR, 1) == BLOCKED
@@ -258,7 +258,7 @@ def test_a_blocked_upgrade_keeps_what_is_held(guest: Client, fid: int) -> None:
     assert lock(guest, fid, WR, 3) == BLOCKED  # the first one still shares
 
 
-def test_a_part_is_unlocked(guest: Client, fid: int) -> None:
+def test_a_part_is_unlocked(guest: NinePClient, fid: int) -> None:
     assert lock(guest, fid, WR, 1, (0, 100)) == GRANTED
     assert lock(guest, fid, UN, 1, (40, 20)) == GRANTED
     assert lock(guest, fid, WR, 2, (40, 20)) == GRANTED
@@ -268,7 +268,7 @@ def test_a_part_is_unlocked(guest: Client, fid: int) -> None:
     assert lock(guest, fid, WR, 2, (60, 1)) == BLOCKED
 
 
-def test_unlocking_what_is_not_locked(guest: Client, fid: int) -> None:
+def test_unlocking_what_is_not_locked(guest: NinePClient, fid: int) -> None:
     assert lock(guest, fid, UN, 1) == GRANTED
     assert lock(guest, fid, UN, 1, (5, 5)) == GRANTED
 
@@ -276,7 +276,7 @@ def test_unlocking_what_is_not_locked(guest: Client, fid: int) -> None:
 @pytest.mark.parametrize(
     "span", [(0, 1 << 63), ((1 << 63) - 1, 1), ((1 << 63) - 1, 0), (5, (1 << 63) - 5), (1 << 62, 0)]
 )
-def test_ranges_up_to_the_largest_file(guest: Client, fid: int, span: tuple[int, int]) -> None:
+def test_ranges_up_to_the_largest_file(guest: NinePClient, fid: int, span: tuple[int, int]) -> None:
     assert lock(guest, fid, WR, 1, span) == GRANTED
     assert lock(guest, fid, WR, 2, ((1 << 63) - 1, 1)) == BLOCKED
     assert lock(guest, fid, UN, 1, span) == GRANTED
@@ -284,7 +284,7 @@ def test_ranges_up_to_the_largest_file(guest: Client, fid: int, span: tuple[int,
 
 
 @pytest.mark.parametrize("span", [(1 << 63, 1), ((1 << 64) - 1, 0), (0, (1 << 64) - 1), (0, (1 << 63) + 1)])
-def test_ranges_past_it_are_refused(guest: Client, fid: int, refused: Refused, span: tuple[int, int]) -> None:
+def test_ranges_past_it_are_refused(guest: NinePClient, fid: int, refused: Refused, span: tuple[int, int]) -> None:
     for kind in (RD, WR, UN):
         with refused(errno.EINVAL, errno.EOVERFLOW):
             lock(guest, fid, kind, 1, span)
@@ -292,31 +292,31 @@ def test_ranges_past_it_are_refused(guest: Client, fid: int, refused: Refused, s
 
 
 @pytest.mark.parametrize("kind", [3, 255])
-def test_kinds_that_are_none(guest: Client, fid: int, refused: Refused, kind: int) -> None:
+def test_kinds_that_are_none(guest: NinePClient, fid: int, refused: Refused, kind: int) -> None:
     with refused(errno.EINVAL):
         lock(guest, fid, kind, 1)
     with refused(errno.EINVAL):
         in_the_way(guest, fid, kind, 1)
 
 
-def test_locks_need_an_open_fid(guest: Client, file: Path, refused: Refused) -> None:
+def test_locks_need_an_open_fid(guest: NinePClient, file: Path, refused: Refused) -> None:
     with guest.walked("f") as unopened, refused(errno.EBADF):
         lock(guest, unopened, WR, 1)
 
 
-def test_a_file_open_for_reading_alone_can_be_shared(guest: Client, file: Path) -> None:
+def test_a_file_open_for_reading_alone_can_be_shared(guest: NinePClient, file: Path) -> None:
     one, two = guest.open("f", O.RDONLY), guest.open("f", O.RDONLY)
     assert lock(guest, one, RD, 1) == lock(guest, two, RD, 2) == GRANTED
     assert lock(guest, guest.open("f", O.RDWR), WR, 3) == BLOCKED
 
 
-def test_flock_takes_an_exclusive_lock_on_what_is_open_for_reading(guest: Client, fid: int) -> None:
+def test_flock_takes_an_exclusive_lock_on_what_is_open_for_reading(guest: NinePClient, fid: int) -> None:
     # flock(2) asks for no access; Linux's client turns it into these locks.
     assert lock(guest, guest.open("f", O.RDONLY), WR, 1) == GRANTED
     assert lock(guest, fid, WR, 2) == BLOCKED
 
 
-def test_two_names_of_a_file_are_one_file(guest: Client, fid: int) -> None:
+def test_two_names_of_a_file_are_one_file(guest: NinePClient, fid: int) -> None:
     guest.link("f", "g")
     assert lock(guest, fid, WR, 1) == GRANTED
     assert lock(guest, guest.open("g", O.RDWR), WR, 2) == BLOCKED
@@ -325,7 +325,7 @@ def test_two_names_of_a_file_are_one_file(guest: Client, fid: int) -> None:
 # How they end
 
 
-def test_the_last_open_fid_takes_the_locks_along(guest: Client, fid: int) -> None:
+def test_the_last_open_fid_takes_the_locks_along(guest: NinePClient, fid: int) -> None:
     other, watcher = guest.open("f", O.RDWR), guest.walk("f")
     assert lock(guest, fid, WR, 1) == GRANTED
     guest.clunk(fid)
@@ -345,7 +345,7 @@ def test_a_new_session_has_no_locks(host: Host, file: Path) -> None:
     assert lock(other, other.open("f", O.RDWR), WR, 1) == GRANTED
 
 
-def test_an_unlinked_file_is_locked_like_any_other(guest: Client, fid: int) -> None:
+def test_an_unlinked_file_is_locked_like_any_other(guest: NinePClient, fid: int) -> None:
     guest.unlink("f")
     assert lock(guest, fid, WR, 1) == GRANTED
     assert lock(guest, fid, WR, 2) == BLOCKED
@@ -367,14 +367,14 @@ def host_lock(path: Path, kind: int, start: int = 0, length: int = 0) -> Iterato
         os.close(descriptor)
 
 
-def test_the_host_excludes_a_guest(file: Path, guest: Client, fid: int) -> None:
+def test_the_host_excludes_a_guest(file: Path, guest: NinePClient, fid: int) -> None:
     with host_lock(file, fcntl.F_WRLCK, 0, 10):
         assert lock(guest, fid, RD, 1, (5, 1)) == BLOCKED
         assert lock(guest, fid, WR, 1, (10, 10)) == GRANTED
     assert lock(guest, fid, RD, 1, (5, 1)) == GRANTED
 
 
-def test_a_guest_excludes_the_host(file: Path, guest: Client, fid: int) -> None:
+def test_a_guest_excludes_the_host(file: Path, guest: NinePClient, fid: int) -> None:
     assert lock(guest, fid, WR, 1, (5, 1)) == GRANTED
     with pytest.raises(BlockingIOError), host_lock(file, fcntl.F_RDLCK, 0, 10):
         pass
@@ -386,7 +386,7 @@ def test_a_guest_excludes_the_host(file: Path, guest: Client, fid: int) -> None:
 
 # A lock of the old kind belongs to a whole process, and so says nothing when the server is in this one.
 @pytest.mark.parametrize("model", ["mapped-xattr", "passthrough", "none"])
-def test_a_posix_lock_of_the_host_takes_part_too(file: Path, guest: Client, fid: int) -> None:
+def test_a_posix_lock_of_the_host_takes_part_too(file: Path, guest: NinePClient, fid: int) -> None:
     with file.open("r+b") as opened:
         fcntl.lockf(opened, fcntl.LOCK_EX)
         assert lock(guest, fid, RD, 1) == BLOCKED
@@ -394,7 +394,7 @@ def test_a_posix_lock_of_the_host_takes_part_too(file: Path, guest: Client, fid:
     assert lock(guest, fid, RD, 1) == GRANTED
 
 
-def test_no_process_of_the_host_is_told(file: Path, guest: Client, fid: int) -> None:
+def test_no_process_of_the_host_is_told(file: Path, guest: NinePClient, fid: int) -> None:
     with file.open("r+b") as opened:
         fcntl.lockf(opened, fcntl.LOCK_EX)
         found = in_the_way(guest, fid, WR, 1)
@@ -402,7 +402,7 @@ def test_no_process_of_the_host_is_told(file: Path, guest: Client, fid: int) -> 
         assert found == m.Rgetlock(WR, 0, 0, 0, b"")
 
 
-def test_directories_are_not_locked(host: Host, guest: Client, refused: Refused) -> None:
+def test_directories_are_not_locked(host: Host, guest: NinePClient, refused: Refused) -> None:
     fid = guest.open("", O.DIRECTORY)
     for message in (request(fid, RD, 1), request(fid, UN, 1), m.Tgetlock(fid, WR, 0, 0, 1, b"vm")):
         with refused(errno.EISDIR):
@@ -412,7 +412,7 @@ def test_directories_are_not_locked(host: Host, guest: Client, refused: Refused)
 # getlock
 
 
-def test_getlock_tells_what_is_in_the_way(guest: Client, fid: int) -> None:
+def test_getlock_tells_what_is_in_the_way(guest: NinePClient, fid: int) -> None:
     assert lock(guest, fid, WR, 1, (10, 20)) == GRANTED
     found = in_the_way(guest, fid, RD, 2, (0, 0))
     assert (found.lock_type, found.start, found.length) == (WR, 10, 20)
@@ -423,7 +423,7 @@ def test_getlock_tells_what_is_in_the_way(guest: Client, fid: int) -> None:
     assert (found.lock_type, found.start, found.length) == (WR, 100, 0)
 
 
-def test_getlock_when_nothing_is(guest: Client, fid: int) -> None:
+def test_getlock_when_nothing_is(guest: NinePClient, fid: int) -> None:
     lock(guest, fid, WR, 1, (10, 20))
     lock(guest, fid, RD, 1, (50, 10))
     for kind, pid, span in ((WR, 1, (0, 0)), (WR, 2, (0, 10)), (RD, 2, (50, 10)), (UN, 2, (10, 20))):
@@ -431,7 +431,7 @@ def test_getlock_when_nothing_is(guest: Client, fid: int) -> None:
         assert found == m.Rgetlock(UN, *span, pid, b"vm")
 
 
-def test_getlock_takes_no_lock(file: Path, guest: Client, fid: int) -> None:
+def test_getlock_takes_no_lock(file: Path, guest: NinePClient, fid: int) -> None:
     in_the_way(guest, fid, WR, 1)
     with host_lock(file, fcntl.F_WRLCK):
         found = in_the_way(guest, fid, WR, 1)
@@ -442,22 +442,22 @@ def test_getlock_takes_no_lock(file: Path, guest: Client, fid: int) -> None:
 # Waiting
 
 
-def wait_for(guest: Client, fid: int, kind: int, pid: int) -> int:
+def wait_for(guest: NinePClient, fid: int, kind: int, pid: int) -> int:
     """Ask for a lock that somebody holds, and make sure that the request was taken."""
     tag = guest.send(request(fid, kind, pid, flags=LockFlag.BLOCK))
     guest.getattr(fid)  # answered although the one before is not
     return tag
 
 
-def status(guest: Client, tag: int) -> int:
+def status(guest: NinePClient, tag: int) -> int:
     return m.expect(guest.wait(tag), m.Rlock).status
 
 
-def test_a_lock_that_is_free_is_granted_at_once(guest: Client, fid: int) -> None:
+def test_a_lock_that_is_free_is_granted_at_once(guest: NinePClient, fid: int) -> None:
     assert status(guest, guest.send(request(fid, WR, 1, flags=LockFlag.BLOCK))) == GRANTED
 
 
-def test_a_request_waits_until_the_lock_is_free(guest: Client, fid: int) -> None:
+def test_a_request_waits_until_the_lock_is_free(guest: NinePClient, fid: int) -> None:
     lock(guest, fid, WR, 1)
     tag = wait_for(guest, fid, WR, 2)
     assert lock(guest, fid, UN, 1) == GRANTED
@@ -465,7 +465,7 @@ def test_a_request_waits_until_the_lock_is_free(guest: Client, fid: int) -> None
     assert lock(guest, fid, WR, 1) == BLOCKED
 
 
-def test_a_request_waits_for_the_host(file: Path, guest: Client, fid: int) -> None:
+def test_a_request_waits_for_the_host(file: Path, guest: NinePClient, fid: int) -> None:
     with host_lock(file, fcntl.F_WRLCK):
         tag = wait_for(guest, fid, RD, 1)
     assert status(guest, tag) == GRANTED
@@ -481,7 +481,7 @@ def test_a_request_waits_for_another_connection(host: Host, file: Path) -> None:
     assert status(two, tag) == GRANTED
 
 
-def test_a_flush_takes_a_waiting_request_back(file: Path, guest: Client, fid: int) -> None:
+def test_a_flush_takes_a_waiting_request_back(file: Path, guest: NinePClient, fid: int) -> None:
     with host_lock(file, fcntl.F_WRLCK):
         tag = wait_for(guest, fid, WR, 1)
         assert not guest.flush(tag)  # no Rlock came
@@ -502,7 +502,7 @@ def test_a_new_session_takes_waiting_requests_back(host: Host, file: Path) -> No
     assert lock(guest, fid, WR, 2) == GRANTED  # nobody else came to hold it, and no Rlock came late
 
 
-def test_the_tag_of_a_waiting_request_is_in_use(file: Path, guest: Client, fid: int) -> None:
+def test_the_tag_of_a_waiting_request_is_in_use(file: Path, guest: NinePClient, fid: int) -> None:
     with host_lock(file, fcntl.F_WRLCK):
         tag = wait_for(guest, fid, WR, 1)
         guest.send_raw(m.Tgetattr(fid, 0).encode(tag))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tests.fileserver.conftest import Device
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
@@ -108,7 +108,7 @@ class Server:
 
     device: Device
     log: Path
-    witness: Client
+    witness: NinePClient
 
     def reasons(self) -> list[str]:
         """The log's lines. Asking for the status first lets the supervisor finish what it was at."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.fileserver.conftest import Host, Refused
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
@@ -92,11 +92,11 @@ def mounted(host: Host, shown: Path, kind: str) -> Iterator[Mounted]:
 
 
 @pytest.fixture
-def guest(host: Host, mounted: Mounted) -> Client:
+def guest(host: Host, mounted: Mounted) -> NinePClient:
     return host.connect(host.share(hide=HIDE))
 
 
-def test_hidden_names_below_a_mount_are_not_there(guest: Client, refused: Refused) -> None:
+def test_hidden_names_below_a_mount_are_not_there(guest: NinePClient, refused: Refused) -> None:
     for path in SHOWN:
         assert guest.read_file(f"mnt/{path}") == b"shown", path
     inside = guest.walk("mnt")
@@ -117,7 +117,7 @@ def test_hidden_names_below_a_mount_are_not_there(guest: Client, refused: Refuse
             assert len(reply.qids) == steps
 
 
-def test_listings_below_a_mount_leave_them_out(guest: Client) -> None:
+def test_listings_below_a_mount_leave_them_out(guest: NinePClient) -> None:
     for _ in range(2):  # the second one may be kept
         assert sorted(guest.listdir("mnt")) == [b"deep", b"plain", b"sub"]
         assert sorted(guest.listdir("mnt/sub")) == [b"build", b"secret"]
@@ -125,7 +125,7 @@ def test_listings_below_a_mount_leave_them_out(guest: Client) -> None:
 
 
 def test_hidden_names_below_a_mount_are_neither_made_nor_renamed_nor_removed(
-    guest: Client, mounted: Mounted, refused: Refused
+    guest: NinePClient, mounted: Mounted, refused: Refused
 ) -> None:
     inside, file = guest.walk("mnt"), guest.walk("mnt/plain")
     message: m.Message
@@ -159,7 +159,7 @@ def test_hidden_names_below_a_mount_are_neither_made_nor_renamed_nor_removed(
 
 
 def test_fids_below_a_mount_lead_no_further_where_the_host_hides_them_by_a_rename(
-    guest: Client, mounted: Mounted, refused: Refused
+    guest: NinePClient, mounted: Mounted, refused: Refused
 ) -> None:
     directory, file = guest.walk("mnt/deep"), guest.walk("mnt/deep/one/near")
     opened = guest.open("mnt/deep", O.DIRECTORY)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.fileserver.conftest import MODELS, Host
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 else:
     from fileserver.conftest import MODELS
 
@@ -31,7 +31,7 @@ def model(request: pytest.FixtureRequest) -> str:
     return value
 
 
-def owner(guest: Client, path: str) -> tuple[int, int]:
+def owner(guest: NinePClient, path: str) -> tuple[int, int]:
     found = guest.stat(path)
     return found.uid, found.gid
 
@@ -66,7 +66,7 @@ def test_all_files_belong_to_one(tree: Host) -> None:
     assert {owner(guest, name) for name in ("", "directory", "file", "link", "other")} == {(33, 44)}
 
 
-def made(guest: Client, gid: int) -> list[str]:
+def made(guest: NinePClient, gid: int) -> list[str]:
     guest.clunk(guest.create("new", O.RDWR, 0o644, gid=gid))
     guest.mkdir("newdir", gid=gid)
     guest.symlink("x", "newlink", gid=gid)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tests.fileserver.conftest import Device, Host, Refused
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
@@ -55,7 +55,7 @@ def store(path: Path, **values: bytes) -> None:
         os.setxattr(path, "user.virtfs." + name, value)
 
 
-def made_by(guest: Client) -> dict[str, int]:
+def made_by(guest: NinePClient) -> dict[str, int]:
     """Make one of each kind as the user of the attach and the group GID; the names and their modes."""
     guest.clunk(guest.create("file", O.RDWR, 0o640, gid=GID))
     guest.mkdir("directory", 0o750, gid=GID)
@@ -89,7 +89,7 @@ def test_mapped_what_a_guest_makes_is_the_guests_to_it_and_the_servers_on_the_ho
 
 
 @mapped
-def test_mapped_links_and_nodes_are_regular_files_on_the_host(host: Host, guest: Client) -> None:
+def test_mapped_links_and_nodes_are_regular_files_on_the_host(host: Host, guest: NinePClient) -> None:
     made_by(guest)
     guest.mknod("device", stat.S_IFCHR | 0o666, 1, 3)
     guest.mknod("disk", stat.S_IFBLK | 0o660, 7, 300)
@@ -122,7 +122,7 @@ def test_mapped_host_files_have_no_setuid_setgid_or_sticky(host: Host, mode: int
 
 
 @mapped
-def test_mapped_changes_of_owner_are_stored_and_change_no_host_owner(host: Host, guest: Client) -> None:
+def test_mapped_changes_of_owner_are_stored_and_change_no_host_owner(host: Host, guest: NinePClient) -> None:
     path = host.root / "f"
     path.write_bytes(b"")
     before = path.stat()
@@ -142,7 +142,7 @@ def test_mapped_changes_of_owner_are_stored_and_change_no_host_owner(host: Host,
 
 @mapped
 @pytest.mark.parametrize("uid", [0, 1, 65534, 65536, 0xFFFFFFFE])
-def test_mapped_any_number_of_a_user(guest: Client, uid: int) -> None:
+def test_mapped_any_number_of_a_user(guest: NinePClient, uid: int) -> None:
     guest.write_file("f", b"")
     with guest.walked("f") as fid:
         guest.setattr(fid, uid=uid, gid=uid)
@@ -150,7 +150,7 @@ def test_mapped_any_number_of_a_user(guest: Client, uid: int) -> None:
 
 
 @mapped
-def test_mapped_a_tree_that_qemu_wrote_is_read(host: Host, guest: Client) -> None:
+def test_mapped_a_tree_that_qemu_wrote_is_read(host: Host, guest: NinePClient) -> None:
     owner = {"uid": u32(UID), "gid": u32(GID)}
     for name, content in (("file", b"data"), ("link", b"../some/where"), ("fifo", b""), ("disk", b"")):
         (host.root / name).write_bytes(content)
@@ -182,7 +182,7 @@ def test_mapped_a_tree_that_qemu_wrote_is_read(host: Host, guest: Client) -> Non
 
 
 @mapped
-def test_mapped_what_is_absent_is_the_host_files(host: Host, guest: Client) -> None:
+def test_mapped_what_is_absent_is_the_host_files(host: Host, guest: NinePClient) -> None:
     path = host.root / "f"
     path.write_bytes(b"")
     os.chmod(path, 0o604)
@@ -203,7 +203,7 @@ def test_mapped_what_is_absent_is_the_host_files(host: Host, guest: Client) -> N
     ("name", "value"),
     [("uid", b""), ("uid", b"\1"), ("gid", b"12345678"), ("mode", b"100644"), ("mode", b""), ("rdev", b"1234")],
 )
-def test_mapped_what_is_no_number_is_as_if_absent(host: Host, guest: Client, name: str, value: bytes) -> None:
+def test_mapped_what_is_no_number_is_as_if_absent(host: Host, guest: NinePClient, name: str, value: bytes) -> None:
     path = host.root / "f"
     path.write_bytes(b"")
     store(path, **{name: value})
@@ -214,7 +214,7 @@ def test_mapped_what_is_no_number_is_as_if_absent(host: Host, guest: Client, nam
 @mapped
 @pytest.mark.parametrize("kind", [stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, 0, 0o170000])
 def test_mapped_a_stored_type_never_makes_a_directory_of_a_file_or_the_reverse(
-    host: Host, guest: Client, kind: int
+    host: Host, guest: NinePClient, kind: int
 ) -> None:
     (host.root / "file").write_bytes(b"x")
     (host.root / "directory").mkdir()
@@ -226,7 +226,7 @@ def test_mapped_a_stored_type_never_makes_a_directory_of_a_file_or_the_reverse(
 
 
 @mapped
-def test_mapped_what_the_host_changes_in_the_attributes_is_seen(host: Host, guest: Client) -> None:
+def test_mapped_what_the_host_changes_in_the_attributes_is_seen(host: Host, guest: NinePClient) -> None:
     guest.write_file("f", b"")
     for uid in (5, 6, 7, 5):  # in quick succession: what was read before must not be kept too long
         store(host.root / "f", uid=u32(uid))
@@ -236,7 +236,7 @@ def test_mapped_what_the_host_changes_in_the_attributes_is_seen(host: Host, gues
 @mapped
 @pytest.mark.parametrize("name", ["uid", "gid", "mode", "rdev", "other"])
 def test_mapped_a_guest_does_not_set_or_read_the_servers_attributes(
-    host: Host, guest: Client, refused: Refused, name: str
+    host: Host, guest: NinePClient, refused: Refused, name: str
 ) -> None:
     guest.write_file("f", b"")
     store(host.root / "f", uid=u32(UID))
@@ -259,7 +259,7 @@ def test_mapped_one_guest_user_works_on_anothers_files(host: Host) -> None:
 
 
 @mapped
-def test_mapped_a_hard_link_shares_its_owner(guest: Client) -> None:
+def test_mapped_a_hard_link_shares_its_owner(guest: NinePClient) -> None:
     guest.write_file("f", b"")
     guest.link("f", "g")
     with guest.walked("g") as fid:
@@ -327,7 +327,7 @@ def test_passthrough_a_failure_does_not_make_the_identity_stick(host: Host, refu
 
 
 @passthrough
-def test_passthrough_owners_and_modes_are_the_hosts(host: Host, guest: Client) -> None:
+def test_passthrough_owners_and_modes_are_the_hosts(host: Host, guest: NinePClient) -> None:
     guest.write_file("f", b"")
     with guest.walked("f") as fid:
         guest.setattr(fid, uid=UID, gid=GID)
@@ -345,7 +345,7 @@ def test_passthrough_nodes_are_nodes(host: Host) -> None:
 
 
 @passthrough
-def test_passthrough_attributes_of_the_other_model_are_not_read(host: Host, guest: Client) -> None:
+def test_passthrough_attributes_of_the_other_model_are_not_read(host: Host, guest: NinePClient) -> None:
     (host.root / "f").write_bytes(b"")
     store(host.root / "f", uid=u32(UID), mode=u32(stat.S_IFLNK | 0o777))
     seen = guest.stat("f")
@@ -375,7 +375,7 @@ def test_none_what_a_guest_makes_is_the_servers(host: Host) -> None:
 
 
 @none
-def test_none_attributes_of_the_other_model_are_not_read(host: Host, guest: Client) -> None:
+def test_none_attributes_of_the_other_model_are_not_read(host: Host, guest: NinePClient) -> None:
     (host.root / "f").write_bytes(b"")
     store(host.root / "f", uid=u32(UID), mode=u32(stat.S_IFLNK | 0o777))
     seen, found = guest.stat("f"), (host.root / "f").stat()
@@ -383,7 +383,7 @@ def test_none_attributes_of_the_other_model_are_not_read(host: Host, guest: Clie
 
 
 @none
-def test_none_a_change_of_owner_is_accepted_and_changes_no_owner(host: Host, guest: Client) -> None:
+def test_none_a_change_of_owner_is_accepted_and_changes_no_owner(host: Host, guest: NinePClient) -> None:
     (host.root / "f").write_bytes(b"")
     (host.root / "d").mkdir()
     os.symlink("f", host.root / "l")
@@ -424,7 +424,7 @@ def test_none_no_device_is_made(host: Host, refused: Refused, kind: int) -> None
 
 
 @mapped
-def test_mapped_what_has_nowhere_to_keep_an_owner_on_the_host_keeps_its_own(host: Host, guest: Client) -> None:
+def test_mapped_what_has_nowhere_to_keep_an_owner_on_the_host_keeps_its_own(host: Host, guest: NinePClient) -> None:
     """`chown -R` of a tree with links in it goes on, also to the owner that they have."""
     (host.root / "target").write_bytes(b"")
     os.chown(host.root / "target", 7, 7)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tests.fileserver.conftest import IN_AND_OUT, Host, Refused
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 else:
     from fileserver.conftest import IN_AND_OUT
 
@@ -108,7 +108,7 @@ HARMLESS: Final[list[m.Message]] = [
 
 @dataclass(frozen=True, slots=True)
 class ReadOnly:
-    guest: Client
+    guest: NinePClient
     unchanged: Callable[[], None]
 
 

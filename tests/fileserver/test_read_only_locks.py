@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.fileserver.conftest import IN_AND_OUT, Device, Host, Refused
     from tests.fileserver.test_locks import BLOCKED, GRANTED, RD, UN, WR, host_lock, in_the_way, lock, request
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 else:
     from fileserver.conftest import IN_AND_OUT
     from fileserver.test_locks import BLOCKED, GRANTED, RD, UN, WR, host_lock, in_the_way, lock, request
@@ -48,13 +48,13 @@ def file(host: Host) -> Path:
 
 
 @pytest.fixture
-def reader(host: Host, file: Path) -> Client:
+def reader(host: Host, file: Path) -> NinePClient:
     return host.guest(read_only=True)
 
 
 @pytest.mark.parametrize("kind", [RD, WR])
 def test_no_program_of_the_host_waits_for_a_lock_of_a_read_only_share(
-    host: Host, reader: Client, file: Path, kind: int
+    host: Host, reader: NinePClient, file: Path, kind: int
 ) -> None:
     fid = reader.open("f")
     assert lock(reader, fid, kind, 1) == GRANTED
@@ -68,7 +68,7 @@ def test_no_program_of_the_host_waits_for_a_lock_of_a_read_only_share(
     assert os.O_RDONLY in flags
 
 
-def test_they_hold_among_the_programs_of_the_mount(reader: Client) -> None:
+def test_they_hold_among_the_programs_of_the_mount(reader: NinePClient) -> None:
     one, two = reader.open("f"), reader.open("f")
     assert lock(reader, one, WR, 1, (0, 10)) == GRANTED  # flock(2) asks for no file that may be written
     assert lock(reader, two, RD, 2, (5, 10)) == BLOCKED
@@ -82,7 +82,7 @@ def test_they_hold_among_the_programs_of_the_mount(reader: Client) -> None:
     assert in_the_way(reader, two, RD, 2) == m.Rgetlock(WR, 0, 1, 1, b"vm")
 
 
-def test_a_lock_of_the_host_is_in_the_way_when_one_is_asked_for(reader: Client, file: Path) -> None:
+def test_a_lock_of_the_host_is_in_the_way_when_one_is_asked_for(reader: NinePClient, file: Path) -> None:
     fid = reader.open("f")
     with host_lock(file, fcntl.F_WRLCK, 0, 10):
         assert lock(reader, fid, RD, 1) == BLOCKED
@@ -93,7 +93,7 @@ def test_a_lock_of_the_host_is_in_the_way_when_one_is_asked_for(reader: Client, 
     assert m.expect(reader.wait(tag), m.Rlock).status == GRANTED
 
 
-def test_a_request_waits_for_another_program_of_the_mount(reader: Client) -> None:
+def test_a_request_waits_for_another_program_of_the_mount(reader: NinePClient) -> None:
     fid = reader.open("f")
     assert lock(reader, fid, WR, 1) == GRANTED
     tag = reader.send(request(fid, WR, 2, flags=LockFlag.BLOCK))
@@ -103,7 +103,7 @@ def test_a_request_waits_for_another_program_of_the_mount(reader: Client) -> Non
     assert lock(reader, fid, WR, 1) == BLOCKED
 
 
-def test_the_last_open_fid_takes_them_along(reader: Client) -> None:
+def test_the_last_open_fid_takes_them_along(reader: NinePClient) -> None:
     one = reader.open("f")
     lock(reader, one, WR, 1)
     reader.clunk(one)

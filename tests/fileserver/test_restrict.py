@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tests.fileserver.conftest import IN_AND_OUT, Host, Refused
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 else:
     from fileserver.conftest import IN_AND_OUT
 
@@ -40,7 +40,7 @@ NEW = 7000
 
 
 @pytest.fixture
-def restricted(host: Host) -> Client:
+def restricted(host: Host) -> NinePClient:
     """A guest of a share in which "other", "hidden" and what they hold are left out."""
     for name in ("allowed", "other", "grüße"):
         (host.root / name).write_bytes(name.encode())
@@ -51,7 +51,7 @@ def restricted(host: Host) -> Client:
     return host.connect(host.share(allowed=ALLOWED))
 
 
-def test_listings_are_filtered(restricted: Client) -> None:
+def test_listings_are_filtered(restricted: NinePClient) -> None:
     fid = restricted.open("", O.DIRECTORY)
     for count in (None, 60, 100):
         names = [entry.name for entry in restricted.readdir(fid, count=count)]
@@ -73,7 +73,7 @@ def test_listings_are_filtered(restricted: Client) -> None:
         (b"..", b"other"),
     ],
 )
-def test_other_names_are_not_there(restricted: Client, refused: Refused, names: tuple[bytes, ...]) -> None:
+def test_other_names_are_not_there(restricted: NinePClient, refused: Refused, names: tuple[bytes, ...]) -> None:
     restricted.send(m.Twalk(restricted.root, NEW, names))
     reply = restricted.recv()[1]
     assert reply == m.Rlerror(errno.ENOENT) or (isinstance(reply, m.Rwalk) and len(reply.qids) < len(names))
@@ -81,7 +81,7 @@ def test_other_names_are_not_there(restricted: Client, refused: Refused, names: 
         restricted.rpc(m.Tgetattr(NEW, 0))
 
 
-def test_allowed_files_are_read_and_written(host: Host, restricted: Client) -> None:
+def test_allowed_files_are_read_and_written(host: Host, restricted: NinePClient) -> None:
     assert restricted.read_file("allowed") == b"allowed"
     restricted.write_file("allowed", b"changed")
     assert (host.root / "allowed").read_bytes() == b"changed"
@@ -90,20 +90,20 @@ def test_allowed_files_are_read_and_written(host: Host, restricted: Client) -> N
     assert (host.root / "grüße").stat().st_size == 2
 
 
-def test_a_file_that_comes_later_is_there_then(host: Host, restricted: Client, refused: Refused) -> None:
+def test_a_file_that_comes_later_is_there_then(host: Host, restricted: NinePClient, refused: Refused) -> None:
     with refused(errno.ENOENT):
         restricted.rpc(m.Twalk(restricted.root, NEW, (b"absent",)))
     (host.root / "absent").write_bytes(b"now")
     assert restricted.read_file("absent") == b"now"
 
 
-def test_a_link_among_them_is_only_a_link(restricted: Client, refused: Refused) -> None:
+def test_a_link_among_them_is_only_a_link(restricted: NinePClient, refused: Refused) -> None:
     assert restricted.readlink("link") == b"other"
     with refused():
         restricted.open("link")
 
 
-def test_a_directory_among_them_is_whole(host: Host, restricted: Client) -> None:
+def test_a_directory_among_them_is_whole(host: Host, restricted: NinePClient) -> None:
     assert restricted.listdir("directory") == [b"inner"]
     restricted.write_file("directory/new", b"x")
     restricted.rename("directory/new", "directory/other")
@@ -142,7 +142,7 @@ CHANGES = [
 
 @pytest.mark.parametrize("message", CHANGES, ids=lambda message: type(message).__name__)
 def test_the_names_of_the_directory_are_fixed(
-    *, host: Host, restricted: Client, refused: Refused, message: m.Message, snapshot: Callable[[Path], object]
+    *, host: Host, restricted: NinePClient, refused: Refused, message: m.Message, snapshot: Callable[[Path], object]
 ) -> None:
     before = snapshot(host.root)
     for fid, names in ((FILE, (b"allowed",)), (DIRECTORY, (b"directory",)), (INNER, (b"directory", b"inner"))):
@@ -155,7 +155,13 @@ def test_the_names_of_the_directory_are_fixed(
 @pytest.mark.parametrize("name", [b"absent", b"other", b"new"])
 @pytest.mark.parametrize("flags", [O.WRONLY, O.RDWR | O.EXCL, O.RDWR | O.TRUNC])
 def test_nothing_is_created_in_it(
-    *, host: Host, restricted: Client, refused: Refused, name: bytes, flags: int, snapshot: Callable[[Path], object]
+    *,
+    host: Host,
+    restricted: NinePClient,
+    refused: Refused,
+    name: bytes,
+    flags: int,
+    snapshot: Callable[[Path], object],
 ) -> None:
     before = snapshot(host.root)
     with refused(errno.EACCES, errno.ENOENT):
@@ -168,7 +174,7 @@ def test_nothing_is_created_in_it(
 
 @pytest.mark.parametrize("valid", [int(bit) for bit in SetattrValid])
 def test_the_directorys_own_attributes_are_not_the_guests(
-    *, host: Host, restricted: Client, refused: Refused, valid: int, snapshot: Callable[[Path], object]
+    *, host: Host, restricted: NinePClient, refused: Refused, valid: int, snapshot: Callable[[Path], object]
 ) -> None:
     before = snapshot(host.root)
     clone, above = restricted.walk(), restricted.walk("directory", start=ROOT)
@@ -181,7 +187,7 @@ def test_the_directorys_own_attributes_are_not_the_guests(
 
 @pytest.mark.parametrize("name", [b"user.own", b"system.posix_acl_access", b"trusted.x", b"user.virtfs.uid"])
 def test_the_directorys_extended_attributes_are_neither_told_nor_set(
-    *, host: Host, restricted: Client, refused: Refused, name: bytes
+    *, host: Host, restricted: NinePClient, refused: Refused, name: bytes
 ) -> None:
     os.setxattr(host.root, "user.own", b"the host's")
     os.setxattr(host.root, "user.virtfs.note", b"the host's")
@@ -199,7 +205,7 @@ def test_the_directorys_extended_attributes_are_neither_told_nor_set(
     assert sorted(os.listxattr(host.root)) == before
 
 
-def everything_told(guest: Client) -> tuple[object, ...]:
+def everything_told(guest: NinePClient) -> tuple[object, ...]:
     """All that a guest is told of the root: attributes, qids, and its listing with every cookie."""
     fid = guest.open("", O.DIRECTORY)
     with guest.walked("directory") as below:
@@ -210,7 +216,7 @@ def everything_told(guest: Client) -> tuple[object, ...]:
     return told
 
 
-def test_nothing_is_told_of_other_names_that_come_and_go(host: Host, restricted: Client) -> None:
+def test_nothing_is_told_of_other_names_that_come_and_go(host: Host, restricted: NinePClient) -> None:
     before = everything_told(restricted)
     for name in ("a", "new", "zz" * 100):
         (host.root / name).mkdir()
@@ -224,13 +230,13 @@ def test_nothing_is_told_of_other_names_that_come_and_go(host: Host, restricted:
     assert (told.nlink, told.size, told.blocks) == (1, 0, 0)
 
 
-def test_mode_and_owner_are_told_since_the_guests_kernel_decides_by_them(host: Host, restricted: Client) -> None:
+def test_mode_and_owner_are_told_since_the_guests_kernel_decides_by_them(host: Host, restricted: NinePClient) -> None:
     host.root.chmod(0o711)
     found, told = host.root.stat(), restricted.getattr(ROOT)
     assert (told.mode, told.uid, told.gid) == (found.st_mode, found.st_uid, found.st_gid)
 
 
-def test_the_times_tell_of_allowed_names_that_come_go_and_are_replaced(host: Host, restricted: Client) -> None:
+def test_the_times_tell_of_allowed_names_that_come_go_and_are_replaced(host: Host, restricted: NinePClient) -> None:
     def told() -> tuple[int, int]:
         found = restricted.getattr(ROOT)
         return found.mtime_sec, found.mtime_nsec
@@ -246,7 +252,7 @@ def test_the_times_tell_of_allowed_names_that_come_go_and_are_replaced(host: Hos
     assert told() == times[-1]
 
 
-def test_a_listing_goes_on_where_it_was_while_names_come_and_go(host: Host, restricted: Client) -> None:
+def test_a_listing_goes_on_where_it_was_while_names_come_and_go(host: Host, restricted: NinePClient) -> None:
     fid = restricted.open("", O.DIRECTORY)
     entries = {entry.name: entry for entry in restricted.readdir(fid)}
     (host.root / "allowed").unlink()
@@ -256,7 +262,7 @@ def test_a_listing_goes_on_where_it_was_while_names_come_and_go(host: Host, rest
     assert entries[b"directory"].qid.path == (host.root / "directory").stat().st_ino
 
 
-def test_a_listing_needs_room_for_an_entry(restricted: Client, refused: Refused) -> None:
+def test_a_listing_needs_room_for_an_entry(restricted: NinePClient, refused: Refused) -> None:
     fid = restricted.open("", O.DIRECTORY)
     with refused(errno.EINVAL):
         restricted.rpc(m.Treaddir(fid, 0, 10))
@@ -267,7 +273,9 @@ def test_a_listing_needs_room_for_an_entry(restricted: Client, refused: Refused)
 # What leaves the list without leaving the directory
 
 
-def test_what_the_host_moves_off_the_list_has_left_the_share(host: Host, restricted: Client, refused: Refused) -> None:
+def test_what_the_host_moves_off_the_list_has_left_the_share(
+    host: Host, restricted: NinePClient, refused: Refused
+) -> None:
     (host.root / "directory" / "deep").mkdir()
     (host.root / "directory" / "deep" / "file").write_bytes(b"")
     above, deep, file = restricted.walk("directory"), restricted.walk("directory/deep"), restricted.walk("allowed")
@@ -295,7 +303,7 @@ def test_what_the_host_moves_off_the_list_has_left_the_share(host: Host, restric
     assert sorted(os.listdir(host.root / "hidden" / "deep")) == ["file", "secret"]
 
 
-def test_a_file_that_the_host_removed_is_still_the_guests_who_has_it_open(host: Host, restricted: Client) -> None:
+def test_a_file_that_the_host_removed_is_still_the_guests_who_has_it_open(host: Host, restricted: NinePClient) -> None:
     fid = restricted.open("allowed", O.RDWR)
     (host.root / "new").write_bytes(b"new")
     (host.root / "new").rename(host.root / "allowed")
@@ -304,7 +312,9 @@ def test_a_file_that_the_host_removed_is_still_the_guests_who_has_it_open(host: 
     assert restricted.read_file("allowed") == b"new"
 
 
-def test_it_is_told_by_climbing_too_when_the_path_is_too_long(host: Host, restricted: Client, refused: Refused) -> None:
+def test_it_is_told_by_climbing_too_when_the_path_is_too_long(
+    host: Host, restricted: NinePClient, refused: Refused
+) -> None:
     at = os.open(host.root / "directory", os.O_RDONLY)
     try:
         for _ in range(20):
@@ -325,7 +335,7 @@ def test_it_is_told_by_climbing_too_when_the_path_is_too_long(host: Host, restri
     assert restricted.ask(m.Twalk(deep, NEW, (b"last",)), m.Rwalk).qids
 
 
-def test_an_unlisted_file_is_not_reached_by_a_link_made_elsewhere(host: Host, restricted: Client) -> None:
+def test_an_unlisted_file_is_not_reached_by_a_link_made_elsewhere(host: Host, restricted: NinePClient) -> None:
     restricted.symlink("../other", "directory/out")
     restricted.send(m.Twalk(restricted.root, NEW, (b"directory", b"out", b"x")))
     reply = restricted.recv()[1]
@@ -333,7 +343,7 @@ def test_an_unlisted_file_is_not_reached_by_a_link_made_elsewhere(host: Host, re
     assert len(reply.qids) == 2
 
 
-def test_a_read_only_share_with_an_allow_list(host: Host, restricted: Client, refused: Refused) -> None:
+def test_a_read_only_share_with_an_allow_list(host: Host, restricted: NinePClient, refused: Refused) -> None:
     guest = host.connect(host.share(read_only=True, allowed=("allowed",)))
     assert guest.listdir() == [b"allowed"]
     with refused(errno.EROFS):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tests.fileserver.conftest import IN_AND_OUT, Host, Refused
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 else:
     from fileserver.conftest import IN_AND_OUT
 
@@ -89,7 +89,7 @@ def test_version_in_the_middle_of_a_session_ends_its_fids(host: Host, refused: R
     assert guest.msize == 8192
 
 
-def test_another_version_in_the_middle_of_a_session_is_unknown(guest: Client) -> None:
+def test_another_version_in_the_middle_of_a_session_is_unknown(guest: NinePClient) -> None:
     assert guest.ask(m.Tversion(8192, b"9P2000"), m.Rversion).version == b"unknown"
 
 
@@ -157,7 +157,7 @@ def test_authentication_is_refused_before_and_after_the_attach(host: Host, refus
 # Walks
 
 
-def test_a_walk_gives_a_qid_for_each_name(host: Host, guest: Client) -> None:
+def test_a_walk_gives_a_qid_for_each_name(host: Host, guest: NinePClient) -> None:
     (host.root / "a" / "b").mkdir(parents=True)
     (host.root / "a" / "b" / "f").write_bytes(b"")
     qids = guest.ask(m.Twalk(guest.root, NEW, (b"a", b"b", b"f")), m.Rwalk).qids
@@ -166,21 +166,21 @@ def test_a_walk_gives_a_qid_for_each_name(host: Host, guest: Client) -> None:
     assert guest.getattr(NEW).qid == qids[-1]
 
 
-def test_a_walk_of_sixteen_names(host: Host, guest: Client) -> None:
+def test_a_walk_of_sixteen_names(host: Host, guest: NinePClient) -> None:
     path = "/".join("abcdefghijklmnop")
     (host.root / path).mkdir(parents=True)
     assert len(guest.ask(m.Twalk(guest.root, NEW, tuple(path.encode().split(b"/"))), m.Rwalk).qids) == 16
 
 
 @pytest.mark.parametrize("depth", [17, 40])
-def test_files_deeper_than_one_walk_reaches(host: Host, guest: Client, depth: int) -> None:
+def test_files_deeper_than_one_walk_reaches(host: Host, guest: NinePClient, depth: int) -> None:
     path = "/".join(["d"] * depth)
     (host.root / path).mkdir(parents=True)
     guest.write_file(path + "/f", b"deep")
     assert (host.root / path / "f").read_bytes() == b"deep"
 
 
-def test_a_walk_without_names_clones(host: Host, guest: Client, refused: Refused) -> None:
+def test_a_walk_without_names_clones(host: Host, guest: NinePClient, refused: Refused) -> None:
     (host.root / "f").write_bytes(b"")
     first = guest.walk("f")
     assert guest.ask(m.Twalk(first, NEW), m.Rwalk).qids == ()
@@ -192,7 +192,7 @@ def test_a_walk_without_names_clones(host: Host, guest: Client, refused: Refused
         guest.rpc(m.Tgetattr(NEW, 0x7FF))
 
 
-def test_a_walk_onto_the_fid_itself_moves_it(host: Host, guest: Client) -> None:
+def test_a_walk_onto_the_fid_itself_moves_it(host: Host, guest: NinePClient) -> None:
     (host.root / "a").mkdir()
     (host.root / "a" / "f").write_bytes(b"")
     fid = guest.walk()
@@ -203,7 +203,7 @@ def test_a_walk_onto_the_fid_itself_moves_it(host: Host, guest: Client) -> None:
     assert guest.getattr(fid).qid == guest.stat("a/f").qid
 
 
-def test_a_partial_walk_onto_the_fid_itself_leaves_it_where_it_was(host: Host, guest: Client) -> None:
+def test_a_partial_walk_onto_the_fid_itself_leaves_it_where_it_was(host: Host, guest: NinePClient) -> None:
     (host.root / "a").mkdir()
     fid = guest.walk()
     before = guest.getattr(fid).qid
@@ -211,7 +211,7 @@ def test_a_partial_walk_onto_the_fid_itself_leaves_it_where_it_was(host: Host, g
     assert guest.getattr(fid).qid == before
 
 
-def test_a_partial_walk_says_how_far_it_came_and_makes_no_fid(host: Host, guest: Client, refused: Refused) -> None:
+def test_a_partial_walk_says_how_far_it_came_and_makes_no_fid(host: Host, guest: NinePClient, refused: Refused) -> None:
     (host.root / "a" / "b").mkdir(parents=True)
     (host.root / "a" / "f").write_bytes(b"")
     for names, came in (((b"a", b"b", b"nothing"), 2), ((b"a", b"f", b"x"), 2), ((b"a", b"nothing", b"b"), 1)):
@@ -222,18 +222,18 @@ def test_a_partial_walk_says_how_far_it_came_and_makes_no_fid(host: Host, guest:
             guest.rpc(m.Tclunk(NEW))
 
 
-def test_a_walk_whose_first_name_is_missing_is_an_error(guest: Client, refused: Refused) -> None:
+def test_a_walk_whose_first_name_is_missing_is_an_error(guest: NinePClient, refused: Refused) -> None:
     with refused(errno.ENOENT):
         guest.rpc(m.Twalk(guest.root, NEW, (b"nothing", b"more")))
 
 
-def test_a_walk_from_a_file_is_an_error(host: Host, guest: Client, refused: Refused) -> None:
+def test_a_walk_from_a_file_is_an_error(host: Host, guest: NinePClient, refused: Refused) -> None:
     (host.root / "f").write_bytes(b"")
     with guest.walked("f") as fid, refused(errno.ENOTDIR, errno.ENOENT):
         guest.rpc(m.Twalk(fid, NEW, (b"x",)))
 
 
-def test_a_walk_to_a_fid_in_use_is_an_error_and_leaves_it(host: Host, guest: Client, refused: Refused) -> None:
+def test_a_walk_to_a_fid_in_use_is_an_error_and_leaves_it(host: Host, guest: NinePClient, refused: Refused) -> None:
     (host.root / "a").mkdir()
     (host.root / "f").write_bytes(b"")
     used = guest.walk("f")
@@ -244,14 +244,14 @@ def test_a_walk_to_a_fid_in_use_is_an_error_and_leaves_it(host: Host, guest: Cli
     assert guest.getattr(used).qid == before
 
 
-def test_the_number_that_means_no_fid_is_none(guest: Client, refused: Refused) -> None:
+def test_the_number_that_means_no_fid_is_none(guest: NinePClient, refused: Refused) -> None:
     with refused():
         guest.rpc(m.Twalk(guest.root, NOFID))
     with refused(errno.EBADF):
         guest.rpc(m.Tgetattr(NOFID, 0x7FF))
 
 
-def test_walks_go_on_from_open_fids(host: Host, guest: Client) -> None:
+def test_walks_go_on_from_open_fids(host: Host, guest: NinePClient) -> None:
     # Linux's client walks, unlinks and so on from a directory that it has open.
     (host.root / "d").mkdir()
     (host.root / "d" / "f").write_bytes(b"old")
@@ -305,7 +305,7 @@ def test_the_table_of_messages_with_a_fid_has_them_all() -> None:
 
 
 @pytest.mark.parametrize("message", NEEDS_A_FID, ids=lambda message: type(message).__name__)
-def test_a_fid_that_is_not_there(guest: Client, refused: Refused, message: m.Message) -> None:
+def test_a_fid_that_is_not_there(guest: NinePClient, refused: Refused, message: m.Message) -> None:
     with refused(errno.EBADF):
         guest.rpc(message)
     assert guest.listdir() == []
@@ -316,7 +316,7 @@ def test_a_fid_that_is_not_there(guest: Client, refused: Refused, message: m.Mes
     [m.Trename(NEW + 1, NEW, b"x"), m.Tlink(0, NEW, b"x"), m.Trenameat(0, b"f", NEW, b"x")],
     ids=lambda message: type(message).__name__,
 )
-def test_a_second_fid_that_is_not_there(host: Host, guest: Client, refused: Refused, message: m.Message) -> None:
+def test_a_second_fid_that_is_not_there(host: Host, guest: NinePClient, refused: Refused, message: m.Message) -> None:
     (host.root / "f").write_bytes(b"")
     assert guest.root == 0
     guest.ask(m.Twalk(0, NEW + 1, (b"f",)), m.Rwalk)
@@ -325,7 +325,7 @@ def test_a_second_fid_that_is_not_there(host: Host, guest: Client, refused: Refu
     assert guest.listdir() == [b"f"]
 
 
-def test_clunk_frees_the_number(host: Host, guest: Client, refused: Refused) -> None:
+def test_clunk_frees_the_number(host: Host, guest: NinePClient, refused: Refused) -> None:
     for _ in range(3):
         guest.ask(m.Twalk(guest.root, NEW), m.Rwalk)
         guest.ask(m.Tclunk(NEW), m.Rclunk)
@@ -333,7 +333,7 @@ def test_clunk_frees_the_number(host: Host, guest: Client, refused: Refused) -> 
             guest.rpc(m.Tclunk(NEW))
 
 
-def test_remove_frees_the_fid_when_it_fails(host: Host, guest: Client, refused: Refused) -> None:
+def test_remove_frees_the_fid_when_it_fails(host: Host, guest: NinePClient, refused: Refused) -> None:
     (host.root / "d" / "e").mkdir(parents=True)
     guest.ask(m.Twalk(guest.root, NEW, (b"d",)), m.Rwalk)
     with refused(errno.ENOTEMPTY):
@@ -344,7 +344,7 @@ def test_remove_frees_the_fid_when_it_fails(host: Host, guest: Client, refused: 
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "symlink"])
-def test_remove(host: Host, guest: Client, refused: Refused, kind: str) -> None:
+def test_remove(host: Host, guest: NinePClient, refused: Refused, kind: str) -> None:
     if kind == "file":
         guest.write_file("x", b"")
     elif kind == "directory":
@@ -358,14 +358,14 @@ def test_remove(host: Host, guest: Client, refused: Refused, kind: str) -> None:
         guest.rpc(m.Tclunk(NEW))
 
 
-def test_the_root_is_not_removed(host: Host, guest: Client, refused: Refused) -> None:
+def test_the_root_is_not_removed(host: Host, guest: NinePClient, refused: Refused) -> None:
     with refused():
         guest.rpc(m.Tremove(guest.walk()))
     assert host.root.is_dir()
     assert guest.listdir() == []
 
 
-def test_remove_takes_the_file_of_the_fid_and_not_one_that_took_its_name(host: Host, guest: Client) -> None:
+def test_remove_takes_the_file_of_the_fid_and_not_one_that_took_its_name(host: Host, guest: NinePClient) -> None:
     (host.root / "x").write_bytes(b"first")
     guest.ask(m.Twalk(guest.root, NEW, (b"x",)), m.Rwalk)
     (host.root / "x").rename(host.root / "y")
@@ -378,7 +378,7 @@ def test_remove_takes_the_file_of_the_fid_and_not_one_that_took_its_name(host: H
     assert (host.root / "x").read_bytes() == b"second"
 
 
-def test_ten_thousand_fids(host: Host, guest: Client) -> None:
+def test_ten_thousand_fids(host: Host, guest: NinePClient) -> None:
     (host.root / "f").write_bytes(b"x")
     for number in range(NEW, NEW + 10_000, 500):
         tags = [guest.send(m.Twalk(guest.root, fid, (b"f",))) for fid in range(number, number + 500)]
@@ -389,7 +389,7 @@ def test_ten_thousand_fids(host: Host, guest: Client) -> None:
 # Tags
 
 
-def test_many_requests_at_once_are_all_answered(host: Host, guest: Client) -> None:
+def test_many_requests_at_once_are_all_answered(host: Host, guest: NinePClient) -> None:
     for n in range(20):
         (host.root / str(n)).write_bytes(b"x" * n)
     fids = [guest.open(str(n)) for n in range(20)]
@@ -398,14 +398,14 @@ def test_many_requests_at_once_are_all_answered(host: Host, guest: Client) -> No
     assert data == [b"x" * n for n in range(20) for _ in range(10)]
 
 
-def test_a_message_in_pieces_of_one_byte(host: Host, guest: Client) -> None:
+def test_a_message_in_pieces_of_one_byte(host: Host, guest: NinePClient) -> None:
     for byte in m.Tgetattr(guest.root, 0x7FF).encode(77):
         guest.send_raw(bytes([byte]))
     tag, reply = guest.recv()
     assert (tag, type(reply)) == (77, m.Rgetattr)
 
 
-def test_two_messages_and_a_half_in_one_piece(host: Host, guest: Client) -> None:
+def test_two_messages_and_a_half_in_one_piece(host: Host, guest: NinePClient) -> None:
     third = m.Tgetattr(guest.root, 0x7FF).encode(3)
     guest.send_raw(m.Tstatfs(guest.root).encode(1) + m.Tgetattr(guest.root, 0x7FF).encode(2) + third[:9])
     assert {guest.recv()[0], guest.recv()[0]} == {1, 2}
@@ -413,23 +413,23 @@ def test_two_messages_and_a_half_in_one_piece(host: Host, guest: Client) -> None
     assert guest.recv()[0] == 3
 
 
-def test_the_same_tag_twice_at_once_does_not_break_the_session(guest: Client) -> None:
+def test_the_same_tag_twice_at_once_does_not_break_the_session(guest: NinePClient) -> None:
     guest.send_raw(m.Tgetattr(guest.root, 0x7FF).encode(5) * 2)
     assert [guest.recv()[0] for _ in range(2)] == [5, 5]
     assert guest.listdir() == []
 
 
 @pytest.mark.parametrize("oldtag", [0, 4321, NOTAG])
-def test_flush_of_a_tag_that_nobody_uses_is_answered_at_once(guest: Client, oldtag: int) -> None:
+def test_flush_of_a_tag_that_nobody_uses_is_answered_at_once(guest: NinePClient, oldtag: int) -> None:
     guest.ask(m.Tflush(oldtag), m.Rflush)
 
 
-def test_flush_of_its_own_tag(guest: Client) -> None:
+def test_flush_of_its_own_tag(guest: NinePClient) -> None:
     guest.send_raw(m.Tflush(9).encode(9))
     assert guest.recv() == (9, m.Rflush())
 
 
-def test_flush_comes_after_the_answer_or_in_its_place(host: Host, guest: Client) -> None:
+def test_flush_comes_after_the_answer_or_in_its_place(host: Host, guest: NinePClient) -> None:
     (host.root / "f").write_bytes(bytes(1 << 20))
     fid = guest.open("f")
     for _ in range(20):
@@ -440,7 +440,7 @@ def test_flush_comes_after_the_answer_or_in_its_place(host: Host, guest: Client)
         assert guest.getattr(fid).size == 1 << 20  # and nothing comes late under the old tag
 
 
-def test_flush_in_a_batch(host: Host, guest: Client) -> None:
+def test_flush_in_a_batch(host: Host, guest: NinePClient) -> None:
     read, flush = 21, 22
     guest.send_raw(m.Tgetattr(guest.root, 0x7FF).encode(read) + m.Tflush(read).encode(flush))
     tag, reply = guest.recv()
@@ -453,7 +453,7 @@ def test_flush_in_a_batch(host: Host, guest: Client) -> None:
 # Qids
 
 
-def test_qids_name_files(host: Host, guest: Client) -> None:
+def test_qids_name_files(host: Host, guest: NinePClient) -> None:
     (host.root / "a").write_bytes(b"")
     (host.root / "b").write_bytes(b"")
     os.link(host.root / "a", host.root / "c")
@@ -465,7 +465,7 @@ def test_qids_name_files(host: Host, guest: Client) -> None:
     assert guest.stat("d/e").qid.path == a.path
 
 
-def test_a_qid_has_another_version_when_the_data_changed(host: Host, guest: Client) -> None:
+def test_a_qid_has_another_version_when_the_data_changed(host: Host, guest: NinePClient) -> None:
     path = host.root / "f"
     path.write_bytes(b"1")
     os.utime(path, ns=(0, 1_000_000_000_000_000_001))
@@ -478,7 +478,7 @@ def test_a_qid_has_another_version_when_the_data_changed(host: Host, guest: Clie
     assert after.path == before.path
 
 
-def test_the_type_of_a_qid(host: Host, guest: Client) -> None:
+def test_the_type_of_a_qid(host: Host, guest: NinePClient) -> None:
     os.symlink("x", host.root / "link")
     os.mkfifo(host.root / "fifo")
     assert [guest.stat(name).qid.type for name in ("", "link", "fifo")] == [QidType.DIR, QidType.SYMLINK, 0]
@@ -488,7 +488,7 @@ def test_the_type_of_a_qid(host: Host, guest: Client) -> None:
 # Many requests at once
 
 
-def test_more_requests_than_are_served_in_a_turn_are_all_answered(guest: Client) -> None:
+def test_more_requests_than_are_served_in_a_turn_are_all_answered(guest: NinePClient) -> None:
     count = 2000
     guest.send_raw(b"".join(m.Tgetattr(guest.root, 0x7FF).encode(tag) for tag in range(count)))
     answered = [guest.recv() for _ in range(count)]
@@ -496,7 +496,7 @@ def test_more_requests_than_are_served_in_a_turn_are_all_answered(guest: Client)
     assert {type(reply) for _, reply in answered} == {m.Rgetattr}
 
 
-def test_errors_among_many_requests_are_answered_in_their_place(guest: Client) -> None:
+def test_errors_among_many_requests_are_answered_in_their_place(guest: NinePClient) -> None:
     requests = [m.Tgetattr(guest.root if tag % 3 else NEW, 0x7FF) for tag in range(1500)]
     guest.send_raw(b"".join(request.encode(tag) for tag, request in enumerate(requests)))
     for tag in range(len(requests)):
@@ -536,7 +536,7 @@ def test_errors_among_requests_do_not_make_a_turn_longer(tmp_path: Path, monkeyp
     assert max(waiting) <= 1024
 
 
-def test_requests_that_come_byte_by_byte_and_many_at_once_are_answered_alike(host: Host, guest: Client) -> None:
+def test_requests_that_come_byte_by_byte_and_many_at_once_are_answered_alike(host: Host, guest: NinePClient) -> None:
     (host.root / "d").mkdir()
     (host.root / "d" / "f").write_bytes(b"content")
     conversation = [
@@ -551,7 +551,7 @@ def test_requests_that_come_byte_by_byte_and_many_at_once_are_answered_alike(hos
     assert sorted(str(guest.recv()) for _ in conversation) == sorted(map(str, at_once))
 
 
-def test_a_version_among_many_requests_ends_the_fids_for_those_behind_it(guest: Client) -> None:
+def test_a_version_among_many_requests_ends_the_fids_for_those_behind_it(guest: NinePClient) -> None:
     root = guest.root
     guest.send_raw(
         m.Tgetattr(root, 0x7FF).encode(1)
@@ -562,6 +562,6 @@ def test_a_version_among_many_requests_ends_the_fids_for_those_behind_it(guest: 
     assert [type(guest.recv()[1]) for _ in range(4)] == [m.Rgetattr, m.Rversion, m.Rlerror, m.Rlerror]
 
 
-def test_a_message_past_the_new_msize_is_refused_in_the_same_turn(host: Host, guest: Client) -> None:
+def test_a_message_past_the_new_msize_is_refused_in_the_same_turn(host: Host, guest: NinePClient) -> None:
     guest.send_raw(m.Tversion(4096, VERSION).encode(NOTAG) + m.Twrite(guest.root, 0, bytes(5000)).encode(1))
     assert all(isinstance(reply, m.Rversion) for reply in guest.drain())  # no Rlerror, which a write would get

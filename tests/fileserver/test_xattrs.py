@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tests.fileserver.conftest import Device, Host, Refused
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
@@ -33,7 +33,7 @@ passthrough = pytest.mark.parametrize("model", ["passthrough"])
 none = pytest.mark.parametrize("model", ["none"])
 
 
-def get(guest: Client, path: str, name: bytes) -> bytes:
+def get(guest: NinePClient, path: str, name: bytes) -> bytes:
     """Read an attribute, or the list of names, as Linux's client does."""
     with guest.walked(path) as fid:
         attribute = guest.new_fid()
@@ -50,7 +50,7 @@ def get(guest: Client, path: str, name: bytes) -> bytes:
         return value
 
 
-def put(guest: Client, path: str, name: bytes, value: bytes, flags: int = 0) -> None:
+def put(guest: NinePClient, path: str, name: bytes, value: bytes, flags: int = 0) -> None:
     """Set an attribute, as Linux's client does; the clunk tells whether it worked."""
     fid = guest.walk(path)
     try:
@@ -63,7 +63,7 @@ def put(guest: Client, path: str, name: bytes, value: bytes, flags: int = 0) -> 
     guest.clunk(fid)
 
 
-def names(guest: Client, path: str) -> set[bytes]:
+def names(guest: NinePClient, path: str) -> set[bytes]:
     return set(get(guest, path, b"").split(b"\0")) - {b""}
 
 
@@ -76,7 +76,7 @@ def file(host: Host) -> Path:
 
 @pytest.mark.parametrize("path", ["f", "d", ""])
 @pytest.mark.parametrize("value", [b"value", b"", b"\0\xff", b"x" * 3000])
-def test_set_get_list_remove(*, host: Host, guest: Client, file: Path, path: str, value: bytes) -> None:
+def test_set_get_list_remove(*, host: Host, guest: NinePClient, file: Path, path: str, value: bytes) -> None:
     (host.root / "d").mkdir()
     put(guest, path, b"user.a", value)
     put(guest, path, b"user.b", b"other")
@@ -89,7 +89,7 @@ def test_set_get_list_remove(*, host: Host, guest: Client, file: Path, path: str
     assert file.read_bytes() == b"content"
 
 
-def test_what_is_not_there(guest: Client, file: Path, refused: Refused) -> None:
+def test_what_is_not_there(guest: NinePClient, file: Path, refused: Refused) -> None:
     assert names(guest, "f") == set()
     with refused(errno.ENODATA):
         get(guest, "f", b"user.nothing")
@@ -97,7 +97,7 @@ def test_what_is_not_there(guest: Client, file: Path, refused: Refused) -> None:
         guest.rpc(m.Tgetattr(NEW, 0))
 
 
-def test_the_flags(guest: Client, file: Path, refused: Refused) -> None:
+def test_the_flags(guest: NinePClient, file: Path, refused: Refused) -> None:
     with refused(errno.ENODATA):
         put(guest, "f", b"user.a", b"1", REPLACE)
     put(guest, "f", b"user.a", b"1", CREATE)
@@ -112,7 +112,7 @@ def test_the_flags(guest: Client, file: Path, refused: Refused) -> None:
     assert get(guest, "f", b"user.a") == b"3"
 
 
-def test_a_value_in_several_writes(guest: Client, file: Path) -> None:
+def test_a_value_in_several_writes(guest: NinePClient, file: Path) -> None:
     fid = guest.walk("f")
     guest.ask(m.Txattrcreate(fid, b"user.a", 9, 0), m.Rxattrcreate)
     for offset, part in ((0, b"one"), (3, b"two"), (6, b"six")):
@@ -123,7 +123,7 @@ def test_a_value_in_several_writes(guest: Client, file: Path) -> None:
 
 
 @pytest.mark.parametrize("written", [b"", b"short"])
-def test_a_value_that_is_not_whole_is_not_set(guest: Client, file: Path, refused: Refused, written: bytes) -> None:
+def test_a_value_that_is_not_whole_is_not_set(guest: NinePClient, file: Path, refused: Refused, written: bytes) -> None:
     put(guest, "f", b"user.a", b"old")
     fid = guest.walk("f")
     guest.ask(m.Txattrcreate(fid, b"user.a", 9, 0), m.Rxattrcreate)
@@ -138,7 +138,7 @@ def test_a_value_that_is_not_whole_is_not_set(guest: Client, file: Path, refused
 
 @pytest.mark.parametrize(("offset", "data"), [(1, b"x"), (0, b"0123456789"), (1 << 40, b"x"), ((1 << 64) - 1, b"x")])
 def test_writes_past_the_value_are_refused(
-    guest: Client, file: Path, refused: Refused, offset: int, data: bytes
+    guest: NinePClient, file: Path, refused: Refused, offset: int, data: bytes
 ) -> None:
     fid = guest.walk("f")
     guest.ask(m.Txattrcreate(fid, b"user.a", 9, 0), m.Rxattrcreate)
@@ -149,7 +149,7 @@ def test_writes_past_the_value_are_refused(
     assert get(guest, "f", b"user.a") == b"123456789"
 
 
-def test_a_value_is_read_in_parts(guest: Client, file: Path) -> None:
+def test_a_value_is_read_in_parts(guest: NinePClient, file: Path) -> None:
     put(guest, "f", b"user.a", b"0123456789")
     with guest.walked("f") as fid:
         assert guest.ask(m.Txattrwalk(fid, NEW, b"user.a"), m.Rxattrwalk).size == 10
@@ -162,7 +162,7 @@ def test_a_value_is_read_in_parts(guest: Client, file: Path) -> None:
     guest.ask(m.Tclunk(NEW), m.Rclunk)
 
 
-def test_an_attributes_fid_is_no_files(guest: Client, file: Path, refused: Refused) -> None:
+def test_an_attributes_fid_is_no_files(guest: NinePClient, file: Path, refused: Refused) -> None:
     put(guest, "f", b"user.a", b"1")
     with guest.walked("f") as fid:
         guest.ask(m.Txattrwalk(fid, NEW, b"user.a"), m.Rxattrwalk)
@@ -182,7 +182,7 @@ def test_an_attributes_fid_is_no_files(guest: Client, file: Path, refused: Refus
     assert file.read_bytes() == b"content"
 
 
-def test_an_open_fid_is_not_turned_into_an_attribute(guest: Client, file: Path, refused: Refused) -> None:
+def test_an_open_fid_is_not_turned_into_an_attribute(guest: NinePClient, file: Path, refused: Refused) -> None:
     fid = guest.open("f", O.RDWR)
     with refused():
         guest.rpc(m.Txattrcreate(fid, b"user.a", 1, 0))
@@ -192,14 +192,14 @@ def test_an_open_fid_is_not_turned_into_an_attribute(guest: Client, file: Path, 
     assert guest.read(fid, 0, 100) == b"content"
 
 
-def test_a_new_fid_in_use_is_refused(guest: Client, file: Path, refused: Refused) -> None:
+def test_a_new_fid_in_use_is_refused(guest: NinePClient, file: Path, refused: Refused) -> None:
     with guest.walked("f") as fid, refused():
         guest.rpc(m.Txattrwalk(fid, guest.root, b""))
     assert guest.listdir() == [b"f"]
 
 
 @pytest.mark.parametrize("name", [b"", b"user." + b"x" * 251, b"user." + b"x" * 60000])
-def test_names_that_are_none(guest: Client, file: Path, refused: Refused, name: bytes) -> None:
+def test_names_that_are_none(guest: NinePClient, file: Path, refused: Refused, name: bytes) -> None:
     with refused(errno.ERANGE, errno.EINVAL, errno.EOPNOTSUPP):
         put(guest, "f", name, b"1")
     if name:
@@ -209,12 +209,12 @@ def test_names_that_are_none(guest: Client, file: Path, refused: Refused, name: 
 
 
 @pytest.mark.parametrize("size", [65537, 1 << 31, (1 << 64) - 1])
-def test_values_that_are_too_large(guest: Client, file: Path, refused: Refused, size: int) -> None:
+def test_values_that_are_too_large(guest: NinePClient, file: Path, refused: Refused, size: int) -> None:
     with guest.walked("f") as fid, refused(errno.E2BIG, errno.ENOSPC):
         guest.rpc(m.Txattrcreate(fid, b"user.a", size, 0))
 
 
-def test_a_value_that_the_file_system_has_no_room_for(guest: Client, file: Path) -> None:
+def test_a_value_that_the_file_system_has_no_room_for(guest: NinePClient, file: Path) -> None:
     # 64 KiB is the protocol's; ext4 without large values takes less than a block.
     value = b"x" * 65536
     fid = guest.walk("f")
@@ -226,7 +226,7 @@ def test_a_value_that_the_file_system_has_no_room_for(guest: Client, file: Path)
     assert (names(guest, "f") == {b"user.a"}) == (reply == m.Rclunk())
 
 
-def test_a_file_that_was_unlinked(guest: Client, file: Path) -> None:
+def test_a_file_that_was_unlinked(guest: NinePClient, file: Path) -> None:
     with guest.walked("f") as fid:
         writing = guest.walk(start=fid)
         guest.unlink("f")
@@ -236,7 +236,7 @@ def test_a_file_that_was_unlinked(guest: Client, file: Path) -> None:
         assert guest.ask(m.Txattrwalk(fid, NEW, b"user.a"), m.Rxattrwalk).size == 1
 
 
-def test_a_link_does_not_lead_to_its_targets_attributes(host: Host, guest: Client, file: Path) -> None:
+def test_a_link_does_not_lead_to_its_targets_attributes(host: Host, guest: NinePClient, file: Path) -> None:
     os.setxattr(file, "user.a", b"of the target")
     os.symlink("f", host.root / "l")
     os.symlink(host.outside / "canary", host.root / "out")
@@ -259,7 +259,7 @@ def test_a_link_does_not_lead_to_its_targets_attributes(host: Host, guest: Clien
 
 
 def test_what_was_moved_out_is_neither_read_nor_changed(
-    host: Host, guest: Client, file: Path, refused: Refused
+    host: Host, guest: NinePClient, file: Path, refused: Refused
 ) -> None:
     os.setxattr(file, "user.a", b"1")
     fid, writing = guest.walk("f"), guest.walk("f")
@@ -291,7 +291,7 @@ def test_a_read_only_share_tells_and_keeps_them(host: Host, file: Path, refused:
 
 @pytest.mark.parametrize("name", [b"uid", b"gid", b"mode", b"rdev", b"other", b"", b"security.x", b"virtfs.uid"])
 def test_the_servers_own_are_neither_seen_nor_set(
-    *, host: Host, guest: Client, file: Path, refused: Refused, name: bytes
+    *, host: Host, guest: NinePClient, file: Path, refused: Refused, name: bytes
 ) -> None:
     own = b"user.virtfs." + name
     if name:
@@ -314,7 +314,7 @@ KERNELS = [b"security.capability", b"security.x", b"trusted.x", b"system.posix_a
 @mapped
 @pytest.mark.parametrize("name", KERNELS)
 def test_mapped_what_a_kernel_acts_on_is_kept_where_the_hosts_does_not(
-    host: Host, guest: Client, file: Path, name: bytes
+    host: Host, guest: NinePClient, file: Path, name: bytes
 ) -> None:
     put(guest, "f", name, b"guest's")
     assert get(guest, "f", name) == b"guest's"
@@ -326,7 +326,7 @@ def test_mapped_what_a_kernel_acts_on_is_kept_where_the_hosts_does_not(
 
 
 @mapped
-def test_mapped_what_the_hosts_kernel_acts_on_is_not_the_guests(host: Host, guest: Client, file: Path) -> None:
+def test_mapped_what_the_hosts_kernel_acts_on_is_not_the_guests(host: Host, guest: NinePClient, file: Path) -> None:
     try:
         os.setxattr(file, "trusted.host", b"1")
     except PermissionError:
@@ -344,7 +344,7 @@ ACL = struct.pack("<IHHIHHIHHI", 2, 1, 6, 0xFFFFFFFF, 4, 4, 0xFFFFFFFF, 0x20, 4,
 @passthrough
 @pytest.mark.parametrize("name", [b"security.capability", b"security.selinux", b"security.x", b"trusted.x"])
 def test_passthrough_what_is_a_right_on_the_host_is_neither_set_nor_told(
-    *, host: Host, guest: Client, file: Path, refused: Refused, name: bytes
+    *, host: Host, guest: NinePClient, file: Path, refused: Refused, name: bytes
 ) -> None:
     capability = struct.pack("<IIIII", 0x02000000, 1 << 10, 0, 0, 0)
     for value, flags in ((capability, 0), (capability, CREATE), (b"", REPLACE)):
@@ -364,7 +364,7 @@ def test_passthrough_what_is_a_right_on_the_host_is_neither_set_nor_told(
 
 
 @passthrough
-def test_passthrough_acls_are_the_hosts_own(host: Host, guest: Client, file: Path, refused: Refused) -> None:
+def test_passthrough_acls_are_the_hosts_own(host: Host, guest: NinePClient, file: Path, refused: Refused) -> None:
     os.setxattr(file, "trusted.x", b"1")
     file.chmod(0o600)
     put(guest, "f", b"system.posix_acl_access", ACL)
@@ -380,7 +380,7 @@ def test_passthrough_acls_are_the_hosts_own(host: Host, guest: Client, file: Pat
 
 
 @mapped
-def test_mapped_other_name_spaces_of_the_kernel_are_refused(guest: Client, file: Path, refused: Refused) -> None:
+def test_mapped_other_name_spaces_of_the_kernel_are_refused(guest: NinePClient, file: Path, refused: Refused) -> None:
     for name in (b"system.posix_acl_accessory", b"system.nfs4_acl", b"system.", b"other.x", b"x"):
         with refused(errno.EOPNOTSUPP):
             put(guest, "f", name, b"1")
@@ -389,7 +389,7 @@ def test_mapped_other_name_spaces_of_the_kernel_are_refused(guest: Client, file:
 
 @none
 @pytest.mark.parametrize("name", [*KERNELS, b"other.x", b"x"])
-def test_none_keeps_those_of_users_alone(guest: Client, file: Path, refused: Refused, name: bytes) -> None:
+def test_none_keeps_those_of_users_alone(guest: NinePClient, file: Path, refused: Refused, name: bytes) -> None:
     with refused(errno.EOPNOTSUPP):
         put(guest, "f", name, b"1")
     with refused(errno.EOPNOTSUPP, errno.ENODATA):
@@ -418,7 +418,7 @@ def test_values_that_are_held_have_a_limit(
         guest.ask(m.Txattrcreate(second, b"user.b", 65536, 0), m.Rxattrcreate)
 
 
-def test_what_is_refused_is_not_counted_as_held(guest: Client, file: Path, refused: Refused) -> None:
+def test_what_is_refused_is_not_counted_as_held(guest: NinePClient, file: Path, refused: Refused) -> None:
     # More than the limit of 4 MiB in all, if any of them were.
     fid = guest.walk("f")
     for _ in range(100):
@@ -431,7 +431,7 @@ def test_what_is_refused_is_not_counted_as_held(guest: Client, file: Path, refus
     assert get(guest, "f", b"user.a") == b"1"
 
 
-def test_what_is_done_is_no_longer_held(guest: Client, file: Path) -> None:
+def test_what_is_done_is_no_longer_held(guest: NinePClient, file: Path) -> None:
     value = b"x" * 3500
     put(guest, "f", b"user.a", value)
     for _ in range(1300):  # 4.5 MB in all, and 4 MiB are the limit

@@ -19,7 +19,7 @@ from uvmshare.demo.guest import ClientGuest
 from uvmshare.demo.states import RecordingVM, ShareHistory, draw
 from uvmshare.errors import GuestUnavailable, InvalidDocument, OutcomeUnknown, ShareNotFound
 from uvmshare.hcs.schema import RequestType
-from uvmshare.share.interfaces import Plan9Share
+from uvmshare.share.interfaces import NamedShare
 from uvmshare.share.options import AddOptions
 from uvmshare.share.state import ShareState
 from uvmshare.testing import guest_vm
@@ -170,7 +170,7 @@ def test_an_add_that_does_not_fail_fails_it(project: Path, monkeypatch: pytest.M
 
 def test_a_second_modify_call_fails_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class CountsDouble(RecordingVM):
-        async def add_plan9(self, share: Plan9Share) -> str | None:
+        async def add_plan9(self, share: NamedShare) -> str | None:
             directory = await super().add_plan9(share)
             self.calls.append(self.calls[-1])
             return directory
@@ -236,7 +236,7 @@ class Scripted:
     def __init__(self, *outcomes: Exception | None) -> None:
         self.outcomes = list(outcomes)
 
-    async def add_plan9(self, share: Plan9Share) -> None:
+    async def add_plan9(self, share: NamedShare) -> None:
         outcome = self.outcomes.pop(0)
         if outcome is not None:
             raise outcome
@@ -271,7 +271,7 @@ def test_the_states_are_those_of_the_table(
         recorder = RecordingVM(Scripted(*(outcome for _, outcome in calls)))
         for kind, outcome in calls:
             call = recorder.add_plan9 if kind is ADD else recorder.remove_plan9
-            share = Plan9Share("0", AddOptions.recalled("/a/b", read_only=False))
+            share = NamedShare("0", AddOptions.recalled("/a/b", read_only=False))
             if outcome is None:
                 await call(share)
             else:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from uvmshare.guest import keepalive
 from uvmshare.guest import mount as module
-from uvmshare.guest.mount import Address, MountError, connect, main, mount, parse_address
+from uvmshare.guest.mount import MountError, ServerAddress, connect, main, mount, parse_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(
     ("text", "address"),
     [
-        ("vsock:2", Address("vsock", "2", 5640)),
-        ("vsock:2:1024", Address("vsock", "2", 1024)),
-        ("vsock:4294967294:4294967294", Address("vsock", "4294967294", 4294967294)),
-        ("tcp:10.0.2.2", Address("tcp", "10.0.2.2", 5640)),
-        ("tcp:host.example:1", Address("tcp", "host.example", 1)),
-        ("tcp:[::1]:65535", Address("tcp", "::1", 65535)),
-        ("tcp:[::1]", Address("tcp", "::1", 5640)),
-        ("unix:/run/a:b", Address("unix", "/run/a:b")),
+        ("vsock:2", ServerAddress("vsock", "2", 5640)),
+        ("vsock:2:1024", ServerAddress("vsock", "2", 1024)),
+        ("vsock:4294967294:4294967294", ServerAddress("vsock", "4294967294", 4294967294)),
+        ("tcp:10.0.2.2", ServerAddress("tcp", "10.0.2.2", 5640)),
+        ("tcp:host.example:1", ServerAddress("tcp", "host.example", 1)),
+        ("tcp:[::1]:65535", ServerAddress("tcp", "::1", 65535)),
+        ("tcp:[::1]", ServerAddress("tcp", "::1", 5640)),
+        ("unix:/run/a:b", ServerAddress("unix", "/run/a:b")),
     ],
 )
-def test_an_address_is_read(text: str, address: Address) -> None:
+def test_an_address_is_read(text: str, address: ServerAddress) -> None:
     assert parse_address(text) == address
     assert parse_address(str(address)) == address
 
@@ -87,8 +87,8 @@ def listener(tmp_path: Path) -> Iterator[socket.socket]:
 
 
 @pytest.fixture
-def address(listener: socket.socket) -> Address:
-    return Address("unix", listener.getsockname())
+def address(listener: socket.socket) -> ServerAddress:
+    return ServerAddress("unix", listener.getsockname())
 
 
 class Kernel:
@@ -126,7 +126,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
 
 
 def test_the_kernel_gets_a_connected_socket_and_the_options(
-    kernel: Kernel, address: Address, listener: socket.socket, tmp_path: Path
+    kernel: Kernel, address: ServerAddress, listener: socket.socket, tmp_path: Path
 ) -> None:
     how = mount(address, "0", str(tmp_path), read_only=True, msize=65536, cache="mmap", access="user", uname="me")
     ((source, directory, flags, options),) = kernel.calls
@@ -172,7 +172,7 @@ def test_the_cache_that_is_chosen_keeps_no_read_or_write_in_any_kernel(
 
 
 def test_what_was_chosen_is_told_with_the_msize_that_the_server_agreed_to(
-    kernel: Kernel, address: Address, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kernel: Kernel, address: ServerAddress, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kernel.agrees_to = "msize=16384"
     cache = module.choose("auto", 16384, read_only=False)
@@ -181,7 +181,7 @@ def test_what_was_chosen_is_told_with_the_msize_that_the_server_agreed_to(
     assert capsys.readouterr().out == f"mounted share 0 on {tmp_path} ({cache})\n"
 
 
-def test_access_control_lists_are_asked_of_the_kernel(kernel: Kernel, address: Address, tmp_path: Path) -> None:
+def test_access_control_lists_are_asked_of_the_kernel(kernel: Kernel, address: ServerAddress, tmp_path: Path) -> None:
     assert main([str(address), "0", str(tmp_path), "--posixacl", "--cache", "loose", "--msize", "8192"]) == 0
     assert kernel.calls[-1][-1].endswith(",cache=loose,msize=8192,access=client,posixacl")
     mount(address, "0", str(tmp_path))
@@ -189,7 +189,7 @@ def test_access_control_lists_are_asked_of_the_kernel(kernel: Kernel, address: A
 
 
 def test_a_kernel_that_passes_over_access_control_lists_has_no_mount(
-    kernel: Kernel, address: Address, tmp_path: Path
+    kernel: Kernel, address: ServerAddress, tmp_path: Path
 ) -> None:
     kernel.passes_over = ("posixacl",)
     with pytest.raises(MountError, match="CONFIG_9P_FS_POSIX_ACL"):
@@ -199,20 +199,20 @@ def test_a_kernel_that_passes_over_access_control_lists_has_no_mount(
 
 
 def test_access_control_lists_go_with_one_way_of_telling_users_apart(
-    kernel: Kernel, address: Address, tmp_path: Path
+    kernel: Kernel, address: ServerAddress, tmp_path: Path
 ) -> None:
     with pytest.raises(MountError, match="access=client alone"):
         mount(address, "0", str(tmp_path), posixacl=True, access="user")
     assert not kernel.calls
 
 
-def test_directories_are_made(kernel: Kernel, address: Address, tmp_path: Path) -> None:
+def test_directories_are_made(kernel: Kernel, address: ServerAddress, tmp_path: Path) -> None:
     mount(address, "0", str(tmp_path / "a" / "b"))
     assert (tmp_path / "a" / "b").is_dir()
 
 
 def test_a_failed_mount_leaves_no_directory_and_no_socket(
-    kernel: Kernel, address: Address, listener: socket.socket, tmp_path: Path
+    kernel: Kernel, address: ServerAddress, listener: socket.socket, tmp_path: Path
 ) -> None:
     kernel.fails_with = errno.ENOENT
     with pytest.raises(MountError, match="no share '7'"):
@@ -223,14 +223,16 @@ def test_a_failed_mount_leaves_no_directory_and_no_socket(
         assert accepted.recv(1) == b""
 
 
-def test_a_directory_that_was_there_stays(kernel: Kernel, address: Address, tmp_path: Path) -> None:
+def test_a_directory_that_was_there_stays(kernel: Kernel, address: ServerAddress, tmp_path: Path) -> None:
     kernel.fails_with = errno.EIO
     with pytest.raises(MountError, match="closed the connection"):
         mount(address, "0", str(tmp_path))
     assert tmp_path.is_dir()
 
 
-def test_a_target_that_is_a_file_is_refused_before_anything(kernel: Kernel, address: Address, tmp_path: Path) -> None:
+def test_a_target_that_is_a_file_is_refused_before_anything(
+    kernel: Kernel, address: ServerAddress, tmp_path: Path
+) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(MountError, match=r"file is not a directory"):
         mount(address, "0", str(tmp_path / "file"))
@@ -240,7 +242,7 @@ def test_a_target_that_is_a_file_is_refused_before_anything(kernel: Kernel, addr
 
 
 def test_a_mute_server_ends_with_the_connection(
-    monkeypatch: pytest.MonkeyPatch, address: Address, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, address: ServerAddress, tmp_path: Path
 ) -> None:
     def wait_for_the_end(source: str, directory: str, flags: int, options: str) -> int:
         number = int(re.findall(r"rfdno=(\d+)", options)[0])
@@ -253,7 +255,7 @@ def test_a_mute_server_ends_with_the_connection(
 
 
 def test_a_mount_on_a_connection_that_was_just_shut_is_undone(
-    monkeypatch: pytest.MonkeyPatch, address: Address, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, address: ServerAddress, tmp_path: Path
 ) -> None:
     unmounted = []
 
@@ -294,7 +296,7 @@ def test_a_bad_option_is_refused_before_anything(
     arguments: dict[str, object] = {"share": "0", option: value}
     share = str(arguments.pop("share"))
     with pytest.raises(MountError, match=message):
-        mount(Address("unix", "/nonexistent"), share, str(tmp_path / "new"), **arguments)  # type: ignore[arg-type]  # a table of wrong values
+        mount(ServerAddress("unix", "/nonexistent"), share, str(tmp_path / "new"), **arguments)  # type: ignore[arg-type]  # a table of wrong values
     assert not (tmp_path / "new").exists()
     assert not kernel.calls
 
@@ -337,20 +339,20 @@ def test_what_the_kernel_has_is_read_from_it() -> None:
 
 def test_nothing_listens_on_a_unix_socket(tmp_path: Path) -> None:
     with pytest.raises(MountError, match="nothing listens there"):
-        connect(Address("unix", str(tmp_path / "nothing")))
+        connect(ServerAddress("unix", str(tmp_path / "nothing")))
 
 
 def test_nothing_listens_on_tcp() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody else can be there
         with pytest.raises(MountError, match="nothing listens there"):
-            connect(Address("tcp", "127.0.0.1", taken.getsockname()[1]))
+            connect(ServerAddress("tcp", "127.0.0.1", taken.getsockname()[1]))
 
 
 def test_a_tcp_connection_sends_small_messages_at_once() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
-        connect(Address("tcp", "127.0.0.1", server.getsockname()[1])) as connected,
+        connect(ServerAddress("tcp", "127.0.0.1", server.getsockname()[1])) as connected,
     ):
         assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert connected.gettimeout() is None
@@ -359,15 +361,15 @@ def test_a_tcp_connection_sends_small_messages_at_once() -> None:
 @pytest.mark.parametrize("code", [errno.EAFNOSUPPORT, errno.ENODEV, errno.EADDRNOTAVAIL])
 def test_a_guest_without_vsock_is_told_the_module(code: int) -> None:
     error = OSError(code, "")
-    assert "vmw_vsock_virtio_transport" in module._why_not_connected(error, Address("vsock", "2", 5640))
+    assert "vmw_vsock_virtio_transport" in module._why_not_connected(error, ServerAddress("vsock", "2", 5640))
 
 
 @pytest.mark.parametrize("code", [errno.ENODEV, errno.ECONNRESET, errno.ETIMEDOUT])
 def test_a_cid_that_is_not_the_hosts_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     monkeypatch.setattr(module, "_own_cid", lambda: 3)
-    words = module._why_not_connected(OSError(code, ""), Address("vsock", "3", 5640))
+    words = module._why_not_connected(OSError(code, ""), ServerAddress("vsock", "3", 5640))
     assert words == "CID 3 is this guest's own, and a guest reaches the host alone: its CID is 2"
-    words = module._why_not_connected(OSError(code, ""), Address("vsock", "7", 5640))
+    words = module._why_not_connected(OSError(code, ""), ServerAddress("vsock", "7", 5640))
     assert words == "CID 7 is not the host's, and a guest reaches the host alone: its CID is 2"
 
 
@@ -398,7 +400,7 @@ def test_what_is_no_tcp_and_no_vsock_is_left_alone() -> None:
     [(TimeoutError(), "no answer came in time"), (OSError(errno.ENETUNREACH, "Network is unreachable"), "unreachable")],
 )
 def test_other_reasons_are_given_as_they_are(error: OSError, words: str) -> None:
-    assert words in module._why_not_connected(error, Address("tcp", "h", 1))
+    assert words in module._why_not_connected(error, ServerAddress("tcp", "h", 1))
 
 
 def run_copied(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -447,13 +449,13 @@ def test_a_command_line_that_cannot_be_ends_with_2(capsys: pytest.CaptureFixture
     assert said.count("\n") == 1
 
 
-def test_main_returns_success(kernel: Kernel, address: Address, tmp_path: Path) -> None:
+def test_main_returns_success(kernel: Kernel, address: ServerAddress, tmp_path: Path) -> None:
     assert main([str(address), "0", str(tmp_path), "--read-only", "--access", "any"]) == 0
     assert kernel.calls[0][2] == 1 | 2 | 4
 
 
 def test_an_interruption_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(text: str) -> Address:
+    def interrupted(text: str) -> ServerAddress:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "parse_address", interrupted)
@@ -476,7 +478,7 @@ def test_it_is_written_for_the_pythons_of_older_guests() -> None:
 
 @pytest.mark.parametrize(("more", "flags"), [([], 2 | 4), (["--suid"], 4), (["--dev"], 2), (["--suid", "--dev"], 0)])
 def test_set_user_id_and_device_nodes_count_only_where_that_is_asked_for(
-    tmp_path: Path, address: Address, kernel: Kernel, more: list[str], flags: int
+    tmp_path: Path, address: ServerAddress, kernel: Kernel, more: list[str], flags: int
 ) -> None:
     assert module.main([str(address), "0", str(tmp_path), *more]) == 0
     assert [call[2] for call in kernel.calls] == [flags]

@@ -26,7 +26,7 @@ from tests.guest.vsock_driver import (
 )
 from tests.processes import DEADLINE
 
-from uvmshare.testing.vhost_user import Request
+from uvmshare.testing.vhost_user import VhostRequest
 from uvmshare.testing.vsock import VsockDevice
 from uvmshare.testing.vsock_streams import BUFFER, HEADER, Op
 
@@ -481,7 +481,7 @@ def test_whatever_a_guest_writes_the_device_goes_on(sent: list[tuple[bytes, int,
             ring.describe(0, GUEST_BASE + at, len(data), flags=flags, following=head)
             ring.offer(head)
             pair.driver.turn()
-        pair.driver.tell(Request.GET_VRING_BASE, struct.pack("<II", FROM_GUEST, 0))
+        pair.driver.tell(VhostRequest.GET_VRING_BASE, struct.pack("<II", FROM_GUEST, 0))
         assert not pair.device._ended
 
 
@@ -489,25 +489,27 @@ def test_whatever_a_guest_writes_the_device_goes_on(sent: list[tuple[bytes, int,
 
 
 def test_the_configuration_has_the_guests_cid(pair: Pair) -> None:
-    assert pair.driver.ask(Request.GET_CONFIG, struct.pack("<III", 0, 8, 0) + bytes(8))[12:] == struct.pack("<Q", 3)
+    assert pair.driver.ask(VhostRequest.GET_CONFIG, struct.pack("<III", 0, 8, 0) + bytes(8))[12:] == struct.pack(
+        "<Q", 3
+    )
 
 
 def test_a_stopped_queue_says_where_it_was_and_goes_on_there(pair: Pair) -> None:
     host = pair.guest_dials()
     ring = pair.driver.rings[FROM_GUEST]
-    base = pair.driver.ask(Request.GET_VRING_BASE, struct.pack("<II", FROM_GUEST, 0))
+    base = pair.driver.ask(VhostRequest.GET_VRING_BASE, struct.pack("<II", FROM_GUEST, 0))
     assert base == struct.pack("<II", FROM_GUEST, ring.put)
     pair.send(Op.RW, b"later")
-    pair.driver.tell(Request.SET_VRING_BASE, base)
-    pair.driver.tell(Request.SET_VRING_KICK, struct.pack("<Q", FROM_GUEST), ring.kick)
+    pair.driver.tell(VhostRequest.SET_VRING_BASE, base)
+    pair.driver.tell(VhostRequest.SET_VRING_KICK, struct.pack("<Q", FROM_GUEST), ring.kick)
     user = 0x7F00_0000_0000
     addresses = (user + ring.descriptors, user + ring.used, user + ring.available, 0)
-    pair.driver.tell(Request.SET_VRING_ADDR, struct.pack("<IIQQQQ", FROM_GUEST, 0, *addresses))
+    pair.driver.tell(VhostRequest.SET_VRING_ADDR, struct.pack("<IIQQQQ", FROM_GUEST, 0, *addresses))
     assert host.recv(100) == b"later"
 
 
 def test_a_message_that_asks_for_an_acknowledgement_gets_one(pair: Pair) -> None:
-    assert pair.driver.ask(Request.SET_OWNER, flags=1 | 8) == bytes(8)
+    assert pair.driver.ask(VhostRequest.SET_OWNER, flags=1 | 8) == bytes(8)
 
 
 @pytest.mark.parametrize(
@@ -516,10 +518,10 @@ def test_a_message_that_asks_for_an_acknowledgement_gets_one(pair: Pair) -> None
         struct.pack("<III", 99, 1, 8) + bytes(8),
         struct.pack("<III", 1, 2, 0),
         struct.pack("<III", 1, 1, 1 << 20),
-        struct.pack("<III", Request.SET_VRING_NUM, 1, 8) + struct.pack("<II", 7, 8),
-        struct.pack("<III", Request.SET_VRING_NUM, 1, 2) + bytes(2),
-        struct.pack("<III", Request.SET_VRING_ADDR, 1, 40) + bytes(40),
-        struct.pack("<III", Request.SET_MEM_TABLE, 1, 40) + struct.pack("<IIQQQQ", 1, 0, 0, 4096, 0, 0),
+        struct.pack("<III", VhostRequest.SET_VRING_NUM, 1, 8) + struct.pack("<II", 7, 8),
+        struct.pack("<III", VhostRequest.SET_VRING_NUM, 1, 2) + bytes(2),
+        struct.pack("<III", VhostRequest.SET_VRING_ADDR, 1, 40) + bytes(40),
+        struct.pack("<III", VhostRequest.SET_MEM_TABLE, 1, 40) + struct.pack("<IIQQQQ", 1, 0, 0, 4096, 0, 0),
     ],
 )
 def test_a_front_end_that_says_what_cannot_be_ends_the_device(pair: Pair, message: bytes) -> None:

@@ -15,7 +15,7 @@ from tests.processes import DEADLINE
 
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import LockStatus, LockType, OpenFlag
-from uvmshare.testing.client import Client
+from uvmshare.testing.client import NinePClient
 
 if TYPE_CHECKING:
     import asyncio
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.guest
 PORT = 6900
 
 
-def connect(uds_path: str) -> Client:
+def connect(uds_path: str) -> NinePClient:
     """Reach the server in the guest, as a program of the host's does with either monitor."""
     connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connected.settimeout(DEADLINE)
@@ -37,10 +37,10 @@ def connect(uds_path: str) -> Client:
     while not answer.endswith(b"\n"):
         answer += connected.recv(1) or pytest.fail(f"the guest's port is closed: {answer!r}")
     assert answer.startswith(b"OK ")
-    return Client.connect(connected, "0", timeout=DEADLINE)
+    return NinePClient.connect(connected, "0", timeout=DEADLINE)
 
 
-def lock(client: Client) -> int:
+def lock(client: NinePClient) -> int:
     """Ask for a lock on all of the file, and return what became of it."""
     fid = client.open("f", OpenFlag.RDWR)
     return client.ask(m.Tlock(fid, LockType.WRLCK, 0, 0, 0, 1, b"vm"), m.Rlock).status

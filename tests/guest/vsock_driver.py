@@ -13,7 +13,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
-from uvmshare.testing.vhost_user import Request
+from uvmshare.testing.vhost_user import VhostRequest
 from uvmshare.testing.vsock_streams import HEADER, STREAM, Op, Packet
 
 if TYPE_CHECKING:
@@ -90,25 +90,25 @@ class Driver:
         """What the guest says that it has taken of its connection."""
         self.room = 1 << 18
 
-        assert self.ask(Request.GET_FEATURES) == struct.pack("<Q", 1 << 32 | 1 << 30)
-        (self.protocol_features,) = struct.unpack("<Q", self.ask(Request.GET_PROTOCOL_FEATURES))
-        self.tell(Request.SET_PROTOCOL_FEATURES, struct.pack("<Q", self.protocol_features))
-        self.tell(Request.SET_OWNER)
-        self.tell(Request.SET_FEATURES, struct.pack("<Q", 1 << 32 | 1 << 30))
+        assert self.ask(VhostRequest.GET_FEATURES) == struct.pack("<Q", 1 << 32 | 1 << 30)
+        (self.protocol_features,) = struct.unpack("<Q", self.ask(VhostRequest.GET_PROTOCOL_FEATURES))
+        self.tell(VhostRequest.SET_PROTOCOL_FEATURES, struct.pack("<Q", self.protocol_features))
+        self.tell(VhostRequest.SET_OWNER)
+        self.tell(VhostRequest.SET_FEATURES, struct.pack("<Q", 1 << 32 | 1 << 30))
         table = struct.pack("<IIQQQQ", 1, 0, GUEST_BASE, MEMORY, USER_BASE, 0)
-        self.tell(Request.SET_MEM_TABLE, table, descriptor)
+        self.tell(VhostRequest.SET_MEM_TABLE, table, descriptor)
         os.close(descriptor)
         for ring in self.rings:
             ring.put = ring.seen = first_index
             for at in (ring.available, ring.used):
                 struct.pack_into("<H", self.memory, at + 2, first_index)
-            self.tell(Request.SET_VRING_CALL, struct.pack("<Q", ring.index), ring.call)
-            self.tell(Request.SET_VRING_NUM, struct.pack("<II", ring.index, SIZE))
-            self.tell(Request.SET_VRING_BASE, struct.pack("<II", ring.index, first_index))
+            self.tell(VhostRequest.SET_VRING_CALL, struct.pack("<Q", ring.index), ring.call)
+            self.tell(VhostRequest.SET_VRING_NUM, struct.pack("<II", ring.index, SIZE))
+            self.tell(VhostRequest.SET_VRING_BASE, struct.pack("<II", ring.index, first_index))
             addresses = (USER_BASE + ring.descriptors, USER_BASE + ring.used, USER_BASE + ring.available, 0)
-            self.tell(Request.SET_VRING_ADDR, struct.pack("<IIQQQQ", ring.index, 0, *addresses))
-            self.tell(Request.SET_VRING_KICK, struct.pack("<Q", ring.index), ring.kick)
-            self.tell(Request.SET_VRING_ENABLE, struct.pack("<II", ring.index, 1))
+            self.tell(VhostRequest.SET_VRING_ADDR, struct.pack("<IIQQQQ", ring.index, 0, *addresses))
+            self.tell(VhostRequest.SET_VRING_KICK, struct.pack("<Q", ring.index), ring.kick)
+            self.tell(VhostRequest.SET_VRING_ENABLE, struct.pack("<II", ring.index, 1))
         for slot in range(SIZE):
             self.rings[TO_GUEST].describe(slot, GUEST_BASE + self.rings[TO_GUEST].buffer(slot), BUFFER_SIZE, flags=2)
             self.rings[TO_GUEST].offer(slot)

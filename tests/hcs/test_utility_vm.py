@@ -9,7 +9,7 @@ import pytest
 from uvmshare.errors import AccessDenied, OperationDenied
 from uvmshare.hcs import schema
 from uvmshare.hcs.utility_vm import UtilityVM
-from uvmshare.share.interfaces import Plan9Share
+from uvmshare.share.interfaces import NamedShare
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions as RealOptions
 
@@ -30,8 +30,8 @@ class Options:
     map_owner: str | None = None
 
 
-def share(name: str, options: Options) -> Plan9Share:
-    return Plan9Share(name, cast("AddOptions", options))
+def share(name: str, options: Options) -> NamedShare:
+    return NamedShare(name, cast("AddOptions", options))
 
 
 class Recorder:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tests.fileserver.conftest import Device, remove_tree, xattr_directory
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 else:
     from fileserver.conftest import Device, remove_tree, xattr_directory
 
@@ -82,7 +82,7 @@ class Target:
     root: Path = field(init=False)
     outside: Path = field(init=False)
     name: str = field(init=False)
-    witness: Client = field(init=False)
+    witness: NinePClient = field(init=False)
     _open: ExitStack = field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:
@@ -106,7 +106,7 @@ class Target:
         """The supervisor's process. Asking lets it finish what it was at."""
         return self.device.pid()
 
-    def connect(self, name: str | None = None, *, msize: int = 1 << 20, n_uname: int = NONUNAME) -> Client:
+    def connect(self, name: str | None = None, *, msize: int = 1 << 20, n_uname: int = NONUNAME) -> NinePClient:
         return self._open.enter_context(self.device.connect(name or self.name, msize=msize, n_uname=n_uname))
 
     def mounts(self) -> list[int]:

@@ -15,7 +15,7 @@ from uvmshare.ninep.constants import NOFID
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 
 __all__ = [
     "DATA",
@@ -83,7 +83,7 @@ def shapes(cls: type[m.Message], fid: int, spare: int) -> Iterator[m.Message]:
     )
 
 
-def answered(client: Client, message: m.Message) -> bool:
+def answered(client: NinePClient, message: m.Message) -> bool:
     """Send a message that is well formed: it must be answered, and the answer is its own or an errno.
 
     Returns False when the message does not fit its fields or msize, and was not sent.
@@ -103,7 +103,7 @@ def answered(client: Client, message: m.Message) -> bool:
     return True
 
 
-def forget(client: Client, *fids: int) -> None:
+def forget(client: NinePClient, *fids: int) -> None:
     for fid in fids:
         with suppress(OSError):
             client.rpc(m.Tclunk(fid))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.hostile.conftest import Target
     from tests.hostile.shapes import FID_FIELDS, REQUESTS, answered, forget, kind_of
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 else:
     from hostile.shapes import FID_FIELDS, REQUESTS, answered, forget, kind_of
 
@@ -120,7 +120,7 @@ def parent(target: Target) -> object:
     )
 
 
-def connect(target: Target, *, read_only: bool = False) -> Client:
+def connect(target: Target, *, read_only: bool = False) -> NinePClient:
     client = target.connect(
         target.device.share(target.root, read_only=read_only, allowed=("absent", "allowed", "directory"))
     )

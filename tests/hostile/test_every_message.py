@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tests.hostile.conftest import Target, descriptors_of
     from tests.hostile.shapes import PLAIN, REQUESTS, answered, forget, kind_of, shapes
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 else:
     from hostile.conftest import descriptors_of
     from hostile.shapes import PLAIN, REQUESTS, answered, forget, kind_of, shapes
@@ -43,7 +43,7 @@ if sys.platform == "win32":
 class Fids:
     """Makes a fid of every kind, each time anew, because a message may use it up."""
 
-    def __init__(self, target: Target, client: Client) -> None:
+    def __init__(self, target: Target, client: NinePClient) -> None:
         self.target = target
         self.client = client
         self._numbers = itertools.count()

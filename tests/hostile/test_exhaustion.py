@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.hostile.conftest import Target, children_of, descriptors_of, status_of
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 else:
     from hostile.conftest import children_of, descriptors_of, status_of
 
@@ -48,7 +48,7 @@ _MOST_MEMORY_KIB: Final = 128 << 10
 """A mount process has some 30 MiB to begin with; buffers of msize and one reply under way come to it."""
 
 
-def refused_at_last(client: Client, requests: list[m.Message], *numbers: int) -> int:
+def refused_at_last(client: NinePClient, requests: list[m.Message], *numbers: int) -> int:
     """Send requests until one is refused, with one of these errnos; returns how many were not."""
     for count, request in enumerate(requests):
         try:
@@ -67,7 +67,7 @@ def unlocked(path: Path) -> bool:
         return kind == fcntl.F_UNLCK
 
 
-def take_everything(target: Target, client: Client) -> None:
+def take_everything(target: Target, client: NinePClient) -> None:
     """Take every fid, open file, lock and byte of attributes that there is, and hold them."""
     root = client.root
     walks: list[m.Message] = [m.Twalk(root, fid, (b"file",)) for fid in range(100, 300)]
@@ -114,7 +114,7 @@ def test_everything_that_one_mount_may_take_comes_back(attack: Callable[..., Tar
 
 def test_connections_and_mounts(attack: Callable[..., Target]) -> None:
     target = attack(limits=SMALL)
-    held: list[Client] = []
+    held: list[NinePClient] = []
     refused = 0
     for _ in range(20):
         try:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.hostile.conftest import Target
     from tests.hostile.shapes import FID_FIELDS, REQUESTS, answered, forget, kind_of
 
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 else:
     from hostile.shapes import FID_FIELDS, REQUESTS, answered, forget, kind_of
 
@@ -96,7 +96,7 @@ def test_no_message_reaches_what_is_hidden(
         made.write_bytes(SECRET if path != "file" else b"content")
     inodes = {made.lstat().st_ino for made in target.root.rglob("*") if made.name in ("secret", "secrets", "vault")}
     before = hidden(target)
-    client: Client = target.connect(target.device.share(target.root, hide=HIDE))
+    client: NinePClient = target.connect(target.device.share(target.root, hide=HIDE))
     told: list[bytes] = []
     qids: set[int] = set()
     recv = client.recv

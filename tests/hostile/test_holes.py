@@ -41,7 +41,7 @@ from uvmshare.fileserver.supervisor.shares import MountProcesses
 from uvmshare.hcs.schema import PLAN9_SHARES, ModifySettingRequest, Plan9Share, Plan9ShareFlags, RequestType
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import LockFlag, LockStatus, LockType, OpenFlag
-from uvmshare.testing.client import Client
+from uvmshare.testing.client import NinePClient
 from uvmshare.testing.connection import dial
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def test_a_directory_stays_open_while_its_listing_runs_aside(tmp_path: Path) -> 
     attach = 0, m.Tattach(0, 0xFFFFFFFF, b"", b"0", 0)
     server = threading.Thread(target=session.run, args=(attach, 65536, b""))
     server.start()
-    with ours, theirs, Client(ours, timeout=DEADLINE) as client:
+    with ours, theirs, NinePClient(ours, timeout=DEADLINE) as client:
         assert isinstance(client.recv()[1], m.Rattach)
         client.root = 0
         client.rpc(m.Twalk(0, 1, (b"directory",)))
@@ -189,7 +189,7 @@ def test_a_supervisor_without_descriptors_goes_on_and_takes_guests_and_controlle
     assert target.pid == pid
     resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
     for each in waiting:
-        with Client.connect(each, target.name, timeout=DEADLINE) as client:
+        with NinePClient.connect(each, target.name, timeout=DEADLINE) as client:
             client.stat()
     controller.settimeout(DEADLINE)
     controller.sendall(control.encode(control.Status(7)))
@@ -232,12 +232,12 @@ def test_a_mount_process_that_cannot_be_watched_does_not_stay(tmp_path: Path, mo
         server = FileServer([address], modify_timeout=DEADLINE)
         server._use(link)
         await server._modify(add(tmp_path / "share"))
-        with suppress(ConnectionClosed), Client.connect(address, "0", timeout=DEADLINE) as client:
+        with suppress(ConnectionClosed), NinePClient.connect(address, "0", timeout=DEADLINE) as client:
             assert client.drain() == []  # it may have answered before it was ended
         status = await server.status()
         assert status.shares[0].mounts == ()
         assert children_of(pid) == []
-        with Client.connect(address, "0", timeout=DEADLINE) as client:
+        with NinePClient.connect(address, "0", timeout=DEADLINE) as client:
             assert client.listdir() == []
         await server.aclose()
 
@@ -245,7 +245,7 @@ def test_a_mount_process_that_cannot_be_watched_does_not_stay(tmp_path: Path, mo
     assert os.waitpid(pid, 0)[1] == 0
 
 
-def walked(client: Client, fid: int, names: tuple[bytes, ...]) -> int:
+def walked(client: NinePClient, fid: int, names: tuple[bytes, ...]) -> int:
     """How many of the names a walk found. It says no more than how far it got, and an errno at the first."""
     try:
         return len(m.expect(client.rpc(m.Twalk(fid, fid, names)), m.Rwalk).qids)

@@ -29,7 +29,7 @@ from uvmshare.fileserver.mount.serving import Serving
 from uvmshare.hcs.schema import Plan9Share
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import OpenFlag
-from uvmshare.testing.client import Client
+from uvmshare.testing.client import NinePClient
 from uvmshare.testing.guest_vm import HOST, GuestVM
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def record(number: int) -> bytes:
 class Writer:
     """Writes records and has each brought to stable storage, many requests ahead of their answers."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: NinePClient) -> None:
         self._client = client
         self._fid = client.create("records", OpenFlag.WRONLY)
         self._fsyncs: dict[int, int] = {}
@@ -167,7 +167,7 @@ def test_an_fsync_is_answered_after_it_was_done(monkeypatch: pytest.MonkeyPatch,
     session = Serving(theirs, export, Limits(), done.append)
     server = threading.Thread(target=session.run, args=((0, m.Tattach(0, 0xFFFFFFFF, b"", b"0", 0)), 8192, b""))
     server.start()
-    with ours, theirs, Client(ours, timeout=DEADLINE) as client:
+    with ours, theirs, NinePClient(ours, timeout=DEADLINE) as client:
         client.recv()
         client.root = 0
         client.new_fid()
@@ -241,7 +241,7 @@ def test_a_guest_killed_in_the_middle_of_writes(tmp_path: Path) -> None:
             await server._modify(add_document("1", str(other.resolve())))
             guest = await GuestVM.start(root="host")
             async with guest:
-                witness = Client.connect(address, "1", timeout=DEADLINE)
+                witness = NinePClient.connect(address, "1", timeout=DEADLINE)
                 await guest.check(
                     "mkdir -p /run/at && mount -t 9p -o"
                     f" trans=tcp,port={port},version=9p2000.L,aname=0,cache=mmap {HOST} /run/at"

@@ -27,7 +27,7 @@ from uvmshare import address, peers
 from uvmshare.errors import AccessDenied
 from uvmshare.fileserver.supervisor.listener import Listener
 from uvmshare.mounts.channel import Acceptor, Dialler
-from uvmshare.testing.client import Client
+from uvmshare.testing.client import NinePClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -295,7 +295,7 @@ def test_another_user_reads_no_share_through_a_vms_port(tmp_path: Path) -> None:
             assert said(alice, "read") == "0", "nothing is said to them but the end"
         (tmp_path / "file").write_text("root's own")
         name = device.share(tmp_path)
-        with Client.connect(device.server.addresses[0], name, timeout=DEADLINE) as guest:
+        with NinePClient.connect(device.server.addresses[0], name, timeout=DEADLINE) as guest:
             assert guest.read_file("file") == b"root's own"
     finally:
         device.close()

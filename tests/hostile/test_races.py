@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tests.hostile.conftest import CANARY, Target
 
     from uvmshare.fileserver.models import SecurityModel
-    from uvmshare.testing.client import Client
+    from uvmshare.testing.client import NinePClient
 else:
     from hostile.conftest import CANARY
 
@@ -46,7 +46,7 @@ _HEADER: Final = struct.Struct("<IBH")
 class Volley:
     """The same requests again and again on one connection, encoded once; the answers are looked at as bytes."""
 
-    def __init__(self, client: Client, requests: list[m.Message]) -> None:
+    def __init__(self, client: NinePClient, requests: list[m.Message]) -> None:
         self._socket = client.socket
         frames = [request.encode(tag) for tag, request in enumerate(requests)]
         self._data = b"".join(frames) * BATCH

@@ -24,7 +24,7 @@ from uvmshare.mounts.state import MountLife
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 from uvmshare.testing.explore import explore
-from uvmshare.testing.fakes import FakeAgent, FakeVM, ListingFakeVM, Reply
+from uvmshare.testing.fakes import FakeAgent, FakeReply, FakeVM, ListingFakeVM
 from uvmshare.testing.schedule import VirtualLoop
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 PATH = "/run/uvmshare/x"
 SHARE = AddOptions(os.path.dirname(__file__), read_only=True)
 NAMED = MountOptions("0", PATH)
-FAULTS = (Reply.FAIL, Reply.LOSE_BEFORE, Reply.LOSE_AFTER)
+FAULTS = (FakeReply.FAIL, FakeReply.LOSE_BEFORE, FakeReply.LOSE_AFTER)
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,9 @@ class World:
         for fake in (self.vm,) if self.mute and self.forced else (self.agent, self.vm):
             for name, held in fake.in_flight.items():
                 if held.held:
-                    replies = (Reply.SUCCEED, *FAULTS) if self.faults and held.kind != "list" else (Reply.SUCCEED,)
+                    replies = (
+                        (FakeReply.SUCCEED, *FAULTS) if self.faults and held.kind != "list" else (FakeReply.SUCCEED,)
+                    )
                     events += [
                         (f"{held}: {reply.value}", partial(self._answer, fake, name, reply)) for reply in replies
                     ]
@@ -166,8 +168,8 @@ class World:
         self.cancels -= 1
         task.cancel()
 
-    def _answer(self, fake: FakeAgent | FakeVM, name: str, reply: Reply) -> None:
-        self.faults -= reply is not Reply.SUCCEED
+    def _answer(self, fake: FakeAgent | FakeVM, name: str, reply: FakeReply) -> None:
+        self.faults -= reply is not FakeReply.SUCCEED
         fake.in_flight[name].answer(reply)
 
     def _restart(self) -> None:

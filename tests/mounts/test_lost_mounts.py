@@ -12,7 +12,7 @@ from uvmshare.errors import ComputeSystemGone
 from uvmshare.mounts import MountOptions, MountState
 from uvmshare.mounts.interfaces import GuestMount
 from uvmshare.mounts.manager import RETRY_FIRST
-from uvmshare.testing.fakes import Reply
+from uvmshare.testing.fakes import FakeReply
 
 
 async def test_a_guest_that_was_started_again_gets_its_mounts_back() -> None:
@@ -41,7 +41,7 @@ async def test_a_connection_that_came_back_to_the_same_guest_changes_nothing() -
 async def test_what_cannot_be_mounted_again_yet_is_retried_and_can_be_given_up() -> None:
     bench = Bench()
     await bench.mounts.map(MAPPED, PATH, owner="a")
-    bench.agent.replies += [Reply.SUCCEED, Reply.FAIL, Reply.LOSE_AFTER, Reply.FAIL]
+    bench.agent.replies += [FakeReply.SUCCEED, FakeReply.FAIL, FakeReply.LOSE_AFTER, FakeReply.FAIL]
     bench.agent.reconnect(restarted=True)
     await settle()
     info = only(bench.mounts)
@@ -49,7 +49,7 @@ async def test_what_cannot_be_mounted_again_yet_is_retried_and_can_be_given_up()
     await asyncio.sleep(120)
     assert PATH in bench.agent.mounts
     assert only(bench.mounts).state is MountState.MOUNTED
-    bench.agent.replies += [Reply.SUCCEED, Reply.FAIL]
+    bench.agent.replies += [FakeReply.SUCCEED, FakeReply.FAIL]
     bench.agent.reconnect(restarted=True)
     await settle()
     await bench.mounts.unmap(PATH, owner="a")
@@ -59,7 +59,7 @@ async def test_what_cannot_be_mounted_again_yet_is_retried_and_can_be_given_up()
 async def test_whoever_asks_for_a_lost_mount_has_it_mounted_at_once() -> None:
     bench = Bench()
     await bench.mounts.map(MAPPED, PATH, owner="a")
-    bench.agent.replies += [Reply.SUCCEED, Reply.FAIL]
+    bench.agent.replies += [FakeReply.SUCCEED, FakeReply.FAIL]
     bench.agent.reconnect(restarted=True)
     await settle()
     await bench.mounts.map(MAPPED, PATH, owner="b")
@@ -75,7 +75,7 @@ async def test_a_mount_made_while_the_guest_was_asked_is_not_taken_for_lost() ->
     await settle()
     bench.agent.hold = False
     await bench.mounts.map(MAPPED, PATH, owner="a")
-    bench.agent.in_flight["/list/1"].answer(Reply.SUCCEED)
+    bench.agent.in_flight["/list/1"].answer(FakeReply.SUCCEED)
     await settle()
     assert [call.kind for call in bench.agent.calls] == ["list", "add", "list"]
     assert only(bench.mounts).state is MountState.MOUNTED
@@ -92,7 +92,7 @@ async def test_what_others_mounted_through_the_agent_is_told_and_left_alone() ->
 async def test_an_agent_that_cannot_be_asked_is_asked_again_by_itself() -> None:
     bench = Bench()
     await bench.mounts.map(MAPPED, PATH, owner="a")
-    bench.agent.replies += [Reply.FAIL, Reply.LOSE_AFTER]
+    bench.agent.replies += [FakeReply.FAIL, FakeReply.LOSE_AFTER]
     bench.agent.reconnect(restarted=True)
     await settle()
     assert not bench.agent.mounts
@@ -105,7 +105,7 @@ async def test_an_agent_that_cannot_be_asked_is_asked_again_by_itself() -> None:
 async def test_it_is_not_asked_again_after_the_end(how: str) -> None:
     bench = Bench()
     await bench.mounts.map(MAPPED, PATH, owner="a")
-    bench.agent.replies += [Reply.FAIL]
+    bench.agent.replies += [FakeReply.FAIL]
     bench.agent.reconnect(restarted=True)
     await settle()
     if how == "close":
@@ -120,7 +120,7 @@ async def test_it_is_not_asked_again_after_the_end(how: str) -> None:
 async def test_an_agent_that_cannot_be_asked_is_asked_when_it_is_reached_again() -> None:
     bench = Bench()
     await bench.mounts.map(MAPPED, PATH, owner="a")
-    bench.agent.replies.append(Reply.FAIL)
+    bench.agent.replies.append(FakeReply.FAIL)
     bench.agent.reconnect(restarted=True)
     await settle()
     assert not bench.agent.mounts

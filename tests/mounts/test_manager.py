@@ -20,7 +20,7 @@ from uvmshare.errors import (
 )
 from uvmshare.mounts import MountManager, MountOptions, MountState
 from uvmshare.mounts.interfaces import GuestMount
-from uvmshare.testing.fakes import FakeAgent, Reply
+from uvmshare.testing.fakes import FakeAgent, FakeReply
 
 # ---------------------------------------------------------------------- one mount however many callers
 
@@ -119,9 +119,9 @@ async def test_a_mount_that_meets_an_unmount_in_flight_starts_afresh_with_option
     mounting = asyncio.create_task(mounts.mount(MountOptions("7", PATH), owner="b"))
     late = asyncio.create_task(mounts.unmount(PATH, owner="b"))
     await settle()
-    agent.in_flight[PATH].answer(Reply.SUCCEED)
+    agent.in_flight[PATH].answer(FakeReply.SUCCEED)
     await settle()
-    agent.in_flight[PATH].answer(Reply.SUCCEED)
+    agent.in_flight[PATH].answer(FakeReply.SUCCEED)
     assert (await mounting).share_name == "7"
     await asyncio.gather(unmounting, late)
     assert only(mounts).owners == ("b",)
@@ -137,9 +137,9 @@ async def test_an_anonymous_release_that_waited_for_the_end_of_a_mount_takes_not
     second = asyncio.create_task(mounts.unmount(PATH))
     fresh = asyncio.create_task(mounts.mount(OPTIONS))
     await settle()
-    agent.in_flight[PATH].answer(Reply.SUCCEED)
+    agent.in_flight[PATH].answer(FakeReply.SUCCEED)
     await settle()
-    agent.in_flight[PATH].answer(Reply.SUCCEED)
+    agent.in_flight[PATH].answer(FakeReply.SUCCEED)
     await asyncio.gather(first, second, fresh)
     assert only(mounts).references == 1
 
@@ -147,8 +147,8 @@ async def test_an_anonymous_release_that_waited_for_the_end_of_a_mount_takes_not
 # ---------------------------------------------------------------------- lost answers
 
 
-@pytest.mark.parametrize("reply", [Reply.LOSE_BEFORE, Reply.LOSE_AFTER])
-async def test_a_mount_whose_answer_is_lost_is_undone_before_the_error_is_told(reply: Reply) -> None:
+@pytest.mark.parametrize("reply", [FakeReply.LOSE_BEFORE, FakeReply.LOSE_AFTER])
+async def test_a_mount_whose_answer_is_lost_is_undone_before_the_error_is_told(reply: FakeReply) -> None:
     agent = FakeAgent()
     mounts = MountManager(agent)
     agent.replies.append(reply)
@@ -162,7 +162,7 @@ async def test_a_mount_whose_answer_is_lost_is_undone_before_the_error_is_told(r
 async def test_what_cannot_be_undone_keeps_its_path_and_is_retried() -> None:
     agent = FakeAgent()
     mounts = MountManager(agent)
-    agent.replies += [Reply.LOSE_AFTER, Reply.FAIL, Reply.FAIL]
+    agent.replies += [FakeReply.LOSE_AFTER, FakeReply.FAIL, FakeReply.FAIL]
     with pytest.raises(OutcomeUnknown) as raised:
         await mounts.mount(OPTIONS, owner="a")
     assert "may still be in the guest" in raised.value.__notes__[0]
@@ -181,7 +181,7 @@ async def test_an_unmount_whose_answer_is_lost_is_retried_by_whoever_comes() -> 
     agent = FakeAgent()
     mounts = MountManager(agent)
     await mounts.mount(OPTIONS, owner="a")
-    agent.replies.append(Reply.LOSE_AFTER)
+    agent.replies.append(FakeReply.LOSE_AFTER)
     with pytest.raises(OutcomeUnknown):
         await mounts.unmount(PATH, owner="a")
     assert only(mounts).state is MountState.INVALID
@@ -201,7 +201,7 @@ async def test_a_cancelled_caller_withdraws_its_own_claim_alone() -> None:
     await settle()
     leader.cancel()
     await settle()
-    agent.in_flight[PATH].answer(Reply.SUCCEED)
+    agent.in_flight[PATH].answer(FakeReply.SUCCEED)
     await waiter
     assert leader.cancelled()
     assert only(mounts).owners == ("b",)
@@ -216,7 +216,7 @@ async def test_a_mount_that_nobody_wants_in_the_end_is_taken_away() -> None:
     leader.cancel()
     await settle()
     agent.hold = False
-    agent.in_flight[PATH].answer(Reply.SUCCEED)
+    agent.in_flight[PATH].answer(FakeReply.SUCCEED)
     await settle()
     assert not agent.mounts
     assert not mounts.mounts()
@@ -231,7 +231,7 @@ async def test_a_cancelled_unmount_counts_all_the_same() -> None:
     await settle()
     unmounting.cancel()
     await settle()
-    agent.in_flight[PATH].answer(Reply.SUCCEED)
+    agent.in_flight[PATH].answer(FakeReply.SUCCEED)
     await settle()
     assert unmounting.cancelled()
     assert not mounts.mounts()
@@ -267,7 +267,7 @@ async def test_a_vm_that_is_gone_has_no_mounts() -> None:
     bench.shares.vm_exited(gone)
     bench.mounts.vm_exited(gone)
     for call in tuple(bench.agent.in_flight.values()):
-        call.answer(Reply.LOSE_BEFORE)
+        call.answer(FakeReply.LOSE_BEFORE)
     with pytest.raises(ComputeSystemGone):
         await waiting
     await removing
@@ -308,7 +308,7 @@ async def test_closing_while_one_is_being_mounted_takes_it_away_again() -> None:
     closing = asyncio.create_task(bench.mounts.aclose())
     await settle()
     bench.agent.hold = False
-    bench.agent.in_flight[PATH].answer(Reply.SUCCEED)
+    bench.agent.in_flight[PATH].answer(FakeReply.SUCCEED)
     with pytest.raises(ManagerClosed):
         await mounting
     await closing

@@ -10,7 +10,7 @@ from tests.mounts.harness import ABOVE, HERE, MAPPED, PATH, Bench, only
 from uvmshare.errors import ComputeSystemError, GuestAgentError, MountConflict, OperationDenied, OutcomeUnknown
 from uvmshare.mounts import MountState
 from uvmshare.share.options import AddOptions
-from uvmshare.testing.fakes import Reply
+from uvmshare.testing.fakes import FakeReply
 
 
 async def test_map_and_unmap_do_both() -> None:
@@ -66,7 +66,7 @@ async def test_somebody_elses_reference_to_the_share_is_not_touched() -> None:
 
 async def test_when_the_add_fails_the_guest_is_not_asked() -> None:
     bench = Bench()
-    bench.vm.replies.append(Reply.FAIL)
+    bench.vm.replies.append(FakeReply.FAIL)
     with pytest.raises(ComputeSystemError):
         await bench.mounts.map(MAPPED, PATH, owner="a")
     assert not bench.agent.calls
@@ -75,7 +75,7 @@ async def test_when_the_add_fails_the_guest_is_not_asked() -> None:
 
 async def test_when_the_mount_fails_the_share_is_taken_out_again() -> None:
     bench = Bench()
-    bench.agent.replies.append(Reply.FAIL)
+    bench.agent.replies.append(FakeReply.FAIL)
     with pytest.raises(GuestAgentError):
         await bench.mounts.map(MAPPED, PATH, owner="a")
     assert [call.kind for call in bench.vm.calls] == ["add", "remove"]
@@ -85,8 +85,8 @@ async def test_when_the_mount_fails_the_share_is_taken_out_again() -> None:
 
 async def test_when_the_mount_fails_and_the_share_stays_it_is_retried() -> None:
     bench = Bench()
-    bench.agent.replies.append(Reply.FAIL)
-    bench.vm.replies += [Reply.SUCCEED, Reply.FAIL]
+    bench.agent.replies.append(FakeReply.FAIL)
+    bench.vm.replies += [FakeReply.SUCCEED, FakeReply.FAIL]
     with pytest.raises(GuestAgentError) as raised:
         await bench.mounts.map(MAPPED, PATH, owner="a")
     assert raised.value.__notes__
@@ -99,7 +99,7 @@ async def test_when_the_mount_fails_and_the_share_stays_it_is_retried() -> None:
 async def test_when_the_unmount_fails_the_share_is_not_pulled_from_under_it() -> None:
     bench = Bench()
     await bench.mounts.map(MAPPED, PATH, owner="a")
-    bench.agent.replies.append(Reply.FAIL)
+    bench.agent.replies.append(FakeReply.FAIL)
     with pytest.raises(GuestAgentError):
         await bench.mounts.unmap(PATH, owner="a")
     assert bench.vm.shares
@@ -112,7 +112,7 @@ async def test_when_the_unmount_fails_the_share_is_not_pulled_from_under_it() ->
 async def test_when_the_share_cannot_be_taken_out_calling_again_does_only_that() -> None:
     bench = Bench()
     await bench.mounts.map(MAPPED, PATH, owner="a")
-    bench.vm.replies.append(Reply.FAIL)
+    bench.vm.replies.append(FakeReply.FAIL)
     with pytest.raises(ComputeSystemError):
         await bench.mounts.unmap(PATH, owner="a")
     assert only(bench.mounts).state is MountState.INVALID
@@ -149,7 +149,7 @@ async def test_a_block_holds_the_mapping_and_gives_it_back_once() -> None:
 
     async def leave_with(error: BaseException | None) -> None:
         async with bench.mounts.mapped(MAPPED, PATH):
-            bench.agent.replies.append(Reply.FAIL)
+            bench.agent.replies.append(FakeReply.FAIL)
             if error is not None:
                 raise error
 
@@ -172,7 +172,7 @@ async def test_a_guest_that_answers_nothing_keeps_no_share_that_nobody_holds() -
     assert left is not None
     assert (left.state, left.share_name, left.taken_from) == (MountState.REVOKED, None, ("a",))
     assert not bench.vm.shares
-    bench.agent.in_flight[PATH].answer(Reply.FAIL)
+    bench.agent.in_flight[PATH].answer(FakeReply.FAIL)
     bench.agent.hold = False
     bench.agent.reconnect(restarted=False)
     await asyncio.sleep(60)
@@ -181,7 +181,7 @@ async def test_a_guest_that_answers_nothing_keeps_no_share_that_nobody_holds() -
 
 async def test_a_mount_that_failed_leaves_no_share_although_the_guest_does_not_undo_it() -> None:
     bench = Bench()
-    bench.agent.replies += [Reply.LOSE_AFTER, Reply.FAIL]
+    bench.agent.replies += [FakeReply.LOSE_AFTER, FakeReply.FAIL]
     with pytest.raises(OutcomeUnknown):
         await bench.mounts.map(MAPPED, PATH, owner="a")
     await asyncio.sleep(0.1)
@@ -192,8 +192,8 @@ async def test_a_mount_that_failed_leaves_no_share_although_the_guest_does_not_u
 async def test_a_share_that_cannot_be_taken_out_is_an_error_and_is_tried_again() -> None:
     bench = Bench()
     await bench.mounts.map(MAPPED, PATH, owner="a")
-    bench.agent.replies.append(Reply.FAIL)
-    bench.vm.replies += [Reply.FAIL]
+    bench.agent.replies.append(FakeReply.FAIL)
+    bench.vm.replies += [FakeReply.FAIL]
     with pytest.raises(ComputeSystemError):
         await bench.mounts.revoke(PATH)
     assert only(bench.mounts).share_name == "0"

@@ -16,7 +16,7 @@ from uvmshare.errors import ConnectionClosed, InvalidAddress, RemoteProtocolErro
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import NOTAG, VERSION
 from uvmshare.ninep.types import Qid
-from uvmshare.testing.client import Client
+from uvmshare.testing.client import NinePClient
 from uvmshare.testing.connection import dial
 
 if TYPE_CHECKING:
@@ -42,31 +42,33 @@ class Peer:
 
 
 @pytest.fixture
-def pair() -> Iterator[tuple[Client, Peer]]:
+def pair() -> Iterator[tuple[NinePClient, Peer]]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        yield Client(ours, timeout=DEADLINE), Peer(theirs)
+        yield NinePClient(ours, timeout=DEADLINE), Peer(theirs)
 
 
-def test_the_handshake(pair: tuple[Client, Peer]) -> None:
+def test_the_handshake(pair: tuple[NinePClient, Peer]) -> None:
     client, peer = pair
     peer.reply((NOTAG, m.Rversion(8192, VERSION)), (0, m.Rattach(QID)))
-    connected = Client.connect(client.socket, "7", msize=16384, n_uname=1000, timeout=DEADLINE)
+    connected = NinePClient.connect(client.socket, "7", msize=16384, n_uname=1000, timeout=DEADLINE)
     assert (connected.msize, connected.root) == (8192, 0)
     assert peer.request() == (NOTAG, m.Tversion(16384, b"9P2000.L"))
     assert peer.request() == (0, m.Tattach(0, 0xFFFFFFFF, b"root", b"7", 1000))
 
 
 @pytest.mark.parametrize("reply", [m.Rversion(16385, VERSION), m.Rversion(8192, b"unknown"), m.Rversion(1, b"9P2000")])
-def test_a_handshake_that_was_not_offered_is_refused_and_closes(pair: tuple[Client, Peer], reply: m.Message) -> None:
+def test_a_handshake_that_was_not_offered_is_refused_and_closes(
+    pair: tuple[NinePClient, Peer], reply: m.Message
+) -> None:
     client, peer = pair
     peer.reply((NOTAG, reply))
     with pytest.raises(RemoteProtocolError, match="offered"):
-        Client.connect(client.socket, "7", msize=16384, timeout=DEADLINE)
+        NinePClient.connect(client.socket, "7", msize=16384, timeout=DEADLINE)
     assert client.socket.fileno() == -1
 
 
-def test_an_errno_is_raised_with_the_request_it_is_for(pair: tuple[Client, Peer]) -> None:
+def test_an_errno_is_raised_with_the_request_it_is_for(pair: tuple[NinePClient, Peer]) -> None:
     client, peer = pair
     peer.reply((0, m.Rlerror(errno.EROFS)))
     with pytest.raises(OSError, match="Treadlink") as caught:
@@ -74,7 +76,7 @@ def test_an_errno_is_raised_with_the_request_it_is_for(pair: tuple[Client, Peer]
     assert caught.value.errno == errno.EROFS
 
 
-def test_replies_in_any_order_find_their_requests(pair: tuple[Client, Peer]) -> None:
+def test_replies_in_any_order_find_their_requests(pair: tuple[NinePClient, Peer]) -> None:
     client, peer = pair
     tags = [client.send(m.Tread(1, 0, count)) for count in (1, 2, 3)]
     assert len(set(tags)) == 3
@@ -82,7 +84,7 @@ def test_replies_in_any_order_find_their_requests(pair: tuple[Client, Peer]) -> 
     assert [client.wait(tag) for tag in tags] == [m.Rread(bytes([tag])) for tag in tags]
 
 
-def test_a_tag_is_free_again_only_when_its_reply_was_taken(pair: tuple[Client, Peer]) -> None:
+def test_a_tag_is_free_again_only_when_its_reply_was_taken(pair: tuple[NinePClient, Peer]) -> None:
     client, peer = pair
     client._last_tag = NOTAG - 2
     first, second, third = (client.send(m.Tclunk(n)) for n in range(3))
@@ -101,14 +103,14 @@ def test_a_tag_is_free_again_only_when_its_reply_was_taken(pair: tuple[Client, P
         (0, m.Tclunk(1), "Tclunk came for a Tclunk"),
     ],
 )
-def test_a_reply_that_nobody_asked_for(pair: tuple[Client, Peer], tag: int, reply: m.Message, match: str) -> None:
+def test_a_reply_that_nobody_asked_for(pair: tuple[NinePClient, Peer], tag: int, reply: m.Message, match: str) -> None:
     client, peer = pair
     peer.reply((tag, reply))
     with pytest.raises(RemoteProtocolError, match=match):
         client.rpc(m.Tclunk(1))
 
 
-def test_a_reply_larger_than_msize_is_refused(pair: tuple[Client, Peer]) -> None:
+def test_a_reply_larger_than_msize_is_refused(pair: tuple[NinePClient, Peer]) -> None:
     client, peer = pair
     client.limit_replies(4096)
     peer.reply((0, m.Rread(bytes(4096))))
@@ -126,7 +128,7 @@ def test_a_reply_larger_than_msize_is_refused(pair: tuple[Client, Peer]) -> None
         (lambda client: client.walk("a"), m.Rwalk((QID, QID))),
     ],
 )
-def test_what_would_break_a_kernel_is_refused(pair: tuple[Client, Peer], call: object, reply: m.Message) -> None:
+def test_what_would_break_a_kernel_is_refused(pair: tuple[NinePClient, Peer], call: object, reply: m.Message) -> None:
     client, peer = pair
     peer.reply((0, reply))
     assert callable(call)
@@ -134,13 +136,13 @@ def test_what_would_break_a_kernel_is_refused(pair: tuple[Client, Peer], call: o
         call(client)
 
 
-def test_waiting_for_what_was_not_sent_is_an_error_at_once(pair: tuple[Client, Peer]) -> None:
+def test_waiting_for_what_was_not_sent_is_an_error_at_once(pair: tuple[NinePClient, Peer]) -> None:
     client, _ = pair
     with pytest.raises(ValueError, match="tag 9"):
         client.wait(9)
 
 
-def test_a_closed_connection_says_what_was_not_answered(pair: tuple[Client, Peer]) -> None:
+def test_a_closed_connection_says_what_was_not_answered(pair: tuple[NinePClient, Peer]) -> None:
     client, peer = pair
     client.send(m.Tfsync(1, 0))
     peer.socket.shutdown(socket.SHUT_WR)
@@ -149,7 +151,7 @@ def test_a_closed_connection_says_what_was_not_answered(pair: tuple[Client, Peer
     assert issubclass(ConnectionClosed, EOFError)
 
 
-def test_a_connection_closed_on_this_side(pair: tuple[Client, Peer]) -> None:
+def test_a_connection_closed_on_this_side(pair: tuple[NinePClient, Peer]) -> None:
     client, _ = pair
     client.close()
     client.close()
@@ -159,21 +161,21 @@ def test_a_connection_closed_on_this_side(pair: tuple[Client, Peer]) -> None:
         client.recv()
 
 
-def test_a_silent_server_ends_in_a_time_out(pair: tuple[Client, Peer]) -> None:
+def test_a_silent_server_ends_in_a_time_out(pair: tuple[NinePClient, Peer]) -> None:
     client, _ = pair
     client.socket.settimeout(0.001)
     with pytest.raises(TimeoutError):
         client.rpc(m.Tclunk(1))
 
 
-def test_drain_gives_what_came_before_the_end(pair: tuple[Client, Peer]) -> None:
+def test_drain_gives_what_came_before_the_end(pair: tuple[NinePClient, Peer]) -> None:
     client, peer = pair
     peer.reply((0, m.Rlerror(5)), (1, m.Rclunk()))
     peer.socket.close()
     assert client.drain() == [m.Rlerror(5), m.Rclunk()]
 
 
-def test_a_flush_says_whether_the_reply_came_first(pair: tuple[Client, Peer]) -> None:
+def test_a_flush_says_whether_the_reply_came_first(pair: tuple[NinePClient, Peer]) -> None:
     client, peer = pair
     read = client.send(m.Tread(1, 0, 1))
     peer.reply((read, m.Rread(b"x")), (read + 1, m.Rflush()))
@@ -186,7 +188,7 @@ def test_a_flush_says_whether_the_reply_came_first(pair: tuple[Client, Peer]) ->
         client.wait(other)
 
 
-def test_a_walk_of_more_than_sixteen_names_goes_in_parts(pair: tuple[Client, Peer]) -> None:
+def test_a_walk_of_more_than_sixteen_names_goes_in_parts(pair: tuple[NinePClient, Peer]) -> None:
     client, peer = pair
     peer.reply((0, m.Rwalk((QID,) * 16)), (1, m.Rwalk((QID,))))
     fid = client.walk("/".join(f"d{n}" for n in range(17)), start=50)
@@ -195,7 +197,7 @@ def test_a_walk_of_more_than_sixteen_names_goes_in_parts(pair: tuple[Client, Pee
 
 
 @pytest.mark.parametrize("second", [m.Rlerror(errno.ENOENT), m.Rwalk(())])
-def test_a_walk_that_breaks_off_leaves_no_fid(pair: tuple[Client, Peer], second: m.Message) -> None:
+def test_a_walk_that_breaks_off_leaves_no_fid(pair: tuple[NinePClient, Peer], second: m.Message) -> None:
     client, peer = pair
     peer.reply((0, m.Rwalk((QID,) * 16)), (1, second), (2, m.Rclunk()))
     with pytest.raises(FileNotFoundError):
@@ -206,7 +208,7 @@ def test_a_walk_that_breaks_off_leaves_no_fid(pair: tuple[Client, Peer], second:
     assert client.new_fid() == 0
 
 
-def test_a_partial_walk_made_no_fid_and_none_is_clunked(pair: tuple[Client, Peer]) -> None:
+def test_a_partial_walk_made_no_fid_and_none_is_clunked(pair: tuple[NinePClient, Peer]) -> None:
     client, peer = pair
     peer.reply((0, m.Rwalk((QID,))))
     with pytest.raises(FileNotFoundError):
@@ -214,7 +216,7 @@ def test_a_partial_walk_made_no_fid_and_none_is_clunked(pair: tuple[Client, Peer
     assert client.new_fid() == 0
 
 
-def test_a_write_goes_on_after_a_short_one(pair: tuple[Client, Peer]) -> None:
+def test_a_write_goes_on_after_a_short_one(pair: tuple[NinePClient, Peer]) -> None:
     client, peer = pair
     client.limit_replies(4096)
     peer.reply((0, m.Rwrite(4072)), (1, m.Rwrite(1)), (2, m.Rwrite(927)))
@@ -227,7 +229,7 @@ def test_a_write_goes_on_after_a_short_one(pair: tuple[Client, Peer]) -> None:
     ]
 
 
-def test_only_what_is_given_is_set(pair: tuple[Client, Peer]) -> None:
+def test_only_what_is_given_is_set(pair: tuple[NinePClient, Peer]) -> None:
     client, peer = pair
     peer.reply((0, m.Rsetattr()))
     client.setattr(7, mode=0o600, atime_ns=1_500_000_000_000_000_001)

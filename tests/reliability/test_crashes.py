@@ -34,7 +34,7 @@ from uvmshare.errors import ConnectionClosed, FileServerError, OutcomeUnknown, S
 from uvmshare.fileserver import control
 from uvmshare.fileserver.link import Link
 from uvmshare.hcs import schema
-from uvmshare.testing.client import Client
+from uvmshare.testing.client import NinePClient
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -60,7 +60,7 @@ class Scene:
         self.run_dir.mkdir()
         self.address = f"unix:{self.directory}/s"
         self.runner = asyncio.Runner()
-        self.guests: dict[str, tuple[Client, int]] = {}
+        self.guests: dict[str, tuple[NinePClient, int]] = {}
         for name in ("kept", "other", "new"):
             (self.directory / name).mkdir()
             (self.directory / name / "file").write_bytes(b"0")
@@ -101,8 +101,8 @@ class Scene:
         assert self.link is not None
         self.run(self.link.ask(lambda number: control.Modify(number, msgspec.Raw(schema.encode(document))), DEADLINE))
 
-    def guest(self, name: str) -> tuple[Client, int]:
-        client = Client.connect(self.address, name, timeout=DEADLINE)
+    def guest(self, name: str) -> tuple[NinePClient, int]:
+        client = NinePClient.connect(self.address, name, timeout=DEADLINE)
         try:
             return client, client.open("file", os.O_RDWR)
         except BaseException:
@@ -150,10 +150,10 @@ class Scene:
                 break  # else one has just ended, which the supervisor sees in its next turn
         for name in ("kept", "other", "new"):
             if name in shares:
-                Client.connect(self.address, name, timeout=DEADLINE).close()
+                NinePClient.connect(self.address, name, timeout=DEADLINE).close()
             else:
                 with pytest.raises(OSError, match=r".") as refused:
-                    Client.connect(self.address, name, timeout=DEADLINE)
+                    NinePClient.connect(self.address, name, timeout=DEADLINE)
                 assert refused.value.errno == errno.ENOENT
         return shares
 

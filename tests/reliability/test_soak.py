@@ -32,7 +32,7 @@ import pytest
 from tests.processes import DEADLINE, kill, wait_for_end
 
 from uvmshare.errors import ConnectionClosed
-from uvmshare.testing.client import Client
+from uvmshare.testing.client import NinePClient
 
 if TYPE_CHECKING:
     from tests.reliability_results import write_down
@@ -116,7 +116,7 @@ class Guest:
     """A client with a file open that only it writes."""
 
     share: str
-    client: Client
+    client: NinePClient
     fid: int
     path: Path
     read_only: bool
@@ -262,7 +262,7 @@ class Soak:
         key = self.random.choice(keys)
         path = Path(key[0]) / f"f{next(self.files)}"
         path.write_bytes(bytes(8))
-        client = Client.connect(self.address, self.names[key], timeout=DEADLINE)
+        client = NinePClient.connect(self.address, self.names[key], timeout=DEADLINE)
         fid = client.open(path.name, os.O_RDONLY if key[1] else os.O_RDWR)
         self.guests.append(Guest(self.names[key], client, fid, path, read_only=key[1]))
         self.count("guests")

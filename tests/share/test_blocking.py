@@ -20,12 +20,12 @@ from uvmshare import blocking
 from uvmshare.errors import ComputeSystemError, ManagerClosed, OperationDenied, SharesLeft
 from uvmshare.share.options import AddOptions
 from uvmshare.share.state import ShareState
-from uvmshare.testing.fakes import FakeVM, Reply
+from uvmshare.testing.fakes import FakeReply, FakeVM
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from uvmshare.share.interfaces import Plan9Share
+    from uvmshare.share.interfaces import NamedShare
 
 HERE = Path(__file__).parent
 ONE = AddOptions(HERE, read_only=True)
@@ -42,11 +42,11 @@ class ToldVM(FakeVM):
         self.called = threading.Semaphore(0)
         self.on_call: Callable[[], None] = lambda: None
 
-    async def add_plan9(self, share: Plan9Share) -> None:
+    async def add_plan9(self, share: NamedShare) -> None:
         asyncio.get_running_loop().call_soon(self._tell)
         await super().add_plan9(share)
 
-    async def remove_plan9(self, share: Plan9Share) -> None:
+    async def remove_plan9(self, share: NamedShare) -> None:
         asyncio.get_running_loop().call_soon(self._tell)
         await super().remove_plan9(share)
 
@@ -76,7 +76,7 @@ def _threads() -> Iterator[ThreadPoolExecutor]:
         yield threads
 
 
-def answer(manager: blocking.Manager, vm: FakeVM, name: str, reply: Reply) -> None:
+def answer(manager: blocking.Manager, vm: FakeVM, name: str, reply: FakeReply) -> None:
     async def in_the_loop() -> None:
         vm.in_flight[name].answer(reply)
 
@@ -114,7 +114,7 @@ def test_the_same_api_without_await(vm: ToldVM, manager: blocking.Manager) -> No
 
 
 def test_errors_come_to_the_caller(vm: ToldVM, manager: blocking.Manager) -> None:
-    vm.replies.append(Reply.FAIL)
+    vm.replies.append(FakeReply.FAIL)
     with pytest.raises(ComputeSystemError):
         manager.add(ONE)
     with pytest.raises(TypeError):
@@ -132,7 +132,7 @@ def test_many_threads_share_one_call(vm: ToldVM, manager: blocking.Manager, thre
     first = threads.submit(manager.add, ONE)
     vm.wait()
     rest = [threads.submit(manager.add, ONE, owner=number % 3) for number in range(7)]
-    answer(manager, vm, "0", Reply.SUCCEED)
+    answer(manager, vm, "0", FakeReply.SUCCEED)
     assert [add.result(LONGEST) for add in (first, *rest)] == ["0"] * 8
     assert len(vm.calls) == 1
     assert manager.shares()[0].references == 4
@@ -162,7 +162,7 @@ def test_a_block_gives_back_whatever_happens(vm: ToldVM, manager: blocking.Manag
 
     def fail() -> None:
         with manager.share(ONE):
-            vm.replies.append(Reply.FAIL)
+            vm.replies.append(FakeReply.FAIL)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError) as raised:
@@ -202,7 +202,7 @@ def test_an_interrupted_add_withdraws_its_own_claim_only(
     with pytest.raises(KeyboardInterrupt):
         manager.add(ONE, owner="b")
     assert waiting.wait(LONGEST)
-    answer(manager, vm, "0", Reply.SUCCEED)
+    answer(manager, vm, "0", FakeReply.SUCCEED)
     assert other.result(LONGEST) == "0"
     assert manager.shares()[0].owners == ("a",)
 
@@ -216,9 +216,9 @@ def test_an_interrupted_add_that_nobody_else_wants_is_taken_out(
         manager.add(ONE)
     vm.wait()
     vm.on_call = lambda: None
-    answer(manager, vm, "0", Reply.SUCCEED)
+    answer(manager, vm, "0", FakeReply.SUCCEED)
     vm.wait()
-    answer(manager, vm, "0", Reply.SUCCEED)
+    answer(manager, vm, "0", FakeReply.SUCCEED)
     manager.close()
     assert not vm.shares
     assert [call.kind for call in vm.calls] == ["add", "remove"]
@@ -232,7 +232,7 @@ def test_an_interrupt_that_another_thread_took_is_seen(vm: ToldVM, manager: bloc
     vm.wait()
     vm.on_call = lambda: None
     vm.hold = False
-    answer(manager, vm, "0", Reply.SUCCEED)
+    answer(manager, vm, "0", FakeReply.SUCCEED)
     manager.close()
     assert not vm.shares
 
@@ -280,7 +280,7 @@ def test_an_interrupted_remove_goes_on(vm: ToldVM, manager: blocking.Manager, in
     with pytest.raises(KeyboardInterrupt):
         manager.remove(name)
     vm.wait()
-    answer(manager, vm, name, Reply.SUCCEED)
+    answer(manager, vm, name, FakeReply.SUCCEED)
     manager.close()
     assert [call.kind for call in vm.calls] == ["add", "remove"]
     assert not vm.shares
@@ -298,7 +298,7 @@ def test_an_interrupt_at_the_end_of_a_block_does_not_stop_giving_back(
     with pytest.raises(KeyboardInterrupt):
         block()
     vm.wait()
-    answer(manager, vm, "0", Reply.SUCCEED)
+    answer(manager, vm, "0", FakeReply.SUCCEED)
     manager.close()
     assert [call.kind for call in vm.calls] == ["add", "remove"]
 
@@ -384,7 +384,7 @@ def test_after_the_end_everything_is_refused(vm: ToldVM) -> None:
 def test_closing_can_be_repeated_until_everything_is_out(vm: ToldVM) -> None:
     manager = blocking.Manager(vm)
     manager.add(ONE)
-    vm.replies.append(Reply.FAIL)
+    vm.replies.append(FakeReply.FAIL)
     with pytest.raises(SharesLeft):
         manager.close()
     assert len(manager.shares()) == 1
@@ -396,7 +396,7 @@ def test_leaving_the_block_ends_the_thread_even_if_shares_are_left(vm: ToldVM) -
     def use() -> None:
         with blocking.Manager(vm) as manager:
             manager.add(ONE)
-            vm.replies.append(Reply.FAIL)
+            vm.replies.append(FakeReply.FAIL)
 
     with pytest.raises(SharesLeft):
         use()
@@ -428,7 +428,7 @@ def test_an_add_in_flight_when_the_manager_closes_is_told(
     closing = threads.submit(manager.close)
     while not manager._manager._engine.closed:
         manager.run(asyncio.sleep(0))
-    answer(manager, vm, "0", Reply.SUCCEED)
+    answer(manager, vm, "0", FakeReply.SUCCEED)
     closing.result(LONGEST)
     with pytest.raises(ManagerClosed):
         add.result(LONGEST)

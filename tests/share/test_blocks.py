@@ -11,7 +11,7 @@ from tests.virtual_time import settle
 
 from uvmshare.errors import ComputeSystemError
 from uvmshare.share.manager import RETRY_FIRST
-from uvmshare.testing.fakes import Reply
+from uvmshare.testing.fakes import FakeReply
 
 if TYPE_CHECKING:
     from uvmshare.share.manager import Manager
@@ -68,7 +68,7 @@ async def test_a_block_cancelled_again_while_it_gives_back_still_gives_back(vm: 
     task.cancel()
     await settle()
     assert task.cancelled()
-    vm.in_flight["0"].answer(Reply.SUCCEED)
+    vm.in_flight["0"].answer(FakeReply.SUCCEED)
     await settle()
     assert not vm.shares
     assert not manager.shares()
@@ -77,7 +77,7 @@ async def test_a_block_cancelled_again_while_it_gives_back_still_gives_back(vm: 
 async def test_a_block_whose_share_cannot_be_taken_out_says_so(vm: FakeVM, manager: Manager) -> None:
     with pytest.raises(ComputeSystemError, match="remove of share 0"):
         async with manager.share(ONE):
-            vm.replies.append(Reply.FAIL)
+            vm.replies.append(FakeReply.FAIL)
     assert only(manager).references == 0
     await asyncio.sleep(RETRY_FIRST)
     await settle()
@@ -87,7 +87,7 @@ async def test_a_block_whose_share_cannot_be_taken_out_says_so(vm: FakeVM, manag
 async def test_an_error_of_the_block_comes_before_that_of_giving_back(vm: FakeVM, manager: Manager) -> None:
     async def block() -> None:
         async with manager.share(ONE):
-            vm.replies.append(Reply.FAIL)
+            vm.replies.append(FakeReply.FAIL)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError) as raised:
@@ -96,7 +96,7 @@ async def test_an_error_of_the_block_comes_before_that_of_giving_back(vm: FakeVM
 
 
 async def test_a_block_that_cannot_begin_leaves_nothing(vm: FakeVM, manager: Manager) -> None:
-    vm.replies.append(Reply.FAIL)
+    vm.replies.append(FakeReply.FAIL)
     with pytest.raises(ComputeSystemError):
         await manager.share(ONE).__aenter__()
     assert not manager.shares()

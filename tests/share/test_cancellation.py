@@ -14,11 +14,11 @@ from tests.virtual_time import settle
 from uvmshare.errors import ComputeSystemError, OutcomeUnknown
 from uvmshare.share.manager import RETRY_FIRST, RETRY_LONGEST, Manager
 from uvmshare.share.state import ShareState
-from uvmshare.testing.fakes import FakeVM, Reply
+from uvmshare.testing.fakes import FakeReply, FakeVM
 from uvmshare.testing.schedule import VirtualLoop, run
 
 if TYPE_CHECKING:
-    from uvmshare.share.interfaces import Plan9Share
+    from uvmshare.share.interfaces import NamedShare
 
 
 # ---------------------------------------------------------------------- cancellation
@@ -32,7 +32,7 @@ async def test_a_cancelled_leader_does_not_take_the_share_from_those_who_wait(vm
     leader.cancel()
     await settle()
     assert leader.cancelled()
-    vm.in_flight["0"].answer(Reply.SUCCEED)
+    vm.in_flight["0"].answer(FakeReply.SUCCEED)
     assert await waiter == "0"
     assert only(manager).owners == ("b",)
 
@@ -42,7 +42,7 @@ async def test_one_of_two_adds_of_one_owner_is_cancelled_and_the_other_keeps(vm:
     first, second = (asyncio.create_task(manager.add(ONE, owner="a")) for _ in range(2))
     await settle()
     second.cancel()
-    vm.in_flight["0"].answer(Reply.SUCCEED)
+    vm.in_flight["0"].answer(FakeReply.SUCCEED)
     await first
     await settle()
     assert only(manager).owners == ("a",)
@@ -55,10 +55,10 @@ async def test_an_add_that_nobody_wants_any_more_is_taken_out(vm: FakeVM, manage
     add.cancel()
     await settle()
     assert only(manager).busy == "adding"  # a call to a VM is never abandoned
-    vm.in_flight["0"].answer(Reply.SUCCEED)
+    vm.in_flight["0"].answer(FakeReply.SUCCEED)
     await settle()
     assert (only(manager).state, only(manager).busy) == (ShareState.ADDED, "removing")
-    vm.in_flight["0"].answer(Reply.SUCCEED)
+    vm.in_flight["0"].answer(FakeReply.SUCCEED)
     await settle()
     assert not vm.shares
     assert not manager.shares()
@@ -68,7 +68,7 @@ async def test_a_caller_cancelled_between_the_answer_and_its_turn_leaves_nothing
     vm.hold = True
     add = asyncio.create_task(manager.add(ONE))
     await settle()
-    vm.in_flight["0"].answer(Reply.SUCCEED)
+    vm.in_flight["0"].answer(FakeReply.SUCCEED)
     await until(lambda: only(manager).state is ShareState.ADDED)
     vm.hold = False
     add.cancel()
@@ -87,7 +87,7 @@ async def test_a_removal_nobody_waited_for_that_fails_is_retried_and_stays_joina
     assert await manager.add(ONE, owner="a") == "0"
     await asyncio.sleep(RETRY_LONGEST)
     assert kinds(vm) == [("add", "0"), ("remove", "0")]  # wanted again: the retry lets it be
-    vm.replies.append(Reply.FAIL)
+    vm.replies.append(FakeReply.FAIL)
     async with asyncio.timeout(1):
         with pytest.raises(ComputeSystemError):
             await manager.remove("0", owner="a")
@@ -114,9 +114,9 @@ async def _leave_unwanted(vm: FakeVM, manager: Manager) -> None:
     add = asyncio.create_task(manager.add(ONE))
     await settle()
     add.cancel()
-    vm.in_flight["0"].answer(Reply.SUCCEED)
+    vm.in_flight["0"].answer(FakeReply.SUCCEED)
     await settle()
-    vm.in_flight["0"].answer(Reply.FAIL)
+    vm.in_flight["0"].answer(FakeReply.FAIL)
     await settle()
     vm.hold = False
 
@@ -129,7 +129,7 @@ async def test_a_cancelled_remover_does_not_stop_the_removal(vm: FakeVM, manager
     removal.cancel()
     await settle()
     assert removal.cancelled()
-    vm.in_flight[name].answer(Reply.SUCCEED)
+    vm.in_flight[name].answer(FakeReply.SUCCEED)
     await settle()
     assert not manager.shares()
 
@@ -140,7 +140,7 @@ async def test_a_cancelled_remover_of_a_removal_that_fails_still_holds(vm: FakeV
     removal = asyncio.create_task(manager.remove(name, owner="a"))
     await settle()
     removal.cancel()
-    vm.in_flight[name].answer(Reply.FAIL)
+    vm.in_flight[name].answer(FakeReply.FAIL)
     await settle()
     assert only(manager).owners == ("a",)
 
@@ -150,7 +150,7 @@ async def test_a_cancelled_remover_of_a_removal_that_fails_still_holds(vm: FakeV
 
 async def test_what_was_wanted_in_between_is_retried_soon_again(vm: FakeVM, manager: Manager) -> None:
     await _leave_unwanted(vm, manager)
-    vm.replies.extend([Reply.FAIL, Reply.FAIL])
+    vm.replies.extend([FakeReply.FAIL, FakeReply.FAIL])
     await asyncio.sleep(4 * RETRY_FIRST)
     await manager.add(ONE, owner="a")
     await asyncio.sleep(RETRY_LONGEST)
@@ -158,7 +158,7 @@ async def test_what_was_wanted_in_between_is_retried_soon_again(vm: FakeVM, mana
     leaving = manager.share(ONE)
     await leaving.__aenter__()
     await manager.remove("0", owner="a")
-    vm.replies.append(Reply.FAIL)
+    vm.replies.append(FakeReply.FAIL)
     with pytest.raises(ComputeSystemError):
         await leaving.__aexit__(None, None, None)
     await asyncio.sleep(RETRY_FIRST)
@@ -182,7 +182,7 @@ class Interrupted(FakeVM):
         super().__init__()
         self.reason: BaseException | None = reason
 
-    async def add_plan9(self, share: Plan9Share) -> None:
+    async def add_plan9(self, share: NamedShare) -> None:
         await super().add_plan9(share)
         reason, self.reason = self.reason, None
         if reason is not None:
@@ -212,7 +212,7 @@ def test_an_interrupt_in_a_call_ends_the_loop_and_leaves_an_orphan() -> None:
 
 
 async def test_a_call_that_nothing_else_refers_to_is_not_collected(vm: FakeVM, manager: Manager) -> None:
-    vm.replies.append(Reply.NEVER)  # waits for a future that it alone knows
+    vm.replies.append(FakeReply.NEVER)  # waits for a future that it alone knows
     add = asyncio.create_task(manager.add(ONE))
     await settle()
     gc.collect()
@@ -223,7 +223,7 @@ async def test_a_call_that_nothing_else_refers_to_is_not_collected(vm: FakeVM, m
 class Unstoppable(FakeVM):
     """A VM whose calls go on to their end when they are cancelled, as those of HCS must."""
 
-    async def add_plan9(self, share: Plan9Share) -> None:
+    async def add_plan9(self, share: NamedShare) -> None:
         adding = asyncio.ensure_future(super().add_plan9(share))
         while not adding.done():
             with suppress(asyncio.CancelledError):
@@ -238,7 +238,7 @@ def test_a_call_that_ends_well_after_all_in_a_loop_that_ends_is_not_forgotten() 
     async def main() -> None:
         add = asyncio.create_task(manager.add(ONE))
         await settle()
-        asyncio.get_running_loop().call_later(1, vm.in_flight["0"].answer, Reply.SUCCEED)
+        asyncio.get_running_loop().call_later(1, vm.in_flight["0"].answer, FakeReply.SUCCEED)
         (call,) = asyncio.all_tasks() - {add, asyncio.current_task()} - _serving(vm)
         add.cancel()
         call.cancel()
@@ -259,7 +259,7 @@ def _serving(vm: FakeVM) -> set[asyncio.Task[object]]:
 
 def test_a_loop_that_ends_with_calls_in_flight_ends_quietly(caplog: pytest.LogCaptureFixture) -> None:
     vm = FakeVM()
-    vm.replies.extend([Reply.SUCCEED, Reply.NEVER, Reply.NEVER, Reply.LOSE_AFTER, Reply.FAIL])
+    vm.replies.extend([FakeReply.SUCCEED, FakeReply.NEVER, FakeReply.NEVER, FakeReply.LOSE_AFTER, FakeReply.FAIL])
     manager = Manager(vm)
 
     async def main() -> set[asyncio.Task[object]]:

@@ -12,7 +12,7 @@ from tests.virtual_time import settle
 from uvmshare.errors import ComputeSystemError, ManagerClosed, OutcomeUnknown, SharesLeft
 from uvmshare.share.manager import RETRY_LONGEST, Manager
 from uvmshare.share.state import ShareState
-from uvmshare.testing.fakes import Reply
+from uvmshare.testing.fakes import FakeReply
 
 if TYPE_CHECKING:
     from uvmshare.testing.fakes import FakeVM
@@ -39,14 +39,14 @@ async def test_closing_says_what_it_could_not_take_out_and_can_be_repeated(vm: F
     await manager.add(ONE)
     await manager.add(ONE, owner="a")
     await manager.add(OTHER)
-    vm.replies.extend([Reply.FAIL, Reply.SUCCEED])
+    vm.replies.extend([FakeReply.FAIL, FakeReply.SUCCEED])
     with pytest.raises(SharesLeft, match="share 0: remove of share 0") as raised:
         await manager.aclose()
     assert raised.value.names == ("0",)
     assert (only(manager).references, only(manager).state) == (0, ShareState.ADDED)  # nobody's any more
     await asyncio.sleep(RETRY_LONGEST)
     assert list(vm.shares) == ["0"]  # nothing goes on behind the back of those who closed it
-    vm.replies.append(Reply.LOSE_BEFORE)
+    vm.replies.append(FakeReply.LOSE_BEFORE)
     with pytest.raises(SharesLeft):
         await manager.aclose()
     await asyncio.sleep(RETRY_LONGEST)
@@ -57,7 +57,7 @@ async def test_closing_says_what_it_could_not_take_out_and_can_be_repeated(vm: F
 
 async def test_what_closing_left_can_still_be_removed_by_name(vm: FakeVM, manager: Manager) -> None:
     await manager.add(ONE, owner="a")
-    vm.replies.append(Reply.FAIL)
+    vm.replies.append(FakeReply.FAIL)
     with pytest.raises(SharesLeft):
         await manager.aclose()
     await manager.remove("0", owner="a")
@@ -65,7 +65,7 @@ async def test_what_closing_left_can_still_be_removed_by_name(vm: FakeVM, manage
 
 
 async def test_closing_takes_orphans_out_and_ends_their_retries(vm: FakeVM, manager: Manager) -> None:
-    vm.replies.extend([Reply.LOSE_AFTER, Reply.FAIL, Reply.FAIL])
+    vm.replies.extend([FakeReply.LOSE_AFTER, FakeReply.FAIL, FakeReply.FAIL])
     with pytest.raises(OutcomeUnknown):
         await manager.add(ONE)
     with pytest.raises(SharesLeft):
@@ -82,12 +82,12 @@ async def test_closing_waits_for_an_add_in_flight_and_takes_it_out(vm: FakeVM, m
     await settle()
     closing = asyncio.create_task(manager.aclose())
     await settle()
-    vm.in_flight["0"].answer(Reply.SUCCEED)
+    vm.in_flight["0"].answer(FakeReply.SUCCEED)
     await settle()
     with pytest.raises(ManagerClosed):
         await add
     assert not closing.done()
-    vm.in_flight["0"].answer(Reply.SUCCEED)
+    vm.in_flight["0"].answer(FakeReply.SUCCEED)
     await closing
     assert not vm.shares
 
@@ -101,7 +101,7 @@ async def test_an_add_behind_a_remove_is_refused_when_the_manager_closes(vm: Fak
     await settle()
     closing = asyncio.create_task(manager.aclose())
     await settle()
-    vm.in_flight[name].answer(Reply.SUCCEED)
+    vm.in_flight[name].answer(FakeReply.SUCCEED)
     await closing
     await removal
     with pytest.raises(ManagerClosed):
@@ -115,9 +115,9 @@ async def test_closing_tries_again_what_was_being_removed_and_failed(vm: FakeVM,
     await settle()
     first, second = (asyncio.create_task(manager.aclose()) for _ in range(2))
     await settle()
-    vm.in_flight[name].answer(Reply.FAIL)
+    vm.in_flight[name].answer(FakeReply.FAIL)
     await settle()
-    vm.in_flight[name].answer(Reply.SUCCEED)
+    vm.in_flight[name].answer(FakeReply.SUCCEED)
     await asyncio.gather(first, second)
     with pytest.raises(ComputeSystemError):
         await removal
@@ -132,6 +132,6 @@ async def test_a_cancelled_close_can_be_called_again(vm: FakeVM, manager: Manage
     closing.cancel()
     await settle()
     again = asyncio.create_task(manager.aclose())
-    vm.in_flight["0"].answer(Reply.SUCCEED)
+    vm.in_flight["0"].answer(FakeReply.SUCCEED)
     await again
     assert not vm.shares

@@ -20,7 +20,7 @@ from tests.orders import searches, try_every_order
 
 from uvmshare.errors import JournalError
 from uvmshare.share import recovery
-from uvmshare.share.interfaces import Plan9Share
+from uvmshare.share.interfaces import NamedShare
 from uvmshare.share.journal import Begun, Forgotten
 from uvmshare.share.ledger import Ledger
 from uvmshare.share.manager import Manager
@@ -28,7 +28,7 @@ from uvmshare.share.options import AddOptions
 from uvmshare.share.share import Share
 from uvmshare.share.state import ShareLife
 from uvmshare.testing.explore import explore, fingerprint
-from uvmshare.testing.fakes import FakeJournal, FakeVM, ListingFakeVM, Reply
+from uvmshare.testing.fakes import FakeJournal, FakeReply, FakeVM, ListingFakeVM
 from uvmshare.testing.schedule import VirtualLoop
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ else:
     from reliability_results import write_down
     from share.test_interleavings import ANYBODY, ONLY_ADDS, A, B, Scenario
 
-APPEND_FAULTS = (Reply.FAIL, Reply.LOSE_AFTER)
+APPEND_FAULTS = (FakeReply.FAIL, FakeReply.LOSE_AFTER)
 
 
 class CrashScenario(Scenario):
@@ -72,7 +72,7 @@ class CrashScenario(Scenario):
 
     def events(self) -> list[tuple[str, Callable[[], None]]]:
         events = super().events()
-        replies = (Reply.SUCCEED, *APPEND_FAULTS) if self.append_faults else (Reply.SUCCEED,)
+        replies = (FakeReply.SUCCEED, *APPEND_FAULTS) if self.append_faults else (FakeReply.SUCCEED,)
         events += [
             (f"append: {reply.value}", partial(self._answer_append, reply))
             for append in self.journal.in_flight
@@ -109,8 +109,8 @@ class CrashScenario(Scenario):
         self.cancelled += call.kind == "add"
         super()._cancel(call)
 
-    def _answer_append(self, reply: Reply) -> None:
-        if reply is not Reply.SUCCEED:
+    def _answer_append(self, reply: FakeReply) -> None:
+        if reply is not FakeReply.SUCCEED:
             self.append_faults -= 1
         self.journal.in_flight[0].answer(reply)
 
@@ -260,7 +260,7 @@ def unwritten_add(ledger: Ledger, vm: FakeVM, share: Share) -> object:
     """Call the VM without an intent on the disk."""
     ledger._known.add(share.name)
     ledger.note(Begun(share.name, ShareLife.ADDING, share.options))
-    return vm.add_plan9(Plan9Share(share.name, share.options))
+    return vm.add_plan9(NamedShare(share.name, share.options))
 
 
 async def unconfirmed(ledger: Ledger, share: Share, owner: Hashable | None) -> None:
@@ -273,7 +273,7 @@ async def forget_early(ledger: Ledger, vm: FakeVM, share: Share) -> None:
     """Write down that it is gone before it is."""
     ledger._known.discard(share.name)
     await ledger.write(Forgotten(share.name))
-    await vm.remove_plan9(Plan9Share(share.name, share.options))
+    await vm.remove_plan9(NamedShare(share.name, share.options))
 
 
 def believe_all(journalled: JournalledShare, now: float) -> Share:

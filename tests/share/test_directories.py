@@ -15,12 +15,12 @@ from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 from uvmshare.share.recovery import Done
 from uvmshare.share.state import ShareState
-from uvmshare.testing.fakes import FakeJournal, FakeVM, ListingFakeVM, Reply
+from uvmshare.testing.fakes import FakeJournal, FakeReply, FakeVM, ListingFakeVM
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from uvmshare.share.interfaces import Plan9Share
+    from uvmshare.share.interfaces import NamedShare
 
 
 class DirectoryVM(ListingFakeVM):
@@ -31,7 +31,7 @@ class DirectoryVM(ListingFakeVM):
         self.now: dict[str, str] = {}
         """What a path leads to, where that is not what the options say."""
 
-    async def add_plan9(self, share: Plan9Share) -> str | None:
+    async def add_plan9(self, share: NamedShare) -> str | None:
         wanted = share.options.directory
         found = self.now.get(share.options.host_path, wanted)
         if not directory.may_be_same(wanted, found):
@@ -179,7 +179,7 @@ async def test_adds_of_both_directories_that_are_under_way_at_once_do_not_meet()
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     for call in tuple(vm.in_flight.values()):
-        call.answer(Reply.SUCCEED)
+        call.answer(FakeReply.SUCCEED)
     names = await asyncio.gather(*calls)
     assert names[0] == names[2] != names[1]
 

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from uvmshare.errors import ComputeSystemError, ComputeSystemGone, OutcomeUnknown, ShareExists, ShareNotFound
-from uvmshare.share.interfaces import Plan9Share
+from uvmshare.share.interfaces import NamedShare
 from uvmshare.share.options import AddOptions
 from uvmshare.testing.explore import explore, fingerprint
-from uvmshare.testing.fakes import FakeCall, FakeVM, Reply
+from uvmshare.testing.fakes import FakeCall, FakeReply, FakeVM
 from uvmshare.testing.schedule import Deadlock, Noise, VirtualLoop, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SHARE = Plan9Share("0", AddOptions(Path(__file__).parent))
+SHARE = NamedShare("0", AddOptions(Path(__file__).parent))
 
 
 # ---------------------------------------------------------------------- the fake VM
@@ -31,15 +31,15 @@ SHARE = Plan9Share("0", AddOptions(Path(__file__).parent))
 @pytest.mark.parametrize(
     ("reply", "error", "done"),
     [
-        (Reply.SUCCEED, None, True),
-        (Reply.FAIL, ComputeSystemError, False),
-        (Reply.LOSE_BEFORE, OutcomeUnknown, False),
-        (Reply.LOSE_AFTER, OutcomeUnknown, True),
+        (FakeReply.SUCCEED, None, True),
+        (FakeReply.FAIL, ComputeSystemError, False),
+        (FakeReply.LOSE_BEFORE, OutcomeUnknown, False),
+        (FakeReply.LOSE_AFTER, OutcomeUnknown, True),
         (ZeroDivisionError(), ZeroDivisionError, False),
     ],
 )
 async def test_the_fake_does_what_the_reply_says(
-    reply: Reply | Exception, error: type[Exception] | None, done: bool
+    reply: FakeReply | Exception, error: type[Exception] | None, done: bool
 ) -> None:
     vm = FakeVM()
     vm.replies.append(reply)
@@ -72,18 +72,18 @@ async def test_a_held_call_waits_for_its_answer() -> None:
     adding = asyncio.create_task(vm.add_plan9(SHARE))
     await asyncio.sleep(1)
     assert vm.in_flight["0"].held
-    vm.in_flight["0"].answer(Reply.SUCCEED)
+    vm.in_flight["0"].answer(FakeReply.SUCCEED)
     with pytest.raises(RuntimeError, match="not being held"):
-        vm.in_flight["0"].answer(Reply.SUCCEED)
+        vm.in_flight["0"].answer(FakeReply.SUCCEED)
     await adding
     assert not vm.in_flight
     with pytest.raises(RuntimeError, match="not being held"):
-        FakeCall("add", "0", SHARE.options).answer(Reply.FAIL)
+        FakeCall("add", "0", SHARE.options).answer(FakeReply.FAIL)
 
 
 async def test_two_calls_for_one_name_are_a_fault() -> None:
     vm = FakeVM()
-    vm.replies.append(Reply.NEVER)
+    vm.replies.append(FakeReply.NEVER)
     adding = asyncio.create_task(vm.add_plan9(SHARE))
     await asyncio.sleep(1)
     with pytest.raises(AssertionError, match="remove of share 0 came during its add"):

@@ -21,7 +21,7 @@ from uvmshare.errors import ComputeSystemError, JournalError
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 from uvmshare.share.state import ShareState
-from uvmshare.testing.fakes import FakeJournal, FakeVM, ListingFakeVM, Reply
+from uvmshare.testing.fakes import FakeJournal, FakeReply, FakeVM, ListingFakeVM
 from uvmshare.testing.schedule import run
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ ONE, TWO, THREE = (
     AddOptions(path, read_only=True)
     for path in (os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__)), os.path.dirname(os.__file__))
 )
-VM_FAULTS = (Reply.FAIL, Reply.LOSE_BEFORE, Reply.LOSE_AFTER, Reply.NEVER)
-APPEND_FAULTS = (Reply.FAIL, Reply.LOSE_AFTER, Reply.NEVER)
+VM_FAULTS = (FakeReply.FAIL, FakeReply.LOSE_BEFORE, FakeReply.LOSE_AFTER, FakeReply.NEVER)
+APPEND_FAULTS = (FakeReply.FAIL, FakeReply.LOSE_AFTER, FakeReply.NEVER)
 
-Fault = tuple[str, int, Reply]
+Fault = tuple[str, int, FakeReply]
 """In what, at which of its calls, and how."""
 
 
@@ -104,10 +104,10 @@ def _little_to_collect() -> Iterator[None]:
     gc.unfreeze()
 
 
-def replies(faults: tuple[Fault, ...], where: str) -> deque[Reply]:
+def replies(faults: tuple[Fault, ...], where: str) -> deque[FakeReply]:
     """Return how the calls end: in order, but for the faults."""
     of_here = {number: reply for place, number, reply in faults if place == where}
-    return deque(of_here.get(number, Reply.SUCCEED) for number in range(max(of_here, default=-1) + 1))
+    return deque(of_here.get(number, FakeReply.SUCCEED) for number in range(max(of_here, default=-1) + 1))
 
 
 def live(faults: tuple[Fault, ...], vm_class: type[FakeVM], *, time_passes: bool) -> tuple[int, int]:
@@ -162,7 +162,7 @@ def every_fault(calls: int, appends: int) -> list[Fault]:
 def try_all(faults: list[tuple[Fault, ...]], vm_class: type[FakeVM]) -> int:
     tried = 0
     for planted in faults:
-        never = any(reply is Reply.NEVER for _, _, reply in planted)
+        never = any(reply is FakeReply.NEVER for _, _, reply in planted)
         for time_passes in (False,) if never else (False, True):
             try:
                 live(planted, vm_class, time_passes=time_passes)
@@ -197,7 +197,7 @@ def test_two_that_fail_in_any_way_lose_nothing() -> None:
     pairs = [
         (one, other)
         for one, other in product(faults, repeat=2)
-        if one[:2] < other[:2] and Reply.NEVER not in (one[2], other[2])
+        if one[:2] < other[:2] and FakeReply.NEVER not in (one[2], other[2])
     ]
     tried = try_all(list(pairs), ListingFakeVM)
     write_down("faults-of-two-calls", "Every two faults together", points=tried, kills=0, losses=0)
@@ -212,7 +212,7 @@ def test_a_planted_defect_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Ledger, "_write_later", nothing_in_line)
 
     def some() -> Awaitable[None] | None:
-        try_all([(("append", number, Reply.FAIL),) for number in range(12)], ListingFakeVM)
+        try_all([(("append", number, FakeReply.FAIL),) for number in range(12)], ListingFakeVM)
         return None
 
     with pytest.raises(AssertionError):

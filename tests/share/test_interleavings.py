@@ -26,7 +26,7 @@ from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 from uvmshare.share.state import ShareState
 from uvmshare.testing.explore import explore
-from uvmshare.testing.fakes import FakeCall, FakeVM, ListingFakeVM, Reply
+from uvmshare.testing.fakes import FakeCall, FakeReply, FakeVM, ListingFakeVM
 from uvmshare.testing.schedule import VirtualLoop
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ HERE = os.path.dirname(__file__)
 ONE = AddOptions(HERE, read_only=True)
 OTHER = AddOptions(HERE) if ONE.directory is None else ONE.of_directory("what replaced it")
 """The same path, after another directory was put there; Windows does not tell, so there it is another share of it."""
-FAULTS = (Reply.FAIL, Reply.LOSE_BEFORE, Reply.LOSE_AFTER)
+FAULTS = (FakeReply.FAIL, FakeReply.LOSE_BEFORE, FakeReply.LOSE_AFTER)
 
 
 @dataclass(eq=False)
@@ -248,10 +248,10 @@ class Scenario(World):
                 events.append((f"{number} {does}", partial(self._go_on, number)))
         for name, held in self.vm.in_flight.items():
             if held.held:
-                faults = ((Reply.FAIL,) if held.kind == "list" else FAULTS) if self.faults else ()
+                faults = ((FakeReply.FAIL,) if held.kind == "list" else FAULTS) if self.faults else ()
                 events += [
                     (f"{held.kind} {name}: {reply.value}", partial(self._answer, name, reply))
-                    for reply in (Reply.SUCCEED, *faults)
+                    for reply in (FakeReply.SUCCEED, *faults)
                 ]
         if self.losses:
             events.append(("the VM loses its shares", self._lose))
@@ -282,8 +282,8 @@ class Scenario(World):
         assert call.task is not None
         call.task.cancel()
 
-    def _answer(self, name: str, reply: Reply) -> None:
-        if reply is not Reply.SUCCEED:
+    def _answer(self, name: str, reply: FakeReply) -> None:
+        if reply is not FakeReply.SUCCEED:
             self.faults -= 1
         self.vm.in_flight[name].answer(reply)
 
@@ -433,8 +433,8 @@ class Walk(RuleBasedStateMachine):
         call.task.cancel()
 
     @precondition(lambda self: any(call.held for call in self.world.vm.in_flight.values()))
-    @rule(data=st.data(), reply=st.sampled_from([Reply.SUCCEED, Reply.SUCCEED, *FAULTS]))
-    def answer(self, data: st.DataObject, reply: Reply) -> None:
+    @rule(data=st.data(), reply=st.sampled_from([FakeReply.SUCCEED, FakeReply.SUCCEED, *FAULTS]))
+    def answer(self, data: st.DataObject, reply: FakeReply) -> None:
         held = [name for name, call in self.world.vm.in_flight.items() if call.held]
         self.world.vm.in_flight[data.draw(st.sampled_from(held))].answer(reply)
 
@@ -483,7 +483,7 @@ class Walk(RuleBasedStateMachine):
             self.settle()
             held = [call for call in world.vm.in_flight.values() if call.held]
             for call in held:
-                call.answer(Reply.SUCCEED)
+                call.answer(FakeReply.SUCCEED)
             if not held and world.loop.next_timer is None:
                 return
             if not held:

@@ -22,12 +22,12 @@ from uvmshare.errors import (
 from uvmshare.share.manager import RETRY_LONGEST, Manager, ShareInfo
 from uvmshare.share.options import AddOptions
 from uvmshare.share.state import ShareState
-from uvmshare.testing.fakes import Reply
+from uvmshare.testing.fakes import FakeReply
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from uvmshare.share.interfaces import Plan9Share
+    from uvmshare.share.interfaces import NamedShare
     from uvmshare.testing.fakes import FakeVM
 
 
@@ -64,14 +64,14 @@ async def test_those_who_ask_meanwhile_share_the_one_call(vm: FakeVM, manager: M
     await settle()
     assert only(manager).busy == "adding"
     assert only(manager).state is ShareState.PENDING
-    vm.in_flight["0"].answer(Reply.SUCCEED)
+    vm.in_flight["0"].answer(FakeReply.SUCCEED)
     assert await asyncio.gather(*adds) == ["0", "0", "0"]
     assert kinds(vm) == [("add", "0")]
     assert only(manager).references == 3
 
 
 async def test_shares_do_not_wait_for_each_other(vm: FakeVM, manager: Manager) -> None:
-    vm.replies.append(Reply.NEVER)
+    vm.replies.append(FakeReply.NEVER)
     stuck = asyncio.create_task(manager.add(ONE))
     await settle()
     assert await manager.add(OTHER) == "1"
@@ -111,7 +111,7 @@ async def test_a_share_being_removed_still_gives_its_name(vm: FakeVM, manager: M
     await settle()
     assert manager.resolve_share_name(ONE) == name
     assert only(manager).busy == "removing"
-    vm.in_flight[name].answer(Reply.SUCCEED)
+    vm.in_flight[name].answer(FakeReply.SUCCEED)
     await removal
 
 
@@ -182,9 +182,9 @@ async def test_add_that_meets_a_remove_waits_and_starts_fresh(vm: FakeVM, manage
     adds = [asyncio.create_task(manager.add(ONE, owner=owner)) for owner in "ab"]
     await settle()
     assert kinds(vm) == [("add", "0"), ("remove", "0")]
-    vm.in_flight["0"].answer(Reply.SUCCEED)
+    vm.in_flight["0"].answer(FakeReply.SUCCEED)
     await settle()
-    vm.in_flight["1"].answer(Reply.SUCCEED)
+    vm.in_flight["1"].answer(FakeReply.SUCCEED)
     assert await asyncio.gather(*adds) == ["1", "1"]
     await removal
     assert vm.shares == {"1": ONE}
@@ -197,7 +197,7 @@ async def test_add_that_meets_a_remove_that_fails_joins_the_share(vm: FakeVM, ma
     await settle()
     add = asyncio.create_task(manager.add(ONE, owner="b"))
     await settle()
-    vm.in_flight["0"].answer(Reply.FAIL)
+    vm.in_flight["0"].answer(FakeReply.FAIL)
     assert await add == "0"
     with pytest.raises(ComputeSystemError):
         await removal
@@ -211,10 +211,10 @@ async def test_remove_that_meets_an_add_waits_for_it(vm: FakeVM, manager: Manage
     removal = asyncio.create_task(manager.remove("0", owner="a"))
     await settle()
     assert kinds(vm) == [("add", "0")]
-    vm.in_flight["0"].answer(Reply.SUCCEED)
+    vm.in_flight["0"].answer(FakeReply.SUCCEED)
     await settle()
     assert add.done()
-    vm.in_flight["0"].answer(Reply.SUCCEED)
+    vm.in_flight["0"].answer(FakeReply.SUCCEED)
     await removal
     assert not vm.shares
 
@@ -245,7 +245,7 @@ async def test_an_error_of_any_other_kind_is_a_failure_too(vm: FakeVM, manager: 
 
 
 async def test_a_vm_that_cannot_even_be_called_is_a_failure(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(share: Plan9Share) -> None:
+    def broken(share: NamedShare) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(manager._engine.vm, "add_plan9", broken)
@@ -256,7 +256,7 @@ async def test_a_vm_that_cannot_even_be_called_is_a_failure(manager: Manager, mo
 
 async def test_a_failed_remove_keeps_the_last_reference_and_can_be_retried(vm: FakeVM, manager: Manager) -> None:
     name = await manager.add(ONE, owner="a")
-    vm.replies.append(Reply.FAIL)
+    vm.replies.append(FakeReply.FAIL)
     with pytest.raises(ComputeSystemError):
         await manager.remove(name, owner="a")
     info = only(manager)

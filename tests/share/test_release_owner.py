@@ -10,7 +10,7 @@ import pytest
 from uvmshare.errors import SharesLeft
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
-from uvmshare.testing.fakes import FakeVM, Reply
+from uvmshare.testing.fakes import FakeReply, FakeVM
 
 HERE = Path(__file__).parent
 ONE = AddOptions(HERE, read_only=True)
@@ -35,7 +35,7 @@ async def test_one_share_that_cannot_be_taken_out_does_not_keep_the_others() -> 
     manager = Manager(vm)
     await manager.add(ONE, owner="gone")
     await manager.add(OTHER, owner="gone")
-    vm.replies.append(Reply.FAIL)
+    vm.replies.append(FakeReply.FAIL)
     with pytest.raises(SharesLeft, match="share 0") as raised:
         await manager.release_owner("gone")
     assert raised.value.names == ("0",)
@@ -52,8 +52,8 @@ async def test_shares_of_an_owner_do_not_wait_for_each_other() -> None:
     vm.hold = True
     releasing = asyncio.create_task(manager.release_owner("gone"))
     await asyncio.sleep(1)
-    vm.in_flight["1"].answer(Reply.SUCCEED)
-    vm.in_flight["0"].answer(Reply.SUCCEED)
+    vm.in_flight["1"].answer(FakeReply.SUCCEED)
+    vm.in_flight["0"].answer(FakeReply.SUCCEED)
     assert await releasing == ("0", "1")
 
 

@@ -23,7 +23,7 @@ from uvmshare.share.journal import JournalledShare
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 from uvmshare.share.state import ShareLife, ShareState
-from uvmshare.testing.fakes import FakeJournal, FakeVM, ListingFakeVM, Reply
+from uvmshare.testing.fakes import FakeJournal, FakeReply, FakeVM, ListingFakeVM
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,7 +93,7 @@ async def test_what_is_under_way_is_in_nobodys_hands_yet_or_any_more(one: AddOpt
     manager = Manager(vm)
     writable = AddOptions(one.host_path)
     await manager.add(one, owner="a")
-    vm.replies.append(Reply.LOSE_AFTER)
+    vm.replies.append(FakeReply.LOSE_AFTER)
     with pytest.raises(OutcomeUnknown):
         await manager.remove("0", owner="a")  # an orphan
     await manager.add(one, owner="a")
@@ -106,7 +106,7 @@ async def test_what_is_under_way_is_in_nobodys_hands_yet_or_any_more(one: AddOpt
     assert moved.resolve_share_name(other) == "2"
     assert moved.resolve_share_name(writable) == "3", "and no name is used again"
     for name in "12":
-        vm.in_flight[name].answer(Reply.SUCCEED)
+        vm.in_flight[name].answer(FakeReply.SUCCEED)
     await asyncio.gather(removing, adding)
     vm.hold = False
     async with manager.share(one):
@@ -148,16 +148,16 @@ async def test_what_this_manager_may_not_share_is_refused_before_anything_is_tou
     assert not vm.calls
 
 
-@pytest.mark.parametrize("reply", [Reply.FAIL, Reply.LOSE_BEFORE, Reply.LOSE_AFTER])
+@pytest.mark.parametrize("reply", [FakeReply.FAIL, FakeReply.LOSE_BEFORE, FakeReply.LOSE_AFTER])
 @pytest.mark.parametrize("journalled", [False, True])
 async def test_one_share_that_cannot_be_added_takes_the_others_out_again(
-    one: AddOptions, other: AddOptions, reply: Reply, *, journalled: bool
+    one: AddOptions, other: AddOptions, reply: FakeReply, *, journalled: bool
 ) -> None:
     manager = Manager(FakeVM())
     await manager.add(one, owner="a")
     await manager.add(other, owner="a")
     vm, journal = FakeVM(), FakeJournal()
-    vm.replies += [Reply.SUCCEED, reply]
+    vm.replies += [FakeReply.SUCCEED, reply]
     with pytest.raises(RestoreFailed, match="share 1: add of share 1") as raised:
         await Manager.restore(manager.save(), vm, journal=journal if journalled else None)
     assert isinstance(raised.value.errors["1"], ComputeSystemError)
@@ -171,7 +171,7 @@ async def test_what_could_not_be_taken_out_again_is_said(one: AddOptions, other:
     await manager.add(one)
     await manager.add(other)
     vm = FakeVM()
-    vm.replies += [Reply.SUCCEED, Reply.FAIL, Reply.FAIL]
+    vm.replies += [FakeReply.SUCCEED, FakeReply.FAIL, FakeReply.FAIL]
     with pytest.raises(RestoreFailed) as raised:
         await Manager.restore(manager.save(), vm)
     assert raised.value.__notes__ == ["and these could not be removed again yet: 0"]
@@ -185,13 +185,13 @@ async def test_a_restore_that_is_cancelled_leaves_nothing(one: AddOptions, other
     vm.hold = True
     restoring = asyncio.create_task(Manager.restore(manager.save(), vm))
     await settle()
-    vm.in_flight["0"].answer(Reply.SUCCEED)
+    vm.in_flight["0"].answer(FakeReply.SUCCEED)
     await settle()
     restoring.cancel()
     await settle()
     vm.hold = False
     for call in tuple(vm.in_flight.values()):
-        call.answer(Reply.SUCCEED)
+        call.answer(FakeReply.SUCCEED)
     with pytest.raises(asyncio.CancelledError):
         await restoring
     assert not vm.shares
@@ -272,7 +272,7 @@ async def test_a_journal_that_fails_in_the_middle_undoes_all(one: AddOptions, ot
     await manager.add(one, owner="a")
     await manager.add(other, owner="a")
     vm, journal = FakeVM(), FakeJournal()
-    journal.replies += [Reply.SUCCEED] * (fails - 1) + [Reply.LOSE_AFTER]
+    journal.replies += [FakeReply.SUCCEED] * (fails - 1) + [FakeReply.LOSE_AFTER]
     with pytest.raises((JournalError, RestoreFailed)):
         await Manager.restore(manager.save(), vm, journal=journal)
     assert not vm.shares

@@ -17,7 +17,7 @@ from uvmshare.share.interfaces import TellsTakeover
 from uvmshare.share.manager import RETRY_FIRST, RETRY_LONGEST, Manager
 from uvmshare.share.recovery import Done, RecoveryReport
 from uvmshare.share.state import ShareState
-from uvmshare.testing.fakes import FakeAgent, FakeJournal, FakeVM, ListingFakeVM, Reply
+from uvmshare.testing.fakes import FakeAgent, FakeJournal, FakeReply, FakeVM, ListingFakeVM
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,7 +59,7 @@ async def test_what_cannot_be_added_again_yet_is_told_and_tried_again(vm: Listin
     told: list[RecoveryReport | Exception] = []
     manager.on_settled(told.append)
     await manager.add(ONE, owner="a")
-    vm.replies += [Reply.SUCCEED, Reply.FAIL]
+    vm.replies += [FakeReply.SUCCEED, FakeReply.FAIL]
     vm.take_over("0")
     await until(lambda: bool(told))
     (report,) = told
@@ -79,7 +79,7 @@ async def test_one_that_comes_while_another_is_settled_is_settled_after_it(vm: L
     vm.take_over()
     vm.take_over()
     vm.hold = False
-    vm.in_flight["0"].answer(Reply.SUCCEED)
+    vm.in_flight["0"].answer(FakeReply.SUCCEED)
     await until(lambda: len(told) == 2)
     await settle()
     assert len(told) == 2
@@ -156,7 +156,7 @@ async def test_a_share_that_was_under_way_meanwhile_is_not_forgotten(vm: Listing
     vm.hold = False
     vm.take_over("0")
     await until(lambda: vm.shares == {"0": ONE})
-    vm.in_flight["1"].answer(Reply.SUCCEED)
+    vm.in_flight["1"].answer(FakeReply.SUCCEED)
     await until(lambda: "1" in vm.shares)
     del vm.shares["1"]  # it had it, and its answer was still on the way when it lost that
     await adding
@@ -181,20 +181,20 @@ async def test_the_end_ends_it_wherever_it_is(vm: ListingFakeVM, where: str, how
     if where in ("retry", "listing"):
         vm.list_plan9 = lambda: answer  # type: ignore[method-assign,assignment,return-value]  # any awaitable does
     if where == "adding":
-        vm.replies += [Reply.SUCCEED]
+        vm.replies += [FakeReply.SUCCEED]
         vm.hold = True
     if where == "journal":
-        journal.replies += [Reply.NEVER]
+        journal.replies += [FakeReply.NEVER]
     vm.take_over("0")
     await settle()
     assert manager._settling.pending
     ended = asyncio.create_task(_end(manager, vm, how))
     await settle()
     for call in vm.in_flight.values():
-        call.answer(Reply.SUCCEED)
+        call.answer(FakeReply.SUCCEED)
     vm.hold = False
     for append in tuple(journal.in_flight):
-        append.answer(Reply.SUCCEED) if append.held else None
+        append.answer(FakeReply.SUCCEED) if append.held else None
     if where == "journal":
         manager._engine.ledger._task.cancel()  # type: ignore[union-attr]  # what never answers ends with its loop alone
     with suppress(JournalError, SharesLeft):
@@ -229,7 +229,7 @@ async def test_a_caller_who_gives_up_takes_nothing_from_it(vm: ListingFakeVM, ma
     await asyncio.wait(asks)
     vm.hold = False
     while vm.in_flight:
-        vm.in_flight["0"].answer(Reply.SUCCEED)
+        vm.in_flight["0"].answer(FakeReply.SUCCEED)
         await settle()
     assert vm.shares == {"0": ONE}
     assert only(manager).owners == ("a",)
@@ -284,7 +284,7 @@ async def test_then_the_guest_is_asked_what_it_has(vm: ListingFakeVM, manager: M
 async def test_whoever_asks_meanwhile_is_told_of_every_share(vm: ListingFakeVM, manager: Manager, first: bool) -> None:
     await manager.add(ONE, owner="a")
     await manager.add(OTHER, owner="a")
-    vm.replies += [Reply.SUCCEED, Reply.FAIL]
+    vm.replies += [FakeReply.SUCCEED, FakeReply.FAIL]
     vm.take_over("0")
     if not first:
         await settle()

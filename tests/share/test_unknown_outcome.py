@@ -12,16 +12,16 @@ from tests.virtual_time import settle
 from uvmshare.errors import ComputeSystemError, OutcomeUnknown
 from uvmshare.share.manager import RETRY_FIRST
 from uvmshare.share.state import ShareState
-from uvmshare.testing.fakes import Reply
+from uvmshare.testing.fakes import FakeReply
 
 if TYPE_CHECKING:
     from uvmshare.share.manager import Manager
     from uvmshare.testing.fakes import FakeVM
 
 
-@pytest.mark.parametrize("reply", [Reply.LOSE_BEFORE, Reply.LOSE_AFTER])
+@pytest.mark.parametrize("reply", [FakeReply.LOSE_BEFORE, FakeReply.LOSE_AFTER])
 async def test_an_add_without_an_answer_is_undone_before_anybody_is_told(
-    vm: FakeVM, manager: Manager, reply: Reply
+    vm: FakeVM, manager: Manager, reply: FakeReply
 ) -> None:
     vm.hold = True
     adds = [asyncio.create_task(manager.add(ONE)) for _ in range(2)]
@@ -31,7 +31,7 @@ async def test_an_add_without_an_answer_is_undone_before_anybody_is_told(
     assert not any(add.done() for add in adds)
     info = only(manager)
     assert (info.state, info.busy, info.orphan) == (ShareState.INVALID, "removing", True)
-    vm.in_flight["0"].answer(Reply.SUCCEED)
+    vm.in_flight["0"].answer(FakeReply.SUCCEED)
     first, second = await asyncio.gather(*adds, return_exceptions=True)
     assert isinstance(first, OutcomeUnknown)
     assert second is first
@@ -54,7 +54,7 @@ async def test_each_error_that_leaves_the_outcome_open_is_undone(
 
 
 async def test_an_add_does_not_wait_for_another_being_undone(vm: FakeVM, manager: Manager) -> None:
-    vm.replies.extend([Reply.LOSE_AFTER, Reply.NEVER])
+    vm.replies.extend([FakeReply.LOSE_AFTER, FakeReply.NEVER])
     lost = asyncio.create_task(manager.add(ONE))
     await settle()
     assert await manager.add(ONE) == "1"
@@ -63,7 +63,7 @@ async def test_an_add_does_not_wait_for_another_being_undone(vm: FakeVM, manager
 
 
 async def test_an_add_that_cannot_be_undone_is_an_orphan_and_is_retried(vm: FakeVM, manager: Manager) -> None:
-    vm.replies.extend([Reply.LOSE_AFTER, Reply.FAIL])
+    vm.replies.extend([FakeReply.LOSE_AFTER, FakeReply.FAIL])
     with pytest.raises(OutcomeUnknown) as raised:
         await manager.add(ONE)
     assert "share 0 may still be on the VM" in raised.value.__notes__[0]
@@ -79,7 +79,7 @@ async def test_an_add_that_cannot_be_undone_is_an_orphan_and_is_retried(vm: Fake
 
 
 async def test_retries_wait_longer_each_time_up_to_a_minute(vm: FakeVM, manager: Manager) -> None:
-    vm.replies.extend([Reply.LOSE_AFTER] + [Reply.FAIL, Reply.LOSE_BEFORE] * 5)
+    vm.replies.extend([FakeReply.LOSE_AFTER] + [FakeReply.FAIL, FakeReply.LOSE_BEFORE] * 5)
     loop = asyncio.get_running_loop()
     with pytest.raises(OutcomeUnknown):
         await manager.add(ONE)
@@ -96,7 +96,7 @@ async def test_retries_wait_longer_each_time_up_to_a_minute(vm: FakeVM, manager:
 
 
 async def test_removing_an_orphan_by_its_name_retries_now(vm: FakeVM, manager: Manager) -> None:
-    vm.replies.extend([Reply.LOSE_AFTER, Reply.LOSE_BEFORE, Reply.FAIL])
+    vm.replies.extend([FakeReply.LOSE_AFTER, FakeReply.LOSE_BEFORE, FakeReply.FAIL])
     with pytest.raises(OutcomeUnknown):
         await manager.add(ONE)
     with pytest.raises(ComputeSystemError, match="remove of share 0"):
@@ -106,9 +106,9 @@ async def test_removing_an_orphan_by_its_name_retries_now(vm: FakeVM, manager: M
     assert not manager.shares()
 
 
-@pytest.mark.parametrize("reply", [Reply.LOSE_BEFORE, Reply.LOSE_AFTER])
+@pytest.mark.parametrize("reply", [FakeReply.LOSE_BEFORE, FakeReply.LOSE_AFTER])
 async def test_a_remove_without_an_answer_leaves_an_orphan_that_no_add_joins(
-    vm: FakeVM, manager: Manager, reply: Reply
+    vm: FakeVM, manager: Manager, reply: FakeReply
 ) -> None:
     name = await manager.add(ONE, owner="a")
     vm.replies.append(reply)
@@ -124,7 +124,7 @@ async def test_a_remove_without_an_answer_leaves_an_orphan_that_no_add_joins(
 
 async def test_a_remove_without_an_answer_is_retried_in_the_background(vm: FakeVM, manager: Manager) -> None:
     name = await manager.add(ONE, owner="a")
-    vm.replies.extend([Reply.LOSE_BEFORE, Reply.LOSE_BEFORE])
+    vm.replies.extend([FakeReply.LOSE_BEFORE, FakeReply.LOSE_BEFORE])
     with pytest.raises(OutcomeUnknown):
         await manager.remove(name, owner="a")
     await asyncio.sleep(3 * RETRY_FIRST)

@@ -14,7 +14,7 @@ from uvmshare.hcs.utility_vm import UtilityVM
 from uvmshare.share.interfaces import TellsExit
 from uvmshare.share.manager import RETRY_LONGEST, Manager
 from uvmshare.share.state import ShareState
-from uvmshare.testing.fakes import FakeVM, Reply
+from uvmshare.testing.fakes import FakeReply, FakeVM
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +46,7 @@ class Mortal(FakeVM):
 async def test_a_vm_that_exits_releases_every_share_without_a_call() -> None:
     vm = Mortal()
     manager = Manager(vm)
-    vm.replies.extend([Reply.SUCCEED, Reply.LOSE_AFTER, Reply.FAIL])
+    vm.replies.extend([FakeReply.SUCCEED, FakeReply.LOSE_AFTER, FakeReply.FAIL])
     await manager.add(ONE, owner="a")
     with pytest.raises(OutcomeUnknown):
         await manager.add(OTHER)
@@ -62,8 +62,8 @@ async def test_a_vm_that_exits_releases_every_share_without_a_call() -> None:
     assert len(vm.calls) == calls
 
 
-@pytest.mark.parametrize("reply", [Reply.SUCCEED, Reply.LOSE_AFTER, TimeoutError()])
-async def test_an_add_that_meets_the_exit_of_the_vm_fails_whatever_the_answer(reply: Reply | Exception) -> None:
+@pytest.mark.parametrize("reply", [FakeReply.SUCCEED, FakeReply.LOSE_AFTER, TimeoutError()])
+async def test_an_add_that_meets_the_exit_of_the_vm_fails_whatever_the_answer(reply: FakeReply | Exception) -> None:
     vm = Mortal()
     vm.hold = True
     manager = Manager(vm)
@@ -84,7 +84,7 @@ async def test_an_add_that_the_vm_took_just_before_its_exit_fails_too() -> None:
     manager = Manager(vm)
     add = asyncio.create_task(manager.add(ONE))
     await settle()
-    vm.in_flight["0"].answer(Reply.SUCCEED)
+    vm.in_flight["0"].answer(FakeReply.SUCCEED)
     await until(lambda: bool(vm.shares))
     vm.exit()
     assert only(manager).busy == "adding"
@@ -113,7 +113,7 @@ async def test_a_caller_whose_share_goes_before_its_turn_is_told() -> None:
     manager = Manager(vm)
     add = asyncio.create_task(manager.add(ONE))
     await settle()
-    vm.in_flight["0"].answer(Reply.SUCCEED)
+    vm.in_flight["0"].answer(FakeReply.SUCCEED)
     await until(lambda: only(manager).state is ShareState.ADDED)
     vm.exit()
     with pytest.raises(ComputeSystemGone):
@@ -145,8 +145,8 @@ async def test_shares_that_nothing_is_in_flight_for_are_released_without_a_call(
     assert len(vm.calls) == 1
 
 
-@pytest.mark.parametrize("reply", [Reply.SUCCEED, Reply.FAIL, Reply.LOSE_BEFORE, Reply.LOSE_AFTER])
-async def test_an_add_in_flight_ends_as_gone_whatever_its_answer(reply: Reply) -> None:
+@pytest.mark.parametrize("reply", [FakeReply.SUCCEED, FakeReply.FAIL, FakeReply.LOSE_BEFORE, FakeReply.LOSE_AFTER])
+async def test_an_add_in_flight_ends_as_gone_whatever_its_answer(reply: FakeReply) -> None:
     vm = Mortal()
     vm.hold = True
     manager = Manager(vm)
@@ -162,8 +162,8 @@ async def test_an_add_in_flight_ends_as_gone_whatever_its_answer(reply: Reply) -
     assert len(vm.calls) == 1
 
 
-@pytest.mark.parametrize("reply", [Reply.SUCCEED, Reply.FAIL, Reply.LOSE_BEFORE])
-async def test_a_removal_in_flight_succeeds_whatever_its_answer(reply: Reply) -> None:
+@pytest.mark.parametrize("reply", [FakeReply.SUCCEED, FakeReply.FAIL, FakeReply.LOSE_BEFORE])
+async def test_a_removal_in_flight_succeeds_whatever_its_answer(reply: FakeReply) -> None:
     vm = Mortal()
     manager = Manager(vm)
     name = await manager.add(ONE)
@@ -179,7 +179,7 @@ async def test_a_removal_in_flight_succeeds_whatever_its_answer(reply: Reply) ->
 async def test_what_was_to_be_retried_is_not() -> None:
     vm = Mortal()
     manager = Manager(vm)
-    vm.replies += [Reply.LOSE_AFTER, Reply.LOSE_BEFORE]
+    vm.replies += [FakeReply.LOSE_AFTER, FakeReply.LOSE_BEFORE]
     with pytest.raises(OutcomeUnknown):
         await manager.add(ONE)
     assert [share.orphan for share in manager.shares()] == [True]

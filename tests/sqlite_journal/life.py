@@ -29,7 +29,7 @@ from uvmshare.sqlite_journal.store import JournalFile
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Mapping, Sequence
 
-    from uvmshare.share.interfaces import Plan9Share
+    from uvmshare.share.interfaces import NamedShare
     from uvmshare.share.journal import Record
     from uvmshare.share.share import Share
 
@@ -84,13 +84,13 @@ class FileVM:
         self.lose_next = False
         os.makedirs(self._directory, exist_ok=True)
 
-    async def add_plan9(self, share: Plan9Share) -> None:
+    async def add_plan9(self, share: NamedShare) -> None:
         self._points()
         await asyncio.sleep(0)
         self._put(share)
         await self._answer()
 
-    def _put(self, share: Plan9Share) -> None:
+    def _put(self, share: NamedShare) -> None:
         options = share.options
         text = json.dumps([options.host_path, options.read_only, options.allowed_names])
         path = os.path.join(self._directory, share.name)
@@ -102,7 +102,7 @@ class FileVM:
             file.write(text)
         os.rename(path + ".new", path)
 
-    async def remove_plan9(self, share: Plan9Share) -> None:
+    async def remove_plan9(self, share: NamedShare) -> None:
         self._points()
         await asyncio.sleep(0)
         try:

@@ -181,7 +181,7 @@ def _print(line: msgspec.Struct) -> None:
 async def _add(record: RecordedShares, port: int, options: Sequence[AddOptions]) -> list[Recorded]:
     from uvmshare.hcs.compute_system import ComputeSystem  # noqa: PLC0415  --help need not load it
     from uvmshare.hcs.utility_vm import UtilityVM  # noqa: PLC0415  as above
-    from uvmshare.share.interfaces import Plan9Share  # noqa: PLC0415  as above
+    from uvmshare.share.interfaces import NamedShare  # noqa: PLC0415  as above
 
     added: list[Recorded] = []
     async with await ComputeSystem.open(record.vm) as system:
@@ -194,7 +194,7 @@ async def _add(record: RecordedShares, port: int, options: Sequence[AddOptions])
                     share.host_path, read_only=share.read_only, port=port, only=share.allowed_names
                 )
                 added.append(recorded)
-                await vm.add_plan9(Plan9Share(recorded.share, share))
+                await vm.add_plan9(NamedShare(recorded.share, share))
         except BaseException as error:
             for recorded in added:
                 try:

@@ -84,7 +84,7 @@ taken within {TAKE_SECONDS:g} s, or the connection is cut. A user has at most {U
 {USER_BYTES} bytes of requests that are not answered yet (429). A request that is refused for one of these, or
 because it is no HTTP, ends its connection. docs/daemon.md has the others."""
 
-Serving = NamedDependency[Service]
+TheService = NamedDependency[Service]
 Who = NamedDependency[Identity]
 VmName = Annotated[
     str, PathParameter(description="A VM's id. Root names another user's VM UID:ID.", max_length=128, min_length=1)
@@ -132,7 +132,7 @@ _ACCEPTED: Final = {
 }
 
 
-def _who(request: Request[Any, Any, Any], service: Serving) -> Identity:
+def _who(request: Request[Any, Any, Any], service: TheService) -> Identity:
     scope: dict[str, Any] = request.scope  # type: ignore[assignment]  # the server puts more into it
     who: Identity = scope[PEER]
     service.admit(who)
@@ -191,19 +191,19 @@ def _operation(running: Running) -> Operation:
 
 
 @get("/info", summary="The daemon", responses=_FAILURES)
-async def get_info(*, service: Serving, who: Who) -> Info:
+async def get_info(*, service: TheService, who: Who) -> Info:
     """Tell its version, and who you are to it."""
     return service.info(who)
 
 
 @get("/health", summary="Whether it is well", responses=_FAILURES)
-async def get_health(*, service: Serving, who: Who) -> Health:
+async def get_health(*, service: TheService, who: Who) -> Health:
     """Answer, for monitoring: 200 when the daemon can write down what it does, 503 with the reason when it cannot."""
     return service.health(who)
 
 
 @get("/vms", summary="List VMs", responses=_FAILURES)
-async def list_vms(*, service: Serving, who: Who) -> list[Vm]:
+async def list_vms(*, service: TheService, who: Who) -> list[Vm]:
     """List the VMs that are yours; to root, all."""
     machines = service.visible(who)
     await asyncio.gather(*(machine.reachable.look(machine.addresses) for machine in machines))
@@ -211,13 +211,13 @@ async def list_vms(*, service: Serving, who: Who) -> list[Vm]:
 
 
 @post("/vms", summary="Add a VM", responses=_ACCEPTED)
-async def add_vm(*, service: Serving, who: Who, data: JSONBody[NewVm], wait: Wait = True) -> Vm:
+async def add_vm(*, service: TheService, who: Who, data: JSONBody[NewVm], wait: Wait = True) -> Vm:
     """Start a file server for a VM, with your rights. The same again changes nothing."""
     return await _answer(service, who, ("add VM", data.id), service.add_vm(who, data), 201, wait=wait, document=data)
 
 
 @get("/vms/{vm:str}", summary="A VM", responses=_FAILURES)
-async def get_vm(*, service: Serving, who: Who, vm: VmName) -> Vm:
+async def get_vm(*, service: TheService, who: Who, vm: VmName) -> Vm:
     """Show one VM."""
     machine = service.find(who, vm)
     await machine.reachable.look(machine.addresses)
@@ -227,7 +227,7 @@ async def get_vm(*, service: Serving, who: Who, vm: VmName) -> Vm:
 @delete("/vms/{vm:str}", summary="Remove a VM", status_code=200, responses=_ACCEPTED)
 async def remove_vm(
     *,
-    service: Serving,
+    service: TheService,
     who: Who,
     vm: VmName,
     wait: Wait = True,
@@ -242,7 +242,7 @@ async def remove_vm(
 
 
 @get("/vms/{vm:str}/shares", summary="List shares", responses=_FAILURES)
-async def list_shares(*, service: Serving, who: Who, vm: VmName) -> list[Share]:
+async def list_shares(*, service: TheService, who: Who, vm: VmName) -> list[Share]:
     """List the shares of a VM that you hold; to root, all."""
     machine = await service.find_ready(who, vm)
     await service.shares.look(machine)
@@ -252,7 +252,7 @@ async def list_shares(*, service: Serving, who: Who, vm: VmName) -> list[Share]:
 @post("/vms/{vm:str}/shares", summary="Add a share", responses=_ACCEPTED)
 async def add_share(
     *,
-    service: Serving,
+    service: TheService,
     who: Who,
     vm: VmName,
     data: JSONBody[NewShare],
@@ -266,7 +266,7 @@ async def add_share(
 
 
 @get("/vms/{vm:str}/shares/{share:str}", summary="A share", responses=_FAILURES)
-async def get_share(*, service: Serving, who: Who, vm: VmName, share: ShareName) -> Share:
+async def get_share(*, service: TheService, who: Who, vm: VmName, share: ShareName) -> Share:
     """Show one share."""
     machine = await service.find_ready(who, vm)
     await service.shares.look(machine)
@@ -276,7 +276,7 @@ async def get_share(*, service: Serving, who: Who, vm: VmName, share: ShareName)
 @delete("/vms/{vm:str}/shares/{share:str}", summary="Release a share", status_code=200, responses=_ACCEPTED)
 async def release_share(
     *,
-    service: Serving,
+    service: TheService,
     who: Who,
     vm: VmName,
     share: ShareName,
@@ -298,7 +298,7 @@ async def release_share(
 
 @put("/vms/{vm:str}/shares/{share:str}/leases/{owner:str}", summary="Renew a lease", responses=_FAILURES)
 async def renew_lease(
-    *, service: Serving, who: Who, vm: VmName, share: ShareName, owner: OwnerInPath, data: JSONBody[Renewal]
+    *, service: TheService, who: Who, vm: VmName, share: ShareName, owner: OwnerInPath, data: JSONBody[Renewal]
 ) -> Renewed:
     """Let the lease of one owner on one share run afresh."""
     machine = await service.find_ready(who, vm)
@@ -307,7 +307,7 @@ async def renew_lease(
 
 
 @get("/vms/{vm:str}/mounts", summary="List mounts", responses=_FAILURES)
-async def list_mounts(*, service: Serving, who: Who, vm: VmName) -> list[Mount]:
+async def list_mounts(*, service: TheService, who: Who, vm: VmName) -> list[Mount]:
     """List the mounts in a VM's guest that you hold; to root, all."""
     machine = await service.find_ready(who, vm)
     await service.shares.look(machine)
@@ -316,7 +316,7 @@ async def list_mounts(*, service: Serving, who: Who, vm: VmName) -> list[Mount]:
 
 @post("/vms/{vm:str}/mounts", summary="Map a directory", responses=_ACCEPTED)
 async def map_directory(
-    *, service: Serving, who: Who, vm: VmName, data: JSONBody[NewMount], wait: Wait = True
+    *, service: TheService, who: Who, vm: VmName, data: JSONBody[NewMount], wait: Wait = True
 ) -> Mount:
     """Share a directory and have the guest's agent mount it; both or neither. Whoever asks for the same shares it."""
     machine = await service.find_ready(who, vm)
@@ -328,7 +328,7 @@ async def map_directory(
 @delete("/vms/{vm:str}/mounts", summary="Unmap a directory", status_code=200, responses=_ACCEPTED)
 async def unmap_directory(
     *,
-    service: Serving,
+    service: TheService,
     who: Who,
     vm: VmName,
     guest_path: GuestPath,
@@ -351,25 +351,25 @@ async def unmap_directory(
 
 
 @get("/vms/{vm:str}/stats", summary="What a guest does", responses=_FAILURES)
-async def get_stats(*, service: Serving, who: Who, vm: VmName) -> list[Stats]:
+async def get_stats(*, service: TheService, who: Who, vm: VmName) -> list[Stats]:
     """Tell operations, bytes, errors and latency of each share that you hold, since its connections began."""
     return await service.stats(who, await service.find_ready(who, vm))
 
 
 @get("/metrics", include_in_schema=False, media_type="text/plain")
-async def get_metrics(*, service: Serving, who: Who) -> Response[bytes]:
+async def get_metrics(*, service: TheService, who: Who) -> Response[bytes]:
     """Tell Prometheus how everything is that you may see."""
     return Response(await metrics.render(service, who), media_type=metrics.CONTENT_TYPE)
 
 
 @get("/vms/{vm:str}/doctor", summary="Look at a guest", responses=_FAILURES)
-async def examine_guest(*, service: Serving, who: Who, vm: VmName) -> list[Finding]:
+async def examine_guest(*, service: TheService, who: Who, vm: VmName) -> list[Finding]:
     """Ask the guest's agent what the guest can and cannot do, and say what that breaks and what to do."""
     return await service.examine_guest(await service.find_ready(who, vm))
 
 
 @put("/leases/{owner:str}", summary="Renew all leases of an owner", responses=_FAILURES)
-async def renew_leases(*, service: Serving, who: Who, owner: OwnerInPath, data: JSONBody[Renewal]) -> Renewed:
+async def renew_leases(*, service: TheService, who: Who, owner: OwnerInPath, data: JSONBody[Renewal]) -> Renewed:
     """Let every lease of one owner run afresh, in all VMs: one request is a program's sign of life."""
     return Renewed(leases=service.leases.renew_all(f"{who.uid}/{owner}", data.lease))
 
@@ -377,7 +377,7 @@ async def renew_leases(*, service: Serving, who: Who, owner: OwnerInPath, data: 
 @delete("/owners/{owner:str}", summary="Release an owner", status_code=200, responses=_ACCEPTED)
 async def release_owner(
     *,
-    service: Serving,
+    service: TheService,
     who: Who,
     owner: OwnerInPath,
     force: Annotated[bool, QueryParameter(description="Whether it goes whatever the guests say.")] = False,
@@ -392,13 +392,13 @@ async def release_owner(
 
 
 @get("/operations", summary="List operations", responses=_FAILURES)
-async def list_operations(*, service: Serving, who: Who) -> list[Operation]:
+async def list_operations(*, service: TheService, who: Who) -> list[Operation]:
     """List what you asked for and was not waited for, oldest first, and the last that ended."""
     return [_operation(running) for running in service.operations.list(who.uid)]
 
 
 @get("/operations/{operation:str}", summary="An operation", responses=_FAILURES)
-async def get_operation(*, service: Serving, who: Who, operation: OperationId, wait: Wait = False) -> Operation:
+async def get_operation(*, service: TheService, who: Who, operation: OperationId, wait: Wait = False) -> Operation:
     """Show what became of an operation; with wait, when it has ended."""
     running = service.operations.find(operation, who.uid)
     if wait and running.task is not None:
@@ -420,7 +420,7 @@ _EVENTS = {
 @get("/events", summary="Follow events", responses=_EVENTS, media_type="text/event-stream")
 async def follow_events(
     *,
-    service: Serving,
+    service: TheService,
     who: Who,
     since: Annotated[
         str | None, QueryParameter(description="Begin behind the event of this id.", max_length=64)

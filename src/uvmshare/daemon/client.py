@@ -24,7 +24,7 @@ from uvmshare.daemon import client_calls
 from uvmshare.daemon.client_calls import default_host
 from uvmshare.daemon.client_holding import (
     LEASE,
-    Held,
+    HeldDocument,
     held_mount,
     held_share,
     owner_of,
@@ -169,7 +169,7 @@ class Client(_Connection):
         map_owner: str | None = None,
         owner: str | None = None,
         lease: float | None = LEASE,
-    ) -> Iterator[Held[Share]]:
+    ) -> Iterator[HeldDocument[Share]]:
         """Hold a share for the length of a block, and renew its lease in the background (`client_holding`).
 
         Without `owner` the block has one of its own. With `lease` None there is no lease, and nothing is renewed.
@@ -197,7 +197,7 @@ class Client(_Connection):
         map_owner: str | None = None,
         owner: str | None = None,
         lease: float | None = LEASE,
-    ) -> Iterator[Held[Mount]]:
+    ) -> Iterator[HeldDocument[Mount]]:
         """Hold a mapping for the length of a block, and renew its lease in the background (`client_holding`).
 
         Without `owner` the block has one of its own. With `lease` None there is no lease, and nothing is renewed.
@@ -221,7 +221,7 @@ class Client(_Connection):
             yield held
 
     @contextmanager
-    def _kept(self, held: Held[D]) -> Iterator[Held[D]]:
+    def _kept(self, held: HeldDocument[D]) -> Iterator[HeldDocument[D]]:
         stop = renew_in_thread(held, lambda: self.ask(held.renewal))
         try:
             yield held
@@ -235,7 +235,7 @@ class Client(_Connection):
         stop()
         self._release(held)
 
-    def _release(self, held: Held[Any]) -> None:
+    def _release(self, held: HeldDocument[Any]) -> None:
         try:
             answer = self.ask(held.release)
         except UvmshareError as error:
@@ -318,7 +318,7 @@ class AsyncClient(_Connection):
         map_owner: str | None = None,
         owner: str | None = None,
         lease: float | None = LEASE,
-    ) -> AsyncIterator[Held[Share]]:
+    ) -> AsyncIterator[HeldDocument[Share]]:
         """Hold a share for the length of a block, and renew its lease in the background (`client_holding`).
 
         Without `owner` the block has one of its own. With `lease` None there is no lease, and nothing is renewed.
@@ -346,7 +346,7 @@ class AsyncClient(_Connection):
         map_owner: str | None = None,
         owner: str | None = None,
         lease: float | None = LEASE,
-    ) -> AsyncIterator[Held[Mount]]:
+    ) -> AsyncIterator[HeldDocument[Mount]]:
         """Hold a mapping for the length of a block, and renew its lease in the background (`client_holding`).
 
         Without `owner` the block has one of its own. With `lease` None there is no lease, and nothing is renewed.
@@ -370,7 +370,7 @@ class AsyncClient(_Connection):
             yield held
 
     @asynccontextmanager
-    async def _kept(self, held: Held[D]) -> AsyncIterator[Held[D]]:
+    async def _kept(self, held: HeldDocument[D]) -> AsyncIterator[HeldDocument[D]]:
         renewing = asyncio.get_running_loop().create_task(renew_awaiting(held, lambda: self.ask(held.renewal)))
         try:
             yield held
@@ -384,7 +384,7 @@ class AsyncClient(_Connection):
         renewing.cancel()
         await self._release(held)
 
-    async def _release(self, held: Held[Any]) -> None:
+    async def _release(self, held: HeldDocument[Any]) -> None:
         # In a task of its own: a second cancellation breaks off the wait for it, and not the release.
         try:
             answer = await asyncio.shield(asyncio.ensure_future(self.ask(held.release)))

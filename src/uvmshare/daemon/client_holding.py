@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from uvmshare.daemon.client_calls import Call
     from uvmshare.daemon.documents import Released, Renewed
 
-__all__ = ["LEASE", "Held", "held_mount", "held_share", "owner_of", "renew_awaiting", "renew_in_thread"]
+__all__ = ["LEASE", "HeldDocument", "held_mount", "held_share", "owner_of", "renew_awaiting", "renew_in_thread"]
 
 LEASE: Final = 30.0
 """Seconds of a lease, unless its holder says otherwise."""
@@ -42,19 +42,21 @@ def owner_of(owner: str | None) -> str:
     return f"python-{os.getpid()}-{os.urandom(6).hex()}" if owner is None else owner
 
 
-def held_share(vm: str, share: Share, owner: str, lease: float | None) -> Held[Share]:
+def held_share(vm: str, share: Share, owner: str, lease: float | None) -> HeldDocument[Share]:
     """Return a share of a VM as it is held, with the calls that renew its lease and release it."""
     renewal = client_calls.renew(owner, vm=vm, share=share.name)
-    return Held(share, owner, lease, renewal=renewal, release=client_calls.release_share(vm, share.name, owner=owner))
+    return HeldDocument(
+        share, owner, lease, renewal=renewal, release=client_calls.release_share(vm, share.name, owner=owner)
+    )
 
 
-def held_mount(vm: str, guest_path: str, mount: Mount, owner: str, lease: float | None) -> Held[Mount]:
+def held_mount(vm: str, guest_path: str, mount: Mount, owner: str, lease: float | None) -> HeldDocument[Mount]:
     """Return a mount in a VM's guest as it is held, with the calls that renew its lease and release it."""
     release = client_calls.unmap_directory(vm, guest_path, owner=owner)
-    return Held(mount, owner, lease, renewal=client_calls.renew(owner), release=release)
+    return HeldDocument(mount, owner, lease, renewal=client_calls.renew(owner), release=release)
 
 
-class Held(Generic[D]):
+class HeldDocument(Generic[D]):
     """What a block holds: `document` is the share, or the mount, as it was when it was added.
 
     `lost` is why it is not held any more, as far as that is known; None while it is.
@@ -144,7 +146,7 @@ class Held(Generic[D]):
         return error
 
 
-def renew_in_thread(held: Held[D], renew: Callable[[], object]) -> Callable[[], None]:
+def renew_in_thread(held: HeldDocument[D], renew: Callable[[], object]) -> Callable[[], None]:
     """Have a lease renewed by a thread of its own, and return what ends that."""
     if held.lease is None:
         return lambda: None
@@ -164,7 +166,7 @@ def renew_in_thread(held: Held[D], renew: Callable[[], object]) -> Callable[[], 
     return stopped.set
 
 
-async def renew_awaiting(held: Held[D], renew: Callable[[], Awaitable[object]]) -> None:
+async def renew_awaiting(held: HeldDocument[D], renew: Callable[[], Awaitable[object]]) -> None:
     """Renew a lease for as long as this runs."""
     while (pause := held.pause) is not None:
         await asyncio.sleep(pause)

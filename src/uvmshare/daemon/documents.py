@@ -76,7 +76,7 @@ OwnerName = Annotated[
         description="Who holds a share: a name of the caller's choice, kept apart for each user of the host.",
     ),
 ]
-Lease = Annotated[
+LeaseSeconds = Annotated[
     float,
     msgspec.Meta(
         gt=0,
@@ -108,7 +108,7 @@ MappedOwner = Annotated[
         description="HOST:GUEST, each UID or UID/GID: files of that owner of the host, or of 'all', are the guest's.",
     ),
 ]
-Address = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+AddressText = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
 Uid = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFE)]
 LimitName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 LimitValue = (
@@ -154,7 +154,7 @@ class NewVm(_Request, frozen=True):
     """A VM that is to get shares: where its guest connects, or its compute system on Windows."""
 
     id: VmId
-    listen: Annotated[tuple[Address, ...], msgspec.Meta(max_length=16)] = ()
+    listen: Annotated[tuple[AddressText, ...], msgspec.Meta(max_length=16)] = ()
     """Addresses on which the VM's file server listens, such as firecracker:/run/fc/v.sock."""
     compute_system: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] | None = None
     """The id of a Hyper-V compute system, in place of addresses."""
@@ -176,7 +176,7 @@ class NewVm(_Request, frozen=True):
     """Limits of the control group of all its file server's processes, by the kernel's names: memory.max, memory.high,
     memory.swap.max, pids.max, cpu.max, cpu.weight, io.weight, io.max. Others than the daemon's own are for root, unless
     they allow less."""
-    agent: Address | None = None
+    agent: AddressText | None = None
     """Where the agent in the guest is reached, such as firecracker:/run/fc/v.sock or tcp:127.0.0.1:5641; it mounts."""
     agent_dials: bool = False
     """Whether the agent dials, and this address is where the daemon listens for it."""
@@ -241,7 +241,7 @@ class NewShare(_Request, frozen=True):
     hide: HiddenNames = ()
     map_owner: MappedOwner | None = None
     owner: OwnerName = DEFAULT_OWNER
-    lease: Lease | None = None
+    lease: LeaseSeconds | None = None
 
 
 class Reference(_Answer, frozen=True):
@@ -301,7 +301,7 @@ class NewMount(_Request, frozen=True):
     posixacl: bool = False
     """Whether the guest's kernel keeps access control lists and holds its programs to them."""
     owner: OwnerName = DEFAULT_OWNER
-    lease: Lease | None = None
+    lease: LeaseSeconds | None = None
 
 
 class Mount(_Answer, frozen=True):
@@ -416,7 +416,7 @@ class Finding(_Answer, frozen=True):
 class Renewal(_Request, frozen=True):
     """A new lease, or the same again."""
 
-    lease: Lease | None = None
+    lease: LeaseSeconds | None = None
     """Seconds; null keeps the length that each lease has."""
 
 

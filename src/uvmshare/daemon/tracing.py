@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from uvmshare.errors import ComputeSystemGone
     from uvmshare.fileserver.device import FileServer
-    from uvmshare.share.interfaces import Plan9Share
+    from uvmshare.share.interfaces import NamedShare
     from uvmshare.share.options import AddOptions
 
 __all__ = ["TracedFileServer", "span"]
@@ -45,12 +45,12 @@ class TracedFileServer:
         self._server = server
         self._vm = vm
 
-    async def add_plan9(self, share: Plan9Share) -> str | None:
+    async def add_plan9(self, share: NamedShare) -> str | None:
         """Add a share. Raises what `FileServer.add_plan9` does."""
         with span("modify", vm=self._vm, request="Add", share=share.name):
             return await self._server.add_plan9(share)
 
-    async def remove_plan9(self, share: Plan9Share) -> None:
+    async def remove_plan9(self, share: NamedShare) -> None:
         """Remove a share. Raises what `FileServer.remove_plan9` does."""
         with span("modify", vm=self._vm, request="Remove", share=share.name):
             await self._server.remove_plan9(share)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from uvmshare.errors import UvmshareError
 from uvmshare.guest import mount
-from uvmshare.testing.client import Client
+from uvmshare.testing.client import NinePClient
 from uvmshare.testing.guest_vm import HOST, QEMU
 
 if TYPE_CHECKING:
@@ -101,14 +101,14 @@ class ClientGuest:
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._mounts: dict[str, Client] = {}
+        self._mounts: dict[str, NinePClient] = {}
         self.description = "no guest: the project's own 9P client, in this process"
 
     async def mount(self, share: str) -> str | None:
         """Connect and attach to it."""
 
         def connect() -> None:
-            self._mounts[share] = Client.connect(self._address, share)
+            self._mounts[share] = NinePClient.connect(self._address, share)
 
         return await self._try(connect)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from uvmshare import Manager
-    from uvmshare.share.interfaces import Plan9Share, VMPlan9
+    from uvmshare.share.interfaces import NamedShare, VMPlan9
     from uvmshare.share.state import ShareLife
 
 __all__ = ["RecordingVM", "ShareHistory", "draw"]
@@ -76,18 +76,18 @@ class RecordingVM:
         """Return the seconds since this was made."""
         return time.monotonic() - self._started
 
-    async def add_plan9(self, share: Plan9Share) -> str | None:
+    async def add_plan9(self, share: NamedShare) -> str | None:
         """Add the share and keep how that ended. Raises what the VM behind raises."""
         with self._kept(RequestType.ADD, share):
             return await self._behind.add_plan9(share)
 
-    async def remove_plan9(self, share: Plan9Share) -> None:
+    async def remove_plan9(self, share: NamedShare) -> None:
         """Remove the share and keep how that ended. Raises what the VM behind raises."""
         with self._kept(RequestType.REMOVE, share):
             await self._behind.remove_plan9(share)
 
     @contextmanager
-    def _kept(self, kind: RequestType, share: Plan9Share) -> Iterator[None]:
+    def _kept(self, kind: RequestType, share: NamedShare) -> Iterator[None]:
         name = share.name
         self.calls.append((kind, name))
         begun, succeeded, failed, unknown = _TRIGGERS[kind]

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from uvmshare.fileserver.link import RunAs
     from uvmshare.hostfiles import Runner
-    from uvmshare.share.interfaces import Plan9Share
+    from uvmshare.share.interfaces import NamedShare
 
 __all__ = ["FileServer"]
 
@@ -269,7 +269,7 @@ class FileServer:
 
     # What the Manager asks for: `uvmshare.share.interfaces.VMPlan9`
 
-    async def add_plan9(self, share: Plan9Share) -> str | None:
+    async def add_plan9(self, share: NamedShare) -> str | None:
         """Add a share, if its path leads to the directory of its options; return which one it is.
 
         Raises `HostPathReplaced`, `AccessDenied`, `InvalidDocument`, `ShareExists`, `DiskFull`; `OperationDenied` when
@@ -295,7 +295,7 @@ class FileServer:
         reply = await link.ask(lambda number: control.Modify(number, document, *beside), self._modify_timeout)
         return reply.directory
 
-    async def remove_plan9(self, share: Plan9Share) -> None:
+    async def remove_plan9(self, share: NamedShare) -> None:
         """Remove a share; when this returns, no process serves it any more.
 
         `on_left` tells of those that were killed and wait in the kernel for a file system that does not answer. Raises

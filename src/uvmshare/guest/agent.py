@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any
 from uvmshare.guest import mount, wire
 from uvmshare.guest.bundle import bundle
 from uvmshare.guest.loop import Child, Loop
-from uvmshare.guest.mount import Address, MountError, Parser, make_directories, printable
+from uvmshare.guest.mount import MountError, Parser, ServerAddress, make_directories, printable
 from uvmshare.guest.places import PlaceError
-from uvmshare.guest.session import Session
+from uvmshare.guest.session import HostSession
 from uvmshare.guest.survey import survey
 from uvmshare.guest.table import MountTable
 from uvmshare.linux.boot import boot_id
@@ -66,10 +66,10 @@ class Agent:
     def __init__(self, options: argparse.Namespace, token: str) -> None:
         self.loop = Loop()
         self.token = token
-        self.sessions: dict[Session, None] = {}
+        self.sessions: dict[HostSession, None] = {}
         """The oldest first."""
         self._prefixes = [_prefix(given) for given in options.allow]
-        self._server: Address = options.server
+        self._server: ServerAddress = options.server
         self._peer_cid: int = options.peer_cid
         make_directories(options.state, 0o700)
         _require_own(options.state)
@@ -87,7 +87,7 @@ class Agent:
         sys.stderr.write(f"uvmshare guest agent: {printable(words)}\n")
         sys.stderr.flush()
 
-    def run(self, *, listen: Sequence[Address], connect: Sequence[Address]) -> None:
+    def run(self, *, listen: Sequence[ServerAddress], connect: Sequence[ServerAddress]) -> None:
         """Serve until a signal comes. Mounts stay: the next agent finds them again."""
         for address in listen:
             self._listen(address)
@@ -163,7 +163,7 @@ class Agent:
 
     # ------------------------------------------------------------------ the host's connections
 
-    def _listen(self, address: Address) -> None:
+    def _listen(self, address: ServerAddress) -> None:
         listening = _bind(address)
         listening.listen(_BACKLOG)
         listening.settimeout(0)
@@ -182,11 +182,11 @@ class Agent:
             return
         self._begin(connected, lambda: None)
 
-    def _begin(self, connected: socket.socket, ended: Callable[[], None]) -> Session:
+    def _begin(self, connected: socket.socket, ended: Callable[[], None]) -> HostSession:
         strangers = [session for session in self.sessions if not session.client]
         if len(strangers) >= _MOST_STRANGERS:
             strangers[0].close()
-        session = Session(self, connected, ended)
+        session = HostSession(self, connected, ended)
         if session.open:
             self.sessions[session] = None
         return session
@@ -200,9 +200,9 @@ class Agent:
             return ""
         return "" if peer[0] == self._peer_cid else f"CID {peer[0]} is not the host's"
 
-    def _dial(self, address: Address, delay: float) -> None:
+    def _dial(self, address: ServerAddress, delay: float) -> None:
         """Reach the host, and again when the connection ends. Dialling may wait, so a child does it."""
-        sessions: list[Session] = []
+        sessions: list[HostSession] = []
 
         def dial(send: Send) -> None:
             with contextlib.suppress(MountError), mount.connect(address, timeout=10.0) as connected:
@@ -226,7 +226,7 @@ class Agent:
         except OSError:  # there are too many processes
             ended()
 
-    def _dial_later(self, address: Address, delay: float) -> None:
+    def _dial_later(self, address: ServerAddress, delay: float) -> None:
         self.loop.later(delay, lambda: self._dial(address, delay))
 
 
@@ -315,7 +315,7 @@ def _lock(directory: str) -> int:
     return descriptor
 
 
-def _bind(address: Address) -> socket.socket:
+def _bind(address: ServerAddress) -> socket.socket:
     try:
         if address.kind == "unix":
             _remove_dead(address.place)
@@ -349,7 +349,7 @@ def _why_not_bound(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _bound(address: Address, listening: socket.socket) -> str:
+def _bound(address: ServerAddress, listening: socket.socket) -> str:
     name = listening.getsockname()
     return str(name) if address.kind == "unix" else f"{address.place}:{name[1]}"
 
@@ -357,10 +357,10 @@ def _bound(address: Address, listening: socket.socket) -> str:
 # ---------------------------------------------------------------------- the command line
 
 
-def _address(text: str) -> Address:
+def _address(text: str) -> ServerAddress:
     kind, _, rest = text.partition(":")
     if kind == "vsock" and rest.isascii() and rest.isdigit():
-        return Address("vsock", "2", int(rest))
+        return ServerAddress("vsock", "2", int(rest))
     try:
         return mount.parse_address(text)
     except MountError as error:
@@ -392,7 +392,7 @@ Mounts stay when the agent ends; the next one finds them again.""",
     add = parser.add_argument
     add("--listen", action="append", type=_address, metavar="ADDRESS", help=f"{where} (vsock:{wire.DEFAULT_PORT})")
     add("--connect", action="append", type=_address, metavar="ADDRESS", help="dial the host there, again and again")
-    server = Address("vsock", "2", mount.DEFAULT_PORT)
+    server = ServerAddress("vsock", "2", mount.DEFAULT_PORT)
     where = "where the file server is; requests say the port (vsock:2)"
     add("--server", type=_address, default=server, metavar="ADDRESS", help=where)
     where = "mount below it and nowhere else (/run/uvmshare)"

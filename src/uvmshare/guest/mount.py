@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 __all__ = [
-    "Address",
     "MountError",
     "Parser",
+    "ServerAddress",
     "attach",
     "choose",
     "chosen",
@@ -95,7 +95,7 @@ class MountError(Exception):
     """The share is not mounted. The message names the thing, the reason and the remedy, in one line."""
 
 
-class Address(NamedTuple):
+class ServerAddress(NamedTuple):
     """Where the file server listens: `kind` is "vsock", "tcp" or "unix"; `place` a CID, a host or a path."""
 
     kind: str
@@ -109,27 +109,27 @@ class Address(NamedTuple):
         return f"{self.kind}:{place}:{self.port}"
 
 
-def parse_address(text: str) -> Address:
+def parse_address(text: str) -> ServerAddress:
     """Read ``vsock:CID[:PORT]`` (CID 2 is the host), ``tcp:HOST[:PORT]`` or ``unix:PATH``.
 
     The port is 5640 unless given. Raises `MountError` for anything else.
     """
     kind, _, rest = text.partition(":")
     if kind == "unix" and rest and "\0" not in rest:
-        return Address("unix", rest)
+        return ServerAddress("unix", rest)
     if kind == "vsock":
         match = re.fullmatch(r"([0-9]{1,10})(?::([0-9]{1,10}))?", rest)
         if match and int(match[1]) < _MAX_CID and int(match[2] or 0) < _MAX_CID:
-            return Address("vsock", str(int(match[1])), int(match[2] or DEFAULT_PORT))
+            return ServerAddress("vsock", str(int(match[1])), int(match[2] or DEFAULT_PORT))
     if kind == "tcp":
         match = re.fullmatch(r"(?:\[([^\]\s]+)\]|([^:\[\]\s]+))(?::([0-9]{1,5}))?", rest)
         if match and 0 < int(match[3] or DEFAULT_PORT) <= _MAX_PORT:
-            return Address("tcp", match[1] or match[2], int(match[3] or DEFAULT_PORT))
+            return ServerAddress("tcp", match[1] or match[2], int(match[3] or DEFAULT_PORT))
     message = f"address {text!r}: want vsock:CID[:PORT] (CID 2 is the host), tcp:HOST[:PORT] or unix:PATH"
     raise MountError(message)
 
 
-def connect(address: Address, *, timeout: float = DEFAULT_TIMEOUT) -> socket.socket:
+def connect(address: ServerAddress, *, timeout: float = DEFAULT_TIMEOUT) -> socket.socket:
     """Return a stream socket connected to the address, in blocking mode. `timeout` is in seconds.
 
     Raises `MountError` when nothing listens there, or the kernel has no such sockets.
@@ -183,7 +183,7 @@ def _timeval(seconds: float) -> tuple[int, int]:
 
 
 def mount(
-    address: Address,
+    address: ServerAddress,
     share: str,
     target: str,
     *,
@@ -418,7 +418,7 @@ def _mount(source: str, directory: str, flags: int, options: str) -> int:
     return ctypes.get_errno() if failed else 0
 
 
-def _why_not_connected(error: OSError, address: Address) -> str:
+def _why_not_connected(error: OSError, address: ServerAddress) -> str:
     if address.kind == "vsock" and int(address.place) != _HOST_CID:
         whose = "this guest's own" if int(address.place) == _own_cid() else "not the host's"
         return f"CID {address.place} is {whose}, and a guest reaches the host alone: its CID is {_HOST_CID}"

@@ -1,6 +1,6 @@
 """One connection with the host: its first words, its requests by number, and how much it may say.
 
-What lives here: `Session`. What must not: listening and dialling, and what a request does (`uvmshare.guest.agent`).
+What lives here: `HostSession`. What must not: listening and dialling, and what a request does (`uvmshare.guest.agent`).
 Standard library only (Python 3.9): it runs in guests.
 
 Whoever reaches the agent may say anything here. It ends that connection at most.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from uvmshare.guest.agent import Agent
 
-__all__ = ["Session"]
+__all__ = ["HostSession"]
 
 _MOST_SESSIONS = 16
 """Connections that have said hello."""
@@ -40,7 +40,7 @@ _SILENCE = 20.0
 from a snapshot is told nothing of the end of its connections."""
 
 
-class Session:
+class HostSession:
     """One connection with the host."""
 
     def __init__(self, agent: Agent, connected: socket.socket, ended: Callable[[], None]) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from uvmshare.guest.loop import Loop, Timer
-    from uvmshare.guest.mount import Address
+    from uvmshare.guest.mount import ServerAddress
 
     Answer = Callable[[Any, PlaceError | None], None]
     """Called once, with the result or with why there is none."""
@@ -120,7 +120,7 @@ class MountTable:
     def __init__(
         self,
         loop: Loop,
-        server: Address,
+        server: ServerAddress,
         prefixes: list[str],
         directory: str,
         *,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from uvmshare.guest.loop import Send
-    from uvmshare.guest.mount import Address
+    from uvmshare.guest.mount import ServerAddress
     from uvmshare.guest.table import AgentMount
     from uvmshare.linux.mountinfo import Mounted
 
@@ -32,22 +32,22 @@ _DEAD = mount.LOST
 """What the kernel's 9P client answers when its connection is gone."""
 
 
-def is_there(record: AgentMount, server: Address) -> bool:
+def is_there(record: AgentMount, server: ServerAddress) -> bool:
     """Tell whether the record's share is mounted at its path, and uppermost there."""
     found = places.mounted_at(record.path)
     return found is not None and _is_its(found, record, _address(server, record))
 
 
-def _is_its(found: Mounted, record: AgentMount, address: Address) -> bool:
+def _is_its(found: Mounted, record: AgentMount, address: ServerAddress) -> bool:
     return (found.kind, found.source) == ("9p", str(address)) and f"aname={record.share}" in found.options.split(",")
 
 
-def _address(server: Address, record: AgentMount) -> Address:
+def _address(server: ServerAddress, record: AgentMount) -> ServerAddress:
     return server if server.kind == "unix" else server._replace(port=record.port)
 
 
 def mounting(
-    record: AgentMount, server: Address, prefixes: list[str], directory: str, timeout: float
+    record: AgentMount, server: ServerAddress, prefixes: list[str], directory: str, timeout: float
 ) -> Callable[[Send], None]:
     """Return the work that mounts the record, over what is left of it at its path if that is the case."""
     address = _address(server, record)
@@ -97,7 +97,7 @@ def _what_is_there(above: int, record: AgentMount) -> Mounted | None:
     return found
 
 
-def _attach(connected: socket.socket, address: Address, where: str, record: AgentMount, options: str) -> None:
+def _attach(connected: socket.socket, address: ServerAddress, where: str, record: AgentMount, options: str) -> None:
     code = mount.attach(
         connected, str(address), where, options, read_only=record.read_only, suid=record.suid, dev=record.dev
     )

@@ -1,7 +1,7 @@
 """A utility VM of Hyper-V as the Manager sees it: two calls, turned into HCS's modify documents.
 
-What lives here: `UtilityVM`, which knows the documents and the port, and the `ComputeSystem` protocol it needs. What
-must not: who carries a document out, and how (`uvmshare.hcs.compute_system`).
+What lives here: `UtilityVM`, which knows the documents and the port, and the `TakesModifyDocuments` protocol it needs.
+What must not: who carries a document out, and how (`uvmshare.hcs.compute_system`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from uvmshare.errors import ComputeSystemGone
-    from uvmshare.share.interfaces import Plan9Share
+    from uvmshare.share.interfaces import NamedShare
     from uvmshare.share.options import AddOptions
 
-__all__ = ["ComputeSystem", "UtilityVM"]
+__all__ = ["TakesModifyDocuments", "UtilityVM"]
 
 
-class ComputeSystem(Protocol):
+class TakesModifyDocuments(Protocol):
     """Anything that takes modify documents: `uvmshare.hcs.compute_system.ComputeSystem`, or a recorder of them."""
 
     async def modify(self, request: schema.ModifySettingRequest) -> None:
@@ -40,7 +40,7 @@ class UtilityVM:
     `port` is the port that the guest dials (564 on HCS).
     """
 
-    def __init__(self, compute_system: ComputeSystem, *, port: int = schema.DEFAULT_PORT) -> None:
+    def __init__(self, compute_system: TakesModifyDocuments, *, port: int = schema.DEFAULT_PORT) -> None:
         self._compute_system = arguments.with_methods(
             "compute_system", compute_system, ("modify",), "what ComputeSystem.open returned"
         )
@@ -49,7 +49,7 @@ class UtilityVM:
     def __repr__(self) -> str:
         return f"<UtilityVM of {self._compute_system!r}>"
 
-    async def add_plan9(self, share: Plan9Share) -> None:
+    async def add_plan9(self, share: NamedShare) -> None:
         """Send the Add document of the share. Raises what the compute system's `modify` raises."""
         options = share.options
         self.require_able(options)
@@ -63,7 +63,7 @@ class UtilityVM:
             )
         )
 
-    async def remove_plan9(self, share: Plan9Share) -> None:
+    async def remove_plan9(self, share: NamedShare) -> None:
         """Send the Remove document of the share. Raises what the compute system's `modify` raises."""
         await self._compute_system.modify(schema.removal(share.name, self._port))
 

@@ -19,7 +19,7 @@ from uvmshare.errors import ComputeSystemGone, OperationDenied, SharesLeft
 from uvmshare.heard import logger
 from uvmshare.lifecycle.engine import Engine
 from uvmshare.lifecycle.operation import OUTCOME_UNKNOWN, Operation, failure_of, loop_is_ending
-from uvmshare.share.interfaces import Plan9Share, RefusesOptions
+from uvmshare.share.interfaces import NamedShare, RefusesOptions
 from uvmshare.share.ledger import NOT_THERE, Ledger, add_again, add_to
 from uvmshare.share.options import AddOptions
 from uvmshare.share.share import Share
@@ -204,7 +204,7 @@ class ShareEngine(Engine[Share, AddOptions]):
     def _removing(self, share: Share) -> Coroutine[object, object, None]:
         if self.ledger is not None:
             return self.ledger.remove(self.vm, share)
-        return _call(self.vm.remove_plan9, Plan9Share(share.name, share.options))
+        return _call(self.vm.remove_plan9, NamedShare(share.name, share.options))
 
     def _end(self, share: Share, operation: Operation) -> None:
         share.operation = None
@@ -297,7 +297,7 @@ class ShareEngine(Engine[Share, AddOptions]):
             await self.ledger.end(self.next_name)
 
 
-async def _call(method: Callable[[Plan9Share], Awaitable[None]], share: Plan9Share) -> None:
+async def _call(method: Callable[[NamedShare], Awaitable[None]], share: NamedShare) -> None:
     """Make the call inside its task, so that whatever it raises, even at once, is the task's outcome."""
     await method(share)
 

@@ -1,6 +1,6 @@
 """What the Manager needs of a VM, declared by the one who needs it.
 
-What lives here: the `VMPlan9` protocol and the `Plan9Share` that it is given; what a VM may offer beyond that.
+What lives here: the `VMPlan9` protocol and the `NamedShare` that it is given; what a VM may offer beyond that.
 What must not: how a VM is modified, or any state. On Linux `uvmshare.FileServer` is one, on Windows
 `uvmshare.hcs.utility_vm.UtilityVM`.
 """
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from uvmshare.errors import ComputeSystemGone
     from uvmshare.share.options import AddOptions
 
-__all__ = ["ListsShares", "Plan9Share", "RefusesOptions", "TellsExit", "TellsTakeover", "VMPlan9"]
+__all__ = ["ListsShares", "NamedShare", "RefusesOptions", "TellsExit", "TellsTakeover", "VMPlan9"]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan9Share:
+class NamedShare:
     """One Plan 9 share as the Manager asks a VM for it: a name and what it stands for.
 
     `name` is a decimal counter ("0", "1", ...), the only form that the guests of HCS accept.
@@ -45,13 +45,13 @@ class VMPlan9(Protocol):
     Calls for different shares may run at the same time; there is never more than one for a name.
     """
 
-    async def add_plan9(self, share: Plan9Share) -> str | None:
+    async def add_plan9(self, share: NamedShare) -> str | None:
         """Make the share live on the VM. Return which directory it is, None when the VM does not tell.
 
         A VM that can tell refuses a path that leads to another directory than the options say (`HostPathReplaced`).
         """
 
-    async def remove_plan9(self, share: Plan9Share) -> None:
+    async def remove_plan9(self, share: NamedShare) -> None:
         """Take the share off the VM; when this returns, nothing in the guest can reach it any more."""
 
 

@@ -38,7 +38,7 @@ from uvmshare.errors import (
 from uvmshare.lifecycle.entry import BlockOwner
 from uvmshare.lifecycle.operation import OUTCOME_UNKNOWN, Operation
 from uvmshare.lifecycle.retry import Retry
-from uvmshare.share.interfaces import ListsShares, Plan9Share
+from uvmshare.share.interfaces import ListsShares, NamedShare
 from uvmshare.share.journal import (
     AnonymousReferences,
     Begun,
@@ -245,7 +245,7 @@ class Ledger:
                 raise
             intended = False
         try:
-            await vm.remove_plan9(Plan9Share(share.name, share.options))
+            await vm.remove_plan9(NamedShare(share.name, share.options))
         except NOT_THERE:
             pass
         except OUTCOME_UNKNOWN:
@@ -393,7 +393,7 @@ class Ledger:
 async def add_to(vm: VMPlan9, share: Share) -> None:
     """Have the VM add the share, and keep which directory it told, or that it had the share before."""
     try:
-        share.directory = await vm.add_plan9(Plan9Share(share.name, share.options))
+        share.directory = await vm.add_plan9(NamedShare(share.name, share.options))
     except ShareExists:
         if not share.believed:
             raise
@@ -403,7 +403,7 @@ async def add_to(vm: VMPlan9, share: Share) -> None:
 async def add_again(vm: VMPlan9, share: Share) -> None:
     """Add a share that the VM lost, or may have lost, under the name that it had. In the end it is there once."""
     with suppress(ShareNotFound):
-        await vm.remove_plan9(Plan9Share(share.name, share.options))
+        await vm.remove_plan9(NamedShare(share.name, share.options))
     await add_to(vm, share)
 
 

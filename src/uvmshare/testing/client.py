@@ -1,12 +1,12 @@
 """A synchronous 9P2000.L client: the guest's place in tests and demonstrations.
 
-    with Client.connect("unix:/run/vm1.9p", "0") as guest:
+    with NinePClient.connect("unix:/run/vm1.9p", "0") as guest:
         guest.mkdir("logs")
         guest.write_file("logs/first", b"hello")
         print(guest.listdir("logs"))
 
 What lives here: fids, paths, and a method for each thing that one does to files. What must not: bytes,
-tags and sockets (`uvmshare.testing.connection`, whose methods `Client` has too: `rpc`, `send`, `wait`,
+tags and sockets (`uvmshare.testing.connection`, whose methods `NinePClient` has too: `rpc`, `send`, `wait`,
 `recv`, `send_raw`).
 
 A path is relative to the attached root and may start with "/". Every component goes to the server as it
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from uvmshare.ninep.types import DirectoryEntry
 
-__all__ = ["Client"]
+__all__ = ["NinePClient"]
 
 _NS: Final = 1_000_000_000
 
@@ -61,8 +61,8 @@ def _split(path: Name) -> list[bytes]:
     return [part for part in _bytes(path).split(b"/") if part]
 
 
-class Client(NinePConnection):
-    """A 9P session. `Client.connect` does the handshake; `Client(socket)` leaves it to the caller.
+class NinePClient(NinePConnection):
+    """A 9P session. `NinePClient.connect` does the handshake; `NinePClient(socket)` leaves it to the caller.
 
     Every method raises `OSError` with the errno that the server answered, `ConnectionClosed` when the
     connection ended, `TimeoutError` when no answer came in time, and `RemoteProtocolError` when the

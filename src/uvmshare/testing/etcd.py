@@ -2,7 +2,7 @@
 
     etcd = FakeEtcd()
     gate, host = etcd.connect(), etcd.connect()
-    gate.replies.append(Reply.LOSE_AFTER)      # how the next transaction ends
+    gate.replies.append(FakeReply.LOSE_AFTER)      # how the next transaction ends
     host.cut()                                 # no answers, and its watches end
     etcd.compact()
 
@@ -44,14 +44,14 @@ from uvmshare.etcd.protocol import (
     Put,
     Reading,
 )
-from uvmshare.testing.fakes import Reply
+from uvmshare.testing.fakes import FakeReply
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 
     from uvmshare.etcd.protocol import Compare, Operation
 
-__all__ = ["FakeEtcd", "FakeStore", "Reply"]
+__all__ = ["FakeEtcd", "FakeReply", "FakeStore"]
 
 T = TypeVar("T")
 
@@ -353,9 +353,9 @@ class FakeStore:
 
     def __init__(self, etcd: FakeEtcd) -> None:
         self.etcd = etcd
-        self.replies: deque[Reply] = deque()
+        self.replies: deque[FakeReply] = deque()
         """How the next transactions end; others succeed."""
-        self.decide: Callable[[str], Reply] = self._by_replies
+        self.decide: Callable[[str], FakeReply] = self._by_replies
         """How each call ends, given its name (``"txn"``, ``"get"``). A read that is lost is unavailable."""
         self.calls: list[str] = []
         """The names of the calls so far."""
@@ -366,8 +366,8 @@ class FakeStore:
         self._seen: tuple[int, int] | None = None
         self._broken: StoreError | None = None
 
-    def _by_replies(self, name: str) -> Reply:
-        return self.replies.popleft() if name == "txn" and self.replies else Reply.SUCCEED
+    def _by_replies(self, name: str) -> FakeReply:
+        return self.replies.popleft() if name == "txn" and self.replies else FakeReply.SUCCEED
 
     # What happens to a client.
 
@@ -399,11 +399,11 @@ class FakeStore:
         await asyncio.sleep(0)
         if self._broken is not None:
             raise self._broken
-        if not self._connected or not self.etcd.running or reply is Reply.FAIL:
+        if not self._connected or not self.etcd.running or reply is FakeReply.FAIL:
             raise StoreUnavailable(_NO_ANSWER)
-        if reply is Reply.LOSE_BEFORE:
+        if reply is FakeReply.LOSE_BEFORE:
             raise lost
-        if reply is Reply.NEVER:
+        if reply is FakeReply.NEVER:
             await gone.wait()
             raise lost
         self._look()
@@ -412,7 +412,7 @@ class FakeStore:
         finally:
             self._seen = (self.etcd.cluster_id, self.etcd.revision)
             await asyncio.sleep(0)
-        if reply is Reply.LOSE_AFTER or cuts != self._cuts:
+        if reply is FakeReply.LOSE_AFTER or cuts != self._cuts:
             raise lost
         if self._broken is not None:
             raise lost if changes else self._broken

@@ -2,10 +2,10 @@
 
     vm = FakeVM()
     manager = Manager(vm)
-    vm.replies.append(Reply.LOSE_AFTER)        # how the next call ends
+    vm.replies.append(FakeReply.LOSE_AFTER)        # how the next call ends
     vm.hold = True                             # later ones wait until the test answers
     ...
-    vm.in_flight["0"].answer(Reply.SUCCEED)
+    vm.in_flight["0"].answer(FakeReply.SUCCEED)
 
 What lives here: `FakeVM` and `FakeAgent`, which keep what they truly have apart from what they answer, and
 `FakeJournal`, which does the same with what was written down. What must not: waiting for real time, or anything of
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from uvmshare.mounts.interfaces import GuestMount
-    from uvmshare.share.interfaces import Plan9Share
+    from uvmshare.share.interfaces import NamedShare
     from uvmshare.share.journal import Record
     from uvmshare.share.options import AddOptions
 
-__all__ = ["FakeAgent", "FakeAppend", "FakeCall", "FakeJournal", "FakeVM", "ListingFakeVM", "Reply"]
+__all__ = ["FakeAgent", "FakeAppend", "FakeCall", "FakeJournal", "FakeReply", "FakeVM", "ListingFakeVM"]
 
 
-class Reply(enum.Enum):
+class FakeReply(enum.Enum):
     """How a call to the fake ends."""
 
     SUCCEED = "succeed"
@@ -66,7 +66,7 @@ class FakeCall:
     name: str
     options: AddOptions | GuestMount | None
     lazy: bool = False
-    _held: asyncio.Future[Reply | Exception] | None = None
+    _held: asyncio.Future[FakeReply | Exception] | None = None
 
     def __str__(self) -> str:
         return f"{self.kind} of {'' if self.name.startswith('/') else 'share '}{self.name}"
@@ -76,14 +76,14 @@ class FakeCall:
         """Whether it waits for `answer`."""
         return self._held is not None and not self._held.done()
 
-    def answer(self, reply: Reply | Exception) -> None:
+    def answer(self, reply: FakeReply | Exception) -> None:
         """End a call that is being held; an exception is raised in it before anything is done."""
         if self._held is None or not self.held:
             msg = f"{self} is not being held"
             raise RuntimeError(msg)
         self._held.set_result(reply)
 
-    async def _wait(self) -> Reply | Exception:
+    async def _wait(self) -> FakeReply | Exception:
         self._held = asyncio.get_running_loop().create_future()
         return await self._held
 
@@ -102,7 +102,7 @@ class _Fake:
         """Every call, oldest first."""
         self.in_flight: dict[str, FakeCall] = {}
         """The calls that have not ended, by name."""
-        self.replies: deque[Reply | Exception] = deque()
+        self.replies: deque[FakeReply | Exception] = deque()
         """How the next calls end. An exception is raised before anything is done."""
         self.hold = False
         """Whether calls without a reply wait for `FakeCall.answer`."""
@@ -126,27 +126,27 @@ class _Fake:
         finally:
             del self.in_flight[call.name]
 
-    async def _reply_to(self, call: FakeCall) -> Reply | Exception:
+    async def _reply_to(self, call: FakeCall) -> FakeReply | Exception:
         if self.replies:
             reply = self.replies.popleft()
         elif self.hold:
             reply = await call._wait()  # noqa: SLF001  the two classes are one thing
         else:
-            reply = Reply.SUCCEED
-        if reply is Reply.NEVER:
+            reply = FakeReply.SUCCEED
+        if reply is FakeReply.NEVER:
             await asyncio.get_running_loop().create_future()
         return reply
 
-    def _carry_out(self, call: FakeCall, reply: Reply) -> None:
+    def _carry_out(self, call: FakeCall, reply: FakeReply) -> None:
         if self.gone:
             msg = f"{call}: the virtual machine no longer exists"
             raise ComputeSystemGone(msg)
-        if reply is Reply.FAIL:
+        if reply is FakeReply.FAIL:
             msg = f"{call}: the test says that it fails"
             raise self._failure(msg)
-        if reply is not Reply.LOSE_BEFORE:
+        if reply is not FakeReply.LOSE_BEFORE:
             self._change(call)
-        if reply is not Reply.SUCCEED:
+        if reply is not FakeReply.SUCCEED:
             msg = f"{call}: the test says that the answer is lost"
             raise OutcomeUnknown(msg)
 
@@ -164,12 +164,12 @@ class FakeVM(_Fake):
         self.shares: dict[str, AddOptions] = {}
         """What the VM truly has, by name."""
 
-    async def add_plan9(self, share: Plan9Share) -> str | None:
+    async def add_plan9(self, share: NamedShare) -> str | None:
         """Take the share, or not, as the reply says; tell no directory. Raises `ShareExists` for a name it has."""
         await self._serve(FakeCall("add", share.name, share.options))
         return None
 
-    async def remove_plan9(self, share: Plan9Share) -> None:
+    async def remove_plan9(self, share: NamedShare) -> None:
         """Lose the share, or not, as the reply says. Raises `ShareNotFound` for a name it does not have."""
         await self._serve(FakeCall("remove", share.name, share.options))
 
@@ -268,14 +268,14 @@ class FakeAppend:
     """One append that the fake journal was given."""
 
     records: tuple[Record, ...]
-    _held: asyncio.Future[Reply]
+    _held: asyncio.Future[FakeReply]
 
     @property
     def held(self) -> bool:
         """Whether it waits for `answer`."""
         return not self._held.done()
 
-    def answer(self, reply: Reply) -> None:
+    def answer(self, reply: FakeReply) -> None:
         """End it: see `FakeJournal`."""
         self._held.set_result(reply)
 
@@ -291,7 +291,7 @@ class FakeJournal:
     def __init__(self) -> None:
         self.state = JournalState()
         """What is on the disk."""
-        self.replies: deque[Reply] = deque()
+        self.replies: deque[FakeReply] = deque()
         """How the next appends end."""
         self.broken = False
         """Whether every append fails, as on a full disk."""
@@ -315,16 +315,16 @@ class FakeJournal:
         self.in_flight.append(append)
         try:
             if self.broken:
-                reply = Reply.FAIL
+                reply = FakeReply.FAIL
             elif self.replies:
                 reply = self.replies.popleft()
             else:
-                reply = await append._held if self.hold else Reply.SUCCEED  # noqa: SLF001  the two are one
-            if reply is Reply.NEVER:
+                reply = await append._held if self.hold else FakeReply.SUCCEED  # noqa: SLF001  the two are one
+            if reply is FakeReply.NEVER:
                 await asyncio.get_running_loop().create_future()
-            if reply in (Reply.SUCCEED, Reply.LOSE_AFTER):
+            if reply in (FakeReply.SUCCEED, FakeReply.LOSE_AFTER):
                 self.write(append.records)
-            if reply is not Reply.SUCCEED:
+            if reply is not FakeReply.SUCCEED:
                 msg = f"the test says that the append fails ({reply.value})"
                 raise JournalError(msg)
         finally:

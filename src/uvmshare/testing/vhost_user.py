@@ -30,7 +30,7 @@ from uvmshare.errors import UnsupportedPlatform
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Chain", "FrontEnd", "FrontEndError", "MalformedChain", "Memory", "Queue", "Request"]
+__all__ = ["Chain", "FrontEnd", "FrontEndError", "MalformedChain", "Memory", "Queue", "VhostRequest"]
 
 VIRTIO_F_VERSION_1: Final = 1 << 32
 _F_PROTOCOL_FEATURES: Final = 1 << 30
@@ -68,7 +68,7 @@ class MalformedChain(Exception):
         self.head = head
 
 
-class Request:
+class VhostRequest:
     """Numbers of the messages that are known here."""
 
     GET_FEATURES = 1
@@ -328,20 +328,25 @@ class FrontEnd:
     def _carry_out(self, number: int, payload: bytes, descriptors: list[int]) -> bytes | None:
         """Do what a message says and return the payload of its reply, None if it has none."""
         match number:
-            case Request.GET_FEATURES:
+            case VhostRequest.GET_FEATURES:
                 return struct.pack("<Q", VIRTIO_F_VERSION_1 | _F_PROTOCOL_FEATURES)
-            case Request.GET_PROTOCOL_FEATURES:
+            case VhostRequest.GET_PROTOCOL_FEATURES:
                 return struct.pack("<Q", _PROTOCOL_F_REPLY_ACK | _PROTOCOL_F_CONFIG)
-            case Request.SET_PROTOCOL_FEATURES:
+            case VhostRequest.SET_PROTOCOL_FEATURES:
                 self._acknowledges = bool(struct.unpack("<Q", payload)[0] & _PROTOCOL_F_REPLY_ACK)
-            case Request.SET_FEATURES | Request.SET_OWNER | Request.RESET_OWNER | Request.SET_VRING_ERR:
+            case (
+                VhostRequest.SET_FEATURES
+                | VhostRequest.SET_OWNER
+                | VhostRequest.RESET_OWNER
+                | VhostRequest.SET_VRING_ERR
+            ):
                 pass
-            case Request.GET_CONFIG:
+            case VhostRequest.GET_CONFIG:
                 offset, size, flags = struct.unpack_from("<III", payload)
                 return struct.pack("<III", offset, size, flags) + self._config[offset : offset + size].ljust(
                     size, b"\0"
                 )
-            case Request.SET_MEM_TABLE:
+            case VhostRequest.SET_MEM_TABLE:
                 self._map(payload, descriptors)
             case _:
                 return self._set_ring(number, payload, descriptors)
@@ -360,10 +365,10 @@ class FrontEnd:
     def _set_ring(self, number: int, payload: bytes, descriptors: list[int]) -> bytes | None:
         """Do what a message says about one queue; most have its number and one more."""
         first, second = struct.unpack_from("<II", payload)
-        if number in (Request.SET_VRING_KICK, Request.SET_VRING_CALL):
+        if number in (VhostRequest.SET_VRING_KICK, VhostRequest.SET_VRING_CALL):
             queue = self.queues[first & 0xFF]
             given = None if first & _NO_DESCRIPTOR or not descriptors else descriptors.pop()
-            if number == Request.SET_VRING_KICK:
+            if number == VhostRequest.SET_VRING_KICK:
                 self._set_kick(queue, given)
                 return None
             old, queue.call = queue.call, given
@@ -372,16 +377,16 @@ class FrontEnd:
             return None
         queue = self.queues[first]
         match number:
-            case Request.SET_VRING_NUM:
+            case VhostRequest.SET_VRING_NUM:
                 queue.size = second
-            case Request.SET_VRING_BASE:
+            case VhostRequest.SET_VRING_BASE:
                 queue.next_available = second & 0xFFFF
-            case Request.SET_VRING_ENABLE:
+            case VhostRequest.SET_VRING_ENABLE:
                 queue.enabled = bool(second)
-            case Request.SET_VRING_ADDR:
+            case VhostRequest.SET_VRING_ADDR:
                 descriptor_table, used, available = struct.unpack_from("<QQQ", payload, 8)
                 queue.set_addresses(descriptor_table, used, available)
-            case Request.GET_VRING_BASE:
+            case VhostRequest.GET_VRING_BASE:
                 self._stop(queue)
                 return struct.pack("<II", first, queue.next_available)
             case _:

@@ -14,7 +14,7 @@ from tests.processes import DEADLINE, kill
 
 from uvmshare.errors import FileServerError
 from uvmshare.fileserver.device import FileServer
-from uvmshare.testing.client import Client
+from uvmshare.testing.client import NinePClient
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -67,8 +67,8 @@ class Place:
     def remove(self, server: FileServer, name: str) -> None:
         self.run(server._modify(remove_document(name)))
 
-    def guest(self, name: str, address: str | None = None) -> Client:
-        return self.guests.enter_context(Client.connect(address or self.address, name, timeout=DEADLINE))
+    def guest(self, name: str, address: str | None = None) -> NinePClient:
+        return self.guests.enter_context(NinePClient.connect(address or self.address, name, timeout=DEADLINE))
 
     def mounts(self, server: FileServer) -> dict[str, list[int]]:
         return {share.name: [each.pid for each in share.mounts] for share in self.run(server.status()).shares}

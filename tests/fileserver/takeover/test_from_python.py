@@ -12,7 +12,7 @@ from tests.processes import kill
 
 import uvmshare
 from uvmshare.share.recovery import RecoveryReport
-from uvmshare.testing.client import Client
+from uvmshare.testing.client import NinePClient
 
 if TYPE_CHECKING:
     from tests.fileserver.takeover.harness import Place
@@ -63,7 +63,7 @@ def test_a_share_that_the_next_supervisor_could_not_take_over_comes_back_by_itse
         assert [(share.name, share.done.value, share.error) for share in report] == [(name, "added again", None)]
         (info,) = manager.shares()
         assert (info.name, info.state.value, info.owners) == (name, "added", ("build-7",))
-        with Client.connect(place.address, name) as guest:
+        with NinePClient.connect(place.address, name) as guest:
             assert guest.listdir("") == [b"file"]
         done.append(name)
 

@@ -14,10 +14,10 @@ from uvmshare.errors import HostPathReplaced, InvalidDocument, OperationDenied
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.rundir.sharetable import ShareTable, TakenShare
 from uvmshare.hcs.schema import Plan9Share
-from uvmshare.share.interfaces import Plan9Share as Wanted
+from uvmshare.share.interfaces import NamedShare
 from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
-from uvmshare.testing.client import Client
+from uvmshare.testing.client import NinePClient
 from uvmshare.testing.fakes import FakeJournal
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def replace(place: Place, *names: str) -> None:
 
 
 def names_in(place: Place, share: str) -> list[bytes]:
-    with Client.connect(place.address, share) as guest:
+    with NinePClient.connect(place.address, share) as guest:
         return sorted(guest.listdir(""))
 
 
@@ -43,11 +43,11 @@ def test_a_path_that_was_replaced_after_it_was_asked_for_is_not_added(place: Pla
     wanted = AddOptions(place.shared)
     replace(place)
     with pytest.raises(HostPathReplaced, match="leads to another directory than when it was asked for"):
-        place.run(server.add_plan9(Wanted("0", wanted)))
+        place.run(server.add_plan9(NamedShare("0", wanted)))
     assert place.run(server.list_plan9()) == {}
     found = AddOptions(place.shared)
-    assert place.run(server.add_plan9(Wanted("0", found))) == found.directory
-    assert place.run(server.add_plan9(Wanted("1", found.of_directory(None)))) == found.directory
+    assert place.run(server.add_plan9(NamedShare("0", found))) == found.directory
+    assert place.run(server.add_plan9(NamedShare("1", found.of_directory(None)))) == found.directory
 
 
 def test_each_share_of_a_path_goes_on_with_its_own_directory_through_a_takeover(place: Place) -> None:
@@ -103,7 +103,7 @@ def test_what_is_hidden_stays_so_through_a_takeover_and_for_the_mounts_that_come
     assert place.run(server.list_plan9()) == {name: options}
     assert b"x.key" not in guest.listdir("")
     assert b"x.key" not in names_in(place, name)
-    with Client.connect(place.address, name) as another:
+    with NinePClient.connect(place.address, name) as another:
         assert not another.exists("x.key")
         assert (another.stat("shown").uid, another.stat("shown").gid) == (7, 7)
 
@@ -129,9 +129,9 @@ def test_a_supervisor_of_an_earlier_version_is_not_asked_to_hide(place: Place) -
     server._link.greeting = msgspec.structs.replace(server._link.greeting, can_hide=False)
     for more in ({"hide": ["x"]}, {"map_owner": "1:2"}):
         with pytest.raises(OperationDenied, match="started by an earlier uvmshare"):
-            place.run(server.add_plan9(Wanted("0", AddOptions(place.shared, **more))))
+            place.run(server.add_plan9(NamedShare("0", AddOptions(place.shared, **more))))
     assert place.run(server.list_plan9()) == {}
-    place.run(server.add_plan9(Wanted("0", AddOptions(place.shared))))
+    place.run(server.add_plan9(NamedShare("0", AddOptions(place.shared))))
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_supervisor_checks_what_it_is_to_hide_and_map(place: Place, unchecked:
     server = place.start()
     options = AddOptions.recalled(str(place.shared), read_only=False, **unchecked)
     with pytest.raises(InvalidDocument, match=f"share 0: .*{wrong}"):
-        place.run(server.add_plan9(Wanted("0", options)))
+        place.run(server.add_plan9(NamedShare("0", options)))
 
 
 def test_the_supervisor_of_an_earlier_version_leaves_shares_that_are_found(place: Place) -> None:

@@ -11,12 +11,12 @@ from tests.share.journalled.harness import only
 from tests.virtual_time import settle
 
 from uvmshare.errors import JournalError, ManagerClosed, SharesLeft
-from uvmshare.share.interfaces import Plan9Share
+from uvmshare.share.interfaces import NamedShare
 from uvmshare.share.journal import JournalledShare, JournalState
 from uvmshare.share.manager import Manager
 from uvmshare.share.recovery import Done
 from uvmshare.share.state import ShareLife
-from uvmshare.testing.fakes import Reply
+from uvmshare.testing.fakes import FakeReply
 from uvmshare.testing.schedule import run
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ async def test_what_closing_could_not_take_out_is_taken_out_by_the_next_life(
 ) -> None:
     await manager.add(ONE, owner="a")
     await manager.add(ONE)
-    vm.replies.append(Reply.FAIL)
+    vm.replies.append(FakeReply.FAIL)
     with pytest.raises(SharesLeft, match="share 0"):
         await manager.aclose()
     assert journal.state.shares == {"0": JournalledShare("0", ONE, ShareLife.ADDED)}
@@ -50,12 +50,12 @@ async def test_what_closing_could_not_take_out_is_taken_out_by_the_next_life(
 @pytest.mark.parametrize(
     ("appends", "error", "words"),
     [
-        ([Reply.SUCCEED, Reply.FAIL], SharesLeft, "could not be written down"),
-        ([Reply.SUCCEED, Reply.SUCCEED, Reply.FAIL], JournalError, "the append fails"),
+        ([FakeReply.SUCCEED, FakeReply.FAIL], SharesLeft, "could not be written down"),
+        ([FakeReply.SUCCEED, FakeReply.SUCCEED, FakeReply.FAIL], JournalError, "the append fails"),
     ],
 )
 async def test_closing_says_when_the_journal_does_not_know_of_it(
-    journal: FakeJournal, manager: Manager, appends: list[Reply], error: type[Exception], words: str
+    journal: FakeJournal, manager: Manager, appends: list[FakeReply], error: type[Exception], words: str
 ) -> None:
     await manager.add(ONE, owner="a")
     journal.replies += appends
@@ -87,7 +87,7 @@ async def test_closing_that_is_interrupted_says_what_stays(vm: ListingFakeVM, ma
     with pytest.raises(asyncio.CancelledError) as raised:
         await closing
     assert raised.value.__notes__ == ["the Manager was being closed; shares that the VM still had or may have had: 0"]
-    vm.in_flight["0"].answer(Reply.SUCCEED)
+    vm.in_flight["0"].answer(FakeReply.SUCCEED)
     await manager.aclose()
     assert not vm.shares
 
@@ -103,7 +103,7 @@ async def test_a_manager_that_is_closed_while_it_recovers_settles_nothing_more(
     closing = asyncio.create_task(again.aclose())
     await settle()
     journal.hold = False
-    journal.in_flight[0].answer(Reply.SUCCEED)
+    journal.in_flight[0].answer(FakeReply.SUCCEED)
     await closing
     assert list(await recovering) == []
     assert not vm.shares
@@ -131,7 +131,7 @@ async def test_detaching_leaves_everything_to_the_next_manager(
     await settle()
     assert not detaching.done(), "it waits for the call in flight"
     vm.hold = False
-    vm.in_flight["1"].answer(Reply.SUCCEED)
+    vm.in_flight["1"].answer(FakeReply.SUCCEED)
     there = await detaching
     assert [info.name for info in there] == ["0", "1"]
     with pytest.raises(ManagerClosed):
@@ -161,7 +161,7 @@ async def test_a_broken_journal_keeps_a_manager_from_detaching_but_not_from_clos
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
     await manager.add(ONE, owner="a")
-    journal.replies.append(Reply.FAIL)
+    journal.replies.append(FakeReply.FAIL)
     with pytest.raises(JournalError):
         await manager.detach()
     await manager.aclose()
@@ -174,7 +174,7 @@ def test_a_loop_that_ends_in_the_middle_leaves_what_the_next_can_settle(
     async def ends() -> None:
         manager = Manager(vm, journal=journal)
         await manager.add(OTHER, owner="a")
-        vm.replies.append(Reply.NEVER)
+        vm.replies.append(FakeReply.NEVER)
         asyncio.ensure_future(manager.add(ONE, owner="a"))  # noqa: RUF006  left behind is the point
         await settle()
 
@@ -188,5 +188,5 @@ def test_a_loop_that_ends_in_the_middle_leaves_what_the_next_can_settle(
 
 
 async def test_a_fake_vm_tells_what_it_has(vm: ListingFakeVM) -> None:
-    await vm.add_plan9(Plan9Share("0", ONE))
+    await vm.add_plan9(NamedShare("0", ONE))
     assert await vm.list_plan9() == {"0": ONE}

@@ -16,7 +16,7 @@ from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 from uvmshare.share.recovery import Done
 from uvmshare.share.state import ShareLife, ShareState
-from uvmshare.testing.fakes import FakeJournal, FakeVM, ListingFakeVM, Reply
+from uvmshare.testing.fakes import FakeJournal, FakeReply, FakeVM, ListingFakeVM
 
 
 async def test_what_was_shared_is_shared_by_the_next_manager_and_its_owners_have_it(
@@ -74,7 +74,7 @@ async def test_an_add_without_an_outcome_is_undone(vm: ListingFakeVM, journal: F
     assert not new_life.shares
     assert not journal.state.shares
     add.cancel()
-    vm.in_flight["0"].answer(Reply.SUCCEED)
+    vm.in_flight["0"].answer(FakeReply.SUCCEED)
 
 
 async def test_a_share_that_the_server_lost_is_added_again_under_its_name(
@@ -99,7 +99,7 @@ async def test_a_lost_share_that_cannot_be_added_yet_stays_its_owners_and_is_tri
     await manager.add(ONE, owner="a")
     vm.shares.clear()
     again = Manager(vm, journal=journal)
-    vm.replies += [Reply.FAIL, Reply.FAIL, Reply.LOSE_AFTER, Reply.SUCCEED, Reply.LOSE_AFTER]
+    vm.replies += [FakeReply.FAIL, FakeReply.FAIL, FakeReply.LOSE_AFTER, FakeReply.SUCCEED, FakeReply.LOSE_AFTER]
     report = await again.recover()
     assert [share.name for share in report.unsettled] == ["0"]
     assert "not yet: remove of share 0: the test says" in str(report.unsettled[0])
@@ -124,9 +124,9 @@ async def test_who_asks_for_a_lost_share_gets_it_back_for_all(
     await manager.add(ONE, owner="a")
     vm.shares.clear()
     again = Manager(vm, journal=journal)
-    vm.replies.append(Reply.FAIL)
+    vm.replies.append(FakeReply.FAIL)
     await again.recover()
-    vm.replies += [Reply.SUCCEED, Reply.FAIL]
+    vm.replies += [FakeReply.SUCCEED, FakeReply.FAIL]
     with pytest.raises(ComputeSystemError):
         await again.add(ONE, owner="b")
     assert again.shares()[0].owners == ("a",)
@@ -141,7 +141,7 @@ async def test_a_lost_share_that_its_owner_gives_back_is_taken_out_since_it_may_
     await manager.add(ONE, owner="b")
     vm.shares.clear()
     again = Manager(vm, journal=journal)
-    vm.replies += [Reply.FAIL]
+    vm.replies += [FakeReply.FAIL]
     await again.recover()
     await again.remove("0", owner="b")
     assert journal.state.shares["0"].owners == ("a",)
@@ -155,7 +155,7 @@ async def test_closing_takes_a_lost_share_out_too(vm: ListingFakeVM, journal: Fa
     await manager.add(ONE, owner="a")
     vm.shares.clear()
     again = Manager(vm, journal=journal)
-    vm.replies += [Reply.FAIL]
+    vm.replies += [FakeReply.FAIL]
     await again.recover()
     vm.shares["0"] = ONE
     await again.aclose()
@@ -182,7 +182,7 @@ async def test_a_manager_without_a_journal_can_ask_too(vm: ListingFakeVM) -> Non
     assert only(await manager.recover()).done is Done.ADDED_AGAIN
     assert vm.shares == {"0": ONE}
     vm.shares.clear()
-    vm.replies.append(Reply.FAIL)
+    vm.replies.append(FakeReply.FAIL)
     await manager.recover()
     async with asyncio.timeout(5):
         while manager.shares()[0].state is not ShareState.ADDED:  # noqa: ASYNC110  until it was tried again
@@ -194,7 +194,7 @@ async def test_a_block_that_ends_while_its_share_is_lost_takes_it_out(vm: Listin
     manager = Manager(vm)
     async with manager.share(ONE):
         vm.shares.clear()
-        vm.replies.append(Reply.FAIL)
+        vm.replies.append(FakeReply.FAIL)
         await manager.recover()
     assert not manager.shares()
 
@@ -208,7 +208,7 @@ async def test_what_is_under_way_when_the_vm_is_asked_is_no_difference(vm: Listi
     report = await manager.recover()
     assert list(report) == []
     for call in tuple(vm.in_flight.values()):
-        call.answer(Reply.SUCCEED)
+        call.answer(FakeReply.SUCCEED)
     await asyncio.gather(adding, removing)
     assert vm.shares == {"1": OTHER}
 
@@ -244,7 +244,7 @@ async def test_a_vm_that_tells_of_many_shares_and_takes_out_none_is_believed_so_
     vm: ListingFakeVM, manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("uvmshare.share.recovery._MOST_UNKNOWN", 3)
-    vm.replies += [Reply.LOSE_BEFORE] * 6
+    vm.replies += [FakeReply.LOSE_BEFORE] * 6
     for most in (5, 10):
         vm.shares |= {str(number): OTHER for number in range(most)}
         await manager.recover(take_out_unknown=True)
@@ -316,7 +316,7 @@ async def test_an_orphan_of_the_last_life_is_in_nobodys_way(
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
     await manager.add(ONE, owner="a")
-    vm.replies.append(Reply.LOSE_BEFORE)
+    vm.replies.append(FakeReply.LOSE_BEFORE)
     with pytest.raises(OutcomeUnknown):
         await manager.remove("0", owner="a")
     await settle()
@@ -325,9 +325,9 @@ async def test_an_orphan_of_the_last_life_is_in_nobodys_way(
     add = asyncio.create_task(again.add(ONE, owner="a"))
     await settle()
     assert vm.in_flight.keys() == {"0", "64"}, "the orphan is being taken out, and the add does not wait for it"
-    vm.in_flight["64"].answer(Reply.SUCCEED)
+    vm.in_flight["64"].answer(FakeReply.SUCCEED)
     assert await add == "64"
-    vm.in_flight["0"].answer(Reply.SUCCEED)
+    vm.in_flight["0"].answer(FakeReply.SUCCEED)
     await settle()
     assert vm.shares == {"64": ONE}
 
@@ -370,7 +370,7 @@ async def test_a_caller_that_is_cancelled_while_the_journal_is_read_stops_nobody
     first.cancel()
     await settle()
     journal.hold = False
-    journal.in_flight[0].answer(Reply.SUCCEED)
+    journal.in_flight[0].answer(FakeReply.SUCCEED)
     assert list(await second) == []
     assert not vm.calls
 

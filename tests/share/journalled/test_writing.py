@@ -24,7 +24,7 @@ from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 from uvmshare.share.recovery import Done
 from uvmshare.share.state import ShareLife, ShareState
-from uvmshare.testing.fakes import FakeVM, Reply
+from uvmshare.testing.fakes import FakeReply, FakeVM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -44,14 +44,14 @@ async def test_the_intent_is_on_the_disk_before_the_call_and_the_reference_befor
     await settle()
     assert records_in_flight(journal) == [written.Begun("0", ShareLife.ADDING, ONE)]
     assert not vm.calls
-    journal.in_flight[0].answer(Reply.SUCCEED)
+    journal.in_flight[0].answer(FakeReply.SUCCEED)
     await settle()
     assert journal.state.shares == {"0": JournalledShare("0", ONE, ShareLife.ADDING)}
-    vm.in_flight["0"].answer(Reply.SUCCEED)
+    vm.in_flight["0"].answer(FakeReply.SUCCEED)
     await settle()
     assert records_in_flight(journal) == [written.Changed("0", ShareLife.ADDED), written.Referred("0", "a")]
     assert not add.done()
-    journal.in_flight[0].answer(Reply.SUCCEED)
+    journal.in_flight[0].answer(FakeReply.SUCCEED)
     assert await add == "0"
     assert journal.state.shares == {"0": JournalledShare("0", ONE, ShareLife.ADDED, ("a",))}
 
@@ -59,13 +59,13 @@ async def test_the_intent_is_on_the_disk_before_the_call_and_the_reference_befor
     await settle()
     assert records_in_flight(journal) == [written.Changed("0", ShareLife.REMOVING)]
     assert len(vm.calls) == 1
-    journal.in_flight[0].answer(Reply.SUCCEED)
+    journal.in_flight[0].answer(FakeReply.SUCCEED)
     await settle()
-    vm.in_flight["0"].answer(Reply.SUCCEED)
+    vm.in_flight["0"].answer(FakeReply.SUCCEED)
     await settle()
     assert records_in_flight(journal) == [written.Forgotten("0")]
     assert not remove.done()
-    journal.in_flight[0].answer(Reply.SUCCEED)
+    journal.in_flight[0].answer(FakeReply.SUCCEED)
     await remove
     assert not journal.state.shares
     assert not manager.shares()
@@ -105,7 +105,7 @@ async def test_a_cancelled_add_leaves_no_reference_in_the_journal(journal: FakeJ
         while not add.done() or journal.in_flight:
             await settle()
             if journal.in_flight:
-                journal.in_flight[0].answer(Reply.SUCCEED)
+                journal.in_flight[0].answer(FakeReply.SUCCEED)
         assert add.cancelled()
         await settle()
         assert journal.state.shares["0"] == JournalledShare("0", ONE, ShareLife.ADDED, ("a",))
@@ -123,7 +123,7 @@ async def test_one_owner_that_asks_twice_and_is_cancelled_once_keeps_its_referen
     while not second.done():
         await settle()
         if journal.in_flight:
-            journal.in_flight[0].answer(Reply.SUCCEED)
+            journal.in_flight[0].answer(FakeReply.SUCCEED)
     assert journal.state.shares["0"].owners == manager.shares()[0].owners == ("a",)
 
 
@@ -153,9 +153,9 @@ async def test_an_owner_that_cannot_be_written_down_is_refused_before_anything_i
 # ---------------------------------------------------------------------- a journal that cannot be written
 
 
-@pytest.mark.parametrize("reply", [Reply.FAIL, Reply.LOSE_AFTER])
+@pytest.mark.parametrize("reply", [FakeReply.FAIL, FakeReply.LOSE_AFTER])
 async def test_an_add_whose_intent_cannot_be_written_is_refused_before_the_vm_is_touched(
-    vm: ListingFakeVM, journal: FakeJournal, manager: Manager, reply: Reply
+    vm: ListingFakeVM, journal: FakeJournal, manager: Manager, reply: FakeReply
 ) -> None:
     await manager.recover()
     journal.replies.append(reply)
@@ -167,12 +167,12 @@ async def test_an_add_whose_intent_cannot_be_written_is_refused_before_the_vm_is
     assert journal.state.shares == {"1": JournalledShare("1", ONE, ShareLife.ADDED, ("a",))}
 
 
-@pytest.mark.parametrize("reply", [Reply.FAIL, Reply.LOSE_AFTER])
+@pytest.mark.parametrize("reply", [FakeReply.FAIL, FakeReply.LOSE_AFTER])
 async def test_an_add_whose_outcome_cannot_be_written_is_no_reference_and_is_taken_out(
-    vm: ListingFakeVM, journal: FakeJournal, manager: Manager, reply: Reply
+    vm: ListingFakeVM, journal: FakeJournal, manager: Manager, reply: FakeReply
 ) -> None:
     await manager.recover()
-    journal.replies += [Reply.SUCCEED, reply]
+    journal.replies += [FakeReply.SUCCEED, reply]
     with pytest.raises(JournalError):
         await manager.add(ONE, owner="a")
     assert manager.shares()[0].state is ShareState.ADDED
@@ -274,7 +274,7 @@ async def test_the_vm_fails_while_the_journal_does_and_the_owner_keeps_the_share
 ) -> None:
     await manager.add(ONE, owner="a")
     journal.broken = True
-    vm.replies.append(Reply.FAIL)
+    vm.replies.append(FakeReply.FAIL)
     with pytest.raises(ComputeSystemError, match="the test says that it fails"):
         await manager.remove("0", owner="a")
     assert manager.shares()[0].owners == ("a",)
@@ -283,9 +283,9 @@ async def test_the_vm_fails_while_the_journal_does_and_the_owner_keeps_the_share
     assert journal.state.shares["0"] == JournalledShare("0", ONE, ShareLife.ADDED, ("a",))
 
 
-@pytest.mark.parametrize("reply", [Reply.FAIL, Reply.LOSE_AFTER])
+@pytest.mark.parametrize("reply", [FakeReply.FAIL, FakeReply.LOSE_AFTER])
 async def test_a_vm_that_cannot_tell_what_it_has_is_asked_for_no_removal_that_is_not_written_down(
-    journal: FakeJournal, reply: Reply
+    journal: FakeJournal, reply: FakeReply
 ) -> None:
     vm = FakeVM()
     manager = Manager(vm, journal=journal)
@@ -307,7 +307,7 @@ async def test_a_removal_whose_outcome_cannot_be_written_stays_visible_and_is_in
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
     await manager.add(ONE, owner="a")
-    journal.replies += [Reply.SUCCEED, Reply.FAIL]
+    journal.replies += [FakeReply.SUCCEED, FakeReply.FAIL]
     with pytest.raises(OutcomeNotWritten, match="share 0 is off the VM"):
         await manager.remove("0", owner="a")
     (info,) = manager.shares()
@@ -323,8 +323,8 @@ async def test_what_failed_on_the_vm_and_in_the_journal_says_both(
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
     await manager.recover()
-    vm.replies.append(Reply.FAIL)
-    journal.replies += [Reply.SUCCEED, Reply.FAIL]
+    vm.replies.append(FakeReply.FAIL)
+    journal.replies += [FakeReply.SUCCEED, FakeReply.FAIL]
     with pytest.raises(ComputeSystemError, match="the test says that it fails") as raised:
         await manager.add(ONE, owner="a")
     assert "could not be written down yet" in raised.value.__notes__[0]
@@ -336,7 +336,7 @@ async def test_an_unknown_outcome_is_in_the_journal_until_it_is_settled(
     vm: ListingFakeVM, journal: FakeJournal, manager: Manager
 ) -> None:
     await manager.recover()
-    vm.replies += [Reply.LOSE_AFTER, Reply.LOSE_BEFORE]
+    vm.replies += [FakeReply.LOSE_AFTER, FakeReply.LOSE_BEFORE]
     with pytest.raises(OutcomeUnknown):
         await manager.add(ONE, owner="a")
     await settle()
@@ -395,7 +395,7 @@ async def test_no_name_is_told_that_a_crash_could_give_to_another_share(journal:
     assert len(told) == journal.state.next_name == 64
     await settle()
     journal.hold = False
-    journal.in_flight[0].answer(Reply.SUCCEED)
+    journal.in_flight[0].answer(FakeReply.SUCCEED)
     await settle()
     assert manager.resolve_share_name(every[64]) == "65", "the name that was not told is not used either"
 
