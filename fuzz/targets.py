@@ -68,6 +68,9 @@ _REQUESTS: Final = sorted(number for number, cls in messages.BY_TYPE.items() if 
 _ENTRY: Final = struct.Struct("<BH")
 _MOST: Final = 1 << 16
 
+_COMPARES: Final = speed.compiled is not None
+"""Whether each session is served twice, with the compiled hot path and without; then nothing runs aside in either."""
+
 _LARGE: Final = 0xF0
 _THREADS_SECONDS: Final = 60.0
 _ALONE: Final = 8
@@ -308,7 +311,7 @@ def _serve(top: str, stream: _Stream, choice: bytes, *, splices: bool) -> _Serve
             served: Any = Serving(theirs, export, msgspec.structs.replace(_LIMITS, msize=msize), log.append)
             if choice and choice[0] & _ALONE:
                 served.tree.bounds.take_process(has_landlock=False)  # as a mount process does
-            if stream.is_large or speed.compiled is not None:
+            if stream.is_large or _COMPARES:
                 served.run_aside = lambda *_: False  # in turn, so that two runs of it do the same
             if not splices:
                 served.splicer = None
