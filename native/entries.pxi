@@ -7,16 +7,16 @@ def encode(
 ):
     """Encode what getdents64(2) gave: return the entries, where each ends (32 bits), and the host's offset behind each.
 
-    None where an entry is not plain: its inode is too large. `type_of` is asked, by a path below `here`, for
-    the type of each regular file that has any attribute; None where nobody has to look. `offset` is that of the last
-    entry before these.
+    None where an entry is not plain: its inode is too large, or its name is too long (one of FAT's has 255 characters,
+    of up to three bytes). `type_of` is asked, by a path below `here`, for the type of each regular file that has any
+    attribute; None where nobody has to look. `offset` is that of the last entry before these.
     """
     cdef Py_ssize_t at = 0, start, length, name_length, written = 0, count = 0
     cdef uint64_t inode, behind
     cdef uint32_t record
     cdef uint8_t kind
     cdef const uint8_t *name
-    cdef char path[512]
+    cdef char path[512]  # what leads here, a name, and its end
     cdef Py_ssize_t prefix = len(here), size = raw.shape[0]
     cdef ssize_t attributes
     cdef uint64_t root = 0
@@ -36,7 +36,8 @@ def encode(
         if length < DIRENT + 1 or length > size - at: raise IndexError("an entry of no length")
         name = &raw[at + DIRENT]
         name_length = strnlen(<const char *>name, length - DIRENT)
-        if name_length == length - DIRENT or name_length > 255: raise IndexError("a name without an end")
+        if name_length == length - DIRENT: raise IndexError("a name without an end")
+        if name_length > LONGEST: return None
         at += length
         if is_root and name_length == 2 and name[0] == c'.' and name[1] == c'.':
             inode = root

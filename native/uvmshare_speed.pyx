@@ -21,6 +21,11 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memchr, memcmp, memcpy, memmove
+from posix.fcntl cimport openat
+from posix.stat cimport fstat, struct_stat
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.uio cimport RWF_NOWAIT, iovec, preadv2
+from posix.unistd cimport close, pread, pwrite
 
 from types import MemberDescriptorType
 
@@ -31,39 +36,17 @@ CONTRACT = 1
 
 cdef extern from *:
     """
-    #include <fcntl.h>
     #include <structmember.h>
     #include <sys/socket.h>
-    #include <sys/stat.h>
-    #include <sys/uio.h>
     #include <sys/xattr.h>
-    #include <time.h>
-    #include <unistd.h>
     """
-    int T_OBJECT_EX, CLOCK_MONOTONIC, MSG_NOSIGNAL, RWF_NOWAIT
+    int T_OBJECT_EX, MSG_NOSIGNAL
     ctypedef struct PyMemberDef:
         int type
         Py_ssize_t offset
     ctypedef struct PyMemberDescrObject:
         PyMemberDef *d_member
-    struct timespec:
-        int64_t tv_sec, tv_nsec
-    struct stat:
-        uint64_t st_dev, st_ino, st_nlink
-        uint32_t st_mode, st_uid, st_gid
-        int64_t st_size, st_blocks
-        timespec st_atim, st_mtim, st_ctim
-    struct iovec:
-        void *iov_base
-        size_t iov_len
-    int fstat(int fd, stat *buf) nogil
-    int clock_gettime(int clock, timespec *now) nogil
-    int openat(int fd, const char *path, int flags) nogil
-    int close(int fd) nogil
     long syscall(long number, ...) nogil
-    ssize_t pread(int fd, void *buf, size_t count, int64_t offset) nogil
-    ssize_t preadv2(int fd, const iovec *iov, int count, int64_t offset, int flags) nogil
-    ssize_t pwrite(int fd, const void *buf, size_t count, int64_t offset) nogil
     ssize_t readlinkat(int fd, const char *path, char *buf, size_t size) nogil
     ssize_t recv(int fd, void *buf, size_t count, int flags) nogil
     ssize_t send(int fd, const void *buf, size_t count, int flags) nogil
@@ -75,7 +58,7 @@ cdef enum:
     HEADER = 7, READ_HEADER = 11, WRITE_FIELDS = 23, QID = 13, ATTRIBUTES = 153, MAX_NAMES = 16
     PAGE = 4096, FULL = 65536, SMALL = 16384, LARGE = 262144
     FORMAT = 0o170000, REGULAR = 0o100000, SET_ID = 0o6000
-    DIRENT = 19, ENTRY = 24, OPENAT2 = 437, RESOLVE_NO_XDEV = 1
+    DIRENT = 19, ENTRY = 24, LONGEST = 255, OPENAT2 = 437, RESOLVE_NO_XDEV = 1
 
 cdef uint32_t NOFID = 0xFFFFFFFF
 cdef int64_t NS = 1000000000, MOST_SECONDS = 9000000000
@@ -272,7 +255,7 @@ cdef class Loop:
         if type(node) is not self.node_class and node is not self.root: return -1
         return number_of(held(node, self.node_fd))
 
-    cdef object _known(self, stat *found):
+    cdef object _known(self, struct_stat *found):
         """Return what Python knows of a file that is as it was (`Ownership.known`); None where it has to look."""
         cdef object known = self.known_files.get(found.st_ino)
         cdef tuple told
@@ -288,7 +271,7 @@ cdef class Loop:
 
     cdef object _known_anyhow(self, object node, int descriptor):
         """Return what is known of a node, by Python's look at it where it has to look. Raises OSError."""
-        cdef stat found
+        cdef struct_stat found
         known = self._known(&found) if fstat(descriptor, &found) == 0 else None
         return self.known_of(node, self.fstat_of(descriptor)) if known is None else known
 
@@ -316,7 +299,7 @@ cdef class Loop:
     # Requests
 
     cdef int _getattr(self, uint32_t tag, uint32_t number, Py_ssize_t at, Py_ssize_t stop) except -1:
-        cdef stat found
+        cdef struct_stat found
         cdef tuple made
         cdef object body
         if stop - at != 12: return 0
@@ -392,7 +375,7 @@ cdef class Loop:
         for name in names:
             text = name
             with nogil:
-                opened = syscall(OPENAT2, directory, text, how, 24) if has_mounts else openat(directory, text, how[0])
+                opened = syscall(OPENAT2, directory, text, how, <size_t>24) if has_mounts else openat(directory, text, how[0])
             if opened < 0: return None
             try:
                 node = self.node_class(opened, node, name)
@@ -409,7 +392,7 @@ cdef class Loop:
     cdef int _lopen(self, uint32_t tag, uint32_t number, Py_ssize_t at, Py_ssize_t stop) except -1:
         cdef uint32_t flags, access
         cdef int descriptor, opened, host
-        cdef stat found
+        cdef struct_stat found
         cdef char name[16]
         if stop - at != 8: return 0
         flags = self._number(at + 4, 4)
@@ -466,7 +449,7 @@ cdef class Loop:
         cdef iovec piece
         cdef uint8_t *into
         cdef int descriptor
-        cdef stat found
+        cdef struct_stat found
         if stop - at != 16: return 0
         offset = self._number(at + 4, 8)
         count = min(<Py_ssize_t>self._number(at + 12, 4), self.msize - READ_HEADER)
@@ -514,7 +497,7 @@ cdef class Loop:
         cdef Py_ssize_t start = at + 16, count, written
         cdef uint64_t offset
         cdef int descriptor
-        cdef stat found
+        cdef struct_stat found
         cdef const uint8_t *data
         if start >= stop: return 0
         offset, count = self._number(at + 4, 8), self._number(at + 12, 4)

@@ -306,6 +306,20 @@ def test_what_stands_for_a_link_or_a_device_is_listed_as_one(
         pair.close()
 
 
+def test_a_directory_whose_names_or_inodes_are_too_large_is_left_to_the_handler() -> None:
+    encode = importlib.import_module("uvmshare_speed").encode
+
+    def encoded(inode: int, name: bytes) -> object:
+        length = -(-(20 + len(name)) // 8) * 8
+        raw = (struct.pack("<QqHB", inode, 1, length, 8) + name).ljust(length, b"\0")
+        return encode(raw, 0, 1 << 48, None, bytes(16), 0, b"/proc/self/fd/3/", None)
+
+    entry = struct.pack("<BIQQBH", 0, 0, 5, 1, 8, 255) + b"n" * 255
+    assert encoded(5, b"n" * 255) == (entry, struct.pack("<I", len(entry)), struct.pack("<q", 1))
+    assert encoded(5, "\N{HIRAGANA LETTER A}".encode() * 255) is None, "a name of FAT's"
+    assert encoded(1 << 48, b"name") is None
+
+
 def test_a_read_only_share_refuses_alike(devices_with: Callable[[str, str], Device], root: Path) -> None:
     pair = Pair([devices_with("none", wish) for wish in ("required", "off")], root, read_only=True)
     try:
