@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from uvmshare.fileserver.filesystems import LOCAL
-from uvmshare.linux.mountinfo import mounted
+from uvmshare.linux.mountinfo import mount_points, mounted
 
 if TYPE_CHECKING:
     from uvmshare.linux.mountinfo import Mounted
@@ -68,8 +68,9 @@ def has_mounts(directory: str, table: int) -> bool:
 
     What is mounted there is not below it.
     """
-    below = os.path.join(directory, "")
-    return any(mount.path.startswith(below) and mount.path != directory for mount in mounted(table))
+    here = os.fsencode(directory)
+    below = here.rstrip(b"/") + b"/"
+    return any(path.startswith(below) and path != here for path in mount_points(table))
 
 
 def file_system_of(device: int) -> str:

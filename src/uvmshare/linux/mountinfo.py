@@ -10,10 +10,11 @@ import os
 import re
 from typing import NamedTuple
 
-__all__ = ["TABLE", "Mounted", "mounted"]
+__all__ = ["TABLE", "Mounted", "mount_points", "mounted"]
 
 TABLE = "/proc/self/mountinfo"
 
+_PIECE = 64 * 1024
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
@@ -52,5 +53,21 @@ def mounted(table: int | None = None) -> list[Mounted]:
     return found
 
 
+def mount_points(table: int) -> list[bytes]:
+    """Return where something is mounted, by an open table, as bytes. Raises `OSError`.
+
+    Each process of a mount asks, so it makes as few objects as it can (`mounted` made 300 KB of memory its own).
+    """
+    read = b""
+    while piece := os.pread(table, _PIECE, len(read)):
+        read += piece
+    points = [line.split(b" ", 5)[4] for line in read.splitlines()]
+    return [_unescaped(point) if b"\\" in point else point for point in points]
+
+
 def _plain(field: bytes) -> str:
-    return os.fsdecode(_ESCAPE.sub(lambda escaped: bytes([int(escaped[1], 8)]), field))
+    return os.fsdecode(_unescaped(field))
+
+
+def _unescaped(field: bytes) -> bytes:
+    return _ESCAPE.sub(lambda escaped: bytes([int(escaped[1], 8)]), field)

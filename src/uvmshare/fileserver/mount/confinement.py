@@ -145,8 +145,11 @@ def most_descriptors() -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if os.geteuid() != 0:
         return hard
-    with open("/proc/sys/fs/nr_open", encoding="ascii") as file:
-        return max(hard, int(file.read()))
+    descriptor = os.open("/proc/sys/fs/nr_open", os.O_RDONLY | os.O_CLOEXEC)  # no file object: its code is memory
+    try:
+        return max(hard, int(os.read(descriptor, 64)))
+    finally:
+        os.close(descriptor)
 
 
 def allow_descriptors(limit: int) -> int:

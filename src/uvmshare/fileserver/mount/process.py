@@ -6,13 +6,13 @@ not: anything of the supervisor, which the child has left behind.
 
 from __future__ import annotations
 
+import _thread
 import errno
 import fcntl
 import os
 import signal
 import socket
 import struct
-import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -172,7 +172,7 @@ def _follow_mounts(table: int, tree: Tree, *, any_there: bool) -> None:
         if is_changed(table, None):
             tree.found_mounts(any_there=True)
 
-    threading.Thread(target=watch, name="mounts", daemon=True).start()
+    _thread.start_new_thread(watch, ())  # all that a threading.Thread has beside it is memory
 
 
 def _die_with(lifeline: int) -> int:
