@@ -207,12 +207,49 @@ async def _many(place: Path, count: int) -> dict[str, Any]:
     }
 
 
+async def _attaches(place: Path, count: int) -> dict[str, Any]:
+    """Attach to one share of one file server, one connection after the other, and keep them all."""
+    shared = place / "shared"
+    shared.mkdir()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    address = f"unix:{place}/s"
+    clients: list[Client] = []
+
+    def attach(name: str) -> None:
+        for _ in range(count):
+            client = Client.connect(address, name)
+            clients.append(client)
+            client.getattr(client.root)  # what answers is the mount process
+
+    async with FileServer(listen=[address]) as server, Manager(server) as manager:
+        name = await manager.add(AddOptions(shared))
+        begun = time.perf_counter()
+        await asyncio.to_thread(attach, name)
+        taken = time.perf_counter() - begun
+        status = await server.status()
+        assert status.pid is not None
+        mounts = [private_bytes(mount.pid) for share in status.shares for mount in share.mounts]
+        found = {
+            "mounts": len(mounts),
+            "attaches_per_second": count / taken,
+            "mount_private_bytes": statistics.median(mounts),
+            "private_bytes": sum(mounts) + private_bytes(status.pid),
+        }
+        for client in clients:
+            client.close()
+    return found
+
+
 def measure(*, vms: int, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Measure all of it: `rounds` adds and removes, then so many VMs at once."""
+    """Measure all of it: `rounds` adds and removes, so many VMs at once, and as many mounts of one VM."""
     with tempfile.TemporaryDirectory(prefix="9p-") as place:
         say(f"  {rounds} times: add, first byte, remove, first error")
         one = asyncio.run(_one_share(Path(place), rounds))
     with tempfile.TemporaryDirectory(prefix="9p-") as place:
         say(f"  {vms} VMs with {MOUNTS} mounts each")
         many = asyncio.run(_many(Path(place), vms))
-    return {"one": one, "many": many}
+    with tempfile.TemporaryDirectory(prefix="9p-") as place:
+        say(f"  {vms * MOUNTS} mounts of one VM")
+        small = asyncio.run(_attaches(Path(place), vms * MOUNTS))
+    return {"one": one, "many": many, "small-mounts": small}

@@ -24,7 +24,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from benchmarks import floor, lives, manager_cost, plots, report, servers
+from benchmarks import floor, lives, manager_cost, manager_large, plots, report, servers
 from benchmarks.cases import cases
 from benchmarks.trees import evict, make_tree
 
@@ -164,6 +164,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="how often each server takes its turn (%(default)s)")
     parser.add_argument("--run-ms", type=int, default=250, help="how long each turn is measured (%(default)s)")
     parser.add_argument("--vms", type=int, default=200, help="how many VMs are put on this host (%(default)s)")
+    parser.add_argument(
+        "--shares", type=int, default=100_000, help="how many one Manager has; 1000000 takes minutes (%(default)s)"
+    )
     parser.add_argument("--only", default="", metavar="TEXT", help="rows that have this in their names; writes nothing")
     parser.add_argument(
         "--show", action="store_true", help="measure nothing: make page and plots from the last results"
@@ -171,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", default="servers,manager,lives,floor", help="which parts (%(default)s)")
     options = parser.parse_args(arguments)
     if options.quick:
-        options.rounds, options.run_ms, options.vms = 1, 100, 10
+        options.rounds, options.run_ms, options.vms, options.shares = 1, 100, 10, 2_000
     if options.show:
         show(report.load(RESULTS))
         return 0
@@ -196,6 +199,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "manager" in parts:
             say("the Manager")
             results["manager"] = manager_cost.measure(quick=options.quick)
+            say(f"  one Manager with {options.shares} shares and a journal")
+            results["manager"]["large"] = manager_large.measure(options.shares)
         if "lives" in parts:
             say("adding, removing, mount processes, many VMs")
             results["lives"] = lives.measure(vms=options.vms, rounds=10 if options.quick else 50, say=say)
