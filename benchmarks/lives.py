@@ -214,11 +214,11 @@ async def _attaches(place: Path, count: int) -> dict[str, Any]:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     address = f"unix:{place}/s"
-    clients: list[Client] = []
+    clients: list[NinePClient] = []
 
     def attach(name: str) -> None:
         for _ in range(count):
-            client = Client.connect(address, name)
+            client = NinePClient.connect(address, name)
             clients.append(client)
             client.getattr(client.root)  # what answers is the mount process
 

@@ -16,7 +16,7 @@ from uvmshare.share.options import AddOptions
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
 
-    from uvmshare.share.interfaces import Plan9Share
+    from uvmshare.share.interfaces import NamedShare
     from uvmshare.share.journal import Record
 
 FEW: Final = 30
@@ -30,10 +30,10 @@ def options(number: int) -> AddOptions:
 class InstantVM:
     """Answers at once, and keeps nothing."""
 
-    async def add_plan9(self, share: Plan9Share) -> None:
+    async def add_plan9(self, share: NamedShare) -> None:
         pass
 
-    async def remove_plan9(self, share: Plan9Share) -> None:
+    async def remove_plan9(self, share: NamedShare) -> None:
         pass
 
 
