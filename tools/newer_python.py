@@ -17,29 +17,21 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Final
 
-from debian_root import CACHE, Bind, Failed, enter, made
+from debian_root import CACHE, Bind, Failed, enter
+from unpacked_root import unpacked
 
 SUITE: Final = "trixie"
 ROOT: Final = Path(__file__).parents[1]
 HOME: Final = CACHE / "newer-python"
 VENV: Final = ROOT / ".venv"
-
-
-def packages() -> list[str]:
-    """Return the Debian packages of the tests, without what only guests need."""
-    spec = spec_from_loader("packages", SourceFileLoader("packages", str(ROOT / "tools" / "packages")))
-    assert spec is not None
-    assert spec.loader is not None
-    script = module_from_spec(spec)
-    sys.modules["packages"] = script  # its dataclass looks itself up
-    spec.loader.exec_module(script)
-    guests = {package.name for package in script.GROUPS["demo"]}
-    return sorted({each.name for each in script.GROUPS["test"] if not each.unpack} - guests)
+PACKAGES: Final = (
+    *("python3", "mount", "util-linux"),
+    *("acl", "curl", "e2fsprogs", "git", "gzip", "hostname", "netbase", "procps", "tar", "tzdata"),
+)
+"""What the root has: what a command needs to live in it, and the programs of Debian's that tests without a guest start."""
 
 
 def requirements(extra: str = "dev") -> list[str]:
@@ -89,11 +81,12 @@ def prepare(root: Path) -> None:
     wheels = HOME / "wheels"
     shutil.rmtree(wheels, ignore_errors=True)
     (HOME / "venv").mkdir(parents=True, exist_ok=True)
-    names = ["hatchling>=1.25", "editables>=0.5", *requirements()]
+    names = ["hatchling>=1.25", "editables>=0.5", "pip", *requirements()]
     download(version, names, wheels)
     install = [f"{VENV}/bin/python", "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-index"]
     for command in (
-        ["python3", "-m", "venv", "--clear", str(VENV)],
+        ["python3", "-m", "venv", "--clear", "--without-pip", str(VENV)],
+        [f"{VENV}/bin/python", str(next(wheels.glob("pip-*.whl")) / "pip"), *install[3:], f"--find-links={wheels}", "pip"],
         [*install, f"--find-links={wheels}", *names],
         [*install, "--no-build-isolation", "--no-deps", "--editable", str(ROOT)],
     ):
@@ -107,7 +100,7 @@ def prepare(root: Path) -> None:
 def main(arguments: list[str]) -> int:
     """Run the tests; returns the exit status."""
     try:
-        root = made(SUITE, *packages())
+        root = unpacked(SUITE, *PACKAGES)
         prepare(root)
     except (Failed, subprocess.CalledProcessError) as error:
         sys.stderr.write(f"tools/newer_python.py: {error}\n")
