@@ -54,11 +54,15 @@ class Bounds(Protocol):
     def make(self) -> World: ...
 
 
-def searches(short: Sequence[Bounds], long: Sequence[Bounds]) -> pytest.MarkDecorator:
-    """Make a test one of each of these; the long ones are in `make soak` alone."""
+def searches(short: Sequence[Bounds], long: Sequence[Bounds], soak: Sequence[Bounds]) -> pytest.MarkDecorator:
+    """Make a test one of each of these; `make test-long` has the long ones, `make soak` the rest."""
     return pytest.mark.parametrize(
         "bounds",
-        [*short, *(pytest.param(bounds, marks=pytest.mark.soak) for bounds in long)],
+        [
+            *short,
+            *(pytest.param(bounds, marks=pytest.mark.long) for bounds in long),
+            *(pytest.param(bounds, marks=pytest.mark.soak) for bounds in soak),
+        ],
         ids=lambda bounds: bounds.title,
     )
 

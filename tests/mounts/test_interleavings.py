@@ -326,11 +326,16 @@ SHORT = (
     Bounds("forced: one owner, a fault", (FORCE_A,), faults=1),
     Bounds("forced: one owner, the guest goes mute, a cancellation", (FORCE_A,), mute=True, cancels=1),
     Bounds("from all: one owner, the guest goes mute", (A, REVOKE), mute=True),
-    Bounds("a named share: two owners, a cancellation, a fault", (A, B), mapped=False, cancels=1, faults=1),
+    Bounds("a named share: two owners, a cancellation", (A, B), mapped=False, cancels=1),
+    Bounds("a named share: two owners, a fault", (A, B), mapped=False, faults=1),
     Bounds("a named share: one owner twice, a cancellation, a fault", (A, A), mapped=False, cancels=1, faults=1),
-    Bounds("a named share: two owners, the guest restarts", (A, B), mapped=False, restarts=1),
+    Bounds("a named share: one owner, the guest restarts, a fault", (A,), mapped=False, restarts=1, faults=1),
 )
 LONG = (
+    Bounds("a named share: two owners, a cancellation, a fault", (A, B), mapped=False, cancels=1, faults=1),
+    Bounds("a named share: two owners, the guest restarts", (A, B), mapped=False, restarts=1),
+)
+SOAK = (
     Bounds("share and mount: one owner, two faults", (A,), faults=2),
     Bounds("share and mount: two owners, a fault", (A, B), faults=1),
     Bounds("share and mount: two owners, a cancellation", (A, B), cancels=1),
@@ -370,7 +375,7 @@ def one_time_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "REVOKE_AGAIN", RETRY_FIRST)
 
 
-@searches(SHORT, (*LONG, *(HUGE if os.environ.get("UVMSHARE_ALL_ORDERS") else ())))
+@searches(SHORT, LONG, (*SOAK, *(HUGE if os.environ.get("UVMSHARE_ALL_ORDERS") else ())))
 def test_every_order(bounds: Bounds, record_property: Callable[[str, object], None]) -> None:
     found = try_every_order(bounds, record_property)
     assert min(found.orders, found.states) > 50
@@ -394,17 +399,23 @@ def never_end(engine: MountEngine, mount: Mount, operation: Operation, task: obj
 
 
 @pytest.mark.parametrize(
-    ("where", "method", "defect", "complaint"),
+    ("where", "method", "defect", "complaint", "mapped"),
     [
-        (Claims, "withdraw", steal_claims, "is being unmounted|was taken from|is gone|nobody wants"),
-        (MountEngine, "_unmount_in_guest", pull_the_share, "pulled from under a live mount"),
-        (MountEngine, "_end", never_end, "waits for ever"),
+        (Claims, "withdraw", steal_claims, "is being unmounted|was taken from|is gone|nobody wants", False),
+        (MountEngine, "_unmount_in_guest", pull_the_share, "pulled from under a live mount", True),
+        (MountEngine, "_end", never_end, "waits for ever", True),
     ],
 )
 def test_a_planted_defect_is_found(
-    monkeypatch: pytest.MonkeyPatch, where: type, method: str, defect: Callable[..., None], complaint: str
+    monkeypatch: pytest.MonkeyPatch,
+    where: type,
+    method: str,
+    defect: Callable[..., None],
+    *,
+    complaint: str,
+    mapped: bool,
 ) -> None:
     monkeypatch.setattr(where, method, defect)
     with pytest.raises(AssertionError, match=complaint) as raised:
-        explore(Bounds("", (A, B), cancels=1).make)
+        explore(Bounds("", (A, B), mapped=mapped, cancels=1).make)
     assert raised.value.__notes__[0].startswith("after: 0 map")
