@@ -31,7 +31,7 @@ PACKAGES: Final = (
     *("python3", "mount", "util-linux"),
     *("acl", "curl", "e2fsprogs", "git", "gzip", "hostname", "netbase", "procps", "tar", "tzdata"),
 )
-"""What the root has: what a command needs to live in it, and the programs of Debian's that tests without a guest start."""
+"""What the root has: what a command needs to live in it, and Debian's programs that tests without a guest start."""
 
 
 def requirements(extra: str = "dev") -> list[str]:
@@ -86,7 +86,13 @@ def prepare(root: Path) -> None:
     install = [f"{VENV}/bin/python", "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-index"]
     for command in (
         ["python3", "-m", "venv", "--clear", "--without-pip", str(VENV)],
-        [f"{VENV}/bin/python", str(next(wheels.glob("pip-*.whl")) / "pip"), *install[3:], f"--find-links={wheels}", "pip"],
+        [
+            f"{VENV}/bin/python",
+            str(next(wheels.glob("pip-*.whl")) / "pip"),
+            *install[3:],
+            f"--find-links={wheels}",
+            "pip",
+        ],
         [*install, f"--find-links={wheels}", *names],
         [*install, "--no-build-isolation", "--no-deps", "--editable", str(ROOT)],
     ):

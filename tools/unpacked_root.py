@@ -30,7 +30,7 @@ _MINUTES: Final = 10
 
 
 class _Apt:
-    """apt-get for a suite of its own, with lists and archives in a directory of its own, as if nothing were installed."""
+    """apt-get for another suite, with lists and archives in a directory of its own, as if nothing were installed."""
 
     def __init__(self, home: Path, suite: str, source: str) -> None:
         for each in ("lists/partial", "archives/partial"):

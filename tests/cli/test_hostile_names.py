@@ -116,7 +116,6 @@ def test_whatever_the_daemon_refuses_with_is_one_line(args: tuple[str, ...], rea
         assert err.count("\n") == 1
 
 
-@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # httpcore leaves one to the collector
 @pytest.mark.parametrize("text", HOSTILE)
 def test_whatever_is_on_the_command_line_is_shown_safely(text: str) -> None:
     for args in (

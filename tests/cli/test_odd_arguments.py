@@ -59,7 +59,6 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
 )
 
 
-@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # httpcore leaves one to the collector
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_a_command_takes_odd_text_or_says_what_is_wrong_with_it(
     command: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -162,8 +162,6 @@ class Load:
                     in_doubt.discard(path)
 
 
-# httpcore leaves a socket to the garbage collector that it could not connect, as clients do here while nobody listens.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_killed_under_load_it_comes_back_with_all_that_was_promised(home: Home) -> None:
     path = home.directory("open")
     with open(f"{path}/file", "w") as file:

@@ -455,8 +455,6 @@ def test_the_files_of_one_users_file_server_are_out_of_anothers_reach(alice: Use
         as_user(ALICE, lambda: os.listdir(daemon.home.settings.state_dir))
 
 
-# httpcore leaves a socket to the garbage collector that it could not connect.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_sockets_permissions_decide_who_may_ask_at_all(daemon: Running, bob: User) -> None:
     os.chmod(daemon.home.settings.socket_path, 0o600)
     with pytest.raises(errors.DaemonError, match="may not connect"):

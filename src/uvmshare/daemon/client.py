@@ -45,6 +45,7 @@ from uvmshare.daemon.client_methods import (
     ClientShares,
     ClientVms,
 )
+from uvmshare.daemon.client_socket import transport
 from uvmshare.errors import DaemonError, InvalidOptions, UvmshareError
 from uvmshare.process import require_process
 
@@ -131,9 +132,9 @@ class Client(_Connection):
 
     def __init__(self, host: str | None = None, *, timeout: float = _SECONDS) -> None:
         super().__init__(host, timeout)
-        # Nothing of TLS or of a proxy is on a unix socket: SSL_CERT_FILE may name a file that is not here.
-        transport = httpx.HTTPTransport(uds=self._path, verify=False, trust_env=False)
-        self._http = httpx.Client(transport=transport, base_url="http://uvmshare", timeout=timeout, trust_env=False)
+        self._http = httpx.Client(
+            transport=transport(self._path), base_url="http://uvmshare", timeout=timeout, trust_env=False
+        )
         self.vms = ClientVms(self)
         self.shares = ClientShares(self)
         self.mounts = ClientMounts(self)
@@ -280,10 +281,9 @@ class AsyncClient(_Connection):
 
     def __init__(self, host: str | None = None, *, timeout: float = _SECONDS) -> None:
         super().__init__(host, timeout)
-        transport = httpx.AsyncHTTPTransport(uds=self._path, verify=False, trust_env=False)  # as for `Client`
-        self._http = httpx.AsyncClient(
-            transport=transport, base_url="http://uvmshare", timeout=timeout, trust_env=False
-        )
+        # Nothing of TLS or of a proxy is on a unix socket, as for `Client`.
+        unix = httpx.AsyncHTTPTransport(uds=self._path, verify=False, trust_env=False)
+        self._http = httpx.AsyncClient(transport=unix, base_url="http://uvmshare", timeout=timeout, trust_env=False)
         self.vms = AsyncVms(self)
         self.shares = AsyncShares(self)
         self.mounts = AsyncMounts(self)
