@@ -18,7 +18,7 @@ if sys.platform == "win32":
     pytest.skip("the daemon runs on Linux", allow_module_level=True)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.daemon.harness import Running
@@ -33,7 +33,7 @@ def is_open(descriptor: str) -> bool:
 
 
 @pytest.fixture
-def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A socket that nobody listens at, named shortly."""
     monkeypatch.chdir(tmp_path)
     with socket.socket(socket.AF_UNIX) as dead:
