@@ -7,6 +7,7 @@ answer is read. What must not: a connection (`client`), or what a call does.
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
@@ -40,7 +41,7 @@ from uvmshare.daemon.documents import (
     Vm,
 )
 from uvmshare.daemon.problems import to_exception
-from uvmshare.errors import UNREADABLE, DaemonError, InvalidOptions, WrongType
+from uvmshare.errors import UNREADABLE, DaemonError, InvalidOptions, UnsupportedPlatform, WrongType
 from uvmshare.fileserver.models import Links, SecurityModel
 from uvmshare.hostpath import text_of
 from uvmshare.wording import complaint, reason_of
@@ -113,7 +114,13 @@ def default_host() -> str:
 
 
 def require_host(host: str | None) -> str:
-    """Return the address of the daemon's socket, or of the usual one. Raises `DaemonError` for what is none."""
+    """Return the address of the daemon's socket, or of the usual one.
+
+    Raises `DaemonError` for what is none, and `UnsupportedPlatform` where there are no unix sockets.
+    """
+    if sys.platform == "win32":
+        msg = "the daemon runs on Linux, and its clients reach it there, by its unix socket"
+        raise UnsupportedPlatform(msg)
     if host is not None and not isinstance(host, str):
         arguments.refuse_type("host", host, "unix:PATH, the socket of the daemon")
     host = host or default_host()

@@ -29,14 +29,16 @@ from uvmshare.errors import (
 )
 from uvmshare.fileserver import control
 from uvmshare.fileserver.limits import Limits
-from uvmshare.fileserver.link import Link, NoFileServer
 from uvmshare.fileserver.models import Links, SecurityModel
-from uvmshare.fileserver.rundir.directory import LOG
 from uvmshare.hcs import schema
 from uvmshare.heard import logger
-from uvmshare.hostfiles import make_directories, run_here
 from uvmshare.hostpath import absolute
 from uvmshare.share.options import AddOptions
+
+if sys.platform == "linux" or TYPE_CHECKING:  # these import what Windows does not have; `_require_linux` is in front
+    from uvmshare.fileserver.link import Link, NoFileServer
+    from uvmshare.fileserver.rundir.directory import LOG
+    from uvmshare.hostfiles import make_directories, run_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -92,7 +94,8 @@ class FileServer:
     `run` runs whatever touches the run directory, which may be another user's, and then on a file system that never
     answers.
 
-    Raises `InvalidAddress`, `InvalidOptions` (`WrongType`) for what cannot be, before anything is started.
+    Raises `InvalidAddress`, `InvalidOptions` (`WrongType`) for what cannot be, before anything is started, and
+    `UnsupportedPlatform` on other systems than Linux.
     """
 
     addresses: tuple[str, ...] = ()
@@ -115,8 +118,9 @@ class FileServer:
         run_as: RunAs | None = None,
         cgroup: str | None = None,
         keep_out: Sequence[str | os.PathLike[str]] = (),
-        run: Runner = run_here,
+        run: Runner | None = None,
     ) -> None:
+        _require_linux()
         addresses = arguments.list_of("listen", listen, str, "a list of addresses, such as ['unix:/run/vm1.9p']")
         if not addresses:
             msg = "listen is empty: a file server needs an address to listen on, such as 'unix:/run/vm1.9p'"
@@ -151,7 +155,7 @@ class FileServer:
         modify_timeout: float = 30.0,
         run_as: RunAs | None = None,
         cgroup: str | None = None,
-        run: Runner = run_here,
+        run: Runner | None = None,
     ) -> Self:
         """Return the file server that was started with `run_dir`; starting it is to find its supervisor.
 
@@ -162,6 +166,7 @@ class FileServer:
         that one logs, ``RUN_DIR/log`` unless given, and `cgroup` the control group that it runs in; the rest is as for
         a new one.
         """
+        _require_linux()
         arguments.flag("take_over", take_over)
         if run_dir is None:
             arguments.refuse_type("run_dir", run_dir, "the directory that the file server was started with")
@@ -179,13 +184,13 @@ class FileServer:
         modify_timeout: float,
         run_as: RunAs | None,
         cgroup: str | None,
-        run: Runner,
+        run: Runner | None,
     ) -> None:
         """Take what is the same for one that is started and one that is found."""
         _require_user(run_as)
         if cgroup is not None:
             arguments.text("cgroup", cgroup, "the directory of a control group")
-        self._run = arguments.function("run", run)
+        self._run = run_here if run is None else arguments.function("run", run)
         self._cgroup = cgroup
         self._run_as = run_as
         self._log = None if log is None else absolute("the log", log, InvalidOptions)
@@ -224,10 +229,9 @@ class FileServer:
         """Start the supervisor, or find it (`connect`), and return this file server.
 
         Raises `FileServerError` when it cannot be started, or when there is none to be found and none can take over;
-        `UnsupportedPlatform` on other systems than Linux; `InvalidState` when it was started before; what `run` does.
+        `InvalidState` when it was started before; what `run` does.
         When it raises, nothing of it is left running, and what was to be taken over is as it was.
         """
-        _require_linux()
         if self._closing or self._starting:
             msg = f"{self!r} was started before, and one FileServer is one file server: make a new one"
             raise InvalidState(msg)
@@ -529,7 +533,7 @@ def _raw(request: schema.ModifySettingRequest) -> msgspec.Raw:
 
 def _require_linux() -> None:
     if sys.platform != "linux":
-        msg = "the file server runs on Linux; on Windows use the VM's compute system (uvmshare.hcs)"
+        msg = "the file server runs on Linux; on Windows, share with the VM's compute system (uvmshare.ComputeSystem)"
         raise UnsupportedPlatform(msg)
 
 
