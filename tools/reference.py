@@ -207,11 +207,16 @@ def _type(schema: dict[str, Any]) -> str:
 def python() -> str:
     """Return the page of every public name, from most to least important; mkdocstrings fills it from the docstrings."""
     parts = ["# Python API\n", _GENERATED, f"{inspect.cleandoc(uvmshare.__doc__ or '').partition(chr(10))[0]}\n"]
-    parts.append("Everything on this page is importable from `uvmshare`.\n")
-    for name in uvmshare.__all__:
-        found = getattr(uvmshare, name)
-        if home := getattr(found, "__module__", None):
-            parts.append(f"::: {home}.{found.__qualname__}\n    options:\n      heading_level: 2\n")
+    parts.append(
+        "Everything on this page is importable from `uvmshare`, and what is at its end from `uvmshare.blocking`.\n"
+    )
+    names = [getattr(uvmshare, name) for name in uvmshare.__all__]
+    names += [getattr(module, name) for module in names if inspect.ismodule(module) for name in module.__all__]
+    parts.extend(
+        f"::: {found.__module__}.{found.__qualname__}\n    options:\n      heading_level: 2\n"
+        for found in names
+        if hasattr(found, "__module__")
+    )
     return "\n".join(parts)
 
 

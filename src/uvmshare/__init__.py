@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from uvmshare import blocking
     from uvmshare.daemon.client import AsyncClient, Client
     from uvmshare.errors import (
         ComputeSystemError,
@@ -53,6 +54,7 @@ __all__ = [  # noqa: RUF022  most to least important
     "MountManager",
     "AgentClient",
     "MountOptions",
+    "blocking",
     "Client",
     "AsyncClient",
     "ComputeSystem",
@@ -101,6 +103,8 @@ def __getattr__(name: str) -> object:
         from importlib.metadata import version  # noqa: PLC0415  it is slow, and seldom asked for
 
         return version("uvmshare")
+    if name == "blocking":
+        return import_module(f"{__name__}.blocking")
     try:
         home = import_module(f"{__name__}.{_HOME.get(name, 'errors')}")
     except ModuleNotFoundError as error:

@@ -1,42 +1,48 @@
-"""The Manager for programs with threads instead of an event loop.
+"""Managers for programs with threads instead of an event loop.
 
-    with blocking.Manager(vm) as manager:
+    with blocking.Manager(FileServer(listen=["firecracker:/run/fc/v.sock"])) as manager:
         name = manager.add("/srv/project", read_only=True)
+        with blocking.MountManager(AgentClient("firecracker:/run/fc/v.sock"), shares=manager) as mounts:
+            mounts.map("/srv/project", "/run/uvmshare/project", read_only=True)
 
-What lives here: `Manager`, which hands each call to a `uvmshare.share.manager.Manager` in an event loop in a
-background thread, and waits. What must not: any decision about a share.
+What lives here: `Manager` and `MountManager`, which hand each call to those of the same name in an event loop in a
+background thread, and wait; and `AgentClient`, for what the agent in a guest tells. What must not: any decision about a
+share or a mount, or the thread (`uvmshare.background`).
 
-What belongs to that event loop, such as a file server, is opened and closed in it::
-
-    with blocking.Manager(FileServer(listen=["unix:/run/vm1.9p"])) as manager:
-        ...
-
-`uvmshare.serve` does that, and mounts too.
+What belongs to that event loop, such as a file server or an agent's client, is given as it is in an asyncio program,
+before it is started: it is entered and left in that loop. `uvmshare.serve` puts all of this into one object.
 """
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
-import os
-import threading
 import time
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from uvmshare.errors import ManagerClosed
+from uvmshare import arguments
+from uvmshare.background import Background, Claim
+from uvmshare.errors import AgentUnreachable, ManagerClosed
 from uvmshare.lifecycle.entry import BlockOwner
-from uvmshare.process import require_process
+from uvmshare.mounts import agent_client
+from uvmshare.mounts import manager as asynchronous_mounts
+from uvmshare.mounts.engine import REVOKE_GRACE
+from uvmshare.mounts.options import mapping_of
 from uvmshare.share import manager as asynchronous
 from uvmshare.share import save_restore
 from uvmshare.share.options import options_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Hashable, Iterator
+    from collections.abc import Callable, Collection, Coroutine, Hashable, Iterator
     from types import TracebackType
     from typing import Unpack
 
+    from uvmshare.mounts.agent_state import Reach
+    from uvmshare.mounts.interfaces import GuestAgent, GuestMount
+    from uvmshare.mounts.mount import Mount, MountInfo
+    from uvmshare.mounts.options import MapKeywords, MountOptions
+    from uvmshare.mounts.report import AgentInfo, GuestReport, ListedMount, MountHealth
     from uvmshare.share.interfaces import VMPlan9
     from uvmshare.share.journal import Journal
     from uvmshare.share.manager import ShareInfo
@@ -44,7 +50,7 @@ if TYPE_CHECKING:
     from uvmshare.share.recovery import RecoveryReport
     from uvmshare.share.share import Share
 
-__all__ = ["Manager"]
+__all__ = ["AgentClient", "Manager", "MountManager"]
 
 T = TypeVar("T")
 
@@ -108,36 +114,16 @@ class Manager:
         make: Callable[[VMPlan9], Coroutine[Any, Any, asynchronous.Manager]],
     ) -> None:
         """Start the background thread with its event loop, and make the Manager there."""
-        self._process = os.getpid()
         self._vm = vm
-        self._lock = threading.Lock()
-        """Guards `_ended` together with handing something to the loop: after it is set, nothing is."""
-        self._ended = False
-        self._loop = asyncio.new_event_loop()
-        self._end = asyncio.Event()
-        self._ready: concurrent.futures.Future[asynchronous.Manager] = concurrent.futures.Future()
-        self._result: concurrent.futures.Future[None] = concurrent.futures.Future()
-        """How the background thread ended."""
+        self._background = Background(self, lambda: ManagerClosed(_ENDED))
 
-        async def main() -> None:
-            async with AsyncExitStack() as stack:
-                if isinstance(vm, AbstractAsyncContextManager):
-                    entered = await stack.enter_async_context(vm)
-                else:
-                    entered = vm
-                self._ready.set_result(await make(entered))
-                await self._end.wait()
+        async def begin(stack: AsyncExitStack) -> asynchronous.Manager:
+            return await make(await _entered(vm, stack))
 
-        self._thread = threading.Thread(target=self._serve, args=(main(),), name="uvmshare", daemon=True)
-        try:
-            self._thread.start()
-            self._manager = self._ready.result()
-        except BaseException:
-            self._post(self._cancel_everything)  # which ends the thread, if it has not ended
-            raise
+        self._manager = self._background.start(begin)
 
     def __repr__(self) -> str:
-        return f"<blocking.Manager of {self._vm!r}{': closed' if self._ended else ''}>"
+        return f"<blocking.Manager of {self._vm!r}{': closed' if self._background.ended else ''}>"
 
     @property
     def asynchronous(self) -> asynchronous.Manager:
@@ -147,13 +133,13 @@ class Manager:
     @property
     def is_of_another_process(self) -> bool:
         """Whether this is a forked child of the process that made it, where nothing of it may be used."""
-        return os.getpid() != self._process
+        return self._background.is_of_another_process
 
     def __enter__(self) -> Self:
         try:
             self.run(self._manager.__aenter__())
         except BaseException:
-            self._stop()
+            self._background.stop()
             raise
         return self
 
@@ -165,7 +151,7 @@ class Manager:
         try:
             self.close()
         finally:
-            self._stop()
+            self._background.stop()
 
     def resolve_share_name(self, share: AddOptions | HostPath, **keywords: Unpack[ShareKeywords]) -> str:
         """Return the name that the share has or will have, without a call to the VM."""
@@ -217,7 +203,7 @@ class Manager:
     def detach(self) -> tuple[ShareInfo, ...]:
         """End this Manager and its thread, and leave every share to another one on the same journal; return them."""
         there = self.run(self._manager.detach())
-        self._stop()
+        self._background.stop()
         return there
 
     def close(self) -> None:
@@ -229,7 +215,7 @@ class Manager:
         """
         with suppress(ManagerClosed):  # by an earlier call
             self.run(self._manager.aclose())
-        self._stop()
+        self._background.stop()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the background event loop and return its result.
@@ -237,89 +223,279 @@ class Manager:
         For what lives in that loop beside the Manager, such as a file server. When the caller is interrupted, the
         coroutine is cancelled. Raises `ManagerClosed` when the Manager has ended, or ends meanwhile.
         """
-        future = self._submit(coroutine)
-        try:
-            return _result_of(future)
-        except BaseException:
-            future.cancel()
-            raise
+        return self._background.run(coroutine)
 
-    # ------------------------------------------------------------------ in the caller's thread
+    @property
+    def background(self) -> Background:
+        """The background event loop and its thread."""
+        return self._background
 
     def _hold(self, options: AddOptions, owner: Hashable | None) -> Share:
-        """Return the share with a reference of `owner` on it.
-
-        Until this thread has the answer, there is only a claim. So an interrupt leaves nothing
-        behind, however it falls together with the answer.
-        """
-        claim = _Claim(self._manager)
-        try:
-            share = self.run(claim.make(options, owner))
-            self._post(claim.keep)
-        except BaseException:
-            self._post(claim.give_up)
-            raise
-        return share
+        return Claim(self._manager.claims).hold(self._background, options, owner)
 
     def _leave(self, share: Share, owner: BlockOwner, error: BaseException | None) -> None:
         # Not cancelled when this thread is interrupted: the reference is given back once, whatever happens.
-        _result_of(self._submit(self._manager.claims.leave(share, owner, error)))
+        self._background.run_to_its_end(self._manager.claims.leave(share, owner, error))
 
-    def _submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        if self.is_of_another_process:  # before the lock, which a thread of the parent's may have had
-            coroutine.close()
-            require_process(self, self._process)
-        if threading.current_thread() is self._thread:
-            coroutine.close()
-            msg = "called in the Manager's own event loop, where waiting would wait for ever: use the asyncio Manager"
-            raise RuntimeError(msg)
-        with self._lock:
-            if not self._ended:
-                return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        coroutine.close()
-        raise ManagerClosed(_ENDED)
 
-    def _post(self, callback: Callable[..., None], *args: object) -> None:
-        """Have something done in the loop, after what was handed to it before. Not done when it has ended."""
-        if self.is_of_another_process:
-            return
-        with self._lock:
-            if not self._ended:
-                self._loop.call_soon_threadsafe(callback, *args)
+class MountManager:
+    """The mounts of one running guest, for synchronous callers in any number of threads.
 
-    def _stop(self) -> None:
-        """End the thread and raise what it ended with."""
-        require_process(self, self._process)
-        with self._lock:
-            if not self._ended:
-                self._ended = True
-                self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join()
-        self._result.result()
+    The methods are those of `uvmshare.mounts.manager.MountManager`, with the same promises. `agent` is a `GuestAgent`,
+    or an asynchronous context manager that gives one, such as a `uvmshare.AgentClient` that was not started: it is
+    entered now in the background event loop of `shares`, the Manager of the VM's shares, and left when this ends.
 
-    # ------------------------------------------------------------------ in the background thread
+    End it with `close` or a ``with`` block, before the Manager. Raises what entering the agent raises.
+    """
 
-    def _serve(self, main: Coroutine[Any, Any, None]) -> None:
+    def __init__(
+        self,
+        agent: GuestAgent | AbstractAsyncContextManager[GuestAgent],
+        *,
+        shares: Manager,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if isinstance(agent, AgentClient):
+            arguments.refuse_type("agent", agent, "uvmshare.AgentClient, which is entered in the Manager's event loop")
+        if not isinstance(shares, Manager):
+            arguments.refuse_type("shares", shares, "the blocking.Manager of the VM's shares")
+        self._agent = agent
+        self._shares = shares
+        self._stack = AsyncExitStack()
+
+        async def begin() -> asynchronous_mounts.MountManager:
+            entered = await _entered(agent, self._stack)
+            try:
+                return asynchronous_mounts.MountManager(entered, shares=shares.asynchronous, clock=clock)
+            except BaseException:
+                await self._stack.aclose()
+                raise
+
+        self._mounts = shares.run(begin())
+
+    def __repr__(self) -> str:
+        return f"<blocking.{repr(self._mounts)[1:]}"
+
+    @property
+    def asynchronous(self) -> asynchronous_mounts.MountManager:
+        """The MountManager in the background event loop, for what is to be run there (`Manager.run`)."""
+        return self._mounts
+
+    @property
+    def agent(self) -> AgentClient:
+        """The agent in the guest, to be asked. Raises `WrongType` when it is another than a `uvmshare.AgentClient`."""
+        if not isinstance(self._agent, agent_client.AgentClient):
+            arguments.refuse_type("agent", self._agent, "a uvmshare.AgentClient, which alone can be asked more")
+        return AgentClient._beside(self._agent, self._shares.background)  # noqa: SLF001  a way of making one that is not public
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None and self._shares.is_of_another_process:
+            return  # a forked child that ends: the block is its parent's to end
         try:
-            # Cancels what is still running in the end, which tells those who wait for it.
-            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-                try:
-                    runner.run(main)
-                finally:
-                    with self._lock:
-                        self._ended = True
-                    runner.run(asyncio.sleep(0))  # begins what was handed over last, so that it is cancelled too
-            self._result.set_result(None)
-        except BaseException as error:  # noqa: BLE001  it is raised in the thread that waits
-            if self._ready.done():
-                self._result.set_exception(error)
-            else:
-                self._result.set_result(None)
-                self._ready.set_exception(error)
+            self.close()
+        finally:
+            with suppress(ManagerClosed):
+                self._run(self._stack.aclose())
 
-    def _cancel_everything(self) -> None:
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
+    def mount(self, options: MountOptions, *, owner: Hashable | None = None) -> MountInfo:
+        """Make sure that the guest has the mount, hold a reference to it, and return what it is."""
+        self._mounts.claims.check(owner)
+        claim = _MountClaim(self._mounts.claims)
+        claim.hold(self._shares.background, options, owner)
+        return claim.held
+
+    def map(
+        self,
+        share: AddOptions | HostPath,
+        guest_path: str,
+        *,
+        owner: Hashable | None = None,
+        **keywords: Unpack[MapKeywords],
+    ) -> MountInfo:
+        """Share a directory of the host and mount it in the guest; both or neither."""
+        return self.mount(mapping_of(share, guest_path, keywords), owner=owner)
+
+    def unmount(
+        self,
+        mount_path: str,
+        *,
+        owner: Hashable | None = None,
+        lazy: bool = False,
+        force: bool = False,
+        grace: float = REVOKE_GRACE,
+    ) -> MountInfo | None:
+        """Give a reference back; the last one unmounts, and then takes the share out if it came with the mount."""
+        return self._run(self._mounts.unmount(mount_path, owner=owner, lazy=lazy, force=force, grace=grace))
+
+    def unmap(
+        self, guest_path: str, *, owner: Hashable | None = None, lazy: bool = False, force: bool = False
+    ) -> MountInfo | None:
+        """Give back what `map` gave."""
+        return self.unmount(guest_path, owner=owner, lazy=lazy, force=force)
+
+    def revoke(
+        self,
+        mount_path: str,
+        *,
+        owners: Collection[Hashable | None] | None = None,
+        grace: float = REVOKE_GRACE,
+    ) -> MountInfo | None:
+        """Take a mount away from all who hold it, or from those `owners`, whatever the guest says."""
+        return self._run(self._mounts.revoke(mount_path, owners=owners, grace=grace))
+
+    def release_owner(self, owner: Hashable, *, lazy: bool = False, force: bool = False) -> tuple[str, ...]:
+        """Give back every reference that `owner` holds, because it is known to be gone, and return the paths."""
+        return self._run(self._mounts.release_owner(owner, lazy=lazy, force=force))
+
+    @contextmanager
+    def mapped(
+        self, share: AddOptions | HostPath, guest_path: str, **keywords: Unpack[MapKeywords]
+    ) -> Iterator[MountInfo]:
+        """Hold a mapping for the length of a block: ``with mounts.mapped("/srv/x", "/run/uvmshare/x"):``."""
+        owner, options = BlockOwner(), mapping_of(share, guest_path, keywords)
+        claim = _MountClaim(self._mounts.claims)
+        held = claim.hold(self._shares.background, options, owner)
+        try:
+            yield claim.held
+        except BaseException as error:
+            if not self._shares.is_of_another_process:
+                self._leave(held, owner, error)
+            raise
+        self._leave(held, owner, None)
+
+    def _leave(self, mount: Mount, owner: BlockOwner, error: BaseException | None) -> None:
+        # Not cancelled when this thread is interrupted, as of a share.
+        self._shares.background.run_to_its_end(self._mounts.claims.leave(mount, owner, error))
+
+    def mounts(self) -> tuple[MountInfo, ...]:
+        """Return a snapshot of every mount that the guest has, may have or should have, oldest first."""
+        return self._run(_at_once(self._mounts.mounts))
+
+    def settle(self) -> tuple[GuestMount, ...]:
+        """Ask the agent what the guest has, and mount again what it lost. Return what nobody here asked for."""
+        return self._run(self._mounts.settle())
+
+    def close(self) -> None:
+        """Unmount everything, refuse new mounts from now on, and leave the agent. Again is a no-op.
+
+        Raises `MountsLeft` with what could not be taken away; then the agent is not left, and calling again tries
+        again. Leaving a ``with`` block leaves the agent all the same.
+        """
+
+        async def end() -> None:
+            await self._mounts.aclose()
+            await self._stack.aclose()
+
+        with suppress(ManagerClosed):  # with the Manager, in whose event loop it was
+            self._run(end())
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self._shares.run(coroutine)
+
+
+class _MountClaim(Claim["Mount", "MountOptions"]):
+    """A claim on a mount. `held` is what that is when the claim is a reference."""
+
+    held: MountInfo
+
+    async def make(self, options: MountOptions, owner: Hashable | None) -> Mount:
+        mount = await super().make(options, owner)
+        now = mount.info()
+        if owner is None:
+            self.held = replace(now, references=now.references + 1)
+        elif owner in now.owners:
+            self.held = now
+        else:
+            self.held = replace(now, references=now.references + 1, owners=(*now.owners, owner))
+        return mount
+
+
+class AgentClient:
+    """The agent in one guest, for synchronous callers: what it tells of itself, its mounts and its guest.
+
+    ``with blocking.AgentClient("firecracker:/run/fc/v.sock") as agent:``. The arguments are those of
+    `uvmshare.AgentClient`; the connection lives in a background event loop. Mounts are a `MountManager`'s, whose
+    ``agent`` is one of these too.
+
+    Raises what `uvmshare.AgentClient` and starting it raise.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        accept: bool = False,
+        server_port: int = 5640,
+        token: str | None = None,
+        timeout: float = 30.0,
+        allow_uids: Collection[int | Literal["any"]] = (),
+    ) -> None:
+        self._client = agent_client.AgentClient(
+            address, accept=accept, server_port=server_port, token=token, timeout=timeout, allow_uids=allow_uids
+        )
+        ended = f"the client of the agent at {address} was closed: make a new one"
+        self._background = Background(self, lambda: AgentUnreachable(ended))
+        self._is_mine = True
+        self._background.start(lambda stack: stack.enter_async_context(self._client))
+
+    @classmethod
+    def _beside(cls, client: agent_client.AgentClient, background: Background) -> Self:
+        """Return the one of a client that lives in an event loop already, and is ended there."""
+        self = cls.__new__(cls)
+        self._client, self._background, self._is_mine = client, background, False
+        return self
+
+    def __repr__(self) -> str:
+        return f"<blocking.{repr(self._client)[1:]}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None and self._background.is_of_another_process:
+            return  # a forked child that ends: the block is its parent's to end
+        self.close()
+
+    @property
+    def reach(self) -> Reach:
+        """Whether the agent is reached, and since when."""
+        return self._client.reach
+
+    def reached(self, *, timeout: float | None = None) -> AgentInfo:
+        """Wait until the agent is connected, at most `timeout` seconds. Raises `AgentUnreachable`."""
+        return self._run(self._client.reached(timeout=timeout))
+
+    def listed(self) -> tuple[ListedMount, ...]:
+        """Return the mounts that the agent keeps, and how each is."""
+        return self._run(self._client.listed())
+
+    def health(self, *, within: float = 1.0) -> tuple[MountHealth, ...]:
+        """Have the agent read each mount, and return which can be read within so many seconds."""
+        return self._run(self._client.health(within=within))
+
+    def report(self) -> GuestReport:
+        """Return what the guest can and cannot do (`uvmshare.mounts.doctor` says what that means)."""
+        return self._run(self._client.report())
+
+    def close(self) -> None:
+        """End the connection; the guest's mounts stay. Without effect on the one of a MountManager, which ends it."""
+        if self._is_mine:
+            self._background.stop()
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self._background.run(coroutine)
+
+
+async def _entered(what: T | AbstractAsyncContextManager[T], stack: AsyncExitStack) -> T:
+    """Return what callers gave, or what it gives when it is entered."""
+    return await stack.enter_async_context(what) if isinstance(what, AbstractAsyncContextManager) else what
 
 
 def _require_arguments(
@@ -334,51 +510,5 @@ def _require_arguments(
 _ENDED = "this Manager was closed and its event loop has ended: make a new one"
 
 
-class _Claim:
-    """A claim on a share that a thread waits for. All of it happens in the loop's thread."""
-
-    def __init__(self, manager: asynchronous.Manager) -> None:
-        self._manager = manager
-        self._owner: Hashable | None = None
-        self._share: Share | None = None
-        """The share, while the claim stands."""
-        self._given_up = False
-
-    async def make(self, options: AddOptions, owner: Hashable | None) -> Share:
-        self._owner = owner
-        self._share = share = await self._manager.claims.hold(options, owner)
-        if self._given_up:
-            self.give_up()
-        return share
-
-    def keep(self) -> None:
-        if self._share is not None:
-            self._manager.claims.keep(self._share, self._owner)
-            self._share = None
-
-    def give_up(self) -> None:
-        self._given_up = True
-        if self._share is not None:
-            self._manager.claims.withdraw(self._share, self._owner)
-            self._share = None
-
-
 async def _at_once(function: Callable[..., T], *args: object) -> T:
     return function(*args)
-
-
-_LOOK_FOR_SIGNALS = 1.0
-"""Seconds. A wait ends at once for a signal that comes to this very thread while it waits, but not for one that came a
-moment before, or that another thread of the process took; and on Windows for none (threading, signal)."""
-
-
-def _result_of(future: concurrent.futures.Future[T]) -> T:
-    try:
-        while True:
-            try:
-                return future.result(_LOOK_FOR_SIGNALS)
-            except TimeoutError:  # of this wait, or of what was waited for
-                if future.done():
-                    return future.result()
-    except concurrent.futures.CancelledError:
-        raise ManagerClosed(_ENDED) from None

@@ -17,7 +17,6 @@ from uvmshare.errors import InvalidState, UvmshareError
 from uvmshare.fileserver.device import FileServer
 from uvmshare.lifecycle.entry import BlockOwner
 from uvmshare.mounts.agent_client import LAST_PORT, AgentClient
-from uvmshare.mounts.manager import MountManager
 from uvmshare.mounts.options import mapping_of
 from uvmshare.share.options import options_of
 
@@ -77,19 +76,15 @@ class ServedVM:
     def __init__(self, server: FileServer, agent: AgentClient | None) -> None:
         self._server = server
         self._agent = agent
-        self._mounts: MountManager | None = None
+        self._mounts: blocking.MountManager | None = None
         self.manager = blocking.Manager(server)
         """The Manager of its shares, for all that it has besides `share`."""
         if agent is not None:
             try:
-                self._mounts = self.manager.run(self._begin_mounts(agent))
+                self._mounts = blocking.MountManager(agent, shares=self.manager)
             except BaseException:
                 self.manager.close()
                 raise
-
-    async def _begin_mounts(self, agent: AgentClient) -> MountManager:
-        await agent.start()
-        return MountManager(agent, shares=self.manager.asynchronous)
 
     def __repr__(self) -> str:
         return f"<ServedVM of {self._server!r}{'' if self._agent is None else f', {self._agent!r}'}>"
@@ -111,11 +106,11 @@ class ServedVM:
         Needs the address of an agent. Raises as `MountManager.map` does.
         """
         wanted, owner, mounts = mapping_of(share, guest_path, keywords), BlockOwner(), self._require_mounts()
-        info = self.manager.run(mounts.mount(wanted, owner=owner))
+        info = mounts.mount(wanted, owner=owner)
         return Held(
             f"mount at {info.mount_path}",
             info.share_name or "",
-            lambda: self.manager.run(mounts.unmount(info.mount_path, owner=owner)),
+            lambda: mounts.unmount(info.mount_path, owner=owner),
         )
 
     def shares(self) -> tuple[ShareInfo, ...]:
@@ -124,23 +119,18 @@ class ServedVM:
 
     def mounts(self) -> tuple[MountInfo, ...]:
         """Return a snapshot of the mounts in its guest."""
-        mounts = self._require_mounts()
-
-        async def snapshot() -> tuple[MountInfo, ...]:
-            return mounts.mounts()
-
-        return self.manager.run(snapshot())
+        return self._require_mounts().mounts()
 
     @property
-    def mount_manager(self) -> MountManager:
-        """The MountManager in the background event loop, for owners and all that it has besides `map`.
+    def mount_manager(self) -> blocking.MountManager:
+        """The MountManager of its guest, for owners and all that it has besides `map`.
 
-        ``vm.manager.run(vm.mount_manager.map(path, guest_path, owner="job-7"))``. Without an agent raises
-        `InvalidState`.
+        ``vm.mount_manager.map(path, guest_path, owner="job-7")``; its ``agent`` tells what the guest can do. Without an
+        agent raises `InvalidState`.
         """
         return self._require_mounts()
 
-    def _require_mounts(self) -> MountManager:
+    def _require_mounts(self) -> blocking.MountManager:
         if self._mounts is None:
             msg = "this VM has no agent, which mounts: give serve() its address, agent='firecracker:/run/fc/v.sock'"
             raise InvalidState(msg)
@@ -152,12 +142,10 @@ class ServedVM:
         Raises `MountsLeft` and `SharesLeft` with what could not be taken away; the file server is ended all the same.
         """
         try:
-            if self._mounts is not None and self._agent is not None:
-                mounts, agent, self._mounts = self._mounts, self._agent, None
-                try:
-                    self.manager.run(mounts.aclose())
-                finally:
-                    self.manager.run(agent.aclose())
+            if self._mounts is not None:
+                mounts, self._mounts = self._mounts, None
+                with mounts:
+                    pass
         finally:
             with self.manager:
                 pass

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from uvmshare import blocking
+from uvmshare.background import Claim
 from uvmshare.errors import ComputeSystemError, ManagerClosed, OperationDenied, SharesLeft
 from uvmshare.share.options import AddOptions
 from uvmshare.share.state import ShareState
@@ -248,26 +249,27 @@ def test_a_time_out_of_what_is_waited_for_is_told(manager: blocking.Manager) -> 
 def test_an_interrupt_together_with_the_answer_leaves_nothing(
     vm: ToldVM, manager: blocking.Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    post = manager._post
+    background = manager.background
+    post = background.post
 
     def interrupted(callback: Callable[..., None], *args: object) -> None:
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(manager, "_post", interrupted)
+    monkeypatch.setattr(background, "post", interrupted)
     with pytest.raises(KeyboardInterrupt):
         manager.add(ONE)
-    assert manager._post == post
+    assert background.post == post
     assert_nobody_holds(manager)
     manager.close()
     assert not vm.shares
 
 
 def test_a_claim_given_up_before_its_answer_is_withdrawn_with_it(manager: blocking.Manager) -> None:
-    claim = blocking._Claim(manager._manager)
-    manager._post(claim.give_up)
+    claim = Claim(manager.asynchronous.claims)
+    manager.background.post(claim.give_up)
     share = manager.run(claim.make(ONE, None))
-    manager._post(claim.keep, None)  # too late
+    manager.background.post(claim.keep, None)  # too late
     assert share.claims == 0
     assert_nobody_holds(manager)
 

@@ -76,7 +76,8 @@ class MountManager:
             arguments.with_methods("shares", shares, ("add", "remove", "on_settled"), "the Manager of the VM's shares")
         arguments.function("clock", clock)
         self._engine = MountEngine(agent, shares, clock)
-        self._claims = Claims(self._engine)
+        self.claims = Claims(self._engine)
+        """For `uvmshare.blocking`, whose callers wait in another thread; not for callers of this MountManager."""
         self._settling = Settling(self.settle, self._is_open, _went_well, first=RETRY_FIRST)
         if isinstance(agent, TellsExit):
             agent.on_exit(self.vm_exited)
@@ -115,9 +116,9 @@ class MountManager:
         nothing is left in the guest nor on the VM, or it is kept INVALID (see `mounts`) and retried.
         Raises `ManagerClosed`, and `ComputeSystemGone` when the VM has exited.
         """
-        self._claims.check(owner)
-        mount = await self._claims.hold(options, owner)
-        self._claims.keep(mount, owner)
+        self.claims.check(owner)
+        mount = await self.claims.hold(options, owner)
+        self.claims.keep(mount, owner)
         return mount.info()
 
     async def unmount(
@@ -146,7 +147,7 @@ class MountManager:
 
         With `force` the reference is given back at once, and the guest has no say: see `revoke`, also for `grace`.
         """
-        self._claims.check(owner)
+        self.claims.check(owner)
         _require_ways(lazy=lazy, force=force, grace=grace)
         path = canonical_guest_path(mount_path)
         mount = self._engine.table.get(path)
@@ -158,7 +159,7 @@ class MountManager:
                 return None
         if mount is None:
             return None
-        if not self._claims.release(mount, owner):
+        if not self.claims.release(mount, owner):
             return mount.info()
         was_revoked = mount.is_revoked
         mount.lazy = mount.lazy or lazy
@@ -239,9 +240,9 @@ class MountManager:
         if owner is None:
             msg = "owner is None, and an anonymous reference has no owner to release it by: give its path to unmount"
             raise WrongType(msg)
-        self._claims.check(owner)
+        self.claims.check(owner)
         _require_ways(lazy=lazy, force=force)
-        return await self._claims.release_owner(
+        return await self.claims.release_owner(
             owner, lambda path: self.unmount(path, owner=owner, lazy=lazy, force=force)
         )
 
@@ -256,7 +257,7 @@ class MountManager:
         is gone, and the block's own error is raised with a note of that; without one, the agent's, or `MountRevoked`.
         Either way the MountManager goes on trying to have it unmounted.
         """
-        async with self._claims.block(mapping_of(share, guest_path, keywords)) as mount:
+        async with self.claims.block(mapping_of(share, guest_path, keywords)) as mount:
             yield mount.info()
 
     def on_change(self, callback: Callable[[MountInfo, Literal["lost", "remounted"]], None]) -> None:
