@@ -188,6 +188,6 @@ def test_a_takeover_that_cannot_be_settled_is_told_and_ends_nothing(failure: Exc
     found = machine.Machine.__new__(machine.Machine)
     found._changed = lambda *what: told.append(what[1:])
     found._note_settled(failure)
-    ((kind, words),) = told
-    assert kind == "unsettled"
+    ((kind, words, audience),) = told
+    assert (kind, audience) == ("unsettled", None)
     assert words, "an error without words is told by its type"

@@ -365,7 +365,7 @@ async def get_metrics(*, service: TheService, who: Who) -> Response[bytes]:
 @get("/vms/{vm:str}/doctor", summary="Look at a guest", responses=_FAILURES)
 async def examine_guest(*, service: TheService, who: Who, vm: VmName) -> list[Finding]:
     """Ask the guest's agent what the guest can and cannot do, and say what that breaks and what to do."""
-    return await service.examine_guest(await service.find_ready(who, vm))
+    return await service.examine_guest(who, await service.find_ready(who, vm))
 
 
 @put("/leases/{owner:str}", summary="Renew all leases of an owner", responses=_FAILURES)

@@ -17,7 +17,8 @@ from uvmshare.daemon.addresses import Reachable
 from uvmshare.daemon.dialler import UserDialler
 from uvmshare.daemon.event_kinds import EventKind
 from uvmshare.daemon.fates import Fates
-from uvmshare.daemon.shares import may_see
+from uvmshare.daemon.left import LeftBehind
+from uvmshare.daemon.shares import holder_of, may_see
 from uvmshare.daemon.tracing import TracedFileServer
 from uvmshare.errors import (
     ComputeSystemGone,
@@ -67,8 +68,6 @@ _FIND_SECONDS: Final = 60.0
 """To find a VM's file server, or to start another: each of these takes seconds, and its user's own process answers."""
 _LAST_FIND_SECONDS: Final = 10.0
 """To find the file server of a VM that is removed and was not found before, so that it ends in order."""
-_MOST_LEFT: Final = 64
-"""Removals that left something in the kernel and are told of, the last ones."""
 _COUNT_SECONDS: Final = 3.0
 """To tell what its mounts have done; it is read from memory."""
 _LET_GO_SECONDS: Final = 10.0
@@ -151,8 +150,9 @@ class Places:
 class Machine:
     """One VM. Made by `add` for a new one, or by `find` for one that an earlier daemon had.
 
-    `changed` is called with the machine, what happened to its file server, in a word, and the reason; `fated` with it,
-    a share and what became of the share's directory, when that is seen; `watch` when its agent is about to be sought.
+    `changed` is called with the machine, what happened to its file server, in a word, the reason, and the one user who
+    may hear of it besides root (None: the VM's user); `fated` with it, a share and what became of the share's
+    directory, when that is seen; `watch` when its agent is about to be sought.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class Machine:
         record: VmRecord,
         places: Places,
         journal: Journal,
-        changed: Callable[[Machine, EventKind, str | None], None],
+        changed: Callable[[Machine, EventKind, str | None, int | None], None],
         threads: Threads,
         *,
         fated: Callable[[Machine, ShareInfo, Fate], None],
@@ -186,8 +186,7 @@ class Machine:
         self.found = asyncio.Event()
         """Whether what it has is known: it was added or found; or it was removed, and has nothing."""
         self.restarts = 0
-        self._left: dict[str, list[str]] = {}
-        """By the name of a share that was removed: what its removal left in the kernel, in words."""
+        self._left = LeftBehind(self.audience)
         self._ending: asyncio.Task[bool] | None = None
         self.manager: Manager | None = None
         """None while there is no file server."""
@@ -237,9 +236,13 @@ class Machine:
         """
         return (await self._status(counters=True)).shares
 
-    async def left_behind(self) -> tuple[control.Left, ...]:
-        """Return the processes that removals left in the kernel and that are there still. Raises as `counted` does."""
-        return (await self._status()).left
+    async def left_behind(self, who: Identity) -> tuple[control.Left, ...]:
+        """Return the processes that removals left in the kernel and that are there still, as far as `who` may see them.
+
+        Raises as `counted` does.
+        """
+        left = (await self._status()).left
+        return tuple(each for each in left if who.is_root or self._left.audience(each.share) is None)
 
     async def _status(self, *, counters: bool = False) -> control.Reply:
         self.require()
@@ -253,7 +256,7 @@ class Machine:
 
     def left_by(self, share: str) -> tuple[str, ...]:
         """Return what the removal of a share left in the kernel, in words; of the last ones."""
-        return tuple(self._left.get(share, ()))
+        return self._left.words(share)
 
     def require(self) -> Manager:
         """Return the Manager. Raises `FileServerError` with the reason when there is no file server."""
@@ -310,7 +313,7 @@ class Machine:
             if self.group is None:
                 self.group = self._places.group_of(self.record)
         except FileServerError as error:  # limits that cannot be set any more are no reason to leave a VM alone
-            self._changed(self, EventKind.VM_UNLIMITED, str(error))
+            self._changed(self, EventKind.VM_UNLIMITED, str(error), None)
         try:
             server, is_new = await self._find_server()
             self._server = server
@@ -373,7 +376,7 @@ class Machine:
         try:
             await group.end()
         except FileServerError as error:
-            self._changed(self, EventKind.VM_UNENDED, str(error))
+            self._changed(self, EventKind.VM_UNENDED, str(error), None)
             return False
         return True
 
@@ -470,31 +473,38 @@ class Machine:
     def _note_takeover(self, status: control.Reply) -> None:
         self.restarts += 1
         # The VM's user is told of this, and may not see what another user holds there.
-        lost = ", ".join(share.name for share in status.lost if self._is_seen(share.name))
-        self._changed(self, EventKind.VM_RESTARTED, f"lost share(s) {lost}, which are added again" if lost else None)
+        lost = ", ".join(share.name for share in status.lost if self.audience(share.name) is None)
+        self._changed(
+            self, EventKind.VM_RESTARTED, f"lost share(s) {lost}, which are added again" if lost else None, None
+        )
 
-    def _is_seen(self, name: str) -> bool:
-        """Say whether the VM's user may see a share: whether they hold it, or a mount of it."""
-        owners = [str(owner) for info in self.shares(name=name) for owner in info.owners]
-        owners += [str(owner) for info in self.mounted() if info.share_name == name for owner in info.owners]
-        return any(may_see(self.record.identity, owner) for owner in owners)
+    def audience(self, share: str) -> int | None:
+        """Return who may hear of a share: None for the VM's user and root, or root's uid for root alone.
+
+        The VM's user may when they hold it, or a mount of it, or did until it was taken away. Where nobody knows any
+        more whose it is, they may only if the daemon is their own.
+        """
+        owners = [owner for info in self.shares(name=share) for owner in info.owners]
+        for info in self.mounted():
+            if info.share_name == share:
+                owners += (*info.owners, *info.taken_from)
+        holders = [str(owner) for owner in owners if holder_of(owner) is not None]
+        user = self.record.identity
+        seen = any(may_see(user, holder) for holder in holders) if holders else user.uid == os.geteuid()
+        return None if seen else 0
 
     def _note_left(self, left: tuple[control.Left, ...]) -> None:
         for each in left:
-            reason = _words(each)
-            if len(self._left) >= _MOST_LEFT:
-                del self._left[next(iter(self._left))]
-            self._left.setdefault(each.share, []).append(printable(reason))
-            self._changed(self, EventKind.VM_LEFT_BEHIND, printable(reason))
+            self._changed(self, EventKind.VM_LEFT_BEHIND, *self._left.note(each))
 
     def _note_settled(self, outcome: RecoveryReport | Exception) -> None:
         why = outcome if isinstance(outcome, Exception) else outcome.listing_error
         if why is not None:  # what a supervisor of its user's says may be anything
-            self._changed(self, EventKind.VM_UNSETTLED, printable(str(why) or repr(why)))
+            self._changed(self, EventKind.VM_UNSETTLED, printable(str(why) or repr(why)), None)
 
     def _note_exit(self, reason: ComputeSystemGone) -> None:
         self.state, self.error = "gone", str(reason)
-        self._changed(self, EventKind.VM_GONE, self.error)
+        self._changed(self, EventKind.VM_GONE, self.error, None)
         self._ending = asyncio.get_running_loop().create_task(self._end_group())
 
     # Ending
@@ -579,10 +589,3 @@ class Machine:
             f"its file server may be running, and its guest reach what was shared: {why}; end the processes of "
             f"{self._places.run_dir_at(self.record)}"
         )
-
-
-def _words(left: control.Left) -> str:
-    return (
-        f"share {left.share} ({left.path}): process {left.pid} was killed and waits in the kernel for "
-        f"{left.where}; it serves nobody, and ends when that answers or is unmounted (umount -f)"
-    )

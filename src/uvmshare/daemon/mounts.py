@@ -164,9 +164,11 @@ class UserMounts:
                     "MountManager.map", vm=f"{vm[0]}:{vm[1]}", owner=owner, path=share.host_path, guest_path=path
                 ):
                     info = await self._ask(key, mounts, options)
-            except BaseException:
+            except BaseException as error:
                 if not self._holds(machine, path, owner):
                     self._strike(key)
+                if isinstance(error, MountConflict | MountRevoked) and self.is_hidden(who, machine, path):
+                    raise _taken(path) from None  # the error says what is there
                 raise
         if wanted.lease is None:
             self._leases.forget(key)
@@ -227,15 +229,16 @@ class UserMounts:
 
     def _refuse_conflict(self, who: Identity, machine: Machine, options: MountOptions) -> None:
         """Say that a path is taken by somebody else's mount, and not what it is. Raises `MountConflict`."""
-        seen = {mount.guest_path for mount in self.all(who, machine)}
-        for info in machine.mounted():
-            if (
-                info.mount_path == options.mount_path
-                and info.mount_path not in seen
-                and not info.options.may_be(options)
-            ):
-                msg = f"{options.mount_path} in the guest is taken: ask for another path"
-                raise MountConflict(msg)
+        path = options.mount_path
+        there = [info.options for info in machine.mounted() if info.mount_path == path]
+        if any(not each.may_be(options) for each in there) and self.is_hidden(who, machine, path):
+            raise _taken(path)
+
+    def is_hidden(self, who: Identity, machine: Machine, path: str) -> bool:
+        """Say whether there is a mount at a path, or is to be one again, that `who` may not see."""
+        waiting = self._restoring.get(machine.record.key, {})
+        there = {info.mount_path for info in machine.mounted()} | {at for at, _ in waiting}
+        return path in there and all(mount.guest_path != path for mount in self.all(who, machine))
 
     async def unmap(
         self,
@@ -540,7 +543,10 @@ class UserMounts:
                 except UvmshareError as error:
                     if not told:
                         told = True
-                        self._events.emit(EventKind.SHARE_OVERDUE, machine.record.key, share=name, reason=str(error))
+                        whose = machine.audience(name)
+                        self._events.emit(
+                            EventKind.SHARE_OVERDUE, machine.record.key, uid=whose, share=name, reason=str(error)
+                        )
                 else:
                     strays.discard((name, owner))
             if strays:
@@ -561,6 +567,10 @@ def _options(share: AddOptions, guest_path: str, how: NewMount | MountRecord) ->
     return MountOptions(
         share, guest_path, cache=how.cache, msize=how.msize, suid=how.suid, dev=how.dev, posixacl=how.posixacl
     )
+
+
+def _taken(path: str) -> MountConflict:
+    return MountConflict(f"{path} in the guest is taken: ask for another path")
 
 
 def _host_path(info: MountInfo) -> str:

@@ -60,7 +60,8 @@ class Releases:
     async def _force_all(self, who: Identity, machine: Machine, name: str, owners: tuple[str, ...]) -> bool:
         """Take a share from all whom `who` may release. All are tried; then raises what the first raised."""
         direct = [owner for owner in owners if may_see(who, owner)]
-        paths = [path for owner in owners if (path := mount_path_of(owner)) is not None]
+        held = [path for owner in owners if (path := mount_path_of(owner)) is not None]
+        paths = [path for path in held if not self._mounts.is_hidden(who, machine, path)]
         outcomes = await asyncio.gather(
             *(self._shares.release(machine, name, owner, EventKind.SHARE_REVOKED) for owner in direct),
             *(self._mounts.revoke(who, machine, path) for path in paths),

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import structlog
 
 from uvmshare.daemon.addresses import check_addresses
@@ -28,6 +29,7 @@ from uvmshare.daemon.events import EventLog
 from uvmshare.daemon.groups import check_limits, exceeds
 from uvmshare.daemon.identity import Identity, Threads, of_process, whose_subordinate
 from uvmshare.daemon.leases import Leases
+from uvmshare.daemon.left import finding_of
 from uvmshare.daemon.machine import Machine
 from uvmshare.daemon.mounts import UserMounts
 from uvmshare.daemon.operations import Operations
@@ -179,8 +181,8 @@ class Service:
             self._log.error("could not let go of a VM", vm=f"{uid}:{id_}", reason=str(error) or repr(error))
 
     def _make_machine(self, record: VmRecord) -> Machine:
-        def changed(machine: Machine, kind: EventKind, reason: str | None) -> None:
-            self.events.emit(kind, machine.record.key, reason=reason)
+        def changed(machine: Machine, kind: EventKind, reason: str | None, uid: int | None) -> None:
+            self.events.emit(kind, machine.record.key, uid=uid, reason=reason)
 
         uid, id_ = record.key
         journal = self._journal.for_vm(f"{uid}/{id_}")
@@ -370,17 +372,22 @@ class Service:
         msg += ", or force it"
         raise StillInUse(msg)
 
-    async def examine_guest(self, machine: Machine) -> list[Finding]:
-        """Ask a guest's agent what the guest can do. Raises `InvalidState` without one, and what the agent raises."""
+    async def examine_guest(self, who: Identity, machine: Machine) -> list[Finding]:
+        """Ask a guest's agent what the guest can do, and tell what `who` may see of it.
+
+        Raises `InvalidState` without an agent, and what the agent raises.
+        """
         machine.require_mounts()
         assert machine.agent is not None
+        report = await machine.agent.report()
+        seen = tuple(each for each in report.mounts if not self.mounts.is_hidden(who, machine, each.mount_path))
         found = [
             Finding(
                 subject=each.subject, verdict=each.verdict, found=each.found, breaks=each.breaks, remedy=each.remedy
             )
-            for each in examine(await machine.agent.report())
+            for each in examine(msgspec.structs.replace(report, mounts=seen))
         ]
-        return [*found, *map(_finding_of, await machine.left_behind())]
+        return [*found, *map(finding_of, await machine.left_behind(who))]
 
     async def counted(self, who: Identity, machine: Machine) -> list[control.ShareStatus]:
         """Return each share that `who` may see and that is served, once, with what its mounts have done.
@@ -487,13 +494,3 @@ class Service:
                 self.events.emit(EventKind.LEASE_OVERDUE, key.vm, uid=int(uid), owner=owner, reason=str(error))
             raise
         self._overdue.discard(key)
-
-
-def _finding_of(left: control.Left) -> Finding:
-    return Finding(
-        subject=printable(f"removal of share {left.share}"),
-        verdict="warning",
-        found=printable(f"process {left.pid} was killed and waits in the kernel for {left.where}"),
-        breaks=printable(f"nothing: it serves nobody; it keeps {left.path} in use"),
-        remedy="let that file system answer again, or unmount it (umount -f): then the process ends",
-    )
