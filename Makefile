@@ -137,6 +137,11 @@ bench: $(STAMP) $(SPEED)  ## Measure against diod and a minimal C server; under 
 	tools/packages bench
 	$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
 
+.PHONY: bench-guest
+bench-guest: $(STAMP) $(SPEED)  ## Compare with virtio-9p, virtiofsd and diod in a guest (BENCH_ARGS=--quick to try)
+	tools/packages bench-guest
+	$(BIN)/python -m benchmarks.guest_peers $(BENCH_ARGS)
+
 .PHONY: docs
 docs: $(STAMP)  ## Build the site into build/site; `make docs-serve` shows it at 127.0.0.1:8000
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
