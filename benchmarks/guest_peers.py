@@ -171,10 +171,10 @@ class Peers:
         if os.path.exists(diod):
             port = _free_port()
             command = (diod, "-f", "-n", "-N", "-L", "stderr", "-e", directory, "-l", f"127.0.0.1:{port}")
-            pid = self._start(stack, command)
+            diod_pid = self._start(stack, command)
             options = f"trans=tcp,port={port},uname=root,aname={directory},msize={_DIOD_MSIZE}"
             self.ways += [
-                Way(f"diod, {cache}", _mount_9p(options, HOST, cache), lambda: family(pid)) for cache in CACHES
+                Way(f"diod, {cache}", _mount_9p(options, HOST, cache), lambda: family(diod_pid)) for cache in CACHES
             ]
         virtiofsd = next(filter(os.path.exists, _VIRTIOFSD), None)
         for cache in CACHES if virtiofsd else ():

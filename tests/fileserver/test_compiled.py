@@ -13,20 +13,25 @@ import struct
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Final
+from contextlib import ExitStack
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.fuse import HungFuse
+from tests.root import needs_root
 
 from uvmshare.errors import ConnectionClosed
 from uvmshare.fileserver import speed
+from uvmshare.fileserver.limits import Limits
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import NOFID, OpenFlag
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from tests.fileserver.conftest import Device
@@ -38,6 +43,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 MSIZE: Final = 1 << 19
+_LIMITS: Final = Limits()
 ACCESS: Final = 3
 
 
@@ -62,7 +68,7 @@ def make_tree(root: Path) -> None:
 @pytest.fixture(params=["none", "mapped-xattr"])
 def pair(
     request: pytest.FixtureRequest,
-    devices_with: Callable[[str, str], Device],
+    devices_with: Devices,
     xattr_directory: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Pair]:
@@ -77,16 +83,17 @@ def pair(
 
 
 @pytest.fixture(scope="module")
-def devices_with(start_device: Callable[..., Device]) -> Callable[[str, str], Device]:
+def devices_with(start_device: Callable[..., Device]) -> Devices:
     """File servers of a security model, told whether to use the compiled hot path."""
-    started: dict[tuple[str, str], Device] = {}
+    started: dict[tuple[str, str, Limits], Device] = {}
 
-    def device(model: str, wish: str) -> Device:
-        if (model, wish) not in started:
+    def device(model: str, wish: str, limits: Limits = _LIMITS) -> Device:
+        key = model, wish, limits
+        if key not in started:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv(speed.VARIABLE, wish)
-                started[model, wish] = start_device(security_model=model)
-        return started[model, wish]
+                started[key] = start_device(security_model=model, limits=limits)
+        return started[key]
 
     return device
 
@@ -107,13 +114,19 @@ def settle(root: Path) -> None:
     os.listdir(root)
 
 
+class Devices(Protocol):
+    """Gives a file server of a security model, told whether to use the compiled hot path."""
+
+    def __call__(self, model: str, wish: str, limits: Limits = ...) -> Device: ...
+
+
 class Pair:
     """The same requests to both, one after the other."""
 
-    def __init__(self, devices: list[Device], root: Path, *, read_only: bool = False) -> None:
+    def __init__(self, devices: list[Device], root: Path, **options: Any) -> None:
         self.root = root
         self._devices = devices
-        self._names = [device.share(root, read_only=read_only) for device in devices]
+        self._names = [device.share(root, **options) for device in devices]
         self.clients: list[NinePClient] = []
         self.again()
 
@@ -246,6 +259,79 @@ def test_a_malformed_request_ends_both_or_neither(
     pair.ask(b"".join((bytes(frame), b"\0" * 9)))
 
 
+# What a share allows
+
+
+class Rule(NamedTuple):
+    """What a share allows, or what is below it, and whether the compiled hot path serves some of its requests."""
+
+    options: Mapping[str, Any] = MappingProxyType({})
+    limits: Limits = _LIMITS
+    model: str = "none"
+    mounted: Literal["", "tmpfs", "fuse"] = ""
+    serves_some: bool = True
+
+
+RULES: Final = {
+    "read-only": Rule({"read_only": True}),
+    "allowed names": Rule({"allowed": ("one", "small", "set-id", "missing")}),
+    "hidden names": Rule({"hide": ("two/", "read-*")}),
+    "few fids and open files": Rule(limits=Limits(fids=4, open_files=2)),
+    "a rate": Rule(limits=Limits(operations_per_second=10_000_000), serves_some=False),
+}
+OF_ROOT: Final = {
+    "an owner map": Rule({"map_owner": "1000/100:0/5"}),
+    "passthrough": Rule(model="passthrough"),
+    "a mount below": Rule(mounted="tmpfs"),
+    "a file system below that may hang": Rule(mounted="fuse"),
+}
+
+
+@pytest.fixture(params=[*RULES, *(pytest.param(name, marks=needs_root) for name in OF_ROOT)])
+def rule(request: pytest.FixtureRequest) -> Rule:
+    return {**RULES, **OF_ROOT}[request.param]
+
+
+@pytest.fixture
+def ruled(rule: Rule, devices_with: Devices, xattr_directory: Path) -> Iterator[Pair]:
+    """Two clients of one share that has a rule."""
+    root = xattr_directory / f"compiled-{os.urandom(4).hex()}"
+    root.mkdir()
+    make_tree(root)
+    with ExitStack() as mounts:
+        point = root / "one" / "two"
+        if rule.mounted == "tmpfs":
+            subprocess.run(["mount", "-t", "tmpfs", "ours", point], check=True)
+            mounts.callback(lambda: subprocess.run(["umount", point], check=True))
+        elif rule.mounted == "fuse":
+            shown = xattr_directory / f"shown-{root.name}"
+            shown.mkdir()
+            mounts.callback(HungFuse(shown, point).close)
+        if rule.mounted:
+            (point / "three").mkdir()
+            (point / "three" / "file").write_bytes(b"on another file system")
+        settle(root)
+        made = Pair([devices_with(rule.model, wish, rule.limits) for wish in ("required", "off")], root, **rule.options)
+        yield made
+        made.close()
+
+
+@settings(untimed, max_examples=25)
+@given(requests=st.lists(ALL, min_size=1, max_size=25))
+def test_any_requests_to_a_share_that_has_a_rule_are_answered_alike(ruled: Pair, requests: list[m.Message]) -> None:
+    ruled.again()
+    for frame in framed(requests):
+        ruled.ask(frame)
+
+
+def test_a_rule_leaves_the_compiled_path_what_it_does_not_concern(ruled: Pair, rule: Rule) -> None:
+    plain = framed([m.Twalk(0, 1, (b"small",)), m.Tgetattr(1, 0x7FF), m.Tlopen(1, 0), m.Tread(1, 0, 9), m.Tclunk(1)])
+    for _ in range(2):  # what nobody has looked at yet is not known
+        replies = [m.decode(reply)[1] for reply in ruled.ask(*plain)]
+        assert [type(reply).__name__ for reply in replies] == ["Rwalk", "Rgetattr", "Rlopen", "Rread", "Rclunk"]
+    assert (ruled.compiled() > 0) == rule.serves_some
+
+
 def test_plain_requests_are_served_by_the_compiled_path_and_counted_as_others_are(pair: Pair) -> None:
     walk = (m.Twalk(0, 1, (b"small",)), m.Tgetattr(1, 0x7FF), m.Tlopen(1, 0), m.Tread(1, 0, 100), m.Tclunk(1))
     pair.ask(*framed(list(walk)))  # what nobody has looked at yet is not known: Python looks
@@ -284,9 +370,7 @@ def test_a_directory_is_listed_alike_while_it_changes(pair: Pair) -> None:
         pair.ask(*framed([m.Treaddir(1, offset, 65536)]))
 
 
-def test_what_stands_for_a_link_or_a_device_is_listed_as_one(
-    devices_with: Callable[[str, str], Device], xattr_directory: Path
-) -> None:
+def test_what_stands_for_a_link_or_a_device_is_listed_as_one(devices_with: Devices, xattr_directory: Path) -> None:
     root = xattr_directory / f"compiled-types-{os.urandom(4).hex()}"
     root.mkdir()
     pair = Pair([devices_with("mapped-xattr", wish) for wish in ("required", "off")], root)
@@ -320,7 +404,7 @@ def test_a_directory_whose_names_or_inodes_are_too_large_is_left_to_the_handler(
     assert encoded(1 << 48, b"name") is None
 
 
-def test_a_read_only_share_refuses_alike(devices_with: Callable[[str, str], Device], root: Path) -> None:
+def test_a_read_only_share_refuses_alike(devices_with: Devices, root: Path) -> None:
     pair = Pair([devices_with("none", wish) for wish in ("required", "off")], root, read_only=True)
     try:
         for flags in range(4):
