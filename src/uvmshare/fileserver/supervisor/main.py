@@ -16,6 +16,7 @@ that starts it. Reasons for ended connections go to standard error, a line each:
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -35,7 +36,6 @@ from uvmshare.fileserver.rundir.directory import RunDirectory
 from uvmshare.fileserver.rundir.sharetable import ShareTable
 from uvmshare.fileserver.supervisor.connections import Connections
 from uvmshare.fileserver.supervisor.controllers import Controllers
-from uvmshare.fileserver.supervisor.frozen import freeze
 from uvmshare.fileserver.supervisor.listener import Listener
 from uvmshare.fileserver.supervisor.loop import Listening, Loop
 from uvmshare.fileserver.supervisor.opening import Opener
@@ -190,7 +190,9 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        freeze()
+        # Objects made so far are the same in every mount process: keep the collector from touching
+        # their pages after a fork.
+        gc.freeze()
         while not self._ending or (self._server is not None and self._server.shares.mount_count):
             self._loop.turn(self._time_left())
             _log.cut()
@@ -286,7 +288,6 @@ class Supervisor:
             self._listening.open(server.control_listener, lambda connection, _: self._controllers.add(connection))
         for note in self._processes.lacking():
             _log(f"this host has {note}")
-        freeze()
         return server
 
     def _modify(self, controller: Controller, request: control.Modify) -> None:
