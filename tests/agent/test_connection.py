@@ -359,6 +359,7 @@ def alone(tmp_path: Path) -> Iterator[Agent]:
         state=str(tmp_path),
         check_every=600.0,
         hung_after=0.0,
+        pins=0,
     )
     agent = Agent(options, "")
     yield agent

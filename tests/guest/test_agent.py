@@ -51,6 +51,8 @@ class Bench:
         self.file = directory / "uvmshare-guest"
         self.file.write_bytes(bundle())
         self.made = 0
+        self.arguments = ""
+        """Of each agent that is started."""
 
     def run(self, coroutine: Coroutine[object, object, T]) -> T:
         return self.runner.run(coroutine)
@@ -76,8 +78,8 @@ class Bench:
         before = self.agent.info
         await self.guest.check(
             f"UVMSHARE_AGENT_TOKEN='{TOKEN}' python3 -I -S {self.file} agent --connect {self.dialled} "
-            f"--server {self.transport.host()} --allow /run/mnt --state /run/agent --check-every 0.5 {more} "
-            f">>/run/agent.log 2>&1 & echo $! >/run/agent.pid"
+            f"--server {self.transport.host()} --allow /run/mnt --state /run/agent --check-every 0.5 "
+            f"{self.arguments} {more} >>/run/agent.log 2>&1 & echo $! >/run/agent.pid"
         )
         while await self.agent.reached(timeout=DEADLINE) is before:
             await self.agent._changed.wait()

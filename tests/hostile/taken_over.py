@@ -17,6 +17,7 @@ import signal
 import socket
 import struct
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,6 +35,8 @@ if sys.platform == "win32":
 NOBODY: Final = 65534
 CANARY: Final = b"the host's own"
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
+WATCH_MASK: Final = 0x10003C0
+"""IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE and IN_ONLYDIR (inotify(7)): what seccomp leaves."""
 _MACHINE: Final = os.uname().machine
 _WORKED: Final = 0
 _NOT_TRIED: Final = -1
@@ -217,6 +220,17 @@ def _lease(scene: Scene) -> None:
     fcntl.fcntl(os.open("inside", os.O_RDONLY, dir_fd=scene.root), fcntl.F_SETLEASE, fcntl.F_RDLCK)
 
 
+def _watch(scene: Scene) -> None:
+    """Use the queue that was made before this process was confined, or make one."""
+    queues, listing = [], os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY)
+    for number in range(listing):
+        with suppress(OSError):  # it is not open
+            if os.readlink(str(number), dir_fd=listing) == "anon_inode:inotify":
+                queues.append(number)
+    queue = queues[0] if queues else _call("inotify_init1", os.O_CLOEXEC)
+    _call("inotify_add_watch", queue, os.fsencode(scene.outside), WATCH_MASK)
+
+
 def _notify(scene: Scene) -> None:
     directory = os.open(".", os.O_RDONLY, dir_fd=scene.root)
     fcntl.fcntl(directory, fcntl.F_NOTIFY, fcntl.DN_CREATE)
@@ -366,6 +380,8 @@ ATTEMPTS: Final = (
     _a("send a signal by F_SETOWN and F_SETSIG", _signal_by_descriptor, "seccomp"),
     _a("take a lease", _lease, "seccomp"),
     _a("be notified of a directory", _notify, "seccomp"),
+    _a("make a queue of what happens to files", lambda _: _call("inotify_init1", os.O_CLOEXEC), "seccomp"),
+    _a("be told of a directory outside by a queue that is there", _watch, "seccomp", "namespace"),
     _a("make a timer", lambda _: signal.setitimer(signal.ITIMER_REAL, 1000), "seccomp"),
     # Other processes
     _a("read another's environment", lambda s: _read(f"/proc/{s.victim}/environ"), "namespace", landlock=1),
@@ -530,6 +546,7 @@ def _confined(export: Export, scene: Scene, layers: Layers, user: int) -> bool:
     from uvmshare.fileserver import syscalls
     from uvmshare.fileserver.limits import Limits
     from uvmshare.fileserver.mount import confinement, enclosure
+    from uvmshare.fileserver.mount.watched import Queue
     from uvmshare.linux.descriptors import close_all_but
 
     if user:
@@ -547,8 +564,12 @@ def _confined(export: Export, scene: Scene, layers: Layers, user: int) -> bool:
         enclosure.trouble = lambda: "masked"
     if not layers.seccomp:
         confinement.has_seccomp = lambda: False
+    queue = Queue.open()
     enclosed = confinement.enter(export, os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC))
-    confinement.confine(export, Limits(), kept=(scene.kept,), enclosed=enclosed)
+    assert queue is not None
+    if not enclosed:
+        queue.close()
+    confinement.confine(export, Limits(), kept=(scene.kept,), enclosed=enclosed, watches=enclosed)
     return enclosed
 
 

@@ -22,12 +22,16 @@ __all__ = [
     "LandlockAccess",
     "MountCrossed",
     "MountFlag",
+    "Notify",
     "clone_mounts",
     "drop_capabilities",
     "drop_supplementary_groups",
     "file_system_type",
     "getdents64",
     "has_seccomp_filters",
+    "inotify_add_watch",
+    "inotify_init",
+    "inotify_rm_watch",
     "keep_capabilities",
     "landlock_abi",
     "landlock_restrict",
@@ -239,6 +243,34 @@ def _has_openat2() -> bool:
 
 if not _has_openat2():
     open_entry = _open_entry_plainly
+
+
+class Notify:
+    """``IN_*``, see inotify(7)."""
+
+    MOVED_FROM: Final = 0x40
+    MOVED_TO: Final = 0x80
+    CREATE: Final = 0x100
+    DELETE: Final = 0x200
+    Q_OVERFLOW: Final = 0x4000
+    IGNORED: Final = 0x8000
+    ONLYDIR: Final = 0x1000000
+    ISDIR: Final = 0x40000000
+
+
+def inotify_init() -> int:
+    """Return a queue of what happens to files. Raises `OSError`: EMFILE when this user has as many as allowed."""
+    return _check(_libc.inotify_init1(os.O_CLOEXEC), "inotify_init1")
+
+
+def inotify_add_watch(queue: int, path: str, mask: int) -> int:
+    """Have a queue told of what happens there and return the number of that. Raises `OSError`."""
+    return _check(_libc.inotify_add_watch(queue, os.fsencode(path), ctypes.c_uint32(mask)), "inotify_add_watch")
+
+
+def inotify_rm_watch(queue: int, number: int) -> None:
+    """Have a queue told of it no more. Raises `OSError`."""
+    _check(_libc.inotify_rm_watch(queue, number), "inotify_rm_watch")
 
 
 _getdents64 = _libc.getdents64  # glibc 2.30

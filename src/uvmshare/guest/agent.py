@@ -79,6 +79,7 @@ class Agent:
             *(self.loop, self._server, self._prefixes, options.state),
             check_every=options.check_every,
             hung_after=options.hung_after,
+            pins=options.pins,
             log=self.log,
         )
 
@@ -375,6 +376,14 @@ def _directory(text: str) -> str:
     return text
 
 
+def _count(text: str) -> int:
+    """Return a whole number from 0 on."""
+    if not (text.isascii() and text.isdigit() and len(text) < _MOST_DIGITS):
+        message = f"{text!r}: want a whole number, 0 or more"
+        raise argparse.ArgumentTypeError(message)
+    return int(text)
+
+
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = Parser(
         prog=program,
@@ -405,6 +414,8 @@ Mounts stay when the agent ends; the next one finds them again.""",
     add("--check-every", type=float, default=2.0, metavar="SECONDS", help="how often to read every mount (%(default)s)")
     what = "cut a mount that nobody could read for so long, and mount it again; 0 is never (%(default)s)"
     add("--hung-after", type=float, default=60.0, metavar="SECONDS", help=what)
+    what = "hold up to so many directories of each mount, so that inotify works on them, such as 2048 (%(default)s)"
+    add("--pins", type=_count, default=0, metavar="NUMBER", help=what)
     add("--print", action="store_true", help="write one file with all of this, to be copied into guests, and end")
     add("--peer-cid", type=int, default=_HOST_CID, help=argparse.SUPPRESS)
     return parser

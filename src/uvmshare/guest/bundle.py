@@ -29,6 +29,8 @@ MODULES = (
     "keepalive",
     "loop",
     "mount",
+    "pinning",
+    "pins",
     "places",
     "session",
     "survey",

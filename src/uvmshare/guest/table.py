@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from uvmshare.guest import keepalive, places, wire, work
 from uvmshare.guest.check import Check
 from uvmshare.guest.loop import Child
+from uvmshare.guest.pins import MOST_MOUNTS, Pins
 from uvmshare.guest.places import PlaceError
 from uvmshare.linux import mountinfo
 from uvmshare.linux.boot import boot_id
@@ -86,6 +87,8 @@ class AgentMount:
         self.read_until = 0.0
         """When the last read of it ended."""
         self.hung_since: float | None = None
+        self.pins: Pins | None = None
+        """Its directories that are held. None where they need not be, and while it is not mounted."""
 
     @property
     def is_stuck(self) -> bool:
@@ -106,6 +109,7 @@ class AgentMount:
         told.update({name: getattr(self, name) for name in _HOW})
         told.update(chosen=self.chosen, state=self.state, again=self.again)
         told.update(last_gap=self.last_gap, error=self.error)
+        told.update(pins=None if self.pins is None else self.pins.told())
         return told
 
 
@@ -114,7 +118,7 @@ class MountTable:
 
     `server` is where they dial; a request says the port. `prefixes` are the directories below which mounts may be.
     `check_every` and `hung_after` are in seconds; a mount that nobody could read for `hung_after` is cut off
-    and mounted again (0: never).
+    and mounted again (0: never). `pins` is how many directories of a mount are held (`uvmshare.guest.pinning`).
     """
 
     def __init__(
@@ -126,6 +130,7 @@ class MountTable:
         *,
         check_every: float,
         hung_after: float,
+        pins: int,
         log: Callable[[str], None],
     ) -> None:
         self._loop = loop
@@ -134,6 +139,7 @@ class MountTable:
         self._directory = directory
         self._check_every = check_every
         self._hung_after = hung_after
+        self._most_pins = pins
         self._log = log
         self.records: dict[str, AgentMount] = {}
         self._turns: dict[str, deque[Callable[[Callable[[], None]], None]]] = {}
@@ -215,8 +221,15 @@ class MountTable:
         if attempt.done and not attempt.given_up:
             self._is_mounted(record, attempt)
             self._log(f"mounted share {record.share} on {record.path} ({record.chosen})")
-            answer({"chosen": record.chosen}, None)
-            done()
+
+            def ready() -> None:
+                answer({"chosen": record.chosen}, None)
+                done()
+
+            if record.pins is None:
+                ready()
+            else:
+                record.pins.when_ready(ready)
             return
         error = attempt.error or PlaceError(wire.UNKNOWN, f"mounting {record.path} was broken off")
 
@@ -268,6 +281,16 @@ class MountTable:
         _Attempt(self._loop, record, task, left, ended, transport=record.transport, otherwise=wire.UNKNOWN)
 
     def _removed(self, record: AgentMount, answer: Answer, done: Callable[[], None], attempt: _Attempt) -> None:
+        if attempt.done and record.pins is not None:  # nobody sees it any more, and its connection ends with its pins
+            pins, record.pins = record.pins, None
+
+            def cut() -> None:
+                if record.transport is not None:
+                    _hang_up(record.transport)
+
+            removed = partial(self._removed, record, answer, done, attempt)
+            pins.end(removed, within=min(_LEAVE, attempt.timeout / 2), late=cut)
+            return
         record.going = False
         error = attempt.error
         if error is None and not attempt.done:  # the child was broken off
@@ -291,6 +314,13 @@ class MountTable:
         if record.transport is not None:
             self._loop.watch(record.transport.fileno(), _HANG_UP, lambda _: self._lost(record, "hung up"))
         self._save_or_say()
+        self._pin(record)
+
+    def _pin(self, record: AgentMount) -> None:
+        """Hold its directories, unless the guest's kernel remembers them by itself."""
+        with_pins = sum(1 for each in self.records.values() if each.pins is not None)
+        if self._most_pins and record.cache != "loose" and with_pins < MOST_MOUNTS:
+            record.pins = Pins(self._loop, record.path, self._prefixes, self._most_pins)
 
     def _drop(self, record: AgentMount) -> None:
         self._cancel(record)
@@ -305,6 +335,9 @@ class MountTable:
             self._close_transport(record)
 
     def _close_transport(self, record: AgentMount) -> None:
+        if record.pins is not None:
+            record.pins.end()
+            record.pins = None
         if record.transport is not None:
             self._loop.unwatch(record.transport.fileno())
             record.transport.close()
@@ -464,7 +497,9 @@ class MountTable:
             self.records[record.path] = record
             record.state = "mounted"
             self._log(f"found share {record.share} on {record.path}")
-            if not there:
+            if there:
+                self._pin(record)
+            else:
                 self._lost(record, "it is not mounted any more")
         self._save_or_say()
 
@@ -495,7 +530,7 @@ class _Attempt:
         self._loop = loop
         self._otherwise = otherwise
         self._path = record.path
-        self._timeout = timeout
+        self.timeout = timeout
         self._ended = ended
         self.done = False
         """It said that it is done, be it mounting or unmounting."""
@@ -552,9 +587,7 @@ class _Attempt:
         self._timer.cancel()
         unmounted = self.done and self._otherwise == wire.UNKNOWN  # cutting the connection is what it needed
         if self.given_up and not unmounted and (self.error is None or self.error.code == wire.FAILED):
-            self.error = PlaceError(
-                self._otherwise, f"{self._path}: the host did not answer within {self._timeout:g} s"
-            )
+            self.error = PlaceError(self._otherwise, f"{self._path}: the host did not answer within {self.timeout:g} s")
         self._ended(self)
         if self._own_transport and self.transport is not None:
             self.transport.close()

@@ -13,7 +13,7 @@ import msgspec
 
 from uvmshare.mounts.cache import Cache  # noqa: TC001  msgspec reads the annotations
 
-__all__ = ["MOST_MOUNTS", "Added", "AgentInfo", "GuestReport", "ListedMount", "MountHealth"]
+__all__ = ["MOST_MOUNTS", "Added", "AgentInfo", "GuestReport", "ListedMount", "ListedPins", "MountHealth"]
 
 MOST_MOUNTS: Final = 4096
 """Of one agent."""
@@ -58,6 +58,16 @@ class Added(msgspec.Struct, frozen=True, kw_only=True):
     """What cache and msize came to, in its kernel's words; "" from an older agent."""
 
 
+class ListedPins(msgspec.Struct, frozen=True, kw_only=True):
+    """Directories of a mount that its agent holds, so that inotify works on them."""
+
+    directories: _Count = 0
+    full: bool = False
+    """Whether there are more than may be held."""
+    ended: _Words = ""
+    """Why none are held."""
+
+
 class ListedMount(msgspec.Struct, frozen=True, kw_only=True):
     """One mount of the agent's."""
 
@@ -80,6 +90,8 @@ class ListedMount(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds from the moment that its connection was seen to be lost until it was mounted again, the last time."""
     error: _Words = ""
     """Why it could not be mounted again yet."""
+    pins: ListedPins | None = None
+    """None from an older agent, and where none are needed."""
 
 
 class MountHealth(msgspec.Struct, frozen=True, kw_only=True):

@@ -101,14 +101,21 @@ def enter(export: Export, table: int) -> bool:
 
 
 def confine(
-    export: Export, limits: Limits, *, kept: Iterable[int] = (), enclosed: bool = False, over_vsock: bool = False
+    export: Export,
+    limits: Limits,
+    *,
+    kept: Iterable[int] = (),
+    enclosed: bool = False,
+    over_vsock: bool = False,
+    watches: bool = False,
 ) -> bool:
     """Hold this process to one share, for ever; return whether Landlock does.
 
     As much memory as the limits say, no other resources; files made with the very bits asked for; no capability that
     the security model does not need; no new privileges; Landlock on the share's root and a seccomp filter where the
     host has them. The descriptors `kept` can never be closed; `enclosed` is what `enter` said; `over_vsock` leaves what
-    probes of such a connection need. Raises `OSError` when something that the host has does not work.
+    probes of such a connection need, and `watches` what a queue needs that was made before (`watched`). Raises
+    `OSError` when something that the host has does not work.
     """
     os.umask(0)
     resource.setrlimit(resource.RLIMIT_DATA, (limits.memory_bytes, limits.memory_bytes))
@@ -130,7 +137,9 @@ def confine(
             allowed |= _NODES
         syscalls.landlock_restrict(export.root, allowed)
     if has_seccomp():
-        calls = seccomp.allowed_calls(read_only=export.read_only, as_guest_users=as_guest_users, over_vsock=over_vsock)
+        calls = seccomp.allowed_calls(
+            read_only=export.read_only, as_guest_users=as_guest_users, over_vsock=over_vsock, watches=watches
+        )
         seccomp.install(calls, kept=kept)
     return has_landlock
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.mount.files.openfile import OpenFile
     from uvmshare.fileserver.mount.files.tree import Tree
 
-__all__ = ["Fid", "XattrValue", "XattrWrite"]
+__all__ = ["Changes", "Fid", "XattrValue", "XattrWrite"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,16 @@ class XattrValue:
     def size(self) -> int:
         """How many bytes there are."""
         return len(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a Txattrwalk made readable that has no value yet: a read waits until something has changed (`watched`).
+
+    `size` is how many bytes there may be.
+    """
+
+    size: int
 
 
 @dataclass(slots=True)
@@ -57,7 +67,7 @@ class Fid:
         self.node = node
         self.uid = uid
         self.file: OpenFile | None = None
-        self.xattr: XattrValue | XattrWrite | None = None
+        self.xattr: XattrValue | Changes | XattrWrite | None = None
 
     def node_for_clone(self, tree: Tree) -> Node:
         """Return the node for another fid of the same file. Raises `OSError`.

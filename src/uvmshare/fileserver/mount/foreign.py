@@ -38,7 +38,7 @@ from uvmshare.ninep.constants import LockType
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from uvmshare.fileserver.mount.fids import Fid, XattrValue, XattrWrite
+    from uvmshare.fileserver.mount.fids import Changes, Fid, XattrValue, XattrWrite
     from uvmshare.fileserver.mount.files.node import Node
     from uvmshare.fileserver.mount.files.openfile import OpenFile
     from uvmshare.fileserver.mount.session import ServedConnection, Server
@@ -96,7 +96,7 @@ class Errand(Session):
         self._serve = serve
         self._replies: list[bytes] = []
         self._opened: list[tuple[Fid, OpenFile, Node | None]] = []
-        self._xattrs: list[tuple[Fid, XattrValue | XattrWrite]] = []
+        self._xattrs: list[tuple[Fid, XattrValue | Changes | XattrWrite]] = []
 
     def __call__(self) -> None:
         """Be carried out, on a thread of its lane."""
@@ -181,7 +181,7 @@ class Errand(Session):
         """Give a fid its open file, once this is answered."""
         self._opened.append((fid, file, node))
 
-    def began_xattr(self, fid: Fid, value: XattrValue | XattrWrite) -> None:
+    def began_xattr(self, fid: Fid, value: XattrValue | Changes | XattrWrite) -> None:
         """Give a fid an extended attribute, once this is answered."""
         self._xattrs.append((fid, value))
 
@@ -236,6 +236,7 @@ class Foreign:
             "listings": session.listings,
             "opened_files": session.opened_files,
             "xattr_room": session.xattr_room,
+            "watched": None,
             "most_descriptors": session.most_descriptors,
             "tree": self.tree,
             "ownership": self.ownership,

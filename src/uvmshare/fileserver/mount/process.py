@@ -24,6 +24,7 @@ from uvmshare.fileserver.mount import confinement
 from uvmshare.fileserver.mount.enclosure import DirectoryGone
 from uvmshare.fileserver.mount.serving import Serving
 from uvmshare.fileserver.mount.waiting import notice_death, probe_for_ever
+from uvmshare.fileserver.mount.watched import Queue
 from uvmshare.fileserver.mounttable import has_mounts, is_changed
 from uvmshare.fileserver.rundir import directory
 from uvmshare.linux.descriptors import close_all_but
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.export import Export
     from uvmshare.fileserver.handshake import Attach
     from uvmshare.fileserver.limits import Limits
-    from uvmshare.fileserver.mount.files.tree import Tree
 
 __all__ = ["serve"]
 
@@ -94,8 +94,12 @@ def serve(
         descriptors = confinement.allow_descriptors(limits.descriptors)
         table = os.open(TABLE, os.O_RDONLY | os.O_CLOEXEC)
         any_mounts = _may_have_mounts(export, table)
+        queue = Queue.open()
         enclosed = confinement.enter(export, table)
-        session = Serving(connection, export, limits, say, counters, descriptors=descriptors)
+        if queue is not None and not enclosed:  # by a path it would be told of what lies outside the share
+            queue.close()
+            queue = None
+        session = Serving(connection, export, limits, say, counters, descriptors=descriptors, queue=queue)
 
         def leave() -> NoReturn:
             if session.foreign.is_busy:
@@ -109,13 +113,18 @@ def serve(
         signal.signal(LEAVE, lambda *_: session.outbox.end(leave))
         over_vsock = connection.family == socket.AF_VSOCK
         has_landlock = confinement.confine(
-            export, limits, kept=(kept, STDERR), enclosed=enclosed, over_vsock=over_vsock
+            export,
+            limits,
+            kept=(kept, STDERR),
+            enclosed=enclosed,
+            over_vsock=over_vsock,
+            watches=queue is not None,
         )
         probe_for_ever(connection, limits.peer_seconds)
         if not session.tree.root.is_foreign:
             session.tree.bounds.take_process(has_landlock=has_landlock, enclosed=enclosed)
         session.foreign.tree.bounds.like(session.tree.bounds)
-        _follow_mounts(table, session.tree, any_there=any_mounts)
+        _follow_mounts(table, session, any_there=any_mounts)
         session.run((attach.tag, attach.message), attach.msize, attach.rest)
         status = 0
     except UvmshareError as error:
@@ -156,14 +165,17 @@ def _may_have_mounts(export: Export, table: int) -> bool:
         return True
 
 
-def _follow_mounts(table: int, tree: Tree, *, any_there: bool) -> None:
+def _follow_mounts(table: int, session: Serving, *, any_there: bool) -> None:
     """Tell the tree whether anything is mounted, and, on a thread, when something is.
 
     `any_there`: whether anything was, or may have been, before this process had its own `table`.
     """
+    tree = session.tree
     is_changed(table, 0)  # by the namespace itself; what else came until now is looked for
     try:
-        any_there = any_there or has_mounts(os.readlink(f"/proc/self/fd/{tree.root.fd}"), table)
+        # Not by a path: of the two calls, seccomp leaves a confined process the one that takes a descriptor.
+        here = os.readlink(str(tree.root.fd), dir_fd=tree.descriptors[1])
+        any_there = any_there or has_mounts(here, table)
     except OSError:
         any_there = True
     tree.found_mounts(any_there=any_there)
@@ -171,6 +183,8 @@ def _follow_mounts(table: int, tree: Tree, *, any_there: bool) -> None:
     def watch() -> None:
         if is_changed(table, None):
             tree.found_mounts(any_there=True)
+            if session.watched is not None:
+                session.watched.lose()
 
     _thread.start_new_thread(watch, ())  # all that a threading.Thread has beside it is memory
 

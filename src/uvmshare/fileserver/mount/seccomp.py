@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from uvmshare.fileserver import syscalls
 from uvmshare.fileserver.mount import waiting
+from uvmshare.fileserver.syscalls import Notify
 from uvmshare.guest import keepalive
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "getsockopt": (55, 209),
     "gettid": (186, 178),
     "getxattr": (191, 8),
+    "inotify_add_watch": (254, 27),
+    "inotify_rm_watch": (255, 28),
     "ioctl": (16, 29),
     "lgetxattr": (192, 9),
     "linkat": (265, 37),
@@ -135,6 +138,8 @@ _CHANGES: Final = frozenset(
 _IDENTITY: Final = frozenset({"capget", "capset", "setfsgid", "setfsuid"})
 _PROBES: Final = frozenset({"getsockopt", "setsockopt"})
 """Of connections over vsock (`uvmshare.guest.keepalive`)."""
+_WATCHES: Final = frozenset({"inotify_add_watch", "inotify_rm_watch"})
+"""Of a process that sees nothing but its share, and has a queue (`watched`); it can make none."""
 
 _ARCHITECTURES: Final = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """Which column of the numbers, and the value of ``AUDIT_ARCH_*``."""
@@ -196,6 +201,8 @@ _CLONE_DETACHED: Final = 0x400000
 """Which musl adds, and the kernel ignores."""
 _MADV_DONTNEED, _MADV_FREE, _MADV_GUARD_INSTALL = 4, 8, 102  # what malloc(3) and the stacks of threads need
 _F_SETPIPE_SZ: Final = 1031
+WATCH_MASK: Final = Notify.CREATE | Notify.DELETE | Notify.MOVED_FROM | Notify.MOVED_TO | Notify.ONLYDIR
+"""All that a mount process may ask a queue for."""
 _FS_IOC_GETFLAGS: Final = 0x80086601
 """Whether a directory tells upper from lower case (`casefold`)."""
 
@@ -223,6 +230,7 @@ _RULES: Final[dict[str, tuple[_Argument, ...]]] = {
     "mprotect": (_Argument(2, without=mmap.PROT_EXEC),),
     "madvise": (_Argument(2, values=(_MADV_DONTNEED, _MADV_FREE, _MADV_GUARD_INSTALL)),),
     "clone": (_Argument(0, values=(_THREAD, _THREAD | _CLONE_DETACHED)),),
+    "inotify_add_watch": (_Argument(2, values=(WATCH_MASK,)),),
     "ioctl": (_Argument(1, values=(_FS_IOC_GETFLAGS, waiting.COUNT_UNTAKEN)),),
     "pipe2": (_Argument(1, values=(os.O_CLOEXEC,)),),
     "ftruncate": (_Argument(0, but=(_STDERR,)),),
@@ -244,9 +252,13 @@ def is_supported() -> bool:
     return platform.machine() in _ARCHITECTURES
 
 
-def allowed_calls(*, read_only: bool, as_guest_users: bool, over_vsock: bool = False) -> frozenset[str]:
+def allowed_calls(
+    *, read_only: bool, as_guest_users: bool, over_vsock: bool = False, watches: bool = False
+) -> frozenset[str]:
     """Return the names of the calls that a share of this kind needs on a connection of this kind."""
     left_out = frozenset() if over_vsock else _PROBES
+    if not watches:
+        left_out |= _WATCHES
     if read_only:
         left_out |= _CHANGES
     if not as_guest_users:

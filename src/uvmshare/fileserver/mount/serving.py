@@ -39,6 +39,7 @@ from uvmshare.fileserver.mount.plain import Plain, begin, make_buffers
 from uvmshare.fileserver.mount.session import ServedConnection, XattrRoom
 from uvmshare.fileserver.mount.splicing import Splicer
 from uvmshare.fileserver.mount.waiting import is_readable, set_time_out
+from uvmshare.fileserver.mount.watched import Watched
 from uvmshare.fileserver.syscalls import MountCrossed
 from uvmshare.ninep import messages
 from uvmshare.ninep.constants import HEADER_SIZE, VERSION
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.mount.files.openfile import OpenFile
     from uvmshare.fileserver.mount.plain import Fast
     from uvmshare.fileserver.mount.session import Server
+    from uvmshare.fileserver.mount.watched import Queue
 
 __all__ = ["Serving"]
 
@@ -114,7 +116,7 @@ class Serving(ServedConnection):
 
     `connection` is a blocking stream socket. `msize` is what the handshake negotiated, `attach` the
     Tattach it ended with and `rest` the bytes that came behind. `log` takes one line a reason. `descriptors` is how
-    many this process may have.
+    many this process may have. `queue` is the kernel's for directories that are watched, if there is one.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class Serving(ServedConnection):
         counters: Counters | None = None,
         *,
         descriptors: int = 1024,
+        queue: Queue | None = None,
     ) -> None:
         """Take over an export. Raises `FileServerError` when its security model is not to be had."""
         self.counters = counters or Counters()
@@ -152,6 +155,7 @@ class Serving(ServedConnection):
         self._rests = False
         """Whether all idle descriptors were closed since something came."""
         self.xattr_room = XattrRoom()
+        self.watched = None if queue is None else Watched(queue, self.tree, self.outbox.send)
         self._connection = connection
         self.log = log
         self.logged = set()
@@ -438,6 +442,8 @@ class Serving(ServedConnection):
         One that runs aside is answered, and the Rflush comes behind. All others have been answered already.
         """
         self._ahead.pop(message.oldtag, None)
+        if self.watched is not None:
+            self.watched.flush(message.oldtag)
         self._lock_waits = [waiting for waiting in self._lock_waits if waiting.tag != message.oldtag]
         answer = messages.Rflush().encode(tag)
         if self.foreign.flush(message.oldtag, answer):
@@ -459,6 +465,8 @@ class Serving(ServedConnection):
 
     def _drop_fids(self) -> None:
         self.xattr_room = XattrRoom()
+        if self.watched is not None:
+            self.watched.forget()
         self.foreign.drop_fids()
         self._lock_waits.clear()
         self._ahead.clear()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.export import Export
     from uvmshare.fileserver.limits import Limits, Throttle
     from uvmshare.fileserver.mount.aside import Aside
-    from uvmshare.fileserver.mount.fids import Fid, XattrValue, XattrWrite
+    from uvmshare.fileserver.mount.fids import Changes, Fid, XattrValue, XattrWrite
     from uvmshare.fileserver.mount.files.listing import Kept
     from uvmshare.fileserver.mount.files.locks import GuestLocks, LockTable
     from uvmshare.fileserver.mount.files.node import Node
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.mount.idle import Idle
     from uvmshare.fileserver.mount.outbox import Outbox
     from uvmshare.fileserver.mount.splicing import Splicer
+    from uvmshare.fileserver.mount.watched import Watched
 
 __all__ = ["Replies", "ServedConnection", "Server", "Session", "XattrRoom"]
 
@@ -96,6 +97,8 @@ class Session(ABC):
     fids: dict[int, Fid]
     opened_files: OpenFiles
     xattr_room: XattrRoom
+    watched: Watched | None
+    """None where directories cannot be watched."""
     logged: set[str]
     log: Callable[[str], None]
     msize: int
@@ -148,7 +151,7 @@ class Session(ABC):
         fid.file = file
         self.opened_files.add(file)
 
-    def began_xattr(self, fid: Fid, value: XattrValue | XattrWrite) -> None:
+    def began_xattr(self, fid: Fid, value: XattrValue | Changes | XattrWrite) -> None:
         """Give a fid an extended attribute to read or write. The caller has asked `require_xattr_room`."""
         fid.xattr = value
 

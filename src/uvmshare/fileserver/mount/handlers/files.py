@@ -11,13 +11,13 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final, TypedDict
 
-from uvmshare.fileserver.mount.fids import XattrValue, XattrWrite
+from uvmshare.fileserver.mount.fids import Changes, XattrValue, XattrWrite
 from uvmshare.fileserver.mount.files.listing import AllowedListing, Listing
 from uvmshare.fileserver.mount.files.node import ForeignNode, Node
 from uvmshare.fileserver.mount.files.openfile import CreatedFile, ForeignFile, OpenFile
 from uvmshare.fileserver.mount.files.ownership import FileOwner
 from uvmshare.fileserver.mount.files.tree import check_name
-from uvmshare.fileserver.mount.handlers import xattrs
+from uvmshare.fileserver.mount.handlers import watching, xattrs
 from uvmshare.ninep import messages as m
 from uvmshare.ninep import requests
 from uvmshare.ninep.constants import READ_HEADER_SIZE, OpenFlag
@@ -212,6 +212,9 @@ def read(session: Session, tag: int, number: int, at: int, stop: int) -> bytes |
 def _read_xattr(session: Session, tag: int, fid: Fid, offset: int, count: int) -> None:
     if fid.xattr is None:
         raise OSError(errno.EBADF, "fid is not open")
+    if isinstance(fid.xattr, Changes):
+        watching.read(session, tag, offset, count)
+        return
     if not isinstance(fid.xattr, XattrValue):
         raise OSError(errno.EBADF, "fid is open for writing an attribute")
     session.outbox.reply(m.Rread(fid.xattr.value[offset : offset + count]).encode(tag))

@@ -13,6 +13,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.fileserver.mount.fids import Fid, XattrValue, XattrWrite
+from uvmshare.fileserver.mount.handlers import watching
 from uvmshare.ninep import messages as m
 
 if TYPE_CHECKING:
@@ -35,12 +36,12 @@ def xattrwalk(session: Session, tag: int, message: m.Txattrwalk) -> bytes:
     elif fid.is_open:
         raise OSError(errno.EBUSY, "fid is open")
     session.tree.require_inside(fid.node)
-    value = _value(session, fid.node, message.name)
+    value = watching.answer(session, fid.node, message.name) or XattrValue(_value(session, fid.node, message.name))
     reading = Fid(fid.node_for_clone(session.tree), fid.uid)
-    session.require_xattr_room(len(value))
-    reading.xattr = XattrValue(value)
+    session.require_xattr_room(value.size)
+    reading.xattr = value
     session.fids[message.newfid] = reading
-    return _RXATTRWALK(tag, len(value))
+    return _RXATTRWALK(tag, value.size)
 
 
 def _value(session: Session, node: Node, name: bytes) -> bytes:

@@ -1,0 +1,293 @@
+"""Directories that the guest keeps in memory, and word to the guest when what is in one of them changes.
+
+What lives here: `Watched`, which has the host's kernel tell (inotify(7)) and the guest wait for it. What must not: how
+a guest asks (`handlers.watching`), or what it does then (`uvmshare.guest.pinning`).
+
+Linux's client looks a name up once and goes by what it found for as long as anything in the guest holds that. So an
+agent that holds a directory has to let go of it when the host renames or removes it, and is told so here. Only
+directories count: what is told is the number of the directory in which another one was made, renamed or removed, and
+never a name. What the guest does itself is told as well.
+
+The kernel's queue is made before a process is confined, when there are enough left for others of this user, and is
+read by a thread that is started with the first directory. A guest that asks for nothing costs nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from uvmshare.fileserver import syscalls
+from uvmshare.fileserver.mount.outbox import read_reply
+from uvmshare.fileserver.mount.seccomp import WATCH_MASK
+from uvmshare.fileserver.syscalls import Notify
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from uvmshare.fileserver.mount.files.node import Node
+    from uvmshare.fileserver.mount.files.tree import Tree
+
+__all__ = ["LOST", "MOST_TOLD", "Queue", "Watched"]
+
+LOST: Final = b"lost"
+"""What is told instead of numbers when there is no telling what has changed."""
+MOST_TOLD: Final = 4096
+"""Bytes that are told at once."""
+
+_MOST: Final = 2048
+"""Directories of one mount. A watch takes about 1 KB of the kernel's memory."""
+_SHARE_OF_ALL: Final = 16
+"""One mount takes no more than so small a part of what a user may watch (``max_user_watches``)."""
+_SPARE: Final = 32
+"""Queues that must be left to other programs of this user; there are 128 (``max_user_instances``)."""
+_PAUSE: Final = 0.02
+"""Seconds between two looks at the queue: what makes a thousand files is not to wake a thread a thousand times. What
+comes after a quiet time is told at once."""
+_PIECE: Final = 64 * 1024
+_PATH_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_EVENT: Final = struct.Struct("=iIII")
+_MAX_WATCHES: Final = "/proc/sys/fs/inotify/max_user_watches"
+
+
+class Queue:
+    """The kernel's queue, and how many directories may be watched by it."""
+
+    def __init__(self, descriptor: int, most: int) -> None:
+        self.descriptor = descriptor
+        self.most = most
+
+    @classmethod
+    def open(cls) -> Queue | None:
+        """Return a queue; None where this host has none to spare. Raises nothing."""
+        made: list[int] = []
+        try:
+            with open(_MAX_WATCHES, "rb") as file:
+                most = min(_MOST, int(file.read()) // _SHARE_OF_ALL)
+            made.extend(syscalls.inotify_init() for _ in range(1 + _SPARE))
+            return cls(made.pop(0), most) if most else None
+        except (OSError, ValueError):
+            return None
+        finally:
+            for each in made:
+                os.close(each)
+
+    def close(self) -> None:
+        """Give it back."""
+        os.close(self.descriptor)
+
+
+class Watched:
+    """The directories of one session that are watched, by number.
+
+    `send` sends a whole reply from any thread.
+    """
+
+    def __init__(self, queue: Queue, tree: Tree, send: Callable[[bytes], None]) -> None:
+        self._queue = queue
+        self._tree = tree
+        self._send = send
+        self._lock = threading.Lock()
+        """Guards all below, and is held while a reply is sent: no Rflush may come before it."""
+        self._paths: dict[int, bytes] = {}
+        self._files: dict[int, tuple[int, int]] = {}
+        self._changed: dict[int, None] = {}
+        self._is_lost = False
+        self._waits: tuple[int, int] | None = None
+        """The tag and the count of the Tread that waits."""
+        self._thread: threading.Thread | None = None
+
+    @property
+    def most(self) -> int:
+        """How many directories there may be."""
+        return self._queue.most
+
+    def begin(self) -> None:
+        """Watch nothing any more: whoever asks begins anew. Whoever waits is told `LOST`. Raises `OSError`.
+
+        EOPNOTSUPP where a directory that is held would hide what the host mounts there.
+        """
+        with self._lock:
+            self._is_lost = True
+            self._tell()
+            self._forget()
+        self._require_no_mounts()
+
+    def _require_no_mounts(self) -> None:
+        if self._tree.has_mounts or self._tree.root.is_foreign:
+            raise OSError(errno.EOPNOTSUPP, "mounts come and go below the share, which nobody tells")
+
+    def add(self, node: Node) -> tuple[int, bytes]:
+        """Watch a directory; return its number and where it is below the root. Raises `OSError`.
+
+        ENOENT when it is not there any more, ENOSPC for one too many.
+        """
+        self._require_no_mounts()
+        descriptor = node.fd
+        found = os.fstat(descriptor)
+        if not found.st_nlink:
+            raise OSError(errno.ENOENT, "it was removed")
+        self._start()
+        # In this order, so that what happens after the path was asked for is told.
+        with self._lock:
+            number = syscalls.inotify_add_watch(self._queue.descriptor, self._tree.path_of(node), WATCH_MASK)
+            if number not in self._paths and len(self._paths) >= self._queue.most:
+                syscalls.inotify_rm_watch(self._queue.descriptor, number)
+                raise OSError(errno.ENOSPC, f"{self._queue.most} directories are watched, which is the limit")
+            self._paths.setdefault(number, b"")
+            self._files[number] = found.st_dev, found.st_ino
+        try:
+            path = self._tree.bounds.below(node)
+            if not os.fstat(descriptor).st_nlink:
+                raise OSError(errno.ENOENT, "it was removed")
+        except OSError:
+            self.remove(number)
+            raise
+        with self._lock:
+            self._paths[number] = path
+        return number, path
+
+    def remove(self, number: int) -> None:
+        """Watch this one no more. Raises nothing."""
+        with self._lock:
+            self._remove(number)
+
+    def _remove(self, number: int) -> None:
+        if self._paths.pop(number, None) is not None:
+            self._changed.pop(number, None)
+            del self._files[number]
+            with suppress(OSError):  # it is gone, and the kernel's watch with it
+                syscalls.inotify_rm_watch(self._queue.descriptor, number)
+
+    def wait(self, tag: int, count: int) -> bytes | None:
+        """Return the reply to a Tread of that count; None when it waits for a change. Raises `OSError`.
+
+        EBUSY when another one waits.
+        """
+        with self._lock:
+            if self._waits is not None:
+                raise OSError(errno.EBUSY, "another request waits for changes")
+            told = self._take(count)
+            if told:
+                return read_reply(tag, told)
+            self._waits = tag, count
+            return None
+
+    def flush(self, tag: int) -> None:
+        """Have a Tread wait no more, which is not answered then."""
+        with self._lock:
+            if self._waits is not None and self._waits[0] == tag:
+                self._waits = None
+
+    def forget(self) -> None:
+        """Watch nothing and answer nobody: the session is over, or begins again."""
+        with self._lock:
+            self._waits = None
+            self._forget()
+
+    def lose(self) -> None:
+        """Tell that there is no telling what has changed. From any thread."""
+        with self._lock:
+            self._is_lost = True
+            self._tell()
+
+    def _forget(self) -> None:
+        for number in list(self._paths):
+            self._remove(number)
+        self._changed.clear()
+        self._is_lost = False
+
+    # The thread
+
+    def _start(self) -> None:
+        if self._thread is not None:
+            return
+        thread = threading.Thread(target=self._read_for_ever, name="watched", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise OSError(errno.EAGAIN, "no room for another thread") from error
+        self._thread = thread
+
+    def _read_for_ever(self) -> None:
+        while True:
+            data = os.read(self._queue.descriptor, _PIECE)
+            with self._lock:
+                self._take_note(data)
+                with suppress(Exception):  # the guest is gone; the loop learns it by itself
+                    self._tell()
+            time.sleep(_PAUSE)
+
+    def _take_note(self, data: bytes) -> None:
+        at = 0
+        while at < len(data):
+            number, mask, _, size = _EVENT.unpack_from(data, at)
+            at += _EVENT.size + size
+            if mask & Notify.Q_OVERFLOW:
+                self._is_lost = True
+            elif mask & Notify.IGNORED:
+                self._remove(number)
+            elif mask & Notify.ISDIR and number in self._paths:
+                if not self._is_there(number):
+                    self._remove(number)
+                elif self._is_seen(number, data[at - size : at]):
+                    self._changed[number] = None
+
+    def _is_there(self, number: int) -> bool:
+        """Say whether a directory is where it was when the guest asked for it; what has left the share is not told of.
+
+        The guest asks for a directory again that it has moved itself.
+        """
+        at = os.dup(self._tree.root.fd)
+        try:
+            for name in self._paths[number].split(b"/") if self._paths[number] else ():
+                below = os.open(name, _PATH_FLAGS, dir_fd=at)
+                os.close(at)
+                at = below
+            found = os.fstat(at)
+        except OSError:
+            return False
+        else:
+            return (found.st_dev, found.st_ino) == self._files[number]
+        finally:
+            os.close(at)
+
+    def _is_seen(self, number: int, padded: bytes) -> bool:
+        """Say whether a directory of that name would exist for the guest."""
+        path, name = self._paths[number], padded.rstrip(b"\0")
+        if self._tree.only is not None and not path:
+            return name in self._tree.only
+        hidden = self._tree.hidden
+        if hidden is None:
+            return True
+        state = hidden.state(path)
+        return state is not None and not hidden.fate(state, name).hides(directory=True)
+
+    def _tell(self) -> None:
+        if self._waits is None:
+            return
+        tag, count = self._waits
+        told = self._take(count)
+        if told:
+            self._waits = None
+            self._send(read_reply(tag, told))
+
+    def _take(self, count: int) -> bytes:
+        """Return what there is to tell, as lines, of up to so many bytes; of what is left something comes next time."""
+        if self._is_lost:
+            self._is_lost = False
+            self._changed.clear()
+            return LOST + b"\n"
+        told = b""
+        for number in list(self._changed):
+            line = b"%d\n" % number
+            if len(told) + len(line) > min(count, MOST_TOLD):
+                break
+            told += line
+            del self._changed[number]
+        return told
