@@ -110,7 +110,7 @@ def fresh(suite: str) -> Iterator[Fresh]:
     """Give a fresh Debian of a release, to the end of the block. Whatever runs in it ends with it."""
     require_root("a Debian of its own needs root")
     if shutil.which("debootstrap") is None:
-        pytest.skip("needs debootstrap: tools/packages soak")
+        pytest.skip("needs debootstrap: tools/packages roots")
     _CACHE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=_CACHE, prefix="stranger-") as folder:
         root = f"{folder}/root"
@@ -119,4 +119,6 @@ def fresh(suite: str) -> Iterator[Fresh]:
         binds = "".join(f"mkdir -p .{path}; mount --bind -o ro {path} .{path}; " for path in _pip_places())
         script = _PIVOT.format(root=root, binds=binds)
         with namespaces(script) as enter:
+            # A Debian that is used does it each day; the kept root's lists may be of last year.
+            subprocess.run([*enter, "apt-get", "update"], check=True, capture_output=True, timeout=5 * DEADLINE)
             yield Fresh(enter)
