@@ -17,7 +17,7 @@ from benchmarks.cases import Case, cases
 from benchmarks.reasons import REASONS
 from benchmarks.trees import make_tree
 
-from benchmarks import journal_cost, manager_cost, plots, report, run, servers
+from benchmarks import guest_peers, journal_cost, manager_cost, manager_large, plots, report, run, servers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +28,7 @@ OURS = ("uvmshare", "minimal")
 """diod is only installed where somebody benchmarks."""
 
 WORKLOADS = sorted({case.workload for case in cases()})
+MIB = 1 << 20
 ROW = Case("getattr", 1, 1, 1, "tmpfs", to_diod=1.3, to_minimal=0.7)
 
 
@@ -147,6 +148,41 @@ def test_adds_with_a_journal_are_counted_for_each_number_of_callers(
     assert {int(callers): len(rounds) for callers, rounds in found.items()} == dict.fromkeys(journal_cost.CALLERS, 2)
     assert all(run["adds_per_second"] > 0 for rounds in found.values() for run in rounds)
     assert "| 256 at a time |" in report._journal_table(found)
+
+
+def test_a_manager_with_many_shares_comes_back_whole_from_its_journal(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UVMSHARE_BENCH_DIR", str(place))
+    found = manager_large.measure(300)
+    assert found["shares"] == 300
+    table = report._large_table(found)
+    assert table.count("| to ") == 3
+    assert "300 shares in one Manager" in table
+
+
+def test_a_mount_that_takes_more_memory_than_its_figure_has_not_met_it() -> None:
+    found = {
+        "mounts": 5,
+        "attaches_per_second": 250.0,
+        "mount_private_bytes": 1.6 * 2**20,
+        "private_bytes": 9.0 * 2**20,
+    }
+    _, _, attaches, memory, whole = report._small_mounts_table(found).splitlines()[:5]
+    assert attaches.endswith("| 250 | 200 or more | met |")
+    assert memory.endswith("| 1.60 MiB | under 1.5 | not met |")
+    assert "| 9 MiB |" in whole
+
+
+def test_the_table_of_a_guest_has_the_median_seconds_the_requests_and_the_cpu_time_of_each_way(tmp_path: Path) -> None:
+    guest_peers.make_tree(tmp_path, guest_peers.Sizes(files=3, packed=2, sources=1, inserts=2))
+    assert {path.name for path in tmp_path.iterdir()} == {"repository", "archive.tar", "c", "inserts.sql"}
+    some = [guest_peers.Measured(seconds, 1234, 0.5) for seconds in (3.0, 1.0, 2.0)]
+    none = [guest_peers.Measured(1.0, None, 0.0)]
+    found = {"one way": dict.fromkeys(guest_peers.WORK, some), "another": dict.fromkeys(guest_peers.WORK, none)}
+    _, _, one, another = guest_peers.table(found)
+    assert one.count("2.00 s (1,234; 0.50 s)") == len(guest_peers.WORK)
+    assert another.count("1.00 s (?; 0.00 s)") == len(guest_peers.WORK)
 
 
 # The results that are kept
