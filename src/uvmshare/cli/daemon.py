@@ -71,6 +71,12 @@ __all__ = ["daemon"]
     help="A limit of each VM's group, such as memory.max=1073741824; users may ask for less.",
 )
 @click.option(
+    "--fleet",
+    metavar="FILE",
+    type=click.Path(dir_okay=False),
+    help="Follow a fleet too, as this host's fleet file says (docs/fleet.md).",
+)
+@click.option(
     "--log-format",
     type=click.Choice(["json", "logfmt"]),
     default="logfmt",
@@ -91,6 +97,7 @@ def daemon(
     user_shares: int,
     cgroup: str,
     vm_cgroup: dict[str, str],
+    fleet: str | None,
     log_format: str,
     log_level: str,
 ) -> None:
@@ -139,5 +146,10 @@ def daemon(
         user_vms=user_vms,
         user_shares=user_shares,
     )
-    if asyncio.run(serve(settings)):
+    beside = None
+    if fleet is not None:
+        from uvmshare.fleet.host import FleetSide  # noqa: PLC0415  without a fleet nothing of it is loaded
+
+        beside = FleetSide(fleet)
+    if asyncio.run(serve(settings, beside=beside)):
         sys.exit(INTERRUPTED)

@@ -36,6 +36,8 @@ COMMANDS: Mapping[str, Command] = {
     "daemon": Command(
         "uvmshare.cli.daemon", "daemon", "Own the shares of all VMs of this host, for every program on it."
     ),
+    "gate": Command("uvmshare.cli.gate", "gate", "Take what users of a fleet of hosts ask for, over HTTPS."),
+    "host": Command("uvmshare.cli.host", "host", "Hosts of a fleet: ls, rm, status, accept."),
     "vm": Command("uvmshare.cli.vm", "vm", "VMs that the daemon knows: add, ls, inspect, rm."),
     "share": Command("uvmshare.cli.share", "share", "Shares of a VM, through the daemon: add, ls, inspect, renew, rm."),
     "map": Command("uvmshare.cli.mounts", "map_", "Share a directory and mount it in the guest, through the daemon."),

@@ -48,7 +48,8 @@ host_option = click.option(
     "-H",
     envvar="UVMSHARE_HOST",
     metavar="unix:PATH",
-    help="The daemon's socket. [default: $UVMSHARE_HOST, or your own daemon's, or unix:/run/uvmshare/uvmshare.sock]",
+    help="The daemon's socket; or a fleet's gate, https://NAME:PORT, several with commas. [default: $UVMSHARE_HOST, or "
+    "your own daemon's, or unix:/run/uvmshare/uvmshare.sock]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 SHARING_NAMES: Final = {

@@ -90,6 +90,7 @@ def vm() -> None:
 @click.option(
     "--agent-token-file", type=click.File("rb"), help="A file with the secret that the agent was started with."
 )
+@click.option("--on", metavar="HOST", help="The host of the fleet where the VM runs, for a fleet's gate.")
 @host_option
 @json_option
 def add(
@@ -109,6 +110,7 @@ def add(
     allow_uids: tuple[int | str, ...],
     read_only: bool,
     limits: Limits | None,
+    on: str | None,
     as_json: bool,
 ) -> None:
     """Start a file server for a VM, on these addresses, with your rights to files.
@@ -121,6 +123,7 @@ def add(
       uvmshare vm add build firecracker:/run/fc/v.sock
       uvmshare vm add ci vsock:3 --read-only --limit mounts=16
       uvmshare vm add dev firecracker:/run/fc/v.sock --agent firecracker:/run/fc/v.sock
+      uvmshare vm add build --on host-17 firecracker:/run/fc/v.sock
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     import msgspec  # noqa: PLC0415  --help need not load it
 
@@ -144,7 +147,7 @@ def add(
     }
     require_request(NewVm, wanted, _NAMES)
     with connected(host, f"starting the file server of VM {id_}") as client:
-        added = client.vms.add(**wanted)
+        added = client.vms.add(**wanted, on=on)
     if as_json:
         print_json(added)
     else:

@@ -37,6 +37,7 @@ from uvmshare.daemon.documents import (
     DEFAULT_OWNER,
     NAME,
     REQUESTS,
+    Event,
     EventMessage,
     Finding,
     Health,
@@ -67,9 +68,25 @@ from uvmshare.errors import LimitReached, UvmshareError
 from uvmshare.printable import json_text
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator, Coroutine, Sequence
 
-__all__ = ["make_app"]
+__all__ = [
+    "ACCEPTED",
+    "EVENTS",
+    "FAILURES",
+    "Force",
+    "GuestPath",
+    "OwnerInPath",
+    "OwnerInQuery",
+    "ShareName",
+    "VmName",
+    "Wait",
+    "application",
+    "event_message",
+    "event_stream",
+    "get_openapi",
+    "make_app",
+]
 
 T = TypeVar("T")
 
@@ -104,7 +121,7 @@ Wait = Annotated[
     QueryParameter(description="Whether to answer when it is done. If false: 202 and the operation, which goes on."),
 ]
 
-_FAILURES: Final = {
+FAILURES: Final = {
     status: ResponseSpec(data_container=Problem, description=words, media_type=PROBLEM_TYPE, generate_examples=False)
     for status, words in {
         400: "The request cannot be read.",
@@ -126,9 +143,9 @@ _FAILURES: Final = {
         507: "The host's disk is full.",
     }.items()
 }
-_ACCEPTED: Final = {
+ACCEPTED: Final = {
     202: ResponseSpec(data_container=Operation, description="It goes on.", generate_examples=False),
-    **_FAILURES,
+    **FAILURES,
 }
 
 
@@ -190,19 +207,19 @@ def _operation(running: Running) -> Operation:
 # The routes, in the order of the OpenAPI document.
 
 
-@get("/info", summary="The daemon", responses=_FAILURES)
+@get("/info", summary="The daemon", responses=FAILURES)
 async def get_info(*, service: TheService, who: Who) -> Info:
     """Tell its version, and who you are to it."""
     return service.info(who)
 
 
-@get("/health", summary="Whether it is well", responses=_FAILURES)
+@get("/health", summary="Whether it is well", responses=FAILURES)
 async def get_health(*, service: TheService, who: Who) -> Health:
     """Answer, for monitoring: 200 when the daemon can write down what it does, 503 with the reason when it cannot."""
     return service.health(who)
 
 
-@get("/vms", summary="List VMs", responses=_FAILURES)
+@get("/vms", summary="List VMs", responses=FAILURES)
 async def list_vms(*, service: TheService, who: Who) -> list[Vm]:
     """List the VMs that are yours; to root, all."""
     machines = service.visible(who)
@@ -210,13 +227,13 @@ async def list_vms(*, service: TheService, who: Who) -> list[Vm]:
     return [service.vm(who, machine) for machine in machines]
 
 
-@post("/vms", summary="Add a VM", responses=_ACCEPTED)
+@post("/vms", summary="Add a VM", responses=ACCEPTED)
 async def add_vm(*, service: TheService, who: Who, data: JSONBody[NewVm], wait: Wait = True) -> Vm:
     """Start a file server for a VM, with your rights. The same again changes nothing."""
     return await _answer(service, who, ("add VM", data.id), service.add_vm(who, data), 201, wait=wait, document=data)
 
 
-@get("/vms/{vm:str}", summary="A VM", responses=_FAILURES)
+@get("/vms/{vm:str}", summary="A VM", responses=FAILURES)
 async def get_vm(*, service: TheService, who: Who, vm: VmName) -> Vm:
     """Show one VM."""
     machine = service.find(who, vm)
@@ -224,7 +241,7 @@ async def get_vm(*, service: TheService, who: Who, vm: VmName) -> Vm:
     return service.vm(who, machine)
 
 
-@delete("/vms/{vm:str}", summary="Remove a VM", status_code=200, responses=_ACCEPTED)
+@delete("/vms/{vm:str}", summary="Remove a VM", status_code=200, responses=ACCEPTED)
 async def remove_vm(
     *,
     service: TheService,
@@ -241,7 +258,7 @@ async def remove_vm(
     return await _answer(service, who, ("remove VM", vm), service.remove_vm(who, vm, force=force), 200, wait=wait)
 
 
-@get("/vms/{vm:str}/shares", summary="List shares", responses=_FAILURES)
+@get("/vms/{vm:str}/shares", summary="List shares", responses=FAILURES)
 async def list_shares(*, service: TheService, who: Who, vm: VmName) -> list[Share]:
     """List the shares of a VM that you hold; to root, all."""
     machine = await service.find_ready(who, vm)
@@ -249,7 +266,7 @@ async def list_shares(*, service: TheService, who: Who, vm: VmName) -> list[Shar
     return service.shares.all(who, machine)
 
 
-@post("/vms/{vm:str}/shares", summary="Add a share", responses=_ACCEPTED)
+@post("/vms/{vm:str}/shares", summary="Add a share", responses=ACCEPTED)
 async def add_share(
     *,
     service: TheService,
@@ -265,7 +282,7 @@ async def add_share(
     )
 
 
-@get("/vms/{vm:str}/shares/{share:str}", summary="A share", responses=_FAILURES)
+@get("/vms/{vm:str}/shares/{share:str}", summary="A share", responses=FAILURES)
 async def get_share(*, service: TheService, who: Who, vm: VmName, share: ShareName) -> Share:
     """Show one share."""
     machine = await service.find_ready(who, vm)
@@ -273,7 +290,7 @@ async def get_share(*, service: TheService, who: Who, vm: VmName, share: ShareNa
     return service.shares.get(who, machine, share)
 
 
-@delete("/vms/{vm:str}/shares/{share:str}", summary="Release a share", status_code=200, responses=_ACCEPTED)
+@delete("/vms/{vm:str}/shares/{share:str}", summary="Release a share", status_code=200, responses=ACCEPTED)
 async def release_share(
     *,
     service: TheService,
@@ -296,7 +313,7 @@ async def release_share(
     return await _answer(service, who, ("release share", vm), work, 200, wait=wait)
 
 
-@put("/vms/{vm:str}/shares/{share:str}/leases/{owner:str}", summary="Renew a lease", responses=_FAILURES)
+@put("/vms/{vm:str}/shares/{share:str}/leases/{owner:str}", summary="Renew a lease", responses=FAILURES)
 async def renew_lease(
     *, service: TheService, who: Who, vm: VmName, share: ShareName, owner: OwnerInPath, data: JSONBody[Renewal]
 ) -> Renewed:
@@ -306,7 +323,7 @@ async def renew_lease(
     return Renewed(leases=service.shares.renew(machine, share, f"{who.uid}/{owner}", data.lease))
 
 
-@get("/vms/{vm:str}/mounts", summary="List mounts", responses=_FAILURES)
+@get("/vms/{vm:str}/mounts", summary="List mounts", responses=FAILURES)
 async def list_mounts(*, service: TheService, who: Who, vm: VmName) -> list[Mount]:
     """List the mounts in a VM's guest that you hold; to root, all."""
     machine = await service.find_ready(who, vm)
@@ -314,7 +331,7 @@ async def list_mounts(*, service: TheService, who: Who, vm: VmName) -> list[Moun
     return service.mounts.all(who, machine)
 
 
-@post("/vms/{vm:str}/mounts", summary="Map a directory", responses=_ACCEPTED)
+@post("/vms/{vm:str}/mounts", summary="Map a directory", responses=ACCEPTED)
 async def map_directory(
     *, service: TheService, who: Who, vm: VmName, data: JSONBody[NewMount], wait: Wait = True
 ) -> Mount:
@@ -325,7 +342,7 @@ async def map_directory(
     )
 
 
-@delete("/vms/{vm:str}/mounts", summary="Unmap a directory", status_code=200, responses=_ACCEPTED)
+@delete("/vms/{vm:str}/mounts", summary="Unmap a directory", status_code=200, responses=ACCEPTED)
 async def unmap_directory(
     *,
     service: TheService,
@@ -350,7 +367,7 @@ async def unmap_directory(
     return await _answer(service, who, ("unmap", vm), work, 200, wait=wait)
 
 
-@get("/vms/{vm:str}/stats", summary="What a guest does", responses=_FAILURES)
+@get("/vms/{vm:str}/stats", summary="What a guest does", responses=FAILURES)
 async def get_stats(*, service: TheService, who: Who, vm: VmName) -> list[Stats]:
     """Tell operations, bytes, errors and latency of each share that you hold, since its connections began."""
     return await service.stats(who, await service.find_ready(who, vm))
@@ -362,19 +379,19 @@ async def get_metrics(*, service: TheService, who: Who) -> Response[bytes]:
     return Response(await metrics.render(service, who), media_type=metrics.CONTENT_TYPE)
 
 
-@get("/vms/{vm:str}/doctor", summary="Look at a guest", responses=_FAILURES)
+@get("/vms/{vm:str}/doctor", summary="Look at a guest", responses=FAILURES)
 async def examine_guest(*, service: TheService, who: Who, vm: VmName) -> list[Finding]:
     """Ask the guest's agent what the guest can and cannot do, and say what that breaks and what to do."""
     return await service.examine_guest(who, await service.find_ready(who, vm))
 
 
-@put("/leases/{owner:str}", summary="Renew all leases of an owner", responses=_FAILURES)
+@put("/leases/{owner:str}", summary="Renew all leases of an owner", responses=FAILURES)
 async def renew_leases(*, service: TheService, who: Who, owner: OwnerInPath, data: JSONBody[Renewal]) -> Renewed:
     """Let every lease of one owner run afresh, in all VMs: one request is a program's sign of life."""
     return Renewed(leases=service.leases.renew_all(f"{who.uid}/{owner}", data.lease))
 
 
-@delete("/owners/{owner:str}", summary="Release an owner", status_code=200, responses=_ACCEPTED)
+@delete("/owners/{owner:str}", summary="Release an owner", status_code=200, responses=ACCEPTED)
 async def release_owner(
     *,
     service: TheService,
@@ -391,13 +408,13 @@ async def release_owner(
     return await _answer(service, who, ("release owner", "*"), work, 200, wait=wait)
 
 
-@get("/operations", summary="List operations", responses=_FAILURES)
+@get("/operations", summary="List operations", responses=FAILURES)
 async def list_operations(*, service: TheService, who: Who) -> list[Operation]:
     """List what you asked for and was not waited for, oldest first, and the last that ended."""
     return [_operation(running) for running in service.operations.list(who.uid)]
 
 
-@get("/operations/{operation:str}", summary="An operation", responses=_FAILURES)
+@get("/operations/{operation:str}", summary="An operation", responses=FAILURES)
 async def get_operation(*, service: TheService, who: Who, operation: OperationId, wait: Wait = False) -> Operation:
     """Show what became of an operation; with wait, when it has ended."""
     running = service.operations.find(operation, who.uid)
@@ -406,18 +423,18 @@ async def get_operation(*, service: TheService, who: Who, operation: OperationId
     return _operation(running)
 
 
-_EVENTS = {
+EVENTS = {
     200: ResponseSpec(
         data_container=EventMessage,
         description="Server-sent events. The data of each is JSON: id, time, kind, vm, share, owner, detail.",
         generate_examples=False,
         media_type="text/event-stream",
     ),
-    **_FAILURES,
+    **FAILURES,
 }
 
 
-@get("/events", summary="Follow events", responses=_EVENTS, media_type="text/event-stream")
+@get("/events", summary="Follow events", responses=EVENTS, media_type="text/event-stream")
 async def follow_events(
     *,
     service: TheService,
@@ -442,10 +459,20 @@ async def follow_events(
                 yield b"event: missed\ndata: {}\n\n"
                 continue
             event = service.events.document(happening, name_for(who, (happening.vm_uid, happening.vm)))
-            data = json_text(event).encode()  # one line, whatever is in it
-            yield b"id: %b\nevent: %b\ndata: %b\n\n" % (event.id.encode(), event.kind.encode(), data)
+            yield event_message(event)
 
-    return Stream(messages(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    return event_stream(messages())
+
+
+def event_message(event: Event) -> bytes:
+    """Return an event as it is in the stream."""
+    data = json_text(event).encode()  # one line, whatever is in it
+    return b"id: %b\nevent: %b\ndata: %b\n\n" % (event.id.encode(), event.kind.encode(), data)
+
+
+def event_stream(messages: AsyncIterator[bytes]) -> Response[Any]:
+    """Return the answer that such messages are."""
+    return Stream(messages, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
 @get("/openapi.json", include_in_schema=False, media_type="application/vnd.oai.openapi+json")
@@ -507,8 +534,8 @@ def _words(request: Request[Any, Any, Any], error: HTTPException) -> str:
     return words_of(found) if found else words_of([("", error.detail)])
 
 
-def make_app(service: Service, log: Any) -> Litestar:
-    """Return the ASGI application over a service."""
+def make_app(service: Service, log: Any, more: Sequence[Any] = ()) -> Litestar:
+    """Return the ASGI application over a service; `more` are routes of what is beside it."""
     routes = Router(
         "/v1",
         route_handlers=[
@@ -536,19 +563,25 @@ def make_app(service: Service, log: Any) -> Litestar:
             get_openapi,
         ],
     )
+    dependencies = {
+        "service": Provide(lambda: service, sync_to_thread=False),
+        "who": Provide(_who, sync_to_thread=False),
+    }
+    return application([routes, get_metrics, *more], dependencies, log, description=_DESCRIPTION)
+
+
+def application(routes: list[Any], dependencies: dict[str, Provide], log: Any, *, description: str) -> Litestar:
+    """Return an ASGI application whose errors are problem documents, and which describes itself."""
     app = Litestar(
-        [routes, get_metrics],
-        dependencies={
-            "service": Provide(lambda: service, sync_to_thread=False),
-            "who": Provide(_who, sync_to_thread=False),
-        },
+        routes,
+        dependencies=dependencies,
         exception_handlers={Exception: _on_error},
         request_max_body_size=MAX_BODY,
         request_class=_Request,
         openapi_config=OpenAPIConfig(
             title="uvmshare",
             version="1",
-            description=_DESCRIPTION,
+            description=description,
             render_plugins=[],
             use_handler_docstrings=True,
         ),

@@ -22,6 +22,7 @@ import httpx
 from uvmshare import arguments
 from uvmshare.daemon import client_calls
 from uvmshare.daemon.client_calls import default_host
+from uvmshare.daemon.client_gates import AsyncGateTransport, GateTransport, tls_context
 from uvmshare.daemon.client_holding import (
     LEASE,
     HeldDocument,
@@ -33,19 +34,21 @@ from uvmshare.daemon.client_holding import (
 )
 from uvmshare.daemon.client_methods import (
     Asked,
+    AsyncHosts,
     AsyncMounts,
     AsyncOperations,
     AsyncOwners,
     AsyncShares,
     AsyncVms,
     Awaited,
+    ClientHosts,
     ClientMounts,
     ClientOperations,
     ClientOwners,
     ClientShares,
     ClientVms,
 )
-from uvmshare.daemon.client_socket import transport
+from uvmshare.daemon.client_socket import transport as unix_transport
 from uvmshare.errors import DaemonError, InvalidOptions, UvmshareError
 from uvmshare.process import require_process
 
@@ -72,6 +75,7 @@ class _Connection:
     def __init__(self, host: str | None, timeout: float) -> None:
         self.host = client_calls.require_host(host)
         self._path = self.host.removeprefix("unix:")
+        self._gates = client_calls.gates_of(self.host) if self.host.startswith("https:") else ()
         self._timeout = arguments.seconds("timeout", timeout)
         self._is_closed = False
         self._process = os.getpid()
@@ -81,13 +85,15 @@ class _Connection:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        path = self._path
+        path, what = self._path, "gate" if self._gates else "daemon"
         if self._is_closed:
             msg = f"{self!r} asks nothing any more: make a new one"
             raise DaemonError(msg)
         require_process(self, self._process)
         nobody = f"no daemon answers at {path}: start one (uvmshare daemon), or name another with --host unix:PATH"
-        if not os.path.exists(path):
+        if self._gates:
+            nobody = f"no gate of the fleet answers at {path}"
+        elif not os.path.exists(path):
             raise DaemonError(nobody)
         try:
             yield
@@ -95,15 +101,19 @@ class _Connection:
             if "Permission" in str(error):
                 msg = f"{path}: you may not connect to the daemon: join the group of that socket, or start your own"
                 raise DaemonError(msg) from error
+            if self._gates:
+                nobody += f" ({error}): start one (uvmshare gate), or name another with --host https://NAME:PORT"
             raise DaemonError(nobody) from error
         except httpx.TimeoutException as error:
-            msg = f"{path}: the daemon gave no answer in time: what was asked may be done or not; see `uvmshare events`"
+            msg = f"{path}: the {what} gave no answer in time: what was asked may be done or not; see `uvmshare events`"
             raise DaemonError(msg) from error
         except httpx.InvalidURL as error:
             msg = f"{path}: a name in the request is too long, or holds what no name does: give another"
             raise InvalidOptions(msg) from error
         except httpx.HTTPError as error:
-            msg = f"{path}: the daemon went away meanwhile: what was asked may be done or not; ask again"
+            msg = f"{path}: the {what} went away meanwhile: what was asked may be done or not; ask again"
+            if self._gates:
+                msg = f"{path}: the gate took no request, or went away ({error}): is the certificate one of its fleet?"
             raise DaemonError(msg) from error
 
     @staticmethod
@@ -122,20 +132,25 @@ class _Connection:
 class Client(_Connection):
     """The daemon, for programs that wait for its answers; from any number of threads.
 
-    `host` is ``unix:PATH``, the daemon's socket; by default UVMSHARE_HOST, the user's own daemon or the system's. After
-    `timeout` seconds without an answer a request raises `DaemonError`.
+    `host` is ``unix:PATH``, the daemon's socket; by default UVMSHARE_HOST, the user's own daemon or the system's. Or
+    it is
+    a gate of a fleet, ``https://NAME:PORT``, or several with commas, tried in order; `certificate` is then the file
+    with the caller's certificate, by default UVMSHARE_CERT. After `timeout` seconds without an answer a request raises
+    `DaemonError`.
 
     Methods raise what the daemon said, as the same class that the library raises (`NotThere`, `InvalidOptions`,
     `OutcomeUnknown` ...), and `DaemonError` when there is no daemon. Arguments that cannot be are refused before
     anything is sent.
     """
 
-    def __init__(self, host: str | None = None, *, timeout: float = _SECONDS) -> None:
+    def __init__(self, host: str | None = None, *, timeout: float = _SECONDS, certificate: str | None = None) -> None:
         super().__init__(host, timeout)
-        self._http = httpx.Client(
-            transport=transport(self._path), base_url="http://uvmshare", timeout=timeout, trust_env=False
-        )
+        transport: httpx.BaseTransport
+        transport = GateTransport(self._gates, tls_context(certificate)) if self._gates else unix_transport(self._path)
+        base = self._gates[0] if self._gates else "http://uvmshare"
+        self._http = httpx.Client(transport=transport, base_url=base, timeout=timeout, trust_env=False)
         self.vms = ClientVms(self)
+        self.hosts = ClientHosts(self)
         self.shares = ClientShares(self)
         self.mounts = ClientMounts(self)
         self.owners = ClientOwners(self)
@@ -143,6 +158,8 @@ class Client(_Connection):
 
     info = Asked(client_calls.info)
     health = Asked(client_calls.health)
+    following = Asked(client_calls.following)
+    accept_fleet = Asked(client_calls.accept_fleet)
 
     def __enter__(self) -> Self:
         return self
@@ -279,12 +296,17 @@ class Client(_Connection):
 class AsyncClient(_Connection):
     """The daemon, for programs with an event loop: as `Client`, whose methods are awaited here. One event loop."""
 
-    def __init__(self, host: str | None = None, *, timeout: float = _SECONDS) -> None:
+    def __init__(self, host: str | None = None, *, timeout: float = _SECONDS, certificate: str | None = None) -> None:
         super().__init__(host, timeout)
-        # Nothing of TLS or of a proxy is on a unix socket, as for `Client`.
-        unix = httpx.AsyncHTTPTransport(uds=self._path, verify=False, trust_env=False)
-        self._http = httpx.AsyncClient(transport=unix, base_url="http://uvmshare", timeout=timeout, trust_env=False)
+        transport: httpx.AsyncBaseTransport
+        if self._gates:
+            transport = AsyncGateTransport(self._gates, tls_context(certificate))
+        else:
+            transport = httpx.AsyncHTTPTransport(uds=self._path, verify=False, trust_env=False)  # as for `Client`
+        base = self._gates[0] if self._gates else "http://uvmshare"
+        self._http = httpx.AsyncClient(transport=transport, base_url=base, timeout=timeout, trust_env=False)
         self.vms = AsyncVms(self)
+        self.hosts = AsyncHosts(self)
         self.shares = AsyncShares(self)
         self.mounts = AsyncMounts(self)
         self.owners = AsyncOwners(self)
@@ -292,6 +314,8 @@ class AsyncClient(_Connection):
 
     info = Awaited(client_calls.info)
     health = Awaited(client_calls.health)
+    following = Awaited(client_calls.following)
+    accept_fleet = Awaited(client_calls.accept_fleet)
 
     async def __aenter__(self) -> Self:
         return self

@@ -7,6 +7,7 @@ answer is read. What must not: a connection (`client`), or what a call does.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -23,17 +24,21 @@ from uvmshare.daemon.documents import (
     SECRETS,
     Event,
     Finding,
+    Following,
     Health,
+    Host,
     Info,
     Mount,
     NewMount,
     NewShare,
     NewVm,
     Operation,
+    PlacedVm,
     Problem,
     Released,
     ReleasedOwner,
     Removed,
+    RemovedHost,
     Renewal,
     Renewed,
     Share,
@@ -57,6 +62,7 @@ __all__ = [
     "Call",
     "EventLines",
     "Unreadable",
+    "accept_fleet",
     "add_share",
     "add_vm",
     "begin_add_share",
@@ -65,9 +71,12 @@ __all__ = [
     "encoded",
     "events",
     "examine_guest",
+    "following",
+    "gates_of",
     "get_share",
     "get_vm",
     "info",
+    "list_hosts",
     "list_mounts",
     "list_operations",
     "list_shares",
@@ -78,6 +87,7 @@ __all__ = [
     "read",
     "release_owner",
     "release_share",
+    "remove_host",
     "remove_vm",
     "renew",
     "require_host",
@@ -89,6 +99,7 @@ __all__ = [
 T = TypeVar("T")
 
 _SYSTEM: Final = "/run/uvmshare/uvmshare.sock"
+_GATE: Final = re.compile(r"https://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _LONGEST_LEASE: Final = 31_536_000.0
 
 
@@ -114,20 +125,32 @@ def default_host() -> str:
 
 
 def require_host(host: str | None) -> str:
-    """Return the address of the daemon's socket, or of the usual one.
+    """Return the address of the daemon's socket, or of the usual one, or of a fleet's gates.
 
     Raises `DaemonError` for what is none, and `UnsupportedPlatform` where there are no unix sockets.
     """
-    if sys.platform == "win32":
-        msg = "the daemon runs on Linux, and its clients reach it there, by its unix socket"
-        raise UnsupportedPlatform(msg)
     if host is not None and not isinstance(host, str):
         arguments.refuse_type("host", host, "unix:PATH, the socket of the daemon")
     host = host or default_host()
+    if host.startswith("https:"):
+        return ",".join(gates_of(host))
+    if sys.platform == "win32":
+        msg = "the daemon runs on Linux, and its clients reach it there, by its unix socket"
+        raise UnsupportedPlatform(msg)
     if not host.startswith("unix:") or host == "unix:" or "\0" in host:
         msg = f"host {host!r}: the daemon is reached on a unix socket: write unix:PATH"
         raise DaemonError(msg)
     return host
+
+
+def gates_of(host: str) -> tuple[str, ...]:
+    """Return the addresses of a fleet's gates, in the order in which they are tried. Raises `DaemonError`."""
+    found = tuple(each.strip().rstrip("/") for each in host.split(","))
+    for each in found:
+        if not _GATE.fullmatch(each):
+            msg = f"host {host!r}: {each!r} is no gate of a fleet: write https://NAME:PORT, several with commas"
+            raise DaemonError(msg)
+    return found
 
 
 # What answers are made of
@@ -258,8 +281,12 @@ def add_vm(
     agent: str | None = None,
     agent_dials: bool = False,
     agent_token: str | None = None,
+    on: str | None = None,
 ) -> Call[Vm]:
-    """Add a VM, and return it when its file server listens. The arguments are those of `NewVm`."""
+    """Add a VM, and return it when its file server listens. The arguments are those of `NewVm`.
+
+    `on` is the host of the fleet where it runs, which a fleet's gate needs.
+    """
     arguments.one_of("security_model", security_model, SecurityModel)
     arguments.one_of("links", links, Links)
     if agent_token is not None:
@@ -280,7 +307,9 @@ def add_vm(
         "agent_dials": agent_dials,
         "agent_token": agent_token,
     }
-    return Call("POST", "/v1/vms", Vm, _document(NewVm, wanted))
+    if on is None:
+        return Call("POST", "/v1/vms", Vm, _document(NewVm, wanted))
+    return Call("POST", "/v1/vms", Vm, _document(PlacedVm, {**wanted, "on": on}))
 
 
 def remove_vm(vm: str, *, force: bool = False) -> Call[Removed]:
@@ -464,6 +493,26 @@ def operation(operation: str, *, wait: bool = False) -> Call[Operation]:
     """Return what became of an operation; with `wait`, when it has ended."""
     path = f"/v1/operations/{_name('operation', operation)}"
     return Call("GET", path, Operation, query=_query(wait=arguments.flag("wait", wait)))
+
+
+def list_hosts() -> Call[list[Host]]:
+    """Return the hosts of a fleet, and how many of your VMs each has."""
+    return Call("GET", "/v1/hosts", list[Host])
+
+
+def following() -> Call[Following]:
+    """Return how this host follows its fleet. Raises `NotThere` of a daemon that follows none."""
+    return Call("GET", "/v1/fleet", Following)
+
+
+def accept_fleet() -> Call[Following]:
+    """Have this host follow the etcd that is there now, although it is another one or an older state. For root."""
+    return Call("POST", "/v1/fleet/accept", Following)
+
+
+def remove_host(host: str) -> Call[RemovedHost]:
+    """Take a host that is lost out of its fleet, and return which VMs went with it. Raises `StillInUse` if it lives."""
+    return Call("DELETE", f"/v1/hosts/{_name('host', host)}", RemovedHost)
 
 
 def events(since: str | None, *, follow: bool) -> Call[None]:

@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Asked",
+    "AsyncHosts",
     "AsyncMounts",
     "AsyncOperations",
     "AsyncOwners",
     "AsyncShares",
     "AsyncVms",
     "Awaited",
+    "ClientHosts",
     "ClientMounts",
     "ClientOperations",
     "ClientOwners",
@@ -160,6 +162,20 @@ class ClientOperations(_Group["Client"]):
 
     __call__ = Asked(client_calls.list_operations)
     get = Asked(client_calls.operation)
+
+
+class ClientHosts(_Group["Client"]):
+    """Hosts of a fleet; called, it lists them."""
+
+    __call__ = Asked(client_calls.list_hosts)
+    remove = Asked(client_calls.remove_host)
+
+
+class AsyncHosts(_Group["AsyncClient"]):
+    """Hosts of a fleet; called, it lists them."""
+
+    __call__ = Awaited(client_calls.list_hosts)
+    remove = Awaited(client_calls.remove_host)
 
 
 class AsyncVms(_Group["AsyncClient"]):

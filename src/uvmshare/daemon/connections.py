@@ -27,10 +27,7 @@ from uvmshare.daemon.problems import PROBLEM_TYPE, Refused, problem_of
 from uvmshare.errors import AccessDenied
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
-
-    from uvmshare.daemon.identity import Identity
 
 __all__ = [
     "MAX_BODY",
@@ -207,7 +204,8 @@ class ClientConnection(H11Protocol):
         super().__init__(*args, **more)
         self._messages = _Messages(self._answer_refusal)
         self.conn = self._messages
-        self._peer: Identity | None = None
+        self._peer: Any = None
+        """An `Identity`, unless a subclass identifies otherwise."""
         self._account: int | str = -1
         self._user = _User()
         self._held = 0
@@ -222,7 +220,7 @@ class ClientConnection(H11Protocol):
         """Learn whose it is, and cut one that is too many."""
         super().connection_made(transport)
         try:
-            peer = self.identify(transport.get_extra_info("socket"))
+            peer = self.identify(transport)
         except AccessDenied as error:
             self._log("connection.refused", reason=str(error))
             transport.abort()
@@ -231,7 +229,7 @@ class ClientConnection(H11Protocol):
             self._log("connection.unidentified", reason=str(error))
             transport.abort()
             return
-        self._peer, self._account = peer, whose_subordinate(peer.uid) or peer.uid
+        self._peer, self._account = peer, self.account_of(peer)
         self._user = self.users[self._account]
         self._user.connections += 1
         if self._user.connections > USER_CONNECTIONS and self._is_limited:
@@ -239,7 +237,8 @@ class ClientConnection(H11Protocol):
             transport.abort()
             return
         # Told of every byte that waits, so that the time which it waits can be bounded.
-        transport.set_write_buffer_limits(high=0)
+        # With TLS, a limit is what is too much already (asyncio.sslproto), and 0 would be so for ever.
+        transport.set_write_buffer_limits(high=0 if transport.get_extra_info("ssl_object") is None else 1)
         inner = self.app
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -248,9 +247,16 @@ class ClientConnection(H11Protocol):
         self.app = app
         self._watch_reading()
 
-    def identify(self, connection: socket.socket) -> Identity:
-        """Return who is at the other end. Raises `OSError` when nobody knows, `AccessDenied` for one who may not."""
-        return peer_of(connection)
+    def identify(self, transport: asyncio.Transport) -> Any:
+        """Return who is at the other end: what the application finds in the scope as `PEER`.
+
+        Raises `OSError` when nobody knows, `AccessDenied` for one who may not.
+        """
+        return peer_of(transport.get_extra_info("socket"))
+
+    def account_of(self, peer: Any) -> int | str:
+        """Return whose connections are counted together with this one."""
+        return whose_subordinate(peer.uid) or int(peer.uid)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give back what it had of its user."""
@@ -335,7 +341,8 @@ class ClientConnection(H11Protocol):
             self.transport.write(self.conn.send(h11.Data(data=body)) or b"")
         # What the client still sends is read and thrown away, else the kernel would take the answer from it.
         self.flow.resume_reading()
-        self.transport.write_eof()
+        if self.transport.can_write_eof():  # TLS cannot
+            self.transport.write_eof()
         self._lingering = self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
 
     # Answers
@@ -364,13 +371,13 @@ class ClientConnection(H11Protocol):
     # Whose
 
     @property
-    def uid(self) -> int | None:
+    def uid(self) -> int | str | None:
         """Who opened it."""
-        return None if self._peer is None else self._peer.uid
+        return None if self._peer is None else int(self._peer.uid)
 
     @property
     def _is_limited(self) -> bool:
-        return self._peer is not None and not self._peer.is_root
+        return self._peer is not None and not bool(self._peer.is_root)
 
     def _note_held(self, size: int) -> None:
         self._user.held += size - self._held

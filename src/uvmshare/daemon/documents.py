@@ -26,7 +26,9 @@ __all__ = [
     "Event",
     "EventMessage",
     "Finding",
+    "Following",
     "Health",
+    "Host",
     "Info",
     "Mount",
     "NewMount",
@@ -34,11 +36,13 @@ __all__ = [
     "NewVm",
     "Operation",
     "OwnerName",
+    "PlacedVm",
     "Problem",
     "Reference",
     "Released",
     "ReleasedOwner",
     "Removed",
+    "RemovedHost",
     "Renewal",
     "Renewed",
     "Share",
@@ -108,6 +112,7 @@ MappedOwner = Annotated[
         description="HOST:GUEST, each UID or UID/GID: files of that owner of the host, or of 'all', are the guest's.",
     ),
 ]
+HostName = Annotated[str, msgspec.Meta(min_length=1, max_length=63, description="A host of the fleet.")]
 AddressText = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
 Uid = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFE)]
 LimitName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -184,16 +189,23 @@ class NewVm(_Request, frozen=True):
     """The secret that the agent was started with, if it was. Never told to anybody."""
 
 
-class Vm(_Answer, frozen=True):
+class PlacedVm(NewVm, frozen=True, kw_only=True):
+    """A VM that is to get shares, and the host of the fleet where it runs."""
+
+    on: HostName
+
+
+class Vm(_Answer, frozen=True, omit_defaults=True):
     """A VM that the daemon knows."""
 
     id: str
     """As the one who asks has to name it: to root, other users' VMs are UID:ID."""
     uid: int
     """The user of the host to whom it belongs."""
-    state: Literal["finding", "running", "failed", "gone"]
+    state: Literal["finding", "running", "failed", "gone", "lost"]
     """Of its file server: it is looked for since the daemon was started, and what the VM has is not known yet; it
-    serves, or is being started again; it cannot be found or started, and is tried again; somebody ended it."""
+    serves, or is being started again; it cannot be found or started, and is tried again; somebody ended it; in a fleet,
+    its host is not heard of, and the rest is what was known last."""
     error: str | None
     """Why it is not running."""
     listen: tuple[str, ...]
@@ -223,6 +235,10 @@ class Vm(_Answer, frozen=True):
     """How many mounts in its guest the one who asks can see."""
     notes: tuple[str, ...]
     """Why no guest can reach an address of it as the host is now, and what to do; empty when none is known to be so."""
+    host: str | None = None
+    """In a fleet: which host has it."""
+    epoch: int | None = None
+    """In a fleet: counts the hosts that it was on."""
 
 
 class Removed(_Answer, frozen=True):
@@ -491,6 +507,45 @@ class Info(_Answer, frozen=True):
     """The uid that the daemon takes you for."""
     notes: tuple[str, ...]
     """What the host's kernel lacks to confine file servers fully."""
+
+
+class Host(_Answer, frozen=True):
+    """A host of a fleet."""
+
+    name: str
+    state: Literal["alive", "lost"]
+    """Whether it is heard of."""
+    version: str | None
+    """Of its daemon; null while it is lost."""
+    since: datetime | None
+    """Since when its daemon runs; null while it is lost."""
+    vms: int
+    """How many VMs on it the one who asks can see."""
+    notes: tuple[str, ...]
+    """What its kernel lacks to confine file servers fully."""
+
+
+class RemovedHost(_Answer, frozen=True):
+    """What the removal of a host from its fleet came to."""
+
+    vms: tuple[str, ...]
+    """Which VMs went with it."""
+
+
+class Following(_Answer, frozen=True):
+    """How a host follows its fleet."""
+
+    host: str
+    """Its name there."""
+    fleet: str
+    tenants: tuple[str, ...]
+    """Whom it serves."""
+    revision: int | None
+    """The revision of etcd that it has seen; null before the first."""
+    error: str | None
+    """Why it does not follow now; null while it does."""
+    held_back: bool
+    """Whether it waits for root to accept another etcd, or an older state of it."""
 
 
 class Health(_Answer, frozen=True):

@@ -130,7 +130,7 @@ class Places:
 
     def run_dir_at(self, record: VmRecord) -> str:
         """Return where the run directory of a VM's file server is, if there is one."""
-        return os.path.join(self.run_dir, "vms", str(record.identity.uid), record.wanted.id)
+        return os.path.join(self.run_dir, "vms", str(record.identity.uid), record.id)
 
     def group_of(self, record: VmRecord) -> Group | None:
         """Return the group of a VM's processes, made with its limits. Raises `FileServerError`."""
@@ -144,7 +144,7 @@ class Places:
 
     def log_of(self, record: VmRecord) -> str:
         """Return the log of a VM's file server: in a directory of the daemon's, which opens it."""
-        return os.path.join(self.run_dir, "log", f"{record.identity.uid}-{record.wanted.id}.log")
+        return os.path.join(self.run_dir, "log", f"{record.identity.uid}-{record.id}.log")
 
 
 class Machine:
@@ -193,6 +193,8 @@ class Machine:
         self.mounts: MountManager | None = None
         """None without an agent in the guest."""
         self.agent: AgentClient | None = None
+        self.fleet_below: tuple[str, ...] = ()
+        """Below which directories the fleet may share here (`uvmshare.daemon.shares.options_of`)."""
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -251,7 +253,7 @@ class Machine:
             async with asyncio.timeout(_COUNT_SECONDS):
                 return await self._server.status(counters=counters)
         except TimeoutError as error:
-            msg = f"the file server of VM {self.record.wanted.id!r} gave no answer within {_COUNT_SECONDS:g} s"
+            msg = f"the file server of VM {self.record.id!r} gave no answer within {_COUNT_SECONDS:g} s"
             raise OutcomeUnknown(msg) from error
 
     def left_by(self, share: str) -> tuple[str, ...]:
@@ -261,7 +263,7 @@ class Machine:
     def require(self) -> Manager:
         """Return the Manager. Raises `FileServerError` with the reason when there is no file server."""
         if self.manager is None:
-            msg = f"VM {self.record.wanted.id!r} has no file server: {self.error}; remove the VM and add it again"
+            msg = f"VM {self.record.id!r} has no file server: {self.error}; remove the VM and add it again"
             raise FileServerError(msg)
         return self.manager
 
@@ -269,7 +271,7 @@ class Machine:
         """Return the MountManager. Raises `InvalidState` for a VM without an agent, and as `require` does."""
         self.require()
         if self.mounts is None:
-            msg = f"VM {self.record.wanted.id!r} has no agent: add it with the address of one (uvmshare guest agent)"
+            msg = f"VM {self.record.id!r} has no agent: add it with the address of one (uvmshare guest agent)"
             raise InvalidState(msg)
         return self.mounts
 
@@ -281,7 +283,7 @@ class Machine:
             async with asyncio.timeout(seconds):
                 await self.tried.wait()
         except TimeoutError as error:
-            msg = f"VM {self.record.wanted.id!r} is still being found since the daemon was started: ask again later"
+            msg = f"VM {self.record.id!r} is still being found since the daemon was started: ask again later"
             raise InvalidState(msg) from error
 
     async def add(self) -> None:
@@ -383,7 +385,7 @@ class Machine:
     async def _start_server(self) -> FileServer:
         wanted = self.record.wanted
         if wanted.compute_system is not None:
-            raise UnsupportedPlatform(_COMPUTE_SYSTEMS.format(id=wanted.id, system=wanted.compute_system))
+            raise UnsupportedPlatform(_COMPUTE_SYSTEMS.format(id=self.record.id, system=wanted.compute_system))
         limits = Limits.of(wanted.limits)
         try:
             return await FileServer(
@@ -403,7 +405,7 @@ class Machine:
                 run=self._as_user,
             ).start()
         except OSError as error:
-            msg = f"the file server of VM {wanted.id} cannot be started: {error}"
+            msg = f"the file server of VM {self.record.id} cannot be started: {error}"
             raise FileServerError(msg) from error
 
     async def _take(self, server: FileServer, *, vm_is_new: bool, take_out_unknown: bool = False) -> None:
@@ -413,7 +415,7 @@ class Machine:
         hold shares of it yet.
         """
         manager = Manager(
-            TracedFileServer(server, f"{self.record.identity.uid}:{self.record.wanted.id}"),
+            TracedFileServer(server, f"{self.record.identity.uid}:{self.record.id}"),
             journal=self._journal,
             no_writable_file_shares=self.record.wanted.read_only,
         )
@@ -467,7 +469,7 @@ class Machine:
                 where, users, has_token=wanted.agent_token is not None, mode=int(wanted.socket_mode, 8), run=run
             )
         except OSError as error:
-            msg = f"cannot listen on {where} for the agent of VM {wanted.id!r}: {error.strerror or error}"
+            msg = f"cannot listen on {where} for the agent of VM {self.record.id!r}: {error.strerror or error}"
             raise FileServerError(msg) from error
 
     def _note_takeover(self, status: control.Reply) -> None:

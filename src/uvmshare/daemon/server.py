@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
 import uvicorn
@@ -32,12 +32,12 @@ from uvmshare.linux.notify import notify
 from uvmshare.sqlite_journal import SqliteJournal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
     from types import FrameType
 
     from uvmshare.hostfiles import SocketFile
 
-__all__ = ["Daemon", "Settings", "default_run_dir", "default_state_dir", "serve"]
+__all__ = ["Beside", "Daemon", "Settings", "SignalledServer", "default_run_dir", "default_state_dir", "serve"]
 
 _BACKLOG: Final = 1024
 
@@ -86,7 +86,7 @@ def default_state_dir() -> str:
     return os.path.join(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "uvmshare")
 
 
-class _Server(uvicorn.Server):
+class SignalledServer(uvicorn.Server):
     """uvicorn's server, which tells when it answers, and first of all when it ends."""
 
     def __init__(self, config: uvicorn.Config, *, started: Callable[[], None], ending: Callable[[], None]) -> None:
@@ -115,10 +115,12 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer."""
         await super().startup(sockets)
         self._tell_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End."""
         self._tell_ending()
         await super().shutdown(sockets)
 
@@ -136,14 +138,45 @@ class Daemon:
         self._server.should_exit = True
 
 
+class Beside(Protocol):
+    """What runs beside a daemon, in its process."""
+
+    def running(self, service: Service, store: DaemonStore) -> contextlib.AbstractAsyncContextManager[None]:
+        """Run for the length of the block, while the daemon answers."""
+        ...
+
+    def routes(self) -> list[Any]:
+        """Return what is answered on the daemon's socket beside its own."""
+        ...
+
+
+class _Nothing:
+    """Nothing beside the daemon."""
+
+    @contextlib.asynccontextmanager
+    async def running(self, service: Service, store: DaemonStore) -> AsyncIterator[None]:
+        """Run nothing."""
+        del service, store
+        yield
+
+    def routes(self) -> list[Any]:
+        """Return none."""
+        return []
+
+
 async def serve(
-    settings: Settings, *, ready: Callable[[Daemon], None] = lambda _: None, clock: Callable[[], float] = time.monotonic
+    settings: Settings,
+    *,
+    ready: Callable[[Daemon], None] = lambda _: None,
+    clock: Callable[[], float] = time.monotonic,
+    beside: Beside | None = None,
 ) -> bool:
     """Be the daemon until SIGINT or SIGTERM; say whether it was SIGINT. VMs go on, for the next daemon to find.
 
-    `ready` is called when requests are answered; `clock` is that of the leases. Raises `DaemonError` when it cannot be
-    started.
+    `ready` is called when requests are answered; `clock` is that of the leases; `beside` runs meanwhile. Raises
+    `DaemonError` when it cannot be started.
     """
+    beside = beside or _Nothing()
     log = structlog.get_logger("uvmshare.daemon")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the usual 1024 are fewer than several users may use
@@ -176,7 +209,7 @@ async def serve(
             service.events.close()
 
         config = configured(
-            make_app(service, log),
+            make_app(service, log, beside.routes()),
             protocol(),
             grace=_GRACE,
             loop="asyncio",
@@ -184,10 +217,11 @@ async def serve(
             callback_notify=_sign_of_life,
             timeout_notify=max(1, int(systemd.watchdog_seconds() or 3600)),
         )
-        server = _Server(config, started=started, ending=ending)
+        server = SignalledServer(config, started=started, ending=ending)
         try:
             await service.start()
-            await server.serve(sockets=[listener])
+            async with beside.running(service, store):
+                await server.serve(sockets=[listener])
         finally:
             await service.stop()
             await cut_late(server)

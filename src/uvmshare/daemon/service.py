@@ -242,9 +242,9 @@ class Service:
 
     def _key(self, who: Identity, name: str) -> VmKey:
         uid, colon, id_ = name.partition(":")
-        if not colon:
+        if not colon or not (uid.isascii() and uid.isdigit()):  # a tenant's name in front is a part of the id
             return (who.uid, name)
-        if uid.isascii() and uid.isdigit() and len(uid) < 11 and (who.is_root or int(uid) == who.uid):
+        if len(uid) < 11 and (who.is_root or int(uid) == who.uid):
             return (int(uid), id_)
         return (-1, "")
 
@@ -280,13 +280,13 @@ class Service:
             notes=machine.reachable.notes,
         )
 
-    async def add_vm(self, who: Identity, wanted: NewVm) -> Vm:
+    async def add_vm(self, who: Identity, wanted: NewVm, *, tenant: str = "") -> Vm:
         """Start a file server for a VM, with the rights of the one who asks; return the VM.
 
-        The same again, word for word, is no mistake and changes nothing. Raises `AlreadyThere`, `LimitReached`, and
-        what starting a file server raises; then nothing is left of it.
+        The same again, word for word, is no mistake and changes nothing. `tenant` is for the fleet's own. Raises
+        `AlreadyThere`, `LimitReached`, and what starting a file server raises; then nothing is left of it.
         """
-        record = VmRecord(who, wanted)
+        record = VmRecord(who, wanted, tenant=tenant)
         there = self.machines.get(record.key)
         if there is not None and there.record.unreadable is None and there.record.wanted == wanted:
             return self.vm(who, there)

@@ -65,13 +65,15 @@ def whose(who: Identity, owner: str, uid: int | None) -> str:
 async def options_of(machine: Machine, wanted: NewShare | NewMount) -> AddOptions:
     """Return the share options that are wanted, looked at with the rights of the VM's user.
 
-    Raises `InvalidOptions`, `OperationDenied`, `HostPathHangs`.
+    What the fleet asks for, which no other owner has a colon for, lies where this host lets it: the path is looked at
+    when no link is left in it, as the file server will open it. Raises `InvalidOptions`, `OperationDenied`,
+    `HostPathHangs`.
     """
     if not os.path.isabs(wanted.path):
         msg = f"{wanted.path}: give an absolute path; the daemon has another working directory than you"
         raise InvalidOptions(msg)
     user = machine.record.identity
-    return await checked_options(
+    options = await checked_options(
         machine.threads,
         user,
         wanted.path,
@@ -80,6 +82,14 @@ async def options_of(machine: Machine, wanted: NewShare | NewMount) -> AddOption
         hide=wanted.hide,
         map_owner=wanted.map_owner,
     )
+    if ":" in wanted.owner and not any(_is_below(options.host_path, top) for top in machine.fleet_below):
+        msg = f"{wanted.path} is not below what this host lets the fleet share: have it added to the host's fleet file"
+        raise OperationDenied(msg)
+    return options
+
+
+def _is_below(path: str, top: str) -> bool:
+    return path == top or path.startswith(top.rstrip("/") + "/")
 
 
 class UserShares:

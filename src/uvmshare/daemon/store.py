@@ -69,11 +69,18 @@ class VmRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     wanted: NewVm
     unreadable: str | None = None
     """Why what was written down of it cannot be used; then its user and its id are all that is known. Never stored."""
+    tenant: str = ""
+    """Whose VM it is in the fleet; empty for this host's own."""
+
+    @property
+    def id(self) -> str:
+        """What its user calls it on this host: a fleet's VM is TENANT:ID. No other id has a colon."""
+        return f"{self.tenant}:{self.wanted.id}" if self.tenant else self.wanted.id
 
     @property
     def key(self) -> VmKey:
         """What the daemon knows it by."""
-        return (self.identity.uid, self.wanted.id)
+        return (self.identity.uid, self.id)
 
 
 class MountRecord(msgspec.Struct, frozen=True):
@@ -230,6 +237,25 @@ class DaemonStore:
             self._db.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
         except sqlite3.Error as error:
             raise self._failed(error) from error
+
+    # Where a host that follows a fleet has got to. The table is made by the first that does: no other file has it.
+
+    def fleet_place(self) -> tuple[int, int] | None:
+        """Return the cluster and the revision that were followed last; None for a host that has followed none."""
+        if not self._read("SELECT 1 FROM sqlite_master WHERE name = 'fleet'"):
+            return None
+        found = self._read("SELECT cluster, revision FROM fleet")
+        return (int(found[0][0]), int(found[0][1])) if found else None
+
+    def put_fleet_place(self, cluster: int, revision: int) -> None:
+        """Remember which cluster is followed, and to which revision."""
+        self._write("CREATE TABLE IF NOT EXISTS fleet (one INTEGER PRIMARY KEY, cluster TEXT, revision INTEGER)", ())
+        self._write("INSERT OR REPLACE INTO fleet VALUES (1, ?, ?)", (str(cluster), revision))
+
+    def drop_fleet_place(self) -> None:
+        """Forget which cluster was followed."""
+        if self.fleet_place() is not None:
+            self._write("DELETE FROM fleet", ())
 
     def vms(self) -> list[VmRecord]:
         """Return every VM. One of which any row cannot be understood says why, and costs no other VM anything."""

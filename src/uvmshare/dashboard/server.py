@@ -106,9 +106,9 @@ def _protocol(users: peers.Allowed, tell: Callable[[str], None]) -> type[ClientC
     told: list[float] = []
 
     class OfDashboard(ClientConnection):
-        def identify(self, connection: socket.socket) -> Identity:
+        def identify(self, transport: asyncio.Transport) -> Identity:
             """See that the kernel knows the other end as one of these users'. All are the page's user then."""
-            peers.require_peer(connection, users)
+            peers.require_peer(transport.get_extra_info("socket"), users)
             return of_process()
 
         @property

@@ -1,0 +1,117 @@
+"""`uvmshare host`: the hosts of a fleet.
+
+What lives here: the commands and their tables. What must not: anything that the client does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from uvmshare.cli.listing import listing_options
+from uvmshare.cli.moments import moment
+from uvmshare.cli.output import note, print_json, say
+from uvmshare.cli.remote import connected, host_option, json_option
+
+if TYPE_CHECKING:
+    from uvmshare.cli.listing import ListForm
+
+__all__ = ["host"]
+
+
+@click.group()
+def host() -> None:
+    """Hosts of a fleet.
+
+    \b
+    Examples:
+      uvmshare host ls
+      uvmshare host rm host-17
+      uvmshare host status
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+
+
+@host.command()
+@host_option
+@listing_options
+def ls(host: str | None, *, listing: ListForm) -> None:
+    """List the hosts of the fleet, through one of its gates.
+
+    A host that is "lost" has not been heard of for ten seconds. Its daemon may have ended, or the host may be down or
+    cut off; what it shares may be served on.
+
+    \b
+    Examples:
+      uvmshare host ls
+      uvmshare host ls --format '{name} {state}'
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+    from uvmshare.daemon.documents import Host  # noqa: PLC0415  --help need not load it
+
+    writer = listing.of(Host, "name", empty="no hosts: uvmshare fleet add-host")
+    with connected(host) as client:
+        found = client.hosts()
+    writer.write(
+        found,
+        ("name", "state", "vms", "version", "since"),
+        lambda each: (
+            *(each.name, each.state, each.vms, each.version or ""),
+            "" if each.since is None else moment(each.since),
+        ),
+    )
+
+
+@host.command()
+@click.argument("name", metavar="HOST")
+@host_option
+def rm(name: str, host: str | None) -> None:
+    """Take a host that is lost out of the fleet, with all its VMs. For administrators of the fleet.
+
+    The names of its VMs are free then. If it comes back, it finds that nothing is wanted of it, and ends them.
+
+    \b
+    Example:
+      uvmshare host rm host-17
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+    with connected(host) as client:
+        removed = client.hosts.remove(name)
+    say(name)
+    for vm in removed.vms:
+        note(f"VM {vm} went with it")
+
+
+@host.command()
+@host_option
+@json_option
+def status(host: str | None, *, as_json: bool) -> None:
+    """Show how this host follows its fleet, by its own daemon.
+
+    \b
+    Example:
+      uvmshare host status
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+    with connected(host) as client:
+        found = client.following()
+    if as_json:
+        print_json(found)
+        return
+    say(f"{found.host} of fleet {found.fleet}")
+    say(f"tenants: {', '.join(found.tenants) or 'none'}")
+    say("revision: " + ("none yet" if found.revision is None else str(found.revision)))
+    say(f"state: {found.error or 'followed'}")
+
+
+@host.command()
+@host_option
+def accept(host: str | None) -> None:
+    """Have this host follow the etcd that is there now, although it is another one or an older state.
+
+    A host never goes back by itself: when etcd was restored from a backup, it changes nothing and waits for this
+    command. It then ends what that state does not want. Typed on the host, as root.
+
+    \b
+    Example:
+      uvmshare host accept
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+    with connected(host) as client:
+        say(client.accept_fleet().host)

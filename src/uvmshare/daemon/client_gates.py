@@ -1,0 +1,115 @@
+"""How clients reach a fleet: one of several gates, over TLS with a certificate of their own.
+
+What lives here: the certificate, and which gate is asked when one does not answer. What must not: what is asked
+(`client_calls`).
+
+A gate keeps nothing, so what one did not answer is asked of the next. Only a release is not asked a second time, once
+it was sent: its second answer would be that nothing was held.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from typing import TYPE_CHECKING, Final
+
+import httpx
+
+from uvmshare.errors import DaemonError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["CERTIFICATE", "AsyncGateTransport", "GateTransport", "tls_context"]
+
+CERTIFICATE: Final = "UVMSHARE_CERT"
+"""The variable that names the file with certificate, key and the fleet's own certificate, in PEM."""
+
+
+def tls_context(certificate: str | None = None) -> ssl.SSLContext:
+    """Return how to speak to gates: as whoever has the certificate in that file. Raises `DaemonError`."""
+    path = certificate or os.environ.get(CERTIFICATE)
+    if not path:
+        msg = f"a fleet is reached with a certificate: set {CERTIFICATE} to the file with yours (docs/fleet.md)"
+        raise DaemonError(msg)
+    try:
+        context = ssl.create_default_context(cafile=path)
+        context.load_cert_chain(path)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        msg = f"{path}: it holds no certificate with its key and the fleet's own: {error}: have one made anew"
+        raise DaemonError(msg) from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return context
+
+
+class _InOrder:
+    """Which gate is asked: the one that answered last, then the others."""
+
+    def __init__(self, gates: Sequence[str]) -> None:
+        self._gates = [httpx.URL(gate) for gate in gates]
+        self._first = 0
+
+    def requests(self, request: httpx.Request) -> Iterator[httpx.Request]:
+        """Give the request as it is sent to each gate."""
+        first = self._first
+        for number in range(len(self._gates)):
+            at = (first + number) % len(self._gates)
+            gate = self._gates[at]
+            request.url = request.url.copy_with(scheme=gate.scheme, host=gate.host, port=gate.port)
+            request.headers["Host"] = gate.netloc.decode("ascii")
+            yield request
+            self._first = (at + 1) % len(self._gates)  # it did not answer
+
+    def may_go_on(self, request: httpx.Request, error: httpx.TransportError) -> bool:
+        """Whether what failed so may be asked of another gate."""
+        return isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) or request.method != "DELETE"
+
+
+class GateTransport(httpx.BaseTransport):
+    """Requests to the first gate that answers."""
+
+    def __init__(self, gates: Sequence[str], context: ssl.SSLContext) -> None:
+        self._order = _InOrder(gates)
+        self._inner = httpx.HTTPTransport(verify=context, trust_env=False)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Ask gates in turn. Raises what the last one came to."""
+        failed: httpx.TransportError | None = None
+        for each in self._order.requests(request):
+            try:
+                return self._inner.handle_request(each)
+            except httpx.TransportError as error:
+                failed = error
+                if not self._order.may_go_on(request, error):
+                    break
+        assert failed is not None, "there is a gate"
+        raise failed
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._inner.close()
+
+
+class AsyncGateTransport(httpx.AsyncBaseTransport):
+    """As `GateTransport`, awaited."""
+
+    def __init__(self, gates: Sequence[str], context: ssl.SSLContext) -> None:
+        self._order = _InOrder(gates)
+        self._inner = httpx.AsyncHTTPTransport(verify=context, trust_env=False)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Ask gates in turn. Raises what the last one came to."""
+        failed: httpx.TransportError | None = None
+        for each in self._order.requests(request):
+            try:
+                return await self._inner.handle_async_request(each)
+            except httpx.TransportError as error:
+                failed = error
+                if not self._order.may_go_on(request, error):
+                    break
+        assert failed is not None, "there is a gate"
+        raise failed
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._inner.aclose()

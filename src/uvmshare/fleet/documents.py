@@ -1,0 +1,174 @@
+"""What is in a fleet's values in etcd: JSON, read and written by gates and hosts of different versions.
+
+What lives here: the documents, and how one is changed without losing what a later version wrote into it. What must not:
+keys (`keys`), or what the documents of the API say: these are kept as they came, and read where they are used.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal, TypeVar
+
+import msgspec
+
+from uvmshare.errors import UNREADABLE, StoreReplaced
+
+__all__ = [
+    "EVERYBODY",
+    "Alive",
+    "End",
+    "Have",
+    "Holding",
+    "Lease",
+    "Name",
+    "Outcome",
+    "Tenant",
+    "Want",
+    "carried",
+    "decode",
+    "encode",
+]
+
+D = TypeVar("D", bound="_Document")
+
+End = Literal["", "release", "lazy", "force"]
+"""How a holding is to end: not at all; as `share rm` and `unmap` do; a mount as `unmap --lazy`; or with force."""
+
+
+class _Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A value. What a later version adds to it is not read, and kept."""
+
+
+class Name(_Document, frozen=True):
+    """The name of a VM: which host has it."""
+
+    host: str
+    epoch: int = 1
+    """Counts the hosts that it was on."""
+    moving: str | None = None
+
+
+class Holding(_Document, frozen=True):
+    """What one owner wants of a VM: a share, or a mount."""
+
+    kind: Literal["share", "mount"]
+    owner: str
+    what: dict[str, Any]
+    """`NewShare` or `NewMount`, without owner and lease. A field that the host does not know is refused by it."""
+    lease: str = ""
+    """The lease of etcd on which it hangs, in hexadecimal; empty without one."""
+    seconds: float | None = None
+    """How long that is."""
+    share: str | None = None
+    """The share's name, once the host has it; until then nobody was told that it is held."""
+    end: End = ""
+    """Whether it is to end. The host strikes it out then, or takes this back when it could not end it."""
+
+
+class Want(_Document, frozen=True):
+    """What is wanted of a host for one VM: everything that the VM has, in one document."""
+
+    vm: dict[str, Any]
+    """`NewVm`."""
+    epoch: int = 1
+    holdings: dict[str, Holding] = {}
+    """By number, which is never used again."""
+    last: int = 0
+    """The greatest number that a holding had."""
+
+
+class Outcome(_Document, frozen=True):
+    """What became of one holding that was asked for, or was to end."""
+
+    at: int
+    """The revision of what was wanted."""
+    problem: dict[str, Any] | None = None
+    """`Problem`: why not."""
+    released: dict[str, Any] | None = None
+    """`Released`."""
+
+
+class Have(_Document, frozen=True):
+    """What a host has of one VM."""
+
+    seen: int
+    """The revision of what was wanted, which this answers."""
+    epoch: int = 1
+    vm: dict[str, Any] | None = None
+    """`Vm`, as the host has it; None when it could not be added."""
+    problem: dict[str, Any] | None = None
+    """`Problem`: why it could not."""
+    shares: list[dict[str, Any]] = []
+    """`Share`, each."""
+    mounts: list[dict[str, Any]] = []
+    """`Mount`, each."""
+    held: dict[str, str] = {}
+    """By the number of a holding that is held: the share's name."""
+    outcomes: dict[str, Outcome] = {}
+    """By the number of a holding, the last ones."""
+
+
+class Alive(_Document, frozen=True):
+    """A host that lives."""
+
+    info: dict[str, Any] = {}
+    """`Info`."""
+    boot: str = ""
+    """Its boot id."""
+
+
+class Lease(_Document, frozen=True):
+    """An owner's lease."""
+
+    lease: str
+    """In hexadecimal."""
+    seconds: float
+
+
+EVERYBODY: Final = "*"
+
+
+class Tenant(_Document, frozen=True):
+    """What a tenant may have, and who of them may do what. `*` is everybody with a certificate of theirs."""
+
+    vms: int = 64
+    holdings: int = 1024
+    """Of each VM."""
+    read: tuple[str, ...] = (EVERYBODY,)
+    hold: tuple[str, ...] = (EVERYBODY,)
+    """Who may share and map, and read."""
+    own: tuple[str, ...] = (EVERYBODY,)
+    """Who may add and remove VMs, and all else."""
+
+
+def decode(kind: type[D], value: bytes, key: str) -> D:
+    """Return a document. Raises `StoreReplaced` for what is none: then this is no fleet of ours."""
+    try:
+        return msgspec.json.decode(value, type=kind)
+    except UNREADABLE as error:
+        msg = f"{key} of etcd cannot be read as {kind.__name__}: {error}: see who else writes below this prefix"
+        raise StoreReplaced(msg) from error
+
+
+def encode(document: _Document, before: bytes | None = None) -> bytes:
+    """Return a document as it is written; what `before` has and this version does not know goes on in it."""
+    if before is None:
+        return msgspec.json.encode(document)
+    return msgspec.json.encode(carried(document, msgspec.json.decode(before)))
+
+
+def carried(new: Any, old: Any) -> Any:
+    """Return `new` in plain form, with the fields of `old` that the classes of `new` do not have."""
+    if isinstance(new, _Document):
+        names = set(new.__struct_fields__)
+        plain = msgspec.to_builtins(new)
+        found = {name: carried(getattr(new, name), _part(old, name)) for name in new.__struct_fields__ if name in plain}
+        return found | (
+            {name: each for name, each in old.items() if name not in names} if isinstance(old, dict) else {}
+        )
+    if isinstance(new, dict):
+        return {name: carried(each, _part(old, name)) for name, each in new.items()}
+    return msgspec.to_builtins(new)
+
+
+def _part(old: Any, name: str) -> Any:
+    return old.get(name) if isinstance(old, dict) else None

@@ -1,0 +1,358 @@
+"""A host that follows its fleet: what etcd says is wanted of it, its daemon brings about, and says what there is.
+
+What lives here: `Follower`: when it lists and watches, when it looks at which VM, and what it writes. What must not:
+what a look comes to (`settling`), or how the daemon is asked (`local`).
+
+It goes by levels, not by edges: a look compares all that is wanted of a VM with all that there is, so it does not
+matter
+what was missed, or how often a look is repeated. It writes what it found in one transaction, which fails when what is
+wanted has changed meanwhile; then it looks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+import structlog
+
+from uvmshare.errors import (
+    LeaseNotFound,
+    RevisionCompacted,
+    StoreError,
+    StoreReplaced,
+    UvmshareError,
+    WatchEnded,
+)
+from uvmshare.etcd.protocol import Delete, Put, absent, unchanged
+from uvmshare.fleet.documents import Alive, Have, Want, decode, encode
+from uvmshare.fleet.settling import settle
+from uvmshare.fleet.view import View
+from uvmshare.linux.boot import boot_id
+from uvmshare.printable import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from uvmshare.etcd.protocol import KeyValue, Store
+    from uvmshare.fleet.documents import Holding
+    from uvmshare.fleet.keys import Keys
+    from uvmshare.fleet.local import Local, VmName
+    from uvmshare.fleet.position import Position
+    from uvmshare.fleet.settling import Settled
+
+__all__ = ["ALIVE_SECONDS", "Follower"]
+
+ALIVE_SECONDS: Final = 10
+"""Of the lease on which a host's sign of life hangs."""
+_RELIST_SECONDS: Final = 600.0
+"""After so long it lists again, whatever the watch says."""
+_APART_SECONDS: Final = 1.0
+"""Between two documents about one VM that answer nobody."""
+_RETRY_FIRST: Final = 1.0
+_RETRY_LONGEST: Final = 60.0
+"""Seconds before something that could not be brought about is tried again; the wait doubles."""
+_RECONNECT_FIRST: Final = 0.5
+_RECONNECT_LONGEST: Final = 30.0
+"""Seconds before etcd is asked again, with as much again by chance: all hosts may have lost it at once."""
+
+
+class _Relist(Exception):
+    """It is time to list again."""
+
+
+class _Look(NamedTuple):
+    """What there was when one VM was looked at."""
+
+    found: KeyValue
+    want: Want
+    last: KeyValue | None
+    before: Have | None
+
+
+class Follower:
+    """One host of a fleet. Belongs to one event loop.
+
+    `connect` opens etcd anew. `position` remembers where this host had got to, over restarts.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], AbstractAsyncContextManager[Store]],
+        keys: Keys,
+        host: str,
+        local: Local,
+        position: Position,
+        *,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._connect = connect
+        self._keys = keys
+        self._host = host
+        self._local = local
+        self._position = position
+        self._chance = chance
+        self._store: Store | None = None
+        self._view = View(keys, host)
+        self._dirty: set[VmName] = set()
+        self._looking: dict[VmName, asyncio.Task[None]] = {}
+        self._again: dict[VmName, asyncio.TimerHandle] = {}
+        self._delays: dict[VmName, float] = {}
+        self._written: dict[VmName, tuple[float, int]] = {}
+        """When a document about a VM was written last, and the revision of what is wanted that this made."""
+        self._accepted = asyncio.Event()
+        self.held_back: str | None = None
+        """Why it follows nothing, until somebody accepts."""
+        self.error: str | None = "etcd was not reached yet"
+        """Why it is not connected; None while it is."""
+        self._log = structlog.get_logger("uvmshare.fleet")
+
+    # ------------------------------------------------------------------ connected, or not
+
+    async def run(self) -> None:
+        """Follow, for ever. Cancelling it leaves everything as it is."""
+        hearing = asyncio.get_running_loop().create_task(self._hear())
+        try:
+            await self._keep_following()
+        finally:
+            tasks = [hearing, *self._looking.values()]
+            for timer in self._again.values():
+                timer.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _keep_following(self) -> None:
+        delay = _RECONNECT_FIRST
+        while True:
+            try:
+                async with self._connect() as store:
+                    self._store = store
+                    await self._follow(store)
+            except (_Relist, WatchEnded, RevisionCompacted) as error:
+                self.error = str(error) or None
+                delay = _RECONNECT_FIRST
+            except StoreReplaced as error:
+                self.error = printable(str(error))
+                self._log.error("fleet.lost", reason=self.error)
+                await asyncio.sleep(_RECONNECT_LONGEST * self._chance())
+            except StoreError as error:
+                if self.error is None or delay == _RECONNECT_FIRST:
+                    self._log.warning("fleet.unreachable", reason=printable(str(error)))
+                self.error = printable(str(error))
+                await asyncio.sleep(delay * (1 + self._chance()))
+                delay = min(2 * delay, _RECONNECT_LONGEST)
+            finally:
+                self._store = None
+
+    async def _follow(self, store: Store) -> None:
+        """List, and watch from there, until that ends. Raises `StoreError`, `_Relist`."""
+        cluster = await store.cluster_id()
+        found, revision = await _listed(store, self._keys.host(self._host))
+        await self._stay_forward(store, cluster, revision)
+        self._view = View(self._keys, self._host, found, revision)
+        self.error = None
+        self._log.info("fleet.followed", host=self._host, revision=revision, vms=len(self._view.wants))
+        for vm in self._view.vms() | set(self._local.vms()):
+            self._touch(vm)
+        living = asyncio.get_running_loop().create_task(self._live(store))
+        watching = asyncio.get_running_loop().create_task(self._watch(store, cluster, revision + 1))
+        try:
+            done, _ = await asyncio.wait({living, watching}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in (living, watching):
+                task.cancel()
+            await asyncio.gather(living, watching, return_exceptions=True)
+
+    async def _stay_forward(self, store: Store, cluster: int, revision: int) -> None:
+        """See that this is the etcd that was followed, and no older state of it; else wait until it is accepted."""
+        known = self._position.read()
+        if known is not None and (known.cluster != cluster or revision < known.revision):
+            self.held_back = (
+                f"etcd is another cluster than the one that this host followed ({cluster:x}, not {known.cluster:x})"
+                if known.cluster != cluster
+                else f"etcd is at revision {revision}, and this host has seen {known.revision}: a backup was restored"
+            ) + "; nothing is changed here: `uvmshare host accept` follows it"
+            self._log.error("fleet.held_back", reason=self.held_back)
+            self._accepted.clear()
+            await self._accepted.wait()
+            self.held_back = None
+            self._log.warning("fleet.accepted", cluster=f"{cluster:x}", revision=revision)
+            self._position.forget()
+            raise _Relist
+        self._position.write(cluster, revision)
+        del store
+
+    @property
+    def revision(self) -> int:
+        """The revision of the fleet that this host has seen; 0 for none."""
+        return self._view.revision
+
+    def accept(self) -> bool:
+        """Follow the etcd that is there now, although it is another or older; say whether anything waited for it."""
+        waited = self.held_back is not None
+        self._accepted.set()
+        return waited
+
+    async def _watch(self, store: Store, cluster: int, revision: int) -> None:
+        try:
+            async with asyncio.timeout(_RELIST_SECONDS), store.watch(self._keys.host(self._host), revision) as changes:
+                async for each in changes:
+                    for vm in self._view.apply(each.revision, each.events):
+                        self._touch(vm)
+                    self._position.write(cluster, each.revision)
+        except TimeoutError:
+            raise _Relist from None
+
+    async def _live(self, store: Store) -> None:
+        """Show that this host lives."""
+        while True:
+            lease = await store.grant(ALIVE_SECONDS)
+            alive = Alive(info=_plain_info(self._local), boot=boot_id())
+            await store.txn([], [Put(self._keys.alive(self._host), encode(alive), lease.id)])
+            try:
+                while True:
+                    await asyncio.sleep(ALIVE_SECONDS / 4)
+                    await store.keep_alive(lease.id)
+            except LeaseNotFound:
+                continue
+
+    async def _hear(self) -> None:
+        """Look at each VM of which something changed on this host."""
+        async for vm in self._local.changes():
+            self._touch(vm)
+
+    # ------------------------------------------------------------------ one VM
+
+    def _touch(self, vm: VmName) -> None:
+        """Have a VM looked at: at once, or when the look that is under way has ended."""
+        self._dirty.add(vm)
+        if vm not in self._looking:
+            task = asyncio.get_running_loop().create_task(self._tend(vm))
+            self._looking[vm] = task
+
+    def _touch_later(self, vm: VmName, seconds: float) -> None:
+        timer = self._again.pop(vm, None)
+        if timer is not None:
+            timer.cancel()
+        self._again[vm] = asyncio.get_running_loop().call_later(seconds, self._touch, vm)
+
+    async def _tend(self, vm: VmName) -> None:
+        try:
+            while vm in self._dirty:
+                self._dirty.discard(vm)
+                try:
+                    await self._look(vm)
+                except StoreError as error:
+                    self._log.warning("fleet.unwritten", vm=vm.here, reason=printable(str(error)))
+                    self._touch_later(vm, self._backed_off(vm))
+                except Exception:  # noqa: BLE001  a defect with one VM is not the others'; it is told, and tried again
+                    self._log.exception("defect", vm=vm.here)
+                    self._touch_later(vm, self._backed_off(vm))
+        finally:
+            del self._looking[vm]
+
+    def _backed_off(self, vm: VmName) -> float:
+        delay = self._delays.get(vm, _RETRY_FIRST)
+        self._delays[vm] = min(2 * delay, _RETRY_LONGEST)
+        return delay
+
+    async def _look(self, vm: VmName) -> None:
+        """Look at one VM, do what is to be done, and write what there is. Raises `StoreError`."""
+        store, view = self._store, self._view
+        if store is None or not view.revision:
+            return  # the next listing looks at all of them
+        timer = self._again.pop(vm, None)
+        if timer is not None:
+            timer.cancel()
+        found = view.wants.get(vm)
+        if found is None:
+            await self._leave(store, vm, view.haves.get(vm))
+            return
+        want = decode(Want, found.value, found.key)
+        dead = {
+            (each.owner, each.lease)
+            for each in want.holdings.values()
+            if not view.lives(vm.tenant, each.owner, each.lease)
+        }
+        last = view.haves.get(vm)
+        before = None if last is None else decode(Have, last.value, last.key)
+
+        def lives(holding: Holding) -> bool:
+            return (holding.owner, holding.lease) not in dead
+
+        settled = await settle(self._local, vm, want, found.mod_revision, before, lives)
+        await self._write(store, vm, _Look(found, want, last, before), settled)
+        if settled.is_unfinished:
+            self._touch_later(vm, self._backed_off(vm))
+        else:
+            self._delays.pop(vm, None)
+
+    async def _write(
+        self,
+        store: Store,
+        vm: VmName,
+        look: _Look,
+        settled: Settled,
+    ) -> None:
+        """Write what there is, and strike out what is wanted no more, unless what is wanted has changed meanwhile."""
+        found, want, last, before = look
+        new, have = settled.want, settled.have
+        loop = asyncio.get_running_loop()
+        when, own = self._written.get(vm, (float("-inf"), 0))
+        answers = before is None or found.mod_revision not in {before.seen, own}
+        if before is not None and new == want and not answers and _same(before, have):
+            return
+        wait = when + _APART_SECONDS - loop.time()
+        if new == want and not answers and wait > 0:
+            self._touch_later(vm, wait)
+            return
+        puts = [Put(self._keys.have(self._host, *vm), encode(have, None if last is None else last.value))]
+        if new != want:
+            puts.append(Put(found.key, encode(new, found.value)))
+        done = await store.txn([unchanged(found)], puts)
+        if done.succeeded:
+            self._written[vm] = (loop.time(), done.revision if new != want else 0)
+        # Else the watch tells what has changed, and has the VM looked at again.
+
+    async def _leave(self, store: Store, vm: VmName, last: KeyValue | None) -> None:
+        """End a VM of which nothing is wanted any more, and then say that it is not here."""
+        try:
+            await self._local.remove_vm(vm)
+        except UvmshareError as error:
+            self._log.warning("fleet.vm_left", vm=vm.here, reason=printable(str(error)))
+            self._touch_later(vm, self._backed_off(vm))
+            return
+        if last is not None:
+            await store.txn([absent(self._keys.want(self._host, *vm))], [Delete(last.key)])
+        self._written.pop(vm, None)
+        self._delays.pop(vm, None)
+
+
+def _same(before: Have, have: Have) -> bool:
+    return (before.epoch, before.vm, before.problem, before.shares, before.mounts) == (
+        have.epoch,
+        have.vm,
+        have.problem,
+        have.shares,
+        have.mounts,
+    )
+
+
+def _plain_info(local: Local) -> dict[str, object]:
+    plain: dict[str, object] = msgspec.to_builtins(local.info())
+    return plain
+
+
+async def _listed(store: Store, prefix: str) -> tuple[list[KeyValue], int]:
+    page = await store.list(prefix)
+    found, revision = list(page.found), page.revision
+    while page.more:
+        page = await store.list(prefix, revision=revision, after=found[-1].key)
+        found += page.found
+    return found, revision

@@ -1,0 +1,127 @@
+"""A daemon that follows a fleet: what `uvmshare daemon --fleet FILE` does beside being a daemon.
+
+What lives here: `FleetSide`, which runs a follower beside a daemon, and answers on its socket how that stands. What
+must not: what a follower does (`follower`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from litestar import get, post
+from litestar.di import NamedDependency
+
+from uvmshare.daemon.app import FAILURES
+from uvmshare.daemon.documents import Following
+from uvmshare.daemon.identity import Identity
+from uvmshare.errors import InvalidState, OperationDenied
+from uvmshare.fleet.connecting import connecting
+from uvmshare.fleet.follower import Follower
+from uvmshare.fleet.hostfile import read_host_file
+from uvmshare.fleet.keys import Keys
+from uvmshare.fleet.local import OfService
+from uvmshare.fleet.position import Place
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from uvmshare.daemon.service import Service
+    from uvmshare.daemon.store import DaemonStore
+    from uvmshare.etcd.protocol import Store
+
+__all__ = ["FleetSide"]
+
+Who = NamedDependency[Identity]
+
+
+class StoredPosition:
+    """How far the fleet was followed, in the daemon's own file."""
+
+    def __init__(self, store: DaemonStore) -> None:
+        self._store = store
+
+    def read(self) -> Place | None:
+        """Return where it had got to."""
+        found = self._store.fleet_place()
+        return None if found is None else Place(*found)
+
+    def write(self, cluster: int, revision: int) -> None:
+        """Remember it."""
+        self._store.put_fleet_place(cluster, revision)
+
+    def forget(self) -> None:
+        """Forget it."""
+        self._store.drop_fleet_place()
+
+
+class FleetSide:
+    """What a daemon has more that follows a fleet. Raises `DaemonError` for a file that cannot be used.
+
+    `connect` is for tests: it opens another store than the file's.
+    """
+
+    def __init__(self, path: str, connect: Callable[[], AbstractAsyncContextManager[Store]] | None = None) -> None:
+        self._file = read_host_file(path)
+        self._connect = connect or connecting(self._file.ends)
+        self._follower: Follower | None = None
+
+    @asynccontextmanager
+    async def running(self, service: Service, store: DaemonStore) -> AsyncIterator[None]:
+        """Follow the fleet for the length of the block."""
+        follower = self._follower = Follower(
+            self._connect,
+            Keys(self._file.ends.fleet),
+            self._file.host,
+            OfService(service, self._file.tenants),
+            StoredPosition(store),
+        )
+        task = asyncio.get_running_loop().create_task(follower.run())
+        task.add_done_callback(_note_defect)
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+
+    def routes(self) -> list[Any]:
+        """Return what is answered on the daemon's socket beside its own."""
+
+        @get("/v1/fleet", summary="The fleet", responses=FAILURES)
+        async def get_fleet(*, who: Who) -> Following:
+            """Tell which fleet this host follows, and whether it does."""
+            del who
+            return self._document()
+
+        @post("/v1/fleet/accept", summary="Accept the fleet", status_code=200, responses=FAILURES)
+        async def accept(*, who: Who) -> Following:
+            """Follow the etcd that is there now, although it is another one or an older state. For root."""
+            if not who.is_root:
+                msg = "only root accepts another etcd for this host"
+                raise OperationDenied(msg)
+            if self._follower is None or not self._follower.accept():
+                msg = "nothing waits to be accepted: this host follows its fleet, or does not reach it"
+                raise InvalidState(msg)
+            return self._document()
+
+        return [get_fleet, accept]
+
+    def _document(self) -> Following:
+        follower = self._follower
+        return Following(
+            host=self._file.host,
+            fleet=self._file.ends.fleet,
+            tenants=tuple(sorted(self._file.tenants)),
+            revision=None if follower is None or not follower.revision else follower.revision,
+            error=None if follower is None else follower.held_back or follower.error,
+            held_back=follower is not None and follower.held_back is not None,
+        )
+
+
+def _note_defect(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        structlog.get_logger("uvmshare.fleet").error("defect", exc_info=error)

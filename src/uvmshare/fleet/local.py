@@ -1,0 +1,242 @@
+"""What a follower asks of the daemon that it is in: the fleet is one more client of it.
+
+What lives here: the protocol `Local`, and `OfService`, which is it over a real daemon. What must not: etcd, or what is
+wanted (`follower`).
+
+On the host, VM `build` of tenant `acme` is `acme:build`, of the user whom the host's fleet file names, and owner
+`job-7` is `acme:job-7`. Documents have the fleet's names again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import msgspec
+
+from uvmshare.daemon.documents import NewMount, NewShare, NewVm, Released
+from uvmshare.daemon.event_kinds import EventKind
+from uvmshare.daemon.identity import Identity
+from uvmshare.errors import InvalidDocument, NotThere, OperationDenied
+from uvmshare.mounts.options import canonical_guest_path
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from uvmshare.daemon.documents import Info, Mount, Reference, Share, Vm
+    from uvmshare.daemon.machine import Machine
+    from uvmshare.daemon.service import Service
+    from uvmshare.fleet.documents import End, Holding
+    from uvmshare.fleet.hostfile import TenantRights
+
+__all__ = ["Local", "OfService", "Seen", "VmName"]
+
+
+class VmName(NamedTuple):
+    """A VM of the fleet."""
+
+    tenant: str
+    vm: str
+
+    @property
+    def here(self) -> str:
+        """What the host calls it."""
+        return f"{self.tenant}:{self.vm}"
+
+
+class Seen(NamedTuple):
+    """What the host has of one VM, in the fleet's names; of owners the fleet's alone."""
+
+    vm: Vm
+    shares: list[Share]
+    mounts: list[Mount]
+
+    def has(self, holding: Holding) -> bool:
+        """Whether an owner has what the host once said that they have."""
+        if holding.kind == "mount":
+            path = holding.what.get("guest_path")
+            return any(each.guest_path == path and _is_of(each.references, holding.owner) for each in self.mounts)
+        return any(each.name == holding.share and _is_of(each.references, holding.owner) for each in self.shares)
+
+
+def _is_of(references: tuple[Reference, ...], owner: str) -> bool:
+    return any(each.owner == owner for each in references)
+
+
+class Local(Protocol):
+    """The daemon of one host. Every call raises `UvmshareError` as the daemon does."""
+
+    def info(self) -> Info:
+        """Tell about the daemon."""
+        ...
+
+    def vms(self) -> list[VmName]:
+        """Return the fleet's VMs that it has."""
+        ...
+
+    async def see(self, vm: VmName) -> Seen | None:
+        """Return what it has of a VM; None for none."""
+        ...
+
+    async def add_vm(self, vm: VmName, wanted: Mapping[str, Any]) -> None:
+        """Add a VM. The same again changes nothing."""
+        ...
+
+    async def remove_vm(self, vm: VmName) -> None:
+        """Remove a VM with all that it has. One that is not there is no error."""
+        ...
+
+    async def add(self, vm: VmName, holding: Holding) -> str:
+        """Share, or map, and return the share's name. The same again changes nothing."""
+        ...
+
+    async def end(self, vm: VmName, holding: Holding, how: End) -> Released:
+        """Release what an owner holds. Holding nothing is no error."""
+        ...
+
+    def changes(self) -> AsyncIterator[VmName]:
+        """Give each VM of which something changed, for ever."""
+        ...
+
+
+def _read(kind: type[Any], fields: Mapping[str, Any], **more: Any) -> Any:
+    """Return a document. Raises `InvalidDocument` for what this version does not know, or would not take."""
+    try:
+        found = msgspec.convert(dict(fields), kind)
+    except msgspec.ValidationError as error:
+        msg = f"this host cannot do what is asked: {error}: it may have an earlier version of uvmshare than the gate"
+        raise InvalidDocument(msg) from error
+    return msgspec.structs.replace(found, **more)
+
+
+class OfService:
+    """The daemon of this process. `tenants` are those whom its fleet file names."""
+
+    def __init__(self, service: Service, tenants: Mapping[str, TenantRights]) -> None:
+        self._service = service
+        self._tenants = tenants
+
+    def info(self) -> Info:
+        """Tell about the daemon."""
+        return self._service.info(Identity(0, 0))
+
+    def vms(self) -> list[VmName]:
+        """Return the fleet's VMs that it has, also those of tenants that it serves no more."""
+        return [_name_of(machine) for machine in self._service.machines.values() if machine.record.tenant]
+
+    def _rights(self, tenant: str) -> TenantRights:
+        rights = self._tenants.get(tenant)
+        if rights is None:
+            msg = f"this host serves no tenant {tenant!r}: have it added to the host's fleet file, or use another host"
+            raise OperationDenied(msg)
+        return rights
+
+    def _machine(self, vm: VmName) -> Machine | None:
+        found = [each for each in self._service.machines.values() if each.record.tenant and _name_of(each) == vm]
+        return found[0] if found else None
+
+    async def _ready(self, vm: VmName) -> Machine:
+        """Return a VM when it is known what it has. Raises `NotThere`, `OperationDenied`, `InvalidState`."""
+        machine = self._machine(vm)
+        if machine is None:
+            msg = f"there is no VM {vm.vm!r} on this host"
+            raise NotThere(msg)
+        machine = await self._service.find_ready(machine.record.identity, machine.record.id)
+        rights = self._tenants.get(vm.tenant)
+        machine.fleet_below = () if rights is None else rights.below
+        return machine
+
+    async def see(self, vm: VmName) -> Seen | None:
+        """Return what it has of a VM; None for none. Raises `InvalidState` while that is not known."""
+        if self._machine(vm) is None:
+            return None
+        machine = await self._ready(vm)
+        who = machine.record.identity
+        shown = msgspec.structs.replace(self._service.vm(who, machine), id=vm.vm, use=None)
+        shares = [
+            msgspec.structs.replace(each, vm=vm.vm, references=_theirs(vm, each.references))
+            for each in self._service.shares.all(who, machine)
+        ]
+        mounts = [
+            msgspec.structs.replace(each, vm=vm.vm, references=_theirs(vm, each.references))
+            for each in self._service.mounts.all(who, machine)
+        ]
+        return Seen(shown, shares, mounts)
+
+    async def add_vm(self, vm: VmName, wanted: Mapping[str, Any]) -> None:
+        """Add a VM, as the user whom the fleet file names for its tenant. The same again changes nothing."""
+        rights = self._rights(vm.tenant)
+        new = _read(NewVm, wanted)
+        if new.allow_remote and not rights.remote:
+            msg = f"VM {vm.vm!r}: this host lets the fleet listen on loopback alone: leave --allow-remote out"
+            raise OperationDenied(msg)
+        self._service.admit(rights.user)
+        await self._service.add_vm(rights.user, new, tenant=vm.tenant)
+
+    async def remove_vm(self, vm: VmName) -> None:
+        """Remove a VM with all that it has."""
+        machine = self._machine(vm)
+        if machine is not None:
+            await self._service.remove_vm(machine.record.identity, machine.record.id, force=True)
+
+    async def add(self, vm: VmName, holding: Holding) -> str:
+        """Share, or map, and return the share's name. Raises as the daemon does, and `OperationDenied`."""
+        rights = self._rights(vm.tenant)
+        machine = await self._ready(vm)
+        owner = f"{vm.tenant}:{holding.owner}"
+        if holding.kind == "mount":
+            mount = await self._service.mounts.map(rights.user, machine, _read(NewMount, holding.what, owner=owner))
+            return mount.share or ""
+        return (await self._service.shares.add(rights.user, machine, _read(NewShare, holding.what, owner=owner))).name
+
+    async def end(self, vm: VmName, holding: Holding, how: End) -> Released:
+        """Release what an owner holds, and say what it came to, in the fleet's names."""
+        nothing = Released(released=False, ended=True)
+        if self._machine(vm) is None:
+            return nothing
+        machine = await self._ready(vm)
+        who = machine.record.identity
+        holder = f"{who.uid}/{vm.tenant}:{holding.owner}"
+        try:
+            released = await self._end(machine, who, holding, holder, how)
+        except NotThere:
+            return nothing
+        return msgspec.structs.replace(
+            released, references=_theirs(vm, released.references), holders=_theirs(vm, released.holders)
+        )
+
+    async def _end(self, machine: Machine, who: Identity, holding: Holding, holder: str, how: End) -> Released:
+        force = how == "force"
+        if holding.kind == "share":
+            if holding.share is None:
+                return Released(released=False, ended=True)
+            self._service.shares.get(who, machine, holding.share)
+            if not force:
+                return await self._service.releases.release_share(who, machine, holding.share, holder)
+            held = self._service.shares.get(who, machine, holding.share)
+            await self._service.shares.release(machine, holding.share, holder)
+            return Released(released=bool(held.references), ended=machine.share(holding.share) is None)
+        path = canonical_guest_path(holding.what["guest_path"])
+        if not force:
+            return await self._service.releases.unmap(who, machine, path, holder, lazy=how == "lazy")
+        await self._service.mounts.unmap(machine, path, holder, force=True, kind=EventKind.MOUNT_REVOKED)
+        return Released(released=True, ended=True, guest=self._service.mounts.guest_words(machine, path))
+
+    async def changes(self) -> AsyncIterator[VmName]:
+        """Give each VM of the fleet's of which something changed."""
+        async for happening in self._service.events.follow(Identity(0, 0), None):
+            if happening is not None and ":" in happening.vm:
+                yield VmName(*happening.vm.split(":", 1))
+
+
+def _name_of(machine: Machine) -> VmName:
+    return VmName(machine.record.tenant, machine.record.wanted.id)
+
+
+def _theirs(vm: VmName, references: tuple[Reference, ...]) -> tuple[Reference, ...]:
+    """Return the references of the fleet's owners, by the names that these have in the fleet."""
+    mark = f"{vm.tenant}:"
+    return tuple(
+        msgspec.structs.replace(each, owner=each.owner.removeprefix(mark), uid=0)
+        for each in references
+        if each.owner.startswith(mark)
+    )

@@ -1,0 +1,186 @@
+"""What a gate reads of one VM: its name, what is wanted of its host, what the host has, and whether the host lives.
+
+What lives here: `Found`, how it is read, and how a gate waits until the host has seen what is wanted. What must not:
+a change (`wanting`), or how it is shown (`answers`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from uvmshare.errors import InvalidState, OutcomeUnknown, RevisionCompacted, WatchEnded
+from uvmshare.etcd.protocol import Get
+from uvmshare.fleet.callers import no_vm
+from uvmshare.fleet.documents import Have, Name, Tenant, Want, decode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from uvmshare.etcd.protocol import KeyValue, Store
+    from uvmshare.fleet.callers import Caller, Role
+    from uvmshare.fleet.keys import Keys
+
+__all__ = ["ANSWER_SECONDS", "LOST_SECONDS", "Found", "Reader", "is_seen"]
+
+ANSWER_SECONDS: Final = 60.0
+"""For a host to bring about what is wanted; a guest's agent may take half of it."""
+LOST_SECONDS: Final = 2.0
+"""For a host that does not live, as far as etcd knows: it may have come back just now."""
+_READ_AGAIN: Final = 16
+"""Times that a VM is read again that moves between two hosts meanwhile."""
+_AT_ONCE: Final = 100
+"""Keys that are read in one transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One VM as it was read."""
+
+    tenant: str
+    vm: str
+    rights: Tenant
+    """What the tenant may have."""
+    name_at: KeyValue
+    name: Name
+    want_at: KeyValue
+    want: Want
+    have: Have | None
+    have_at: KeyValue | None
+    lives: bool
+    """Whether its host lives."""
+
+    @property
+    def host(self) -> str:
+        """The host that has it."""
+        return self.name.host
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether its host has brought about what is wanted."""
+        return is_seen(self.have_at, self.have, self.want_at.mod_revision)
+
+
+def is_seen(at: KeyValue | None, have: Have | None, revision: int) -> bool:
+    """Whether a host has seen what is wanted at a revision, or has written that itself when it struck something out."""
+    return at is not None and have is not None and (have.seen >= revision or at.mod_revision == revision)
+
+
+class Reader:
+    """Reads of one fleet."""
+
+    def __init__(self, store: Store, keys: Keys) -> None:
+        self.store = store
+        self.keys = keys
+
+    async def get_all(self, keys: Sequence[str]) -> list[KeyValue | None]:
+        """Return what is at each of some keys."""
+        found: list[KeyValue | None] = []
+        for at in range(0, len(keys), _AT_ONCE):
+            found += (await self.store.txn([], [Get(key) for key in keys[at : at + _AT_ONCE]])).found
+        return found
+
+    async def list_all(self, prefix: str) -> list[KeyValue]:
+        """Return everything below a prefix, at one revision."""
+        page = await self.store.list(prefix)
+        found, revision = list(page.found), page.revision
+        while page.more:
+            page = await self.store.list(prefix, revision=revision, after=found[-1].key)
+            found += page.found
+        return found
+
+    async def tenant(self, tenant: str) -> Tenant | None:
+        """Return what a tenant may have; None for one that the fleet does not know."""
+        at = (await self.store.get(self.keys.tenant(tenant))).found
+        return None if at is None else decode(Tenant, at.value, at.key)
+
+    async def vm(self, who: Caller, vm: str, role: Role) -> Found:
+        """Return a VM by the name that `who` has for it. Raises `NotThere`, and `OperationDenied` without the role."""
+        tenant, name = who.find(vm)
+        for _ in range(_READ_AGAIN):
+            name_at, tenant_at = await self.get_all([self.keys.name(tenant, name), self.keys.tenant(tenant)])
+            if tenant_at is None or name_at is None:
+                raise no_vm(vm)
+            rights = decode(Tenant, tenant_at.value, tenant_at.key)
+            who.require(role, rights)
+            found = await self._at_host(tenant, name, rights, name_at)
+            if found is not None:
+                return found
+        msg = f"VM {vm!r} moves between hosts: ask again later"
+        raise InvalidState(msg)
+
+    async def _at_host(self, tenant: str, vm: str, rights: Tenant, name_at: KeyValue) -> Found | None:
+        name = decode(Name, name_at.value, name_at.key)
+        host = name.host
+        want_at, have_at, alive = await self.get_all(
+            [self.keys.want(host, tenant, vm), self.keys.have(host, tenant, vm), self.keys.alive(host)]
+        )
+        if want_at is None:
+            return None
+        have = None if have_at is None else decode(Have, have_at.value, have_at.key)
+        want = decode(Want, want_at.value, want_at.key)
+        return Found(tenant, vm, rights, name_at, name, want_at, want, have, have_at, alive is not None)
+
+    # Waiting
+
+    async def when_seen(self, found: Found, revision: int, words: str) -> Have:
+        """Return what the VM's host has once it has seen what is wanted at a revision. Raises `OutcomeUnknown`."""
+        key = self.keys.have(found.host, found.tenant, found.vm)
+        async with self._in_time(found, words):
+            while True:
+                reading = await self.store.get(key)
+                at = reading.found
+                have = None if at is None else decode(Have, at.value, at.key)
+                if have is not None and is_seen(at, have, revision):
+                    return have
+                await self._next_change(key, reading.revision + 1)
+        raise AssertionError  # the block raises, or returns
+
+    async def when_gone(self, found: Found, words: str) -> None:
+        """Wait until the VM's host has nothing of it any more. Raises `OutcomeUnknown`."""
+        key = self.keys.have(found.host, found.tenant, found.vm)
+        async with self._in_time(found, words):
+            while True:
+                reading = await self.store.get(key)
+                if reading.found is None:
+                    return
+                await self._next_change(key, reading.revision + 1)
+
+    def _in_time(self, found: Found, words: str) -> _InTime:
+        return _InTime(ANSWER_SECONDS if found.lives else LOST_SECONDS, found, words)
+
+    async def _next_change(self, key: str, revision: int) -> None:
+        """Wait until a key has changed, or may have."""
+        with suppress(WatchEnded, RevisionCompacted):
+            async with self.store.watch(key, revision) as changes:
+                async for each in changes:
+                    if any(event.at.key == key for event in each.events):
+                        return
+
+
+class _InTime:
+    """A block that ends in time, or is of unknown outcome."""
+
+    def __init__(self, seconds: float, found: Found, words: str) -> None:
+        self._timeout = asyncio.timeout(seconds)
+        self._seconds = seconds
+        self._found = found
+        self._words = words
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        try:
+            await self._timeout.__aexit__(kind, error, traceback)  # type: ignore[arg-type]  # what it was given
+        except TimeoutError:
+            if not self._timeout.expired():
+                raise
+            lost = "" if self._found.lives else ", which does not live as far as etcd knows"
+            msg = (
+                f"{self._words}: host {self._found.host}{lost} has not answered within {self._seconds:g} s; "
+                "it stands as wanted, and happens when the host is back"
+            )
+            raise OutcomeUnknown(msg) from None

@@ -1,0 +1,185 @@
+"""One VM of a host, looked at once: what is wanted of it beside what there is, what is done about it, and what is said.
+
+What lives here: `settle`, which brings one VM as near to what is wanted as it can, and returns the documents to
+write. What must not: etcd, or when a VM is looked at (`follower`).
+
+Everything here may be done again from its beginning at any moment: what is done is compared with what there is, never
+with what was done before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from uvmshare.daemon.problems import problem_of
+from uvmshare.errors import UvmshareError
+from uvmshare.fleet.documents import Have, Holding, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from uvmshare.fleet.documents import End, Want
+    from uvmshare.fleet.local import Local, Seen, VmName
+
+__all__ = ["Settled", "settle"]
+
+_KEPT_OUTCOMES: Final = 64
+"""Of one VM, the last ones: for gates that wait for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What came of a look: the documents to write, and whether something is to be tried again."""
+
+    want: Want
+    have: Have
+    is_unfinished: bool
+
+
+class _Look:
+    """One look at one VM."""
+
+    def __init__(self, local: Local, vm: VmName, revision: int, lives: Callable[[Holding], bool]) -> None:
+        self.local = local
+        self.vm = vm
+        self.revision = revision
+        self.lives = lives
+        self.is_unfinished = False
+
+    def is_ending(self, holding: Holding) -> bool:
+        return bool(holding.end) or not self.lives(holding)
+
+    async def see(self) -> Seen | None:
+        try:
+            return await self.local.see(self.vm)
+        except UvmshareError:  # it is still being found
+            self.is_unfinished = True
+            return None
+
+    def problem(self, error: UvmshareError, thing: str) -> dict[str, Any]:
+        found: dict[str, Any] = msgspec.to_builtins(problem_of(error, thing))
+        return found
+
+    def outcome(self, error: UvmshareError, thing: str) -> Outcome:
+        return Outcome(at=self.revision, problem=self.problem(error, thing))
+
+    async def add_vm(self, wanted: Mapping[str, Any]) -> UvmshareError | None:
+        try:
+            await self.local.add_vm(self.vm, wanted)
+        except UvmshareError as error:
+            return error
+        return None
+
+    async def hold(
+        self, holding: Holding, seen: Seen | None, broken: UvmshareError | None
+    ) -> tuple[Holding | None, Outcome | None]:
+        """Bring about one holding, or its end; return what is wanted from now on, and what to tell of it."""
+        if self.is_ending(holding):
+            return await self._end(holding, holding.end if self.lives(holding) else "force")
+        if holding.share is not None and seen is not None and seen.has(holding):
+            return holding, None
+        try:
+            if broken is not None:
+                raise broken
+            share = await self.local.add(self.vm, holding)
+        except UvmshareError as error:
+            outcome = self.outcome(error, f"{holding.kind} of {holding.what.get('path')}, VM {self.vm.vm}")
+            if holding.share is None:  # nobody was told that it is held
+                return None, outcome
+            self.is_unfinished = True
+            return holding, outcome
+        return msgspec.structs.replace(holding, share=share), None
+
+    async def _end(self, holding: Holding, how: End) -> tuple[Holding | None, Outcome | None]:
+        thing = f"release of {holding.what.get('path')}, VM {self.vm.vm}"
+        try:
+            released = await self.local.end(self.vm, holding, how)
+        except UvmshareError as error:
+            seen = await self.see()
+            if seen is not None and not seen.has(holding):
+                return None, self.outcome(error, thing)
+            if not self.lives(holding):
+                self.is_unfinished = True
+                return holding, None
+            return msgspec.structs.replace(holding, end=""), self.outcome(error, thing)
+        return None, Outcome(at=self.revision, released=msgspec.to_builtins(released))
+
+    async def end_strays(self, holdings: Mapping[str, Holding], seen: Seen) -> bool:
+        """End what the fleet's owners have and is wanted no more; say whether there was any."""
+        shares = {(each.share, each.owner) for each in holdings.values() if each.kind == "share"}
+        mounts = {(each.what.get("guest_path"), each.owner) for each in holdings.values() if each.kind == "mount"}
+        strays = [
+            Holding(kind="share", owner=reference.owner, what={"path": share.path}, share=share.name)
+            for share in seen.shares
+            for reference in share.references
+            if (share.name, reference.owner) not in shares
+        ]
+        strays += [
+            Holding(kind="mount", owner=each.owner, what={"path": mount.path, "guest_path": mount.guest_path})
+            for mount in seen.mounts
+            for each in mount.references
+            if (mount.guest_path, each.owner) not in mounts
+        ]
+        for stray in strays:
+            try:
+                await self.local.end(self.vm, stray, "force")
+            except UvmshareError:
+                self.is_unfinished = True
+        return bool(strays)
+
+
+async def settle(  # noqa: PLR0917  each is another thing
+    local: Local, vm: VmName, want: Want, revision: int, before: Have | None, lives: Callable[[Holding], bool]
+) -> Settled:
+    """Bring one VM as near to what is wanted as it can be; return what is to be written.
+
+    `revision` is that of `want`; `before` is what was written last; `lives` says whether the lease of a holding
+    lives, at that same revision or later.
+    """
+    look = _Look(local, vm, revision, lives)
+    broken = await look.add_vm(want.vm)
+    seen = await look.see()
+    outcomes = dict(before.outcomes) if before is not None else {}
+    holdings = dict(want.holdings)
+    # What ends goes first: the same may be wanted again already, by another number.
+    for ending in (True, False):
+        ids = [id_ for id_, each in want.holdings.items() if look.is_ending(each) is ending]
+        results = await asyncio.gather(*(look.hold(want.holdings[id_], seen, broken) for id_ in ids))
+        for id_, (holding, outcome) in zip(ids, results, strict=True):
+            if outcome is not None:
+                outcomes[id_] = outcome
+            if holding is None:
+                del holdings[id_]
+            else:
+                holdings[id_] = holding
+        if ids:
+            seen = await look.see()
+    if seen is not None and await look.end_strays(holdings, seen):
+        seen = await look.see()
+    if broken is not None and seen is not None:
+        look.is_unfinished = True
+    kept = sorted(outcomes, key=lambda id_: outcomes[id_].at)[-_KEPT_OUTCOMES:]
+    have = Have(
+        seen=revision,
+        epoch=want.epoch,
+        vm=msgspec.to_builtins(seen.vm) if seen is not None else _last_vm(before, broken),
+        problem=None if broken is None else look.problem(broken, f"VM {vm.vm}"),
+        shares=[]
+        if seen is None
+        else [msgspec.to_builtins(each) for each in seen.shares if each.references or each.mounts],
+        mounts=[] if seen is None else [msgspec.to_builtins(each) for each in seen.mounts],
+        held={id_: each.share for id_, each in holdings.items() if each.share is not None},
+        outcomes={id_: outcomes[id_] for id_ in kept},
+    )
+    return Settled(msgspec.structs.replace(want, holdings=holdings), have, look.is_unfinished)
+
+
+def _last_vm(before: Have | None, broken: UvmshareError | None) -> dict[str, Any] | None:
+    """Return the VM as it was, of one that the daemon is still finding."""
+    if before is None or before.vm is None or broken is not None:
+        return None
+    return {**before.vm, "state": "finding"}

@@ -1,0 +1,213 @@
+"""A real daemon that follows a fleet, over a fake etcd: a gate asks, and a file server serves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pwd
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+import structlog
+
+from uvmshare.daemon.client import AsyncClient
+from uvmshare.daemon.documents import NewShare, PlacedVm
+from uvmshare.daemon.server import Settings, serve
+from uvmshare.errors import DaemonError, InvalidOptions, InvalidState, NotThere, OperationDenied
+from uvmshare.etcd.protocol import Put
+from uvmshare.fleet.callers import Caller
+from uvmshare.fleet.documents import Tenant, encode
+from uvmshare.fleet.gate import Gate
+from uvmshare.fleet.host import FleetSide
+from uvmshare.fleet.hostfile import read_host_file
+from uvmshare.fleet.keys import Keys
+from uvmshare.testing.etcd import FakeEtcd
+
+if TYPE_CHECKING:
+    import pathlib
+    from collections.abc import AsyncIterator
+
+    from uvmshare.daemon.documents import Share
+    from uvmshare.daemon.server import Daemon
+    from uvmshare.etcd.protocol import Store
+
+assert sys.platform == "linux", "the daemon runs on Linux"
+
+structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+
+ANN = Caller("acme", "ann")
+
+
+class HostOfFleet:
+    """One host with a real daemon, and a gate, in one event loop."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder = folder
+        self.etcd = FakeEtcd()
+        self.keys = Keys()
+        self.below = folder / "srv"
+        self.below.mkdir()
+        self.file = folder / "host.toml"
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        self.file.write_text(
+            'host = "h1"\nendpoints = ["http://unused:1"]\n[tenants.acme]\n'
+            f'user = "{user}"\nbelow = ["{self.below}"]\n',
+            encoding="utf-8",
+        )
+        self.settings = Settings(run_dir=f"{folder}/run", state_dir=f"{folder}/state")
+        self.gate = Gate(self.etcd.connect(), self.keys)
+
+    @contextlib.asynccontextmanager
+    async def connect(self) -> AsyncIterator[Store]:
+        store = self.etcd.connect()
+        try:
+            yield store
+        finally:
+            await store.close()
+
+    @contextlib.asynccontextmanager
+    async def daemon(self) -> AsyncIterator[AsyncClient]:
+        ready: asyncio.Queue[Daemon] = asyncio.Queue()
+        side = FleetSide(str(self.file), self.connect)
+        serving = asyncio.ensure_future(serve(self.settings, ready=ready.put_nowait, beside=side))
+        getting = asyncio.ensure_future(ready.get())
+        await asyncio.wait({serving, getting}, return_when=asyncio.FIRST_COMPLETED)
+        if not getting.done():
+            await serving
+        daemon = await getting
+        try:
+            async with AsyncClient(f"unix:{self.settings.socket_path}") as client:
+                yield client
+        finally:
+            daemon.stop()
+            await serving
+
+    def placed(self) -> PlacedVm:
+        return PlacedVm(id="build", on="h1", listen=(f"unix:{self.folder}/b.9p",))
+
+    async def add_share(self, path: object, owner: str = "job") -> Share:
+        asked = await self.gate.want_share(ANN, "build", NewShare(path=str(path), owner=owner))
+        return await self.gate.add_share(ANN, asked)
+
+
+async def _one_host(folder: pathlib.Path) -> None:
+    host = HostOfFleet(folder)
+    store = host.etcd.connect()
+    await store.txn([], [Put(host.keys.tenant("acme"), encode(Tenant())), Put(host.keys.registered("h1"), b"{}")])
+    inside, outside = host.below / "x", folder / "outside"
+    inside.mkdir()
+    outside.mkdir()
+    (host.below / "link").symlink_to(outside)
+    (host.below / "fine").symlink_to(inside)
+    async with host.daemon() as local:
+        vm = await host.gate.add_vm(ANN, *await host.gate.want_vm(ANN, host.placed()))
+        assert (vm.id, vm.host, vm.state) == ("build", "h1", "running")
+        share = await host.add_share(inside)
+        assert (share.path, share.name) == (str(inside), "0")
+        assert (await host.add_share(host.below / "fine", "other")).name == "0", "it leads to the same directory"
+        for refused in (outside, host.below / "link", "/etc", host.below / "x" / ".." / ".." / "outside"):
+            with pytest.raises(OperationDenied, match="not below what this host lets the fleet share"):
+                await host.add_share(refused)
+        with pytest.raises(InvalidOptions, match="No such file"):
+            await host.add_share(host.below / "none")
+        # The daemon's own clients see one more client's VM, and their names are not its.
+        assert [each.id for each in await local.vms()] == ["acme:build"]
+        (seen,) = await local.shares("acme:build")
+        assert [each.owner for each in seen.references] == ["acme:job", "acme:other"]
+        with pytest.raises(InvalidOptions):
+            await local.vms.add("acme:mine", listen=[f"unix:{folder}/m.9p"])
+        await local.vms.add("build", listen=[f"unix:{folder}/own.9p"])
+        following = await local.following()
+        assert (following.host, following.tenants, following.error, following.held_back) == (
+            "h1",
+            ("acme",),
+            None,
+            False,
+        )
+        with pytest.raises(InvalidState, match="nothing waits"):
+            await local.accept_fleet()
+    async with host.daemon() as local:
+        # What the fleet wants is there still, by the same name, and what is not the fleet's was left alone.
+        assert (await host.add_share(inside)).name == "0"
+        assert sorted([each.id for each in await local.vms()]) == ["acme:build", "build"]
+        ended = await host.gate.end_share(ANN, "build", "0", "job", force=True)
+        assert (await host.gate.release_share(ANN, "0", ended, force=True)).ended
+        assert await local.shares("acme:build") == []
+        await host.gate.remove_vm(await host.gate.want_no_vm(ANN, "build", force=False))
+        assert [each.id for each in await local.vms()] == ["build"]
+        await local.vms.remove("build")
+
+
+def test_a_real_daemon_follows_and_shares_nothing_that_its_fleet_file_does_not_let(tmp_path: pathlib.Path) -> None:
+    asyncio.run(_one_host(tmp_path))
+
+
+async def _restored(folder: pathlib.Path) -> None:
+    host = HostOfFleet(folder)
+    store = host.etcd.connect()
+    await store.txn([], [Put(host.keys.tenant("acme"), encode(Tenant())), Put(host.keys.registered("h1"), b"{}")])
+    before = host.etcd.backup()
+    async with host.daemon():
+        await host.gate.add_vm(ANN, *await host.gate.want_vm(ANN, host.placed()))
+    host.etcd.restore(before)
+    async with host.daemon() as local:
+        while not (following := await local.following()).held_back:
+            pass
+        assert following.error is not None
+        assert "backup" in following.error
+        assert [each.id for each in await local.vms()] == ["acme:build"], "nothing is changed by an older state"
+        await local.accept_fleet()
+        while await local.vms():
+            pass
+
+
+def test_a_host_changes_nothing_for_a_restored_etcd_until_somebody_accepts_it(tmp_path: pathlib.Path) -> None:
+    asyncio.run(_restored(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "endpoints"),
+        ('host = "h 1"\nendpoints = ["x"]', "host name"),
+        ('host = "h"\nendpoints = []', "endpoints"),
+        ('host = "h"\nendpoints = ["x"]\nwhat = 1', "unknown field"),
+        ('host = "h"\nendpoints = ["x"]\nca = "ca.pem"', "belong together"),
+        ('host = "h"\nendpoints = ["x"]\n[tenants.acme]\nuser = "nobody-is-called-so"', "has no user"),
+        ('host = "h"\nendpoints = ["x"]\n[tenants.Acme]\nuser = "root"', "lower-case"),
+        ('host = "h"\nendpoints = ["x"]\n[tenants.acme]\nuser = "root"\nbelow = ["srv"]', "not absolute"),
+        ("host = ", "docs/fleet.md"),
+    ],
+)
+def test_a_fleet_file_that_cannot_be_used_says_why(tmp_path: pathlib.Path, text: str, words: str) -> None:
+    path = tmp_path / "host.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DaemonError, match=words):
+        read_host_file(str(path))
+
+
+def test_a_daemon_without_a_fleet_loads_nothing_of_one() -> None:
+    code = (
+        "import sys, uvmshare.daemon.server, uvmshare.daemon.client, uvmshare.cli.daemon, uvmshare.cli.vm\n"
+        "print([name for name in sys.modules if name.split('.')[:2] in (['uvmshare', 'fleet'], ['uvmshare', 'etcd'])"
+        " or name.split('.')[0] == 'grpc'])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout.strip() == b"[]"
+
+
+def test_a_daemon_that_follows_no_fleet_has_no_such_path(tmp_path: pathlib.Path) -> None:
+    async def main() -> None:
+        ready: asyncio.Queue[Daemon] = asyncio.Queue()
+        settings = Settings(run_dir=f"{tmp_path}/run", state_dir=f"{tmp_path}/state")
+        serving = asyncio.ensure_future(serve(settings, ready=ready.put_nowait))
+        daemon = await ready.get()
+        async with AsyncClient(f"unix:{settings.socket_path}") as client:
+            with pytest.raises(NotThere):
+                await client.following()
+        daemon.stop()
+        await serving
+
+    asyncio.run(main())
