@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 EXAMPLES = Path(ROOT) / "examples"
 GUEST = """
 import os
-from uvmshare.testing.client import Client
+from uvmshare.testing.client import NinePClient
 
-with Client.connect(os.environ["ADDRESS"], os.environ["PROJECT"]) as project:
+with NinePClient.connect(os.environ["ADDRESS"], os.environ["PROJECT"]) as project:
     greeting = project.read_file("greeting.txt")
-with Client.connect(os.environ["ADDRESS"], os.environ["WORKSPACE"]) as workspace:
+with NinePClient.connect(os.environ["ADDRESS"], os.environ["WORKSPACE"]) as workspace:
     workspace.write_file(os.environ["JOB"] + ".txt", greeting)
 """
 TESTED = {"agent_sandbox.py", "ci_job.py", "follow_events.py", "synchronous.py", "test_with_a_share.py"}

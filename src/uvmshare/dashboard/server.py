@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from uvmshare.daemon.identity import Identity
-    from uvmshare.dashboard.watcher import Asked
+    from uvmshare.dashboard.watcher import WatchedDaemon
 
 __all__ = ["serve"]
 
@@ -44,7 +44,7 @@ _MINUTE: Final = 60.0
 
 
 async def serve(
-    source: Asked,
+    source: WatchedDaemon,
     *,
     port: int = 0,
     allow_uids: Collection[int | str] = (),

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from uvmshare.daemon.documents import Event, Info, Mount, Share, Stats, Vm
 
-__all__ = ["KEPT_EVENTS", "Asked", "Happened", "Watcher"]
+__all__ = ["KEPT_EVENTS", "WatchedDaemon", "Happened", "Watcher"]
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ _FIRST: Final = "0"
 KEPT_EVENTS: Final = 200
 
 
-class Asked(Protocol):
+class WatchedDaemon(Protocol):
     """Whom the watcher asks."""
 
     @property
@@ -142,7 +142,7 @@ class Watcher:
 
     def __init__(
         self,
-        source: Asked,
+        source: WatchedDaemon,
         *,
         interval: float = INTERVAL,
         clock: Callable[[], float] = time.monotonic,
