@@ -1,6 +1,6 @@
 """Owners as a share shows them: the text of a map, and what it says.
 
-What lives here: `OwnerMap`. What must not: what a file server does with it (its `ownership`).
+What lives here: `OwnerMap`. What must not: what a file server does with it (`fileserver.mount.files.ownership`).
 
 ``HOST:GUEST``, each a uid, or ``UID/GID`` where the group has another number::
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from uvmshare.daemon.documents import Event, Info, Mount, Share, Stats, Vm
 
-__all__ = ["KEPT_EVENTS", "WatchedDaemon", "Happened", "Watcher"]
+__all__ = ["KEPT_EVENTS", "Happened", "WatchedDaemon", "Watcher"]
 
 T = TypeVar("T")
 

@@ -1,7 +1,7 @@
 """Which file systems answer by themselves, and which may wait for a program or another host, for ever perhaps.
 
 What lives here: the one list of those that do, by name (proc_pid_mountinfo(5)) and by number (statfs(2)). What must
-not: what is done with the others (`foreign`, `opening`).
+not: what is done with the others (`mount.foreign`, `supervisor.opening`).
 """
 
 from __future__ import annotations

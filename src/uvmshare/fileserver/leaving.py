@@ -1,7 +1,7 @@
 """How a mount process is ended: asked to leave, and killed a moment later.
 
 What lives here: the signal, how long it has, and the two ways to send one. What must not: what it does then
-(`mount`, `outbox`), or which mounts are ended (`supervisor.shares`, `rundir.directory`).
+(`mount.serving`, `mount.outbox`), or which mounts are ended (`supervisor.shares`, `rundir.directory`).
 
 It is asked so that it can tell its guest, which then sees EIO and nothing that is harder to understand. It waits until
 the guest has taken that: Firecracker and Cloud Hypervisor drop what they have not read yet when the guest sends

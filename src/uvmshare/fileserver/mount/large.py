@@ -1,7 +1,7 @@
 """Large writes whose data is still on its way when their header is there.
 
 What lives here: which of them go from the socket straight to the file, and the answer. What must not: how
-(`splicing`). All others are received whole first and served as any message is (`files.write`).
+(`splicing`). All others are received whole first and served as any message is (`handlers.files`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A run directory: what stays of a file server when its supervisor dies.
 
 What lives here: what is where in it, and the files by which mount processes are found again. What must
-not: what is done with what was found (`takeover`), how the table of shares is written (`sharetable`).
+not: what is done with what was found (`supervisor.takeover`), how the table of shares is written (`sharetable`).
 
 ::
 

@@ -1,7 +1,7 @@
 """What a share that a guest may write must not hold: directories by whose files this host decides who has what.
 
 What lives here: `KeepOut`, one such directory, and whether a share shows anything of it. What must not: which
-directories these are (`rundir`, and whoever starts a file server with `keep_out`), or reading the table of mounts
+directories these are (`rundir`, and whoever starts a file server), or reading the table of mounts
 (`mounttable`).
 
 That is asked of the kernel's table of mounts, so that no bind mount hides it, as the mounts are when a share is added.

@@ -1,7 +1,7 @@
 """The table of shares as a file in the run directory: what a new supervisor takes over from a dead one.
 
 What lives here: `ShareTable`, and the form of the file. What must not: processes, or what is done with what
-is read (`takeover`).
+is read (`supervisor.takeover`).
 
 A line a record: a mark, a CRC-32, and JSON; the first is the server's configuration, each other one a share::
 

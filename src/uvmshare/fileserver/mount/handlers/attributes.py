@@ -1,7 +1,7 @@
 """Attributes of files and of the file system: getattr, setattr, statfs.
 
 What lives here: how stat(2) becomes an Rgetattr and a Tsetattr becomes system calls. What must not:
-who owns what (`ownership`).
+who owns what (`files.ownership`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Changes of the name space: making, linking, renaming and removing; and reading links.
 
 What lives here: mkdir, symlink, mknod, link, rename, renameat, unlinkat, remove, readlink. What must
-not: who owns what is made (`ownership`).
+not: who owns what is made (`files.ownership`).
 
 Every one of them acts on a directory's descriptor and one checked name, and only while the directory
 lies in the share.

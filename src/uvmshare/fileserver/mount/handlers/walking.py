@@ -1,6 +1,6 @@
 """Attach, walk and clunk: how fids come and go.
 
-What lives here: attach(5), walk(5), clunk(5). What must not: how a component is opened (`tree`).
+What lives here: attach(5), walk(5), clunk(5). What must not: how a component is opened (`files.tree`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Extended attributes: xattrwalk, xattrcreate, and what a clunk does to them.
 
 What lives here: the two messages. What must not: which names a guest may use, and under which names
-the host keeps them (`ownership`).
+the host keeps them (`files.ownership`).
 
 Sizes and limits are those of xattr(7): 255 bytes a name, 64 KiB a value.
 """
