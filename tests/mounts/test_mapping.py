@@ -8,6 +8,7 @@ import pytest
 from tests.mounts.harness import ABOVE, HERE, MAPPED, PATH, Bench, only
 
 from uvmshare.errors import ComputeSystemError, GuestAgentError, MountConflict, OperationDenied, OutcomeUnknown
+from uvmshare.lifecycle.retry import RETRY_LONGEST
 from uvmshare.mounts import MountState
 from uvmshare.share.options import AddOptions
 from uvmshare.testing.fakes import FakeReply
@@ -93,6 +94,34 @@ async def test_when_the_mount_fails_and_the_share_stays_it_is_retried() -> None:
     assert bench.vm.shares
     assert only(bench.mounts).state is MountState.INVALID
     await asyncio.sleep(1)
+    assert bench.empty()
+
+
+async def test_a_share_of_which_nobody_knows_is_the_managers_to_remove_and_in_nobodys_way() -> None:
+    bench = Bench()
+    bench.vm.replies += [FakeReply.LOSE_AFTER, FakeReply.FAIL]
+    with pytest.raises(OutcomeUnknown):
+        await bench.mounts.map(MAPPED, PATH, owner="a")
+    assert not bench.mounts.mounts(), "the guest was never asked"
+    (left,) = bench.shares.shares()
+    assert left.orphan
+    assert await bench.mounts.unmap(PATH, owner="a", force=True) is None
+    assert bench.vm.shares.keys() == {left.name}, "there was no mount to force"
+    await bench.mounts.map(MAPPED, PATH, owner="b")
+    assert only(bench.mounts).share_name != left.name
+    await bench.mounts.unmap(PATH, owner="b", force=True)
+    await asyncio.sleep(RETRY_LONGEST)
+    assert bench.empty()
+
+
+@pytest.mark.parametrize("owner", ["a", "somebody", None])
+async def test_whoever_knows_of_it_can_have_it_removed_at_once(owner: str | None) -> None:
+    bench = Bench()
+    bench.vm.replies += [FakeReply.LOSE_AFTER, FakeReply.FAIL]
+    with pytest.raises(OutcomeUnknown):
+        await bench.mounts.map(MAPPED, PATH, owner="a")
+    (left,) = bench.shares.shares()
+    await bench.shares.remove(left.name, owner=owner)
     assert bench.empty()
 
 

@@ -113,7 +113,9 @@ class MountManager:
 
         Raises `MountConflict`, and changes nothing, when the path has a mount with other options. Otherwise raises what
         the agent (or the Manager of the shares) raised, for every caller that waited; then there is no reference, and
-        nothing is left in the guest nor on the VM, or it is kept INVALID (see `mounts`) and retried.
+        nothing is left in the guest nor on the VM, or it is kept INVALID (see `mounts`) and retried. There is one
+        exception: a share whose add got no answer, so that the guest was never asked. If the Manager cannot remove it
+        now either, the Manager keeps it as an orphan (`Manager.shares`) and goes on removing it. It is in nobody's way.
         Raises `ManagerClosed`, and `ComputeSystemGone` when the VM has exited.
         """
         self.claims.check(owner)
@@ -187,7 +189,8 @@ class MountManager:
         from those who are asking for it: they get `MountRevoked`. Otherwise the guest is asked to unmount it lazily. If
         it refuses, or has not done it after `grace` seconds, the share that came with the mount is taken out all
         the same, and this returns when that is done: nothing in the guest reaches the directory by this mount then. No
-        call that is under way in the guest delays it.
+        call that is under way in the guest delays it. Where there is no mount there is nothing to take away: an orphan
+        that a call to `map` left to the Manager is the Manager's to remove (`mount`).
 
         Raises what taking the share out raised; that is tried again every five seconds, by itself and by whoever calls.
         A mount of a share that others added has nothing to be taken out: raises what the agent raised, and
