@@ -57,6 +57,11 @@ class Member:
                 env={**os.environ, "ETCD_UNSUPPORTED_ARCH": os.uname().machine},
             )
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
@@ -73,9 +78,9 @@ QUICK: Final = ("--heartbeat-interval=50", "--election-timeout=500", "--logger=z
 """A leader within half a second: on loopback nothing takes longer unless it is gone."""
 
 
-def start_single(data: Path, *more: str, scheme: str = "http") -> tuple[Member, str]:
+def start_single(data: Path, *more: str, scheme: str = "http", port: int = 0) -> tuple[Member, str]:
     """Start a member that is a cluster by itself; return it and its URL."""
-    client, peer = f"{scheme}://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
+    client, peer = f"{scheme}://127.0.0.1:{port or free_port()}", f"http://127.0.0.1:{free_port()}"
     member = Member(
         "single",
         data,

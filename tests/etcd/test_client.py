@@ -13,15 +13,18 @@ from tests.processes import DEADLINE
 
 from uvmshare.errors import (
     LeaseNotFound,
+    LimitReached,
+    StoreFull,
     StoreOutcomeUnknown,
     StoreReplaced,
     StoreUnavailable,
     StoreUnsuitable,
     WatchEnded,
 )
+from uvmshare.etcd.administration import Administration
 from uvmshare.etcd.client import EtcdStore
 from uvmshare.etcd.endpoints import Endpoints
-from uvmshare.etcd.protocol import Put, absent
+from uvmshare.etcd.protocol import Delete, Put, absent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -211,6 +214,41 @@ def test_a_caller_who_is_cancelled_leaves_the_client_usable(single: tuple[Member
             assert await asyncio.gather(*(store.keep_alive(lease.id) for _ in range(9))) == [60] * 9
 
     asyncio.run(test())
+
+
+def test_a_full_database_refuses_changes_and_takes_them_again_when_there_is_room(tmp_path: Path) -> None:
+    member, url = start_single(tmp_path / "data", "--quota-backend-bytes=2097152")
+
+    async def test() -> None:
+        async with opened(url) as store:
+            lease = await store.grant(60)
+            revision = 0
+
+            async def fill() -> None:
+                nonlocal revision
+                for number in range(100):
+                    revision = (await store.txn([], [Put("a", bytes([number]) * 100_000)])).revision
+
+            with pytest.raises(StoreFull, match="compact and defragment"):
+                await fill()
+            with pytest.raises(LimitReached):
+                await store.grant(60)
+            assert await store.keep_alive(lease.id) == 60
+            found = (await store.get("a")).found
+            assert found is not None
+            assert found.mod_revision == revision  # what was acknowledged is there, and nothing that was refused
+            assert (await store.txn([], [Delete("a")])).deleted == 1
+            administration = Administration(store)
+            assert "NOSPACE" in str((await administration.status()).errors)
+            await administration.compact((await store.get("a")).revision)
+            await administration.defragment()
+            await administration.disarm()
+            assert (await store.txn([absent("a")], [Put("a", b"again")])).succeeded
+
+    try:
+        asyncio.run(test())
+    finally:
+        member.kill()
 
 
 def test_nothing_but_the_client_needs_grpc() -> None:

@@ -65,10 +65,17 @@ class Administration:
         request = messages.CompactionRequest(revision, physical=True)
         await self._store.ask("KV/Compact", request, messages.Answer, changes=True)
 
+    async def defragment(self) -> None:
+        """Give back the disk that was freed, at the member that is asked; it answers nothing else meanwhile."""
+        await self._store.ask("Maintenance/Defragment", messages.Empty(), messages.Answer, changes=True)
+
     async def disarm(self) -> None:
         """Take back the alarm that the database is full, at every member, when there is room again."""
-        request = messages.AlarmRequest(messages.DEACTIVATE, 0, messages.NOSPACE)
-        await self._store.ask("Maintenance/Alarm", request, messages.Answer, changes=True)
+        raised = await self._store.ask("Maintenance/Alarm", messages.AlarmRequest(), messages.AlarmResponse)
+        for each in raised.alarms:
+            if each.alarm == messages.NOSPACE:
+                request = messages.AlarmRequest(messages.DEACTIVATE, each.member_id, messages.NOSPACE)
+                await self._store.ask("Maintenance/Alarm", request, messages.AlarmResponse, changes=True)
 
     async def status(self) -> messages.StatusResponse:
         """Return what the member that is asked says of itself."""

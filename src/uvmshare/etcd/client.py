@@ -65,6 +65,8 @@ class EtcdStore:
     def _look(self, answer: messages.Answer, seen: int = 0) -> None:
         """Look at an answer; `seen` is the revision that it cannot be older than."""
         header = answer.header
+        if not header.cluster_id:  # some answers of the Maintenance service say nothing
+            return
         if self._cluster and header.cluster_id != self._cluster:
             self._replace(f"cluster {header.cluster_id:x} answers, and {self._cluster:x} did before")
         if header.revision < seen:

@@ -196,6 +196,15 @@ class AlarmRequest(Message, frozen=True):
     alarm: Annotated[int, 3] = 0
 
 
+class AlarmMember(Message, frozen=True):
+    member_id: Annotated[int, 1, UNSIGNED] = 0
+    alarm: Annotated[int, 2] = 0
+
+
+class AlarmResponse(Answer, frozen=True):
+    alarms: Annotated[tuple[AlarmMember, ...], 2] = ()
+
+
 class UserAddOptions(Message, frozen=True):
     no_password: Annotated[bool, 1] = False
 

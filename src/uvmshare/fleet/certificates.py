@@ -27,7 +27,7 @@ from uvmshare.errors import DaemonError, InvalidOptions
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Authority", "Credentials"]
+__all__ = ["Authority", "Credentials", "read_file", "write_file"]
 
 _AUTHORITY_DAYS: Final = 3650
 _DAYS: Final = 825
@@ -60,10 +60,10 @@ class Authority:
         self.files = Credentials(folder, name)
         if not self.files.exist:
             self._make(name)
-        self.pem = _read(self.files.certificate)
+        self.pem = read_file(self.files.certificate)
         try:
             self._certificate = x509.load_pem_x509_certificate(self.pem)
-            key = serialization.load_pem_private_key(_read(self.files.key), None)
+            key = serialization.load_pem_private_key(read_file(self.files.key), None)
         except ValueError as error:
             msg = (
                 f"{self.files.certificate} and its key cannot be used: {error}: restore them, or begin in a new folder"
@@ -84,8 +84,8 @@ class Authority:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .sign(key, hashes.SHA256())
         )
-        _write(self.files.key, _private(key))
-        _write(self.files.certificate, _pem(certificate), mode=0o644)
+        write_file(self.files.key, _private(key))
+        write_file(self.files.certificate, _pem(certificate), mode=0o644)
 
     def sign(
         self, name: str, *, organisation: str | None = None, addresses: Sequence[str] = (), bundled: bytes = b""
@@ -121,8 +121,8 @@ class Authority:
         if not found.exist:
             os.makedirs(folder, mode=0o700, exist_ok=True)
             certificate, key = self.sign(name, addresses=addresses)
-            _write(found.key, key)
-            _write(found.certificate, certificate, mode=0o644)
+            write_file(found.key, key)
+            write_file(found.certificate, certificate, mode=0o644)
         return found
 
     def sign_bundle(self, path: str, name: str, organisation: str, trusted: bytes) -> str:
@@ -130,7 +130,7 @@ class Authority:
         if not os.path.exists(path):
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             certificate, key = self.sign(name, organisation=organisation)
-            _write(path, certificate + key + trusted)
+            write_file(path, certificate + key + trusted)
         return path
 
 
@@ -185,7 +185,8 @@ def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
-def _read(path: str) -> bytes:
+def read_file(path: str) -> bytes:
+    """Return what a file has. Raises `DaemonError`."""
     try:
         with open(path, "rb") as file:
             return file.read()
@@ -194,8 +195,8 @@ def _read(path: str) -> bytes:
         raise DaemonError(msg) from error
 
 
-def _write(path: str, content: bytes, *, mode: int = 0o600) -> None:
-    """Write a file whole, and only then under its name: what is there is never half of it."""
+def write_file(path: str, content: bytes, *, mode: int = 0o600) -> None:
+    """Write a file whole, and only then under its name. Raises `DaemonError`."""
     new = f"{path}.new"
     try:
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
