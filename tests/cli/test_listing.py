@@ -137,7 +137,10 @@ def test_what_is_done_within_a_second_says_nothing() -> None:
     assert written == []
 
 
-HEAVY = {"asyncio", "rich.console", "pygments", "litestar", "sqlite3", "httpx._main", "uvmshare.share.manager"}
+HEAVY = {
+    *("asyncio", "rich.console", "pygments", "litestar", "sqlite3", "httpx._main", "importlib.metadata"),
+    "uvmshare.share.manager",
+}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
+import stat
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -20,8 +22,9 @@ from uvmshare.cli.main import run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-LINK = "http://127.0.0.1:4711/?token=x"
+LINK = "http://127.0.0.1:4711/?token=sesame"
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +81,27 @@ def test_without_json_the_link_is_all_of_standard_output(host: str) -> None:
 )
 def test_a_browser_is_opened_where_the_user_has_a_screen(environment: dict[str, str], opened: bool) -> None:
     assert dashboard._has_screen(environment) is opened
+
+
+@pytest.mark.parametrize("has_runtime_dir", [True, False])
+def test_a_browser_gets_the_link_by_a_file_of_the_users_own_and_not_as_an_argument(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, has_runtime_dir: bool
+) -> None:
+    """Arguments of a process are seen by every user of the host."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path if has_runtime_dir else tmp_path / "is-not-there"))
+    given: queue.Queue[str] = queue.Queue()
+    monkeypatch.setattr("webbrowser.open", given.put)
+    secret = LINK.partition("token=")[2]
+    with dashboard._file_that_leads_to(LINK) as address:
+        dashboard._open(address)
+        assert given.get(timeout=DEADLINE) == address
+        assert secret not in address
+        (file,) = tmp_path.iterdir()
+        assert file.as_uri() == address
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert f'content="0; url={LINK}"' in file.read_text()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("text", ["", "root", "-1", "1" * 20, "٣", "1000\n"])

@@ -7,11 +7,15 @@ its port (`uvmshare.dashboard`).
 from __future__ import annotations
 
 import getpass
+import html
 import os
 import shlex
 import socket
 import sys
+import tempfile
 import threading
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -24,9 +28,14 @@ from uvmshare.cli.server_options import uid_or_any
 from uvmshare.errors import UnsupportedPlatform
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 __all__ = ["dashboard"]
+
+_LEADS_TO: Final = (
+    '<!doctype html><meta charset="utf-8"><meta name="referrer" content="no-referrer">'
+    '<meta http-equiv="refresh" content="0; url={link}"><title>uvmshare</title><a href="{link}">uvmshare dashboard</a>'
+)
 
 _TOLD: Final = "This link lets one browser in, once. Ctrl-C ends the page."
 
@@ -75,6 +84,8 @@ def dashboard(
     from uvmshare.dashboard.server import serve  # noqa: PLC0415  --help need not load a server
     from uvmshare.dashboard.source import Source  # noqa: PLC0415  as above
 
+    opened = ExitStack()
+
     def ready(link: str) -> None:
         if as_json:
             say_json({"ready": True, "url": link, "port": urlsplit(link).port})
@@ -84,13 +95,14 @@ def dashboard(
         for line in _over_ssh(link, os.environ):
             note(line)
         if not no_browser and _has_screen(os.environ):
-            _open(link)
+            _open(opened.enter_context(_file_that_leads_to(link)))
 
     async def serving() -> None:
         async with Source(host) as source:
             await serve(source, port=port, allow_uids=(*allow_uids, *_behind_sudo(os.environ)), ready=ready, tell=note)
 
-    until_signalled(serving())
+    with opened:
+        until_signalled(serving())
 
 
 def _behind_sudo(environment: Mapping[str, str]) -> list[int]:
@@ -117,8 +129,28 @@ def _over_ssh(link: str, environment: Mapping[str, str]) -> list[str]:
     return [f"From the computer that you came from: ssh -L {port}:127.0.0.1:{port} {where}, and open the link there."]
 
 
-def _open(link: str) -> None:
+@contextmanager
+def _file_that_leads_to(link: str) -> Iterator[str]:
+    """Make a file, for this user alone, that a browser goes on to the link from; return its address.
+
+    Every user of the host sees the arguments of a browser that is started (proc(5), cmdline), and whoever is first with
+    the link gets in.
+    """
+    directory = os.environ.get("XDG_RUNTIME_DIR")
+    made, path = tempfile.mkstemp(  # 0600, under a name that nobody knows before
+        prefix="uvmshare-dashboard-", suffix=".html", dir=directory if directory and os.path.isdir(directory) else None
+    )
+    try:
+        with os.fdopen(made, "w", encoding="utf-8") as file:
+            file.write(_LEADS_TO.format(link=html.escape(link)))
+        yield Path(path).as_uri()
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def _open(address: str) -> None:
     """Open the user's browser. It may take its time, or not be there; the link is printed in any case."""
     import webbrowser  # noqa: PLC0415  --help need not load it
 
-    threading.Thread(target=webbrowser.open, args=(link,), daemon=True).start()
+    threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()

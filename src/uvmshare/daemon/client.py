@@ -12,7 +12,6 @@ is renewed (`client_holding`).
 
 from __future__ import annotations
 
-import asyncio
 import os
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
@@ -395,6 +394,8 @@ class AsyncClient(_Connection):
 
     @asynccontextmanager
     async def _kept(self, held: HeldDocument[D]) -> AsyncIterator[HeldDocument[D]]:
+        import asyncio  # noqa: PLC0415  `Client`, and with it every command, need not load it
+
         renewing = asyncio.get_running_loop().create_task(renew_awaiting(held, lambda: self.ask(held.renewal)))
         try:
             yield held
@@ -409,6 +410,8 @@ class AsyncClient(_Connection):
         await self._release(held)
 
     async def _release(self, held: HeldDocument[Any]) -> None:
+        import asyncio  # noqa: PLC0415  as above
+
         # In a task of its own: a second cancellation breaks off the wait for it, and not the release.
         try:
             answer = await asyncio.shield(asyncio.ensure_future(self.ask(held.release)))

@@ -10,7 +10,6 @@ import os
 import re
 import sys
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 from urllib.parse import quote
 
@@ -203,6 +202,8 @@ def version_in(content: bytes) -> str | None:
 
 def no_daemon(host: str, found: Unreadable, theirs: str | None) -> DaemonError:
     """Return what to say of an answer that makes no sense: most likely the daemon is of another version."""
+    from importlib import metadata  # noqa: PLC0415  only who meets a daemon of another version needs it
+
     ours = metadata.version("uvmshare")
     if theirs is None:
         return DaemonError(f"{host}: {found.what} is none of a uvmshare daemon: name another with --host unix:PATH")

@@ -11,7 +11,6 @@ the end: `LeaseLost` says that it was not held to the end, `DaemonError` that it
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import time
@@ -168,6 +167,8 @@ def renew_in_thread(held: HeldDocument[D], renew: Callable[[], object]) -> Calla
 
 async def renew_awaiting(held: HeldDocument[D], renew: Callable[[], Awaitable[object]]) -> None:
     """Renew a lease for as long as this runs."""
+    import asyncio  # noqa: PLC0415  `Client`, and with it every command, need not load it
+
     while (pause := held.pause) is not None:
         await asyncio.sleep(pause)
         try:
