@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import socket
 import time
 from itertools import pairwise
 from types import SimpleNamespace
@@ -214,3 +215,16 @@ def test_releasing_what_one_does_not_hold_says_who_does_and_fails(
     assert "'nor-this'" in err
     assert run_command(["unmap", "vm", target, "--owner", "job-8"]) == 0
     assert run_command(["share", "rm", "vm", first, "--owner", "job-7"]) == 0
+
+
+def test_a_mount_that_the_agent_mounts_again_by_itself_makes_events(
+    mapped: Running, guest: Guest, client: Client
+) -> None:
+    with mapped.home.client() as following:
+        events = of_guest(following.events("0"))
+        assert next(events).kind == "agent.reached"
+        client.mounts.map("vm", **wanted(guest, mapped.home.directory("project"), owner="job"))
+        guest.server.connected[-1].shutdown(socket.SHUT_RDWR)
+        told = [next(events) for _ in range(2)]
+        assert [(each.kind, each.owner) for each in told] == [("mount.lost", "job"), ("mount.remounted", "job")]
+        assert len(guest.server.asked) == 2

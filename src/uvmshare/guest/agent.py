@@ -137,7 +137,7 @@ class Agent:
             report = {**survey(self._prefixes), "release": RELEASE, "server": str(self._server)}
             self._table.health(1.0, lambda found: answer({**report, "mounts": found}, None))
         elif operation == "ping":
-            answer({}, None)
+            answer({"changes": self._table.changes}, None)
         else:
             raise PlaceError(wire.INVALID, f"there is no request {_quoted(operation)}; this is uvmshare {RELEASE}")
 

@@ -83,7 +83,7 @@ serve() {
         esac
         [ -n "$client" ] || exit
         case $op in
-            ping) ok '{}' ;;
+            ping) ok "{\"changes\":$(changes)}" ;;
             modify) modify ;;
             list) ok "[$(each listed)]" ;;
             health) ok "[$(each health)]" ;;
@@ -121,6 +121,18 @@ listed() {
     [ "$size" = auto ] && size=null
     printf '{"mount_path":"%s","share_name":"%s","port":%s,"read_only":%s,"cache":"%s","msize":%s,"posixacl":%s,"chosen":"%s","state":"%s","again":%s}' \
         "$path" "$share" "$port" "$read_only" "$cache" "$size" "$posixacl" "$(chosen)" "$condition" "$again"
+}
+
+# Another number when a mount was lost, or mounted again.
+changes() {
+    sum=0
+    for file in "$state"/mount%*; do
+        [ -e "$file" ] || continue
+        recall "$file" || continue
+        sum=$((sum + 2 * again))
+        [ ! -e "$file.broken" ] || sum=$((sum + 1))
+    done
+    echo "$sum"
 }
 
 health() { printf '{"mount_path":"%s","status":"%s"}' "$path" "$(condition "$path")"; }
@@ -216,7 +228,7 @@ add() {
     form="$path $share $port $read_only $cache $msize $posixacl"
     if [ -e "$kept" ] && is_mounted "$path" && [ ! -e "$kept.broken" ]; then
         case $(cat "$kept") in
-            "$form "*) ok "{\"chosen\":\"$(chosen)\"}" ;;
+            "$form "*) recall "$kept" && ok "{\"chosen\":\"$(chosen)\",\"again\":$again}" ;;
             *) no refused "$path is taken by another share: unmount that first" ;;
         esac
         return
@@ -245,7 +257,7 @@ add() {
     if why=$(mount_it); then
         echo "$made" >"$state/made$(printf %s "$path" | tr / %)"
         echo "$form 0" >"$kept"
-        ok "{\"chosen\":\"$(chosen)\"}"
+        ok "{\"chosen\":\"$(chosen)\",\"again\":0}"
     else
         for directory in $made; do rmdir "$directory" 2>/dev/null; done
         no failed "cannot mount share $share of tcp:$server:$port on $path: $why"

@@ -142,6 +142,8 @@ class MountTable:
         self._most_pins = pins
         self._log = log
         self.records: dict[str, AgentMount] = {}
+        self.changes = 0
+        """How often a mount was lost, or mounted again, without being asked for: the host asks when it is another."""
         self._turns: dict[str, deque[Callable[[Callable[[], None]], None]]] = {}
         """By path: what is under way, and what waits for it."""
         self._mountinfo = open("/proc/self/mountinfo", encoding="utf-8")  # noqa: SIM115  watched for ever
@@ -200,7 +202,7 @@ class MountTable:
             done()
             return
         if known is not None and known.state == "mounted":
-            answer({"chosen": known.chosen}, None)
+            answer({"chosen": known.chosen, "again": known.again}, None)
             done()
             return
         if known is not None:
@@ -223,7 +225,7 @@ class MountTable:
             self._log(f"mounted share {record.share} on {record.path} ({record.chosen})")
 
             def ready() -> None:
-                answer({"chosen": record.chosen}, None)
+                answer({"chosen": record.chosen, "again": record.again}, None)
                 done()
 
             if record.pins is None:
@@ -376,6 +378,7 @@ class MountTable:
         if record.state != "mounted" or record.going or self.records.get(record.path) is not record:
             return
         record.state = "broken"
+        self.changes += 1
         record.error = f"its connection was lost ({why})"
         record.broken_at = time.monotonic()
         self._log(f"{record.path}: the connection was lost ({why}), mounting again")
@@ -396,6 +399,7 @@ class MountTable:
         if attempt.done and not attempt.given_up:
             self._is_mounted(record, attempt)
             record.again += 1
+            self.changes += 1
             record.last_gap = time.monotonic() - record.broken_at
             self._log(f"{record.path}: mounted again after {record.last_gap:.3f} s")
         else:
@@ -415,6 +419,7 @@ class MountTable:
         for path, record in tuple(self.records.items()):
             if record.state == "mounted" and path not in there and path not in self._turns:
                 self._log(f"{path}: somebody unmounted it")
+                self.changes += 1
                 places.remove_made(record.made)
                 self._drop(record)
 

@@ -127,6 +127,9 @@ class AgentClient:
         self._streams = streams
         self._keeping: asyncio.Task[None] | None = None
         self._on_connect: list[Callable[[], None]] = []
+        self._on_mounts: list[Callable[[], None]] = []
+        self._again: dict[str, int] = {}
+        """By the path of a mount: how often the agent had mounted it again when this client saw it first."""
         self._agent = AgentEntry(arguments.function("clock", clock))
         self._on_reach: list[Callable[[Reach], None]] = []
 
@@ -188,6 +191,18 @@ class AgentClient:
         if self._connection is not None:
             asyncio.get_running_loop().call_soon(callback)
 
+    def on_mounts(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when the agent lost a mount or mounted it again (`interfaces.TellsMounts`).
+
+        It is called some seconds later: the agent says so when it is asked for a word. An agent of an earlier release
+        never does.
+        """
+        self._on_mounts.append(arguments.function("callback", callback))
+
+    def _tell_mounts(self) -> None:
+        for callback in self._on_mounts:  # what it raises is the loop's to tell
+            asyncio.get_running_loop().call_soon(callback)
+
     async def reached(self, *, timeout: float | None = None) -> AgentInfo:  # noqa: ASYNC109  the error says what was waited for
         """Wait until the agent is connected, at most `timeout` seconds. Raises `AgentUnreachable`."""
         if timeout is not None:
@@ -213,6 +228,9 @@ class AgentClient:
             added: Added = await self._modify(schema.RequestType.ADD, mount, options, result=_ADDED)
         except InvalidDocument:  # it has mounted, and nothing but what it shows rests on this
             return None
+        self._again.pop(mount.mount_path, None)
+        if added.again is not None:
+            self._again[mount.mount_path] = added.again
         return added.chosen or None
 
     async def remove_mapped_directory(self, mount: GuestMount, *, lazy: bool = False) -> None:
@@ -223,6 +241,10 @@ class AgentClient:
 
     async def mapped_directories(self) -> tuple[GuestMount, ...]:
         """Return the mounts that the agent keeps."""
+        listed = await self.listed()
+        known, self._again = self._again, {}
+        for found in listed:  # an agent that was started again counts from 0
+            self._again[found.mount_path] = min(known.get(found.mount_path, found.again), found.again)
         return tuple(
             GuestMount(
                 share_name=found.share_name,
@@ -233,8 +255,10 @@ class AgentClient:
                 suid=found.suid,
                 dev=found.dev,
                 posixacl=found.posixacl,
+                broken=found.state == "broken",
+                again=found.again - self._again[found.mount_path],
             )
-            for found in await self.listed()
+            for found in listed
         )
 
     async def _modify(
@@ -371,6 +395,7 @@ class AgentClient:
         self._denied = False
         self._failure = None
         self._connection = connection
+        connection.on_change = self._tell_mounts
         self._note_reach(AgentTrigger.GREETED)
         self._tell_change()
         for callback in self._on_connect:  # what it raises is the loop's to tell, and ends nothing here

@@ -25,10 +25,12 @@ from uvmshare.errors import (
     OutcomeUnknown,
 )
 from uvmshare.guest import wire
-from uvmshare.mounts.report import AgentInfo
+from uvmshare.mounts.report import AgentInfo, Pong
 from uvmshare.wording import reason_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from uvmshare.mounts.channel import Stream
 
 __all__ = ["AgentConnection", "ConnectionLost", "greet"]
@@ -98,6 +100,7 @@ class _Kind(msgspec.Struct, frozen=True):
 _answers: Final = msgspec.json.Decoder(_Answer)
 _kinds: Final = msgspec.json.Decoder(_Kind)
 _greetings: Final = msgspec.json.Decoder(AgentInfo)
+_pongs: Final = msgspec.json.Decoder(Pong)
 _proofs: Final = msgspec.json.Decoder(_Proof)
 
 
@@ -174,6 +177,10 @@ class AgentConnection:
         """Requests whose callers wait no more, and whose answers may still come."""
         self._pinged = False
         """Whether an answer to the ping may come."""
+        self._changes = 0
+        """What the agent said last of changes to its mounts."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when it says another number: once a ping at most, so that an agent makes no more work than that."""
         self._broken: wire.WireError | None = None
         """Why this side ended it, if it did so before anything came that may not."""
 
@@ -254,6 +261,11 @@ class AgentConnection:
         answer: _Answer = _read(_answers, line, "what it said")
         if answer.id == _PING and self._pinged:
             self._pinged = False
+            if answer.ok:
+                pong: Pong = _read(_pongs, answer.result, "its answer to a ping")
+                if pong.changes != self._changes:
+                    self._changes = pong.changes
+                    self.on_change()
         elif answer.id in self._withdrawn:
             self._withdrawn.remove(answer.id)
         elif answer.id in self._waiting:

@@ -215,6 +215,7 @@ class MountEngine(Engine[Mount, MountOptions]):
         if error is None:
             again = mount.state is MountLife.RESTORING
             mount.apply(MountTrigger.MOUNT_SUCCEEDED, now)
+            mount.broken, mount.again = False, 0
             if again:
                 self.tell(mount, "remounted")
             mount.retry.reset()

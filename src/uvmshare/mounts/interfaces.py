@@ -6,7 +6,7 @@ What must not: how an agent is reached (that is `uvmshare.mounts.agent_client`),
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from uvmshare.mounts.agent_state import Reach
     from uvmshare.mounts.cache import Cache
 
-__all__ = ["GuestAgent", "GuestMount", "TellsConnect", "TellsReach"]
+__all__ = ["GuestAgent", "GuestMount", "TellsConnect", "TellsMounts", "TellsReach"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,10 @@ class GuestMount:
     suid: bool = False
     dev: bool = False
     posixacl: bool = False
+    broken: bool = field(default=False, compare=False)
+    """In what an agent tells: its connection was lost, and the agent is mounting it again."""
+    again: int = field(default=0, compare=False)
+    """In what an agent tells: how often the agent has mounted it again since it was asked to mount it."""
 
     def is_met_by(self, found: GuestMount | None) -> bool:
         """Tell whether what the guest has is this; where the guest was to choose, whatever it tells is right."""
@@ -77,6 +81,14 @@ class TellsConnect(Protocol):
 
     def on_connect(self, callback: Callable[[], None]) -> None:
         """Have `callback` called in the event loop; it may be that the guest was started again and has no mounts."""
+
+
+@runtime_checkable
+class TellsMounts(Protocol):
+    """An agent that tells when the guest lost a mount, or has it again, without being asked for it."""
+
+    def on_mounts(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called in the event loop, soon after; `mapped_directories` says what is so now."""
 
 
 @runtime_checkable

@@ -32,7 +32,7 @@ from uvmshare.lifecycle.claims import Claims
 from uvmshare.lifecycle.operation import OUTCOME_UNKNOWN
 from uvmshare.lifecycle.settling import Settling
 from uvmshare.mounts.engine import REVOKE_GRACE, MountEngine, guest_mount, share_owner
-from uvmshare.mounts.interfaces import TellsConnect
+from uvmshare.mounts.interfaces import TellsConnect, TellsMounts
 from uvmshare.mounts.mount import RETRY_FIRST
 from uvmshare.mounts.options import canonical_guest_path, mapping_of
 from uvmshare.mounts.state import MountLife, MountTrigger
@@ -83,6 +83,8 @@ class MountManager:
             agent.on_exit(self.vm_exited)
         if isinstance(agent, TellsConnect):
             agent.on_connect(self._settling.ask)
+        if isinstance(agent, TellsMounts):
+            agent.on_mounts(self._settling.ask)
         if shares is not None:  # what was lost and is back under its name may be to be mounted again
             shares.on_settled(lambda _: self._settling.ask())
 
@@ -300,11 +302,26 @@ class MountManager:
         """See to a mount that the guest does not have, or has in another form."""
         if mount.is_revoked and mount.to_be_taken_away:
             self._engine.see_to(mount)  # it may be gone, and then its path is free
-        elif mount.state is MountLife.MOUNTED and not guest_mount(mount).is_met_by(found):
+        elif mount.state is MountLife.MOUNTED and found is not None and guest_mount(mount).is_met_by(found):
+            self._note_agents_doing(mount, found)
+        elif mount.state is MountLife.MOUNTED:
             mount.apply(MountTrigger.LOST, self._engine.clock())
-            self._engine.tell(mount, "lost")
+            if not mount.broken:
+                self._engine.tell(mount, "lost")
             mount.maybe_in_guest = found is not None
             self._engine.see_to(mount)
+
+    def _note_agents_doing(self, mount: Mount, found: GuestMount) -> None:
+        """Tell what the agent did by itself with a mount that it has: lost it, mounted it again, or both since."""
+        if found.again > mount.again:
+            if not mount.broken:
+                self._engine.tell(mount, "lost")
+            self._engine.tell(mount, "remounted")
+            mount.broken = False
+        mount.again = found.again
+        if found.broken != mount.broken:
+            mount.broken = found.broken
+            self._engine.tell(mount, "lost" if found.broken else "remounted")
 
     def vm_exited(self, error: ComputeSystemGone) -> None:
         """Forget every mount, because the VM has exited and none is there any more.

@@ -69,7 +69,9 @@ class Mount(Entry[MountLife, MountTrigger]):
     __slots__ = (
         "_agent",
         "adding",
+        "again",
         "asked_name",
+        "broken",
         "chosen",
         "grace",
         "lazy",
@@ -95,6 +97,10 @@ class Mount(Entry[MountLife, MountTrigger]):
         """The name under which the guest was asked for it, also when the share is gone: agents want it back."""
         self.chosen: str | None = None
         """What the guest told when it mounted it, the last time."""
+        self.broken = False
+        """Whether the agent has said that its connection is lost, and was not heard to have mounted it again."""
+        self.again = 0
+        """How often the agent has said that it mounted it again by itself."""
         self.adding: Operation | None = None
         """The call that adds its share, while that is in flight."""
         self.revocation: Operation | None = None

@@ -13,7 +13,7 @@ import msgspec
 
 from uvmshare.mounts.cache import Cache  # noqa: TC001  msgspec reads the annotations
 
-__all__ = ["MOST_MOUNTS", "Added", "AgentInfo", "GuestReport", "ListedMount", "ListedPins", "MountHealth"]
+__all__ = ["MOST_MOUNTS", "Added", "AgentInfo", "GuestReport", "ListedMount", "ListedPins", "MountHealth", "Pong"]
 
 MOST_MOUNTS: Final = 4096
 """Of one agent."""
@@ -56,6 +56,15 @@ class Added(msgspec.Struct, frozen=True, kw_only=True):
 
     chosen: _Word = ""
     """What cache and msize came to, in its kernel's words; "" from an older agent."""
+    again: _Count | None = None
+    """How often the agent has mounted it again by itself; None from an older agent."""
+
+
+class Pong(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent answers when it is only asked for a word."""
+
+    changes: _Count = 0
+    """Another number when a mount was lost, or mounted again, without being asked for; 0 from an older agent."""
 
 
 class ListedPins(msgspec.Struct, frozen=True, kw_only=True):
