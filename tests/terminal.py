@@ -79,12 +79,16 @@ class Terminal:
         self._write(f"{line}\n")
         return self._ended(line, deadline)
 
-    def run_behind(self, line: str) -> Shown:
-        """Type a line that ends in ``&``, and return what it said first, as a person waits for it before they go on."""
+    def run_behind(self, line: str, missing: Callable[[str], object]) -> Shown:
+        """Type a line that ends in ``&``, and return what it said when nothing of that is `missing`.
+
+        It is to say something. A person waits for what they expect before they go on. Raises `AssertionError` when it
+        does not come.
+        """
         shown = self.run(line, DEADLINE)
         give_up = time.monotonic() + DEADLINE
         said = shown.text
-        while not _JOB.sub("", said).strip():
+        while not _JOB.sub("", said).strip() or missing(said):
             self._take(give_up)
             said, self._pending = said + _ESCAPES.sub("", self._pending), ""
         return Shown(said, shown.status)

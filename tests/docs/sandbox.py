@@ -134,7 +134,7 @@ class Sandbox:
                     windows.append(window)
                 else:
                     behind = line.endswith("&") and ">" not in line
-                    shown = self._main.run_behind(line) if behind else self._main.run(line, 5 * DEADLINE)
+                    shown = self._main.run_behind(line, missing) if behind else self._main.run(line, 5 * DEADLINE)
                     text, status = shown.text, shown.status or 0
                 if bool(status) != (fails and number == len(typed) - 1):
                     msg = f"{block}: {prompt} {line}\nended with status {status}:\n{text}"

@@ -13,6 +13,8 @@ from tests.processes import DEADLINE
 from tests.stranger.script import STEPS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.docs.pages import Block
     from tests.stranger.script import Step
     from tests.terminal import Terminal
@@ -67,6 +69,11 @@ def test_a_wrong_command_is_a_right_one_with_a_slip() -> None:
             assert len(set(wrong) ^ set(right)) <= 6, f"{step.types} is another command, not a slip"
 
 
+def unseen_in(step: Step, before: str = "") -> Callable[[str], list[str]]:
+    """What tells which of the things that a step wants to see are not in a text, or in what came before it."""
+    return lambda said: [wanted for wanted in step.sees if not re.search(wanted, before + said, re.MULTILINE)]
+
+
 def does(step: Step, window: Terminal) -> str:
     """Do what a step says. Return what is wrong with what came, or nothing."""
     if step.saves:
@@ -74,11 +81,10 @@ def does(step: Step, window: Terminal) -> str:
     said, statuses = "", []
     for line in step.types.splitlines():
         behind = line.endswith("&") and ">" not in line and step.window == "host"
-        came = window.run_behind(line) if behind else window.run(line, LINE_DEADLINE)
+        came = window.run_behind(line, unseen_in(step, said)) if behind else window.run(line, LINE_DEADLINE)
         said += came.text
         statuses.append(came.status)
-    unseen = [wanted for wanted in step.sees if not re.search(wanted, said, re.MULTILINE)]
-    if unseen:
+    if unseen := unseen_in(step)(said):
         return f"nothing there is {unseen}:\n{said}"
     *before, last = statuses
     if any(before) or (last is not None and bool(last) != step.fails):
