@@ -65,18 +65,19 @@ def files(root: Path) -> set[str]:
     return {path for path in found if not re.match(r"var/lib/dpkg/|usr/lib/uvmshare/(lib|bin)|usr/share/doc/", path)}
 
 
-def built(scratch: Path) -> Path:
-    """Build the package, and return its path."""
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package, built once."""
+    scratch = tmp_path_factory.mktemp("deb")
     environment = {**os.environ, "PIP": f"{sys.prefix}/bin/pip"}
     subprocess.run([str(RECIPE / "build"), str(scratch / "out")], check=True, env=environment, timeout=10 * DEADLINE)
-    (package,) = (scratch / "out").glob("*.deb")
-    return package
+    (found,) = (scratch / "out").glob("*.deb")
+    return found
 
 
 @pytest.mark.long
 @needs_root
-def test_it_is_built_installed_run_and_removed(tmp_path: Path) -> None:
-    package = built(tmp_path)
+def test_it_is_built_installed_run_and_removed(package: Path, tmp_path: Path) -> None:
     control = fields(run("dpkg-deb", "--field", str(package)))
     assert re.fullmatch(
         r"libc6 \(>= 2\.\d+\), python3 \(>= 3\.\d+\), python3 \(<< 3\.\d+\), init-system-helpers \(>= .*\), passwd",
@@ -133,10 +134,9 @@ def test_it_is_built_installed_run_and_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_lintian_finds_no_error(tmp_path: Path) -> None:
+def test_lintian_finds_no_error(package: Path) -> None:
     if shutil.which("lintian") is None:
         pytest.skip("needs lintian: tools/packages lintian")
-    package = built(tmp_path)
     done = subprocess.run(
         ["lintian", "--fail-on", "error,warning", "--allow-root", "--tag-display-limit", "0", str(package)],
         capture_output=True, text=True, check=False, timeout=10 * DEADLINE,
