@@ -38,6 +38,7 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "gate": Command("uvmshare.cli.gate", "gate", "Take what users of a fleet of hosts ask for, over HTTPS."),
     "host": Command("uvmshare.cli.host", "host", "Hosts of a fleet: ls, rm, status, accept."),
+    "fleet": Command("uvmshare.cli.fleet", "fleet", "Set up a fleet of hosts: init, add-host, add-tenant, status."),
     "vm": Command("uvmshare.cli.vm", "vm", "VMs that the daemon knows: add, ls, inspect, rm."),
     "share": Command("uvmshare.cli.share", "share", "Shares of a VM, through the daemon: add, ls, inspect, renew, rm."),
     "map": Command("uvmshare.cli.mounts", "map_", "Share a directory and mount it in the guest, through the daemon."),

@@ -38,6 +38,9 @@ _ATTEMPT: Final = 3.0
 _PAUSE: Final = 0.1
 """Seconds between two rounds through members of which none can be reached."""
 
+_WARNED: Final[set[str]] = set()
+"""The members whose version this process was warned of: once is enough, however many stores it opens."""
+
 _OPTIONS: Final = (
     ("grpc.use_local_subchannel_pool", 1),  # stores share no connection: each fails by itself
     ("grpc.max_receive_message_length", -1),  # pages and bursts of events are as large as they are
@@ -98,7 +101,6 @@ class Members:
             for target in endpoints.targets
         ]
         self._at = 0
-        self._warned: set[str] = set()
         self.closed = False
 
     def leave(self, member: Member) -> None:
@@ -149,8 +151,8 @@ class Members:
         if not status.leader:
             msg = f"etcd at {member.target} has no leader"
             raise StoreUnavailable(msg)
-        if judged.warning and member.target not in self._warned:
-            self._warned.add(member.target)
+        if judged.warning and member.target not in _WARNED:
+            _WARNED.add(member.target)
             LOG.warning("%s", judged.warning)
         member.judged = judged
 

@@ -1,0 +1,150 @@
+"""`uvmshare fleet`: what the administrator of a fleet does: certificates, roles, hosts, tenants, and how etcd is.
+
+What lives here: the commands and their lines. What must not: what they do (`uvmshare.fleet.setup`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import click
+
+from uvmshare.cli.output import note, print_json, say, say_table
+
+if TYPE_CHECKING:
+    from uvmshare.fleet.setup import FleetFolder, MemberStatus
+
+__all__ = ["fleet"]
+
+_folder = click.option(
+    "--folder",
+    type=click.Path(file_okay=False),
+    default="fleet",
+    show_default=True,
+    help="The folder with the fleet's certificates. Keep it where nobody else reads it.",
+)
+
+
+def _open(path: str) -> FleetFolder:
+    from uvmshare.fleet.setup import FleetFolder  # noqa: PLC0415  --help need not load grpc
+
+    return FleetFolder(path)
+
+
+@click.group()
+def fleet() -> None:
+    """Set up a fleet: many hosts that follow one etcd.
+
+    \b
+    Examples:
+      uvmshare fleet init --etcd https://etcd-1:2379 --gate gate.example
+      uvmshare fleet add-host host-17
+      uvmshare fleet add-tenant acme --user ann
+      uvmshare fleet status
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+
+
+@fleet.command()
+@click.option("--etcd", "endpoints", metavar="URL", multiple=True, required=True, help="A member of etcd; repeat it.")
+@click.option("--gate", "gates", metavar="ADDRESS", multiple=True, required=True, help="A name or number of a gate.")
+@click.option("--name", default="uvmshare", show_default=True, help="The fleet's name: the prefix of its keys.")
+@_folder
+def init(endpoints: tuple[str, ...], gates: tuple[str, ...], name: str, folder: str) -> None:
+    """Make a fleet: first its certificates, then, when its etcd runs with them, the roles in etcd.
+
+    So run it twice, with the same options: before etcd is started, and after. What is there already stays as it is.
+
+    \b
+    Example:
+      uvmshare fleet init --etcd https://etcd-1:2379 --etcd https://etcd-2:2379 --etcd https://etcd-3:2379 \\
+                          --gate gate.example
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+    from uvmshare.fleet.keys import require_host_name  # noqa: PLC0415  --help need not load it
+    from uvmshare.fleet.setup import Settings  # noqa: PLC0415  as above
+
+    found = _open(folder)
+    again = found.exists
+    found.begin(Settings(require_host_name(name), endpoints), gates)
+    if again:
+        asyncio.run(found.write_roles())
+        say(f"the fleet is ready: its gates take {found.path}/gate, its administrators {found.path}/admin.pem")
+        return
+    say(f"{found.path} has the fleet's certificates")
+    note(f"start each member of etcd with what is in {found.path}/etcd, and run this again:")
+    note("  etcd --cert-file=member.pem --key-file=member.key --trusted-ca-file=ca.pem --client-cert-auth \\")
+    note("       --peer-cert-file=member.pem --peer-key-file=member.key --peer-trusted-ca-file=ca.pem \\")
+    note("       --peer-client-cert-auth ...")
+
+
+@fleet.command("add-host")
+@click.argument("host")
+@_folder
+def add_host(host: str, folder: str) -> None:
+    """Let a host into the fleet: a certificate, and a role in etcd that is its own keys and nothing else.
+
+    Copy what it prints to the host, and say in host.toml there which tenants may do what on it.
+
+    \b
+    Example:
+      uvmshare fleet add-host host-17
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+    say(asyncio.run(_open(folder).add_host(host)))
+
+
+@fleet.command("add-tenant")
+@click.argument("tenant")
+@click.option("--user", "users", metavar="NAME", multiple=True, help="A user of theirs, who gets a certificate.")
+@click.option("--vms", type=click.IntRange(0), help="How many VMs they may have.  [default: 64]")
+@click.option("--holdings", type=click.IntRange(0), help="How many shares and mounts a VM.  [default: 1024]")
+@_folder
+def add_tenant(tenant: str, users: tuple[str, ...], vms: int | None, holdings: int | None, folder: str) -> None:
+    """Let a tenant into the fleet, change what they may have, and make certificates for their users.
+
+    \b
+    Examples:
+      uvmshare fleet add-tenant acme --user ann --user ci
+      uvmshare fleet add-tenant acme --vms 200
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+    for path in asyncio.run(_open(folder).add_tenant(tenant, users, vms=vms, holdings=holdings)):
+        say(path)
+
+
+@fleet.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@_folder
+def status(folder: str, *, as_json: bool) -> int:
+    """Show the members of etcd and the hosts of the fleet.
+
+    Exit status: 0 when every member answers and none has an alarm, 1 otherwise.
+
+    \b
+    Examples:
+      uvmshare fleet status
+      uvmshare fleet status --json
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+    found = _open(folder)
+
+    async def ask() -> tuple[list[MemberStatus], dict[str, bool]]:
+        members = await found.status()
+        return members, await found.hosts() if any(each.version for each in members) else {}
+
+    members, hosts = asyncio.run(ask())
+    if as_json:
+        print_json({"etcd": members, "hosts": hosts})
+    else:
+        _table(
+            ("ETCD", "VERSION", "MIB", "STATE"),
+            [
+                (each.url, each.version, str(each.bytes // 2**20), ", ".join((each.state, *each.alarms)))
+                for each in members
+            ],
+        )
+        _table(("HOST", "STATE"), [(name, "alive" if alive else "lost") for name, alive in hosts.items()])
+    return 0 if all(each.version and not each.alarms for each in members) else 1
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (header, *rows)]
+    say_table(lines[0], lines[1:])
