@@ -79,8 +79,13 @@ test: packages lint $(SPEED)  ## Every check and every test but the long ones
 
 .PHONY: test-newer-python
 test-newer-python: $(STAMP)  ## The tests of `make test` without a guest on Debian 13's Python, in a root of its own
-	tools/packages roots
+	tools/packages newer-python
 	$(BIN)/python tools/newer_python.py $(PYTEST_ARGS)
+
+.PHONY: test-newer-python-part
+test-newer-python-part: $(STAMP)  ## Those of them whose subject is what differs between Pythons
+	tools/packages newer-python
+	$(BIN)/python tools/newer_python.py --part $(PYTEST_ARGS)
 
 # Measuring makes them half as slow again, and CI has no time for that.
 .PHONY: coverage

@@ -1,10 +1,11 @@
-"""Run the tests that need no guest on Debian 13's Python, in a root of its own: ``tools/newer_python.py [ARG...]``.
+"""Run the tests that need no guest on Debian 13's Python, in a root: ``tools/newer_python.py [--part] [ARG...]``.
 
 What lives here: what the root has, and an environment like .venv for its Python. What must not: which tests there are
 (tools/run_tests.py), or how a root is made and entered (tools/debian_root.py).
 
 The packages of Python's are fetched by this host's pip, with its settings, for the other Python; the root itself needs
-no network. All is kept below .cache/newer-python, so that a second run needs none either. Arguments are pytest's.
+no network. All is kept below .cache, so that a second run needs none either. `--part`: the part whose subject is what
+differs between Pythons, with the few packages that it needs. Other arguments are pytest's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -25,13 +27,31 @@ from unpacked_root import unpacked
 
 SUITE: Final = "trixie"
 ROOT: Final = Path(__file__).parents[1]
-HOME: Final = CACHE / "newer-python"
 VENV: Final = ROOT / ".venv"
 PACKAGES: Final = (
     *("python3", "mount", "util-linux"),
     *("acl", "curl", "e2fsprogs", "git", "gzip", "hostname", "netbase", "procps", "tar", "tzdata"),
 )
 """What the root has: what a command needs to live in it, and Debian's programs that tests without a guest start."""
+MORE: Final = ("gcc", "libc6-dev", "mawk", "systemd")
+"""What it has for all of the tests."""
+TOOLS: Final = frozenset({"hypothesis", "opentelemetry-sdk", "pytest", "pytest-timeout"})
+"""What the part needs of the extra "dev", beside what the extra "daemon" asks for."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Which of the tests, in which root, and with which of Python's packages."""
+
+    name: str
+    """Its name in tools/run_tests.py, and below .cache."""
+    packages: tuple[str, ...]
+    requirements: tuple[str, ...]
+
+    @property
+    def home(self) -> Path:
+        """Where what is made for it is kept."""
+        return CACHE / self.name
 
 
 def requirements(extra: str = "dev") -> list[str]:
@@ -46,13 +66,13 @@ def requirements(extra: str = "dev") -> list[str]:
     return sorted(set(found))
 
 
-def binds() -> list[Bind]:
+def binds(home: Path) -> list[Bind]:
     """Return what the root has of this host: the project, with another .venv in it, and a /tmp that is no overlay."""
     common = subprocess.run(
         ["git", "rev-parse", "--path-format=absolute", "--git-common-dir"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     ).stdout.strip()  # fmt: skip
-    found = [Bind(ROOT, ROOT), Bind(HOME / "venv", VENV), Bind(tempfile.gettempdir(), "/tmp")]  # noqa: S108  the root's own
+    found = [Bind(ROOT, ROOT), Bind(home / "venv", VENV), Bind(tempfile.gettempdir(), "/tmp")]  # noqa: S108  the root's own
     if common and not Path(common).is_relative_to(ROOT):  # a worktree's
         found.append(Bind(common, common))
     return found
@@ -70,33 +90,41 @@ def download(version: str, names: list[str], wheels: Path) -> None:
     subprocess.run([*pip, "download", *target, *names], check=True)
 
 
-def prepare(root: Path) -> None:
+def whole() -> Kind:
+    """Return all of the tests that need no guest."""
+    return Kind("newer-python", (*PACKAGES, *MORE), tuple(requirements()))
+
+
+def part() -> Kind:
+    """Return the part of them whose subject is what differs between Pythons."""
+    tools = [each for each in requirements() if re.match(r"[\w.-]+", each)[0] in TOOLS]  # type: ignore[index]  # each has a name
+    return Kind("newer-python-part", PACKAGES, (*requirements("daemon"), *tools))
+
+
+def prepare(root: Path, kind: Kind) -> None:
     """Make the environment, unless it is there and of this pyproject.toml."""
-    stamp = HOME / "installed"
+    stamp = kind.home / "installed"
     version = python_of(root)
-    wanted = hashlib.sha256("\n".join([root.name, version, (ROOT / "pyproject.toml").read_text()]).encode()).hexdigest()
+    settings = (ROOT / "pyproject.toml").read_text()
+    wanted = hashlib.sha256("\n".join([root.name, version, *kind.requirements, settings]).encode()).hexdigest()
     if stamp.exists() and stamp.read_text() == wanted:
         return
     stamp.unlink(missing_ok=True)
-    wheels = HOME / "wheels"
+    wheels = kind.home / "wheels"
     shutil.rmtree(wheels, ignore_errors=True)
-    (HOME / "venv").mkdir(parents=True, exist_ok=True)
-    names = ["hatchling>=1.25", "editables>=0.5", "pip", *requirements()]
+    (kind.home / "venv").mkdir(parents=True, exist_ok=True)
+    names = ["hatchling>=1.25", "editables>=0.5", "pip", *kind.requirements]
     download(version, names, wheels)
-    install = [f"{VENV}/bin/python", "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-index"]
+    pip = next(wheels.glob("pip-*.whl")) / "pip"
+    install = ["--quiet", "--disable-pip-version-check", "install", "--no-index"]
+    in_venv = [f"{VENV}/bin/python", "-m", "pip", *install]
     for command in (
         ["python3", "-m", "venv", "--clear", "--without-pip", str(VENV)],
-        [
-            f"{VENV}/bin/python",
-            str(next(wheels.glob("pip-*.whl")) / "pip"),
-            *install[3:],
-            f"--find-links={wheels}",
-            "pip",
-        ],
-        [*install, f"--find-links={wheels}", *names],
-        [*install, "--no-build-isolation", "--no-deps", "--editable", str(ROOT)],
+        [f"{VENV}/bin/python", str(pip), *install, f"--find-links={wheels}", "pip"],
+        [*in_venv, f"--find-links={wheels}", *names],
+        [*in_venv, "--no-build-isolation", "--no-deps", "--editable", str(ROOT)],
     ):
-        done = enter(root, command, binds=binds(), directory=ROOT)
+        done = enter(root, command, binds=binds(kind.home), directory=ROOT)
         if done.returncode:
             message = f"{' '.join(command[:5])} ...: status {done.returncode}"
             raise Failed(message)
@@ -105,15 +133,17 @@ def prepare(root: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run the tests; returns the exit status."""
+    kind = part() if arguments[:1] == ["--part"] else whole()
     try:
-        root = unpacked(SUITE, *PACKAGES)
-        prepare(root)
+        root = unpacked(SUITE, *kind.packages)
+        prepare(root, kind)
     except (Failed, subprocess.CalledProcessError) as error:
         sys.stderr.write(f"tools/newer_python.py: {error}\n")
         return 1
     environment = {name: os.environ[name] for name in ("CI",) if name in os.environ}
-    command = [f"{VENV}/bin/python", "tools/run_tests.py", "newer-python", *arguments]
-    return enter(root, command, binds=binds(), directory=ROOT, environment=environment).returncode
+    more = [each for each in arguments if each != "--part"]
+    command = [f"{VENV}/bin/python", "tools/run_tests.py", kind.name, *more]
+    return enter(root, command, binds=binds(kind.home), directory=ROOT, environment=environment).returncode
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ What lives here: the groups, and how many of them run at a time. What must not: 
 the mark at each says so, and what is in no group of its own is in the group "rest".
 
 `quick` is ``make test``, `long` ``make test-long``, `soak` ``make soak``, `newer-python` ``make test-newer-python``:
-the quick ones without a guest, which tools/newer_python.py runs on another Python. What a group prints is kept in
+the quick ones without a guest, which tools/newer_python.py runs on another Python, and `newer-python-part` some of
+them. What a group prints is kept in
 .cache/KIND-GROUP.log and shown when it ends. Other arguments are pytest's.
 """
 
@@ -100,15 +101,51 @@ _QUICK: Final = (
     Group("conformance", (_CONFORMANCE,)),
     Group("reliability", ("tests/reliability", "tests/sqlite_journal")),
 )
+_NOT_THERE: Final = tuple(
+    f"--ignore=tests/{each}"
+    for each in (
+        "fileserver/test_compiled.py",  # there are no headers of that Python
+        "dashboard/test_browser.py",  # no chromium
+        "daemon/test_debian.py",  # packages are built on Debian 12
+        "packaging",
+    )
+)
+_ASKS_A_COMPILER: Final = "tests/fileserver/test_confinement.py::test_every_number_of_the_list_is_the_kernels_own"
+_OF_THE_PYTHON: Final = (
+    Group(
+        "processes",  # fork, exec, descriptors, signals, and the system calls of a confined interpreter
+        (
+            *(f"tests/fileserver/test_{name}.py" for name in ("confinement", "device", "exit")),
+            *(f"tests/fileserver/test_{name}.py" for name in ("session", "starting_again")),
+            "tests/fileserver/takeover/test_takeover.py",
+            *(f"tests/cli/test_{name}.py" for name in ("foreground", "main", "messages", "serve", "serve_process")),
+            f"--deselect={_ASKS_A_COMPILER}",
+        ),
+    ),
+    Group(
+        "daemon",  # sqlite3, typing as Litestar and msgspec read it, sockets that are closed
+        tuple(
+            f"tests/daemon/test_{name}.py"
+            for name in ("api", "client_socket", "holding", "leases", "process", "state_files", "tracing", "users")
+        ),
+    ),
+    Group(
+        "loops",  # asyncio under loops of the project's own, sqlite3, dataclasses, annotations
+        (
+            "tests/share", "tests/mounts", "tests/sqlite_journal", "tests/agent", "tests/linux", "tests/ninep",
+            *(f"tests/test_{name}.py" for name in ("heard", "public_names", "python_api", "shown", "wrong_arguments")),
+            *(f"--ignore={each}" for each in _SEARCHES),
+        ),
+    ),
+)  # fmt: skip
+"""What has another Python for its subject: in a fifth of the time, and with few packages."""
 KINDS: Final = {
     # Three at a time on two cores: much of what they do is to wait for processes that they start.
     "quick": kind("not long and not soak", 3, *_QUICK, _CORE),
-    # The root has no compiler.
     "newer-python": kind(
-        "not long and not soak and not guest",
-        3,
-        *(replace(each, where=(*each.where, "--ignore=tests/fileserver/test_compiled.py")) for each in _QUICK),
+        "not long and not soak and not guest", 3, *(replace(each, where=(*each.where, *_NOT_THERE)) for each in _QUICK)
     ),
+    "newer-python-part": Kind("not long and not soak and not guest", 2, _OF_THE_PYTHON),
     "long": kind("long and not soak", 2, *_LONG, _PURE, options=("--timeout=3600", *Kind.options)),
     "soak": kind("soak", 2, *_LONG, options=("--timeout=7200", *Kind.options)),
 }

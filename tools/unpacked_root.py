@@ -25,6 +25,8 @@ __all__ = ["ESSENTIAL", "unpacked"]
 KEYS: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
 ESSENTIAL: Final = ("base-files", "base-passwd", "bash", "coreutils", "dash", "debianutils", "findutils", "grep", "sed")
 """What no package says that it needs, because every Debian has it."""
+_ALTERNATIVES: Final = {"awk": "mawk", "cc": "gcc"}
+"""Names of programs that are there as another one, which a script of its package would link."""
 _MINUTES: Final = 10
 """How long one command of apt's may take, before it hangs."""
 
@@ -118,3 +120,6 @@ def _complete(root: Path) -> None:
         shutil.copy(root / "usr/share/base-passwd" / f"{name}.master", etc / name)
     (etc / "hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
     (etc / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files dns\n")
+    for name, program in _ALTERNATIVES.items():
+        if (root / "usr/bin" / program).exists():
+            (root / "usr/bin" / name).symlink_to(program)
