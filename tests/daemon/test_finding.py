@@ -42,6 +42,7 @@ def silent(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[asyncio.Even
         daemon.add_share(home.directory("held"), owner="held")
     monkeypatch.setattr(FileServer, "start", late)
     monkeypatch.setattr(service, "_READY_SECONDS", 0)
+    monkeypatch.setattr(machine, "_LAST_FIND_SECONDS", 0.1)
     yield answers
     monkeypatch.undo()
 

@@ -18,7 +18,7 @@ from tests.processes import DEADLINE
 
 from uvmshare import errors
 from uvmshare.cli.main import run
-from uvmshare.daemon import mounts
+from uvmshare.daemon import machine, mounts
 from uvmshare.guest import wire
 from uvmshare.mounts import engine
 from uvmshare.testing.client import NinePClient as Guest9P
@@ -133,6 +133,7 @@ def project(home: Home) -> str:
 def client(daemon: Running, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     for module in (mounts, engine):  # how long a guest may take is no matter here
         monkeypatch.setattr(module, "REVOKE_GRACE", 0.05)
+    monkeypatch.setattr(machine, "_LAST_UNMOUNT_SECONDS", 0.05)
     with daemon.home.client() as client:
         yield client
 

@@ -98,7 +98,14 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"cache": "mmap"}, {"cache": "loose", "msize": 1048576}, {"msize": 4096}], ids=str
+    "options",
+    [
+        {},
+        {"cache": "loose", "msize": 1048576},
+        pytest.param({"cache": "mmap"}, marks=pytest.mark.long),
+        pytest.param({"msize": 4096}, marks=pytest.mark.long),
+    ],
+    ids=str,
 )
 def test_a_tree_is_copied_in_compared_renamed_and_deleted(
     host: Host, tmp_path: Path, tree: Path, options: dict[str, str | int]

@@ -371,7 +371,7 @@ def soak(seconds: float, name: str) -> None:
 
 
 def test_a_short_soak_loses_nothing() -> None:
-    soak(20, "soak-short")
+    soak(10, "soak-short")
 
 
 @pytest.mark.soak
