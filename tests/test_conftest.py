@@ -1,4 +1,4 @@
-"""In CI a skip is a failure, however it comes about."""
+"""What tests are run in: a skip is a failure in CI, signals are as they are elsewhere, and what was odd is told."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 SKIPS = {
@@ -23,14 +24,14 @@ SKIPS = {
 }
 
 
-def run(folder: Path, source: str, ci: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, source: str, ci: str = "", *, begun_by: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     (folder / "test_it.py").write_text(source)
     (folder / "pytest.ini").write_text("[pytest]\n")
     conftest = os.path.join(os.path.dirname(__file__), "conftest.py")
     with open(conftest, encoding="utf-8") as original:
         (folder / "conftest.py").write_text(original.read())
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)],
+        [*begun_by, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)],
         env={**os.environ, "CI": ci},
         capture_output=True,
         text=True,
@@ -61,3 +62,26 @@ def test_an_expected_failure_is_no_skip(tmp_path: Path) -> None:
 def test_no_example_fails_because_the_machine_is_busy() -> None:
     assert hypothesis.settings().deadline is None
     assert hypothesis.HealthCheck.too_slow in hypothesis.settings().suppress_health_check
+
+
+SIGNALS = """
+import signal
+def test():
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no nohup")
+def test_signals_that_were_ignored_when_the_tests_began_are_not_ignored_in_them(tmp_path: Path) -> None:
+    """As with nohup, and in the background of a shell."""
+    ignoring = ("sh", "-c", "trap '' HUP INT; exec \"$@\"", "sh")
+    done = run(tmp_path, SIGNALS, begun_by=ignoring)
+    assert done.returncode == 0, done.stdout
+
+
+def test_how_often_guests_were_booted_again_is_told_at_the_end(tmp_path: Path) -> None:
+    done = run(tmp_path, "from uvmshare.testing.guest_vm import GuestVM\ndef test(): GuestVM.booted_again = 2\n")
+    assert done.returncode == 0, done.stdout
+    assert "2 guests booted again: their kernels ended before a word" in done.stdout
+    assert "booted again" not in run(tmp_path, "def test(): pass\n").stdout

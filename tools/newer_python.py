@@ -102,10 +102,10 @@ def part() -> Kind:
 
 
 def prepare(root: Path, kind: Kind) -> None:
-    """Make the environment, unless it is there and of this pyproject.toml."""
+    """Make the environment, unless it is there and of this project table of pyproject.toml."""
     stamp = kind.home / "installed"
     version = python_of(root)
-    settings = (ROOT / "pyproject.toml").read_text()
+    settings = str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"])
     wanted = hashlib.sha256("\n".join([root.name, version, *kind.requirements, settings]).encode()).hexdigest()
     if stamp.exists() and stamp.read_text() == wanted:
         return
