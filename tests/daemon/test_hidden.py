@@ -52,7 +52,7 @@ MARK = "h1dden"
 OF_THE_WHOLE_VM = {
     *(EventKind.VM_ADDED, EventKind.VM_REMOVED, EventKind.VM_FOUND, EventKind.VM_FAILED, EventKind.VM_GONE),
     *(EventKind.VM_UNLIMITED, EventKind.VM_UNENDED, EventKind.VM_UNSETTLED),
-    *(EventKind.AGENT_REACHED, EventKind.AGENT_LOST),
+    *(EventKind.VM_RESTARTED, EventKind.AGENT_REACHED, EventKind.AGENT_LOST),
 }
 """Events that carry nothing of a share, so that nothing of another user's is in them."""
 
