@@ -30,7 +30,10 @@ def bench(runner: asyncio.Runner, transport: Transport, tmp_path_factory: pytest
 
 
 class Pinned:
-    """A share of a few directories, mounted at `path`."""
+    """A share of a few directories, mounted at `path`.
+
+    Six of them are pinned: the root, a, b, c, src and node_modules, but nothing below that.
+    """
 
     def __init__(self, bench: Bench, path: str) -> None:
         self.bench = bench
@@ -41,10 +44,16 @@ class Pinned:
             (self.host / each).mkdir(parents=True)
         self.share = bench.run(bench.mounts.map(self.options, path, owner="a")).share_name
 
-    def directories(self) -> int:
-        """Return how many are pinned."""
-        pins = self.bench.listed(self.path).pins
-        return 0 if pins is None else pins.directories
+        self.until_pinned(6)
+
+    def until_pinned(self, directories: int) -> None:
+        """Wait until so many are pinned: of a slow guest the mount is told to be ready before."""
+
+        async def pinned() -> bool:
+            listed = [each.pins for each in await self.bench.agent.listed() if each.mount_path == self.path]
+            return bool(listed) and listed[0] is not None and listed[0].directories == directories
+
+        self.bench.until(pinned)
 
     def until_seen(self, command: str, wanted: str) -> None:
         """Wait until a command in the mounted directory says that."""
@@ -82,7 +91,6 @@ def pinned(bench: Bench) -> Iterator[Pinned]:
 
 
 def test_a_watch_on_a_directory_hears_what_the_guest_does_there(pinned: Pinned) -> None:
-    assert pinned.directories() == 6, "the root, a, b, c, src and node_modules, but nothing below that"
     with pinned.listening("src", "a/b") as heard:
         pinned.bench.sh(f"cd {pinned.path}; echo 1 >src/f; mkdir a/b/made; mv src/f src/g")
         for line in ("src/f CREATE", "src/f MODIFY", "src/f MOVED_FROM", "src/g MOVED_TO", "b/made CREATE"):
@@ -110,14 +118,8 @@ def test_a_directory_that_the_host_changes_is_what_it_is_on_the_host(
 
 
 def test_a_directory_that_the_host_makes_is_held_too(pinned: Pinned) -> None:
-    before = pinned.directories()
     (pinned.host / "src" / "made" / "below").mkdir(parents=True)
-
-    async def held() -> bool:
-        listed = await pinned.bench.agent.listed()
-        return any(each.pins is not None and each.pins.directories == before + 2 for each in listed)
-
-    pinned.bench.until(held)
+    pinned.until_pinned(8)
     with pinned.listening("src/made/below") as heard:
         pinned.bench.sh(f"touch {pinned.path}/src/made/below/f")
         heard("below/f CREATE")
@@ -137,15 +139,9 @@ def test_a_mount_that_somebody_unmounts_is_not_busy_and_its_connection_ends(pinn
 
 
 def test_a_lost_mount_is_let_go_and_the_new_one_is_held(pinned: Pinned) -> None:
-    before = pinned.directories()
     cut(pinned.bench)
     pinned.bench.until_back(pinned.path, 1)
-
-    async def held() -> bool:
-        listed = await pinned.bench.agent.listed()
-        return any(each.pins is not None and each.pins.directories == before for each in listed)
-
-    pinned.bench.until(held)
+    pinned.until_pinned(6)
     assert len(mount_processes(pinned.bench, pinned.share)) == 1
 
 
