@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 import structlog
+from tests.etcd.member import start_single
 
 from uvmshare.daemon.client import AsyncClient
 from uvmshare.daemon.documents import NewShare, PlacedVm
 from uvmshare.daemon.server import Settings, serve
 from uvmshare.errors import DaemonError, InvalidOptions, InvalidState, NotThere, OperationDenied
+from uvmshare.etcd.client import EtcdStore
+from uvmshare.etcd.endpoints import Endpoints
 from uvmshare.etcd.protocol import Put
 from uvmshare.fleet.callers import Caller
 from uvmshare.fleet.documents import Tenant, encode
@@ -44,8 +47,9 @@ ANN = Caller("acme", "ann")
 class HostOfFleet:
     """One host with a real daemon, and a gate, in one event loop."""
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    def __init__(self, folder: pathlib.Path, url: str | None = None) -> None:
         self.folder = folder
+        self.url = url
         self.etcd = FakeEtcd()
         self.keys = Keys()
         self.below = folder / "srv"
@@ -53,12 +57,13 @@ class HostOfFleet:
         self.file = folder / "host.toml"
         user = pwd.getpwuid(os.geteuid()).pw_name
         self.file.write_text(
-            'host = "h1"\nendpoints = ["http://unused:1"]\n[tenants.acme]\n'
+            f'host = "h1"\nendpoints = ["{url or "http://unused:1"}"]\n[tenants.acme]\n'
             f'user = "{user}"\nbelow = ["{self.below}"]\n',
             encoding="utf-8",
         )
         self.settings = Settings(run_dir=f"{folder}/run", state_dir=f"{folder}/state")
-        self.gate = Gate(self.etcd.connect(), self.keys)
+        self.store: Store = self.etcd.connect() if url is None else EtcdStore(Endpoints((url,)))
+        self.gate = Gate(self.store, self.keys)
 
     @contextlib.asynccontextmanager
     async def connect(self) -> AsyncIterator[Store]:
@@ -71,7 +76,7 @@ class HostOfFleet:
     @contextlib.asynccontextmanager
     async def daemon(self) -> AsyncIterator[AsyncClient]:
         ready: asyncio.Queue[Daemon] = asyncio.Queue()
-        side = FleetSide(str(self.file), self.connect)
+        side = FleetSide(str(self.file), self.connect if self.url is None else None)
         serving = asyncio.ensure_future(serve(self.settings, ready=ready.put_nowait, beside=side))
         getting = asyncio.ensure_future(ready.get())
         await asyncio.wait({serving, getting}, return_when=asyncio.FIRST_COMPLETED)
@@ -93,16 +98,17 @@ class HostOfFleet:
         return await self.gate.add_share(ANN, asked)
 
 
-async def _one_host(folder: pathlib.Path) -> None:
-    host = HostOfFleet(folder)
-    store = host.etcd.connect()
-    await store.txn([], [Put(host.keys.tenant("acme"), encode(Tenant())), Put(host.keys.registered("h1"), b"{}")])
+async def _one_host(folder: pathlib.Path, url: str | None = None) -> None:
+    host = HostOfFleet(folder, url)
+    await host.store.txn([], [Put(host.keys.tenant("acme"), encode(Tenant())), Put(host.keys.registered("h1"), b"{}")])
     inside, outside = host.below / "x", folder / "outside"
     inside.mkdir()
     outside.mkdir()
     (host.below / "link").symlink_to(outside)
     (host.below / "fine").symlink_to(inside)
     async with host.daemon() as local:
+        while (await local.following()).error is not None:
+            pass
         vm = await host.gate.add_vm(ANN, *await host.gate.want_vm(ANN, host.placed()))
         assert (vm.id, vm.host, vm.state) == ("build", "h1", "running")
         share = await host.add_share(inside)
@@ -139,10 +145,19 @@ async def _one_host(folder: pathlib.Path) -> None:
         await host.gate.remove_vm(await host.gate.want_no_vm(ANN, "build", force=False))
         assert [each.id for each in await local.vms()] == ["build"]
         await local.vms.remove("build")
+    await host.store.close()
 
 
 def test_a_real_daemon_follows_and_shares_nothing_that_its_fleet_file_does_not_let(tmp_path: pathlib.Path) -> None:
     asyncio.run(_one_host(tmp_path))
+
+
+def test_the_same_through_a_real_etcd(tmp_path: pathlib.Path) -> None:
+    member, url = start_single(tmp_path / "etcd")
+    try:
+        asyncio.run(_one_host(tmp_path, url))
+    finally:
+        member.kill()
 
 
 async def _restored(folder: pathlib.Path) -> None:
