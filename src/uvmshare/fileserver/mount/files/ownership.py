@@ -430,7 +430,7 @@ class Mapped(Ownership):
         descriptor = os.open(name, flags | _CREATE, bits, dir_fd=directory.fd)
         try:
             found = os.fstat(descriptor)
-            self._remember(descriptor, found, stat.S_IFREG | mode & _ALL_BITS, owner)
+            self._note(descriptor, found, stat.S_IFREG | mode & _ALL_BITS, owner)
         except BaseException:
             os.close(descriptor)
             os.unlink(name, dir_fd=directory.fd)
@@ -442,7 +442,7 @@ class Mapped(Ownership):
         try:
             made = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.fd)
             try:
-                self._remember(made, os.fstat(made), stat.S_IFDIR | mode & _ALL_BITS, owner)
+                self._note(made, os.fstat(made), stat.S_IFDIR | mode & _ALL_BITS, owner)
             finally:
                 os.close(made)
         except BaseException:
@@ -482,7 +482,7 @@ class Mapped(Ownership):
             written = os.pwrite(descriptor, content, 0) if content else 0
             if written != len(content):
                 raise OSError(errno.ENOSPC, "the link's target was not written whole")
-            self._remember(descriptor, os.fstat(descriptor), mode, owner)
+            self._note(descriptor, os.fstat(descriptor), mode, owner)
             if rdev is not None:
                 os.setxattr(descriptor, virtfs.RDEV, virtfs.U64.pack(rdev))
         except BaseException:
@@ -491,9 +491,7 @@ class Mapped(Ownership):
         finally:
             os.close(descriptor)
 
-    def _remember(
-        self, target: int | str, found: os.stat_result, mode: int, owner: FileOwner, *, new: bool = True
-    ) -> None:
+    def _note(self, target: int | str, found: os.stat_result, mode: int, owner: FileOwner, *, new: bool = True) -> None:
         """Store what the host file does not tell by itself; of a file that is not new, forget what it does.
 
         Where all files are one owner's, none is stored, and what is stays.
@@ -556,7 +554,7 @@ class Mapped(Ownership):
         """
         path = self._tree.path_of(node)
         try:
-            self._tree.lending.during(lambda: self._remember(path, found, mode, owner, new=False), node)
+            self._tree.lending.during(lambda: self._note(path, found, mode, owner, new=False), node)
         except PermissionError as error:
             if self.seen(node, found)[:3] != (mode, *owner):
                 raise OSError(errno.EPERM, "another user's file, which the server may not write") from error
