@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 import httpx
 
 from uvmshare import arguments
-from uvmshare.daemon import client_calls
+from uvmshare.daemon import client_answers, client_calls
 from uvmshare.daemon.client_calls import default_host
 from uvmshare.daemon.client_gates import AsyncGateTransport, GateTransport, tls_context
 from uvmshare.daemon.client_holding import (
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator
     from types import TracebackType
 
-    from uvmshare.daemon.client_calls import Call
+    from uvmshare.daemon.client_answers import Call
     from uvmshare.daemon.documents import Event, Mount, Share
     from uvmshare.share.options import HostPath
 
@@ -71,11 +71,13 @@ _SECONDS: Final = 120.0
 class _Connection:
     """What both clients know of the daemon: where it is, and what goes wrong on the way to it."""
 
-    def __init__(self, host: str | None, timeout: float) -> None:
+    def __init__(self, host: str | None, timeout: float, certificate: str | None) -> None:
         self.host = client_calls.require_host(host)
         self._path = self.host.removeprefix("unix:")
         self._gates = client_calls.gates_of(self.host) if self.host.startswith("https:") else ()
         self._timeout = arguments.seconds("timeout", timeout)
+        if certificate is not None:
+            arguments.text("certificate", certificate, "give the path of a file in PEM (docs/fleet.md)")
         self._is_closed = False
         self._process = os.getpid()
 
@@ -143,7 +145,7 @@ class Client(_Connection):
     """
 
     def __init__(self, host: str | None = None, *, timeout: float = _SECONDS, certificate: str | None = None) -> None:
-        super().__init__(host, timeout)
+        super().__init__(host, timeout, certificate)
         transport: httpx.BaseTransport
         transport = GateTransport(self._gates, tls_context(certificate)) if self._gates else unix_transport(self._path)
         base = self._gates[0] if self._gates else "http://uvmshare"
@@ -264,14 +266,14 @@ class Client(_Connection):
         with self._explained():
             response = self._http.request(**self._sent(call))
         try:
-            return client_calls.read(call, response.status_code, response.content)
-        except client_calls.Unreadable as error:
-            raise client_calls.no_daemon(self.host, error, self._version()) from error.error
+            return client_answers.read(call, response.status_code, response.content)
+        except client_answers.Unreadable as error:
+            raise client_answers.no_daemon(self.host, error, self._version()) from error.error
 
     def _version(self) -> str | None:
         """Return the version of what answers; None when it is no daemon."""
         try:
-            return client_calls.version_in(self._http.get(client_calls.VERSION).content)
+            return client_answers.version_in(self._http.get(client_answers.VERSION).content)
         except httpx.HTTPError:
             return None
 
@@ -281,22 +283,22 @@ class Client(_Connection):
         `since` is the id of the last event that is known. With `follow` False it ends with the last that there is.
         """
         call = client_calls.events(since, follow=follow)
-        lines = client_calls.EventLines()
+        lines = client_answers.EventLines()
         try:
             with self._explained(), self._http.stream(**self._sent(call), timeout=None) as response:
                 if not response.is_success:
-                    client_calls.check(response.status_code, response.read())
+                    client_answers.check(response.status_code, response.read())
                 for chunk in response.iter_bytes():
                     yield from lines.feed(chunk)
-        except client_calls.Unreadable as error:
-            raise client_calls.no_daemon(self.host, error, self._version()) from error.error
+        except client_answers.Unreadable as error:
+            raise client_answers.no_daemon(self.host, error, self._version()) from error.error
 
 
 class AsyncClient(_Connection):
     """The daemon, for programs with an event loop: as `Client`, whose methods are awaited here. One event loop."""
 
     def __init__(self, host: str | None = None, *, timeout: float = _SECONDS, certificate: str | None = None) -> None:
-        super().__init__(host, timeout)
+        super().__init__(host, timeout, certificate)
         transport: httpx.AsyncBaseTransport
         if self._gates:
             transport = AsyncGateTransport(self._gates, tls_context(certificate))
@@ -424,28 +426,28 @@ class AsyncClient(_Connection):
         with self._explained():
             response = await self._http.request(**self._sent(call))
         try:
-            return client_calls.read(call, response.status_code, response.content)
-        except client_calls.Unreadable as error:
-            raise client_calls.no_daemon(self.host, error, await self._version()) from error.error
+            return client_answers.read(call, response.status_code, response.content)
+        except client_answers.Unreadable as error:
+            raise client_answers.no_daemon(self.host, error, await self._version()) from error.error
 
     async def _version(self) -> str | None:
         """Return the version of what answers; None when it is no daemon."""
         try:
-            return client_calls.version_in((await self._http.get(client_calls.VERSION)).content)
+            return client_answers.version_in((await self._http.get(client_answers.VERSION)).content)
         except httpx.HTTPError:
             return None
 
     async def events(self, since: str | None = None, *, follow: bool = True) -> AsyncGenerator[Event | None, None]:
         """Give events as they happen, as `Client.events` does."""
         call = client_calls.events(since, follow=follow)
-        lines = client_calls.EventLines()
+        lines = client_answers.EventLines()
         try:
             with self._explained():
                 async with self._http.stream(**self._sent(call), timeout=None) as response:
                     if not response.is_success:
-                        client_calls.check(response.status_code, await response.aread())
+                        client_answers.check(response.status_code, await response.aread())
                     async for chunk in response.aiter_bytes():
                         for event in lines.feed(chunk):
                             yield event
-        except client_calls.Unreadable as error:
-            raise client_calls.no_daemon(self.host, error, await self._version()) from error.error
+        except client_answers.Unreadable as error:
+            raise client_answers.no_daemon(self.host, error, await self._version()) from error.error

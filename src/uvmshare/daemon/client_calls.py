@@ -1,7 +1,7 @@
 """What can be asked of the daemon: each call described once, for `Client` and `AsyncClient`.
 
-What lives here: for each call of the HTTP API a function that looks at its arguments and returns a `Call`, and how an
-answer is read. What must not: a connection (`client`), or what a call does.
+What lives here: for each call of the HTTP API a function that looks at its arguments and returns a `Call`. What must
+not: how an answer is read (`client_answers`), a connection (`client`), or what a call does.
 """
 
 from __future__ import annotations
@@ -9,19 +9,18 @@ from __future__ import annotations
 import os
 import re
 import sys
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from urllib.parse import quote
 
 import msgspec
 
 from uvmshare import arguments
+from uvmshare.daemon.client_answers import VERSION, Call
 from uvmshare.daemon.documents import (
     DEFAULT_OWNER,
     HINTS,
     PATTERNS,
     SECRETS,
-    Event,
     Finding,
     Following,
     Health,
@@ -33,7 +32,6 @@ from uvmshare.daemon.documents import (
     NewVm,
     Operation,
     PlacedVm,
-    Problem,
     Released,
     ReleasedOwner,
     Removed,
@@ -44,28 +42,22 @@ from uvmshare.daemon.documents import (
     Stats,
     Vm,
 )
-from uvmshare.daemon.problems import to_exception
-from uvmshare.errors import UNREADABLE, DaemonError, InvalidOptions, UnsupportedPlatform, WrongType
+from uvmshare.errors import DaemonError, InvalidOptions, UnsupportedPlatform, WrongType
 from uvmshare.fileserver.models import Links, SecurityModel
 from uvmshare.hostpath import text_of
-from uvmshare.wording import complaint, reason_of
+from uvmshare.wording import complaint
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Mapping
 
     from uvmshare.mounts.options import Cache
     from uvmshare.share.options import HostPath
 
 __all__ = [
-    "VERSION",
-    "Call",
-    "EventLines",
-    "Unreadable",
     "accept_fleet",
     "add_share",
     "add_vm",
     "begin_add_share",
-    "check",
     "default_host",
     "encoded",
     "events",
@@ -81,9 +73,7 @@ __all__ = [
     "list_shares",
     "list_vms",
     "map_directory",
-    "no_daemon",
     "operation",
-    "read",
     "release_owner",
     "release_share",
     "remove_host",
@@ -92,7 +82,6 @@ __all__ = [
     "require_host",
     "stats",
     "unmap_directory",
-    "version_in",
 ]
 
 T = TypeVar("T")
@@ -100,18 +89,6 @@ T = TypeVar("T")
 _SYSTEM: Final = "/run/uvmshare/uvmshare.sock"
 _GATE: Final = re.compile(r"https://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _LONGEST_LEASE: Final = 31_536_000.0
-
-
-@dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
-    """One request, and what its answer is made of."""
-
-    method: Literal["GET", "POST", "PUT", "DELETE"]
-    path: str
-    kind: type[T]
-    body: bytes | None = field(default=None, repr=False)
-    """A document, which may hold a secret."""
-    query: Mapping[str, str] = field(default_factory=dict)
 
 
 def default_host() -> str:
@@ -150,100 +127,6 @@ def gates_of(host: str) -> tuple[str, ...]:
             msg = f"host {host!r}: {each!r} is no gate of a fleet: write https://NAME:PORT, several with commas"
             raise DaemonError(msg)
     return found
-
-
-# What answers are made of
-
-
-class Unreadable(Exception):
-    """An answer that makes no sense: which, and why."""
-
-    def __init__(self, what: str, error: Exception) -> None:
-        self.what = what
-        self.error = error
-        super().__init__(what)
-
-
-class _Versioned(msgspec.Struct):
-    """What every version's document of itself has."""
-
-    version: str
-
-
-def read(call: Call[T], status: int, content: bytes) -> T:
-    """Return what an answer says. Raises what the daemon said, and `Unreadable`."""
-    check(status, content)
-    try:
-        return msgspec.json.decode(content, type=call.kind)
-    except UNREADABLE as error:
-        what = f"its answer to {call.method} {call.path}"
-        raise Unreadable(what, error) from error
-
-
-def check(status: int, content: bytes) -> None:
-    """Raise what an answer says that is no success."""
-    if 200 <= status < 300:
-        return
-    try:
-        problem = msgspec.json.decode(content, type=Problem)
-    except UNREADABLE as error:
-        what = f"its answer of status {status}"
-        raise Unreadable(what, error) from error
-    raise to_exception(problem)
-
-
-def version_in(content: bytes) -> str | None:
-    """Return the version that an answer to `VERSION` tells, whatever else it says; None when it is no daemon's."""
-    try:
-        return msgspec.json.decode(content, type=_Versioned).version
-    except UNREADABLE:
-        return None
-
-
-def no_daemon(host: str, found: Unreadable, theirs: str | None) -> DaemonError:
-    """Return what to say of an answer that makes no sense: most likely the daemon is of another version."""
-    from importlib import metadata  # noqa: PLC0415  only who meets a daemon of another version needs it
-
-    ours = metadata.version("uvmshare")
-    if theirs is None:
-        return DaemonError(f"{host}: {found.what} is none of a uvmshare daemon: name another with --host unix:PATH")
-    if theirs == ours:
-        return DaemonError(f"{host}: {found.what} cannot be read ({reason_of(found.error)}): please report this defect")
-    msg = f"{host}: {found.what} cannot be read: that daemon is uvmshare {theirs}, and this is {ours}: "
-    return DaemonError(msg + "use the same version for both (start the daemon again after an upgrade)")
-
-
-class EventLines:
-    """Events from the pieces of the daemon's stream: a line feed ends a line and nothing else does."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-        self._kind = b""
-
-    def feed(self, chunk: bytes) -> Iterator[Event | None]:
-        """Give the events that end in this piece; None where some are missing. Raises `Unreadable`."""
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        for line in lines:
-            name, _, value = line.partition(b": ")
-            if name == b"event":
-                self._kind = value
-            elif name == b"data":
-                yield None if self._kind == b"missed" else _event(value)
-
-
-def _event(data: bytes) -> Event:
-    try:
-        return msgspec.json.decode(data, type=Event)
-    except UNREADABLE as error:
-        what = "an event that it sent"
-        raise Unreadable(what, error) from error
-
-
-# The calls
-
-
-VERSION: Final = "/v1/info"
-"""Where every version of the daemon tells which it is."""
 
 
 def info() -> Call[Info]:

@@ -24,7 +24,7 @@ from uvmshare.heard import logger
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from uvmshare.daemon.client_calls import Call
+    from uvmshare.daemon.client_answers import Call
     from uvmshare.daemon.documents import Released, Renewed
 
 __all__ = ["LEASE", "HeldDocument", "held_mount", "held_share", "owner_of", "renew_awaiting", "renew_in_thread"]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from uvmshare.daemon.client import AsyncClient, Client
-    from uvmshare.daemon.client_calls import Call
+    from uvmshare.daemon.client_answers import Call
 
 __all__ = [
     "Asked",
