@@ -65,7 +65,7 @@ class Share(Entry[ShareLife, ShareTrigger]):
         self.name = name
         """Immutable."""
         self.options = options
-        """Immutable, but for the directory, which may become known (`Engine.identify`)."""
+        """Immutable, but for the directory, which may become known (`ShareEngine.identify`)."""
         self.directory: str | None = None
         """Which directory the VM told that it added, the last time."""
         self.believed = False
