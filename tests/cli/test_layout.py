@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -80,6 +81,12 @@ def test_all_columns_of_top_keep_their_numbers_in_sixty_columns() -> None:
     assert head.split() == HEADS
     assert row == "a-l… 1234… …ject lost   12  123k  990G    12 123µs   40 100k"
     assert total.startswith("1 VM 3     total 1lost  36  370k  3.0T    36 123µs  120 300k")
+
+
+@pytest.mark.parametrize("told", [1.7e308, math.inf, math.nan])
+def test_numbers_that_no_machine_can_reach_are_shown_all_the_same(told: float) -> None:
+    rows = [each._replace(latency=told, operations=told, received=told, sent=told) for each in some(2)]
+    assert "SHARE" in picture(rows, 100, 20).plain
 
 
 def test_what_top_leaves_out_of_a_low_window_is_counted() -> None:

@@ -117,7 +117,7 @@ _COLUMNS: Final = (
 def _compact(count: float, units: Sequence[str] = ("", "k", "M", "G", "T", "P")) -> str:
     """Return a number in at most five columns."""
     for unit in units:
-        if round(count) < 1000 or unit == units[-1]:
+        if count < 999.5 or unit == units[-1]:  # a sum of what daemons told may be infinite
             return f"{count:.1f}{unit}" if 0 < count < 10 and (unit or count % 1) else f"{count:.0f}{unit}"
         count /= 1000
     raise AssertionError
