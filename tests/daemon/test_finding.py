@@ -190,5 +190,5 @@ def test_a_takeover_that_cannot_be_settled_is_told_and_ends_nothing(failure: Exc
     found._changed = lambda *what: told.append(what[1:])
     found._note_settled(failure)
     ((kind, words, audience),) = told
-    assert (kind, audience) == ("unsettled", None)
+    assert (kind, audience) == ("vm.unsettled", None)
     assert words, "an error without words is told by its type"
