@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from uvmshare.testing.guest_vm import GuestVM
 
-LANGUAGES: Final = {"console", "python", "json", "sh", "text", "ini", "yaml", "mermaid", ""}
+LANGUAGES: Final = {"console", "python", "json", "sh", "text", "ini", "toml", "yaml", "mermaid", ""}
 WORDS: Final = {"stays", "fresh", "fails", "long"}
 SHOWN: Final = [page for page in PAGES if page == "README.md" or page.startswith("docs/")]
 RUN: Final = [page for page in SHOWN if any(block.language in ("console", "python") for block in blocks(page))]
