@@ -1,16 +1,16 @@
-"""Managers for programs with threads instead of an event loop.
+"""Managers for programs that have threads and no event loop.
 
     with blocking.Manager(FileServer(listen=["firecracker:/run/fc/v.sock"])) as manager:
         name = manager.add("/srv/project", read_only=True)
         with blocking.MountManager(AgentClient("firecracker:/run/fc/v.sock"), shares=manager) as mounts:
             mounts.map("/srv/project", "/run/uvmshare/project", read_only=True)
 
-What lives here: `Manager` and `MountManager`, which hand each call to those of the same name in an event loop in a
-background thread, and wait; and `AgentClient`, for what the agent in a guest tells. What must not: any decision about a
-share or a mount, or the thread (`uvmshare.background`).
+What lives here: `Manager`, `MountManager` and `AgentClient`. Each hands its calls to the asynchronous class of the same
+name, in an event loop in a background thread, and waits. What must not: any decision about a share or a mount, or the
+thread (`uvmshare.background`).
 
-What belongs to that event loop, such as a file server or an agent's client, is given as it is in an asyncio program,
-before it is started: it is entered and left in that loop. `uvmshare.serve` puts all of this into one object.
+Pass a file server or an agent's client as in an asyncio program, before it is started: the event loop in the background
+enters and leaves it. `uvmshare.serve` puts all of this into one object.
 """
 
 from __future__ import annotations
@@ -58,12 +58,11 @@ T = TypeVar("T")
 class Manager:
     """The Plan 9 shares of one running utility VM, for synchronous callers in any number of threads.
 
-    The methods are those of `uvmshare.share.manager.Manager`, with the same promises. A caller that is
-    interrupted while it waits (KeyboardInterrupt) withdraws its own claim, and nothing else, as one that is
-    cancelled does there.
+    The methods are those of `uvmshare.share.manager.Manager`, with the same promises. A caller that is interrupted
+    while it waits (KeyboardInterrupt) withdraws its own claim and nothing else, like a cancelled caller there.
 
-    `vm` is a `VMPlan9`, or an asynchronous context manager that gives one: it is entered in the background
-    event loop now, and left when the Manager ends. Raises what entering it raises.
+    `vm` is a `VMPlan9`, or an asynchronous context manager that gives one. The background event loop enters it now, and
+    leaves it when the Manager ends. Raises what entering it raises.
 
     End it with `close` or a ``with`` block.
     """
@@ -95,7 +94,7 @@ class Manager:
         no_writable_file_shares: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> Self:
-        """Return a Manager that has what `save` told: the same shares under the same names, held by the same."""
+        """Return a Manager with what `save` returned: the same shares, with the same names and the same owners."""
         _require_arguments(vm, journal, no_writable_file_shares=no_writable_file_shares, clock=clock)
         save_restore.decode(state)
 
@@ -127,12 +126,12 @@ class Manager:
 
     @property
     def asynchronous(self) -> asynchronous.Manager:
-        """The Manager in the background event loop, for what is to be run there (`run`)."""
+        """The Manager in the background event loop, for coroutines that `run` runs there."""
         return self._manager
 
     @property
     def is_of_another_process(self) -> bool:
-        """Whether this is a forked child of the process that made it, where nothing of it may be used."""
+        """Whether this is a forked child of the process that made the Manager. The child may not use it."""
         return self._background.is_of_another_process
 
     def __enter__(self) -> Self:
@@ -165,11 +164,11 @@ class Manager:
         return self._hold(options_of(share, keywords), owner).name
 
     def remove(self, name: str, *, owner: Hashable | None = None) -> None:
-        """Give a reference back; the last one takes the share off the VM."""
+        """Release a reference. The last release removes the share from the VM."""
         self.run(self._manager.remove(name, owner=owner))
 
     def release_owner(self, owner: Hashable) -> tuple[str, ...]:
-        """Give back every reference that `owner` holds, because it is known to be gone, and return the names."""
+        """Release every reference of `owner`, which is known to be gone. Return the names of their shares."""
         return self.run(self._manager.release_owner(owner))
 
     @contextmanager
@@ -188,30 +187,29 @@ class Manager:
     def shares(self, *, name: str | None = None, owner: Hashable | None = None) -> tuple[ShareInfo, ...]:
         """Return a snapshot of every share that the VM has or may have, and the PENDING ones, oldest first.
 
-        Only the one of that `name`, if it is given, and only those that `owner` holds.
+        With `name`, only the share of that name. With `owner`, only shares that this owner holds.
         """
         return self.run(_at_once(partial(self._manager.shares, name=name, owner=owner)))
 
     def recover(self, *, vm_is_new: bool = False, take_out_unknown: bool = False) -> RecoveryReport:
-        """Find out what is shared, settle every difference, and return share by share what was found and done."""
+        """Find out what is shared, and settle every difference. Return what was found and done for each share."""
         return self.run(self._manager.recover(vm_is_new=vm_is_new, take_out_unknown=take_out_unknown))
 
     def save(self) -> bytes:
-        """Return what is shared as a document, from which `restore` makes it again in another process or host."""
+        """Return what is shared as a document. `restore` makes the shares again from it, in another process or host."""
         return self.run(_at_once(self._manager.save))
 
     def detach(self) -> tuple[ShareInfo, ...]:
-        """End this Manager and its thread, and leave every share to another one on the same journal; return them."""
+        """End this Manager and its thread. Return the shares, which another Manager on the same journal takes over."""
         there = self.run(self._manager.detach())
         self._background.stop()
         return there
 
     def close(self) -> None:
-        """Take everything out, refuse new adds from now on, and end the background thread.
+        """Remove every share, refuse new adds from now on, and end the background thread.
 
-        Raises `SharesLeft` with what could not be taken out; then the thread goes on, and calling again
-        tries again. Leaving a ``with`` block ends the thread all the same. Raises what leaving the VM's
-        context raises.
+        Raises `SharesLeft` with the shares that could not be removed. The thread then stays, and calling again tries
+        again. Leaving a ``with`` block ends the thread in any case. Raises what leaving the VM's context raises.
         """
         with suppress(ManagerClosed):  # by an earlier call
             self.run(self._manager.aclose())
@@ -220,8 +218,8 @@ class Manager:
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the background event loop and return its result.
 
-        For what lives in that loop beside the Manager, such as a file server. When the caller is interrupted, the
-        coroutine is cancelled. Raises `ManagerClosed` when the Manager has ended, or ends meanwhile.
+        It is meant for objects that live in that loop beside the Manager, such as a file server. When the caller is
+        interrupted, the coroutine is cancelled. Raises `ManagerClosed` when the Manager has ended, or ends meanwhile.
         """
         return self._background.run(coroutine)
 
@@ -241,9 +239,10 @@ class Manager:
 class MountManager:
     """The mounts of one running guest, for synchronous callers in any number of threads.
 
-    The methods are those of `uvmshare.mounts.manager.MountManager`, with the same promises. `agent` is a `GuestAgent`,
-    or an asynchronous context manager that gives one, such as a `uvmshare.AgentClient` that was not started: it is
-    entered now in the background event loop of `shares`, the Manager of the VM's shares, and left when this ends.
+    The methods are those of `uvmshare.mounts.manager.MountManager`, with the same promises. `shares` is the Manager of
+    the VM's shares. `agent` is a `GuestAgent`, or an asynchronous context manager that gives one, such as a
+    `uvmshare.AgentClient` that was not started. The background event loop of `shares` enters it now, and leaves it when
+    the MountManager ends.
 
     End it with `close` or a ``with`` block, before the Manager. Raises what entering the agent raises.
     """
@@ -278,12 +277,12 @@ class MountManager:
 
     @property
     def asynchronous(self) -> asynchronous_mounts.MountManager:
-        """The MountManager in the background event loop, for what is to be run there (`Manager.run`)."""
+        """The MountManager in the background event loop, for coroutines that `Manager.run` runs there."""
         return self._mounts
 
     @property
     def agent(self) -> AgentClient:
-        """The agent in the guest, to be asked. Raises `WrongType` when it is another than a `uvmshare.AgentClient`."""
+        """The agent in the guest. Raises `WrongType` when the `agent` was not a `uvmshare.AgentClient`."""
         if not isinstance(self._agent, agent_client.AgentClient):
             arguments.refuse_type("agent", self._agent, "a uvmshare.AgentClient, which alone can be asked more")
         return AgentClient._beside(self._agent, self._shares.background)  # noqa: SLF001  a way of making one that is not public
@@ -329,13 +328,13 @@ class MountManager:
         force: bool = False,
         grace: float = REVOKE_GRACE,
     ) -> MountInfo | None:
-        """Give a reference back; the last one unmounts, and then takes the share out if it came with the mount."""
+        """Release a reference. The last release unmounts, and removes the share if it came with the mount."""
         return self._run(self._mounts.unmount(mount_path, owner=owner, lazy=lazy, force=force, grace=grace))
 
     def unmap(
         self, guest_path: str, *, owner: Hashable | None = None, lazy: bool = False, force: bool = False
     ) -> MountInfo | None:
-        """Give back what `map` gave."""
+        """Release what `map` returned."""
         return self.unmount(guest_path, owner=owner, lazy=lazy, force=force)
 
     def revoke(
@@ -345,11 +344,11 @@ class MountManager:
         owners: Collection[Hashable | None] | None = None,
         grace: float = REVOKE_GRACE,
     ) -> MountInfo | None:
-        """Take a mount away from all who hold it, or from those `owners`, whatever the guest says."""
+        """Take a mount away from all who hold it, or from `owners` alone, whatever the guest says."""
         return self._run(self._mounts.revoke(mount_path, owners=owners, grace=grace))
 
     def release_owner(self, owner: Hashable, *, lazy: bool = False, force: bool = False) -> tuple[str, ...]:
-        """Give back every reference that `owner` holds, because it is known to be gone, and return the paths."""
+        """Release every reference of `owner`, which is known to be gone. Return the paths of their mounts."""
         return self._run(self._mounts.release_owner(owner, lazy=lazy, force=force))
 
     @contextmanager
@@ -377,14 +376,14 @@ class MountManager:
         return self._run(_at_once(self._mounts.mounts))
 
     def settle(self) -> tuple[GuestMount, ...]:
-        """Ask the agent what the guest has, and mount again what it lost. Return what nobody here asked for."""
+        """Ask the agent what the guest has, and mount again what it lost. Return mounts that nobody here asked for."""
         return self._run(self._mounts.settle())
 
     def close(self) -> None:
-        """Unmount everything, refuse new mounts from now on, and leave the agent. Again is a no-op.
+        """Unmount everything, refuse new mounts from now on, and leave the agent. A second call does nothing.
 
-        Raises `MountsLeft` with what could not be taken away; then the agent is not left, and calling again tries
-        again. Leaving a ``with`` block leaves the agent all the same.
+        Raises `MountsLeft` with the mounts that could not be taken away. The agent's client then stays, and calling
+        again tries again. Leaving a ``with`` block leaves the agent in any case.
         """
 
         async def end() -> None:
@@ -416,11 +415,11 @@ class _MountClaim(Claim["Mount", "MountOptions"]):
 
 
 class AgentClient:
-    """The agent in one guest, for synchronous callers: what it tells of itself, its mounts and its guest.
+    """The agent in one guest, for synchronous callers: its state, its mounts, and its report on the guest.
 
     ``with blocking.AgentClient("firecracker:/run/fc/v.sock") as agent:``. The arguments are those of
-    `uvmshare.AgentClient`; the connection lives in a background event loop. Mounts are a `MountManager`'s, whose
-    ``agent`` is one of these too.
+    `uvmshare.AgentClient`; the connection lives in a background event loop. To mount, use a `MountManager`. Its
+    ``agent`` is an `AgentClient` too.
 
     Raises what `uvmshare.AgentClient` and starting it raise.
     """
@@ -465,7 +464,7 @@ class AgentClient:
 
     @property
     def reach(self) -> Reach:
-        """Whether the agent is reached, and since when."""
+        """Whether the agent can be reached, and since when."""
         return self._client.reach
 
     def reached(self, *, timeout: float | None = None) -> AgentInfo:
@@ -477,7 +476,7 @@ class AgentClient:
         return self._run(self._client.listed())
 
     def health(self, *, within: float = 1.0) -> tuple[MountHealth, ...]:
-        """Have the agent read each mount, and return which can be read within so many seconds."""
+        """Have the agent read each mount. Return whether each could be read within that many seconds."""
         return self._run(self._client.health(within=within))
 
     def report(self) -> GuestReport:
@@ -485,7 +484,7 @@ class AgentClient:
         return self._run(self._client.report())
 
     def close(self) -> None:
-        """End the connection; the guest's mounts stay. Without effect on the one of a MountManager, which ends it."""
+        """End the connection; the guest's mounts stay. It has no effect on the client of a MountManager."""
         if self._is_mine:
             self._background.stop()
 

@@ -5,9 +5,9 @@
         with daemon.holding("build", "/srv/project", lease=30) as share:
             ...  # the guest mounts the share of that name
 
-What lives here: `Client`, and `AsyncClient` for programs with an event loop; the connection to the daemon's unix
-socket. What must not: what can be asked (`client_calls` describes each call once, for both), or when a lease
-is renewed (`client_holding`).
+What lives here: `Client`, `AsyncClient` for programs with an event loop, and the connection to the daemon's unix
+socket. What must not: the calls (`client_calls` describes each once, for both clients), or when a lease is renewed
+(`client_holding`).
 """
 
 from __future__ import annotations
@@ -131,17 +131,16 @@ class _Connection:
 
 
 class Client(_Connection):
-    """The daemon, for programs that wait for its answers; from any number of threads.
+    """The daemon's API for synchronous programs. Any number of threads may use one client.
 
-    `host` is ``unix:PATH``, the daemon's socket; by default UVMSHARE_HOST, the user's own daemon or the system's. Or
-    it is
-    a gate of a fleet, ``https://NAME:PORT``, or several with commas, tried in order; `certificate` is then the file
-    with the caller's certificate, by default UVMSHARE_CERT. After `timeout` seconds without an answer a request raises
-    `DaemonError`.
+    `host` is the daemon's socket, ``unix:PATH``. The default is UVMSHARE_HOST, else the user's own daemon, else the
+    system's. `host` may also be a gate of a fleet, ``https://NAME:PORT``, or several gates with commas, which are tried
+    in order. `certificate` is then the file with the caller's certificate; the default is UVMSHARE_CERT. After
+    `timeout` seconds without an answer a request raises `DaemonError`.
 
-    Methods raise what the daemon said, as the same class that the library raises (`NotThere`, `InvalidOptions`,
-    `OutcomeUnknown` ...), and `DaemonError` when there is no daemon. Arguments that cannot be are refused before
-    anything is sent.
+    An error of the daemon is raised as the class that the library raises for it (`NotThere`, `InvalidOptions`,
+    `OutcomeUnknown` ...). Without a daemon, methods raise `DaemonError`. Invalid arguments are refused before anything
+    is sent.
     """
 
     def __init__(self, host: str | None = None, *, timeout: float = _SECONDS, certificate: str | None = None) -> None:
@@ -171,7 +170,7 @@ class Client(_Connection):
         self.close()
 
     def close(self) -> None:
-        """Close the connection. In a forked child that is left to the process that made it."""
+        """Close the connection. In a forked child this does nothing: the process that made the client closes it."""
         self._is_closed = True
         if os.getpid() == self._process:
             self._http.close()
@@ -191,10 +190,11 @@ class Client(_Connection):
     ) -> Iterator[HeldDocument[Share]]:
         """Hold a share for the length of a block, and renew its lease in the background (`client_holding`).
 
-        Without `owner` the block has one of its own. With `lease` None there is no lease, and nothing is renewed.
+        Without `owner` the block has an owner of its own. With `lease` None there is no lease, and nothing is renewed.
 
-        Raises what adding it raises. In the end it is released: `LeaseLost` says that it was not held any more,
-        `DaemonError` that it could not be released. An error of the block goes first, and has a note of that.
+        Raises what adding raises. The end of the block releases it. `LeaseLost` then says that it was no longer held,
+        `DaemonError` that it could not be released. If the block itself raised an error, that error is raised, with a
+        note of the other.
         """
         owner = owner_of(owner)
         document = self.shares.add(
@@ -219,10 +219,11 @@ class Client(_Connection):
     ) -> Iterator[HeldDocument[Mount]]:
         """Hold a mapping for the length of a block, and renew its lease in the background (`client_holding`).
 
-        Without `owner` the block has one of its own. With `lease` None there is no lease, and nothing is renewed.
+        Without `owner` the block has an owner of its own. With `lease` None there is no lease, and nothing is renewed.
 
-        Raises what adding it raises. In the end it is released: `LeaseLost` says that it was not held any more,
-        `DaemonError` that it could not be released. An error of the block goes first, and has a note of that.
+        Raises what adding raises. The end of the block releases it. `LeaseLost` then says that it was no longer held,
+        `DaemonError` that it could not be released. If the block itself raised an error, that error is raised, with a
+        note of the other.
         """
         owner = owner_of(owner)
         document = self.mounts.map(
@@ -262,7 +263,7 @@ class Client(_Connection):
         held.released(answer)
 
     def ask(self, call: Call[T]) -> T:
-        """Ask for what a call describes (`uvmshare.daemon.client_calls`), and return what was answered."""
+        """Send the request that `call` describes (`uvmshare.daemon.client_calls`), and return the answer."""
         with self._explained():
             response = self._http.request(**self._sent(call))
         try:
@@ -278,9 +279,10 @@ class Client(_Connection):
             return None
 
     def events(self, since: str | None = None, *, follow: bool = True) -> Iterator[Event | None]:
-        """Give events as they happen; None where some are missing. Ends when the daemon does.
+        """Yield events as they happen, and None where some are missing. The iterator ends when the daemon ends.
 
-        `since` is the id of the last event that is known. With `follow` False it ends with the last that there is.
+        `since` is the id of the last event that the caller knows. With `follow` False the iterator ends after the last
+        event.
         """
         call = client_calls.events(since, follow=follow)
         lines = client_answers.EventLines()
@@ -295,7 +297,7 @@ class Client(_Connection):
 
 
 class AsyncClient(_Connection):
-    """The daemon, for programs with an event loop: as `Client`, whose methods are awaited here. One event loop."""
+    """The daemon's API for programs with an event loop: the methods of `Client`, awaited. For one event loop."""
 
     def __init__(self, host: str | None = None, *, timeout: float = _SECONDS, certificate: str | None = None) -> None:
         super().__init__(host, timeout, certificate)
@@ -346,10 +348,11 @@ class AsyncClient(_Connection):
     ) -> AsyncIterator[HeldDocument[Share]]:
         """Hold a share for the length of a block, and renew its lease in the background (`client_holding`).
 
-        Without `owner` the block has one of its own. With `lease` None there is no lease, and nothing is renewed.
+        Without `owner` the block has an owner of its own. With `lease` None there is no lease, and nothing is renewed.
 
-        Raises what adding it raises. In the end it is released: `LeaseLost` says that it was not held any more,
-        `DaemonError` that it could not be released. An error of the block goes first, and has a note of that.
+        Raises what adding raises. The end of the block releases it. `LeaseLost` then says that it was no longer held,
+        `DaemonError` that it could not be released. If the block itself raised an error, that error is raised, with a
+        note of the other.
         """
         owner = owner_of(owner)
         document = await self.shares.add(
@@ -374,10 +377,11 @@ class AsyncClient(_Connection):
     ) -> AsyncIterator[HeldDocument[Mount]]:
         """Hold a mapping for the length of a block, and renew its lease in the background (`client_holding`).
 
-        Without `owner` the block has one of its own. With `lease` None there is no lease, and nothing is renewed.
+        Without `owner` the block has an owner of its own. With `lease` None there is no lease, and nothing is renewed.
 
-        Raises what adding it raises. In the end it is released: `LeaseLost` says that it was not held any more,
-        `DaemonError` that it could not be released. An error of the block goes first, and has a note of that.
+        Raises what adding raises. The end of the block releases it. `LeaseLost` then says that it was no longer held,
+        `DaemonError` that it could not be released. If the block itself raised an error, that error is raised, with a
+        note of the other.
         """
         owner = owner_of(owner)
         document = await self.mounts.map(
@@ -422,7 +426,7 @@ class AsyncClient(_Connection):
         held.released(answer)
 
     async def ask(self, call: Call[T]) -> T:
-        """Ask for what a call describes (`uvmshare.daemon.client_calls`), and return what was answered."""
+        """Send the request that `call` describes (`uvmshare.daemon.client_calls`), and return the answer."""
         with self._explained():
             response = await self._http.request(**self._sent(call))
         try:
@@ -438,7 +442,7 @@ class AsyncClient(_Connection):
             return None
 
     async def events(self, since: str | None = None, *, follow: bool = True) -> AsyncGenerator[Event | None, None]:
-        """Give events as they happen, as `Client.events` does."""
+        """Yield events as they happen, as `Client.events` does."""
         call = client_calls.events(since, follow=follow)
         lines = client_answers.EventLines()
         try:

@@ -1,6 +1,6 @@
-"""What the daemon's clients read: a call's answer, the daemon's events, and what makes no sense.
+"""How the daemon's clients read: a call's answer, the daemon's events, and answers that make no sense.
 
-What lives here: what a `Call` is, and what is made of the bytes that come back. What must not: which calls there are
+What lives here: `Call`, and the reading of the bytes that come back. What must not: the calls themselves
 (`client_calls`), or a connection (`client`).
 """
 
@@ -29,7 +29,7 @@ VERSION: Final = "/v1/info"
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """One request, and what its answer is made of."""
+    """One request, and the type of its answer."""
 
     method: Literal["GET", "POST", "PUT", "DELETE"]
     path: str
@@ -40,7 +40,7 @@ class Call(Generic[T]):
 
 
 class Unreadable(Exception):
-    """An answer that makes no sense: which, and why."""
+    """An answer that makes no sense: the answer, and why."""
 
     def __init__(self, what: str, error: Exception) -> None:
         self.what = what
@@ -55,7 +55,7 @@ class _Versioned(msgspec.Struct):
 
 
 def read(call: Call[T], status: int, content: bytes) -> T:
-    """Return what an answer says. Raises what the daemon said, and `Unreadable`."""
+    """Return what an answer says. Raises the error that the daemon answered, and `Unreadable`."""
     check(status, content)
     try:
         return msgspec.json.decode(content, type=call.kind)
@@ -65,7 +65,7 @@ def read(call: Call[T], status: int, content: bytes) -> T:
 
 
 def check(status: int, content: bytes) -> None:
-    """Raise what an answer says that is no success."""
+    """Raise the error of an answer that is not a success."""
     if 200 <= status < 300:
         return
     try:
@@ -77,7 +77,7 @@ def check(status: int, content: bytes) -> None:
 
 
 def version_in(content: bytes) -> str | None:
-    """Return the version that an answer to `VERSION` tells, whatever else it says; None when it is no daemon's."""
+    """Return the version in an answer to `VERSION`, whatever else it says; None when no daemon answered."""
     try:
         return msgspec.json.decode(content, type=_Versioned).version
     except UNREADABLE:
@@ -98,7 +98,7 @@ def no_daemon(host: str, found: Unreadable, theirs: str | None) -> DaemonError:
 
 
 class EventLines:
-    """Events from the pieces of the daemon's stream: a line feed ends a line and nothing else does."""
+    """Events from the pieces of the daemon's stream. Only a line feed ends a line."""
 
     def __init__(self) -> None:
         self._rest = b""

@@ -1,6 +1,6 @@
-"""What can be asked of the daemon: each call described once, for `Client` and `AsyncClient`.
+"""The calls of the daemon's API: each is described once, for `Client` and `AsyncClient`.
 
-What lives here: for each call of the HTTP API a function that looks at its arguments and returns a `Call`. What must
+What lives here: for each call of the HTTP API, a function that checks its arguments and returns a `Call`. What must
 not: how an answer is read (`client_answers`), a connection (`client`), or what a call does.
 """
 
@@ -92,7 +92,7 @@ _LONGEST_LEASE: Final = 31_536_000.0
 
 
 def default_host() -> str:
-    """Return where the daemon is: UVMSHARE_HOST, else the user's own where it is there, else the system's."""
+    """Return where the daemon is: UVMSHARE_HOST, else the user's own daemon if there is one, else the system's."""
     if host := os.environ.get("UVMSHARE_HOST"):
         return host
     runtime = os.environ.get("XDG_RUNTIME_DIR")
@@ -101,9 +101,9 @@ def default_host() -> str:
 
 
 def require_host(host: str | None) -> str:
-    """Return the address of the daemon's socket, or of the usual one, or of a fleet's gates.
+    """Return `host`, checked: the daemon's socket or a fleet's gates. None stands for `default_host`.
 
-    Raises `DaemonError` for what is none, and `UnsupportedPlatform` where there are no unix sockets.
+    Raises `DaemonError` for an invalid address, and `UnsupportedPlatform` where there are no unix sockets.
     """
     if host is not None and not isinstance(host, str):
         arguments.refuse_type("host", host, "unix:PATH, the socket of the daemon")
@@ -130,12 +130,12 @@ def gates_of(host: str) -> tuple[str, ...]:
 
 
 def info() -> Call[Info]:
-    """Return what the daemon is, and who you are to it."""
+    """Return the daemon's version and settings, and which user it takes you for."""
     return Call("GET", VERSION, Info)
 
 
 def health() -> Call[Health]:
-    """Return that the daemon is well. Raises `DaemonError` when it does not answer, or cannot write."""
+    """Return the daemon's health. Raises `DaemonError` when it does not answer, or cannot write."""
     return Call("GET", "/v1/health", Health)
 
 
@@ -167,9 +167,9 @@ def add_vm(
     agent_token: str | None = None,
     on: str | None = None,
 ) -> Call[Vm]:
-    """Add a VM, and return it when its file server listens. The arguments are those of `NewVm`.
+    """Add a VM. Returns it when its file server listens. The arguments are those of `NewVm`.
 
-    `on` is the host of the fleet where it runs, which a fleet's gate needs.
+    `on` is the host of the fleet where the VM runs. A fleet's gate needs it.
     """
     arguments.one_of("security_model", security_model, SecurityModel)
     arguments.one_of("links", links, Links)
@@ -197,7 +197,7 @@ def add_vm(
 
 
 def remove_vm(vm: str, *, force: bool = False) -> Call[Removed]:
-    """Remove a VM; return what may be left of it. Raises `StillInUse` while its shares are held, without `force`."""
+    """Remove a VM; return what may be left of it. Without `force`, raises `StillInUse` while its shares are held."""
     return Call("DELETE", _vm(vm), Removed, query=_query(force=arguments.flag("force", force)))
 
 
@@ -207,7 +207,7 @@ def stats(vm: str) -> Call[list[Stats]]:
 
 
 def examine_guest(vm: str) -> Call[list[Finding]]:
-    """Return what a VM's guest can and cannot do, by its agent."""
+    """Return what a VM's guest can and cannot do, as its agent reports it."""
     return Call("GET", f"{_vm(vm)}/doctor", list[Finding])
 
 
@@ -234,8 +234,9 @@ def add_share(
 ) -> Call[Share]:
     """Share a directory or file of the host and hold it; return the share when the guest can mount it.
 
-    `only` are the names at its top that exist for the guest, all when it is empty; `hide` and `map_owner` are as of
-    `AddOptions`. Each `owner` holds it once; after `lease` seconds it is given back by itself, unless `renew` came.
+    `only` are the names at the top of the share that exist for the guest; empty means all. `hide` and `map_owner` are
+    those of `AddOptions`. Each `owner` holds a share once. After `lease` seconds without `renew` the daemon releases
+    it.
     """
     wanted = _shared(
         path, only=only, hide=hide, read_only=read_only, map_owner=map_owner, owner=owner, lease=_lease(lease)
@@ -254,7 +255,7 @@ def begin_add_share(
     owner: str = DEFAULT_OWNER,
     lease: float | None = None,
 ) -> Call[Operation]:
-    """As `add`, but return at once the operation, which `operation` then tells of."""
+    """Begin what `add` does, and return the operation at once. `operation` then tells its state."""
     waited_for = add_share(
         vm, path, read_only=read_only, only=only, hide=hide, map_owner=map_owner, owner=owner, lease=lease
     )
@@ -274,10 +275,11 @@ def _shared(path: HostPath, *, only: Collection[str], hide: Collection[str], **m
 def release_share(
     vm: str, share: str, *, owner: str = DEFAULT_OWNER, uid: int | None = None, force: bool = False
 ) -> Call[Released]:
-    """Give back what an owner holds; when the last one returns, no guest reaches the share any more.
+    """Release a share that an owner holds. After the last release no guest reaches the share any more.
 
-    The answer says whether it ended, and who holds it otherwise. With `force` it is taken from everybody of yours;
-    for root, from everybody. Raises `StillInUse` while a mount holds it, or when force was not enough.
+    The answer says whether the share ended, and if not, who still holds it. With `force` the share is taken from all
+    your owners; for root, from everybody. Raises `StillInUse` while a mount holds the share, or when force was not
+    enough.
     """
     query = _query(owner=_owner(owner), uid=_uid(uid), force=arguments.flag("force", force))
     return Call("DELETE", _share(vm, share), Released, query=query)
@@ -333,10 +335,11 @@ def unmap_directory(
     lazy: bool = False,
     force: bool = False,
 ) -> Call[Released]:
-    """Give back what an owner holds; the last one unmounts it, and takes its share out.
+    """Release a mount that an owner holds. The last release unmounts it, and removes its share.
 
-    With `force` it is taken from everybody of yours, for root from everybody, and the guest has no say: it has five
-    seconds to unmount. Raises `StillInUse` when force was not enough, and says who holds it.
+    With `force` the mount is taken from all your owners; for root, from everybody. The guest then has five seconds to
+    unmount, and its share is removed in any case. Raises `StillInUse` when force was not enough, and says who holds the
+    mount.
     """
     query = _query(
         guest_path=arguments.text("guest_path", guest_path, "the path of the mount in the guest"),
@@ -349,9 +352,9 @@ def unmap_directory(
 
 
 def renew(owner: str, *, lease: float | None = None, vm: str | None = None, share: str | None = None) -> Call[Renewed]:
-    """Let leases of an owner run afresh, all or those on one share; return how many. Raises `NotThere` for none.
+    """Renew the leases of an owner, all or those on one share; return how many. Raises `NotThere` if there are none.
 
-    With `lease`, each is that many seconds long from now on.
+    With `lease`, each lease is that many seconds long from now on.
     """
     if (vm is None) != (share is None):
         msg = f"vm is {vm!r} and share is {share!r}: pass both for one share, or neither for all of the owner's"
@@ -363,18 +366,18 @@ def renew(owner: str, *, lease: float | None = None, vm: str | None = None, shar
 
 
 def release_owner(owner: str, *, force: bool = False) -> Call[ReleasedOwner]:
-    """Release everything that an owner holds; with `force`, whatever guests say. Return how much that was."""
+    """Release everything that an owner holds; with `force`, whatever guests say. Return how much was released."""
     query = _query(force=arguments.flag("force", force))
     return Call("DELETE", f"/v1/owners/{_name('owner', owner)}", ReleasedOwner, query=query)
 
 
 def list_operations() -> Call[list[Operation]]:
-    """Return what you asked for and was not waited for, oldest first, and the last that ended."""
+    """Return your operations that nobody waited for, oldest first, and the last that ended."""
     return Call("GET", "/v1/operations", list[Operation])
 
 
 def operation(operation: str, *, wait: bool = False) -> Call[Operation]:
-    """Return what became of an operation; with `wait`, when it has ended."""
+    """Return the state of an operation; with `wait`, after it has ended."""
     path = f"/v1/operations/{_name('operation', operation)}"
     return Call("GET", path, Operation, query=_query(wait=arguments.flag("wait", wait)))
 
@@ -390,12 +393,12 @@ def following() -> Call[Following]:
 
 
 def accept_fleet() -> Call[Following]:
-    """Have this host follow the etcd that is there now, although it is another one or an older state. For root."""
+    """Have this host follow the etcd that answers now, even if it is another one or an older state. Root only."""
     return Call("POST", "/v1/fleet/accept", Following)
 
 
 def remove_host(host: str) -> Call[RemovedHost]:
-    """Take a host that is lost out of its fleet, and return which VMs went with it. Raises `StillInUse` if it lives."""
+    """Remove a lost host from its fleet, and return its VMs. Raises `StillInUse` if the host is alive."""
     return Call("DELETE", f"/v1/hosts/{_name('host', host)}", RemovedHost)
 
 
@@ -481,7 +484,7 @@ def _document(kind: type[msgspec.Struct], wanted: dict[str, Any]) -> bytes:
 
 
 def encoded(document: msgspec.Struct) -> bytes:
-    """Return a document as it is sent. Raises `InvalidOptions` for a text that is no Unicode."""
+    """Return a document as it is sent. Raises `InvalidOptions` for a text that is not valid Unicode."""
     try:
         return msgspec.json.encode(document)
     except UnicodeEncodeError as error:

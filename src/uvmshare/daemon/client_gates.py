@@ -1,10 +1,10 @@
-"""How clients reach a fleet: one of several gates, over TLS with a certificate of their own.
+"""How clients reach a fleet: through one of its gates, over TLS, with their own certificate.
 
-What lives here: the certificate, and which gate is asked when one does not answer. What must not: what is asked
+What lives here: the certificate, and which gate is asked when one does not answer. What must not: the calls
 (`client_calls`).
 
-A gate keeps nothing, so what one did not answer is asked of the next. Only a release is not asked a second time, once
-it was sent: its second answer would be that nothing was held.
+A gate keeps nothing, so a request that one gate did not answer goes to the next. Only a release that was sent is not
+sent again: the second answer would say that nothing was held.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CERTIFICATE: Final = "UVMSHARE_CERT"
 
 
 def tls_context(certificate: str | None = None) -> ssl.SSLContext:
-    """Return how to speak to gates: as whoever has the certificate in that file. Raises `DaemonError`."""
+    """Return the TLS context for gates, with the certificate in that file. Raises `DaemonError`."""
     path = certificate or os.environ.get(CERTIFICATE)
     if not path:
         msg = f"a fleet is reached with a certificate: set {CERTIFICATE} to the file with yours (docs/fleet.md)"
@@ -73,7 +73,7 @@ class GateTransport(httpx.BaseTransport):
         self._inner = httpx.HTTPTransport(verify=context, trust_env=False)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Ask gates in turn. Raises what the last one came to."""
+        """Ask gates in turn. Raises the error of the last one."""
         failed: httpx.TransportError | None = None
         for each in self._order.requests(request):
             try:
@@ -98,7 +98,7 @@ class AsyncGateTransport(httpx.AsyncBaseTransport):
         self._inner = httpx.AsyncHTTPTransport(verify=context, trust_env=False)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Ask gates in turn. Raises what the last one came to."""
+        """Ask gates in turn. Raises the error of the last one."""
         failed: httpx.TransportError | None = None
         for each in self._order.requests(request):
             try:

@@ -1,12 +1,12 @@
 """Holding something of the daemon's with a lease, which is renewed for as long as a program holds it.
 
-What lives here: when a lease is renewed, what a failure to do so means, and how it is told. What must not: a
-connection; `uvmshare.daemon.client` waits, or awaits, and asks.
+What lives here: when a lease is renewed, what a failed renewal means, and how it is logged. What must not: a connection
+(`uvmshare.daemon.client`).
 
-A lease is renewed three times in its length. When that fails it is tried again ten times in its length, for as long as
-it is held: a daemon that is started again keeps leases. The logger ``uvmshare.leases`` tells the first failure
-(WARNING), the renewal after it (INFO), and that a lease is over (ERROR), each once. What holds is told by the daemon in
-the end: `LeaseLost` says that it was not held to the end, `DaemonError` that it could not be released.
+A lease is renewed three times in its length. After a failure, renewal is tried ten times in that length, until the
+block ends: a daemon that is started again keeps leases. The logger ``uvmshare.leases`` tells the first failure
+(WARNING), the renewal after it (INFO), and that a lease is over (ERROR), each once. The release at the end of the block
+decides: `LeaseLost` says that the lease had ended before, `DaemonError` that the release failed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ D = TypeVar("D", Share, Mount)
 
 
 def owner_of(owner: str | None) -> str:
-    """Return an owner, or one that nobody else is: of two blocks of one owner the first to end would release both."""
+    """Return the owner, or a new one that nobody else uses: two blocks of one owner would both end with the first."""
     return f"python-{os.getpid()}-{os.urandom(6).hex()}" if owner is None else owner
 
 
@@ -58,7 +58,7 @@ def held_mount(vm: str, guest_path: str, mount: Mount, owner: str, lease: float 
 class HeldDocument(Generic[D]):
     """What a block holds: `document` is the share, or the mount, as it was when it was added.
 
-    `lost` is why it is not held any more, as far as that is known; None while it is.
+    `lost` says why it is no longer held, if that is known. It is None while it is held.
     """
 
     def __init__(
@@ -100,20 +100,20 @@ class HeldDocument(Generic[D]):
 
     @property
     def pause(self) -> float | None:
-        """Seconds until it is to be renewed; None when it never is again."""
+        """Seconds until the next renewal; None when there is none any more."""
         if self.lease is None or self.lost is not None:
             return None
         return self.lease / (10 if self._failing else 3)
 
     def renewed(self) -> None:
-        """Take note that the lease runs afresh."""
+        """Note that the lease was renewed."""
         self._renewed_at = self._clock()
         if self._failing:
             _log.info("%s: the lease of %s is renewed again", self, self.owner)
         self._failing = self._told_over = False
 
     def not_renewed(self, error: Exception) -> None:
-        """Take note that renewing it failed."""
+        """Note that the renewal failed."""
         if isinstance(error, NotThere):
             self.lost = LeaseLost(f"{self}: {self.owner} does not hold it any more: {error}; add it again")
             _log.error("%s", self.lost)
@@ -129,12 +129,12 @@ class HeldDocument(Generic[D]):
     # In the end
 
     def released(self, answer: Released) -> None:
-        """Look at what releasing it came to. Raises `LeaseLost` when there was nothing to release."""
+        """Check the answer to the release. Raises `LeaseLost` when there was nothing to release."""
         if not answer.released:
             raise self.lost or LeaseLost(f"{self}: {self.owner} did not hold it to the end; add it again")
 
     def not_released(self, error: Exception) -> Exception:
-        """Return what to raise when releasing it failed."""
+        """Return the error to raise after a failed release."""
         if self.lost is not None:
             return self.lost
         if isinstance(error, NotThere):
@@ -146,7 +146,7 @@ class HeldDocument(Generic[D]):
 
 
 def renew_in_thread(held: HeldDocument[D], renew: Callable[[], object]) -> Callable[[], None]:
-    """Have a lease renewed by a thread of its own, and return what ends that."""
+    """Start a thread that renews a lease. Return a function that ends the thread."""
     if held.lease is None:
         return lambda: None
     stopped = threading.Event()

@@ -1,4 +1,4 @@
-"""Methods of the daemon's clients, each made of the one description of its call.
+"""Methods of the daemon's clients, each made from the description of its call.
 
 What lives here: how a description becomes a method that waits, or one that is awaited; which methods belong together.
 What must not: a connection (`client`), or what a call is (`client_calls`).
@@ -122,7 +122,7 @@ class Awaited(_Method[P, T]):
 
 
 class ClientVms(_Group["Client"]):
-    """VMs that the daemon knows; called, it lists yours."""
+    """VMs that the daemon knows. Call it to list yours."""
 
     __call__ = Asked(client_calls.list_vms)
     get = Asked(client_calls.get_vm)
@@ -133,7 +133,7 @@ class ClientVms(_Group["Client"]):
 
 
 class ClientShares(_Group["Client"]):
-    """Shares of VMs; called with a VM, it lists those that you hold."""
+    """Shares of VMs. Call it with a VM to list the shares that you hold."""
 
     __call__ = Asked(client_calls.list_shares)
     get = Asked(client_calls.get_share)
@@ -143,7 +143,7 @@ class ClientShares(_Group["Client"]):
 
 
 class ClientMounts(_Group["Client"]):
-    """Mounts in the guests of VMs; called with a VM, it lists those that you hold."""
+    """Mounts in the guests of VMs. Call it with a VM to list the mounts that you hold."""
 
     __call__ = Asked(client_calls.list_mounts)
     map = Asked(client_calls.map_directory)
@@ -151,35 +151,35 @@ class ClientMounts(_Group["Client"]):
 
 
 class ClientOwners(_Group["Client"]):
-    """Those who hold shares and mounts: names of the caller's choice."""
+    """Owners, who hold shares and mounts. Callers choose their names."""
 
     renew = Asked(client_calls.renew)
     release = Asked(client_calls.release_owner)
 
 
 class ClientOperations(_Group["Client"]):
-    """What takes a while, and was not waited for; called, it lists what there is."""
+    """Operations that nobody waited for. Call it to list them."""
 
     __call__ = Asked(client_calls.list_operations)
     get = Asked(client_calls.operation)
 
 
 class ClientHosts(_Group["Client"]):
-    """Hosts of a fleet; called, it lists them."""
+    """Hosts of a fleet. Call it to list them."""
 
     __call__ = Asked(client_calls.list_hosts)
     remove = Asked(client_calls.remove_host)
 
 
 class AsyncHosts(_Group["AsyncClient"]):
-    """Hosts of a fleet; called, it lists them."""
+    """Hosts of a fleet. Call it to list them."""
 
     __call__ = Awaited(client_calls.list_hosts)
     remove = Awaited(client_calls.remove_host)
 
 
 class AsyncVms(_Group["AsyncClient"]):
-    """VMs that the daemon knows; called, it lists yours."""
+    """VMs that the daemon knows. Call it to list yours."""
 
     __call__ = Awaited(client_calls.list_vms)
     get = Awaited(client_calls.get_vm)
@@ -190,7 +190,7 @@ class AsyncVms(_Group["AsyncClient"]):
 
 
 class AsyncShares(_Group["AsyncClient"]):
-    """Shares of VMs; called with a VM, it lists those that you hold."""
+    """Shares of VMs. Call it with a VM to list the shares that you hold."""
 
     __call__ = Awaited(client_calls.list_shares)
     get = Awaited(client_calls.get_share)
@@ -200,7 +200,7 @@ class AsyncShares(_Group["AsyncClient"]):
 
 
 class AsyncMounts(_Group["AsyncClient"]):
-    """Mounts in the guests of VMs; called with a VM, it lists those that you hold."""
+    """Mounts in the guests of VMs. Call it with a VM to list the mounts that you hold."""
 
     __call__ = Awaited(client_calls.list_mounts)
     map = Awaited(client_calls.map_directory)
@@ -208,14 +208,14 @@ class AsyncMounts(_Group["AsyncClient"]):
 
 
 class AsyncOwners(_Group["AsyncClient"]):
-    """Those who hold shares and mounts: names of the caller's choice."""
+    """Owners, who hold shares and mounts. Callers choose their names."""
 
     renew = Awaited(client_calls.renew)
     release = Awaited(client_calls.release_owner)
 
 
 class AsyncOperations(_Group["AsyncClient"]):
-    """What takes a while, and was not waited for; called, it lists what there is."""
+    """Operations that nobody waited for. Call it to list them."""
 
     __call__ = Awaited(client_calls.list_operations)
     get = Awaited(client_calls.operation)

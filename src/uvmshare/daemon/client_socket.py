@@ -1,9 +1,9 @@
-"""The socket of the blocking client: how it connects to the daemon, and that it is closed when it cannot.
+"""The socket of the blocking client: it connects to the daemon, and closes when it cannot.
 
-What lives here: `transport`, which httpx sends through. What must not: what is asked, or what becomes of an error.
+What lives here: `transport`, which httpx sends through. What must not: the calls, or the translation of errors.
 
-httpcore's own connections leave a socket that could not connect to the garbage collector (1.0.9): a program that
-tries until its daemon is there would have a descriptor more for each time. Those of its event loop's side do not.
+httpcore 1.0.9 leaves a socket that could not connect to the garbage collector. A program that tries until its daemon is
+there would leak a descriptor with each attempt. httpcore's asynchronous connections do not leak.
 """
 
 from __future__ import annotations
@@ -96,6 +96,6 @@ class _Transport(httpx.HTTPTransport):
 def transport(path: str) -> httpx.BaseTransport:
     """Return what `httpx.Client` sends through to the daemon's socket.
 
-    As httpx's own: `httpx.ConnectError` when nobody listens, `httpx.TimeoutException` when it takes too long.
+    As httpx does, raises `httpx.ConnectError` when nobody listens, and `httpx.TimeoutException` when it takes too long.
     """
     return _Transport(path)

@@ -173,7 +173,7 @@ class AgentClient:
 
     @property
     def reach(self) -> Reach:
-        """Whether the agent is reached, and since when. One that falls silent is found out within ten seconds."""
+        """Whether the agent can be reached, and since when. One that falls silent is found out within ten seconds."""
         return self._agent.seen(self._failure)
 
     def on_reach(self, callback: Callable[[Reach], None]) -> None:
@@ -292,7 +292,7 @@ class AgentClient:
         return found
 
     async def health(self, *, within: float = 1.0) -> tuple[MountHealth, ...]:
-        """Have the agent read each mount, and return which can be read within so many seconds."""
+        """Have the agent read each mount. Return whether each could be read within that many seconds."""
         arguments.seconds("within", within)
         found: tuple[MountHealth, ...] = await self._ask(
             "health", lambda _: {"within": within}, self._timeout + within, _HEALTH

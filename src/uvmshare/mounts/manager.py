@@ -6,18 +6,18 @@
     await mounts.unmap("/run/uvmshare/project", owner="build-7")
 
 What lives here: what callers may ask for. What must not: I/O of any kind, or knowledge of how a guest is reached; an
-agent is anything with the three methods of `GuestAgent`. Who wants a mount is `uvmshare.lifecycle.claims`', and what
-then happens to it `uvmshare.mounts.engine`'s.
+agent is anything with the three methods of `GuestAgent`. `uvmshare.lifecycle.claims` keeps who wants a mount, and
+`uvmshare.mounts.engine` decides what then happens to it.
 
-It is built as `uvmshare.share.manager` is: one event loop, nothing decided across an await, each call in a task
-of its own that ends in a callback of the engine's. Two things differ. Shares have names that
-are never used again, mounts have paths that are: what an earlier mount may have left at a path keeps it
-taken until that is gone. And a guest can lose mounts by itself, when it is started again: they come back.
+It is built like `uvmshare.share.manager`: one event loop, nothing decided across an await, each call in a task of its
+own that ends in a callback of the engine. Two things differ. A share's name is never used again, but a mount's path is:
+what an earlier mount may have left at a path keeps the path taken until that is gone. And a guest loses its mounts when
+it is started again: the MountManager then mounts them again.
 
-A share that comes and goes with its mount belongs to the mount and not to the callers: it is added in the same
-call, before the guest mounts it, and taken out in the same call, after the guest has unmounted it. So no caller's
-cancellation comes between the two, and no share is taken from under a mount that somebody holds. If nobody holds the
-mount and the guest does not unmount in time, its share is removed all the same.
+A share that comes and goes with its mount belongs to the mount and not to the callers. One call adds the share, and
+then has the guest mount it. One call has the guest unmount it, and then removes the share. So no caller's cancellation
+comes between the two, and no share is removed under a mount that somebody holds. If nobody holds the mount and the
+guest does not unmount in time, its share is removed all the same.
 """
 
 from __future__ import annotations
@@ -56,15 +56,14 @@ __all__ = ["RETRY_FIRST", "REVOKE_GRACE", "MountManager", "share_owner"]
 class MountManager:
     """The mounts of one running guest.
 
-    A path of the guest has one mount. Whoever asks for it with equal options shares it, if the directory on the host is
-    still the same: the first call mounts, later ones count a reference, the last release unmounts. References
-    are anonymous and counted, or have an `owner`, any
-    hashable value: the same owner holds a mount at most once, and a release by an owner that does not hold it changes
-    nothing, so that a retried call never takes somebody else's.
+    A path of the guest has one mount. Callers with equal options share it, if the directory on the host is still the
+    same: the first call mounts, later calls count a reference, the last release unmounts. References are anonymous and
+    counted, or have an `owner`, which is any hashable value. An owner holds a mount at most once. A release by an owner
+    that does not hold it changes nothing, so a retried release never takes another's reference.
 
-    One event loop, not thread safe. `agent` is any `GuestAgent`; it should answer in finite time, since its calls
-    are never abandoned. `shares` is the Manager of the same VM's shares, for `map`. `clock` gives
-    the seconds since the epoch that `MountInfo.since` shows.
+    It belongs to one event loop and is not thread safe. `agent` is any `GuestAgent`. It should answer in finite time,
+    since its calls are never abandoned. `shares` is the Manager of the same VM's shares, for `map`. `clock` gives the
+    seconds since the epoch that `MountInfo.since` shows.
     """
 
     def __init__(
@@ -108,17 +107,17 @@ class MountManager:
     async def mount(self, options: MountOptions, *, owner: Hashable | None = None) -> MountInfo:
         """Make sure that the guest has the mount, hold a reference to it, and return what it is.
 
-        Whoever asks while it is being mounted waits for that one call and shares its result. While it is being
-        unmounted, or an earlier one at its path could not be taken away yet, waits for that and starts afresh.
-        Cancelling this call withdraws its own claim and nothing else; a mount that nobody wants in the end is
-        taken away again.
+        A call that comes while the guest is mounting waits for that and shares its result. A call that comes while the
+        guest is unmounting, or while an earlier mount is still at the path, waits for that to end and then mounts anew.
+        Cancelling this call withdraws its own claim and nothing else. A mount that nobody wants in the end is taken
+        away again.
 
         Raises `MountConflict`, and changes nothing, when the path has a mount with other options. Otherwise raises what
-        the agent (or the Manager of the shares) raised, for every caller that waited; then there is no reference, and
-        nothing is left in the guest nor on the VM, or it is kept INVALID (see `mounts`) and retried. There is one
-        exception: a share whose add got no answer, so that the guest was never asked. If the Manager cannot remove it
-        now either, the Manager keeps it as an orphan (`Manager.shares`) and goes on removing it. It is in nobody's way.
-        Raises `ManagerClosed`, and `ComputeSystemGone` when the VM has exited.
+        the agent or the Manager of the shares raised, in every caller that waited. Then there is no reference. What may
+        be left in the guest or on the VM is kept INVALID (see `mounts`), and its removal is retried. There is one
+        exception: when adding the share got no answer, the guest was never asked. If the Manager cannot remove that
+        share now either, the Manager keeps it as an orphan (`Manager.shares`) and tries again. The orphan does not
+        block the path. Raises `ManagerClosed`, and `ComputeSystemGone` when the VM has exited.
         """
         self.claims.check(owner)
         mount = await self.claims.hold(options, owner)
@@ -134,22 +133,23 @@ class MountManager:
         force: bool = False,
         grace: float = REVOKE_GRACE,
     ) -> MountInfo | None:
-        """Give a reference back; the last one unmounts, and then takes the share out if it came with the mount.
+        """Release a reference. The last release unmounts, and removes the share if it came with the mount.
 
-        Returns what is left of the mount: None for nothing; what others hold; or what is REVOKED, when the share is
-        gone and the guest did not unmount.
+        Returns what is left of the mount: None for nothing, a mount that others hold, or a REVOKED one, when its share
+        is gone and the guest did not unmount.
 
-        Without effect: a path without a mount, an owner that does not hold it, an anonymous release when only owners
-        hold it. What could not be taken away earlier is tried again now. `lazy` detaches a mount that is in use.
+        It has no effect for a path without a mount, for an owner that does not hold the mount, and for an anonymous
+        release when only owners hold it. What could not be taken away earlier is tried again now. `lazy` detaches a
+        mount that is in use.
 
-        Otherwise raises what the agent raised, `MountBusy` when the guest uses the mount; it then stays MOUNTED
-        with its last reference, and its share stays too, so that calling again tries again. When it is unknown whether
-        it is unmounted, its share is taken out without the guest: it is REVOKED. When the share could not be taken out,
-        raises why. Either way the reference is given back, and what is left is retried by itself and by whoever calls.
-        A VM that is gone has no mounts. Cancelling this call does not stop the guest's, whose result counts all the
-        same.
+        Otherwise raises what the agent raised; `MountBusy` when programs in the guest use the mount. The mount then
+        stays MOUNTED with its last reference, and its share stays too. Call again to try again. When nobody knows
+        whether the guest unmounted, the share is removed anyway, and the mount is REVOKED. When the share could not be
+        removed, raises why. In both cases the reference is released. What is left is retried in the background, and by
+        each call. A VM that is gone has no mounts. Cancelling this call does not stop the guest's unmount, whose result
+        counts.
 
-        With `force` the reference is given back at once, and the guest has no say: see `revoke`, also for `grace`.
+        With `force` the reference is released at once, whatever the guest says: see `revoke`, also for `grace`.
         """
         self.claims.check(owner)
         _require_ways(lazy=lazy, force=force, grace=grace)
@@ -185,18 +185,19 @@ class MountManager:
         owners: Collection[Hashable | None] | None = None,
         grace: float = REVOKE_GRACE,
     ) -> MountInfo | None:
-        """Take a mount away from all who hold it, or from those `owners` (None: anonymous), whatever the guest says.
+        """Take a mount away from all who hold it, or from `owners` alone, whatever the guest says.
 
-        Returns what is left of it, as `unmount` does: what others hold, or are asking for, stays. From all means also
-        from those who are asking for it: they get `MountRevoked`. Otherwise the guest is asked to unmount it lazily. If
-        it refuses, or has not done it after `grace` seconds, the share that came with the mount is taken out all
-        the same, and this returns when that is done: nothing in the guest reaches the directory by this mount then. No
-        call that is under way in the guest delays it. Where there is no mount there is nothing to take away: an orphan
-        that a call to `map` left to the Manager is the Manager's to remove (`mount`).
+        `owners` are the owners that lose it; None among them stands for anonymous holders. A mount that others hold, or
+        ask for, stays. Without `owners`, callers who are asking for it lose it too: they get `MountRevoked`. Returns
+        what is left of the mount, as `unmount` does. When nobody holds it any more, the guest is asked to unmount it
+        lazily. If the guest refuses, or has not done so after `grace` seconds, the share that came with the mount is
+        removed anyway. When this returns, nothing in the guest reaches the directory by this mount. No call that is
+        under way in the guest delays it. A path without a mount has nothing to take away: the Manager itself removes an
+        orphan that `map` left (see `mount`).
 
-        Raises what taking the share out raised; that is tried again every five seconds, by itself and by whoever calls.
-        A mount of a share that others added has nothing to be taken out: raises what the agent raised, and
-        `OutcomeUnknown` when it did not answer in time. Cancelling this call changes nothing of it.
+        Raises what removing the share raised. The removal is tried again every five seconds, and by each call. A mount
+        of a share that others added has no share to remove: raises what the agent raised, and `OutcomeUnknown` when the
+        agent did not answer in time. Cancelling this call does not stop the revocation.
         """
         _require_ways(grace=grace)
         if owners is not None:
@@ -223,24 +224,24 @@ class MountManager:
     ) -> MountInfo:
         """Share a directory of the host and mount it in the guest; both or neither.
 
-        ``map("/srv/project", "/mnt/project", read_only=True)``. The keywords are those of `MountOptions` and, beside a
-        path, those of `AddOptions` (`uvmshare.mounts.options.mapping_of`); the rest is as for `mount`. Raises what that
-        and the Manager's `add` raise. Needs a MountManager that was given `shares`.
+        ``map("/srv/project", "/mnt/project", read_only=True)``. The keywords are those of `MountOptions` and, with a
+        path, also those of `AddOptions` (`uvmshare.mounts.options.mapping_of`). The rest is as in `mount`. Raises what
+        `mount` and the Manager's `add` raise. It needs a MountManager that was given `shares`.
         """
         return await self.mount(mapping_of(share, guest_path, keywords), owner=owner)
 
     async def unmap(
         self, guest_path: str, *, owner: Hashable | None = None, lazy: bool = False, force: bool = False
     ) -> MountInfo | None:
-        """Give back what `map` gave: `unmount`, which takes the share out when the mount is gone."""
+        """Release what `map` returned. It is `unmount`, which removes the share when the mount is gone."""
         return await self.unmount(guest_path, owner=owner, lazy=lazy, force=force)
 
     async def release_owner(self, owner: Hashable, *, lazy: bool = False, force: bool = False) -> tuple[str, ...]:
-        """Give back every reference that `owner` holds, because it is known to be gone, and return the paths.
+        """Release every reference of `owner`, which is known to be gone. Return the paths of their mounts.
 
-        All are tried, beside each other; then raises `MountsLeft` with those that could not be unmounted, which
-        keep their last reference, so that calling again tries again; with `force` (see `revoke`) the guest has no say.
-        A call of that owner that has not returned yet is not its reference yet: end its calls first.
+        All mounts are tried, at the same time. Then raises `MountsLeft` with those that could not be unmounted. They
+        keep their last reference: call again to try again. With `force` they go whatever the guest says (see `revoke`).
+        A call of that owner that has not returned yet is not a reference yet: end its calls first.
         """
         if owner is None:
             msg = "owner is None, and an anonymous reference has no owner to release it by: give its path to unmount"
@@ -257,16 +258,16 @@ class MountManager:
     ) -> AsyncIterator[MountInfo]:
         """Hold a mapping for the length of a block: ``async with mounts.mapped("/srv/x", "/run/uvmshare/x"):``.
 
-        The reference has an owner of its own and is given back exactly once, however the block ends. Entering
-        raises what `map` does. At the end the guest has no say (`revoke`): when it does not unmount, its share
-        is gone, and the block's own error is raised with a note of that; without one, the agent's, or `MountRevoked`.
-        Either way the MountManager goes on trying to have it unmounted.
+        The reference has an owner of its own and is released exactly once, however the block ends. Entering raises what
+        `map` raises. The end of the block revokes the mount (`revoke`): if the guest does not unmount, its share is
+        removed anyway. The block's own error is then raised, with a note of that; without one, the agent's error or
+        `MountRevoked`. In both cases the MountManager keeps trying to have the guest unmount.
         """
         async with self.claims.block(mapping_of(share, guest_path, keywords)) as mount:
             yield mount.info()
 
     def on_change(self, callback: Callable[[MountInfo, Literal["lost", "remounted"]], None]) -> None:
-        """Have `callback` called in the event loop when the guest lost a mount, and when it has it again."""
+        """Have `callback` called in the event loop when the guest loses a mount, and when it has the mount again."""
         self._engine.on_change.append(arguments.function("callback", callback))
 
     def mounts(self) -> tuple[MountInfo, ...]:
@@ -274,11 +275,11 @@ class MountManager:
         return tuple(mount.info() for mount in self._engine.table.values())
 
     async def settle(self) -> tuple[GuestMount, ...]:
-        """Ask the agent what the guest has, and mount again what it lost. Return what it has and nobody here asked for.
+        """Ask the agent what the guest has, and mount again what it lost. Return mounts that nobody here asked for.
 
-        An agent that tells when it was reached (`TellsConnect`) has this called by itself, and so has a VM that tells
-        of a takeover, when the Manager has settled its shares. What nobody here asked for is left alone: other programs
-        may use the same agent. Raises what the agent raised.
+        With an agent that tells when it was reached (`TellsConnect`), this happens by itself. It also happens after a
+        VM told of a takeover and the Manager has settled its shares. Mounts that nobody here asked for are left alone:
+        other programs may use the same agent. Raises what the agent raised.
         """
         unsettled = dict(self._engine.table)
         listed: dict[str, GuestMount] = {}
@@ -326,9 +327,9 @@ class MountManager:
     def vm_exited(self, error: ComputeSystemGone) -> None:
         """Forget every mount, because the VM has exited and none is there any more.
 
-        An agent that tells its VM's exit (`uvmshare.share.interfaces.TellsExit`) calls this itself; otherwise whoever
-        knows does. A mount with a call in flight is forgotten when that ends; from now on mounting raises
-        `ComputeSystemGone`.
+        An agent that tells its VM's exit (`uvmshare.share.interfaces.TellsExit`) calls this itself. With any other
+        agent, the program that learns of the exit calls it. A mount with a call in flight is forgotten when the call
+        ends. From now on mounting raises `ComputeSystemGone`.
         """
         if not isinstance(error, ComputeSystemGone):
             arguments.refuse_type("error", error, "a ComputeSystemGone, which says why")
@@ -338,9 +339,9 @@ class MountManager:
     async def aclose(self) -> None:
         """Unmount everything, whoever holds it, and refuse new mounts from now on.
 
-        Shares that came with mounts go within `REVOKE_GRACE` seconds, whatever the guest says (see `revoke`). Waits
-        for the calls in flight. Raises `MountsLeft` with what could not be taken away, or is REVOKED; calling
-        again tries again. Nothing is retried in the background any more.
+        Shares that came with mounts are removed within `REVOKE_GRACE` seconds, whatever the guest says (see `revoke`).
+        Waits for the calls in flight. Raises `MountsLeft` with the mounts that could not be taken away, or are REVOKED;
+        call again to try again. Nothing is retried in the background any more.
         """
         self._engine.closed = True
         self._settling.cancel()

@@ -11,8 +11,8 @@ With a journal, what it had is there again in the next process:
         ...
 
 What lives here: what callers may ask for. What must not: I/O of any kind, or knowledge of how a VM is modified; a VM is
-anything with `add_plan9` and `remove_plan9`. Who wants a share is `uvmshare.lifecycle.claims`', and what then happens
-to it `uvmshare.share.engine`'s.
+anything with `add_plan9` and `remove_plan9`. `uvmshare.lifecycle.claims` keeps who wants a share, and
+`uvmshare.share.engine` decides what then happens to it.
 """
 
 from __future__ import annotations
@@ -51,22 +51,22 @@ __all__ = ["RETRY_FIRST", "RETRY_LONGEST", "Manager", "ShareInfo"]
 class Manager:
     """The Plan 9 shares of one running utility VM.
 
-    A share is asked for by `AddOptions`, or by a path and what `AddOptions` take beside it: the path is then looked at
-    at once, in the event loop. Shares with equal `AddOptions` are one share. Options of a directory, and of another one
-    that replaced it at its path, are not equal: they are two shares, and whoever holds the first keeps it. The first
-    add calls the VM; later ones count a reference; the last release takes the share out. References are anonymous and
-    counted, or have an `owner`, any hashable value: the same owner holds a share at most once, and a release by an
-    owner that does not hold the share changes nothing, so that a retried call never takes somebody else's.
+    Callers pass `AddOptions`, or a path with the keywords of `AddOptions`; the path is then looked at immediately, in
+    the event loop. Equal `AddOptions` are one share. A directory that replaced another one at its path is not equal to
+    it: these are two shares, and the holders of the first keep it. The first add calls the VM, later ones count a
+    reference, and the last release removes the share. References are anonymous and counted, or have an `owner`, which
+    is any hashable value. An owner holds a share at most once. A release by an owner that does not hold the share
+    changes nothing, so a retried release never takes another's reference.
 
-    One event loop, not thread safe: `uvmshare.blocking.Manager` is for threads.
+    It belongs to one event loop and is not thread safe: `uvmshare.blocking.Manager` is for threads.
 
-    `vm` is any `VMPlan9`; it should answer in finite time, since its calls are never abandoned. `journal` keeps what
-    is shared over the end of this process (`uvmshare.share.journal`); owners are strings then, and `JournalError` is
-    raised where it cannot be written. `no_writable_file_shares` refuses all options that are not read-only. `clock`
+    `vm` is any `VMPlan9`. It should answer in finite time, since its calls are never abandoned. With a `journal` the
+    shares outlive this process (`uvmshare.share.journal`). Owners must then be strings, and calls raise `JournalError`
+    when the journal cannot be written. `no_writable_file_shares` refuses all options that are not read-only. `clock`
     gives the seconds since the epoch that `ShareInfo.since` shows.
 
-    Raises `WrongType` for another `vm` than that. A `vm` that has still to be started may be given: it is asked for
-    nothing before the first call.
+    Raises `WrongType` when `vm` is no `VMPlan9`. The `vm` need not be started yet: nothing is asked of it before the
+    first call.
     """
 
     def __init__(
@@ -123,9 +123,9 @@ class Manager:
     def resolve_share_name(self, share: AddOptions | HostPath, **keywords: Unpack[ShareKeywords]) -> str:
         """Return the name that the share has or will have, without a call to the VM.
 
-        A share that is not there yet is allocated, PENDING, until somebody adds it, or removes its name.
-        When adding it fails, the name is gone and the next call gives another, and so it is when another directory was
-        put in the place of this one.
+        A share that is not there yet gets its name now, and stays PENDING until somebody adds it, or removes its name.
+        When adding it fails, or when another directory replaced this one, the name is gone, and the next call returns
+        another.
 
         Raises `OperationDenied`, `ManagerClosed`, and `ComputeSystemGone` when the VM has exited. With a journal, also
         `JournalError` before `recover`, or when more than 64 new names are asked for while the event loop waits.
@@ -153,15 +153,15 @@ class Manager:
 
         ``add("/srv/project", read_only=True)``, or ``add(AddOptions("/srv/project", read_only=True))``.
 
-        Whoever asks while the share is being added waits for that one call and shares its result. While it
-        is being removed, waits for that and starts afresh. Cancelling this call withdraws its own claim and
-        nothing else; a share that nobody wants when the VM answers is taken out again.
+        A call that comes while the share is being added waits for that and shares its result. A call that comes while
+        the share is being removed waits for that, and then adds it anew. Cancelling this call withdraws its own claim
+        and nothing else. A share that nobody wants when the VM answers is removed again.
 
-        Raises what the VM raised, for every caller that waited; then there is no reference and the next call starts
-        with a fresh name. When it is unknown whether the VM has the share, it is taken out before the error is raised,
-        or kept as an orphan (see `shares`) and retried. Raises `InvalidOptions` and `OperationDenied` before anything
-        is touched, and `ManagerClosed`. With a journal, returns when a crash does not lose the reference, and raises
-        `JournalError` when that cannot be had; then there is none.
+        Raises what the VM raised, in every caller that waited. Then there is no reference, and the next call starts
+        with a new name. When nobody knows whether the VM has the share, it is removed before the error is raised. If
+        that fails, it is kept as an orphan (see `shares`), and its removal is retried. Raises `InvalidOptions` and
+        `OperationDenied` before anything is touched, and `ManagerClosed`. With a journal, returns when the reference is
+        safe from a crash. If it cannot be written down, raises `JournalError`, and there is no reference.
         """
         self.claims.check(owner)
         options = share if isinstance(share, AddOptions) and not keywords else options_of(share, keywords)
@@ -170,19 +170,19 @@ class Manager:
         return held.name
 
     async def remove(self, name: str, *, owner: Hashable | None = None) -> None:
-        """Give a reference back; the last one takes the share off the VM.
+        """Release a reference. The last release removes the share from the VM.
 
-        Without effect: an unknown name, an owner that does not hold the share, an anonymous release when only
-        owners hold it. A PENDING share that nobody adds is dropped. A share that nobody holds any more
-        but that could not be taken out yet, is tried again now.
+        It has no effect for an unknown name, for an owner that does not hold the share, and for an anonymous release
+        when only owners hold it. A PENDING share that nobody is adding is dropped. The removal of a share that nobody
+        holds any more, and that failed before, is tried again now.
 
-        A VM, or a share, that no longer exists counts as removed. Otherwise raises what the VM raised; the share
-        then stays ADDED with its last reference, and calling again tries again. When it is unknown
-        whether the VM removed it, it also becomes an orphan: adding the same options starts a fresh share.
-        Cancelling this call does not stop the VM's, whose result counts all the same. With a journal, returns when a
-        crash does not bring the reference back, and raises `JournalError` when that cannot be had; calling again
-        tries again. A VM that can tell which shares it has (`ListsShares`) does not wait for the journal: the share is
-        off it when `OutcomeNotWritten` is raised, and is only held again if the process dies before that is written.
+        A VM, or a share, that no longer exists counts as removed. Otherwise raises what the VM raised. The share then
+        stays ADDED with its last reference: call again to try again. When nobody knows whether the VM removed it, it
+        also becomes an orphan: adding the same options makes a new share. Cancelling this call does not stop the VM's
+        removal, whose result counts. With a journal, returns when a crash cannot bring the reference back. If the
+        release cannot be written down, raises `JournalError`: call again to try again. A VM that can tell which shares
+        it has (`ListsShares`) does not wait for the journal. When `OutcomeNotWritten` is raised the VM has removed the
+        share, which comes back only if the process dies before the release is written.
         """
         _require_name(name)
         self.claims.check(owner)
@@ -201,11 +201,11 @@ class Manager:
             await self._engine.ledger.flush()
 
     async def release_owner(self, owner: Hashable) -> tuple[str, ...]:
-        """Give back every reference that `owner` holds, because it is known to be gone, and return the names.
+        """Release every reference of `owner`, which is known to be gone. Return the names of their shares.
 
-        All are tried, beside each other; then raises `SharesLeft` with those that could not be taken out, which
-        keep their last reference, so that calling again tries again. An add of that owner that
-        has not returned yet is not its reference yet: end its calls first.
+        All shares are tried, at the same time. Then raises `SharesLeft` with those that could not be removed. They keep
+        their last reference: call again to try again. An add of that owner that has not returned yet is not a reference
+        yet: end its calls first.
         """
         if owner is None:
             msg = "owner is None, and an anonymous reference has no owner to release it by: give its name to remove"
@@ -219,11 +219,10 @@ class Manager:
     async def share(self, share: AddOptions | HostPath, **keywords: Unpack[ShareKeywords]) -> AsyncIterator[str]:
         """Hold the share for the length of a block: ``async with manager.share("/srv/project") as name:``.
 
-        The reference has an owner of its own and is given back exactly once, however the block ends. Entering
-        raises what `add` does. When the share cannot be taken out at the end, the block's own
-        error is raised with a note of that; without one, the VM's error is. Either way the reference is
-        given back and the Manager goes on trying. A reference of a block ends with its process: `recover` takes
-        out what only blocks held.
+        The reference has an owner of its own and is released exactly once, however the block ends. Entering raises what
+        `add` raises. When the share cannot be removed at the end, the block's own error is raised, with a note of that;
+        without one, the VM's error. In both cases the reference is released, and the Manager keeps trying to remove the
+        share. A block's reference ends with its process: `recover` removes shares that only blocks held.
         """
         async with self.claims.block(options_of(share, keywords)) as held:
             yield held.name
@@ -231,8 +230,8 @@ class Manager:
     def shares(self, *, name: str | None = None, owner: Hashable | None = None) -> tuple[ShareInfo, ...]:
         """Return a snapshot of every share that the VM has or may have, and the PENDING ones, oldest first.
 
-        Only the one of that `name`, if it is given, and only those that `owner` holds. With a journal, there are none
-        before `recover`.
+        With `name`, only the share of that name. With `owner`, only shares that this owner holds. With a journal, there
+        are no shares before `recover`.
         """
         if name is not None:
             _require_name(name)
@@ -241,11 +240,11 @@ class Manager:
         return tuple(share.info() for share in found if owner is None or share.held_by(owner))
 
     def vm_exited(self, error: ComputeSystemGone) -> None:
-        """Release every share, because the VM has exited and none is there any more.
+        """Release every share, because the VM has exited and has none any more.
 
         A VM that tells its exit (`TellsExit`) calls this itself. No call to the VM is made. A share with a call in
-        flight is released when that ends, whatever the answer; those who wait to add it get `ComputeSystemGone`,
-        and so does whoever adds a share from now on: a VM that was started again needs a Manager of its own.
+        flight is released when the call ends, whatever the answer. Callers who wait to add it get `ComputeSystemGone`,
+        and so do all later adds: a VM that was started again needs a new Manager.
         """
         if not isinstance(error, ComputeSystemGone):
             arguments.refuse_type("error", error, "a ComputeSystemGone, which says why")
@@ -253,12 +252,12 @@ class Manager:
         self._settling.withdraw()
 
     async def aclose(self) -> None:
-        """Take everything out, whoever holds it, and refuse new adds from now on.
+        """Remove every share, whoever holds it, and refuse new adds from now on.
 
-        Waits for the calls in flight. An add that is in flight is carried out and taken out again; its
-        callers get `ManagerClosed`. Raises `SharesLeft` with what could not be taken out; calling again
-        tries again. Nothing is retried in the background any more. When it is cancelled, the calls go on, and a
-        note of the error says what was still there.
+        Waits for the calls in flight. A share whose add is in flight is removed after it was added; its callers get
+        `ManagerClosed`. Raises `SharesLeft` with the shares that could not be removed: call again to try again. Nothing
+        is retried in the background any more. When this is cancelled, the calls to the VM continue, and a note on the
+        error says which shares were still there.
 
         A journal that was never read (see `recover`) is left as it is.
         """
@@ -285,12 +284,12 @@ class Manager:
             raise SharesLeft(left)
 
     async def detach(self) -> tuple[ShareInfo, ...]:
-        """End this Manager and leave every share as it is, for another one on the same journal; return what there is.
+        """End this Manager, but leave every share to another Manager on the same journal. Return the shares.
 
-        For a process that is going to be started again. Waits for the calls in flight; an add among them gets
-        `ManagerClosed`, and what nobody holds is left to `recover`, as are the references of ``share()`` blocks.
-        Raises `JournalError` when the journal cannot be written, and then nothing was given up: call it again, or
-        `aclose`. Raises ValueError without a journal, since nothing would know of the shares any more.
+        It is for a process that will be started again. Waits for the calls in flight; an add among them gets
+        `ManagerClosed`. Shares that nobody holds are left to `recover`, as are the references of ``share()`` blocks.
+        Raises `JournalError` when the journal cannot be written. This Manager then still has everything: call this
+        again, or `aclose`. Raises ValueError without a journal, since nothing would know of the shares any more.
         """
         if self._engine.ledger is None:
             msg = "without a journal nobody would know of the shares any more: give the Manager one, or close it"
@@ -317,21 +316,23 @@ class Manager:
     # ------------------------------------------------------------------ what was before
 
     async def recover(self, *, vm_is_new: bool = False, take_out_unknown: bool = False) -> RecoveryReport:
-        """Find out what is shared, settle every difference, and return share by share what was found and done.
+        """Find out what is shared, and settle every difference. Return what was found and done for each share.
 
-        Of a journal, reads what it says; without that nothing else is done, and so the first add or release, and
-        ``async with``, do it by themselves. Then asks the VM what it has, if it can tell (`ListsShares`):
+        First reads the journal, if there is one. Nothing else works before that, so ``async with`` and the first add or
+        release do it by themselves. Then asks the VM which shares it has, if it can tell (`ListsShares`):
 
-        - what somebody holds stays, and is added again under its name if the VM lost it;
-        - an add or a removal without an outcome is undone or finished, and what nobody holds is taken out;
-        - a share that nobody knows is taken out if its name was this Manager's. One that was never is left alone
-          and reported, unless `take_out_unknown`.
+        - a share that somebody holds stays, and is added again under its name if the VM lost it;
+        - an add without an outcome is undone, a removal without one is finished, and shares that nobody holds are
+          removed;
+        - an unknown share is removed if its name was this Manager's. Any other unknown share is left alone and
+          reported, unless `take_out_unknown`.
 
-        Owners keep their references: `release_owner` is for those that are known to be gone. A VM that cannot tell is
-        taken to have what the journal says it has. `vm_is_new` says that it was started anew and has nothing.
+        Owners keep their references: `release_owner` is for those that are known to be gone. A VM that cannot tell its
+        shares is assumed to have those that the journal says. `vm_is_new` says that the VM was started anew and has
+        none.
 
-        May be called again at any time. A VM that tells of takeovers (`TellsTakeover`) has it done by itself: see
-        `on_settled`. Calls that fail are in the report and are tried again later, by themselves.
+        It may be called again at any time. With a VM that tells of takeovers (`TellsTakeover`) it happens by itself:
+        see `on_settled`. Calls that fail are in the report, and are tried again later in the background.
 
         Raises `JournalError` when the journal cannot be read or written, and `ManagerClosed`.
         """
@@ -369,14 +370,14 @@ class Manager:
         return report
 
     def on_settled(self, callback: Callable[[RecoveryReport | Exception], None]) -> None:
-        """Have `callback` called, in the event loop, whenever the VM has told of a takeover and that is settled.
+        """Have `callback` called, in the event loop, whenever the VM told of a takeover and the shares are settled.
 
-        A VM that may lose shares and go on says so (`TellsTakeover`), and the Manager then does what `recover` does, by
-        itself. The callback is given what that returned or raised. What was raised, or a report with a `listing_error`,
-        says that it could not be settled: nobody knows which shares the VM lost. Then it is tried again, ever less
-        often, up to once a minute, until it is settled, the Manager is closed or the VM exits. Meanwhile every share
-        is listed as it was, and whoever held it holds it; the VM may be without it. An attempt that fails as the one
-        before it did is not told again.
+        A VM that survives the loss of shares tells so (`TellsTakeover`), and the Manager then does what `recover` does.
+        The callback gets what that returned or raised. An error, or a report with a `listing_error`, means that nothing
+        is settled: nobody knows which shares the VM lost. The Manager then tries again, at growing intervals of up to a
+        minute, until the shares are settled, the Manager is closed or the VM exits. Meanwhile every share is listed and
+        held as before, but the VM may not have it. An attempt that fails like the one before it does not call the
+        callback again.
         """
         self._on_settled.append(arguments.function("callback", callback))
 
@@ -399,13 +400,13 @@ class Manager:
         return unsettled is None
 
     def save(self) -> bytes:
-        """Return what is shared as a document (JSON), from which `restore` makes it again in another process or host.
+        """Return what is shared as a JSON document. `restore` makes the shares again from it, elsewhere too.
 
-        May be called at any time, with shares live and calls in flight: the document has what somebody holds now,
-        and the names that were told. An add that has not returned yet, a share that its last holder is
-        removing, and orphans are not in it, nor are the references of ``share()`` blocks. Nothing changes here.
+        It may be called at any time, with shares live and calls in flight. The document has every share that somebody
+        holds now, and every name that was returned. It does not have adds that have not returned yet, shares that their
+        last holder is removing, orphans, or references of ``share()`` blocks. This Manager does not change.
 
-        Raises TypeError or `InvalidOptions` when an owner is no string, and `JournalError` before `recover`.
+        Raises TypeError or `InvalidOptions` when an owner is not a string, and `JournalError` before `recover`.
         """
         if not self._recovered:
             msg = "what the journal says was not read yet, so it cannot be saved: await recover() first"
@@ -422,17 +423,17 @@ class Manager:
         no_writable_file_shares: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> Self:
-        """Return a Manager that has what `save` told: the same shares under the same names, held by the same.
+        """Return a Manager with what `save` returned: the same shares, with the same names and the same owners.
 
-        First every path is looked at, here. Then the VM gets every share that it does not have already, and a VM
-        whose snapshot was taken with them finds them under their old names. All of it is there when this
-        returns, or none: what was added is taken out again when anything fails, or this is cancelled.
+        First every path is checked on this host. Then the VM gets every share that it does not have already. A VM that
+        is restored from a snapshot finds its shares under their old names. When this returns, all shares are there.
+        When it fails or is cancelled, the shares that it added are removed again.
 
-        The references of the Manager that was saved are not touched: `detach` or forget that one, since two
-        must not manage one VM. A `journal` must be one without shares of this VM.
+        The Manager that was saved keeps its references: `detach` or forget it, since two Managers must not manage one
+        VM. The `journal` must have no shares of this VM.
 
-        Raises `InvalidSavedState`; `RestoreFailed`, whose `errors` says for each share why it cannot be; what asking
-        the VM for its shares raises; `JournalError`.
+        Raises `InvalidSavedState`; `RestoreFailed`, whose `errors` says for each share why it cannot be restored;
+        `JournalError`; and what asking the VM for its shares raises.
         """
         document = save_restore.decode(state)
         manager = cls(vm, journal=journal, no_writable_file_shares=no_writable_file_shares, clock=clock)
@@ -481,12 +482,12 @@ class Manager:
 
 
 def require_vm(vm: object) -> None:
-    """See that this is a `VMPlan9`. Raises `WrongType`."""
+    """Check that this is a `VMPlan9`. Raises `WrongType`."""
     arguments.with_methods("vm", vm, ("add_plan9", "remove_plan9"), "a FileServer, a UtilityVM or another VMPlan9")
 
 
 def require_settings(journal: object, *, no_writable_file_shares: bool, clock: object) -> None:
-    """See that a Manager can be made with these. Raises `WrongType`."""
+    """Check the settings of a Manager. Raises `WrongType`."""
     if journal is not None:
         remedy = "SqliteJournal(PATH).for_vm(), or another Journal"
         arguments.with_methods("journal", journal, ("load", "append"), remedy)
