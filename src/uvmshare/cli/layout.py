@@ -15,7 +15,7 @@ from uvmshare.printable import printable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["cell_text", "lay_out", "left_part", "right_part"]
+__all__ = ["cell_text", "folded", "lay_out", "left_part", "right_part"]
 
 _GAP: Final = 2
 """Spaces between two columns."""
@@ -51,13 +51,18 @@ def lay_out(columns: Sequence[str], rows: Iterable[Sequence[object]], width: int
 
 
 def _lines(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    folded = [chop_cells(text, width) or [""] for text, width in zip(row, widths, strict=True)]
+    cells = [folded(text, width) for text, width in zip(row, widths, strict=True)]
     return [
         (" " * _GAP)
-        .join(_padded(parts[at] if at < len(parts) else "", width) for parts, width in zip(folded, widths, strict=True))
+        .join(_padded(parts[at] if at < len(parts) else "", width) for parts, width in zip(cells, widths, strict=True))
         .rstrip()
-        for at in range(max(map(len, folded)))
+        for at in range(max(map(len, cells)))
     ]
+
+
+def folded(text: str, width: int) -> list[str]:
+    """Return the lines, of at most so many columns each, that a text takes; at least one."""
+    return chop_cells(text, width) or [""]
 
 
 def _padded(text: str, width: int) -> str:

@@ -89,12 +89,17 @@ def connected(host: str | None, words: str = "waiting for the daemon") -> Iterat
 
 
 def of_vms(
-    client: Client, vms: Sequence[str], ask: Callable[[str], Iterable[T]], listed: Iterable[Vm] | None = None
+    client: Client,
+    vms: Sequence[str],
+    ask: Callable[[str], Iterable[T]],
+    listed: Iterable[Vm] | None = None,
+    *,
+    tell: Callable[[str], None] = note,
 ) -> list[T]:
     """Return what `ask` gives for each of the VMs, or for all of the daemon's when none is named.
 
-    Of these, one that cannot be asked now is a line on standard error, and costs nothing of the others. `listed` are
-    all of the daemon's, where they are known already.
+    Of these, one that cannot be asked now costs nothing of the others: `tell` gets a line, which goes to standard
+    error unless a command shows it elsewhere. `listed` are all of the daemon's, where they are known already.
     """
     if vms:
         return [each for vm in vms for each in ask(vm)]
@@ -105,7 +110,7 @@ def of_vms(
                 raise InvalidState(vm.error or vm.state)
             found += ask(vm.id)
         except (ComputeSystemError, InvalidState, FileServerError, NotThere) as error:
-            note(f"VM {vm.id}: {error}")
+            tell(f"VM {vm.id}: {error}")
     return found
 
 

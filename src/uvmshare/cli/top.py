@@ -18,13 +18,17 @@ import click
 from rich.live import Live
 from rich.text import Text
 
-from uvmshare.cli.layout import cell_text, left_part, right_part
-from uvmshare.cli.output import say_json
+from uvmshare.cli.layout import cell_text, folded, left_part, right_part
+from uvmshare.cli.output import note, say_json
+from uvmshare.cli.progress import waiting
 from uvmshare.cli.remote import connected, host_option, of_vms
 from uvmshare.cli.tables import SafeConsole
+from uvmshare.errors import ComputeSystemError, DaemonError, FileServerError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from rich.console import ConsoleOptions
 
     from uvmshare.daemon.client import Client
     from uvmshare.daemon.documents import Stats
@@ -37,6 +41,10 @@ _AGENTS: Final[Mapping[str | None, tuple[str, str]]] = {
     None: ("-", ""),
 }
 """What a VM's agent is called in five columns, and its colour."""
+_PASSING: Final = (DaemonError, ComputeSystemError, FileServerError, StoreError)
+"""What may be well at the next reading: a daemon that starts again, a VM whose file server is being found."""
+_MOST_BELOW: Final = 3
+"""Lines that one trouble takes below the table."""
 
 
 class Rates(NamedTuple):
@@ -166,16 +174,29 @@ def _total(shown: Sequence[Rates]) -> list[tuple[str, str]]:
     return [(text, "bold") for text in texts]
 
 
-def picture(shown: Sequence[Rates], width: int, height: int | None = None) -> Text:
+def _below(troubles: Sequence[str], width: int, height: int | None) -> list[str]:
+    """Return the lines below the header and the totals, as far as the window has room for them."""
+    lines = [line for each in troubles for line in folded(cell_text(each), width)[:_MOST_BELOW]]
+    return lines if height is None else lines[: max(0, height - 2)]
+
+
+def picture(shown: Sequence[Rates], width: int, height: int | None = None, troubles: Sequence[str] = ()) -> Text:
     """Return the table, its totals last, in so many columns and lines: all columns from 60 on.
 
-    Below that the least important ones go. No header is cut at any width that holds one.
+    Below that the least important ones go. No header is cut at any width that holds one. `troubles` follow the totals,
+    each folded onto at most three lines.
     """
+    below_style = "bold red" if troubles else "dim"
+    if not (shown or troubles):
+        troubles = ("no VM has a share: uvmshare share add gives it one",)
+    below = _below(troubles, width, height)
     columns = list(_COLUMNS)
     while sum(each.width + 1 for each in columns) - 1 > width and len(columns) > 1:
         columns.remove(max(columns, key=lambda each: each.goes))
     rows = [_row(each) for each in shown]
-    most = len(rows) if height is None else max(0, height - 3)
+    most = len(rows)
+    if height is not None and most > height - 2 - len(below):
+        most = max(0, height - 3 - len(below))  # one line says how many are left out
     rows = [*rows[:most], _total(shown)]
     places = [_COLUMNS.index(each) for each in columns]
     widths = {at: min(_COLUMNS[at].width, width) for at in places}
@@ -186,6 +207,8 @@ def picture(shown: Sequence[Rates], width: int, height: int | None = None) -> Te
             more = max(0, min(spare, wanted))
             widths[at] += more
             spare -= more
+    if len(rows[-1][0][0]) > widths[0]:
+        rows[-1][0] = _compact(len({each.vm for each in shown})), "bold"  # a number alone, rather than one that is cut
     table = Text(no_wrap=True, overflow="crop")
     for number, row in enumerate([[(each.name, "bold underline") for each in _COLUMNS], *rows]):
         table.append("\n" if number else "")
@@ -200,21 +223,69 @@ def picture(shown: Sequence[Rates], width: int, height: int | None = None) -> Te
             if not _COLUMNS[at].right:
                 table.append(padding)
     left_out = len(shown) - most
-    if left_out > 0:
+    if left_out > 0 and (height is None or height - 2 - len(below) > 0):
         table.append("\n" + left_part(f"and {left_out} more: make the window higher, or name VMs", width), "dim")
+    for line in below:
+        table.append("\n" + line, below_style)
     return table
 
 
 class _Look(NamedTuple):
     stats: list[Stats]
     agents: dict[str, str | None]
+    troubles: tuple[str, ...]
     time: float
 
 
 def _look(client: Client, vms: Sequence[str]) -> _Look:
     listed = client.vms()
     agents: dict[str, str | None] = {each.id: each.agent_state for each in listed}
-    return _Look(of_vms(client, vms, client.vms.stats, listed), agents, time.monotonic())
+    troubles: list[str] = []
+    stats = of_vms(client, vms, client.vms.stats, listed, tell=troubles.append)
+    return _Look(stats, agents, tuple(troubles), time.monotonic())
+
+
+class _Watched:
+    """The readings, one after the other, and what could not be read."""
+
+    def __init__(self, client: Client, vms: Sequence[str], interval: float) -> None:
+        """Read for the first time. Raises what the daemon says, and `DaemonError` when there is none."""
+        self._client = client
+        self._vms = vms
+        self._interval = interval
+        self._before = _look(client, vms)
+        self.shown: list[Rates] | None = None
+        """None before there are two readings to tell a rate from."""
+        self.failure: Exception | None = None
+        """Why the last reading gave no numbers."""
+
+    @property
+    def troubles(self) -> tuple[str, ...]:
+        """What is not as it should be, a text each."""
+        return self._before.troubles if self.failure is None else (str(self.failure),)
+
+    def read(self) -> None:
+        """Read again. What may pass is noted; raises what does not, such as `NotThere` for a VM that was removed."""
+        try:
+            now = _look(self._client, self._vms)
+        except _PASSING as error:
+            self.failure = error
+            return
+        known = {(each.vm, each.share): each for each in self._before.stats}
+        self.shown = rates(known, now.stats, now.agents, max(now.time - self._before.time, 1e-6))
+        self._before = now
+        self.failure = None
+
+    def __rich_console__(self, _: object, options: ConsoleOptions) -> Iterator[Text]:
+        """Give what a window shows of it, in the size that rich draws in just now."""
+        width, height = options.max_width, options.height or options.size.height
+        if self.shown is None and self.failure is None:
+            yield Text("\n".join(folded(f"the first numbers come after {self._interval:g} s", width)[:height]), "dim")
+            return
+        troubles = self.troubles
+        if self.failure is not None:
+            troubles = (f"no numbers for {time.monotonic() - self._before.time:.0f} s: {self.failure}",)
+        yield picture(self.shown or (), width, height, troubles)
 
 
 @click.command()
@@ -237,38 +308,64 @@ def top(vms: tuple[str, ...], *, interval: float, times: int | None, host: str |
     the share was mounted, EXP errors that programs expect, such as that a name is not there. MNT is how often the
     guest has the share mounted. AGENT says whether the agent in the guest is reached. The last line has the totals. A
     window of 60 columns shows all of them; a narrower one leaves out the least important. The key q ends it. When a
-    program reads the output, each table follows the one before.
+    program reads the output, each table follows the one before. A daemon that goes away is waited for.
 
     \b
     Examples:
       uvmshare top
       uvmshare top build --interval 5
       uvmshare top --times 1 --json
+
+    Exit status: 0 after q, SIGTERM or the last of --times, 130 after SIGINT (Ctrl-C), 1 when nothing could be read at
+    first, or at the last of --times.
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     console = SafeConsole()
-    with connected(host, "") as client, _keys() as pressed, contextlib.ExitStack() as stack:
+    with connected(host, "") as client, _ended_by_signals(), _keys() as pressed, contextlib.ExitStack() as stack:
+        with waiting("waiting for the daemon"):
+            watched = _Watched(client, vms, interval)
         live = None
-        if not as_json and console.is_terminal:
-            live = stack.enter_context(Live(console=console, auto_refresh=False, screen=pressed.can_quit))
-        before = _look(client, vms)
-        shown: list[Rates] = []
+        if not as_json and _is_terminal(sys.stdout) and not console.is_dumb_terminal:
+            live = stack.enter_context(Live(watched, console=console, auto_refresh=False, screen=pressed.can_quit))
+        told: tuple[str, ...] = ()
         count = 0
+        due = time.monotonic() + interval
         while times is None or count < times:
-            reason = pressed.wait(interval, before.time)
+            if live is not None:
+                live.refresh()
+            reason = pressed.wait(due - time.monotonic())
             if reason == "quit":
                 return
-            if reason == "time":
-                now = _look(client, vms)
-                known = {(each.vm, each.share): each for each in before.stats}
-                shown = rates(known, now.stats, now.agents, max(now.time - before.time, 1e-6))
-                before = now
-                count += 1
-            if as_json:
-                say_json([each._asdict() for each in shown])
-            elif live is not None:
-                live.update(picture(shown, console.width, console.height), refresh=True)
-            else:
-                console.print(picture(shown, max(console.width, 60)))
+            if reason == "resize":
+                continue
+            watched.read()
+            count += 1
+            due = time.monotonic() + interval
+            if live is None:
+                told = _tell(told, watched.troubles)
+                if watched.failure is None:
+                    _print(console, watched.shown or (), as_json=as_json)
+        if live is not None:
+            live.refresh()
+        if watched.failure is not None:
+            raise watched.failure
+
+
+def _print(console: SafeConsole, shown: Sequence[Rates], *, as_json: bool) -> None:
+    """Write one reading as lines."""
+    if as_json:
+        say_json([each._asdict() for each in shown])
+    else:
+        console.print(picture(shown, max(console.width, 60)))
+
+
+def _tell(told: tuple[str, ...], troubles: tuple[str, ...]) -> tuple[str, ...]:
+    """Say on standard error what is new of the troubles, and when all are over. Returns what has been said."""
+    for each in troubles:
+        if each not in told:
+            note(each)
+    if told and not troubles:
+        note("all of it is read again")
+    return troubles
 
 
 class _Keys:
@@ -279,16 +376,17 @@ class _Keys:
         self._keyboard = keyboard
         self.can_quit = keyboard is not None
 
-    def wait(self, interval: float, since: float) -> str:
-        """Return "quit", "resize", or "time" when `interval` seconds have passed since that moment."""
+    def wait(self, seconds: float) -> str:
+        """Return "quit", "resize", or "time" when so many seconds have passed."""
         if not self._watched:
-            time.sleep(interval)
+            time.sleep(max(0.0, seconds))
             return "time"
+        end = time.monotonic() + seconds
         while True:
-            left = since + interval - time.monotonic()
-            if left <= 0:
+            # A key is seen also when nothing is left to wait for: readings may take longer than the interval.
+            ready, _, _ = select.select(self._watched, [], [], max(0.0, end - time.monotonic()))
+            if not ready:
                 return "time"
-            ready, _, _ = select.select(self._watched, [], [], left)
             for each in ready:
                 read = os.read(each, 64)
                 if each != self._keyboard:
@@ -324,6 +422,27 @@ def _keys() -> Iterator[_Keys]:
         termios.tcsetattr(keyboard, termios.TCSADRAIN, settings)
         os.close(read)
         os.close(write)
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """End the block at SIGTERM and SIGHUP, as commands do that a service manager starts; the terminal is restored."""
+    if sys.platform == "win32":
+        yield
+        return
+
+    def end(*_: object) -> None:
+        sys.exit(0)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # nohup says that the terminal's end is not ours
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _is_terminal(stream: Any) -> bool:
