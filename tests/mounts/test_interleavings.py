@@ -97,6 +97,7 @@ class World:
         self.faults = bounds.faults
         self.restarts = bounds.restarts
         self.losses = bounds.losses
+        self.may_lose = bool(bounds.losses)
         self.loop_ends = bounds.loop_ends
         self.ended = False
         self.progress = [0] * len(bounds.callers)
@@ -272,7 +273,8 @@ class World:
             if not self.lost:
                 assert there is not None, f"the mount was taken from {owner!r}"
             elif there is None:
-                settling = settling or self.shares._settling.pending or bool(self.loop.ready)
+                # A Manager that has settled what its VM lost says so, and then the mounts are settled.
+                settling = settling or (self.may_lose and (self.shares._settling.pending or bool(self.loop.ready)))
                 assert settling or entry.operation or entry.retry.waiting, f"nobody mounts it again for {owner!r}"
 
     def _forget_history(self) -> None:

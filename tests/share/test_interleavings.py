@@ -157,13 +157,15 @@ class World:
             if name not in self.vm.shares:
                 entry = self.manager._engine.table[name]
                 going = self.unsettled or (info.state is ShareState.PENDING and (info.busy or entry.retry.waiting))
-                assert going, f"share {name} was taken from {owner!r}"
+                assert self.has_lost, f"share {name} was taken from {owner!r}"
+                assert going, f"nobody adds share {name} again for {owner!r}"
             else:
                 # Of one that was lost and is back the answer may be still to come, or lost.
                 back = self.has_lost and info.state is ShareState.PENDING
                 assert info.state is ShareState.ADDED or back, f"share {name} of {owner!r} is {info.state}"
             assert not info.orphan
             assert info.busy != "removing", f"share {name} of {owner!r} is being removed"
+            assert info.busy is None or self.has_lost, f"share {name} of {owner!r} is being added, and was not lost"
             if owner:
                 assert owner in info.owners, f"the reference of {owner!r} to share {name} is gone"
             else:
