@@ -9,10 +9,12 @@ from tests.mounts.harness import MAPPED, PATH, Bench, only
 from tests.virtual_time import settle
 
 from uvmshare.errors import ComputeSystemGone
-from uvmshare.mounts import MountOptions, MountState
+from uvmshare.mounts import MountManager, MountOptions, MountState
 from uvmshare.mounts.interfaces import GuestMount
 from uvmshare.mounts.manager import RETRY_FIRST
-from uvmshare.testing.fakes import FakeReply
+from uvmshare.share.manager import Manager
+from uvmshare.share.state import ShareState
+from uvmshare.testing.fakes import FakeAgent, FakeReply, ListingFakeVM
 
 
 async def test_a_guest_that_was_started_again_gets_its_mounts_back() -> None:
@@ -28,6 +30,29 @@ async def test_a_guest_that_was_started_again_gets_its_mounts_back() -> None:
     await bench.mounts.unmap(PATH, owner="a")
     await bench.mounts.unmount(PATH + "5", owner="a")
     assert bench.empty()
+
+
+async def test_a_guest_that_mounts_what_came_back_without_an_answer_keeps_its_share() -> None:
+    vm, agent = ListingFakeVM(), FakeAgent()
+    shares = Manager(vm)
+    mounts = MountManager(agent, shares=shares)
+    agent.hold = True
+    mapping = asyncio.create_task(mounts.map(MAPPED, PATH, owner="a"))
+    await settle()
+    vm.replies += [FakeReply.SUCCEED, FakeReply.LOSE_AFTER]
+    vm.take_over("0")  # while the guest is being asked to mount it
+    await settle()
+    assert "0" in vm.shares
+    agent.hold = False
+    agent.in_flight[PATH].answer(FakeReply.SUCCEED)
+    await mapping
+    calls = len(vm.calls)
+    await asyncio.sleep(600)
+    assert [call.kind for call in vm.calls[calls:]] == ["add"]
+    assert shares.shares()[0].state is ShareState.ADDED
+    assert only(mounts).state is MountState.MOUNTED
+    await mounts.unmap(PATH, owner="a")
+    assert not vm.shares
 
 
 async def test_a_connection_that_came_back_to_the_same_guest_changes_nothing() -> None:

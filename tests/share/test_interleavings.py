@@ -75,6 +75,8 @@ class World:
         """Whether the VM ever lost shares."""
         self.untold = False
         """Whether it has not told so yet."""
+        self.there: set[str] = set()
+        """Names that somebody relied on and the VM had, a step ago, and that it did not lose since."""
         self.doubtful: Counter[str] = Counter()
         """By name: references that may be there or not, since the remove ended in an error, was cancelled, or
         ran beside the add."""
@@ -156,6 +158,7 @@ class World:
             info = listed[name]
             if name not in self.vm.shares:
                 entry = self.manager._engine.table[name]
+                assert name not in self.there, f"share {name} was taken from {owner!r}, and the VM did not lose it"
                 going = self.unsettled or (info.state is ShareState.PENDING and (info.busy or entry.retry.waiting))
                 assert self.has_lost, f"share {name} was taken from {owner!r}"
                 assert going, f"nobody adds share {name} again for {owner!r}"
@@ -171,6 +174,7 @@ class World:
             else:
                 anonymous = info.references - len(info.owners)
                 assert anonymous >= self.relied_on_anonymously[name]
+        self.there = {name for name, _ in relied_on} & self.vm.shares.keys()
 
     def _forget_history(self) -> None:
         """Keep only what decides how it goes on, so that equal states are seen to be equal."""
@@ -294,6 +298,7 @@ class Scenario(World):
         self.has_lost = True
         self.untold = True
         self.vm.shares.clear()
+        self.there.clear()
         self.loop.call_soon(self._tell)
 
     def _tell(self) -> None:

@@ -69,6 +69,57 @@ async def test_what_cannot_be_added_again_yet_is_told_and_tried_again(vm: Listin
     await until(lambda: only(manager).state is ShareState.ADDED, 1)
 
 
+@pytest.mark.parametrize("lost", [FakeReply.LOSE_AFTER, FakeReply.LOSE_BEFORE])
+async def test_what_an_attempt_without_an_answer_brought_back_is_not_taken_out_again(
+    vm: ListingFakeVM, manager: Manager, lost: FakeReply
+) -> None:
+    await manager.add(ONE, owner="a")
+    vm.replies += [FakeReply.SUCCEED, lost]
+    vm.take_over("0")
+    await until(lambda: not vm.replies)
+    calls = len(vm.calls)
+    await until(lambda: only(manager).state is ShareState.ADDED, 1)
+    assert kinds(vm)[calls:] == [("add", "0")], "a guest may have mounted it meanwhile"
+    assert vm.shares == {"0": ONE}
+    await manager.aclose()
+    assert not vm.shares
+
+
+async def test_another_share_under_the_name_of_one_that_is_added_again_is_replaced(
+    vm: ListingFakeVM, manager: Manager
+) -> None:
+    await manager.add(ONE, owner="a")
+    vm.replies += [FakeReply.SUCCEED, FakeReply.LOSE_BEFORE]
+    vm.take_over("0")
+    await until(lambda: not vm.replies)
+    vm.shares["0"] = OTHER
+    vm.take_over()
+    await until(lambda: only(manager).state is ShareState.ADDED, 1)
+    assert vm.shares == {"0": ONE}
+
+
+async def test_what_came_back_while_the_vm_was_asked_is_not_taken_for_lost(vm: ListingFakeVM, manager: Manager) -> None:
+    await manager.add(ONE, owner="a")
+    vm.replies += [FakeReply.SUCCEED, FakeReply.FAIL]
+    vm.take_over("0")
+    await until(lambda: not vm.replies)
+    answers, asked = vm.list_plan9, asyncio.Event()
+
+    async def takes_its_time() -> Mapping[str, AddOptions]:
+        had = await answers()
+        await asked.wait()
+        return had
+
+    vm.list_plan9 = takes_its_time  # type: ignore[method-assign]
+    vm.take_over()
+    await until(lambda: only(manager).state is ShareState.ADDED, 1)
+    calls = len(vm.calls)
+    asked.set()
+    await until(lambda: not manager._settling.pending)
+    assert len(vm.calls) == calls
+    assert vm.shares == {"0": ONE}
+
+
 async def test_one_that_comes_while_another_is_settled_is_settled_after_it(vm: ListingFakeVM, manager: Manager) -> None:
     told: list[RecoveryReport | Exception] = []
     manager.on_settled(told.append)

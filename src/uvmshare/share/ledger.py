@@ -401,10 +401,24 @@ async def add_to(vm: VMPlan9, share: Share) -> None:
 
 
 async def add_again(vm: VMPlan9, share: Share) -> None:
-    """Add a share that the VM lost, or may have lost, under the name that it had. In the end it is there once."""
-    with suppress(ShareNotFound):
-        await vm.remove_plan9(NamedShare(share.name, share.options))
-    await add_to(vm, share)
+    """Add a share that the VM lost, or may have lost, under the name that it had. In the end it is there once.
+
+    What an attempt without an answer has brought back stays, since a guest may have mounted it by now (`believed`).
+    Anything else that the VM has under the name goes first.
+    """
+    named = NamedShare(share.name, share.options)
+    if not share.believed:
+        with suppress(ShareNotFound):
+            await vm.remove_plan9(named)
+    try:
+        share.directory = await vm.add_plan9(named)
+    except ShareExists:
+        if not share.believed:
+            raise
+    except (*OUTCOME_UNKNOWN, asyncio.CancelledError):
+        share.believed = True
+        raise
+    share.believed = False
 
 
 def check_owner(owner: Hashable | None) -> None:

@@ -182,18 +182,20 @@ async def settle(engine: ShareEngine, wanted: RecoverOptions) -> Settlement:
     """Ask the VM what it has, and begin what follows for each share.
 
     An answer says nothing of a share that a call was under way for: what that did may not be seen yet, or may be lost
-    by now. So after a takeover the VM is asked again when those calls have ended.
+    by now; nor of one that a call has changed since the VM was asked. So after a takeover the VM is asked again when
+    those calls have ended.
     """
     settlement = Settlement()
     unsettled = dict(engine.table)
     known = set(unsettled)
     while True:
-        resting = {name: share for name, share in unsettled.items() if share.operation is None}
+        resting = {name: share.state for name, share in unsettled.items() if share.operation is None}
         listed = await _listing(engine, wanted, settlement)
         if engine.closed:
             return settlement
-        for name, share in resting.items():
-            if share.operation is None:
+        for name, state in resting.items():
+            share = unsettled[name]
+            if share.operation is None and (share.state is state or engine.table.get(name) is not share):
                 del unsettled[name]
                 if engine.table.get(name) is share:
                     settlement.items.append(_settle_one(engine, share, listed))
@@ -250,6 +252,10 @@ def _settle_one(engine: ShareEngine, share: Share, listed: Mapping[str, AddOptio
     if share.to_be_taken_away:
         found = "a call for it has no outcome" if share.state.orphan else "nobody holds it"
     elif share.state is ShareLife.LOST:
+        if on_vm is not None:
+            # It may be back by an attempt whose answer was lost, here or in an earlier process.
+            share.believed = on_vm.may_be(share.options)
+            _learn_directory(engine, share, on_vm)
         return _Item(share, "it was lost by the VM before", Done.ADDED_AGAIN, engine.bring(share))
     elif share.state is ShareLife.PENDING:
         if on_vm is None:
@@ -258,13 +264,19 @@ def _settle_one(engine: ShareEngine, share: Share, listed: Mapping[str, AddOptio
         engine.disown(share, ShareTrigger.FOUND)
     elif listed is None or (on_vm is not None and on_vm.may_be(share.options)):
         if on_vm is not None:
-            engine.identify(share, on_vm.directory if share.options.directory is None else None)
+            _learn_directory(engine, share, on_vm)
         return _Item(share, "it was added, and the VM " + ("did not tell" if listed is None else "has it"), Done.KEPT)
     else:
         found = "the VM does not have it" if on_vm is None else f"the VM has another {on_vm.host_path} under its name"
         share.apply(ShareTrigger.LOST, engine.clock())
         return _Item(share, found, Done.ADDED_AGAIN, engine.bring(share))
     return _Item(share, found, Done.TAKEN_OUT, engine.take_away(share))
+
+
+def _learn_directory(engine: ShareEngine, share: Share, on_vm: AddOptions) -> None:
+    """Take note which directory the VM says that it is, if nobody knew and the rest is the same."""
+    if share.options.directory is None and on_vm.may_be(share.options):
+        engine.identify(share, on_vm.directory)
 
 
 def _settle_unknown(engine: ShareEngine, name: str, options: AddOptions, wanted: RecoverOptions) -> _Item:

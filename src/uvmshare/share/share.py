@@ -69,7 +69,8 @@ class Share(Entry[ShareLife, ShareTrigger]):
         self.directory: str | None = None
         """Which directory the VM told that it added, the last time."""
         self.believed = False
-        """Whether a VM that says that it has a share of this name has this one: it may, while it is being restored."""
+        """Whether a VM that says that it has a share of this name has this one: while it is being restored, and when it
+        was lost and an attempt to add it again may have succeeded."""
         self.found = False
         """Whether the VM had it before it was restored."""
 

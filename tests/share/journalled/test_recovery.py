@@ -240,6 +240,22 @@ async def test_a_share_that_nobody_knows_goes_if_its_name_was_ours(
     assert vm.shares.keys() == {"0", "101", "home", "007"}
 
 
+async def test_what_an_earlier_process_brought_back_is_not_taken_out_again(
+    vm: ListingFakeVM, journal: FakeJournal, manager: Manager
+) -> None:
+    await manager.add(ONE, owner="a")
+    vm.shares.clear()
+    vm.replies += [FakeReply.SUCCEED, FakeReply.LOSE_AFTER]
+    assert only(await manager.recover()).error is not None
+    assert journal.state.shares["0"].life is ShareLife.RESTORING
+    calls = len(vm.calls)
+    again = Manager(vm, journal=journal)
+    assert only(await again.recover()).error is None
+    assert [call.kind for call in vm.calls[calls:]] == ["add"], "a guest may have mounted it meanwhile"
+    assert again.shares()[0].state is ShareState.ADDED
+    assert vm.shares == {"0": ONE}
+
+
 async def test_a_vm_that_tells_of_many_shares_and_takes_out_none_is_believed_so_many(
     vm: ListingFakeVM, manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
