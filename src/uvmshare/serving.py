@@ -1,11 +1,11 @@
-"""A VM's shares and mounts for synchronous programs: everything in one object, and no event loop to be seen.
+"""A VM's shares and mounts for synchronous programs: everything in one object, without an event loop.
 
     with uvmshare.serve(listen=["firecracker:/run/fc/v.sock"]) as vm:
         share = vm.share("/srv/project", read_only=True)
         ...  # the guest mounts the share of that name
 
-What lives here: `serve`, and what it gives. What must not: a decision about a share or a mount; those are made by the
-Manager and the MountManager in the background event loop (`uvmshare.blocking`).
+What lives here: `serve`, and what it returns. What must not: a decision about a share or a mount: the Manager and the
+MountManager in the background event loop make those (`uvmshare.blocking`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = ["Held", "ServedVM", "serve"]
 
 
 class Held:
-    """A share or a mount that is held: `name` is that of the share. It is released by `release`, or as a block."""
+    """A held share or mount. `name` is the name of the share. `release` or the end of a ``with`` block releases it."""
 
     def __init__(self, what: str, name: str, release: Callable[[], object]) -> None:
         self.name = name
@@ -48,9 +48,9 @@ class Held:
         return f"<{self._what}, share {self.name}: {'released' if self._release is None else 'held'}>"
 
     def release(self) -> None:
-        """Give it back; when this returns, nothing in the guest reaches it, unless others hold it. Again is a no-op.
+        """Release it. Nothing in the guest reaches it afterwards, unless others hold it. A second call does nothing.
 
-        Raises what the Manager's `remove` or the MountManager's `unmount` raises; calling again tries again.
+        Raises what the Manager's `remove` or the MountManager's `unmount` raises. Call again to try again.
         """
         if self._release is not None:
             self._release()
@@ -123,7 +123,7 @@ class ServedVM:
 
     @property
     def mount_manager(self) -> blocking.MountManager:
-        """The MountManager of its guest, for owners and all that it has besides `map`.
+        """The MountManager of its guest, for owners and everything else beside `map`.
 
         ``vm.mount_manager.map(path, guest_path, owner="job-7")``; its ``agent`` tells what the guest can do. Without an
         agent raises `InvalidState`.
@@ -137,9 +137,9 @@ class ServedVM:
         return self._mounts
 
     def close(self) -> None:
-        """Take every mount and share away, end the file server and the background event loop. Again is a no-op.
+        """Remove every mount and share; end the file server and the background event loop. A second call does nothing.
 
-        Raises `MountsLeft` and `SharesLeft` with what could not be taken away; the file server is ended all the same.
+        Raises `MountsLeft` and `SharesLeft` with what could not be removed. The file server is ended in any case.
         """
         try:
             if self._mounts is not None:
@@ -183,13 +183,13 @@ def serve(
     socket_mode: int = 0o600,
     limits: Limits | None = None,
 ) -> ServedVM:
-    """Serve a VM's guest directories of the host, without an event loop: ``with uvmshare.serve(listen=[...]) as vm:``.
+    """Serve directories of the host to a VM, without an event loop: ``with uvmshare.serve(listen=[...]) as vm:``.
 
     `listen` and the settings below it are those of `FileServer`. `agent` is the address of the agent in the guest, for
     `ServedVM.map`; with `agent_dials` this side listens there. `agent_token` and `server_port` are as of `AgentClient`.
 
-    What it gives may be used from any number of threads. A forked child may not use it (`WrongProcess`). A program that
-    ends without closing it ends the file server, unless that has a `run_dir`, and nothing waits.
+    Any number of threads may use the object that it returns. A forked child may not (`WrongProcess`). If a program ends
+    without closing it, the file server ends too, unless it has a `run_dir`; nothing waits.
 
     Raises what `FileServer` raises, when it is made and when it is started.
     """

@@ -57,44 +57,44 @@ _RESTART_LONGEST: Final = 10.0
 
 
 class FileServer:
-    """A Plan 9 device for one utility VM on Linux: a supervisor process, and one process a guest mount.
+    """A Plan 9 device for one utility VM on Linux: a supervisor process, and one process for each mount.
 
     It is what a Manager needs (`uvmshare.share.interfaces.VMPlan9`)::
 
         async with FileServer(listen=["unix:/run/vm1.9p"]) as server, Manager(server) as manager:
             await manager.add("/srv/project")
 
-    Without a run directory, the end of the supervisor is the end of every share: `on_exit` tells it. With one, shares
-    and mounts outlive the supervisor, which is started again by itself, and this goes on: what was asked
-    and not answered has an unknown outcome, what is asked meanwhile waits, and `on_takeover` tells when the new one
-    serves. Then only an end that somebody asked for (`aclose`, SIGTERM) is one.
+    Without a run directory, every share ends with the supervisor: `on_exit` tells it. With a run directory, shares and
+    mounts outlive the supervisor, and another one is started by itself. A request that the dead supervisor did not
+    answer has an unknown outcome. Requests that come meanwhile wait, and `on_takeover` tells when the new supervisor
+    serves. The file server then ends only when somebody asks for that (`aclose`, SIGTERM).
 
-    Making one looks at the arguments and starts nothing; ``async with`` starts it, and ends it in the end; so do
-    `start` and `aclose`. `connect` makes one for a supervisor that is there already. Belongs to one event loop.
+    The constructor checks the arguments and starts nothing. ``async with`` starts and ends the file server, as `start`
+    and `aclose` do. `connect` finds a supervisor that runs already. A `FileServer` belongs to one event loop.
 
-    `addresses` are those it listens on, with the ports that were really bound; `notes` say what the
-    host's kernel lacks to confine mount processes fully; `lost` are the shares that the supervisor could not
-    take over from one that died. They are empty before it is started. Reasons for ended connections go to the log, a
-    line each, which is standard error unless `log` was given.
+    `addresses` are those it listens on, with the ports that were really bound. `notes` say what the host's kernel lacks
+    to confine mount processes fully. `lost` are the shares that the supervisor could not take over from a dead one. All
+    three are empty before the start. The log has one line for each connection that was ended, with the reason. It is
+    standard error unless `log` was given.
 
-    Arguments: `listen` are the addresses to listen on (`uvmshare.address`). `security_model` says whose the files of
-    the host are that a guest makes, and `links` what a symbolic link that a guest makes under ``mapped-xattr`` is on
-    the host: "mapped", a file with an attribute, which leads no program of the host anywhere; or "real". Both are read
-    under either.
+    Arguments: `listen` are the addresses to listen on (`uvmshare.address`). `security_model` says who owns the files
+    that a guest makes on the host. `links` says how the host keeps a symbolic link that a guest makes under
+    ``mapped-xattr``: "mapped" is a file with an attribute, which no program of the host follows; "real" is a real link.
+    Existing links of both kinds are read under either setting.
 
-    Without `run_dir` the supervisor ends when this process does, however it ends. With one it outlives it, logs to
-    ``RUN_DIR/log`` unless `log` says otherwise, and `connect` finds it again. When a supervisor died there, its
-    shares and mounts are taken over, and served at these addresses and with these limits from now on. `run_as` is the
-    uid, gid and supplementary groups that it runs as instead of this process's, which needs root; it then opens
-    addresses and shares with that user's rights, and `run_dir` must be that user's already. `socket_mode` is that of
-    unix socket files. Over TCP on loopback only that user and root may connect, and `allow_uids`: uids of others, or
-    "any". After `modify_timeout` seconds a modify request without an answer raises `OutcomeUnknown`. A share that may
-    be written to is refused (`AccessDenied`) when it holds, or lies in, one of the directories in `keep_out`; the
-    run directory is always one. `cgroup` is the directory of a control group that all processes of the server run in.
-    `run` runs whatever touches the run directory, which may be another user's, and then on a file system that never
-    answers.
+    Without `run_dir` the supervisor ends with this process, however this process ends. With `run_dir` the supervisor
+    outlives this process, logs to ``RUN_DIR/log`` unless `log` says otherwise, and `connect` finds it again. When a
+    supervisor died in that directory, the new one takes its shares and mounts over, and serves them at these addresses
+    and with these limits. `run_as` is the uid, gid and supplementary groups that the supervisor runs as; it needs root.
+    The supervisor then opens addresses and shares with that user's rights, and `run_dir` must belong to that user.
+    `socket_mode` is the mode of unix socket files. Over TCP on loopback only that user, root and `allow_uids` may
+    connect; these are uids of others, or "any". A modify request without an answer raises `OutcomeUnknown` after
+    `modify_timeout` seconds. A writable share is refused (`AccessDenied`) when it holds, or lies in, one of the
+    directories in `keep_out`, or the run directory. `cgroup` is the directory of a control group that all processes of
+    the server run in. `run` runs every function that touches the run directory. That directory may be another user's,
+    and so be on a file system that never answers.
 
-    Raises `InvalidAddress`, `InvalidOptions` (`WrongType`) for what cannot be, before anything is started, and
+    Raises `InvalidAddress` and `InvalidOptions` (`WrongType`) for invalid arguments, before anything is started, and
     `UnsupportedPlatform` on other systems than Linux.
     """
 
@@ -157,14 +157,14 @@ class FileServer:
         cgroup: str | None = None,
         run: Runner | None = None,
     ) -> Self:
-        """Return the file server that was started with `run_dir`; starting it is to find its supervisor.
+        """Return the file server that was started with `run_dir`. Starting it finds its supervisor.
 
-        Its guests go on meanwhile. When the supervisor died, a new one is started with its configuration, which takes
-        over its shares and mounts, unless `take_over` is False: a `FileServer` of that directory can then do that with
-        other settings. When root asks, the new one runs as the user whom the directory belongs to, as its file system
-        tells it, unless `run_as` says who that is: then nobody else's supervisor is taken for it either. `log` is where
-        that one logs, ``RUN_DIR/log`` unless given, and `cgroup` the control group that it runs in; the rest is as for
-        a new one.
+        Its guests keep working meanwhile. When the supervisor died, a new one is started with the same configuration,
+        and takes over the shares and mounts. With `take_over` False it is not: a new `FileServer` of that directory can
+        then take over with other settings. For root, the new supervisor runs as the owner of the directory, or as the
+        user in `run_as`; with `run_as`, no other user's supervisor is accepted. `log` is where the new supervisor logs,
+        ``RUN_DIR/log`` unless given, and `cgroup` the control group that it runs in. The other arguments are those of a
+        new file server.
         """
         _require_linux()
         arguments.flag("take_over", take_over)
@@ -228,9 +228,9 @@ class FileServer:
     async def start(self) -> Self:
         """Start the supervisor, or find it (`connect`), and return this file server.
 
-        Raises `FileServerError` when it cannot be started, or when there is none to be found and none can take over;
-        `InvalidState` when it was started before; what `run` does.
-        When it raises, nothing of it is left running, and what was to be taken over is as it was.
+        Raises `FileServerError` when no supervisor can be started, or when none is found and none can take over;
+        `InvalidState` when this was started before; and what `run` raises. After an error nothing of it is left
+        running, and what was to be taken over is unchanged.
         """
         if self._closing or self._starting:
             msg = f"{self!r} was started before, and one FileServer is one file server: make a new one"
@@ -274,13 +274,12 @@ class FileServer:
     # What the Manager asks for: `uvmshare.share.interfaces.VMPlan9`
 
     async def add_plan9(self, share: NamedShare) -> str | None:
-        """Add a share, if its path leads to the directory of its options; return which one it is.
+        """Add a share, if its path leads to the directory of its options. Return the identity of that directory.
 
         Raises `HostPathReplaced`, `AccessDenied`, `InvalidDocument`, `ShareExists`, `DiskFull`; `OperationDenied` when
-        the supervisor is one of an earlier version, which knows nothing of what is to be hidden or mapped;
-        `OutcomeUnknown` when no answer comes in time or the channel breaks; `InvalidState`, and nothing was asked, when
-        there is no supervisor now and none could be started yet; `ComputeSystemGone` when the supervisor has ended for
-        good.
+        an earlier version's supervisor can neither hide names nor map owners; `OutcomeUnknown` when no answer comes in
+        time or the channel breaks; `InvalidState` when there is no supervisor now and none could be started yet, so
+        that nothing was asked; `ComputeSystemGone` when the supervisor has ended for good.
         """
         options = share.options
         link = await self._require_link()
@@ -302,15 +301,15 @@ class FileServer:
     async def remove_plan9(self, share: NamedShare) -> None:
         """Remove a share; when this returns, no process serves it any more.
 
-        `on_left` tells of those that were killed and wait in the kernel for a file system that does not answer. Raises
-        `ShareNotFound`, and what `add_plan9` does but for what is of the options.
+        `on_left` tells of processes that were killed and wait in the kernel for a file system that does not answer.
+        Raises `ShareNotFound`, and what `add_plan9` raises for other reasons than its options.
         """
         await self._modify(schema.removal(share.name))
 
     async def list_plan9(self) -> dict[str, AddOptions]:
         """Return every share that is served, by its name; see `uvmshare.share.interfaces.ListsShares`.
 
-        Waits for those that are being removed. Raises what `remove_plan9` and `status` raise.
+        Waits for shares that are being removed. Raises what `remove_plan9` and `status` raise.
         """
         shares = (await self.status()).shares
         for share in shares:
@@ -343,7 +342,7 @@ class FileServer:
                 callback(reply.left)
 
     async def status(self, *, counters: bool = False) -> control.Reply:
-        """Return the addresses, the shares, and the mount processes of each; with `counters`, what these have done.
+        """Return the addresses, the shares, and the mount processes of each; with `counters`, also their counters.
 
         Raises `OutcomeUnknown`, `InvalidState` or `ComputeSystemGone`.
         """
@@ -381,8 +380,8 @@ class FileServer:
     def on_exit(self, callback: Callable[[ComputeSystemGone], None]) -> None:
         """Have `callback` called once, in the event loop, when the file server has ended by itself.
 
-        See `uvmshare.share.interfaces.TellsExit`. Closing the file server is no such end; neither is that of a
-        supervisor with a run directory, unless it was told to end.
+        See `uvmshare.share.interfaces.TellsExit`. Closing the file server does not call it. The end of a supervisor
+        with a run directory calls it only if the supervisor was told to end.
         """
         arguments.function("callback", callback)
         if self._gone is None:
@@ -391,10 +390,10 @@ class FileServer:
             asyncio.get_running_loop().call_soon(callback, self._gone)
 
     def on_takeover(self, callback: Callable[[control.Reply], None]) -> None:
-        """Have `callback` called, in the event loop, whenever another supervisor serves after one died.
+        """Have `callback` called, in the event loop, whenever a new supervisor serves after one died.
 
-        It is given what `status` would return: the shares it took over, and those that are `lost`. A Manager settles
-        these by itself (`uvmshare.share.interfaces.TellsTakeover`).
+        It gets what `status` would return: the shares that were taken over, and those that are `lost`. A Manager
+        settles these by itself (`uvmshare.share.interfaces.TellsTakeover`).
         """
         self._on_takeover.append(arguments.function("callback", callback))
 
@@ -461,11 +460,11 @@ class FileServer:
     # Ending
 
     async def aclose(self) -> None:
-        """End the supervisor and every mount; guests get EIO from then on. Again is a no-op.
+        """End the supervisor and every mount; guests get EIO from then on. A second call does nothing.
 
         `on_left` tells of mount processes that wait in the kernel for a file system that does not answer, as after a
-        removal. Raises `FileServerError` when the supervisor has died and none can be started that would end its
-        mounts, or when it has a run directory and does not say that they have ended.
+        removal. Raises `FileServerError` when the supervisor died and no new one can be started to end its mounts, or
+        when a supervisor with a run directory does not confirm that they have ended.
         """
         if not self._is_started:
             self._closing = True
@@ -497,7 +496,7 @@ class FileServer:
             raise FileServerError(msg)
 
     async def detach(self) -> None:
-        """Let go of a supervisor that has a run directory; it and its mounts go on. See `connect`."""
+        """Disconnect from a supervisor that has a run directory. It and its mounts keep running. See `connect`."""
         self._closing = True
         await self._stop_restarting()
         if not self._is_started:
@@ -507,7 +506,7 @@ class FileServer:
             self._note_exit("this side let go of the file server")
 
     def abandon(self) -> None:
-        """Hang up at once, whatever is under way: that has an unknown outcome. As `detach`, but waits for nothing."""
+        """Disconnect at once, as `detach` does, but wait for nothing. Requests under way have an unknown outcome."""
         self._closing = True
         if self._restarting is not None:
             self._restarting.cancel()

@@ -1,14 +1,14 @@
-"""The agent in a guest, as the MountManager sees it: two calls that become GuestRequest documents, and the list.
+"""The agent in a guest, as the MountManager sees it: two calls that become GuestRequest documents, and a list.
 
     async with AgentClient("firecracker:/run/fc/v.sock:5641") as agent:
         mounts = MountManager(agent, shares=manager)
 
-What lives here: being connected, sending a request again when its answer was lost, and what errors become. What must
-not: what an agent may say (`uvmshare.mounts.connection`), references, or which mounts there should be.
+What lives here: the connection, the repetition of requests whose answer was lost, and the translation of errors. What
+must not: what an agent may say (`uvmshare.mounts.connection`), references, or which mounts there should be.
 
-Every request may be carried out twice: mounting what is mounted in this form and unmounting what is not there are no
-change, and the agent does nothing more for an older connection once the new one is greeted. So a request whose
-answer was lost is simply sent again, until its time is over; only then is its outcome unknown.
+Every request may be carried out twice: mounting what is mounted already and unmounting what is not there change
+nothing. Once the agent has greeted a new connection, it does nothing more for an older one. So a request whose answer
+was lost is simply sent again, until its time is over. Only then is its outcome unknown.
 """
 
 from __future__ import annotations
@@ -77,18 +77,18 @@ _REPORT: Final = msgspec.json.Decoder(GuestReport)
 class AgentClient:
     """The agent in one guest.
 
-    `address` is where it listens (`uvmshare.mounts.channel`); with ``accept=True`` it is where this side listens and
+    `address` is where the agent listens (`uvmshare.mounts.channel`). With ``accept=True`` this side listens there and
     the agent dials. `server_port` is the port of the file server that the guest's mounts dial. `token` is the secret
-    that the agent was given, if it was; then each end proves to the other that it knows it. `timeout` is how many
-    seconds a request may take in the guest. `streams` gives connected streams in another way than `address` says.
-    `clock` gives the seconds since the epoch that `reach` shows.
+    that the agent was started with, if any; each end then proves to the other that it knows the token. `timeout` is how
+    many seconds a request may take in the guest. `streams` makes connected streams instead of `address`. `clock` gives
+    the seconds since the epoch that `reach` shows.
 
-    Without a token, who is at the other end of a unix socket or of TCP on loopback must be this process's user, root,
-    or one of `allow_uids`, which are uids or "any": any user of the host could else pose as the agent.
+    Without a token, the other end of a unix socket or of TCP on loopback must belong to this process's user, to root,
+    or to one of `allow_uids`, which are uids or "any". Otherwise any user of the host could pose as the agent.
 
-    It is used as ``async with``, or with `start` and `aclose`. Starting does not wait for the agent: requests do.
+    Use it with ``async with``, or with `start` and `aclose`. Starting does not wait for the agent, but requests do.
 
-    Raises `InvalidOptions` and `InvalidAddress` for arguments that cannot be, before anything is started.
+    Raises `InvalidOptions` and `InvalidAddress` for invalid arguments, before anything is started.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class AgentClient:
         return f"<AgentClient at {self.address}: {state}>"
 
     async def start(self) -> Self:
-        """Begin to reach the agent, and to stay connected. Raises `OSError` when it is to listen and cannot."""
+        """Connect to the agent, and stay connected. Raises `OSError` when this side should listen and cannot."""
         if self._streams is None:
             if self._accept:
                 self._streams = await Acceptor.start(self.address, self._users, has_token=self._token is not None)
@@ -168,16 +168,16 @@ class AgentClient:
 
     @property
     def info(self) -> AgentInfo | None:
-        """What the agent said of itself; None while it is not connected."""
+        """What the agent says of itself; None while it is not connected."""
         return self._connection.info if self._connection is not None else None
 
     @property
     def reach(self) -> Reach:
-        """Whether the agent can be reached, and since when. One that falls silent is found out within ten seconds."""
+        """Whether the agent can be reached, and since when. A silent agent is noticed within ten seconds."""
         return self._agent.seen(self._failure)
 
     def on_reach(self, callback: Callable[[Reach], None]) -> None:
-        """Have `callback` called in the event loop, with what is so then, each time the agent was reached or lost."""
+        """Have `callback` called in the event loop, with the new `Reach`, each time the agent was reached or lost."""
         self._on_reach.append(arguments.function("callback", callback))
 
     @property
@@ -186,7 +186,7 @@ class AgentClient:
         return self._streams.port if isinstance(self._streams, Acceptor) else self.address.port
 
     def on_connect(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called whenever the agent has been reached (`uvmshare.mounts.interfaces.TellsConnect`)."""
+        """Have `callback` called whenever the agent was reached (`uvmshare.mounts.interfaces.TellsConnect`)."""
         self._on_connect.append(arguments.function("callback", callback))
         if self._connection is not None:
             asyncio.get_running_loop().call_soon(callback)
@@ -194,8 +194,8 @@ class AgentClient:
     def on_mounts(self, callback: Callable[[], None]) -> None:
         """Have `callback` called when the agent lost a mount or mounted it again (`interfaces.TellsMounts`).
 
-        It is called some seconds later: the agent says so when it is asked for a word. An agent of an earlier release
-        never does.
+        It is called some seconds later, when the agent is next asked for a sign of life. Agents of earlier releases
+        never tell.
         """
         self._on_mounts.append(arguments.function("callback", callback))
 
@@ -218,7 +218,7 @@ class AgentClient:
     async def add_mapped_directory(self, mount: GuestMount) -> str | None:
         """Send the Add document of the mount. See `uvmshare.mounts.interfaces.GuestAgent`.
 
-        An agent that cannot choose cache and msize yet mounts with its own of before, ``cache=none`` and 128 KiB.
+        An old agent that cannot choose cache and msize mounts with its own values, ``cache=none`` and 128 KiB.
 
         Raises `MountRefused`, `GuestAgentError` with the guest's words, `AgentUnreachable`, `OutcomeUnknown`.
         """

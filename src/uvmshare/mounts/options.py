@@ -1,4 +1,4 @@
-"""What a caller asks to have mounted in the guest, in the one form in which two ways of asking for it are equal.
+"""What a caller asks to have mounted in the guest, in one canonical form: two spellings of one mount are equal.
 
 What lives here: `MountOptions` and every check that can be made before a guest is asked.
 What must not: whether a mount exists, and what the guest's agent allows.
@@ -33,16 +33,16 @@ _PATH_MAX: Final = 4095
 class MountOptions:
     """A share, and where and how the guest mounts it.
 
-    - `share`: the name of a share that the VM has ("0"); or `AddOptions`, for a share that is added before the
-      mount and taken out after it.
+    - `share`: the name of a share that the VM has ("0"); or `AddOptions`, for a share that is added before the mount
+      and removed after it.
     - `mount_path`: an absolute path in the guest, made canonical (no double slashes, no dots).
     - `read_only`: the guest's kernel refuses changes. Always so when the `AddOptions` are read-only.
     - `suid`, `dev`: set-user-ID programs in the share have their rights in the guest, and device nodes in it can be
-      opened; else the guest mounts it nosuid and nodev.
+      opened. Without these the guest mounts it nosuid and nodev.
     - `posixacl`: the guest's kernel keeps access control lists (acl(5)) and holds its programs to them.
     - `cache`, `msize`: as in Linux's 9p.rst; `msize` in bytes. "auto" and None: the guest chooses.
 
-    Raises `InvalidOptions` for what cannot be.
+    Raises `InvalidOptions` for invalid values.
     """
 
     share: str | AddOptions
@@ -89,13 +89,13 @@ class MountOptions:
         object.__setattr__(self, "posixacl", posixacl)
 
     def may_be(self, other: MountOptions) -> bool:
-        """Tell whether these may be options of the same mount: all is equal, as far as the directories are known."""
+        """Tell whether both may be of the same mount: everything is equal, as far as the directories are known."""
         if not isinstance(self.share, AddOptions) or not isinstance(other.share, AddOptions):
             return self == other
         return self.share.may_be(other.share) and self._how() == other._how()
 
     def replaces(self, other: MountOptions) -> bool:
-        """Tell whether these are of another directory that is at the same path of the host, and the rest is equal."""
+        """Tell whether only the directory differs: another one is now at the same path of the host."""
         if not isinstance(self.share, AddOptions) or not isinstance(other.share, AddOptions):
             return False
         return (
@@ -118,7 +118,7 @@ class MountOptions:
 
 
 class MapKeywords(ShareKeywords, total=False):
-    """What may be said of a mapping: as of `MountOptions`, and beside a path as of `AddOptions`."""
+    """The keywords of a mapping: those of `MountOptions` and, with a path, those of `AddOptions`."""
 
     cache: Cache
     msize: int | None
@@ -128,10 +128,10 @@ class MapKeywords(ShareKeywords, total=False):
 
 
 def mapping_of(share: AddOptions | HostPath, guest_path: str, keywords: MapKeywords) -> MountOptions:
-    """Return the options of a mapping that is asked for by options of the share, or by a path, and keywords.
+    """Return the options of a mapping, from the share's `AddOptions` or a path, and keywords.
 
-    `read_only` beside a path is the share's, and so the mount's; beside options, which say it of the share, it is the
-    mount's alone. Raises `InvalidOptions`.
+    With a path, `read_only` makes the share read-only, and so the mount. With `AddOptions`, which say this of the
+    share, it makes only the mount read-only. Raises `InvalidOptions`.
     """
     arguments.only_known("a mapping", keywords, MapKeywords.__annotations__)
     canonical_guest_path(guest_path)  # before the host is looked at

@@ -1,4 +1,4 @@
-"""What a caller asks to share, in the one form in which two ways of asking for it are equal.
+"""What a caller asks to share, in one canonical form: two spellings of the same share are equal.
 
 What lives here: `AddOptions` and every check that can be made before a VM is touched.
 What must not: whether a share exists, and what a VM makes of the options.
@@ -28,7 +28,7 @@ HostPath: TypeAlias = "str | os.PathLike[str]"
 
 
 class ShareKeywords(TypedDict, total=False):
-    """What may be said beside a path where a share is wanted: as of `AddOptions`."""
+    """The keywords that may follow the path of a share: those of `AddOptions`."""
 
     read_only: bool
     allowed_names: Iterable[str] | None
@@ -37,7 +37,7 @@ class ShareKeywords(TypedDict, total=False):
 
 
 def options_of(share: AddOptions | HostPath, keywords: ShareKeywords) -> AddOptions:
-    """Return the options of a share that is asked for by them, or by a path and keywords.
+    """Return the options of a share, from `AddOptions` or from a path and keywords.
 
     Raises `InvalidOptions` as `AddOptions` does, and when there are both options and keywords.
     """
@@ -70,17 +70,17 @@ class AddOptions:
 
     - `host_path`: the directory (or regular file) of the host.
     - `read_only`: the guest cannot change anything, whoever it is there.
-    - `allowed_names`: of the directory, only these names exist for the guest; None (and empty, once built): all do.
-      They are names in the directory itself, not paths, and need not exist yet.
-    - `hide`: patterns as in gitignore(5) (`uvmshare.hiding`), of what does not exist for the guest.
-    - `map_owner`: ``HOST:GUEST`` (`uvmshare.owner_map`): whose files of the host are whose in the guest; None: each
-      file's own. Shares of HCS can neither hide nor map, and are refused with these.
-    - `directory`: which directory the path led to when these were built (`uvmshare.directory`); None where the host
-      does not tell, as on Windows. Options of a directory and of what replaced it are not equal.
+    - `allowed_names`: the only names of the directory that exist for the guest. None means all; built options then have
+      an empty one. They are names in the directory itself, not paths, and need not exist yet.
+    - `hide`: patterns as in gitignore(5) (`uvmshare.hiding`). What they match does not exist for the guest.
+    - `map_owner`: ``HOST:GUEST`` (`uvmshare.owner_map`): an owner of files on the host, and their owner in the guest.
+      None: files keep their owners. HCS can neither hide names nor map owners, and refuses both.
+    - `directory`: the identity of the directory that the path led to when these were built (`uvmshare.directory`). None
+      where the host does not tell, as on Windows. Options of a directory and of its replacement are not equal.
 
-    Raises `InvalidOptions` when the path does not exist, is neither directory nor regular file, or
-    cannot be written in a JSON document (it is not UTF-8); when `allowed_names` are there and empty, which would share
-    nothing; when a name, a pattern or an owner map cannot be one; `WrongType` for what is of another type.
+    Raises `InvalidOptions` when the path does not exist, is neither directory nor regular file, or is not UTF-8 and so
+    cannot be written in a JSON document; when `allowed_names` are empty, which would share nothing; and when a name, a
+    pattern or an owner map is invalid. Raises `WrongType` for a value of a wrong type.
     """
 
     host_path: str
@@ -143,10 +143,10 @@ class AddOptions:
         map_owner: str | None = None,
         directory: str | None = None,
     ) -> AddOptions:
-        """Return options that were built, and checked, before they were written down.
+        """Return options that were built and checked before, and then written down.
 
-        The file system is not looked at: what they name may be gone, and the share is there all the same. `directory`
-        counts for as long as it says anything: after another boot of the host it is None.
+        The file system is not asked: the path may be gone while the share still exists. After another boot of the host,
+        `directory` says nothing any more and is None.
         """
         options = cls.__new__(cls)
         object.__setattr__(options, "host_path", host_path)
@@ -158,17 +158,17 @@ class AddOptions:
         return options
 
     def of_directory(self, directory: str | None) -> Self:
-        """Return the same, of that directory."""
+        """Return the same options with that `directory`."""
         options = copy(self)
         object.__setattr__(options, "directory", directory)
         return options
 
     def weaker(self) -> Iterator[Self]:
-        """Give these options as an earlier process may have known them, which knew less of the directory."""
+        """Yield these options as an earlier process may have known them, with less knowledge of the directory."""
         return map(self.of_directory, directories.weaker(self.directory))
 
     def may_be(self, other: AddOptions) -> bool:
-        """Tell whether these may be options of the same share: all is equal, as far as the directories are known."""
+        """Tell whether both may be of the same share: everything is equal, as far as the directories are known."""
         return directories.may_be_same(self.directory, other.directory) and self == other.of_directory(self.directory)
 
 
