@@ -328,7 +328,7 @@ class HostPathNotFound(ComputeSystemError):
 
 
 class HostPathReplaced(ComputeSystemError):
-    """The path to share leads to another directory than when its options were made: make the options anew."""
+    """The path to share now leads to another directory than when its options were made: make the options anew."""
 
 
 class DriveLocked(ComputeSystemError):
@@ -344,7 +344,7 @@ class FileServerError(UvmshareError):
 
 
 class MountConflict(UvmshareError):
-    """A path of the guest has a mount with other options. Nothing was touched."""
+    """The path in the guest already has a mount with other options. Nothing was touched."""
 
 
 class MountsLeft(UvmshareError):
@@ -362,7 +362,7 @@ class MountsLeft(UvmshareError):
 
 
 class MountRevoked(UvmshareError):
-    """Nothing reaches the directory by this mount any more; the guest did not unmount it, and may have it, dead."""
+    """The share of this mount was taken away. The guest did not unmount it, and may still have it, dead."""
 
 
 class GuestAgentError(UvmshareError):
@@ -382,7 +382,7 @@ class MountNotFound(GuestAgentError):
 
 
 class MountRefused(GuestAgentError):
-    """The agent does not mount there: outside what it was allowed, behind a symlink, or on another's mount."""
+    """The agent does not mount there: the path is not allowed, is behind a symlink, or has another's mount."""
 
 
 class DaemonError(UvmshareError):
@@ -398,7 +398,7 @@ class WrongProcess(UvmshareError, RuntimeError):
 
 
 class NotThere(UvmshareError, LookupError):
-    """The daemon has no such VM, share, mount or operation; what belongs to another user is not there either."""
+    """The daemon has no such VM, share, mount or operation. Those of other users do not exist for the caller."""
 
 
 class NotHeld(UvmshareError):
@@ -434,7 +434,7 @@ class WatchEnded(StoreUnavailable):
 
 
 class StoreOutcomeUnknown(StoreError, OutcomeUnknown):
-    """No answer came from etcd to a change: it was made or not. Look, and ask again with the same comparisons."""
+    """A change got no answer from etcd: it was made or not. Read, and send it again with the same comparisons."""
 
 
 class StoreClosed(StoreError):
@@ -442,7 +442,7 @@ class StoreClosed(StoreError):
 
 
 class StoreDenied(StoreError):
-    """The roles of etcd do not allow this to the certificate's user, or etcd does not know the user."""
+    """The roles of etcd forbid this to the certificate's user, or etcd does not know the user."""
 
 
 class StoreFull(StoreError, LimitReached):
@@ -458,7 +458,7 @@ class StoreUnsuitable(StoreError):
 
 
 class RevisionCompacted(StoreError):
-    """The store no longer has what it was at this revision. List, and watch from there."""
+    """The store no longer has this revision. List, and watch from there."""
 
 
 class LeaseNotFound(StoreError):

@@ -1,8 +1,8 @@
 """The HTTP API: paths, parameters, statuses, and the OpenAPI document that comes of them.
 
-What lives here: the routes; each asks `service` and says what it answered. What must not: a decision.
+What lives here: the routes; each asks `service` and returns its answer. What must not: a decision.
 
-Every path but /metrics is below /v1. Who asks is known from the connection (`connections`), never from what is sent.
+Every path but /metrics is below /v1. The caller is known from the connection (`connections`), never from the request.
 """
 
 from __future__ import annotations

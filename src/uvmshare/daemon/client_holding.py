@@ -1,4 +1,4 @@
-"""Holding something of the daemon's with a lease, which is renewed for as long as a program holds it.
+"""Holding a share or a mount with a lease, which is renewed for as long as the program holds it.
 
 What lives here: when a lease is renewed, what a failed renewal means, and how it is logged. What must not: a connection
 (`uvmshare.daemon.client`).

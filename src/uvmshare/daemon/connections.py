@@ -1,4 +1,4 @@
-"""A client's connection: who it is of, what of HTTP is taken, and how much and how long.
+"""A client's connection: whose it is, which HTTP is accepted, how much of it, and for how long.
 
 What lives here: `ClientConnection`, which stands between the socket and the application, and the limits of each user's
 connections. What must not: what is asked for (`app`), or the limits of a document's fields (`documents`).

@@ -1,4 +1,4 @@
-"""Telling of states that may change as often as a guest likes, without a flood.
+"""Events of states that a guest may change as often as it likes, without a flood.
 
 What lives here: `Damped`, which tells every change as long as few come, and of a crowd of changes only what they came
 to. What must not: what is told, or to whom (`agents`).

@@ -1,4 +1,4 @@
-"""Who asks, and looking at the host's files with their rights instead of the daemon's.
+"""The caller's identity, and looking at the host's files with the caller's rights instead of the daemon's.
 
 What lives here: `Identity`, how it is read from a connection, and the `Threads` that look at files for users. What must
 not: what an identity may do with VMs and shares (`service`).

@@ -1,4 +1,4 @@
-"""What removals leave in the host's kernel: processes that were killed and wait for a file system that does not answer.
+"""What removals leave in the host's kernel: killed processes that wait for a file system that does not answer.
 
 What lives here: `LeftBehind`, which keeps what one VM's removals left, the words for it, and who may hear them. What
 must not: how such a process is found (`uvmshare.fileserver.supervisor`).

@@ -1,4 +1,4 @@
-"""What takes a while: it runs to its end whether or not the client waits, and can be looked up meanwhile.
+"""Operations: they take a while, run to their end whether or not the client waits, and can be looked up.
 
 What lives here: the operations under way and the last that ended, of each user their own. What must not: what they do
 (`service`), or how an error is said (`problems`).

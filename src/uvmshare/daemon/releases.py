@@ -1,4 +1,4 @@
-"""The end of what users hold, as they ask for it: what is released, what is forced, and what is left then.
+"""Releases that users ask for: what is released, what is taken by force, and what is left then.
 
 What lives here: what `share rm` and `unmap` come to, in a document or an error that says who still holds the directory.
 What must not: how a share or a mount is given back (`shares`, `mounts`), or leases that end (`leases`).

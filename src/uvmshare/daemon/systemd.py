@@ -1,4 +1,4 @@
-"""What systemd has to do with: sockets that it opened, and what it is told.
+"""The daemon's part with systemd: sockets that systemd opened, and what it is told.
 
 What lives here: sd_listen_fds(3) and sd_notify(3), so little that it needs no library. What must not: what is served.
 """

@@ -1,4 +1,4 @@
-"""What etcd takes from nobody, refused before anything is asked.
+"""Arguments that etcd accepts from nobody: they are refused before anything is asked.
 
 What lives here: checks of what calls of a `Store` are given, which etcd's client and the fake have in common. What must
 not: what only etcd knows, such as who may read a key.

@@ -1,4 +1,4 @@
-"""What etcd and gRPC say when a call fails, as errors of ours: what was certainly not done, and what nobody knows.
+"""The failures of etcd and gRPC as our errors: what was certainly not done, and what nobody knows.
 
 What lives here: the words of etcd's errors (api/v3rpc/rpctypes) and what each means. What must not: what to do then.
 """

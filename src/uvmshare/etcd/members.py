@@ -1,4 +1,4 @@
-"""The members of etcd as they are reached: a channel each, the one that is asked now, and whose version was looked at.
+"""The members of etcd: a channel to each, which one is asked now, and which ones had their version checked.
 
 What lives here: channels and the choice among them. What must not: what is asked.
 

@@ -1,4 +1,4 @@
-"""The messages that etcd is asked with and answers with, as far as they are used here.
+"""The requests and answers of etcd that are used here.
 
 What lives here: their fields and numbers, as etcd's API says (etcd.io/docs/v3.4/dev-guide/api_reference_v3): services
 KV, Watch, Lease, Maintenance and Auth. What must not: when to send what.

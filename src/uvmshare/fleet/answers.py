@@ -1,6 +1,6 @@
-"""What a gate answers: the documents of a host, as the one who asks is to see them.
+"""What a gate answers: the documents of a host, as the caller may see them.
 
-What lives here: how what is in etcd becomes the documents of the API. What must not: a read or a change.
+What lives here: making the API's documents from those in etcd. What must not: a read or a change of etcd.
 """
 
 from __future__ import annotations

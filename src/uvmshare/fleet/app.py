@@ -1,8 +1,8 @@
-"""The HTTP API of a gate: that of the daemon, as far as it is of a fleet, and hosts.
+"""The HTTP API of a gate: the part of the daemon's API that a fleet has, and hosts.
 
-What lives here: the routes; each asks `gate` and says what it answered. What must not: a decision.
+What lives here: the routes; each asks `gate` and returns its answer. What must not: a decision.
 
-Who asks is known from the certificate of the connection (`server`), never from what is sent.
+The caller is known from the certificate of the connection (`server`), never from the request.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who asks a gate: a tenant's user, or an administrator of the fleet, by the certificate of the connection alone.
+"""The callers of a gate: a tenant's users and the fleet's administrators, known by their certificates alone.
 
 What lives here: `Caller`, how it is read from a certificate, and what each role may. What must not: a connection.
 """

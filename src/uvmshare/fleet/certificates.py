@@ -1,13 +1,13 @@
-"""The certificates of a fleet: two authorities, and what each signs. Files in a folder of the administrator's.
+"""The certificates of a fleet: two authorities, and what each signs. They are files in the administrator's folder.
 
     FOLDER/ca.pem, ca.key              signs members of etcd, hosts and gates; etcd takes the common name as its user
     FOLDER/callers.pem, callers.key    signs tenants' users and administrators, whom gates take
 
 What lives here: how certificates are made and where they lie. What must not: etcd, or who may do what there.
 
-There are two authorities because etcd believes every certificate that its own has signed: a tenant whose user could be
-named ``root`` there would be etcd's administrator. Keys are of NIST P-256 and are written for their owner alone. A file
-that is there is left as it is, so that everything may be asked for again.
+There are two authorities because etcd trusts every certificate that its own authority signed: a tenant's user who is
+named ``root`` would be etcd's administrator. Keys are NIST P-256, and only their owner may read the files. An existing
+file is never changed, so every step may be repeated.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is in a fleet's values in etcd: JSON, read and written by gates and hosts of different versions.
+"""The values of a fleet in etcd: JSON, which gates and hosts of different versions read and write.
 
 What lives here: the documents, and how one is changed without losing what a later version wrote into it. What must not:
 keys (`keys`), or what the documents of the API say: these are kept as they came, and read where they are used.

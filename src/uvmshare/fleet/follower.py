@@ -1,7 +1,7 @@
-"""A host that follows its fleet: what etcd says is wanted of it, its daemon brings about, and says what there is.
+"""A host that follows its fleet: its daemon makes what etcd says the host should have, and reports what it has.
 
 What lives here: `Follower`: when it lists and watches, when it looks at which VM, and what it writes. What must not:
-what a look comes to (`settling`), or how the daemon is asked (`local`).
+what follows from a look (`settling`), or how the daemon is asked (`local`).
 
 It goes by levels, not by edges: a look compares all that is wanted of a VM with all that there is, so it does not
 matter

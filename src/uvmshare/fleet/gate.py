@@ -1,4 +1,4 @@
-"""A gate: what users of a fleet ask, and what becomes of it. It keeps nothing, so any may be killed at any time.
+"""A gate: it does what users of a fleet ask. It keeps nothing, so any gate may be killed at any time.
 
 What lives here: `Gate`: VMs, shares, mounts, owners and hosts as users ask for them. What must not: HTTP (`app`), how
 what is wanted is changed (`wanting`), or how it is shown (`answers`).

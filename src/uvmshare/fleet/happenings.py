@@ -1,4 +1,4 @@
-"""What happens in a fleet, as events: read from what hosts write down, so a gate keeps none, and any gate goes on.
+"""Events of a fleet, made from what hosts write into etcd. A gate keeps none, so any gate can continue for another.
 
 What lives here: `follow`, and what a change of a host's document is in words. What must not: how events are sent
 (`app`).

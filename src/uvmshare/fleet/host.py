@@ -1,4 +1,4 @@
-"""A daemon that follows a fleet: what `uvmshare daemon --fleet FILE` does beside being a daemon.
+"""A daemon that follows a fleet: what `uvmshare daemon --fleet FILE` does in addition.
 
 What lives here: `FleetSide`, which runs a follower beside a daemon, and answers on its socket how that stands. What
 must not: what a follower does (`follower`).

@@ -1,4 +1,4 @@
-"""The fleet file of a host: which fleet it follows, and what the fleet may do on it. It is the host's own to say.
+"""The fleet file of a host: which fleet it follows, and what the fleet may do there. The host alone decides that.
 
     host = "host-17"
     endpoints = ["https://etcd1.example:2379", "https://etcd2.example:2379"]

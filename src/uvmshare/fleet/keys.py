@@ -1,4 +1,4 @@
-"""The keys of a fleet in etcd: how each is made, and what one of a host's says.
+"""The keys of a fleet in etcd: how each is made, and how a host's key is read.
 
 What lives here: `Keys`, and which names of fleets, hosts and tenants there can be. What must not: what is in the values
 (`documents`), or a request to etcd.

@@ -1,4 +1,4 @@
-"""What a follower asks of the daemon that it is in: the fleet is one more client of it.
+"""What a follower asks of its own daemon: to the daemon, the fleet is one more client.
 
 What lives here: the protocol `Local`, and `OfService`, which is it over a real daemon. What must not: etcd, or what is
 wanted (`follower`).

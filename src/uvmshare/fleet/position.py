@@ -1,4 +1,4 @@
-"""How far a host has followed its fleet, over its restarts: so that it never follows an older state, or another etcd.
+"""How far a host has followed its fleet, kept over restarts, so that it never follows an older state or another etcd.
 
 What lives here: the protocol `Position` and what it remembers. What must not: the file that it is in
 (`uvmshare.daemon.store`), or what is done about a step back (`follower`).

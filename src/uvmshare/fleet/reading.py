@@ -1,4 +1,4 @@
-"""What a gate reads of one VM: its name, what is wanted of its host, what the host has, and whether the host lives.
+"""What a gate reads of one VM: its name, what its host should have, what the host has, and whether the host is alive.
 
 What lives here: `Found`, how it is read, and how a gate waits until the host has seen what is wanted. What must not:
 a change (`wanting`), or how it is shown (`answers`).

@@ -1,4 +1,4 @@
-"""One VM of a host, looked at once: what is wanted of it beside what there is, what is done about it, and what is said.
+"""One look at one VM of a host: it compares what should be there with what is there, acts, and reports.
 
 What lives here: `settle`, which brings one VM as near to what is wanted as it can, and returns the documents to
 write. What must not: etcd, or when a VM is looked at (`follower`).

@@ -1,4 +1,4 @@
-"""Operations of a fleet: what a gate answers who does not wait. All of one is in its id, so any gate reads it.
+"""Operations of a fleet: a gate's answer to callers who do not wait. The id says everything, so any gate can read it.
 
 What lives here: `Ticket`, and how it is written and read. What must not: what became of the operation (`gate`).
 """

@@ -1,4 +1,4 @@
-"""How a gate changes what is wanted of a host for one VM: compared and set, as often as it takes.
+"""How a gate changes what a host should have of one VM: compare and set, until it succeeds.
 
 What lives here: `Wanting`: what is wanted more, what is to end, and what the host said to it. What must not: how that
 is shown (`answers`), or VMs as a whole (`gate`).

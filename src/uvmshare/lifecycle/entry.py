@@ -1,4 +1,4 @@
-"""A thing of which the VM has one, however many want it: a share, or a mount in the guest.
+"""What shares and mounts have in common: the VM has one of each, however many callers want it.
 
 What lives here: what the entries of both managers have in common, which is who holds the thing, its state, the call in
 flight for it, and when it is tried again. What must not: any decision. What a first or a last reference sets off, and

@@ -1,4 +1,4 @@
-"""A table of states: what can become of a thing, and nothing else can.
+"""A table of states: every transition that a share or a mount can make.
 
 What lives here: what such a table is made of, and the one function that reads it. What must not: a state or a trigger.
 Those of a share are `uvmshare.share.state`'s, those of a mount in the guest `uvmshare.mounts.state`'s; the diagrams in

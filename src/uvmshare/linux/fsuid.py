@@ -1,4 +1,4 @@
-"""As whom a thread reaches files.
+"""The user and group as whom a thread reaches files.
 
 What lives here: setfsuid(2) and setfsgid(2), which do not say whether they worked. What must not: who that is to be.
 """

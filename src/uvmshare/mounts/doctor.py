@@ -1,4 +1,4 @@
-"""What a guest's report means: the guest half of `uvmshare doctor`.
+"""What a guest's report means: the guest's half of `uvmshare doctor`.
 
     findings = examine(await agent.report())
 

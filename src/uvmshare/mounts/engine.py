@@ -4,10 +4,10 @@ What lives here: `MountEngine`, a part of the MountManager, which changes a moun
 caller forces an end, or the guest tells of a loss, and both through the one table (`state`). What must not: what
 callers may ask for (`uvmshare.mounts.manager`), or I/O.
 
-A guest never has the last word. What nobody holds any more is unmounted in order if the guest does that in time. If
-it refuses, or `REVOKE_GRACE` seconds pass, the host takes out the share that the mount holds, whatever call to the
-guest is still under way. The mount is REVOKED then: dead, if the guest still has it, and its path is taken until the
-agent says that it is gone. Nobody joins a REVOKED mount, and nothing mounts it again.
+A guest never has the last word. What nobody holds any more is unmounted in order if the guest does that in time. If it
+refuses, or `REVOKE_GRACE` seconds pass, the host removes the share that the mount holds, whatever call to the guest is
+still under way. The mount is REVOKED then: dead, if the guest still has it, and its path stays taken until the agent
+says that the mount is gone. Nobody joins a REVOKED mount, and nothing mounts it again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the MountManager needs of a guest, declared by the one who needs it.
+"""What the MountManager needs of a guest. The MountManager's side declares it.
 
 What lives here: the `GuestAgent` protocol and the `GuestMount` that it is given; what an agent may offer beyond that.
 What must not: how an agent is reached (that is `uvmshare.mounts.agent_client`), or any state.

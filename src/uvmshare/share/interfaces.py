@@ -1,4 +1,4 @@
-"""What the Manager needs of a VM, declared by the one who needs it.
+"""What the Manager needs of a VM. The Manager's side declares it.
 
 What lives here: the `VMPlan9` protocol and the `NamedShare` that it is given; what a VM may offer beyond that.
 What must not: how a VM is modified, or any state. On Linux `uvmshare.FileServer` is one, on Windows
