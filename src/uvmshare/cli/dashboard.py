@@ -23,6 +23,7 @@ import click
 
 from uvmshare.cli.foreground import until_signalled
 from uvmshare.cli.output import note, say, say_json
+from uvmshare.cli.progress import waiting
 from uvmshare.cli.remote import host_option
 from uvmshare.cli.server_options import uid_or_any
 from uvmshare.errors import UnsupportedPlatform
@@ -84,9 +85,10 @@ def dashboard(
     from uvmshare.dashboard.server import serve  # noqa: PLC0415  --help need not load a server
     from uvmshare.dashboard.source import Source  # noqa: PLC0415  as above
 
-    opened = ExitStack()
+    opened, starting = ExitStack(), ExitStack()
 
     def ready(link: str) -> None:
+        starting.close()
         if as_json:
             say_json({"ready": True, "url": link, "port": urlsplit(link).port})
             return
@@ -101,7 +103,8 @@ def dashboard(
         async with Source(host) as source:
             await serve(source, port=port, allow_uids=(*allow_uids, *_behind_sudo(os.environ)), ready=ready, tell=note)
 
-    with opened:
+    with opened, starting:
+        starting.enter_context(waiting("starting the dashboard"))
         until_signalled(serving())
 
 

@@ -13,6 +13,7 @@ import click
 from rich.text import Text
 
 from uvmshare.cli.output import print_json
+from uvmshare.cli.progress import waiting
 from uvmshare.cli.remote import connected, host_option
 from uvmshare.cli.tables import SafeConsole
 from uvmshare.errors import UnsupportedPlatform, UvmshareError
@@ -113,7 +114,8 @@ def doctor(shares: tuple[str, ...], *, vm: str | None, host: str | None, as_json
         raise UnsupportedPlatform(msg)
     from uvmshare.fileserver.host import examine  # noqa: PLC0415  loads what only Linux has
 
-    findings = examine(shares)
+    with waiting("looking at this host"):
+        findings = examine(shares)
     if vm is not None:
         findings += _shared(vm, host)
         findings += _guest(vm, host)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from uvmshare.cli.output import note, print_json, say, say_table
+from uvmshare.cli.progress import waiting
 
 if TYPE_CHECKING:
     from uvmshare.fleet.setup import FleetFolder, MemberStatus
@@ -65,9 +66,12 @@ def init(endpoints: tuple[str, ...], gates: tuple[str, ...], name: str, folder: 
 
     found = _open(folder)
     again = found.exists
-    found.begin(Settings(require_host_name(name), endpoints), gates)
+    settings = Settings(require_host_name(name), endpoints)
+    with waiting("writing the roles in etcd" if again else "making certificates"):
+        found.begin(settings, gates)
+        if again:
+            asyncio.run(found.write_roles())
     if again:
-        asyncio.run(found.write_roles())
         say(f"the fleet is ready: its gates take {found.path}/gate, its administrators {found.path}/admin.pem")
         return
     say(f"{found.path} has the fleet's certificates")
@@ -89,7 +93,9 @@ def add_host(host: str, folder: str) -> None:
     Example:
       uvmshare fleet add-host host-17
     """  # noqa: D301  \b is click's mark for lines that stay as they are
-    say(asyncio.run(_open(folder).add_host(host)))
+    with waiting("writing the host's role in etcd"):
+        path = asyncio.run(_open(folder).add_host(host))
+    say(path)
 
 
 @fleet.command("add-tenant")
@@ -106,7 +112,9 @@ def add_tenant(tenant: str, users: tuple[str, ...], vms: int | None, holdings: i
       uvmshare fleet add-tenant acme --user ann --user ci
       uvmshare fleet add-tenant acme --vms 200
     """  # noqa: D301  \b is click's mark for lines that stay as they are
-    for path in asyncio.run(_open(folder).add_tenant(tenant, users, vms=vms, holdings=holdings)):
+    with waiting("writing the tenant in etcd"):
+        paths = asyncio.run(_open(folder).add_tenant(tenant, users, vms=vms, holdings=holdings))
+    for path in paths:
         say(path)
 
 
@@ -129,7 +137,8 @@ def status(folder: str, *, as_json: bool) -> int:
         members = await found.status()
         return members, await found.hosts() if any(each.version for each in members) else {}
 
-    members, hosts = asyncio.run(ask())
+    with waiting("asking the members of etcd"):
+        members, hosts = asyncio.run(ask())
     if as_json:
         print_json({"etcd": members, "hosts": hosts})
     else:

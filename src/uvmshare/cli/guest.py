@@ -6,7 +6,11 @@ arguments and also run without this package. What must not: options of its own.
 
 from __future__ import annotations
 
+from functools import partial
+
 import click
+
+from uvmshare.cli.progress import waiting
 
 __all__ = ["guest"]
 
@@ -32,7 +36,7 @@ def mount(arguments: tuple[str, ...]) -> int:
     """Mount a share: see "uvmshare guest mount --help"."""
     from uvmshare.guest.mount import main  # noqa: PLC0415  the guest's file stands for itself
 
-    return main(arguments)
+    return main(arguments, while_mounting=partial(waiting, "mounting"))
 
 
 @guest.command(add_help_option=False, context_settings={"ignore_unknown_options": True})

@@ -15,6 +15,7 @@ import click
 
 from uvmshare.cli.foreground import Ready, print_line, serve_shares, until_signalled
 from uvmshare.cli.output import note
+from uvmshare.cli.progress import waiting
 from uvmshare.cli.server_options import allow_uid_option, limit_options, octal_mode
 from uvmshare.cli.share_spec import share_options, shares_argument, sharing_options, with_sharing_options
 from uvmshare.errors import FileServerError, OperationDenied, UnsupportedPlatform
@@ -188,17 +189,18 @@ def serve(
             ).start()
 
         async with AsyncExitStack() as stack:
-            journal = None
-            if run_dir is not None:
-                _make_run_dir(run_dir)
-                journal = stack.enter_context(SqliteJournal(os.path.join(run_dir, _JOURNAL))).for_vm()
-                await journal.load()  # so that of two commands the second ends before it touches the server
-            server = await stack.enter_async_context(await start())
-            manager = await stack.enter_async_context(Manager(server, journal=journal))
-            for each in (*server.notes, *out_of_reach(server.addresses)):
-                _note(each)
-            _say_takeovers(server, manager)
-            await serve_shares(manager, options, owner=None if journal is None else _OWNER)
+            with waiting("starting the file server"):
+                journal = None
+                if run_dir is not None:
+                    _make_run_dir(run_dir)
+                    journal = stack.enter_context(SqliteJournal(os.path.join(run_dir, _JOURNAL))).for_vm()
+                    await journal.load()  # so that of two commands the second ends before it touches the server
+                server = await stack.enter_async_context(await start())
+                manager = await stack.enter_async_context(Manager(server, journal=journal))
+                for each in (*server.notes, *out_of_reach(server.addresses)):
+                    _note(each)
+                _say_takeovers(server, manager)
+                await serve_shares(manager, options, owner=None if journal is None else _OWNER)
             print_line(Ready(ready=True, addresses=server.addresses))
             reason = await server.wait_exit()
             msg = f"{reason}; no guest has its shares any more"

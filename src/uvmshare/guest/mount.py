@@ -28,7 +28,7 @@ import threading
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = [
     "MountError",
@@ -521,27 +521,34 @@ The share is ended with umount TARGET.""",
     return parser
 
 
-def main(arguments: Sequence[str], *, program: str = "uvmshare guest mount") -> int:
+def main(
+    arguments: Sequence[str],
+    *,
+    program: str = "uvmshare guest mount",
+    while_mounting: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> int:
     """Mount as the command line says, tell on standard output how, and return 0; 1 when it is not mounted.
 
-    A command line that cannot be ends the program with status 2. Errors are one line on standard error.
+    A command line that cannot be ends the program with status 2. Errors are one line on standard error. Nothing is
+    written in the block of `while_mounting`, which may show progress.
     """
     options = _parser(program).parse_args(arguments)
     try:
-        how = mount(
-            parse_address(options.address),
-            options.share,
-            options.target,
-            read_only=options.read_only,
-            suid=options.suid,
-            dev=options.dev,
-            posixacl=options.posixacl,
-            msize=options.msize,
-            cache=options.cache,
-            access=options.access,
-            uname=options.uname,
-            timeout=options.timeout,
-        )
+        with while_mounting():
+            how = mount(
+                parse_address(options.address),
+                options.share,
+                options.target,
+                read_only=options.read_only,
+                suid=options.suid,
+                dev=options.dev,
+                posixacl=options.posixacl,
+                msize=options.msize,
+                cache=options.cache,
+                access=options.access,
+                uname=options.uname,
+                timeout=options.timeout,
+            )
     except MountError as error:
         sys.stderr.write(f"{program}: {printable(str(error))}\n")
         return 1
