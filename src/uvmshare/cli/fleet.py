@@ -48,13 +48,20 @@ def fleet() -> None:
 
 @fleet.command()
 @click.option("--etcd", "endpoints", metavar="URL", multiple=True, required=True, help="A member of etcd; repeat it.")
-@click.option("--gate", "gates", metavar="ADDRESS", multiple=True, required=True, help="A name or number of a gate.")
+@click.option(
+    "--gate",
+    "gates",
+    metavar="ADDRESS",
+    multiple=True,
+    required=True,
+    help="A gate's DNS name or IP address; repeat it.",
+)
 @click.option("--name", default="uvmshare", show_default=True, help="The fleet's name: the prefix of its keys.")
 @_folder
 def init(endpoints: tuple[str, ...], gates: tuple[str, ...], name: str, folder: str) -> None:
     """Make a fleet: first its certificates, then, when its etcd runs with them, the roles in etcd.
 
-    So run it twice, with the same options: before etcd is started, and after. What is there already stays as it is.
+    So run it twice, with the same options: before etcd is started, and after. Existing files are never changed.
 
     \b
     Example:
@@ -85,9 +92,9 @@ def init(endpoints: tuple[str, ...], gates: tuple[str, ...], name: str, folder: 
 @click.argument("host")
 @_folder
 def add_host(host: str, folder: str) -> None:
-    """Let a host into the fleet: a certificate, and a role in etcd that is its own keys and nothing else.
+    """Let a host into the fleet: make its certificate, and a role in etcd for its own keys alone.
 
-    Copy what it prints to the host, and say in host.toml there which tenants may do what on it.
+    Copy the folder that it prints to the host. Say in its host.toml which tenants may do what on that host.
 
     \b
     Example:
@@ -100,9 +107,13 @@ def add_host(host: str, folder: str) -> None:
 
 @fleet.command("add-tenant")
 @click.argument("tenant")
-@click.option("--user", "users", metavar="NAME", multiple=True, help="A user of theirs, who gets a certificate.")
-@click.option("--vms", type=click.IntRange(0), help="How many VMs they may have.  [default: 64]")
-@click.option("--holdings", type=click.IntRange(0), help="How many shares and mounts a VM.  [default: 1024]")
+@click.option(
+    "--user", "users", metavar="NAME", multiple=True, help="A user of the tenant, who gets a certificate; repeat it."
+)
+@click.option("--vms", type=click.IntRange(0), help="How many VMs the tenant may have.  [default: 64]")
+@click.option(
+    "--holdings", type=click.IntRange(0), help="How many shares and mounts each VM may have.  [default: 1024]"
+)
 @_folder
 def add_tenant(tenant: str, users: tuple[str, ...], vms: int | None, holdings: int | None, folder: str) -> None:
     """Let a tenant into the fleet, change what they may have, and make certificates for their users.

@@ -38,8 +38,8 @@ def host() -> None:
 def ls(host: str | None, *, listing: ListForm) -> None:
     """List the hosts of the fleet, through one of its gates.
 
-    A host that is "lost" has not been heard of for ten seconds. Its daemon may have ended, or the host may be down or
-    cut off; what it shares may be served on.
+    A host is "lost" when it has not been heard of for ten seconds. Its daemon may have ended, or the host may be down
+    or cut off. Its shares may still be served.
 
     \b
     Examples:
@@ -67,7 +67,7 @@ def ls(host: str | None, *, listing: ListForm) -> None:
 def rm(name: str, host: str | None) -> None:
     """Take a host that is lost out of the fleet, with all its VMs. For administrators of the fleet.
 
-    The names of its VMs are free then. If it comes back, it finds that nothing is wanted of it, and ends them.
+    The names of its VMs are then free. If the host comes back, it ends these VMs.
 
     \b
     Example:
