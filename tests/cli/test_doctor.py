@@ -39,6 +39,16 @@ def test_a_directory_that_is_not_there_is_bad_and_says_what_to_do(
     assert finding["remedy"]
 
 
+def test_a_file_can_be_shared_too_and_what_is_neither_cannot(tmp_path: Path) -> None:
+    file, pipe = tmp_path / "file", tmp_path / "pipe"
+    file.touch()
+    os.mkfifo(pipe)
+    found = {finding.subject: finding for finding in examine([str(file), str(pipe)])}
+    assert found[f"share {file}"].verdict == "good"
+    assert found[f"share {pipe}"].verdict == "bad"
+    assert "neither a directory nor a regular file" in found[f"share {pipe}"].found
+
+
 def test_whatever_is_not_good_says_what_it_breaks_and_what_to_do(tmp_path: Path) -> None:
     for finding in examine([str(tmp_path)]):
         assert bool(finding.breaks) == bool(finding.remedy) == (finding.verdict != "good"), finding

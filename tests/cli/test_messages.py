@@ -30,6 +30,10 @@ TABLE: dict[str, str] = {
     "vm add x unix:/x --cgroup pids": "'pids' is no limit; write NAME=VALUE, such as pids.max=64",
     "vm add x unix:/x --agent ''": "'--agent': '': it is empty",
     "vm add x unix:/x --agent-token-file {folder}/none": "No such file or directory",
+    "vm add x": "VM 'x' is reached at an ADDRESS or is a --compute-system, and has neither",
+    "vm add x unix:/x --compute-system y": "VM 'x' is reached at an ADDRESS or is a --compute-system, and has both",
+    "events --since x": "'--since': 'x' is no event's id: give one that --json shows, or 0",
+    "serve --listen unix:/x --listen unix:/x /tmp": "address 'unix:/x': it is given twice; give each address once",
     "share add x /tmp --owner 'a b'": f"'--owner': 'a b': {NAME}",
     "share add x /tmp --owner ''": "'--owner': '': it is empty",
     "share add x /tmp --map-owner me:0": "'--map-owner': 'me:0': it has to be HOST:GUEST in numbers, such as 1000:0",
@@ -48,7 +52,9 @@ TABLE: dict[str, str] = {
     "map x /tmp /mnt --msize 5": "'--msize': 5 is not from 4096 to 16777216",
     "map x /tmp /mnt --msize big": "'--msize': 'big' is no whole number",
     "map x /tmp /mnt --cache all": "'all' is not one of 'auto', 'none', 'loose', 'mmap', 'readahead'",
-    "top --interval 0": "'--interval': 0.0 is less than 0.1",
+    "top --interval 0": "'--interval': 0.0 is not from 0.1 to 86400",
+    "top --interval nan": "'--interval': nan is no number",
+    "top --interval inf": "'--interval': inf is not from 0.1 to 86400",
     "top --interval soon": "'--interval': 'soon' is no number",
     "daemon --user-vms -1": "'--user-vms': -1 is less than 0",
     "daemon --user-vms many": "'--user-vms': 'many' is no whole number",
@@ -61,10 +67,14 @@ TABLE: dict[str, str] = {
     "serve --listen unix:/x --limit msize=99999999999999999999999 /tmp": "it is more than 16777216",
     "hcs serve x /tmp --port 0": "'--port': 0 is not from 1 to 4294967295",
     "guest mount vsock:2 0 /mnt --msize many": "argument --msize: 'many' is no whole number",
-    "guest mount vsock:2 0 /mnt --timeout long": "argument --timeout: 'long' is no number",
+    "guest mount vsock:2 0 /mnt --timeout long": "argument --timeout: 'long' is no number of seconds from 0 to 86400",
+    "guest mount vsock:2 0 /mnt --timeout nan": "'nan' is no number of seconds from 0 to 86400",
+    "guest agent --hung-after=-1": "'-1' is no number of seconds from 0 to 86400",
     "guest mount vsock:2 0": "the following arguments are required: TARGET",
     "guest agent --allow relative": "'relative': want a directory as an absolute path",
-    "guest agent --check-every often": "argument --check-every: 'often' is no number",
+    "guest agent --check-every often": "argument --check-every: 'often' is no number of seconds from 0 to 86400",
+    "fleet init --etcd https://x:1 --gate 'a b'": "'--gate': 'a b' is no name and no number of a machine: give one",
+    "fleet init --etcd https://x:1 --gate ''": "'--gate': '' is no name and no number of a machine: give one",
     "completion tcsh": "'tcsh' is not one of 'bash', 'zsh', 'fish'",
 }
 
@@ -92,3 +102,52 @@ def test_an_agent_whose_token_cannot_be_read_says_why_in_words(
     for name, why in (("none", "No such file or directory"), ("token", "it is not UTF-8")):
         assert run(["guest", "agent", "--token-file", os.fspath(tmp_path / name)]) == 1
         assert capfd.readouterr().err.endswith(f"{tmp_path}/{name}: {why}\n")
+
+
+FLEET_FILES = {
+    "none": (None, "No such file or directory: give the file that `uvmshare fleet` wrote"),
+    "no TOML": (b"x = [", "it is no TOML: "),
+    "no text": (b"\xff\xfe", "it is not UTF-8; docs/fleet.md shows a fleet file"),
+    "another field": (b"nope = 1", "there is no field nope; docs/fleet.md shows a fleet file"),
+    "nothing": (b"", "is missing; docs/fleet.md shows a fleet file"),
+    "another type": (b"endpoints = 5", "endpoints: it is a whole number, and has to be a list; docs/fleet.md"),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), FLEET_FILES.values(), ids=FLEET_FILES)
+def test_a_fleet_file_that_cannot_be_says_why_in_words(
+    text: bytes | None,
+    said: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("uvmshare.daemon.logs.configure", lambda *_: None)  # this process goes on, its stderr does not
+    file = tmp_path / "gate.toml"
+    if text is not None:
+        file.write_bytes(text)
+    assert run(["gate", "--fleet", os.fspath(file)]) == 1
+    told = capfd.readouterr().err
+    assert told.startswith(f"uvmshare: error: {file}: ")
+    assert said in told
+    assert_for_people(told)
+
+
+@pytest.mark.parametrize("what", ["directory", "file"])
+def test_what_is_no_socket_is_said_to_be_none(what: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / what
+    place.mkdir() if what == "directory" else place.touch()
+    assert run(["vm", "ls", "--host", f"unix:{place}"]) == 1
+    assert "no daemon answers at" in (told := capfd.readouterr().err)
+    assert "what is there is no socket" in told
+
+
+HOST_COMMANDS = (("host", "ls"), ("host", "rm", "x"), ("vm", "add", "x", "unix:/x", "--on", "y"))
+
+
+@pytest.mark.parametrize("command", HOST_COMMANDS, ids=" ".join)
+def test_what_needs_a_gate_is_not_asked_of_one_hosts_daemon(
+    command: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command, "--host", f"unix:{tmp_path}/none"]) == 1
+    assert "needs a gate of a fleet, and unix:" in capfd.readouterr().err

@@ -113,7 +113,7 @@ def test_an_agent_whom_nobody_has_reached_yet_tells_why(daemon: Running, client:
                 await machine.agent._changed.wait()
 
     daemon.call(tried)
-    assert "No such file" in (client.vms.get("vm").agent_error or "")
+    assert client.vms.get("vm").agent_error == "No such file or directory"
     assert daemon.add_vm("without").agent_state is None
 
 

@@ -103,7 +103,7 @@ def doctor(shares: tuple[str, ...], *, vm: str | None, host: str | None, as_json
 
     \b
     uvmshare doctor                      the host
-    uvmshare doctor /srv/project         and a directory that is to be shared
+    uvmshare doctor /srv/project         and a directory or file that is to be shared
     uvmshare doctor --vm dev             and the shares of a VM, and its guest, whose agent tells
     uvmshare doctor --json | jq '.[] | select(.verdict != "good")'
 

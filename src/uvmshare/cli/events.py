@@ -5,6 +5,7 @@ What lives here: the lines. What must not: how they come (`uvmshare.daemon.clien
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import click
@@ -33,6 +34,9 @@ def events(since: str | None, host: str | None, *, no_follow: bool, as_json: boo
       uvmshare events --json | jq 'select(.kind == "lease.ended")'
       uvmshare events --since 0 --no-follow
     """  # noqa: D301  \b is click's mark for lines that stay as they are
+    if since is not None and since != "0" and not re.fullmatch(r"\S+-[0-9]{1,18}", since, re.ASCII):
+        msg = f"{since!r} is no event's id: give one that --json shows, or 0"
+        raise click.BadParameter(msg, param_hint="'--since'")
     with connected(host, "") as client:
         for event in client.events(since, follow=not no_follow):
             if event is None:

@@ -6,7 +6,8 @@ What lives here: the commands and their lines. What must not: what they do (`uvm
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import string
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from uvmshare.fleet.setup import FleetFolder, MemberStatus
 
 __all__ = ["fleet"]
+
+_OF_ADDRESSES: Final = frozenset(string.ascii_letters + string.digits + ".:-")
+"""What a name or a number of a machine is made of."""
 
 _folder = click.option(
     "--folder",
@@ -73,7 +77,11 @@ def init(endpoints: tuple[str, ...], gates: tuple[str, ...], name: str, folder: 
 
     found = _open(folder)
     again = found.exists
-    settings = Settings(require_host_name(name), endpoints)
+    for each in gates:
+        if not each or not set(each) <= _OF_ADDRESSES:
+            msg = f"{each!r} is no name and no number of a machine: give one, such as gate.example or 192.0.2.1"
+            raise click.BadParameter(msg, param_hint="'--gate'")
+    settings = Settings(require_host_name(name, "fleet"), endpoints)
     with waiting("writing the roles in etcd" if again else "making certificates"):
         found.begin(settings, gates)
         if again:

@@ -12,7 +12,7 @@ import click
 from uvmshare.cli.listing import listing_options
 from uvmshare.cli.moments import moment
 from uvmshare.cli.output import note, print_json, say
-from uvmshare.cli.remote import connected, host_option, json_option
+from uvmshare.cli.remote import connected, follower, host_option, json_option, require_gate
 
 if TYPE_CHECKING:
     from uvmshare.cli.listing import ListForm
@@ -50,6 +50,7 @@ def ls(host: str | None, *, listing: ListForm) -> None:
 
     writer = listing.of(Host, "name", empty="no hosts: uvmshare fleet add-host")
     with connected(host) as client:
+        require_gate(client, "uvmshare host ls")
         found = client.hosts()
     writer.write(
         found,
@@ -74,6 +75,7 @@ def rm(name: str, host: str | None) -> None:
       uvmshare host rm host-17
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     with connected(host) as client:
+        require_gate(client, "uvmshare host rm")
         removed = client.hosts.remove(name)
     say(name)
     for vm in removed.vms:
@@ -90,7 +92,7 @@ def status(host: str | None, *, as_json: bool) -> None:
     Example:
       uvmshare host status
     """  # noqa: D301  \b is click's mark for lines that stay as they are
-    with connected(host) as client:
+    with follower(host) as client:
         found = client.following()
     if as_json:
         print_json(found)
@@ -113,5 +115,5 @@ def accept(host: str | None) -> None:
     Example:
       uvmshare host accept
     """  # noqa: D301  \b is click's mark for lines that stay as they are
-    with connected(host) as client:
+    with follower(host) as client:
         say(client.accept_fleet().host)

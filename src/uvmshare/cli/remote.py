@@ -16,11 +16,21 @@ from click.shell_completion import CompletionItem
 from uvmshare.cli.durations import seconds_of
 from uvmshare.cli.output import note, say
 from uvmshare.cli.progress import waiting
-from uvmshare.errors import ComputeSystemError, FileServerError, InvalidState, NotHeld, NotThere, UvmshareError
+from uvmshare.errors import (
+    ComputeSystemError,
+    DaemonError,
+    FileServerError,
+    InvalidState,
+    NotHeld,
+    NotThere,
+    UvmshareError,
+)
 from uvmshare.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    import msgspec
 
     from uvmshare.daemon.client import Client
     from uvmshare.daemon.documents import Reference, Released, Vm
@@ -29,12 +39,14 @@ __all__ = [
     "SHARING_NAMES",
     "connected",
     "each_in_turn",
+    "follower",
     "host_option",
     "json_option",
     "lease_option",
     "of_vms",
     "owner_option",
     "print_release",
+    "require_gate",
     "require_request",
     "share_argument",
     "vm_argument",
@@ -148,25 +160,41 @@ def print_release(client: Client, thing: str, released: Released, *, owner: str,
         note(f"left behind, {each}")
 
 
-def require_request(kind: type, fields: Mapping[str, Any], names: Mapping[str, str]) -> None:
+def require_request(kind: type[msgspec.Struct], fields: Mapping[str, Any], names: Mapping[str, str]) -> None:
     """See that the daemon's API takes a request. Raises `click.BadParameter` for a field that it does not take.
 
     `names` says which field was given as which option or argument.
     """
-    import msgspec  # noqa: PLC0415  --help need not load it
-
-    from uvmshare.daemon.documents import HINTS, PATTERNS, SECRETS  # noqa: PLC0415  as above
-    from uvmshare.wording import complaint  # noqa: PLC0415  as above
+    from uvmshare.daemon.requests import Unfit, as_document  # noqa: PLC0415  --help need not load it
 
     try:
-        msgspec.convert(fields, kind)
-    except msgspec.ValidationError as error:
-        field, words = complaint(str(error), PATTERNS)
-        given = fields.get(field)
-        shown = f"{given!r}: " if isinstance(given, str | int | float) and field not in SECRETS else ""
-        hint = f"; {HINTS[field]}" if field in HINTS else ""
-        msg = f"{shown}{words}{hint}"
-        raise click.BadParameter(msg, param_hint=f"'{names.get(field, field)}'") from error
+        as_document(kind, fields)
+    except Unfit as error:
+        shown = f"{error.shown}: " if error.is_scalar and error.shown else ""
+        hint = f"; {error.hint}" if error.hint else ""
+        msg = f"{shown}{error.words}{hint}"
+        raise click.BadParameter(msg, param_hint=f"'{names.get(error.field, error.field)}'") from None
+
+
+def require_gate(client: Client, what: str) -> None:
+    """See that a client speaks to a fleet's gate, which alone knows hosts. Raises `DaemonError`."""
+    if not client.host.startswith("https:"):
+        msg = f"{what} needs a gate of a fleet, and {client.host} is one host's daemon: name a gate, --host https://NAME:PORT"
+        raise DaemonError(msg)
+
+
+@contextmanager
+def follower(host: str | None) -> Iterator[Client]:
+    """Connect to this host's daemon, to ask how it follows its fleet. Raises `DaemonError` if it follows none."""
+    with connected(host) as client:
+        if client.host.startswith("https:"):
+            msg = f"{client.host} is a gate, which follows nothing: name the daemon of the host, --host unix:PATH"
+            raise DaemonError(msg)
+        try:
+            yield client
+        except NotThere:
+            msg = f"the daemon at {client.host} follows no fleet: start it with --fleet FILE (docs/fleet.md)"
+            raise DaemonError(msg) from None
 
 
 def _not_held(client: Client, thing: str, released: Released, owner: str, uid: int | None) -> str:

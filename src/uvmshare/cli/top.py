@@ -7,6 +7,7 @@ that read instead of a terminal. What must not: counting.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -288,11 +289,21 @@ class _Watched:
         yield picture(self.shown or (), width, height, troubles)
 
 
+def _number(context: click.Context, option: click.Parameter, value: float) -> float:
+    """Refuse "nan", which is in every range."""
+    del context, option
+    if math.isnan(value):
+        msg = f"{value} is no number"
+        raise click.BadParameter(msg)
+    return value
+
+
 @click.command()
 @click.argument("vms", metavar="[VM]...", nargs=-1)
 @click.option(
     "--interval",
-    type=click.FloatRange(0.1),
+    type=click.FloatRange(0.1, 86_400),
+    callback=_number,
     default=1.0,
     show_default=True,
     metavar="SECONDS",

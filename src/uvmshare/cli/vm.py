@@ -12,7 +12,15 @@ import click
 from uvmshare.cli.listing import listing_options
 from uvmshare.cli.moments import moment
 from uvmshare.cli.output import note, print_json, say
-from uvmshare.cli.remote import connected, each_in_turn, host_option, json_option, require_request, vm_argument
+from uvmshare.cli.remote import (
+    connected,
+    each_in_turn,
+    host_option,
+    json_option,
+    require_gate,
+    require_request,
+    vm_argument,
+)
 from uvmshare.cli.server_options import allow_uid_option, cgroup_limits, limit_options
 from uvmshare.fileserver.models import LINKS, SECURITY_MODELS
 
@@ -146,7 +154,13 @@ def add(
         "limits": {} if limits is None else msgspec.to_builtins(limits, builtin_types=()),
     }
     require_request(NewVm, wanted, _NAMES)
+    if bool(listen) == (compute_system is not None):
+        have = "has both: give one of them" if listen else "has neither: give an ADDRESS, such as unix:/run/vm1.9p"
+        msg = f"VM {id_!r} is reached at an ADDRESS or is a --compute-system, and {have}"
+        raise click.UsageError(msg)
     with connected(host, f"starting the file server of VM {id_}") as client:
+        if on is not None:
+            require_gate(client, "--on")
         added = client.vms.add(**wanted, on=on)
     if as_json:
         print_json(added)

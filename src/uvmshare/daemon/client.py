@@ -13,6 +13,7 @@ socket. What must not: the calls (`client_calls` describes each once, for both c
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
@@ -68,6 +69,23 @@ _SECONDS: Final = 120.0
 """Longer than anything that the daemon waits for itself."""
 
 
+def _not_yours(path: str) -> str:
+    return f"{path}: you may not connect to the daemon: join the group of that socket, or start your own"
+
+
+def _require_socket(path: str, nobody: str) -> None:
+    """See that a daemon may listen there. Raises `DaemonError`, which says `nobody` unless more is known."""
+    try:
+        is_socket = stat.S_ISSOCK(os.stat(path).st_mode)
+    except PermissionError as error:
+        raise DaemonError(_not_yours(path)) from error
+    except OSError as error:
+        raise DaemonError(nobody) from error
+    if not is_socket:
+        msg = f"{nobody} (what is there is no socket)"
+        raise DaemonError(msg)
+
+
 class _Connection:
     """What both clients know of the daemon: where it is, and what goes wrong on the way to it."""
 
@@ -94,14 +112,13 @@ class _Connection:
         nobody = f"no daemon answers at {path}: start one (uvmshare daemon), or name another with --host unix:PATH"
         if self._gates:
             nobody = f"no gate of the fleet answers at {path}"
-        elif not os.path.exists(path):
-            raise DaemonError(nobody)
+        else:
+            _require_socket(path, nobody)
         try:
             yield
         except httpx.ConnectError as error:
             if "Permission" in str(error):
-                msg = f"{path}: you may not connect to the daemon: join the group of that socket, or start your own"
-                raise DaemonError(msg) from error
+                raise DaemonError(_not_yours(path)) from error
             if self._gates:
                 nobody += f" ({error}): start one (uvmshare gate), or name another with --host https://NAME:PORT"
             raise DaemonError(nobody) from error

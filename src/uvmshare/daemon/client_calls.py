@@ -18,9 +18,6 @@ from uvmshare import arguments
 from uvmshare.daemon.client_answers import VERSION, Call
 from uvmshare.daemon.documents import (
     DEFAULT_OWNER,
-    HINTS,
-    PATTERNS,
-    SECRETS,
     Finding,
     Following,
     Health,
@@ -42,10 +39,10 @@ from uvmshare.daemon.documents import (
     Stats,
     Vm,
 )
+from uvmshare.daemon.requests import Unfit, as_document
 from uvmshare.errors import DaemonError, InvalidOptions, UnsupportedPlatform, WrongType
 from uvmshare.fileserver.models import Links, SecurityModel
 from uvmshare.hostpath import text_of
-from uvmshare.wording import complaint
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -472,13 +469,11 @@ def _text(value: str | int | bool) -> str:  # noqa: FBT001  as JSON has them
 def _document(kind: type[msgspec.Struct], wanted: dict[str, Any]) -> bytes:
     """Return a document as it is sent, if the daemon can read it. Raises `InvalidOptions` for what it cannot."""
     try:
-        document = msgspec.convert(wanted, kind)
-    except msgspec.ValidationError as error:
-        field, words = complaint(str(error), PATTERNS)
-        shown = "of another form" if field in SECRETS else arguments.shown(wanted.get(field))
-        hint = HINTS.get(field, f"pass what {kind.__name__} documents")
-        refused = WrongType if ", got `" in str(error) else InvalidOptions
-        msg = f"{field} is {shown}: {words}: {hint}"
+        document = as_document(kind, wanted)
+    except Unfit as error:
+        refused = WrongType if error.is_type else InvalidOptions
+        shown = error.shown or "of another form"
+        msg = f"{error.field} is {shown}: {error.words}: {error.hint or f'pass what {kind.__name__} documents'}"
         raise refused(msg) from None
     return encoded(document)
 

@@ -109,7 +109,8 @@ class UserMounts:
         for mount in self.all(who, machine):
             if mount.guest_path == path:
                 return mount
-        msg = f"the guest of VM {name_for(who, machine.record.key)!r} has no mount at {path}, or none of yours"
+        msg = f"the guest of VM {name_for(who, machine.record.key)!r} has no mount at {path}, or none of yours: "
+        msg += "`uvmshare mounts` lists them"
         raise NotThere(msg)
 
     def _document(self, who: Identity, machine: Machine, info: MountInfo) -> Mount:

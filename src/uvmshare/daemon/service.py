@@ -294,7 +294,8 @@ class Service:
             msg = f"there is a VM {wanted.id!r} already, with other settings: remove it first, or choose another id"
             raise AlreadyThere(msg)
         if bool(wanted.listen) == (wanted.compute_system is not None):
-            msg = f"VM {wanted.id!r} needs either addresses to listen on or a compute system, and got both or neither"
+            got = "has both: leave one out" if wanted.listen else "has neither: give one, such as unix:/run/vm1.9p"
+            msg = f"VM {wanted.id!r} needs addresses to listen on or a compute system, and {got}"
             raise InvalidOptions(msg)
         check_addresses(wanted, who)
         self._check_group(who, wanted)

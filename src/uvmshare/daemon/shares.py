@@ -137,7 +137,8 @@ class UserShares:
         info = machine.share(name)
         share = None if info is None else self._document(who, machine, info, _mounts_of_shares(machine))
         if share is None or not (share.references or share.mounts or who.is_root):
-            msg = f"VM {name_for(who, machine.record.key)!r} has no share {name!r}, or none of yours"
+            msg = f"VM {name_for(who, machine.record.key)!r} has no share {name!r}, or none of yours: "
+            msg += "`uvmshare share ls` lists them"
             raise NotThere(msg)
         return share
 

@@ -19,6 +19,7 @@ from uvmshare import address, arguments, peers
 from uvmshare.errors import (
     ComputeSystemGone,
     FileServerError,
+    InvalidAddress,
     InvalidOptions,
     InvalidState,
     OperationDenied,
@@ -125,8 +126,11 @@ class FileServer:
         if not addresses:
             msg = "listen is empty: a file server needs an address to listen on, such as 'unix:/run/vm1.9p'"
             raise InvalidOptions(msg)
-        for text in addresses:
-            address.parse(text)
+        parsed = [address.parse(text) for text in addresses]
+        for text, each in zip(addresses, parsed, strict=True):
+            if parsed.count(each) > 1 and not (each.kind == "tcp" and each.port == 0):  # port 0 is another each time
+                msg = f"address {text!r}: it is given twice; give each address once"
+                raise InvalidAddress(msg)
         self._arrange(run_dir, log, modify_timeout=modify_timeout, run_as=run_as, cgroup=cgroup, run=run)
         self._configuration: control.Configuration | None = control.Configuration(
             0,

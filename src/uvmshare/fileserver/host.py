@@ -194,16 +194,21 @@ def _hot_path() -> Finding:
 
 
 def _share(path: str) -> Finding:
-    """Look at a directory as it would be shared: whether it can be listed and written, and keeps attributes."""
+    """Look at a directory or file as it would be shared: whether it can be read and written, and keeps attributes."""
     subject = f"share {path}"
     try:
         require_path("share", path, InvalidOptions)
     except InvalidOptions as error:
-        return Finding(subject, "bad", str(error), "it cannot be shared", "give the path of a directory")
+        return Finding(subject, "bad", str(error), "it cannot be shared", "give the path of a directory or file")
+    remedy = "give a directory or file that exists and that you may read"
     try:
-        root = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        mode = os.stat(path).st_mode
+        if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+            what = "it is neither a directory nor a regular file"
+            return Finding(subject, "bad", what, "it cannot be shared", remedy)
+        root = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
-        return Finding(subject, "bad", error.strerror or str(error), "it cannot be shared", "give a directory to list")
+        return Finding(subject, "bad", error.strerror or str(error), "it cannot be shared", remedy)
     try:
         os.getxattr(root, "user.virtfs.uid")
     except OSError as error:
@@ -217,7 +222,7 @@ def _share(path: str) -> Finding:
             )
     finally:
         os.close(root)
-    if not os.access(path, os.W_OK | os.X_OK):
+    if not os.access(path, os.W_OK | os.X_OK if stat.S_ISDIR(mode) else os.W_OK):
         return Finding(
             subject,
             "warning",
@@ -225,7 +230,8 @@ def _share(path: str) -> Finding:
             "a guest of a writable share gets EACCES",
             "share it read-only, or serve it as its owner",
         )
-    return Finding(subject, "good", "can be listed and written, and keeps user extended attributes")
+    done = "listed" if stat.S_ISDIR(mode) else "read"
+    return Finding(subject, "good", f"can be {done} and written, and keeps user extended attributes")
 
 
 _HOST: Final[tuple[Callable[[], Finding], ...]] = (

@@ -324,7 +324,7 @@ class Gate:
         """Write that a mount is to be released. Raises `NotThere`."""
         path = canonical_guest_path(guest_path)
         if not any(each.guest_path == path for each in await self.mounts(who, vm)):
-            msg = f"the guest of VM {vm!r} has no mount at {path}, or none of yours"
+            msg = f"the guest of VM {vm!r} has no mount at {path}, or none of yours: `uvmshare mounts` lists them"
             raise NotThere(msg)
 
         def choose(each: Holding) -> bool:
@@ -500,4 +500,4 @@ def _holding(kind: Any, wanted: NewShare | NewMount) -> Holding:
 
 
 def _no_share(vm: str, name: str) -> NotThere:
-    return NotThere(f"VM {vm!r} has no share {name!r}, or none of yours")
+    return NotThere(f"VM {vm!r} has no share {name!r}, or none of yours: `uvmshare share ls` lists them")

@@ -26,6 +26,7 @@ import msgspec
 from uvmshare.daemon.identity import Identity
 from uvmshare.errors import DaemonError, InvalidOptions
 from uvmshare.fleet.keys import DEFAULT_FLEET, require_host_name, require_tenant
+from uvmshare.wording import complaint, reason_of
 
 __all__ = ["Ends", "GateText", "HostFile", "TenantRights", "ends_of", "read_file", "read_host_file"]
 
@@ -110,8 +111,12 @@ def read_file(path: str, kind: type[Any]) -> Any:
     except OSError as error:
         msg = f"{path}: {error.strerror}: give the file that `uvmshare fleet` wrote"
         raise DaemonError(msg) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
-        msg = f"{path}: {error}: docs/fleet.md shows one"
+    except tomllib.TOMLDecodeError as error:  # it says where, in words: "Invalid value (at line 3, column 7)"
+        msg = f"{path}: it is no TOML: {error}; docs/fleet.md shows a fleet file"
+        raise DaemonError(msg) from error
+    except (UnicodeDecodeError, RecursionError, msgspec.ValidationError) as error:
+        field, words = complaint(str(error)) if isinstance(error, msgspec.ValidationError) else ("", reason_of(error))
+        msg = f"{path}: {f'{field}: ' if field else ''}{words}; docs/fleet.md shows a fleet file"
         raise DaemonError(msg) from error
 
 

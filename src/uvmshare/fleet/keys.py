@@ -31,10 +31,10 @@ def require_tenant(name: str) -> str:
     return name
 
 
-def require_host_name(name: str) -> str:
-    """Return a host's name. Raises `InvalidOptions` for what is none."""
+def require_host_name(name: str, what: str = "host") -> str:
+    """Return a host's name, or another that has its form: `what` says of what. Raises `InvalidOptions`."""
     if not _HOST.fullmatch(name):
-        msg = f"host {name!r}: give up to 63 letters, digits, - and dots, as of a host name"
+        msg = f"{what} {name!r}: give up to 63 letters, digits, - and dots, as of a host name"
         raise InvalidOptions(msg)
     return name
 

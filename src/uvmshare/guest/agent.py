@@ -411,9 +411,15 @@ Mounts stay when the agent ends; the next one finds them again.""",
     add("--no-token", action="store_true", help="on TCP off loopback, let in anybody who reaches the port")
     where = "what it has is kept here (%(default)s)"
     add("--state", default="/run/uvmshare-agent", type=_directory, metavar="DIRECTORY", help=where)
-    add("--check-every", type=float, default=2.0, metavar="SECONDS", help="how often to read every mount (%(default)s)")
+    add(
+        "--check-every",
+        type=mount.seconds,
+        default=2.0,
+        metavar="SECONDS",
+        help="how often to read every mount (%(default)s)",
+    )
     what = "cut a mount that nobody could read for so long, and mount it again; 0 is never (%(default)s)"
-    add("--hung-after", type=float, default=60.0, metavar="SECONDS", help=what)
+    add("--hung-after", type=mount.seconds, default=60.0, metavar="SECONDS", help=what)
     what = "hold up to so many directories of each mount, so that inotify works on them, such as 2048 (%(default)s)"
     add("--pins", type=_count, default=0, metavar="NUMBER", help=what)
     add("--print", action="store_true", help="write one file with all of this, to be copied into guests, and end")

@@ -44,6 +44,7 @@ __all__ = [
     "mount_options",
     "parse_address",
     "printable",
+    "seconds",
     "why_not_mounted",
 ]
 
@@ -51,6 +52,8 @@ DEFAULT_PORT = 5640
 CHOSEN_MSIZE = 256 * 1024
 """Bytes; docs/guest-kernel.md says why. Before Linux 5.15 the kernel takes 64 KiB of it."""
 DEFAULT_TIMEOUT = 30.0
+_LONGEST = 86400
+"""Seconds."""
 CACHES = ("auto", "none", "loose", "mmap", "readahead")
 _DIRECT_SINCE = (6, 4)
 """The release of Linux since which cache=mmap also keeps what is read and written, unless directio is given."""
@@ -485,6 +488,18 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {printable(message)}; {self.prog} --help has examples\n")
 
 
+def seconds(text: str) -> float:
+    """Read a length of time from a command line: seconds, at most a day. Raises `argparse.ArgumentTypeError`."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= _LONGEST:  # "nan" neither
+        msg = f"{printable(repr(text))} is no number of seconds from 0 to {_LONGEST}"
+        raise argparse.ArgumentTypeError(msg)
+    return value
+
+
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = Parser(
         prog=program,
@@ -516,7 +531,7 @@ The share is ended with umount TARGET.""",
     parser.add_argument("--access", default="client", help="client, user, any or a uid (%(default)s)")
     parser.add_argument("--uname", default="root", help="the user name told to the server (%(default)s)")
     parser.add_argument(
-        "--timeout", type=float, default=DEFAULT_TIMEOUT, help="seconds to wait for the host (%(default)s)"
+        "--timeout", type=seconds, default=DEFAULT_TIMEOUT, help="seconds to wait for the host (%(default)s)"
     )
     return parser
 

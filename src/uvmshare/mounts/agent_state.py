@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal
 
 from uvmshare.lifecycle.transitions import Transitions
+from uvmshare.wording import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,5 +103,5 @@ class AgentEntry:
             state="reached" if reached else "unreachable",
             since=datetime.fromtimestamp(self._since, UTC),
             losses=self._losses,
-            error=None if reached or why is None else str(why) or type(why).__name__,
+            error=None if reached or why is None else reason_of(why),
         )

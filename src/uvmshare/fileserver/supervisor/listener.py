@@ -65,7 +65,7 @@ class Listener:
             else:
                 self.socket = self._bind_unix(socket_mode, lock=lock)
         except OSError as error:
-            msg = f"cannot listen on {address}: {error.strerror or error}{_remedy(error)}"
+            msg = f"cannot listen on {address}: {error.strerror or error}{_remedy(error, address.kind)}"
             raise FileServerError(msg) from error
         self.socket.settimeout(0)
 
@@ -153,13 +153,18 @@ class Listener:
             self._lock.release()
 
 
-def _remedy(error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return "; end what is there, or choose another address"
-    if error.errno == errno.ENOENT:
-        return "; make the directory first"
+_REMEDIES: Final = {
+    errno.EADDRINUSE: "end what is there, or choose another address",
+    errno.EADDRNOTAVAIL: "this host has no such address: give one of its own",
+    errno.EAFNOSUPPORT: "load the kernel's vsock modules (modprobe vhost_vsock)",
+    errno.ENOENT: "make the directory first",
+    errno.ENOTDIR: "what should be its directory is a file: choose another path",
+}
+
+
+def _remedy(error: OSError, kind: str) -> str:
+    if isinstance(error, socket.gaierror):  # its numbers are no errno's
+        return "; give a name that this host knows, or an address in numbers"
     if error.errno in (errno.EACCES, errno.EPERM):
-        return "; this user may not: choose another directory, or a port of 1024 or more"
-    if error.errno == errno.EAFNOSUPPORT:
-        return "; load the kernel's vsock modules (modprobe vhost_vsock)"
-    return ""
+        return f"; this user may not: choose {'a port of 1024 or more' if kind == 'tcp' else 'another directory'}"
+    return f"; {_REMEDIES[error.errno]}" if error.errno in _REMEDIES else ""
