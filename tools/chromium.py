@@ -161,7 +161,8 @@ class Page:
         if method == "Network.requestWillBeSent":
             self.asked.append(parameters["request"]["url"])
         elif method == "Log.entryAdded":
-            self.complaints.append(parameters["entry"]["text"])
+            entry = parameters["entry"]
+            self.complaints.append(f"{entry['text']} [{entry.get('url', '')}]")
         elif method == "Runtime.exceptionThrown":
             self.complaints.append(json.dumps(parameters["exceptionDetails"]))
 

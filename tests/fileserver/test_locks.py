@@ -545,6 +545,7 @@ def test_locks_past_the_limit_are_refused(
         for _ in range(3):
             with refused(errno.ENOLCK):
                 lock(guest, fid, WR, 1, (1000, 1))
+        device.pid()  # the supervisor has then written what the mount process said
         assert log.read_text().count("10 ranges are locked, which is the limit") == 1
         assert lock(guest, fid, UN, 1, (0, 1)) == GRANTED
         assert lock(guest, fid, WR, 1, (1000, 1)) == GRANTED

@@ -52,6 +52,7 @@ _HEADERS: Final = (
 
 _ENTERED: Final = (
     b'<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="0;url=/">'
+    b'<link rel="icon" href="/icon.svg" type="image/svg+xml">'  # or browsers ask for a file that there is not
     b'<title>uvmshare</title><a href="/">The dashboard</a></html>'
 )
 """Not a redirection: where this page leads, the Strict cookie is sent along, wherever the link was opened."""
