@@ -189,7 +189,7 @@ def test_a_host_changes_nothing_for_a_restored_etcd_until_somebody_accepts_it(tm
         ("", "endpoints"),
         ('host = "h 1"\nendpoints = ["x"]', "host name"),
         ('host = "h"\nendpoints = []', "endpoints"),
-        ('host = "h"\nendpoints = ["x"]\nwhat = 1', "unknown field"),
+        ('host = "h"\nendpoints = ["x"]\nwhat = 1', "there is no field what"),
         ('host = "h"\nendpoints = ["x"]\nca = "ca.pem"', "belong together"),
         ('host = "h"\nendpoints = ["x"]\n[tenants.acme]\nuser = "nobody-is-called-so"', "has no user"),
         ('host = "h"\nendpoints = ["x"]\n[tenants.Acme]\nuser = "root"', "lower-case"),
