@@ -11,7 +11,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
-from tests.daemon.test_mounts import guest, mapped, wanted
+from tests.daemon.guests import guest, mapped, wanted
 from tests.processes import DEADLINE
 
 from uvmshare.cli.main import run as run_command
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pytest
+    from tests.daemon.guests import Guest
     from tests.daemon.harness import Running
-    from tests.daemon.test_mounts import Guest
 
     from uvmshare.daemon.client import Client
     from uvmshare.daemon.documents import Event

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.daemon.guests import guest, replace
 from tests.daemon.harness import supervisor_of
-from tests.daemon.test_mounts import guest, replace
 from tests.daemon.test_users import ALICE, User, as_user
 from tests.processes import DEADLINE, kill
 from tests.root import needs_root
@@ -34,8 +34,8 @@ from uvmshare.testing.client import NinePClient as Caller
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.daemon.guests import Guest
     from tests.daemon.harness import Home, Running
-    from tests.daemon.test_mounts import Guest
 
     from uvmshare.daemon.client import Client
     from uvmshare.daemon.documents import Event

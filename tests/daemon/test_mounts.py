@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
 import socket
-import socketserver
-import subprocess
-import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.daemon.guests import guest, mapped, replace, wanted
 from tests.daemon.harness import supervisor_of
 from tests.daemon.test_users import ALICE, User
-from tests.processes import DEADLINE
 from tests.root import needs_root
 
 from uvmshare import errors
@@ -27,8 +22,7 @@ from uvmshare.daemon.documents import ReleasedOwner
 from uvmshare.guest.mount import choose
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+    from tests.daemon.guests import Guest
     from tests.daemon.harness import Home, Running
 
     from uvmshare.daemon.client import Client
@@ -36,101 +30,7 @@ if TYPE_CHECKING:
     from uvmshare.mounts.channel import Stream
     from uvmshare.mounts.mount import MountInfo
 
-AGENT = Path(__file__).parents[1] / "agent" / "fake_kernel.py"
-
-
-class _Answer(socketserver.StreamRequestHandler):
-    """What a mount of that kernel asks of its file server: may I have this share?"""
-
-    def handle(self) -> None:
-        share = self.rfile.readline()
-        if share:
-            assert isinstance(self.server, _Server)
-            self.server.connected.append(self.connection)
-            self.server.asked.append(share.decode().strip())
-            self.wfile.write(b"0")
-            self.wfile.flush()
-            self.rfile.read()  # as long as the mount is there
-
-
-class _Server(socketserver.ThreadingUnixStreamServer):
-    daemon_threads = True
-    asked: list[str]
-    connected: list[socket.socket]
-
-
-class Guest:
-    """A guest, as far as the daemon can tell."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-        self.kernel = f"{folder}/kernel"
-        self.allow = f"{folder}/mnt"
-        self.socket = f"{folder}/agent.sock"
-        os.mkdir(self.kernel)
-        os.mkdir(self.allow)
-        self.server = _Server(f"{folder}/nine", _Answer)
-        self.server.asked, self.server.connected = [], []
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, str(AGENT), self.kernel, "--listen", f"unix:{self.socket}", "--allow", self.allow]
-        command += ["--state", f"{self.folder}/state", "--server", f"unix:{self.folder}/nine", "--check-every", "60"]
-        path = f"{self.folder}/notify"
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices, open(f"{self.folder}/log", "ab") as log:
-            notices.bind(path)
-            notices.settimeout(DEADLINE)
-            try:
-                self.process = subprocess.Popen(command, stderr=log, env={**os.environ, "NOTIFY_SOCKET": path})
-                assert notices.recv(64) == b"READY=1", Path(self.folder, "log").read_text()
-            finally:
-                os.unlink(path)
-
-    def end(self, number: signal.Signals = signal.SIGKILL) -> None:
-        if self.process is not None:
-            self.process.send_signal(number)
-            self.process.wait(DEADLINE)
-            self.process = None
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.socket)
-
-    def mounted(self) -> list[str]:
-        try:
-            with open(f"{self.kernel}/mounts.json") as file:
-                return [entry[1] for entry in json.loads(file.read() or "[]")]
-        except FileNotFoundError:
-            return []
-
-    def flags(self) -> dict[str, set[str]]:
-        """Return what /proc/mounts would show of the flags of each mount, by its path."""
-        flags = {"ro", "nosuid", "nodev", "posixacl"}
-        with open(f"{self.kernel}/mounts.json") as file:
-            return {entry[1]: flags & set(entry[4].split(",")) for entry in json.load(file)}
-
-    def close(self) -> None:
-        self.end()
-        self.server.shutdown()
-        self.server.server_close()
-
-
-@pytest.fixture
-def guest(home: Home) -> Iterator[Guest]:
-    guest = Guest(home.directory("guest"))
-    guest.start()
-    yield guest
-    guest.close()
-
-
-@pytest.fixture
-def mapped(guest: Guest, daemon: Running) -> Running:
-    """A daemon with a VM whose guest has an agent."""
-    daemon.add_vm(agent=f"unix:{guest.socket}")
-    return daemon
-
-
-def wanted(guest: Guest, path: str, name: str = "project", **more: Any) -> dict[str, Any]:
-    return {"path": path, "guest_path": f"{guest.allow}/{name}", **more}
+__all__ = ["guest", "mapped"]
 
 
 def test_two_programs_have_one_share_and_one_mount(mapped: Running, guest: Guest, client: Client) -> None:
@@ -404,11 +304,6 @@ def test_a_mount_hides_and_maps_the_same_after_the_daemon_was_started_again(home
         assert (share.name, share.hide, share.map_owner) == (before.share, before.hide, before.map_owner)
         client.mounts.unmap("vm", found.guest_path)
         assert client.shares("vm") == []
-
-
-def replace(path: str) -> None:
-    os.rmdir(path)
-    os.mkdir(path)
 
 
 def test_a_mount_whose_directory_was_replaced_is_kept_by_its_holder_and_joined_by_nobody(

@@ -16,7 +16,7 @@ from uvmshare.errors import AgentUnreachable, InvalidState, ManagerClosed, Mount
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
-from tests.daemon.test_mounts import Guest
+from tests.daemon.guests import Guest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
