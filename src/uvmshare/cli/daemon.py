@@ -6,12 +6,16 @@ What lives here: its options. What must not: anything that it does (`uvmshare.da
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from uvmshare.cli.foreground import INTERRUPTED
-from uvmshare.cli.server_options import cgroup_limits, octal_mode
+from uvmshare.cli.server_options import cgroup_limits, log_options, octal_mode
 from uvmshare.errors import UnsupportedPlatform
+
+if TYPE_CHECKING:
+    from uvmshare.daemon.logs import Format
 
 __all__ = ["daemon"]
 
@@ -76,16 +80,7 @@ __all__ = ["daemon"]
     type=click.Path(dir_okay=False),
     help="Follow a fleet too, as this host's fleet file says (docs/fleet.md).",
 )
-@click.option(
-    "--log-format",
-    type=click.Choice(["json", "logfmt"]),
-    default="logfmt",
-    show_default=True,
-    help="How lines are written to standard error.",
-)
-@click.option(
-    "--log-level", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]), default="INFO", show_default=True
-)
+@log_options
 def daemon(
     socket_path: str | None,
     socket_mode: int,
@@ -98,7 +93,7 @@ def daemon(
     cgroup: str,
     vm_cgroup: dict[str, str],
     fleet: str | None,
-    log_format: str,
+    log_format: Format,
     log_level: str,
 ) -> None:
     """Own the shares of all VMs of this host, for every program on it, until SIGINT or SIGTERM.
@@ -134,7 +129,7 @@ def daemon(
     from uvmshare.daemon import logs  # noqa: PLC0415  as above
     from uvmshare.daemon.server import Settings, serve  # noqa: PLC0415  as above
 
-    logs.configure("json" if log_format == "json" else "logfmt", log_level)
+    logs.configure(log_format, log_level)
     settings = Settings(
         socket_path=socket_path,
         socket_mode=socket_mode,

@@ -6,10 +6,15 @@ What lives here: its options. What must not: anything that it does (`uvmshare.fl
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from uvmshare.cli.foreground import INTERRUPTED
+from uvmshare.cli.server_options import log_options
+
+if TYPE_CHECKING:
+    from uvmshare.daemon.logs import Format
 
 __all__ = ["gate"]
 
@@ -23,17 +28,8 @@ __all__ = ["gate"]
     required=True,
     help="The gate's fleet file: where etcd is, where to listen, and which certificates (docs/fleet.md).",
 )
-@click.option(
-    "--log-format",
-    type=click.Choice(["json", "logfmt"]),
-    default="logfmt",
-    show_default=True,
-    help="How lines are written to standard error.",
-)
-@click.option(
-    "--log-level", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]), default="INFO", show_default=True
-)
-def gate(path: str, *, log_format: str, log_level: str) -> None:
+@log_options
+def gate(path: str, *, log_format: Format, log_level: str) -> None:
     """Take what users of a fleet ask for, over HTTPS, until SIGINT or SIGTERM.
 
     A fleet is many hosts, each with its daemon, that follow one etcd. A gate keeps nothing: start as many as you
@@ -54,7 +50,7 @@ def gate(path: str, *, log_format: str, log_level: str) -> None:
     from uvmshare.fleet.keys import Keys  # noqa: PLC0415  as above
     from uvmshare.fleet.server import serve_gate  # noqa: PLC0415  as above
 
-    logs.configure("json" if log_format == "json" else "logfmt", log_level)
+    logs.configure(log_format, log_level)
     file = read_gate_file(path)
     if asyncio.run(serve_gate(file, connecting(file.ends), Keys(file.ends.fleet))):
         sys.exit(INTERRUPTED)

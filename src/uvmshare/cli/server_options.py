@@ -1,20 +1,39 @@
-"""The options that a file server has, for the commands that start one: `serve`, `vm add`, `daemon`.
+"""Options of several commands: those of a file server (`serve`, `vm add`, `daemon`), those of logs (`daemon`, `gate`).
 
 What lives here: reading them. What must not: the commands.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from uvmshare.errors import FileServerError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from uvmshare.fileserver.limits import Limits
 
-__all__ = ["allow_uid_option", "cgroup_limits", "limit_options", "octal_mode", "uid_or_any"]
+__all__ = ["allow_uid_option", "cgroup_limits", "limit_options", "log_options", "octal_mode", "uid_or_any"]
+
+C = TypeVar("C", bound="Callable[..., Any]")
+
+
+def log_options(command: C) -> C:
+    """Add the options that say how a command logs: `log_format` and `log_level`."""
+    form = click.option(
+        "--log-format",
+        type=click.Choice(["json", "logfmt"]),
+        default="logfmt",
+        show_default=True,
+        help="How lines are written to standard error.",
+    )
+    level = click.option(
+        "--log-level", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]), default="INFO", show_default=True
+    )
+    return form(level(command))
 
 
 def octal_mode(text: str) -> int:

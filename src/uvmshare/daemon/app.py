@@ -86,6 +86,7 @@ __all__ = [
     "event_stream",
     "get_openapi",
     "make_app",
+    "peer_of",
 ]
 
 T = TypeVar("T")
@@ -149,9 +150,14 @@ ACCEPTED: Final = {
 }
 
 
-def _who(request: Request[Any, Any, Any], service: TheService) -> Identity:
+def peer_of(request: Request[Any, Any, Any]) -> Any:
+    """Return who is at the other end of the connection of a request, as `ClientConnection.identify` found it."""
     scope: dict[str, Any] = request.scope  # type: ignore[assignment]  # the server puts more into it
-    who: Identity = scope[PEER]
+    return scope[PEER]
+
+
+def _who(request: Request[Any, Any, Any], service: TheService) -> Identity:
+    who: Identity = peer_of(request)
     service.admit(who)
     return who
 

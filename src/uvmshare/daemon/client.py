@@ -93,6 +93,7 @@ class _Connection:
         self.host = client_calls.require_host(host)
         self._path = self.host.removeprefix("unix:")
         self._gates = client_calls.gates_of(self.host) if self.host.startswith("https:") else ()
+        self._base = self._gates[0] if self._gates else "http://uvmshare"
         self._timeout = arguments.seconds("timeout", timeout)
         if certificate is not None:
             arguments.text("certificate", certificate, "give the path of a file in PEM (docs/fleet.md)")
@@ -164,8 +165,7 @@ class Client(_Connection):
         super().__init__(host, timeout, certificate)
         transport: httpx.BaseTransport
         transport = GateTransport(self._gates, tls_context(certificate)) if self._gates else unix_transport(self._path)
-        base = self._gates[0] if self._gates else "http://uvmshare"
-        self._http = httpx.Client(transport=transport, base_url=base, timeout=timeout, trust_env=False)
+        self._http = httpx.Client(transport=transport, base_url=self._base, timeout=timeout, trust_env=False)
         self.vms = ClientVms(self)
         self.hosts = ClientHosts(self)
         self.shares = ClientShares(self)
@@ -323,8 +323,7 @@ class AsyncClient(_Connection):
             transport = AsyncGateTransport(self._gates, tls_context(certificate))
         else:
             transport = httpx.AsyncHTTPTransport(uds=self._path, verify=False, trust_env=False)  # as for `Client`
-        base = self._gates[0] if self._gates else "http://uvmshare"
-        self._http = httpx.AsyncClient(transport=transport, base_url=base, timeout=timeout, trust_env=False)
+        self._http = httpx.AsyncClient(transport=transport, base_url=self._base, timeout=timeout, trust_env=False)
         self.vms = AsyncVms(self)
         self.hosts = AsyncHosts(self)
         self.shares = AsyncShares(self)

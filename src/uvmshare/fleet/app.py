@@ -7,7 +7,6 @@ The caller is known from the certificate of the connection (`server`), never fro
 
 from __future__ import annotations
 
-import asyncio
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar, cast
@@ -32,8 +31,8 @@ from uvmshare.daemon.app import (
     event_message,
     event_stream,
     get_openapi,
+    peer_of,
 )
-from uvmshare.daemon.connections import PEER
 from uvmshare.daemon.documents import (
     DEFAULT_OWNER,
     Finding,
@@ -62,7 +61,7 @@ from uvmshare.fleet.gate import Gate
 from uvmshare.fleet.tickets import Ticket
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable
+    from collections.abc import AsyncIterator, Coroutine
 
 __all__ = ["make_gate_app"]
 
@@ -80,16 +79,14 @@ HostInPath = Annotated[str, PathParameter(description="A host's name.", max_leng
 
 
 def _who(request: Request[Any, Any, Any]) -> Caller:
-    scope: dict[str, Any] = request.scope  # type: ignore[assignment]  # the server puts more into it
-    who: Caller = scope[PEER]
+    who: Caller = peer_of(request)
     return who
 
 
-async def _answer(ticket: Ticket, work: Awaitable[T], status: int, *, wait: bool) -> T:
+async def _answer(ticket: Ticket, work: Coroutine[Any, Any, T], status: int, *, wait: bool) -> T:
     """Answer with what becomes of it, or that it goes on, as asked."""
     if not wait:
-        if asyncio.iscoroutine(work):
-            work.close()  # nothing here is needed for it to happen
+        work.close()  # nothing here is needed for it to happen
         where = {"Location": f"/v1/operations/{ticket.text}"}
         return cast("T", Response(_operation(ticket), status_code=202, headers=where))
     return cast("T", Response(await work, status_code=status))

@@ -4,9 +4,8 @@ What lives here: `Follower`: when it lists and watches, when it looks at which V
 what follows from a look (`settling`), or how the daemon is asked (`local`).
 
 It goes by levels, not by edges: a look compares all that is wanted of a VM with all that there is, so it does not
-matter
-what was missed, or how often a look is repeated. It writes what it found in one transaction, which fails when what is
-wanted has changed meanwhile; then it looks again.
+matter what was missed, or how often a look is repeated. It writes what it found in one transaction, which fails when
+what is wanted has changed meanwhile; then it looks again.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from uvmshare.errors import (
     UvmshareError,
     WatchEnded,
 )
+from uvmshare.etcd.listing import listed
 from uvmshare.etcd.protocol import Delete, Put, absent, unchanged
 from uvmshare.fleet.documents import Alive, Have, Want, decode, encode
 from uvmshare.fleet.settling import settle
@@ -151,9 +151,10 @@ class Follower:
     async def _follow(self, store: Store) -> None:
         """List, and watch from there, until that ends. Raises `StoreError`, `_Relist`."""
         cluster = await store.cluster_id()
-        found, revision = await _listed(store, self._keys.host(self._host))
-        await self._stay_forward(store, cluster, revision)
-        self._view = View(self._keys, self._host, found, revision)
+        page = await listed(store, self._keys.host(self._host))
+        revision = page.revision
+        await self._stay_forward(cluster, revision)
+        self._view = View(self._keys, self._host, page.found, revision)
         self.error = None
         self._log.info("fleet.followed", host=self._host, revision=revision, vms=len(self._view.wants))
         for vm in self._view.vms() | set(self._local.vms()):
@@ -169,7 +170,7 @@ class Follower:
                 task.cancel()
             await asyncio.gather(living, watching, return_exceptions=True)
 
-    async def _stay_forward(self, store: Store, cluster: int, revision: int) -> None:
+    async def _stay_forward(self, cluster: int, revision: int) -> None:
         """See that this is the etcd that was followed, and no older state of it; else wait until it is accepted."""
         known = self._position.read()
         if known is not None and (known.cluster != cluster or revision < known.revision):
@@ -186,7 +187,6 @@ class Follower:
             self._position.forget()
             raise _Relist
         self._position.write(cluster, revision)
-        del store
 
     @property
     def revision(self) -> int:
@@ -347,12 +347,3 @@ def _same(before: Have, have: Have) -> bool:
 def _plain_info(local: Local) -> dict[str, object]:
     plain: dict[str, object] = msgspec.to_builtins(local.info())
     return plain
-
-
-async def _listed(store: Store, prefix: str) -> tuple[list[KeyValue], int]:
-    page = await store.list(prefix)
-    found, revision = list(page.found), page.revision
-    while page.more:
-        page = await store.list(prefix, revision=revision, after=found[-1].key)
-        found += page.found
-    return found, revision

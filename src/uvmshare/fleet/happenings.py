@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from uvmshare.daemon.documents import Event
 from uvmshare.daemon.events import BEGINNING
 from uvmshare.errors import RevisionCompacted, StoreReplaced, WatchEnded
+from uvmshare.etcd.listing import listed
 from uvmshare.fleet.documents import Have, Name, decode
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from uvmshare.etcd.protocol import Event as Change
-    from uvmshare.etcd.protocol import KeyValue
     from uvmshare.fleet.callers import Caller
     from uvmshare.fleet.reading import Reader
 
@@ -126,21 +126,14 @@ class _Told:
 
     async def _load(self, revision: int) -> None:
         found: dict[str, Have] = {}
-        for name in await self._at(self._keys.names(self._who.tenant), revision):
+        store = self._reader.store
+        for name in (await listed(store, self._keys.names(self._who.tenant), revision=revision)).found:
             host = decode(Name, name.value, name.key).host
             key = self._keys.have(host, *self._keys.vm_of_name(name.key))
-            for each in await self._at(key, revision):
+            for each in (await listed(store, key, revision=revision)).found:
                 if each.key == key:
                     found[key] = decode(Have, each.value, each.key)
         self._haves = found
-
-    async def _at(self, prefix: str, revision: int) -> list[KeyValue]:
-        page = await self._reader.store.list(prefix, revision=revision)
-        found = list(page.found)
-        while page.more:
-            page = await self._reader.store.list(prefix, revision=revision, after=found[-1].key)
-            found += page.found
-        return found
 
     def apply(self, changes: tuple[Change, ...]) -> Iterator[Event]:
         """Give the events that changes are, in order."""

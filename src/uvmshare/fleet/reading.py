@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.errors import InvalidState, OutcomeUnknown, RevisionCompacted, WatchEnded
+from uvmshare.etcd.listing import listed
 from uvmshare.etcd.protocol import Get
 from uvmshare.fleet.callers import no_vm
 from uvmshare.fleet.documents import Have, Name, Tenant, Want, decode
@@ -84,12 +85,7 @@ class Reader:
 
     async def list_all(self, prefix: str) -> list[KeyValue]:
         """Return everything below a prefix, at one revision."""
-        page = await self.store.list(prefix)
-        found, revision = list(page.found), page.revision
-        while page.more:
-            page = await self.store.list(prefix, revision=revision, after=found[-1].key)
-            found += page.found
-        return found
+        return list((await listed(self.store, prefix)).found)
 
     async def tenant(self, tenant: str) -> Tenant | None:
         """Return what a tenant may have; None for one that the fleet does not know."""

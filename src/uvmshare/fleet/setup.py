@@ -27,6 +27,7 @@ from uvmshare.errors import UNREADABLE, DaemonError, InvalidOptions, StoreError
 from uvmshare.etcd.administration import Administration
 from uvmshare.etcd.client import EtcdStore
 from uvmshare.etcd.endpoints import Certificates, Endpoints
+from uvmshare.etcd.listing import listed
 from uvmshare.etcd.protocol import Put, absent, unchanged
 from uvmshare.fleet.callers import ADMINISTRATORS
 from uvmshare.fleet.certificates import Authority, read_file, write_file
@@ -217,12 +218,8 @@ class FleetFolder:
         settings = self.settings()
         keys = Keys(settings.fleet)
         async with self._etcd(settings) as store:
-            names, page = [], await store.list(keys.registered())
-            while True:
-                names += [each.key.removeprefix(keys.registered()) for each in page.found]
-                if not page.more:
-                    break
-                page = await store.list(keys.registered(), revision=page.revision, after=page.found[-1].key)
+            found = (await listed(store, keys.registered())).found
+            names = [each.key.removeprefix(keys.registered()) for each in found]
             return {name: (await store.get(keys.alive(name))).found is not None for name in names}
 
 
