@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.daemon.harness import Home  # noqa: E402  as above
 from tests.daemon.guests import Guest  # noqa: E402  as above
+from tests.daemon.harness import Home  # noqa: E402  as above
 
 from chromium import Chromium  # noqa: E402  the path comes first
 from uvmshare.testing.client import NinePClient  # noqa: E402  as above
