@@ -310,7 +310,7 @@ def _serve(top: str, stream: _Stream, choice: bytes, *, splices: bool) -> _Serve
             reader = threading.Thread(target=_collect, args=(ours, replies))
             served: Any = Serving(theirs, export, msgspec.structs.replace(_LIMITS, msize=msize), log.append)
             if choice and choice[0] & _ALONE:
-                served.tree.bounds.take_process(has_landlock=False)  # as a mount process does
+                served.tree.boundary.take_process(has_landlock=False)  # as a mount process does
             if stream.is_large or _COMPARES:
                 served.run_aside = lambda *_: False  # in turn, so that two runs of it do the same
             if not splices:

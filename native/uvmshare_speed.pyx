@@ -31,7 +31,7 @@ from types import MemberDescriptorType
 
 from uvmshare.errors import RemoteProtocolError
 
-CONTRACT = 1
+CONTRACT = 2
 """What the Python side must be of. Another number, and the module is not used."""
 
 cdef extern from *:
@@ -93,7 +93,7 @@ cdef inline int64_t nanoseconds(timespec *time) noexcept:
 cdef class Loop:
     """The loop of one session, as far as its requests are plain. `plain` is the contract: see `mount.plain`."""
 
-    cdef object tree, bounds, root, opened_files, lock, outbox
+    cdef object tree, boundary, root, opened_files, lock, outbox
     cdef object known_of, before, before_write, drop_fid, opened, took, nothing_came, something_came, fstat_of
     cdef dict fids, known_files
     cdef type fid_class, node_class, file_class, created_class, known_class
@@ -111,7 +111,7 @@ cdef class Loop:
 
     def __init__(self, plain):
         """Take the contract. Raises TypeError or AttributeError where it is not the one that was compiled."""
-        self.tree, self.bounds, self.root = plain.tree, plain.bounds, plain.root
+        self.tree, self.boundary, self.root = plain.tree, plain.boundary, plain.root
         self.opened_files, self.lock, self.outbox = plain.opened_files, plain.lock, plain.outbox
         self.looks_further = plain.looks_further
         self.known_of, self.before, self.before_write = plain.known, plain.before, plain.before_write
@@ -367,9 +367,9 @@ cdef class Loop:
         cdef bint has_mounts = self.tree.has_mounts
         cdef uint64_t how[3]  # of openat2(2), as `syscalls.open_entry` has it
         how[0], how[1], how[2] = self.path_flags, 0, RESOLVE_NO_XDEV
-        if not self.walks or not self.bounds.is_alone: return None
+        if not self.walks or not self.boundary.is_alone: return None
         if start is not self.root or len(names) > 1:
-            path = self.bounds.before(start)
+            path = self.boundary.before(start)
             if not path: return None
         node = start
         for name in names:
@@ -386,7 +386,7 @@ cdef class Loop:
             directory = opened
         if start is not self.root or len(names) > 1:
             path = b"/".join([path] + names[: len(names) - 1])
-            if not self.bounds.after(held(node, self.node_parent), path, nodes): return None
+            if not self.boundary.after(held(node, self.node_parent), path, nodes): return None
         return nodes
 
     cdef int _lopen(self, uint32_t tag, uint32_t number, Py_ssize_t at, Py_ssize_t stop) except -1:
@@ -433,7 +433,7 @@ cdef class Loop:
             size = readlinkat(self.proc, name, path, sizeof(path))
             if len(self.inside) < size < <ssize_t>sizeof(path):
                 if memcmp(path, PyBytes_AS_STRING(self.inside), len(self.inside)) == 0: return True
-        self.bounds.require_inside(node)
+        self.boundary.require_inside(node)
         return True
 
     cdef object _file(self, object fid):

@@ -22,7 +22,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from uvmshare.guest import agent, mount, places, work
+from uvmshare.guest import agent, mount, mount_paths, work
 from uvmshare.guest import table as mounts
 from uvmshare.linux import mountinfo
 from uvmshare.linux.mountinfo import Mounted
@@ -138,8 +138,8 @@ def read(path: str) -> None:
 if __name__ == "__main__":
     mount._mount = kernel_mount
     mountinfo.mounted = mounted  # type: ignore[assignment]  # it has one table
-    places.mount_number = mount_number
-    places.umount = umount
+    mount_paths.mount_number = mount_number
+    mount_paths.umount = umount
     work.bind = bind
     work.read = read
     time.monotonic = clock

@@ -258,7 +258,7 @@ class World:
         if self.mapped and self.vm.shares:
             going = any(share.operation or share.retry.waiting for share in self.shares._engine.table.values())
             assert entry is not None or going, "a share without its mount, and nobody takes it out"
-        settling = self.mounts._settling.pending
+        settling = self.mounts._comparisons.pending
         if entry is not None and entry.state is MountLife.MOUNTED and not self.lost:
             assert there is not None, "it is MOUNTED, and the guest does not have it"
         if entry is not None and entry.state is MountLife.INVALID:
@@ -274,7 +274,7 @@ class World:
                 assert there is not None, f"the mount was taken from {owner!r}"
             elif there is None:
                 # A Manager that has settled what its VM lost says so, and then the mounts are settled.
-                settling = settling or (self.may_lose and (self.shares._settling.pending or bool(self.loop.ready)))
+                settling = settling or (self.may_lose and (self.shares._comparisons.pending or bool(self.loop.ready)))
                 assert settling or entry.operation or entry.retry.waiting, f"nobody mounts it again for {owner!r}"
 
     def _forget_history(self) -> None:

@@ -87,7 +87,7 @@ class World:
     @property
     def unsettled(self) -> bool:
         """Whether the Manager has still to find out what the VM lost."""
-        return self.untold or self.manager._settling.pending
+        return self.untold or self.manager._comparisons.pending
 
     # What callers do.
 

@@ -115,7 +115,7 @@ async def test_what_came_back_while_the_vm_was_asked_is_not_taken_for_lost(vm: L
     await until(lambda: only(manager).state is ShareState.ADDED, 1)
     calls = len(vm.calls)
     asked.set()
-    await until(lambda: not manager._settling.pending)
+    await until(lambda: not manager._comparisons.pending)
     assert len(vm.calls) == calls
     assert vm.shares == {"0": ONE}
 
@@ -170,7 +170,7 @@ async def test_what_keeps_it_from_being_settled_is_told_once_and_it_is_tried_aga
     await until(lambda: len(told) == 2, 1)
     assert isinstance(told[1], RecoveryReport)
     assert vm.shares == {"0": ONE}
-    assert not manager._settling.pending
+    assert not manager._comparisons.pending
 
 
 async def test_a_vm_that_does_not_tell_what_it_has_is_asked_again(vm: ListingFakeVM, manager: Manager) -> None:
@@ -238,7 +238,7 @@ async def test_the_end_ends_it_wherever_it_is(vm: ListingFakeVM, where: str, how
         journal.replies += [FakeReply.NEVER]
     vm.take_over("0")
     await settle()
-    assert manager._settling.pending
+    assert manager._comparisons.pending
     ended = asyncio.create_task(_end(manager, vm, how))
     await settle()
     for call in vm.in_flight.values():
@@ -255,7 +255,7 @@ async def test_the_end_ends_it_wherever_it_is(vm: ListingFakeVM, where: str, how
     await settle()
     calls = len(vm.calls)
     await asyncio.sleep(10 * RETRY_LONGEST)
-    assert not manager._settling.pending
+    assert not manager._comparisons.pending
     assert len(vm.calls) == calls, "nothing is tried after the end"
     assert len(told) <= 1 + (how == "exit")
 
@@ -284,7 +284,7 @@ async def test_a_caller_who_gives_up_takes_nothing_from_it(vm: ListingFakeVM, ma
         await settle()
     assert vm.shares == {"0": ONE}
     assert only(manager).owners == ("a",)
-    assert not manager._settling.pending
+    assert not manager._comparisons.pending
 
 
 async def test_what_is_released_while_it_is_tried_again_is_not_brought_back(
@@ -298,7 +298,7 @@ async def test_what_is_released_while_it_is_tried_again_is_not_brought_back(
     await manager.remove("0", owner="a")
     assert manager.shares() == ()
     vm.list_plan9 = answers  # type: ignore[method-assign]
-    await until(lambda: not manager._settling.pending, 1)
+    await until(lambda: not manager._comparisons.pending, 1)
     assert vm.shares == {}
 
 
@@ -315,7 +315,7 @@ async def test_a_manager_that_ends_meanwhile_ends_it_too(vm: ListingFakeVM, how:
     vm.take_over()
     await getattr(manager, how)()
     await settle()
-    assert manager._settling.task is None
+    assert manager._comparisons.task is None
     assert told == []
     assert vm.shares == ({} if how == "aclose" else {"0": ONE})
 

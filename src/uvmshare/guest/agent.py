@@ -27,10 +27,10 @@ from uvmshare.guest import mount, wire
 from uvmshare.guest.bundle import bundle
 from uvmshare.guest.loop import Child, Loop
 from uvmshare.guest.mount import MountError, Parser, ServerAddress, make_directories, printable
-from uvmshare.guest.places import PlaceError
 from uvmshare.guest.session import HostSession
 from uvmshare.guest.survey import survey
 from uvmshare.guest.table import MountTable
+from uvmshare.guest.wire import RequestError
 from uvmshare.linux.boot import boot_id
 from uvmshare.linux.credentials import credentials
 from uvmshare.linux.loopback import is_loopback
@@ -123,9 +123,9 @@ class Agent:
     # ------------------------------------------------------------------ requests
 
     def carry_out(
-        self, message: dict[str, Any], wanted: Callable[[], bool], answer: Callable[[Any, PlaceError | None], None]
+        self, message: dict[str, Any], wanted: Callable[[], bool], answer: Callable[[Any, RequestError | None], None]
     ) -> None:
-        """Begin a request. Raises `PlaceError` for one that cannot be."""
+        """Begin a request. Raises `RequestError` for one that cannot be."""
         operation = message.get("op")
         if operation == "modify":
             self._modify(message, wanted, answer)
@@ -139,19 +139,21 @@ class Agent:
         elif operation == "ping":
             answer({"changes": self._table.changes}, None)
         else:
-            raise PlaceError(wire.INVALID, f"there is no request {_quoted(operation)}; this is uvmshare {RELEASE}")
+            raise RequestError(wire.INVALID, f"there is no request {_quoted(operation)}; this is uvmshare {RELEASE}")
 
     def _modify(
-        self, message: dict[str, Any], wanted: Callable[[], bool], answer: Callable[[Any, PlaceError | None], None]
+        self, message: dict[str, Any], wanted: Callable[[], bool], answer: Callable[[Any, RequestError | None], None]
     ) -> None:
         request, options = message.get("request"), message.get("options", {})
         if not isinstance(request, dict) or not isinstance(options, dict):
-            raise PlaceError(wire.INVALID, "modify needs a request document")
+            raise RequestError(wire.INVALID, "modify needs a request document")
         if request.get("ResourceType") != "MappedDirectory":
-            raise PlaceError(wire.INVALID, f"ResourceType {_quoted(request.get('ResourceType'))}: want MappedDirectory")
+            raise RequestError(
+                wire.INVALID, f"ResourceType {_quoted(request.get('ResourceType'))}: want MappedDirectory"
+            )
         settings = request.get("Settings")
         if not isinstance(settings, dict):
-            raise PlaceError(wire.INVALID, "a MappedDirectory request needs Settings")
+            raise RequestError(wire.INVALID, "a MappedDirectory request needs Settings")
         fields = _fields(settings, options)
         timeout = _seconds(message.get("timeout", 30.0))
         kind = request.get("RequestType")
@@ -160,7 +162,7 @@ class Agent:
         elif kind == "Remove":
             self._table.remove(fields, timeout, wanted, answer, lazy=options.get("lazy") is True)
         else:
-            raise PlaceError(wire.INVALID, f"RequestType {_quoted(kind)}: want Add or Remove")
+            raise RequestError(wire.INVALID, f"RequestType {_quoted(kind)}: want Add or Remove")
 
     # ------------------------------------------------------------------ the host's connections
 
@@ -232,27 +234,27 @@ class Agent:
 
 
 def _fields(settings: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a record. Raises `PlaceError` for those that cannot be."""
+    """Return the fields of a record. Raises `RequestError` for those that cannot be."""
     share, port = settings.get("ShareName"), settings.get("Port")
     read_only = settings.get("ReadOnly", False)
     cache, msize = options.get("cache", "auto"), options.get("msize")
     if not (isinstance(share, str) and share.isascii() and share.isdigit() and len(share) <= _MOST_DIGITS):
-        raise PlaceError(wire.INVALID, f"ShareName {_quoted(share)}: want a decimal name")
+        raise RequestError(wire.INVALID, f"ShareName {_quoted(share)}: want a decimal name")
     if not (type(port) is int and 0 < port < 1 << 32):
-        raise PlaceError(wire.INVALID, f"Port {_quoted(port)}: want the port of the file server")
+        raise RequestError(wire.INVALID, f"Port {_quoted(port)}: want the port of the file server")
     if not isinstance(read_only, bool):
-        raise PlaceError(wire.INVALID, f"ReadOnly {_quoted(read_only)}: want true or false")
+        raise RequestError(wire.INVALID, f"ReadOnly {_quoted(read_only)}: want true or false")
     flags = {name: options.get(name, False) for name in ("suid", "dev", "posixacl")}
     for name, value in flags.items():
         if not isinstance(value, bool):
-            raise PlaceError(wire.INVALID, f"{name} {_quoted(value)}: want true or false")
+            raise RequestError(wire.INVALID, f"{name} {_quoted(value)}: want true or false")
     if not (isinstance(cache, str) and (msize is None or type(msize) is int)):
         words = f"cache {_quoted(cache)}, msize {_quoted(msize)}: want a word and a number"
-        raise PlaceError(wire.INVALID, words)
+        raise RequestError(wire.INVALID, words)
     try:
         mount.mount_options(share, msize=msize, cache=cache, posixacl=flags["posixacl"])
     except MountError as error:
-        raise PlaceError(wire.INVALID, str(error)) from error
+        raise RequestError(wire.INVALID, str(error)) from error
     return {
         "path": settings.get("MountPath"),
         "port": port,
@@ -275,7 +277,7 @@ def _quoted(value: object) -> str:
 
 def _seconds(value: object) -> float:
     if not isinstance(value, (int, float)) or value is True or not 0 < value <= _LONGEST_TIMEOUT:
-        raise PlaceError(wire.INVALID, f"{_quoted(value)}: want seconds, above 0 and at most {_LONGEST_TIMEOUT:g}")
+        raise RequestError(wire.INVALID, f"{_quoted(value)}: want seconds, above 0 and at most {_LONGEST_TIMEOUT:g}")
     return float(value)
 
 

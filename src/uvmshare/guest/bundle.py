@@ -31,7 +31,7 @@ MODULES = (
     "mount",
     "pinning",
     "pins",
-    "places",
+    "mount_paths",
     "session",
     "survey",
     "table",

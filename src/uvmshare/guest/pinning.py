@@ -23,7 +23,8 @@ import os
 from collections import deque
 from typing import TYPE_CHECKING
 
-from uvmshare.guest import places
+from uvmshare.guest import mount_paths
+from uvmshare.guest.wire import RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,10 +55,10 @@ def pinning(path: str, prefixes: list[str], most: int) -> Callable[[Send], None]
 
     def task(send: Send) -> None:
         try:
-            with places.walk(path, prefixes, make=False) as (above, _), places.opened(above, path) as root:
+            with mount_paths.walk(path, prefixes, make=False) as (above, _), mount_paths.opened(above, path) as root:
                 own = _clone(root)
             _Pins(own, most, send).run()
-        except places.PlaceError as error:
+        except RequestError as error:
             send({"ended": str(error)})
         except OSError as error:
             send({"ended": _why_none(error)})

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from uvmshare.guest import keepalive, wire
-from uvmshare.guest.places import PlaceError
+from uvmshare.guest.wire import RequestError
 
 if TYPE_CHECKING:
     import socket
@@ -143,27 +143,27 @@ class HostSession:
             problem = "a request before hello"
             raise wire.WireError(problem)
         elif self._requests >= _MOST_REQUESTS:
-            self._answer(number, None, PlaceError(wire.FAILED, f"{_MOST_REQUESTS} requests are under way: wait"))
+            self._answer(number, None, RequestError(wire.FAILED, f"{_MOST_REQUESTS} requests are under way: wait"))
         else:
             self._requests += 1
             answer = partial(self._answer_once, number)
             try:
                 self._agent.carry_out(message, lambda: self.open, answer)
-            except PlaceError as error:
+            except RequestError as error:
                 answer(None, error)
 
     def _greet(self, number: int, message: dict[str, Any]) -> None:
         token = self._agent.token
         client, nonce = message.get("client"), message.get("nonce")
         if message.get("version") != wire.VERSION:
-            error = PlaceError(wire.INVALID, f"this agent speaks version {wire.VERSION} of the protocol")
+            error = RequestError(wire.INVALID, f"this agent speaks version {wire.VERSION} of the protocol")
         elif not (isinstance(client, str) and client and isinstance(nonce, str)):
-            error = PlaceError(wire.INVALID, "hello needs a client and a nonce")
+            error = RequestError(wire.INVALID, "hello needs a client and a nonce")
         elif self.client:
-            error = PlaceError(wire.INVALID, "hello is said once")
+            error = RequestError(wire.INVALID, "hello is said once")
         elif token and not wire.proven(token, "host", nonce, self._nonce, message.get("proof")):
             self._agent.log("a connection without the right token was refused")
-            error = PlaceError(wire.REFUSED, "the token is not this agent's")
+            error = RequestError(wire.REFUSED, "the token is not this agent's")
         else:
             # What the older connection sent and nobody has begun is never begun.
             for session in tuple(self._agent.sessions):
@@ -175,15 +175,15 @@ class HostSession:
                 proof = wire.prove(token, "agent", self._nonce, nonce) if token else ""
                 self._answer(number, {"proof": proof}, None)
                 return
-            error = PlaceError(wire.REFUSED, f"{_MOST_SESSIONS} hosts are connected: end one of them")
+            error = RequestError(wire.REFUSED, f"{_MOST_SESSIONS} hosts are connected: end one of them")
         self._answer(number, None, error)
         self.close()
 
-    def _answer_once(self, number: int, result: object, error: PlaceError | None) -> None:
+    def _answer_once(self, number: int, result: object, error: RequestError | None) -> None:
         self._requests -= 1
         self._answer(number, result, error)
 
-    def _answer(self, number: int, result: object, error: PlaceError | None) -> None:
+    def _answer(self, number: int, result: object, error: RequestError | None) -> None:
         if error is None:
             self._send({"id": number, "ok": True, "result": result})
         else:

@@ -21,11 +21,11 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from uvmshare.guest import keepalive, places, wire, work
+from uvmshare.guest import keepalive, mount_paths, wire, work
 from uvmshare.guest.check import Check
 from uvmshare.guest.loop import Child
 from uvmshare.guest.pins import MOST_MOUNTS, Pins
-from uvmshare.guest.places import PlaceError
+from uvmshare.guest.wire import RequestError
 from uvmshare.linux import mountinfo
 from uvmshare.linux.boot import boot_id
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from uvmshare.guest.loop import Loop, Timer
     from uvmshare.guest.mount import ServerAddress
 
-    Answer = Callable[[Any, PlaceError | None], None]
+    Answer = Callable[[Any, RequestError | None], None]
     """Called once, with the result or with why there is none."""
 
 __all__ = ["AgentMount", "MountTable"]
@@ -166,14 +166,14 @@ class MountTable:
 
     def add(self, fields: dict[str, Any], timeout: float, wanted: Callable[[], bool], answer: Answer) -> None:
         """Mount. What is mounted in this form is left as it is; another form at the path is refused."""
-        record = AgentMount({**fields, "path": places.allowed(fields["path"], self._prefixes)})
+        record = AgentMount({**fields, "path": mount_paths.allowed(fields["path"], self._prefixes)})
         self._in_turn(record.path, wanted, partial(self._add, record, timeout, answer))
 
     def remove(
         self, fields: dict[str, Any], timeout: float, wanted: Callable[[], bool], answer: Answer, *, lazy: bool
     ) -> None:
         """Unmount."""
-        record = AgentMount({**fields, "path": places.allowed(fields["path"], self._prefixes)})
+        record = AgentMount({**fields, "path": mount_paths.allowed(fields["path"], self._prefixes)})
         self._in_turn(record.path, wanted, partial(self._remove, record, timeout, lazy, answer))
 
     def health(self, within: float, answer: Callable[[list[dict[str, Any]]], None]) -> None:
@@ -198,7 +198,7 @@ class MountTable:
         known = self.records.get(record.path)
         if known is not None and known.form() != record.form():
             how = f"share {known.share} of port {known.port} (cache={known.cache}, msize={known.msize or 'auto'})"
-            answer(None, PlaceError(wire.REFUSED, f"{record.path} is taken by {how}: unmount that first"))
+            answer(None, RequestError(wire.REFUSED, f"{record.path} is taken by {how}: unmount that first"))
             done()
             return
         if known is not None and known.state == "mounted":
@@ -213,7 +213,7 @@ class MountTable:
             self._save()
         except OSError as error:
             self._drop(record)
-            answer(None, PlaceError(wire.FAILED, f"{self._directory} cannot be written: {error.strerror}"))
+            answer(None, RequestError(wire.FAILED, f"{self._directory} cannot be written: {error.strerror}"))
             done()
             return
         task = work.mounting(record, self._server, self._prefixes, self._directory, timeout)
@@ -233,13 +233,13 @@ class MountTable:
             else:
                 record.pins.when_ready(ready)
             return
-        error = attempt.error or PlaceError(wire.UNKNOWN, f"mounting {record.path} was broken off")
+        error = attempt.error or RequestError(wire.UNKNOWN, f"mounting {record.path} was broken off")
 
         def undone(undoing: _Attempt | None) -> None:
             self._drop(record)
             if undoing is not None and not undoing.done:
                 words = f"{error}; and what is left of it could not be unmounted: {undoing.error}"
-                answer(None, PlaceError(wire.UNKNOWN, words))
+                answer(None, RequestError(wire.UNKNOWN, words))
             else:
                 answer(None, error)
             done()
@@ -255,7 +255,7 @@ class MountTable:
         if record is None and work.is_there(asked, self._server):
             record = asked  # an agent before this one mounted it and was killed before it knew
         if record is None or (record.share, record.port) != (asked.share, asked.port):
-            answer(None, PlaceError(wire.NOT_FOUND, f"share {asked.share} is not mounted on {asked.path}"))
+            answer(None, RequestError(wire.NOT_FOUND, f"share {asked.share} is not mounted on {asked.path}"))
             done()
             return
         record.going = True
@@ -270,7 +270,7 @@ class MountTable:
             is_busy = attempt.error is not None and attempt.error.code == wire.BUSY
             if is_busy and record.was_read_since(began) and time.monotonic() < until:
                 # It may be the agent's own child that is in it. One that hangs comes out when the connection ends.
-                if record.is_stuck and record.transport is not None and not places.holders(record.path):
+                if record.is_stuck and record.transport is not None and not mount_paths.holders(record.path):
                     self._log(f"{record.path}: no answer, cutting its connection to unmount it")
                     _hang_up(record.transport)
                 self._loop.later(_UNMOUNT_AGAIN, partial(self._unmount, record, lazy, until, answer, done))
@@ -296,7 +296,7 @@ class MountTable:
         record.going = False
         error = attempt.error
         if error is None and not attempt.done:  # the child was broken off
-            error = PlaceError(wire.UNKNOWN, f"unmounting {record.path} was broken off")
+            error = RequestError(wire.UNKNOWN, f"unmounting {record.path} was broken off")
         if error is None or error.code == wire.NOT_FOUND:
             self._drop(record)
             self._log(f"unmounted {record.path}")
@@ -420,7 +420,7 @@ class MountTable:
             if record.state == "mounted" and path not in there and path not in self._turns:
                 self._log(f"{path}: somebody unmounted it")
                 self.changes += 1
-                places.remove_made(record.made)
+                mount_paths.remove_made(record.made)
                 self._drop(record)
 
     def _check_all(self) -> None:
@@ -497,7 +497,7 @@ class MountTable:
         for record in records:
             there = work.is_there(record, self._server)
             if not there and record.state == "mounting":
-                places.remove_made(record.made)
+                mount_paths.remove_made(record.made)
                 continue
             self.records[record.path] = record
             record.state = "mounted"
@@ -543,13 +543,13 @@ class _Attempt:
         self.chosen = ""
         self.transport = transport
         self._own_transport = False
-        self.error: PlaceError | None = None
+        self.error: RequestError | None = None
         self.given_up = False
         self._timer_runs = True
         try:
             self._child = Child(loop, task, self._message, self._end)
         except OSError as error:
-            self.error = PlaceError(wire.FAILED, f"{self._path}: no process can be started for it: {error.strerror}")
+            self.error = RequestError(wire.FAILED, f"{self._path}: no process can be started for it: {error.strerror}")
             self._timer = loop.later(0.0, self._end)
         else:
             self._timer = loop.later(timeout, self._give_up)
@@ -565,7 +565,7 @@ class _Attempt:
             self._own_transport = True
         if "error" in message:
             code, words = message["error"]
-            self.error = PlaceError(code, words)
+            self.error = RequestError(code, words)
         elif "done" in message:
             self.done = True
             self.made = message.get("made", [])
@@ -582,7 +582,7 @@ class _Attempt:
             return
         # Without a connection it has not called mount(2) yet; with one it hangs although that was cut.
         if self.given_up:
-            self.error = PlaceError(wire.UNKNOWN, f"{self._path}: the kernel does not come back from it")
+            self.error = RequestError(wire.UNKNOWN, f"{self._path}: the kernel does not come back from it")
         self.given_up = True
         self._child.give_up()
         self._end()
@@ -592,7 +592,9 @@ class _Attempt:
         self._timer.cancel()
         unmounted = self.done and self._otherwise == wire.UNKNOWN  # cutting the connection is what it needed
         if self.given_up and not unmounted and (self.error is None or self.error.code == wire.FAILED):
-            self.error = PlaceError(self._otherwise, f"{self._path}: the host did not answer within {self.timeout:g} s")
+            self.error = RequestError(
+                self._otherwise, f"{self._path}: the host did not answer within {self.timeout:g} s"
+            )
         self._ended(self)
         if self._own_transport and self.transport is not None:
             self.transport.close()

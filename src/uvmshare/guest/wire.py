@@ -40,6 +40,7 @@ __all__ = [
     "UNKNOWN",
     "VERSION",
     "Lines",
+    "RequestError",
     "WireError",
     "decode",
     "encode",
@@ -67,6 +68,14 @@ _MOST_DIGITS = 20
 
 class WireError(Exception):
     """What came is not of this protocol; the connection cannot go on."""
+
+
+class RequestError(Exception):
+    """The agent does not carry out a request. `code` is one of the words above, and says why."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def encode(message: dict[str, Any]) -> bytes:

@@ -13,8 +13,8 @@ import tempfile
 import time
 from typing import TYPE_CHECKING
 
-from uvmshare.guest import keepalive, mount, places, wire
-from uvmshare.guest.places import PlaceError
+from uvmshare.guest import keepalive, mount, mount_paths, wire
+from uvmshare.guest.wire import RequestError
 
 if TYPE_CHECKING:
     import socket
@@ -34,7 +34,7 @@ _DEAD = mount.LOST
 
 def is_there(record: AgentMount, server: ServerAddress) -> bool:
     """Tell whether the record's share is mounted at its path, and uppermost there."""
-    found = places.mounted_at(record.path)
+    found = mount_paths.mounted_at(record.path)
     return found is not None and _is_its(found, record, _address(server, record))
 
 
@@ -60,21 +60,21 @@ def mounting(
             posixacl=record.posixacl,
             read_only=record.read_only,
         )
-        with places.walk(record.path, prefixes, make=True) as (above, made):
+        with mount_paths.walk(record.path, prefixes, make=True) as (above, made):
             found = _what_is_there(above, record)
             if found is not None and not _is_its(found, record, address):
                 words = f"{record.path} has another mount, {found.kind} from {found.source}: choose another path"
-                raise PlaceError(wire.REFUSED, words)
+                raise RequestError(wire.REFUSED, words)
             with mount.connect(address, timeout=timeout) as connected:
                 keepalive.begin(connected)
                 send({}, connected.fileno())
                 if found is None:
-                    with places.opened(above, record.path) as target:
+                    with mount_paths.opened(above, record.path) as target:
                         _attach(connected, address, f"/proc/self/fd/{target}", record, options)
                         try:
                             how = _require_all(options, record.path, record)
-                        except PlaceError:
-                            places.unmount(record.path, prefixes, lazy=True)
+                        except RequestError:
+                            mount_paths.unmount(record.path, prefixes, lazy=True)
                             raise
                 else:
                     with _aside(directory) as aside:
@@ -88,12 +88,12 @@ def mounting(
 
 def _what_is_there(above: int, record: AgentMount) -> Mounted | None:
     """Return what is mounted at the path, None if nothing is. The directory itself is not touched."""
-    with places.opened(above, record.path) as target:
-        if places.mount_number(target) == places.mount_number(above):
+    with mount_paths.opened(above, record.path) as target:
+        if mount_paths.mount_number(target) == mount_paths.mount_number(above):
             return None
-    found = places.mounted_at(record.path)
+    found = mount_paths.mounted_at(record.path)
     if found is None:
-        raise PlaceError(wire.REFUSED, f"{record.path} has a mount that this mount namespace does not tell of")
+        raise RequestError(wire.REFUSED, f"{record.path} has a mount that this mount namespace does not tell of")
     return found
 
 
@@ -104,16 +104,16 @@ def _attach(connected: socket.socket, address: ServerAddress, where: str, record
     if code:
         why = mount.why_not_mounted(code, record.share, record.cache)
         words = f"cannot mount share {record.share!r} of {address} on {record.path}: {why}"
-        raise PlaceError(wire.FAILED, words)
+        raise RequestError(wire.FAILED, words)
 
 
 def _require_all(options: str, where: str, record: AgentMount) -> str:
-    """Return what cache and msize came to. Raises `PlaceError` when the kernel has passed over another option."""
-    found = places.mounted_at(where)
+    """Return what cache and msize came to. Raises `RequestError` when the kernel has passed over another option."""
+    found = mount_paths.mounted_at(where)
     shown = "" if found is None else found.options
     why = mount.ignored(options, shown)
     if why:
-        raise PlaceError(wire.FAILED, f"cannot mount share {record.share!r} on {record.path}: {why}")
+        raise RequestError(wire.FAILED, f"cannot mount share {record.share!r} on {record.path}: {why}")
     return mount.chosen(options, shown)
 
 
@@ -124,7 +124,7 @@ def _aside(directory: str) -> Iterator[str]:
     try:
         yield aside
     finally:
-        places.umount(aside, lazy=True)
+        mount_paths.umount(aside, lazy=True)
         os.rmdir(aside)
 
 
@@ -133,11 +133,11 @@ def _replace(above: int, record: AgentMount, prefixes: list[str], aside: str) ->
 
     It is bound there: moving it would need a mount that is not shared (mount(2)).
     """
-    places.unmount(record.path, prefixes, lazy=True)
-    with places.opened(above, record.path) as target:
+    mount_paths.unmount(record.path, prefixes, lazy=True)
+    with mount_paths.opened(above, record.path) as target:
         code = bind(aside, f"/proc/self/fd/{target}")
     if code:
-        raise PlaceError(wire.FAILED, f"{record.path}: {os.strerror(code)}")
+        raise RequestError(wire.FAILED, f"{record.path}: {os.strerror(code)}")
 
 
 def bind(source: str, target: str) -> int:
@@ -151,8 +151,8 @@ def unmounting(record: AgentMount, prefixes: list[str], *, lazy: bool) -> Callab
     """Return the work that unmounts the record and removes the directories that were made for it."""
 
     def task(send: Send) -> None:
-        places.unmount(record.path, prefixes, lazy=lazy)
-        places.remove_made(record.made)
+        mount_paths.unmount(record.path, prefixes, lazy=lazy)
+        mount_paths.remove_made(record.made)
         send({"done": True})
 
     return _telling(task)
@@ -187,7 +187,7 @@ def _telling(task: Callable[[Send], None]) -> Callable[[Send], None]:
     def told(send: Send) -> None:
         try:
             task(send)
-        except PlaceError as error:
+        except RequestError as error:
             send({"error": [error.code, str(error)]})
         except mount.MountError as error:
             send({"error": [wire.FAILED, str(error)]})

@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Literal, Self
 from uvmshare import arguments
 from uvmshare.errors import ComputeSystemGone, WrongType
 from uvmshare.lifecycle.claims import Claims
+from uvmshare.lifecycle.compare_schedule import CompareSchedule
 from uvmshare.lifecycle.operation import OUTCOME_UNKNOWN
-from uvmshare.lifecycle.settling import Settling
 from uvmshare.mounts.engine import REVOKE_GRACE, MountEngine, guest_mount, share_owner
 from uvmshare.mounts.interfaces import TellsConnect, TellsMounts
 from uvmshare.mounts.mount import RETRY_FIRST
@@ -77,15 +77,15 @@ class MountManager:
         self._engine = MountEngine(agent, shares, clock)
         self.claims = Claims(self._engine)
         """For `uvmshare.blocking`, whose callers wait in another thread; not for callers of this MountManager."""
-        self._settling = Settling(self.settle, self._is_open, _went_well, first=RETRY_FIRST)
+        self._comparisons = CompareSchedule(self.settle, self._is_open, _went_well, first=RETRY_FIRST)
         if isinstance(agent, TellsExit):
             agent.on_exit(self.vm_exited)
         if isinstance(agent, TellsConnect):
-            agent.on_connect(self._settling.ask)
+            agent.on_connect(self._comparisons.ask)
         if isinstance(agent, TellsMounts):
-            agent.on_mounts(self._settling.ask)
+            agent.on_mounts(self._comparisons.ask)
         if shares is not None:  # what was lost and is back under its name may be to be mounted again
-            shares.on_settled(lambda _: self._settling.ask())
+            shares.on_settled(lambda _: self._comparisons.ask())
 
     def __repr__(self) -> str:
         if self._engine.vm_gone is not None:
@@ -334,7 +334,7 @@ class MountManager:
         if not isinstance(error, ComputeSystemGone):
             arguments.refuse_type("error", error, "a ComputeSystemGone, which says why")
         self._engine.exit(error)
-        self._settling.withdraw()
+        self._comparisons.withdraw()
 
     async def aclose(self) -> None:
         """Unmount everything, whoever holds it, and refuse new mounts from now on.
@@ -344,7 +344,7 @@ class MountManager:
         call again to try again. Nothing is retried in the background any more.
         """
         self._engine.closed = True
-        self._settling.cancel()
+        self._comparisons.cancel()
         await self._engine.take_everything_away()
         left = self._engine.left()
         if left:

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Self
 from uvmshare import arguments
 from uvmshare.errors import ComputeSystemGone, JournalError, ManagerClosed, SharesLeft, WrongType
 from uvmshare.lifecycle.claims import Claims
+from uvmshare.lifecycle.compare_schedule import CompareSchedule
 from uvmshare.lifecycle.operation import Operation
 from uvmshare.lifecycle.retry import RETRY_LONGEST
-from uvmshare.lifecycle.settling import Settling
 from uvmshare.share import recovery, save_restore
 from uvmshare.share.engine import ShareEngine
 from uvmshare.share.interfaces import TellsExit, TellsTakeover
@@ -90,14 +90,14 @@ class Manager:
         self._comparing: Operation | None = None
         """A call of `recover` until its report is there; the next one waits for it."""
         self._on_settled: list[Callable[[RecoveryReport | Exception], None]] = []
-        self._settling = Settling(self._recover_lost, self._may_have_lost, self._settled, first=RETRY_FIRST)
+        self._comparisons = CompareSchedule(self._recover_lost, self._may_have_lost, self._settled, first=RETRY_FIRST)
         """What a takeover sets off."""
         self._unsettled: str | None = None
         """Why that could not be done, as it was told the last time; None when it was."""
         if isinstance(vm, TellsExit):
             vm.on_exit(self.vm_exited)
         if isinstance(vm, TellsTakeover):
-            vm.on_takeover(lambda _: self._settling.ask())
+            vm.on_takeover(lambda _: self._comparisons.ask())
 
     def __repr__(self) -> str:
         if self._detached:
@@ -249,7 +249,7 @@ class Manager:
         if not isinstance(error, ComputeSystemGone):
             arguments.refuse_type("error", error, "a ComputeSystemGone, which says why")
         self._engine.exit(error)
-        self._settling.withdraw()
+        self._comparisons.withdraw()
 
     async def aclose(self) -> None:
         """Remove every share, whoever holds it, and refuse new adds from now on.
@@ -264,7 +264,7 @@ class Manager:
         if self._detached:
             return
         self._engine.closed = True
-        self._settling.cancel()
+        self._comparisons.cancel()
         try:
             if self._recovering is not None:
                 await self._recovering.wait()
@@ -297,7 +297,7 @@ class Manager:
         if self._detached:
             return ()
         self._engine.closed = True
-        self._settling.cancel()
+        self._comparisons.cancel()
         if self._recovering is not None:
             await self._recovering.wait()
         for share in self._engine.table.values():

@@ -1,7 +1,8 @@
-"""What a Manager does about what it cannot know: after a restart, or when its VM may have lost shares.
+"""How a Manager compares its shares with what the VM has: after a restart, or when the VM may have lost shares.
 
-What lives here: reading the journal into the tables, comparing them with what the VM says, what follows from each
-difference, and the report. What must not: I/O, or what then becomes of a share (`uvmshare.share.engine`).
+What lives here: reading the journal into the tables, one comparison with what the VM says, what follows from each
+difference, and the report. What must not: I/O, when shares are compared
+(`uvmshare.lifecycle.compare_schedule`), or what then becomes of a share (`uvmshare.share.engine`).
 
 What follows from what was written down:
 

@@ -76,7 +76,7 @@ class Plain:
     ) -> None:
         """Mark what the session allows. `room`, `slack` and `in_most` are those of the loop's buffer."""
         tree, ownership, outbox = session.tree, session.ownership, session.outbox
-        self.session, self.tree, self.bounds, self.root = session, tree, tree.bounds, tree.root
+        self.session, self.tree, self.boundary, self.root = session, tree, tree.boundary, tree.root
         self.buffer, (self.out, self.large) = session.buffer, buffers
         self.slots = session.counters.slots
         self.took = session.counters.count_latency
@@ -93,8 +93,8 @@ class Plain:
         self.walks = tree.only is None and tree.hidden is None
         """Whether a name that is there may be walked to, wherever the walk stays inside."""
         self.writes = not session.export.read_only
-        self.has_landlock = tree.bounds.has_landlock
-        self.inside = tree.bounds.inside
+        self.has_landlock = tree.boundary.has_landlock
+        self.inside = tree.boundary.inside
 
 
 def make_buffers() -> tuple[mmap.mmap, mmap.mmap]:

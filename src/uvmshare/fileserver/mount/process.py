@@ -122,8 +122,8 @@ def serve(
         )
         probe_for_ever(connection, limits.peer_seconds)
         if not session.tree.root.is_foreign:
-            session.tree.bounds.take_process(has_landlock=has_landlock, enclosed=enclosed)
-        session.foreign.tree.bounds.like(session.tree.bounds)
+            session.tree.boundary.take_process(has_landlock=has_landlock, enclosed=enclosed)
+        session.foreign.tree.boundary.like(session.tree.boundary)
         _follow_mounts(table, session, any_there=any_mounts)
         session.run((attach.tag, attach.message), attach.msize, attach.rest)
         status = 0

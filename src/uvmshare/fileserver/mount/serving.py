@@ -141,7 +141,7 @@ class Serving(ServedConnection):
         self.listings = Kept()
         self.fids = {}
         self.msize = limits.msize
-        self.outbox = Outbox(connection, self.tree.bounds.confirm)
+        self.outbox = Outbox(connection, self.tree.boundary.confirm)
         self.aside = Aside(self.outbox.send)
         self.opened_files = OpenFiles()
         self.idle = Idle(

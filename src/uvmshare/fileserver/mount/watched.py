@@ -142,7 +142,7 @@ class Watched:
             self._paths.setdefault(number, b"")
             self._files[number] = found.st_dev, found.st_ino
         try:
-            path = self._tree.bounds.below(node)
+            path = self._tree.boundary.below(node)
             if not os.fstat(descriptor).st_nlink:
                 raise OSError(errno.ENOENT, "it was removed")
         except OSError:

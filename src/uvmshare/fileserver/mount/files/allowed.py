@@ -1,7 +1,7 @@
 """The root of a share with allowed names: a directory of the host of which a guest has some names alone.
 
 What lives here: what a guest is told of such a directory. What must not: its listing (`listing`), that a guest changes
-nothing of it (`mount.handlers`) and walks to no other name (`tree`, `bounds`).
+nothing of it (`mount.handlers`) and walks to no other name (`tree`, `boundary`).
 
 The directory itself is not shared. Mode and owner are told as they are, because the guest's kernel decides by them
 who may enter. All else would tell of the other names: how many directories there are (links), how many names (size,

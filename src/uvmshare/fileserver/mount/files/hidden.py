@@ -1,7 +1,7 @@
 """What of a share does not exist for its guest, by patterns: asked by name, and by the kernel's path of what it has.
 
 What lives here: `Hidden`. What must not: what a pattern matches (`uvmshare.hiding`), how files are reached (`tree`),
-where the kernel says that they are (`bounds`).
+where the kernel says that they are (`boundary`).
 
 A name is judged by the state of its directory, which follows from the kernel's path of it at that moment: so what the
 host renames is hidden, or shown, by where it is now. A guest cannot change the state of any directory: it moves

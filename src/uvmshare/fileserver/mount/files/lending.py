@@ -59,7 +59,7 @@ class _Loan:
 
 
 class Lending:
-    """The loans of one mount. `is_on` says whether this server may and need lend; `require_inside` is the bounds'."""
+    """The loans of one mount. `is_on`: this server may and need lend. `require_inside` is the boundary's."""
 
     def __init__(
         self, *, is_on: bool, require_inside: Callable[[Node], None], is_shared: Callable[[Node], bool]

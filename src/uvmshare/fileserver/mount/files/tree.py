@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 from uvmshare.directory import place_of
 from uvmshare.fileserver.casefold import folds, lists
 from uvmshare.fileserver.mount.files.allowed import AllowedNames
-from uvmshare.fileserver.mount.files.bounds import Bounds
+from uvmshare.fileserver.mount.files.boundary import Boundary
 from uvmshare.fileserver.mount.files.hidden import Hidden, not_there
 from uvmshare.fileserver.mount.files.lending import Lending
 from uvmshare.fileserver.mount.files.node import ForeignNode, Node, Root, is_foreign
@@ -76,10 +76,10 @@ class Tree:
         self.has_mounts = True
         """Whether anything may be mounted below the root. What is not known is taken to be."""
         self._proc = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.bounds = Bounds(self.root, self._proc, export.only, self.hidden)
+        self.boundary = Boundary(self.root, self._proc, export.only, self.hidden)
         self.lending = Lending(
             is_on=os.geteuid() != 0 and not export.read_only,
-            require_inside=self.bounds.require_inside,
+            require_inside=self.boundary.require_inside,
             is_shared=self.is_shared,
         )
 
@@ -155,7 +155,7 @@ class Tree:
         Raises `OSError`: ENOENT when it is hidden itself, or outside.
         """
         assert self.hidden is not None
-        state = self.hidden.state(self.bounds.below(directory))
+        state = self.hidden.state(self.boundary.below(directory))
         if state is None:
             raise not_there()
         self._lists_all(directory)
@@ -242,19 +242,19 @@ class Tree:
 
         Raises `OSError` when there is not even the first.
 
-        A mount's own process looks where it was before and after (`bounds`), not at each step: two paths for
+        A mount's own process looks where it was before and after (`boundary`), not at each step: two paths for
         each step were half of what a walk cost (cProfile; a path 2.8 us, a component opened and closed 1.9 us).
         """
-        bounds, root = self.bounds, self.root
+        boundary, root = self.boundary, self.root
         path = b""
-        if bounds.is_alone and b".." not in names:
+        if boundary.is_alone and b".." not in names:
             if start is root and len(names) == 1:
                 return [self._open(root, names[0])]  # what the kernel finds in the root itself is inside
-            path = bounds.before(start)
+            path = boundary.before(start)
         if not path:
             return self._walk_by_steps(start, names)
         nodes: list[Node] = []
-        state = None if self.hidden is None else self.hidden.state(bounds.relative(path))
+        state = None if self.hidden is None else self.hidden.state(boundary.relative(path))
         try:
             self._open_each(start, names, nodes, state)
         except OSError as error:
@@ -265,10 +265,10 @@ class Tree:
         else:
             if len(names) > 1:
                 path = b"/".join((path, *names[:-1]))
-            if bounds.after(nodes[-1].parent or root, path, nodes):
+            if boundary.after(nodes[-1].parent or root, path, nodes):
                 return nodes
         for node in nodes:
-            bounds.require_inside(node)
+            boundary.require_inside(node)
         return nodes
 
     def _open_each(self, node: Node, names: list[bytes], nodes: list[Node], state: MatchState | None) -> None:
@@ -308,8 +308,8 @@ class Tree:
         return nodes
 
     def require_inside(self, node: Node) -> None:
-        """See `Bounds.require_inside`."""
-        self.bounds.require_inside(node)
+        """See `Boundary.require_inside`."""
+        self.boundary.require_inside(node)
 
     def reopen(self, node: Node, flags: int) -> int:
         """Open a regular file or directory for I/O: the very file of the descriptor, wherever it is now.
@@ -454,9 +454,9 @@ class WaitingTree(Tree):
         self._devices = tree._devices  # noqa: SLF001  its own, shared
         self._numbering = tree._numbering  # noqa: SLF001  likewise
         self._proc = tree._proc  # noqa: SLF001  likewise
-        self.bounds = Bounds(self.root, self._proc, self.only, self.hidden)
+        self.boundary = Boundary(self.root, self._proc, self.only, self.hidden)
         self.lending = Lending(
-            is_on=tree.lending.is_on, require_inside=self.bounds.require_inside, is_shared=self.is_shared
+            is_on=tree.lending.is_on, require_inside=self.boundary.require_inside, is_shared=self.is_shared
         )
 
     def _open(self, parent: Node, name: bytes) -> Node:

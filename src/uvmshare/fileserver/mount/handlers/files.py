@@ -79,9 +79,9 @@ def _kind_of(flags: int) -> _Kind:
 def _open(session: Session, node: Node, flags: int) -> tuple[OpenFile, Known]:
     """Open a node for I/O; return the open file and what is known of it."""
     session.require_room_to_open()
-    bounds = session.tree.bounds
-    if not bounds.has_landlock:
-        bounds.require_inside(node)
+    boundary = session.tree.boundary
+    if not boundary.has_landlock:
+        boundary.require_inside(node)
     found = os.fstat(node.fd)
     known = session.ownership.known(node, found)
     mode = known.attributes[0]
@@ -90,7 +90,7 @@ def _open(session: Session, node: Node, flags: int) -> tuple[OpenFile, Known]:
     if kind == stat.S_IFDIR:
         if writes:
             raise OSError(errno.EISDIR, "a directory is only read")
-        with bounds.kept_by_landlock(node):
+        with boundary.kept_by_landlock(node):
             return _open_directory(session, node, found), known
     if writes and session.export.read_only:
         raise OSError(errno.EROFS, "the share is read-only")
@@ -104,7 +104,7 @@ def _open(session: Session, node: Node, flags: int) -> tuple[OpenFile, Known]:
     try:
         descriptor = session.tree.reopen(node, _host_flags(flags))
     except OSError:
-        bounds.require_inside(node)  # no error of what lies outside is told
+        boundary.require_inside(node)  # no error of what lies outside is told
         raise
     kind_of_file = ForeignFile if node.is_foreign else OpenFile
     return kind_of_file(descriptor, (found.st_dev, found.st_ino), **_kind_of(flags)), known
@@ -158,9 +158,9 @@ def lcreate(session: Session, tag: int, number: int, at: int, stop: int) -> byte
     check_name(name)
     session.require_room_to_open()
     session.require_changeable(directory)
-    bounds = session.tree.bounds
-    if not bounds.has_landlock:
-        bounds.require_inside(directory)
+    boundary = session.tree.boundary
+    if not boundary.has_landlock:
+        boundary.require_inside(directory)
     session.tree.require_makeable(directory, name, is_directory=False)
     try:
         # What is created is empty: O_TRUNC has nothing to do.
@@ -169,7 +169,7 @@ def lcreate(session: Session, tag: int, number: int, at: int, stop: int) -> byte
             lambda: session.ownership.create(directory, name, host_flags, permissions, owner), directory
         )
     except OSError as error:
-        bounds.require_inside(directory)  # no error of what lies outside is told
+        boundary.require_inside(directory)  # no error of what lies outside is told
         if flags & _EXCL or error.errno != errno.EEXIST:
             raise
         node = session.tree.child(directory, name)

@@ -129,9 +129,9 @@ def unlinkat(session: Session, tag: int, number: int, at: int, stop: int) -> byt
     fid = session.fids.get(number) or session.fid(number)
     check_name(name)
     directory = fid.node
-    bounds = session.tree.bounds
-    if not bounds.has_landlock:
-        bounds.require_inside(directory)
+    boundary = session.tree.boundary
+    if not boundary.has_landlock:
+        boundary.require_inside(directory)
     session.require_changeable(directory)
     if flags & ~AT_REMOVEDIR:
         raise OSError(errno.EINVAL, "unknown flags")
@@ -140,7 +140,7 @@ def unlinkat(session: Session, tag: int, number: int, at: int, stop: int) -> byt
     try:
         session.tree.unlink(directory, name, is_directory=flags != 0)
     except OSError:
-        bounds.require_inside(directory)  # no error of what lies outside is told
+        boundary.require_inside(directory)  # no error of what lies outside is told
         raise
     return _PACK_RUNLINKAT(_RUNLINKAT_SIZE, _RUNLINKAT, tag)
 
@@ -184,7 +184,7 @@ def readlink(session: Session, tag: int, message: m.Treadlink) -> bytes:
     One that was moved out of the share is not read: its target may be content of a file (`ownership.Mapped`).
     """
     node = session.fid(message.fid).node
-    with session.tree.bounds.kept_by_landlock(node):
+    with session.tree.boundary.kept_by_landlock(node):
         target = session.ownership.readlink(node)
     session.tree.require_inside(node)
     reply = m.Rreadlink(target).encode(tag)

@@ -1,8 +1,9 @@
-"""Where the agent may mount, what is mounted there, and who uses it.
+"""Paths of the guest: whether the agent may mount there, what is mounted there, and who uses it.
 
-What lives here: paths below what was allowed, walked without following a symlink; and the
-search for those who keep a mount busy. What must not: when to mount. Standard library only (Python 3.9): it runs in
-guests.
+What lives here: the look whether a path is below a directory of ``--allow``, walking to it without following a
+symlink, unmounting, and the search for those who keep a mount busy. What must not: the option itself
+(`uvmshare.guest.agent`), when to mount (`uvmshare.guest.table`), or mounting (`uvmshare.guest.work`). Standard library
+only (Python 3.9): it runs in guests.
 
 Sources: proc(5) for mountinfo, fdinfo and the links of a process; openat(2), umount2(2).
 """
@@ -16,6 +17,7 @@ import os
 from typing import TYPE_CHECKING
 
 from uvmshare.guest import wire
+from uvmshare.guest.wire import RequestError
 from uvmshare.linux import mountinfo
 
 if TYPE_CHECKING:
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from uvmshare.linux.mountinfo import Mounted
 
 __all__ = [
-    "PlaceError",
     "allowed",
     "holders",
     "mount_number",
@@ -46,32 +47,24 @@ _MOST_HOLDERS = 5
 """So many of those who keep a mount busy are named: enough to act on, and one line."""
 
 
-class PlaceError(Exception):
-    """Nothing is mounted or unmounted there. `code` is the protocol's word for why."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 def mounted_at(path: str) -> Mounted | None:
     """Return what is mounted at just this path, the uppermost; None when it is no mount point."""
     return next((found for found in reversed(mountinfo.mounted()) if found.path == path), None)
 
 
 def allowed(path: object, prefixes: list[str]) -> str:
-    """Return the path if it is one below a prefix, written plainly. Raises `PlaceError` otherwise."""
+    """Return the path if it is one below a prefix, written plainly. Raises `RequestError` otherwise."""
     if not isinstance(path, str) or not path.startswith("/") or "\0" in path or "\n" in path or not _is_short(path):
-        raise PlaceError(
+        raise RequestError(
             wire.INVALID, f"MountPath {str(path)[:80]!r}: want an absolute path of UTF-8, of {_PATH_MAX} bytes at most"
         )
     if path != "/" + "/".join(part for part in path.split("/") if part not in ("", ".", "..")):
-        raise PlaceError(
+        raise RequestError(
             wire.INVALID, f"MountPath {path[:80]!r}: write it plainly, without '..', '.', or double slashes"
         )
     if not any(path.startswith(prefix.rstrip("/") + "/") and path != prefix for prefix in prefixes):
         where = " or ".join(prefixes)
-        raise PlaceError(wire.REFUSED, f"{path} is not below {where}: mount there, or start the agent with --allow")
+        raise RequestError(wire.REFUSED, f"{path} is not below {where}: mount there, or start the agent with --allow")
     return path
 
 
@@ -87,7 +80,7 @@ def walk(path: str, prefixes: list[str], *, make: bool) -> Iterator[tuple[int, l
     """Give a descriptor of the directory above the path, and the directories that were made on the way and at its end.
 
     Each step is one name, and a symlink is refused: whoever can write below a prefix leads nowhere else.
-    Directories that were made are removed again when the block raises. Raises `PlaceError`.
+    Directories that were made are removed again when the block raises. Raises `RequestError`.
     """
     at = next(prefix for prefix in prefixes if path.startswith(prefix.rstrip("/") + "/"))
     *names, last = path[len(at.rstrip("/")) + 1 :].split("/")
@@ -103,7 +96,7 @@ def walk(path: str, prefixes: list[str], *, make: bool) -> Iterator[tuple[int, l
         yield opened[-1], made
     except OSError as error:
         remove_made(made)
-        raise PlaceError(*_why(error, at)) from error
+        raise RequestError(*_why(error, at)) from error
     except BaseException:
         remove_made(made)
         raise
@@ -121,11 +114,11 @@ def _make(name: str, above: int, at: str, made: list[str], *, make: bool) -> Non
 
 @contextlib.contextmanager
 def opened(above: int, path: str) -> Iterator[int]:
-    """Give a descriptor of the directory at the path, or of the root of what is mounted there. Raises `PlaceError`."""
+    """Give a descriptor of the directory at the path, or of what is mounted there. Raises `RequestError`."""
     try:
         descriptor = os.open(os.path.basename(path), _DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
     except OSError as error:
-        raise PlaceError(*_why(error, path)) from error
+        raise RequestError(*_why(error, path)) from error
     try:
         yield descriptor
     finally:
@@ -158,7 +151,7 @@ def mount_number(descriptor: int) -> int:
 def unmount(path: str, prefixes: list[str], *, lazy: bool) -> None:
     """Unmount what is at the path, without following a symlink.
 
-    Raises `PlaceError`: "busy" names those who use it; with `lazy` it goes out of sight at once and ends with its
+    Raises `RequestError`: "busy" names those who use it; with `lazy` it goes out of sight at once and ends with its
     last use.
     """
     with walk(path, prefixes, make=False) as (above, _):
@@ -168,10 +161,10 @@ def unmount(path: str, prefixes: list[str], *, lazy: bool) -> None:
     if code == errno.EBUSY:
         users = holders(path)
         named = f"in use by {', '.join(users)}" if users else "in use, by whom /proc does not tell"
-        raise PlaceError(wire.BUSY, f"{path} is {named}: end that, or unmount lazily")
+        raise RequestError(wire.BUSY, f"{path} is {named}: end that, or unmount lazily")
     if code in (errno.EINVAL, errno.ENOENT):
-        raise PlaceError(wire.NOT_FOUND, f"nothing is mounted at {path}")
-    raise PlaceError(wire.FAILED, f"{path}: {os.strerror(code)}")
+        raise RequestError(wire.NOT_FOUND, f"nothing is mounted at {path}")
+    raise RequestError(wire.FAILED, f"{path}: {os.strerror(code)}")
 
 
 def umount(name: str, *, lazy: bool) -> int:

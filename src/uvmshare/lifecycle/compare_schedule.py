@@ -1,7 +1,7 @@
-"""Settling what may have been lost: what a manager's table says is compared with what is there, until that succeeds.
+"""When a manager compares its table with what is there, and when again: until that succeeds, however long that takes.
 
-What lives here: `Settling`, which says when a manager compares. What must not: how it compares
-(`uvmshare.share.recovery`, `uvmshare.mounts.manager`).
+What lives here: `CompareSchedule`, for shares and mounts alike. What must not: how they are compared, and what follows
+(of shares `uvmshare.share.recovery`, of mounts `uvmshare.mounts.manager`), or how long the waits are (`retry`).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from uvmshare.lifecycle.retry import Retry
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["Settling"]
+__all__ = ["CompareSchedule"]
 
 T = TypeVar("T")
 
 
-class Settling(Generic[T]):
+class CompareSchedule(Generic[T]):
     """Comparing, each time that something happened elsewhere: one at a time, and once more if asked for meanwhile.
 
     `settle` compares; it does not begin when `useful` says no. `done` is called with the task each time that it was

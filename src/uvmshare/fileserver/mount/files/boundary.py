@@ -1,6 +1,6 @@
-"""What lies inside a share: the kernel is asked for paths of descriptors, and they are compared.
+"""The boundary of a share: whether a file lies inside, by the kernel's paths of descriptors. No limits are here.
 
-What lives here: `Bounds`. What must not: how files are reached (`tree`), and no path is ever resolved.
+What lives here: `Boundary`. What must not: how files are reached (`tree`), and no path is ever resolved.
 
 A directory that the host moves out of the share keeps its descriptors, and a walk on from one of them
 would leave the share. So whatever the guest would gain something new by is looked at after it was
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.mount.files.hidden import Hidden
     from uvmshare.fileserver.mount.files.node import Node
 
-__all__ = ["Bounds"]
+__all__ = ["Boundary"]
 
 _MOST_LET_IN: Final = 256
 """Nodes that wait for `confirm`: each holds a descriptor."""
@@ -52,8 +52,10 @@ else have each of its walks take seconds."""
 _UP_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-class Bounds:
-    """The bounds of one share. `proc` is a descriptor of /proc/self/fd, `only` the names of the root that are shared.
+class Boundary:
+    """The boundary of one share.
+
+    `proc` is a descriptor of /proc/self/fd, `only` the names of the root that are shared.
 
     With an allow-list, inside is below one of these names: what the host moves elsewhere in the root has left. So has
     what it moves to where `hidden` hides it.
@@ -105,11 +107,11 @@ class Bounds:
             return None
         return self._root_path.rstrip(b"/") + b"/"
 
-    def like(self, bounds: Bounds) -> None:
-        """Know of the root what the loop's bounds know, for threads, which have no working directory of their own."""
-        self.has_landlock = bounds.has_landlock
-        self._root_path = bounds._root_path
-        self._is_fixed = bounds._is_fixed
+    def like(self, boundary: Boundary) -> None:
+        """Know of the root what the loop's does, for threads, which have no working directory of their own."""
+        self.has_landlock = boundary.has_landlock
+        self._root_path = boundary._root_path
+        self._is_fixed = boundary._is_fixed
 
     # By the working directory
 

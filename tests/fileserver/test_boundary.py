@@ -19,7 +19,7 @@ if sys.platform == "win32":
 
 from uvmshare.fileserver import syscalls
 from uvmshare.fileserver.export import Export
-from uvmshare.fileserver.mount.files import bounds as bounds_module
+from uvmshare.fileserver.mount.files import boundary as boundary_module
 from uvmshare.fileserver.mount.files.tree import Tree
 from uvmshare.hcs.schema import Plan9Share
 
@@ -41,7 +41,7 @@ class Share:
             (directory / "file").write_bytes(b"")
         self.export = Export.open(Plan9Share(name="0", access_name="0", path=str(self.root)), "none")
         self.tree = Tree(self.export)
-        self.tree.bounds.take_process(has_landlock=False)
+        self.tree.boundary.take_process(has_landlock=False)
         self.tree.found_mounts(any_there=False)
 
     def walk(self, *names: str, start: Node | None = None) -> list[str]:
@@ -51,7 +51,7 @@ class Share:
 
     def node(self, *names: str) -> Node:
         node = self.tree.walk(self.tree.root, [name.encode() for name in names])[-1]
-        self.tree.bounds.confirm()
+        self.tree.boundary.confirm()
         return node
 
 
@@ -155,15 +155,15 @@ def test_a_root_that_is_moved_between_two_turns_is_found_again(share: Share) -> 
         f"{share.outside}/elsewhere/d/e",
         f"{share.outside}/elsewhere/d/e/file",
     ]
-    share.tree.bounds.confirm()
+    share.tree.boundary.confirm()
 
 
 def test_a_root_that_is_moved_within_a_turn_lets_everything_in_it_be(share: Share) -> None:
     share.walk("d", "e", "file")
     share.root.rename(share.outside / "elsewhere")
-    share.tree.bounds.confirm()
+    share.tree.boundary.confirm()
     assert share.walk("d", "file")[-1] == f"{share.outside}/elsewhere/d/file"
-    share.tree.bounds.confirm()
+    share.tree.boundary.confirm()
 
 
 def test_what_takes_the_roots_place_before_a_turn_is_outside(share: Share) -> None:
@@ -173,7 +173,7 @@ def test_what_takes_the_roots_place_before_a_turn_is_outside(share: Share) -> No
     (share.outside / "elsewhere" / "d").rename(share.root / "d")
     with pytest.raises(FileNotFoundError):
         share.walk("file", start=directory)
-    share.tree.bounds.confirm()
+    share.tree.boundary.confirm()
 
 
 def test_what_takes_the_roots_place_within_a_turn_ends_the_connection_before_a_reply_leaves(
@@ -189,7 +189,7 @@ def test_what_takes_the_roots_place_within_a_turn_ends_the_connection_before_a_r
     at_open(1, swap)  # between the looks at the root's path and at the directory's
     share.walk("file", start=directory)
     with pytest.raises(RemoteProtocolError, match="moved while it was walked"):
-        share.tree.bounds.confirm()
+        share.tree.boundary.confirm()
 
 
 def test_a_root_that_was_removed_has_nothing_in_it(share: Share) -> None:
@@ -199,7 +199,7 @@ def test_a_root_that_was_removed_has_nothing_in_it(share: Share) -> None:
     share.root.rmdir()
     with pytest.raises(FileNotFoundError):
         share.walk("file", start=directory)
-    share.tree.bounds.confirm()
+    share.tree.boundary.confirm()
 
 
 def test_a_root_that_is_removed_within_a_turn(share: Share) -> None:
@@ -208,7 +208,7 @@ def test_a_root_that_is_removed_within_a_turn(share: Share) -> None:
     (share.root / "file").unlink()
     share.root.rmdir()
     with pytest.raises(RemoteProtocolError):
-        share.tree.bounds.confirm()
+        share.tree.boundary.confirm()
 
 
 def test_a_file_is_no_place_to_walk_on_from(share: Share) -> None:
@@ -231,13 +231,13 @@ def test_the_same_directory_is_asked_for_once_in_a_turn(share: Share, monkeypatc
     for _ in range(10):
         share.walk("file", start=directory)
     assert entered == [directory.fd]
-    share.tree.bounds.confirm()
+    share.tree.boundary.confirm()
     assert entered == [directory.fd, share.tree.root.fd]
     assert os.getcwd() == str(share.root)
 
 
 def test_a_turn_holds_only_so_many_descriptors(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds_module, "_MOST_LET_IN", 8)
+    monkeypatch.setattr(boundary_module, "_MOST_LET_IN", 8)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(100):
         share.walk("d", "e", "f", "file")
@@ -255,7 +255,7 @@ def test_deeper_than_a_path_can_say(share: Share) -> None:
     with pytest.raises(OSError, match="No such file") as caught:
         share.tree.walk(at, [b"nothing"])
     assert caught.value.errno == errno.ENOENT
-    share.tree.bounds.confirm()
+    share.tree.boundary.confirm()
 
 
 def test_a_walk_reads_no_directory_on_the_way_up(share: Share) -> None:
@@ -284,7 +284,7 @@ def test_a_walk_climbs_only_so_far_however_deep_the_tree_is(share: Share, monkey
         return really(path, *arguments, **more)
 
     monkeypatch.setattr(os, "open", noted)
-    monkeypatch.setattr(bounds_module, "_MOST_CLIMBED", 30)
+    monkeypatch.setattr(boundary_module, "_MOST_CLIMBED", 30)
     for _ in range(30):
         os.mkdir(name, dir_fd=at.fd)
         (at,) = share.tree.walk(at, [name])
@@ -294,7 +294,7 @@ def test_a_walk_climbs_only_so_far_however_deep_the_tree_is(share: Share, monkey
         share.tree.walk(at, [name])
     assert caught.value.errno == errno.ENAMETOOLONG
     assert len(climbed) == 30
-    share.tree.bounds.confirm()
+    share.tree.boundary.confirm()
 
 
 def test_a_root_that_lets_nobody_in_is_not_mistaken_for_where_the_last_walk_ended(
@@ -313,7 +313,7 @@ def test_a_root_that_lets_nobody_in_is_not_mistaken_for_where_the_last_walk_ende
 
     with monkeypatch.context() as denied:
         denied.setattr(os, "fchdir", refused)
-        share.tree.bounds.confirm()
+        share.tree.boundary.confirm()
     (share.root / "d").rename(share.outside / "d")
     with pytest.raises(FileNotFoundError):
         share.tree.require_inside(inner)
@@ -332,9 +332,9 @@ def test_what_cannot_be_looked_at_again_is_outside_and_no_error_of_a_request(
     def no_descriptors(*_: object, **__: object) -> bool:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(share.tree.bounds, "is_inside", no_descriptors)
+    monkeypatch.setattr(share.tree.boundary, "is_inside", no_descriptors)
     with pytest.raises(RemoteProtocolError):
-        share.tree.bounds.confirm()
+        share.tree.boundary.confirm()
 
 
 def swap(share: Share) -> None:
@@ -352,7 +352,7 @@ def test_what_changes_places_with_the_share_while_it_is_looked_at_is_not_inside(
     """Paths are read one after the other: here the host acts before the so many-th."""
     directory = share.node("d")
     (share.root / "d").rename(share.outside / "d")
-    share.tree.bounds.is_alone = is_alone
+    share.tree.boundary.is_alone = is_alone
     readlink, getcwdb, count = os.readlink, syscalls.working_directory, [0]
 
     def act() -> None:
@@ -369,8 +369,8 @@ def test_what_changes_places_with_the_share_while_it_is_looked_at_is_not_inside(
         return getcwdb()
 
     monkeypatch.setattr(os, "readlink", read)
-    monkeypatch.setattr(bounds_module, "working_directory", here)
-    assert not share.tree.bounds.is_inside(directory)
+    monkeypatch.setattr(boundary_module, "working_directory", here)
+    assert not share.tree.boundary.is_inside(directory)
     assert count[0] >= 2
 
 
@@ -384,7 +384,7 @@ def test_what_is_inside_is_inside_while_the_share_changes_places(share: Share, m
         return readlink(path, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "readlink", read)
-    assert share.tree.bounds.is_inside(directory)
+    assert share.tree.boundary.is_inside(directory)
 
 
 def test_a_root_that_is_moved_away_and_back_within_a_turn_lets_nothing_in_but_names(
@@ -402,11 +402,11 @@ def test_a_root_that_is_moved_away_and_back_within_a_turn_lets_nothing_in_but_na
     (reached,) = share.tree.walk(directory, [b"e"])
     share.root.rename(share.outside / "replaced")
     (share.outside / "elsewhere").rename(share.root)
-    share.tree.bounds.confirm()
+    share.tree.boundary.confirm()
     assert os.readlink(f"/proc/self/fd/{reached.fd}") == f"{share.outside}/replaced/d/e"
     for node in (directory, reached):
         with pytest.raises(FileNotFoundError):
             share.tree.require_inside(node)
         with pytest.raises(FileNotFoundError):
             share.walk("file", start=node)
-    share.tree.bounds.confirm()
+    share.tree.boundary.confirm()
