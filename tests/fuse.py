@@ -21,6 +21,7 @@ from tests.processes import DEADLINE
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+    from typing import Self
 
 if sys.platform == "win32":
     pytest.skip("FUSE is Linux'", allow_module_level=True)
@@ -49,9 +50,11 @@ _MNT_FORCE, _MNT_DETACH = 1, 2
 
 
 class HungFuse:
-    """The directory `shown` at `point`. What `hang` names is not answered until `release`."""
+    """The directory `shown` at `point`; both are made if need be. What `hang` names is not answered until `release`."""
 
     def __init__(self, shown: Path, point: Path) -> None:
+        for each in (shown, point):
+            each.mkdir(parents=True, exist_ok=True)
         self._paths = {1: os.fsencode(shown)}
         self._numbers = {os.fsencode(shown): 1}
         self._files: dict[int, int] = {}
@@ -69,6 +72,12 @@ class HungFuse:
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
         self.device = os.stat(point).st_dev
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def hang(self, name: str, *opcodes: str) -> None:
         """Answer nothing about a file of that name, or only not these requests."""

@@ -1,4 +1,4 @@
-"""Processes of a test: whether one is there, waiting for its end, and for what it does in its own time."""
+"""Processes of a test: whether one is there, what it has, waiting for its end and for what it does in its own time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import select
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -48,6 +49,25 @@ def wait_for_end(pid: int) -> None:
         await_end(descriptor)
     finally:
         os.close(descriptor)
+
+
+def descriptors_of(pid: int) -> int:
+    """How many descriptors a process has."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has and has not reaped."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def status_of(pid: int, key: str) -> str:
+    """A line of proc_pid_status(5)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == key:
+            return value.strip()
+    raise KeyError(key)
 
 
 def kill(pid: int) -> None:

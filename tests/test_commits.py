@@ -7,18 +7,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import pytest
+from tests import reliability_results
 
 import commits
 import results
-
-if TYPE_CHECKING:
-    from tests import reliability_results
-else:
-    import reliability_results
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="checkouts are made with git, which Wine has none of")
 

@@ -174,11 +174,8 @@ def loses_a_directory_and_the_supervisor(scene: Scene) -> None:
 
 
 def leaves_a_process_in_the_kernel(scene: Scene, shown: Path) -> None:
-    shown.mkdir()
-    (shown / MARK).write_bytes(b"")
-    (mnt := Path(scene.directory("ws")) / MARK).mkdir()
-    fuse = HungFuse(shown, mnt)
-    try:
+    with HungFuse(shown, Path(scene.directory("ws")) / MARK) as fuse:
+        (shown / MARK).write_bytes(b"")
         name = scene.share("ws", owner=MARK)
         with Caller.connect(scene.address, name) as caller:
             fid = caller.walk(f"{MARK}/{MARK}")
@@ -190,8 +187,6 @@ def leaves_a_process_in_the_kernel(scene: Scene, shown: Path) -> None:
             scene.check()
             caller.drain()
             fuse.release()
-    finally:
-        fuse.close()
 
 
 def gives_back_and_lets_leases_end(scene: Scene) -> None:

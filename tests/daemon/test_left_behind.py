@@ -28,28 +28,23 @@ def test_an_event_names_the_process_the_share_and_what_is_waited_for(home: Home,
     shown.mkdir()
     (shown / "bad").write_bytes(b"")
     path = Path(home.directory("ws"))
-    (path / "mnt").mkdir()
-    fuse = HungFuse(shown, path / "mnt")
-    try:
-        with home.running() as daemon:
-            vm = daemon.add_vm()
-            share = daemon.add_share(str(path), owner="job")
-            with Guest.connect(vm.addresses[0], share.name) as guest, home.client() as client:
-                fid = guest.walk("mnt/bad")
-                fuse.hang("bad")
-                guest.send(m.Tgetattr(fid, int(GetattrMask.BASIC)))
-                fuse.wait_until_asked()
-                released = client.shares.release("vm", share.name, owner="job")
-                assert released.ended
-                (words,) = released.left_behind
-                assert client.shares("vm") == []
-                events = [event for event in client.events(since="0", follow=False) if event is not None]
-                (left,) = [event for event in events if event.kind == "vm.left_behind"]
-                told = str(left.detail)
-                for part in (f"share {share.name} ({path})", "process ", "fuse at ", "umount -f"):
-                    assert part in told
-                    assert part in words
-                guest.drain()
-                fuse.release()
-    finally:
-        fuse.close()
+    with HungFuse(shown, path / "mnt") as fuse, home.running() as daemon:
+        vm = daemon.add_vm()
+        share = daemon.add_share(str(path), owner="job")
+        with Guest.connect(vm.addresses[0], share.name) as guest, home.client() as client:
+            fid = guest.walk("mnt/bad")
+            fuse.hang("bad")
+            guest.send(m.Tgetattr(fid, int(GetattrMask.BASIC)))
+            fuse.wait_until_asked()
+            released = client.shares.release("vm", share.name, owner="job")
+            assert released.ended
+            (words,) = released.left_behind
+            assert client.shares("vm") == []
+            events = [event for event in client.events(since="0", follow=False) if event is not None]
+            (left,) = [event for event in events if event.kind == "vm.left_behind"]
+            told = str(left.detail)
+            for part in (f"share {share.name} ({path})", "process ", "fuse at ", "umount -f"):
+                assert part in told
+                assert part in words
+            guest.drain()
+            fuse.release()

@@ -24,7 +24,7 @@ from uvmshare.ninep.constants import OpenFlag as O
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.fileserver.conftest import Host
+    from tests.fileserver.harness import Host
 
     from uvmshare.testing.client import NinePClient
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.fileserver.conftest import Device, Refused
+    from tests.fileserver.harness import Device, Refused
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)

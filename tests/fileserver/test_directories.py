@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.fileserver.harness import MODELS
 
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import AT_REMOVEDIR, QidType
@@ -18,11 +19,9 @@ from uvmshare.ninep.constants import OpenFlag as O
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.fileserver.conftest import MODELS, Host, Refused
+    from tests.fileserver.harness import Host, Refused
 
     from uvmshare.testing.client import NinePClient
-else:
-    from fileserver.conftest import MODELS
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.fileserver.conftest import Device
+    from tests.fileserver.harness import Device
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.fileserver.harness import one_of
 from tests.fuse import HungFuse
 from tests.root import needs_root
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.fileserver.conftest import Device, Host, Refused
+    from tests.fileserver.harness import Device, Host, Refused
 
     from uvmshare.testing.client import NinePClient
 
@@ -48,26 +49,17 @@ ALL = 0
 """As a length: to the end of the file."""
 
 
-@pytest.fixture(params=["none"])
-def model(request: pytest.FixtureRequest) -> str:
-    """Never in this process: what hangs in it could not be ended."""
-    value: str = request.param
-    return value
+model = one_of("none")
+"""Never in this process: what hangs in it could not be ended."""
 
 
 @contextmanager
 def mounted(root: Path, shown: Path) -> Iterator[HungFuse]:
     """A file system in user space at ``mnt`` of a directory, with the files ``good`` and ``bad``."""
-    shown.mkdir()
-    for name in ("good", "bad"):
-        (shown / name).write_bytes(name.encode())
-    point = root / "mnt"
-    point.mkdir()
-    made = HungFuse(shown, point)
-    try:
+    with HungFuse(shown, root / "mnt") as made:
+        for name in ("good", "bad"):
+            (shown / name).write_bytes(name.encode())
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from uvmshare.ninep.constants import OpenFlag as O
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.fileserver.conftest import Device, Host, Refused
+    from tests.fileserver.harness import Device, Host, Refused
 
     from uvmshare.testing.client import NinePClient
 

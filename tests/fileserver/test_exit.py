@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from pathlib import Path
 
-    from tests.fileserver.conftest import Device
+    from tests.fileserver.harness import Device
 
 
 def run(work: Coroutine[object, object, None]) -> None:

@@ -18,7 +18,7 @@ from uvmshare.ninep.constants import OpenFlag as O
 from uvmshare.ninep.constants import QidType
 
 if TYPE_CHECKING:
-    from tests.fileserver.conftest import Host, Refused
+    from tests.fileserver.harness import Host, Refused
 
     from uvmshare.testing.client import NinePClient
 

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.fileserver.harness import IN_AND_OUT, one_of
 
 from uvmshare.errors import InvalidDocument
 from uvmshare.fileserver.casefold import folds
@@ -19,11 +20,9 @@ from uvmshare.ninep.constants import OpenFlag as O
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.fileserver.conftest import IN_AND_OUT, Host, Refused
+    from tests.fileserver.harness import Host, Refused
 
     from uvmshare.testing.client import NinePClient
-else:
-    from fileserver.conftest import IN_AND_OUT
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
@@ -32,10 +31,7 @@ HIDE = ("node_modules", "**/.env", "/a/secret", "*.key", "build/", "!/shown.key"
 SECRET = b"what nobody may see"
 
 
-@pytest.fixture(params=IN_AND_OUT)
-def model(request: pytest.FixtureRequest) -> str:
-    value: str = request.param
-    return value
+model = one_of(*IN_AND_OUT)
 
 
 def put(host: Host, *paths: str) -> None:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from tests.fileserver.harness import one_of
 from tests.fuse import HungFuse
 from tests.processes import await_answer, await_end, kill, process_exists
 from tests.root import require_root
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.fileserver.conftest import Device, Host
+    from tests.fileserver.harness import Device, Host
 
     from uvmshare.fileserver import control
     from uvmshare.testing.client import NinePClient
@@ -33,17 +34,10 @@ if sys.platform == "win32":
 require_root("mounting FUSE without a helper needs root")
 
 
-@pytest.fixture(
-    params=[
-        "none",
-        pytest.param("mapped-xattr", marks=pytest.mark.long),
-        pytest.param("passthrough", marks=pytest.mark.long),
-    ]
+model = one_of(
+    "none", pytest.param("mapped-xattr", marks=pytest.mark.long), pytest.param("passthrough", marks=pytest.mark.long)
 )
-def model(request: pytest.FixtureRequest) -> str:
-    """Each security model, never in this process: what hangs in it could not be ended."""
-    value: str = request.param
-    return value
+"""Each security model, never in this process: what hangs in it could not be ended."""
 
 
 @pytest.fixture
@@ -65,21 +59,15 @@ def shown(host: Host) -> Path:
 def fuse(host: Host, shown: Path) -> Iterator[HungFuse]:
     """It is mounted at ``mnt`` of the share, beside a local file."""
     (host.root / "local").write_bytes(b"local")
-    point = host.root / "mnt"
-    point.mkdir()
-    mounted = HungFuse(shown, point)
-    yield mounted
-    mounted.close()
+    with HungFuse(shown, host.root / "mnt") as mounted:
+        yield mounted
 
 
 @pytest.fixture
 def mounted_root(shown: Path, host: Host) -> Iterator[HungFuse]:
     """It is the share."""
-    point = host.outside / "point"
-    point.mkdir()
-    mounted = HungFuse(shown, point)
-    yield mounted
-    mounted.close()
+    with HungFuse(shown, host.outside / "point") as mounted:
+        yield mounted
 
 
 _WRITABLE: Final = O.RDWR

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.fileserver.conftest import Device
+    from tests.fileserver.harness import Device
 
 DEADLINE = 60.0
 EVERYTHING = 1 << 30

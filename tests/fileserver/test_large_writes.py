@@ -16,7 +16,7 @@ if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
 
 if TYPE_CHECKING:
-    from tests.fileserver.conftest import Host, Refused
+    from tests.fileserver.harness import Host, Refused
 
     from uvmshare.testing.client import NinePClient
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.fileserver.conftest import Device, Refused
+    from tests.fileserver.harness import Device, Refused
 
 
 if sys.platform == "win32":

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.fileserver.conftest import Device, Refused
+    from tests.fileserver.harness import Device, Refused
 
     from uvmshare.testing.client import NinePClient
 

@@ -4,55 +4,43 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
-import struct
 import sys
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from tests.fileserver.harness import IN_AND_OUT, one_of
+from tests.fileserver.locking import (
+    BLOCKED,
+    EVERYTHING,
+    GRANTED,
+    RD,
+    UN,
+    WR,
+    host_lock,
+    in_the_way,
+    lock,
+    lock_range,
+    request,
+)
 
 from uvmshare.fileserver.limits import Limits
 from uvmshare.ninep import messages as m
-from uvmshare.ninep.constants import LockFlag, LockStatus, LockType
+from uvmshare.ninep.constants import LockFlag
 from uvmshare.ninep.constants import OpenFlag as O
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
-    from tests.fileserver.conftest import IN_AND_OUT, Device, Host, Refused
+    from tests.fileserver.harness import Device, Host, Refused
 
     from uvmshare.testing.client import NinePClient
-else:
-    from fileserver.conftest import IN_AND_OUT
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
 
 
-@pytest.fixture(params=IN_AND_OUT)
-def model(request: pytest.FixtureRequest) -> str:
-    value: str = request.param
-    return value
-
-
-RD, WR, UN = LockType.RDLCK, LockType.WRLCK, LockType.UNLCK
-GRANTED, BLOCKED = LockStatus.SUCCESS, LockStatus.BLOCKED
-EVERYTHING: Final = (0, 0)
-"""Start and length: a length of 0 is to the end, wherever that is (fcntl(2))."""
-
-
-def request(fid: int, kind: int, pid: int, span: tuple[int, int] = EVERYTHING, flags: int = 0) -> m.Tlock:
-    return m.Tlock(fid, kind, flags, *span, pid, b"vm")
-
-
-def lock(guest: NinePClient, fid: int, kind: int, pid: int, span: tuple[int, int] = EVERYTHING) -> int:
-    return guest.ask(request(fid, kind, pid, span), m.Rlock).status
-
-
-def in_the_way(guest: NinePClient, fid: int, kind: int, pid: int, span: tuple[int, int] = EVERYTHING) -> m.Rgetlock:
-    return guest.ask(m.Tgetlock(fid, kind, *span, pid, b"vm"), m.Rgetlock)
+model = one_of(*IN_AND_OUT)
 
 
 @pytest.fixture
@@ -75,8 +63,7 @@ def _flock(kind: int) -> Callable[[int], object]:
 
 
 def _fcntl(kind: int, start: int, length: int) -> Callable[[int], object]:
-    packed = struct.pack("hhqqi4x", kind, os.SEEK_SET, start, length, 0)
-    return lambda descriptor: fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, packed)
+    return lambda descriptor: lock_range(descriptor, kind, start, length)
 
 
 HOST: Final = {
@@ -96,7 +83,7 @@ GUEST: Final = {
 
 
 def excludes(host: str, guest: str) -> bool:
-    """Say what the table of docs/architecture.md does, in both directions."""
+    """Say what the table of docs/file-server.md does, in both directions."""
     if "shared" in host and "shared" in guest:
         return False
     if host.startswith("flock"):
@@ -354,17 +341,6 @@ def test_an_unlinked_file_is_locked_like_any_other(guest: NinePClient, fid: int)
 
 
 # The host's programs
-
-
-@contextmanager
-def host_lock(path: Path, kind: int, start: int = 0, length: int = 0) -> Iterator[None]:
-    """A lock of the host, by an open file description of its own."""
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, start, length, 0))
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def test_the_host_excludes_a_guest(file: Path, guest: NinePClient, fid: int) -> None:

@@ -7,7 +7,7 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tests.fileserver.conftest import Device
+from tests.fileserver.harness import Device
 from tests.processes import await_answer
 
 from uvmshare.fileserver.log import _BURST, _LONGEST, _PER_SECOND, CUT_BYTES, KEPT_BYTES, MOST_BYTES, Log

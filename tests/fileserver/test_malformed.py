@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.fileserver.conftest import Device
+    from tests.fileserver.harness import Device
 
     from uvmshare.testing.client import NinePClient
 

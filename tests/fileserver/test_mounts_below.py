@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.fileserver.harness import one_of
 from tests.fuse import HungFuse
 from tests.root import require_root
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.fileserver.conftest import Host, Refused
+    from tests.fileserver.harness import Host, Refused
 
     from uvmshare.testing.client import NinePClient
 
@@ -37,11 +38,8 @@ HIDDEN = ("node_modules/x", ".env", "secret", "sub/.env", "sub/node_modules/x", 
 SHOWN = ("plain", "sub/build", "sub/secret", "deep/one/near", "deep/far")
 
 
-@pytest.fixture(params=["none", pytest.param("mapped-xattr", marks=pytest.mark.long)])
-def model(request: pytest.FixtureRequest) -> str:
-    """Never in this process: what hangs in it could not be ended."""
-    value: str = request.param
-    return value
+model = one_of("none", pytest.param("mapped-xattr", marks=pytest.mark.long))
+"""Never in this process: what hangs in it could not be ended."""
 
 
 def put(top: Path) -> None:
@@ -78,15 +76,8 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def shown(host: Host) -> Path:
-    directory = host.outside / "shown"
-    directory.mkdir()
-    return directory
-
-
-@pytest.fixture
-def mounted(host: Host, shown: Path, kind: str) -> Iterator[Mounted]:
-    made = Mounted(kind, shown, host.root / "mnt")
+def mounted(host: Host, kind: str) -> Iterator[Mounted]:
+    made = Mounted(kind, host.outside / "shown", host.root / "mnt")
     yield made
     made.close()
 

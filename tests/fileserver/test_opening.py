@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.fileserver.conftest import Device
+    from tests.fileserver.harness import Device
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
@@ -132,17 +132,6 @@ def _wait(path: str) -> Opened:
     os._exit(0)
 
 
-@contextmanager
-def _fuse(shown: Path, point: Path) -> Iterator[HungFuse]:
-    for each in (shown, point):
-        each.mkdir(parents=True, exist_ok=True)
-    made = HungFuse(shown, point)
-    try:
-        yield made
-    finally:
-        made.close()
-
-
 @needs_root
 def test_a_look_at_the_table_of_mounts_says_what_may_hang(tmp_path: Path) -> None:
     top = str(tmp_path.resolve())
@@ -153,7 +142,7 @@ def test_a_look_at_the_table_of_mounts_says_what_may_hang(tmp_path: Path) -> Non
     os.symlink("/", f"{top}/link")
     for path in (f"{top}/link/tmp", f"{top}/link", f"{top}/", f"{top}/../x", "x", ""):
         assert may_hang(path), path
-    with _fuse(tmp_path / "shown", tmp_path / "point") as fuse:
+    with HungFuse(tmp_path / "shown", tmp_path / "point") as fuse:
         fuse.hang_all()
         for path in (f"{top}/point", f"{top}/point/below", top, "/"):
             assert may_hang(path), path
@@ -166,7 +155,7 @@ def test_an_add_of_what_hangs_is_an_error_and_the_server_goes_on(
     start_device: Callable[..., Device], root: Path, tmp_path: Path
 ) -> None:
     device = start_device(security_model="none")
-    with _fuse(tmp_path / "shown", tmp_path / "point") as fuse:
+    with HungFuse(tmp_path / "shown", tmp_path / "point") as fuse:
         fuse.hang_all()
         for reason in ("no answer within", "it hung before"):
             with pytest.raises(HostPathHangs, match=reason):
@@ -199,7 +188,7 @@ def test_a_supervisor_takes_over_what_does_not_hang(
     start_device: Callable[..., Device], root: Path, tmp_path: Path
 ) -> None:
     device = start_device(security_model="none", run_dir=tmp_path / "run")
-    with _fuse(tmp_path / "shown", tmp_path / "point") as fuse:
+    with HungFuse(tmp_path / "shown", tmp_path / "point") as fuse:
         (tmp_path / "shown" / "below").mkdir()
         device.share(fuse.point)
         device.share(fuse.point / "below")

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.fileserver.harness import MODELS, one_of
 from tests.root import require_root
 
 from uvmshare.ninep.constants import OpenFlag as O
@@ -15,20 +16,15 @@ from uvmshare.ninep.constants import OpenFlag as O
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.fileserver.conftest import MODELS, Host
+    from tests.fileserver.harness import Host
 
     from uvmshare.testing.client import NinePClient
-else:
-    from fileserver.conftest import MODELS
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
 
 
-@pytest.fixture(params=[model for model in MODELS if model != "in-process"])
-def model(request: pytest.FixtureRequest) -> str:
-    value: str = request.param
-    return value
+model = one_of(*[model for model in MODELS if model != "in-process"])
 
 
 def owner(guest: NinePClient, path: str) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from tests.fileserver.harness import IN_AND_OUT, one_of
 
 from uvmshare.fileserver.mount import seccomp
 from uvmshare.ninep import messages as m
@@ -20,20 +21,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.fileserver.conftest import IN_AND_OUT, Host, Refused
+    from tests.fileserver.harness import Host, Refused
 
     from uvmshare.testing.client import NinePClient
-else:
-    from fileserver.conftest import IN_AND_OUT
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
 
 
-@pytest.fixture(params=IN_AND_OUT)
-def model(request: pytest.FixtureRequest) -> str:
-    value: str = request.param
-    return value
+model = one_of(*IN_AND_OUT)
 
 
 # The fids that the messages below are about, unopened and open, in a tree that `read_only` makes.

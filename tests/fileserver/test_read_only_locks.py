@@ -10,6 +10,8 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.fileserver.harness import IN_AND_OUT, one_of
+from tests.fileserver.locking import BLOCKED, GRANTED, RD, UN, WR, host_lock, in_the_way, lock, request
 
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import LockFlag
@@ -19,13 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.fileserver.conftest import IN_AND_OUT, Device, Host, Refused
-    from tests.fileserver.test_locks import BLOCKED, GRANTED, RD, UN, WR, host_lock, in_the_way, lock, request
+    from tests.fileserver.harness import Device, Host, Refused
 
     from uvmshare.testing.client import NinePClient
-else:
-    from fileserver.conftest import IN_AND_OUT
-    from fileserver.test_locks import BLOCKED, GRANTED, RD, UN, WR, host_lock, in_the_way, lock, request
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
@@ -33,11 +31,7 @@ if sys.platform == "win32":
 from uvmshare.fileserver.limits import Limits
 from uvmshare.fileserver.mount.files.locks import END, GuestLocks, LockTable
 
-
-@pytest.fixture(params=IN_AND_OUT)
-def model(request: pytest.FixtureRequest) -> str:
-    value: str = request.param
-    return value
+model = one_of(*IN_AND_OUT)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.fileserver.harness import IN_AND_OUT, one_of
 
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import AT_REMOVEDIR, SetattrValid
@@ -19,20 +20,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.fileserver.conftest import IN_AND_OUT, Host, Refused
+    from tests.fileserver.harness import Host, Refused
 
     from uvmshare.testing.client import NinePClient
-else:
-    from fileserver.conftest import IN_AND_OUT
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
 
 
-@pytest.fixture(params=IN_AND_OUT)
-def model(request: pytest.FixtureRequest) -> str:
-    value: str = request.param
-    return value
+model = one_of(*IN_AND_OUT)
 
 
 ALLOWED = ("allowed", "absent", "directory", "grüße", "link")

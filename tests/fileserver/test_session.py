@@ -11,6 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.fileserver.harness import IN_AND_OUT, one_of
 from tests.processes import DEADLINE
 
 from uvmshare.ninep import messages as m
@@ -20,11 +21,9 @@ from uvmshare.ninep.types import Qid
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.fileserver.conftest import IN_AND_OUT, Host, Refused
+    from tests.fileserver.harness import Host, Refused
 
     from uvmshare.testing.client import NinePClient
-else:
-    from fileserver.conftest import IN_AND_OUT
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
@@ -35,11 +34,7 @@ from uvmshare.fileserver.mount.outbox import Outbox
 from uvmshare.fileserver.mount.serving import Serving
 from uvmshare.hcs.schema import Plan9Share
 
-
-@pytest.fixture(params=IN_AND_OUT)
-def model(request: pytest.FixtureRequest) -> str:
-    value: str = request.param
-    return value
+model = one_of(*IN_AND_OUT)
 
 
 NEW = 7000

@@ -12,7 +12,7 @@ from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import OpenFlag
 
 if TYPE_CHECKING:
-    from tests.fileserver.conftest import Host, Refused
+    from tests.fileserver.harness import Host, Refused
 
 ROOT, USER = 0, 1000
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.fileserver.conftest import add_document
+from tests.fileserver.harness import add_document
 
 from uvmshare.ninep import messages as m
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.fileserver.conftest import Device, Host, Refused
+    from tests.fileserver.harness import Device, Host, Refused
 
     from uvmshare.fileserver.mount.files.node import Node
     from uvmshare.testing.client import NinePClient

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.fileserver.conftest import Device, Host, Refused
+    from tests.fileserver.harness import Device, Host, Refused
 
     from uvmshare.testing.client import NinePClient
 

@@ -1,7 +1,8 @@
 """A file server under attack: its shares, what lies outside them, and what must hold afterwards.
 
-What lives here: servers with a log that is read, a canary beside each share, a witness on another mount; servers and
-directories themselves are those of `tests/fileserver`. What must not: the attacks; they are in the tests.
+What lives here: servers with a log that is read, a canary beside each share, a witness on another mount; servers
+and directories themselves are those of `tests/fileserver/harness.py`. What must not: the
+attacks; they are in the tests.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from tests.conformance.harness import write_down
-from tests.processes import await_answer, wait_for_end
+from tests.fileserver.harness import Device, directory_with_xattrs, remove_tree
+from tests.processes import await_answer, children_of, descriptors_of, wait_for_end
 from tests.root import require_root
 
 from uvmshare.ninep.constants import NONUNAME
@@ -24,19 +26,12 @@ from uvmshare.ninep.constants import NONUNAME
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-    from tests.fileserver.conftest import Device, remove_tree, xattr_directory
-
     from uvmshare.testing.client import NinePClient
-else:
-    from fileserver.conftest import Device, remove_tree, xattr_directory
 
 __all__ = [
     "CANARY",
     "Target",
     "attack",
-    "children_of",
-    "descriptors_of",
-    "status_of",
     "xattr_directory",
 ]
 
@@ -48,25 +43,6 @@ CANARY: Final = b"the host's own secret, 41 bytes and a few"
 
 BUGS: Final = ("Error:", "signal", "Traceback", "Exception ignored", "Fatal")
 """Words of a log line that an attack must not bring about: no exception of Python's, no crash."""
-
-
-def descriptors_of(pid: int) -> int:
-    """How many descriptors a process has."""
-    return len(os.listdir(f"/proc/{pid}/fd"))
-
-
-def children_of(pid: int) -> list[int]:
-    """The processes that a process has and has not reaped."""
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def status_of(pid: int, key: str) -> str:
-    """A line of proc_pid_status(5)."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == key:
-            return value.strip()
-    raise KeyError(key)
 
 
 @dataclass
@@ -163,6 +139,13 @@ class Target:
         self._open.close()
         self.device.close()
         remove_tree(self.top)
+
+
+@pytest.fixture(scope="session")
+def xattr_directory() -> Iterator[Path]:
+    """A directory whose file system keeps user extended attributes, which mapped-xattr needs."""
+    with directory_with_xattrs() as made:
+        yield made
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from tests.hostile.shapes import PLAIN, REQUESTS, answered, forget, kind_of, shapes
+from tests.processes import descriptors_of
 
 from uvmshare.errors import ConnectionClosed
 from uvmshare.fileserver.limits import Limits
@@ -28,13 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.hostile.conftest import Target, descriptors_of
-    from tests.hostile.shapes import PLAIN, REQUESTS, answered, forget, kind_of, shapes
+    from tests.hostile.conftest import Target
 
     from uvmshare.testing.client import NinePClient
-else:
-    from hostile.conftest import descriptors_of
-    from hostile.shapes import PLAIN, REQUESTS, answered, forget, kind_of, shapes
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)

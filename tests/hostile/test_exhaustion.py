@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from tests.processes import wait_for_end
+from tests.processes import children_of, descriptors_of, status_of, wait_for_end
 
 from uvmshare.errors import ConnectionClosed
 from uvmshare.fileserver.limits import Limits
@@ -23,11 +23,9 @@ from uvmshare.ninep.constants import NOFID, NONUNAME, NOTAG, VERSION, LockType, 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.hostile.conftest import Target, children_of, descriptors_of, status_of
+    from tests.hostile.conftest import Target
 
     from uvmshare.testing.client import NinePClient
-else:
-    from hostile.conftest import children_of, descriptors_of, status_of
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)

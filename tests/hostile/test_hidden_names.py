@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from tests.hostile.shapes import FID_FIELDS, REQUESTS, answered, forget, kind_of
 
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import AT_REMOVEDIR, OpenFlag
@@ -20,11 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.hostile.conftest import Target
-    from tests.hostile.shapes import FID_FIELDS, REQUESTS, answered, forget, kind_of
 
     from uvmshare.testing.client import NinePClient
-else:
-    from hostile.shapes import FID_FIELDS, REQUESTS, answered, forget, kind_of
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from tests.processes import DEADLINE, await_end
+from tests.processes import DEADLINE, await_end, children_of, status_of
 
 from uvmshare.errors import ConnectionClosed, FileServerError
 from uvmshare.fileserver import control
@@ -48,9 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.hostile.conftest import Target, children_of, status_of
-else:
-    from hostile.conftest import children_of, status_of
+    from tests.hostile.conftest import Target
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)

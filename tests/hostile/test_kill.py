@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from tests.fileserver.harness import add_document
 from tests.processes import DEADLINE, await_end
 
 from uvmshare.errors import ConnectionClosed, GuestFailed
@@ -36,10 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.fileserver.conftest import add_document
     from tests.hostile.conftest import Target
-else:
-    from fileserver.conftest import add_document
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)

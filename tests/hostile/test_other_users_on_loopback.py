@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.fileserver.conftest import Device
+from tests.fileserver.harness import Device
 from tests.processes import DEADLINE, await_answer
 from tests.root import needs_root
 

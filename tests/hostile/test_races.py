@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from tests.conformance.harness import Setting, keep
+from tests.hostile.conftest import CANARY
 from tests.processes import DEADLINE
 
 from uvmshare.ninep import messages as m
@@ -27,12 +28,10 @@ from uvmshare.ninep.constants import OpenFlag
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.hostile.conftest import CANARY, Target
+    from tests.hostile.conftest import Target
 
     from uvmshare.fileserver.models import SecurityModel
     from uvmshare.testing.client import NinePClient
-else:
-    from hostile.conftest import CANARY
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)

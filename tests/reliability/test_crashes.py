@@ -28,7 +28,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import pytest
+from tests.fileserver.harness import add_document, remove_document
 from tests.processes import DEADLINE, wait_for_end
+from tests.reliability_results import write_down
 
 from uvmshare.errors import ConnectionClosed, FileServerError, OutcomeUnknown, ShareNotFound, UvmshareError
 from uvmshare.fileserver import control
@@ -39,12 +41,7 @@ from uvmshare.testing.client import NinePClient
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tests.fileserver.conftest import add_document, remove_document
     from tests.reliability.conftest import Zygote
-    from tests.reliability_results import write_down
-else:
-    from fileserver.conftest import add_document, remove_document
-    from reliability_results import write_down
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)

@@ -26,18 +26,14 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 from tests.processes import DEADLINE, kill, wait_for_end
+from tests.reliability_results import write_down
 
 from uvmshare.errors import ConnectionClosed
 from uvmshare.testing.client import NinePClient
-
-if TYPE_CHECKING:
-    from tests.reliability_results import write_down
-else:
-    from reliability_results import write_down
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)

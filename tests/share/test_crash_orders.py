@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.orders import searches, try_every_order
+from tests.reliability_results import write_down
+from tests.share.test_interleavings import ANYBODY, ONLY_ADDS, A, B, Scenario
 
 from uvmshare.errors import JournalError
 from uvmshare.share import recovery
@@ -35,15 +37,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from tests.orders import Caller
-    from tests.reliability_results import write_down
-    from tests.share.test_interleavings import ANYBODY, ONLY_ADDS, A, B, Call, Scenario
+    from tests.share.test_interleavings import Call
 
     from uvmshare.share.journal import JournalledShare
     from uvmshare.share.recovery import RecoveryReport
     from uvmshare.testing.explore import Explored
-else:
-    from reliability_results import write_down
-    from share.test_interleavings import ANYBODY, ONLY_ADDS, A, B, Scenario
 
 APPEND_FAULTS = (FakeReply.FAIL, FakeReply.LOSE_AFTER)
 

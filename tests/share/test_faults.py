@@ -16,6 +16,8 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.acknowledged import require_kept
+from tests.reliability_results import write_down
 
 from uvmshare.errors import ComputeSystemError, JournalError
 from uvmshare.share.manager import Manager
@@ -27,11 +29,6 @@ from uvmshare.testing.schedule import run
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator
 
-    from tests.acknowledged import require_kept
-    from tests.reliability_results import write_down
-else:
-    from acknowledged import require_kept
-    from reliability_results import write_down
 
 ONE, TWO, THREE = (
     AddOptions(path, read_only=True)

@@ -11,14 +11,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
-
-if TYPE_CHECKING:
-    from tests.reliability_results import write_down
-else:
-    from reliability_results import write_down
+from tests.reliability_results import write_down
 
 if sys.platform == "win32":
     pytest.skip("file systems of a test's own are Linux's", allow_module_level=True)

@@ -22,15 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.acknowledged import require_kept
+from tests.reliability_results import write_down
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.acknowledged import require_kept
-    from tests.reliability_results import write_down
-else:
-    from acknowledged import require_kept
-    from reliability_results import write_down
 
 if sys.platform == "win32":
     pytest.skip("Windows has no fork(); the journal itself is tested there", allow_module_level=True)

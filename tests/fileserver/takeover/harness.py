@@ -10,6 +10,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.fileserver.harness import add_document, remove_document
 from tests.processes import DEADLINE, kill
 
 from uvmshare.errors import FileServerError
@@ -18,10 +19,6 @@ from uvmshare.testing.client import NinePClient
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
-
-    from tests.fileserver.conftest import add_document, remove_document
-else:
-    from fileserver.conftest import add_document, remove_document
 
 
 class Place:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.fileserver.harness import add_document, remove_document
 from tests.processes import await_answer, await_end
 from tests.root import needs_root, require_root
 
@@ -23,10 +24,7 @@ from uvmshare.share.manager import Manager
 from uvmshare.share.options import AddOptions
 
 if TYPE_CHECKING:
-    from tests.fileserver.conftest import add_document, remove_document
     from tests.fileserver.takeover.harness import Place
-else:
-    from fileserver.conftest import add_document, remove_document
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
