@@ -1,7 +1,7 @@
 """Code that runs in a mount process, as after a hole in it: what it tries, and what is to stop it.
 
 What lives here: the attempts, with the layers that stop each, and `tried`, which makes them in a process that was
-confined as a mount process is. What must not: what is expected; that is in the tests. `docs/architecture.md`
+confined as a mount process is. What must not: what is expected; that is in the tests. `docs/security.md`
 has the same table for readers.
 """
 

@@ -1,4 +1,4 @@
-"""The table of docs/architecture.md: what code in a mount process may try, and what stops it.
+"""The table of docs/security.md: what code in a mount process may try, and what stops it.
 
 What lives here: its lines. What must not: the attempts (`taken_over`).
 """
@@ -41,7 +41,7 @@ def _what_stops(attempt: Attempt) -> str:
 
 
 def rows() -> list[str]:
-    """Return the lines of the table for docs/architecture.md: attempts that the same layers stop share one."""
+    """Return the lines of the table for docs/security.md: attempts that the same layers stop share one."""
     grouped: dict[str, list[str]] = {}
     for attempt in ATTEMPTS:
         grouped.setdefault(_what_stops(attempt), []).append(attempt.name)

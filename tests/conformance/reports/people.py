@@ -202,7 +202,7 @@ _EXCLUDES = {
     ("host", "whole"): {"flock": True, "whole": True, "range": True},
     ("host", "range"): {"flock": True, "whole": True, "range": True},
 }
-"""By who holds which: which kinds the guest, or for a guest's lock the host, is refused (docs/architecture.md)."""
+"""By who holds which: which kinds the guest, or for a guest's lock the host, is refused (docs/file-server.md)."""
 
 
 def locked(kind: str, path: str) -> int:

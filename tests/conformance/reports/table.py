@@ -389,7 +389,7 @@ OWN = (
             ),
         ),
     ),
-    Report("flock", "the table of locks in architecture.md, all cells", people.the_table_of_locks),
+    Report("flock", "the table of locks in file-server.md, all cells", people.the_table_of_locks),
     Report("sqlite", "SQLite in the guest and on the host in one database", people.sqlite_beside_the_host),
     Report("seek", "offsets of a listing that was read stay good while names go", directories.seek_to_told_offsets),
     Report("utf8", "names that are not UTF-8, and what does not show itself", directories.names_that_are_not_utf8),
