@@ -30,7 +30,6 @@ from uvmshare.fleet.follower import Follower
 from uvmshare.fleet.gate import Gate
 from uvmshare.fleet.keys import Keys
 from uvmshare.fleet.local import Seen
-from uvmshare.fleet.position import Place
 from uvmshare.testing.etcd import FakeEtcd
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ class FakeHost:
         """By path: what adding it raises."""
         self.unreleased: dict[str, UvmshareError] = {}
         """By path: what releasing it raises."""
-        self.place: Place | None = None
+        self.place: tuple[int, int] | None = None
         self.writes: list[str] = []
         """What was done, in order."""
         self.pause: Callable[[str], Any] | None = None
@@ -80,13 +79,13 @@ class FakeHost:
 
     # as Position
 
-    def read(self) -> Place | None:
+    def fleet_place(self) -> tuple[int, int] | None:
         return self.place
 
-    def write(self, cluster: int, revision: int) -> None:
-        self.place = Place(cluster, revision)
+    def put_fleet_place(self, cluster: int, revision: int) -> None:
+        self.place = cluster, revision
 
-    def forget(self) -> None:
+    def drop_fleet_place(self) -> None:
         self.place = None
 
     # as Local

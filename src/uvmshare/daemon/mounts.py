@@ -38,6 +38,7 @@ from uvmshare.errors import (
     OutcomeUnknown,
     UvmshareError,
 )
+from uvmshare.lifecycle.retry import Wait
 from uvmshare.mounts.engine import REVOKE_GRACE, mount_path_of, share_owner
 from uvmshare.mounts.options import MountOptions, canonical_guest_path
 from uvmshare.mounts.state import MountState
@@ -444,14 +445,13 @@ class UserMounts:
         """Ask for every mount again, as often as it takes, until each is there, refused, or given back meanwhile."""
         vm = machine.record.key
         waiting = self._restoring.get(vm, {})
-        delay = _RETRY_FIRST
+        wait = Wait(_RETRY_FIRST, _RETRY_LONGEST)
         while waiting:
             for place, record in tuple(waiting.items()):
                 if waiting.get(place) is record and await self._restored(machine, record):
                     waiting.pop(place, None)
             if waiting:
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, _RETRY_LONGEST)
+                await asyncio.sleep(wait.next())
 
     async def _restored(self, machine: Machine, record: MountRecord) -> bool:
         """Ask for one mount again; False when it is to be tried later."""
@@ -527,7 +527,7 @@ class UserMounts:
     async def release_strays(self, machine: Machine) -> None:
         """Take out shares that mounts held of which nothing is written down any more, as often as it takes."""
         waiting = {path for path, _ in self._restoring.get(machine.record.key, {})}
-        delay, told = _RETRY_FIRST, False
+        wait, told = Wait(_RETRY_FIRST, _RETRY_LONGEST), False
         strays = {
             (info.name, str(owner))
             for info in machine.shares()
@@ -551,8 +551,7 @@ class UserMounts:
                 else:
                     strays.discard((name, owner))
             if strays:
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, _RETRY_LONGEST)
+                await asyncio.sleep(wait.next())
 
     def forget(self, vm: VmKey) -> None:
         """Forget what is being restored of a VM that is removed."""

@@ -40,6 +40,7 @@ from uvmshare.daemon.store import LeaseKey, MountLease, VmRecord, name_for
 from uvmshare.errors import AlreadyThere, InvalidOptions, NotThere, OperationDenied, StillInUse, UvmshareError
 from uvmshare.fileserver.counters import errno_name
 from uvmshare.fileserver.mount import confinement
+from uvmshare.lifecycle.retry import Wait
 from uvmshare.mounts.doctor import examine
 from uvmshare.printable import printable
 
@@ -133,7 +134,7 @@ class Service:
 
     async def _find_vm(self, machine: Machine) -> None:
         """Find a VM, however often it takes. What it had stays as it was meanwhile, and so do its leases that ended."""
-        key, delay, told = machine.record.key, _FIND_AGAIN_FIRST, None
+        key, wait, told = machine.record.key, Wait(_FIND_AGAIN_FIRST, _FIND_AGAIN_LONGEST), None
         while machine.manager is None:
             async with self._finders[key[0]]:
                 await machine.find()
@@ -143,8 +144,7 @@ class Service:
                     self.events.emit(EventKind.VM_FAILED, key, reason=told)
                 if machine.record.unreadable is not None:
                     return  # the next daemon may be a version that can read it
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, _FIND_AGAIN_LONGEST)
+                await asyncio.sleep(wait.next())
         self.mounts.load(machine)
         self.leases.keep(key, self.shares.leased(machine) | self.mounts.leased(machine))
         machine.found.set()

@@ -34,6 +34,7 @@ from uvmshare.fileserver.models import Links, SecurityModel
 from uvmshare.hcs import schema
 from uvmshare.heard import logger
 from uvmshare.hostpath import absolute
+from uvmshare.lifecycle.retry import Wait
 from uvmshare.share.options import AddOptions
 
 if sys.platform == "linux" or TYPE_CHECKING:  # these import what Windows does not have; `_require_linux` is in front
@@ -211,7 +212,7 @@ class FileServer:
         self._starting = False
         self._closing = False
         self._restarting: asyncio.Task[None] | None = None
-        self._restart_delay = _RESTART_FIRST
+        self._restart_wait = Wait(_RESTART_FIRST, _RESTART_LONGEST)
         self._linked_at = 0.0
         self._trouble = ""
 
@@ -431,7 +432,7 @@ class FileServer:
         await died.has_ended()
         await died.leave()
         if asyncio.get_running_loop().time() - self._linked_at > _RESTART_LONGEST:
-            self._restart_delay = _RESTART_FIRST
+            self._restart_wait.reset()
         while True:
             try:
                 link = await Link.find_or_start(run_dir, self._run_as, self._log, self._cgroup, self._run)
@@ -442,8 +443,7 @@ class FileServer:
                 return
             except Exception as error:  # noqa: BLE001  what is found there is its user's, and this goes on whatever it is
                 self._trouble = str(error) if isinstance(error, UvmshareError) else repr(error)
-            await asyncio.sleep(self._restart_delay)
-            self._restart_delay = min(2 * self._restart_delay, _RESTART_LONGEST)
+            await asyncio.sleep(self._restart_wait.next())
         self._restarting = None
         self._trouble = ""
         self._use(link)

@@ -30,6 +30,7 @@ from uvmshare.etcd.protocol import Delete, Put, absent, unchanged
 from uvmshare.fleet.documents import Alive, Have, Want, decode, encode
 from uvmshare.fleet.settling import settle
 from uvmshare.fleet.view import View
+from uvmshare.lifecycle.retry import Wait
 from uvmshare.linux.boot import boot_id
 from uvmshare.printable import printable
 
@@ -53,8 +54,7 @@ _RELIST_SECONDS: Final = 600.0
 _APART_SECONDS: Final = 1.0
 """Between two documents about one VM that answer nobody."""
 _RETRY_FIRST: Final = 1.0
-_RETRY_LONGEST: Final = 60.0
-"""Seconds before something that could not be brought about is tried again; the wait doubles."""
+"""Seconds before something that could not be brought about is tried again; the wait doubles (`Wait`)."""
 _RECONNECT_FIRST: Final = 0.5
 _RECONNECT_LONGEST: Final = 30.0
 """Seconds before etcd is asked again, with as much again by chance: all hosts may have lost it at once."""
@@ -100,7 +100,7 @@ class Follower:
         self._dirty: set[VmName] = set()
         self._looking: dict[VmName, asyncio.Task[None]] = {}
         self._again: dict[VmName, asyncio.TimerHandle] = {}
-        self._delays: dict[VmName, float] = {}
+        self._waits: dict[VmName, Wait] = {}
         self._written: dict[VmName, tuple[float, int]] = {}
         """When a document about a VM was written last, and the revision of what is wanted that this made."""
         self._accepted = asyncio.Event()
@@ -126,7 +126,7 @@ class Follower:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _keep_following(self) -> None:
-        delay = _RECONNECT_FIRST
+        wait = Wait(_RECONNECT_FIRST, _RECONNECT_LONGEST)
         while True:
             try:
                 async with self._connect() as store:
@@ -134,17 +134,16 @@ class Follower:
                     await self._follow(store)
             except (_Relist, WatchEnded, RevisionCompacted) as error:
                 self.error = str(error) or None
-                delay = _RECONNECT_FIRST
+                wait.reset()
             except StoreReplaced as error:
                 self.error = printable(str(error))
                 self._log.error("fleet.lost", reason=self.error)
                 await asyncio.sleep(_RECONNECT_LONGEST * self._chance())
             except StoreError as error:
-                if self.error is None or delay == _RECONNECT_FIRST:
+                if self.error is None or not wait.last:
                     self._log.warning("fleet.unreachable", reason=printable(str(error)))
                 self.error = printable(str(error))
-                await asyncio.sleep(delay * (1 + self._chance()))
-                delay = min(2 * delay, _RECONNECT_LONGEST)
+                await asyncio.sleep(wait.next() * (1 + self._chance()))
             finally:
                 self._store = None
 
@@ -172,21 +171,21 @@ class Follower:
 
     async def _stay_forward(self, cluster: int, revision: int) -> None:
         """See that this is the etcd that was followed, and no older state of it; else wait until it is accepted."""
-        known = self._position.read()
-        if known is not None and (known.cluster != cluster or revision < known.revision):
+        followed, seen = self._position.fleet_place() or (cluster, 0)
+        if followed != cluster or revision < seen:
             self.held_back = (
-                f"etcd is another cluster than the one that this host followed ({cluster:x}, not {known.cluster:x})"
-                if known.cluster != cluster
-                else f"etcd is at revision {revision}, and this host has seen {known.revision}: a backup was restored"
+                f"etcd is another cluster than the one that this host followed ({cluster:x}, not {followed:x})"
+                if followed != cluster
+                else f"etcd is at revision {revision}, and this host has seen {seen}: a backup was restored"
             ) + "; nothing is changed here: `uvmshare host accept` follows it"
             self._log.error("fleet.held_back", reason=self.held_back)
             self._accepted.clear()
             await self._accepted.wait()
             self.held_back = None
             self._log.warning("fleet.accepted", cluster=f"{cluster:x}", revision=revision)
-            self._position.forget()
+            self._position.drop_fleet_place()
             raise _Relist
-        self._position.write(cluster, revision)
+        self._position.put_fleet_place(cluster, revision)
 
     @property
     def revision(self) -> int:
@@ -205,7 +204,7 @@ class Follower:
                 async for each in changes:
                     for vm in self._view.apply(each.revision, each.events):
                         self._touch(vm)
-                    self._position.write(cluster, each.revision)
+                    self._position.put_fleet_place(cluster, each.revision)
         except TimeoutError:
             raise _Relist from None
 
@@ -258,9 +257,7 @@ class Follower:
             del self._looking[vm]
 
     def _backed_off(self, vm: VmName) -> float:
-        delay = self._delays.get(vm, _RETRY_FIRST)
-        self._delays[vm] = min(2 * delay, _RETRY_LONGEST)
-        return delay
+        return self._waits.setdefault(vm, Wait(_RETRY_FIRST)).next()
 
     async def _look(self, vm: VmName) -> None:
         """Look at one VM, do what is to be done, and write what there is. Raises `StoreError`."""
@@ -291,7 +288,7 @@ class Follower:
         if settled.is_unfinished:
             self._touch_later(vm, self._backed_off(vm))
         else:
-            self._delays.pop(vm, None)
+            self._waits.pop(vm, None)
 
     async def _write(
         self,
@@ -331,7 +328,7 @@ class Follower:
         if last is not None:
             await store.txn([absent(self._keys.want(self._host, *vm))], [Delete(last.key)])
         self._written.pop(vm, None)
-        self._delays.pop(vm, None)
+        self._waits.pop(vm, None)
 
 
 def _same(before: Have, have: Have) -> bool:

@@ -23,7 +23,6 @@ from uvmshare.fleet.follower import Follower
 from uvmshare.fleet.hostfile import read_host_file
 from uvmshare.fleet.keys import Keys
 from uvmshare.fleet.local import OfService
-from uvmshare.fleet.position import Place
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -36,26 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["FleetSide"]
 
 Who = NamedDependency[Identity]
-
-
-class StoredPosition:
-    """How far the fleet was followed, in the daemon's own file."""
-
-    def __init__(self, store: DaemonStore) -> None:
-        self._store = store
-
-    def read(self) -> Place | None:
-        """Return where it had got to."""
-        found = self._store.fleet_place()
-        return None if found is None else Place(*found)
-
-    def write(self, cluster: int, revision: int) -> None:
-        """Remember it."""
-        self._store.put_fleet_place(cluster, revision)
-
-    def forget(self) -> None:
-        """Forget it."""
-        self._store.drop_fleet_place()
 
 
 class FleetSide:
@@ -77,7 +56,7 @@ class FleetSide:
             Keys(self._file.ends.fleet),
             self._file.host,
             OfService(service, self._file.tenants),
-            StoredPosition(store),
+            store,
         )
         task = asyncio.get_running_loop().create_task(follower.run())
         task.add_done_callback(_note_defect)

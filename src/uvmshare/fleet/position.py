@@ -1,34 +1,27 @@
 """How far a host has followed its fleet, kept over restarts, so that it never follows an older state or another etcd.
 
-What lives here: the protocol `Position` and what it remembers. What must not: the file that it is in
+What lives here: the protocol `Position`, which the daemon's store is. What must not: the file that it is in
 (`uvmshare.daemon.store`), or what is done about a step back (`follower`).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-__all__ = ["Place", "Position"]
-
-
-class Place(NamedTuple):
-    """A cluster of etcd, and a revision of it."""
-
-    cluster: int
-    revision: int
+__all__ = ["Position"]
 
 
 class Position(Protocol):
     """Where a host had got to. Raises `DaemonError` when it cannot be read or written."""
 
-    def read(self) -> Place | None:
-        """Return where it had got to; None for a host that has followed none yet."""
+    def fleet_place(self) -> tuple[int, int] | None:
+        """Return the cluster of etcd and its revision that were followed last; None for a host that has none yet."""
         ...
 
-    def write(self, cluster: int, revision: int) -> None:
+    def put_fleet_place(self, cluster: int, revision: int) -> None:
         """Remember it. Written down before it returns."""
         ...
 
-    def forget(self) -> None:
+    def drop_fleet_place(self) -> None:
         """Forget it."""
         ...

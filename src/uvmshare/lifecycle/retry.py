@@ -1,6 +1,7 @@
 """When what failed is tried again: after a while, and after a longer one each time.
 
-What lives here: `Retry`, the one timer of each such thing. What must not: what is tried, or whether it is worth it.
+What lives here: `Wait`, how long that is, and `Retry`, the one timer of a share or mount. What must not: what is tried,
+or whether it is worth it.
 """
 
 from __future__ import annotations
@@ -11,11 +12,32 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["RETRY_LONGEST", "Retry"]
+__all__ = ["RETRY_LONGEST", "Retry", "Wait"]
 
 RETRY_LONGEST: Final = 60.0
 """Seconds between two attempts at most; the wait doubles up to it, so that what stays broken is not flooded, and
 what comes back is in order within a minute."""
+
+
+class Wait:
+    """The waits before one attempt after the other: `first` seconds, then twice the last one, up to `longest`."""
+
+    __slots__ = ("_first", "_longest", "last")
+
+    def __init__(self, first: float, longest: float = RETRY_LONGEST) -> None:
+        self._first = first
+        self._longest = longest
+        self.last = 0.0
+        """The last one, in seconds; 0 before the first, and when all is well again."""
+
+    def next(self) -> float:
+        """Return how long to wait now, in seconds."""
+        self.last = min(2 * self.last, self._longest) or self._first
+        return self.last
+
+    def reset(self) -> None:
+        """Note that all is well: the next failure waits as the first did."""
+        self.last = 0.0
 
 
 class Retry:
@@ -24,13 +46,11 @@ class Retry:
     A timer rather than a task that sleeps: nothing is left to cancel when the event loop ends.
     """
 
-    __slots__ = ("_first", "_timer", "delay")
+    __slots__ = ("_timer", "_wait")
 
     def __init__(self, first: float) -> None:
-        self._first = first
+        self._wait = Wait(first)
         self._timer: asyncio.TimerHandle | None = None
-        self.delay = 0.0
-        """How long the last attempt had to wait, in seconds; 0 before the first, and when all is well again."""
 
     @property
     def waiting(self) -> bool:
@@ -43,8 +63,7 @@ class Retry:
         Without effect while an attempt is to come.
         """
         if self._timer is None:
-            self.delay = min(2 * self.delay, RETRY_LONGEST) or self._first
-            self._timer = asyncio.get_running_loop().call_later(self.delay, self._try, again)
+            self._timer = asyncio.get_running_loop().call_later(self._wait.next(), self._try, again)
 
     def _try(self, again: Callable[[], object]) -> None:
         self._timer = None
@@ -59,4 +78,4 @@ class Retry:
     def reset(self) -> None:
         """Note that all is well: no attempt is to come, and the next failure waits as the first did."""
         self.withdraw()
-        self.delay = 0.0
+        self._wait.reset()
