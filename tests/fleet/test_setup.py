@@ -88,6 +88,7 @@ def test_a_host_gets_its_own_prefix_and_a_file_that_says_so(made: SetUp, capsys:
         "host": "h1",
     }
     assert made.asked(folder, "host", lambda store: store.txn([], [Put(KEYS.alive("h1"), b"{}")]))
+    assert made.asked(folder, "host", lambda store: store.cluster_id())
     for other in (KEYS.host("h2"), KEYS.names(), KEYS.top):
         found = made.asked(folder, "host", lambda store, prefix=other: store.list(prefix))  # type: ignore[misc]
         assert isinstance(found, StoreDenied)

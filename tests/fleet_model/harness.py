@@ -16,12 +16,12 @@ from uvmshare.daemon.documents import (
     NewMount,
     NewShare,
     NewVm,
-    PlacedVm,
     Reference,
     Released,
     Share,
     Vm,
 )
+from uvmshare.daemon.fleet_documents import Joined, Kept, PlacedVm
 from uvmshare.errors import AlreadyThere, InvalidOptions, NotThere
 from uvmshare.etcd.protocol import Put
 from uvmshare.fleet.callers import Caller
@@ -29,19 +29,18 @@ from uvmshare.fleet.documents import Tenant, encode
 from uvmshare.fleet.follower import Follower
 from uvmshare.fleet.gate import Gate
 from uvmshare.fleet.keys import Keys
-from uvmshare.fleet.local import Seen
+from uvmshare.fleet.local import Seen, VmName
 from uvmshare.testing.etcd import FakeEtcd
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
     from uvmshare.daemon.documents import (
         Removed,
     )
     from uvmshare.errors import UvmshareError
     from uvmshare.etcd.protocol import Store
-    from uvmshare.fleet.documents import End, Holding
-    from uvmshare.fleet.local import VmName
+    from uvmshare.fleet.documents import End, Have, Holding
 
 WHEN = datetime(2026, 1, 1, tzinfo=UTC)
 ANN = Caller("acme", "ann")
@@ -70,11 +69,17 @@ class FakeHost:
         """By path: what adding it raises."""
         self.unreleased: dict[str, UvmshareError] = {}
         """By path: what releasing it raises."""
+        self.told: list[dict[str, Any]] | None = None
+        """What was known of the shares of the VM that it got back last."""
         self.place: tuple[int, int] | None = None
         self.writes: list[str] = []
         """What was done, in order."""
         self.pause: Callable[[str], Any] | None = None
         """Awaited before each call."""
+        self.own: dict[VmName, FakeVm] = {}
+        """VMs of its own that it offers."""
+        self.lent: set[VmName] = set()
+        """Those of them that the fleet has."""
         self._changed: list[asyncio.Queue[VmName]] = []
 
     # as Position
@@ -126,9 +131,22 @@ class FakeHost:
         self.machines[vm] = FakeVm(new)
         self.writes.append(f"vm {vm.here}")
 
-    async def remove_vm(self, vm: VmName) -> None:
+    async def take_on(self, vm: VmName, wanted: Mapping[str, Any], holdings: Iterable[Holding]) -> None:
+        await self._pause("take_on")
+        del wanted, holdings  # owners have one name here and there
+        if vm in self.own:
+            self.machines[vm] = self.own.pop(vm)
+            self.lent.add(vm)
+        elif vm not in self.lent:
+            raise NotThere("it offers no such VM")  # noqa: EM101, TRY003  a fake
+
+    async def remove_vm(self, vm: VmName, before: Have | None) -> None:
         await self._pause("remove_vm")
-        if self.machines.pop(vm, None) is not None:
+        if vm in self.lent:
+            self.lent.discard(vm)
+            self.own[vm] = self.machines.pop(vm)
+            self.told = None if before is None else before.shares
+        elif self.machines.pop(vm, None) is not None:
             self.writes.append(f"no vm {vm.here}")
 
     async def add(self, vm: VmName, holding: Holding) -> str:
@@ -348,6 +366,9 @@ class Fleet:
     async def add_vm(self, who: Caller = ANN, wanted: PlacedVm | None = None) -> Vm:
         return await self.gate.add_vm(who, *await self.gate.want_vm(who, wanted or placed()))
 
+    async def join_vm(self, joined: Joined, who: Caller = ANN) -> Vm:
+        return await self.gate.add_vm(who, *await self.gate.want_joined(who, joined))
+
     async def remove_vm(self, vm: str = "build", *, who: Caller = ANN, force: bool = False) -> Removed:
         return await self.gate.remove_vm(await self.gate.want_no_vm(who, vm, force=force))
 
@@ -376,6 +397,21 @@ async def fleet(*hosts: str, **rights: Any) -> AsyncIterator[Fleet]:
         yield made
     finally:
         await made.end()
+
+
+def own_vm(host: FakeHost, *kept: Kept) -> Joined:
+    """Have a host offer VM `build` of its own, with shares that are held; return what the gate is told of it."""
+    wanted = NewVm(id="build", listen=("unix:/run/build.9p",))
+    there = host.own[VmName("acme", "build")] = FakeVm(wanted)
+    for each in kept:
+        new = msgspec.convert(each.what, NewShare)
+        there.shares.setdefault(each.share, (new, set()))[1].add(each.owner)
+        host.given[VmName("acme", "build")] = int(each.share)
+    return Joined(host=host.name, tenant="acme", vm=wanted, kept=kept)
+
+
+def kept_share(path: str, name: str, owner: str = "job", lease: float | None = None) -> Kept:
+    return Kept(kind="share", share=name, owner=owner, what={"path": path}, lease=lease)
 
 
 def placed(id_: str = "build", on: str = "h1", **more: Any) -> PlacedVm:

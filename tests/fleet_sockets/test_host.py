@@ -15,7 +15,8 @@ import structlog
 from tests.etcd.member import start_single
 
 from uvmshare.daemon.client import AsyncClient
-from uvmshare.daemon.documents import NewShare, PlacedVm
+from uvmshare.daemon.documents import NewShare
+from uvmshare.daemon.fleet_documents import PlacedVm
 from uvmshare.daemon.server import Settings, serve
 from uvmshare.errors import DaemonError, InvalidOptions, InvalidState, NotThere, OperationDenied
 from uvmshare.etcd.client import EtcdStore
@@ -27,6 +28,7 @@ from uvmshare.fleet.gate import Gate
 from uvmshare.fleet.host import FleetSide
 from uvmshare.fleet.hostfile import read_host_file
 from uvmshare.fleet.keys import Keys
+from uvmshare.testing.client import NinePClient
 from uvmshare.testing.etcd import FakeEtcd
 
 if TYPE_CHECKING:
@@ -158,6 +160,59 @@ def test_the_same_through_a_real_etcd(tmp_path: pathlib.Path) -> None:
         asyncio.run(_one_host(tmp_path, url))
     finally:
         member.kill()
+
+
+async def _joined(folder: pathlib.Path) -> None:
+    host = HostOfFleet(folder)
+    await host.store.txn([], [Put(host.keys.tenant("acme"), encode(Tenant())), Put(host.keys.registered("h1"), b"{}")])
+    inside, outside = host.below / "x", folder / "outside"
+    inside.mkdir()
+    outside.mkdir()
+    (inside / "file").write_text("here", encoding="utf-8")
+    listen = f"unix:{folder}/own.9p"
+    async with host.daemon() as local:
+        while (await local.following()).error is not None:
+            pass
+        await local.vms.add("build", listen=[listen])
+        name = (await local.shares.add("build", inside, owner="job", lease=600)).name
+        refused = (await local.shares.add("build", outside, owner="job")).name
+        with pytest.raises(OperationDenied, match="not below what this host lets the fleet share"):
+            await local.offer_vm("build", "acme")
+        await local.shares.release("build", refused, owner="job")
+        with pytest.raises(OperationDenied, match="serves no tenant 'other'"):
+            await local.offer_vm("build", "other")
+        offered = await local.offer_vm("build", "acme")
+        assert [(each.kind, each.share, each.owner, each.lease) for each in offered.kept] == [
+            ("share", name, "job", 600)
+        ]
+        with NinePClient.connect(listen, name) as guest:
+            await host.gate.add_vm(ANN, *await host.gate.want_joined(ANN, offered))
+            (share,) = await host.gate.shares(ANN, "build")
+            assert (share.name, [(each.owner, each.lease) for each in share.references]) == (name, [("job", 600)])
+            assert guest.read_file("file") == b"here"
+            (seen,) = await local.shares("build")
+            assert [(each.owner, each.lease) for each in seen.references] == [("acme:job", None)]
+            assert (await host.add_share(inside)).name == name
+            mine = (await local.shares.add("build", inside, owner="mine")).name
+            assert mine == name
+            (share,) = await host.gate.shares(ANN, "build")
+            assert [each.owner for each in share.references] == ["job"], "the host's own owners are not the fleet's"
+            assert await local.offer_vm("build", "acme") == offered, "the same again is no mistake"
+            assert guest.read_file("file") == b"here"
+    async with host.daemon() as local:
+        # The daemon was started again meanwhile, and the VM is the fleet's still.
+        await host.gate.remove_vm(await host.gate.want_left(ANN, "build"))
+        (seen,) = await local.shares("build")
+        assert {each.owner: each.lease for each in seen.references} == {"job": 600, "mine": None}
+        assert [each.id for each in await local.vms()] == ["build"]
+        with NinePClient.connect(listen, name) as guest:
+            assert guest.read_file("file") == b"here"
+        await local.vms.remove("build", force=True)
+    await host.store.close()
+
+
+def test_a_hosts_own_vm_joins_and_leaves_and_its_guest_notices_nothing(tmp_path: pathlib.Path) -> None:
+    asyncio.run(_joined(tmp_path))
 
 
 async def _restored(folder: pathlib.Path) -> None:

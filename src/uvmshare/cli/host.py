@@ -46,7 +46,7 @@ def ls(host: str | None, *, listing: ListForm) -> None:
       uvmshare host ls
       uvmshare host ls --format '{name} {state}'
     """  # noqa: D301  \b is click's mark for lines that stay as they are
-    from uvmshare.daemon.documents import Host  # noqa: PLC0415  --help need not load it
+    from uvmshare.daemon.fleet_documents import Host  # noqa: PLC0415  --help need not load it
 
     writer = listing.of(Host, "name", empty="no hosts: uvmshare fleet add-host")
     with connected(host) as client:

@@ -44,6 +44,7 @@ __all__ = [
     "json_option",
     "lease_option",
     "of_vms",
+    "own_daemon",
     "owner_option",
     "print_release",
     "require_gate",
@@ -195,6 +196,13 @@ def follower(host: str | None) -> Iterator[Client]:
         except NotThere:
             msg = f"the daemon at {client.host} follows no fleet: start it with --fleet FILE (docs/fleet.md)"
             raise DaemonError(msg) from None
+
+
+def own_daemon() -> str:
+    """Return this host's daemon: the user's own if there is one, else the system's."""
+    from uvmshare.daemon.client_calls import local_daemon  # noqa: PLC0415  --help need not load it
+
+    return local_daemon()
 
 
 def _not_held(client: Client, thing: str, released: Released, owner: str, uid: int | None) -> str:

@@ -15,8 +15,10 @@ from uvmshare.cli.output import note, print_json, say
 from uvmshare.cli.remote import (
     connected,
     each_in_turn,
+    follower,
     host_option,
     json_option,
+    own_daemon,
     require_gate,
     require_request,
     vm_argument,
@@ -173,6 +175,52 @@ def add(
         if added.agent_state == "unreachable":
             why = f" ({added.agent_error})" if added.agent_error is not None else ""
             note(f"the agent at {added.agent} is not reached yet{why}: uvmshare vm ls shows when it is")
+
+
+@vm.command()
+@vm_argument()
+@click.option("--tenant", metavar="NAME", required=True, help="The tenant of the fleet who is to have it.")
+@click.option("--daemon", metavar="unix:PATH", help="This host's daemon. [default: your own, or the system's]")
+@host_option
+def join(vm: str, tenant: str, daemon: str | None, host: str | None) -> None:
+    """Take a VM of this host's own daemon into its fleet, with its shares' names and everybody who holds them.
+
+    Typed on the host, by the VM's user, with a gate for --host and a certificate of the tenant's. The guest notices
+    nothing. Programs ask a gate for the VM from then on; their owners keep their names, and leases run afresh.
+
+    \b
+    Examples:
+      uvmshare vm join build --tenant acme
+      uvmshare vm leave build
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+    with connected(host, f"waiting for the host of VM {vm}") as gate:
+        require_gate(gate, "uvmshare vm join")
+        with follower(daemon or own_daemon()) as client:
+            offered = client.offer_vm(vm, tenant)
+        joined = gate.vms.join(offered)
+    say(joined.id)
+    for each in offered.kept:
+        note(
+            f"{each.kind} {each.share}: held by {each.owner}" + ("" if each.lease is None else f" for {each.lease:g} s")
+        )
+
+
+@vm.command()
+@vm_argument()
+@host_option
+def leave(vm: str, host: str | None) -> None:
+    """Give a VM that joined the fleet back to its host, with everybody who holds something of it.
+
+    The guest notices nothing. Programs ask the host's own daemon for the VM from then on.
+
+    \b
+    Example:
+      uvmshare vm leave build
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+    with connected(host, f"waiting for the host of VM {vm}") as client:
+        require_gate(client, "uvmshare vm leave")
+        client.vms.leave(vm)
+    say(vm)
 
 
 _NAMES: Final = {

@@ -177,6 +177,7 @@ class Client(_Connection):
     health = Asked(client_calls.health)
     following = Asked(client_calls.following)
     accept_fleet = Asked(client_calls.accept_fleet)
+    offer_vm = Asked(client_calls.offer_vm)
 
     def __enter__(self) -> Self:
         return self
@@ -335,6 +336,7 @@ class AsyncClient(_Connection):
     health = Awaited(client_calls.health)
     following = Awaited(client_calls.following)
     accept_fleet = Awaited(client_calls.accept_fleet)
+    offer_vm = Awaited(client_calls.offer_vm)
 
     async def __aenter__(self) -> Self:
         return self

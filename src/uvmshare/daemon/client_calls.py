@@ -19,26 +19,23 @@ from uvmshare.daemon.client_answers import VERSION, Call
 from uvmshare.daemon.documents import (
     DEFAULT_OWNER,
     Finding,
-    Following,
     Health,
-    Host,
     Info,
     Mount,
     NewMount,
     NewShare,
     NewVm,
     Operation,
-    PlacedVm,
     Released,
     ReleasedOwner,
     Removed,
-    RemovedHost,
     Renewal,
     Renewed,
     Share,
     Stats,
     Vm,
 )
+from uvmshare.daemon.fleet_documents import Following, Host, Joined, NewOffer, PlacedVm, RemovedHost
 from uvmshare.daemon.requests import Unfit, as_document
 from uvmshare.errors import DaemonError, InvalidOptions, UnsupportedPlatform, WrongType
 from uvmshare.fileserver.models import Links, SecurityModel
@@ -64,12 +61,16 @@ __all__ = [
     "get_share",
     "get_vm",
     "info",
+    "join_vm",
+    "leave_vm",
     "list_hosts",
     "list_mounts",
     "list_operations",
     "list_shares",
     "list_vms",
+    "local_daemon",
     "map_directory",
+    "offer_vm",
     "operation",
     "release_owner",
     "release_share",
@@ -90,8 +91,11 @@ _LONGEST_LEASE: Final = 31_536_000.0
 
 def default_host() -> str:
     """Return where the daemon is: UVMSHARE_HOST, else the user's own daemon if there is one, else the system's."""
-    if host := os.environ.get("UVMSHARE_HOST"):
-        return host
+    return os.environ.get("UVMSHARE_HOST") or local_daemon()
+
+
+def local_daemon() -> str:
+    """Return where this host's daemon is: the user's own if there is one, else the system's."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     own = os.path.join(runtime, "uvmshare", "uvmshare.sock") if runtime else ""
     return f"unix:{own}" if own and os.path.exists(own) else f"unix:{_SYSTEM}"
@@ -196,6 +200,27 @@ def add_vm(
 def remove_vm(vm: str, *, force: bool = False) -> Call[Removed]:
     """Remove a VM; return what may be left of it. Without `force`, raises `StillInUse` while its shares are held."""
     return Call("DELETE", _vm(vm), Removed, query=_query(force=arguments.flag("force", force)))
+
+
+def offer_vm(vm: str, tenant: str) -> Call[Joined]:
+    """Let a tenant of this host's fleet take on a VM of yours. Returns what `join` of a gate's client needs.
+
+    Raises `OperationDenied` for what this host does not let that tenant do, `NotThere` without a fleet.
+    """
+    wanted = {"tenant": arguments.text("tenant", tenant, "a tenant of the fleet")}
+    return Call("POST", f"/v1/fleet/vms/{_name('vm', vm)}/offer", Joined, _document(NewOffer, wanted))
+
+
+def join_vm(offered: Joined) -> Call[Vm]:
+    """Take on a VM that its host offers (`offer_vm`), with its shares' names and holders. Its guest notices nothing."""
+    if not isinstance(offered, Joined):
+        arguments.refuse_type("offered", offered, "what offer_vm of the host's daemon returned")
+    return Call("POST", f"{_vm(offered.vm.id)}/join", Vm, encoded(offered))
+
+
+def leave_vm(vm: str) -> Call[Removed]:
+    """Give a VM that joined back to its host, with all who hold something of it. Its guest notices nothing."""
+    return Call("POST", f"{_vm(vm)}/leave", Removed)
 
 
 def stats(vm: str) -> Call[list[Stats]]:

@@ -128,6 +128,8 @@ class ClientVms(_Group["Client"]):
     get = Asked(client_calls.get_vm)
     add = Asked(client_calls.add_vm)
     remove = Asked(client_calls.remove_vm)
+    join = Asked(client_calls.join_vm)
+    leave = Asked(client_calls.leave_vm)
     stats = Asked(client_calls.stats)
     examine = Asked(client_calls.examine_guest)
 
@@ -185,6 +187,8 @@ class AsyncVms(_Group["AsyncClient"]):
     get = Awaited(client_calls.get_vm)
     add = Awaited(client_calls.add_vm)
     remove = Awaited(client_calls.remove_vm)
+    join = Awaited(client_calls.join_vm)
+    leave = Awaited(client_calls.leave_vm)
     stats = Awaited(client_calls.stats)
     examine = Awaited(client_calls.examine_guest)
 

@@ -23,12 +23,11 @@ __all__ = [
     "PATTERNS",
     "REQUESTS",
     "SECRETS",
+    "Answer",
     "Event",
     "EventMessage",
     "Finding",
-    "Following",
     "Health",
-    "Host",
     "Info",
     "Mount",
     "NewMount",
@@ -36,15 +35,14 @@ __all__ = [
     "NewVm",
     "Operation",
     "OwnerName",
-    "PlacedVm",
     "Problem",
     "Reference",
     "Released",
     "ReleasedOwner",
     "Removed",
-    "RemovedHost",
     "Renewal",
     "Renewed",
+    "Request",
     "Share",
     "Stats",
     "Use",
@@ -112,7 +110,6 @@ MappedOwner = Annotated[
         description="HOST:GUEST, each UID or UID/GID: files of that owner of the host, or of 'all', are the guest's.",
     ),
 ]
-HostName = Annotated[str, msgspec.Meta(min_length=1, max_length=63, description="A host of the fleet.")]
 AddressText = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
 Uid = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFE)]
 LimitName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -127,7 +124,7 @@ SECRETS = frozenset({"agent_token"})
 """Fields whose values are told to nobody: no repr, error, event or line of a log shows one."""
 
 
-class _Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a client sends: a field that nobody knows is a mistake worth an answer."""
 
     def __repr__(self) -> str:
@@ -142,7 +139,7 @@ class _Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return "(secret)" if name in SECRETS and value is not None else value
 
 
-class _Answer(msgspec.Struct, frozen=True, kw_only=True):
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What the daemon sends."""
 
 
@@ -155,7 +152,7 @@ class Use(msgspec.Struct, frozen=True, kw_only=True):
     cpu_seconds: float | None = None
 
 
-class NewVm(_Request, frozen=True):
+class NewVm(Request, frozen=True):
     """A VM that is to get shares: where its guest connects, or its compute system on Windows."""
 
     id: VmId
@@ -189,13 +186,7 @@ class NewVm(_Request, frozen=True):
     """The secret that the agent was started with, if it was. Never told to anybody."""
 
 
-class PlacedVm(NewVm, frozen=True, kw_only=True):
-    """A VM that is to get shares, and the host of the fleet where it runs."""
-
-    on: HostName
-
-
-class Vm(_Answer, frozen=True, omit_defaults=True):
+class Vm(Answer, frozen=True, omit_defaults=True):
     """A VM that the daemon knows."""
 
     id: str
@@ -241,14 +232,14 @@ class Vm(_Answer, frozen=True, omit_defaults=True):
     """In a fleet: counts the hosts that it was on."""
 
 
-class Removed(_Answer, frozen=True):
+class Removed(Answer, frozen=True):
     """What the removal of a VM came to."""
 
     left: str | None
     """What may be left of its file server, and so of the guest's access, and why; null when nothing is."""
 
 
-class NewShare(_Request, frozen=True):
+class NewShare(Request, frozen=True):
     """A directory or file of the host, for a guest, and who wants it."""
 
     path: HostPath
@@ -260,7 +251,7 @@ class NewShare(_Request, frozen=True):
     lease: LeaseSeconds | None = None
 
 
-class Reference(_Answer, frozen=True):
+class Reference(Answer, frozen=True):
     """One reference to a share."""
 
     owner: str
@@ -271,7 +262,7 @@ class Reference(_Answer, frozen=True):
     """Seconds that are left of them."""
 
 
-class Share(_Answer, frozen=True):
+class Share(Answer, frozen=True):
     """A share of a VM, as far as the one who asks may see it."""
 
     vm: str
@@ -295,7 +286,7 @@ class Share(_Answer, frozen=True):
     """Where the guest has it mounted for those whom the daemon maps it for: these hold it too."""
 
 
-class NewMount(_Request, frozen=True):
+class NewMount(Request, frozen=True):
     """A directory of the host that is to be at a path of the guest, and who wants it."""
 
     path: HostPath
@@ -320,7 +311,7 @@ class NewMount(_Request, frozen=True):
     lease: LeaseSeconds | None = None
 
 
-class Mount(_Answer, frozen=True):
+class Mount(Answer, frozen=True):
     """A mount in a guest, as far as the one who asks may see it."""
 
     vm: str
@@ -355,7 +346,7 @@ class Mount(_Answer, frozen=True):
     references: tuple[Reference, ...]
 
 
-class Released(_Answer, frozen=True):
+class Released(Answer, frozen=True):
     """What a release came to, and who still holds the directory."""
 
     released: bool
@@ -377,7 +368,7 @@ class Released(_Answer, frozen=True):
     serves the guest."""
 
 
-class ReleasedOwner(_Answer, frozen=True):
+class ReleasedOwner(Answer, frozen=True):
     """What the release of an owner came to."""
 
     released: bool
@@ -388,7 +379,7 @@ class ReleasedOwner(_Answer, frozen=True):
     """How many mounts were."""
 
 
-class Stats(_Answer, frozen=True):
+class Stats(Answer, frozen=True):
     """What the guest has done with one share, over all connections that it is mounted by."""
 
     vm: str
@@ -419,7 +410,7 @@ class Stats(_Answer, frozen=True):
     reached, and for other shares."""
 
 
-class Finding(_Answer, frozen=True):
+class Finding(Answer, frozen=True):
     """One thing that was looked at. `breaks` and `remedy` are empty when it is good."""
 
     subject: str
@@ -429,21 +420,21 @@ class Finding(_Answer, frozen=True):
     remedy: str
 
 
-class Renewal(_Request, frozen=True):
+class Renewal(Request, frozen=True):
     """A new lease, or the same again."""
 
     lease: LeaseSeconds | None = None
     """Seconds; null keeps the length that each lease has."""
 
 
-class Renewed(_Answer, frozen=True):
+class Renewed(Answer, frozen=True):
     """What a renewal came to."""
 
     leases: int
     """How many leases of that owner run afresh."""
 
 
-class Problem(_Answer, frozen=True):
+class Problem(Answer, frozen=True):
     """Why a request failed: application/problem+json (RFC 9457) with four members of our own."""
 
     type: str
@@ -459,7 +450,7 @@ class Problem(_Answer, frozen=True):
     remedy: str
 
 
-class Operation(_Answer, frozen=True):
+class Operation(Answer, frozen=True):
     """Something that takes a while. It goes on whether or not somebody waits for it."""
 
     id: str
@@ -473,7 +464,7 @@ class Operation(_Answer, frozen=True):
     problem: Problem | None
 
 
-class Event(_Answer, frozen=True):
+class Event(Answer, frozen=True):
     """Something that happened."""
 
     id: str
@@ -496,7 +487,7 @@ class EventMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     id: str = ""
 
 
-class Info(_Answer, frozen=True):
+class Info(Answer, frozen=True):
     """The daemon itself."""
 
     version: str
@@ -509,46 +500,7 @@ class Info(_Answer, frozen=True):
     """What the host's kernel lacks to confine file servers fully."""
 
 
-class Host(_Answer, frozen=True):
-    """A host of a fleet."""
-
-    name: str
-    state: Literal["alive", "lost"]
-    """Whether it is heard of."""
-    version: str | None
-    """Of its daemon; null while it is lost."""
-    since: datetime | None
-    """Since when its daemon runs; null while it is lost."""
-    vms: int
-    """How many VMs on it the one who asks can see."""
-    notes: tuple[str, ...]
-    """What its kernel lacks to confine file servers fully."""
-
-
-class RemovedHost(_Answer, frozen=True):
-    """What the removal of a host from its fleet came to."""
-
-    vms: tuple[str, ...]
-    """Which VMs went with it."""
-
-
-class Following(_Answer, frozen=True):
-    """How a host follows its fleet."""
-
-    host: str
-    """Its name there."""
-    fleet: str
-    tenants: tuple[str, ...]
-    """Whom it serves."""
-    revision: int | None
-    """The revision of etcd that it has seen; null before the first."""
-    error: str | None
-    """Why it does not follow now; null while it does."""
-    held_back: bool
-    """Whether it waits for root to accept another etcd, or an older state of it."""
-
-
-class Health(_Answer, frozen=True):
+class Health(Answer, frozen=True):
     """The daemon answers, and can write down what it does."""
 
     version: str

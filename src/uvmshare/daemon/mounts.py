@@ -322,6 +322,27 @@ class UserMounts:
                 await self._drop_share(machine, key.mount_path)
         self._note_release(machine, key, kind, record.host_path)
 
+    async def hand_over(self, machine: Machine, path: str, before: str, after: str, lease: float | None) -> None:
+        """Have a holder ("UID/NAME") hold a mount in place of another, as `UserShares.hand_over`."""
+        vm, key = machine.record.key, MountLease(machine.record.key, after, path)
+        waiting = self._restoring.get(vm, {})
+        info, record = self._mounted(machine, path, before), waiting.get((path, before))
+        if info is None and record is None:
+            return
+        if lease is not None:
+            self._leases.grant(key, lease)
+        if info is None and record is not None:
+            waiting[path, after] = msgspec.structs.replace(record, owner=after)
+            self._store.put_mount(waiting[path, after])
+        elif info is not None:
+            self._store.put_mount(MountRecord.of(vm, after, info.options))
+            try:
+                await self._ask(key, machine.require_mounts(), info.options)
+            except BaseException:
+                self._strike(key)
+                raise
+        await self.unmap(machine, path, before)
+
     def holders(self, who: Identity, machine: Machine, path: str) -> tuple[tuple[Reference, ...], bool]:
         """Return who holds the mount at a path, as far as `who` may see them, and whether there are others."""
         vm = machine.record.key

@@ -317,6 +317,11 @@ class Service:
         await machine.reachable.look(machine.addresses)
         return self.vm(who, machine)
 
+    def rewrite(self, machine: Machine, *, offered: str, joined: str) -> None:
+        """Write down what this host's own VM is in a fleet. Written before it returns."""
+        machine.record = msgspec.structs.replace(machine.record, offered=offered, joined=joined)
+        self._store.put_vm(machine.record)
+
     def _check_group(self, who: Identity, wanted: NewVm) -> None:
         """See that a VM's limits can be set, and by that user. Raises `InvalidOptions`, `OperationDenied`."""
         check_limits(wanted.cgroup)

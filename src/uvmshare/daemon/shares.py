@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from uvmshare.share.manager import ShareInfo
     from uvmshare.share.options import AddOptions
 
-__all__ = ["UserShares", "holder_of", "may_see", "note_what_is_there", "options_of", "whose"]
+__all__ = ["UserShares", "holder_of", "is_below", "may_see", "note_what_is_there", "options_of", "whose"]
 
 
 def holder_of(owner: object) -> tuple[int, str] | None:
@@ -82,13 +82,14 @@ async def options_of(machine: Machine, wanted: NewShare | NewMount) -> AddOption
         hide=wanted.hide,
         map_owner=wanted.map_owner,
     )
-    if ":" in wanted.owner and not any(_is_below(options.host_path, top) for top in machine.fleet_below):
+    if ":" in wanted.owner and not any(is_below(options.host_path, top) for top in machine.fleet_below):
         msg = f"{wanted.path} is not below what this host lets the fleet share: have it added to the host's fleet file"
         raise OperationDenied(msg)
     return options
 
 
-def _is_below(path: str, top: str) -> bool:
+def is_below(path: str, top: str) -> bool:
+    """Whether a path without links lies below a directory, or is it."""
     return path == top or path.startswith(top.rstrip("/") + "/")
 
 
@@ -258,6 +259,32 @@ class UserShares:
         # Else it is on what they hold of the directory that was there before, or since.
         if (after is None or owner not in after.owners) and not _held(machine, key):
             self._leases.forget(key)
+
+    async def hand_over(self, machine: Machine, name: str, before: str, after: str, lease: float | None) -> None:
+        """Have a holder ("UID/NAME") hold a share in place of another. Holding nothing is no mistake.
+
+        The share stays what it is, and the guest notices nothing. Again it goes on where it ended. Raises what the VM
+        raises: then both may hold it.
+        """
+        info = machine.share(name)
+        holder = holder_of(after)
+        if info is None or holder is None or before not in info.owners:
+            return
+        if lease is not None:
+            self._leases.grant(lease_key(machine.record.key, after, info.options), lease)
+        await machine.require().add(info.options, owner=after)
+        path = info.options.host_path
+        self._events.emit(
+            EventKind.SHARE_HELD,
+            machine.record.key,
+            uid=holder[0],
+            share=name,
+            owner=holder[1],
+            path=path,
+            read_only=info.options.read_only,
+            lease=lease,
+        )
+        await self.release(machine, name, before)
 
     def held_by(self, uid: int, machine: Machine) -> Iterator[int]:
         """Give the weight of what a user holds there, once for each owner of theirs, and of what nobody could take out.

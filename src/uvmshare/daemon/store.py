@@ -71,6 +71,10 @@ class VmRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why what was written down of it cannot be used; then its user and its id are all that is known. Never stored."""
     tenant: str = ""
     """Whose VM it is in the fleet; empty for this host's own."""
+    offered: str = ""
+    """To which tenant of the fleet its user offers it. It stays this host's own, with its id and its place here."""
+    joined: str = ""
+    """Which tenant has it in the fleet since they took it on; empty before that, and when it was given back."""
 
     @property
     def id(self) -> str:

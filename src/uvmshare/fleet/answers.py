@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from uvmshare.daemon.documents import Host, Mount, NewVm, Reference, Released, Share, Vm
+from uvmshare.daemon.documents import Mount, NewVm, Reference, Released, Share, Vm
+from uvmshare.daemon.fleet_documents import Host
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -37,23 +37,21 @@ from uvmshare.daemon.documents import (
     DEFAULT_OWNER,
     Finding,
     Health,
-    Host,
     Info,
     Mount,
     NewMount,
     NewShare,
     Operation,
-    PlacedVm,
     Released,
     ReleasedOwner,
     Removed,
-    RemovedHost,
     Renewal,
     Renewed,
     Share,
     Stats,
     Vm,
 )
+from uvmshare.daemon.fleet_documents import Host, Joined, PlacedVm, RemovedHost
 from uvmshare.daemon.problems import problem_of
 from uvmshare.errors import NotSupported, NotThere, UvmshareError
 from uvmshare.fleet.callers import Caller
@@ -158,6 +156,22 @@ async def remove_vm(*, gate: At, who: Who, vm: VmName, wait: Wait = True, force:
     """End its file server and forget it. While shares are held this needs force, and takes them out."""
     found = await gate.want_no_vm(who, vm, force=force)
     ticket = Ticket("x", found.want_at.mod_revision, (found.host,), time.time(), vm)
+    return await _answer(ticket, gate.remove_vm(found), 200, wait=wait)
+
+
+@post("/vms/{vm:str}/join", summary="Take on a host's VM", responses=ACCEPTED)
+async def join_vm(*, gate: At, who: Who, vm: VmName, data: JSONBody[Joined], wait: Wait = True) -> Vm:
+    """Have a VM that its host offers be in the fleet, with its shares' names and holders. Its guest notices nothing."""
+    found, revision = await gate.want_joined(who, data)
+    ticket = Ticket("j", revision, (), time.time(), vm)
+    return await _answer(ticket, gate.add_vm(who, found, revision), 201, wait=wait)
+
+
+@post("/vms/{vm:str}/leave", summary="Give a host its VM back", status_code=200, responses=ACCEPTED)
+async def leave_vm(*, gate: At, who: Who, vm: VmName, wait: Wait = True) -> Removed:
+    """Have a VM that joined be its host's own again, with all who hold something of it. Its guest notices nothing."""
+    found = await gate.want_left(who, vm)
+    ticket = Ticket("l", found.want_at.mod_revision, (found.host,), time.time(), vm)
     return await _answer(ticket, gate.remove_vm(found), 200, wait=wait)
 
 
@@ -336,6 +350,8 @@ def make_gate_app(gate: Gate, log: Any) -> Litestar:
             add_vm,
             get_vm,
             remove_vm,
+            join_vm,
+            leave_vm,
             list_shares,
             add_share,
             get_share,

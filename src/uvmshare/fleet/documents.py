@@ -24,6 +24,7 @@ __all__ = [
     "Tenant",
     "Want",
     "carried",
+    "changed_fields",
     "decode",
     "encode",
 ]
@@ -70,6 +71,8 @@ class Want(_Document, frozen=True):
     vm: dict[str, Any]
     """`NewVm`."""
     epoch: int = 1
+    joined: bool = False
+    """Whether it is a VM of the host's own. The host offers it, and has it back when it is wanted no more."""
     holdings: dict[str, Holding] = {}
     """By number, which is never used again."""
     last: int = 0
@@ -138,6 +141,20 @@ class Tenant(_Document, frozen=True):
     """Who may share and map, and read."""
     own: tuple[str, ...] = (EVERYBODY,)
     """Who may add and remove VMs, and all else."""
+
+
+def changed_fields(kind: type[msgspec.Struct], wanted: Any) -> dict[str, Any]:
+    """Return the fields of a request that say something: a host of an earlier version knows fewer of them.
+
+    `wanted` has the attributes of `kind`, and may have others.
+    """
+    found: dict[str, Any] = {}
+    for each in msgspec.structs.fields(kind):
+        value = getattr(wanted, each.name)
+        default = each.default if each.default_factory is msgspec.NODEFAULT else each.default_factory()
+        if default is msgspec.NODEFAULT or value != default:
+            found[each.name] = msgspec.json.decode(msgspec.json.encode(value))  # as it is read again
+    return found
 
 
 def decode(kind: type[D], value: bytes, key: str) -> D:

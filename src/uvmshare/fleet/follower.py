@@ -149,8 +149,8 @@ class Follower:
 
     async def _follow(self, store: Store) -> None:
         """List, and watch from there, until that ends. Raises `StoreError`, `_Relist`."""
-        cluster = await store.cluster_id()
         page = await listed(store, self._keys.host(self._host))
+        cluster = await store.cluster_id()
         revision = page.revision
         await self._stay_forward(cluster, revision)
         self._view = View(self._keys, self._host, page.found, revision)
@@ -320,7 +320,7 @@ class Follower:
     async def _leave(self, store: Store, vm: VmName, last: KeyValue | None) -> None:
         """End a VM of which nothing is wanted any more, and then say that it is not here."""
         try:
-            await self._local.remove_vm(vm)
+            await self._local.remove_vm(vm, None if last is None else decode(Have, last.value, last.key))
         except UvmshareError as error:
             self._log.warning("fleet.vm_left", vm=vm.here, reason=printable(str(error)))
             self._touch_later(vm, self._backed_off(vm))

@@ -20,7 +20,6 @@ import msgspec
 
 from uvmshare.daemon.documents import (
     Health,
-    Host,
     Info,
     NewMount,
     NewShare,
@@ -28,10 +27,10 @@ from uvmshare.daemon.documents import (
     Released,
     ReleasedOwner,
     Removed,
-    RemovedHost,
     Share,
     Vm,
 )
+from uvmshare.daemon.fleet_documents import Host, RemovedHost
 from uvmshare.errors import (
     AlreadyThere,
     InvalidOptions,
@@ -43,9 +42,9 @@ from uvmshare.errors import (
 )
 from uvmshare.etcd.protocol import Delete, Put, absent, present, unchanged
 from uvmshare.fleet import answers
-from uvmshare.fleet.documents import Alive, Have, Holding, Name, Tenant, Want, decode, encode
+from uvmshare.fleet.documents import Alive, Have, Holding, Name, Tenant, Want, changed_fields, decode, encode
 from uvmshare.fleet.happenings import follow
-from uvmshare.fleet.owners import Owners
+from uvmshare.fleet.owners import Owners, id_of
 from uvmshare.fleet.reading import Found, Reader, is_seen
 from uvmshare.fleet.wanting import Asked, Ended, Wanting, problem_in
 from uvmshare.mounts.options import canonical_guest_path
@@ -53,7 +52,8 @@ from uvmshare.mounts.options import canonical_guest_path
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from uvmshare.daemon.documents import Event, Mount, PlacedVm
+    from uvmshare.daemon.documents import Event, Mount
+    from uvmshare.daemon.fleet_documents import Joined, PlacedVm
     from uvmshare.etcd.protocol import KeyValue, Store
     from uvmshare.fleet.callers import Caller
     from uvmshare.fleet.documents import End
@@ -134,8 +134,46 @@ class Gate:
         if wanted.agent_token is not None:
             msg = "agent_token: a secret is not written into etcd: give the agent another way to prove itself"
             raise InvalidOptions(msg)
-        revision = await self._add(tenant, wanted.id, wanted.on, Want(vm=_plain(NewVm, wanted)), rights)
+        revision = await self._add(tenant, wanted.id, wanted.on, Want(vm=changed_fields(NewVm, wanted)), rights)
         found = await self._reader.vm(who, wanted.id, "own")
+        return found, revision or found.want_at.mod_revision
+
+    async def want_joined(self, who: Caller, joined: Joined) -> tuple[Found, int]:
+        """Write that a VM of a host's own is the fleet's too; return it, and the revision from which on it is.
+
+        Whoever holds something of it holds that through the fleet then, with a lease of etcd in place of the host's.
+        Raises as `want_vm`, and `InvalidOptions` for another tenant's.
+        """
+        tenant = joined.tenant if who.is_admin else who.tenant
+        if joined.tenant != tenant:
+            msg = f"VM {joined.vm.id!r} is offered to tenant {joined.tenant}, and you are of {tenant}: offer it to them"
+            raise InvalidOptions(msg)
+        rights = await self._tenant(tenant)
+        who.require("own", rights)
+        if len(joined.kept) > rights.holdings:
+            there = f"has {len(joined.kept)} shares and mounts, and tenant {tenant} may have {rights.holdings} of each"
+            msg = f"VM {joined.vm.id!r} {there}: release what is not needed (uvmshare share rm)"
+            raise LimitReached(msg)
+        lengths = {(each.owner, each.lease) for each in joined.kept if each.lease is not None}
+        leases = {each: await self._owners.lease(tenant, *each) for each in sorted(lengths)}
+        for (owner, _), lease in leases.items():
+            marker = self._keys.marker(joined.host, tenant, owner, lease)
+            await self._store.txn([present(self._keys.registered(joined.host))], [Put(marker, b"", id_of(lease))])
+        holdings = {
+            str(number): Holding(
+                kind=each.kind,
+                owner=each.owner,
+                what=each.what,
+                lease="" if each.lease is None else leases[each.owner, each.lease],
+                seconds=each.lease,
+                share=each.share,
+            )
+            for number, each in enumerate(joined.kept, 1)
+        }
+        vm = changed_fields(NewVm, msgspec.structs.replace(joined.vm, agent_token=None))
+        new = Want(vm=vm, joined=True, holdings=holdings, last=len(holdings))
+        revision = await self._add(tenant, joined.vm.id, joined.host, new, rights)
+        found = await self._reader.vm(who, who.shown(tenant, joined.vm.id), "own")
         return found, revision or found.want_at.mod_revision
 
     async def add_vm(self, who: Caller, found: Found, revision: int) -> Vm:
@@ -187,7 +225,8 @@ class Gate:
     async def _require_same(self, tenant: str, vm: str, name_at: KeyValue, host: str, new: Want) -> None:
         there = decode(Name, name_at.value, name_at.key)
         want_at = (await self._store.get(self._keys.want(there.host, tenant, vm))).found
-        same = want_at is not None and decode(Want, want_at.value, want_at.key).vm == new.vm
+        want = None if want_at is None else decode(Want, want_at.value, want_at.key)
+        same = want is not None and (want.vm, want.joined) == (new.vm, new.joined)
         if there.host != host or not same:
             msg = (
                 f"there is a VM {vm!r} on host {there.host} already"
@@ -203,6 +242,29 @@ class Gate:
 
     async def want_no_vm(self, who: Caller, vm: str, *, force: bool) -> Found:
         """Write that a VM is wanted no more; return what it was. Raises `StillInUse`, unless it is forced."""
+
+        def check(found: Found) -> None:
+            if found.want.joined:
+                msg = f"VM {vm!r} is host {found.host}'s own, which only has it back: uvmshare vm leave"
+                raise InvalidState(msg)
+            held = [each for each in found.want.holdings.values() if not each.end]
+            if held and not force:
+                msg = f"VM {vm!r} has {len(held)} share(s) and mounts that are held: release them first, or force it"
+                raise StillInUse(msg)
+
+        return await self._want_gone(who, vm, check)
+
+    async def want_left(self, who: Caller, vm: str) -> Found:
+        """Write that a VM is its host's own again, with all who hold something of it; return what it was."""
+
+        def check(found: Found) -> None:
+            if not found.want.joined:
+                msg = f"VM {vm!r} was added through the fleet, and is nobody else's: remove it (uvmshare vm rm)"
+                raise InvalidState(msg)
+
+        return await self._want_gone(who, vm, check)
+
+    async def _want_gone(self, who: Caller, vm: str, check: Callable[[Found], None]) -> Found:
         sent: Found | None = None
         for _ in range(_TRIES):
             try:
@@ -211,10 +273,7 @@ class Gate:
                 if sent is not None:  # what was sent last was carried out
                     return sent
                 raise
-            held = [each for each in found.want.holdings.values() if not each.end]
-            if held and not force:
-                msg = f"VM {vm!r} has {len(held)} share(s) and mounts that are held: release them first, or force it"
-                raise StillInUse(msg)
+            check(found)
             try:
                 if await self._remove(found):
                     return found
@@ -411,7 +470,7 @@ class Gate:
 
     async def outcome(self, who: Caller, ticket: Ticket, *, wait: bool) -> tuple[bool, Any]:
         """Return whether an operation has ended, and what it came to. Raises what it failed with."""
-        if ticket.kind == "x":
+        if ticket.kind in "xl":
             tenant, vm = who.find(ticket.vm)
             host = ticket.about[0] if ticket.about else ""
             at = (await self._store.get(self._keys.have(host, tenant, vm))).found
@@ -419,7 +478,7 @@ class Gate:
         found = await self._reader.vm(who, ticket.vm, "read")
         if not wait and not is_seen(found.have_at, found.have, ticket.revision):
             return False, None
-        if ticket.kind == "v":
+        if ticket.kind in "vj":
             return True, await self.add_vm(who, found, ticket.revision)
         if ticket.kind == "e":
             _, released = await self._wanting.ended(Ended(found, ticket.about, ticket.revision))
@@ -473,27 +532,14 @@ class Gate:
             if decode(Name, each.value, each.key).host == host:
                 tenant, vm = self._keys.vm_of_name(each.key)
                 with suppress(NotThere):
-                    await self.want_no_vm(who, f"{tenant}:{vm}", force=True)
+                    await self._want_gone(who, f"{tenant}:{vm}", lambda _: None)
                 removed.append(f"{tenant}:{vm}")
         await self._store.txn([absent(self._keys.alive(host))], [Delete(self._keys.registered(host))])
         return RemovedHost(vms=tuple(removed))
 
 
-def _plain(kind: type[msgspec.Struct], wanted: msgspec.Struct) -> dict[str, Any]:
-    """Return what is asked for, without what says nothing: a host of an earlier version knows fewer fields."""
-    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(wanted))  # as it is read again
-    return {each.name: plain[each.name] for each in msgspec.structs.fields(kind) if _says_something(each, wanted)}
-
-
-def _says_something(field: Any, wanted: msgspec.Struct) -> bool:
-    value = getattr(wanted, field.name)
-    if field.default is not msgspec.NODEFAULT:
-        return bool(value != field.default)
-    return field.default_factory is msgspec.NODEFAULT or bool(value != field.default_factory())
-
-
 def _holding(kind: Any, wanted: NewShare | NewMount) -> Holding:
-    plain = _plain(type(wanted), wanted)
+    plain = changed_fields(type(wanted), wanted)
     plain.pop("owner", None)
     plain.pop("lease", None)
     return Holding(kind=kind, owner=wanted.owner, what=plain, seconds=wanted.lease)

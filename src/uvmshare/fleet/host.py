@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from litestar import get, post
 from litestar.di import NamedDependency
+from litestar.params import JSONBody
 
-from uvmshare.daemon.app import FAILURES
-from uvmshare.daemon.documents import Following
+from uvmshare.daemon.app import FAILURES, VmName
+from uvmshare.daemon.fleet_documents import Following, Joined, NewOffer
 from uvmshare.daemon.identity import Identity
 from uvmshare.errors import InvalidState, OperationDenied
 from uvmshare.fleet.connecting import connecting
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from uvmshare.daemon.service import Service
     from uvmshare.daemon.store import DaemonStore
     from uvmshare.etcd.protocol import Store
+    from uvmshare.fleet.joining import Joining
 
 __all__ = ["FleetSide"]
 
@@ -47,15 +49,18 @@ class FleetSide:
         self._file = read_host_file(path)
         self._connect = connect or connecting(self._file.ends)
         self._follower: Follower | None = None
+        self._joining: Joining | None = None
 
     @asynccontextmanager
     async def running(self, service: Service, store: DaemonStore) -> AsyncIterator[None]:
         """Follow the fleet for the length of the block."""
+        local = OfService(service, self._file.host, self._file.tenants)
+        self._joining = local.joining
         follower = self._follower = Follower(
             self._connect,
             Keys(self._file.ends.fleet),
             self._file.host,
-            OfService(service, self._file.tenants),
+            local,
             store,
         )
         task = asyncio.get_running_loop().create_task(follower.run())
@@ -87,7 +92,13 @@ class FleetSide:
                 raise InvalidState(msg)
             return self._document()
 
-        return [get_fleet, accept]
+        @post("/v1/fleet/vms/{vm:str}/offer", summary="Offer a VM", status_code=200, responses=FAILURES)
+        async def offer(*, who: Who, vm: VmName, data: JSONBody[NewOffer]) -> Joined:
+            """Let a tenant of the fleet take on a VM of yours; the answer is what a gate needs for that."""
+            assert self._joining is not None, "requests are answered while it runs"
+            return await self._joining.offer(who, vm, data.tenant)
+
+        return [get_fleet, accept, offer]
 
     def _document(self) -> Following:
         follower = self._follower

@@ -17,15 +17,16 @@ from uvmshare.daemon.documents import NewMount, NewShare, NewVm, Released
 from uvmshare.daemon.event_kinds import EventKind
 from uvmshare.daemon.identity import Identity
 from uvmshare.errors import InvalidDocument, NotThere, OperationDenied
+from uvmshare.fleet.joining import Joining
 from uvmshare.mounts.options import canonical_guest_path
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Iterable, Mapping
 
     from uvmshare.daemon.documents import Info, Mount, Reference, Share, Vm
     from uvmshare.daemon.machine import Machine
     from uvmshare.daemon.service import Service
-    from uvmshare.fleet.documents import End, Holding
+    from uvmshare.fleet.documents import End, Have, Holding
     from uvmshare.fleet.hostfile import TenantRights
 
 __all__ = ["Local", "OfService", "Seen", "VmName"]
@@ -70,7 +71,7 @@ class Local(Protocol):
         ...
 
     def vms(self) -> list[VmName]:
-        """Return the fleet's VMs that it has."""
+        """Return the fleet's VMs that it has, those of its own that joined included."""
         ...
 
     async def see(self, vm: VmName) -> Seen | None:
@@ -81,8 +82,15 @@ class Local(Protocol):
         """Add a VM. The same again changes nothing."""
         ...
 
-    async def remove_vm(self, vm: VmName) -> None:
-        """Remove a VM with all that it has. One that is not there is no error."""
+    async def take_on(self, vm: VmName, wanted: Mapping[str, Any], holdings: Iterable[Holding]) -> None:
+        """Have a VM of the host's own, which it offers, be the fleet's. The same again changes nothing."""
+        ...
+
+    async def remove_vm(self, vm: VmName, before: Have | None) -> None:
+        """Remove a VM with all that it has; one of the host's own is that again, with what it has by `before`.
+
+        One that is not there is no error.
+        """
         ...
 
     async def add(self, vm: VmName, holding: Holding) -> str:
@@ -111,9 +119,10 @@ def _read(kind: type[Any], fields: Mapping[str, Any], **more: Any) -> Any:
 class OfService:
     """The daemon of this process. `tenants` are those whom its fleet file names."""
 
-    def __init__(self, service: Service, tenants: Mapping[str, TenantRights]) -> None:
+    def __init__(self, service: Service, host: str, tenants: Mapping[str, TenantRights]) -> None:
         self._service = service
         self._tenants = tenants
+        self.joining = Joining(service, host, tenants)
 
     def info(self) -> Info:
         """Tell about the daemon."""
@@ -121,7 +130,7 @@ class OfService:
 
     def vms(self) -> list[VmName]:
         """Return the fleet's VMs that it has, also those of tenants that it serves no more."""
-        return [_name_of(machine) for machine in self._service.machines.values() if machine.record.tenant]
+        return [_name_of(machine) for machine in self._service.machines.values() if _tenant_of(machine)]
 
     def _rights(self, tenant: str) -> TenantRights:
         rights = self._tenants.get(tenant)
@@ -131,7 +140,7 @@ class OfService:
         return rights
 
     def _machine(self, vm: VmName) -> Machine | None:
-        found = [each for each in self._service.machines.values() if each.record.tenant and _name_of(each) == vm]
+        found = [each for each in self._service.machines.values() if _tenant_of(each) and _name_of(each) == vm]
         return found[0] if found else None
 
     async def _ready(self, vm: VmName) -> Machine:
@@ -152,13 +161,20 @@ class OfService:
         machine = await self._ready(vm)
         who = machine.record.identity
         shown = msgspec.structs.replace(self._service.vm(who, machine), id=vm.vm, use=None)
-        shares = [
-            msgspec.structs.replace(each, vm=vm.vm, references=_theirs(vm, each.references))
-            for each in self._service.shares.all(who, machine)
-        ]
         mounts = [
             msgspec.structs.replace(each, vm=vm.vm, references=_theirs(vm, each.references))
             for each in self._service.mounts.all(who, machine)
+            if not each.references or _theirs(vm, each.references)
+        ]
+        paths = {each.guest_path for each in mounts}
+        shares = [
+            msgspec.structs.replace(
+                each,
+                vm=vm.vm,
+                references=_theirs(vm, each.references),
+                mounts=tuple(path for path in each.mounts if path in paths),
+            )
+            for each in self._service.shares.all(who, machine)
         ]
         return Seen(shown, shares, mounts)
 
@@ -172,10 +188,18 @@ class OfService:
         self._service.admit(rights.user)
         await self._service.add_vm(rights.user, new, tenant=vm.tenant)
 
-    async def remove_vm(self, vm: VmName) -> None:
-        """Remove a VM with all that it has."""
+    async def take_on(self, vm: VmName, wanted: Mapping[str, Any], holdings: Iterable[Holding]) -> None:
+        """Have a VM of the host's own, which it offers, be the fleet's."""
         machine = self._machine(vm)
-        if machine is not None:
+        if machine is None or machine.record.offered:
+            await self.joining.take_on(vm.tenant, vm.vm, wanted, holdings)
+
+    async def remove_vm(self, vm: VmName, before: Have | None) -> None:
+        """Remove a VM with all that it has; one of the host's own is that again."""
+        machine = self._machine(vm)
+        if machine is not None and machine.record.joined:
+            await self.joining.give_back(machine, before)
+        elif machine is not None:
             await self._service.remove_vm(machine.record.identity, machine.record.id, force=True)
 
     async def add(self, vm: VmName, holding: Holding) -> str:
@@ -224,12 +248,21 @@ class OfService:
     async def changes(self) -> AsyncIterator[VmName]:
         """Give each VM of the fleet's of which something changed."""
         async for happening in self._service.events.follow(Identity(0, 0), None):
-            if happening is not None and ":" in happening.vm:
+            if happening is None:
+                continue
+            machine = self._service.machines.get((happening.vm_uid, happening.vm))
+            if machine is not None and _tenant_of(machine):
+                yield _name_of(machine)
+            elif ":" in happening.vm:
                 yield VmName(*happening.vm.split(":", 1))
 
 
+def _tenant_of(machine: Machine) -> str:
+    return machine.record.tenant or machine.record.joined
+
+
 def _name_of(machine: Machine) -> VmName:
-    return VmName(machine.record.tenant, machine.record.wanted.id)
+    return VmName(_tenant_of(machine), machine.record.wanted.id)
 
 
 def _theirs(vm: VmName, references: tuple[Reference, ...]) -> tuple[Reference, ...]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from uvmshare.daemon.documents import Mount, Share
 from uvmshare.daemon.problems import problem_of
 from uvmshare.errors import UvmshareError
 from uvmshare.fleet.documents import Have, Holding, Outcome
@@ -67,9 +68,14 @@ class _Look:
     def outcome(self, error: UvmshareError, thing: str) -> Outcome:
         return Outcome(at=self.revision, problem=self.problem(error, thing))
 
-    async def add_vm(self, wanted: Mapping[str, Any]) -> UvmshareError | None:
+    async def add_vm(self, want: Want) -> UvmshareError | None:
         try:
-            await self.local.add_vm(self.vm, wanted)
+            if want.joined:
+                await self.local.take_on(
+                    self.vm, want.vm, [each for each in want.holdings.values() if self.lives(each)]
+                )
+            else:
+                await self.local.add_vm(self.vm, want.vm)
         except UvmshareError as error:
             return error
         return None
@@ -141,7 +147,7 @@ async def settle(  # noqa: PLR0917  each is another thing
     lives, at that same revision or later.
     """
     look = _Look(local, vm, revision, lives)
-    broken = await look.add_vm(want.vm)
+    broken = await look.add_vm(want)
     seen = await look.see()
     outcomes = dict(before.outcomes) if before is not None else {}
     holdings = dict(want.holdings)
@@ -170,12 +176,27 @@ async def settle(  # noqa: PLR0917  each is another thing
         problem=None if broken is None else look.problem(broken, f"VM {vm.vm}"),
         shares=[]
         if seen is None
-        else [msgspec.to_builtins(each) for each in seen.shares if each.references or each.mounts],
-        mounts=[] if seen is None else [msgspec.to_builtins(each) for each in seen.mounts],
+        else [_with_leases(each, "share", holdings) for each in seen.shares if each.references or each.mounts],
+        mounts=[] if seen is None else [_with_leases(each, "mount", holdings) for each in seen.mounts],
         held={id_: each.share for id_, each in holdings.items() if each.share is not None},
         outcomes={id_: outcomes[id_] for id_ in kept},
     )
     return Settled(msgspec.structs.replace(want, holdings=holdings), have, look.is_unfinished)
+
+
+def _with_leases(document: Share | Mount, kind: str, holdings: Mapping[str, Holding]) -> dict[str, Any]:
+    """Return a document with the lengths of leases, which only etcd knows: a host that gets its VM back needs them."""
+    place = document.name if isinstance(document, Share) else document.guest_path
+    seconds = {
+        each.owner: each.seconds
+        for each in holdings.values()
+        if (each.kind, each.share if kind == "share" else each.what.get("guest_path")) == (kind, place)
+    }
+    references = tuple(
+        msgspec.structs.replace(each, lease=seconds.get(each.owner), expires_in=None) for each in document.references
+    )
+    found: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(document, references=references))
+    return found
 
 
 def _last_vm(before: Have | None, broken: UvmshareError | None) -> dict[str, Any] | None:

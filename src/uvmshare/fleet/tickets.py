@@ -12,6 +12,8 @@ __all__ = ["Ticket"]
 _ACTIONS: Final = {
     "v": "add VM",
     "x": "remove VM",
+    "j": "join",
+    "l": "leave",
     "s": "add share",
     "m": "map",
     "e": "release",

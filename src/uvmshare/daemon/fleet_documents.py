@@ -1,0 +1,92 @@
+"""The documents of a fleet that a daemon of one host does not have: where VMs are, hosts, and how a host follows.
+
+What lives here: what is sent and answered, field by field. What must not: what both have (`documents`).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from uvmshare.daemon.documents import Answer, LeaseSeconds, NewVm, OwnerName, Request
+
+__all__ = ["Following", "Host", "Joined", "Kept", "NewOffer", "PlacedVm", "RemovedHost"]
+
+HostName = Annotated[str, msgspec.Meta(min_length=1, max_length=63, description="A host of the fleet.")]
+TenantName = Annotated[str, msgspec.Meta(min_length=1, max_length=32, description="A tenant of the fleet.")]
+
+
+class PlacedVm(NewVm, frozen=True, kw_only=True):
+    """A VM that is to get shares, and the host of the fleet where it runs."""
+
+    on: HostName
+
+
+class NewOffer(Request, frozen=True):
+    """Whose a VM of this host's own is to be in the fleet."""
+
+    tenant: TenantName
+
+
+class Kept(Request, frozen=True):
+    """What an owner holds of a VM that a host gives to its fleet, or takes back."""
+
+    kind: Literal["share", "mount"]
+    share: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    """The share's name, which stays."""
+    owner: OwnerName
+    what: dict[str, Any]
+    """`NewShare` or `NewMount`, without owner and lease."""
+    lease: LeaseSeconds | None = None
+    """Seconds of the owner's lease, which runs afresh."""
+
+
+class Joined(Request, frozen=True):
+    """A VM of a host's own as it goes to the fleet: with its name, its shares' names, and who holds them."""
+
+    host: HostName
+    tenant: TenantName
+    vm: NewVm
+    """Without the agent's token, which stays on the host."""
+    kept: Annotated[tuple[Kept, ...], msgspec.Meta(max_length=4096)] = ()
+
+
+class Host(Answer, frozen=True):
+    """A host of a fleet."""
+
+    name: str
+    state: Literal["alive", "lost"]
+    """Whether it is heard of."""
+    version: str | None
+    """Of its daemon; null while it is lost."""
+    since: datetime | None
+    """Since when its daemon runs; null while it is lost."""
+    vms: int
+    """How many VMs on it the one who asks can see."""
+    notes: tuple[str, ...]
+    """What its kernel lacks to confine file servers fully."""
+
+
+class RemovedHost(Answer, frozen=True):
+    """What the removal of a host from its fleet came to."""
+
+    vms: tuple[str, ...]
+    """Which VMs went with it."""
+
+
+class Following(Answer, frozen=True):
+    """How a host follows its fleet."""
+
+    host: str
+    """Its name there."""
+    fleet: str
+    tenants: tuple[str, ...]
+    """Whom it serves."""
+    revision: int | None
+    """The revision of etcd that it has seen; null before the first."""
+    error: str | None
+    """Why it does not follow now; null while it does."""
+    held_back: bool
+    """Whether it waits for root to accept another etcd, or an older state of it."""
