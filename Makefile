@@ -132,6 +132,11 @@ fuzz-compiled: $(SPEED)
 	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
 		PYTHONPATH=.cache/fuzz/sanitized UVMSHARE_SPEED=required $(BIN)/python fuzz/sanitized.py $(FUZZ_SECONDS)
 
+.PHONY: demo-fleet
+demo-fleet: $(STAMP)  ## Two hosts of a fleet with a real guest each, in network namespaces; needs root
+	tools/packages demo-fleet
+	$(BIN)/uvmshare demo --fleet
+
 .PHONY: demo
 demo: $(STAMP)  ## Boot a real guest and share directories with it while it runs
 	tools/packages demo || echo 'make demo: going on with what there is' >&2

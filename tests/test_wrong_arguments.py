@@ -91,6 +91,9 @@ CALLABLES: Final[dict[str, Callable[..., Any]]] = {
 }
 
 VALID: Final[dict[str, Any]] = {
+    "tenant": "acme",
+    "to": "host-2",
+    "on": "host-2",
     "listen": ["unix:/x"],
     "address": "unix:/x",
     "agent": FakeAgent(),

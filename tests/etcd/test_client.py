@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
+import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -261,3 +263,15 @@ def test_nothing_but_the_client_needs_grpc() -> None:
     code = f"import sys, {modules}; print('grpc' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "False"
+
+
+def test_grpc_is_told_to_leave_forks_alone_before_it_is_loaded() -> None:
+    """Its handlers can end a child of a process that has more threads; see `uvmshare.etcd`."""
+    code = (
+        "import os, sys, uvmshare.etcd\n"
+        "assert 'grpc' not in sys.modules\n"
+        "import uvmshare.etcd.client\n"
+        "assert 'grpc' in sys.modules\n"
+        "print(os.environ['GRPC_ENABLE_FORK_SUPPORT'])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout == b"0\n"

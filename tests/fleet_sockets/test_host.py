@@ -192,18 +192,21 @@ async def _joined(folder: pathlib.Path) -> None:
             assert guest.read_file("file") == b"here"
             (seen,) = await local.shares("build")
             assert [(each.owner, each.lease) for each in seen.references] == [("acme:job", None)]
-            assert (await host.add_share(inside)).name == name
+            assert (await host.add_share(inside, "late")).name == name
             mine = (await local.shares.add("build", inside, owner="mine")).name
             assert mine == name
             (share,) = await host.gate.shares(ANN, "build")
-            assert [each.owner for each in share.references] == ["job"], "the host's own owners are not the fleet's"
-            assert await local.offer_vm("build", "acme") == offered, "the same again is no mistake"
+            assert [each.owner for each in share.references] == ["job", "late"], "the host's own are not the fleet's"
+            again = await local.offer_vm("build", "acme")
+            assert {(each.share, each.owner) for each in again.kept} == {(name, "job"), (name, "late")}, (
+                "as it is there"
+            )
             assert guest.read_file("file") == b"here"
     async with host.daemon() as local:
         # The daemon was started again meanwhile, and the VM is the fleet's still.
         await host.gate.remove_vm(await host.gate.want_left(ANN, "build"))
         (seen,) = await local.shares("build")
-        assert {each.owner: each.lease for each in seen.references} == {"job": 600, "mine": None}
+        assert {each.owner: each.lease for each in seen.references} == {"job": 600, "late": None, "mine": None}
         assert [each.id for each in await local.vms()] == ["build"]
         with NinePClient.connect(listen, name) as guest:
             assert guest.read_file("file") == b"here"

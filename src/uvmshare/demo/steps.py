@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from uvmshare.demo.guest import DemoGuest
     from uvmshare.fileserver.models import SecurityModel
 
-__all__ = ["demo", "run_demo"]
+__all__ = ["CheckFailed", "Steps", "check", "demo", "run_demo"]
 
 GUESTS = ("auto", "qemu", "client")
 _DIGESTS = "SHA256SUMS"
@@ -44,7 +44,8 @@ class CheckFailed(UvmshareError):
     """A step of the demonstration came out otherwise than it must."""
 
 
-def _check(holds: bool, otherwise: str) -> None:  # noqa: FBT001  reads as an assertion
+def check(holds: bool, otherwise: str) -> None:  # noqa: FBT001  reads as an assertion
+    """See that something holds. Raises `CheckFailed`."""
     if not holds:
         raise CheckFailed(otherwise)
 
@@ -57,7 +58,10 @@ def _check(holds: bool, otherwise: str) -> None:  # noqa: FBT001  reads as an as
     show_default=True,
     help="Who mounts the shares: a Linux guest under QEMU, or the project's own 9P client; auto prefers QEMU.",
 )
-def demo(guest: str) -> int:
+@click.option(
+    "--fleet", is_flag=True, help="Show a fleet: two hosts with a guest each. Needs root, etcd and the extra fleet."
+)
+def demo(guest: str, *, fleet: bool) -> int:
     """Boot a guest, and share directories with it while it runs.
 
     Shares this project's own files read-only and an empty directory writable; the guest mounts both, and
@@ -70,10 +74,14 @@ def demo(guest: str) -> int:
 
     Needs qemu-system-x86, a kernel with 9P and busybox-static ("make demo" sees to them); no root, no KVM.
 
+    With --fleet it is another demonstration: three members of etcd, two gates and two hosts in network namespaces
+    of this machine, with a guest on each host. A gate, a laptop and a cable are lost on the way.
+
     \b
     Examples:
       uvmshare demo                  a real guest, if QEMU is there
       uvmshare demo --guest client   the project's own 9P client in the guest's place
+      uvmshare demo --fleet          two hosts of a fleet
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     if sys.platform != "linux":
         msg = "uvmshare demo needs a Linux host, because the file server it shows runs there"
@@ -81,7 +89,12 @@ def demo(guest: str) -> int:
     statuses: list[int] = []
 
     async def run() -> None:
-        statuses.append(await run_demo(guest=guest))
+        if fleet and sys.platform == "linux":
+            from uvmshare.demo.fleet import run_fleet_demo  # noqa: PLC0415  an extra, which the rest does without
+
+            statuses.append(await run_fleet_demo())
+        else:
+            statuses.append(await run_demo(guest=guest))
 
     until_signalled(run())
     return statuses[0] if statuses else 1  # it was asked to end, without being interrupted
@@ -94,7 +107,7 @@ async def run_demo(*, guest: str, console: SafeConsole | None = None) -> int:
     file server's start raises.
     """
     console = console or SafeConsole()
-    shown = _Steps(console)
+    shown = Steps(console)
     with tempfile.TemporaryDirectory(prefix="uvmshare-demo-") as directory:
         log = os.path.join(directory, "server.log")
         try:
@@ -115,7 +128,7 @@ async def run_demo(*, guest: str, console: SafeConsole | None = None) -> int:
     return 0
 
 
-class _Steps:
+class Steps:
     """Shows each step while it is done, and what came of it with the seconds it took."""
 
     def __init__(self, console: SafeConsole) -> None:
@@ -144,7 +157,7 @@ class _Steps:
 
 @contextlib.asynccontextmanager
 async def _set_up(
-    guest: str, directory: str, log: str, shown: _Steps
+    guest: str, directory: str, log: str, shown: Steps
 ) -> AsyncIterator[tuple[Manager, RecordingVM, DemoGuest]]:
     """Start a file server with a manager, and a guest that reaches it; end them afterwards."""
     from uvmshare import FileServer, Manager  # noqa: PLC0415  --help need not load a server
@@ -186,9 +199,7 @@ async def _set_up(
 class _Demonstration:
     """The steps, in order, with what each leaves to the next."""
 
-    def __init__(
-        self, manager: Manager, recorder: RecordingVM, guest: DemoGuest, directory: str, shown: _Steps
-    ) -> None:
+    def __init__(self, manager: Manager, recorder: RecordingVM, guest: DemoGuest, directory: str, shown: Steps) -> None:
         from uvmshare import AddOptions  # noqa: PLC0415  --help need not load it
 
         self._wanted = partial(AddOptions, read_only=True)
@@ -222,23 +233,23 @@ class _Demonstration:
         for title, action in steps:
             await self._shown.step(title, action())
             differing = self._recorder.disagreements(self._manager)
-            _check(not differing, "; ".join(differing))
+            check(not differing, "; ".join(differing))
 
     async def _add(self) -> str:
         self._tree_share = await self._manager.add(self._tree, owner="first")
         self._out_share = await self._manager.add(self._writable, owner="first")
-        _check(len(self._recorder.calls) == 2, f"two adds made the modify calls {self._calls()}")
+        check(len(self._recorder.calls) == 2, f"two adds made the modify calls {self._calls()}")
         return f"share {self._tree_share}: {self._tree.host_path}; share {self._out_share}: {self._out}"
 
     async def _mount(self) -> str:
         for share in (self._tree_share, self._out_share):
             error = await self._guest.mount(share)
-            _check(error is None, f"the guest could not mount share {share}: {error}")
+            check(error is None, f"the guest could not mount share {share}: {error}")
         return "each by its name, on a connection of its own"
 
     async def _digest(self) -> str:
         error = await self._guest.write_digests(self._tree_share, self._out_share, _DIGESTS)
-        _check(error is None, f"the guest could not read the one share or write to the other: {error}")
+        check(error is None, f"the guest could not read the one share or write to the other: {error}")
         size = os.stat(os.path.join(self._out, _DIGESTS)).st_size
         return f"{size:,} bytes are in {os.path.join(self._out, _DIGESTS)} on the host"
 
@@ -246,42 +257,42 @@ class _Demonstration:
         theirs = await asyncio.to_thread(_read_digests, os.path.join(self._out, _DIGESTS))
         ours, size = await asyncio.to_thread(digests, self._tree)
         differing = sorted(path for path in theirs.keys() | ours.keys() if theirs.get(path) != ours.get(path))
-        _check(bool(ours), f"{self._tree.host_path} has no files")
-        _check(not differing, f"{len(differing)} of {len(ours)} files differ, the first {differing[:3]}")
+        check(bool(ours), f"{self._tree.host_path} has no files")
+        check(not differing, f"{len(differing)} of {len(ours)} files differ, the first {differing[:3]}")
         return f"{len(ours)} files, {size:,} bytes: all the same"
 
     async def _add_again(self) -> str:
         before = len(self._recorder.calls)
         share = await self._manager.add(self._tree, owner="second")
-        _check(share == self._tree_share, f"it got the name {share}, not {self._tree_share}")
-        _check(len(self._recorder.calls) == before, f"there was another modify call: {self._calls()}")
+        check(share == self._tree_share, f"it got the name {share}, not {self._tree_share}")
+        check(len(self._recorder.calls) == before, f"there was another modify call: {self._calls()}")
         return f"the same name, {share}, and no second modify call: {self._calls()}"
 
     async def _write(self) -> str:
         error = await self._guest.create(self._tree_share, "written-by-the-guest")
-        _check(error is not None, "it could")
+        check(error is not None, "it could")
         made = "written-by-the-guest" in os.listdir(self._tree.host_path)
-        _check(not made, f"it was refused ({error}), and yet the file is there")
+        check(not made, f"it was refused ({error}), and yet the file is there")
         return f"refused by the host: {error}"
 
     async def _release(self) -> str:
         before = len(self._recorder.calls)
         await self._manager.remove(self._tree_share, owner="first")
-        _check(len(self._recorder.calls) == before, f"it made a modify call: {self._calls()}")
+        check(len(self._recorder.calls) == before, f"it made a modify call: {self._calls()}")
         error = await self._guest.list(self._tree_share)
-        _check(error is None, f"the guest cannot read it any more: {error}")
+        check(error is None, f"the guest cannot read it any more: {error}")
         return "nothing changed: no modify call, and the guest still reads it"
 
     async def _release_last(self) -> str:
         await self._manager.remove(self._tree_share, owner="second")
         error = await self._guest.list(self._tree_share)
-        _check(error is not None, "the guest still reads it")
+        check(error is not None, "the guest still reads it")
         left = await self._guest.list(self._out_share)
-        _check(left is None, f"the other share went with it: {left}")
+        check(left is None, f"the other share went with it: {left}")
         unmounted = await self._guest.unmount(self._tree_share)
-        _check(unmounted is None, f"the guest cannot unmount it: {unmounted}")
+        check(unmounted is None, f"the guest cannot unmount it: {unmounted}")
         again = await self._guest.mount(self._tree_share)
-        _check(again is not None, "the guest could mount it again")
+        check(again is not None, "the guest could mount it again")
         return f"the guest, at once: {error}; its other share goes on"
 
     async def _add_in_vain(self) -> str:
@@ -294,27 +305,27 @@ class _Demonstration:
         else:
             msg = f"a directory that is gone was shared as {share}"
             raise CheckFailed(msg)
-        _check(self._manager.shares() == before, "the Manager lists something of it")
+        check(self._manager.shares() == before, "the Manager lists something of it")
         failed = self._recorder.calls[-1][1]
-        _check(await self._guest.mount(failed) is not None, f"the guest can mount share {failed}")
+        check(await self._guest.mount(failed) is not None, f"the guest can mount share {failed}")
         os.mkdir(self._absent)
         async with self._manager.share(self._wanted(self._absent)) as share:  # another directory, at the same path
-            _check(share != failed, f"the name {share} was used twice")
+            check(share != failed, f"the name {share} was used twice")
         return f"nothing is left of share {failed} ({refused}); with the directory back, a retry got the name {share}"
 
     async def _end(self) -> str:
         await self._manager.remove(self._out_share, owner="first")
-        _check(await self._guest.list(self._out_share) is not None, "the guest still reads it")
+        check(await self._guest.list(self._out_share) is not None, "the guest still reads it")
         unmounted = await self._guest.unmount(self._out_share)
-        _check(unmounted is None, f"the guest cannot unmount it: {unmounted}")
-        _check(not self._manager.shares(), f"the VM still has {self._manager.shares()}")
+        check(unmounted is None, f"the guest cannot unmount it: {unmounted}")
+        check(not self._manager.shares(), f"the VM still has {self._manager.shares()}")
         return "the VM has no share any more, and the guest runs on"
 
     def _calls(self) -> str:
         return ", ".join(f"{kind.value} {share}" for kind, share in self._recorder.calls)
 
 
-async def _daemon_way(mounting: DemoGuest, directory: str, shown: _Steps, console: SafeConsole) -> None:
+async def _daemon_way(mounting: DemoGuest, directory: str, shown: Steps, console: SafeConsole) -> None:
     """Show the same with a daemon, in a guest that has an agent; without one, or the extra, say why not."""
     console.print(Text.assemble("\n", ("The daemon way", "bold"), ": programs that come and go"), soft_wrap=True)
     if not isinstance(mounting, QemuGuest):
@@ -324,7 +335,7 @@ async def _daemon_way(mounting: DemoGuest, directory: str, shown: _Steps, consol
         from uvmshare.demo.daemon import DaemonDemonstration  # noqa: PLC0415  --help need not load it
 
         try:
-            await DaemonDemonstration(mounting.vm, directory, shown.step, _check).run()
+            await DaemonDemonstration(mounting.vm, directory, shown.step, check).run()
         except ModuleNotFoundError as error:
             missing = missing_extra(error)
             if missing is None:
@@ -378,7 +389,7 @@ def _read_digests(path: str) -> dict[bytes, bytes]:
     """Read what sha256sum(1) writes. Raises `CheckFailed` for anything else: the guest wrote it."""
     with open(path, "rb") as file:
         lines = [line.split(b"  ", 1) for line in file.read().splitlines()]
-    _check(all(len(line) == 2 for line in lines), f"{path} is not what sha256sum writes")
+    check(all(len(line) == 2 for line in lines), f"{path} is not what sha256sum writes")
     return {line[1]: line[0] for line in lines}
 
 
