@@ -360,6 +360,7 @@ def alone(tmp_path: Path) -> Iterator[Agent]:
         check_every=600.0,
         hung_after=0.0,
         pins=0,
+        events=False,
     )
     agent = Agent(options, "")
     yield agent

@@ -19,6 +19,7 @@ __all__ = [
     "UTIME_NOW",
     "UTIME_OMIT",
     "Capability",
+    "Fanotify",
     "LandlockAccess",
     "MountCrossed",
     "MountFlag",
@@ -26,6 +27,8 @@ __all__ = [
     "clone_mounts",
     "drop_capabilities",
     "drop_supplementary_groups",
+    "fanotify_init",
+    "fanotify_mark",
     "file_system_type",
     "getdents64",
     "has_seccomp_filters",
@@ -271,6 +274,42 @@ def inotify_add_watch(queue: int, path: str, mask: int) -> int:
 def inotify_rm_watch(queue: int, number: int) -> None:
     """Have a queue told of it no more. Raises `OSError`."""
     _check(_libc.inotify_rm_watch(queue, number), "inotify_rm_watch")
+
+
+class Fanotify:
+    """``FAN_*``, see fanotify_init(2), fanotify_mark(2) and fanotify(7)."""
+
+    MODIFY: Final = 0x2
+    ATTRIB: Final = 0x4
+    MOVED_FROM: Final = 0x40
+    MOVED_TO: Final = 0x80
+    CREATE: Final = 0x100
+    DELETE: Final = 0x200
+    Q_OVERFLOW: Final = 0x4000
+    EVENT_ON_CHILD: Final = 0x8000000
+    ONDIR: Final = 0x40000000
+    CLOEXEC: Final = 0x1
+    NONBLOCK: Final = 0x2
+    REPORT_DIR_FID: Final = 0x400
+    REPORT_NAME: Final = 0x800
+    MARK_ADD: Final = 0x1
+    MARK_ONLYDIR: Final = 0x8
+    MARK_FLUSH: Final = 0x80
+
+
+def fanotify_init() -> int:
+    """Return a group that is told of names in directories, with who changed them; it never waits when it is read.
+
+    No privilege is needed since Linux 5.13. Raises `OSError`: EMFILE when this user has as many as allowed.
+    """
+    flags = Fanotify.CLOEXEC | Fanotify.NONBLOCK | Fanotify.REPORT_DIR_FID | Fanotify.REPORT_NAME
+    return _check(_libc.fanotify_init(ctypes.c_uint(flags), ctypes.c_uint(os.O_RDONLY)), "fanotify_init")
+
+
+def fanotify_mark(group: int, flags: int, mask: int, path: str) -> None:
+    """Have a group told of what happens in a directory, or no more. Raises `OSError`."""
+    told = ctypes.c_uint64(mask), ctypes.c_int(_AT_FDCWD), os.fsencode(path)
+    _check(_libc.fanotify_mark(ctypes.c_int(group), ctypes.c_uint(flags), *told), "fanotify_mark")
 
 
 _getdents64 = _libc.getdents64  # glibc 2.30

@@ -58,6 +58,8 @@ _DIAL_FIRST = 0.1
 _DIAL_LONGEST = 5.0
 """Seconds between two attempts to reach the host; the wait doubles from the first to the longest."""
 _LONGEST_TIMEOUT = 600.0
+_EVENT_PINS = 2048
+"""Directories that are held for events, unless --pins says otherwise."""
 
 
 class Agent:
@@ -79,7 +81,8 @@ class Agent:
             *(self.loop, self._server, self._prefixes, options.state),
             check_every=options.check_every,
             hung_after=options.hung_after,
-            pins=options.pins,
+            pins=options.pins or (_EVENT_PINS if options.events else 0),
+            events=options.events,
             log=self.log,
         )
 
@@ -424,6 +427,8 @@ Mounts stay when the agent ends; the next one finds them again.""",
     add("--hung-after", type=mount.seconds, default=60.0, metavar="SECONDS", help=what)
     what = "hold up to so many directories of each mount, so that inotify works on them, such as 2048 (%(default)s)"
     add("--pins", type=_count, default=0, metavar="NUMBER", help=what)
+    what = "repeat what the host does, so that inotify tells of it; holds 2048 directories unless --pins says otherwise"
+    add("--events", action="store_true", help=what)
     add("--print", action="store_true", help="write one file with all of this, to be copied into guests, and end")
     add("--peer-cid", type=int, default=_HOST_CID, help=argparse.SUPPRESS)
     return parser

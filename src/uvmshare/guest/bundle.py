@@ -32,6 +32,7 @@ MODULES = (
     "pinning",
     "pins",
     "mount_paths",
+    "repeating",
     "session",
     "survey",
     "table",

@@ -17,6 +17,7 @@ busy because of them.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -24,6 +25,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from uvmshare.guest import mount_paths
+from uvmshare.guest.repeating import Repeater
 from uvmshare.guest.wire import RequestError
 
 if TYPE_CHECKING:
@@ -46,18 +48,18 @@ _OPEN_TREE_CLONE, _AT_EMPTY_PATH = 1, 0x1000
 _NO_NAME = ".uvmshare-no-such-name"
 
 
-def pinning(path: str, prefixes: list[str], most: int) -> Callable[[Send], None]:
+def pinning(path: str, prefixes: list[str], most: int, *, events: bool = False) -> Callable[[Send], None]:
     """Return the work that pins up to so many directories of the mount at the path, until it is killed.
 
-    It tells how many there are, ``{"directories": 12, "full": false}``, whenever that has changed, and at its end why
-    there are none.
+    With `events` it also repeats what the host does in them (`repeating`). It tells how many there are,
+    ``{"directories": 12, "full": false}``, whenever that has changed, and at its end why there are none.
     """
 
     def task(send: Send) -> None:
         try:
             with mount_paths.walk(path, prefixes, make=False) as (above, _), mount_paths.opened(above, path) as root:
                 own = _clone(root)
-            _Pins(own, most, send).run()
+            _Pins(own, most, send, events=events).run()
         except RequestError as error:
             send({"ended": str(error)})
         except OSError as error:
@@ -98,8 +100,13 @@ class _Pin:
 class _Pins:
     """The pins of one mount. All methods raise `OSError` when its connection is lost."""
 
-    def __init__(self, root: int, most: int, send: Send) -> None:
+    def __init__(self, root: int, most: int, send: Send, *, events: bool = False) -> None:
         self._root = root
+        self._events = events
+        self._repeater: Repeater | None = None
+        self._no_events = ""
+        self._repeated = self._failed = 0
+        """What earlier repeaters did."""
         self._most = most
         self._send = send
         self._by_path: dict[str, _Pin] = {}
@@ -115,13 +122,50 @@ class _Pins:
             if said == _LOST:
                 self._begin()
                 continue
-            for line in said.split():
-                pin = self._by_number.get(int(line))
+            lines = said.splitlines()
+            names = [line for line in lines if not line.isdigit()]
+            if self._repeater is not None and names:
+                for number in self._repeater.carry_out(names, self._descriptor, self._pin_made):
+                    self._check(number)
+            for line in lines:
+                pin = self._by_number.get(int(line)) if line.isdigit() else None
                 if pin is not None:
                     self._look_again(pin)
 
+    def _descriptor(self, number: int) -> int | None:
+        pin = self._by_number.get(number)
+        return None if pin is None else pin.descriptor
+
+    def _pin_made(self, number: int, name: str) -> None:
+        """Pin a directory at once that was just made in one: who hears of it watches it."""
+        above = self._by_number[number]
+        path = f"{above.path}/{name}" if above.path else name
+        if path not in self._by_path and os.path.basename(above.path) not in SHALLOW:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                descriptor = os.open(name, _PATH_FLAGS, dir_fd=above.descriptor)
+                os.fstat(descriptor)  # what the kernel knows of it is what it was made with
+                self._pinned(descriptor, path)
+
+    def _check(self, number: int) -> None:
+        """Compare a pin with the host, and those in its directory: an operation there failed, and may have left it."""
+        pin = self._by_number.get(number)
+        if pin is None:
+            return
+        if self._is_right(pin):
+            self._look_again(pin)
+        else:
+            above = self._by_path.get(os.path.dirname(pin.path))
+            self._drop_below(pin.path)
+            if above is not None and above is not pin:
+                self._look_again(above)
+
     def _tell(self) -> None:
         told: dict[str, object] = {"directories": len(self._by_path), "full": self._full}
+        if self._events:
+            by = self._repeater
+            repeated, failed = (0, 0) if by is None else (by.repeated, by.failed)
+            repeated, failed = self._repeated + repeated, self._failed + failed
+            told["events"] = {"repeated": repeated, "failed": failed, "ended": self._no_events}
         if told != self._told:
             self._told = told
             self._send(told)
@@ -133,6 +177,7 @@ class _Pins:
             raise OSError(errno.EOPNOTSUPP, f"the file server speaks version {version.decode()} of this")
         self._most = min(self._most, int(most))
         self._full = False
+        self._begin_events()
         self._by_number.clear()
         for pin in sorted(self._by_path.values(), key=lambda each: each.path):
             if self._by_path.get(pin.path) is pin and not self._is_right(pin):
@@ -140,6 +185,22 @@ class _Pins:
         root = self._by_path.get("") or self._pinned(os.open(".", _PATH_FLAGS, dir_fd=self._root), "")
         if root is not None:
             self._pin_below(root, all_of_it=True)
+
+    def _begin_events(self) -> None:
+        """Have names told as well, where that is asked for and can be."""
+        before, self._repeater = self._repeater, None
+        if before is not None:
+            self._repeated += before.repeated
+            self._failed += before.failed
+        if not self._events:
+            return
+        self._no_events = ""
+        try:
+            self._repeater = Repeater(self._root)
+        except OSError as error:
+            _require_alive(error)
+            missing = error.errno in (errno.ENODATA, errno.EOPNOTSUPP) and error.filename is not None
+            self._no_events = "the file server cannot tell of them" if missing else error.strerror or str(error)
 
     def _pin_below(self, top: _Pin, *, all_of_it: bool = False) -> None:
         """Pin what is new below a directory, those above first; with `all_of_it` also below those that are not new."""

@@ -31,9 +31,12 @@ _LOOK = 0.01
 
 
 class Pins:
-    """The child that holds directories of the mount at a path, `most` at most. It ends with the mount's connection."""
+    """The child that holds directories of the mount at a path, `most` at most. It ends with the mount's connection.
 
-    def __init__(self, loop: Loop, path: str, prefixes: list[str], most: int) -> None:
+    With `events` it also repeats what the host does in them.
+    """
+
+    def __init__(self, loop: Loop, path: str, prefixes: list[str], most: int, *, events: bool) -> None:
         self._loop = loop
         self.directories = 0
         """How many are pinned."""
@@ -41,18 +44,21 @@ class Pins:
         """Whether there are more directories than may be pinned."""
         self.ended = ""
         """Why nothing is pinned."""
+        self.events: dict[str, Any] | None = None
+        """How many changes of the host were repeated, and failed, and why none are; None where none are asked for."""
         self._then: Callable[[], None] | None = None
         self._ready = False
         self._child: Child | None = None
         try:
-            self._child = Child(loop, pinning(path, prefixes, most), self._message, self._over)
+            self._child = Child(loop, pinning(path, prefixes, most, events=events), self._message, self._over)
         except OSError as error:
             self.ended = f"no process can be started for it: {error.strerror}"
             self._ready = True
 
     def told(self) -> dict[str, Any]:
         """Return what the host is told of them."""
-        return {"directories": self.directories, "full": self.full, "ended": self.ended}
+        told = {"directories": self.directories, "full": self.full, "ended": self.ended}
+        return told if self.events is None else {**told, "events": self.events}
 
     def when_ready(self, then: Callable[[], None]) -> None:
         """Call back once, when the directories are pinned, when there will be no pins, or when it takes too long."""
@@ -103,6 +109,7 @@ class Pins:
         self.directories = message.get("directories", 0)
         self.full = message.get("full", False)
         self.ended = message.get("ended", "")
+        self.events = message.get("events", self.events)
         self._be_ready()
 
     def _over(self) -> None:

@@ -118,7 +118,8 @@ class MountTable:
 
     `server` is where they dial; a request says the port. `prefixes` are the directories below which mounts may be.
     `check_every` and `hung_after` are in seconds; a mount that nobody could read for `hung_after` is cut off
-    and mounted again (0: never). `pins` is how many directories of a mount are held (`uvmshare.guest.pinning`).
+    and mounted again (0: never). `pins` is how many directories of a mount are held (`uvmshare.guest.pinning`), and
+    `events` whether what the host does in them is repeated.
     """
 
     def __init__(
@@ -131,6 +132,7 @@ class MountTable:
         check_every: float,
         hung_after: float,
         pins: int,
+        events: bool,
         log: Callable[[str], None],
     ) -> None:
         self._loop = loop
@@ -140,6 +142,7 @@ class MountTable:
         self._check_every = check_every
         self._hung_after = hung_after
         self._most_pins = pins
+        self._events = events
         self._log = log
         self.records: dict[str, AgentMount] = {}
         self.changes = 0
@@ -322,7 +325,8 @@ class MountTable:
         """Hold its directories, unless the guest's kernel remembers them by itself."""
         with_pins = sum(1 for each in self.records.values() if each.pins is not None)
         if self._most_pins and record.cache != "loose" and with_pins < MOST_MOUNTS:
-            record.pins = Pins(self._loop, record.path, self._prefixes, self._most_pins)
+            wanted = self._events and not record.read_only
+            record.pins = Pins(self._loop, record.path, self._prefixes, self._most_pins, events=wanted)
 
     def _drop(self, record: AgentMount) -> None:
         self._cancel(record)

@@ -67,6 +67,17 @@ class Pong(msgspec.Struct, frozen=True, kw_only=True):
     """Another number when a mount was lost, or mounted again, without being asked for; 0 from an older agent."""
 
 
+class ListedEvents(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent repeats of what the host does, so that inotify tells of it."""
+
+    repeated: _Count = 0
+    """Changes that were repeated, since the mount was made or came back."""
+    failed: _Count = 0
+    """Changes that could not be."""
+    ended: _Words = ""
+    """Why none are repeated."""
+
+
 class ListedPins(msgspec.Struct, frozen=True, kw_only=True):
     """Directories of a mount that its agent holds, so that inotify works on them."""
 
@@ -75,6 +86,8 @@ class ListedPins(msgspec.Struct, frozen=True, kw_only=True):
     """Whether there are more than may be held."""
     ended: _Words = ""
     """Why none are held."""
+    events: ListedEvents | None = None
+    """None where none are asked for."""
 
 
 class ListedMount(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.mount.files.openfile import OpenFile
     from uvmshare.fileserver.mount.files.tree import Tree
 
-__all__ = ["Changes", "Fid", "XattrValue", "XattrWrite"]
+__all__ = ["Changes", "Fid", "GhostFid", "XattrValue", "XattrWrite"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +80,17 @@ class Fid:
     def is_open(self) -> bool:
         """Whether the fid was opened, as a file or as an extended attribute."""
         return self.file is not None or self.xattr is not None
+
+
+class GhostFid(Fid):
+    """A fid of the reserved user, as whom an agent repeats in its guest what the host did (`handlers.ghosts`).
+
+    `pretended` is the mode of what is not there any more, 0 where the node is what the fid stands for. A class of its
+    own, so that the compiled hot path leaves it alone.
+    """
+
+    __slots__ = ("pretended",)
+
+    def __init__(self, node: Node, uid: int, pretended: int = 0) -> None:
+        super().__init__(node, uid)
+        self.pretended = pretended

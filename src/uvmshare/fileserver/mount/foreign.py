@@ -115,6 +115,9 @@ class Errand(Session):
             return None
         return reply if reply is not None else b"".join(self._replies)
 
+    def began_pretending(self) -> None:
+        """Do nothing: where there are errands, no directory is watched."""
+
     def commit(self, session: ServedConnection) -> None:
         """Make the session's what it has made of fids."""
         for number, fid in self.fids.items():

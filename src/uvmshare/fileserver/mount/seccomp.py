@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from uvmshare.fileserver import syscalls
 from uvmshare.fileserver.mount import waiting
-from uvmshare.fileserver.syscalls import Notify
+from uvmshare.fileserver.syscalls import Fanotify, Notify
 from uvmshare.guest import keepalive
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "exit": (60, 93),
     "exit_group": (231, 94),
     "fadvise64": (221, 223),
+    "fanotify_mark": (301, 263),
     "fchdir": (81, 50),
     "fchmodat": (268, 53),
     "fchownat": (260, 54),
@@ -138,7 +139,7 @@ _CHANGES: Final = frozenset(
 _IDENTITY: Final = frozenset({"capget", "capset", "setfsgid", "setfsuid"})
 _PROBES: Final = frozenset({"getsockopt", "setsockopt"})
 """Of connections over vsock (`uvmshare.guest.keepalive`)."""
-_WATCHES: Final = frozenset({"inotify_add_watch", "inotify_rm_watch"})
+_WATCHES: Final = frozenset({"fanotify_mark", "inotify_add_watch", "inotify_rm_watch"})
 """Of a process that sees nothing but its share, and has a queue (`watched`); it can make none."""
 
 _ARCHITECTURES: Final = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
@@ -203,6 +204,19 @@ _MADV_DONTNEED, _MADV_FREE, _MADV_GUARD_INSTALL = 4, 8, 102  # what malloc(3) an
 _F_SETPIPE_SZ: Final = 1031
 WATCH_MASK: Final = Notify.CREATE | Notify.DELETE | Notify.MOVED_FROM | Notify.MOVED_TO | Notify.ONLYDIR
 """All that a mount process may ask a queue for."""
+LISTEN_MASK: Final = (
+    Fanotify.CREATE
+    | Fanotify.DELETE
+    | Fanotify.MOVED_FROM
+    | Fanotify.MOVED_TO
+    | Fanotify.MODIFY
+    | Fanotify.ATTRIB
+    | Fanotify.ONDIR
+    | Fanotify.EVENT_ON_CHILD
+)
+"""All that it may ask a group for."""
+MARK: Final = Fanotify.MARK_ADD | Fanotify.MARK_ONLYDIR
+"""How it may ask for that: no mount or file system, and no event that others wait for."""
 _FS_IOC_GETFLAGS: Final = 0x80086601
 """Whether a directory tells upper from lower case (`casefold`)."""
 
@@ -231,6 +245,7 @@ _RULES: Final[dict[str, tuple[_Argument, ...]]] = {
     "madvise": (_Argument(2, values=(_MADV_DONTNEED, _MADV_FREE, _MADV_GUARD_INSTALL)),),
     "clone": (_Argument(0, values=(_THREAD, _THREAD | _CLONE_DETACHED)),),
     "inotify_add_watch": (_Argument(2, values=(WATCH_MASK,)),),
+    "fanotify_mark": (_Argument(1, values=(MARK, Fanotify.MARK_FLUSH)), _Argument(2, values=(LISTEN_MASK, 0))),
     "ioctl": (_Argument(1, values=(_FS_IOC_GETFLAGS, waiting.COUNT_UNTAKEN)),),
     "pipe2": (_Argument(1, values=(os.O_CLOEXEC,)),),
     "ftruncate": (_Argument(0, but=(_STDERR,)),),

@@ -32,7 +32,7 @@ from uvmshare.fileserver.mount.files.openfile import OpenFiles
 from uvmshare.fileserver.mount.files.ownership import choose
 from uvmshare.fileserver.mount.files.tree import Tree
 from uvmshare.fileserver.mount.foreign import Foreign
-from uvmshare.fileserver.mount.handlers import locking, table, walking
+from uvmshare.fileserver.mount.handlers import ghosts, locking, table, walking
 from uvmshare.fileserver.mount.idle import Idle, Pins
 from uvmshare.fileserver.mount.outbox import Outbox, read_reply
 from uvmshare.fileserver.mount.plain import Plain, begin, make_buffers
@@ -422,6 +422,11 @@ class Serving(ServedConnection):
             self._served = self.foreign.served(self._plain)
         self._measured = self.counters.measured(self._served)
         self._fast = begin(self._marks, self, self._connection) if attached and not self.foreign.is_used else None
+
+    def began_pretending(self) -> None:
+        """Look at each fid whether it is pretended to, from now on."""
+        self._served = ghosts.served(self._plain)
+        self._measured = self.counters.measured(self._served)
 
     def _marks(self) -> Plain:
         return Plain(

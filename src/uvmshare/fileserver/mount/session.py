@@ -172,6 +172,10 @@ class Session(ABC):
             self.xattr_room.give_back(fid.xattr.size)
         return fid
 
+    @abstractmethod
+    def began_pretending(self) -> None:
+        """Look at each fid whether it is pretended to, from now on."""
+
     # Limits
 
     def require_free(self, number: int, *, coming: int = 0) -> None:

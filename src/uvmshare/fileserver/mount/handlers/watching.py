@@ -6,8 +6,9 @@ What lives here: the names of these questions, which are extended attributes tha
 | Attribute | Of | Answer |
 | --- | --- | --- |
 | `trusted.uvmshare.begin` | the root | the version of this, and how many directories there may be; watches none yet |
+| `trusted.uvmshare.events` | the root | the uid to pretend as; from now on names are told as well (`listening`) |
 | `trusted.uvmshare.watch` | a directory | its number, and where it is below the root; it is watched from now on |
-| `trusted.uvmshare.changes` | the root | numbers of directories, a line each, or "lost"; waits until there are some |
+| `trusted.uvmshare.changes` | the root | what has happened, a line each, or "lost"; waits until there is some |
 
 Where the server can watch nothing, these attributes are not there, as with every other server.
 """
@@ -43,6 +44,8 @@ def answer(session: Session, node: Node, name: bytes) -> XattrValue | Changes | 
     if question == b"begin":
         watched.begin()
         return XattrValue(b"%d %d" % (_VERSION, watched.most))
+    if question == b"events":
+        return XattrValue(b"%d" % watched.listen())
     if question == b"changes":
         return Changes(MOST_TOLD)
     raise OSError(errno.ENODATA, "no such question")

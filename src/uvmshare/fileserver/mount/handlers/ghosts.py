@@ -1,0 +1,266 @@
+"""What is pretended to an agent that repeats in its guest what the host did (docs/events.md).
+
+What lives here: the handlers of `GhostFid`s. What must not: what may be pretended (`listening`).
+
+A guest's kernel fires its events for operations of the guest alone. So the agent makes each change of the host once
+more, as the reserved user, for whom the kernel attaches apart; here it is answered as if it were done, and nothing is.
+That is no right that the guest does not have: what reads or writes goes to the handlers of all others, and what changes
+names or attributes is only pretended, to this guest. What has not just been told is refused (EPERM).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from uvmshare.fileserver.mount.fids import GhostFid
+from uvmshare.fileserver.mount.files.tree import check_name
+from uvmshare.fileserver.mount.handlers import files
+from uvmshare.fileserver.mount.listening import Absent, Gone, Moved
+from uvmshare.ninep import messages as m
+from uvmshare.ninep import requests
+from uvmshare.ninep.constants import AT_REMOVEDIR, GetattrMask, OpenFlag, QidType
+from uvmshare.ninep.types import Qid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from uvmshare.fileserver.mount.fids import Fid
+    from uvmshare.fileserver.mount.files.node import Node
+    from uvmshare.fileserver.mount.listening import Listening, Pretence
+    from uvmshare.fileserver.mount.session import Server, Session
+
+    Ghost = Callable[[Session, int, int, GhostFid, int, int], bytes | None]
+    """Serves one type of message for a fid of the reserved user."""
+
+__all__ = ["served"]
+
+_TRUNC: Final = int(OpenFlag.TRUNC)
+_ACCESS: Final = int(OpenFlag.NOACCESS)
+_BASIC: Final = int(GetattrMask.BASIC)
+_BLOCK: Final = 4096
+_NOBODYS: Final = 1 << 63
+"""The path of the qid of what is not there; no file's is so large."""
+
+_RLCREATE: Final = m.packer(m.Rlcreate)
+_RMKDIR: Final = m.packer(m.Rmkdir)
+_RMKNOD: Final = m.packer(m.Rmknod)
+_RSYMLINK: Final = m.packer(m.Rsymlink)
+
+
+def served(plain: list[Server | None]) -> list[Server | None]:
+    """Return what serves each message type where some fids are those of the reserved user."""
+    made = list(plain)
+    for cls, ghost in (*_ALWAYS.items(), *_OF_GONE.items()):
+        server = plain[cls.type]
+        assert server is not None, "each of these messages has a handler"
+        made[cls.type] = _either(server, ghost, always=cls in _ALWAYS)
+    return made
+
+
+def _either(plain: Server, ghost: Ghost, *, always: bool) -> Server:
+    def serve(session: Session, tag: int, number: int, at: int, stop: int) -> bytes | None:
+        fid = session.fids.get(number)
+        if type(fid) is GhostFid and (always or fid.pretended):
+            return ghost(session, tag, number, fid, at, stop)
+        return plain(session, tag, number, at, stop)
+
+    return serve
+
+
+def _listening(session: Session, fid: Fid) -> Listening | None:
+    """Return what says what may be pretended; None when the agent has begun anew since."""
+    listening = None if session.watched is None else session.watched.listening
+    return listening if listening is not None and listening.uid == fid.uid else None
+
+
+def _pretence(session: Session, fid: Fid, node: Node, name: bytes) -> Pretence | None:
+    """Return what may be pretended of a name in a directory."""
+    listening = _listening(session, fid)
+    if listening is None:
+        return None
+    if node.parent is None and name == b".uvmshare-%d" % fid.uid:
+        return Gone(stat.S_IFREG)  # by which the agent sees that it is the reserved user
+    if not listening.plan:
+        return None
+    found = os.fstat(node.fd)
+    return listening.plan.get(((found.st_dev, found.st_ino), name))
+
+
+def _take(session: Session, fid: Fid, name: bytes, kind: type[Absent | Gone | Moved]) -> None:
+    """Have a name be pretended of no more. Raises `OSError`: EPERM when nothing of this kind was to be."""
+    listening = _listening(session, fid)
+    found = os.fstat(fid.node.fd)
+    key = (found.st_dev, found.st_ino), name
+    if listening is None or not isinstance(listening.plan.get(key), kind):
+        raise OSError(errno.EPERM, "the host did not do that just now")
+    del listening.plan[key]
+
+
+def _qid_of_gone(mode: int) -> Qid:
+    return Qid(int(QidType.DIR) if stat.S_ISDIR(mode) else 0, 0, _NOBODYS)
+
+
+def _walk(session: Session, tag: int, _: int, fid: GhostFid, at: int, stop: int) -> bytes:
+    newfid, names = requests.walk(session.buffer, at, stop)
+    is_same = session.fids.get(newfid) is fid
+    if not is_same:
+        session.require_free(newfid)
+    node, pretended = fid.node, fid.pretended
+    qids: list[Qid] = []
+    try:
+        for name in names:
+            node, pretended, qid = _step(session, fid, node, name, pretended)
+            qids.append(qid)
+    except OSError:
+        if not qids:
+            raise
+    if not names and fid.file is not None:
+        node = fid.node_for_clone(session.tree)
+    if len(qids) == len(names):
+        if is_same:
+            session.drop_fid(newfid)
+        session.fids[newfid] = GhostFid(node, fid.uid, pretended)
+        session.require_room(node.fd)
+    return m.Rwalk(tuple(qids)).encode(tag)
+
+
+def _step(session: Session, fid: GhostFid, node: Node, name: bytes, pretended: int) -> tuple[Node, int, Qid]:
+    check_name(name)
+    if pretended:
+        raise OSError(errno.ENOENT, "it is gone")
+    pretence = _pretence(session, fid, node, name)
+    if isinstance(pretence, Absent):
+        raise OSError(errno.ENOENT, "it is not there yet")
+    if isinstance(pretence, Gone):
+        return node, pretence.mode, _qid_of_gone(pretence.mode)
+    if isinstance(pretence, Moved):
+        path = pretence.path.split(b"/")
+        found = session.tree.walk(session.tree.root, path)
+        if len(found) != len(path):
+            raise OSError(errno.ENOENT, "it was moved on")
+        node = found[-1]
+    else:
+        node = session.tree.child(node, name)
+    return node, 0, Qid(*session.ownership.known(node, os.fstat(node.fd)).qid)
+
+
+def _getattr(session: Session, tag: int, _: int, fid: GhostFid, at: int, stop: int) -> bytes:
+    """Tell of what is gone what a guest's kernel needs to have it removed."""
+    requests.getattr_(session.buffer, at, stop)
+    mode, links = fid.pretended, 2 if stat.S_ISDIR(fid.pretended) else 1
+    qid = _qid_of_gone(mode)
+    return m.Rgetattr(_BASIC, qid, mode, 0, 0, links, 0, 0, _BLOCK, 0, *[0] * 10).encode(tag)
+
+
+def _not_there(*_: object) -> bytes:
+    raise OSError(errno.ENOENT, "it is gone")
+
+
+def _no_attribute(*_: object) -> bytes:
+    raise OSError(errno.ENODATA, "it is gone")
+
+
+def _refused(*_: object) -> bytes:
+    raise OSError(errno.EPERM, "nothing is changed as this user")
+
+
+def _remove(session: Session, _: int, number: int, __: GhostFid, ___: int, ____: int) -> bytes:
+    session.drop_fid(number)  # remove(5): "the fid is clunked even if the remove fails"
+    raise OSError(errno.EPERM, "nothing is changed as this user")
+
+
+def _lopen(session: Session, tag: int, number: int, *rest: Any) -> bytes:
+    """Open the file itself: a guest's kernel may write back through any fid that is open for writing, and did."""
+    fid, at, stop = rest
+    if fid.pretended:
+        _not_there()
+    if requests.lopen(session.buffer, at, stop) & _TRUNC:
+        _refused()
+    return files.lopen(session, tag, number, at, stop)
+
+
+def _setattr(session: Session, tag: int, _: int, __: GhostFid, at: int, stop: int) -> bytes:
+    m.Tsetattr.layout.read(session.view, at, stop)
+    return m.Rsetattr().encode(tag)
+
+
+def _made(session: Session, fid: GhostFid, name: bytes) -> tuple[Node, tuple[int, int, int]]:
+    """Return what the host made under a name, and its qid: it is there for this user from now on."""
+    _take(session, fid, name, Absent)
+    node = session.tree.child(fid.node, name)
+    return node, session.ownership.known(node, os.fstat(node.fd)).qid
+
+
+def _lcreate(session: Session, tag: int, _: int, fid: GhostFid, at: int, stop: int) -> bytes:
+    name, flags, _mode, _gid = requests.lcreate(session.buffer, at, stop)
+    if fid.is_open or fid.pretended:
+        raise OSError(errno.EINVAL, "not the fid of a directory")
+    node, qid = _made(session, fid, name)
+    try:
+        file, _known = files.open_node(session, node, flags & _ACCESS)
+    except PermissionError:  # it may be read alone; nothing is written as this user anyhow
+        file, _known = files.open_node(session, node, 0)
+    session.opened(fid, file, node)
+    return _RLCREATE(tag, *qid, 0)
+
+
+def _mkdir(session: Session, tag: int, _: int, fid: GhostFid, at: int, stop: int) -> bytes:
+    message = m.Tmkdir(*m.Tmkdir.layout.read(session.view, at, stop))
+    return _RMKDIR(tag, *_made(session, fid, message.name)[1])
+
+
+def _mknod(session: Session, tag: int, _: int, fid: GhostFid, at: int, stop: int) -> bytes:
+    message = m.Tmknod(*m.Tmknod.layout.read(session.view, at, stop))
+    return _RMKNOD(tag, *_made(session, fid, message.name)[1])
+
+
+def _symlink(session: Session, tag: int, _: int, fid: GhostFid, at: int, stop: int) -> bytes:
+    message = m.Tsymlink(*m.Tsymlink.layout.read(session.view, at, stop))
+    return _RSYMLINK(tag, *_made(session, fid, message.name)[1])
+
+
+def _unlinkat(session: Session, tag: int, _: int, fid: GhostFid, at: int, stop: int) -> bytes:
+    name, flags = requests.unlinkat(session.buffer, at, stop)
+    if flags & ~AT_REMOVEDIR:
+        raise OSError(errno.EINVAL, "unknown flags")
+    _take(session, fid, name, Gone)
+    return m.Runlinkat().encode(tag)
+
+
+def _renameat(session: Session, tag: int, _: int, fid: GhostFid, at: int, stop: int) -> bytes:
+    message = m.Trenameat(*m.Trenameat.layout.read(session.view, at, stop))
+    to = session.fid(message.newdirfid)
+    if type(to) is not GhostFid:
+        _refused()
+    _take(session, fid, message.oldname, Moved)
+    with suppress(OSError):  # it was there before, and was replaced
+        _take(session, to, message.newname, Absent)
+    return m.Rrenameat().encode(tag)
+
+
+_ALWAYS: Final[dict[type[m.Message], Ghost]] = {
+    m.Twalk: _walk,
+    m.Tlopen: _lopen,
+    m.Tsetattr: _setattr,
+    m.Tlcreate: _lcreate,
+    m.Tmkdir: _mkdir,
+    m.Tmknod: _mknod,
+    m.Tsymlink: _symlink,
+    m.Tunlinkat: _unlinkat,
+    m.Trenameat: _renameat,
+    m.Tlink: _refused,
+    m.Trename: _refused,
+    m.Txattrcreate: _refused,
+    m.Tremove: _remove,
+}
+_OF_GONE: Final[dict[type[m.Message], Ghost]] = {
+    m.Tgetattr: _getattr,
+    m.Txattrwalk: _no_attribute,
+    m.Treadlink: _not_there,
+    m.Tstatfs: _not_there,
+}
+"""Where nothing is there; of all else the messages are those of any user."""

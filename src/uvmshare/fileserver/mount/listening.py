@@ -1,0 +1,373 @@
+"""What names in watched directories have come to, and what of that may be pretended in the guest (docs/events.md).
+
+What lives here: `Listening`, which has the host's kernel tell (fanotify(7)), compares with what was there before, and
+says it in lines. What must not: how the guest waits for the lines (`watched`), or how it is pretended
+(`handlers.ghosts`).
+
+The kernel says who changed something: what this process did for its own guest is no news there. It need not say in
+which order: a name is compared with what it was, 20 ms after the first word of it, and what went and came under
+another name is a rename.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+import struct
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from uvmshare.directory import file_handle
+from uvmshare.fileserver import syscalls
+from uvmshare.fileserver.mount.seccomp import LISTEN_MASK, MARK
+from uvmshare.fileserver.syscalls import Fanotify
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Absent", "Directory", "Gone", "Group", "Listening", "Moved", "Pretence"]
+
+_SPARE: Final = 32
+"""Groups that must be left to other programs of this user; there are 128 (``max_user_groups``)."""
+_MOST_NAMES: Final = 32_768
+"""Names of one mount that are remembered, about 200 bytes each. What is in more directories is not told."""
+_MOST_LINES: Final = 8192
+"""Changes that wait to be told. When there are more, the guest is told to begin anew."""
+_PIECE: Final = 64 * 1024
+_METADATA: Final = struct.Struct("=IBBHQii")
+_RECORD: Final = struct.Struct("=BBH8sIi")
+"""An info record with a handle: type, padding, length, fsid, and how long the handle is, and of which type."""
+_DFID_NAME: Final = 2
+_CONTENT: Final = Fanotify.MODIFY | Fanotify.CREATE | Fanotify.MOVED_TO | Fanotify.DELETE | Fanotify.MOVED_FROM
+_COMPARE: Final = 1
+"""Beside the kernel's bits: nobody has told what happened to the name."""
+_GRANULARITY: Final = 20_000_000
+"""Nanoseconds by which the times of files may lag behind the clock: two ticks of the slowest kernel."""
+
+
+class Absent(NamedTuple):
+    """The name is not there yet, for whoever makes it."""
+
+
+class Gone(NamedTuple):
+    """The name is still there, for whoever removes it. `mode` is its type and permissions."""
+
+    mode: int
+
+
+class Moved(NamedTuple):
+    """The name still leads to what is at `path` now, for whoever renames it."""
+
+    path: bytes
+
+
+Pretence = Absent | Gone | Moved
+Key = tuple[tuple[int, int], bytes]
+"""A directory's device and inode, and a name in it."""
+
+
+class _Entry(NamedTuple):
+    inode: int
+    kind: bytes
+    """f, d, l or o: a regular file, a directory, a symbolic link, another."""
+
+
+_Place = tuple[int, bytes]
+"""The number of a watched directory, and a name in it."""
+
+
+@dataclass(slots=True)
+class _Found:
+    """What names have come to: those that are gone, with what they were, those that came, and those that changed."""
+
+    gone: dict[_Place, _Entry] = field(default_factory=dict)
+    come: dict[_Place, _Entry] = field(default_factory=dict)
+    changed: list[tuple[bytes, _Place, bytes]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """A directory that is watched: its file's device and inode, and its path below the root."""
+
+    key: tuple[int, int]
+    path: bytes
+
+
+class Group:
+    """The kernel's queue of what happens to names."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    @classmethod
+    def open(cls) -> Group | None:
+        """Return a group; None where this host has none (Linux before 5.13), or none to spare. Raises nothing."""
+        made: list[int] = []
+        try:
+            made.extend(syscalls.fanotify_init() for _ in range(1 + _SPARE))
+            return cls(made.pop(0))
+        except OSError:
+            return None
+        finally:
+            for each in made:
+                os.close(each)
+
+    def close(self) -> None:
+        """Give it back."""
+        os.close(self.descriptor)
+
+
+class Listening:
+    """What has happened to the names of one session's watched directories. Its owner's lock guards all of it.
+
+    `opened` opens a watched directory where it was when it was added, None when it is not there any more; `shows` says
+    whether a name in one exists for the guest, by what kind of file it has.
+    """
+
+    def __init__(
+        self, group: Group, opened: Callable[[int], int | None], shows: Callable[[int, bytes, bytes], bool]
+    ) -> None:
+        self.uid = (1 << 30) + secrets.randbelow(1 << 30)
+        """Whoever attaches as this user is pretended to (`handlers.ghosts`)."""
+        self.plan: dict[Key, Pretence] = {}
+        """What may be pretended now: of the lines that were told last."""
+        self._group = group
+        self._opened = opened
+        self._shows = shows
+        self._numbers: dict[bytes, int] = {}
+        """By the handle of a directory."""
+        self._handles: dict[int, bytes] = {}
+        self._directories: dict[int, Directory] = {}
+        self._names: dict[int, dict[bytes, _Entry]] = {}
+        self._count = 0
+        self._dirty: dict[_Place, int] = {}
+        self._lines: deque[tuple[bytes, dict[Key, Pretence]]] = deque()
+        self._compared = time.time_ns()
+
+    def close(self) -> None:
+        """Be told of nothing any more."""
+        with suppress(OSError):
+            syscalls.fanotify_mark(self._group.descriptor, Fanotify.MARK_FLUSH, 0, "/")
+        with suppress(OSError):
+            while os.read(self._group.descriptor, _PIECE):
+                pass
+
+    def add(self, number: int, descriptor: int, path: str, directory: Directory) -> None:
+        """Be told of the names in a directory. Raises `OSError`: EOPNOTSUPP where its file system has no handles."""
+        self._directories[number] = directory
+        if number in self._handles:  # it was renamed
+            return
+        handle = file_handle(descriptor)
+        if not handle:
+            raise OSError(errno.EOPNOTSUPP, "the file system has no handles")
+        syscalls.fanotify_mark(self._group.descriptor, MARK, LISTEN_MASK, path)
+        self._numbers[handle] = number
+        self._handles[number] = handle
+        names = self._look_at_all(number) if self._count < _MOST_NAMES else {}
+        self._names[number] = names
+        self._count += len(names)
+
+    def remove(self, number: int) -> None:
+        """Forget a directory. What the kernel still tells of it is passed over."""
+        handle = self._handles.pop(number, None)
+        if handle is not None:
+            self._numbers.pop(handle, None)
+            self._count -= len(self._names.pop(number))
+        self._directories.pop(number, None)
+
+    # What the kernel says
+
+    def read(self) -> None:
+        """Take what the kernel has to say. Raises nothing."""
+        own = os.getpid()
+        while True:
+            try:
+                data = os.read(self._group.descriptor, _PIECE)
+            except OSError:
+                return
+            at = 0
+            while at < len(data):
+                size, _, _, header, mask, _, pid = _METADATA.unpack_from(data, at)
+                if mask & Fanotify.Q_OVERFLOW:
+                    self._compare_all()
+                else:
+                    self._note(data, at + header, at + size, mask if pid != own else 0)
+                at += size
+
+    def _note(self, data: bytes, at: int, stop: int, mask: int) -> None:
+        while at + _RECORD.size <= stop:
+            kind, _, size, _, length, _ = _RECORD.unpack_from(data, at)
+            if kind == _DFID_NAME:
+                start = at + _RECORD.size
+                number = self._numbers.get(data[start : start + length])
+                name = data[start + length : at + size].split(b"\0", 1)[0]
+                place = self._place(number, name) if number is not None else None
+                if place is not None:
+                    self._dirty[place] = self._dirty.get(place, 0) | mask
+            at += max(size, 1)
+
+    def _place(self, number: int, name: bytes) -> _Place | None:
+        """Return the place of a name. The kernel says "." of what happens to a directory itself, and not its name."""
+        if name != b".":
+            return (number, name) if name else None
+        above, _, name = self._directories[number].path.rpartition(b"/")
+        for other, directory in self._directories.items():
+            if name and directory.path == above:
+                return other, name
+        return None
+
+    def _compare_all(self) -> None:
+        for number, names in self._names.items():
+            for name in (*names, *self._look_at_all(number)):
+                key = number, name
+                self._dirty[key] = self._dirty.get(key, 0) | _COMPARE
+
+    # What has become of names
+
+    def compare(self) -> bool:
+        """Find out what there is to tell of the names that the kernel spoke of; False when it is too much to tell."""
+        dirty, self._dirty = self._dirty, {}
+        since, self._compared = self._compared - _GRANULARITY, time.time_ns()
+        found = _Found()
+        by_directory: dict[int, list[tuple[bytes, int]]] = {}
+        for (number, name), mask in dirty.items():
+            by_directory.setdefault(number, []).append((name, mask))
+        for number, names in by_directory.items():
+            directory = self._opened(number) if number in self._names else None
+            if directory is None:
+                continue
+            try:
+                for name, mask in names:
+                    self._compare_one(found, (number, name), directory, mask, since)
+            finally:
+                os.close(directory)
+        self._tell_renames(found)
+        for (number, name), entry in found.gone.items():
+            now = found.come.get((number, name))
+            if now is not None and now.kind == entry.kind == b"f":
+                del found.come[number, name]
+                found.changed.append((b"M", (number, name), b"f"))
+            else:
+                mode = stat.S_IFDIR | 0o700 if entry.kind == b"d" else stat.S_IFREG | 0o600
+                self._tell(b"D", (number, name), entry.kind, {self._key(number, name): Gone(mode)})
+        for (number, name), entry in found.come.items():
+            self._tell(b"C", (number, name), entry.kind, {self._key(number, name): Absent()})
+        for what, place, kind in found.changed:
+            self._tell(what, place, kind, {})
+        return len(self._lines) <= _MOST_LINES
+
+    def _compare_one(self, found: _Found, place: _Place, directory: int, mask: int, since: int) -> None:
+        """Compare a name with what it was. `mask` is what others did to it, `since` the time of the last comparison."""
+        number, name = place
+        before = self._names[number].get(name)
+        now, stated = self._look(number, directory, name)
+        self._remember(number, name, now)
+        if not mask:
+            return
+        if before is None or now is None or before.inode != now.inode:
+            if before is not None:
+                found.gone[place] = before
+            if now is not None:
+                found.come[place] = now
+            return
+        is_newer = stated is not None and max(stated.st_mtime_ns, stated.st_ctime_ns) >= since
+        if mask & _CONTENT or (mask == _COMPARE and is_newer):
+            found.changed.append((b"M" if now.kind == b"f" else b"A", place, now.kind))
+        elif mask & Fanotify.ATTRIB:
+            found.changed.append((b"A", place, now.kind))
+
+    def _tell_renames(self, found: _Found) -> None:
+        """Tell what went and came under another name, which is neither from then on."""
+        came = {entry: place for place, entry in found.come.items()}
+        for place, entry in tuple(found.gone.items()):
+            to = came.get(entry)
+            if to is None or to == place:
+                continue
+            del found.gone[place], found.come[to], came[entry]
+            plan: dict[Key, Pretence] = {self._key(*place): Moved(self._path(*to))}
+            if to in found.gone:  # it was replaced: the name is there all the time
+                del found.gone[to]
+            else:
+                plan[self._key(*to)] = Absent()
+            self._tell(b"R", place, entry.kind, plan, b" %d %s" % (to[0], to[1].hex().encode()))
+
+    def _look(self, number: int, directory: int, name: bytes) -> tuple[_Entry | None, os.stat_result | None]:
+        try:
+            found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except OSError:
+            return None, None
+        kinds = {stat.S_IFREG: b"f", stat.S_IFDIR: b"d", stat.S_IFLNK: b"l"}
+        kind = kinds.get(stat.S_IFMT(found.st_mode), b"o")
+        if not self._shows(number, name, kind):
+            return None, None
+        return _Entry(found.st_ino, kind), found
+
+    def _look_at_all(self, number: int) -> dict[bytes, _Entry]:
+        directory = self._opened(number)
+        if directory is None:
+            return {}
+        found: dict[bytes, _Entry] = {}
+        try:
+            listed = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+            try:
+                with os.scandir(listed) as entries:
+                    for entry in entries:
+                        name, kind = os.fsencode(entry.name), b"l" if entry.is_symlink() else b"o"
+                        if kind == b"o" and entry.is_dir(follow_symlinks=False):
+                            kind = b"d"
+                        elif kind == b"o" and entry.is_file(follow_symlinks=False):
+                            kind = b"f"
+                        if self._shows(number, name, kind):
+                            found[name] = _Entry(entry.inode(), kind)
+            finally:
+                os.close(listed)
+        except OSError:
+            pass
+        finally:
+            os.close(directory)
+        return found
+
+    def _remember(self, number: int, name: bytes, now: _Entry | None) -> None:
+        names = self._names[number]
+        before = len(names)
+        if now is None:
+            names.pop(name, None)
+        else:
+            names[name] = now
+        self._count += len(names) - before
+
+    # What is told
+
+    def _key(self, number: int, name: bytes) -> Key:
+        return self._directories[number].key, name
+
+    def _path(self, number: int, name: bytes) -> bytes:
+        above = self._directories[number].path
+        return b"/".join((above, name)) if above else name
+
+    def _tell(self, what: bytes, place: _Place, kind: bytes, plan: dict[Key, Pretence], rest: bytes = b"") -> None:
+        line = b"%s%s %d %s%s\n" % (what, kind, place[0], place[1].hex().encode(), rest)
+        self._lines.append((line, plan))
+
+    @property
+    def has_lines(self) -> bool:
+        """Whether there is anything to tell."""
+        return bool(self._lines)
+
+    def take(self, most: int) -> bytes:
+        """Return lines of up to so many bytes. From now on what they say may be pretended, and nothing else."""
+        self.plan = {}
+        told = b""
+        while self._lines and len(told) + len(self._lines[0][0]) <= most:
+            line, plan = self._lines[0]
+            if self.plan.keys() & plan.keys():
+                break  # one thing after the other
+            self._lines.popleft()
+            told += line
+            self.plan.update(plan)
+        return told

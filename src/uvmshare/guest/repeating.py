@@ -1,0 +1,208 @@
+"""Making each change of the host once more in the guest, so that the guest's kernel fires its events.
+
+What lives here: `Repeater`. What must not: which directories are held (`pinning`). Standard library only (Python 3.9):
+it runs in guests.
+
+The operations are real ones of the guest's kernel on its own mount, as a uid that the file server has reserved for this
+connection. For another uid the kernel attaches apart (``access=client``), so the file server knows these requests, and
+only pretends to carry them out (docs/events.md). No data is ever written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["Repeater", "watched_inodes"]
+
+_EVENTS = "trusted.uvmshare.events"
+_PR_SET_SECUREBITS = 28
+_NO_SETUID_FIXUP = 1 << 2
+"""Capabilities stay when the uid for files changes (capabilities(7)): whose files these are is not to matter."""
+_UTIME_OMIT = (1 << 30) - 2
+_AT_SYMLINK_NOFOLLOW = 0x100
+_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+_CREATE = os.O_CREAT | os.O_EXCL | os.O_RDONLY | _FLAGS
+"""Not for writing: meanwhile no program could execute it (ETXTBSY)."""
+_EXECUTE = 0o111
+_NS = 1_000_000_000
+_MINOR_BITS = 20
+_QUEUE = "anon_inode:inotify"
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+class Repeater:
+    """Repeats changes below the mount of a directory. Raises `OSError`: EOPNOTSUPP where that cannot be."""
+
+    def __init__(self, root: int) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self.uid = int(os.getxattr(f"/proc/self/fd/{root}", _EVENTS))
+        self.repeated = 0
+        """Changes that were repeated."""
+        self.failed = 0
+        """Changes that could not be."""
+        if self._libc.prctl(_PR_SET_SECUREBITS, ctypes.c_ulong(_NO_SETUID_FIXUP), 0, 0, 0):
+            raise OSError(errno.EOPNOTSUPP, "the agent may not keep its capabilities")
+        with self._as_reserved():
+            try:
+                os.lstat(f".uvmshare-{self.uid}", dir_fd=root)
+            except FileNotFoundError as error:
+                why = "the guest's kernel does not attach for each user: mount with access=client"
+                raise OSError(errno.EOPNOTSUPP, why) from error
+
+    @contextlib.contextmanager
+    def _as_reserved(self) -> Iterator[None]:
+        self._libc.setfsuid(ctypes.c_uint32(self.uid))
+        try:
+            yield
+        finally:
+            self._libc.setfsuid(ctypes.c_uint32(0))
+
+    def carry_out(
+        self, lines: list[bytes], directory: Callable[[int], int | None], made: Callable[[int, str], object]
+    ) -> set[int]:
+        """Repeat what the lines say, as far as a program of the guest watches; return in which directories one failed.
+
+        `directory` returns the descriptor of the directory with a number, if it is held; `made` is called for
+        each directory that was made in one. Raises `OSError` when the connection is lost.
+        """
+        failed: set[int] = set()
+        about: dict[int, tuple[int, bool]] = {}
+        inodes: set[int] | None = None
+        for line in lines:
+            what, number, name, *to = line.split()
+            at = directory(int(number))
+            target = directory(int(to[0])) if to else at
+            if at is None or target is None:
+                continue
+            for each in (at, target):
+                if each not in about:
+                    found = os.fstat(each)
+                    if inodes is None:
+                        inodes = watched_inodes(found.st_dev)
+                    about[each] = found.st_ino, found.st_ino in inodes
+            if not inodes:
+                continue
+            words = _Words(what.decode(), at, _name(name), target, _name(to[1]) if to else "")
+            is_listened_to = about[at][1] or about[target][1]
+            try:
+                with self._as_reserved():
+                    if not is_listened_to and (words.what == "C" or not self._is_watched(words, inodes)):
+                        continue
+                    self._repeat(words)
+                self.repeated += 1
+            except OSError as error:
+                if error.errno in (errno.EIO, errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ESHUTDOWN):
+                    raise
+                self.failed += 1
+                failed.add(int(number))
+            else:
+                if words.what == "C" and words.kind == "d":
+                    made(int(number), words.name)
+        return failed
+
+    def _is_watched(self, words: _Words, inodes: set[int]) -> bool:
+        """Say whether a program watches the file itself."""
+        return os.lstat(words.name, dir_fd=words.at).st_ino in inodes
+
+    def _repeat(self, words: _Words) -> None:
+        at, name = words.at, words.name
+        if words.what == "R":
+            os.rename(name, words.new, src_dir_fd=at, dst_dir_fd=words.target)
+        elif words.what == "D":
+            if words.kind == "d":
+                os.rmdir(name, dir_fd=at)
+            else:
+                os.unlink(name, dir_fd=at)
+        elif words.what == "A":
+            found = os.lstat(name, dir_fd=at)
+            os.utime(name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=at, follow_symlinks=False)
+        elif words.what == "M":
+            self._modify(at, name)
+        else:
+            self._create(words)
+
+    def _create(self, words: _Words) -> None:
+        at, name, kind = words.at, words.name, words.kind
+        try:
+            if kind == "d":
+                os.mkdir(name, 0o755, dir_fd=at)
+            elif kind == "l":
+                os.symlink("-", name, dir_fd=at)
+            elif kind == "f":
+                os.close(os.open(name, _CREATE, 0o644, dir_fd=at))
+            else:
+                os.mknod(name, stat.S_IFIFO | 0o644, dir_fd=at)
+        except FileExistsError:  # the guest's kernel has it in use already
+            if kind != "f":
+                raise
+        if kind == "f":
+            self._modify(at, name)
+
+    def _modify(self, at: int, name: str) -> None:
+        """Set the time of the last change to what it is: a change of that time alone is MODIFY (fsnotify_change)."""
+        found = os.lstat(name, dir_fd=at)
+        opened = -1
+        if not found.st_mode & _EXECUTE:  # while it is open for writing no program could execute it
+            with contextlib.suppress(OSError):
+                opened = os.open(name, os.O_WRONLY | _FLAGS, dir_fd=at)
+        try:
+            seconds, nanoseconds = divmod(found.st_mtime_ns, _NS)
+            times = (_Timespec * 2)(_Timespec(0, _UTIME_OMIT), _Timespec(seconds, nanoseconds))
+            if self._libc.utimensat(at, os.fsencode(name), times, _AT_SYMLINK_NOFOLLOW):
+                raise OSError(ctypes.get_errno(), "utimensat")
+        finally:
+            if opened >= 0:
+                os.close(opened)  # CLOSE_WRITE
+
+
+class _Words:
+    """What a line says: what happened, to which kind of file, where, and for a rename where to."""
+
+    __slots__ = ("at", "kind", "name", "new", "target", "what")
+
+    def __init__(self, what: str, at: int, name: str, target: int, new: str) -> None:
+        self.what, self.kind = what[:1], what[1:]
+        self.at, self.name = at, name
+        self.target, self.new = target, new
+
+
+def _name(told: bytes) -> str:
+    return os.fsdecode(bytes.fromhex(told.decode()))
+
+
+def watched_inodes(device: int) -> set[int]:
+    """Return the inodes of a file system that programs watch with inotify(7), as /proc tells."""
+    found: set[int] = set()
+    for pid in os.listdir("/proc"):
+        if not pid.isdigit():
+            continue
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            for descriptor in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    if os.readlink(f"/proc/{pid}/fd/{descriptor}") == _QUEUE:
+                        with open(f"/proc/{pid}/fdinfo/{descriptor}", encoding="ascii") as file:
+                            found.update(_inodes(file.read(), device))
+    return found
+
+
+def _inodes(text: str, device: int) -> Iterator[int]:
+    """Read what /proc says of a queue: ``inotify wd:1 ino:9e7e sdev:800013 mask:...``."""
+    for line in text.splitlines():
+        word, _, rest = line.partition(" ")
+        if word != "inotify":
+            continue
+        fields = dict(field.partition(":")[::2] for field in rest.split())
+        on = int(fields["sdev"], 16)
+        if os.makedev(on >> _MINOR_BITS, on & ((1 << _MINOR_BITS) - 1)) == device:
+            yield int(fields["ino"], 16)

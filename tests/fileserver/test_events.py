@@ -1,0 +1,343 @@
+"""Events of what the host does: what an agent is told of names, and what is pretended to the reserved user.
+
+The guest's side of it, in a real guest, is in tests/guest/test_events.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.fileserver.test_watched import BEGIN, CHANGES, asked, confined, watched
+
+from uvmshare.ninep import messages as m
+from uvmshare.ninep.constants import NOFID, OpenFlag
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.fileserver.conftest import Host, Refused
+
+    from uvmshare.testing.client import NinePClient
+
+if sys.platform == "win32":
+    pytest.skip("the file server runs on Linux", allow_module_level=True)
+
+EVENTS = b"trusted.uvmshare.events"
+pytestmark = confined
+
+
+class Agent:
+    """An agent in a guest, which asks for events of these directories."""
+
+    def __init__(self, guest: NinePClient, *directories: str) -> None:
+        self.guest = guest
+        self.root = guest.root
+        asked(guest, "", BEGIN)
+        self.uid = int(asked(guest, "", EVENTS))
+        self.directories = {watched(guest, directory): directory for directory in directories}
+        self.ghost = guest.new_fid()
+        attached = m.Tattach(self.ghost, NOFID, b"", self.name, self.uid)
+        guest.ask(attached, m.Rattach)
+
+    name = b""
+
+    def told(self) -> list[str]:
+        """Wait for changes and return them, such as "Cf dir/name"; numbers of directories are left out."""
+        said: list[str] = []
+        while not said:
+            for line in asked(self.guest, "", CHANGES).splitlines():
+                words = line.split()
+                if len(words) == 1:
+                    continue
+                places = [self._place(*words[at : at + 2]) for at in range(1, len(words), 2)]
+                said.append(" ".join((words[0].decode(), *places)))
+        return said
+
+    def _place(self, number: bytes, name: bytes) -> str:
+        return os.path.join(self.directories[int(number)], bytes.fromhex(name.decode()).decode())
+
+    @contextmanager
+    def as_ghost(self) -> Iterator[NinePClient]:
+        """Be the reserved user for a while."""
+        self.guest.root = self.ghost
+        try:
+            yield self.guest
+        finally:
+            self.guest.root = self.root
+
+
+@pytest.fixture
+def agent(host: Host) -> Callable[..., Agent]:
+    def begun(*directories: str, hide: tuple[str, ...] = (), allowed: tuple[str, ...] = ()) -> Agent:
+        name = host.share(hide=hide, allowed=allowed)
+        Agent.name = name.encode()
+        return Agent(host.connect(name), *directories)
+
+    return begun
+
+
+def _there(top: Path) -> dict[str, object]:
+    """Return all that a mistake could change."""
+    found: dict[str, object] = {}
+    for path in top.rglob("*"):
+        state = path.lstat()
+        content = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
+        about = stat.S_IMODE(state.st_mode), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+        found[str(path)] = (*about, content)
+    return found
+
+
+def _make_again(d: Path) -> None:
+    (d / "f").unlink()
+    (d / "f").write_text("1")
+
+
+def _much(d: Path) -> None:
+    (d / "f").write_text("1")
+    (d / "h").unlink()
+    (d / "sub").rmdir()
+    (d / "new").mkdir()
+
+
+CHANGES_AND_LINES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "create": (lambda d: (d / "new").write_text("1"), ["Cf d/new"]),
+    "mkdir": (lambda d: (d / "new").mkdir(), ["Cd d/new"]),
+    "symlink": (lambda d: (d / "new").symlink_to("f"), ["Cl d/new"]),
+    "hard link": (lambda d: (d / "new").hardlink_to(d / "f"), ["Cf d/new"]),
+    "mkfifo": (lambda d: os.mkfifo(d / "new"), ["Co d/new"]),
+    "overwrite": (lambda d: (d / "f").write_text("other"), ["Mf d/f"]),
+    "truncate": (lambda d: os.truncate(d / "f", 0), ["Mf d/f"]),
+    "chmod": (lambda d: (d / "f").chmod(0o600), ["Af d/f"]),
+    "chmod of a directory": (lambda d: (d / "sub").chmod(0o700), ["Ad d/sub"]),
+    "touch": (lambda d: os.utime(d / "f"), ["Af d/f"]),
+    "remove": (lambda d: (d / "f").unlink(), ["Df d/f"]),
+    "rmdir": (lambda d: (d / "sub").rmdir(), ["Dd d/sub"]),
+    "move out": (lambda d: (d / "f").rename(d.parent / "out"), ["Df d/f"]),
+    "move in": (lambda d: (d.parent / "in").rename(d / "in"), ["Cf d/in"]),
+    "rename": (lambda d: (d / "f").rename(d / "g"), ["Rf d/f d/g"]),
+    "rename of a directory": (lambda d: (d / "sub").rename(d / "bus"), ["Rd d/sub d/bus"]),
+    "rename over": (lambda d: (d / "f").rename(d / "h"), ["Rf d/f d/h"]),
+    "rename to another directory": (lambda d: (d / "f").rename(d.parent / "e" / "f"), ["Rf d/f e/f"]),
+    "replaced by a file that was made for it": (
+        lambda d: ((d / "tmp").write_text("1"), (d / "tmp").rename(d / "f")),
+        ["Mf d/f"],
+    ),
+    "removed and made again": (_make_again, ["Mf d/f"]),
+    "two at once": (
+        _much,
+        ["Dd d/sub", "Df d/h", "Cd d/new", "Mf d/f"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "lines"), CHANGES_AND_LINES.values(), ids=CHANGES_AND_LINES)
+def test_each_change_of_the_host_is_told_as_what_the_name_came_to(
+    host: Host, agent: Callable[..., Agent], change: Callable[[Path], object], lines: list[str]
+) -> None:
+    for each in ("d/sub", "e"):
+        (host.root / each).mkdir(parents=True)
+    for name in ("d/f", "d/h", "in"):
+        (host.root / name).write_text(name)
+    told = agent("d", "d/sub", "e")
+    change(host.root / "d")
+    found: list[str] = []
+    while sorted(found) != sorted(lines):  # what is done in two system calls may be told in two parts
+        found += told.told()
+        assert len(found) <= len(lines), found
+
+
+def test_what_the_guest_does_itself_is_no_news_to_it(host: Host, agent: Callable[..., Agent]) -> None:
+    (host.root / "d").mkdir()
+    told = agent("d")
+    guest = told.guest
+    guest.write_file("d/own", b"1")
+    guest.mkdir("d/made")
+    guest.rename("d/own", "d/moved")
+    (host.root / "d" / "f").write_text("the host's")
+    assert told.told() == ["Cf d/f"]
+    (host.root / "d" / "moved").unlink()
+    assert told.told() == ["Df d/moved"]
+
+
+def test_names_that_the_share_does_not_show_are_not_told(host: Host, agent: Callable[..., Agent]) -> None:
+    (host.root / "shown").mkdir()
+    told = agent("", "shown", hide=("secret", "*.key/"))
+    for path in ("secret", "shown/secret", "shown/f"):
+        (host.root / path).write_text("x")
+    (host.root / "shown" / "a.key").mkdir()
+    (host.root / "shown" / "secret").rename(host.root / "shown" / "public")
+    found = told.told()
+    while len(found) < 2:
+        found += told.told()
+    assert sorted(found) == ["Cf shown/f", "Cf shown/public"]
+
+
+def test_nothing_but_allowed_names_is_told_of_a_root_with_an_allow_list(
+    host: Host, agent: Callable[..., Agent]
+) -> None:
+    told = agent("", allowed=("yes",))
+    (host.root / "no").write_text("x")
+    (host.root / "yes").write_text("x")
+    assert told.told() == ["Cf yes"]
+
+
+def test_what_was_told_is_pretended_once_and_nothing_changes_on_the_host(
+    host: Host, agent: Callable[..., Agent], refused: Refused
+) -> None:
+    for each in ("d/sub", "d/old"):
+        (host.root / each).mkdir(parents=True)
+    for name in ("gone", "from", "f"):
+        (host.root / "d" / name).write_text(name)
+    told = agent("d")
+    d = host.root / "d"
+    (d / "new").write_text("content")
+    (d / "dir").mkdir()
+    (d / "gone").unlink()
+    (d / "sub").rmdir()
+    (d / "from").rename(d / "to")
+    found: list[str] = []
+    before = _there(host.root)
+    pretend: dict[str, Callable[[NinePClient], object]] = {
+        "Cf d/new": lambda guest: guest.clunk(guest.create("d/new", OpenFlag.WRONLY | OpenFlag.EXCL)),
+        "Cd d/dir": lambda guest: guest.mkdir("d/dir"),
+        "Df d/gone": lambda guest: guest.unlink("d/gone"),
+        "Dd d/sub": lambda guest: guest.rmdir("d/sub"),
+        "Rf d/from d/to": lambda guest: guest.rename("d/from", "d/to"),
+    }
+    while len(found) < len(pretend):
+        lines = told.told()
+        found += lines
+        with told.as_ghost() as guest:
+            for line in lines:
+                first, *others = (word for word in line.split()[1:])
+                assert guest.exists(first) == (line[0] in "DR")
+                assert not any(guest.exists(other) for other in others)
+                pretend[line](guest)
+                assert guest.exists(first) == (line[0] == "C")
+                assert all(guest.exists(other) for other in others)
+                with refused(errno.EPERM):
+                    pretend[line](guest)
+    assert sorted(found) == sorted(pretend)
+    assert _there(host.root) == before
+
+
+def test_other_users_never_see_what_is_pretended(host: Host, agent: Callable[..., Agent]) -> None:
+    (host.root / "d").mkdir()
+    (host.root / "d" / "gone").write_text("x")
+    told = agent("d")
+    (host.root / "d" / "gone").rename(host.root / "out")
+    assert told.told() == ["Df d/gone"]
+    assert not told.guest.exists("d/gone")
+    (host.root / "d" / "new").write_text("x")
+    assert told.told() == ["Cf d/new"]
+    assert told.guest.exists("d/new")
+    with told.as_ghost() as guest:
+        assert not guest.exists("d/new")
+        assert not guest.exists("d/gone"), "what was told before is over"
+
+
+HOSTILE: dict[str, Callable[[NinePClient], object]] = {
+    "create": lambda guest: guest.create("d/made"),
+    "create over": lambda guest: guest.create("d/f"),
+    "mkdir": lambda guest: guest.mkdir("d/made"),
+    "symlink": lambda guest: guest.symlink("/etc", "d/made"),
+    "mknod": lambda guest: guest.mknod("d/made", stat.S_IFREG | 0o600),
+    "link": lambda guest: guest.link("d/f", "d/made"),
+    "unlink": lambda guest: guest.unlink("d/f"),
+    "rmdir": lambda guest: guest.rmdir("d/sub"),
+    "rename": lambda guest: guest.rename("d/f", "d/made"),
+    "truncate": lambda guest: guest.open("d/f", OpenFlag.WRONLY | OpenFlag.TRUNC),
+}
+
+
+@pytest.mark.parametrize("attempt", HOSTILE.values(), ids=HOSTILE)
+def test_what_was_not_told_is_refused_to_the_reserved_user(
+    host: Host, agent: Callable[..., Agent], attempt: Callable[[NinePClient], object], refused: Refused
+) -> None:
+    (host.root / "d" / "sub").mkdir(parents=True)
+    (host.root / "d" / "f").write_text("kept")
+    told = agent("d")
+    before = _there(host.root)
+    with told.as_ghost() as guest, refused(errno.EPERM):
+        attempt(guest)
+    assert _there(host.root) == before
+
+
+def test_attributes_are_changed_by_nobody_who_is_pretended_to(host: Host, agent: Callable[..., Agent]) -> None:
+    (host.root / "f").write_text("kept")
+    told = agent("")
+    before = _there(host.root)
+    with told.as_ghost() as guest, guest.walked("f") as fid:
+        guest.setattr(fid, mode=0o777, size=0, mtime_ns=1)
+    assert _there(host.root) == before
+
+
+def test_what_the_reserved_user_reads_and_writes_is_the_file_itself(host: Host, agent: Callable[..., Agent]) -> None:
+    (host.root / "f").write_text("content")
+    told = agent("")
+    with told.as_ghost() as guest:
+        assert guest.read_file("f") == b"content"
+        fid = guest.open("f", OpenFlag.RDWR)
+        guest.write(fid, 0, b"dirty p")  # a guest's kernel writes pages back through any fid of the file
+        guest.clunk(fid)
+    assert (host.root / "f").read_text() == "dirty p"
+
+
+def test_the_reserved_user_gets_nowhere_that_others_do_not(
+    host: Host, agent: Callable[..., Agent], refused: Refused
+) -> None:
+    (host.root / "secret").write_text("x")
+    (host.root / "link").symlink_to(host.outside)
+    told = agent("", hide=("secret",))
+    with told.as_ghost() as guest:
+        for path in ("secret", "missing", "secret/below"):
+            with refused(errno.ENOENT):
+                guest.walk(path)
+        with pytest.raises(FileNotFoundError):  # it gets to the link and no further
+            guest.walk("link/canary")
+        with guest.walked("..") as fid:
+            assert guest.getattr(fid).qid == guest.stat("").qid
+
+
+def test_a_moved_name_that_is_hidden_by_now_is_not_reached(
+    host: Host, agent: Callable[..., Agent], refused: Refused
+) -> None:
+    (host.root / "a").write_text("x")
+    told = agent("", hide=("secret",))
+    (host.root / "a").rename(host.root / "b")
+    assert told.told() == ["Rf a b"]
+    (host.root / "b").rename(host.root / "secret")
+    with told.as_ghost() as guest, refused(errno.ENOENT):
+        guest.walk("a")
+
+
+def test_when_the_agent_begins_anew_nothing_of_before_is_pretended(host: Host, agent: Callable[..., Agent]) -> None:
+    (host.root / "gone").write_text("x")
+    told = agent("")
+    (host.root / "gone").unlink()
+    assert told.told() == ["Df gone"]
+    asked(told.guest, "", BEGIN)
+    with told.as_ghost() as guest:
+        assert not guest.exists("gone")
+    again = Agent(told.guest, "")
+    assert again.uid != told.uid
+    (host.root / "new").write_text("x")
+    assert again.told() == ["Cf new"]
+
+
+def test_a_removed_tree_is_told_by_the_directory_that_it_was_in(host: Host, agent: Callable[..., Agent]) -> None:
+    (host.root / "a" / "b").mkdir(parents=True)
+    told = agent("", "a", "a/b")
+    shutil.rmtree(host.root / "a")
+    found = told.told()
+    while "Dd a" not in found:
+        found += told.told()
+    assert set(found) <= {"Dd a", "Dd a/b"}

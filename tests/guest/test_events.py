@@ -1,0 +1,191 @@
+"""Events in a real guest of what the host does: real ones, on an unpatched kernel, and nothing else is different.
+
+What lives here: which events the guest's programs get, and that both sides see the same afterwards. What the file
+server tells and pretends is in tests/fileserver/test_events.py.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.guest.test_agent import Bench
+from tests.guest.test_pins import Pinned
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.guest.transports import Transport
+
+    Change = Callable[[Path], object]
+
+pytestmark = pytest.mark.guest
+
+
+@pytest.fixture(scope="module")
+def bench(runner: asyncio.Runner, transport: Transport, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    made = Bench(runner, transport, tmp_path_factory.mktemp("events"))
+    made.arguments = "--events"
+    made.run(made.start())
+    yield made
+    made.run(made.close())
+
+
+@pytest.fixture
+def pinned(bench: Bench) -> Iterator[Pinned]:
+    made = Pinned(bench, f"/run/mnt/events{bench.made}")
+    yield made
+    bench.run(bench.mounts.unmap(made.path, owner="a"))
+
+
+def _save_atomically(path: Path) -> None:
+    """Save as vim and sed -i do."""
+    beside = path.with_name("tmp")
+    beside.write_text("saved")
+    beside.replace(path)
+
+
+def _remove_and_make_again(top: Path) -> None:
+    (top / "src" / "f").unlink()
+    (top / "src" / "f").write_text("again")
+
+
+def _append(top: Path) -> None:
+    with (top / "src" / "f").open("a") as file:
+        file.write("more")
+
+
+def _make_many(top: Path) -> None:
+    for number in range(200):
+        (top / "src" / f"many{number}").touch()
+
+
+QUICK: dict[str, tuple[Change, list[str]]] = {
+    "create": (
+        lambda d: (d / "src" / "new").write_text("1"),
+        ["src/new CREATE", "src/new MODIFY", "src/new CLOSE_WRITE"],
+    ),
+    "overwrite": (lambda d: (d / "src" / "f").write_text("other"), ["src/f MODIFY", "src/f CLOSE_WRITE"]),
+    "atomic save": (lambda d: _save_atomically(d / "src" / "f"), ["src/f MODIFY", "src/f CLOSE_WRITE"]),
+    "remove": (lambda d: (d / "src" / "f").unlink(), ["src/f DELETE"]),
+    "rename": (lambda d: (d / "src" / "f").rename(d / "src" / "g"), ["src/f MOVED_FROM", "src/g MOVED_TO"]),
+    "chmod": (lambda d: (d / "src" / "f").chmod(0o600), ["src/f ATTRIB"]),
+    "mkdir": (lambda d: (d / "src" / "new").mkdir(), ["src/new CREATE"]),
+}
+LONG: dict[str, tuple[Change, list[str]]] = {
+    "create an empty file": (lambda d: (d / "src" / "new").touch(), ["src/new CREATE"]),
+    "create an executable": (lambda d: (d / "src" / "new").touch(0o755), ["src/new CREATE", "src/new MODIFY"]),
+    "create a read-only file": (lambda d: (d / "src" / "new").touch(0o444), ["src/new CREATE"]),
+    "create a fifo": (lambda d: os.mkfifo(d / "src" / "new"), ["src/new CREATE"]),
+    "symlink": (lambda d: (d / "src" / "new").symlink_to("f"), ["src/new CREATE"]),
+    "dangling symlink": (lambda d: (d / "src" / "new").symlink_to("nowhere"), ["src/new CREATE"]),
+    "hard link": (lambda d: (d / "src" / "new").hardlink_to(d / "src" / "f"), ["src/new CREATE"]),
+    "append": (_append, ["src/f MODIFY", "src/f CLOSE_WRITE"]),
+    "truncate": (lambda d: os.truncate(d / "src" / "f", 0), ["src/f MODIFY"]),
+    "grow": (lambda d: os.truncate(d / "src" / "f", 100_000), ["src/f MODIFY"]),
+    "touch": (lambda d: os.utime(d / "src" / "f"), ["src/f ATTRIB"]),
+    "chmod of a directory": (lambda d: (d / "src" / "sub").chmod(0o700), ["src/sub ATTRIB"]),
+    "remove a symlink": (lambda d: (d / "src" / "l").unlink(), ["src/l DELETE"]),
+    "rmdir": (lambda d: (d / "src" / "sub").rmdir(), ["src/sub DELETE"]),
+    "rm -r": (lambda d: shutil.rmtree(d / "a" / "b"), ["a/b DELETE", "b/ DELETE_SELF"]),
+    "move out": (lambda d: (d / "src" / "f").rename(d / "node_modules" / "x" / "f"), ["src/f DELETE"]),
+    "move in": (lambda d: (d / "node_modules" / "x" / "in").rename(d / "src" / "in"), ["src/in CREATE"]),
+    "rename over": (lambda d: (d / "src" / "f").rename(d / "src" / "h"), ["src/f MOVED_FROM", "src/h MOVED_TO"]),
+    "rename a symlink": (lambda d: (d / "src" / "l").rename(d / "src" / "m"), ["src/l MOVED_FROM", "src/m MOVED_TO"]),
+    "rename to another directory": (
+        lambda d: (d / "src" / "f").rename(d / "a" / "f"),
+        ["src/f MOVED_FROM", "a/f MOVED_TO"],
+    ),
+    "rename a directory": (
+        lambda d: (d / "a" / "b").rename(d / "a" / "z"),
+        ["a/b MOVED_FROM", "a/z MOVED_TO", "b/ MOVE_SELF"],
+    ),
+    "move a directory": (
+        lambda d: (d / "a" / "b").rename(d / "src" / "b"),
+        ["a/b MOVED_FROM", "src/b MOVED_TO", "b/ MOVE_SELF"],
+    ),
+    "remove and make again": (
+        _remove_and_make_again,
+        ["src/f MODIFY"],
+    ),
+    "mkdir -p": (lambda d: (d / "src" / "new" / "below").mkdir(parents=True), ["src/new CREATE"]),
+    "an odd name": (
+        lambda d: (
+            (os.fsencode(d / "src") + b"/\xff \n'\"\\").decode("utf-8", "surrogateescape")
+            and open(os.fsencode(d / "src") + b"/ \"'%\\", "wb").close()
+        ),
+        ["src/ \"'%\\ CREATE"],
+    ),
+    "many at once": (
+        _make_many,
+        [f"src/many{number} CREATE" for number in (0, 99, 199)],
+    ),
+}
+"""What is watched are src, a and a/b; below node_modules nothing is."""
+
+
+def _view(top: Path) -> str:
+    """Return what the host has, as `_SEEN` writes it in the guest."""
+    found = [path for path in top.rglob("*") if not path.is_relative_to(top / "node_modules")]
+    lines = sorted(f"{path.relative_to(top)} {path.lstat().st_ino} {path.lstat().st_mode:x}\n" for path in found)
+    return "".join(lines)
+
+
+_SEEN = "find . -path ./node_modules -prune -o -mindepth 1 -exec stat -c '%n %i %f' {} + | cut -c3- | LC_ALL=C sort"
+
+
+def _content(top: Path) -> dict[str, object]:
+    return {
+        str(path): (path.lstat().st_mtime_ns, path.lstat().st_ctime_ns, path.is_file() and path.read_bytes())
+        for path in top.rglob("*")
+        if not path.is_fifo()
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "lines"),
+    [
+        *(pytest.param(*row, id=name) for name, row in QUICK.items()),
+        *(pytest.param(*row, id=name, marks=pytest.mark.long) for name, row in LONG.items()),
+    ],
+)
+def test_what_the_host_does_is_an_event_in_the_guest_and_both_see_the_same(
+    pinned: Pinned, change: Callable[[Path], object], lines: list[str]
+) -> None:
+    host = pinned.host
+    for name in ("src/f", "src/h", "node_modules/x/in", "a/b/c/deep"):
+        (host / name).write_text(name)
+    (host / "src" / "l").symlink_to("f")
+    (host / "src" / "sub").mkdir()
+    pinned.until_pinned(7)
+    with pinned.listening("src", "a", "a/b") as heard:
+        change(host)
+        before = _content(host)
+        for line in lines:
+            heard(line.replace("'", "'\\''"))
+        pinned.until_seen(_SEEN, _view(host))
+        assert _content(host) == before
+
+
+def test_what_nobody_watches_is_not_repeated(pinned: Pinned) -> None:
+    (pinned.host / "src" / "f").write_text("1")
+    with pinned.listening("a") as heard:
+        (pinned.host / "a" / "f").write_text("1")
+        heard("a/f CLOSE_WRITE")
+    pins = pinned.bench.listed(pinned.path).pins
+    assert pins is not None
+    assert pins.events is not None
+    assert (pins.events.repeated, pins.events.failed, pins.events.ended) == (1, 0, "")
+
+
+def test_a_directory_that_the_host_makes_can_be_watched_at_once(pinned: Pinned) -> None:
+    with pinned.listening("src"):
+        (pinned.host / "src" / "made").mkdir()
+        pinned.until_pinned(7)
+        with pinned.listening("src/made") as heard:
+            (pinned.host / "src" / "made" / "f").write_text("1")
+            heard("made/f CREATE")
