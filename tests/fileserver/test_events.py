@@ -286,6 +286,8 @@ def test_what_the_reserved_user_reads_and_writes_is_the_file_itself(host: Host, 
     with told.as_ghost() as guest:
         assert guest.read_file("f") == b"content"
         fid = guest.open("f", OpenFlag.RDWR)
+        # Who watches the file on the host does not hear of one that was open for writing.
+        assert not any(flags & os.O_ACCMODE for flags in host.flags(host.root / "f"))
         guest.write(fid, 0, b"dirty p")  # a guest's kernel writes pages back through any fid of the file
         guest.clunk(fid)
     assert (host.root / "f").read_text() == "dirty p"

@@ -35,10 +35,13 @@ __all__ = ["Absent", "Directory", "Gone", "Group", "Listening", "Moved", "Preten
 _SPARE: Final = 32
 """Groups that must be left to other programs of this user; there are 128 (``max_user_groups``)."""
 _MOST_NAMES: Final = 32_768
-"""Names of one mount that are remembered, about 200 bytes each. What is in more directories is not told."""
+"""Names of one mount that are remembered when directories are added, about 200 bytes each; as many may come later.
+What happens in more directories is not told."""
 _MOST_LINES: Final = 8192
 """Changes that wait to be told. When there are more, the guest is told to begin anew."""
 _PIECE: Final = 64 * 1024
+_MOST_PIECES: Final = 64
+"""That are read at once: a guest that makes changes faster than they are read is not to keep all else waiting."""
 _METADATA: Final = struct.Struct("=IBBHQii")
 _RECORD: Final = struct.Struct("=BBH8sIi")
 """An info record with a handle: type, padding, length, fsid, and how long the handle is, and of which type."""
@@ -168,16 +171,17 @@ class Listening:
         syscalls.fanotify_mark(self._group.descriptor, MARK, LISTEN_MASK, path)
         self._numbers[handle] = number
         self._handles[number] = handle
-        names = self._look_at_all(number) if self._count < _MOST_NAMES else {}
-        self._names[number] = names
-        self._count += len(names)
+        names = self._look_at_all(number)
+        if self._count + len(names) <= _MOST_NAMES:
+            self._names[number] = names
+            self._count += len(names)
 
     def remove(self, number: int) -> None:
         """Forget a directory. What the kernel still tells of it is passed over."""
         handle = self._handles.pop(number, None)
         if handle is not None:
             self._numbers.pop(handle, None)
-            self._count -= len(self._names.pop(number))
+            self._count -= len(self._names.pop(number, ()))
         self._directories.pop(number, None)
 
     # What the kernel says
@@ -185,7 +189,7 @@ class Listening:
     def read(self) -> None:
         """Take what the kernel has to say. Raises nothing."""
         own = os.getpid()
-        while True:
+        for _ in range(_MOST_PIECES):
             try:
                 data = os.read(self._group.descriptor, _PIECE)
             except OSError:
@@ -259,7 +263,10 @@ class Listening:
             self._tell(b"C", (number, name), entry.kind, {self._key(number, name): Absent()})
         for what, place, kind in found.changed:
             self._tell(what, place, kind, {})
-        return len(self._lines) <= _MOST_LINES
+        if len(self._lines) <= _MOST_LINES:
+            return True
+        self._lines.clear()
+        return False
 
     def _compare_one(self, found: _Found, place: _Place, directory: int, mask: int, since: int) -> None:
         """Compare a name with what it was. `mask` is what others did to it, `since` the time of the last comparison."""
@@ -337,7 +344,7 @@ class Listening:
         before = len(names)
         if now is None:
             names.pop(name, None)
-        else:
+        elif name in names or self._count < 2 * _MOST_NAMES:
             names[name] = now
         self._count += len(names) - before
 

@@ -159,7 +159,7 @@ class Serving(ServedConnection):
         self._connection = connection
         self.log = log
         self.logged = set()
-        self._attached = False
+        self._attached = self._pretends = False
         self._lock_waits: list[locking.Waiting] = []
         self._next_lock_try = 0.0
         self._ahead: dict[int, _Ahead] = {}
@@ -420,13 +420,16 @@ class Serving(ServedConnection):
         self._plain = self._served = table.served(read_only=self.export.read_only) if attached else _NOT_ATTACHED
         if self.foreign.is_used and attached:
             self._served = self.foreign.served(self._plain)
+        if self._pretends and attached:
+            self._served = ghosts.served(self._served)
         self._measured = self.counters.measured(self._served)
         self._fast = begin(self._marks, self, self._connection) if attached and not self.foreign.is_used else None
 
     def began_pretending(self) -> None:
         """Look at each fid whether it is pretended to, from now on."""
-        self._served = ghosts.served(self._plain)
-        self._measured = self.counters.measured(self._served)
+        if not self._pretends:
+            self._pretends = True
+            self._attach(attached=True)
 
     def _marks(self) -> Plain:
         return Plain(

@@ -253,14 +253,21 @@ class Watched:
             # Directories first: the guest is to hear of a name before it lets go of a directory that had it.
             data = os.read(queue, _PIECE) if first.poll(0) else b""
             with self._lock:
-                if self.listening is not None:
-                    self.listening.read()
-                    if not self.listening.compare():
-                        self._is_lost = True
+                self._listen_to_names()
                 self._take_note(data)
                 with suppress(Exception):  # the guest is gone; the loop learns it by itself
                     self._tell()
             time.sleep(_PAUSE)
+
+    def _listen_to_names(self) -> None:
+        if self.listening is None:
+            return
+        try:
+            self.listening.read()
+            if not self.listening.compare():
+                self._is_lost = True
+        except MemoryError:
+            self._is_lost = True
 
     def _take_note(self, data: bytes) -> None:
         at = 0

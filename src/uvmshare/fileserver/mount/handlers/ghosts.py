@@ -20,6 +20,7 @@ from uvmshare.fileserver.mount.fids import GhostFid
 from uvmshare.fileserver.mount.files.tree import check_name
 from uvmshare.fileserver.mount.handlers import files
 from uvmshare.fileserver.mount.listening import Absent, Gone, Moved
+from uvmshare.fileserver.syscalls import MountCrossed
 from uvmshare.ninep import messages as m
 from uvmshare.ninep import requests
 from uvmshare.ninep.constants import AT_REMOVEDIR, GetattrMask, OpenFlag, QidType
@@ -45,6 +46,7 @@ _BLOCK: Final = 4096
 _NOBODYS: Final = 1 << 63
 """The path of the qid of what is not there; no file's is so large."""
 
+_RLOPEN: Final = m.packer(m.Rlopen)
 _RLCREATE: Final = m.packer(m.Rlcreate)
 _RMKDIR: Final = m.packer(m.Rmkdir)
 _RMKNOD: Final = m.packer(m.Rmknod)
@@ -65,7 +67,10 @@ def _either(plain: Server, ghost: Ghost, *, always: bool) -> Server:
     def serve(session: Session, tag: int, number: int, at: int, stop: int) -> bytes | None:
         fid = session.fids.get(number)
         if type(fid) is GhostFid and (always or fid.pretended):
-            return ghost(session, tag, number, fid, at, stop)
+            try:
+                return ghost(session, tag, number, fid, at, stop)
+            except MountCrossed as error:  # what is behind it would be served by `foreign`, which pretends nothing
+                raise OSError(errno.EPERM, "nothing is pretended below a mount") from error
         return plain(session, tag, number, at, stop)
 
     return serve
@@ -173,14 +178,28 @@ def _remove(session: Session, _: int, number: int, __: GhostFid, ___: int, ____:
     raise OSError(errno.EPERM, "nothing is changed as this user")
 
 
-def _lopen(session: Session, tag: int, number: int, *rest: Any) -> bytes:
-    """Open the file itself: a guest's kernel may write back through any fid that is open for writing, and did."""
-    fid, at, stop = rest
+def _lopen(session: Session, tag: int, _: int, fid: GhostFid, at: int, stop: int) -> bytes:
+    """Open the file itself, for reading: who watches it on the host is not to hear that it was open for writing."""
+    flags = requests.lopen(session.buffer, at, stop)
     if fid.pretended:
         _not_there()
-    if requests.lopen(session.buffer, at, stop) & _TRUNC:
+    if flags & _TRUNC:
         _refused()
-    return files.lopen(session, tag, number, at, stop)
+    if fid.is_open:
+        raise OSError(errno.EINVAL, "fid is open already")
+    file, known = files.open_node(session, fid.node, flags & ~_ACCESS)
+    session.opened(fid, file)
+    return _RLOPEN(tag, *known.qid, 0)
+
+
+def _write(session: Session, tag: int, number: int, *rest: Any) -> bytes | None:
+    """Write to the file itself: a guest's kernel writes a program's data back through any fid, this one too."""
+    fid, at, stop = rest
+    if fid.file is not None and not fid.file.writable:
+        file, _ = files.open_node(session, fid.node, os.O_RDWR)
+        session.opened_files.discard(fid.file)
+        session.opened(fid, file)
+    return files.write(session, tag, number, at, stop)
 
 
 def _setattr(session: Session, tag: int, _: int, __: GhostFid, at: int, stop: int) -> bytes:
@@ -195,15 +214,12 @@ def _made(session: Session, fid: GhostFid, name: bytes) -> tuple[Node, tuple[int
     return node, session.ownership.known(node, os.fstat(node.fd)).qid
 
 
-def _lcreate(session: Session, tag: int, _: int, fid: GhostFid, at: int, stop: int) -> bytes:
-    name, flags, _mode, _gid = requests.lcreate(session.buffer, at, stop)
+def _lcreate(session: Session, tag: int, _: object, fid: GhostFid, at: int, stop: int) -> bytes:
+    name, *_ = requests.lcreate(session.buffer, at, stop)
     if fid.is_open or fid.pretended:
         raise OSError(errno.EINVAL, "not the fid of a directory")
     node, qid = _made(session, fid, name)
-    try:
-        file, _known = files.open_node(session, node, flags & _ACCESS)
-    except PermissionError:  # it may be read alone; nothing is written as this user anyhow
-        file, _known = files.open_node(session, node, 0)
+    file, _ = files.open_node(session, node, os.O_RDONLY)
     session.opened(fid, file, node)
     return _RLCREATE(tag, *qid, 0)
 
@@ -245,6 +261,7 @@ def _renameat(session: Session, tag: int, _: int, fid: GhostFid, at: int, stop: 
 _ALWAYS: Final[dict[type[m.Message], Ghost]] = {
     m.Twalk: _walk,
     m.Tlopen: _lopen,
+    m.Twrite: _write,
     m.Tsetattr: _setattr,
     m.Tlcreate: _lcreate,
     m.Tmkdir: _mkdir,
