@@ -128,6 +128,12 @@ LONG: dict[str, tuple[Change, list[str]]] = {
 """What is watched are src, a and a/b; below node_modules nothing is."""
 
 
+def _until_heard(pinned: Pinned, line: str) -> None:
+    """Wait for a line of what is heard. One change may be two events: on a slow host its parts are told apart."""
+    line = line.replace("'", "'\\''")
+    pinned.until_seen(f"grep -qxF '{line}' /run/heard && echo heard", "heard\n")
+
+
 def _view(top: Path) -> str:
     """Return what the host has, as `_SEEN` writes it in the guest."""
     found = [path for path in top.rglob("*") if not path.is_relative_to(top / "node_modules")]
@@ -162,30 +168,21 @@ def test_what_the_host_does_is_an_event_in_the_guest_and_both_see_the_same(
     (host / "src" / "l").symlink_to("f")
     (host / "src" / "sub").mkdir()
     pinned.until_pinned(7)
-    with pinned.listening("src", "a", "a/b") as heard:
+    with pinned.listening("src", "a", "a/b"):
         change(host)
         before = _content(host)
         for line in lines:
-            heard(line.replace("'", "'\\''"))
+            _until_heard(pinned, line)
         pinned.until_seen(_SEEN, _view(host))
         assert _content(host) == before
 
 
 def test_what_nobody_watches_is_not_repeated(pinned: Pinned) -> None:
     (pinned.host / "src" / "f").write_text("1")
-    with pinned.listening("a") as heard:
-        (pinned.host / "a" / "f").write_text("1")
-        heard("a/f CLOSE_WRITE")
+    with pinned.listening("a"):
+        (pinned.host / "a" / "made").mkdir()
+        _until_heard(pinned, "a/made CREATE")
     pins = pinned.bench.listed(pinned.path).pins
     assert pins is not None
     assert pins.events is not None
     assert (pins.events.repeated, pins.events.failed, pins.events.ended) == (1, 0, "")
-
-
-def test_a_directory_that_the_host_makes_can_be_watched_at_once(pinned: Pinned) -> None:
-    with pinned.listening("src"):
-        (pinned.host / "src" / "made").mkdir()
-        pinned.until_pinned(7)
-        with pinned.listening("src/made") as heard:
-            (pinned.host / "src" / "made" / "f").write_text("1")
-            heard("made/f CREATE")
