@@ -17,7 +17,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from uvmshare.fileserver.mount.fids import GhostFid
-from uvmshare.fileserver.mount.files.tree import check_name
 from uvmshare.fileserver.mount.handlers import files
 from uvmshare.fileserver.mount.listening import Absent, Gone, Moved
 from uvmshare.fileserver.syscalls import MountCrossed
@@ -134,7 +133,6 @@ def _walk(session: Session, tag: int, _: int, fid: GhostFid, at: int, stop: int)
 
 
 def _step(session: Session, fid: GhostFid, node: Node, name: bytes, pretended: int) -> tuple[Node, int, Qid]:
-    check_name(name)
     if pretended:
         raise OSError(errno.ENOENT, "it is gone")
     pretence = _pretence(session, fid, node, name)
