@@ -61,6 +61,11 @@ class Agent:
                 said.append(" ".join((words[0].decode(), *places)))
         return said
 
+    def settle(self, directory: Path) -> None:
+        """Have names compared once: what is older by then is known not to be another file with an inode of before."""
+        (directory / "settled").touch()
+        assert self.told() == [f"Cf {directory.name}/settled"]
+
     def _place(self, number: bytes, name: bytes) -> str:
         return os.path.join(self.directories[int(number)], bytes.fromhex(name.decode()).decode())
 
@@ -100,6 +105,12 @@ def _make_again(d: Path) -> None:
     (d / "f").write_text("1")
 
 
+def _reuse_inode(d: Path) -> None:
+    """Remove a file and make another: ext4 gives it the same inode."""
+    (d / "f").unlink()
+    (d / "new").write_text("1")
+
+
 def _much(d: Path) -> None:
     (d / "f").write_text("1")
     (d / "h").unlink()
@@ -131,6 +142,7 @@ CHANGES_AND_LINES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         ["Mf d/f"],
     ),
     "removed and made again": (_make_again, ["Mf d/f"]),
+    "removed and another one made": (_reuse_inode, ["Cf d/new", "Df d/f"]),
     "two at once": (
         _much,
         ["Dd d/sub", "Df d/h", "Cd d/new", "Mf d/f"],
@@ -147,6 +159,7 @@ def test_each_change_of_the_host_is_told_as_what_the_name_came_to(
     for name in ("d/f", "d/h", "in"):
         (host.root / name).write_text(name)
     told = agent("d", "d/sub", "e")
+    told.settle(host.root / "d")
     change(host.root / "d")
     found: list[str] = []
     while sorted(found) != sorted(lines):  # what is done in two system calls may be told in two parts
@@ -198,6 +211,7 @@ def test_what_was_told_is_pretended_once_and_nothing_changes_on_the_host(
         (host.root / "d" / name).write_text(name)
     told = agent("d")
     d = host.root / "d"
+    told.settle(d)
     (d / "new").write_text("content")
     (d / "dir").mkdir()
     (d / "gone").unlink()
@@ -312,8 +326,10 @@ def test_the_reserved_user_gets_nowhere_that_others_do_not(
 def test_a_moved_name_that_is_hidden_by_now_is_not_reached(
     host: Host, agent: Callable[..., Agent], refused: Refused
 ) -> None:
+    (host.root / "d").mkdir()
     (host.root / "a").write_text("x")
-    told = agent("", hide=("secret",))
+    told = agent("", "d", hide=("secret",))
+    told.settle(host.root / "d")
     (host.root / "a").rename(host.root / "b")
     assert told.told() == ["Rf a b"]
     (host.root / "b").rename(host.root / "secret")

@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from uvmshare.directory import file_handle
+from uvmshare.directory import birth_time, file_handle
 from uvmshare.fileserver import syscalls
 from uvmshare.fileserver.mount.seccomp import LISTEN_MASK, MARK
 from uvmshare.fileserver.syscalls import Fanotify
@@ -49,6 +49,7 @@ _DFID_NAME: Final = 2
 _CONTENT: Final = Fanotify.MODIFY | Fanotify.CREATE | Fanotify.MOVED_TO | Fanotify.DELETE | Fanotify.MOVED_FROM
 _COMPARE: Final = 1
 """Beside the kernel's bits: nobody has told what happened to the name."""
+_NS: Final = 1_000_000_000
 _GRANULARITY: Final = 20_000_000
 """Nanoseconds by which the times of files may lag behind the clock: two ticks of the slowest kernel."""
 
@@ -78,6 +79,15 @@ class _Entry(NamedTuple):
     inode: int
     kind: bytes
     """f, d, l or o: a regular file, a directory, a symbolic link, another."""
+    born: int | None = None
+    """When it was made, in nanoseconds; None where nobody has looked, or the file system does not tell."""
+
+
+def _is_same(gone: _Entry, come: _Entry, since: int) -> bool:
+    """Say whether two entries with one inode are of one file; of what was only listed, it is older than the listing."""
+    if come.born is None:
+        return False
+    return come.born < since if gone.born is None else come.born == gone.born
 
 
 _Place = tuple[int, bytes]
@@ -250,7 +260,7 @@ class Listening:
                     self._compare_one(found, (number, name), directory, mask, since)
             finally:
                 os.close(directory)
-        self._tell_renames(found)
+        self._tell_renames(found, since)
         for (number, name), entry in found.gone.items():
             now = found.come.get((number, name))
             if now is not None and now.kind == entry.kind == b"f":
@@ -276,7 +286,7 @@ class Listening:
         self._remember(number, name, now)
         if not mask:
             return
-        if before is None or now is None or before.inode != now.inode:
+        if before is None or now is None or before[:2] != now[:2]:
             if before is not None:
                 found.gone[place] = before
             if now is not None:
@@ -288,14 +298,17 @@ class Listening:
         elif mask & Fanotify.ATTRIB:
             found.changed.append((b"A", place, now.kind))
 
-    def _tell_renames(self, found: _Found) -> None:
-        """Tell what went and came under another name, which is neither from then on."""
-        came = {entry: place for place, entry in found.come.items()}
+    def _tell_renames(self, found: _Found, since: int) -> None:
+        """Tell what went and came under another name, which is neither from then on.
+
+        A file that was made meanwhile may have the inode of one that was removed.
+        """
+        came = {entry[:2]: place for place, entry in found.come.items()}
         for place, entry in tuple(found.gone.items()):
-            to = came.get(entry)
-            if to is None or to == place:
+            to = came.get(entry[:2])
+            if to is None or to == place or not _is_same(entry, found.come[to], since):
                 continue
-            del found.gone[place], found.come[to], came[entry]
+            del found.gone[place], found.come[to], came[entry[:2]]
             plan: dict[Key, Pretence] = {self._key(*place): Moved(self._path(*to))}
             if to in found.gone:  # it was replaced: the name is there all the time
                 del found.gone[to]
@@ -305,14 +318,18 @@ class Listening:
 
     def _look(self, number: int, directory: int, name: bytes) -> tuple[_Entry | None, os.stat_result | None]:
         try:
-            found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            try:
+                found, born = os.fstat(descriptor), birth_time(descriptor)
+            finally:
+                os.close(descriptor)
         except OSError:
             return None, None
         kinds = {stat.S_IFREG: b"f", stat.S_IFDIR: b"d", stat.S_IFLNK: b"l"}
         kind = kinds.get(stat.S_IFMT(found.st_mode), b"o")
         if not self._shows(number, name, kind):
             return None, None
-        return _Entry(found.st_ino, kind), found
+        return _Entry(found.st_ino, kind, None if born is None else born[0] * _NS + born[1]), found
 
     def _look_at_all(self, number: int) -> dict[bytes, _Entry]:
         directory = self._opened(number)
