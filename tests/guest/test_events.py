@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.guest.test_agent import Bench
-from tests.guest.test_pins import Pinned
+from tests.guest.test_pins import Pinned, of_guest
 
 if TYPE_CHECKING:
     import asyncio
@@ -137,11 +137,11 @@ def _until_heard(pinned: Pinned, line: str) -> None:
 def _view(top: Path) -> str:
     """Return what the host has, as `_SEEN` writes it in the guest."""
     found = [path for path in top.rglob("*") if not path.is_relative_to(top / "node_modules")]
-    lines = sorted(f"{path.relative_to(top)} {path.lstat().st_ino} {path.lstat().st_mode:x}\n" for path in found)
-    return "".join(lines)
+    stated = [(path.relative_to(top), path.lstat()) for path in found]
+    return "".join(sorted(f"{path} {of_guest(state.st_ino)} {state.st_mode:x}\n" for path, state in stated))
 
 
-_SEEN = "find . -path ./node_modules -prune -o -mindepth 1 -exec stat -c '%n %i %f' {} + | cut -c3- | LC_ALL=C sort"
+_SEEN = "find . -mindepth 1 -path ./node_modules -prune -o -exec stat -c '%n %i %f' {} + | cut -c3- | LC_ALL=C sort"
 
 
 def _content(top: Path) -> dict[str, object]:

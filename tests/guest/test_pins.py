@@ -83,7 +83,7 @@ def _replace(host: Path) -> None:
     (host / "a" / "new").touch()
 
 
-def _of_guest(inode: int) -> int:
+def of_guest(inode: int) -> int:
     """Return which number a guest's kernel gives to a file of this number on the host (QID2INO of its fs/9p)."""
     return (inode + 2) ^ (inode >> 32)
 
@@ -161,5 +161,5 @@ def test_after_random_changes_on_both_sides_both_see_the_same(pinned: Pinned, se
         sh("until [ -e /run/over ]; do sleep 0.1; done; rm /run/over; cat /run/shuffle.log")
         there = sorted(str(path.relative_to(host)) for path in host.rglob("*"))
         pinned.until_seen("find . -mindepth 1 | cut -c3- | LC_ALL=C sort", "".join(f"{name}\n" for name in there))
-        inodes = "".join(f"{_of_guest((host / name).stat().st_ino)}\n" for name in there)
+        inodes = "".join(f"{of_guest((host / name).stat().st_ino)}\n" for name in there)
         pinned.until_seen("find . -mindepth 1 | LC_ALL=C sort | xargs stat -c %i", inodes)
