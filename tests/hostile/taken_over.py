@@ -37,6 +37,8 @@ CANARY: Final = b"the host's own"
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 WATCH_MASK: Final = 0x10003C0
 """IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE and IN_ONLYDIR (inotify(7)): what seccomp leaves."""
+LISTEN_MASK: Final = 0x480003C6
+"""FAN_MODIFY, FAN_ATTRIB, those of names, FAN_EVENT_ON_CHILD and FAN_ONDIR (fanotify_mark(2)): what seccomp leaves."""
 _MACHINE: Final = os.uname().machine
 _WORKED: Final = 0
 _NOT_TRIED: Final = -1
@@ -222,13 +224,32 @@ def _lease(scene: Scene) -> None:
 
 def _watch(scene: Scene) -> None:
     """Use the queue that was made before this process was confined, or make one."""
-    queues, listing = [], os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY)
+    queue = _made_before("inotify")
+    queue = _call("inotify_init1", os.O_CLOEXEC) if queue is None else queue
+    _call("inotify_add_watch", queue, os.fsencode(scene.outside), WATCH_MASK)
+
+
+def _listen(scene: Scene) -> None:
+    """Use the group that was made before this process was confined, or make one."""
+    group = _made_before("[fanotify]")
+    group = _call("fanotify_init", _FAN_REPORT_DFID_NAME, os.O_RDONLY) if group is None else group
+    outside = ctypes.c_int(_AT_FDCWD), os.fsencode(scene.outside)
+    _call("fanotify_mark", group, _FAN_MARK_ADD_DIRECTORY, ctypes.c_uint64(LISTEN_MASK), *outside)
+
+
+_FAN_REPORT_DFID_NAME: Final = 0xC00
+_FAN_MARK_ADD_DIRECTORY: Final = 0x9
+_AT_FDCWD: Final = -100
+
+
+def _made_before(what: str) -> int | None:
+    """Return a descriptor that this process has of such a kind; None when it has none."""
+    listing = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY)
     for number in range(listing):
         with suppress(OSError):  # it is not open
-            if os.readlink(str(number), dir_fd=listing) == "anon_inode:inotify":
-                queues.append(number)
-    queue = queues[0] if queues else _call("inotify_init1", os.O_CLOEXEC)
-    _call("inotify_add_watch", queue, os.fsencode(scene.outside), WATCH_MASK)
+            if os.readlink(str(number), dir_fd=listing) == f"anon_inode:{what}":
+                return number
+    return None
 
 
 def _notify(scene: Scene) -> None:
@@ -382,6 +403,7 @@ ATTEMPTS: Final = (
     _a("be notified of a directory", _notify, "seccomp"),
     _a("make a queue of what happens to files", lambda _: _call("inotify_init1", os.O_CLOEXEC), "seccomp"),
     _a("be told of a directory outside by a queue that is there", _watch, "seccomp", "namespace"),
+    _a("be told of names outside by a group that is there", _listen, "seccomp", "namespace"),
     _a("make a timer", lambda _: signal.setitimer(signal.ITIMER_REAL, 1000), "seccomp"),
     # Other processes
     _a("read another's environment", lambda s: _read(f"/proc/{s.victim}/environ"), "namespace", landlock=1),
