@@ -239,7 +239,6 @@ def _listen(scene: Scene) -> None:
 
 _FAN_REPORT_DFID_NAME: Final = 0xC00
 _FAN_MARK_ADD_DIRECTORY: Final = 0x9
-_AT_FDCWD: Final = -100
 
 
 def _made_before(what: str) -> int | None:
