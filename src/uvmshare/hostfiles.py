@@ -279,7 +279,8 @@ def make_directories(path: str, mode: int = 0o777) -> None:
             os.mkdir(directory, mode if directory == missing[0] else 0o777)
         except FileExistsError:
             if not os.path.isdir(directory):
-                raise
+                what = "it" if directory == missing[0] else repr(directory)
+                raise NotADirectoryError(errno.ENOTDIR, f"{what} is there, and is no directory", path) from None
 
 
 def make_own_directory(path: str, mode: int = 0o700) -> None:

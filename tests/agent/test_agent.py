@@ -376,7 +376,11 @@ def test_a_mount_that_nobody_can_read_is_cut_and_mounted_again(bench: Bench) -> 
         (("--listen", "unix:/nonexistent/socket"), 1, "cannot listen on unix:/nonexistent/socket: No such file"),
         (("--listen", "tcp:localhost:1", "--token-file", "/nonexistent"), 1, "the token cannot be read"),
         (("--token-file", "/dev/null"), 1, "/dev/null is empty"),
-        (("--allow", "/dev/null/x"), 1, "/dev/null/x: Not a directory"),
+        (
+            ("--allow", "/dev/null/x"),
+            1,
+            "'/dev/null' is there, and is no directory: give another directory with --allow",
+        ),
     ],
 )
 def test_what_cannot_start_says_why_in_one_line(

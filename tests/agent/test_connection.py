@@ -560,6 +560,8 @@ def test_an_agent_that_dials_out_dials_again(bench: Bench, kind: str) -> None:
             with pytest.raises(AgentUnreachable, match="has not dialled yet"):
                 await client.reached(timeout=0.01)
             dialled = {"unix": f"unix:{path}", "tcp": f"tcp:127.0.0.1:{client.port}", "firecracker": f"unix:{path}_9"}
+            if kind != "tcp":
+                assert str(client.address.with_port(client.port)) == address
             await bench.start_agent("--connect", dialled[kind])
             await client.add_mapped_directory(bench.mount("a"))
             await bench.end_agent(signal.SIGKILL)

@@ -392,8 +392,9 @@ def test_the_daemon_describes_itself(daemon: Running, client: Client) -> None:
 def test_no_daemon_is_one_line_with_the_remedy(home: Home) -> None:
     with home.client() as client, pytest.raises(errors.DaemonError, match=r"no daemon answers at .*uvmshare daemon"):
         client.info()
-    with pytest.raises(errors.DaemonError, match="unix:PATH"):
-        type(client)("tcp:127.0.0.1:1")
+    for wrong in ("tcp:127.0.0.1:1", "", "unix:"):
+        with pytest.raises(errors.InvalidAddress, match="unix:PATH"):
+            type(client)(wrong)
 
 
 def test_every_error_has_an_answer_of_its_own_or_of_its_parent() -> None:

@@ -20,7 +20,7 @@ from tests.processes import DEADLINE
 from uvmshare.cli.main import cli
 from uvmshare.daemon.client import Client
 from uvmshare.daemon.client_gates import CERTIFICATE
-from uvmshare.errors import DaemonError, HostPathNotFound, InvalidDocument, NotSupported, NotThere
+from uvmshare.errors import DaemonError, HostPathNotFound, InvalidAddress, InvalidDocument, NotSupported, NotThere
 from uvmshare.fleet.callers import ADMINISTRATORS
 from uvmshare.fleet.gatefile import GateFile
 from uvmshare.fleet.hostfile import Ends
@@ -271,7 +271,7 @@ def test_another_gate_is_asked_when_one_is_gone(tmp_path: pathlib.Path) -> None:
     "host", ["https://", "https://gate:8443/path", "https://a:1,http://b:2", "https://us er:8443", "https://gate:x"]
 )
 def test_what_is_no_gate_is_refused(host: str) -> None:
-    with pytest.raises(DaemonError, match="https://NAME:PORT"):
+    with pytest.raises(InvalidAddress, match="https://NAME:PORT"):
         Client(host)
 
 

@@ -86,6 +86,21 @@ def test_shares_that_a_file_server_never_says_to_have_let_go_count_as_its_users(
     assert (failures, len(machine.shares())) == (EXPECTED, MOST)
 
 
+def test_shares_of_roots_that_a_file_server_never_says_to_have_let_go_count_as_roots(
+    daemon: Running, alice: User
+) -> None:
+    alice.add_vm()
+    (machine,) = daemon.service.machines.values()
+    held = daemon.add_share(alice.folder, vm=f"{alice.uid}:vm", owner="job", read_only=True)
+    assert machine._server is not None
+    machine._server.remove_plan9 = lie  # type: ignore[method-assign]  # a stand-in on its control socket
+    with daemon.home.client() as root, pytest.raises(OutcomeUnknown):
+        root.shares.release(f"{alice.uid}:vm", held.name, owner="job")
+    assert [info.orphan for info in machine.shares()] == [True]
+    assert list(daemon.service.shares.held_by(alice.uid, machine)) == []
+    assert len(list(daemon.service.shares.held_by(0, machine))) == 1
+
+
 def test_mounts_that_an_agent_never_says_to_have_let_go_count_as_its_users(daemon: Running, alice: User) -> None:
     alice.add_vm(agent=f"unix:{alice.folder}/agent.sock")
     (machine,) = daemon.service.machines.values()

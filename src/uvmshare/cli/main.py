@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from uvmshare.cli import missing_extra
+from uvmshare.cli.empty import refusing_empty_values
 from uvmshare.cli.output import note, say_lines
 from uvmshare.errors import InvalidAddress, UvmshareError
 
@@ -60,6 +62,14 @@ COMMANDS: Mapping[str, Command] = {
 }
 
 
+@cache
+def _command(name: str) -> click.Command:
+    """Import a command, and make it ready."""
+    command = getattr(import_module(COMMANDS[name].module), COMMANDS[name].attribute)
+    assert isinstance(command, click.Command)
+    return refusing_empty_values(command)
+
+
 class _LazyGroup(click.Group):
     """A group that imports a command when it is used: neither system's parts, nor asyncio, for `--help`."""
 
@@ -69,11 +79,7 @@ class _LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         del ctx
-        if cmd_name not in COMMANDS:
-            return None
-        command = getattr(import_module(COMMANDS[cmd_name].module), COMMANDS[cmd_name].attribute)
-        assert isinstance(command, click.Command)
-        return command
+        return _command(cmd_name) if cmd_name in COMMANDS else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         del ctx

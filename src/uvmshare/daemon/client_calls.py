@@ -37,7 +37,7 @@ from uvmshare.daemon.documents import (
 )
 from uvmshare.daemon.fleet_documents import Following, Host, Joined, NewOffer, PlacedVm, RemovedHost
 from uvmshare.daemon.requests import Unfit, as_document
-from uvmshare.errors import DaemonError, InvalidOptions, UnsupportedPlatform, WrongType
+from uvmshare.errors import InvalidAddress, InvalidOptions, UnsupportedPlatform, WrongType
 from uvmshare.fileserver.models import Links, SecurityModel
 from uvmshare.hostpath import text_of
 
@@ -104,11 +104,11 @@ def local_daemon() -> str:
 def require_host(host: str | None) -> str:
     """Return `host`, checked: the daemon's socket or a fleet's gates. None stands for `default_host`.
 
-    Raises `DaemonError` for an invalid address, and `UnsupportedPlatform` where there are no unix sockets.
+    Raises `InvalidAddress` for anything else, and `UnsupportedPlatform` where there are no unix sockets.
     """
     if host is not None and not isinstance(host, str):
         arguments.refuse_type("host", host, "unix:PATH, the socket of the daemon")
-    host = host or default_host()
+    host = default_host() if host is None else host
     if host.startswith("https:"):
         return ",".join(gates_of(host))
     if sys.platform == "win32":
@@ -116,17 +116,17 @@ def require_host(host: str | None) -> str:
         raise UnsupportedPlatform(msg)
     if not host.startswith("unix:") or host == "unix:" or "\0" in host:
         msg = f"host {host!r}: the daemon is reached on a unix socket: write unix:PATH"
-        raise DaemonError(msg)
+        raise InvalidAddress(msg)
     return host
 
 
 def gates_of(host: str) -> tuple[str, ...]:
-    """Return the addresses of a fleet's gates, in the order in which they are tried. Raises `DaemonError`."""
+    """Return the addresses of a fleet's gates, in the order in which they are tried. Raises `InvalidAddress`."""
     found = tuple(each.strip().rstrip("/") for each in host.split(","))
     for each in found:
         if not _GATE.fullmatch(each):
             msg = f"host {host!r}: {each!r} is no gate of a fleet: write https://NAME:PORT, several with commas"
-            raise DaemonError(msg)
+            raise InvalidAddress(msg)
     return found
 
 

@@ -28,15 +28,17 @@ CERTIFICATE: Final = "UVMSHARE_CERT"
 
 def tls_context(certificate: str | None = None) -> ssl.SSLContext:
     """Return the TLS context for gates, with the certificate in that file. Raises `DaemonError`."""
-    path = certificate or os.environ.get(CERTIFICATE)
+    path = os.environ.get(CERTIFICATE) if certificate is None else certificate
     if not path:
         msg = f"a fleet is reached with a certificate: set {CERTIFICATE} to the file with yours (docs/fleet.md)"
         raise DaemonError(msg)
     try:
         context = ssl.create_default_context(cafile=path)
         context.load_cert_chain(path)
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        msg = f"{path}: it holds no certificate with its key and the fleet's own: {error}: have one made anew"
+    except (OSError, ValueError) as error:
+        msg = f"{path} does not hold a certificate with its key and the fleet's own: have one made anew"
+        if isinstance(error, OSError) and not isinstance(error, ssl.SSLError):
+            msg = f"{path}: {error.strerror}: have {CERTIFICATE} name the file with your certificate"
         raise DaemonError(msg) from error
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     return context

@@ -183,6 +183,8 @@ class Groups:
         return groups
 
     def _take(self) -> None:
+        if os.path.isdir(self.top) and not os.path.exists(os.path.join(self.top, "cgroup.procs")):
+            raise OSError(errno.ENOTSUP, "it is no control group (cgroup v2)")
         own = os.path.join(self.top, _DAEMON)
         with suppress(FileExistsError):
             os.mkdir(own)

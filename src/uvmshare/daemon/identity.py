@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import encodings.idna  # noqa: F401  looking up a name needs it, and a user may not read this Python's files
 import errno
 import functools
 import os

@@ -6,6 +6,7 @@ What lives here: `serve`. What must not: connections (`connections`), routes (`a
 from __future__ import annotations
 
 import contextlib
+import errno
 import grp
 import os
 import resource
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import structlog
 import uvicorn
 
+from uvmshare import address
 from uvmshare.daemon import systemd
 from uvmshare.daemon.app import make_app
 from uvmshare.daemon.connections import configured, cut_late, protocol
@@ -61,9 +63,9 @@ class Settings:
         cgroup: str | None = "auto",
         vm_cgroup: Mapping[str, str] | None = None,
     ) -> None:
-        self.run_dir = run_dir or default_run_dir()
-        self.socket_path = socket_path or os.path.join(self.run_dir, "uvmshare.sock")
-        self.state_dir = state_dir or default_state_dir()
+        self.run_dir = default_run_dir() if run_dir is None else run_dir
+        self.socket_path = os.path.join(self.run_dir, "uvmshare.sock") if socket_path is None else socket_path
+        self.state_dir = default_state_dir() if state_dir is None else state_dir
         self.socket_mode = socket_mode
         self.socket_group = socket_group
         self.cgroup = cgroup
@@ -174,7 +176,7 @@ async def serve(
     """Be the daemon until SIGINT or SIGTERM; say whether it was SIGINT. VMs go on, for the next daemon to find.
 
     `ready` is called when requests are answered; `clock` is that of the leases; `beside` runs meanwhile. Raises
-    `DaemonError` when it cannot be started.
+    `DaemonError` when it cannot be started, and `InvalidAddress` for a socket whose path is too long.
     """
     beside = beside or _Nothing()
     log = structlog.get_logger("uvmshare.daemon")
@@ -267,7 +269,7 @@ def _listening(settings: Settings) -> Iterator[tuple[socket.socket, str]]:
 
 
 def _bind(settings: Settings) -> tuple[socket.socket, SocketFile]:
-    path = settings.socket_path
+    path = address.parse(f"unix:{settings.socket_path}").path
     try:
         group = None if settings.socket_group is None else grp.getgrnam(settings.socket_group).gr_gid
     except KeyError as error:
@@ -277,5 +279,9 @@ def _bind(settings: Settings) -> tuple[socket.socket, SocketFile]:
         # The store is locked for this daemon alone; what may answer at the path is another one's.
         return bind_socket(path, settings.socket_mode, group=group)
     except OSError as error:
-        msg = f"{path}: {error.strerror or error}: end what is there, or choose another socket with --socket"
+        msg = f"{path}: {error.strerror or error}"
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            msg = f"{path}: there is no directory {os.path.dirname(path)!r}: make it"
+        if error.errno != errno.EADDRINUSE:  # which says what to do
+            msg += ", or choose another socket with --socket"
         raise DaemonError(msg) from error

@@ -287,14 +287,17 @@ class UserShares:
         await self.release(machine, name, before)
 
     def held_by(self, uid: int, machine: Machine) -> Iterator[int]:
-        """Give the weight of what a user holds there, once for each owner of theirs, and of what nobody could take out.
+        """Give the weight of what a user holds there, once for each owner of theirs, and of what could not be removed.
 
-        That counts too, since it is the user's own file server that does not say whether it has it. Whoever has that
-        one never tell would else have the daemon remember any number of shares.
+        That counts too, since it is the user's own file server that does not say whether it has it. A file server that
+        never says so would else have the daemon remember any number of shares. A share that only other users hold
+        (root) is theirs, whatever became of it.
         """
         mine = f"{uid}/"
         for info in machine.shares():
-            held = sum(str(owner).startswith(mine) for owner in info.owners) or int(info.orphan)
+            held = sum(str(owner).startswith(mine) for owner in info.owners)
+            if not held and info.orphan and not _is_others(uid, info):
+                held = 1
             if held:
                 names = (*info.options.allowed_names, *info.options.hide)
                 yield from [weight(info.options.host_path, names=names)] * held
@@ -326,6 +329,12 @@ class UserShares:
         for outcome in await asyncio.gather(*releases, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
+
+
+def _is_others(uid: int, info: ShareInfo) -> bool:
+    """Say whether a share is held, and by other users alone."""
+    holders = [holder_of(owner) for owner in info.owners]
+    return bool(holders) and all(holder is not None and holder[0] != uid for holder in holders)
 
 
 def _mounts_of_shares(machine: Machine) -> Mapping[str | None, list[MountInfo]]:

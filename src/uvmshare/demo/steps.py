@@ -138,6 +138,10 @@ class Steps:
         """Say something in between."""
         self._console.print(Text.assemble("  ", (printable(text), "dim")), soft_wrap=True)
 
+    def waiting(self, words: str) -> contextlib.AbstractContextManager[object]:
+        """Show that something takes its time, for the length of a block."""
+        return self._console.status(cell(words))
+
     async def step(self, title: str, action: Awaitable[str]) -> None:
         """Do one step; the action returns what to say of it. A failure is shown and raised on."""
         begun = time.monotonic()
@@ -171,7 +175,8 @@ async def _set_up(
             uds_path = f"{directory}/vsock" if await has_vsock() else None
             try:
                 starting = GuestVM.start(root="host" if uds_path else "busybox", vsock=uds_path, progress=shown.note)
-                vm = await stack.enter_async_context(await starting)
+                with shown.waiting("booting the guest, which takes half a minute without KVM"):
+                    vm = await stack.enter_async_context(await starting)
             except GuestUnavailable as error:
                 if guest == "qemu":
                     raise

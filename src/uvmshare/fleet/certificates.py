@@ -56,7 +56,7 @@ class Authority:
 
     def __init__(self, folder: str, name: str) -> None:
         """Read it, or make it. Raises `DaemonError` for files that cannot be read or written."""
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+        make_folder(folder)
         self.files = Credentials(folder, name)
         if not self.files.exist:
             self._make(name)
@@ -66,7 +66,8 @@ class Authority:
             key = serialization.load_pem_private_key(read_file(self.files.key), None)
         except ValueError as error:
             msg = (
-                f"{self.files.certificate} and its key cannot be used: {error}: restore them, or begin in a new folder"
+                f"{self.files.certificate} and {self.files.key} are no certificate and key in PEM: restore them, or "
+                "begin in a new folder"
             )
             raise DaemonError(msg) from error
         if not isinstance(key, ec.EllipticCurvePrivateKey):
@@ -119,7 +120,7 @@ class Authority:
         """Write a certificate and its key as ``file.pem`` and ``file.key``, unless they are there."""
         found = Credentials(folder, file)
         if not found.exist:
-            os.makedirs(folder, mode=0o700, exist_ok=True)
+            make_folder(folder)
             certificate, key = self.sign(name, addresses=addresses)
             write_file(found.key, key)
             write_file(found.certificate, certificate, mode=0o644)
@@ -128,7 +129,7 @@ class Authority:
     def sign_bundle(self, path: str, name: str, organisation: str, trusted: bytes) -> str:
         """Write a certificate, its key and whom its owner is to trust into one file, unless it is there."""
         if not os.path.exists(path):
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            make_folder(os.path.dirname(path))
             certificate, key = self.sign(name, organisation=organisation)
             write_file(path, certificate + key + trusted)
         return path
@@ -191,7 +192,16 @@ def read_file(path: str) -> bytes:
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
-        msg = f"{path}: {error.strerror}"
+        msg = f"{path}: {error.strerror}: restore it, or make it readable to the user who runs this"
+        raise DaemonError(msg) from error
+
+
+def make_folder(path: str) -> None:
+    """Make a folder, for this user alone, unless it is there. Raises `DaemonError`."""
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    except OSError as error:
+        msg = f"the folder {path} cannot be made: {error.strerror}: choose another"
         raise DaemonError(msg) from error
 
 
@@ -206,5 +216,5 @@ def write_file(path: str, content: bytes, *, mode: int = 0o600) -> None:
             os.fsync(file.fileno())
         os.rename(new, path)
     except OSError as error:
-        msg = f"{path}: {error.strerror}"
+        msg = f"{path} cannot be written: {error.strerror}: mend that, or choose another folder"
         raise DaemonError(msg) from error

@@ -73,7 +73,7 @@ class Agent:
         self._prefixes = [_prefix(given) for given in options.allow]
         self._server: ServerAddress = options.server
         self._peer_cid: int = options.peer_cid
-        make_directories(options.state, 0o700)
+        _make(options.state, 0o700, "--state")
         _require_own(options.state)
         self._lock = _lock(options.state)
         self._id = wire.new_nonce()
@@ -286,8 +286,17 @@ def _seconds(value: object) -> float:
 
 def _prefix(given: str) -> str:
     """Return the directory as the kernel calls it; it is made if need be."""
-    make_directories(given)
+    _make(given, 0o777, "--allow")
     return os.path.realpath(given)
+
+
+def _make(directory: str, mode: int, option: str) -> None:
+    """Make a directory unless it is there. Raises `MountError`."""
+    try:
+        make_directories(directory, mode)
+    except OSError as error:
+        message = f"{directory} cannot be made: {error.strerror}: give another directory with {option}"
+        raise MountError(message) from error
 
 
 def _require_own(directory: str) -> None:
@@ -381,6 +390,13 @@ def _directory(text: str) -> str:
     return text
 
 
+def _file(text: str) -> str:
+    if not text:
+        message = "it is empty: give a file, or leave the option out"
+        raise argparse.ArgumentTypeError(message)
+    return text
+
+
 def _count(text: str) -> int:
     """Return a whole number from 0 on."""
     if not (text.isascii() and text.isdigit() and len(text) < _MOST_DIGITS):
@@ -412,7 +428,7 @@ Mounts stay when the agent ends; the next one finds them again.""",
     where = "mount below it and nowhere else (/run/uvmshare)"
     add("--allow", action="append", type=_directory, metavar="DIRECTORY", help=where)
     where = "the secret that the host has to know; or in UVMSHARE_AGENT_TOKEN"
-    add("--token-file", metavar="FILE", help=where)
+    add("--token-file", type=_file, metavar="FILE", help=where)
     add("--no-token", action="store_true", help="on TCP off loopback, let in anybody who reaches the port")
     where = "what it has is kept here (%(default)s)"
     add("--state", default="/run/uvmshare-agent", type=_directory, metavar="DIRECTORY", help=where)
@@ -436,13 +452,13 @@ Mounts stay when the agent ends; the next one finds them again.""",
 
 def _token(options: argparse.Namespace) -> str:
     token = os.environ.get("UVMSHARE_AGENT_TOKEN", "")
-    if options.token_file:
+    if options.token_file is not None:
         try:
             with open(options.token_file, encoding="utf-8") as file:
                 token = file.read().strip()
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            message = f"the token cannot be read from {options.token_file}: {why}"
+            message = f"the token cannot be read from {options.token_file}: {why}: name the file with the secret"
             raise MountError(message) from error
         if not token:
             message = f"{options.token_file} is empty: put a secret into it"

@@ -338,6 +338,8 @@ def attach(
 
 def require_path(path: str) -> str:
     """Return the path made absolute. Raises `OSError`, also for what Python raises `ValueError` for."""
+    if not path:
+        raise OSError(errno.EINVAL, "it is empty", path)
     if "\0" in path:
         raise OSError(errno.EINVAL, "it holds a NUL, which no path does", path)
     try:
@@ -362,7 +364,8 @@ def make_directories(path: str, mode: int = 0o777) -> None:
             os.mkdir(directory, mode if directory == missing[0] else 0o777)
         except FileExistsError:
             if not os.path.isdir(directory):
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
+                what = "it" if directory == missing[0] else repr(directory)
+                raise NotADirectoryError(errno.ENOTDIR, f"{what} is there, and is no directory", path) from None
 
 
 @contextlib.contextmanager
@@ -547,11 +550,20 @@ def main(
     A command line that cannot be ends the program with status 2. Errors are one line on standard error. Nothing is
     written in the block of `while_mounting`, which may show progress.
     """
-    options = _parser(program).parse_args(arguments)
+    parser = _parser(program)
+    options = parser.parse_args(arguments)
     try:
+        try:
+            address = parse_address(options.address)
+            asked = ("uname", "msize", "cache", "access", "posixacl", "read_only")
+            mount_options(options.share, **{each: getattr(options, each) for each in asked})
+            if not options.target:
+                parser.error("TARGET is empty: name the directory to mount on")
+        except MountError as error:
+            parser.error(str(error))
         with while_mounting():
             how = mount(
-                parse_address(options.address),
+                address,
                 options.share,
                 options.target,
                 read_only=options.read_only,

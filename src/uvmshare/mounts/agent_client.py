@@ -182,7 +182,7 @@ class AgentClient:
 
     @property
     def port(self) -> int:
-        """The port that was bound, for ``accept=True`` on ``tcp:HOST:0``."""
+        """The port of the address; for ``accept=True`` on ``tcp:HOST:0``, the port that was bound."""
         return self._streams.port if isinstance(self._streams, Acceptor) else self.address.port
 
     def on_connect(self, callback: Callable[[], None]) -> None:

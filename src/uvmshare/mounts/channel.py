@@ -180,7 +180,7 @@ class Acceptor:
         """Connections since the last line about such a one."""
         self._tell_at = 0.0
         self.port = 0
-        """The TCP port that was bound, when the address said 0."""
+        """The port that the agent dials: for TCP, the one that was bound when the address said 0."""
 
     @classmethod
     async def start(
@@ -194,6 +194,7 @@ class Acceptor:
         Raises `OSError` when the address is taken.
         """
         acceptor = cls(run, users, has_token=has_token)
+        acceptor.port = address.port
         if address.kind == "tcp":
             bound = await _listen_tcp(address.host, address.port, run)
             acceptor.port = bound[0].getsockname()[1]
