@@ -96,7 +96,7 @@ def test_guest_mount_reads_its_own_arguments(capfd: pytest.CaptureFixture[str]) 
     assert "usage: uvmshare guest mount" in capfd.readouterr().out
     assert run(["guest", "mount", "--msize", "many", "vsock:2", "0", "/mnt"]) == 2
     assert "many" in one_line(capfd.readouterr().err)
-    assert run(["guest", "mount", "nonsense", "0", "/nonexistent/mnt"]) == 1
+    assert run(["guest", "mount", "nonsense", "0", "/nonexistent/mnt"]) == 2
     assert "nonsense" in one_line(capfd.readouterr().err)
 
 

@@ -236,7 +236,7 @@ def test_a_body_that_is_too_large_is_refused_over_tls_too(https: Https) -> None:
     context = ssl.create_default_context(cafile=https.authority.path)
     context.load_cert_chain(https.ann)
     with httpx.Client(verify=context, trust_env=False) as http:
-        assert http.post(f"{https.urls[0]}/v1/vms", content=b"x" * (2 << 20)).status_code == 413
+        assert http.post(f"{https.urls[0]}/v1/vms", content=b"x" * (2 << 20), headers=JSON).status_code == 413
 
 
 def test_the_commands_take_a_gate_for_a_daemon(https: Https, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,6 +265,9 @@ def test_another_gate_is_asked_when_one_is_gone(tmp_path: pathlib.Path) -> None:
         share = client.shares.add("build", "/srv/x", owner="job", lease=60)
         assert client.owners.renew("job").leases == 1
         assert client.shares.release("build", share.name, owner="job").ended
+
+
+JSON = {"Content-Type": "application/json"}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from uvmshare.cli import missing_extra
-from uvmshare.cli.empty import refusing_empty_values
 from uvmshare.cli.output import note, say_lines
 from uvmshare.errors import InvalidAddress, UvmshareError
 
@@ -65,6 +64,8 @@ COMMANDS: Mapping[str, Command] = {
 @cache
 def _command(name: str) -> click.Command:
     """Import a command, and make it ready."""
+    from uvmshare.cli.empty import refusing_empty_values  # noqa: PLC0415  --help need not load it
+
     command = getattr(import_module(COMMANDS[name].module), COMMANDS[name].attribute)
     assert isinstance(command, click.Command)
     return refusing_empty_values(command)

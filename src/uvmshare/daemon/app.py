@@ -58,6 +58,7 @@ from uvmshare.daemon.documents import (
     Vm,
 )
 from uvmshare.daemon.identity import Identity
+from uvmshare.daemon.incoming import require_well_formed
 from uvmshare.daemon.operations import Running
 from uvmshare.daemon.problems import PROBLEM_TYPE, Refused, problem_of, words_of
 from uvmshare.daemon.service import Service
@@ -133,6 +134,7 @@ FAILURES: Final = {
         410: "The VM is gone.",
         413: "The body is too large.",
         414: "Path and query are too long.",
+        415: "The document is not said to be JSON.",
         422: "The request has an invalid value.",
         429: "The user has reached a limit.",
         431: "The headers are too large, or too many.",
@@ -273,14 +275,7 @@ async def list_shares(*, service: TheService, who: Who, vm: VmName) -> list[Shar
 
 
 @post("/vms/{vm:str}/shares", summary="Add a share", responses=ACCEPTED)
-async def add_share(
-    *,
-    service: TheService,
-    who: Who,
-    vm: VmName,
-    data: JSONBody[NewShare],
-    wait: Wait = True,
-) -> Share:
+async def add_share(*, service: TheService, who: Who, vm: VmName, data: JSONBody[NewShare], wait: Wait = True) -> Share:
     """Share a directory and hold it. Equal shares are one; the same owner again holds it once, with the new lease."""
     machine = await service.find_ready(who, vm)
     return await _answer(
@@ -537,7 +532,8 @@ def _words(request: Request[Any, Any, Any], error: HTTPException) -> str:
         return words.format(method=request.method)
     extra = error.extra if isinstance(error.extra, list) else []
     found = [(str(each.get("key", "")), str(each.get("message", ""))) for each in extra if isinstance(each, dict)]
-    return words_of(found) if found else words_of([("", error.detail)])
+    words = words_of(found or [("", error.detail)])
+    return f"the document: {words}" if words.startswith("it is ") else words
 
 
 def make_app(service: Service, log: Any, more: Sequence[Any] = ()) -> Litestar:
@@ -581,6 +577,7 @@ def application(routes: list[Any], dependencies: dict[str, Provide], log: Any, *
     app = Litestar(
         routes,
         dependencies=dependencies,
+        before_request=require_well_formed,
         exception_handlers={Exception: _on_error},
         request_max_body_size=MAX_BODY,
         request_class=_Request,

@@ -25,7 +25,10 @@ _REPORT: Final = "This is a defect of uvmshare: please report it with the daemon
 ANSWERS: Final[Mapping[type[errors.UvmshareError], tuple[int, str]]] = {
     errors.InvalidOptions: (422, "Name a directory or file that exists and that you may reach."),
     errors.InvalidAddress: (422, "Use an address as `uvmshare serve --help` lists them."),
-    errors.InvalidDocument: (422, "Send what the OpenAPI document says."),
+    errors.InvalidDocument: (
+        422,
+        "Send what /v1/openapi.json says: it has each path, parameter and document.",
+    ),
     errors.OperationDenied: (403, "Share what you may reach yourself, and read-only where that is asked for."),
     errors.AccessDenied: (403, "Let the VM's user reach the path."),
     errors.NotAdministrator: (403, "Run the daemon as a Hyper-V administrator."),
@@ -90,6 +93,7 @@ _STATUS_CLASSES: Final[Mapping[int, type[errors.UvmshareError]]] = {
     404: errors.NotThere,
     413: errors.InvalidDocument,
     414: errors.InvalidDocument,
+    415: errors.InvalidDocument,
     422: errors.InvalidDocument,
     429: errors.LimitReached,
     431: errors.InvalidDocument,
