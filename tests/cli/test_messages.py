@@ -150,7 +150,7 @@ def test_an_agent_whose_token_cannot_be_read_says_why_in_words(
 
 FLEET_FILES = {
     "none": (None, "No such file or directory: give the file that `uvmshare fleet` wrote"),
-    "no TOML": (b"x = [", "it is no TOML: "),
+    "no TOML": (b"x = [", "it is no TOML at end of document; docs/fleet.md"),
     "no text": (b"\xff\xfe", "it is not UTF-8; docs/fleet.md shows a fleet file"),
     "another field": (b"nope = 1", "there is no field nope; docs/fleet.md shows a fleet file"),
     "nothing": (b"", "is missing; docs/fleet.md shows a fleet file"),

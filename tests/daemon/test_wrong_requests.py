@@ -25,7 +25,7 @@ def test_every_route_refuses_wrong_requests_in_words_and_changes_nothing(daemon:
     daemon.add_vm()
     path = daemon.home.directory("project")
     share = daemon.add_share(path)
-    bodies = {
+    bodies: dict[str, dict[str, Any]] = {
         "NewVm": {"id": "vm", "listen": ["unix:/of/another"]},  # there is another of this name
         "NewShare": {"path": "/nowhere"},
         "NewMount": {"path": "/nowhere", "guest_path": "/mnt/x"},

@@ -37,7 +37,7 @@ def test_a_holder_that_has_not_written_itself_down_yet_is_waited_for(
     held = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(FileServerError, match=f"^a thing: a file server has it already, {told}$"):
+        with pytest.raises(FileServerError, match=f"^a thing: a file server has it already, {told}: end that one$"):
             LockFile.take(str(path), "a thing")
     finally:
         os.close(held)

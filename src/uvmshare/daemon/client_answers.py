@@ -90,7 +90,7 @@ def no_daemon(host: str, found: Unreadable, theirs: str | None) -> DaemonError:
 
     ours = metadata.version("uvmshare")
     if theirs is None:
-        return DaemonError(f"{host}: {found.what} is none of a uvmshare daemon: name another with --host unix:PATH")
+        return DaemonError(f"{host}: {found.what} is not from a uvmshare daemon: name another with --host unix:PATH")
     if theirs == ours:
         return DaemonError(f"{host}: {found.what} cannot be read ({reason_of(found.error)}): please report this defect")
     msg = f"{host}: {found.what} cannot be read: that daemon is uvmshare {theirs}, and this is {ours}: "

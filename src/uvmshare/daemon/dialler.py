@@ -62,7 +62,7 @@ class UserDialler(Dialler):
         try:
             found = await self._threads.acting_as(self._user, host, look_up)
         except HostPathHangs as error:
-            msg = f"the name {host} was not looked up in time"
+            msg = f"the name {host} was not looked up in time: give an address in numbers"
             raise TimeoutError(errno.ETIMEDOUT, msg) from error
         failure: OSError | None = None
         for place in dict.fromkeys(str(each[4][0]) for each in found):

@@ -205,7 +205,7 @@ class Groups:
             for name, value in limits.items():
                 self._limit(path, name, value)
         except OSError as error:
-            msg = f"group {path!r} cannot be made: {error.strerror}"
+            msg = f"group {path!r} cannot be made: {error.strerror}: see that the daemon may write in {self.top!r}"
             raise FileServerError(msg) from error
         return Group(path)
 
@@ -217,7 +217,7 @@ class Groups:
         try:
             _write(path, name, value)
         except OSError as error:
-            msg = f"{name}={value!r} cannot be set: {error.strerror}"
+            msg = f"{name}={value!r} cannot be set: {error.strerror}: give a value that this kernel takes"
             raise FileServerError(msg) from error
 
 

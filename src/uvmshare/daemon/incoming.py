@@ -1,6 +1,6 @@
 """What is refused of a request before its route sees it, whichever route that is.
 
-What lives here: a path with an empty part, a parameter that the route does not have or that is there twice, a document
+What lives here: a path with an empty part or a slash in a part, a parameter that the route does not have or that is there twice, a document
 that is not said to be JSON, and one where none is read. Each is most likely a slip (``/vms/$VM/shares`` with nothing in
 VM, ``?forse=true``), and the rest of the request would do something else than was meant. What must not: the values of
 parameters and documents, which the routes' types say (`app`).
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from functools import cache
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 from litestar.exceptions import ClientException, HTTPException, NotFoundException
 from litestar.params import BodyKwarg, QueryParameter
@@ -30,8 +30,9 @@ _LONGEST_NAME = 100
 
 def require_well_formed(request: Request[Any, Any, Any]) -> None:
     """Refuse what cannot be meant, whatever is asked for. Raises `HTTPException`."""
-    if any(not part for part in request.scope["raw_path"].decode("latin-1").split("/")[1:]):
-        raise NotFoundException
+    for part in request.scope["raw_path"].decode("latin-1").split("/")[1:]:
+        if not part or "/" in unquote(part):  # the router takes both for the path without it
+            raise NotFoundException
     names, has_document = _asked_for(request.route_handler)
     given = Counter(
         name for name, _ in parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True)

@@ -7,6 +7,7 @@ What must not: who may ask for what (`service`), or how a file server that died 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import tempfile
 from contextlib import suppress
@@ -39,6 +40,7 @@ from uvmshare.mounts.channel import Acceptor, Dialler
 from uvmshare.mounts.manager import MountManager
 from uvmshare.printable import printable
 from uvmshare.share.manager import Manager
+from uvmshare.wording import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -253,7 +255,7 @@ class Machine:
             async with asyncio.timeout(_COUNT_SECONDS):
                 return await self._server.status(counters=counters)
         except TimeoutError as error:
-            msg = f"the file server of VM {self.record.id!r} gave no answer within {_COUNT_SECONDS:g} s"
+            msg = f"the file server of VM {self.record.id!r} gave no answer within {_COUNT_SECONDS:g} s: ask again"
             raise OutcomeUnknown(msg) from error
 
     def left_by(self, share: str) -> tuple[str, ...]:
@@ -405,7 +407,7 @@ class Machine:
                 run=self._as_user,
             ).start()
         except OSError as error:
-            msg = f"the file server of VM {self.record.id} cannot be started: {error}"
+            msg = f"the file server of VM {self.record.id} cannot be started: {reason_of(error)}: see uvmshare doctor"
             raise FileServerError(msg) from error
 
     async def _take(self, server: FileServer, *, vm_is_new: bool, take_out_unknown: bool = False) -> None:
@@ -470,6 +472,8 @@ class Machine:
             )
         except OSError as error:
             msg = f"cannot listen on {where} for the agent of VM {self.record.id!r}: {error.strerror or error}"
+            if error.errno != errno.EADDRINUSE or not where.path:  # which says what to do
+                msg += ": choose another address, or end what is there"
             raise FileServerError(msg) from error
 
     def _note_takeover(self, status: control.Reply) -> None:

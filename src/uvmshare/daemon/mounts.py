@@ -211,7 +211,7 @@ class UserMounts:
             return await asking
         except asyncio.CancelledError:
             if asking not in asked:  # `_end_requests` has taken it out
-                msg = f"{key.mount_path}: it was taken away by force while it was being mounted"
+                msg = f"{key.mount_path}: it was taken away by force while it was being mounted: map it again"
                 raise MountRevoked(msg) from None
             raise
         finally:

@@ -549,7 +549,7 @@ def _make(run_dir: str) -> None:
     try:
         make_directories(run_dir, 0o700)
     except OSError as error:
-        msg = f"cannot make the run directory {run_dir!r}: {error.strerror}"
+        msg = f"cannot make the run directory {run_dir!r}: {error.strerror}: give another one"
         raise FileServerError(msg) from error
 
 

@@ -201,7 +201,8 @@ class Link:
             raise OutcomeUnknown(self._broken)
         if len(self._asked) >= _MOST_ASKED or self._writer.transport.get_write_buffer_size() > control.MAX_MESSAGE:
             msg = (
-                f"the file server has {len(self._asked)} requests that it does not answer, and is asked no more of them"
+                f"the file server has {len(self._asked)} requests that it does not answer: wait, or "
+                "end it and start it again"
             )
             raise InvalidState(msg)
         self._last_id += 1
@@ -359,7 +360,7 @@ def _require_of_owner(connection: socket.socket, run_dir: str, expected: RunAs |
     try:
         owner = os.stat(run_dir).st_uid if expected is None else expected[0]
     except OSError as error:
-        msg = f"run directory {run_dir!r}: {error.strerror}"
+        msg = f"run directory {run_dir!r}: {error.strerror}: make it, or give the one that the file server has"
         raise FileServerError(msg) from error
     if peer != owner:
         msg = (

@@ -172,7 +172,7 @@ def _address(address: str) -> x509.GeneralName:
     try:
         return x509.DNSName(address)
     except ValueError as error:
-        msg = f"{address!r} is no name and no number of a machine: {error}"
+        msg = f"{address!r} is no name and no number of a machine: give one, such as gate.example or 192.0.2.1"
         raise InvalidOptions(msg) from error
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, TypeVar
 import msgspec
 
 from uvmshare.errors import UNREADABLE, StoreReplaced
+from uvmshare.wording import reason_of
 
 __all__ = [
     "EVERYBODY",
@@ -162,7 +163,7 @@ def decode(kind: type[D], value: bytes, key: str) -> D:
     try:
         return msgspec.json.decode(value, type=kind)
     except UNREADABLE as error:
-        msg = f"{key} of etcd cannot be read as {kind.__name__}: {error}: see who else writes below this prefix"
+        msg = f"{key} of etcd cannot be read ({reason_of(error)}): see who else writes below this prefix"
         raise StoreReplaced(msg) from error
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import tomllib
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -111,8 +112,9 @@ def read_file(path: str, kind: type[Any]) -> Any:
     except OSError as error:
         msg = f"{path}: {error.strerror}: give the file that `uvmshare fleet` wrote"
         raise DaemonError(msg) from error
-    except tomllib.TOMLDecodeError as error:  # it says where, in words: "Invalid value (at line 3, column 7)"
-        msg = f"{path}: it is no TOML: {error}; docs/fleet.md shows a fleet file"
+    except tomllib.TOMLDecodeError as error:  # it says where: "Invalid value (at line 3, column 7)"
+        where = re.search(r"\((at .*)\)$", str(error))
+        msg = f"{path}: it is no TOML{f' {where[1]}' if where else ''}; docs/fleet.md shows a fleet file"
         raise DaemonError(msg) from error
     except (UnicodeDecodeError, RecursionError, msgspec.ValidationError) as error:
         field, words = complaint(str(error)) if isinstance(error, msgspec.ValidationError) else ("", reason_of(error))

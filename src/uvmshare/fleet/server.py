@@ -111,7 +111,10 @@ async def serve_gate(
             try:
                 config.load()
             except (OSError, ssl.SSLError) as error:
-                msg = f"{file.path}: certificate, key and callers cannot be used: {error}: see that the files are there"
+                msg = (
+                    f"{file.path}: its certificate, key and callers cannot be used: see that the files are there, and "
+                    "that `uvmshare fleet` wrote them"
+                )
                 raise DaemonError(msg) from error
             assert config.ssl is not None, "it was given a certificate"
             config.ssl.minimum_version = ssl.TLSVersion.TLSv1_3

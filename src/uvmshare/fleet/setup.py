@@ -33,6 +33,7 @@ from uvmshare.fleet.callers import ADMINISTRATORS
 from uvmshare.fleet.certificates import Authority, read_file, write_file
 from uvmshare.fleet.documents import Tenant, decode, encode
 from uvmshare.fleet.keys import Keys, require_host_name, require_tenant
+from uvmshare.wording import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -88,7 +89,7 @@ class FleetFolder:
         try:
             return msgspec.json.decode(read_file(self._json), type=Settings)
         except UNREADABLE as error:
-            msg = f"{self._json} cannot be read: {error}: restore it, or begin in a new folder"
+            msg = f"{self._json} cannot be read ({reason_of(error)}): restore it, or begin in a new folder"
             raise DaemonError(msg) from error
 
     # The certificates of a fleet.

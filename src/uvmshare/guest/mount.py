@@ -382,7 +382,7 @@ def _target(target: str) -> Iterator[str]:
             for path in reversed(made):
                 os.mkdir(path)
         except OSError as error:
-            message = f"cannot make the directory {target}: {error.strerror}"
+            message = f"cannot make the directory {target}: {error.strerror}; mount on another"
             raise MountError(message) from error
         if not os.path.isdir(directory):
             message = f"{target} is not a directory: a share is mounted on a directory"
@@ -466,7 +466,7 @@ def why_not_mounted(code: int, share: str, cache: str) -> str:
         return f"the server has no share {share!r}; the host lists what it serves"
     if code == errno.EINVAL:
         hint = "cache=readahead needs Linux 6.4 or later" if cache == "readahead" else "dmesg tells which"
-        return f"the kernel takes one of the options not; {hint}"
+        return f"the kernel does not take one of the options; {hint}"
     if code in LOST:
         how = "before it had answered" if code == errno.EFAULT else os.strerror(code)
         return f"the server closed the connection ({how}); its log tells why"

@@ -189,7 +189,10 @@ class SqliteJournal:
             if self._users.get(append.vm) is append.user:
                 allowed.append(append)
             else:
-                msg = f"{self.path}: another Manager has taken over VM {append.vm!r}, or this one never loaded it"
+                msg = (
+                    f"{self.path}: another Manager has taken over VM {append.vm!r}, or this one never loaded it: let "
+                    "one Manager have each VM, and load the journal first"
+                )
                 append.answer.fail(JournalInUse(msg))
         if not allowed:
             return

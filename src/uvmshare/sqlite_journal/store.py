@@ -437,4 +437,4 @@ def _cannot_open(path: str, error: sqlite3.Error) -> JournalError:
         return JournalError(f"{path}: there is no directory {directory}: make it, or give another path")
     if not os.access(directory, os.W_OK) or (os.path.exists(path) and not os.access(path, os.W_OK)):
         return JournalReadOnly(f"{path}: the journal cannot be written to ({error}): let this user write there")
-    return JournalError(f"{path}: the journal cannot be opened: {error}")
+    return JournalError(f"{path}: the journal cannot be opened: {error}: see that its file is whole, or give another")

@@ -126,7 +126,7 @@ class RunDirectory:
             _require_own(self._counters)
         except OSError as error:
             self._lock.release()
-            msg = f"cannot make {self._mounts!r}: {error.strerror}"
+            msg = f"cannot make {self._mounts!r}: {error.strerror}: mend that, or give another run directory"
             raise FileServerError(msg) from error
         except FileServerError:
             self._lock.release()

@@ -59,7 +59,7 @@ class LockFile:
                 holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
                 if time.monotonic() > give_up + (0.0 if holder else _NAMING_SECONDS):
                     os.close(descriptor)
-                    msg = f"{what}: a file server has it already, process {holder or 'unknown'}"
+                    msg = f"{what}: a file server has it already, process {holder or 'unknown'}: end that one"
                     raise FileServerError(msg) from None
                 time.sleep(_PAUSE_SECONDS)
             except BaseException:

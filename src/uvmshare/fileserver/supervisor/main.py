@@ -80,7 +80,8 @@ class _Server:
                 try:
                     share_table = ShareTable(self.run_dir.table, self._bound(), entries)
                 except OSError as error:
-                    msg = f"cannot write the table of shares {self.run_dir.table!r}: {error.strerror or error}"
+                    why = error.strerror or error
+                    msg = f"cannot write the table of shares {self.run_dir.table!r}: {why}: make room there"
                     raise FileServerError(msg) from error
                 self.shares.write_to(share_table, inheritance.last_serial)
         except BaseException:
@@ -328,7 +329,7 @@ def _log_to(path: str) -> int | None:
     try:
         descriptor, reader = open_log(path)
     except OSError as error:
-        msg = f"cannot log to {path!r}: {error.strerror}"
+        msg = f"cannot log to {path}: {error.strerror}: give another file as its log"
         raise FileServerError(msg) from error
     os.dup2(descriptor, 2)
     os.close(descriptor)
