@@ -73,7 +73,7 @@ def _values(schema: Mapping[str, Any]) -> Iterator[str]:
     if "boolean" in types:
         yield from ("", "perhaps", "2", "%00", "%FF", "9" * 400)
     elif "integer" in types:
-        yield from ("", "me", "-1", "1.5", "%00", "%FF", "9" * 400, "1e3")
+        yield from ("", "me", "-1", "1.5", "%00", "%FF", "9" * 400)
     for each in kinds:
         if "maxLength" in each:
             yield "x" * (each["maxLength"] + 1)

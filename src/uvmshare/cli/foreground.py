@@ -56,8 +56,8 @@ def print_line(line: Served | Ready) -> None:
 async def serve_shares(manager: Manager, shares: Sequence[AddOptions], *, owner: str | None = None) -> None:
     """Add the shares in their order and print a line for each; the first that fails raises.
 
-    Those before it stay: closing the manager takes them out. What `owner` holds from an earlier time and is not
-    among them is taken out at the end.
+    Those before it stay: closing the manager removes them. What `owner` holds from an earlier time and is not
+    among them is removed at the end.
     """
     names = set()
     for options in shares:

@@ -1,4 +1,4 @@
-"""`uvmshare owner`: who holds shares and mounts, in all VMs, and giving back all that one holds.
+"""`uvmshare owner`: who holds shares and mounts, in all VMs, and releasing all that one holds.
 
 What lives here: the commands, and the list that is made of shares and mounts. What must not: anything that the daemon's
 client does.

@@ -258,7 +258,7 @@ async def remove_vm(
     wait: Wait = True,
     force: FromQuery[bool] = False,
 ) -> Removed:
-    """End its file server and forget it. While shares are held this needs force, and takes them out.
+    """End its file server and forget it. While shares are held this needs force, and removes them.
 
     The answer says what may be left of a file server that did not answer, where no control group ends its processes.
     """

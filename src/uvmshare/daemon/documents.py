@@ -350,7 +350,7 @@ class Released(Answer, frozen=True):
     """What a release came to, and who still holds the directory."""
 
     released: bool
-    """Whether anything was given back; false when the owner held nothing of it."""
+    """Whether anything was released; false when the owner held nothing of it."""
     ended: bool
     """Whether nothing in the guest reaches the directory by that share any more."""
     references: tuple[Reference, ...] = ()
@@ -468,7 +468,7 @@ class Event(Answer, frozen=True):
     """Something that happened."""
 
     id: str
-    """To be given back as Last-Event-ID."""
+    """To be sent as Last-Event-ID."""
     time: datetime
     kind: str
     vm: str

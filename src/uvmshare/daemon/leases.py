@@ -1,7 +1,7 @@
 """The leases of the daemon: how long an owner holds something without renewing; on the clock, in the store, at the end.
 
 What lives here: `Leases`, which keeps the deadlines (`deadlines`) and the store in step, and watches the clock. What
-must not: how something that is leased is given back (`shares`, `mounts`).
+must not: how something that is leased is released (`shares`, `mounts`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Leases:
         self._over: set[LeaseKey] = set()
         """What is written down as over: it could not be released, and the next daemon goes on with it at once."""
         self._ending: set[LeaseKey] = set()
-        """What is being given back now."""
+        """What is being released now."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def get(self, key: LeaseKey) -> Lease | None:
@@ -91,7 +91,7 @@ class Leases:
     def renew(self, keys: Iterable[LeaseKey], seconds: float | None) -> int:
         """Let leases run afresh, for as long as each was or for `seconds`; return how many there were.
 
-        One that is over, and whose reference is being given back now, is not there any more.
+        One that is over, and whose reference is being released now, is not there any more.
         """
         renewed = 0
         for key in keys:
@@ -137,7 +137,7 @@ class Leases:
         await self.settle()
 
     async def settle(self, seconds: float | None = None) -> None:
-        """Wait for what is being given back. What takes longer than `seconds` is left to the next daemon."""
+        """Wait for what is being released. What takes longer than `seconds` is left to the next daemon."""
         if not self._tasks:
             return
         _, late = await asyncio.wait(self._tasks, timeout=seconds)

@@ -75,7 +75,7 @@ _COUNT_SECONDS: Final = 3.0
 _LET_GO_SECONDS: Final = 10.0
 """For the calls under way when the daemon ends. What is not answered then is settled by the next one."""
 _TAKE_OUT_SECONDS: Final = 40.0
-"""For shares to be taken out when their VM is removed, before its file server is ended with them."""
+"""For shares to be removed when their VM is removed, before its file server is ended with them."""
 _LAST_UNMOUNT_SECONDS: Final = 10.0
 """For a guest to unmount everything when its VM is removed."""
 
@@ -545,7 +545,7 @@ class Machine:
             await asyncio.wait({self._ending})
 
     async def remove(self) -> str | None:
-        """Unmount and take out everything, and end the file server. A guest that does not answer gets EIO.
+        """Unmount and remove everything, and end the file server. A guest that does not answer gets EIO.
 
         Return what may be left, and why: None when it is certain that no process is.
         """
@@ -561,7 +561,7 @@ class Machine:
             await self.agent.aclose()
         manager, self.manager = self.manager, None
         if manager is not None:
-            with suppress(UvmshareError, TimeoutError):  # what cannot be taken out ends with the file server
+            with suppress(UvmshareError, TimeoutError):  # what cannot be removed ends with the file server
                 async with asyncio.timeout(_TAKE_OUT_SECONDS):
                     await manager.aclose()
         left = await self._end_server()

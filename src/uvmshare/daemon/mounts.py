@@ -252,9 +252,9 @@ class UserMounts:
         force: bool = False,
         kind: EventKind = EventKind.MOUNT_RELEASED,
     ) -> None:
-        """Give back what a holder ("UID/NAME") holds of a mount; the last one unmounts, and takes the share out.
+        """Release what a holder ("UID/NAME") holds of a mount; the last one unmounts, and removes the share.
 
-        Holding nothing is no mistake. With `force` it is given back whatever the guest says. Raises what the VM raises,
+        Holding nothing is no mistake. With `force` it is released whatever the guest says. Raises what the VM raises,
         and without `force` what the agent raises: the reference then stays.
         """
         path = canonical_guest_path(guest_path)
@@ -442,7 +442,7 @@ class UserMounts:
             self._strike(key)
 
     def _being_taken(self, machine: Machine, key: MountLease) -> bool:
-        """Say whether a holder was forced out of a mount whose share could not be taken out yet."""
+        """Say whether a holder was forced out of a mount whose share could not be removed yet."""
         return any(
             info.mount_path == key.mount_path and key.owner in info.taken_from and info.share_name is not None
             for info in machine.mounted()
@@ -463,7 +463,7 @@ class UserMounts:
         self._restoring[vm] = {(each.mount_path, each.owner): each for each in self._store.mounts(vm)}
 
     async def restore(self, machine: Machine) -> None:
-        """Ask for every mount again, as often as it takes, until each is there, refused, or given back meanwhile."""
+        """Ask for every mount again, as often as it takes, until each is there, refused, or released meanwhile."""
         vm = machine.record.key
         waiting = self._restoring.get(vm, {})
         wait = Wait(_RETRY_FIRST, _RETRY_LONGEST)

@@ -1,7 +1,7 @@
 """Releases that users ask for: what is released, what is taken by force, and what is left then.
 
 What lives here: what `share rm` and `unmap` come to, in a document or an error that says who still holds the directory.
-What must not: how a share or a mount is given back (`shares`, `mounts`), or leases that end (`leases`).
+What must not: how a share or a mount is released (`shares`, `mounts`), or leases that end (`leases`).
 
 Access ends when nothing holds the share any more: no owner and no mount. An answer never says less: it tells who else
 holds it, by name to those who may see them.
@@ -42,7 +42,7 @@ class Releases:
         """Release what a holder ("UID/NAME") has of a share; forced, what all have whom `who` may release.
 
         Raises `StillInUse` when a mount holds the share all the same, or when it was forced and others hold it; what
-        could be given back is given back then. Raises what the VM raises.
+        could be released is released then. Raises what the VM raises.
         """
         info = machine.share(name)
         owners = () if info is None else tuple(str(owner) for owner in info.owners)
@@ -77,8 +77,8 @@ class Releases:
     ) -> Released:
         """Release what a holder ("UID/NAME") has of a mount; forced, what all have whom `who` may release.
 
-        Raises `StillInUse` when it was forced and somebody still holds the mount, or its share; what could be given
-        back is given back then. Raises what the agent and the VM raise.
+        Raises `StillInUse` when it was forced and somebody still holds the mount, or its share; what could be
+        released is released then. Raises what the agent and the VM raise.
         """
         before = self._mounts.get(who, machine, guest_path)
         if force:

@@ -112,7 +112,7 @@ class Service:
         self.releases = Releases(self.shares, self.mounts)
         self.agents = Agents(self.events)
         self._overdue: set[LeaseKey] = set()
-        """Leases that are over, and of which it was told that what they were on could not be given back."""
+        """Leases that are over, and of which it was told that what they were on could not be released."""
         self._background: set[asyncio.Task[None]] = set()
         self._finding: dict[VmKey, asyncio.Task[None]] = {}
         self._finders: defaultdict[int, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_FIND_AT_ONCE))
@@ -456,7 +456,7 @@ class Service:
 
         Holding nothing is no mistake, and the answer says so.
 
-        All are tried, mounts before shares; then raises what the first raised that could not be given back.
+        All are tried, mounts before shares; then raises what the first raised that could not be released.
         """
         holder = f"{who.uid}/{owner}"
         machines = self.visible(who)

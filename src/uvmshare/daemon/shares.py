@@ -238,7 +238,7 @@ class UserShares:
     async def release(
         self, machine: Machine, name: str, owner: str, kind: EventKind = EventKind.SHARE_RELEASED
     ) -> None:
-        """Give back what a holder ("UID/NAME") holds of a share; the last one takes it out. Nothing held: no mistake.
+        """Release what a holder ("UID/NAME") holds of a share; the last one removes it. Nothing held: no mistake.
 
         Raises what the VM raises: the reference then stays.
         """

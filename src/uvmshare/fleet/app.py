@@ -153,7 +153,7 @@ async def get_vm(*, gate: At, who: Who, vm: VmName) -> Vm:
 
 @delete("/vms/{vm:str}", summary="Remove a VM", status_code=200, responses=ACCEPTED)
 async def remove_vm(*, gate: At, who: Who, vm: VmName, wait: Wait = True, force: FromQuery[bool] = False) -> Removed:
-    """End its file server and forget it. While shares are held this needs force, and takes them out."""
+    """End its file server and forget it. While shares are held this needs force, and removes them."""
     found = await gate.want_no_vm(who, vm, force=force)
     ticket = Ticket("x", found.want_at.mod_revision, (found.host,), time.time(), vm)
     return await _answer(ticket, gate.remove_vm(found), 200, wait=wait)

@@ -153,7 +153,7 @@ class Claims(Generic[E, O]):
 
     @asynccontextmanager
     async def block(self, options: O) -> AsyncIterator[E]:
-        """Hold it for the length of a block, by an owner of its own, and give it back exactly once."""
+        """Hold it for the length of a block, by an owner of its own, and release it exactly once."""
         owner = BlockOwner()
         entry = await self.hold(options, owner)
         self.keep(entry, owner)
@@ -165,7 +165,7 @@ class Claims(Generic[E, O]):
         await self.leave(entry, owner, None)
 
     async def leave(self, entry: E, owner: BlockOwner, error: BaseException | None) -> None:
-        """Give back the reference of a block that ended in `error`, which is then told what failed.
+        """Release the reference of a block that ended in `error`, which is then told what failed.
 
         Nobody else knows its owner, so the reference goes whatever the answer is.
         """

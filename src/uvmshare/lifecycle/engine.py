@@ -97,7 +97,7 @@ class Engine(ABC, Generic[E, O]):
 
     @abstractmethod
     async def end_block(self, entry: E, owner: Hashable) -> None:
-        """Give back the reference of a block, which goes whatever the answer is, and raise why the rest failed."""
+        """Release the reference of a block, which goes whatever the answer is, and raise why the rest failed."""
 
     @abstractmethod
     def not_yet(self, entry: E) -> str:

@@ -46,11 +46,11 @@ if TYPE_CHECKING:
 __all__ = ["REVOKE_GRACE", "MountEngine", "guest_mount", "mount_path_of", "revoked", "share_owner"]
 
 REVOKE_GRACE: Final = 5.0
-"""Seconds that a guest has to unmount in order what nobody holds any more, before its share is taken out: as long as a
+"""Seconds that a guest has to unmount in order what nobody holds any more, before its share is removed: as long as a
 connection may say nothing before its agent is asked for a word (`uvmshare.mounts.connection`)."""
 
 REVOKE_AGAIN: Final = 5.0
-"""Seconds before a share that could not be taken out is tried again."""
+"""Seconds before a share that could not be removed is tried again."""
 
 
 class MountEngine(Engine[Mount, MountOptions]):
@@ -280,7 +280,7 @@ class MountEngine(Engine[Mount, MountOptions]):
     # ------------------------------------------------------------------ the share, whatever the guest says
 
     def end_share(self, mount: Mount, grace: float, *, ending: bool = False) -> None:
-        """Have the share of a doomed mount taken out in `grace` seconds at most, unless the guest unmounts it before.
+        """Have the share of a doomed mount removed in `grace` seconds at most, unless the guest unmounts it before.
 
         Nothing is begun while the event loop is `ending`.
         """

@@ -46,7 +46,7 @@ class MountInfo:
     since: datetime
     """When it entered its state (UTC)."""
     busy: Literal["mounting", "unmounting", "revoking"] | None
-    """The call to the guest that is in flight for it; or that its share is being taken out without the guest."""
+    """The call to the guest that is in flight for it; or that its share is being removed without the guest."""
     last_error: Exception | None
     """The last failure of a call for it; None when there was none."""
     chosen: str | None = None
@@ -107,7 +107,7 @@ class Mount(Entry[MountLife, MountTrigger]):
         """While its share is to go, or goes, whatever the guest does; it ends when the share is gone, when that failed,
         or when somebody wants the mount again."""
         self.grace: asyncio.TimerHandle | None = None
-        """When the share is taken out; None once that has begun."""
+        """When the share is removed; None once that has begun."""
         self.taken_from: dict[Hashable, None] = {}
         """Who held it before that."""
         self.maybe_in_guest = False
@@ -147,7 +147,7 @@ class Mount(Entry[MountLife, MountTrigger]):
 
     @property
     def taking_share(self) -> bool:
-        """Whether its share is being taken out now, without the guest."""
+        """Whether its share is being removed now, without the guest."""
         return self.revocation is not None and self.grace is None
 
     @property

@@ -117,7 +117,7 @@ class ShareEngine(Engine[Share, AddOptions]):
         self.forget(share)
 
     def disown(self, share: Share, trigger: ShareTrigger) -> None:
-        """Note that the VM may have it though nobody is to: it is taken out, and no add joins it."""
+        """Note that the VM may have it though nobody is to: it is removed, and no add joins it."""
         share.apply(trigger, self.clock())
         self._forget_options(share)
 
@@ -158,7 +158,7 @@ class ShareEngine(Engine[Share, AddOptions]):
             self.ledger.holds(share, owner)
 
     async def end_block(self, share: Share, owner: Hashable) -> None:
-        """Give back the reference of a block, and take the share out if that was the last one."""
+        """Release the reference of a block, and remove the share if that was the last one."""
         share.unrefer(owner)
         if share.to_be_taken_away:
             await self.take_away(share).finish()
@@ -168,7 +168,7 @@ class ShareEngine(Engine[Share, AddOptions]):
         return f"share {share.name}"
 
     def not_yet(self, share: Share) -> str:
-        """Return in words that it could not be taken out yet."""
+        """Return in words that it could not be removed yet."""
         return f"share {share.name} could not be removed yet"
 
     # ------------------------------------------------------------------ calls to the VM

@@ -11,7 +11,7 @@ disk, then whoever asked is told. What cannot be written down:
   since a guest that fills the disk must not keep its directories. If the process dies before there is room again,
   `recover` sees that the VM does not have the share, and adds it again for those who held it: no one was told that the
   end of it was safe. With a VM that cannot tell, a share would be believed there that is not: the call is not made;
-- *that a share was added*: whoever asked gets the error and no reference, and the share is taken out again;
+- *that a share was added*: whoever asked gets the error and no reference, and the share is removed again;
 - *that a share was removed*: it stays visible as an orphan, `OutcomeNotWritten`, and is removed again later, which
   does nothing but write that down.
 

@@ -10,13 +10,13 @@ What follows from what was written down:
 state      somebody holds it          nobody does
 =========  =========================  ===========================================
 pending    (cannot be)                keeps its name
-adding     (cannot be)                is taken out: nobody was told that it is there
-added      stays, or is added again   is taken out
-lost       is added again             is taken out
-restoring  is added again             is taken out
-removing   is taken out: whoever held it had asked for that, and was not told yet
+adding     (cannot be)                is removed: nobody was told that it is there
+added      stays, or is added again   is removed
+lost       is added again             is removed
+restoring  is added again             is removed
+removing   is removed: whoever held it had asked for that, and was not told yet
 invalid, undoing, doubtful, clearing
-           is taken out
+           is removed
 =========  =========================  ===========================================
 
 What was under way is asked for again even if the VM says that it is done, since only a later call that has ended
@@ -47,7 +47,7 @@ __all__ = ["Done", "RecoverOptions", "RecoveredShare", "RecoveryReport", "Settle
 
 _MOST_UNKNOWN = 1024
 """Shares that nobody knows, and that are seen to at a time. A VM whose user runs its file server may tell of any number
-and take out none; others have one or two, after a crash."""
+and remove none; others have one or two, after a crash."""
 
 _DIGITS = 18
 """Decimal names of fewer digits may be ours; a counter does not come that far."""

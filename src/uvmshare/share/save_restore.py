@@ -7,7 +7,7 @@ The document has what somebody holds, and the names that were told:
 
 - a share that is being added while it is saved is not in it, since nobody holds it yet; its name is not used again;
 - one whose last holder has asked to remove it is not, whatever comes of that;
-- nor is what is being taken out because an answer was lost: it is not known to be on the VM;
+- nor is what is being removed because an answer was lost: it is not known to be on the VM;
 - references of ``async with manager.share(...)`` blocks end with their process, and are not in it.
 """
 

@@ -43,7 +43,7 @@ class ShareInfo:
     busy: Literal["adding", "removing"] | None
     """The call to the VM that is in flight for it."""
     orphan: bool
-    """The answer to a call was lost, so the VM may or may not have it. It is being taken out; adding
+    """The answer to a call was lost, so the VM may or may not have it. It is being removed; adding
     the same options starts a fresh share."""
     last_error: Exception | None
     """The last failure of a call to the VM for it; None when there was none."""

@@ -27,7 +27,7 @@ class ShareState(enum.Enum):
     ADDED = "added"
     """The VM was seen to have it."""
     INVALID = "invalid"
-    """It could not be added. While it is listed, the VM may have it all the same, and it is being taken out."""
+    """It could not be added. While it is listed, the VM may have it all the same, and it is being removed."""
     REMOVED = "removed"
     """It is gone. The name is never used again."""
 
@@ -55,7 +55,7 @@ class ShareLife(enum.Enum):
     INVALID = "invalid"
     """It may be there though nobody was told so: the answer to an add was lost, or nobody wants it back."""
     UNDOING = "undoing"
-    """That is being taken out."""
+    """That is being removed."""
     DOUBTFUL = "doubtful"
     """It was there, and may be there yet: the answer to a removal was lost."""
     CLEARING = "clearing"
@@ -65,7 +65,7 @@ class ShareLife(enum.Enum):
     REMOVED = "removed"
     """It is gone. The name is never used again."""
     NOT_OURS = "not ours"
-    """The VM has it, and no Manager added it. It is left alone, or taken out; no Manager lists it before that."""
+    """The VM has it, and no Manager added it. It is left alone, or removed; no Manager lists it before that."""
 
     @property
     def orphan(self) -> bool:

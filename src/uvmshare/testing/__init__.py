@@ -1,1 +1,1 @@
-"""What ships for tests, the users own included: fakes, a 9P client, a harness of guests."""
+"""What ships for tests, users' own tests included: fakes, a 9P client, a harness of guests."""
