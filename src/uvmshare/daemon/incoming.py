@@ -1,9 +1,9 @@
 """What is refused of a request before its route sees it, whichever route that is.
 
 What lives here: a path with an empty part or a slash in a part, a parameter that the route does not have or that is
-there twice, a document that is not said to be JSON, and one where none is read. Each is most likely a slip (``/vms/$VM/shares`` with nothing in
-VM, ``?forse=true``), and the rest of the request would do something else than was meant. What must not: the values of
-parameters and documents, which the routes' types say (`app`).
+there twice, a document that is not said to be JSON, and one where none is read. Each is most likely a slip
+(``/vms/$VM/shares`` with nothing in VM, ``?forse=true``), and the rest of the request would do something else than was
+meant. What must not: the values of parameters and documents, which the routes' types say (`app`).
 
 A document has to say that it is JSON for one more reason: a page of a browser can send other types to a gate, with the
 certificate of the browser's user, and is not asked whether it may (Fetch, "CORS-safelisted request-header").
