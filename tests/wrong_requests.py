@@ -1,6 +1,7 @@
 """Requests that cannot be meant, made of an OpenAPI document: for each route what is wrong with path, query and body.
 
-What lives here: the requests. What must not: what is expected of the answers (the tests of the daemon and of the gate).
+What lives here: the requests, and what holds of the answer to each. What must not: what a daemon or a gate has (their
+tests).
 """
 
 from __future__ import annotations
@@ -9,10 +10,14 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tests.for_people import assert_for_people
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["Wrong", "wrong_requests"]
+    import httpx
+
+__all__ = ["assert_all_refused"]
 
 METHODS = ("GET", "PUT", "POST", "DELETE", "PATCH")
 JSON = {"Content-Type": "application/json"}
@@ -28,7 +33,28 @@ class Wrong(NamedTuple):
     content: bytes = b""
 
 
-def wrong_requests(
+def assert_all_refused(
+    http: httpx.Client, parts: Mapping[str, str], bodies: Mapping[str, Mapping[str, Any]], base: str = ""
+) -> None:
+    """Send every wrong request, and see that each is refused, with thing, reason and remedy in words."""
+    document = http.get(f"{base}/v1/openapi.json").json()
+    count = 0
+    for wrong in _wrong_requests(document, parts, bodies):
+        count += 1
+        answer = http.request(wrong.method, base + wrong.path, content=wrong.content, headers=dict(wrong.headers))
+        said = f"{wrong.method} {wrong.path[:80]}, {wrong.what}: {answer.status_code} {answer.text[:300]}"
+        assert 400 <= answer.status_code < 500, said
+        assert answer.headers["Content-Type"].startswith("application/problem+json"), said
+        problem = answer.json()
+        for part in ("thing", "reason", "remedy"):
+            assert problem[part], said
+            assert "\n" not in problem[part], said
+            assert_for_people(problem[part])
+        assert problem["status"] == answer.status_code, said
+    assert count > 600
+
+
+def _wrong_requests(
     document: Mapping[str, Any], parts: Mapping[str, str], bodies: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[Wrong]:
     """Give the requests. `parts` are what paths are filled in with, `bodies` documents by the name of their schema.

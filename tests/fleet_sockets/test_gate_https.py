@@ -8,7 +8,7 @@ import json
 import socket
 import ssl
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click.testing
 import httpx
@@ -16,6 +16,7 @@ import pytest
 from tests.fleet_model.harness import Fleet
 from tests.fleet_sockets.certificates import Authority
 from tests.processes import DEADLINE
+from tests.wrong_requests import assert_all_refused
 
 from uvmshare.cli.main import cli
 from uvmshare.daemon.client import Client
@@ -237,6 +238,23 @@ def test_a_body_that_is_too_large_is_refused_over_tls_too(https: Https) -> None:
     context.load_cert_chain(https.ann)
     with httpx.Client(verify=context, trust_env=False) as http:
         assert http.post(f"{https.urls[0]}/v1/vms", content=b"x" * (2 << 20), headers=JSON).status_code == 413
+
+
+@pytest.mark.long
+def test_every_route_of_a_gate_refuses_wrong_requests_in_words_and_changes_nothing(https: Https) -> None:
+    context = ssl.create_default_context(cafile=https.authority.path)
+    context.load_cert_chain(https.ann)
+    parts = {"vm": "none", "share": "0", "owner": "nobody", "operation": "none", "host": "none"}
+    bodies: dict[str, dict[str, Any]] = {  # none of it is there
+        "PlacedVm": {"id": "x", "listen": ["unix:/x"], "on": "none"},
+        "NewShare": {"path": "/srv/x"},
+        "NewMount": {"path": "/srv/x", "guest_path": "/mnt/x"},
+        "Renewal": {"lease": 60},
+    }
+    with https.client() as client, httpx.Client(verify=context, trust_env=False) as http:
+        before = [vm.id for vm in client.vms()]
+        assert_all_refused(http, parts, bodies, https.urls[0])
+        assert [vm.id for vm in client.vms()] == before
 
 
 def test_the_commands_take_a_gate_for_a_daemon(https: Https, monkeypatch: pytest.MonkeyPatch) -> None:
