@@ -181,3 +181,10 @@ def test_what_nobody_watches_is_not_repeated(pinned: Pinned) -> None:
     assert pins is not None
     assert pins.events is not None
     assert (pins.events.repeated, pins.events.failed, pins.events.ended) == (1, 0, "")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(4))
+def test_after_random_changes_on_both_sides_that_are_repeated_both_see_the_same(pinned: Pinned, seed: int) -> None:
+    with pinned.listening("", "src", "a", "a/b", "a/b/c"):
+        pinned.shuffle(10 + seed)

@@ -63,6 +63,19 @@ class Pinned:
 
         self.bench.until(seen)
 
+    def shuffle(self, seed: int) -> None:
+        """Make random changes on both sides at once, and see that both have the same afterwards."""
+        sh, host = self.bench.sh, self.host
+        for part in range(3):  # in between both are quiet, and what was wrong then would stay so
+            at = f"{self.path} {10 * seed + part} 60 guest{part}-"
+            sh(f"(python3 -I -S {shuffle.__file__} {at} >/run/shuffle.log 2>&1; echo over >/run/over) & true")
+            shuffle.shuffle(str(host), 1000 + 10 * seed + part, 60, f"host{part}-")
+            sh("until [ -e /run/over ]; do sleep 0.1; done; rm /run/over; cat /run/shuffle.log")
+            there = sorted(str(path.relative_to(host)) for path in host.rglob("*"))
+            self.until_seen("find . -mindepth 1 | cut -c3- | LC_ALL=C sort", "".join(f"{name}\n" for name in there))
+            inodes = "".join(f"{of_guest((host / name).stat().st_ino)}\n" for name in there)
+            self.until_seen("find . -mindepth 1 | LC_ALL=C sort | xargs stat -c %i", inodes)
+
     @contextmanager
     def listening(self, *directories: str) -> Iterator[Callable[[str], None]]:
         """Listen at these directories, and give what waits for a line of what is heard."""
@@ -153,13 +166,4 @@ def test_a_lost_mount_is_let_go_and_the_new_one_is_held(pinned: Pinned) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(4))
 def test_after_random_changes_on_both_sides_both_see_the_same(pinned: Pinned, seed: int) -> None:
-    sh, host = pinned.bench.sh, pinned.host
-    for part in range(3):  # in between both are quiet, and what was wrong then would stay so
-        at = f"{pinned.path} {10 * seed + part} 60 guest{part}-"
-        sh(f"(python3 -I -S {shuffle.__file__} {at} >/run/shuffle.log 2>&1; echo over >/run/over) & true")
-        shuffle.shuffle(str(host), 1000 + 10 * seed + part, 60, f"host{part}-")
-        sh("until [ -e /run/over ]; do sleep 0.1; done; rm /run/over; cat /run/shuffle.log")
-        there = sorted(str(path.relative_to(host)) for path in host.rglob("*"))
-        pinned.until_seen("find . -mindepth 1 | cut -c3- | LC_ALL=C sort", "".join(f"{name}\n" for name in there))
-        inodes = "".join(f"{of_guest((host / name).stat().st_ino)}\n" for name in there)
-        pinned.until_seen("find . -mindepth 1 | LC_ALL=C sort | xargs stat -c %i", inodes)
+    pinned.shuffle(seed)
