@@ -26,6 +26,7 @@ _EVENTS = "trusted.uvmshare.events"
 _PR_SET_SECUREBITS = 28
 _NO_SETUID_FIXUP = 1 << 2
 """Capabilities stay when the uid for files changes (capabilities(7)): whose files these are is not to matter."""
+_CAPABILITIES = ((1, "CAP_DAC_OVERRIDE"), (3, "CAP_FOWNER"), (7, "CAP_SETUID"), (8, "CAP_SETPCAP"))
 _UTIME_OMIT = (1 << 30) - 2
 _AT_SYMLINK_NOFOLLOW = 0x100
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -51,6 +52,9 @@ class Repeater:
         """Changes that were repeated."""
         self.failed = 0
         """Changes that could not be."""
+        missing = _missing_capabilities()
+        if missing:
+            raise OSError(errno.EOPNOTSUPP, f"the agent needs the capabilities {', '.join(missing)} for it")
         if self._libc.prctl(_PR_SET_SECUREBITS, ctypes.c_ulong(_NO_SETUID_FIXUP), 0, 0, 0):
             raise OSError(errno.EOPNOTSUPP, "the agent may not keep its capabilities")
         with self._as_reserved():
@@ -175,6 +179,12 @@ class _Words:
         self.what, self.kind = what[:1], what[1:]
         self.at, self.name = at, name
         self.target, self.new = target, new
+
+
+def _missing_capabilities() -> list[str]:
+    with open("/proc/self/status", encoding="utf-8") as file:
+        held = next((int(line.split()[1], 16) for line in file if line.startswith("CapEff:")), 0)
+    return [name for number, name in _CAPABILITIES if not held >> number & 1]
 
 
 def _name(told: bytes) -> str:
