@@ -1,4 +1,4 @@
-"""The routes of docs/architecture.md: every stop on them is a function that is there."""
+"""The routes of docs/architecture.md: every stop on them, and every function named there, is there."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ STOPS = [
     for folder, rows in ROUTE.findall(PAGE)
     for file, name in re.findall(r"^\| `([a-z_/]+\.py)`(?: `([A-Za-z_.]+)`)? \|", rows, re.MULTILINE)
 ]
+METHODS_MADE = {"ClientShares.add", "ClientMounts.map"}
+"""Of both clients, for sync and async: `client_methods.py` makes them when it is imported."""
 
 
 def functions(path: Path) -> set[str]:
@@ -37,3 +39,12 @@ def test_there_are_three_routes() -> None:
 @pytest.mark.parametrize(("file", "name"), STOPS)
 def test_a_stop_on_a_route_is_there(file: str, name: str) -> None:
     assert name in {"", *functions(ROOT / file)}
+
+
+def test_every_function_that_a_row_names_is_there() -> None:
+    rows = "".join(rows for _, rows in ROUTE.findall(PAGE))
+    named = set(re.findall(r"`((?:[A-Z]\w+\.)?[a-z_]\w+)`", rows))
+    there = set().union(*map(functions, (ROOT / "src/uvmshare").rglob("*.py")))
+    assert len(named) > 30
+    there |= {name.rpartition(".")[2] for name in there}
+    assert named - there - METHODS_MADE == set()

@@ -1,6 +1,6 @@
-"""What `uvmshare doctor` finds, on the host and in a guest.
+"""The form of what `uvmshare doctor` finds, on the host and in a guest.
 
-What lives here: the form of a finding. What must not: looking (`uvmshare.fileserver.host`, `uvmshare.mounts.doctor`) or
+What lives here: `Finding`. What must not: looking (`uvmshare.fileserver.host`, `uvmshare.mounts.doctor`) or
 showing (`uvmshare.cli.doctor`).
 """
 

@@ -18,6 +18,7 @@ from uvmshare import arguments
 from uvmshare.daemon.client_answers import VERSION, Call
 from uvmshare.daemon.documents import (
     DEFAULT_OWNER,
+    LONGEST_LEASE,
     Finding,
     Health,
     Info,
@@ -86,7 +87,6 @@ T = TypeVar("T")
 
 _SYSTEM: Final = "/run/uvmshare/uvmshare.sock"
 _GATE: Final = re.compile(r"https://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
-_LONGEST_LEASE: Final = 31_536_000.0
 
 
 def default_host() -> str:
@@ -465,7 +465,7 @@ def _path(path: HostPath) -> str:
 
 
 def _lease(lease: float | None) -> float | None:
-    return None if lease is None else arguments.seconds("lease", lease, most=_LONGEST_LEASE)
+    return None if lease is None else arguments.seconds("lease", lease, most=LONGEST_LEASE)
 
 
 def _owner(owner: str) -> str:

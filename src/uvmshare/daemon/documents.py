@@ -7,7 +7,7 @@ request does (`service`), or where it is sent to (`app`).
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -19,6 +19,7 @@ from uvmshare.mounts.cache import Cache
 __all__ = [
     "DEFAULT_OWNER",
     "HINTS",
+    "LONGEST_LEASE",
     "NAME",
     "PATTERNS",
     "REQUESTS",
@@ -78,11 +79,13 @@ OwnerName = Annotated[
         description="Who holds a share: a name of the caller's choice, kept apart for each user of the host.",
     ),
 ]
+LONGEST_LEASE: Final = 31_536_000.0
+"""Seconds: a year. Who holds something for longer takes no lease."""
 LeaseSeconds = Annotated[
     float,
     msgspec.Meta(
         gt=0,
-        le=31_536_000,
+        le=LONGEST_LEASE,
         description="Seconds until the reference is released, unless it is renewed before.",
     ),
 ]

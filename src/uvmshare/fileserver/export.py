@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from uvmshare import directory
 from uvmshare.errors import AccessDenied, FileServerError, InvalidDocument
 from uvmshare.fileserver.casefold import folds
+from uvmshare.fileserver.models import MAPPED
 from uvmshare.hcs.schema import Beside, Plan9ShareFlags
 from uvmshare.hiding import canonical
 from uvmshare.owner_map import OwnerMap
@@ -214,7 +215,7 @@ def _open_root(share: Plan9Share) -> int:
 
 def _require_xattrs(share: Plan9Share, root: int) -> None:
     try:
-        os.getxattr(f"/proc/self/fd/{root}", "user.virtfs.uid")
+        os.getxattr(f"/proc/self/fd/{root}", MAPPED + "uid")
     except OSError as error:
         if error.errno == errno.ENODATA:
             return

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from uvmshare import address
 from uvmshare.errors import InvalidOptions
 from uvmshare.fileserver import speed, syscalls
+from uvmshare.fileserver.models import MAPPED
 from uvmshare.fileserver.mount import confinement, enclosure
 from uvmshare.finding import Finding
 from uvmshare.hostpath import require_path
@@ -210,7 +211,7 @@ def _share(path: str) -> Finding:
     except OSError as error:
         return Finding(subject, "bad", error.strerror or str(error), "it cannot be shared", remedy)
     try:
-        os.getxattr(root, "user.virtfs.uid")
+        os.getxattr(root, MAPPED + "uid")
     except OSError as error:
         if error.errno != errno.ENODATA:
             return Finding(

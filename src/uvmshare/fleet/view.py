@@ -1,4 +1,4 @@
-"""What one host sees of a fleet at one revision: its prefix in etcd, kept up to date with a watch.
+"""What one host sees of a fleet at one revision: a listing of its prefix in etcd, and what changed since.
 
 What lives here: `View`, which takes a listing and then changes, and says which VMs these are about. What must not: a
 request to etcd, or what is done about it (`follower`).

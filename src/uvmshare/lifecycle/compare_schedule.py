@@ -1,7 +1,7 @@
 """When a manager compares its table with what is there, and when again: until that succeeds, however long that takes.
 
 What lives here: `CompareSchedule`, for shares and mounts alike. What must not: how they are compared, and what follows
-(of shares `uvmshare.share.recovery`, of mounts `uvmshare.mounts.manager`), or how long the waits are (`retry`).
+(of shares `uvmshare.share.recovery`, of mounts `uvmshare.mounts.manager`), or how waits grow (`retry`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """When what failed is tried again: after a while, and after a longer one each time.
 
-What lives here: `Wait`, how long that is, and `Retry`, the one timer of a share or mount. What must not: what is tried,
-or whether it is worth it.
+What lives here: `Wait`: how waits grow, and the longest; and `Retry`, the one timer of a share or mount. What must not:
+how long the first wait is (`uvmshare.share.share`, `uvmshare.mounts.mount`), what is tried, or whether it is worth it.
 """
 
 from __future__ import annotations

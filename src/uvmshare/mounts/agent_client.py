@@ -1,4 +1,4 @@
-"""The agent in a guest, as the MountManager sees it: two calls that become GuestRequest documents, and a list.
+"""The agent in a guest, as the MountManager sees it: mounting, unmounting, listing, health and a report.
 
     async with AgentClient("firecracker:/run/fc/v.sock:5641") as agent:
         mounts = MountManager(agent, shares=manager)

@@ -1,8 +1,8 @@
 """One share as the Manager keeps it, and what it shows of it.
 
-What lives here: the entry and the snapshot that callers see. What must not: any decision. Those are made in
-`uvmshare.lifecycle.claims`, `uvmshare.share.engine` and `uvmshare.share.recovery`, always between two awaits of one
-event loop, so that there is nothing to lock.
+What lives here: the entry, the snapshot that callers see, and the first wait before what failed is tried again. What
+must not: any decision. Those are made in `uvmshare.lifecycle.claims`, `uvmshare.share.engine` and
+`uvmshare.share.recovery`, always between two awaits of one event loop, so that there is nothing to lock.
 """
 
 from __future__ import annotations

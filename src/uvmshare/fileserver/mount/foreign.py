@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.mount.fids import Changes, Fid, XattrValue, XattrWrite
     from uvmshare.fileserver.mount.files.node import Node
     from uvmshare.fileserver.mount.files.openfile import OpenFile
-    from uvmshare.fileserver.mount.session import ServedConnection, Server
+    from uvmshare.fileserver.mount.session import Serve, ServedConnection
     from uvmshare.fileserver.syscalls import MountCrossed
 
 __all__ = ["Errand", "Foreign"]
@@ -70,7 +70,7 @@ class Errand(Session):
     msize: int
     locks_waited_for: set[Errand]
 
-    def __init__(self, shared: dict[str, Any], cls: type[m.Message], serve: Server, tag: int, message: bytes) -> None:
+    def __init__(self, shared: dict[str, Any], cls: type[m.Message], serve: Serve, tag: int, message: bytes) -> None:
         self.__dict__.update(shared)
         self.kind = cls
         self.tag = tag
@@ -257,15 +257,15 @@ class Foreign:
 
     # Which requests
 
-    def served(self, plain: list[Server | None]) -> list[Server | None]:
+    def served(self, plain: list[Serve | None]) -> list[Serve | None]:
         """Return what serves each message type now that some are errands."""
-        made: list[Server | None] = [None] * len(plain)
+        made: list[Serve | None] = [None] * len(plain)
         for number, serve in enumerate(plain):
             if serve is not None:
                 made[number] = self._dispatching(m.BY_TYPE[number], serve)
         return made
 
-    def _dispatching(self, cls: type[m.Message], serve: Server) -> Server:
+    def _dispatching(self, cls: type[m.Message], serve: Serve) -> Serve:
         read, fields = cls.layout.read, [name for name in _FIDS if name in cls.__struct_fields__]
         has_more = len(fields) > 1
         is_new = cls in (m.Twalk, m.Txattrwalk)
@@ -333,7 +333,7 @@ class Foreign:
     def _send(
         self,
         cls: type[m.Message],
-        serve: Server,
+        serve: Serve,
         tag: int,
         message: bytes,
         named: list[int],

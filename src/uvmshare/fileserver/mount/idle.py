@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.mount.files.openfile import OpenFile, OpenFiles
     from uvmshare.fileserver.mount.files.tree import Tree
 
-__all__ = ["Idle", "Pins"]
+__all__ = ["Idle", "InUse"]
 
 _KEPT_FLAGS: Final = os.O_ACCMODE | os.O_APPEND | os.O_SYNC | os.O_DSYNC
 """What is asked for again of how a file was opened."""
@@ -56,7 +56,7 @@ _MOST_STEPS: Final = 64
 """Renames of one file that are followed."""
 
 
-class Pins:
+class InUse:
     """The nodes that threads beside the loop use now: their descriptors stay open. The lock guards closing them too."""
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class Idle:
         tree: Tree,
         fids: dict[int, Fid],
         opened: OpenFiles,
-        pins: Pins,
+        pins: InUse,
         *,
         in_use: Callable[[], set[OpenFile]],
         came_back: Callable[[int], None],

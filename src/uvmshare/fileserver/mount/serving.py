@@ -33,7 +33,7 @@ from uvmshare.fileserver.mount.files.ownership import choose
 from uvmshare.fileserver.mount.files.tree import Tree
 from uvmshare.fileserver.mount.foreign import Foreign
 from uvmshare.fileserver.mount.handlers import ghosts, locking, table, walking
-from uvmshare.fileserver.mount.idle import Idle, Pins
+from uvmshare.fileserver.mount.idle import Idle, InUse
 from uvmshare.fileserver.mount.outbox import Outbox, read_reply
 from uvmshare.fileserver.mount.plain import Plain, begin, make_buffers
 from uvmshare.fileserver.mount.session import ServedConnection, XattrRoom
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.mount.files.node import Node
     from uvmshare.fileserver.mount.files.openfile import OpenFile
     from uvmshare.fileserver.mount.plain import Fast
-    from uvmshare.fileserver.mount.session import Server
+    from uvmshare.fileserver.mount.session import Serve
     from uvmshare.fileserver.mount.watched import Queue
 
 __all__ = ["Serving"]
@@ -108,7 +108,7 @@ fourth number means nothing, and there is always buffer behind it."""
 _TURN: Final = range(512)
 """Requests that are served before their replies are sent, at most: some 80 KB of small ones."""
 
-_NOT_ATTACHED: Final[list[Server | None]] = [None] * 256
+_NOT_ATTACHED: Final[list[Serve | None]] = [None] * 256
 
 
 class Serving(ServedConnection):
@@ -145,7 +145,7 @@ class Serving(ServedConnection):
         self.aside = Aside(self.outbox.send)
         self.opened_files = OpenFiles()
         self.idle = Idle(
-            self.tree, self.fids, self.opened_files, Pins(), in_use=self.aside.files, came_back=self.require_room
+            self.tree, self.fids, self.opened_files, InUse(), in_use=self.aside.files, came_back=self.require_room
         )
         self.tree.root.find_again = self._find_again
         self.most_descriptors = descriptors - min(_RESERVED, descriptors // 2)
@@ -166,7 +166,7 @@ class Serving(ServedConnection):
         """By the tag of the request."""
         self.throttle = Throttle(limits, on_first_wait=self._slowed_down)
         self.splicer = Splicer(connection.fileno()) if connection.family == socket.AF_UNIX else None
-        self._plain = self._served = self._measured = _NOT_ATTACHED
+        self._handlers = self._served = self._measured = _NOT_ATTACHED
         self._fast: Fast | None = None
         """The compiled loop, which serves what is plain (`plain`)."""
         self._buffers = make_buffers()
@@ -358,9 +358,9 @@ class Serving(ServedConnection):
         """Whether any request has not been answered yet, so that tags are in use."""
         return bool(self.aside.pending or self._ahead or self._lock_waits)
 
-    def serves(self, number: int) -> Server | None:
+    def serves(self, number: int) -> Serve | None:
         """Return what serves a message type now, where no thread does."""
-        return self._plain[number]
+        return self._handlers[number]
 
     def bear_silence(self) -> None:
         """Note that nothing came for a while. Raises `RemoteProtocolError` when that was too long."""
@@ -417,9 +417,9 @@ class Serving(ServedConnection):
     def _attach(self, *, attached: bool) -> None:
         """Serve requests from now on, or none but Tversion and Tattach."""
         self._attached = attached
-        self._plain = self._served = table.served(read_only=self.export.read_only) if attached else _NOT_ATTACHED
+        self._handlers = self._served = table.served(read_only=self.export.read_only) if attached else _NOT_ATTACHED
         if self.foreign.is_used and attached:
-            self._served = self.foreign.served(self._plain)
+            self._served = self.foreign.served(self._handlers)
         if self._pretends and attached:
             self._served = ghosts.served(self._served)
         self._measured = self.counters.measured(self._served)

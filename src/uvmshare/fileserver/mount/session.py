@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.mount.splicing import Splicer
     from uvmshare.fileserver.mount.watched import Watched
 
-__all__ = ["Replies", "ServedConnection", "Server", "Session", "XattrRoom"]
+__all__ = ["Replies", "Serve", "ServedConnection", "Session", "XattrRoom"]
 
-Server = Callable[["Session", int, int, int, int], bytes | None]
+Serve = Callable[["Session", int, int, int, int], bytes | None]
 """Serves one type of message: takes the session, the tag, the first four bytes of the body as a number, where the body
 begins and where it ends."""
 
@@ -264,7 +264,7 @@ class ServedConnection(Session):
         """Whether any request has not been answered yet, so that tags are in use."""
 
     @abstractmethod
-    def serves(self, number: int) -> Server | None:
+    def serves(self, number: int) -> Serve | None:
         """Return what serves a message type now, where no thread does."""
 
     @abstractmethod

@@ -1,7 +1,7 @@
-"""Waiting for a connection.
+"""How long a call on a connection waits, and how a peer that is gone is noticed.
 
-What lives here: how long a call waits for a peer, and how a peer that is gone is noticed. What must
-not: what is done when the time is over (`serving`).
+What lives here: time-outs, bytes that the peer has not taken, and probes. What must not: what is done when the time is
+over (`serving`).
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from uvmshare.errors import FileServerError
 from uvmshare.fileserver import syscalls
+from uvmshare.fileserver.models import MAPPED
 from uvmshare.fileserver.mount.files import virtfs
 from uvmshare.linux.fsuid import set_fs_identity
 
@@ -105,9 +106,7 @@ _CAP_DAC_OVERRIDE: Final = 1
 _CAP_MKNOD: Final = 27
 _PERMISSIONS: Final = 0o777
 _ALL_BITS: Final = 0o7777
-
-
-_OURS: Final = virtfs.PREFIX.encode()
+_OURS: Final = MAPPED.encode()
 _USERS: Final = b"user."
 _ACLS: Final = frozenset((b"system.posix_acl_access", b"system.posix_acl_default"))
 _SET_ID: Final = stat.S_ISUID | stat.S_ISGID

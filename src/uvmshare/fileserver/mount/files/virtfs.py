@@ -11,11 +11,12 @@ import stat
 import struct
 from typing import Final
 
+from uvmshare.fileserver.models import MAPPED
+
 __all__ = [
     "GID",
     "HAVE_ATTRIBUTES",
     "MODE",
-    "PREFIX",
     "RDEV",
     "U32",
     "U64",
@@ -28,11 +29,10 @@ __all__ = [
     "type_of",
 ]
 
-PREFIX: Final = "user.virtfs."
-UID: Final = PREFIX + "uid"
-GID: Final = PREFIX + "gid"
-MODE: Final = PREFIX + "mode"
-RDEV: Final = PREFIX + "rdev"
+UID: Final = MAPPED + "uid"
+GID: Final = MAPPED + "gid"
+MODE: Final = MAPPED + "mode"
+RDEV: Final = MAPPED + "rdev"
 U32: Final = struct.Struct("<I")
 U64: Final = struct.Struct("<Q")
 

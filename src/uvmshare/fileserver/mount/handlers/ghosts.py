@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.mount.fids import Fid
     from uvmshare.fileserver.mount.files.node import Node
     from uvmshare.fileserver.mount.listening import Listening, Pretence
-    from uvmshare.fileserver.mount.session import Server, Session
+    from uvmshare.fileserver.mount.session import Serve, Session
 
     Ghost = Callable[[Session, int, int, GhostFid, int, int], bytes | None]
     """Serves one type of message for a fid of the reserved user."""
@@ -52,7 +52,7 @@ _RMKNOD: Final = m.packer(m.Rmknod)
 _RSYMLINK: Final = m.packer(m.Rsymlink)
 
 
-def served(plain: list[Server | None]) -> list[Server | None]:
+def served(plain: list[Serve | None]) -> list[Serve | None]:
     """Return what serves each message type where some fids are those of the reserved user."""
     made = list(plain)
     for cls, ghost in (*_ALWAYS.items(), *_OF_GONE.items()):
@@ -62,7 +62,7 @@ def served(plain: list[Server | None]) -> list[Server | None]:
     return made
 
 
-def _either(plain: Server, ghost: Ghost, *, always: bool) -> Server:
+def _either(plain: Serve, ghost: Ghost, *, always: bool) -> Serve:
     def serve(session: Session, tag: int, number: int, at: int, stop: int) -> bytes | None:
         fid = session.fids.get(number)
         if type(fid) is GhostFid and (always or fid.pretended):

@@ -22,14 +22,14 @@ from uvmshare.fileserver.mount.handlers import attributes, directories, files, l
 from uvmshare.ninep import messages as m
 
 if TYPE_CHECKING:
-    from uvmshare.fileserver.mount.session import Server, Session
+    from uvmshare.fileserver.mount.session import Serve, Session
 
 __all__ = ["HANDLERS", "Handler", "served"]
 
 Handler = Callable[["Session", int, Any], bytes | None]
 
 
-def _decoded(cls: type[m.Message], handler: Handler) -> Server:
+def _decoded(cls: type[m.Message], handler: Handler) -> Serve:
     """Read the message first."""
     read = cls.layout.read
 
@@ -39,7 +39,7 @@ def _decoded(cls: type[m.Message], handler: Handler) -> Server:
     return serve
 
 
-def _refused(cls: type[m.Message]) -> Server:
+def _refused(cls: type[m.Message]) -> Serve:
     """Refuse what a read-only share does not do; what is no message of that type still breaks the protocol."""
     read = cls.layout.read
 
@@ -53,7 +53,7 @@ def _refused(cls: type[m.Message]) -> Server:
 
 _RLERROR: Final = m.packer(m.Rlerror)
 
-_READS: Final[dict[type[m.Message], Server]] = {
+_READS: Final[dict[type[m.Message], Serve]] = {
     m.Twalk: walking.walk,
     m.Tclunk: walking.clunk,
     m.Tgetattr: attributes.getattr_,
@@ -69,7 +69,7 @@ _READS: Final[dict[type[m.Message], Server]] = {
     m.Tremove: _decoded(m.Tremove, names.remove),  # clunks its fid even on a read-only share
 }
 
-_WRITES: Final[dict[type[m.Message], Server]] = {
+_WRITES: Final[dict[type[m.Message], Serve]] = {
     m.Tsetattr: _decoded(m.Tsetattr, attributes.setattr_),
     m.Tlcreate: files.lcreate,
     m.Twrite: files.write,
@@ -87,9 +87,9 @@ HANDLERS: Final = frozenset(cls.type for cls in (*_READS, *_WRITES))
 """The numbers of the messages that have a handler."""
 
 
-def served(*, read_only: bool) -> list[Server | None]:
+def served(*, read_only: bool) -> list[Serve | None]:
     """Return what serves each message type. A read-only share refuses all that is not known to leave it as it is."""
-    found: list[Server | None] = [None] * 256
+    found: list[Serve | None] = [None] * 256
     for cls, serve in _READS.items():
         found[cls.type] = serve
     for cls, serve in _WRITES.items():
