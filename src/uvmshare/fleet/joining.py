@@ -1,4 +1,4 @@
-"""A VM of a host's own that the fleet takes on, and gives back: its holders get other names, and nothing else changes.
+"""A VM of a host's own that joins the fleet, or leaves it: its holders get other names, and nothing else changes.
 
 What lives here: `Joining`: what a host offers, how it hands the holders over, and back. What must not: etcd, or what a
 gate does with an offer (`gate`).
