@@ -21,7 +21,7 @@ from uvmshare.daemon.documents import (
     Share,
     Vm,
 )
-from uvmshare.daemon.fleet_documents import Joined, Kept, PlacedVm
+from uvmshare.daemon.fleet_documents import Joined, Kept, NewMove, PlacedVm
 from uvmshare.errors import AlreadyThere, InvalidOptions, NotThere
 from uvmshare.etcd.protocol import Put
 from uvmshare.fleet.callers import Caller
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from uvmshare.errors import UvmshareError
     from uvmshare.etcd.protocol import Store
     from uvmshare.fleet.documents import End, Have, Holding
+    from uvmshare.fleet.local import Arriving
 
 WHEN = datetime(2026, 1, 1, tzinfo=UTC)
 ANN = Caller("acme", "ann")
@@ -115,9 +116,16 @@ class FakeHost:
             for name, (wanted, owners) in machine.shares.items()
         ]
         mounts = [mount_document(vm, path, *each) for path, each in machine.mounts.items()]
-        return Seen(vm_document(vm, machine), shares, mounts)
+        return Seen(vm_document(vm, machine), shares, mounts, self.given.get(vm, -1) + 1)
 
-    async def add_vm(self, vm: VmName, wanted: Mapping[str, Any]) -> None:
+    async def prepare(self, vm: VmName, wanted: Mapping[str, Any], holdings: Iterable[Holding]) -> None:
+        await self._pause("prepare")
+        del vm
+        for place in (*wanted["listen"], *(each.what["path"] for each in holdings)):
+            if place in self.refused:
+                raise self.refused[place]
+
+    async def add_vm(self, vm: VmName, wanted: Mapping[str, Any], arriving: Arriving | None) -> None:
         await self._pause("add_vm")
         new = msgspec.convert(dict(wanted), NewVm)
         there = self.machines.get(vm)
@@ -128,7 +136,19 @@ class FakeHost:
         for address in new.listen:
             if address in self.refused:
                 raise self.refused[address]
-        self.machines[vm] = FakeVm(new)
+        made = FakeVm(new)
+        for each in () if arriving is None else arriving.holdings:
+            if each.what["path"] in self.refused:
+                raise self.refused[each.what["path"]]
+            if each.kind == "share":
+                share = msgspec.convert(each.what, NewShare)
+                made.shares.setdefault(each.share or "", (share, set()))[1].add(each.owner)
+            else:
+                mount = msgspec.convert(each.what, NewMount)
+                made.mounts.setdefault(mount.guest_path, (mount, each.share or "", set()))[2].add(each.owner)
+        if arriving is not None:
+            self.given[vm] = arriving.names - 1
+        self.machines[vm] = made
         self.writes.append(f"vm {vm.here}")
 
     async def take_on(self, vm: VmName, wanted: Mapping[str, Any], holdings: Iterable[Holding]) -> None:
@@ -365,6 +385,9 @@ class Fleet:
 
     async def add_vm(self, who: Caller = ANN, wanted: PlacedVm | None = None) -> Vm:
         return await self.gate.add_vm(who, *await self.gate.want_vm(who, wanted or placed()))
+
+    async def move_vm(self, to: str, step: Any = "all", **more: bool) -> Vm:
+        return await self.gate.move(ANN, "build", NewMove(to=to, step=step, **more))
 
     async def join_vm(self, joined: Joined, who: Caller = ANN) -> Vm:
         return await self.gate.add_vm(who, *await self.gate.want_joined(who, joined))

@@ -27,14 +27,15 @@ _LONGEST = 200
 class Deaths:
     """Counts the calls of a host and of gates, and has one of them die before the call of a number."""
 
-    def __init__(self, fleet: Fleet, who: str, number: int) -> None:
+    def __init__(self, fleet: Fleet, who: str, number: int, host: str = "h1") -> None:
         self._fleet = fleet
+        self._host = host
         self._who = who
         self._number = number
         self.calls = 0
         self.asking: asyncio.Task[Any] | None = None
         self.died = asyncio.Event()
-        fleet.hosts["h1"].pause = self._before_local
+        fleet.hosts[host].pause = self._before_local
         self.watch_gate()
 
     def watch_gate(self) -> None:
@@ -52,7 +53,7 @@ class Deaths:
 
     def watch_host(self) -> None:
         """Count what the host asks etcd."""
-        store = self._fleet.stores["h1"]
+        store = self._fleet.stores[self._host]
         decide = store.decide
 
         def counted(name: str) -> Any:
@@ -74,6 +75,19 @@ class Deaths:
         await asyncio.sleep(0)
 
 
+async def _ask(fleet: Fleet, deaths: Deaths, work: Callable[[], Awaitable[Any]]) -> Any:
+    """Ask as a client does: again, through another gate, when there was no answer."""
+    for _ in range(5):
+        deaths.asking = asyncio.ensure_future(work())
+        await asyncio.wait({deaths.asking})
+        if deaths.asking.cancelled():
+            deaths.watch_gate()
+            continue
+        with contextlib.suppress(OutcomeUnknown):
+            return deaths.asking.result()
+    raise AssertionError("no gate answers", fleet)  # noqa: EM101, TRY003  it ends the test
+
+
 async def _scenario(who: str, number: int) -> int:
     """Use a fleet while one dies before its call of this number; return how many calls there were."""
     fleet = Fleet("h1")
@@ -91,16 +105,7 @@ async def _scenario(who: str, number: int) -> int:
     resurrecting = asyncio.ensure_future(resurrect())
 
     async def ask(work: Callable[[], Awaitable[Any]]) -> Any:
-        """Ask as a client does: again, through another gate, when there was no answer."""
-        for _ in range(5):
-            deaths.asking = asyncio.ensure_future(work())
-            await asyncio.wait({deaths.asking})
-            if deaths.asking.cancelled():
-                deaths.watch_gate()
-                continue
-            with contextlib.suppress(OutcomeUnknown):
-                return deaths.asking.result()
-        raise AssertionError("no gate answers")  # noqa: EM101, TRY003  it ends the test
+        return await _ask(fleet, deaths, work)
 
     await ask(fleet.add_vm)
     names = [(await ask(lambda: fleet.add_share("/srv/stays"))).name]
@@ -129,6 +134,61 @@ async def _scenario(who: str, number: int) -> int:
     return deaths.calls
 
 
+async def _moving(who: str, number: int) -> int:
+    """Move a VM to another host and back while one dies before its call of this number; return how many there were."""
+    fleet = Fleet("h1", "h2")
+    await fleet.begin()
+    await asyncio.sleep(1)
+    dies = who if who in fleet.hosts else "h1"
+    deaths = Deaths(fleet, "gate" if who == "gate" else "host", number, dies)
+    deaths.watch_host()
+    most = 0
+
+    def watched(host: str, before: Any) -> Any:
+        async def pause(what: str) -> None:
+            nonlocal most
+            most = max(most, sum(bool(each.machines) for each in fleet.hosts.values()))
+            if before is not None:
+                await before(what)
+
+        fleet.hosts[host].pause = pause
+
+    for host in fleet.hosts:
+        watched(host, fleet.hosts[host].pause)
+
+    async def resurrect() -> None:
+        await deaths.died.wait()
+        await fleet.stop(dies)
+        fleet.start(dies)
+
+    resurrecting = asyncio.ensure_future(resurrect())
+
+    async def ask(work: Callable[[], Awaitable[Any]]) -> Any:
+        return await _ask(fleet, deaths, work)
+
+    await ask(fleet.add_vm)
+    names = [(await ask(lambda: fleet.add_share("/srv/stays"))).name]
+    await ask(lambda: fleet.add_mount("/srv/mounted", "/mnt/x", "living", 30))
+    await ask(lambda: fleet.add_share("/srv/dies", "dying", 5))
+    for to in ("h2", "h1", "h2"):
+        await ask(lambda to=to: fleet.move_vm(to))  # type: ignore[misc]  # mypy cannot infer a default's type
+        await ask(lambda: fleet.gate.renew(ANN, "living"))
+        names.append((await ask(lambda to=to: fleet.add_share(f"/srv/{to}{len(names)}"))).name)  # type: ignore[misc]  # as above
+    await asyncio.sleep(20)
+    await ask(lambda: fleet.gate.renew(ANN, "living"))
+    held = fleet.hosts["h2"].held()["build"]
+    assert {("/srv/stays", "job"), ("/srv/mounted", "living")} <= held
+    assert not any(owner == "dying" for _, owner in held)
+    assert fleet.hosts["h1"].machines == {}
+    assert len(set(names)) == len(names), "a name was given twice"
+    assert most <= 1, "two hosts served one VM"
+    assert not fleet.etcd.read(fleet.keys.host("h1") + "have/")
+    assert (await ask(lambda: fleet.gate.vm(ANN, "build"))).epoch == 4
+    resurrecting.cancel()
+    await fleet.end()
+    return deaths.calls
+
+
 def _check_history(fleet: Fleet) -> None:
     """See that what a host said never answered more than was wanted, in every revision that there was."""
     keys = fleet.keys
@@ -144,12 +204,12 @@ def _check_history(fleet: Fleet) -> None:
             assert decode(Have, event.at.value, event.at.key).seen <= want_at
 
 
-def _try_all(who: str, step: int) -> None:
-    calls = run(_scenario(who, 0))
+def _try_all(who: str, step: int, scenario: Callable[[str, int], Any] = _scenario) -> None:
+    calls = run(scenario(who, 0))
     assert 20 < calls < _LONGEST, calls
     for number in range(1, calls + 1, step):
         try:
-            run(_scenario(who, number))
+            run(scenario(who, number))
         except Exception as error:
             error.add_note(f"{who} died before call {number} of {calls}")
             raise
@@ -164,6 +224,17 @@ def test_no_reference_is_lost_or_left_whoever_dies_before_a_call(who: str) -> No
 @pytest.mark.parametrize("who", ["host", "gate"])
 def test_no_reference_is_lost_or_left_whoever_dies_before_whichever_call(who: str) -> None:
     _try_all(who, 1)
+
+
+@pytest.mark.parametrize("who", ["h1", "h2", "gate"])
+def test_a_vm_moves_and_is_served_by_one_host_whoever_dies_before_a_call(who: str) -> None:
+    _try_all(who, 11, _moving)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("who", ["h1", "h2", "gate"])
+def test_a_vm_moves_and_is_served_by_one_host_whoever_dies_before_whichever_call(who: str) -> None:
+    _try_all(who, 1, _moving)
 
 
 async def _removed(number: int) -> None:

@@ -179,6 +179,57 @@ def add(
 
 @vm.command()
 @vm_argument()
+@click.option("--to", metavar="HOST", required=True, help="The host of the fleet that is to serve it.")
+@click.option("--prepare", "step", flag_value="prepare", help="See whether HOST could, before its memory is moved.")
+@click.option("--commit", "step", flag_value="commit", help="Give it over, when its memory is moved.")
+@click.option("--abort", "step", flag_value="abort", help="Leave it where it is.")
+@click.option("--take", is_flag=True, help="Take it from a host that is not heard of.")
+@click.option("--i-made-sure", "made_sure", is_flag=True, help="That this host serves it no more, nor runs it.")
+@host_option
+def move(vm: str, to: str, step: str | None, host: str | None, *, take: bool, made_sure: bool) -> None:
+    """Have another host serve a VM, with the same shares by the same names and everybody who holds them.
+
+    Whoever moves the VM itself calls this: --prepare before its memory is moved, --commit when it runs no more where it
+    was. Without a step, both follow each other. Each may be repeated. Connections of the guest end; its agent mounts
+    again.
+
+    A host that is not heard of may serve on, and its VM run on. Take the VM from it only when you ended both.
+
+    \b
+    Examples:
+      uvmshare vm move build --to host-18
+      uvmshare vm move build --to host-18 --take --i-made-sure
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+    with connected(host, f"waiting for the hosts of VM {vm}") as client:
+        require_gate(client, "uvmshare vm move")
+        moved = client.vms.move(vm, to, step=step or "all", take=take, made_sure=made_sure)  # type: ignore[arg-type]  # one of the flags
+    say(moved.id)
+    note(f"VM {moved.id!r} is on host {moved.host}")
+
+
+@vm.command()
+@vm_argument()
+@click.argument("id_", metavar="ID")
+@click.argument("listen", metavar="[ADDRESS]...", nargs=-1)
+@click.option("--on", metavar="HOST", required=True, help="The host of the fleet where the copy runs.")
+@click.option("--agent", metavar="ADDRESS", help="Where its agent is reached. [default: as the VM's]")
+@host_option
+def clone(vm: str, id_: str, listen: tuple[str, ...], *, on: str, agent: str | None, host: str | None) -> None:
+    """Add VM ID with the same shares, names and holders as VM has: for a snapshot that is restored twice.
+
+    Without an ADDRESS it listens where VM does, which is for another host.
+
+    \b
+    Examples:
+      uvmshare vm clone build build-2 --on host-19
+    """  # noqa: D301  \b is click's mark for lines that stay as they are
+    with connected(host, f"waiting for host {on}") as client:
+        require_gate(client, "uvmshare vm clone")
+        say(client.vms.clone(vm, id_, on=on, listen=listen, agent=agent).id)
+
+
+@vm.command()
+@vm_argument()
 @click.option("--tenant", metavar="NAME", required=True, help="The tenant of the fleet who is to have it.")
 @click.option("--daemon", metavar="unix:PATH", help="This host's daemon. [default: your own, or the system's]")
 @host_option

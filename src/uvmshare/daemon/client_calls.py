@@ -36,7 +36,7 @@ from uvmshare.daemon.documents import (
     Stats,
     Vm,
 )
-from uvmshare.daemon.fleet_documents import Following, Host, Joined, NewOffer, PlacedVm, RemovedHost
+from uvmshare.daemon.fleet_documents import Following, Host, Joined, NewClone, NewMove, NewOffer, PlacedVm, RemovedHost
 from uvmshare.daemon.requests import Unfit, as_document
 from uvmshare.errors import InvalidAddress, InvalidOptions, UnsupportedPlatform, WrongType
 from uvmshare.fileserver.models import Links, SecurityModel
@@ -53,6 +53,7 @@ __all__ = [
     "add_share",
     "add_vm",
     "begin_add_share",
+    "clone_vm",
     "default_host",
     "encoded",
     "events",
@@ -71,6 +72,7 @@ __all__ = [
     "list_vms",
     "local_daemon",
     "map_directory",
+    "move_vm",
     "offer_vm",
     "operation",
     "release_owner",
@@ -216,6 +218,49 @@ def join_vm(offered: Joined) -> Call[Vm]:
     if not isinstance(offered, Joined):
         arguments.refuse_type("offered", offered, "what offer_vm of the host's daemon returned")
     return Call("POST", f"{_vm(offered.vm.id)}/join", Vm, encoded(offered))
+
+
+def move_vm(
+    vm: str,
+    to: str,
+    *,
+    step: Literal["all", "prepare", "commit", "abort"] = "all",
+    take: bool = False,
+    made_sure: bool = False,
+) -> Call[Vm]:
+    """Have another host of the fleet serve a VM, with the same shares by the same names. Returns it.
+
+    `step` does a part of it: "prepare" before the VM's memory is moved, "commit" when it is, or "abort". With `take`
+    and `made_sure` the VM is taken from a host that is not heard of. Raises what the other host cannot do.
+    """
+    wanted = {
+        "to": arguments.text("to", to, "a host of the fleet"),
+        "step": arguments.one_of("step", step, Literal["all", "prepare", "commit", "abort"]),
+        "take": arguments.flag("take", take),
+        "made_sure": arguments.flag("made_sure", made_sure),
+    }
+    return Call("POST", f"{_vm(vm)}/move", Vm, _document(NewMove, wanted))
+
+
+def clone_vm(
+    vm: str,
+    id: str,  # noqa: A002  what the document calls it
+    *,
+    on: str,
+    listen: Collection[str] = (),
+    agent: str | None = None,
+) -> Call[Vm]:
+    """Add a VM with the same shares, names and holders as `vm` has, on a host of the fleet; for a snapshot's copy.
+
+    Without `listen` and `agent` its addresses are those of `vm`.
+    """
+    wanted = {
+        "id": id,
+        "on": on,
+        "listen": arguments.list_of("listen", listen, str, "a list of addresses, such as ['unix:/run/vm1.9p']"),
+        "agent": agent,
+    }
+    return Call("POST", f"{_vm(vm)}/clone", Vm, _document(NewClone, wanted))
 
 
 def leave_vm(vm: str) -> Call[Removed]:

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from uvmshare.daemon.documents import Answer, LeaseSeconds, NewVm, OwnerName, Request
+from uvmshare.daemon.documents import AddressText, Answer, LeaseSeconds, NewVm, OwnerName, Request, VmId
 
-__all__ = ["Following", "Host", "Joined", "Kept", "NewOffer", "PlacedVm", "RemovedHost"]
+__all__ = ["Following", "Host", "Joined", "Kept", "NewClone", "NewMove", "NewOffer", "PlacedVm", "RemovedHost"]
 
 HostName = Annotated[str, msgspec.Meta(min_length=1, max_length=63, description="A host of the fleet.")]
 TenantName = Annotated[str, msgspec.Meta(min_length=1, max_length=32, description="A tenant of the fleet.")]
@@ -28,6 +28,29 @@ class NewOffer(Request, frozen=True):
     """Whose a VM of this host's own is to be in the fleet."""
 
     tenant: TenantName
+
+
+class NewMove(Request, frozen=True):
+    """To which host a VM is to move, and which step of it is to be done."""
+
+    to: HostName
+    step: Literal["all", "prepare", "commit", "abort"] = "all"
+    """Prepared, the host looks whether it could serve the VM, for at most ten minutes; committed, it does."""
+    take: bool = False
+    """Whether the VM is taken from a host that is not heard of, and may serve on."""
+    made_sure: bool = False
+    """That whoever asks has made sure that it does not."""
+
+
+class NewClone(Request, frozen=True):
+    """A copy of a VM: what it is called, and where it is."""
+
+    id: VmId
+    on: HostName
+    listen: Annotated[tuple[AddressText, ...], msgspec.Meta(max_length=16)] = ()
+    """Its addresses; none for those of the VM that is copied."""
+    agent: AddressText | None = None
+    """Where its agent is reached; null for the same address."""
 
 
 class Kept(Request, frozen=True):

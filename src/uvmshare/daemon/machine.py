@@ -288,13 +288,13 @@ class Machine:
             msg = f"VM {self.record.id!r} is still being found since the daemon was started: ask again later"
             raise InvalidState(msg) from error
 
-    async def add(self) -> None:
+    async def add(self, brought: bytes | None = None) -> None:
         """Start the file server of a new VM. Raises what starting it does, and leaves nothing then."""
         self.group = self._places.group_of(self.record)
         try:
             server = await self._start_server()
             try:
-                await self._take(server, vm_is_new=False, take_out_unknown=True)
+                await self._take(server, vm_is_new=False, take_out_unknown=True, brought=brought)
             except BaseException:
                 await server.aclose()
                 raise
@@ -410,18 +410,21 @@ class Machine:
             msg = f"the file server of VM {self.record.id} cannot be started: {reason_of(error)}: see uvmshare doctor"
             raise FileServerError(msg) from error
 
-    async def _take(self, server: FileServer, *, vm_is_new: bool, take_out_unknown: bool = False) -> None:
+    async def _take(
+        self, server: FileServer, *, vm_is_new: bool, take_out_unknown: bool = False, brought: bytes | None = None
+    ) -> None:
         """Have a Manager find what is shared there, and settle what is in doubt. When it raises, nothing was taken.
 
         `take_out_unknown` is for a VM that is added: a run directory in which one of that name ended out of order may
         hold shares of it yet.
         """
-        manager = Manager(
-            TracedFileServer(server, f"{self.record.identity.uid}:{self.record.id}"),
-            journal=self._journal,
-            no_writable_file_shares=self.record.wanted.read_only,
-        )
-        await manager.recover(vm_is_new=vm_is_new, take_out_unknown=take_out_unknown)
+        traced = TracedFileServer(server, f"{self.record.identity.uid}:{self.record.id}")
+        read_only = self.record.wanted.read_only
+        if brought is not None:
+            manager = await Manager.restore(brought, traced, journal=self._journal, no_writable_file_shares=read_only)
+        else:
+            manager = Manager(traced, journal=self._journal, no_writable_file_shares=read_only)
+            await manager.recover(vm_is_new=vm_is_new, take_out_unknown=take_out_unknown)
         try:
             await self._start_agent(server, manager)
         except BaseException:

@@ -16,7 +16,7 @@ import time
 from collections import Counter, defaultdict
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 import structlog
@@ -36,7 +36,7 @@ from uvmshare.daemon.operations import Operations
 from uvmshare.daemon.quotas import USER_SHARES, USER_VMS, Quotas
 from uvmshare.daemon.releases import Releases
 from uvmshare.daemon.shares import UserShares
-from uvmshare.daemon.store import LeaseKey, MountLease, VmRecord, name_for
+from uvmshare.daemon.store import LeaseKey, MountLease, MountRecord, VmRecord, name_for
 from uvmshare.errors import AlreadyThere, InvalidOptions, NotThere, OperationDenied, StillInUse, UvmshareError
 from uvmshare.fileserver.counters import errno_name
 from uvmshare.fileserver.mount import confinement
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver import control
     from uvmshare.sqlite_journal import SqliteJournal
 
-__all__ = ["Service"]
+__all__ = ["Brought", "Service"]
 
 _FIND_AT_ONCE: Final = 4
 """VMs of one user that are looked for beside each other. Each may be an interpreter that starts."""
@@ -72,6 +72,14 @@ takes less than the 90 s after which systemd kills (TimeoutStopSec=)."""
 _NO_GROUPS: Final = (
     "no control group to divide (cgroup v2, Delegate=yes): a VM's processes have no common limits or end"
 )
+
+
+class Brought(NamedTuple):
+    """What a VM brings along from another host."""
+
+    shares: bytes
+    """As `Manager.save` writes them."""
+    mounts: list[MountRecord]
 
 
 class Service:
@@ -280,16 +288,49 @@ class Service:
             notes=machine.reachable.notes,
         )
 
-    async def add_vm(self, who: Identity, wanted: NewVm, *, tenant: str = "") -> Vm:
+    async def add_vm(self, who: Identity, wanted: NewVm, *, tenant: str = "", brought: Brought | None = None) -> Vm:
         """Start a file server for a VM, with the rights of the one who asks; return the VM.
 
-        The same again, word for word, is no mistake and changes nothing. `tenant` is for the fleet's own. Raises
+        The same again, word for word, is no mistake and changes nothing. `tenant` is for the fleet's own, and
+        `brought` for those of them that come from another host, with shares under their names. Raises `RestoreFailed`,
         `AlreadyThere`, `LimitReached`, and what starting a file server raises; then nothing is left of it.
         """
-        record = VmRecord(who, wanted, tenant=tenant)
+        record = VmRecord(who, wanted, tenant=tenant, arriving=brought is not None)
         there = self.machines.get(record.key)
         if there is not None and there.record.unreadable is None and there.record.wanted == wanted:
             return self.vm(who, there)
+        self._check_vm(record)
+        self._being_added.add(record.key)
+        try:
+            machine = self._make_machine(record)
+            # Written down first: a daemon that dies in between finds the file server again.
+            self._store.put_vm(record)
+            try:
+                if brought is not None:
+                    await self._journal.forget_vm(f"{record.key[0]}/{record.key[1]}")
+                    for each in brought.mounts:
+                        self._store.put_mount(each)
+                await machine.add(None if brought is None else brought.shares)
+            except BaseException:
+                self._store.drop_vm(record.key)
+                raise
+            self.machines[record.key] = machine
+        finally:
+            self._being_added.discard(record.key)
+        if brought is not None:
+            self.rewrite(machine, msgspec.structs.replace(record, arriving=False))
+            self.mounts.load(machine)
+            self._in_background(self.mounts.restore(machine))
+        self.events.emit(EventKind.VM_ADDED, record.key, addresses=list(machine.addresses))
+        await machine.reachable.look(machine.addresses)
+        return self.vm(who, machine)
+
+    async def check_vm(self, who: Identity, wanted: NewVm, *, tenant: str = "") -> None:
+        """See that a VM can be added here, as far as that can be told before. Raises as `add_vm` does."""
+        self._check_vm(VmRecord(who, wanted, tenant=tenant))
+
+    def _check_vm(self, record: VmRecord) -> None:
+        who, wanted, there = record.identity, record.wanted, self.machines.get(record.key)
         if there is not None or record.key in self._being_added:
             msg = f"there is a VM {wanted.id!r} already, with other settings: remove it first, or choose another id"
             raise AlreadyThere(msg)
@@ -300,26 +341,11 @@ class Service:
         check_addresses(wanted, who)
         self._check_group(who, wanted)
         self.quotas.require_room_for_vm(who, sum(uid == who.uid for uid, _ in {*self.machines, *self._being_added}))
-        self._being_added.add(record.key)
-        try:
-            machine = self._make_machine(record)
-            # Written down first: a daemon that dies in between finds the file server again.
-            self._store.put_vm(record)
-            try:
-                await machine.add()
-            except BaseException:
-                self._store.drop_vm(record.key)
-                raise
-            self.machines[record.key] = machine
-        finally:
-            self._being_added.discard(record.key)
-        self.events.emit(EventKind.VM_ADDED, record.key, addresses=list(machine.addresses))
-        await machine.reachable.look(machine.addresses)
-        return self.vm(who, machine)
 
-    def rewrite(self, machine: Machine, *, offered: str, joined: str) -> None:
-        """Write down what this host's own VM is in a fleet. Written before it returns."""
-        machine.record = msgspec.structs.replace(machine.record, offered=offered, joined=joined)
+    def rewrite(self, machine: Machine, record: VmRecord) -> None:
+        """Write down what a VM is in a fleet: its record with other words, and the same key."""
+        assert record.key == machine.record.key, "a VM keeps its id and its user"
+        machine.record = record
         self._store.put_vm(machine.record)
 
     def _check_group(self, who: Identity, wanted: NewVm) -> None:

@@ -73,6 +73,8 @@ class VmRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """Whose VM it is in the fleet; empty for this host's own."""
     offered: str = ""
     """To which tenant of the fleet its user offers it. It stays this host's own, with its id and its place here."""
+    arriving: bool = False
+    """Whether it is being added with what it brought along from another host: what is there of it is not all yet."""
     joined: str = ""
     """Which tenant has it in the fleet since they took it on; empty before that, and when it was given back."""
 

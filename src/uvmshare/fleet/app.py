@@ -51,7 +51,7 @@ from uvmshare.daemon.documents import (
     Stats,
     Vm,
 )
-from uvmshare.daemon.fleet_documents import Host, Joined, PlacedVm, RemovedHost
+from uvmshare.daemon.fleet_documents import Host, Joined, NewClone, NewMove, PlacedVm, RemovedHost
 from uvmshare.daemon.problems import problem_of
 from uvmshare.errors import NotSupported, NotThere, UvmshareError
 from uvmshare.fleet.callers import Caller
@@ -157,6 +157,23 @@ async def remove_vm(*, gate: At, who: Who, vm: VmName, wait: Wait = True, force:
     found = await gate.want_no_vm(who, vm, force=force)
     ticket = Ticket("x", found.want_at.mod_revision, (found.host,), time.time(), vm)
     return await _answer(ticket, gate.remove_vm(found), 200, wait=wait)
+
+
+@post("/vms/{vm:str}/move", summary="Move a VM", status_code=200, responses=FAILURES)
+async def move_vm(*, gate: At, who: Who, vm: VmName, data: JSONBody[NewMove]) -> Vm:
+    """Have another host serve a VM, with the same shares by the same names. The VM's memory is for others to move.
+
+    Between "prepare" and "commit" the VM is served where it was. Each step may be repeated.
+    """
+    return await gate.move(who, vm, data)
+
+
+@post("/vms/{vm:str}/clone", summary="Copy a VM", responses=ACCEPTED)
+async def clone_vm(*, gate: At, who: Who, vm: VmName, data: JSONBody[NewClone], wait: Wait = True) -> Vm:
+    """Add a VM with the same shares, names and holders as another has: for a snapshot that is restored twice."""
+    found, revision = await gate.want_clone(who, vm, data)
+    ticket = Ticket("v", revision, (), time.time(), who.shown(found.tenant, found.vm))
+    return await _answer(ticket, gate.add_vm(who, found, revision), 201, wait=wait)
 
 
 @post("/vms/{vm:str}/join", summary="Take on a host's VM", responses=ACCEPTED)
@@ -350,6 +367,8 @@ def make_gate_app(gate: Gate, log: Any) -> Litestar:
             add_vm,
             get_vm,
             remove_vm,
+            move_vm,
+            clone_vm,
             join_vm,
             leave_vm,
             list_shares,

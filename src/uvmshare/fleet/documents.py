@@ -6,12 +6,15 @@ keys (`keys`), or what the documents of the API say: these are kept as they came
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import msgspec
 
-from uvmshare.errors import UNREADABLE, StoreReplaced
+from uvmshare.errors import UNREADABLE, InvalidDocument, StoreReplaced
 from uvmshare.wording import reason_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = [
     "EVERYBODY",
@@ -28,6 +31,7 @@ __all__ = [
     "changed_fields",
     "decode",
     "encode",
+    "read_request",
 ]
 
 D = TypeVar("D", bound="_Document")
@@ -74,6 +78,12 @@ class Want(_Document, frozen=True):
     epoch: int = 1
     joined: bool = False
     """Whether it is a VM of the host's own. The host offers it, and has it back when it is wanted no more."""
+    prepare: bool = False
+    """Whether the host is only to say whether it could have it: it is on another host yet."""
+    after: str = ""
+    """The host that must have let go of it first."""
+    names: int = 0
+    """Of a VM that comes from another host, or is a clone: the least number that no share was called. Else 0."""
     holdings: dict[str, Holding] = {}
     """By number, which is never used again."""
     last: int = 0
@@ -105,6 +115,8 @@ class Have(_Document, frozen=True):
     """`Share`, each."""
     mounts: list[dict[str, Any]] = []
     """`Mount`, each."""
+    names: int = 0
+    """The least that no share was called."""
     held: dict[str, str] = {}
     """By the number of a holding that is held: the share's name."""
     outcomes: dict[str, Outcome] = {}
@@ -156,6 +168,16 @@ def changed_fields(kind: type[msgspec.Struct], wanted: Any) -> dict[str, Any]:
         if default is msgspec.NODEFAULT or value != default:
             found[each.name] = msgspec.json.decode(msgspec.json.encode(value))  # as it is read again
     return found
+
+
+def read_request(kind: type[Any], fields: Mapping[str, Any], **more: Any) -> Any:
+    """Return a document. Raises `InvalidDocument` for what this version does not know, or would not take."""
+    try:
+        found = msgspec.convert(dict(fields), kind)
+    except msgspec.ValidationError as error:
+        msg = f"this host cannot do what is asked: {error}: it may have an earlier version of uvmshare than the gate"
+        raise InvalidDocument(msg) from error
+    return msgspec.structs.replace(found, **more)
 
 
 def decode(kind: type[D], value: bytes, key: str) -> D:

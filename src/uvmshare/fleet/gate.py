@@ -44,6 +44,7 @@ from uvmshare.etcd.protocol import Delete, Put, absent, present, unchanged
 from uvmshare.fleet import answers
 from uvmshare.fleet.documents import Alive, Have, Holding, Name, Tenant, Want, changed_fields, decode, encode
 from uvmshare.fleet.happenings import follow
+from uvmshare.fleet.moving import Moving, names_of
 from uvmshare.fleet.owners import Owners, id_of
 from uvmshare.fleet.reading import Found, Reader, is_seen
 from uvmshare.fleet.wanting import Asked, Ended, Wanting, problem_in
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from uvmshare.daemon.documents import Event, Mount
-    from uvmshare.daemon.fleet_documents import Joined, PlacedVm
+    from uvmshare.daemon.fleet_documents import Joined, NewClone, NewMove, PlacedVm
     from uvmshare.etcd.protocol import KeyValue, Store
     from uvmshare.fleet.callers import Caller
     from uvmshare.fleet.documents import End
@@ -75,6 +76,7 @@ class Gate:
         self._reader = Reader(store, keys)
         self._owners = Owners(self._reader)
         self._wanting = Wanting(self._reader, self._owners)
+        self._moving = Moving(self._reader)
 
     def info(self) -> Info:
         """Tell about the gate."""
@@ -234,6 +236,30 @@ class Gate:
                 + ": remove it first, or choose another id"
             )
             raise AlreadyThere(msg)
+
+    async def move(self, who: Caller, vm: str, wanted: NewMove) -> Vm:
+        """Move a VM to another host, or do one step of that; return it. Raises as `Moving` does."""
+        if wanted.step == "abort":
+            return answers.vm_of(who, await self._moving.abort(who, vm))
+        if wanted.step != "commit":
+            await self._moving.prepare(who, vm, wanted.to)
+        if wanted.step == "prepare":
+            return await self.vm(who, vm)
+        moved = await self._moving.commit(who, vm, wanted.to, take=wanted.take, made_sure=wanted.made_sure)
+        return answers.vm_of(who, dataclasses.replace(moved, lives=True))
+
+    async def want_clone(self, who: Caller, vm: str, wanted: NewClone) -> tuple[Found, int]:
+        """Write that a copy of a VM is wanted, with the same shares by the same names; return as `want_vm`."""
+        found = await self._reader.vm(who, vm, "own")
+        document: dict[str, Any] = {**found.want.vm, "id": wanted.id}
+        document |= {"listen": list(wanted.listen)} if wanted.listen else {}
+        document |= {"agent": wanted.agent} if wanted.agent is not None else {}
+        holdings = {id_: each for id_, each in found.want.holdings.items() if each.share is not None and not each.end}
+        new = Want(vm=document, holdings=holdings, last=found.want.last, names=names_of(found))
+        await self._moving.mark_leases(found, wanted.on)
+        revision = await self._add(found.tenant, wanted.id, wanted.on, new, found.rights)
+        made = await self._reader.vm(who, who.shown(found.tenant, wanted.id), "own")
+        return made, revision or made.want_at.mod_revision
 
     async def remove_vm(self, found: Found) -> Removed:
         """Wait until the host of a VM that is wanted no more has ended its file server."""

@@ -71,9 +71,12 @@ class Joining:
                 )
                 raise OperationDenied(msg)
         if not record.joined:
-            self._service.rewrite(machine, offered=tenant, joined="")
+            self._note(machine, offered=tenant, joined="")
         vm = msgspec.structs.replace(record.wanted, agent_token=None)
         return Joined(host=self._host, tenant=tenant, vm=vm, kept=tuple(kept))
+
+    def _note(self, machine: Machine, *, offered: str, joined: str) -> None:
+        self._service.rewrite(machine, msgspec.structs.replace(machine.record, offered=offered, joined=joined))
 
     def _kept(self, machine: Machine, mark: str) -> list[Kept]:
         """Return what the VM's user holds, by owners whose names begin so. Raises `InvalidState`."""
@@ -107,11 +110,11 @@ class Joining:
         if changed_fields(NewVm, msgspec.structs.replace(machine.record.wanted, agent_token=None)) != dict(wanted):
             msg = f"VM {vm!r} has other settings on this host by now: offer it again (uvmshare vm join)"
             raise AlreadyThere(msg)
-        self._service.rewrite(machine, offered=tenant, joined=tenant)  # what ends it from here on gives all back
+        self._note(machine, offered=tenant, joined=tenant)  # what ends it from here on gives all back
         uid = machine.record.identity.uid
         for each in holdings:
             await self._hand_over(machine, each, f"{uid}/{each.owner}", f"{uid}/{tenant}:{each.owner}", rights.below)
-        self._service.rewrite(machine, offered="", joined=tenant)
+        self._note(machine, offered="", joined=tenant)
 
     async def _hand_over(
         self, machine: Machine, holding: Holding, before: str, after: str, below: tuple[str, ...]
@@ -149,7 +152,7 @@ class Joining:
                 await self._service.mounts.hand_over(machine, place, theirs, own, lease)
             else:
                 await self._service.mounts.unmap(machine, place, theirs, force=True)
-        self._service.rewrite(machine, offered="", joined="")
+        self._note(machine, offered="", joined="")
 
 
 def _is_of(reference: Reference, user: Identity, mark: str) -> bool:

@@ -16,7 +16,9 @@ import msgspec
 from uvmshare.daemon.documents import NewMount, NewShare, NewVm, Released
 from uvmshare.daemon.event_kinds import EventKind
 from uvmshare.daemon.identity import Identity
-from uvmshare.errors import InvalidDocument, NotThere, OperationDenied
+from uvmshare.errors import NotThere, OperationDenied
+from uvmshare.fleet.arrivals import Arrivals
+from uvmshare.fleet.documents import read_request
 from uvmshare.fleet.joining import Joining
 from uvmshare.mounts.options import canonical_guest_path
 
@@ -50,6 +52,8 @@ class Seen(NamedTuple):
     vm: Vm
     shares: list[Share]
     mounts: list[Mount]
+    names: int = 0
+    """The least number that no share of it was called."""
 
     def has(self, holding: Holding) -> bool:
         """Whether an owner has what the host once said that they have."""
@@ -57,6 +61,15 @@ class Seen(NamedTuple):
             path = holding.what.get("guest_path")
             return any(each.guest_path == path and _is_of(each.references, holding.owner) for each in self.mounts)
         return any(each.name == holding.share and _is_of(each.references, holding.owner) for each in self.shares)
+
+
+class Arriving(NamedTuple):
+    """What a VM brings along that was on another host, or is a copy of another."""
+
+    names: int
+    """The least number that its shares were never called."""
+    holdings: list[Holding]
+    """What was held there, with the names of shares."""
 
 
 def _is_of(references: tuple[Reference, ...], owner: str) -> bool:
@@ -78,8 +91,12 @@ class Local(Protocol):
         """Return what it has of a VM; None for none."""
         ...
 
-    async def add_vm(self, vm: VmName, wanted: Mapping[str, Any]) -> None:
-        """Add a VM. The same again changes nothing."""
+    async def prepare(self, vm: VmName, wanted: Mapping[str, Any], holdings: Iterable[Holding]) -> None:
+        """See whether it could have a VM with all that is held of it; raise why not. Nothing is changed."""
+        ...
+
+    async def add_vm(self, vm: VmName, wanted: Mapping[str, Any], arriving: Arriving | None) -> None:
+        """Add a VM, with what it brings along, under the same names. The same again changes nothing."""
         ...
 
     async def take_on(self, vm: VmName, wanted: Mapping[str, Any], holdings: Iterable[Holding]) -> None:
@@ -106,16 +123,6 @@ class Local(Protocol):
         ...
 
 
-def _read(kind: type[Any], fields: Mapping[str, Any], **more: Any) -> Any:
-    """Return a document. Raises `InvalidDocument` for what this version does not know, or would not take."""
-    try:
-        found = msgspec.convert(dict(fields), kind)
-    except msgspec.ValidationError as error:
-        msg = f"this host cannot do what is asked: {error}: it may have an earlier version of uvmshare than the gate"
-        raise InvalidDocument(msg) from error
-    return msgspec.structs.replace(found, **more)
-
-
 class OfService:
     """The daemon of this process. `tenants` are those whom its fleet file names."""
 
@@ -123,6 +130,7 @@ class OfService:
         self._service = service
         self._tenants = tenants
         self.joining = Joining(service, host, tenants)
+        self.arrivals = Arrivals(service)
 
     def info(self) -> Info:
         """Tell about the daemon."""
@@ -176,17 +184,36 @@ class OfService:
             )
             for each in self._service.shares.all(who, machine)
         ]
-        return Seen(shown, shares, mounts)
+        return Seen(shown, shares, mounts, machine.require().next_name)
 
-    async def add_vm(self, vm: VmName, wanted: Mapping[str, Any]) -> None:
+    async def prepare(self, vm: VmName, wanted: Mapping[str, Any], holdings: Iterable[Holding]) -> None:
+        """See whether this host could have a VM with all that is held of it. Raises why not."""
+        rights, new = self._allowed(vm, wanted)
+        await self._service.check_vm(rights.user, new, tenant=vm.tenant)
+        for each in holdings:
+            await self.arrivals.options_of(vm, each, rights)
+
+    async def add_vm(self, vm: VmName, wanted: Mapping[str, Any], arriving: Arriving | None) -> None:
         """Add a VM, as the user whom the fleet file names for its tenant. The same again changes nothing."""
+        rights, new = self._allowed(vm, wanted)
+        machine = self._machine(vm)
+        if (
+            machine is not None and machine.record.arriving
+        ):  # a daemon ended while it came: once more from the beginning
+            await self._service.remove_vm(machine.record.identity, machine.record.id, force=True)
+            machine = None
+        brought = None if arriving is None or machine is not None else await self.arrivals.of(vm, arriving, rights)
+        await self._service.add_vm(rights.user, new, tenant=vm.tenant, brought=brought)
+
+    def _allowed(self, vm: VmName, wanted: Mapping[str, Any]) -> tuple[TenantRights, NewVm]:
+        """Return a VM that is wanted here, and for whom. Raises `OperationDenied`, `InvalidDocument`."""
         rights = self._rights(vm.tenant)
-        new = _read(NewVm, wanted)
+        new: NewVm = read_request(NewVm, wanted)
         if new.allow_remote and not rights.remote:
             msg = f"VM {vm.vm!r}: this host lets the fleet listen on loopback alone: leave --allow-remote out"
             raise OperationDenied(msg)
         self._service.admit(rights.user)
-        await self._service.add_vm(rights.user, new, tenant=vm.tenant)
+        return rights, new
 
     async def take_on(self, vm: VmName, wanted: Mapping[str, Any], holdings: Iterable[Holding]) -> None:
         """Have a VM of the host's own, which it offers, be the fleet's."""
@@ -208,9 +235,13 @@ class OfService:
         machine = await self._ready(vm)
         owner = f"{vm.tenant}:{holding.owner}"
         if holding.kind == "mount":
-            mount = await self._service.mounts.map(rights.user, machine, _read(NewMount, holding.what, owner=owner))
+            mount = await self._service.mounts.map(
+                rights.user, machine, read_request(NewMount, holding.what, owner=owner)
+            )
             return mount.share or ""
-        return (await self._service.shares.add(rights.user, machine, _read(NewShare, holding.what, owner=owner))).name
+        return (
+            await self._service.shares.add(rights.user, machine, read_request(NewShare, holding.what, owner=owner))
+        ).name
 
     async def end(self, vm: VmName, holding: Holding, how: End) -> Released:
         """Release what an owner holds, and say what it came to, in the fleet's names."""

@@ -119,6 +119,10 @@ class Reader:
         want = decode(Want, want_at.value, want_at.key)
         return Found(tenant, vm, rights, name_at, name, want_at, want, have, have_at, alive is not None)
 
+    def name(self, at: KeyValue) -> Name:
+        """Return what a name says."""
+        return decode(Name, at.value, at.key)
+
     # Waiting
 
     async def when_seen(self, found: Found, revision: int, words: str) -> Have:

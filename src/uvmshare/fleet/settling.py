@@ -19,6 +19,7 @@ from uvmshare.daemon.documents import Mount, Share
 from uvmshare.daemon.problems import problem_of
 from uvmshare.errors import UvmshareError
 from uvmshare.fleet.documents import Have, Holding, Outcome
+from uvmshare.fleet.local import Arriving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -75,10 +76,27 @@ class _Look:
                     self.vm, want.vm, [each for each in want.holdings.values() if self.lives(each)]
                 )
             else:
-                await self.local.add_vm(self.vm, want.vm)
+                await self.local.add_vm(self.vm, want.vm, self._arriving(want))
         except UvmshareError as error:
             return error
         return None
+
+    def _arriving(self, want: Want) -> Arriving | None:
+        """Return what a VM brings along from another host."""
+        if not want.names:
+            return None
+        told = [each for each in want.holdings.values() if each.share is not None and not self.is_ending(each)]
+        return Arriving(want.names, told)
+
+    async def look_ahead(self, want: Want) -> Settled:
+        """Say whether the host could have a VM that is on another host yet, and leave all as it is."""
+        problem = None
+        if want.prepare:
+            try:
+                await self.local.prepare(self.vm, want.vm, [each for each in want.holdings.values() if not each.end])
+            except UvmshareError as error:
+                problem = self.problem(error, f"VM {self.vm.vm}")
+        return Settled(want, Have(seen=self.revision, epoch=want.epoch, problem=problem), is_unfinished=False)
 
     async def hold(
         self, holding: Holding, seen: Seen | None, broken: UvmshareError | None
@@ -147,6 +165,8 @@ async def settle(  # noqa: PLR0917  each is another thing
     lives, at that same revision or later.
     """
     look = _Look(local, vm, revision, lives)
+    if want.prepare or want.after:
+        return await look.look_ahead(want)
     broken = await look.add_vm(want)
     seen = await look.see()
     outcomes = dict(before.outcomes) if before is not None else {}
@@ -178,6 +198,7 @@ async def settle(  # noqa: PLR0917  each is another thing
         if seen is None
         else [_with_leases(each, "share", holdings) for each in seen.shares if each.references or each.mounts],
         mounts=[] if seen is None else [_with_leases(each, "mount", holdings) for each in seen.mounts],
+        names=0 if seen is None else seen.names,
         held={id_: each.share for id_, each in holdings.items() if each.share is not None},
         outcomes={id_: outcomes[id_] for id_ in kept},
     )

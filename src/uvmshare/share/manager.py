@@ -399,6 +399,11 @@ class Manager:
         self._unsettled = unsettled
         return unsettled is None
 
+    @property
+    def next_name(self) -> int:
+        """The number that the next new share is called: it, and every greater one, was never a share's name here."""
+        return self._engine.next_name
+
     def save(self) -> bytes:
         """Return what is shared as a JSON document. `restore` makes the shares again from it, elsewhere too.
 

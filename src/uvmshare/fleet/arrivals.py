@@ -1,0 +1,103 @@
+"""VMs that come to this host from another one, or as a copy: with what was held of them, and under the same names.
+
+What lives here: `Arrivals`: what such a VM would share here, looked at with its user's rights, and how that is told to
+the daemon. What must not: etcd, or how a VM is added (`uvmshare.daemon.service`).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from uvmshare.daemon.documents import NewMount, NewShare
+from uvmshare.daemon.identity import checked_options
+from uvmshare.daemon.service import Brought
+from uvmshare.daemon.shares import is_below
+from uvmshare.daemon.store import MountRecord
+from uvmshare.errors import InvalidOptions, OperationDenied
+from uvmshare.fleet.documents import read_request
+from uvmshare.mounts.manager import share_owner
+from uvmshare.mounts.options import MountOptions
+from uvmshare.share.save_restore import VERSION
+
+if TYPE_CHECKING:
+    from uvmshare.daemon.service import Service
+    from uvmshare.fleet.documents import Holding
+    from uvmshare.fleet.hostfile import TenantRights
+    from uvmshare.fleet.local import Arriving, VmName
+    from uvmshare.share.options import AddOptions
+
+__all__ = ["Arrivals"]
+
+
+class Arrivals:
+    """What VMs bring along to this host."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def options_of(self, vm: VmName, holding: Holding, rights: TenantRights) -> AddOptions:
+        """Return what a holding would share here. Raises `InvalidOptions`, `OperationDenied`, `HostPathHangs`."""
+        wanted: NewShare | NewMount = read_request(NewShare if holding.kind == "share" else NewMount, holding.what)
+        if not os.path.isabs(wanted.path):
+            msg = f"{wanted.path}: give an absolute path"
+            raise InvalidOptions(msg)
+        options = await checked_options(
+            self._service.threads,
+            rights.user,
+            wanted.path,
+            read_only=wanted.read_only,
+            only=wanted.only,
+            hide=wanted.hide,
+            map_owner=wanted.map_owner,
+        )
+        if not any(is_below(options.host_path, top) for top in rights.below):
+            msg = (
+                f"{wanted.path} of VM {vm.vm!r} is not below what this host lets the fleet share: have it added to the "
+                "host's fleet file"
+            )
+            raise OperationDenied(msg)
+        return options
+
+    async def of(self, vm: VmName, arriving: Arriving, rights: TenantRights) -> Brought:
+        """Return what a VM brings along, as the daemon takes it. Raises as `options_of` does."""
+        key = (rights.user.uid, vm.here)
+        shares: dict[str, dict[str, Any]] = {}
+        mounts = []
+        for each in arriving.holdings:
+            options = await self.options_of(vm, each, rights)
+            owner = f"{rights.user.uid}/{vm.tenant}:{each.owner}"
+            if each.kind == "mount":
+                new: NewMount = read_request(NewMount, each.what)
+                how = MountOptions(
+                    options,
+                    new.guest_path,
+                    cache=new.cache,
+                    msize=new.msize,
+                    suid=new.suid,
+                    dev=new.dev,
+                    posixacl=new.posixacl,
+                )
+                mounts.append(MountRecord.of(key, owner, how))
+                owner = share_owner(how.mount_path)
+            assert each.share is not None, "it was told"
+            # The directory too: a path that leads to another one by then is refused, and not served.
+            saved = shares.setdefault(
+                each.share,
+                {
+                    "name": each.share,
+                    "host_path": options.host_path,
+                    "read_only": options.read_only,
+                    "allowed_names": options.allowed_names,
+                    "directory": options.directory,
+                    "hide": options.hide,
+                    "map_owner": options.map_owner,
+                    "owners": [],
+                },
+            )
+            if owner not in saved["owners"]:
+                saved["owners"].append(owner)
+        document = {"uvmshare_shares": VERSION, "next_name": arriving.names, "shares": list(shares.values())}
+        return Brought(msgspec.json.encode(document), mounts)
