@@ -10,14 +10,16 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 import structlog
 from tests.etcd.member import start_single
 
 from uvmshare.daemon.client import AsyncClient
 from uvmshare.daemon.documents import NewShare
-from uvmshare.daemon.fleet_documents import PlacedVm
+from uvmshare.daemon.fleet_documents import NewMove, PlacedVm
 from uvmshare.daemon.server import Settings, serve
+from uvmshare.daemon.store import DaemonStore
 from uvmshare.errors import DaemonError, InvalidOptions, InvalidState, NotThere, OperationDenied
 from uvmshare.etcd.client import EtcdStore
 from uvmshare.etcd.endpoints import Endpoints
@@ -49,17 +51,25 @@ ANN = Caller("acme", "ann")
 class HostOfFleet:
     """One host with a real daemon, and a gate, in one event loop."""
 
-    def __init__(self, folder: pathlib.Path, url: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        url: str | None = None,
+        *,
+        name: str = "h1",
+        etcd: FakeEtcd | None = None,
+        below: pathlib.Path | None = None,
+    ) -> None:
         self.folder = folder
         self.url = url
-        self.etcd = FakeEtcd()
+        self.etcd = etcd or FakeEtcd()
         self.keys = Keys()
-        self.below = folder / "srv"
-        self.below.mkdir()
+        self.below = below or folder / "srv"
+        self.below.mkdir(exist_ok=True)
         self.file = folder / "host.toml"
         user = pwd.getpwuid(os.geteuid()).pw_name
         self.file.write_text(
-            f'host = "h1"\nendpoints = ["{url or "http://unused:1"}"]\n[tenants.acme]\n'
+            f'host = "{name}"\nendpoints = ["{url or "http://unused:1"}"]\n[tenants.acme]\n'
             f'user = "{user}"\nbelow = ["{self.below}"]\n',
             encoding="utf-8",
         )
@@ -216,6 +226,56 @@ async def _joined(folder: pathlib.Path) -> None:
 
 def test_a_hosts_own_vm_joins_and_leaves_and_its_guest_notices_nothing(tmp_path: pathlib.Path) -> None:
     asyncio.run(_joined(tmp_path))
+
+
+async def _moved(folder: pathlib.Path) -> None:
+    host = HostOfFleet(folder)
+    inside, outside = host.below / "x", host.below / "y"
+    for each in (inside, outside):
+        each.mkdir()
+        (each / "file").write_text(each.name, encoding="utf-8")
+    (folder / "two").mkdir()
+    other = HostOfFleet(folder / "two", name="h2", etcd=host.etcd, below=inside)
+    puts = [Put(host.keys.tenant("acme"), encode(Tenant()))]
+    await host.store.txn([], [*puts, *(Put(host.keys.registered(name), b"{}") for name in ("h1", "h2"))])
+    listen = f"unix:{folder}/b.9p"
+    async with host.daemon() as first:
+        async with other.daemon() as second:
+            for local in (first, second):
+                while (await local.following()).error is not None:
+                    pass
+            await host.gate.add_vm(ANN, *await host.gate.want_vm(ANN, host.placed()))
+            assert [(await host.add_share(each)).name for each in (outside, inside)] == ["0", "1"]
+            with pytest.raises(OperationDenied, match="not below what this host lets the fleet share"):
+                await host.gate.move(ANN, "build", NewMove(to="h2"))
+            with NinePClient.connect(listen, "0") as guest:
+                assert guest.read_file("file") == b"y", "it stays where it was"
+            ended = await host.gate.end_share(ANN, "build", "0", "job", force=False)
+            await host.gate.release_share(ANN, "0", ended, force=False)
+            moved = await host.gate.move(ANN, "build", NewMove(to="h2"))
+            assert (moved.host, moved.epoch, moved.state, moved.addresses) == ("h2", 2, "running", (listen,))
+            assert await first.vms() == []
+            (seen,) = await second.shares("acme:build")
+            assert (seen.name, [each.owner for each in seen.references]) == ("1", ["acme:job"])
+            (inside / "z").mkdir()
+            assert (await host.add_share(inside / "z")).name == "2"
+        # As if this daemon had ended while the VM came: the next one begins again, and the names stay.
+        with DaemonStore(f"{other.settings.state_dir}/daemon.sqlite") as store:
+            (record,) = store.vms()
+            store.put_vm(msgspec.structs.replace(record, arriving=True))
+        async with other.daemon() as second:
+            found: dict[str, str] = {}
+            while found != {"1": "added", "2": "added"}:
+                with contextlib.suppress(NotThere):  # it is added anew
+                    found = {each.name: each.state for each in await second.shares("acme:build")}
+            with NinePClient.connect(listen, "1") as guest:
+                assert guest.read_file("file") == b"x"
+            await host.gate.remove_vm(await host.gate.want_no_vm(ANN, "build", force=True))
+            assert await second.vms() == []
+
+
+def test_a_vm_moves_between_real_daemons_with_its_shares_under_their_names(tmp_path: pathlib.Path) -> None:
+    asyncio.run(_moved(tmp_path))
 
 
 async def _restored(folder: pathlib.Path) -> None:

@@ -132,6 +132,7 @@ class _Fleet:
                     ("the laptop is gone, with its cable; its leases end", self._kill_laptop),
                     ("host-1 is cut off", self._cut),
                     ("host-1 is back", self._mend),
+                    ("VM one moves to host-2, with its share in use", self._move),
                     ("VM two leaves the fleet, VM one is removed", self._leave),
                 ]
                 for title, action in steps:
@@ -261,6 +262,28 @@ class _Fleet:
         paths = {self._other, self._project}
         await self._stage.in_time(lambda: fleet.shares("one"), lambda shares: {each.path for each in shares} == paths)
         return "it has done what it was asked while it was away"
+
+    async def _move(self, fleet: AsyncClient) -> str:
+        """Move a VM as far as the fleet is concerned: this guest stays in its QEMU, whose sockets both hosts reach."""
+        before = {mount.guest_path: mount.share for mount in await fleet.mounts("one")}
+        await self._guests["one"].check(f"tail -f {_PROJECT}/hello >/run/tail 2>&1 &", timeout=DEADLINE)
+        await fleet.vms.move("one", "host-2", step="prepare")
+        await self._reads("one", _PROJECT, "from the host\n")
+        begun = time.monotonic()
+        moved = await fleet.vms.move("one", "host-2", step="commit")
+        served = time.monotonic() - begun
+        check((moved.host, moved.epoch) == ("host-2", 2), f"VM one is on {moved.host}, in epoch {moved.epoch}")
+        after = {mount.guest_path: mount.share for mount in await fleet.mounts("one")}
+        check(after == before, f"its mounts are {after}, and were {before}")
+
+        async def read() -> str:
+            return (await self._guests["one"].run(f"cat {_PROJECT}/hello", timeout=DEADLINE)).text
+
+        await self._stage.in_time(read, lambda text: text == "from the host\n")
+        took = time.monotonic() - begun
+        async with self._stage.daemon("host-1") as old:
+            check(not await old.vms(), "host-1 has it still")
+        return f"served by host-2 {served:.1f} s after the commit, and mounted again by its agent after {took:.1f} s"
 
     async def _leave(self, fleet: AsyncClient) -> str:
         await fleet.vms.leave("two")
