@@ -121,6 +121,8 @@ class Have(_Document, frozen=True):
     """By the number of a holding that is held: the share's name."""
     outcomes: dict[str, Outcome] = {}
     """By the number of a holding, the last ones."""
+    pending: tuple[str, ...] = ()
+    """The numbers of holdings that are under way yet: this answers what was wanted but for them."""
 
 
 class Alive(_Document, frozen=True):

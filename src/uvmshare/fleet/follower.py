@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 import structlog
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from uvmshare.fleet.keys import Keys
     from uvmshare.fleet.local import Local, VmName
     from uvmshare.fleet.position import Position
-    from uvmshare.fleet.settling import Settled
+    from uvmshare.fleet.settling import Job, Settled
 
 __all__ = ["ALIVE_SECONDS", "Follower"]
 
@@ -101,6 +101,8 @@ class Follower:
         self._looking: dict[VmName, asyncio.Task[None]] = {}
         self._again: dict[VmName, asyncio.TimerHandle] = {}
         self._waits: dict[VmName, Wait] = {}
+        self._jobs: dict[VmName, dict[str, Job]] = {}
+        """What takes longer than a look, by the number of the holding."""
         self._written: dict[VmName, tuple[float, int]] = {}
         """When a document about a VM was written last, and the revision of what is wanted that this made."""
         self._accepted = asyncio.Event()
@@ -118,7 +120,8 @@ class Follower:
         try:
             await self._keep_following()
         finally:
-            tasks = [hearing, *self._looking.values()]
+            tasks: list[asyncio.Task[Any]] = [hearing, *self._looking.values()]
+            tasks += [job.task for jobs in self._jobs.values() for job in jobs.values()]
             for timer in self._again.values():
                 timer.cancel()
             for task in tasks:
@@ -269,6 +272,7 @@ class Follower:
             timer.cancel()
         found = view.wants.get(vm)
         if found is None:
+            await self._end_jobs(vm)
             await self._leave(store, vm, view.haves.get(vm))
             return
         want = decode(Want, found.value, found.key)
@@ -283,7 +287,12 @@ class Follower:
         def lives(holding: Holding) -> bool:
             return (holding.owner, holding.lease) not in dead
 
-        settled = await settle(self._local, vm, want, found.mod_revision, before, lives)
+        jobs = self._jobs.setdefault(vm, {})
+        under_way = set(jobs)
+        settled = await settle(self._local, vm, want, found.mod_revision, before, lives, jobs)
+        for id_, job in jobs.items():
+            if id_ not in under_way and id_ not in settled.told:
+                job.task.add_done_callback(lambda task: None if task.cancelled() else self._touch(vm))
         await self._write(store, vm, _Look(found, want, last, before), settled)
         if settled.is_unfinished:
             self._touch_later(vm, self._backed_off(vm))
@@ -304,6 +313,7 @@ class Follower:
         when, own = self._written.get(vm, (float("-inf"), 0))
         answers = before is None or found.mod_revision not in {before.seen, own}
         if before is not None and new == want and not answers and _same(before, have):
+            self._forget_jobs(vm, settled)
             return
         wait = when + _APART_SECONDS - loop.time()
         if new == want and not answers and wait > 0:
@@ -314,8 +324,21 @@ class Follower:
             puts.append(Put(found.key, encode(new, found.value)))
         done = await store.txn([unchanged(found)], puts)
         if done.succeeded:
+            self._forget_jobs(vm, settled)
             self._written[vm] = (loop.time(), done.revision if new != want else 0)
         # Else the watch tells what has changed, and has the VM looked at again.
+
+    def _forget_jobs(self, vm: VmName, settled: Settled) -> None:
+        """Forget what came of holdings, now that it is written."""
+        for id_ in settled.told:
+            self._jobs[vm].pop(id_, None)
+
+    async def _end_jobs(self, vm: VmName) -> None:
+        """Break off what is under way of a VM that is wanted no more."""
+        tasks = [job.task for job in self._jobs.pop(vm, {}).values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _leave(self, store: Store, vm: VmName, last: KeyValue | None) -> None:
         """End a VM of which nothing is wanted any more, and then say that it is not here."""
@@ -332,13 +355,10 @@ class Follower:
 
 
 def _same(before: Have, have: Have) -> bool:
-    return (before.epoch, before.vm, before.problem, before.shares, before.mounts) == (
-        have.epoch,
-        have.vm,
-        have.problem,
-        have.shares,
-        have.mounts,
-    )
+    def told(each: Have) -> tuple[object, ...]:
+        return each.epoch, each.vm, each.problem, each.shares, each.mounts, each.pending
+
+    return told(before) == told(have)
 
 
 def _plain_info(local: Local) -> dict[str, object]:

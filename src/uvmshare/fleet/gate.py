@@ -502,7 +502,7 @@ class Gate:
             at = (await self._store.get(self._keys.have(host, tenant, vm))).found
             return at is None, Removed(left=None) if at is None else None
         found = await self._reader.vm(who, ticket.vm, "read")
-        if not wait and not is_seen(found.have_at, found.have, ticket.revision):
+        if not wait and not is_seen(found.have_at, found.have, ticket.revision, ticket.about):
             return False, None
         if ticket.kind in "vj":
             return True, await self.add_vm(who, found, ticket.revision)

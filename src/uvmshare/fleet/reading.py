@@ -64,9 +64,14 @@ class Found:
         return is_seen(self.have_at, self.have, self.want_at.mod_revision)
 
 
-def is_seen(at: KeyValue | None, have: Have | None, revision: int) -> bool:
-    """Whether a host has seen what is wanted at a revision, or has written that itself when it struck something out."""
-    return at is not None and have is not None and (have.seen >= revision or at.mod_revision == revision)
+def is_seen(at: KeyValue | None, have: Have | None, revision: int, ids: Sequence[str] = ()) -> bool:
+    """Whether a host has seen what is wanted at a revision, or has written that itself when it struck something out.
+
+    And is done with the holdings of these numbers.
+    """
+    if at is None or have is None or not set(have.pending).isdisjoint(ids):
+        return False
+    return have.seen >= revision or at.mod_revision == revision
 
 
 class Reader:
@@ -125,15 +130,18 @@ class Reader:
 
     # Waiting
 
-    async def when_seen(self, found: Found, revision: int, words: str) -> Have:
-        """Return what the VM's host has once it has seen what is wanted at a revision. Raises `OutcomeUnknown`."""
+    async def when_seen(self, found: Found, revision: int, words: str, ids: Sequence[str] = ()) -> Have:
+        """Return what the VM's host has once it has seen what is wanted at a revision. Raises `OutcomeUnknown`.
+
+        `ids` are the numbers of holdings that must not be under way any more.
+        """
         key = self.keys.have(found.host, found.tenant, found.vm)
         async with self._in_time(found, words):
             while True:
                 reading = await self.store.get(key)
                 at = reading.found
                 have = None if at is None else decode(Have, at.value, at.key)
-                if have is not None and is_seen(at, have, revision):
+                if have is not None and is_seen(at, have, revision, ids):
                     return have
                 await self._next_change(key, reading.revision + 1)
         raise AssertionError  # the block raises, or returns

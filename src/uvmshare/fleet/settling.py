@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from uvmshare.fleet.documents import End, Want
     from uvmshare.fleet.local import Local, Seen, VmName
 
-__all__ = ["Settled", "settle"]
+__all__ = ["PATIENCE", "Job", "Settled", "settle"]
 
+PATIENCE: Final = 0.2
+"""Seconds that a look waits for one holding, when others are to be told of. Most take milliseconds."""
 _KEPT_OUTCOMES: Final = 64
 """Of one VM, the last ones: for gates that wait for them."""
 
@@ -40,6 +42,32 @@ class Settled:
     want: Want
     have: Have
     is_unfinished: bool
+    told: tuple[str, ...] = ()
+    """The numbers of those whose end is in these documents: what came of them is not needed when they are written."""
+
+
+class Result(NamedTuple):
+    """What came of one holding."""
+
+    holding: Holding | None
+    """As it is wanted from now on; None for one that is struck out."""
+    outcome: Outcome | None = None
+    is_unfinished: bool = False
+
+
+class Job(NamedTuple):
+    """One holding that is being brought about, or ended, by a look or over several."""
+
+    base: Holding
+    task: asyncio.Task[Result]
+
+    def now(self, current: Holding) -> Result:
+        """Return what came of it, as of what is wanted by now. It has to be done."""
+        result = self.task.result()
+        if result.holding is None:
+            return result
+        end = result.holding.end if current.end == self.base.end else current.end
+        return result._replace(holding=msgspec.structs.replace(current, share=result.holding.share, end=end))
 
 
 class _Look:
@@ -98,14 +126,12 @@ class _Look:
                 problem = self.problem(error, f"VM {self.vm.vm}")
         return Settled(want, Have(seen=self.revision, epoch=want.epoch, problem=problem), is_unfinished=False)
 
-    async def hold(
-        self, holding: Holding, seen: Seen | None, broken: UvmshareError | None
-    ) -> tuple[Holding | None, Outcome | None]:
+    async def hold(self, holding: Holding, seen: Seen | None, broken: UvmshareError | None) -> Result:
         """Bring about one holding, or its end; return what is wanted from now on, and what to tell of it."""
         if self.is_ending(holding):
             return await self._end(holding, holding.end if self.lives(holding) else "force")
         if holding.share is not None and seen is not None and seen.has(holding):
-            return holding, None
+            return Result(holding)
         try:
             if broken is not None:
                 raise broken
@@ -113,24 +139,22 @@ class _Look:
         except UvmshareError as error:
             outcome = self.outcome(error, f"{holding.kind} of {holding.what.get('path')}, VM {self.vm.vm}")
             if holding.share is None:  # nobody was told that it is held
-                return None, outcome
-            self.is_unfinished = True
-            return holding, outcome
-        return msgspec.structs.replace(holding, share=share), None
+                return Result(None, outcome)
+            return Result(holding, outcome, is_unfinished=True)
+        return Result(msgspec.structs.replace(holding, share=share))
 
-    async def _end(self, holding: Holding, how: End) -> tuple[Holding | None, Outcome | None]:
+    async def _end(self, holding: Holding, how: End) -> Result:
         thing = f"release of {holding.what.get('path')}, VM {self.vm.vm}"
         try:
             released = await self.local.end(self.vm, holding, how)
         except UvmshareError as error:
             seen = await self.see()
             if seen is not None and not seen.has(holding):
-                return None, self.outcome(error, thing)
+                return Result(None, self.outcome(error, thing))
             if not self.lives(holding):
-                self.is_unfinished = True
-                return holding, None
-            return msgspec.structs.replace(holding, end=""), self.outcome(error, thing)
-        return None, Outcome(at=self.revision, released=msgspec.to_builtins(released))
+                return Result(holding, is_unfinished=True)
+            return Result(msgspec.structs.replace(holding, end=""), self.outcome(error, thing))
+        return Result(None, Outcome(at=self.revision, released=msgspec.to_builtins(released)))
 
     async def end_strays(self, holdings: Mapping[str, Holding], seen: Seen) -> bool:
         """End what the fleet's owners have and is wanted no more; say whether there was any."""
@@ -157,12 +181,19 @@ class _Look:
 
 
 async def settle(  # noqa: PLR0917  each is another thing
-    local: Local, vm: VmName, want: Want, revision: int, before: Have | None, lives: Callable[[Holding], bool]
+    local: Local,
+    vm: VmName,
+    want: Want,
+    revision: int,
+    before: Have | None,
+    lives: Callable[[Holding], bool],
+    jobs: dict[str, Job],
 ) -> Settled:
     """Bring one VM as near to what is wanted as it can be; return what is to be written.
 
     `revision` is that of `want`; `before` is what was written last; `lives` says whether the lease of a holding
-    lives, at that same revision or later.
+    lives, at that same revision or later. `jobs` are those of earlier looks: one that takes longer than `PATIENCE`
+    holds nothing else up, and is left in it.
     """
     look = _Look(local, vm, revision, lives)
     if want.prepare or want.after:
@@ -171,20 +202,40 @@ async def settle(  # noqa: PLR0917  each is another thing
     seen = await look.see()
     outcomes = dict(before.outcomes) if before is not None else {}
     holdings = dict(want.holdings)
+    for id_ in [id_ for id_, job in jobs.items() if id_ not in holdings and job.task.done()]:
+        del jobs[id_]
+    told: list[str] = []
+
+    def take_results() -> None:
+        for id_ in [id_ for id_, job in jobs.items() if job.task.done() and id_ in holdings and id_ not in told]:
+            job, result = jobs[id_], jobs[id_].now(holdings[id_])
+            look.is_unfinished = look.is_unfinished or result.is_unfinished
+            if result.outcome is not None:
+                outcomes[id_] = result.outcome
+            if result.holding is None:
+                del holdings[id_]
+                told.append(id_)
+                continue
+            holdings[id_] = result.holding
+            is_begun = look.is_ending(result.holding) is look.is_ending(job.base)
+            if is_begun and (result.outcome is not None or result.holding.share != job.base.share):
+                told.append(id_)  # kept until it is written
+            else:  # nothing came of it; or its end is wanted by now
+                del jobs[id_]
+
+    take_results()
     # What ends goes first: the same may be wanted again already, by another number.
     for ending in (True, False):
-        ids = [id_ for id_, each in want.holdings.items() if look.is_ending(each) is ending]
-        results = await asyncio.gather(*(look.hold(want.holdings[id_], seen, broken) for id_ in ids))
-        for id_, (holding, outcome) in zip(ids, results, strict=True):
-            if outcome is not None:
-                outcomes[id_] = outcome
-            if holding is None:
-                del holdings[id_]
-            else:
-                holdings[id_] = holding
-        if ids:
+        new = [id_ for id_, each in holdings.items() if look.is_ending(each) is ending and id_ not in jobs]
+        for id_ in new:
+            task = asyncio.get_running_loop().create_task(look.hold(holdings[id_], seen, broken))
+            jobs[id_] = Job(holdings[id_], task)
+        if new:
+            await asyncio.wait([jobs[id_].task for id_ in new], timeout=PATIENCE)
+            take_results()
             seen = await look.see()
-    if seen is not None and await look.end_strays(holdings, seen):
+    pending = tuple(sorted(id_ for id_ in jobs if id_ in holdings and id_ not in told))
+    if seen is not None and not pending and await look.end_strays(holdings, seen):
         seen = await look.see()
     if broken is not None and seen is not None:
         look.is_unfinished = True
@@ -201,8 +252,9 @@ async def settle(  # noqa: PLR0917  each is another thing
         names=0 if seen is None else seen.names,
         held={id_: each.share for id_, each in holdings.items() if each.share is not None},
         outcomes={id_: outcomes[id_] for id_ in kept},
+        pending=pending,
     )
-    return Settled(msgspec.structs.replace(want, holdings=holdings), have, look.is_unfinished)
+    return Settled(msgspec.structs.replace(want, holdings=holdings), have, look.is_unfinished, tuple(told))
 
 
 def _with_leases(document: Share | Mount, kind: str, holdings: Mapping[str, Holding]) -> dict[str, Any]:

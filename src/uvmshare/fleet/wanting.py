@@ -148,7 +148,7 @@ class Wanting:
     async def held(self, asked: Asked) -> tuple[Have, str]:
         """Wait for the host to hold something; return what it has, and the share's name. Raises what the host did."""
         words = f"VM {asked.found.vm!r}"
-        have = await self._reader.when_seen(asked.found, asked.revision, words)
+        have = await self._reader.when_seen(asked.found, asked.revision, words, (asked.id,))
         share = have.held.get(asked.id)
         outcome = have.outcomes.get(asked.id)
         if share is not None and (outcome is None or outcome.problem is None or _is_there(have, share)):
@@ -160,7 +160,7 @@ class Wanting:
 
     async def ended(self, ended: Ended) -> tuple[Have, list[Released]]:
         """Wait for holdings to end; return what the host has then, and what it said. Raises what the host raised."""
-        have = await self._reader.when_seen(ended.found, ended.revision, f"VM {ended.found.vm!r}")
+        have = await self._reader.when_seen(ended.found, ended.revision, f"VM {ended.found.vm!r}", ended.ids)
         released = []
         for id_ in ended.ids:
             outcome = have.outcomes.get(id_)
