@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from tests.fleet_model.harness import ADMIN, ANN, EVE, fleet, placed
 
@@ -21,8 +22,9 @@ from uvmshare.errors import (
     OutcomeUnknown,
     StillInUse,
 )
-from uvmshare.etcd.protocol import Get
+from uvmshare.etcd.protocol import Get, Put
 from uvmshare.fleet.callers import Caller
+from uvmshare.fleet.gate import Gate
 from uvmshare.fleet.tickets import Ticket
 from uvmshare.testing.etcd import FakeReply
 
@@ -279,6 +281,51 @@ async def test_quotas_of_vms_and_holdings_are_exact() -> None:
         assert sum(isinstance(each, LimitReached) for each in added) == 4
         await f.remove_vm(there[0], force=True)
         await f.add_vm(wanted=placed("third"))
+
+
+async def test_a_tenants_vms_have_no_more_in_all_than_they_may_but_for_what_gates_let_in_at_once() -> None:
+    async with fleet(holdings_in_all=3) as f:
+        await f.add_vm()
+        await f.add_vm(wanted=placed("test"))
+        for vm, path in (("build", "/srv/a"), ("test", "/srv/a"), ("test", "/srv/b")):
+            await f.add_share(path, vm=vm)
+        with pytest.raises(LimitReached, match="has 3 shares and mounts in all their VMs"):
+            await f.add_share("/srv/c")
+        assert (await f.add_share("/srv/a")).name == "0", "what is held already counts once"
+        other = Gate(f.etcd.connect(), f.keys)
+        with pytest.raises(LimitReached):
+            await other.want_share(ANN, "build", NewShare(path="/srv/c"))
+
+
+async def test_what_a_later_version_has_written_is_kept_by_gates_and_hosts() -> None:
+    async with fleet("h1", "h2") as f:
+        await f.add_vm()
+        await f.add_share("/srv/x")
+        await f.add_share("/srv/y", "living", 600)
+        await f.stop("h1")
+        keys = f.keys
+        for key in (keys.name("acme", "build"), keys.want("h1", "acme", "build"), keys.have("h1", "acme", "build")):
+            (at,) = f.etcd.read(key)
+            later = {**msgspec.json.decode(at.value), "later": {"a": [1]}}
+            for holding in later.get("holdings", {}).values():
+                holding["later"] = "too"
+            await f.gate_store.txn([], [Put(key, msgspec.json.encode(later))])
+        f.start("h1")
+        await f.add_share("/srv/z")
+        assert (await f.release_share("0")).ended
+        await f.gate.renew(ANN, "living", 300)
+        await asyncio.sleep(10)
+        for key in (keys.name("acme", "build"), keys.want("h1", "acme", "build"), keys.have("h1", "acme", "build")):
+            assert msgspec.json.decode(f.etcd.read(key)[0].value)["later"] == {"a": [1]}, key
+        await f.move_vm("h2")
+        (at,) = f.etcd.read(keys.want("h2", "acme", "build"))
+        want = msgspec.json.decode(at.value)
+        assert want["later"] == {"a": [1]}
+        assert {each["what"]["path"]: each.get("later") for each in want["holdings"].values()} == {
+            "/srv/y": "too",
+            "/srv/z": None,
+        }
+        assert msgspec.json.decode(f.etcd.read(keys.name("acme", "build"))[0].value)["later"] == {"a": [1]}
 
 
 async def test_a_vm_that_is_held_is_removed_by_force_alone() -> None:

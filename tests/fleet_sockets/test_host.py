@@ -123,6 +123,19 @@ async def _one_host(folder: pathlib.Path, url: str | None = None) -> None:
             pass
         vm = await host.gate.add_vm(ANN, *await host.gate.want_vm(ANN, host.placed()))
         assert (vm.id, vm.host, vm.state) == ("build", "h1", "running")
+        wanted = PlacedVm(id="none", on="h1", listen=(f"unix:{folder}/n.9p",), agent_token_file=f"{folder}/none")
+        asked = await host.gate.want_vm(ANN, wanted)
+        with pytest.raises(InvalidOptions, match="agent_token_file"):
+            await host.gate.add_vm(ANN, *asked)
+        (folder / "token").write_text("secret\n", encoding="utf-8")
+        agent = f"unix:{folder}/agent"
+        secret = PlacedVm(
+            id="s", on="h1", listen=(f"unix:{folder}/s.9p",), agent=agent, agent_token_file=f"{folder}/token"
+        )
+        assert (await host.gate.add_vm(ANN, *await host.gate.want_vm(ANN, secret))).agent == agent
+        assert b"secret" not in b"".join(each.value for each in (await host.store.list("")).found)
+        (folder / "token").unlink()
+        await host.gate.remove_vm(await host.gate.want_no_vm(ANN, "s", force=False))
         share = await host.add_share(inside)
         assert (share.path, share.name) == (str(inside), "0")
         assert (await host.add_share(host.below / "fine", "other")).name == "0", "it leads to the same directory"

@@ -122,8 +122,21 @@ def add_host(host: str, folder: str) -> None:
 @click.option(
     "--holdings", type=click.IntRange(0), help="How many shares and mounts each VM may have.  [default: 1024]"
 )
+@click.option(
+    "--holdings-in-all",
+    type=click.IntRange(0),
+    help="How many shares and mounts all their VMs may have, as gates count every few seconds.  [default: any]",
+)
 @_folder
-def add_tenant(tenant: str, users: tuple[str, ...], vms: int | None, holdings: int | None, folder: str) -> None:
+def add_tenant(
+    tenant: str,
+    users: tuple[str, ...],
+    *,
+    vms: int | None,
+    holdings: int | None,
+    holdings_in_all: int | None,
+    folder: str,
+) -> None:
     """Let a tenant into the fleet, change what they may have, and make certificates for their users.
 
     \b
@@ -132,7 +145,8 @@ def add_tenant(tenant: str, users: tuple[str, ...], vms: int | None, holdings: i
       uvmshare fleet add-tenant acme --vms 200
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     with waiting("writing the tenant in etcd"):
-        paths = asyncio.run(_open(folder).add_tenant(tenant, users, vms=vms, holdings=holdings))
+        limits = {"vms": vms, "holdings": holdings, "holdings_in_all": holdings_in_all}
+        paths = asyncio.run(_open(folder).add_tenant(tenant, users, **limits))
     for path in paths:
         say(path)
 

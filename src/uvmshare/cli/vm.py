@@ -101,6 +101,7 @@ def vm() -> None:
     "--agent-token-file", type=click.File("rb"), help="A file with the secret that the agent was started with."
 )
 @click.option("--on", metavar="HOST", help="The host of the fleet where the VM runs, for a fleet's gate.")
+@click.option("--agent-token-on-host", "token_there", metavar="FILE", help="With --on: a file there with that secret.")
 @host_option
 @json_option
 def add(
@@ -121,6 +122,7 @@ def add(
     read_only: bool,
     limits: Limits | None,
     on: str | None,
+    token_there: str | None,
     as_json: bool,
 ) -> None:
     """Start a file server for a VM, on these addresses, with your rights to files.
@@ -160,10 +162,13 @@ def add(
         have = "has both: give one of them" if listen else "has neither: give an ADDRESS, such as unix:/run/vm1.9p"
         msg = f"VM {id_!r} is reached at an ADDRESS or is a --compute-system, and {have}"
         raise click.UsageError(msg)
+    if token_there is not None and on is None:
+        msg = "--agent-token-on-host names a file on a host of a fleet: give --on too, or --agent-token-file"
+        raise click.UsageError(msg)
     with connected(host, f"starting the file server of VM {id_}") as client:
         if on is not None:
             require_gate(client, "--on")
-        added = client.vms.add(**wanted, on=on)
+        added = client.vms.add(**wanted, on=on, agent_token_file=token_there)
     if as_json:
         print_json(added)
     else:

@@ -169,10 +169,12 @@ def add_vm(
     agent_dials: bool = False,
     agent_token: str | None = None,
     on: str | None = None,
+    agent_token_file: str | None = None,
 ) -> Call[Vm]:
     """Add a VM. Returns it when its file server listens. The arguments are those of `NewVm`.
 
-    `on` is the host of the fleet where the VM runs. A fleet's gate needs it.
+    `on` is the host of the fleet where the VM runs. A fleet's gate needs it. `agent_token_file` is a file on that host
+    with the agent's secret, which is not sent.
     """
     arguments.one_of("security_model", security_model, SecurityModel)
     arguments.one_of("links", links, Links)
@@ -194,9 +196,14 @@ def add_vm(
         "agent_dials": agent_dials,
         "agent_token": agent_token,
     }
+    if on is None and agent_token_file is not None:
+        msg = (
+            f"agent_token_file is {agent_token_file!r}: that is a file on a host of a fleet: pass `on`, or agent_token"
+        )
+        raise InvalidOptions(msg)
     if on is None:
         return Call("POST", "/v1/vms", Vm, _document(NewVm, wanted))
-    return Call("POST", "/v1/vms", Vm, _document(PlacedVm, {**wanted, "on": on}))
+    return Call("POST", "/v1/vms", Vm, _document(PlacedVm, {**wanted, "on": on, "agent_token_file": agent_token_file}))
 
 
 def remove_vm(vm: str, *, force: bool = False) -> Call[Removed]:

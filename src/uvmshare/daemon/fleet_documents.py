@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from uvmshare.daemon.documents import AddressText, Answer, LeaseSeconds, NewVm, OwnerName, Request, VmId
+from uvmshare.daemon.documents import AddressText, Answer, HostPath, LeaseSeconds, NewVm, OwnerName, Request, VmId
 
 __all__ = ["Following", "Host", "Joined", "Kept", "NewClone", "NewMove", "NewOffer", "PlacedVm", "RemovedHost"]
 
@@ -22,6 +22,8 @@ class PlacedVm(NewVm, frozen=True, kw_only=True):
     """A VM that is to get shares, and the host of the fleet where it runs."""
 
     on: HostName
+    agent_token_file: HostPath | None = None
+    """A file on that host with the agent's secret, which the tenant's user there can read. The secret stays there."""
 
 
 class NewOffer(Request, frozen=True):

@@ -151,6 +151,8 @@ class Tenant(_Document, frozen=True):
     vms: int = 64
     holdings: int = 1024
     """Of each VM."""
+    holdings_in_all: int | None = None
+    """Of all their VMs together; None for any number."""
     read: tuple[str, ...] = (EVERYBODY,)
     hold: tuple[str, ...] = (EVERYBODY,)
     """Who may share and map, and read."""

@@ -134,9 +134,14 @@ class Gate:
         rights = await self._tenant(tenant)
         who.require("own", rights)
         if wanted.agent_token is not None:
-            msg = "agent_token: a secret is not written into etcd: give the agent another way to prove itself"
+            msg = (
+                "agent_token: a secret is not written into etcd: name a file on the host that has it (agent_token_file)"
+            )
             raise InvalidOptions(msg)
-        revision = await self._add(tenant, wanted.id, wanted.on, Want(vm=changed_fields(NewVm, wanted)), rights)
+        new = changed_fields(NewVm, wanted)
+        if wanted.agent_token_file is not None:
+            new["agent_token_file"] = wanted.agent_token_file
+        revision = await self._add(tenant, wanted.id, wanted.on, Want(vm=new), rights)
         found = await self._reader.vm(who, wanted.id, "own")
         return found, revision or found.want_at.mod_revision
 

@@ -9,18 +9,20 @@ On the host, VM `build` of tenant `acme` is `acme:build`, of the user whom the h
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+import os
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import msgspec
 
 from uvmshare.daemon.documents import NewMount, NewShare, NewVm, Released
 from uvmshare.daemon.event_kinds import EventKind
 from uvmshare.daemon.identity import Identity
-from uvmshare.errors import NotThere, OperationDenied
+from uvmshare.errors import InvalidOptions, NotThere, OperationDenied
 from uvmshare.fleet.arrivals import Arrivals
 from uvmshare.fleet.documents import read_request
 from uvmshare.fleet.joining import Joining
 from uvmshare.mounts.options import canonical_guest_path
+from uvmshare.wording import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
     from uvmshare.fleet.hostfile import TenantRights
 
 __all__ = ["Local", "OfService", "Seen", "VmName"]
+
+
+_MOST_TOKEN: Final = 256
+"""Characters of an agent's secret, as `NewVm` has them."""
 
 
 class VmName(NamedTuple):
@@ -188,14 +194,14 @@ class OfService:
 
     async def prepare(self, vm: VmName, wanted: Mapping[str, Any], holdings: Iterable[Holding]) -> None:
         """See whether this host could have a VM with all that is held of it. Raises why not."""
-        rights, new = self._allowed(vm, wanted)
+        rights, new = await self._allowed(vm, wanted)
         await self._service.check_vm(rights.user, new, tenant=vm.tenant)
         for each in holdings:
             await self.arrivals.options_of(vm, each, rights)
 
     async def add_vm(self, vm: VmName, wanted: Mapping[str, Any], arriving: Arriving | None) -> None:
         """Add a VM, as the user whom the fleet file names for its tenant. The same again changes nothing."""
-        rights, new = self._allowed(vm, wanted)
+        rights, new = await self._allowed(vm, wanted)
         machine = self._machine(vm)
         if (
             machine is not None and machine.record.arriving
@@ -205,15 +211,44 @@ class OfService:
         brought = None if arriving is None or machine is not None else await self.arrivals.of(vm, arriving, rights)
         await self._service.add_vm(rights.user, new, tenant=vm.tenant, brought=brought)
 
-    def _allowed(self, vm: VmName, wanted: Mapping[str, Any]) -> tuple[TenantRights, NewVm]:
+    async def _allowed(self, vm: VmName, wanted: Mapping[str, Any]) -> tuple[TenantRights, NewVm]:
         """Return a VM that is wanted here, and for whom. Raises `OperationDenied`, `InvalidDocument`."""
         rights = self._rights(vm.tenant)
-        new: NewVm = read_request(NewVm, wanted)
+        fields = dict(wanted)
+        file = fields.pop("agent_token_file", None)
+        new: NewVm = read_request(NewVm, fields)
+        if file is not None:
+            new = read_request(NewVm, fields, agent_token=await self._token(vm, str(file), rights))
         if new.allow_remote and not rights.remote:
             msg = f"VM {vm.vm!r}: this host lets the fleet listen on loopback alone: leave --allow-remote out"
             raise OperationDenied(msg)
         self._service.admit(rights.user)
         return rights, new
+
+    async def _token(self, vm: VmName, path: str, rights: TenantRights) -> str:
+        """Return the secret of a VM's agent: as it was read when the VM was added. Raises `InvalidOptions`."""
+        machine = self._machine(vm)
+        if machine is not None and machine.record.wanted.agent_token is not None:
+            return machine.record.wanted.agent_token
+
+        def read() -> bytes:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                return os.read(descriptor, _MOST_TOKEN + 1)
+            finally:
+                os.close(descriptor)
+
+        try:
+            token = (await self._service.threads.acting_as(rights.user, path, read)).decode().strip()
+        except (OSError, ValueError) as error:
+            msg = (
+                f"agent_token_file {path}: {reason_of(error)}: see that uid {rights.user.uid} can read it on this host"
+            )
+            raise InvalidOptions(msg) from error
+        if not 0 < len(token) <= _MOST_TOKEN or not os.path.isabs(path):
+            msg = f"agent_token_file {path}: give the whole path of a file with 1 to {_MOST_TOKEN} characters"
+            raise InvalidOptions(msg)
+        return token
 
     async def take_on(self, vm: VmName, wanted: Mapping[str, Any], holdings: Iterable[Holding]) -> None:
         """Have a VM of the host's own, which it offers, be the fleet's."""

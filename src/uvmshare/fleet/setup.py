@@ -174,7 +174,13 @@ class FleetFolder:
         return folder
 
     async def add_tenant(
-        self, tenant: str, users: Sequence[str], *, vms: int | None = None, holdings: int | None = None
+        self,
+        tenant: str,
+        users: Sequence[str],
+        *,
+        vms: int | None = None,
+        holdings: int | None = None,
+        holdings_in_all: int | None = None,
     ) -> list[str]:
         """Let a tenant into the fleet, or change what it may have; return the files of its users' certificates.
 
@@ -186,7 +192,8 @@ class FleetFolder:
             if not user or "/" in user or user.startswith("."):
                 msg = f"user {user!r}: give a name without a slash, which does not begin with a dot"
                 raise InvalidOptions(msg)
-        changed = {name: limit for name, limit in (("vms", vms), ("holdings", holdings)) if limit is not None}
+        limits = (("vms", vms), ("holdings", holdings), ("holdings_in_all", holdings_in_all))
+        changed = {name: limit for name, limit in limits if limit is not None}
         async with self._etcd(settings) as store:
             while True:
                 found = (await store.get(key)).found

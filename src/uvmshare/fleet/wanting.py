@@ -19,6 +19,7 @@ from uvmshare.daemon.documents import Problem, Released
 from uvmshare.daemon.problems import to_exception
 from uvmshare.errors import InvalidState, LimitReached, NotThere, StoreOutcomeUnknown
 from uvmshare.etcd.protocol import Put, unchanged
+from uvmshare.fleet.counting import Counting
 from uvmshare.fleet.documents import Have, Holding, encode
 from uvmshare.fleet.owners import id_of
 
@@ -64,6 +65,7 @@ class Wanting:
     def __init__(self, reader: Reader, owners: Owners) -> None:
         self._reader = reader
         self._owners = owners
+        self._counting = Counting(reader)
         self._store = reader.store
         self._keys = reader.keys
 
@@ -72,7 +74,7 @@ class Wanting:
 
         With `only_there` nothing new is wanted: `NotThere` is raised for what the owner does not hold.
         """
-        lease = ""
+        lease, is_counted = "", False
         for _ in range(_TRIES):
             found = await self._reader.vm(who, vm, "hold")
             if holding.seconds is not None and not lease:
@@ -84,6 +86,9 @@ class Wanting:
                 raise NotThere(msg)
             if new is None:
                 return Asked(found, id_, found.want_at.mod_revision)
+            if id_ not in found.want.holdings and not is_counted:
+                await self._counting.require_room(found.tenant, found.rights)
+                is_counted = True
             puts = [Put(found.want_at.key, encode(new, found.want_at.value))]
             if lease:
                 marker = self._keys.marker(found.host, found.tenant, holding.owner, lease)
