@@ -59,6 +59,8 @@ class Job(NamedTuple):
     """One holding that is being brought about, or ended, by a look or over several."""
 
     base: Holding
+    is_ending: bool
+    """Whether it is its end that was begun."""
     task: asyncio.Task[Result]
 
     def now(self, current: Holding) -> Result:
@@ -217,7 +219,7 @@ async def settle(  # noqa: PLR0917  each is another thing
                 told.append(id_)
                 continue
             holdings[id_] = result.holding
-            is_begun = look.is_ending(result.holding) is look.is_ending(job.base)
+            is_begun = look.is_ending(result.holding) is job.is_ending
             if is_begun and (result.outcome is not None or result.holding.share != job.base.share):
                 told.append(id_)  # kept until it is written
             else:  # nothing came of it; or its end is wanted by now
@@ -229,7 +231,7 @@ async def settle(  # noqa: PLR0917  each is another thing
         new = [id_ for id_, each in holdings.items() if look.is_ending(each) is ending and id_ not in jobs]
         for id_ in new:
             task = asyncio.get_running_loop().create_task(look.hold(holdings[id_], seen, broken))
-            jobs[id_] = Job(holdings[id_], task)
+            jobs[id_] = Job(holdings[id_], ending, task)
         if new:
             await asyncio.wait([jobs[id_].task for id_ in new], timeout=PATIENCE)
             take_results()
