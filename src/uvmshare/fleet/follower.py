@@ -265,7 +265,7 @@ class Follower:
     async def _look(self, vm: VmName) -> None:
         """Look at one VM, do what is to be done, and write what there is. Raises `StoreError`."""
         store, view = self._store, self._view
-        if store is None or not view.revision:
+        if store is None or not view.revision or self.held_back is not None:
             return  # the next listing looks at all of them
         timer = self._again.pop(vm, None)
         if timer is not None:
