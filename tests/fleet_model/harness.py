@@ -147,6 +147,7 @@ class FakeHost:
                 mount = msgspec.convert(each.what, NewMount)
                 made.mounts.setdefault(mount.guest_path, (mount, each.share or "", set()))[2].add(each.owner)
         if arriving is not None:
+            assert all(int(name) < arriving.names for name in made.shares), "a share may be called so again"
             self.given[vm] = arriving.names - 1
         self.machines[vm] = made
         self.writes.append(f"vm {vm.here}")

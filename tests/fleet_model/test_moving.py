@@ -72,6 +72,22 @@ async def test_a_lease_is_renewed_where_its_vm_has_moved_to() -> None:
         assert f.hosts["h2"].held() == {"build": {("/srv/x", "living")}}
 
 
+async def test_a_vm_that_came_from_another_host_and_is_lost_comes_back_with_the_same_names() -> None:
+    async with fleet("h1", "h2") as f:
+        await f.add_vm()
+        await f.add_share("/srv/x")
+        await f.move_vm("h2")
+        await f.add_share("/srv/y")
+        await f.add_share("/srv/gone")
+        await f.release_share("2")
+        host = f.hosts["h2"]
+        del host.machines[BUILD]
+        host.note_change(BUILD)
+        await asyncio.sleep(5)
+        assert _names(f, "h2") == {"0": {"job"}, "1": {"job"}}
+        assert (await f.add_share("/srv/z")).name == "3"
+
+
 async def test_between_its_steps_a_vm_is_served_where_it_was_and_what_is_added_then_moves_too() -> None:
     async with fleet("h1", "h2") as f:
         await f.add_vm()

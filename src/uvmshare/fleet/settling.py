@@ -75,8 +75,12 @@ class Job(NamedTuple):
 class _Look:
     """One look at one VM."""
 
-    def __init__(self, local: Local, vm: VmName, revision: int, lives: Callable[[Holding], bool]) -> None:
+    def __init__(
+        self, local: Local, vm: VmName, revision: int, lives: Callable[[Holding], bool], before: Have | None
+    ) -> None:
         self.local = local
+        self.names = 0 if before is None else before.names
+        """The least that no share was called, as it was known before."""
         self.vm = vm
         self.revision = revision
         self.lives = lives
@@ -115,8 +119,10 @@ class _Look:
         """Return what a VM brings along from another host."""
         if not want.names:
             return None
-        told = [each for each in want.holdings.values() if each.share is not None and not self.is_ending(each)]
-        return Arriving(want.names, told)
+        told = [each for each in want.holdings.values() if each.share is not None]
+        numbers = [int(each.share) for each in told if each.share is not None and each.share.isdecimal()]
+        names = max(want.names, self.names, max(numbers, default=0) + 1)
+        return Arriving(names, [each for each in told if not self.is_ending(each)])
 
     async def look_ahead(self, want: Want) -> Settled:
         """Say whether the host could have a VM that is on another host yet, and leave all as it is."""
@@ -197,7 +203,7 @@ async def settle(  # noqa: PLR0917  each is another thing
     lives, at that same revision or later. `jobs` are those of earlier looks: one that takes longer than `PATIENCE`
     holds nothing else up, and is left in it.
     """
-    look = _Look(local, vm, revision, lives)
+    look = _Look(local, vm, revision, lives, before)
     if want.prepare or want.after:
         return await look.look_ahead(want)
     broken = await look.add_vm(want)
@@ -251,7 +257,7 @@ async def settle(  # noqa: PLR0917  each is another thing
         if seen is None
         else [_with_leases(each, "share", holdings) for each in seen.shares if each.references or each.mounts],
         mounts=[] if seen is None else [_with_leases(each, "mount", holdings) for each in seen.mounts],
-        names=0 if seen is None else seen.names,
+        names=look.names if seen is None else max(look.names, seen.names),
         held={id_: each.share for id_, each in holdings.items() if each.share is not None},
         outcomes={id_: outcomes[id_] for id_ in kept},
         pending=pending,
