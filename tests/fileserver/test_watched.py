@@ -31,7 +31,9 @@ if sys.platform == "win32":
 
 from uvmshare.fileserver import syscalls
 from uvmshare.fileserver.export import Export
+from uvmshare.fileserver.mount import listening
 from uvmshare.fileserver.mount.files.tree import Tree
+from uvmshare.fileserver.mount.listening import Group
 from uvmshare.fileserver.mount.watched import Queue, Watched
 
 confined = pytest.mark.parametrize("model", ["passthrough"])
@@ -298,3 +300,34 @@ def test_a_host_without_a_queue_to_spare_keeps_what_is_left_for_others(monkeypat
     for each in made:
         with pytest.raises(OSError, match="Bad file"):
             os.fstat(each)
+
+
+def test_where_the_kernel_cannot_tell_of_names_the_directories_are_watched_all_the_same(
+    tree: Tree, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "a").mkdir()
+    tree.found_mounts(any_there=False)
+    without = Watched(Queue(syscalls.inotify_init(), 2), tree, lambda _: None)
+    with pytest.raises(OSError, match="no fanotify"):
+        without.listen()
+    watched = Watched(Queue(syscalls.inotify_init(), 2, Group.open()), tree, lambda _: None)
+    monkeypatch.setattr(listening, "file_handle", lambda _: b"")
+    with pytest.raises(OSError, match="no handles"):
+        watched.listen()
+    assert watched.listening is None
+    assert watched.add(opened(tree, "a"))[1] == b"a"
+
+
+def test_a_directory_that_the_kernel_tells_nothing_of_is_watched_all_the_same(
+    tree: Tree, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "a").mkdir()
+    tree.found_mounts(any_there=False)
+    watched = Watched(Queue(syscalls.inotify_init(), 2, Group.open()), tree, lambda _: None)
+    watched.listen()
+
+    def no_more(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no more marks")
+
+    monkeypatch.setattr(syscalls, "fanotify_mark", no_more)
+    assert watched.add(opened(tree, "a"))[1] == b"a"

@@ -170,15 +170,26 @@ class Listening:
             while os.read(self._group.descriptor, _PIECE):
                 pass
 
+    def require_told(self, descriptor: int, path: str) -> None:
+        """Refuse to listen where the kernel cannot tell of a directory: EOPNOTSUPP. Raises `OSError`."""
+        try:
+            if not file_handle(descriptor):
+                raise OSError(errno.EOPNOTSUPP, "the file system has no handles")
+            syscalls.fanotify_mark(self._group.descriptor, MARK, LISTEN_MASK, path)
+        except OSError as error:
+            raise OSError(errno.EOPNOTSUPP, f"no events of this file system: {error.strerror}") from error
+        self.close()
+
     def add(self, number: int, descriptor: int, path: str, directory: Directory) -> None:
-        """Be told of the names in a directory. Raises `OSError`: EOPNOTSUPP where its file system has no handles."""
+        """Be told of the names in a directory; what the kernel cannot tell of is passed over. Raises nothing."""
         self._directories[number] = directory
         if number in self._handles:  # it was renamed
             return
-        handle = file_handle(descriptor)
-        if not handle:
-            raise OSError(errno.EOPNOTSUPP, "the file system has no handles")
-        syscalls.fanotify_mark(self._group.descriptor, MARK, LISTEN_MASK, path)
+        try:
+            handle = file_handle(descriptor)
+            syscalls.fanotify_mark(self._group.descriptor, MARK, LISTEN_MASK, path)
+        except OSError:  # this user may have no more marks
+            return
         self._numbers[handle] = number
         self._handles[number] = handle
         names = self._look_at_all(number)

@@ -133,8 +133,10 @@ class Watched:
         if self._queue.group is None:
             raise OSError(errno.EOPNOTSUPP, "no fanotify, or none to spare")
         with self._lock:
-            self.listening = Listening(self._queue.group, self._opened, self._is_shown)
-            return self.listening.uid
+            listening = Listening(self._queue.group, self._opened, self._is_shown)
+            listening.require_told(self._tree.root.fd, self._tree.path_of(self._tree.root))
+            self.listening = listening
+            return listening.uid
 
     def _require_no_mounts(self) -> None:
         if self._tree.has_mounts or self._tree.root.is_foreign:
