@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -18,17 +19,27 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- rooms: written by tools/map.py -->\n", "<!-- end of the rooms -->\n"
 PACKAGE = "src/uvmshare"
+FILES = ("*.py", f"{PACKAGE}/*.sh", f"{PACKAGE}/*.js")
+COMMENT = re.compile(r"(?:#!.*\n)?(?:#|//) (.+?\.)(?:\s|$)")
 OTHERS = ("tests", "tools", "benchmarks", "fuzz", "contrib")
 PREAMBLE = """# Map
 
-Every module, by its folder, with the first sentence that it says of itself. A folder's own sentence is that of its
-`__init__.py`. `tools/map.py` writes this page, and `make lint` checks it. Files of tests (`test_*.py`) are left out:
-they stand in the folder of the layer that they try.
+Every module, and the package's scripts, by their folders, with the first sentence that each says of itself. A folder's
+own sentence is that of its `__init__.py`. `tools/map.py` writes this page, and `make lint` checks it. Files of tests
+(`test_*.py`) are left out: they stand in the folder of the layer that they try.
 """
 
 
 def first_sentence(path: Path) -> str:
-    """Return the first paragraph of a module's docstring, as one line. Raises `SystemExit` when there is none."""
+    """Return the first paragraph of a module's docstring, as one line; of a script, its comment's first sentence.
+
+    Raises `SystemExit` when there is none.
+    """
+    if path.suffix != ".py":
+        comment = COMMENT.match(path.read_text(encoding="utf-8"))
+        if not comment:
+            sys.exit(f"{path.relative_to(ROOT)} does not say what it is for: it begins with no comment")
+        return comment[1].replace("|", "\\|")
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     if not text:
         sys.exit(f"{path.relative_to(ROOT)} does not say what it is for: it has no docstring")
@@ -38,7 +49,7 @@ def first_sentence(path: Path) -> str:
 def modules() -> dict[str, list[Path]]:
     """Return the modules of each folder that git knows, folders in the order of the package and of `OTHERS`."""
     listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "*.py"], cwd=ROOT, check=True, capture_output=True, text=True
+        ["git", "ls-files", "-co", "--exclude-standard", *FILES], cwd=ROOT, check=True, capture_output=True, text=True
     )
     found: defaultdict[str, list[Path]] = defaultdict(list)
     for name in sorted(listed.stdout.split()):

@@ -1,7 +1,7 @@
-"""Mounts as the daemon's API shows them.
+"""Mounts that the daemon still restores, as its API shows them.
 
-What lives here: the document of one mount, for one user, also while it is restored. What must not: which
-mounts there are (`mounts`).
+What lives here: the document of such a mount, for one user. What must not: which mounts there are, and the documents
+of all others (`mounts`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a mount process has done, in memory that its supervisor can read.
 
 What lives here: `Counters`, as the mount process writes them, and `Counted`, as others read them. What must not: when
-something is counted (`mount.serving`).
+something is counted (`mount.serving`, and for some numbers `mount.handlers`).
 
 All of it is an array of 64-bit numbers, shared since before the fork, and with that one mount alone, so that
 counting a request is one addition in it. Latencies are measured in one turn of the loop of `SAMPLED`, by handlers

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Process 1 of the guest that uvmshare.testing.guest_vm boots: mounts what a system needs, loads the modules, brings the
-# network up, and then carries out the host's commands, one at a time on each virtio-serial port.
+# Process 1 of the guest that uvmshare.testing.guest_vm boots.
+# It mounts what a system needs, loads the modules, brings the network up, and then carries out the host's commands, one
+# at a time on each virtio-serial port.
 # GUEST_ROOT and GUEST_CHANNELS come from the kernel's command line, which hands what it does not know to init.
 
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/run TMPDIR=/run LC_ALL=C.UTF-8

@@ -1,6 +1,6 @@
-"""The root of a share with allowed names: a directory of the host of which a guest has some names alone.
+"""What a guest is told of the root of a share with allowed names; which names these are, `tree` and `boundary` ask.
 
-What lives here: what a guest is told of such a directory. What must not: its listing (`listing`), that a guest changes
+What lives here: attributes and names of such a directory. What must not: its listing (`listing`), that a guest changes
 nothing of it (`mount.handlers`) and walks to no other name (`tree`, `boundary`).
 
 The directory itself is not shared. Mode and owner are told as they are, because the guest's kernel decides by them
