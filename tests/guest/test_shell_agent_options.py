@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -62,3 +64,34 @@ def test_a_mount_of_an_earlier_agent_is_kept_without_access_control_lists(tmp_pa
         (tmp_path / "kept").write_text(f"{line}\n")
         said = shell(("recall",), f'recall {tmp_path}/kept && echo "$posixacl $again"')
         assert said == f"{expected}\n"
+
+
+def test_a_read_that_was_given_up_says_nothing_of_the_mount_that_is_read_next(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "first")
+    os.mkfifo(tmp_path / "second")
+    faked = (
+        f"state={tmp_path}; is_mounted() {{ :; }};"
+        # The first one fails when the second is read, which itself ends after the answer.
+        f"ls() {{ case $2$1 in */first*) read -r _ <{tmp_path}/first; return 1 ;; esac;"
+        f" echo >{tmp_path}/first; read -r _ <{tmp_path}/second; }};"
+    )
+    said = shell(("condition",), f"{faked} condition {tmp_path}/first; condition /m; echo >{tmp_path}/second")
+    assert said == "slow\nslow\n"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["first", "second"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no /proc")
+def test_programs_that_use_a_mount_are_named_once(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("text")
+    keeps = "import sys; files = [open('f'), open('f')]; print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", keeps]
+    with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as using:
+        assert using.stdout is not None
+        using.stdout.readline()
+        with open(f"/proc/{using.pid}/comm", encoding="ascii") as file:
+            name = file.read().strip()
+        assert shell(("users",), f"path={tmp_path}; users") == f"{name} (pid {using.pid}) "
+        assert shell(("users",), f"path={tmp_path}/f; users") == f"{name} (pid {using.pid}) "
+        assert using.stdin is not None
+        using.stdin.close()
+    assert shell(("users",), f"path={tmp_path}; users") == ""

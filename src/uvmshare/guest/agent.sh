@@ -139,20 +139,24 @@ health() { printf '{"mount_path":"%s","status":"%s"}' "$path" "$(condition "$pat
 
 is_mounted() { grep -q " $1 9p " /proc/mounts; }
 
-# Read the mount in a process that is left alone if it hangs: it cannot be killed.
+# Read the mount in a process that is left alone if it hangs: it cannot be killed. Its result has a place of its own: what
+# was given up may end while another mount is read, which must not be taken for dead and detached under those who use it.
 condition() {
     is_mounted "$1" || { echo missing && return; }
-    rm -f "$state/read.$$"
-    { ls -d "$1"/. >/dev/null 2>&1 && ls "$1" >/dev/null 2>&1; echo $? >"$state/read.$$"; } </dev/null >/dev/null &
+    read -r check </proc/sys/kernel/random/uuid
+    place=$state/read.$check
+    mkdir "$place"
+    { ls -d "$1"/. && ls "$1"; echo $? >"$place/result"; } </dev/null >/dev/null 2>&1 &
     for _ in 1 2 3 4 5 6 7 8 9 10; do
-        [ -s "$state/read.$$" ] && break
+        [ -s "$place/result" ] && break
         sleep 0.1
     done
-    case $(cat "$state/read.$$" 2>/dev/null) in
+    case $(cat "$place/result" 2>/dev/null) in
         0) echo ok ;;
         '') echo slow ;;
         *) echo dead ;;
     esac
+    rm -rf "$place"
 }
 
 # What cache and msize come to: mount.py says why (choose).
@@ -291,14 +295,16 @@ remove() {
     ok '{}'
 }
 
+# One program reads all links: one for each took a loaded guest longer than a host waits for an agent that says nothing.
 users() {
-    for process in /proc/[0-9]*; do
-        for link in "$process"/cwd "$process"/root "$process"/fd/*; do
-            case $(readlink "$link" 2>/dev/null) in
-                "$path" | "$path"/*) echo "$(cat "$process/comm") (pid ${process#/proc/})" && break ;;
-            esac
-        done
-    done | head -n 5 | tr '\n' ' '
+    named=
+    ls -ln /proc/[0-9]*/cwd /proc/[0-9]*/root /proc/[0-9]*/fd/* 2>/dev/null | while read -r link; do
+        case $link in *" -> $path" | *" -> $path/"*) ;; *) continue ;; esac
+        process=${link#* /proc/}
+        process=${process%%/*}
+        [ "$process" != "$named" ] && read -r name <"/proc/$process/comm" && echo "$name (pid $process)"
+        named=$process
+    done 2>/dev/null | head -n 5 | tr '\n' ' '
 }
 
 report() {
@@ -364,7 +370,7 @@ done
 mkdir -p "$allow" "$state" || die "$allow and $state must be there"
 [ -O "$state" ] || die "$state is another user's, who could say there what is mounted: give a directory of your own with --state"
 chmod 700 "$state" || die "$state must be writable"
-rmdir "$state/lock" 2>/dev/null
+rm -rf "$state/lock" "$state"/read.*
 cut -d- -f1 /proc/sys/kernel/random/uuid >"$state/agent"
 export UVMSHARE_AGENT_TOKEN UVMSHARE_ALLOW="$allow" UVMSHARE_STATE="$state" UVMSHARE_SERVER="$server"
 watch &
