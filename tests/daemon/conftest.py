@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.daemon.harness import Home
+from tests.forked import forked_supervisors, zygote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from tests.daemon.harness import Running
 
     from uvmshare.daemon.client import Client
+
+__all__ = ["forked_supervisors", "zygote"]
 
 
 @pytest.fixture
@@ -27,12 +30,15 @@ def shared() -> Iterator[Running]:
     with Home.made() as home, home.running() as running:
         running.add_vm()
         yield running
+        running.remove_vms()
 
 
 @pytest.fixture
 def daemon(home: Home) -> Iterator[Running]:
     with home.running() as running:
         yield running
+        if home.had_vms:  # so that no other daemon is started for it
+            running.remove_vms()
 
 
 @pytest.fixture

@@ -68,9 +68,8 @@ class Home:
             yield home
         finally:
             if home.had_vms:
-                with home.running(), home.client() as client:
-                    for vm in client.vms():
-                        client.vms.remove(vm.id, force=True)
+                with home.running() as running:
+                    running.remove_vms()
             shutil.rmtree(folder)
 
     @property
@@ -81,7 +80,8 @@ class Home:
         return Client(self.host)
 
     def http(self) -> httpx.Client:
-        transport = httpx.HTTPTransport(uds=self.settings.socket_path)
+        # Reading certificates, for which a unix socket has no use, takes longer than most requests.
+        transport = httpx.HTTPTransport(uds=self.settings.socket_path, verify=False)
         return httpx.Client(transport=transport, base_url="http://daemon", timeout=DEADLINE)  # its own are five seconds
 
     def directory(self, name: str, mode: int = 0o755) -> str:
@@ -170,6 +170,13 @@ class Running:
         self.home.had_vms = True
         with self.home.client() as client:
             return client.vms.add(**self.home.new_vm(id_, **more))
+
+    def remove_vms(self) -> None:
+        """Remove all VMs, of whomever they are."""
+        with self.home.client() as client:
+            for vm in client.vms():
+                client.vms.remove(vm.id, force=True)
+        self.home.had_vms = False
 
     def add_share(self, path: str, vm: str = "vm", **more: Any) -> Share:
         with self.home.client() as client:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from tests.fileserver.harness import (
     CANARY,
+    IN_AND_OUT,
     LIMITS,
     MODELS,
     Device,
@@ -29,6 +30,7 @@ from tests.fileserver.harness import (
     directory_with_xattrs,
     one_of,
 )
+from tests.forked import forked_supervisors, zygote
 from tests.processes import wait_for_end
 from tests.root import require_root
 
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 
     from uvmshare.testing.client import NinePClient
 
+
+__all__ = ["forked_supervisors", "zygote"]
 
 if sys.platform == "win32":
     collect_ignore_glob = ["test_*.py"]
@@ -97,8 +101,11 @@ def root(tmp_path: Path) -> Path:
     return directory
 
 
-model = one_of(*MODELS)
-"""Each security model in turn. A module with a `model` of its own, or a test that parametrises it, has some alone."""
+model = one_of(*(each if each in IN_AND_OUT else pytest.param(each, marks=pytest.mark.long) for each in MODELS))
+"""Each security model in turn; in ``make test`` passthrough, and mapped-xattr in this process.
+
+A module with a `model` of its own, or a test that parametrises it, has some alone.
+"""
 
 
 _directories: Final = itertools.count()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from tests.forked import started
 from tests.processes import process_exists
 
 from uvmshare.errors import ComputeSystemError, InvalidDocument, OutcomeUnknown, ShareExists, ShareNotFound
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
+
+forked_supervisors = started()
 
 
 # Adding

@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.forked import started
 from tests.processes import DEADLINE, process_exists
 
 from uvmshare.errors import ComputeSystemGone, FileServerError, OutcomeUnknown
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
+
+forked_supervisors = started()
 
 
 LAST_WORD = messages.Rlerror(errno.EIO).encode(NOTAG)

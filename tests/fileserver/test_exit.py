@@ -10,6 +10,7 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.forked import started
 from tests.processes import DEADLINE
 
 from uvmshare import AddOptions, FileServer, Manager
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.fileserver.harness import Device
+
+
+forked_supervisors = started()
 
 
 def run(work: Coroutine[object, object, None]) -> None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from tests.forked import started
 
 from uvmshare.testing.schedule import run
 
@@ -21,6 +22,9 @@ from uvmshare.fileserver.link import Link
 if TYPE_CHECKING:
     from uvmshare.fileserver import control
     from uvmshare.testing.schedule import VirtualLoop
+
+
+forked_supervisors = started()
 
 FAILURES = [
     FileServerError("it does not answer"),

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from tests.conformance.harness import write_down
 from tests.fileserver.harness import Device, directory_with_xattrs, remove_tree
+from tests.forked import forked_supervisors, zygote
 from tests.processes import await_answer, children_of, descriptors_of, wait_for_end
 from tests.root import require_root
 
@@ -32,7 +33,9 @@ __all__ = [
     "CANARY",
     "Target",
     "attack",
+    "forked_supervisors",
     "xattr_directory",
+    "zygote",
 ]
 
 if sys.platform == "win32":
