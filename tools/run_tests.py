@@ -56,14 +56,14 @@ class Kind:
     marks: str
     lanes: int
     groups: tuple[Group, ...]
-    """The longest first."""
+    """The longest first, and the rest before them."""
     options: tuple[str, ...] = ("--durations=15", "--durations-min=5")
 
 
 def kind(marks: str, lanes: int, *groups: Group, options: tuple[str, ...] = Kind.options) -> Kind:
     """Return a kind of these groups, and of one that has the rest: also what a group with settings of its own has."""
     others = [group for group in groups if not group.environment]
-    return Kind(marks, lanes, (*groups, Group("rest", ("tests",)).without(*others)), options)
+    return Kind(marks, lanes, (Group("rest", ("tests",)).without(*others), *groups), options)
 
 
 _CONFORMANCE: Final = "tests/conformance"
@@ -92,13 +92,13 @@ _PURE: Final = Group(
     of_all="not soak",
 )
 _QUICK: Final = (
-    Group("fileserver", ("tests/fileserver",)),
-    Group("daemon", ("tests/daemon",)),
-    Group("pages", ("tests/docs", "tests/examples", "tests/dashboard", "tests/cli")),
     Group("guest", ("tests/guest",)),
+    Group("fileserver", ("tests/fileserver",)),
     Group("hostile", ("tests/hostile",)),
-    Group("searches", _SEARCHES),
+    Group("pages", ("tests/docs", "tests/examples", "tests/dashboard", "tests/cli")),
+    Group("daemon", ("tests/daemon",)),
     Group("conformance", (_CONFORMANCE,)),
+    Group("searches", _SEARCHES),
     Group("reliability", ("tests/reliability", "tests/sqlite_journal")),
 )
 _NOT_THERE: Final = tuple(
@@ -179,6 +179,8 @@ class Run:
         marks = group.of_all or (f"{self._kind.marks} and {group.marks}" if group.marks else self._kind.marks)
         command = [*self._pytest, "-m", marks, *self._kind.options, *group.where, *self._more]
         environment = {**os.environ, **dict(group.environment)}
+        # Else each of the many processes that tests start would compile the package again: half a second each.
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         if self._measured:  # it sees Python alone; the tests of the compiled hot path start their own servers with it
             environment.update(_WITHOUT_SPEED)
         with open(self._log(group), "w") as log:

@@ -49,6 +49,7 @@ def changes(requests: list[m.Message]) -> list[m.Tsetattr]:
     return [request for request in requests if isinstance(request, m.Tsetattr)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("setting", BOTH, ids=str)
 def test_times_that_are_set_are_sent_in_whole_seconds(
     bench: Callable[[str], Bench], directory: str, setting: Setting
@@ -60,6 +61,7 @@ def test_times_that_are_set_are_sent_in_whole_seconds(
     assert (change.atime_sec, change.atime_nsec, change.mtime_sec, change.mtime_nsec) == (5, 0, 6, 0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("setting", BOTH, ids=str)
 def test_a_time_before_1970_is_sent_as_0(bench: Callable[[str], Bench], directory: str, setting: Setting) -> None:
     script = "open('f', 'w').close()\n# now\nos.utime('f', (-5, -1_000_000))\n"
@@ -68,7 +70,7 @@ def test_a_time_before_1970_is_sent_as_0(bench: Callable[[str], Bench], director
 
 
 @pytest.mark.parametrize("setting", BOTH, ids=str)
-@pytest.mark.parametrize("how", ["fifo", "path"])
+@pytest.mark.parametrize("how", ["fifo", pytest.param("path", marks=pytest.mark.long)])
 def test_what_is_held_without_an_open_fid_is_looked_for_by_its_name(
     bench: Callable[[str], Bench], directory: str, setting: Setting, how: str
 ) -> None:
@@ -150,6 +152,7 @@ def test_the_older_client_takes_no_setgid_bit_off_and_tells_no_groups(
             assert request.n_uname == 2004  # a number of a user is all that it has room for
 
 
+@pytest.mark.long
 def test_a_read_only_share_that_is_mounted_writable_is_not_asked(bench: Callable[[str], Bench], directory: str) -> None:
     os.close(os.open(os.path.join(directory, "f"), os.O_CREAT | os.O_WRONLY, 0o644))
     script = (

@@ -42,7 +42,9 @@ def run_fsx(
     return {"operations": operations[1], "mapped": mapping.replace("-", " "), "wrong bytes": 0}
 
 
-@pytest.mark.parametrize("setting", [Setting("6.12"), Setting("6.12", cache="mmap")], ids=str)
+@pytest.mark.parametrize(
+    "setting", [Setting("6.12"), pytest.param(Setting("6.12", cache="mmap"), marks=pytest.mark.long)], ids=str
+)
 def test_a_little_of_fsx(bench: Callable[[str], Bench], directory: str, setting: Setting) -> None:
     keep("fsx-short", setting, run_fsx(bench, directory, setting, 300))
 

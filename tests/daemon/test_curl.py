@@ -58,7 +58,8 @@ def test_curl_shares_a_directory_and_reads_why_it_cannot(running: Running) -> No
     assert problem["error"] == "NotThere"
 
 
-def test_whatever_the_document_allows_is_answered_as_the_document_says(running: Running) -> None:
+@pytest.mark.parametrize("examples", [5, pytest.param(30, marks=pytest.mark.long)])
+def test_whatever_the_document_allows_is_answered_as_the_document_says(running: Running, examples: int) -> None:
     """Schemathesis makes requests from the OpenAPI document, good ones and bad ones; the seed is fixed."""
     with running.home.http() as http:
         document = http.get("/v1/openapi.json").json()
@@ -80,7 +81,7 @@ def test_whatever_the_document_allows_is_answered_as_the_document_says(running: 
                 cases |= operation.as_strategy(path_parameters={"vm": "vm", "share": "0", "owner": "default"})
 
             @settings(
-                max_examples=15,
+                max_examples=examples,
                 derandomize=True,
                 database=None,
                 deadline=None,

@@ -31,11 +31,15 @@ NOT_YET: Final[dict[str, str]] = {}
 """Pages that do not do what they say, and why. A page that does must leave this list."""
 
 
-def marked(pages: list[str]) -> list[object]:
-    return [
-        pytest.param(page, marks=pytest.mark.xfail(reason=NOT_YET[page], strict=True)) if page in NOT_YET else page
-        for page in pages
-    ]
+LATER: Final = ("docs/guest-agent.md", "docs/guest-kernel.md", "docs/python.md", "docs/tutorial-firecracker.md")
+"""Pages with a guest that ``make test-long`` types; ``make test`` types the README and the page of the daemon."""
+
+
+def marked(pages: list[str], *, long: tuple[str, ...] = ()) -> list[object]:
+    marks = {page: [pytest.mark.long] for page in long}
+    for page, reason in NOT_YET.items():
+        marks.setdefault(page, []).append(pytest.mark.xfail(reason=reason, strict=True))
+    return [pytest.param(page, marks=marks.get(page, ())) for page in pages]
 
 
 def elsewhere(block: Block) -> str:
@@ -131,7 +135,7 @@ def test_a_page_does_what_it_says(page: str) -> None:
 
 
 @pytest.mark.guest
-@pytest.mark.parametrize("page", marked([page for page in RUN if has_guest(page)]))
+@pytest.mark.parametrize("page", marked([page for page in RUN if has_guest(page)], long=LATER))
 def test_a_page_with_a_guest_does_what_it_says(page: str, guest: tuple[asyncio.Runner, GuestVM]) -> None:
     ready()
     assert go_through(page, guest, long=False)

@@ -7,10 +7,11 @@ import gc
 import os
 import stat
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 from tests.fileserver.harness import MODELS
+from tests.thinned import crossed
 
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import AT_REMOVEDIR, QidType
@@ -105,7 +106,12 @@ def test_an_entry_has_the_type_that_the_hosts_attribute_gives_it(
 
 @pytest.mark.parametrize(
     ("model", "count"),
-    [*((model, None) for model in MODELS), ("in-process", 300), ("in-process", 4096), ("passthrough", 100_000)],
+    [
+        ("passthrough", None),
+        *(pytest.param(model, None, marks=pytest.mark.long) for model in MODELS if model != "passthrough"),
+        ("in-process", 4096),
+        *(pytest.param(*each, marks=pytest.mark.long) for each in (("in-process", 300), ("passthrough", 100_000))),
+    ],
 )
 def test_thousands_of_entries(host: Host, guest: NinePClient, count: int | None) -> None:
     names = fill(host.root, 10_000 if count == 100_000 else 3000)  # once more than two whole messages
@@ -251,24 +257,23 @@ def creating(fid: int, name: bytes) -> list[m.Message]:
     ]
 
 
-@pytest.mark.parametrize("which", range(8), ids=lambda n: type(creating(0, b"")[n]).__name__)
-@pytest.mark.parametrize(
-    ("name", "numbers"),
-    [
-        (b"x" * 256, (errno.ENAMETOOLONG,)),
-        (b"x" * 65535, (errno.ENAMETOOLONG,)),
-        (b"", ()),
-        (b".", ()),
-        (b"..", ()),
-        (b"/", ()),
-        (b"a/b", ()),
-        (b"/etc/x", ()),
-        (b"../x", ()),
-        (b"d/", ()),
-        (b"d/../x", ()),
-    ],
-    ids=["256", "65535", "empty", "dot", "dotdot", "slash", "a-b", "absolute", "above", "trailing", "through"],
-)
+NAMES_THAT_ARE_NONE: Final = {
+    "256": (b"x" * 256, (errno.ENAMETOOLONG,)),
+    "65535": (b"x" * 65535, (errno.ENAMETOOLONG,)),
+    "empty": (b"", ()),
+    "dot": (b".", ()),
+    "dotdot": (b"..", ()),
+    "slash": (b"/", ()),
+    "a-b": (b"a/b", ()),
+    "absolute": (b"/etc/x", ()),
+    "above": (b"../x", ()),
+    "trailing": (b"d/", ()),
+    "through": (b"d/../x", ()),
+}
+CREATING: Final = {f"{type(message).__name__}{number}": number for number, message in enumerate(creating(0, b""))}
+
+
+@pytest.mark.parametrize(("which", "name", "numbers"), crossed(CREATING, NAMES_THAT_ARE_NONE))
 def test_names_that_are_none(
     *, host: Host, guest: NinePClient, refused: Refused, which: int, name: bytes, numbers: tuple[int, ...]
 ) -> None:

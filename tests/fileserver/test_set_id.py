@@ -7,6 +7,7 @@ import stat
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.fileserver.harness import one_of
 
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import OpenFlag
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from tests.fileserver.harness import Host, Refused
 
 ROOT, USER = 0, 1000
+
+model = one_of("passthrough", "none", "in-process", pytest.param("mapped-xattr", marks=pytest.mark.long))
+"""Each of them leaves other bits; in ``make test`` mapped-xattr does so in this process alone."""
 
 
 def left_by(host: Host, mode: int) -> int:

@@ -209,6 +209,7 @@ def storm(folder: Path, rounds: int, seed: int) -> None:
         asyncio.run(whole())
 
 
+@pytest.mark.long
 def test_nothing_acknowledged_is_lost_and_no_watch_skips_while_members_fail(tmp_path: Path) -> None:
     storm(tmp_path, 3, random.SystemRandom().randrange(2**32))
 

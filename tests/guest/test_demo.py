@@ -59,6 +59,7 @@ def test_every_step_holds_with_the_projects_own_client(project: Path) -> None:
     assert "Everything held." in shown
 
 
+@pytest.mark.long
 @pytest.mark.guest
 def test_every_step_holds_with_a_linux_guest(project: Path) -> None:
     status, shown = run("qemu")

@@ -90,6 +90,7 @@ def test_the_guest_has_the_hosts_programs_and_cannot_write_to_its_root(runner: a
     assert "Read-only" in result.text
 
 
+@pytest.mark.long
 @pytest.mark.guest
 def test_a_busybox_guest_lives_and_dies(runner: asyncio.Runner) -> None:
     async def live() -> str:

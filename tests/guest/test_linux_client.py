@@ -101,7 +101,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "options",
     [
         {},
-        {"cache": "loose", "msize": 1048576},
+        pytest.param({"cache": "loose", "msize": 1048576}, marks=pytest.mark.long),
         pytest.param({"cache": "mmap"}, marks=pytest.mark.long),
         pytest.param({"msize": 4096}, marks=pytest.mark.long),
     ],
@@ -212,6 +212,7 @@ def test_a_link_that_leads_out_of_the_share_leads_nowhere_on_the_host(mounted: M
             assert file.read() == b"the host's"
 
 
+@pytest.mark.long
 def test_ten_thousand_entries_are_listed_and_removed(mounted: Mounted) -> None:
     names = {f"entry-{number:05}" for number in range(10_000)}
     (mounted.host / "d").mkdir()
@@ -445,7 +446,6 @@ def test_only_the_allowed_names_exist(host: Host, tmp_path: Path) -> None:
     host.remove(share)
 
 
-@pytest.mark.transports("firecracker", "tcp", "cloud-hypervisor")
 def test_removal_ends_a_share_under_the_guests_eyes(host: Host, tmp_path: Path) -> None:
     taken, kept = tmp_path / "taken", tmp_path / "kept"
     for directory in (taken, kept):
@@ -491,7 +491,6 @@ def test_removal_ends_a_share_under_the_guests_eyes(host: Host, tmp_path: Path) 
 
 
 @pytest.mark.long
-@pytest.mark.transports("firecracker", "tcp", "cloud-hypervisor")
 def test_requests_under_way_when_a_share_goes_see_an_input_output_error(host: Host, tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(bytes(1 << 20))
     for _ in range(3):  # the threads are never twice at the same place

@@ -28,6 +28,7 @@ def host(runner: asyncio.Runner, transport: Transport) -> Iterator[Host]:
     made.close()
 
 
+@pytest.mark.long
 def test_git_finds_no_dubious_ownership_where_owners_are_mapped_and_find_no_hidden_name(
     host: Host, tmp_path: Path
 ) -> None:

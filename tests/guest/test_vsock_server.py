@@ -46,6 +46,7 @@ def lock(client: NinePClient) -> int:
     return client.ask(m.Tlock(fid, LockType.WRLCK, 0, 0, 0, 1, b"vm"), m.Rlock).status
 
 
+@pytest.mark.long
 def test_a_vsock_peer_that_is_gone_without_a_word_loses_its_mount_and_its_locks(
     runner: asyncio.Runner, guest: GuestVM
 ) -> None:

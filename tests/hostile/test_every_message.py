@@ -161,7 +161,9 @@ KINDS: Final = (
 SERVED: Final = [("mapped-xattr", 1 << 20), ("passthrough", 1 << 20), ("none", 4096)]
 
 
-@pytest.mark.parametrize(("model", "msize"), SERVED)
+@pytest.mark.parametrize(
+    ("model", "msize"), [SERVED[0], *(pytest.param(*each, marks=pytest.mark.long) for each in SERVED[1:])]
+)
 def test_every_message_on_every_kind_of_fid_with_extreme_values(
     attack: Callable[..., Target], model: str, msize: int
 ) -> None:
@@ -198,7 +200,7 @@ FLAGS: Final = sorted(
 )
 
 
-@pytest.mark.parametrize("model", ["mapped-xattr", "none"])
+@pytest.mark.parametrize("model", ["mapped-xattr", pytest.param("none", marks=pytest.mark.long)])
 def test_every_combination_of_open_flags(attack: Callable[..., Target], model: str) -> None:
     target = attack(model)
     client = target.connect()
@@ -218,7 +220,9 @@ def test_every_combination_of_open_flags(attack: Callable[..., Target], model: s
     target.require_unharmed()
 
 
-@pytest.mark.parametrize("model", ["mapped-xattr", "passthrough", "none"])
+@pytest.mark.parametrize(
+    "model", ["passthrough", *(pytest.param(each, marks=pytest.mark.long) for each in ("mapped-xattr", "none"))]
+)
 def test_every_setattr_mask(attack: Callable[..., Target], model: str) -> None:
     target = attack(model)
     client = target.connect()

@@ -83,7 +83,9 @@ def hidden(target: Target) -> object:
     return found
 
 
-@pytest.mark.parametrize("model", ["mapped-xattr", "passthrough", "none"])
+@pytest.mark.parametrize(
+    "model", ["passthrough", *(pytest.param(each, marks=pytest.mark.long) for each in ("mapped-xattr", "none"))]
+)
 def test_no_message_reaches_what_is_hidden(
     attack: Callable[..., Target], model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -223,6 +223,7 @@ def new_names(directory: Path) -> Iterator[Iterator[str]]:
         os.close(descriptor)
 
 
+@pytest.mark.long
 @pytest.mark.guest
 def test_a_guest_killed_in_the_middle_of_writes(tmp_path: Path) -> None:
     shared, other = tmp_path / "shared", tmp_path / "other"

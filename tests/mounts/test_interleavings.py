@@ -330,10 +330,10 @@ SHORT = (
     Bounds("from all: one owner, the guest goes mute", (A, REVOKE), mute=True),
     Bounds("a named share: two owners, a cancellation", (A, B), mapped=False, cancels=1),
     Bounds("a named share: two owners, a fault", (A, B), mapped=False, faults=1),
-    Bounds("a named share: one owner twice, a cancellation, a fault", (A, A), mapped=False, cancels=1, faults=1),
     Bounds("a named share: one owner, the guest restarts, a fault", (A,), mapped=False, restarts=1, faults=1),
 )
 LONG = (
+    Bounds("a named share: one owner twice, a cancellation, a fault", (A, A), mapped=False, cancels=1, faults=1),
     Bounds("a named share: two owners, a cancellation, a fault", (A, B), mapped=False, cancels=1, faults=1),
     Bounds("a named share: two owners, the guest restarts", (A, B), mapped=False, restarts=1),
 )

@@ -34,6 +34,9 @@ def build(tree: Path, out: Path, *options: str) -> Dist:
     return Dist(next(out.glob("*.whl")), next(iter(out.glob("*.tar.gz")), Path()))
 
 
+pytestmark = pytest.mark.long  # both are built, and the wheel once more from the sdist
+
+
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Dist:
     return build(ROOT, tmp_path_factory.mktemp("dist"))

@@ -205,10 +205,12 @@ SHORT = (
     Bounds("one owner, a crash, a fault of the VM", (A,), vm_faults=1),
     Bounds("one owner, a crash, a fault of the journal", (A,), append_faults=1),
     Bounds("one owner, two faults of the journal", (A,), crashes=0, append_faults=2),
+)
+LONG = (
     Bounds("two owners, a crash", (A, B)),
     Bounds("one owner, a crash, a cancellation", (A,), cancels=1),
+    Bounds("one owner twice, a crash", (A, A)),
 )
-LONG = (Bounds("one owner twice, a crash", (A, A)),)
 SOAK = (
     Bounds("one owner, a crash, two faults of the journal", (A,), append_faults=2),
     Bounds("one owner, a crash, two faults of the journal, a VM that cannot tell", (A,), append_faults=2, vm=FakeVM),

@@ -338,7 +338,6 @@ class Bounds:
 SHORT = (
     Bounds("two owners, a cancellation", (A, B), cancels=1),
     Bounds("two owners, a fault", (A, B), faults=1),
-    Bounds("two anonymous, a cancellation, a fault", (ANYBODY, ANYBODY), cancels=1, faults=1),
     Bounds("two owners, a cancellation, the loop ends", (A, B), cancels=1, loop_ends=True),
     Bounds("one owner, a cancellation, a fault, the loop ends", (A,), cancels=1, faults=1, loop_ends=True),
     Bounds("one owner twice, one anonymous", (A, A, ANYBODY)),
@@ -348,6 +347,7 @@ SHORT = (
     Bounds("one owner, the VM loses its shares, a cancellation", (A,), losses=1, cancels=1),
 )
 LONG = (
+    Bounds("two anonymous, a cancellation, a fault", (ANYBODY, ANYBODY), cancels=1, faults=1),
     Bounds("two owners, a cancellation, a fault", (A, B), cancels=1, faults=1),
     Bounds("two owners, a fault, the loop ends", (A, B), faults=1, loop_ends=True),
     Bounds("one owner twice, one anonymous, a cancellation", (A, A, ANYBODY), cancels=1),
