@@ -92,6 +92,7 @@ CALLABLES: Final[dict[str, Callable[..., Any]]] = {
 
 VALID: Final[dict[str, Any]] = {
     "tenant": "acme",
+    "host": "host-2",
     "to": "host-2",
     "on": "host-2",
     "listen": ["unix:/x"],

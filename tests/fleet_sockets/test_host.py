@@ -17,7 +17,7 @@ from tests.etcd.member import start_single
 
 from uvmshare.daemon.client import AsyncClient
 from uvmshare.daemon.documents import NewShare
-from uvmshare.daemon.fleet_documents import NewMove, PlacedVm
+from uvmshare.daemon.fleet_documents import NewMove, NewServed, PlacedVm
 from uvmshare.daemon.server import Settings, serve
 from uvmshare.daemon.store import DaemonStore
 from uvmshare.errors import DaemonError, InvalidOptions, InvalidState, NotThere, OperationDenied
@@ -308,6 +308,49 @@ async def _restored(folder: pathlib.Path) -> None:
         await local.accept_fleet()
         while await local.vms():
             pass
+
+
+async def _written_back(folder: pathlib.Path) -> None:
+    host = HostOfFleet(folder)
+    puts = [Put(host.keys.tenant("acme"), encode(Tenant())), Put(host.keys.registered("h1"), b"{}")]
+    await host.store.txn([], puts)
+    before = host.etcd.backup()
+    inside = host.below / "x"
+    inside.mkdir()
+    async with host.daemon() as local:
+        await host.gate.add_vm(ANN, *await host.gate.want_vm(ANN, host.placed()))
+        asked = await host.gate.want_share(ANN, "build", NewShare(path=str(inside), owner="leased", lease=600))
+        await host.gate.add_share(ANN, asked)
+        await host.add_share(inside, "stays")
+        host.etcd.restore(before)
+        while not (await local.following()).held_back:
+            pass
+        gate = Gate(host.etcd.connect(), host.keys)
+        with pytest.raises(OperationDenied, match="no administrator"):
+            await gate.write_back(ANN, "h1", NewServed(vms=()))
+        served = NewServed(vms=tuple(await local.served()))
+        for _ in range(2):
+            written = await gate.write_back(Caller("", "root"), "h1", served)
+            assert (written.vms, written.elsewhere) == (("acme:build",), ())
+        await local.accept_fleet()
+        while (await local.following()).error is not None:
+            pass
+        (share,) = await gate.shares(ANN, "build")
+        assert share.name == "0"
+        assert {each.owner: each.lease for each in share.references} == {"leased": 600, "stays": None}
+        assert [each.id for each in await local.vms()] == ["acme:build"]
+        asked = await gate.want_share(ANN, "build", NewShare(path=str(host.below), owner="new"))
+        assert (await gate.add_share(ANN, asked)).name == "1"
+        assert await gate.renew(ANN, "leased") == 1
+        await gate.remove_vm(await gate.want_no_vm(ANN, "build", force=True))
+        assert await local.vms() == []
+
+
+def test_what_a_host_serves_is_written_into_an_etcd_that_has_forgotten_it(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("uvmshare.fleet.follower._RECONNECT_LONGEST", 0.1)
+    asyncio.run(_written_back(tmp_path))
 
 
 def test_a_host_changes_nothing_for_a_restored_etcd_until_somebody_accepts_it(tmp_path: pathlib.Path) -> None:

@@ -104,16 +104,34 @@ def status(host: str | None, *, as_json: bool) -> None:
 
 
 @host.command()
+@click.option("--mine", is_flag=True, help="First write what this host serves into etcd, through a gate.")
+@click.option("--gate", metavar="https://NAME:PORT", help="The gate for --mine, with an administrator's UVMSHARE_CERT.")
 @host_option
-def accept(host: str | None) -> None:
+def accept(host: str | None, gate: str | None, *, mine: bool) -> None:
     """Have this host follow the etcd that is there now, although it is another one or an older state.
 
     A host never goes back by itself: when etcd was restored from a backup, it changes nothing and waits for this
     command. It then ends what that state does not want. Typed on the host, as root.
 
+    With --mine nothing of this host's is lost: what it serves is written into etcd first, with everybody who holds it.
+    Only VMs that another host has by now are ended here. A daemon that was started again since knows no lengths of
+    leases; what was held with one is then held without.
+
     \b
-    Example:
+    Examples:
       uvmshare host accept
+      uvmshare host accept --mine --gate https://gate.example:8443
     """  # noqa: D301  \b is click's mark for lines that stay as they are
+    if mine is (gate is None):
+        msg = "--mine writes through a gate, and needs --gate https://NAME:PORT" if mine else "--gate is for --mine"
+        raise click.UsageError(msg)
     with follower(host) as client:
+        if gate is not None:
+            with connected(gate) as fleet:
+                require_gate(fleet, "uvmshare host accept --mine")
+                written = fleet.hosts.write_back(client.following().host, client.served())
+            for vm in written.vms:
+                note(f"VM {vm} is written")
+            for vm in written.elsewhere:
+                note(f"VM {vm} is another host's by now, and ends here")
         say(client.accept_fleet().host)

@@ -178,6 +178,7 @@ class Client(_Connection):
     following = Asked(client_calls.following)
     accept_fleet = Asked(client_calls.accept_fleet)
     offer_vm = Asked(client_calls.offer_vm)
+    served = Asked(client_calls.served)
 
     def __enter__(self) -> Self:
         return self
@@ -337,6 +338,7 @@ class AsyncClient(_Connection):
     following = Awaited(client_calls.following)
     accept_fleet = Awaited(client_calls.accept_fleet)
     offer_vm = Awaited(client_calls.offer_vm)
+    served = Awaited(client_calls.served)
 
     async def __aenter__(self) -> Self:
         return self

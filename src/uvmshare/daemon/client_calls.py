@@ -36,7 +36,19 @@ from uvmshare.daemon.documents import (
     Stats,
     Vm,
 )
-from uvmshare.daemon.fleet_documents import Following, Host, Joined, NewClone, NewMove, NewOffer, PlacedVm, RemovedHost
+from uvmshare.daemon.fleet_documents import (
+    Following,
+    Host,
+    Joined,
+    NewClone,
+    NewMove,
+    NewOffer,
+    NewServed,
+    PlacedVm,
+    RemovedHost,
+    Served,
+    WrittenBack,
+)
 from uvmshare.daemon.requests import Unfit, as_document
 from uvmshare.errors import InvalidAddress, InvalidOptions, UnsupportedPlatform, WrongType
 from uvmshare.fileserver.models import Links, SecurityModel
@@ -81,8 +93,10 @@ __all__ = [
     "remove_vm",
     "renew",
     "require_host",
+    "served",
     "stats",
     "unmap_directory",
+    "write_back",
 ]
 
 T = TypeVar("T")
@@ -469,6 +483,17 @@ def following() -> Call[Following]:
 def accept_fleet() -> Call[Following]:
     """Have this host follow the etcd that answers now, even if it is another one or an older state. Root only."""
     return Call("POST", "/v1/fleet/accept", Following)
+
+
+def served() -> Call[list[Served]]:
+    """Return the VMs of the fleet that this host serves, as `write_back` of a gate's client needs them. Root only."""
+    return Call("GET", "/v1/fleet/served", list[Served])
+
+
+def write_back(host: str, vms: Collection[Served]) -> Call[WrittenBack]:
+    """Write what a host serves into etcd, when etcd was restored to an older state. For the fleet's administrators."""
+    given = arguments.list_of("vms", vms, Served, "what served() of the host's daemon returned")
+    return Call("POST", f"/v1/hosts/{_name('host', host)}/served", WrittenBack, encoded(NewServed(vms=given)))
 
 
 def remove_host(host: str) -> Call[RemovedHost]:

@@ -173,6 +173,7 @@ class ClientHosts(_Group["Client"]):
 
     __call__ = Asked(client_calls.list_hosts)
     remove = Asked(client_calls.remove_host)
+    write_back = Asked(client_calls.write_back)
 
 
 class AsyncHosts(_Group["AsyncClient"]):
@@ -180,6 +181,7 @@ class AsyncHosts(_Group["AsyncClient"]):
 
     __call__ = Awaited(client_calls.list_hosts)
     remove = Awaited(client_calls.remove_host)
+    write_back = Awaited(client_calls.write_back)
 
 
 class AsyncVms(_Group["AsyncClient"]):

@@ -12,7 +12,20 @@ import msgspec
 
 from uvmshare.daemon.documents import AddressText, Answer, HostPath, LeaseSeconds, NewVm, OwnerName, Request, VmId
 
-__all__ = ["Following", "Host", "Joined", "Kept", "NewClone", "NewMove", "NewOffer", "PlacedVm", "RemovedHost"]
+__all__ = [
+    "Following",
+    "Host",
+    "Joined",
+    "Kept",
+    "NewClone",
+    "NewMove",
+    "NewOffer",
+    "NewServed",
+    "PlacedVm",
+    "RemovedHost",
+    "Served",
+    "WrittenBack",
+]
 
 HostName = Annotated[str, msgspec.Meta(min_length=1, max_length=63, description="A host of the fleet.")]
 TenantName = Annotated[str, msgspec.Meta(min_length=1, max_length=32, description="A tenant of the fleet.")]
@@ -76,6 +89,33 @@ class Joined(Request, frozen=True):
     vm: NewVm
     """Without the agent's token, which stays on the host."""
     kept: Annotated[tuple[Kept, ...], msgspec.Meta(max_length=4096)] = ()
+
+
+class Served(Joined, frozen=True):
+    """A VM of the fleet as its host serves it."""
+
+    epoch: Annotated[int, msgspec.Meta(ge=1)] = 1
+    names: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """The least number that no share of it was called."""
+    joined: bool = False
+    """Whether it is the host's own."""
+    agent_token_file: HostPath | None = None
+    """The file on the host with its agent's secret."""
+
+
+class NewServed(Request, frozen=True):
+    """All that a host serves."""
+
+    vms: Annotated[tuple[Served, ...], msgspec.Meta(max_length=65536)]
+
+
+class WrittenBack(Answer, frozen=True):
+    """What came of it when a host wrote what it serves."""
+
+    vms: tuple[str, ...]
+    """Which VMs are written."""
+    elsewhere: tuple[str, ...]
+    """Which are another host's by now: this host ends them."""
 
 
 class Host(Answer, frozen=True):

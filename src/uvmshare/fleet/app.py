@@ -51,7 +51,16 @@ from uvmshare.daemon.documents import (
     Stats,
     Vm,
 )
-from uvmshare.daemon.fleet_documents import Host, Joined, NewClone, NewMove, PlacedVm, RemovedHost
+from uvmshare.daemon.fleet_documents import (
+    Host,
+    Joined,
+    NewClone,
+    NewMove,
+    NewServed,
+    PlacedVm,
+    RemovedHost,
+    WrittenBack,
+)
 from uvmshare.daemon.problems import problem_of
 from uvmshare.errors import NotSupported, NotThere, UvmshareError
 from uvmshare.fleet.callers import Caller
@@ -128,6 +137,12 @@ async def list_hosts(*, gate: At, who: Who) -> list[Host]:
 async def remove_host(*, gate: At, who: Who, host: HostInPath) -> RemovedHost:
     """Take a host that is lost out of the fleet, with its VMs. For administrators."""
     return await gate.remove_host(who, host)
+
+
+@post("/hosts/{host:str}/served", summary="Write what a host serves", status_code=200, responses=FAILURES)
+async def write_back(*, gate: At, who: Who, host: HostInPath, data: JSONBody[NewServed]) -> WrittenBack:
+    """Write into etcd what a host serves, when etcd has an older state. For administrators."""
+    return await gate.write_back(who, host, data)
 
 
 @get("/vms", summary="List VMs", responses=FAILURES)
@@ -363,6 +378,7 @@ def make_gate_app(gate: Gate, log: Any) -> Litestar:
             get_health,
             list_hosts,
             remove_host,
+            write_back,
             list_vms,
             add_vm,
             get_vm,

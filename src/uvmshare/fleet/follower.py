@@ -195,6 +195,11 @@ class Follower:
         """The revision of the fleet that this host has seen; 0 for none."""
         return self._view.revision
 
+    def last_wanted(self, vm: VmName) -> Want | None:
+        """Return what was wanted of a VM when the fleet was followed last; None when this process did not see it."""
+        found = self._view.wants.get(vm)
+        return None if found is None else decode(Want, found.value, found.key)
+
     def accept(self) -> bool:
         """Follow the etcd that is there now, although it is another or older; say whether anything waited for it."""
         waited = self.held_back is not None

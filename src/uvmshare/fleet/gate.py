@@ -30,7 +30,7 @@ from uvmshare.daemon.documents import (
     Share,
     Vm,
 )
-from uvmshare.daemon.fleet_documents import Host, RemovedHost
+from uvmshare.daemon.fleet_documents import Host, RemovedHost, WrittenBack
 from uvmshare.errors import (
     AlreadyThere,
     InvalidOptions,
@@ -45,8 +45,9 @@ from uvmshare.fleet import answers
 from uvmshare.fleet.documents import Alive, Have, Holding, Name, Tenant, Want, changed_fields, decode, encode
 from uvmshare.fleet.happenings import follow
 from uvmshare.fleet.moving import Moving, names_of
-from uvmshare.fleet.owners import Owners, id_of
+from uvmshare.fleet.owners import Owners
 from uvmshare.fleet.reading import Found, Reader, is_seen
+from uvmshare.fleet.taking import Taking, vm_of
 from uvmshare.fleet.wanting import Asked, Ended, Wanting, problem_in
 from uvmshare.mounts.options import canonical_guest_path
 
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from uvmshare.daemon.documents import Event, Mount
-    from uvmshare.daemon.fleet_documents import Joined, NewClone, NewMove, PlacedVm
+    from uvmshare.daemon.fleet_documents import Joined, NewClone, NewMove, NewServed, PlacedVm
     from uvmshare.etcd.protocol import KeyValue, Store
     from uvmshare.fleet.callers import Caller
     from uvmshare.fleet.documents import End
@@ -77,6 +78,7 @@ class Gate:
         self._owners = Owners(self._reader)
         self._wanting = Wanting(self._reader, self._owners)
         self._moving = Moving(self._reader)
+        self._taking = Taking(self._reader, self._owners)
 
     def info(self) -> Info:
         """Tell about the gate."""
@@ -161,24 +163,8 @@ class Gate:
             there = f"has {len(joined.kept)} shares and mounts, and tenant {tenant} may have {rights.holdings} of each"
             msg = f"VM {joined.vm.id!r} {there}: release what is not needed (uvmshare share rm)"
             raise LimitReached(msg)
-        lengths = {(each.owner, each.lease) for each in joined.kept if each.lease is not None}
-        leases = {each: await self._owners.lease(tenant, *each) for each in sorted(lengths)}
-        for (owner, _), lease in leases.items():
-            marker = self._keys.marker(joined.host, tenant, owner, lease)
-            await self._store.txn([present(self._keys.registered(joined.host))], [Put(marker, b"", id_of(lease))])
-        holdings = {
-            str(number): Holding(
-                kind=each.kind,
-                owner=each.owner,
-                what=each.what,
-                lease="" if each.lease is None else leases[each.owner, each.lease],
-                seconds=each.lease,
-                share=each.share,
-            )
-            for number, each in enumerate(joined.kept, 1)
-        }
-        vm = changed_fields(NewVm, msgspec.structs.replace(joined.vm, agent_token=None))
-        new = Want(vm=vm, joined=True, holdings=holdings, last=len(holdings))
+        holdings = await self._taking.holdings(joined)
+        new = Want(vm=vm_of(joined), joined=True, holdings=holdings, last=len(holdings))
         revision = await self._add(tenant, joined.vm.id, joined.host, new, rights)
         found = await self._reader.vm(who, who.shown(tenant, joined.vm.id), "own")
         return found, revision or found.want_at.mod_revision
@@ -544,6 +530,18 @@ class Gate:
             answers.host_of(name, None if at is None else decode(Alive, at.value, at.key), counts[name])
             for name, at in zip(names, alive, strict=True)
         ]
+
+    async def write_back(self, who: Caller, host: str, wanted: NewServed) -> WrittenBack:
+        """Write what a host serves, which etcd has forgotten. Raises `InvalidOptions` for what is another host's."""
+        who.require_admin()
+        if any(each.host != host for each in wanted.vms):
+            msg = f"what host {host} serves was asked of another host: ask the daemon of {host}"
+            raise InvalidOptions(msg)
+        written = {f"{each.tenant}:{each.vm.id}": await self._taking.write_back(each) for each in wanted.vms}
+        return WrittenBack(
+            vms=tuple(vm for vm, is_written in written.items() if is_written),
+            elsewhere=tuple(vm for vm, is_written in written.items() if not is_written),
+        )
 
     async def remove_host(self, who: Caller, host: str) -> RemovedHost:
         """Take a host that is lost out of the fleet, with its VMs. Raises `StillInUse` for one that lives.

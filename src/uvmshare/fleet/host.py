@@ -16,7 +16,7 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
 from uvmshare.daemon.app import FAILURES, VmName
-from uvmshare.daemon.fleet_documents import Following, Joined, NewOffer
+from uvmshare.daemon.fleet_documents import Following, Joined, NewOffer, Served
 from uvmshare.daemon.identity import Identity
 from uvmshare.errors import InvalidState, OperationDenied
 from uvmshare.fleet.connecting import connecting
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from uvmshare.daemon.service import Service
     from uvmshare.daemon.store import DaemonStore
     from uvmshare.etcd.protocol import Store
-    from uvmshare.fleet.joining import Joining
 
 __all__ = ["FleetSide"]
 
@@ -49,13 +48,13 @@ class FleetSide:
         self._file = read_host_file(path)
         self._connect = connect or connecting(self._file.ends)
         self._follower: Follower | None = None
-        self._joining: Joining | None = None
+        self._local: OfService | None = None
 
     @asynccontextmanager
     async def running(self, service: Service, store: DaemonStore) -> AsyncIterator[None]:
         """Follow the fleet for the length of the block."""
         local = OfService(service, self._file.host, self._file.tenants)
-        self._joining = local.joining
+        self._local = local
         follower = self._follower = Follower(
             self._connect,
             Keys(self._file.ends.fleet),
@@ -95,10 +94,21 @@ class FleetSide:
         @post("/v1/fleet/vms/{vm:str}/offer", summary="Offer a VM", status_code=200, responses=FAILURES)
         async def offer(*, who: Who, vm: VmName, data: JSONBody[NewOffer]) -> Joined:
             """Let a tenant of the fleet take on a VM of yours; the answer is what a gate needs for that."""
-            assert self._joining is not None, "requests are answered while it runs"
-            return await self._joining.offer(who, vm, data.tenant)
+            assert self._local is not None, "requests are answered while it runs"
+            return await self._local.joining.offer(who, vm, data.tenant)
 
-        return [get_fleet, accept, offer]
+        @get("/v1/fleet/served", summary="What the fleet has here", responses=FAILURES)
+        async def get_served(*, who: Who) -> list[Served]:
+            """Tell which VMs of the fleet this host serves, and who holds what of them. For root."""
+            if not who.is_root:
+                msg = "only root is told what all tenants of the fleet have on this host"
+                raise OperationDenied(msg)
+            local, follower = self._local, self._follower
+            assert local is not None, "requests are answered while it runs"
+            assert follower is not None, "as above"
+            return [await local.served(vm, follower.last_wanted(vm)) for vm in local.vms()]
+
+        return [get_fleet, accept, offer, get_served]
 
     def _document(self) -> Following:
         follower = self._follower

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from uvmshare.daemon.documents import DEFAULT_OWNER, NewMount, NewShare, NewVm
-from uvmshare.daemon.fleet_documents import Joined, Kept
+from uvmshare.daemon.fleet_documents import Joined, Kept, Served
 from uvmshare.daemon.shares import is_below
 from uvmshare.errors import AlreadyThere, InvalidState, NotThere, OperationDenied
 from uvmshare.fleet.documents import changed_fields
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from uvmshare.daemon.identity import Identity
     from uvmshare.daemon.machine import Machine
     from uvmshare.daemon.service import Service
-    from uvmshare.fleet.documents import Have, Holding
+    from uvmshare.fleet.documents import Have, Holding, Want
     from uvmshare.fleet.hostfile import TenantRights
 
 __all__ = ["Joining"]
@@ -140,7 +140,7 @@ class Joining:
         uid, mark = machine.record.identity.uid, f"{machine.record.joined}:"
         told = None if before is None else _told(before)
         for each in self._kept(machine, mark):
-            place = each.share if each.kind == "share" else each.what["guest_path"]
+            place = _place(each)
             theirs, own = f"{uid}/{mark}{each.owner}", f"{uid}/{each.owner}"
             is_told = told is None or (each.kind, place, each.owner) in told
             lease = None if told is None else told.get((each.kind, place, each.owner))
@@ -153,6 +153,36 @@ class Joining:
             else:
                 await self._service.mounts.unmap(machine, place, theirs, force=True)
         self._note(machine, offered="", joined="")
+
+    # When etcd has forgotten it
+
+    async def served(self, machine: Machine, tenant: str, last: Want | None) -> Served:
+        """Return a VM of the fleet as this host serves it. `last`, what was wanted of it, tells lengths of leases."""
+        machine = await self._service.find_ready(machine.record.identity, machine.record.id)
+        known = {} if last is None else {_held(each): each.seconds for each in last.holdings.values()}
+        kept = [
+            msgspec.structs.replace(each, lease=known.get((each.kind, _place(each), each.owner)))
+            for each in self._kept(machine, f"{tenant}:")
+        ]
+        return Served(
+            host=self._host,
+            tenant=tenant,
+            vm=msgspec.structs.replace(machine.record.wanted, agent_token=None),
+            kept=tuple(kept),
+            epoch=1 if last is None else last.epoch,
+            names=machine.require().next_name,
+            joined=bool(machine.record.joined),
+            agent_token_file=None if last is None else last.vm.get("agent_token_file"),
+        )
+
+
+def _held(holding: Holding) -> tuple[str, str, str]:
+    place = holding.share if holding.kind == "share" else holding.what["guest_path"]
+    return holding.kind, place or "", holding.owner
+
+
+def _place(kept: Kept) -> str:
+    return kept.share if kept.kind == "share" else str(kept.what["guest_path"])
 
 
 def _is_of(reference: Reference, user: Identity, mark: str) -> bool:

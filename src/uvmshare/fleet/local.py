@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
 
     from uvmshare.daemon.documents import Info, Mount, Reference, Share, Vm
+    from uvmshare.daemon.fleet_documents import Served
     from uvmshare.daemon.machine import Machine
     from uvmshare.daemon.service import Service
-    from uvmshare.fleet.documents import End, Have, Holding
+    from uvmshare.fleet.documents import End, Have, Holding, Want
     from uvmshare.fleet.hostfile import TenantRights
 
 __all__ = ["Local", "OfService", "Seen", "VmName"]
@@ -310,6 +311,10 @@ class OfService:
             return await self._service.releases.unmap(who, machine, path, holder, lazy=how == "lazy")
         await self._service.mounts.unmap(machine, path, holder, force=True, kind=EventKind.MOUNT_REVOKED)
         return Released(released=True, ended=True, guest=self._service.mounts.guest_words(machine, path))
+
+    async def served(self, vm: VmName, last: Want | None) -> Served:
+        """Return a VM as it is served; `last` is what was wanted of it. Raises `NotThere`, `InvalidState`."""
+        return await self.joining.served(await self._ready(vm), vm.tenant, last)
 
     async def changes(self) -> AsyncIterator[VmName]:
         """Give each VM of the fleet's of which something changed."""
