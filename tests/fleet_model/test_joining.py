@@ -7,6 +7,8 @@ import asyncio
 import pytest
 from tests.fleet_model.harness import ADMIN, ANN, EVE, fleet, kept_share, own_vm
 
+from uvmshare.daemon.documents import NewVm
+from uvmshare.daemon.fleet_documents import NewServed, Served
 from uvmshare.errors import (
     AlreadyThere,
     InvalidOptions,
@@ -136,3 +138,35 @@ async def test_a_vm_joins_and_leaves_when_its_host_is_back() -> None:
         await asyncio.sleep(60)
         assert (await f.gate.outcome(ANN, ticket, wait=False))[0]
         assert host.own[BUILD].shares["0"][1] == {"job"}
+
+
+async def test_what_a_host_serves_is_written_once_and_not_what_another_host_has_by_now() -> None:
+    async with fleet("h1", "h2") as f:
+        await f.add_vm()
+        wanted = NewVm(id="build", listen=("unix:/run/build.9p",))
+        theirs = Served(host="h2", tenant="acme", vm=wanted)
+        mine = Served(
+            host="h2",
+            tenant="acme",
+            vm=NewVm(id="mine", listen=("unix:/run/mine.9p",)),
+            kept=(kept_share("/srv/x", "3", "job", 20),),
+            epoch=4,
+            names=5,
+        )
+        for _ in range(2):
+            written = await f.gate.write_back(ADMIN, "h2", NewServed(vms=(theirs, mine)))
+            assert (written.vms, written.elsewhere) == (("acme:mine",), ("acme:build",))
+        assert [each.value for each in f.etcd.read(f.keys.count("acme"))] == [b"2"]
+        await asyncio.sleep(1)
+        (share,) = await f.gate.shares(ANN, "mine")
+        assert (share.name, [(each.owner, each.lease) for each in share.references]) == ("3", [("job", 20)])
+        assert (await f.gate.vm(ANN, "mine")).epoch == 4
+        assert (await f.add_share("/srv/new", vm="mine")).name == "5"
+        await asyncio.sleep(60)
+        assert f.hosts["h2"].held() == {"mine": {("/srv/new", "job")}}
+        with pytest.raises(InvalidOptions, match="another host"):
+            await f.gate.write_back(ADMIN, "h1", NewServed(vms=(mine,)))
+        with pytest.raises(NotThere, match="no host 'h9'"):
+            await f.gate.write_back(ADMIN, "h9", NewServed(vms=(Served(host="h9", tenant="acme", vm=wanted),)))
+        with pytest.raises(OperationDenied, match="no administrator"):
+            await f.gate.write_back(ANN, "h2", NewServed(vms=()))
