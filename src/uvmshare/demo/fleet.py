@@ -169,6 +169,7 @@ class _Fleet:
         at = f"firecracker:{self._uds('one')}"
         vm = await fleet.vms.add("one", listen=[at], agent=at, on="host-1")
         check((vm.host, vm.state) == ("host-1", "running"), f"VM one is {vm.state} on {vm.host}")
+        await self._stage.in_time(lambda: fleet.vms.get("one"), lambda vm: vm.agent_state == "reached")
         begun = time.monotonic()
         mount = await fleet.mounts.map("one", self._project, _PROJECT, owner="ann")
         took = time.monotonic() - begun
@@ -180,6 +181,7 @@ class _Fleet:
         guest = self._guests["two"]
         async with self._stage.daemon("host-2") as own:
             await own.vms.add("two", listen=[at], agent=at)
+            await self._stage.in_time(lambda: own.vms.get("two"), lambda vm: vm.agent_state == "reached")
             before = await own.mounts.map("two", self._project, _PROJECT, owner="program", lease=600)
             await guest.check(f"touch /run/watching; ({WATCHER}) >/dev/null 2>&1 &", timeout=DEADLINE)
             await fleet.vms.join(await own.offer_vm("two", TENANT))
