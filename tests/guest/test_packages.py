@@ -160,3 +160,19 @@ def test_a_system_without_apt_is_told_debians_names(machine: Machine) -> None:
     done = machine.run("demo")
     assert done.returncode == 1
     assert "no apt-get here" in done.stderr
+
+
+def test_a_program_that_takes_long_is_mentioned_again(machine: Machine) -> None:
+    os.mkfifo(machine.state / "told")
+    machine.script = machine.script.replace("TELL_EVERY = 5\n", "TELL_EVERY = 0.01\n").replace(
+        '    sys.stderr.write(f"tools/packages: {line}\\n")\n',
+        f'    sys.stderr.write(f"tools/packages: {{line}}\\n")\n'
+        f'    "still runs" in line and not TOLD and TOLD.append(open("{machine.state}/told", "w"))\n',
+    )
+    machine.script = machine.script.replace("TELL_EVERY =", "TOLD: list = []\nTELL_EVERY =")
+    apt_get = machine.state / "bin" / "apt-get"
+    apt_get.write_text(
+        APT_GET.replace("#!/bin/sh\n", f"#!/bin/sh\n: < {machine.state}/told\n")
+    )  # until it was mentioned
+    done = machine.run("demo")
+    assert "tools/packages: apt-get still runs (" in done.stderr

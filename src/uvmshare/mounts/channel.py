@@ -130,7 +130,7 @@ def _check(writer: asyncio.StreamWriter, require: Callable[[socket.socket], None
 
 async def _dial_vsock(cid: int, port: int) -> socket.socket:
     if sys.platform != "linux":
-        msg = f"vsock:{cid}: this system has no such sockets"
+        msg = f"vsock:{cid}: this system has no such sockets: use tcp: or unix:"
         raise UnsupportedPlatform(msg)
     dialling = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
@@ -324,7 +324,7 @@ def _listen_unix(path: str, mode: int) -> tuple[socket.socket, SocketFile]:
 
 def _listen_vsock(port: int) -> socket.socket:
     if sys.platform != "linux":
-        msg = f"vsock port {port}: this system has no such sockets"
+        msg = f"vsock port {port}: this system has no such sockets: use tcp: or unix:"
         raise UnsupportedPlatform(msg)
     listening = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:

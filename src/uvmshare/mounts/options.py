@@ -151,7 +151,7 @@ def canonical_guest_path(path: str) -> str:
     if not path.startswith("/"):
         arguments.refuse_value("guest path", path, _GUEST_PATH)
     if "\0" in path or "\n" in path:
-        msg = f"guest path {path!r}: it must not contain NUL or a newline"
+        msg = f"guest path {path!r}: it contains a NUL or a newline: give a path without it"
         raise InvalidOptions(msg)
     if ".." in path.split("/"):
         msg = f"guest path {path!r}: write it without '..', which leads elsewhere behind a symlink"
@@ -159,13 +159,13 @@ def canonical_guest_path(path: str) -> str:
     try:
         encoded = path.encode()
     except UnicodeEncodeError as error:
-        msg = f"guest path {path!r} is not UTF-8, and the guest's documents hold nothing else"
+        msg = f"guest path {path!r} is not UTF-8, and the guest's documents hold nothing else: choose another path"
         raise InvalidOptions(msg) from error
     canonical = posixpath.normpath("/" + path.strip("/"))
     if canonical == "/":
-        msg = f"guest path {path!r}: nothing can be mounted over the guest's root"
+        msg = f"guest path {path!r}: nothing can be mounted over the guest's root: choose a path below it"
         raise InvalidOptions(msg)
     if len(encoded) > _PATH_MAX:
-        msg = f"guest path {path[:40]!r}... has {len(encoded)} bytes, and Linux takes {_PATH_MAX}"
+        msg = f"guest path {path[:40]!r}... has {len(encoded)} bytes, and Linux takes {_PATH_MAX}: give a shorter one"
         raise InvalidOptions(msg)
     return canonical

@@ -430,7 +430,7 @@ def check_owner(owner: Hashable | None) -> None:
     try:
         owner.encode()
     except UnicodeEncodeError as error:
-        msg = f"owner {owner!r} is no Unicode text, and cannot be written down: {error}: give another string"
+        msg = f"owner {owner!r} is no Unicode text, and cannot be written down: give another str"
         raise InvalidOptions(msg) from error
 
 
