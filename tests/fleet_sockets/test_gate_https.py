@@ -250,6 +250,9 @@ def test_every_route_of_a_gate_refuses_wrong_requests_in_words_and_changes_nothi
         "NewShare": {"path": "/srv/x"},
         "NewMount": {"path": "/srv/x", "guest_path": "/mnt/x"},
         "Renewal": {"lease": 60},
+        "Joined": {"host": "none", "tenant": "acme", "vm": {"id": "x", "listen": ["unix:/x"]}},
+        "NewMove": {"to": "none"},
+        "NewClone": {"id": "x", "on": "none", "listen": ["unix:/x"]},
     }
     with https.client() as client, httpx.Client(verify=context, trust_env=False) as http:
         before = [vm.id for vm in client.vms()]
