@@ -36,7 +36,7 @@ PACKAGES: Final = (
 MORE: Final = ("gcc", "libc6-dev", "mawk", "systemd")
 """What it has for all of the tests."""
 TOOLS: Final = frozenset({"hypothesis", "opentelemetry-sdk", "pytest", "pytest-timeout"})
-"""What the part needs of the extra "dev", beside what the extra "daemon" asks for."""
+"""What the part needs of the extra "dev", beside what the extra "fleet" asks for."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def whole() -> Kind:
 def part() -> Kind:
     """Return the part of them whose subject is what differs between Pythons."""
     tools = [each for each in requirements() if re.match(r"[\w.-]+", each)[0] in TOOLS]  # type: ignore[index]  # each has a name
-    return Kind("newer-python-part", PACKAGES, (*requirements("daemon"), *tools))
+    return Kind("newer-python-part", PACKAGES, (*requirements("fleet"), *tools))
 
 
 def prepare(root: Path, kind: Kind) -> None:

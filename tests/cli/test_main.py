@@ -6,18 +6,23 @@ import errno
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+import tomllib
+from pathlib import Path
 
 import click
 import pytest
 
 from uvmshare import UvmshareError
+from uvmshare.cli import EXTRAS
 from uvmshare.cli.main import COMMANDS, cli, run
 from uvmshare.errors import InvalidAddress, InvalidOptions
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+IMPORTED_AS = {"grpcio": "grpc", "opentelemetry-api": "opentelemetry", "prometheus-client": "prometheus_client"}
+COMMANDS_OF_A_FLEET = [
+    ("gate", "--fleet", "/etc/gate.toml"),
+    ("fleet", "init", "--etcd", "https://x:1", "--gate", "a"),
+    ("daemon", "--fleet", "/etc/f.toml"),
+]
 UVMSHARE = [sys.executable, "-c", "import sys; from uvmshare.cli import main; sys.exit(main())"]
 
 
@@ -206,3 +211,22 @@ def test_interrupting_the_process_gives_130() -> None:
     done = subprocess.run([sys.executable, "-c", program, "x"], capture_output=True, text=True, check=False)
     assert done.returncode == 130
     assert done.stderr.strip() == ""
+
+
+def test_each_package_of_an_extra_is_one_that_may_be_missing() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = {
+        IMPORTED_AS.get(name, name): extra
+        for extra in ("cli", "daemon", "fleet")
+        for name in (each.partition(">")[0] for each in project["optional-dependencies"][extra])
+        if not name.startswith("uvmshare[")
+    }
+    assert wanted == EXTRAS
+
+
+@pytest.mark.parametrize("words", COMMANDS_OF_A_FLEET)
+def test_a_command_whose_extra_is_missing_says_which_to_install(words: tuple[str, ...]) -> None:
+    without = "import sys; sys.modules['grpc'] = sys.modules['cryptography'] = None; " + UVMSHARE[2]
+    done = subprocess.run([UVMSHARE[0], UVMSHARE[1], without, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "pip install 'uvmshare[fleet]'" in one_line(done.stderr)

@@ -44,6 +44,8 @@ EXTRAS: Final = {
     "prometheus_client": "daemon",
     "structlog": "daemon",
     "uvicorn": "daemon",
+    "cryptography": "fleet",
+    "grpc": "fleet",
 }
 """The extra of this package that brings each package which the command line may find missing."""
 
