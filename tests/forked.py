@@ -23,13 +23,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _OF_ONE_TEST: Final = "PYTEST_CURRENT_TEST"
+_GIVEN_TO_CHILDREN: Final = ("Umask:", "Uid:", "Gid:", "Groups:", "SigIgn:", "Cap", "NoNewPrivs:", "Seccomp:")
 
 
 def _surroundings() -> tuple[object, ...]:
-    """Return what a child has from this process, and a zygote's from the time when that was started."""
+    """Return what a child has from this thread, and a zygote's from the time when that was started."""
     environment = {name: value for name, value in os.environ.items() if name != _OF_ONE_TEST}
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return environment, os.getcwd(), status.partition("Umask:")[2].split()[0], os.geteuid(), sys.executable
+    lines = Path("/proc/thread-self/status").read_text(encoding="ascii").splitlines()
+    status = [line for line in lines if line.startswith(_GIVEN_TO_CHILDREN)]
+    namespaces = [os.readlink(f"/proc/thread-self/ns/{kind}") for kind in ("mnt", "net", "pid_for_children", "user")]
+    return environment, os.getcwd(), status, namespaces, sys.executable
 
 
 class Forked:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.root import require_root
 
 from uvmshare.fileserver import link
 
@@ -58,3 +59,14 @@ def test_a_forked_supervisor_has_what_a_started_one_has(
         found.append(described(start_device(log=top / "log", run_dir=top / "run"), top))
         monkeypatch.setattr(link, "subprocess", subprocess)
     assert found[0] == found[1]
+
+
+def test_where_a_child_would_have_other_groups_it_is_started(start_device: Callable[..., Device]) -> None:
+    require_root("only root may have other groups")
+    before = os.getgroups()
+    os.setgroups([*before, 4711])
+    try:
+        found = described(start_device(), Path("/nowhere"))
+    finally:
+        os.setgroups(before)
+    assert "4711" in str(found["Groups"])
