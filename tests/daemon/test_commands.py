@@ -151,7 +151,7 @@ def test_without_a_daemon_the_remedy_is_named(capfd: pytest.CaptureFixture[str])
     assert said.count("\n") == 1
     assert "no daemon answers at /nonexistent/socket" in said
     assert "uvmshare daemon" in said
-    assert "unix:PATH" in printed(capfd, "vm", "ls", "--host", "/nonexistent", status=1)
+    assert "unix:PATH" in printed(capfd, "vm", "ls", "--host", "/nonexistent", status=2)
 
 
 def test_health_names_a_vm_that_is_not_served_and_a_daemon_that_cannot_write(

@@ -130,7 +130,7 @@ def test_the_line_for_ssh_is_one_that_a_shell_takes(monkeypatch: pytest.MonkeyPa
         (["--port", "65536"], 2, "65536"),
         (["--port", "-1"], 2, "-1"),
         (["--allow-uid", "alice"], 2, "alice"),
-        (["--host", "tcp:127.0.0.1:1"], 1, "unix:PATH"),
+        (["--host", "tcp:127.0.0.1:1"], 2, "unix:PATH"),
         (["--host", "unix:/nowhere/x"], 1, "uvmshare daemon"),
         (["now"], 2, "now"),
     ],

@@ -18,7 +18,7 @@ from tests.root import needs_root
 
 from uvmshare import peers
 from uvmshare.dashboard import site
-from uvmshare.errors import AccessDenied, DaemonError
+from uvmshare.errors import AccessDenied, DaemonError, InvalidAddress
 
 if TYPE_CHECKING:
     import socket
@@ -304,7 +304,7 @@ def test_the_page_says_that_the_daemon_is_away_since_when_and_goes_on_when_it_is
 def test_without_a_daemon_or_a_port_it_says_so_before_it_serves(running: Running) -> None:
     with pytest.raises(DaemonError, match="no daemon answers at /nowhere/x"), Dashboard.running("unix:/nowhere/x"):
         pass
-    with pytest.raises(DaemonError, match="write unix:PATH"), Dashboard.running("tcp:127.0.0.1:1"):
+    with pytest.raises(InvalidAddress, match="write unix:PATH"), Dashboard.running("tcp:127.0.0.1:1"):
         pass
     with (
         Dashboard.running(running.home.host) as dashboard,
