@@ -43,7 +43,7 @@ def test_the_root_file_system_of_the_tutorial_has_an_agent_that_answers() -> Non
     async def ask(image: str, folder: str) -> int:
         async with await GuestVM.start(
             vsock=f"{folder}/v.sock",
-            modules=("virtio_blk", "ext4"),
+            modules=("virtio_blk", "ext4", "crc32c_generic"),
             qemu_arguments=("-drive", f"file={image},if=virtio,format=raw"),
         ) as guest:
             await guest.check("mkdir /run/root && mount -t ext4 /dev/vda /run/root")
