@@ -17,6 +17,7 @@ from tests.processes import DEADLINE
 
 from uvmshare.daemon.client import Client
 from uvmshare.daemon.server import Settings, serve
+from uvmshare.errors import NotThere
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -175,7 +176,8 @@ class Running:
         """Remove all VMs, of whomever they are."""
         with self.home.client() as client:
             for vm in client.vms():
-                client.vms.remove(vm.id, force=True)
+                with contextlib.suppress(NotThere):  # it was being removed
+                    client.vms.remove(vm.id, force=True)
         self.home.had_vms = False
 
     def add_share(self, path: str, vm: str = "vm", **more: Any) -> Share:

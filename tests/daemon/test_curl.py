@@ -99,5 +99,5 @@ def test_whatever_the_document_allows_is_answered_as_the_document_says(running: 
                 case.validate_response(answer, checks=CHECKS)
 
             check()
-    assert sum(seen.values()) >= 100, seen
+    assert sum(seen.values()) >= min(100, 15 * examples), seen
     assert {200, 400, 404} <= set(seen), seen

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
+from tests.processes import DEADLINE
 
 from uvmshare.errors import ComputeSystemError, FileServerError
 from uvmshare.fileserver import control
@@ -14,11 +16,13 @@ from uvmshare.fileserver.link import Link
 from uvmshare.fileserver.rundir.directory import CONTROL_SOCKET
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
 
+T = TypeVar("T")
 DEEP = b'{"id":1,"x":' + b"[" * 5000 + b"]" * 5000 + b"}"
 
 
@@ -52,3 +56,27 @@ def test_a_failure_of_a_class_that_needs_more_than_a_text_is_an_error_all_the_sa
     for kind in ("SharesLeft", "MountsLeft", "RestoreFailed", "UvmshareError", "NoSuchClass"):
         assert isinstance(control.to_exception(control.Failure(kind, "why")), Exception)
     assert isinstance(control.to_exception(control.Failure("MountsLeft", "why")), ComputeSystemError)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["connected before", "connected after"])
+def test_whoever_stops_looking_for_a_supervisor_leaves_no_connection(tmp_path: Path, late: bool) -> None:
+    connects: list[Callable[[], object]] = []
+
+    async def run(work: Callable[[], T], /) -> T:
+        """Stand for a thread whose end nobody waits for: the one who waits is cancelled."""
+        connects.append(work)
+        if not late:
+            work()
+        raise asyncio.CancelledError
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / CONTROL_SOCKET))
+        listening.listen()
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(Link.find(str(tmp_path), run=run))
+        if late:
+            connects[0]()
+        theirs, _ = listening.accept()
+        with theirs:
+            theirs.settimeout(DEADLINE)
+            assert theirs.recv(1) == b""

@@ -12,6 +12,7 @@ import pwd
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Self
@@ -115,8 +116,13 @@ class Link:
 
         Raises `FileServerError` when there is none, and what `run` raises.
         """
-        connection = await run(lambda: _connected(run_dir, owner))
-        reader, writer = await asyncio.open_unix_connection(sock=connection)
+        handover = _Handover()
+        try:
+            await run(lambda: handover.put(_connected(run_dir, owner)))
+            reader, writer = await asyncio.open_unix_connection(sock=handover.connection)
+        except BaseException:
+            handover.give_up()
+            raise
         return await cls(reader, writer, None).greeted(control.Status(0))
 
     @classmethod
@@ -330,6 +336,27 @@ class Link:
         await self.leave()
         if process is not None:
             await _see_off(process)
+
+
+class _Handover:
+    """A connection that a thread makes for a coroutine. Whichever of the two ends last closes what nobody takes."""
+
+    def __init__(self) -> None:
+        self.connection: socket.socket | None = None
+        self._is_given_up = False
+        self._lock = threading.Lock()
+
+    def put(self, connection: socket.socket) -> None:
+        with self._lock:
+            self.connection = connection
+            if self._is_given_up:
+                connection.close()
+
+    def give_up(self) -> None:
+        with self._lock:
+            self._is_given_up = True
+            if self.connection is not None:
+                self.connection.close()
 
 
 def _connected(run_dir: str, owner: RunAs | None) -> socket.socket:
