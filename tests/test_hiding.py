@@ -114,6 +114,8 @@ def test_there_are_only_so_many_patterns() -> None:
     assert len(canonical(every)) == len(every)
     with pytest.raises(ValueError, match=f"more than {MOST_BYTES_TOGETHER} bytes together"):
         canonical([*every, "a"])
+    with pytest.raises(ValueError, match=f"more than {MOST_BYTES_TOGETHER} bytes together"):  # bytes, not characters
+        canonical([f"{number:02}{'ä' * 500}" for number in range(17)])
 
 
 def test_lists_that_hide_the_same_by_their_words_are_equal() -> None:

@@ -6,7 +6,8 @@ What lives here: the loggers, which say nothing unless a program listens (a Null
 ``uvmshare.fileserver``    WARNING: a supervisor died; INFO: another took over; ERROR: a file server has ended
 ``uvmshare.agent``         INFO: the agent in the guest was reached; WARNING: it was lost
 ``uvmshare.shares``        INFO: a share is to be added or removed again later, and why
-``uvmshare.mounts``        INFO: a mount is to be mounted or unmounted again later, and why
+``uvmshare.mounts``        INFO: a mount is to be mounted or unmounted again later, and why; WARNING: connections of
+                           others than the agent were refused
 ``uvmshare.leases``        WARNING: a lease is not renewed; INFO: it is again; ERROR: it is over, or lost
 =========================  ====================================================================================
 

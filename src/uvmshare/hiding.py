@@ -83,11 +83,11 @@ def canonical(patterns: Iterable[str]) -> tuple[str, ...]:
         if count > MOST_PATTERNS:
             msg = f"there are more than {MOST_PATTERNS} patterns: write fewer, with * where names are alike"
             raise ValueError(msg)
-        size += len(pattern) if isinstance(pattern, str) else 0
+        _parse(pattern)
+        size += len(pattern.encode())
         if size > MOST_BYTES_TOGETHER:
             msg = f"the patterns have more than {MOST_BYTES_TOGETHER} bytes together: write shorter ones, with *"
             raise ValueError(msg)
-        _parse(pattern)
         found.pop(pattern, None)
         found[pattern] = None
     return tuple(found) if any(pattern.startswith("!") for pattern in found) else tuple(sorted(found))

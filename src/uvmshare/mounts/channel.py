@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import logging
 import socket
 import sys
 from collections import deque
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from uvmshare import peers
 from uvmshare.errors import AccessDenied, UnsupportedPlatform
 from uvmshare.guest import mount
+from uvmshare.heard import logger
 from uvmshare.linux.loopback import is_loopback
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ __all__ = ["READ_AHEAD", "Acceptor", "AgentStreams", "Dialler", "Stream", "ask_f
 
 T = TypeVar("T")
 
-_log = logging.getLogger("uvmshare.mounts")
+_log = logger("mounts")
 
 _LONGEST_ANSWER = 64
 """Bytes of hybrid vsock's answer: "OK " and a port."""
