@@ -30,7 +30,7 @@ ROOT: Final = Path(__file__).parents[1]
 VENV: Final = ROOT / ".venv"
 PACKAGES: Final = (
     *("python3", "mount", "util-linux"),
-    *("acl", "curl", "e2fsprogs", "git", "gzip", "hostname", "netbase", "procps", "tar", "tzdata"),
+    *("acl", "curl", "e2fsprogs", "git", "gzip", "hostname", "libstdc++6", "netbase", "procps", "tar", "tzdata"),
 )
 """What the root has: what a command needs to live in it, and Debian's programs that tests without a guest start."""
 MORE: Final = ("gcc", "libc6-dev", "mawk", "systemd")
