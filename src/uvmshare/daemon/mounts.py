@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from uvmshare.mounts.manager import MountManager
     from uvmshare.mounts.mount import MountInfo
 
-__all__ = ["UserMounts"]
+__all__ = ["UserMounts", "mount_options"]
 
 _RETRY_FIRST: Final = 0.5
 _RETRY_LONGEST: Final = 15.0
@@ -147,7 +147,7 @@ class UserMounts:
         """
         mounts = machine.require_mounts()
         share = await options_of(machine, wanted)
-        options = _options(share, wanted.guest_path, wanted)
+        options = mount_options(share, wanted.guest_path, wanted)
         vm, owner, path = machine.record.key, f"{who.uid}/{wanted.owner}", options.mount_path
         key = MountLease(vm, owner, path)
         held = self._holds(machine, path, owner)
@@ -480,7 +480,7 @@ class UserMounts:
         try:
             mounts = machine.require_mounts()
             share = await self._share_again(machine, record)
-            await self._ask(key, mounts, _options(share, record.mount_path, record))
+            await self._ask(key, mounts, mount_options(share, record.mount_path, record))
         except (AgentUnreachable, OutcomeUnknown):
             return False
         except (ComputeSystemGone, MountRevoked):
@@ -584,7 +584,8 @@ def _grace(machine: Machine) -> float:
     return REVOKE_GRACE if machine.agent_reached else 0.0
 
 
-def _options(share: AddOptions, guest_path: str, how: NewMount | MountRecord) -> MountOptions:
+def mount_options(share: AddOptions, guest_path: str, how: NewMount | MountRecord) -> MountOptions:
+    """Return the options of a mount of this share, as a request or a record of one has them."""
     return MountOptions(
         share, guest_path, cache=how.cache, msize=how.msize, suid=how.suid, dev=how.dev, posixacl=how.posixacl
     )

@@ -25,12 +25,12 @@ from uvmshare.errors import InvalidOptions, NotThere, OperationDenied
 from uvmshare.printable import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from uvmshare.daemon.documents import NewMount, NewShare
     from uvmshare.daemon.events import EventLog
-    from uvmshare.daemon.identity import Identity
+    from uvmshare.daemon.identity import Identity, Threads
     from uvmshare.daemon.leases import Leases
     from uvmshare.daemon.machine import Machine
     from uvmshare.daemon.store import VmKey
@@ -39,7 +39,16 @@ if TYPE_CHECKING:
     from uvmshare.share.manager import ShareInfo
     from uvmshare.share.options import AddOptions
 
-__all__ = ["UserShares", "holder_of", "is_below", "may_see", "note_what_is_there", "options_of", "whose"]
+__all__ = [
+    "UserShares",
+    "holder_of",
+    "is_below",
+    "may_see",
+    "note_what_is_there",
+    "options_below",
+    "options_of",
+    "whose",
+]
 
 
 def holder_of(owner: object) -> tuple[int, str] | None:
@@ -65,16 +74,26 @@ def whose(who: Identity, owner: str, uid: int | None) -> str:
 async def options_of(machine: Machine, wanted: NewShare | NewMount) -> AddOptions:
     """Return the share options that are wanted, looked at with the rights of the VM's user.
 
-    What the fleet asks for, which no other owner has a colon for, lies where this host lets it: the path is looked at
-    when no link is left in it, as the file server will open it. Raises `InvalidOptions`, `OperationDenied`,
-    `HostPathHangs`.
+    What the fleet asks for, which no other owner has a colon for, lies where this host lets it. Raises as
+    `options_below` does.
+    """
+    tops = machine.fleet_below if ":" in wanted.owner else ("/",)
+    return await options_below(machine.threads, machine.record.identity, wanted, tops)
+
+
+async def options_below(
+    threads: Threads, user: Identity, wanted: NewShare | NewMount, tops: Iterable[str], whose: str = ""
+) -> AddOptions:
+    """Return the share options that are wanted, looked at with a user's rights; their path is below one of `tops`.
+
+    The path is looked at when no link is left in it, as the file server will open it. `whose` says in the error whose
+    path it is. Raises `InvalidOptions`, `OperationDenied`, `HostPathHangs`.
     """
     if not os.path.isabs(wanted.path):
         msg = f"{wanted.path}: give an absolute path; the daemon has another working directory than you"
         raise InvalidOptions(msg)
-    user = machine.record.identity
     options = await checked_options(
-        machine.threads,
+        threads,
         user,
         wanted.path,
         read_only=wanted.read_only,
@@ -82,8 +101,11 @@ async def options_of(machine: Machine, wanted: NewShare | NewMount) -> AddOption
         hide=wanted.hide,
         map_owner=wanted.map_owner,
     )
-    if ":" in wanted.owner and not any(is_below(options.host_path, top) for top in machine.fleet_below):
-        msg = f"{wanted.path} is not below what this host lets the fleet share: have it added to the host's fleet file"
+    if not any(is_below(options.host_path, top) for top in tops):
+        msg = (
+            f"{wanted.path}{whose} is not below what this host lets the fleet share: have it added to the host's fleet "
+            "file"
+        )
         raise OperationDenied(msg)
     return options
 

@@ -13,7 +13,10 @@ import errno
 import os
 import platform
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = [
     "UTIME_NOW",
@@ -50,6 +53,7 @@ __all__ = [
     "set_seccomp_filter",
     "set_times",
     "unmount",
+    "with_spare",
     "working_directory",
 ]
 
@@ -274,6 +278,17 @@ def inotify_add_watch(queue: int, path: str, mask: int) -> int:
 def inotify_rm_watch(queue: int, number: int) -> None:
     """Have a queue told of it no more. Raises `OSError`."""
     _check(_libc.inotify_rm_watch(queue, number), "inotify_rm_watch")
+
+
+def with_spare(make: Callable[[], int], spare: int) -> int:
+    """Return a descriptor that `make` makes, where `spare` more can be made. Raises `OSError` where they cannot."""
+    made: list[int] = []
+    try:
+        made.extend(make() for _ in range(1 + spare))
+        return made.pop(0)
+    finally:
+        for each in made:
+            os.close(each)
 
 
 class Fanotify:

@@ -6,20 +6,17 @@ the daemon. What must not: etcd, or how a VM is added (`uvmshare.daemon.service`
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from uvmshare.daemon.documents import NewMount, NewShare
-from uvmshare.daemon.identity import checked_options
+from uvmshare.daemon.mounts import mount_options
 from uvmshare.daemon.service import Brought
-from uvmshare.daemon.shares import is_below
+from uvmshare.daemon.shares import options_below
 from uvmshare.daemon.store import MountRecord
-from uvmshare.errors import InvalidOptions, OperationDenied
 from uvmshare.fleet.documents import read_request
 from uvmshare.mounts.manager import share_owner
-from uvmshare.mounts.options import MountOptions
 from uvmshare.share.save_restore import VERSION
 
 if TYPE_CHECKING:
@@ -41,25 +38,7 @@ class Arrivals:
     async def options_of(self, vm: VmName, holding: Holding, rights: TenantRights) -> AddOptions:
         """Return what a holding would share here. Raises `InvalidOptions`, `OperationDenied`, `HostPathHangs`."""
         wanted: NewShare | NewMount = read_request(NewShare if holding.kind == "share" else NewMount, holding.what)
-        if not os.path.isabs(wanted.path):
-            msg = f"{wanted.path}: give an absolute path"
-            raise InvalidOptions(msg)
-        options = await checked_options(
-            self._service.threads,
-            rights.user,
-            wanted.path,
-            read_only=wanted.read_only,
-            only=wanted.only,
-            hide=wanted.hide,
-            map_owner=wanted.map_owner,
-        )
-        if not any(is_below(options.host_path, top) for top in rights.below):
-            msg = (
-                f"{wanted.path} of VM {vm.vm!r} is not below what this host lets the fleet share: have it added to the "
-                "host's fleet file"
-            )
-            raise OperationDenied(msg)
-        return options
+        return await options_below(self._service.threads, rights.user, wanted, rights.below, whose=f" of VM {vm.vm!r}")
 
     async def of(self, vm: VmName, arriving: Arriving, rights: TenantRights) -> Brought:
         """Return what a VM brings along, as the daemon takes it. Raises as `options_of` does."""
@@ -71,15 +50,7 @@ class Arrivals:
             owner = f"{rights.user.uid}/{vm.tenant}:{each.owner}"
             if each.kind == "mount":
                 new: NewMount = read_request(NewMount, each.what)
-                how = MountOptions(
-                    options,
-                    new.guest_path,
-                    cache=new.cache,
-                    msize=new.msize,
-                    suid=new.suid,
-                    dev=new.dev,
-                    posixacl=new.posixacl,
-                )
+                how = mount_options(options, new.guest_path, new)
                 mounts.append(MountRecord.of(key, owner, how))
                 owner = share_owner(how.mount_path)
             assert each.share is not None, "it was told"

@@ -120,15 +120,10 @@ class Group:
     @classmethod
     def open(cls) -> Group | None:
         """Return a group; None where this host has none (Linux before 5.13), or none to spare. Raises nothing."""
-        made: list[int] = []
         try:
-            made.extend(syscalls.fanotify_init() for _ in range(1 + _SPARE))
-            return cls(made.pop(0))
+            return cls(syscalls.with_spare(syscalls.fanotify_init, _SPARE))
         except OSError:
             return None
-        finally:
-            for each in made:
-                os.close(each)
 
     def close(self) -> None:
         """Give it back."""

@@ -68,17 +68,12 @@ class Queue:
     @classmethod
     def open(cls) -> Queue | None:
         """Return a queue; None where this host has none to spare. Raises nothing."""
-        made: list[int] = []
         try:
             with open(_MAX_WATCHES, "rb") as file:
                 most = min(_MOST, int(file.read()) // _SHARE_OF_ALL)
-            made.extend(syscalls.inotify_init() for _ in range(1 + _SPARE))
-            return cls(made.pop(0), most, Group.open()) if most else None
+            return cls(syscalls.with_spare(syscalls.inotify_init, _SPARE), most, Group.open()) if most else None
         except (OSError, ValueError):
             return None
-        finally:
-            for each in made:
-                os.close(each)
 
     def close(self) -> None:
         """Give it back."""
