@@ -322,6 +322,29 @@ def test_what_another_gives_back_too_early_is_lent_again(directory: Path) -> Non
     assert (directory / "made").is_dir()
 
 
+def test_what_others_give_back_and_lend_before_the_look_is_tried_again(directory: Path) -> None:
+    def work() -> None:
+        node, gone = _node(directory), [1, 1]
+
+        def make() -> None:
+            if not gone or stat.S_IMODE(os.fstat(node.fd).st_mode) != 0o755:
+                os.mkdir("made", dir_fd=node.fd)
+                return
+            gone.pop()
+            directory.chmod(0o555)  # another lender is done
+            try:
+                os.mkdir("made", dir_fd=node.fd)
+            finally:
+                directory.chmod(0o755)  # and one more begins before anybody looks
+
+        _lender().during(make, node)
+        assert not gone
+
+    _require_done(_start(work))
+    assert mode_of(directory) == 0o555
+    assert (directory / "made").is_dir()
+
+
 def test_who_changes_the_mode_during_a_loan_has_their_way(directory: Path) -> None:
     def work() -> None:
         node = _node(directory)

@@ -13,7 +13,8 @@ back.
 - All that a user may give themselves is lent at once: u+rw to a file, u+rwx to a directory. So a mode that lacks one
   of these bits is one that nobody has lent anything to, and what is given back is always such a mode. Several lenders
   of one file, in this process or in others, then need no lock: one of them gives back while another still works,
-  which is refused, looks, and lends again.
+  which is refused, and lends again. That the bits are there after a refusal says nothing of the moment of the call:
+  one lender may have given back, and another lent since. So what is refused is tried a fixed number of times.
 - Who changes the mode meanwhile wins: bits are given back only where the permissions are those that were lent. A change
   to just these, or one in the instant between the look and the giving back, is lost.
 - A process that is asked to end gives back first (`give_all_back`). One that is killed in between leaves bits of
@@ -44,7 +45,7 @@ _FOR_DIRECTORIES: Final = 0o700
 _PERMISSIONS: Final = 0o777
 
 _MOST_TRIES: Final = 16
-"""How often others may give back what this one works with."""
+"""How often others may give back what this one works with, and how often is tried what nothing lent can help."""
 
 
 class _Loan:
@@ -94,8 +95,8 @@ class Lending:
                 return call()
             except PermissionError as error:
                 refused = error
-                if error.errno != errno.EACCES or (loans and all(map(self._holds, loans))):
-                    break  # what was lent is still there: it was not what is missing
+                if error.errno != errno.EACCES:
+                    break
             finally:
                 while loans:
                     self._give_back(loans.pop())
@@ -121,10 +122,6 @@ class Lending:
             except PermissionError:  # another user's all the same, who has no number in this namespace
                 return False
         return True
-
-    @staticmethod
-    def _holds(loan: _Loan) -> bool:
-        return os.fstat(loan.node.fd).st_mode & loan.added == loan.added
 
     def _give_back(self, loan: _Loan) -> None:
         with suppress(OSError):
