@@ -1,8 +1,7 @@
 """Code that runs in a mount process, as after a hole in it: what it tries, and what is to stop it.
 
-What lives here: the attempts, with the layers that stop each, and `tried`, which makes them in a process that was
-confined as a mount process is. What must not: what is expected; that is in the tests. `docs/security.md`
-has the same table for readers.
+What lives here: the attempts, with the layers that stop each. What must not: the process that makes them
+(`taken_over_process`), or what is expected; that is in the tests. `docs/security.md` has the same table for readers.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import socket
 import struct
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from uvmshare.fileserver.export import Export
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
@@ -40,9 +38,6 @@ WATCH_MASK: Final = 0x10003C0
 LISTEN_MASK: Final = 0x480003C6
 """FAN_MODIFY, FAN_ATTRIB, those of names, FAN_EVENT_ON_CHILD and FAN_ONDIR (fanotify_mark(2)): what seccomp leaves."""
 _MACHINE: Final = os.uname().machine
-_WORKED: Final = 0
-_NOT_TRIED: Final = -1
-_NO_ERRNO: Final = 254
 
 
 @dataclass(frozen=True, slots=True)
@@ -524,81 +519,3 @@ ATTEMPTS: Final = (
     _a("read standard input", lambda _: os.read(0, 1), "closed", proves_itself=False),
     _a("write standard output", lambda _: os.write(1, b"x"), "closed", proves_itself=False),
 )
-
-
-@dataclass(slots=True)
-class Found:
-    """What became of the attempts: the errno of each, 0 for what worked."""
-
-    errnos: dict[str, int] = field(default_factory=dict)
-    enclosed: bool = False
-
-
-def tried(export: Export, scene: Scene, attempts: list[Attempt], layers: Layers, *, user: int) -> Found:
-    """Make the attempts in a process that became `user` and was confined to the export.
-
-    It tells what became of each in memory that both processes have: it can write to nothing else.
-    """
-    shared = mmap.mmap(-1, 8 * (len(attempts) + 1))
-    slots = memoryview(shared).cast("q")
-    for number in range(len(attempts) + 1):
-        slots[number] = _NOT_TRIED
-    child = os.fork()
-    if child == 0:
-        try:
-            slots[-1] = _confined(export, scene, layers, user)
-            for number, attempt in enumerate(attempts):
-                slots[number] = _outcome(attempt, scene)
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert slots[-1] != _NOT_TRIED, f"the process ended ({status}) before it was confined"
-    found = Found(enclosed=slots[-1] == 1)
-    for number, attempt in enumerate(attempts):
-        assert slots[number] != _NOT_TRIED, f"the process ended ({status}) when it was to {attempt.name}"
-        found.errnos[attempt.name] = slots[number]
-    slots.release()
-    shared.close()
-    return found
-
-
-def _confined(export: Export, scene: Scene, layers: Layers, user: int) -> bool:
-    """Become the user and a mount process; return whether it has a namespace of its own."""
-    from uvmshare.fileserver import syscalls
-    from uvmshare.fileserver.limits import Limits
-    from uvmshare.fileserver.mount import confinement, enclosure
-    from uvmshare.fileserver.mount.watched import Queue
-    from uvmshare.linux.descriptors import close_all_but
-
-    if user:
-        os.setgroups([])
-        os.setresgid(user, user, user)
-        os.setresuid(user, user, user)
-        syscalls.set_dumpable(1)  # as a program that this user started
-    close_all_but((export.root, scene.kept))
-    if layers.nothing:
-        return False
-    if layers.landlock is not None:
-        abi = min(layers.landlock, syscalls.landlock_abi())
-        syscalls.landlock_abi = lambda: abi
-    if not layers.namespace:
-        enclosure.trouble = lambda: "masked"
-    if not layers.seccomp:
-        confinement.has_seccomp = lambda: False
-    queue = Queue.open()
-    enclosed = confinement.enter(export, os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC))
-    assert queue is not None
-    if not enclosed:
-        queue.close()
-    confinement.confine(export, Limits(), kept=(scene.kept,), enclosed=enclosed, watches=enclosed)
-    return enclosed
-
-
-def _outcome(attempt: Attempt, scene: Scene) -> int:
-    try:
-        attempt.make(scene)
-    except OSError as error:
-        return error.errno or _NO_ERRNO
-    except (ValueError, AssertionError):
-        return _NO_ERRNO
-    return _WORKED

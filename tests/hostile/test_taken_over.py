@@ -26,8 +26,9 @@ from uvmshare.hcs.schema import Plan9Share, Plan9ShareFlags
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
 
-from tests.hostile import taken_over, taken_over_scene, taken_over_table
+from tests.hostile import taken_over_scene, taken_over_table
 from tests.hostile.taken_over import ATTEMPTS, NOBODY, Layers, Scene
+from tests.hostile.taken_over_process import tried
 
 from uvmshare.fileserver import syscalls
 from uvmshare.fileserver.export import Export
@@ -57,7 +58,7 @@ class Stage:
             if attempt.is_stopped(layers, model=self.model, read_only=self.read_only, enclosed=enclosed)
         ]
         assert attempts or not layers.seccomp
-        found = taken_over.tried(self.export, self.scene, attempts, layers, user=self.user)
+        found = tried(self.export, self.scene, attempts, layers, user=self.user)
         assert found.enclosed == enclosed
         return [name for name, number in found.errnos.items() if number == 0]
 
@@ -108,7 +109,7 @@ def stage() -> Iterator[Callable[..., Stage]]:
 def test_each_attempt_works_where_nothing_confines_it(stage: Callable[..., Stage], user: int) -> None:
     made = stage(user, "none")
     attempts = [each for each in ATTEMPTS if each.proves_itself and (user == 0 or not each.needs_root)]
-    found = taken_over.tried(made.export, made.scene, attempts, Layers(nothing=True), user=user)
+    found = tried(made.export, made.scene, attempts, Layers(nothing=True), user=user)
     assert {name: os.strerror(number) for name, number in found.errnos.items() if number} == {}
 
 

@@ -24,6 +24,7 @@ __all__ = ["LINUX", "MODULES", "bundle", "main"]
 MODULES = (
     "__init__",
     "agent",
+    "attempt",
     "bundle",
     "check",
     "keepalive",

@@ -11,28 +11,27 @@ reading. A lost mount stays where it is until a new one is ready, so that nobody
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
-import socket
 import time
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from uvmshare.guest import keepalive, mount_paths, wire, work
+from uvmshare.guest.attempt import LEAVE, Attempt, hang_up
 from uvmshare.guest.check import Check
-from uvmshare.guest.loop import Child
 from uvmshare.guest.pins import MOST_MOUNTS, Pins
 from uvmshare.guest.wire import RequestError
 from uvmshare.linux import mountinfo
 from uvmshare.linux.boot import boot_id
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
-    from uvmshare.guest.loop import Loop, Timer
+    from uvmshare.guest.loop import Child, Loop, Timer
     from uvmshare.guest.mount import ServerAddress
 
     Answer = Callable[[Any, RequestError | None], None]
@@ -44,8 +43,6 @@ _AGAIN_FIRST = 0.05
 _AGAIN_LONGEST = 5.0
 """Seconds between two attempts to mount again; the wait doubles from the first to the longest. A file server that is
 started again is there within a second."""
-_LEAVE = 5.0
-"""Seconds that a child has to end after its connection was cut."""
 _UNMOUNT_AGAIN = 0.05
 """Seconds until what only a child of the agent's keeps busy is unmounted again."""
 _HANG_UP = select.EPOLLRDHUP if hasattr(select, "EPOLLRDHUP") else 0
@@ -220,9 +217,9 @@ class MountTable:
             done()
             return
         task = work.mounting(record, self._server, self._prefixes, self._directory, timeout)
-        _Attempt(self._loop, record, task, timeout, partial(self._added, record, answer, done))
+        Attempt(self._loop, record, task, timeout, partial(self._added, record, answer, done))
 
-    def _added(self, record: AgentMount, answer: Answer, done: Callable[[], None], attempt: _Attempt) -> None:
+    def _added(self, record: AgentMount, answer: Answer, done: Callable[[], None], attempt: Attempt) -> None:
         if attempt.done and not attempt.given_up:
             self._is_mounted(record, attempt)
             self._log(f"mounted share {record.share} on {record.path} ({record.chosen})")
@@ -238,7 +235,7 @@ class MountTable:
             return
         error = attempt.error or RequestError(wire.UNKNOWN, f"mounting {record.path} was broken off")
 
-        def undone(undoing: _Attempt | None) -> None:
+        def undone(undoing: Attempt | None) -> None:
             self._drop(record)
             if undoing is not None and not undoing.done:
                 words = f"{error}; and what is left of it could not be unmounted: {undoing.error}"
@@ -249,7 +246,7 @@ class MountTable:
 
         # It was mounted in the moment in which it was given up, or a dead one is there that was to be mounted again.
         if attempt.done or work.is_there(record, self._server):
-            _Attempt(self._loop, record, work.unmounting(record, self._prefixes, lazy=True), _LEAVE, undone)
+            Attempt(self._loop, record, work.unmounting(record, self._prefixes, lazy=True), LEAVE, undone)
         else:
             undone(None)
 
@@ -269,13 +266,13 @@ class MountTable:
     def _unmount(self, record: AgentMount, lazy: bool, until: float, answer: Answer, done: Callable[[], None]) -> None:  # noqa: FBT001  always bound by name above
         began = time.monotonic()
 
-        def ended(attempt: _Attempt) -> None:
+        def ended(attempt: Attempt) -> None:
             is_busy = attempt.error is not None and attempt.error.code == wire.BUSY
             if is_busy and record.was_read_since(began) and time.monotonic() < until:
                 # It may be the agent's own child that is in it. One that hangs comes out when the connection ends.
                 if record.is_stuck and record.transport is not None and not mount_paths.holders(record.path):
                     self._log(f"{record.path}: no answer, cutting its connection to unmount it")
-                    _hang_up(record.transport)
+                    hang_up(record.transport)
                 self._loop.later(_UNMOUNT_AGAIN, partial(self._unmount, record, lazy, until, answer, done))
             else:
                 self._removed(record, answer, done, attempt)
@@ -283,18 +280,18 @@ class MountTable:
         # Of a mount whose connection is lost nobody has any more use.
         task = work.unmounting(record, self._prefixes, lazy=lazy or record.state == "broken")
         left = max(until - began, _UNMOUNT_AGAIN)
-        _Attempt(self._loop, record, task, left, ended, transport=record.transport, otherwise=wire.UNKNOWN)
+        Attempt(self._loop, record, task, left, ended, transport=record.transport, otherwise=wire.UNKNOWN)
 
-    def _removed(self, record: AgentMount, answer: Answer, done: Callable[[], None], attempt: _Attempt) -> None:
+    def _removed(self, record: AgentMount, answer: Answer, done: Callable[[], None], attempt: Attempt) -> None:
         if attempt.done and record.pins is not None:  # nobody sees it any more, and its connection ends with its pins
             pins, record.pins = record.pins, None
 
             def cut() -> None:
                 if record.transport is not None:
-                    _hang_up(record.transport)
+                    hang_up(record.transport)
 
             removed = partial(self._removed, record, answer, done, attempt)
-            pins.end(removed, within=min(_LEAVE, attempt.timeout / 2), late=cut)
+            pins.end(removed, within=min(LEAVE, attempt.timeout / 2), late=cut)
             return
         record.going = False
         error = attempt.error
@@ -308,7 +305,7 @@ class MountTable:
         answer(None if error else {}, error)
         done()
 
-    def _is_mounted(self, record: AgentMount, attempt: _Attempt) -> None:
+    def _is_mounted(self, record: AgentMount, attempt: Attempt) -> None:
         record.state = "mounted"
         record.error = ""
         record.delay = 0.0
@@ -397,9 +394,9 @@ class MountTable:
 
     def _mount_again(self, record: AgentMount, done: Callable[[], None]) -> None:
         task = work.mounting(record, self._server, self._prefixes, self._directory, _AGAIN_LONGEST)
-        _Attempt(self._loop, record, task, _AGAIN_LONGEST, partial(self._mounted_again, record, done))
+        Attempt(self._loop, record, task, _AGAIN_LONGEST, partial(self._mounted_again, record, done))
 
-    def _mounted_again(self, record: AgentMount, done: Callable[[], None], attempt: _Attempt) -> None:
+    def _mounted_again(self, record: AgentMount, done: Callable[[], None], attempt: Attempt) -> None:
         if attempt.done and not attempt.given_up:
             self._is_mounted(record, attempt)
             record.again += 1
@@ -447,7 +444,7 @@ class MountTable:
             record.hung_since = now
         elif self._hung_after and now - record.hung_since >= self._hung_after and record.transport is not None:
             self._log(f"{record.path}: no answer for {self._hung_after:g} s, cutting its connection")
-            _hang_up(record.transport)
+            hang_up(record.transport)
 
     def _check(
         self,
@@ -511,94 +508,3 @@ class MountTable:
             else:
                 self._lost(record, "it is not mounted any more")
         self._save_or_say()
-
-
-def _hang_up(transport: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # then it is hung up already
-        transport.shutdown(socket.SHUT_RDWR)
-
-
-class _Attempt:
-    """A child that mounts or unmounts, and its deadline.
-
-    At the deadline its connection is cut, which is the only thing that ends a mount(2) or umount(2) that waits for a
-    server; a child that has none yet is killed.
-    """
-
-    def __init__(
-        self,
-        loop: Loop,
-        record: AgentMount,
-        task: Callable[[Any], None],
-        timeout: float,
-        ended: Callable[[_Attempt], None],
-        *,
-        transport: socket.socket | None = None,
-        otherwise: str = wire.FAILED,
-    ) -> None:
-        self._loop = loop
-        self._otherwise = otherwise
-        self._path = record.path
-        self.timeout = timeout
-        self._ended = ended
-        self.done = False
-        """It said that it is done, be it mounting or unmounting."""
-        self.made: list[str] = []
-        self.chosen = ""
-        self.transport = transport
-        self._own_transport = False
-        self.error: RequestError | None = None
-        self.given_up = False
-        self._timer_runs = True
-        try:
-            self._child = Child(loop, task, self._message, self._end)
-        except OSError as error:
-            self.error = RequestError(wire.FAILED, f"{self._path}: no process can be started for it: {error.strerror}")
-            self._timer = loop.later(0.0, self._end)
-        else:
-            self._timer = loop.later(timeout, self._give_up)
-
-    def take_transport(self) -> socket.socket | None:
-        """Return the mount's socket; it is the caller's now."""
-        self._own_transport = False
-        return self.transport
-
-    def _message(self, message: dict[str, Any], descriptors: list[int]) -> None:
-        if descriptors:
-            self.transport = socket.socket(fileno=descriptors[0])
-            self._own_transport = True
-        if "error" in message:
-            code, words = message["error"]
-            self.error = RequestError(code, words)
-        elif "done" in message:
-            self.done = True
-            self.made = message.get("made", [])
-            self.chosen = message.get("chosen", "")
-
-    def _give_up(self) -> None:
-        self._child.hear()
-        if not self._timer_runs:
-            return
-        if self.transport is not None and not self.given_up:
-            self.given_up = True
-            _hang_up(self.transport)
-            self._timer = self._loop.later(_LEAVE, self._give_up)
-            return
-        # Without a connection it has not called mount(2) yet; with one it hangs although that was cut.
-        if self.given_up:
-            self.error = RequestError(wire.UNKNOWN, f"{self._path}: the kernel does not come back from it")
-        self.given_up = True
-        self._child.give_up()
-        self._end()
-
-    def _end(self) -> None:
-        self._timer_runs = False
-        self._timer.cancel()
-        unmounted = self.done and self._otherwise == wire.UNKNOWN  # cutting the connection is what it needed
-        if self.given_up and not unmounted and (self.error is None or self.error.code == wire.FAILED):
-            self.error = RequestError(
-                self._otherwise, f"{self._path}: the host did not answer within {self.timeout:g} s"
-            )
-        self._ended(self)
-        if self._own_transport and self.transport is not None:
-            self.transport.close()
