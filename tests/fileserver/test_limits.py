@@ -18,7 +18,8 @@ from tests.processes import DEADLINE
 from uvmshare import FileServer
 from uvmshare.daemon.documents import NewVm
 from uvmshare.errors import ConnectionClosed, FileServerError
-from uvmshare.fileserver.limits import Limits, Throttle
+from uvmshare.fileserver.limits import Limits
+from uvmshare.fileserver.mount.throttle import Throttle
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import OpenFlag as O
 

@@ -1,15 +1,14 @@
 """What one VM, and one mount of it, may use of the host.
 
-What lives here: the numbers and their reasons, and the `Throttle` that holds a mount to a rate. What
-must not: enforcing the others, which each place does, with a line in the log.
+What lives here: the numbers and their reasons. What must not: enforcing them, which each place does, with a line in the
+log; `uvmshare.fileserver.mount.throttle` holds a mount to its rates.
 """
 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Final, Self
+from typing import Annotated, Any, Self
 
 import msgspec
 
@@ -18,10 +17,7 @@ from uvmshare.ninep.constants import MIN_MSIZE
 from uvmshare.printable import valid
 from uvmshare.wording import complaint, kind_in_words
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["Limits", "Throttle"]
+__all__ = ["Limits"]
 
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]
@@ -135,51 +131,3 @@ def _wrong(said: str, given: Mapping[str, Any], names: tuple[str, ...]) -> str:
     if given.get(field) is None:
         return f"limit {field} cannot be lifted: {words.removeprefix('it is null, and has to be').strip()} is needed"
     return f"limit {field} is {given[field]!r}: {words}"
-
-
-_BURST_SECONDS: Final = 0.25
-"""How much of a second's worth may be used at once after a pause."""
-
-
-class Throttle:
-    """Holds one mount to its rates, by sleeping in the mount's own process.
-
-    Two buckets that fill with time; a request may overdraw them and then waits until they are even
-    again, so that a large one is delayed, never refused.
-    """
-
-    def __init__(
-        self,
-        limits: Limits,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-        on_first_wait: Callable[[], None] | None = None,
-    ) -> None:
-        self._on_first_wait = on_first_wait
-        self._rates = (limits.operations_per_second or 0, limits.bytes_per_second or 0)
-        self._levels = [rate * _BURST_SECONDS for rate in self._rates]
-        self._clock = clock
-        self._sleep = sleep
-        self._last = clock()
-
-    @property
-    def is_needed(self) -> bool:
-        """Whether there is any rate to hold."""
-        return any(self._rates)
-
-    def spend(self, operations: int, size: int) -> None:
-        """Account for that many requests and bytes, and wait as long as they cost too much."""
-        now = self._clock()
-        passed, self._last = now - self._last, now
-        delay = 0.0
-        for index, (rate, cost) in enumerate(zip(self._rates, (operations, size), strict=True)):
-            if rate:
-                level = min(self._levels[index] + passed * rate, rate * _BURST_SECONDS) - cost
-                self._levels[index] = level
-                delay = max(delay, -level / rate)
-        if delay > 0:
-            if self._on_first_wait is not None:
-                self._on_first_wait()
-                self._on_first_wait = None
-            self._sleep(delay)

@@ -1,7 +1,8 @@
 """The modify documents of the Host Compute Service, field by field.
 
 What lives here: the documents, their flags, and how they become JSON and are read back.
-What must not: sending them, and who takes them.
+What must not: sending them, and who takes them. The file server refuses flags that it does not know
+(`uvmshare.fileserver.export`).
 
 Field names and values are HCS's: ``ModifySettingRequest`` and ``Plan9Share`` of the HCS schema
 reference. Every field is left out of the JSON when it is empty, as Go's ``omitempty`` does, because

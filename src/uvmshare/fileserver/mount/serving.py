@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 from uvmshare.errors import RemoteProtocolError
 from uvmshare.fileserver.counters import SAMPLED, Counters
 from uvmshare.fileserver.handshake import negotiate
-from uvmshare.fileserver.limits import Throttle
 from uvmshare.fileserver.mount import large
 from uvmshare.fileserver.mount.aside import Aside
 from uvmshare.fileserver.mount.files.listing import Kept
@@ -38,6 +37,7 @@ from uvmshare.fileserver.mount.outbox import Outbox, read_reply
 from uvmshare.fileserver.mount.plain import Plain, begin, make_buffers
 from uvmshare.fileserver.mount.session import ServedConnection, XattrRoom
 from uvmshare.fileserver.mount.splicing import Splicer
+from uvmshare.fileserver.mount.throttle import Throttle
 from uvmshare.fileserver.mount.waiting import is_readable, set_time_out
 from uvmshare.fileserver.mount.watched import Watched
 from uvmshare.fileserver.syscalls import MountCrossed

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from uvmshare.fileserver.counters import Counters
     from uvmshare.fileserver.export import Export
-    from uvmshare.fileserver.limits import Limits, Throttle
+    from uvmshare.fileserver.limits import Limits
     from uvmshare.fileserver.mount.aside import Aside
     from uvmshare.fileserver.mount.fids import Changes, Fid, XattrValue, XattrWrite
     from uvmshare.fileserver.mount.files.listing import Kept
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.mount.idle import Idle
     from uvmshare.fileserver.mount.outbox import Outbox
     from uvmshare.fileserver.mount.splicing import Splicer
+    from uvmshare.fileserver.mount.throttle import Throttle
     from uvmshare.fileserver.mount.watched import Watched
 
 __all__ = ["Replies", "Serve", "ServedConnection", "Session", "XattrRoom"]

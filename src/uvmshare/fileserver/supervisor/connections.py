@@ -1,7 +1,8 @@
 """Guests' connections before their attach.
 
-What lives here: `Connections`: who may connect, how long a handshake may take, and how many may be
-half-open. What must not: what is said in a handshake (`handshake`), which shares there are (`shares`).
+What lives here: `Connections`: how many there may be, how long a handshake may take, and how many may be half-open.
+What must not: which peers may connect (`listener`), what is said in a handshake (`handshake`), which shares there are
+(`shares`).
 """
 
 from __future__ import annotations

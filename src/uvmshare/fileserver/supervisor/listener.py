@@ -1,7 +1,7 @@
-"""Listening sockets: from an address to a socket, and who may connect to it.
+"""Listening sockets: from an address to a socket, and which peers may connect to it.
 
 What lives here: binding, taking over a socket file that a dead server left, and the check of a
-peer. What must not: what is said on a connection (`handshake`).
+peer. What must not: how many connections there may be (`connections`), or what is said on one (`handshake`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """POSIX locks of a guest: as open-file-description locks of the host (fcntl(2)), or for the guest alone.
 
 What lives here: `LockTable` and `GuestLocks`: which owner holds which ranges of which file. What must not: the
-messages and how long they wait (`handlers.locking`).
+messages (`handlers.locking`), or how long they wait (`serving`; `foreign` where the file system may hang).
 
 An owner is a process of the guest: (client_id, proc_id) on this connection. The host sees one open
 file description for each owner and file, so that two descriptors of one process do not exclude each

@@ -1,7 +1,7 @@
 """POSIX locks: lock, getlock.
 
-What lives here: the two messages, and the requests that wait for a lock. What must not: who holds
-what (`uvmshare.fileserver.mount.files.locks`).
+What lives here: the two messages, and what a request is that waits for a lock. What must not: who holds what
+(`uvmshare.fileserver.mount.files.locks`), or when a request that waits is tried again (`serving`, `foreign`).
 """
 
 from __future__ import annotations
