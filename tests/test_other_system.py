@@ -16,7 +16,7 @@ import sys
 # What the standard library has imported stays; what the package imports of Linux's own is not there.
 import asyncio, concurrent.futures, ctypes, email, importlib.metadata, os
 import sqlite3, socket, ssl, subprocess, tempfile, types
-import httpx, msgspec, structlog
+import httpcore, msgspec, structlog
 
 for name in ("fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty"):
     sys.modules[name] = None

@@ -166,11 +166,11 @@ def test_the_library_says_nothing_unless_somebody_listens() -> None:
 def test_a_missing_extra_is_one_line_with_the_command() -> None:
     program = """
 import sys, uvmshare
-sys.modules["httpx"] = None
+sys.modules["httpcore"] = None
 try:
     uvmshare.Client
 except ImportError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    assert done.stdout == "uvmshare.Client needs httpx, which is not installed: pip install 'uvmshare[daemon]'\n"
+    assert done.stdout == "uvmshare.Client needs httpcore, which is not installed: pip install 'uvmshare[daemon]'\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -218,7 +219,7 @@ def test_each_package_of_an_extra_is_one_that_may_be_missing() -> None:
     wanted = {
         IMPORTED_AS.get(name, name): extra
         for extra in ("cli", "daemon", "fleet")
-        for name in (each.partition(">")[0] for each in project["optional-dependencies"][extra])
+        for name in (re.split(r"[\[>]", each)[0] for each in project["optional-dependencies"][extra])
         if not name.startswith("uvmshare[")
     }
     assert wanted == EXTRAS

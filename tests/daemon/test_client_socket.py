@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from uvmshare.daemon.client import AsyncClient, Client
-from uvmshare.errors import DaemonError, UvmshareError
+from uvmshare.errors import DaemonError, InvalidOptions, UvmshareError
 
 if sys.platform == "win32":
     pytest.skip("the daemon runs on Linux", allow_module_level=True)
@@ -78,16 +78,21 @@ def test_a_client_that_cannot_connect_keeps_no_descriptor_not_even_with_its_erro
     assert len(errors) == 6
 
 
+def test_names_that_are_longer_than_any_request_are_refused_before_anything_is_sent(path: str) -> None:
+    with Client(f"unix:{path}") as client, pytest.raises(InvalidOptions, match="more than 16384 bytes"):
+        client.vms.get("a" * 20_000)
+
+
 def test_a_client_goes_on_when_what_it_was_connected_to_was_started_again(daemon: Running) -> None:
     with daemon.home.client() as client:
         assert client.info().version
-        (connection,) = client._http._transport._pool.connections  # type: ignore[attr-defined]
-        stream = connection._connection._network_stream
+        (connection,) = client._pool.connections
+        stream = connection._connection._network_stream  # type: ignore[attr-defined]
         assert stream.get_extra_info("is_readable") is False
         stream._socket.shutdown(socket.SHUT_RD)  # as when the daemon had closed it
         assert stream.get_extra_info("is_readable") is True
         assert client.info().version
-        assert client._http._transport._pool.connections != [connection]  # type: ignore[attr-defined]
+        assert client._pool.connections != [connection]
 
 
 def test_an_answer_that_does_not_come_is_a_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

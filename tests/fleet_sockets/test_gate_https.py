@@ -253,6 +253,7 @@ def test_every_route_of_a_gate_refuses_wrong_requests_in_words_and_changes_nothi
         "Joined": {"host": "none", "tenant": "acme", "vm": {"id": "x", "listen": ["unix:/x"]}},
         "NewMove": {"to": "none"},
         "NewClone": {"id": "x", "on": "none", "listen": ["unix:/x"]},
+        "NewServed": {"vms": []},
     }
     with https.client() as client, httpx.Client(verify=context, trust_env=False) as http:
         before = [vm.id for vm in client.vms()]

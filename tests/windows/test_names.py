@@ -13,7 +13,7 @@ from uvmshare.errors import UnsupportedPlatform
 # Under Wine the package is a source tree that nobody installed, so there is no version to read.
 @pytest.mark.parametrize("name", [each for each in uvmshare.__all__ if each != "__version__"])
 def test_every_public_name_can_be_imported(name: str) -> None:
-    if name in {"Client", "AsyncClient"} and find_spec("httpx") is None:
+    if name in {"Client", "AsyncClient"} and find_spec("httpcore") is None:
         with pytest.raises(ModuleNotFoundError, match=r"pip install 'uvmshare\[daemon\]'"):
             getattr(uvmshare, name)
     else:

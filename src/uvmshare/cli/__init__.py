@@ -38,7 +38,7 @@ def main() -> int:
 EXTRAS: Final = {
     "click": "cli",
     "rich": "cli",
-    "httpx": "daemon",
+    "httpcore": "daemon",
     "litestar": "daemon",
     "opentelemetry": "daemon",
     "prometheus_client": "daemon",

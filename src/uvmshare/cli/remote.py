@@ -6,7 +6,6 @@ or how it is shown (`output`).
 
 from __future__ import annotations
 
-import sys
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -93,9 +92,7 @@ def connected(host: str | None, words: str = "waiting for the daemon") -> Iterat
 
     While the block takes longer than a second, a terminal says so, with these words; without any where it is to last.
     """
-    # httpx loads pygments and rich for a command line of its own, which costs as much as all the rest of it.
-    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # it is then missing
-    from uvmshare.daemon.client import Client  # noqa: PLC0415  httpx takes a while to load, and --help needs none of it
+    from uvmshare.daemon.client import Client  # noqa: PLC0415  it takes a while to load, and --help needs none of it
 
     with waiting(words) if words else nullcontext(), Client(host) as client:
         yield client

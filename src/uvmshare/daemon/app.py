@@ -26,7 +26,6 @@ from uvmshare.daemon.connections import (
     MAX_CHUNKS,
     MAX_HEAD,
     MAX_HEADERS,
-    MAX_TARGET,
     PEER,
     READ_SECONDS,
     TAKE_SECONDS,
@@ -35,6 +34,7 @@ from uvmshare.daemon.connections import (
 )
 from uvmshare.daemon.documents import (
     DEFAULT_OWNER,
+    MAX_TARGET,
     NAME,
     REQUESTS,
     Event,

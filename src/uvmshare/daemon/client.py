@@ -16,13 +16,14 @@ import os
 import stat
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from urllib.parse import quote, urlencode
 
-import httpx
+import httpcore
 
 from uvmshare import arguments
 from uvmshare.daemon import client_answers, client_calls
 from uvmshare.daemon.client_calls import default_host
-from uvmshare.daemon.client_gates import AsyncGateTransport, GateTransport, tls_context
+from uvmshare.daemon.client_gates import AsyncGatePool, GatePool, tls_context
 from uvmshare.daemon.client_holding import (
     LEASE,
     HeldDocument,
@@ -48,7 +49,8 @@ from uvmshare.daemon.client_methods import (
     ClientShares,
     ClientVms,
 )
-from uvmshare.daemon.client_socket import transport as unix_transport
+from uvmshare.daemon.client_socket import FAILURES, async_pool, pool
+from uvmshare.daemon.documents import MAX_TARGET
 from uvmshare.errors import DaemonError, InvalidOptions, UvmshareError
 from uvmshare.process import require_process
 
@@ -117,34 +119,33 @@ class _Connection:
             _require_socket(path, nobody)
         try:
             yield
-        except httpx.ConnectError as error:
+        except httpcore.ConnectError as error:
             if "Permission" in str(error):
                 raise DaemonError(_not_yours(path)) from error
             if self._gates:
                 nobody += f" ({error}): start one (uvmshare gate), or name another with --host https://NAME:PORT"
             raise DaemonError(nobody) from error
-        except httpx.TimeoutException as error:
+        except httpcore.TimeoutException as error:
             msg = f"{path}: the {what} gave no answer in time: what was asked may be done or not; see `uvmshare events`"
             raise DaemonError(msg) from error
-        except httpx.InvalidURL as error:
-            msg = f"{path}: a name in the request is too long, or holds what no name does: give another"
-            raise InvalidOptions(msg) from error
-        except httpx.HTTPError as error:
+        except FAILURES as error:
             msg = f"{path}: the {what} went away meanwhile: what was asked may be done or not; ask again"
             if self._gates:
                 msg = f"{path}: the gate took no request, or went away ({error}): is the certificate one of its fleet?"
             raise DaemonError(msg) from error
 
-    @staticmethod
-    def _sent(call: Call[Any]) -> dict[str, Any]:
-        """Return what httpx is told of a request."""
-        headers = {} if call.body is None else {"Content-Type": "application/json"}
+    def _sent(self, call: Call[Any], *, timeout: float | None) -> dict[str, Any]:
+        """Return what httpcore is told of a request. Raises `InvalidOptions`."""
+        target = call.path + (f"?{urlencode(call.query, quote_via=quote)}" if call.query else "")
+        if len(target) > MAX_TARGET:
+            msg = f"the names in this request have more than {MAX_TARGET} bytes as they are sent: give shorter ones"
+            raise InvalidOptions(msg)
         return {
             "method": call.method,
-            "url": call.path,
-            "params": dict(call.query),
+            "url": self._base + target,
+            "headers": [] if call.body is None else [(b"Content-Type", b"application/json")],
             "content": call.body,
-            "headers": headers,
+            "extensions": {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), timeout)},
         }
 
 
@@ -163,9 +164,7 @@ class Client(_Connection):
 
     def __init__(self, host: str | None = None, *, timeout: float = _SECONDS, certificate: str | None = None) -> None:
         super().__init__(host, timeout, certificate)
-        transport: httpx.BaseTransport
-        transport = GateTransport(self._gates, tls_context(certificate)) if self._gates else unix_transport(self._path)
-        self._http = httpx.Client(transport=transport, base_url=self._base, timeout=timeout, trust_env=False)
+        self._pool = GatePool(self._gates, tls_context(certificate)) if self._gates else pool(self._path)
         self.vms = ClientVms(self)
         self.hosts = ClientHosts(self)
         self.shares = ClientShares(self)
@@ -192,7 +191,7 @@ class Client(_Connection):
         """Close the connection. In a forked child this does nothing: the process that made the client closes it."""
         self._is_closed = True
         if os.getpid() == self._process:
-            self._http.close()
+            self._pool.close()
 
     @contextmanager
     def holding(
@@ -284,17 +283,18 @@ class Client(_Connection):
     def ask(self, call: Call[T]) -> T:
         """Send the request that `call` describes (`uvmshare.daemon.client_calls`), and return the answer."""
         with self._explained():
-            response = self._http.request(**self._sent(call))
+            response = self._pool.request(**self._sent(call, timeout=self._timeout))
         try:
-            return client_answers.read(call, response.status_code, response.content)
+            return client_answers.read(call, response.status, response.content)
         except client_answers.Unreadable as error:
             raise client_answers.no_daemon(self.host, error, self._version()) from error.error
 
     def _version(self) -> str | None:
         """Return the version of what answers; None when it is no daemon."""
         try:
-            return client_answers.version_in(self._http.get(client_answers.VERSION).content)
-        except httpx.HTTPError:
+            sent = self._sent(client_calls.info(), timeout=self._timeout)
+            return client_answers.version_in(self._pool.request(**sent).content)
+        except FAILURES:
             return None
 
     def events(self, since: str | None = None, *, follow: bool = True) -> Iterator[Event | None]:
@@ -306,10 +306,10 @@ class Client(_Connection):
         call = client_calls.events(since, follow=follow)
         lines = client_answers.EventLines()
         try:
-            with self._explained(), self._http.stream(**self._sent(call), timeout=None) as response:
-                if not response.is_success:
-                    client_answers.check(response.status_code, response.read())
-                for chunk in response.iter_bytes():
+            with self._explained(), self._pool.stream(**self._sent(call, timeout=None)) as response:
+                if response.status >= 300:
+                    client_answers.check(response.status, response.read())
+                for chunk in response.iter_stream():
                     yield from lines.feed(chunk)
         except client_answers.Unreadable as error:
             raise client_answers.no_daemon(self.host, error, self._version()) from error.error
@@ -320,12 +320,7 @@ class AsyncClient(_Connection):
 
     def __init__(self, host: str | None = None, *, timeout: float = _SECONDS, certificate: str | None = None) -> None:
         super().__init__(host, timeout, certificate)
-        transport: httpx.AsyncBaseTransport
-        if self._gates:
-            transport = AsyncGateTransport(self._gates, tls_context(certificate))
-        else:
-            transport = httpx.AsyncHTTPTransport(uds=self._path, verify=False, trust_env=False)  # as for `Client`
-        self._http = httpx.AsyncClient(transport=transport, base_url=self._base, timeout=timeout, trust_env=False)
+        self._pool = AsyncGatePool(self._gates, tls_context(certificate)) if self._gates else async_pool(self._path)
         self.vms = AsyncVms(self)
         self.hosts = AsyncHosts(self)
         self.shares = AsyncShares(self)
@@ -351,7 +346,7 @@ class AsyncClient(_Connection):
     async def aclose(self) -> None:
         """Close the connection."""
         self._is_closed = True
-        await self._http.aclose()
+        await self._pool.aclose()
 
     @asynccontextmanager
     async def holding(
@@ -448,17 +443,18 @@ class AsyncClient(_Connection):
     async def ask(self, call: Call[T]) -> T:
         """Send the request that `call` describes (`uvmshare.daemon.client_calls`), and return the answer."""
         with self._explained():
-            response = await self._http.request(**self._sent(call))
+            response = await self._pool.request(**self._sent(call, timeout=self._timeout))
         try:
-            return client_answers.read(call, response.status_code, response.content)
+            return client_answers.read(call, response.status, response.content)
         except client_answers.Unreadable as error:
             raise client_answers.no_daemon(self.host, error, await self._version()) from error.error
 
     async def _version(self) -> str | None:
         """Return the version of what answers; None when it is no daemon."""
         try:
-            return client_answers.version_in((await self._http.get(client_answers.VERSION)).content)
-        except httpx.HTTPError:
+            sent = self._sent(client_calls.info(), timeout=self._timeout)
+            return client_answers.version_in((await self._pool.request(**sent)).content)
+        except FAILURES:
             return None
 
     async def events(self, since: str | None = None, *, follow: bool = True) -> AsyncGenerator[Event | None, None]:
@@ -467,10 +463,10 @@ class AsyncClient(_Connection):
         lines = client_answers.EventLines()
         try:
             with self._explained():
-                async with self._http.stream(**self._sent(call), timeout=None) as response:
-                    if not response.is_success:
-                        client_answers.check(response.status_code, await response.aread())
-                    async for chunk in response.aiter_bytes():
+                async with self._pool.stream(**self._sent(call, timeout=None)) as response:
+                    if response.status >= 300:
+                        client_answers.check(response.status, await response.aread())
+                    async for chunk in response.aiter_stream():
                         for event in lines.feed(chunk):
                             yield event
         except client_answers.Unreadable as error:

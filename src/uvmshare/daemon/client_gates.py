@@ -13,14 +13,15 @@ import os
 import ssl
 from typing import TYPE_CHECKING, Final
 
-import httpx
+import httpcore
 
+from uvmshare.daemon.client_socket import FAILURES, KEPT_SECONDS
 from uvmshare.errors import DaemonError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["CERTIFICATE", "AsyncGateTransport", "GateTransport", "tls_context"]
+__all__ = ["CERTIFICATE", "AsyncGatePool", "GatePool", "tls_context"]
 
 CERTIFICATE: Final = "UVMSHARE_CERT"
 """The variable that names the file with certificate, key and the fleet's own certificate, in PEM."""
@@ -48,70 +49,62 @@ class _InOrder:
     """Which gate is asked: the one that answered last, then the others."""
 
     def __init__(self, gates: Sequence[str]) -> None:
-        self._gates = [httpx.URL(gate) for gate in gates]
+        self._gates = [(httpcore.URL(gate), gate.removeprefix("https://").encode("ascii")) for gate in gates]
         self._first = 0
 
-    def requests(self, request: httpx.Request) -> Iterator[httpx.Request]:
+    def requests(self, request: httpcore.Request) -> Iterator[httpcore.Request]:
         """Give the request as it is sent to each gate."""
         first = self._first
         for number in range(len(self._gates)):
             at = (first + number) % len(self._gates)
-            gate = self._gates[at]
-            request.url = request.url.copy_with(scheme=gate.scheme, host=gate.host, port=gate.port)
-            request.headers["Host"] = gate.netloc.decode("ascii")
+            gate, name = self._gates[at]
+            request.url = httpcore.URL(scheme=gate.scheme, host=gate.host, port=gate.port, target=request.url.target)
+            request.headers = [(key, name if key == b"Host" else value) for key, value in request.headers]
             yield request
             self._first = (at + 1) % len(self._gates)  # it did not answer
 
-    def may_go_on(self, request: httpx.Request, error: httpx.TransportError) -> bool:
+    def may_go_on(self, request: httpcore.Request, error: Exception) -> bool:
         """Whether what failed so may be asked of another gate."""
-        return isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) or request.method != "DELETE"
+        return isinstance(error, httpcore.ConnectError | httpcore.ConnectTimeout) or request.method != b"DELETE"
 
 
-class GateTransport(httpx.BaseTransport):
-    """Requests to the first gate that answers."""
+class GatePool(httpcore.ConnectionPool):
+    """Connections to gates. Each request goes to the first gate that answers."""
 
     def __init__(self, gates: Sequence[str], context: ssl.SSLContext) -> None:
+        super().__init__(ssl_context=context, max_connections=None, keepalive_expiry=KEPT_SECONDS)
         self._order = _InOrder(gates)
-        self._inner = httpx.HTTPTransport(verify=context, trust_env=False)
 
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
+    def handle_request(self, request: httpcore.Request) -> httpcore.Response:
         """Ask gates in turn. Raises the error of the last one."""
-        failed: httpx.TransportError | None = None
+        failed: Exception | None = None
         for each in self._order.requests(request):
             try:
-                return self._inner.handle_request(each)
-            except httpx.TransportError as error:
+                return super().handle_request(each)
+            except FAILURES as error:
                 failed = error
                 if not self._order.may_go_on(request, error):
                     break
         assert failed is not None, "there is a gate"
         raise failed
 
-    def close(self) -> None:
-        """Close all connections."""
-        self._inner.close()
 
-
-class AsyncGateTransport(httpx.AsyncBaseTransport):
-    """As `GateTransport`, awaited."""
+class AsyncGatePool(httpcore.AsyncConnectionPool):
+    """As `GatePool`, awaited."""
 
     def __init__(self, gates: Sequence[str], context: ssl.SSLContext) -> None:
+        super().__init__(ssl_context=context, max_connections=None, keepalive_expiry=KEPT_SECONDS)
         self._order = _InOrder(gates)
-        self._inner = httpx.AsyncHTTPTransport(verify=context, trust_env=False)
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
         """Ask gates in turn. Raises the error of the last one."""
-        failed: httpx.TransportError | None = None
+        failed: Exception | None = None
         for each in self._order.requests(request):
             try:
-                return await self._inner.handle_async_request(each)
-            except httpx.TransportError as error:
+                return await super().handle_async_request(each)
+            except FAILURES as error:
                 failed = error
                 if not self._order.may_go_on(request, error):
                     break
         assert failed is not None, "there is a gate"
         raise failed
-
-    async def aclose(self) -> None:
-        """Close all connections."""
-        await self._inner.aclose()

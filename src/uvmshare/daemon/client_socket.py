@@ -1,9 +1,14 @@
-"""The socket of the blocking client: it connects to the daemon, and closes when it cannot.
+"""The connections of clients to the daemon's socket.
 
-What lives here: `transport`, which httpx sends through. What must not: the calls, or the translation of errors.
+What lives here: the pools of connections that clients ask through. What must not: the calls, or the translation of
+errors.
 
-httpcore 1.0.9 leaves a socket that could not connect to the garbage collector. A program that tries until its daemon is
-there would leak a descriptor with each attempt. httpcore's asynchronous connections do not leak.
+They are httpcore's. What httpx has above it (cookies, redirects, proxies) the clients do not use, and loading it would
+take as much CPU as all else that a command loads.
+
+httpcore 1.0.9 leaves a blocking socket that could not connect to the garbage collector. A program that tries until its
+daemon is there would leak a descriptor with each attempt. So blocking sockets are made here. httpcore's asynchronous
+connections do not leak.
 """
 
 from __future__ import annotations
@@ -14,15 +19,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import httpcore
-import httpx
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["transport"]
+__all__ = ["FAILURES", "KEPT_SECONDS", "async_pool", "pool"]
 
-_KEPT_SECONDS: Final = 5.0
-"""How long a connection that nobody uses is kept, as httpx does."""
+KEPT_SECONDS: Final = 5.0
+"""How long a connection that nobody uses is kept."""
+
+FAILURES: Final = (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError)
+"""What becomes of a request that gets no answer."""
 
 
 @contextmanager
@@ -80,22 +87,13 @@ class _Connecting(httpcore.NetworkBackend):
         return _Stream(connecting)
 
 
-class _Transport(httpx.HTTPTransport):
-    def __init__(self, path: str) -> None:
-        # Nothing of TLS or of a proxy is on a unix socket: SSL_CERT_FILE may name a file that is not here.
-        super().__init__(uds=path, verify=False, trust_env=False)
-        self._pool.close()
-        self._pool = httpcore.ConnectionPool(  # which httpx gives no backend
-            uds=path,
-            network_backend=_Connecting(),
-            max_connections=None,  # one for each thread that asks, and for each that reads events
-            keepalive_expiry=_KEPT_SECONDS,
-        )
+def pool(path: str) -> httpcore.ConnectionPool:
+    """Return the blocking connections to the daemon's socket: one for each thread that asks, or reads events."""
+    return httpcore.ConnectionPool(
+        uds=path, network_backend=_Connecting(), max_connections=None, keepalive_expiry=KEPT_SECONDS
+    )
 
 
-def transport(path: str) -> httpx.BaseTransport:
-    """Return what `httpx.Client` sends through to the daemon's socket.
-
-    As httpx does, raises `httpx.ConnectError` when nobody listens, and `httpx.TimeoutException` when it takes too long.
-    """
-    return _Transport(path)
+def async_pool(path: str) -> httpcore.AsyncConnectionPool:
+    """Return the asynchronous connections to the daemon's socket: one for each task that asks, or reads events."""
+    return httpcore.AsyncConnectionPool(uds=path, max_connections=None, keepalive_expiry=KEPT_SECONDS)

@@ -22,6 +22,7 @@ import structlog
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from uvmshare.daemon.documents import MAX_TARGET
 from uvmshare.daemon.identity import peer_of, whose_subordinate
 from uvmshare.daemon.problems import PROBLEM_TYPE, Refused, problem_of
 from uvmshare.errors import AccessDenied
@@ -34,7 +35,6 @@ __all__ = [
     "MAX_CHUNKS",
     "MAX_HEAD",
     "MAX_HEADERS",
-    "MAX_TARGET",
     "PEER",
     "READ_SECONDS",
     "TAKE_SECONDS",
@@ -61,9 +61,6 @@ MAX_BODY: Final = 1 << 20
 
 MAX_HEAD: Final = 32 << 10
 """Bytes of a request's line and headers."""
-
-MAX_TARGET: Final = 16 << 10
-"""Bytes of its path and query: the longest path there is, with each byte as %XX, and the rest."""
 
 MAX_HEADERS: Final = 100
 

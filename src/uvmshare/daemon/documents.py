@@ -20,6 +20,7 @@ __all__ = [
     "DEFAULT_OWNER",
     "HINTS",
     "LONGEST_LEASE",
+    "MAX_TARGET",
     "NAME",
     "PATTERNS",
     "REQUESTS",
@@ -79,6 +80,8 @@ OwnerName = Annotated[
         description="Who holds a share: a name of the caller's choice, kept apart for each user of the host.",
     ),
 ]
+MAX_TARGET: Final = 16 << 10
+"""Bytes of a request's path and query: the longest path there is, with each byte as %XX, and the rest."""
 LONGEST_LEASE: Final = 31_536_000.0
 """Seconds: a year. Who holds something for longer takes no lease."""
 LeaseSeconds = Annotated[
