@@ -112,7 +112,7 @@ _HELLO: Final = b'{"id":0,"op":"hello","version":1,"client":"c","nonce":"n","pro
 _SETTINGS: Final = b'"Settings":{"MountPath":"/run/uvmshare/0","Port":5640,"ShareName":"0","ReadOnly":true}'
 _ADD: Final = (
     b'{"id":1,"op":"modify","request":{"RequestType":"Add","ResourceType":"MappedDirectory",%s},'
-    b'"options":{"cache":"mmap","msize":8192,"suid":true},"timeout":30}\n' % _SETTINGS
+    b'"options":{"cache":"mmap","msize":8192,"suid":true,"events":true},"timeout":30}\n' % _SETTINGS
 )
 _GREETING: Final = b'{"uvmshare":"agent","version":1,"agent":"a","boot":"b","nonce":"c","token":false,"allow":["/x"]}\n'
 _LISTED: Final = b'{"mount_path":"/a","share_name":"0","port":1,"msize":8192,"state":"broken","last_gap":1.5}'

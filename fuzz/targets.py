@@ -494,7 +494,6 @@ def _guest() -> tuple[Any, list[str]]:
         check_every=1.0,
         hung_after=1.0,
         pins=0,
-        events=False,
     )
     made: Any = guest_agent.Agent(options, "")
     made._table._mountinfo.close()  # noqa: SLF001  what its table would do is not what is tried here

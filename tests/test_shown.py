@@ -55,7 +55,7 @@ HOST: Final = "unix:/nowhere/s"
 AT: Final = datetime(2026, 1, 1, tzinfo=UTC)
 MOUNT: Final = (
     "MountOptions(share='0', mount_path='/mnt/x', read_only=False, cache='auto', msize=None, suid=False, "
-    "dev=False, posixacl=False)"
+    "dev=False, posixacl=False, events=False)"
 )
 INFO: Final = (
     "ShareInfo(name='0', options=AddOptions('/', read_only=True), state=<ShareState.ADDED: 'added'>, references=1, "

@@ -121,6 +121,7 @@ VALID: Final[dict[str, Any]] = {
         suid=False,
         dev=False,
         posixacl=False,
+        events=False,
     ),
 }
 """What the parameters that a call must have are given, where they are not the one that is tried."""

@@ -6,7 +6,8 @@ DIRECTORY/mounts.json is what is mounted, with the options that /proc/mounts wou
 the share's name and gets an errno. What is named in DIRECTORY/busy cannot be unmounted, in DIRECTORY/dead reads with
 EIO, in DIRECTORY/hang does not end a read, in DIRECTORY/slow ends it when DIRECTORY/fifo does; until then it is busy,
 which DIRECTORY/met-reader notes. A read that does not end is noted in DIRECTORY/hanging, and DIRECTORY/later says how
-many seconds the clock is ahead. Options that are named in DIRECTORY/passed-over are passed over without a word.
+many seconds the clock is ahead. Where there is a FIFO DIRECTORY/says, what holds the directories of a mount says the
+lines that come from it. Options that are named in DIRECTORY/passed-over are passed over without a word.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from uvmshare.guest import agent, mount, mount_paths, work
+from uvmshare.guest import agent, mount, mount_paths, pinning, pins, work
 from uvmshare.guest import table as mounts
 from uvmshare.linux import mountinfo
 from uvmshare.linux.mountinfo import Mounted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from uvmshare.guest.loop import Send
 
 HERE = sys.argv[1]
 FLAGS = {"ro": 1, "nosuid": 2, "nodev": 4}
@@ -135,7 +138,20 @@ def read(path: str) -> None:
         os.unlink(f"{HERE}/reading")
 
 
+def hold(path: str, prefixes: list[str], most: int, *, events: bool = False) -> Callable[[Send], None]:
+    if not os.path.exists(f"{HERE}/says"):
+        return pinning.pinning(path, prefixes, most, events=events)
+
+    def task(send: Send) -> None:
+        with open(f"{HERE}/says", encoding="utf-8") as said:
+            for line in said:
+                send(json.loads(line))
+
+    return task
+
+
 if __name__ == "__main__":
+    pins.pinning = hold  # type: ignore[attr-defined]  # where it is called
     mount._mount = kernel_mount
     mountinfo.mounted = mounted  # type: ignore[assignment]  # it has one table
     mount_paths.mount_number = mount_number

@@ -115,6 +115,8 @@ def test_a_newer_connection_ends_the_older_one_and_what_that_had_not_begun(bench
         ({"cache": 7}, "a word and a number"),
         ({"cache": "all"}, "auto, none, loose, mmap, readahead"),
         ({"posixacl": 1}, "posixacl 1: want true or false"),
+        ({"events": "on"}, "events 'on': want true or false"),
+        ({"events": True, "cache": "loose"}, "want another cache"),
         ({"msize": 1}, "4096 to"),
     ],
 )
@@ -127,7 +129,10 @@ def test_a_request_that_cannot_be_is_one_clear_line(bench: Bench, change: dict[s
         request: dict[str, Any] = {"RequestType": "Add", "ResourceType": "MappedDirectory", "Settings": settings}
         message: dict[str, Any] = {"id": 1, "op": "modify", "request": request, "options": {}}
         for name, value in change.items():
-            parts = {"RequestType": request, **dict.fromkeys(("cache", "msize", "posixacl"), message["options"])}
+            parts = {
+                "RequestType": request,
+                **dict.fromkeys(("cache", "msize", "posixacl", "events"), message["options"]),
+            }
             place = message if name in ("op", "request", "options", "timeout") else parts.get(name, settings)
             place[name] = value
         answer = await raw.ask(**message)

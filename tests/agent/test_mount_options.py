@@ -13,6 +13,7 @@ from uvmshare.errors import GuestAgentError, MountRefused, OutcomeUnknown
 from uvmshare.guest import mount as guest_mount
 from uvmshare.guest import wire
 from uvmshare.mounts import MountManager
+from uvmshare.mounts.interfaces import Mounted
 from uvmshare.mounts.options import MountOptions
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def test_a_kernel_that_passes_over_access_control_lists_has_no_mount_and_the_hos
             assert bench.mounted() == []
             assert await client.listed() == ()
             assert not list(bench.allow.iterdir()), "the directories that were made for it must go with it"
-            assert await client.add_mapped_directory(bench.mount("a/b")) == "cache=none,msize=8192"
+            assert (await client.add_mapped_directory(bench.mount("a/b"))).chosen == "cache=none,msize=8192"
 
     bench.run(test)
 
@@ -116,14 +117,18 @@ def test_an_older_agent_is_asked_for_what_it_knows_and_never_for_what_it_would_p
         asked: list[dict[str, Any]] = []
         async with serving(speaking((), {}, asked), bench.socket), bench.client() as client:
             wanted = replace(bench.mount("a"), cache="auto", msize=None)
-            assert await client.add_mapped_directory(wanted) is None
+            assert await client.add_mapped_directory(wanted) == Mounted()
             assert not {"cache", "msize"} & asked[0]["options"].keys(), "it mounts as it always did"
-            assert await client.add_mapped_directory(bench.mount("b", cache="mmap")) is None
+            assert await client.add_mapped_directory(bench.mount("b", cache="mmap")) == Mounted()
             assert (asked[1]["options"]["cache"], asked[1]["options"]["msize"]) == ("mmap", 8192)
             with pytest.raises(
                 MountRefused, match=r"\(uvmshare 0\.0\.9\) is too old for posixacl: put the present one"
             ):
                 await client.add_mapped_directory(replace(wanted, posixacl=True))
+            with pytest.raises(
+                MountRefused, match=r"\(uvmshare 0\.0\.9\) knows nothing of events: put the present one for Python"
+            ):
+                await client.add_mapped_directory(replace(wanted, events=True))
             assert len(asked) == 2, "it was not asked"
 
     bench.run(test)
@@ -171,6 +176,6 @@ def test_an_agent_that_says_no_word_of_what_it_chose_has_mounted_all_the_same(be
     async def test() -> None:
         asked: list[dict[str, Any]] = []
         async with serving(speaking(wire.FEATURES, {"chosen": chosen}, asked), bench.socket), bench.client() as client:
-            assert await client.add_mapped_directory(bench.mount("a")) is None
+            assert await client.add_mapped_directory(bench.mount("a")) == Mounted()
 
     bench.run(test)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["guest", "mapped"]
 
+_FLAGS = ("suid", "dev", "posixacl", "events")
+
 
 def test_two_programs_have_one_share_and_one_mount(mapped: Running, guest: Guest, client: Client) -> None:
     path = mapped.home.directory("project")
@@ -65,6 +67,7 @@ def test_what_a_user_says_of_rights_and_access_control_lists_reaches_the_guests_
         {"suid": True},
         {"dev": True},
         {"posixacl": True},
+        {"events": True},
         {"suid": True, "dev": True, "posixacl": True},
     )
     wanted_flags = {
@@ -77,19 +80,26 @@ def test_what_a_user_says_of_rights_and_access_control_lists_reaches_the_guests_
         daemon.add_vm(agent=f"unix:{guest.socket}")
         for n, more in enumerate(asked[:-1]):
             mount = client.mounts.map("vm", **wanted(guest, path, str(n), **more))
-            given = {name: getattr(mount, name) for name in ("suid", "dev", "posixacl")}
-            assert given == {"suid": False, "dev": False, "posixacl": False, **more}
+            given = {name: getattr(mount, name) for name in _FLAGS}
+            assert given == {**dict.fromkeys(_FLAGS, False), **more}
+            assert (mount.no_events is None) is not mount.events, "this kernel has no 9P"
             assert (mount.cache, mount.msize, mount.chosen) == ("auto", None, chosen)
         capfd.readouterr()
-        assert run(["map", "vm", path, f"{guest.allow}/4", "--suid", "--dev", "--posixacl"]) == 0
+        assert run(["map", "vm", path, f"{guest.allow}/5", "--suid", "--dev", "--posixacl"]) == 0
         said = capfd.readouterr()
-        assert said.out == f"{guest.allow}/4\n"
-        assert said.err == f"{guest.allow}/4 is mounted with {chosen}\n"
+        assert said.out == f"{guest.allow}/5\n"
+        assert said.err == f"{guest.allow}/5 is mounted with {chosen}\n"
+        assert run(["mounts", "vm"]) == 0
+        said = capfd.readouterr()
+        assert said.out.count("mounted without events") == 1
+        assert said.err.startswith(f"{guest.allow}/4 has no events: ")
         assert guest.flags() == wanted_flags
         with pytest.raises(errors.MountConflict, match="suid"):
             client.mounts.map("vm", **wanted(guest, path, "0", owner="other", suid=True))
         with pytest.raises(errors.MountConflict, match="posixacl"):
             client.mounts.map("vm", **wanted(guest, path, "3", owner="other"))
+        with pytest.raises(errors.MountConflict, match="events"):
+            client.mounts.map("vm", **wanted(guest, path, "4", owner="other"))
 
         # After a cut each is made beside the dead one, and bound in its place.
         agent = _machine(daemon).agent
@@ -106,7 +116,8 @@ def test_what_a_user_says_of_rights_and_access_control_lists_reaches_the_guests_
         found = {each.guest_path: each for each in client.mounts("vm")}
         for n, more in enumerate(asked):
             each = found[f"{guest.allow}/{n}"]
-            assert {name for name in ("suid", "dev", "posixacl") if getattr(each, name)} == set(more)
+            assert {name for name in _FLAGS if getattr(each, name)} == set(more)
+            assert (each.no_events is None) is not each.events
             assert (each.state, each.chosen) == ("mounted", chosen)
         assert guest.flags() == wanted_flags
 

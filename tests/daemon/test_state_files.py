@@ -67,14 +67,16 @@ def test_state_files_that_others_could_read_are_narrowed(tmp_path: Path) -> None
     assert {name: mode for name, mode in modes(str(tmp_path)).items() if mode & 0o177} == {}
 
 
-@pytest.mark.parametrize(("version", "unknown"), [(1, {"suid", "dev", "posixacl"}), (2, {"posixacl"})])
+@pytest.mark.parametrize(
+    ("version", "unknown"), [(1, {"suid", "dev", "posixacl", "events"}), (2, {"posixacl", "events"}), (4, {"events"})]
+)
 def test_mounts_of_an_earlier_daemon_are_asked_for_as_it_had_them(
     tmp_path: Path, version: int, unknown: set[str]
 ) -> None:
     path = tmp_path / "daemon.sqlite"
     suid = "suid" not in unknown
     mounts = [
-        MountRecord((0, "vm"), f"/mnt/{n}", "0/job", "/srv/ü", True, ("a",), "none", 8192, suid, False, False)
+        MountRecord((0, "vm"), f"/mnt/{n}", "0/job", "/srv/ü", True, ("a",), "none", 8192, suid, False, False, False)
         for n in "ab"
     ]
     with sqlite3.connect(path) as earlier:

@@ -314,6 +314,8 @@ def mount_document(vm: VmName, path: str, wanted: NewMount, share: str, owners: 
         suid=wanted.suid,
         dev=wanted.dev,
         posixacl=wanted.posixacl,
+        events=wanted.events,
+        no_events=None,
         chosen=None,
         state="mounted",
         busy=None,

@@ -30,7 +30,6 @@ pytestmark = [pytest.mark.guest, pytest.mark.transports("firecracker", over=("fi
 @pytest.fixture(scope="module")
 def bench(runner: asyncio.Runner, transport: Transport, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     made = Bench(runner, transport, tmp_path_factory.mktemp("events"))
-    made.arguments = "--events"
     made.run(made.start())
     yield made
     made.run(made.close())
@@ -38,7 +37,7 @@ def bench(runner: asyncio.Runner, transport: Transport, tmp_path_factory: pytest
 
 @pytest.fixture
 def pinned(bench: Bench) -> Iterator[Pinned]:
-    made = Pinned(bench, f"/run/mnt/events{bench.made}")
+    made = Pinned(bench, f"/run/mnt/events{bench.made}", events=True)
     yield made
     bench.run(bench.mounts.unmap(made.path, owner="a"))
 

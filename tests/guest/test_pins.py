@@ -35,14 +35,14 @@ class Pinned:
     Six of them are pinned: the root, a, b, c, src and node_modules, but nothing below that.
     """
 
-    def __init__(self, bench: Bench, path: str) -> None:
+    def __init__(self, bench: Bench, path: str, *, events: bool = False) -> None:
         self.bench = bench
         self.path = path
         self.options = bench.share()
         self.host = bench.directory / f"share{bench.made}"
         for each in ("a/b/c", "src", "node_modules/x/y"):
             (self.host / each).mkdir(parents=True)
-        self.share = bench.run(bench.mounts.map(self.options, path, owner="a")).share_name
+        self.share = bench.run(bench.mounts.map(self.options, path, owner="a", events=events)).share_name
 
         self.until_pinned(6)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -58,6 +59,8 @@ def test_any_text_is_a_path_that_stays_itself_or_one_error(path: str) -> None:
         ({"share": 7}, "decimal name"),
         ({"read_only": 1}, "True or False"),
         ({"posixacl": "yes"}, "posixacl is 'yes': pass True or False"),
+        ({"events": "yes"}, "events is 'yes': pass True or False"),
+        ({"events": True, "cache": "loose"}, "choose another cache, or no events"),
         ({"cache": "all"}, "'auto', 'none', 'loose', 'mmap' or 'readahead'"),
         ({"msize": 4095}, "4096 to"),
         ({"msize": True}, "msize is True: pass a whole number"),
@@ -72,12 +75,14 @@ def test_an_option_that_cannot_be_is_named(arguments: dict[str, object], words: 
 
 def test_options_say_what_they_are() -> None:
     assert str(MountOptions("7", "/x", cache="mmap", msize=8192)) == "share 7 (cache=mmap, msize=8192)"
-    mapped = MountOptions(AddOptions(HERE, read_only=True), "/x", posixacl=True)
-    assert str(mapped) == f"share {HERE} (cache=auto, msize=auto, read-only, posixacl)"
+    mapped = MountOptions(AddOptions(HERE, read_only=True), "/x", posixacl=True, events=True)
+    assert str(mapped) == f"share {HERE} (cache=auto, msize=auto, read-only, posixacl, events)"
 
 
-def test_a_mount_with_access_control_lists_is_another_than_one_without() -> None:
-    with_them = MountOptions(AddOptions(HERE), "/x", posixacl=True)
+@pytest.mark.parametrize("option", ["posixacl", "events"])
+def test_a_mount_with_access_control_lists_or_events_is_another_than_one_without(option: str) -> None:
+    given: dict[str, Any] = {option: True}
+    with_them = MountOptions(AddOptions(HERE), "/x", **given)
     assert with_them != MountOptions(AddOptions(HERE), "/x")
     assert not with_them.may_be(MountOptions(AddOptions(HERE), "/x"))
-    assert with_them.may_be(MountOptions(AddOptions(HERE).of_directory(None), "/x", posixacl=True))
+    assert with_them.may_be(MountOptions(AddOptions(HERE).of_directory(None), "/x", **given))

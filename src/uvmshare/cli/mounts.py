@@ -31,6 +31,7 @@ from uvmshare.cli.share_spec import share_argument, sharing_options, with_sharin
 if TYPE_CHECKING:
     from uvmshare.cli.listing import ListForm
     from uvmshare.cli.share_spec import ShareSpec
+    from uvmshare.daemon.documents import Mount
 
 __all__ = ["map_", "mounts", "unmap"]
 
@@ -58,6 +59,7 @@ CACHES = ("auto", "none", "loose", "mmap", "readahead")
 @click.option("--suid", is_flag=True, help="Let set-user-ID programs in the share have their rights in the guest.")
 @click.option("--dev", is_flag=True, help="Let device nodes in the share be opened in the guest.")
 @click.option("--posixacl", is_flag=True, help="Keep access control lists in the guest (getfacl, setfacl).")
+@click.option("--events", is_flag=True, help="Make what is changed on the host an event in the guest (inotify).")
 @owner_option
 @lease_option()
 @host_option
@@ -74,6 +76,7 @@ def map_(
     suid: bool,
     dev: bool,
     posixacl: bool,
+    events: bool,
     owner: str,
     lease: float | None,
     host: str | None,
@@ -86,11 +89,15 @@ def map_(
     mount, however many owners hold it. The guest mounts nosuid and nodev, unless you say otherwise. Standard error and
     --json say which cache mode and msize were chosen; docs/guest-kernel.md says what each cache mode gives.
 
+    With --events, tools in the guest that wait for changes hear of those on the host (docs/events.md). A guest that
+    cannot do that has the mount all the same; standard error and --json say why.
+
     \b
     Examples:
       uvmshare map build ~/project:ro /run/uvmshare/project
       uvmshare map build /srv/cache /run/uvmshare/cache --owner job-7 --lease 5m
       uvmshare map build /srv/site /run/uvmshare/site --posixacl
+      uvmshare map build ~/project /run/uvmshare/project --events
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     from uvmshare.daemon.documents import NewMount  # noqa: PLC0415  --help need not load it
 
@@ -107,6 +114,7 @@ def map_(
         "suid": suid,
         "dev": dev,
         "posixacl": posixacl,
+        "events": events,
         "owner": owner,
         "lease": lease,
     }
@@ -119,6 +127,8 @@ def map_(
         say(mount.guest_path)
         if mount.chosen is not None:
             note(f"{mount.guest_path} is mounted with {mount.chosen}")
+        if mount.no_events is not None:
+            note(_no_events(mount))
 
 
 @click.command()
@@ -177,9 +187,9 @@ def mounts(vms: tuple[str, ...], host: str | None, *, listing: ListForm) -> None
       uvmshare mounts build --json
       uvmshare unmap build $(uvmshare mounts -q build)
     """  # noqa: D301  \b is click's mark for lines that stay as they are
-    from uvmshare.daemon.documents import Mount  # noqa: PLC0415  --help need not load it
+    from uvmshare.daemon import documents  # noqa: PLC0415  --help need not load it
 
-    writer = listing.of(Mount, "guest_path", empty="no mounts: uvmshare map")
+    writer = listing.of(documents.Mount, "guest_path", empty="no mounts: uvmshare map")
     with connected(host) as client:
         found = of_vms(client, vms, client.mounts)
     writer.write(
@@ -187,7 +197,22 @@ def mounts(vms: tuple[str, ...], host: str | None, *, listing: ListForm) -> None
         ("vm", "guest path", "share", "path", "access", "state", "directory", "held by"),
         lambda each: (
             *(each.vm, each.guest_path, each.share, each.path, "ro" if each.read_only else "rw"),
-            with_reach(each.state, each.unreachable_since),
+            with_reach(_state(each), each.unreachable_since),
             *(each.directory, ", ".join(reference.owner for reference in each.references)),
         ),
     )
+    if not (listing.as_json or listing.quiet or listing.template is not None):
+        for each in found:
+            if each.no_events is not None:
+                note(_no_events(each))
+
+
+def _state(mount: Mount) -> str:
+    """Return the state for people, who see there whether they have the events that they asked for."""
+    if not mount.events or mount.state != "mounted":
+        return mount.state
+    return f"{mount.state} {'with' if mount.no_events is None else 'without'} events"
+
+
+def _no_events(mount: Mount) -> str:
+    return f"{mount.guest_path} has no events: {mount.no_events}"

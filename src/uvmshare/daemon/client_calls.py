@@ -392,6 +392,7 @@ def map_directory(
     suid: bool = False,
     dev: bool = False,
     posixacl: bool = False,
+    events: bool = False,
     owner: str = DEFAULT_OWNER,
     lease: float | None = None,
 ) -> Call[Mount]:
@@ -408,6 +409,7 @@ def map_directory(
         suid=suid,
         dev=dev,
         posixacl=posixacl,
+        events=events,
         owner=owner,
         lease=_lease(lease),
     )

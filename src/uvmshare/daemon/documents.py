@@ -313,6 +313,8 @@ class NewMount(Request, frozen=True):
     """Whether device nodes in it can be opened in the guest; else the guest mounts it nodev."""
     posixacl: bool = False
     """Whether the guest's kernel keeps access control lists and holds its programs to them."""
+    events: bool = False
+    """Whether what is changed on the host is an event in the guest (inotify); not with the cache "loose"."""
     owner: OwnerName = DEFAULT_OWNER
     lease: LeaseSeconds | None = None
 
@@ -335,6 +337,11 @@ class Mount(Answer, frozen=True):
     suid: bool
     dev: bool
     posixacl: bool
+    events: bool
+    """Whether what is changed on the host is to be an event in the guest."""
+    no_events: str | None
+    """Why it is not, in the words of the guest's agent; null while it is, before it was mounted, and when it is not to
+    be."""
     chosen: str | None
     """What cache and msize came to in the guest, in its kernel's words, such as cache=mmap,msize=262144; null before it
     was mounted, and when its agent does not tell."""

@@ -50,6 +50,8 @@ def mount_document(
         suid=how.suid,
         dev=how.dev,
         posixacl=how.posixacl,
+        events=how.events,
+        no_events=None,
         chosen=None,
         state="restoring",
         busy="mounting",

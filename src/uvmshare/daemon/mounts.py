@@ -123,6 +123,7 @@ class UserMounts:
             shown,
             share=info.share_name,
             chosen=info.chosen,
+            no_events=None if info.no_events is None else printable(info.no_events),
             state=info.state.value,
             busy=info.busy,
             since=info.since,
@@ -587,7 +588,14 @@ def _grace(machine: Machine) -> float:
 def mount_options(share: AddOptions, guest_path: str, how: NewMount | MountRecord) -> MountOptions:
     """Return the options of a mount of this share, as a request or a record of one has them."""
     return MountOptions(
-        share, guest_path, cache=how.cache, msize=how.msize, suid=how.suid, dev=how.dev, posixacl=how.posixacl
+        share,
+        guest_path,
+        cache=how.cache,
+        msize=how.msize,
+        suid=how.suid,
+        dev=how.dev,
+        posixacl=how.posixacl,
+        events=how.events,
     )
 
 

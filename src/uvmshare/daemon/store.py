@@ -50,6 +50,10 @@ UPDATE mount SET record = CAST(json_set(CAST(record AS TEXT), '$.suid', json('fa
     """
 UPDATE mount SET record = CAST(json_set(CAST(record AS TEXT), '$.posixacl', json('false')) AS BLOB);
 """,
+    # Whether what is changed on the host is an event in the guest. Nobody could ask for this before.
+    """
+UPDATE mount SET record = CAST(json_set(CAST(record AS TEXT), '$.events', json('false')) AS BLOB);
+""",
 )
 """What makes each version of the file from the one before; the first from nothing."""
 
@@ -104,6 +108,7 @@ class MountRecord(msgspec.Struct, frozen=True):
     suid: bool
     dev: bool
     posixacl: bool
+    events: bool
     directory: str | None = None
     """`AddOptions.directory` of its share, in what this version wrote."""
     hide: tuple[str, ...] = ()
@@ -126,6 +131,7 @@ class MountRecord(msgspec.Struct, frozen=True):
             suid=options.suid,
             dev=options.dev,
             posixacl=options.posixacl,
+            events=options.events,
             directory=share.directory,
             hide=share.hide,
             map_owner=share.map_owner,

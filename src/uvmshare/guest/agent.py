@@ -58,8 +58,6 @@ _DIAL_FIRST = 0.1
 _DIAL_LONGEST = 5.0
 """Seconds between two attempts to reach the host; the wait doubles from the first to the longest."""
 _LONGEST_TIMEOUT = 600.0
-_EVENT_PINS = 2048
-"""Directories that are held for events, unless --pins says otherwise."""
 
 
 class Agent:
@@ -81,8 +79,7 @@ class Agent:
             *(self.loop, self._server, self._prefixes, options.state),
             check_every=options.check_every,
             hung_after=options.hung_after,
-            pins=options.pins or (_EVENT_PINS if options.events else 0),
-            events=options.events,
+            pins=options.pins,
             log=self.log,
         )
 
@@ -247,13 +244,17 @@ def _fields(settings: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]
         raise RequestError(wire.INVALID, f"Port {_quoted(port)}: want the port of the file server")
     if not isinstance(read_only, bool):
         raise RequestError(wire.INVALID, f"ReadOnly {_quoted(read_only)}: want true or false")
-    flags = {name: options.get(name, False) for name in ("suid", "dev", "posixacl")}
+    flags = {name: options.get(name, False) for name in ("suid", "dev", "posixacl", "events")}
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise RequestError(wire.INVALID, f"{name} {_quoted(value)}: want true or false")
     if not (isinstance(cache, str) and (msize is None or type(msize) is int)):
         words = f"cache {_quoted(cache)}, msize {_quoted(msize)}: want a word and a number"
         raise RequestError(wire.INVALID, words)
+    if flags["events"] and cache == "loose":
+        raise RequestError(
+            wire.INVALID, "events with cache loose: its kernel would show old contents; want another cache"
+        )
     try:
         mount.mount_options(share, msize=msize, cache=cache, posixacl=flags["posixacl"])
     except MountError as error:
@@ -441,10 +442,11 @@ Mounts stay when the agent ends; the next one finds them again.""",
     )
     what = "cut a mount that nobody could read for so long, and mount it again; 0 is never (%(default)s)"
     add("--hung-after", type=mount.seconds, default=60.0, metavar="SECONDS", help=what)
-    what = "hold up to so many directories of each mount, so that inotify works on them, such as 2048 (%(default)s)"
+    what = (
+        "hold up to so many directories of each mount, so that inotify works on them, such as 2048 (%(default)s); "
+        "of a mount with events it holds 2048 unless this says otherwise"
+    )
     add("--pins", type=_count, default=0, metavar="NUMBER", help=what)
-    what = "repeat what the host does, so that inotify tells of it; holds 2048 directories unless --pins says otherwise"
-    add("--events", action="store_true", help=what)
     add("--print", action="store_true", help="write one file with all of this, to be copied into guests, and end")
     add("--peer-cid", type=int, default=_HOST_CID, help=argparse.SUPPRESS)
     return parser

@@ -45,6 +45,7 @@ _LIST_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEX
 _OPEN_TREE = 428
 """The same on every architecture."""
 _OPEN_TREE_CLONE, _AT_EMPTY_PATH = 1, 0x1000
+_UNTOLD = "the host does not tell the file server who changes what; docs/events.md says when"
 _NO_NAME = ".uvmshare-no-such-name"
 
 
@@ -82,7 +83,7 @@ def _why_none(error: OSError) -> str:
     if error.strerror == "open_tree":
         return f"this kernel has no open_tree, or not for the agent ({os.strerror(error.errno or 0)})"
     if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
-        return "the file server does not tell of changes"
+        return "the file server does not tell of changes there; docs/events.md says when"
     return error.strerror or str(error)
 
 
@@ -200,7 +201,11 @@ class _Pins:
         except OSError as error:
             _require_alive(error)
             missing = error.errno in (errno.ENODATA, errno.EOPNOTSUPP) and error.filename is not None
-            self._no_events = "the file server cannot tell of them" if missing else error.strerror or str(error)
+            self._no_events = (
+                "the host does not tell the file server who changes what; docs/events.md says when"
+                if missing
+                else error.strerror or str(error)
+            )
 
     def _pin_below(self, top: _Pin, *, all_of_it: bool = False) -> None:
         """Pin what is new below a directory, those above first; with `all_of_it` also below those that are not new."""

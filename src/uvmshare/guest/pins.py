@@ -33,11 +33,21 @@ _LOOK = 0.01
 class Pins:
     """The child that holds directories of the mount at a path, `most` at most. It ends with the mount's connection.
 
-    With `events` it also repeats what the host does in them.
+    With `events` it also repeats what the host does in them. `changed` is called when it is told anew why it does not.
     """
 
-    def __init__(self, loop: Loop, path: str, prefixes: list[str], most: int, *, events: bool) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        path: str,
+        prefixes: list[str],
+        most: int,
+        *,
+        events: bool,
+        changed: Callable[[], None],
+    ) -> None:
         self._loop = loop
+        self._changed = changed
         self.directories = 0
         """How many are pinned."""
         self.full = False
@@ -59,6 +69,12 @@ class Pins:
         """Return what the host is told of them."""
         told = {"directories": self.directories, "full": self.full, "ended": self.ended}
         return told if self.events is None else {**told, "events": self.events}
+
+    @property
+    def no_events(self) -> str:
+        """Why what the host does is not repeated, if it was to be; "" while it is, and until that is known."""
+        why: str = self.ended or (self.events or {}).get("ended", "")
+        return why
 
     def when_ready(self, then: Callable[[], None]) -> None:
         """Call back once, when the directories are pinned, when there will be no pins, or when it takes too long."""
@@ -106,15 +122,20 @@ class Pins:
             then()
 
     def _message(self, message: dict[str, Any], _: list[int]) -> None:
+        before = self.no_events
         self.directories = message.get("directories", 0)
         self.full = message.get("full", False)
         self.ended = message.get("ended", "")
         self.events = message.get("events", self.events)
         self._be_ready()
+        if self.no_events != before:
+            self._changed()
 
     def _over(self) -> None:
         self.directories, self.full = 0, False
-        self.ended = self.ended or "the process that held them has ended"
+        if not self.ended:
+            self.ended = "the process that held its directories has ended"
+            self._changed()
         self._child = None
         self._be_ready()
 

@@ -54,7 +54,9 @@ class Repeater:
         """Changes that could not be."""
         missing = _missing_capabilities()
         if missing:
-            raise OSError(errno.EOPNOTSUPP, f"the agent needs the capabilities {', '.join(missing)} for it")
+            raise OSError(
+                errno.EOPNOTSUPP, f"the agent lacks {', '.join(missing)}: add that to its unit's CapabilityBoundingSet"
+            )
         if self._libc.prctl(_PR_SET_SECUREBITS, ctypes.c_ulong(_NO_SETUID_FIXUP), 0, 0, 0):
             raise OSError(errno.EOPNOTSUPP, "the agent may not keep its capabilities")
         with self._as_reserved():

@@ -43,10 +43,12 @@ _AGAIN_FIRST = 0.05
 _AGAIN_LONGEST = 5.0
 """Seconds between two attempts to mount again; the wait doubles from the first to the longest. A file server that is
 started again is there within a second."""
+_EVENT_PINS = 2048
+"""Directories of a mount with events that are held, unless the agent was told a number."""
 _UNMOUNT_AGAIN = 0.05
 """Seconds until what only a child of the agent's keeps busy is unmounted again."""
 _HANG_UP = select.EPOLLRDHUP if hasattr(select, "EPOLLRDHUP") else 0
-_HOW = ("port", "read_only", "cache", "msize", "suid", "dev", "posixacl")
+_HOW = ("port", "read_only", "cache", "msize", "suid", "dev", "posixacl", "events")
 """How a share is mounted, as the host asked for it."""
 _FIELDS = ("path", "share", *_HOW, "state", "made", "chosen")
 
@@ -64,6 +66,8 @@ class AgentMount:
         self.suid: bool = fields.get("suid", False)
         self.dev: bool = fields.get("dev", False)
         self.posixacl: bool = fields.get("posixacl", False)
+        self.events: bool = fields.get("events", False)
+        """Whether what the host does in it is to be an event."""
         self.chosen: str = fields.get("chosen", "")
         """What cache and msize came to, once it was mounted."""
         self.state: str = fields.get("state", "mounting")
@@ -96,15 +100,32 @@ class AgentMount:
         """Tell whether a child of the agent's kept it busy after that."""
         return (self.reader is not None and self.reader.running) or self.read_until >= when
 
+    @property
+    def no_events(self) -> str:
+        """Why what the host does is no event here although that was asked for; "" while it is."""
+        if not self.events or self.state == "mounting":
+            return ""
+        if self.state == "broken":
+            return "its connection was lost"
+        if self.read_only:
+            return "it is mounted read-only, where the guest's kernel refuses the agent's operations: map it writable"
+        if self.pins is None:
+            return f"the directories of {MOST_MOUNTS} other mounts are held, which is the limit: unmap one of them"
+        return self.pins.no_events
+
     def form(self) -> tuple[object, ...]:
         """Return what makes two mounts the same."""
         return (self.path, self.share, *(getattr(self, name) for name in _HOW))
+
+    def added(self) -> dict[str, Any]:
+        """Return what the host is told when it has been mounted."""
+        return {"chosen": self.chosen, "again": self.again, "no_events": self.no_events}
 
     def listed(self) -> dict[str, Any]:
         """Return what the host is told of it."""
         told: dict[str, Any] = {"mount_path": self.path, "share_name": self.share}
         told.update({name: getattr(self, name) for name in _HOW})
-        told.update(chosen=self.chosen, state=self.state, again=self.again)
+        told.update(chosen=self.chosen, state=self.state, again=self.again, no_events=self.no_events)
         told.update(last_gap=self.last_gap, error=self.error)
         told.update(pins=None if self.pins is None else self.pins.told())
         return told
@@ -115,8 +136,8 @@ class MountTable:
 
     `server` is where they dial; a request says the port. `prefixes` are the directories below which mounts may be.
     `check_every` and `hung_after` are in seconds; a mount that nobody could read for `hung_after` is cut off
-    and mounted again (0: never). `pins` is how many directories of a mount are held (`uvmshare.guest.pinning`), and
-    `events` whether what the host does in them is repeated.
+    and mounted again (0: never). `pins` is how many directories of a mount are held (`uvmshare.guest.pinning`); with 0
+    only mounts with events have some.
     """
 
     def __init__(
@@ -129,7 +150,6 @@ class MountTable:
         check_every: float,
         hung_after: float,
         pins: int,
-        events: bool,
         log: Callable[[str], None],
     ) -> None:
         self._loop = loop
@@ -139,11 +159,11 @@ class MountTable:
         self._check_every = check_every
         self._hung_after = hung_after
         self._most_pins = pins
-        self._events = events
         self._log = log
         self.records: dict[str, AgentMount] = {}
         self.changes = 0
-        """How often a mount was lost, or mounted again, without being asked for: the host asks when it is another."""
+        """How often a mount was lost, mounted again, or lost its events, without being asked for: the host asks when it
+        is another."""
         self._turns: dict[str, deque[Callable[[Callable[[], None]], None]]] = {}
         """By path: what is under way, and what waits for it."""
         self._mountinfo = open("/proc/self/mountinfo", encoding="utf-8")  # noqa: SIM115  watched for ever
@@ -202,7 +222,7 @@ class MountTable:
             done()
             return
         if known is not None and known.state == "mounted":
-            answer({"chosen": known.chosen, "again": known.again}, None)
+            answer(known.added(), None)
             done()
             return
         if known is not None:
@@ -225,7 +245,7 @@ class MountTable:
             self._log(f"mounted share {record.share} on {record.path} ({record.chosen})")
 
             def ready() -> None:
-                answer({"chosen": record.chosen, "again": record.again}, None)
+                answer(record.added(), None)
                 done()
 
             if record.pins is None:
@@ -321,9 +341,13 @@ class MountTable:
     def _pin(self, record: AgentMount) -> None:
         """Hold its directories, unless the guest's kernel remembers them by itself."""
         with_pins = sum(1 for each in self.records.values() if each.pins is not None)
-        if self._most_pins and record.cache != "loose" and with_pins < MOST_MOUNTS:
-            wanted = self._events and not record.read_only
-            record.pins = Pins(self._loop, record.path, self._prefixes, self._most_pins, events=wanted)
+        wanted = record.events and not record.read_only
+        most = self._most_pins or (_EVENT_PINS if wanted else 0)
+        if most and record.cache != "loose" and with_pins < MOST_MOUNTS:
+            record.pins = Pins(self._loop, record.path, self._prefixes, most, events=wanted, changed=self._note_change)
+
+    def _note_change(self) -> None:
+        self.changes += 1
 
     def _drop(self, record: AgentMount) -> None:
         self._cancel(record)

@@ -30,6 +30,7 @@ __all__ = [
     "AUTO",
     "BUSY",
     "DEFAULT_PORT",
+    "EVENTS",
     "FAILED",
     "FEATURES",
     "INVALID",
@@ -56,8 +57,8 @@ BUSY, NOT_FOUND, REFUSED, INVALID, FAILED = "busy", "not-found", "refused", "inv
 """Codes of errors after which nothing was done."""
 UNKNOWN = "unknown"
 """The code of the one after which that is not known."""
-AUTO, POSIXACL = "auto", "posixacl"
-FEATURES = (AUTO, POSIXACL)
+AUTO, POSIXACL, EVENTS = "auto", "posixacl", "events"
+FEATURES = (AUTO, POSIXACL, EVENTS)
 """What an agent says in its greeting that it knows of a mount's options, beyond the first ones; those that it does not
 name it would pass over. "auto": it takes that for a cache mode, chooses msize where none is given, and tells both."""
 MAX_LINE = 256 * 1024

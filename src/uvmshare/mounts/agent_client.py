@@ -38,7 +38,7 @@ from uvmshare.heard import logger
 from uvmshare.mounts.agent_state import AgentEntry, AgentTrigger
 from uvmshare.mounts.channel import Acceptor, Dialler
 from uvmshare.mounts.connection import AgentConnection, ConnectionLost, greet
-from uvmshare.mounts.interfaces import GuestMount
+from uvmshare.mounts.interfaces import GuestMount, Mounted
 from uvmshare.mounts.report import MOST_MOUNTS, Added, GuestReport, ListedMount, MountHealth
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ class AgentClient:
 
     # ------------------------------------------------------------------ what the MountManager asks for
 
-    async def add_mapped_directory(self, mount: GuestMount) -> str | None:
+    async def add_mapped_directory(self, mount: GuestMount) -> Mounted:
         """Send the Add document of the mount. See `uvmshare.mounts.interfaces.GuestAgent`.
 
         An old agent that cannot choose cache and msize mounts with its own values, ``cache=none`` and 128 KiB.
@@ -227,11 +227,11 @@ class AgentClient:
         try:
             added: Added = await self._modify(schema.RequestType.ADD, mount, options, result=_ADDED)
         except InvalidDocument:  # it has mounted, and nothing but what it shows rests on this
-            return None
+            return Mounted()
         self._again.pop(mount.mount_path, None)
         if added.again is not None:
             self._again[mount.mount_path] = added.again
-        return added.chosen or None
+        return Mounted(added.chosen or None, added.no_events or None)
 
     async def remove_mapped_directory(self, mount: GuestMount, *, lazy: bool = False) -> None:
         """Send the Remove document of the mount. Raises `MountBusy`, `MountNotFound`, and as adding does."""
@@ -255,6 +255,8 @@ class AgentClient:
                 suid=found.suid,
                 dev=found.dev,
                 posixacl=found.posixacl,
+                events=found.events,
+                no_events=found.no_events or None,
                 broken=found.state == "broken",
                 again=found.again - self._again[found.mount_path],
             )
@@ -478,7 +480,15 @@ def _options(mount: GuestMount, info: AgentInfo) -> dict[str, object]:
             f"put the present one there (uvmshare guest agent --print), or map it without ACLs"
         )
         raise MountRefused(msg)
+    if mount.events and wire.EVENTS not in info.features:
+        msg = (
+            f"{mount.mount_path}: the agent in the guest (uvmshare {info.release or '?'}) knows nothing of events: "
+            f"put the present one for Python there (uvmshare guest agent --print), or map it without events"
+        )
+        raise MountRefused(msg)
     options: dict[str, object] = {"suid": mount.suid, "dev": mount.dev, "posixacl": mount.posixacl}
+    if mount.events:
+        options["events"] = True
     if mount.cache != "auto" or wire.AUTO in info.features:
         options["cache"] = mount.cache
     if mount.msize is not None:

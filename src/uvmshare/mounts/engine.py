@@ -140,7 +140,8 @@ class MountEngine(Engine[Mount, MountOptions]):
                 raise revoked(mount)
         before, mount.maybe_in_guest = mount.maybe_in_guest, True
         try:
-            mount.chosen = await self.agent.add_mapped_directory(guest_mount(mount))
+            mounted = await self.agent.add_mapped_directory(guest_mount(mount))
+            mount.chosen, mount.no_events = mounted.chosen, mounted.no_events
         except OUTCOME_UNKNOWN:
             raise
         except Exception:
@@ -401,6 +402,7 @@ def guest_mount(mount: Mount) -> GuestMount:
         suid=options.suid,
         dev=options.dev,
         posixacl=options.posixacl,
+        events=options.events,
     )
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from uvmshare.mounts.agent_state import Reach
     from uvmshare.mounts.cache import Cache
 
-__all__ = ["GuestAgent", "GuestMount", "TellsConnect", "TellsMounts", "TellsReach"]
+__all__ = ["GuestAgent", "GuestMount", "Mounted", "TellsConnect", "TellsMounts", "TellsReach"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,15 @@ class GuestMount:
     suid: bool = False
     dev: bool = False
     posixacl: bool = False
+    events: bool = False
+    """Whether what is changed on the host is to be an event there."""
     broken: bool = field(default=False, compare=False)
     """In what an agent tells: its connection was lost, and the agent is mounting it again."""
     again: int = field(default=0, compare=False)
     """In what an agent tells: how often the agent has mounted it again since it was asked to mount it."""
+
+    no_events: str | None = field(default=None, compare=False)
+    """In what an agent tells: why what is changed on the host is no event there, although it was to be."""
 
     def is_met_by(self, found: GuestMount | None) -> bool:
         """Tell whether what the guest has is this; where the guest was to choose, whatever it tells is right."""
@@ -43,6 +48,16 @@ class GuestMount:
             return False
         cache = found.cache if self.cache == "auto" else self.cache
         return found == replace(self, cache=cache, msize=found.msize if self.msize is None else self.msize)
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """What an agent tells of a mount that it has just made."""
+
+    chosen: str | None = None
+    """What cache and msize came to, in the words of the guest's kernel; None when the agent does not tell."""
+    no_events: str | None = None
+    """Why what is changed on the host is no event there, although it was to be."""
 
 
 class GuestAgent(Protocol):
@@ -62,11 +77,8 @@ class GuestAgent(Protocol):
     there is never more than one for a path.
     """
 
-    async def add_mapped_directory(self, mount: GuestMount) -> str | None:
-        """Mount the share; when this returns, the guest's programs reach it at its path.
-
-        Returns what cache and msize came to, in the words of the guest's kernel; None when the agent does not tell.
-        """
+    async def add_mapped_directory(self, mount: GuestMount) -> Mounted:
+        """Mount the share; when this returns, the guest's programs reach it at its path."""
 
     async def remove_mapped_directory(self, mount: GuestMount, *, lazy: bool = False) -> None:
         """Unmount it. `lazy` detaches it although it is in use; otherwise that raises `MountBusy`."""

@@ -314,6 +314,7 @@ class MountManager:
 
     def _note_agents_doing(self, mount: Mount, found: GuestMount) -> None:
         """Tell what the agent did by itself with a mount that it has: lost it, mounted it again, or both since."""
+        mount.no_events = found.no_events
         if found.again > mount.again:
             if not mount.broken:
                 self._engine.tell(mount, "lost")

@@ -52,6 +52,9 @@ class MountInfo:
     chosen: str | None = None
     """What cache and msize came to in the guest, in its kernel's words; None before it was mounted, and when its agent
     does not tell."""
+    no_events: str | None = None
+    """Why what is changed on the host is no event in the guest, although the options ask for that; None while it is,
+    and before it was mounted."""
     taken_from: tuple[Hashable, ...] = ()
     """The owners who held it until it was to be taken away whatever the guest says; None among them for anonymous."""
     unreachable_since: datetime | None = None
@@ -76,6 +79,7 @@ class Mount(Entry[MountLife, MountTrigger]):
         "grace",
         "lazy",
         "maybe_in_guest",
+        "no_events",
         "options",
         "revocation",
         "share_name",
@@ -97,6 +101,8 @@ class Mount(Entry[MountLife, MountTrigger]):
         """The name under which the guest was asked for it, also when the share is gone: agents want it back."""
         self.chosen: str | None = None
         """What the guest told when it mounted it, the last time."""
+        self.no_events: str | None = None
+        """Why the guest has no events of it, as the guest told the last time."""
         self.broken = False
         """Whether the agent has said that its connection is lost, and was not heard to have mounted it again."""
         self.again = 0
@@ -198,6 +204,7 @@ class Mount(Entry[MountLife, MountTrigger]):
             busy="revoking" if self.taking_share else self.state.busy,
             last_error=self.last_error,
             chosen=self.chosen,
+            no_events=self.no_events,
             taken_from=tuple(self.taken_from),
             unreachable_since=self._agent.reach.unreachable_since if isinstance(self._agent, TellsReach) else None,
         )

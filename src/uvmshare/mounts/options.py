@@ -40,6 +40,8 @@ class MountOptions:
     - `suid`, `dev`: set-user-ID programs in the share have their rights in the guest, and device nodes in it can be
       opened. Without these the guest mounts it nosuid and nodev.
     - `posixacl`: the guest's kernel keeps access control lists (acl(5)) and holds its programs to them.
+    - `events`: what is changed on the host is an event in the guest (inotify(7)), as docs/events.md says. A guest that
+      cannot do that has the mount all the same, and says why (`MountInfo.no_events`). Not with ``cache="loose"``.
     - `cache`, `msize`: as in Linux's 9p.rst; `msize` in bytes. "auto" and None: the guest chooses.
 
     Raises `InvalidOptions` for invalid values.
@@ -53,6 +55,7 @@ class MountOptions:
     suid: bool = False
     dev: bool = False
     posixacl: bool = False
+    events: bool = False
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class MountOptions:
         suid: bool = False,
         dev: bool = False,
         posixacl: bool = False,
+        events: bool = False,
     ) -> None:
         if isinstance(share, AddOptions):
             read_only = read_only or share.read_only
@@ -72,9 +76,13 @@ class MountOptions:
             arguments.refuse_type("share", share, _SHARE)
         elif not re.fullmatch(r"[0-9]{1,20}", share):
             arguments.refuse_value("share", share, _SHARE)
-        for what, value in (("read_only", read_only), ("suid", suid), ("dev", dev), ("posixacl", posixacl)):
+        flags = {"read_only": read_only, "suid": suid, "dev": dev, "posixacl": posixacl, "events": events}
+        for what, value in flags.items():
             arguments.flag(what, value)
         arguments.one_of("cache", cache, Cache)
+        if events and cache == "loose":
+            msg = "events with cache='loose', which shows what a file was before: choose another cache, or no events"
+            raise InvalidOptions(msg)
         if msize is not None:
             arguments.number("msize", msize, least=_MIN_MSIZE, most=_MAX_MSIZE, such_as="262144 bytes")
 
@@ -87,6 +95,7 @@ class MountOptions:
         object.__setattr__(self, "suid", suid)
         object.__setattr__(self, "dev", dev)
         object.__setattr__(self, "posixacl", posixacl)
+        object.__setattr__(self, "events", events)
 
     def may_be(self, other: MountOptions) -> bool:
         """Tell whether both may be of the same mount: everything is equal, as far as the directories are known."""
@@ -105,7 +114,10 @@ class MountOptions:
         )
 
     def _how(self) -> tuple[str | bool | int | None, ...]:
-        return self.mount_path, self.read_only, self.cache, self.msize, self.suid, self.dev, self.posixacl
+        return (
+            *(self.mount_path, self.read_only, self.cache, self.msize),
+            *(self.suid, self.dev, self.posixacl, self.events),
+        )
 
     def __str__(self) -> str:
         share = self.share if isinstance(self.share, str) else self.share.host_path
@@ -113,7 +125,7 @@ class MountOptions:
         if isinstance(self.share, AddOptions):
             how += f", hides {len(self.share.hide)} patterns" if self.share.hide else ""
             how += f", owner={self.share.map_owner}" if self.share.map_owner else ""
-        how += "".join(f", {name}" for name in ("suid", "dev", "posixacl") if getattr(self, name))
+        how += "".join(f", {name}" for name in ("suid", "dev", "posixacl", "events") if getattr(self, name))
         return f"share {share} (cache={self.cache}, msize={self.msize or 'auto'}{how})"
 
 
@@ -125,6 +137,7 @@ class MapKeywords(ShareKeywords, total=False):
     suid: bool
     dev: bool
     posixacl: bool
+    events: bool
 
 
 def mapping_of(share: AddOptions | HostPath, guest_path: str, keywords: MapKeywords) -> MountOptions:

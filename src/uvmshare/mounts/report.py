@@ -56,6 +56,8 @@ class Added(msgspec.Struct, frozen=True, kw_only=True):
 
     chosen: _Word = ""
     """What cache and msize came to, in its kernel's words; "" from an older agent."""
+    no_events: _Words = ""
+    """Why what the host does is no event there, although that was asked for."""
     again: _Count | None = None
     """How often the agent has mounted it again by itself; None from an older agent."""
 
@@ -64,7 +66,8 @@ class Pong(msgspec.Struct, frozen=True, kw_only=True):
     """What an agent answers when it is only asked for a word."""
 
     changes: _Count = 0
-    """Another number when a mount was lost, or mounted again, without being asked for; 0 from an older agent."""
+    """Another number when a mount was lost, mounted again, or lost its events, without being asked for; 0 from an older
+    agent."""
 
 
 class ListedEvents(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +105,10 @@ class ListedMount(msgspec.Struct, frozen=True, kw_only=True):
     suid: bool = False
     dev: bool = False
     posixacl: bool = False
+    events: bool = False
+    """Whether what the host does is to be an event there."""
+    no_events: _Words = ""
+    """Why it is not, if it was to be."""
     chosen: _Word = ""
     """What cache and msize came to; "" from an older agent, and before it was mounted."""
     state: Literal["mounting", "mounted", "broken"] = "mounted"

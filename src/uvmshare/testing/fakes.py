@@ -31,6 +31,7 @@ from uvmshare.errors import (
     ShareExists,
     ShareNotFound,
 )
+from uvmshare.mounts.interfaces import Mounted
 from uvmshare.share.journal import JournalState
 
 if TYPE_CHECKING:
@@ -195,13 +196,15 @@ class FakeAgent(_Fake):
         """What the guest truly has, by path."""
         self.chosen: str | None = None
         """What it tells of cache and msize when it has mounted."""
+        self.no_events: str | None = None
+        """What it tells then of why there are no events."""
         self._on_connect: list[Callable[[], None]] = []
         self._lists = 0
 
-    async def add_mapped_directory(self, mount: GuestMount) -> str | None:
+    async def add_mapped_directory(self, mount: GuestMount) -> Mounted:
         """Mount, or not, as the reply says. Raises `MountRefused` when the path has another mount."""
         await self._serve(FakeCall("add", mount.mount_path, mount))
-        return self.chosen
+        return Mounted(self.chosen, self.no_events)
 
     async def remove_mapped_directory(self, mount: GuestMount, *, lazy: bool = False) -> None:
         """Unmount, or not, as the reply says. Raises `MountNotFound` for a path without a mount."""
