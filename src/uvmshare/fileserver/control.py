@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Configuration",
     "Failure",
+    "Fence",
     "Left",
     "LostShare",
     "Modify",
@@ -81,6 +82,8 @@ class Configuration(_Request, frozen=True, tag="start", kw_only=True):
     limits: Limits = Limits()
     keep_out: tuple[str, ...] = ()
     """Directories besides `run_dir` that no share which a guest may write to may hold, or lie in."""
+    fenced: bool = False
+    """Whether it serves only until it is told (`Fence`), and nothing before that."""
 
     def checked(self) -> Self:
         """Return the same configuration. Raises `FileServerError` for what a supervisor could not read."""
@@ -115,11 +118,17 @@ class Status(_Request, frozen=True, tag="status"):
     counters: bool = False
 
 
+class Fence(_Request, frozen=True, tag="fence"):
+    """Serve until then, in seconds of CLOCK_BOOTTIME."""
+
+    until: Annotated[float, msgspec.Meta(ge=0)]
+
+
 class Shutdown(_Request, frozen=True, tag="shutdown"):
     """End every mount, and the supervisor."""
 
 
-Request = Configuration | Modify | Status | Shutdown
+Request = Configuration | Modify | Status | Fence | Shutdown
 
 
 class Failure(msgspec.Struct, frozen=True):

@@ -93,8 +93,9 @@ class FileServer:
     connect; these are uids of others, or "any". A modify request without an answer raises `OutcomeUnknown` after
     `modify_timeout` seconds. A writable share is refused (`AccessDenied`) when it holds, or lies in, one of the
     directories in `keep_out`, or the run directory. `cgroup` is the directory of a control group that all processes of
-    the server run in. `run` runs every function that touches the run directory. That directory may be another user's,
-    and so be on a file system that never answers.
+    the server run in. With `fenced` nothing is served until `serve_until` has said until when. `run` runs every
+    function that touches the run directory. That directory may be another user's, and so be on a file system that never
+    answers.
 
     Raises `InvalidAddress` and `InvalidOptions` (`WrongType`) for invalid arguments, before anything is started, and
     `UnsupportedPlatform` on other systems than Linux.
@@ -120,6 +121,7 @@ class FileServer:
         run_as: RunAs | None = None,
         cgroup: str | None = None,
         keep_out: Sequence[str | os.PathLike[str]] = (),
+        fenced: bool = False,
         run: Runner | None = None,
     ) -> None:
         _require_linux()
@@ -148,6 +150,7 @@ class FileServer:
                 absolute("a directory of keep_out", each, InvalidOptions, utf8_for="what is sent")
                 for each in arguments.list_of("keep_out", keep_out, (str, os.PathLike), "a list of directories")
             ),
+            fenced=arguments.flag("fenced", fenced),
         ).checked()
 
     @classmethod
@@ -355,6 +358,16 @@ class FileServer:
         return await (await self._require_link()).ask(
             lambda number: control.Status(number, counters=counters), self._modify_timeout
         )
+
+    async def serve_until(self, until: float) -> None:
+        """Serve until then, in seconds of CLOCK_BOOTTIME (clock_gettime(2)); a later call moves that on.
+
+        Past it, mounts carry out no request, whoever is dead or stopped by then: their connections end, and the guest
+        gets EIO. Guests may mount again when it is moved on. Shares stay. Raises what `status` raises, and
+        `InvalidState` for a file server that was not started `fenced`.
+        """
+        arguments.seconds("until", until)
+        await (await self._require_link()).ask(lambda number: control.Fence(number, until), self._modify_timeout)
 
     async def _require_link(self) -> Link:
         link = self._require_started()

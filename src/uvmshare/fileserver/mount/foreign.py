@@ -105,6 +105,8 @@ class Errand(Session):
     def answer(self) -> bytes | None:
         """Do what it asks for and return the reply; None when it waits for a lock. Never raises."""
         try:
+            if self.fence is not None:
+                self.fence.require_beside()
             if self.take_lock is not None:
                 return locking.answer(locking.Waiting(self.tag, self.deadline, self.take_lock), time.monotonic())
             number = int.from_bytes(self.buffer[:4], "little")
@@ -233,6 +235,7 @@ class Foreign:
         return {
             "export": session.export,
             "limits": session.limits,
+            "fence": session.fence,
             "counters": session.counters,
             "log": session.log,
             "logged": session.logged,

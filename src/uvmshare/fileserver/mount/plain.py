@@ -105,9 +105,10 @@ def make_buffers() -> tuple[mmap.mmap, mmap.mmap]:
 def begin(plain: Callable[[], Plain], session: ServedConnection, connection: socket.socket) -> Fast | None:
     """Return the compiled loop of a session; None where there is none, or nothing of this session is plain.
 
-    A mount that is held to a rate counts each request: it is served by the handlers alone.
+    A mount that is held to a rate counts each request, and one with a fence looks at it before each: the handlers alone
+    serve them.
     """
-    if speed.compiled is None or session.throttle.is_needed:
+    if speed.compiled is None or session.throttle.is_needed or session.fence is not None:
         return None
     if type(connection) is not socket.socket:
         return None

@@ -34,6 +34,7 @@ from uvmshare.ninep import messages
 if TYPE_CHECKING:
     from uvmshare.fileserver.counters import Counters
     from uvmshare.fileserver.export import Export
+    from uvmshare.fileserver.fence import Fence
     from uvmshare.fileserver.handshake import Attach
     from uvmshare.fileserver.limits import Limits
 
@@ -71,6 +72,7 @@ def serve(
     own_file: int | None,
     telling: int,
     counters: Counters | None = None,
+    fence: Fence | None = None,
 ) -> NoReturn:
     """Be a mount process: serve the connection to its end, then exit. Called in a fresh fork.
 
@@ -99,7 +101,7 @@ def serve(
         if queue is not None and not enclosed:  # by a path it would be told of what lies outside the share
             queue.close()
             queue = None
-        session = Serving(connection, export, limits, say, counters, descriptors=descriptors, queue=queue)
+        session = Serving(connection, export, limits, say, counters, descriptors=descriptors, queue=queue, fence=fence)
 
         def leave() -> NoReturn:
             if session.foreign.is_busy:
@@ -126,6 +128,7 @@ def serve(
         session.foreign.tree.boundary.like(session.tree.boundary)
         _follow_mounts(table, session, any_there=any_mounts)
         session.run((attach.tag, attach.message), attach.msize, attach.rest)
+        _end(connection, session)
         status = 0
     except UvmshareError as error:
         _refuse(connection, attach, errno.EPERM, error)
@@ -135,6 +138,18 @@ def serve(
         say(f"{type(error).__name__}: {error}; connection closed")
     finally:
         os._exit(status)
+
+
+def _end(connection: socket.socket, session: Serving) -> None:
+    """Past its fence, end the connection too: a supervisor that is stopped has it open, and no guest is to wait."""
+
+    def cut() -> NoReturn:
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+        os._exit(0)
+
+    if session.fence is not None and session.fence.is_past:
+        session.outbox.end(cut)
 
 
 def _refuse(connection: socket.socket, attach: Attach, number: int, error: Exception) -> None:

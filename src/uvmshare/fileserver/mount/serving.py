@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from uvmshare.fileserver.export import Export
+    from uvmshare.fileserver.fence import Fence
     from uvmshare.fileserver.limits import Limits
     from uvmshare.fileserver.mount.fids import Fid
     from uvmshare.fileserver.mount.files.node import Node
@@ -116,7 +117,7 @@ class Serving(ServedConnection):
 
     `connection` is a blocking stream socket. `msize` is what the handshake negotiated, `attach` the
     Tattach it ended with and `rest` the bytes that came behind. `log` takes one line a reason. `descriptors` is how
-    many this process may have. `queue` is the kernel's for directories that are watched, if there is one.
+    many this process may have. `queue` is the kernel's for watched directories, `fence` until when it may serve.
     """
 
     def __init__(
@@ -129,11 +130,13 @@ class Serving(ServedConnection):
         *,
         descriptors: int = 1024,
         queue: Queue | None = None,
+        fence: Fence | None = None,
     ) -> None:
         """Take over an export. Raises `FileServerError` when its security model is not to be had."""
         self.counters = counters or Counters()
         self.export = export
         self.limits = limits
+        self.fence = fence
         self.tree = Tree(export)
         self.ownership = choose(export.security_model, self.tree, export.links, export.map_owner)
         on_host = not export.read_only or limits.read_only_host_locks
@@ -164,8 +167,9 @@ class Serving(ServedConnection):
         self._next_lock_try = 0.0
         self._ahead: dict[int, _Ahead] = {}
         """By the tag of the request."""
-        self.throttle = Throttle(limits, on_first_wait=self._slowed_down)
-        self.splicer = Splicer(connection.fileno()) if connection.family == socket.AF_UNIX else None
+        self.throttle = Throttle(limits, on_first_wait=self.slowed_down)
+        # A write that is spliced comes in over a while, and only its beginning would be looked at.
+        self.splicer = Splicer(connection.fileno()) if connection.family == socket.AF_UNIX and not fence else None
         self._handlers = self._served = self._measured = _NOT_ATTACHED
         self._fast: Fast | None = None
         """The compiled loop, which serves what is plain (`plain`)."""
@@ -294,6 +298,7 @@ class Serving(ServedConnection):
     def _receive(self, into: memoryview) -> int:
         """Wait for more from the guest; meanwhile try again what waits for a lock or for the disk."""
         while self._ahead or self._lock_waits:
+            self._require_time()
             # By the clock, not when the guest is silent: one busy program in it would keep all
             # others from their locks.
             now = time.monotonic()
@@ -409,6 +414,7 @@ class Serving(ServedConnection):
         return _RLERROR(tag, errno.EOPNOTSUPP)
 
     def _serve_attach(self, tag: int, message: messages.Tattach) -> bytes | None:
+        self._require_time()
         if not self.tree.root.is_foreign:
             return walking.attach(self, tag, message)
         self.foreign.attach(tag, message)
@@ -422,6 +428,8 @@ class Serving(ServedConnection):
             self._served = self.foreign.served(self._handlers)
         if self._pretends and attached:
             self._served = ghosts.served(self._served)
+        if self.fence is not None:
+            self._served = self.fence.looked_at(self._served)
         self._measured = self.counters.measured(self._served)
         self._fast = begin(self._marks, self, self._connection) if attached and not self.foreign.is_used else None
 
@@ -468,6 +476,10 @@ class Serving(ServedConnection):
             self.msize = reply.msize
         return reply
 
+    def _require_time(self) -> None:
+        if self.fence is not None:
+            self.fence.require()
+
     def _refuse(self, reason: str) -> NoReturn:
         raise RemoteProtocolError(reason)
 
@@ -499,6 +511,8 @@ class Serving(ServedConnection):
 
         Returns False when too much runs aside already: then it is for the caller to do.
         """
+        if self.fence is not None:
+            work = self.fence.looked_at_beside(work)
 
         def guarded() -> bytes:
             reply = self._guarded(tag, work)
@@ -582,10 +596,3 @@ class Serving(ServedConnection):
         super().opened(fid, file, node)
         if file.fd > self.most_descriptors:
             self.require_room(file.fd)
-
-    def _slowed_down(self) -> None:
-        limits = self.limits
-        rates = (
-            f"{limits.operations_per_second or 'any'} requests and {limits.bytes_per_second or 'any'} bytes a second"
-        )
-        self._log_once("rates", f"its rate is {rates}, which is the limit; what is more waits")

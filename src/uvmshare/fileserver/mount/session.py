@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from uvmshare.fileserver.counters import Counters
     from uvmshare.fileserver.export import Export
+    from uvmshare.fileserver.fence import Fence
     from uvmshare.fileserver.limits import Limits
     from uvmshare.fileserver.mount.aside import Aside
     from uvmshare.fileserver.mount.fids import Changes, Fid, XattrValue, XattrWrite
@@ -108,6 +109,8 @@ class Session(ABC):
     outbox: Replies
     most_descriptors: int
     """The number of a descriptor from which on idle ones are closed."""
+    fence: Fence | None
+    """Until when it may be served; None where that has no end."""
 
     def error(self, tag: int, error: Exception) -> bytes:
         """Return the Rlerror for whatever a handler raised, and log a limit that it met or a bug of ours."""
@@ -271,3 +274,11 @@ class ServedConnection(Session):
     @abstractmethod
     def bear_silence(self) -> None:
         """Note that nothing came for a while. Raises `RemoteProtocolError` when that was too long."""
+
+    def slowed_down(self) -> None:
+        """Note that its rate is the limit."""
+        limits = self.limits
+        rates = (
+            f"{limits.operations_per_second or 'any'} requests and {limits.bytes_per_second or 'any'} bytes a second"
+        )
+        self._log_once("rates", f"its rate is {rates}, which is the limit; what is more waits")

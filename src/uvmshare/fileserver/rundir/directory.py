@@ -10,6 +10,7 @@ not: what is done with what was found (`supervisor.takeover`), how the table of 
     shares         its table of shares
     mounts/7       one mount process, which holds the file's flock(2) for as long as it lives
     counters/7     what it has done (`counters`)
+    fence          until when the mounts may serve, where that has an end (`fence`)
     log            reasons for ended connections
 
 A mount's file is locked by the supervisor before it forks, on an open file that the child keeps: there is no moment
@@ -47,9 +48,10 @@ _LOCK: Final = "lock"
 _TABLE: Final = "shares"
 _MOUNTS: Final = "mounts"
 _COUNTERS: Final = "counters"
+_FENCE: Final = "fence"
 JOURNAL: Final = "journal.db"
 """Where whoever drives the server may keep the journal of their Manager (`uvmshare serve --run-dir`)."""
-_OURS: Final = frozenset((CONTROL_SOCKET, LOG, _LOCK, _TABLE, _MOUNTS, _COUNTERS, JOURNAL))
+_OURS: Final = frozenset((CONTROL_SOCKET, LOG, _LOCK, _TABLE, _MOUNTS, _COUNTERS, _FENCE, JOURNAL))
 
 _INTRODUCED_SECONDS: Final = 5.0
 """How long a mount process that was just forked may take to write its pid down."""
@@ -111,6 +113,7 @@ class RunDirectory:
         self.path = path
         self.control = os.path.join(path, CONTROL_SOCKET)
         self.table = table_path(path)
+        self.fence = os.path.join(path, _FENCE)
         self._mounts = os.path.join(path, _MOUNTS)
         self._counters = os.path.join(path, _COUNTERS)
         _require_own(path, may_be_link=True)
@@ -234,6 +237,8 @@ class RunDirectory:
         with suppress(OSError):
             for name in os.listdir(self._counters):  # of mounts that ended while there was no supervisor
                 os.unlink(os.path.join(self._counters, name))
+        with suppress(OSError):
+            os.unlink(self.fence)
         for directory in (self._mounts, self._counters):
             with suppress(OSError):
                 os.rmdir(directory)

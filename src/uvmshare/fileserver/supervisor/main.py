@@ -31,6 +31,7 @@ import msgspec
 from uvmshare import address, peers
 from uvmshare.errors import FileServerError, InvalidDocument, UvmshareError
 from uvmshare.fileserver import control, syscalls
+from uvmshare.fileserver.fence import Fence
 from uvmshare.fileserver.log import Log
 from uvmshare.fileserver.rundir.directory import RunDirectory
 from uvmshare.fileserver.rundir.sharetable import ShareTable
@@ -72,9 +73,12 @@ class _Server:
         opener = Opener(loop, _log)
         try:
             if self.run_dir is not None:
-                inheritance = inherit(self.run_dir, configuration.security_model, configuration.links, opener)
+                inheritance = inherit(self.run_dir, configuration, opener)
+            fence = self._fence(inheritance) if configuration.fenced else None
             self._listen()
-            self.shares = ServedShares(loop, _log, configuration, self.run_dir, opener, serve=processes.serve)
+            self.shares = ServedShares(
+                loop, _log, configuration, self.run_dir, opener, fence=fence, serve=processes.serve
+            )
             if self.run_dir is not None:
                 entries = [entry for entry, *_ in inheritance.shares]
                 try:
@@ -104,6 +108,12 @@ class _Server:
             )
         for lost in self.lost:
             _log(f"share {lost.name} ({lost.path}) is lost: {lost.reason}")
+
+    def _fence(self, inheritance: Inheritance) -> Fence:
+        fence = Fence(None if self.run_dir is None else self.run_dir.fence)
+        if not inheritance.shares:  # what is there may be of another boot, whose clock was another
+            fence.move(0)
+        return fence
 
     def _listen(self) -> None:
         configuration = self.configuration
@@ -263,6 +273,9 @@ class Supervisor:
                     self._require_server().shares.hear_all()
                     status = self._require_server().status(request.id, counters=request.counters)
                     self._controllers.answer(controller, status)
+                case control.Fence():
+                    self._require_server().shares.serve_until(request.until)
+                    self._controllers.answer(controller, control.Reply(id=request.id))
                 case control.Shutdown():
                     self._goodbyes.append((controller, request.id))
                     self._end()

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 
 from uvmshare.directory import may_be_same
-from uvmshare.errors import FileServerError, HostPathReplaced, ShareExists, ShareNotFound
+from uvmshare.errors import FileServerError, HostPathReplaced, InvalidState, ShareExists, ShareNotFound
 from uvmshare.fileserver import counters, leaving
 from uvmshare.fileserver.control import Left
 from uvmshare.fileserver.counters import Counters
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from uvmshare.fileserver.control import Configuration
     from uvmshare.fileserver.counters import Counted
+    from uvmshare.fileserver.fence import Fence
     from uvmshare.fileserver.handshake import Attach
     from uvmshare.fileserver.limits import Limits
     from uvmshare.fileserver.log import Log
@@ -64,6 +65,7 @@ class Serve(Protocol):
         own_file: int | None,
         telling: int,
         counters: Counters,
+        fence: Fence | None,
     ) -> NoReturn:
         """Serve a connection to its end, then exit."""
 
@@ -125,12 +127,16 @@ class ServedShares:
         run_dir: RunDirectory | None,
         opener: Opener,
         *,
+        fence: Fence | None = None,
         serve: Serve,
     ) -> None:
         self._loop = loop
         self._serve = serve
         self._log = log
         self._opener = opener
+        self._fence = fence
+        self._was_cut = True
+        """Whether all mounts were ended since the fence was moved on last."""
         self._limits = configuration.limits
         self._security_model = configuration.security_model
         self._links = configuration.links
@@ -256,13 +262,32 @@ class ServedShares:
         for share in self._by_name.values():
             self._dismiss(share)
 
+    def serve_until(self, until: float) -> None:
+        """Move the fence on. Raises `InvalidState` where there is none."""
+        if self._fence is None:
+            msg = "this file server has no fence: start it with one (fenced)"
+            raise InvalidState(msg)
+        self._fence.move(until)
+        self._was_cut = False
+
     @property
     def deadline(self) -> float | None:
         """When `expire` has something to do."""
-        return min((each.kill_at for each in self._leaving.values() if each.kill_at is not None), default=None)
+        times = [each.kill_at for each in self._leaving.values() if each.kill_at is not None]
+        if self._fence is not None and not self._was_cut:
+            times.append(time.monotonic() + max(0.0, self._fence.left))
+        return min(times, default=None)
 
     def expire(self, now: float) -> None:
-        """Kill the mounts that were asked to leave and are still there, and leave those behind that are then."""
+        """Kill the mounts that were asked to leave and are still there, and leave those behind that are then.
+
+        Past the fence, all mounts are asked: they serve nothing any more, and their guests are to see that.
+        """
+        if self._fence is not None and not self._was_cut and self._fence.is_past:
+            self._was_cut = True
+            self._log("the time is over until which this host may serve the VM (its fence): its mounts end")
+            for share in self._by_name.values():
+                self._dismiss(share)
         for running in list(self._leaving.values()):
             if running.kill_at is not None and running.kill_at > now:
                 continue
@@ -324,6 +349,9 @@ class ServedShares:
         aname = attach.message.aname.decode(errors="surrogateescape")
         share = self._by_name.get(aname)
         who = f"connection {connection.number} ({connection.peer})"
+        if self._fence is not None and self._fence.is_past:
+            self._log(f"{who}: this host may not serve the VM now (its fence); attach refused")
+            return errno.EIO
         if share is None or share.removals:
             self._log(f"{who}: there is no share {aname[:64]!r}; attach refused")
             return errno.ENOENT
@@ -353,6 +381,7 @@ class ServedShares:
                     own_file=own_file,
                     telling=telling,
                     counters=counted,
+                    fence=self._fence,
                 )
             counted.keep_to_one()
             try:
@@ -418,7 +447,7 @@ class ServedShares:
         del share.mounts[ended.pid]
         self._leaving.pop(ended.pid, None)
         self.mount_count -= 1
-        expected = self._ending or share.removals
+        expected = self._ending or share.removals or ended.kill_at is not None
         if os.WIFSIGNALED(status) and not expected:
             self._log(
                 f"connection {ended.connection} ({ended.peer}), share {share.export.name}: "

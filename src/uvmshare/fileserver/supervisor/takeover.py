@@ -55,12 +55,13 @@ class Inheritance:
             os.close(mount.pidfd)
 
 
-def inherit(run_dir: RunDirectory, security_model: str, links: str, opener: Opener) -> Inheritance:
+def inherit(run_dir: RunDirectory, configuration: control.Configuration, opener: Opener) -> Inheritance:
     """Find what a dead supervisor left; end what it was about to end, and what nobody can go on with.
 
-    Raises `FileServerError` when its table cannot be read, when its shares have another security model,
-    or when a mount process cannot be identified.
+    Raises `FileServerError` when its table cannot be read, when its shares have another security model or no fence
+    although there is to be one, or when a mount process cannot be identified.
     """
+    security_model, links = configuration.security_model, configuration.links
     table = ShareTable.read(run_dir.table)
     inheritance = Inheritance(found=table is not None)
     if table is not None:
@@ -71,6 +72,9 @@ def inherit(run_dir: RunDirectory, security_model: str, links: str, opener: Open
                 f"{table.configuration.security_model}, not {security_model}: end that server first, or start it again "
                 "with the same model"
             )
+            raise FileServerError(msg)
+        if table.entries and table.boot == boot_id() and configuration.fenced and not table.configuration.fenced:
+            msg = f"the mounts in run directory {run_dir.path!r} look at no fence: end that server first"
             raise FileServerError(msg)
     mounts: dict[int, list[Found]] = {}
     for found in run_dir.find_mounts():
