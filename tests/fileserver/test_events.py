@@ -337,16 +337,27 @@ def test_a_moved_name_that_is_hidden_by_now_is_not_reached(
         guest.walk("a")
 
 
-def test_when_the_agent_begins_anew_nothing_of_before_is_pretended(host: Host, agent: Callable[..., Agent]) -> None:
+def test_when_the_agent_begins_anew_nothing_of_before_is_pretended(
+    host: Host, agent: Callable[..., Agent], refused: Refused
+) -> None:
     (host.root / "gone").write_text("x")
     told = agent("")
     (host.root / "gone").unlink()
     assert told.told() == ["Df gone"]
     asked(told.guest, "", BEGIN)
-    with told.as_ghost() as guest:
-        assert not guest.exists("gone")
+    between = told.guest.new_fid()
+    told.guest.ask(m.Tattach(between, NOFID, b"", told.name, told.uid), m.Rattach)
+    for ghost in (told.ghost, between):  # an agent that another one has followed changes nothing
+        told.ghost = ghost
+        with told.as_ghost() as guest:
+            assert not guest.exists("gone")
+            with refused(errno.EPERM):
+                guest.mkdir("made")
+            with refused(errno.EPERM):
+                guest.unlink("gone")
+    assert not (host.root / "made").exists()
     again = Agent(told.guest, "")
-    assert again.uid != told.uid
+    assert again.uid == told.uid
     (host.root / "new").write_text("x")
     assert again.told() == ["Cf new"]
 

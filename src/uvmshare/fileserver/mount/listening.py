@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 import struct
 import time
@@ -25,12 +24,23 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from uvmshare.directory import birth_time, file_handle
 from uvmshare.fileserver import syscalls
 from uvmshare.fileserver.mount.seccomp import LISTEN_MASK, MARK
-from uvmshare.fileserver.syscalls import Fanotify
+from uvmshare.fileserver.syscalls import Fanotify, MountCrossed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Absent", "Directory", "Gone", "Group", "Listening", "Moved", "Pretence"]
+__all__ = [
+    "SHARE_OF_ALL",
+    "Absent",
+    "Directory",
+    "Gone",
+    "Group",
+    "Key",
+    "Listening",
+    "Moved",
+    "Pretence",
+    "require_room",
+]
 
 _SPARE: Final = 32
 """Groups that must be left to other programs of this user; there are 128 (``max_user_groups``)."""
@@ -39,6 +49,12 @@ _MOST_NAMES: Final = 32_768
 What happens in more directories is not told."""
 _MOST_LINES: Final = 8192
 """Changes that wait to be told. When there are more, the guest is told to begin anew."""
+_MOST_MARKS: Final = 4096
+"""Twice as many as directories may be watched (`watched`). A mark keeps its directory in the kernel's memory. It stays
+when the directory has left its place, since only a path could take it away."""
+SHARE_OF_ALL: Final = 16
+"""One mount takes no more than so small a part of what a user may watch and mark."""
+_MAX_MARKS: Final = "/proc/sys/fs/fanotify/max_user_marks"
 _PIECE: Final = 64 * 1024
 _MOST_PIECES: Final = 64
 """That are read at once: a guest that makes changes faster than they are read is not to keep all else waiting."""
@@ -52,6 +68,12 @@ _COMPARE: Final = 1
 _NS: Final = 1_000_000_000
 _GRANULARITY: Final = 20_000_000
 """Nanoseconds by which the times of files may lag behind the clock: two ticks of the slowest kernel."""
+
+
+def require_room(error: OSError) -> None:
+    """Raise an error again that says nothing of the file: that this process, or the host, has no room for more."""
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        raise error
 
 
 class Absent(NamedTuple):
@@ -112,17 +134,20 @@ class Directory:
 
 
 class Group:
-    """The kernel's queue of what happens to names."""
+    """The kernel's queue of what happens to names, and of how many directories it may be told."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, most: int) -> None:
         self.descriptor = descriptor
+        self.most = most
 
     @classmethod
     def open(cls) -> Group | None:
         """Return a group; None where this host has none (Linux before 5.13), or none to spare. Raises nothing."""
         try:
-            return cls(syscalls.with_spare(syscalls.fanotify_init, _SPARE))
-        except OSError:
+            with open(_MAX_MARKS, "rb") as file:
+                most = min(_MOST_MARKS, int(file.read()) // SHARE_OF_ALL)
+            return cls(syscalls.with_spare(syscalls.fanotify_init, _SPARE), most) if most else None
+        except (OSError, ValueError):
             return None
 
     def close(self) -> None:
@@ -140,22 +165,26 @@ class Listening:
     def __init__(
         self, group: Group, opened: Callable[[int], int | None], shows: Callable[[int, bytes, bytes], bool]
     ) -> None:
-        self.uid = (1 << 30) + secrets.randbelow(1 << 30)
-        """Whoever attaches as this user is pretended to (`handlers.ghosts`)."""
         self.plan: dict[Key, Pretence] = {}
         """What may be pretended now: of the lines that were told last."""
+        self._own = os.getpid()
         self._group = group
         self._opened = opened
         self._shows = shows
         self._numbers: dict[bytes, int] = {}
         """By the handle of a directory."""
         self._handles: dict[int, bytes] = {}
+        self._marked: set[bytes] = set()
+        """The handles of all that the kernel was asked to tell of, and may still tell of."""
         self._directories: dict[int, Directory] = {}
+        self._by_path: dict[bytes, int] = {}
         self._names: dict[int, dict[bytes, _Entry]] = {}
         self._count = 0
         self._dirty: dict[_Place, int] = {}
         self._lines: deque[tuple[bytes, dict[Key, Pretence]]] = deque()
         self._compared = time.time_ns()
+        self._is_too_much = False
+        """Whether there are more names than can be compared."""
 
     def close(self) -> None:
         """Be told of nothing any more."""
@@ -175,36 +204,59 @@ class Listening:
             raise OSError(errno.EOPNOTSUPP, f"no events of this file system: {error.strerror}") from error
         self.close()
 
-    def add(self, number: int, descriptor: int, path: str, directory: Directory) -> None:
-        """Be told of the names in a directory; what the kernel cannot tell of is passed over. Raises nothing."""
-        self._directories[number] = directory
+    def add(self, number: int, descriptor: int, path: str, directory: Directory) -> bool:
+        """Be told of the names in a directory; what the kernel cannot tell of is passed over.
+
+        False when that is because too many directories have left their places: then the agent should begin anew. Raises
+        `OSError` when this process has no room left.
+        """
+        self._place_directory(number, directory)
         if number in self._handles:  # it was renamed
-            return
+            return True
         try:
             handle = file_handle(descriptor)
+            if handle not in self._marked and len(self._marked) >= self._group.most:
+                return 2 * len(self._handles) > len(self._marked)
             syscalls.fanotify_mark(self._group.descriptor, MARK, LISTEN_MASK, path)
         except OSError:  # this user may have no more marks
-            return
+            return True
+        self._marked.add(handle)
         self._numbers[handle] = number
         self._handles[number] = handle
-        names = self._look_at_all(number)
-        if self._count + len(names) <= _MOST_NAMES:
+        names = self._look_at_all(number, _MOST_NAMES - self._count)
+        if names is not None:
             self._names[number] = names
             self._count += len(names)
+        return True
 
-    def remove(self, number: int) -> None:
-        """Forget a directory. What the kernel still tells of it is passed over."""
+    def _place_directory(self, number: int, directory: Directory) -> None:
+        self._displace(number)
+        self._directories[number] = directory
+        self._by_path[directory.path] = number
+
+    def _displace(self, number: int) -> None:
+        before = self._directories.pop(number, None)
+        if before is not None and self._by_path.get(before.path) == number:
+            del self._by_path[before.path]
+
+    def remove(self, number: int, *, is_gone: bool) -> None:
+        """Forget a directory. What the kernel still tells of it is passed over.
+
+        `is_gone`: the kernel has forgotten it, and tells nothing more.
+        """
         handle = self._handles.pop(number, None)
         if handle is not None:
-            self._numbers.pop(handle, None)
+            if is_gone:
+                self._marked.discard(handle)
+            if self._numbers.get(handle) == number:
+                del self._numbers[handle]
             self._count -= len(self._names.pop(number, ()))
-        self._directories.pop(number, None)
+        self._displace(number)
 
     # What the kernel says
 
     def read(self) -> None:
         """Take what the kernel has to say. Raises nothing."""
-        own = os.getpid()
         for _ in range(_MOST_PIECES):
             try:
                 data = os.read(self._group.descriptor, _PIECE)
@@ -216,7 +268,7 @@ class Listening:
                 if mask & Fanotify.Q_OVERFLOW:
                     self._compare_all()
                 else:
-                    self._note(data, at + header, at + size, mask if pid != own else 0)
+                    self._note(data, at + header, at + size, mask if pid != self._own else 0)
                 at += size
 
     def _note(self, data: bytes, at: int, stop: int, mask: int) -> None:
@@ -236,14 +288,18 @@ class Listening:
         if name != b".":
             return (number, name) if name else None
         above, _, name = self._directories[number].path.rpartition(b"/")
-        for other, directory in self._directories.items():
-            if name and directory.path == above:
-                return other, name
-        return None
+        other = self._by_path.get(above) if name else None
+        return None if other is None else (other, name)
 
     def _compare_all(self) -> None:
+        room = 2 * _MOST_NAMES
         for number, names in self._names.items():
-            for name in (*names, *self._look_at_all(number)):
+            now = self._look_at_all(number, room)
+            if now is None:
+                self._is_too_much = True
+                return
+            room -= len(now)
+            for name in (*names, *now):
                 key = number, name
                 self._dirty[key] = self._dirty.get(key, 0) | _COMPARE
 
@@ -252,6 +308,10 @@ class Listening:
     def compare(self) -> bool:
         """Find out what there is to tell of the names that the kernel spoke of; False when it is too much to tell."""
         dirty, self._dirty = self._dirty, {}
+        if self._is_too_much:
+            self._is_too_much = False
+            self._lines.clear()
+            return False
         since, self._compared = self._compared - _GRANULARITY, time.time_ns()
         found = _Found()
         by_directory: dict[int, list[tuple[bytes, int]]] = {}
@@ -324,12 +384,15 @@ class Listening:
 
     def _look(self, number: int, directory: int, name: bytes) -> tuple[_Entry | None, os.stat_result | None]:
         try:
-            descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            descriptor = syscalls.open_entry(name, directory)
             try:
                 found, born = os.fstat(descriptor), birth_time(descriptor)
             finally:
                 os.close(descriptor)
-        except OSError:
+        except MountCrossed:  # what is behind it is not watched, and may never answer
+            return None, None
+        except OSError as error:
+            require_room(error)
             return None, None
         kinds = {stat.S_IFREG: b"f", stat.S_IFDIR: b"d", stat.S_IFLNK: b"l"}
         kind = kinds.get(stat.S_IFMT(found.st_mode), b"o")
@@ -337,7 +400,8 @@ class Listening:
             return None, None
         return _Entry(found.st_ino, kind, None if born is None else born[0] * _NS + born[1]), found
 
-    def _look_at_all(self, number: int) -> dict[bytes, _Entry]:
+    def _look_at_all(self, number: int, most: int) -> dict[bytes, _Entry] | None:
+        """Return what a directory has; None when that is more than so many names. Raises `OSError` for want of room."""
         directory = self._opened(number)
         if directory is None:
             return {}
@@ -346,7 +410,9 @@ class Listening:
             listed = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
             try:
                 with os.scandir(listed) as entries:
-                    for entry in entries:
+                    for count, entry in enumerate(entries):
+                        if count >= most:
+                            return None
                         name, kind = os.fsencode(entry.name), b"l" if entry.is_symlink() else b"o"
                         if kind == b"o" and entry.is_dir(follow_symlinks=False):
                             kind = b"d"
@@ -356,8 +422,8 @@ class Listening:
                             found[name] = _Entry(entry.inode(), kind)
             finally:
                 os.close(listed)
-        except OSError:
-            pass
+        except OSError as error:
+            require_room(error)
         finally:
             os.close(directory)
         return found

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import select
 import struct
 import threading
@@ -24,10 +25,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.fileserver import syscalls
-from uvmshare.fileserver.mount.listening import Directory, Group, Listening
+from uvmshare.fileserver.casefold import folds
+from uvmshare.fileserver.mount.listening import SHARE_OF_ALL, Directory, Group, Listening, require_room
 from uvmshare.fileserver.mount.outbox import read_reply
 from uvmshare.fileserver.mount.seccomp import WATCH_MASK
-from uvmshare.fileserver.syscalls import Notify
+from uvmshare.fileserver.syscalls import MountCrossed, Notify
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,15 +46,19 @@ MOST_TOLD: Final = 4096
 
 _MOST: Final = 2048
 """Directories of one mount. A watch takes about 1 KB of the kernel's memory."""
-_SHARE_OF_ALL: Final = 16
-"""One mount takes no more than so small a part of what a user may watch (``max_user_watches``)."""
 _SPARE: Final = 32
 """Queues that must be left to other programs of this user; there are 128 (``max_user_instances``)."""
 _PAUSE: Final = 0.02
 """Seconds between two looks at the queue: what makes a thousand files is not to wake a thread a thousand times. What
 comes after a quiet time is told at once."""
+_REST: Final = 4
+"""Times as long as a look took is waited until the next one: whoever changes much, in another VM too, is not to take
+more than a fifth of the time from the guest's own requests."""
 _PIECE: Final = 64 * 1024
-_PATH_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FIRST_RESERVED: Final = 0x7000_0000
+_RESERVED: Final = 0x0FFF_FFFF
+"""Uids of which one is reserved: systemd gives them to no user and no container (its page UIDS-GIDS), and they fit 31
+bits. A user who had it by chance would have no change carried out."""
 _EVENT: Final = struct.Struct("=iIII")
 _MAX_WATCHES: Final = "/proc/sys/fs/inotify/max_user_watches"
 
@@ -70,7 +76,7 @@ class Queue:
         """Return a queue; None where this host has none to spare. Raises nothing."""
         try:
             with open(_MAX_WATCHES, "rb") as file:
-                most = min(_MOST, int(file.read()) // _SHARE_OF_ALL)
+                most = min(_MOST, int(file.read()) // SHARE_OF_ALL)
             return cls(syscalls.with_spare(syscalls.inotify_init, _SPARE), most, Group.open()) if most else None
         except (OSError, ValueError):
             return None
@@ -101,6 +107,9 @@ class Watched:
         self._waits: tuple[int, int] | None = None
         """The tag and the count of the Tread that waits."""
         self._thread: threading.Thread | None = None
+        self.reserved: int | None = None
+        """Whoever attaches as this user is pretended to (`handlers.ghosts`), once an agent was told it: for as long as
+        the connection lasts, so that no operation of an agent that another one has followed is ever a real one."""
         self.listening: Listening | None = None
         """What has become of the names in the directories, where the agent asked for that too."""
 
@@ -131,7 +140,9 @@ class Watched:
             listening = Listening(self._queue.group, self._opened, self._is_shown)
             listening.require_told(self._tree.root.fd, self._tree.path_of(self._tree.root))
             self.listening = listening
-            return listening.uid
+            if self.reserved is None:
+                self.reserved = _FIRST_RESERVED + secrets.randbelow(_RESERVED)
+            return self.reserved
 
     def _require_no_mounts(self) -> None:
         if self._tree.has_mounts or self._tree.root.is_foreign:
@@ -162,9 +173,13 @@ class Watched:
                 raise OSError(errno.ENOENT, "it was removed")
             with self._lock:
                 self._paths[number] = path
+                if self._tree.hidden is not None and not self._is_there(number):
+                    raise OSError(errno.ENOENT, "nobody can say which names it has")
                 if self.listening is not None:
                     place = Directory(self._files[number], path)
-                    self.listening.add(number, descriptor, self._tree.path_of(node), place)
+                    if not self.listening.add(number, descriptor, self._tree.path_of(node), place):
+                        self._is_lost = True
+                        self._tell()
         except (OSError, KeyError) as error:  # KeyError: the kernel has just said that it is gone
             self.remove(number)
             raise error if isinstance(error, OSError) else OSError(errno.ENOENT, "it was removed") from error
@@ -175,12 +190,12 @@ class Watched:
         with self._lock:
             self._remove(number)
 
-    def _remove(self, number: int) -> None:
+    def _remove(self, number: int, *, is_gone: bool = False) -> None:
         if self._paths.pop(number, None) is not None:
             self._changed.pop(number, None)
             del self._files[number]
             if self.listening is not None:
-                self.listening.remove(number)
+                self.listening.remove(number, is_gone=is_gone)
             with suppress(OSError):  # it is gone, and the kernel's watch with it
                 syscalls.inotify_rm_watch(self._queue.descriptor, number)
 
@@ -247,24 +262,28 @@ class Watched:
             names.poll()
             if self.listening is not None:
                 time.sleep(_PAUSE)  # so that what is done at once is told as one
-            # Directories first: the guest is to hear of a name before it lets go of a directory that had it.
-            data = os.read(queue, _PIECE) if first.poll(0) else b""
-            with self._lock:
-                self._listen_to_names()
-                self._take_note(data)
-                with suppress(Exception):  # the guest is gone; the loop learns it by itself
-                    self._tell()
-            time.sleep(_PAUSE)
+            began = time.monotonic()
+            self.look(has_directories=bool(first.poll(0)))
+            time.sleep(max(_PAUSE, _REST * (time.monotonic() - began)))
 
-    def _listen_to_names(self) -> None:
-        if self.listening is None:
-            return
-        try:
-            self.listening.read()
-            if not self.listening.compare():
+    def look(self, *, has_directories: bool) -> None:
+        """Take note of what the kernel has to say, and tell the guest. Raises nothing: this thread is the only one.
+
+        `has_directories`: whether there is something to read in the queue.
+        """
+        with self._lock:
+            try:
+                # Directories first: the guest is to hear of a name before it lets go of a directory that had it.
+                data = os.read(self._queue.descriptor, _PIECE) if has_directories else b""
+                if self.listening is not None:
+                    self.listening.read()
+                    if not self.listening.compare():
+                        self._is_lost = True
+                self._take_note(data)
+            except Exception:  # noqa: BLE001  mostly no descriptor and no memory: all that the guest may have is used
                 self._is_lost = True
-        except MemoryError:
-            self._is_lost = True
+            with suppress(Exception):  # the guest is gone; the loop learns it by itself
+                self._tell()
 
     def _take_note(self, data: bytes) -> None:
         at = 0
@@ -274,7 +293,7 @@ class Watched:
             if mask & Notify.Q_OVERFLOW:
                 self._is_lost = True
             elif mask & Notify.IGNORED:
-                self._remove(number)
+                self._remove(number, is_gone=True)
             elif mask & Notify.ISDIR and number in self._paths:
                 if not self._is_there(number):
                     self._remove(number)
@@ -292,21 +311,31 @@ class Watched:
         return descriptor is not None
 
     def _opened(self, number: int) -> int | None:
-        """Open the path of a directory where it was when the guest asked for it; None when it is not there."""
+        """Open the path of a directory where it was when the guest asked for it; None when it is not there.
+
+        It is not there for the guest either where patterns hide names and the directory may have other names for what
+        they hide (`casefold`). No mount is entered, whose file system may never answer. Raises `OSError` when this
+        process has no descriptor or memory left.
+        """
         at = os.dup(self._tree.root.fd)
+        is_right = False
         try:
             for name in self._paths[number].split(b"/") if self._paths[number] else ():
-                below = os.open(name, _PATH_FLAGS, dir_fd=at)
+                below = syscalls.open_entry(name, at)
                 os.close(at)
                 at = below
             found = os.fstat(at)
-        except OSError:
-            os.close(at)
-            return None
-        if (found.st_dev, found.st_ino) == self._files[number]:
-            return at
-        os.close(at)
-        return None
+            is_right = (found.st_dev, found.st_ino) == self._files[number]
+            if is_right and self._tree.hidden is not None:
+                is_right = folds(at) is False
+        except MountCrossed:
+            pass
+        except OSError as error:
+            require_room(error)
+        finally:
+            if not is_right:
+                os.close(at)
+        return at if is_right else None
 
     def _is_seen(self, number: int, padded: bytes) -> bool:
         """Say whether a directory of that name would exist for the guest."""
@@ -315,8 +344,8 @@ class Watched:
     def _is_shown(self, number: int, name: bytes, kind: bytes) -> bool:
         """Say whether a name exists for the guest; `kind` is "d" for a directory."""
         path = self._paths[number]
-        if self._tree.only is not None and not path:
-            return name in self._tree.only
+        if self._tree.only is not None and not path and name not in self._tree.only:
+            return False
         hidden = self._tree.hidden
         if hidden is None:
             return True

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from uvmshare.fileserver.mount.fids import Fid
     from uvmshare.fileserver.mount.files.node import Node
-    from uvmshare.fileserver.mount.listening import Listening, Pretence
+    from uvmshare.fileserver.mount.listening import Key, Pretence
     from uvmshare.fileserver.mount.session import Serve, Session
 
     Ghost = Callable[[Session, int, int, GhostFid, int, int], bytes | None]
@@ -75,33 +75,31 @@ def _either(plain: Serve, ghost: Ghost, *, always: bool) -> Serve:
     return serve
 
 
-def _listening(session: Session, fid: Fid) -> Listening | None:
-    """Return what says what may be pretended; None when the agent has begun anew since."""
+def _plan(session: Session) -> dict[Key, Pretence]:
+    """Return what may be pretended; when more is told, a thread puts another one in its place."""
     listening = None if session.watched is None else session.watched.listening
-    return listening if listening is not None and listening.uid == fid.uid else None
+    return {} if listening is None else listening.plan
 
 
 def _pretence(session: Session, fid: Fid, node: Node, name: bytes) -> Pretence | None:
     """Return what may be pretended of a name in a directory."""
-    listening = _listening(session, fid)
-    if listening is None:
-        return None
     if node.parent is None and name == b".uvmshare-%d" % fid.uid:
         return Gone(stat.S_IFREG)  # by which the agent sees that it is the reserved user
-    if not listening.plan:
+    plan = _plan(session)
+    if not plan:
         return None
     found = os.fstat(node.fd)
-    return listening.plan.get(((found.st_dev, found.st_ino), name))
+    return plan.get(((found.st_dev, found.st_ino), name))
 
 
-def _take(session: Session, fid: Fid, name: bytes, kind: type[Absent | Gone | Moved]) -> None:
+def _take(session: Session, fid: GhostFid, name: bytes, kind: type[Absent | Gone | Moved]) -> None:
     """Have a name be pretended of no more. Raises `OSError`: EPERM when nothing of this kind was to be."""
-    listening = _listening(session, fid)
+    plan = _plan(session)
     found = os.fstat(fid.node.fd)
     key = (found.st_dev, found.st_ino), name
-    if listening is None or not isinstance(listening.plan.get(key), kind):
+    if fid.pretended or not isinstance(plan.get(key), kind):
         raise OSError(errno.EPERM, "the host did not do that just now")
-    del listening.plan[key]
+    del plan[key]
 
 
 def _qid_of_gone(mode: int) -> Qid:
@@ -248,8 +246,8 @@ def _unlinkat(session: Session, tag: int, _: int, fid: GhostFid, at: int, stop: 
 def _renameat(session: Session, tag: int, _: int, fid: GhostFid, at: int, stop: int) -> bytes:
     message = m.Trenameat(*m.Trenameat.layout.read(session.view, at, stop))
     to = session.fid(message.newdirfid)
-    if type(to) is not GhostFid:
-        _refused()
+    if not isinstance(to, GhostFid):
+        raise OSError(errno.EPERM, "nothing is changed as this user")
     _take(session, fid, message.oldname, Moved)
     with suppress(OSError):  # it was there before, and was replaced
         _take(session, to, message.newname, Absent)

@@ -45,7 +45,7 @@ def attach(session: Session, tag: int, message: m.Tattach) -> bytes:
     found = os.fstat(root.fd)
     reply = _RATTACH(tag, *session.ownership.known(root, found).qid)
     uid, watched = _uid_of(message), session.watched
-    if watched is not None and watched.listening is not None and uid == watched.listening.uid:
+    if watched is not None and uid == watched.reserved:
         session.began_pretending()
         session.fids[message.fid] = GhostFid(root, uid)
     else:

@@ -1,0 +1,261 @@
+"""Those who would have more of what is told of names than it is for: whoever watches them, or changes them.
+
+What a guest may have of the host's kernel is bounded; nothing is told that is not the guest's to know; and the thread
+that tells never ends.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.fileserver.harness import add_document
+from tests.root import require_root
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+if sys.platform == "win32":
+    pytest.skip("the file server runs on Linux", allow_module_level=True)
+
+import resource
+
+from uvmshare.fileserver import syscalls
+from uvmshare.fileserver.export import Export
+from uvmshare.fileserver.mount import listening, watched
+from uvmshare.fileserver.mount.files.tree import Tree
+from uvmshare.fileserver.mount.listening import Group
+from uvmshare.fileserver.mount.watched import Queue, Watched
+from uvmshare.hcs.schema import Beside
+from uvmshare.ninep.constants import READ_HEADER_SIZE
+
+
+class Told:
+    """A session that watches directories of a tree, and is told when a test says so: no thread looks."""
+
+    def __init__(self, tree: Tree, most_marks: int) -> None:
+        group = Group.open()
+        assert group is not None, "this host has no fanotify to spare"
+        group.most = min(group.most, most_marks)
+        self.tree = tree
+        self.queue = Queue(syscalls.inotify_init(), 2048, group)
+        self.group = group
+        self.watched = Watched(self.queue, tree, lambda _: None)
+        self.watched._start = lambda: None  # type: ignore[method-assign]  # the test looks itself
+        self.numbers: dict[int, str] = {}
+        self.listen()
+
+    def listen(self) -> int:
+        uid = self.watched.listen()
+        assert self.watched.listening is not None
+        self.watched.listening._own = 0  # the host is this process too
+        return uid
+
+    def watch(self, *paths: str) -> None:
+        for path in paths:
+            node = self.tree.walk(self.tree.root, path.encode().split(b"/"))[-1] if path else self.tree.root
+            self.numbers[self.watched.add(node)[0]] = path
+
+    def look(self) -> list[str]:
+        """Have the thread look once; return what is told then, names of directories and files for their numbers."""
+        self.watched.look(has_directories=bool(select.select([self.queue.descriptor], [], [], 0)[0]))
+        said: list[str] = []
+        while (reply := self.watched.wait(1, 4096)) is not None:
+            for line in reply[READ_HEADER_SIZE:].decode().splitlines():
+                what, *words = line.split()
+                places = [
+                    f"{self.numbers[int(words[at])]}/{bytes.fromhex(words[at + 1]).decode()}"
+                    for at in range(0, len(words), 2)
+                ]
+                said.append(" ".join((what, *places)) if words else what)
+        self.watched.flush(1)
+        return said
+
+    @property
+    def marks(self) -> int:
+        """How many directories the kernel is asked to tell of."""
+        with open(f"/proc/self/fdinfo/{self.group.descriptor}", encoding="ascii") as file:
+            return sum(line.startswith("fanotify ino:") for line in file)
+
+    def close(self) -> None:
+        self.queue.close()
+        self.tree.close()
+
+
+@pytest.fixture
+def told(root: Path) -> Iterator[Callable[..., Told]]:
+    made: list[Told] = []
+    exports: list[Export] = []
+
+    def watching(
+        *paths: str, allowed: tuple[str, ...] = (), hide: tuple[str, ...] = (), most_marks: int = 4096
+    ) -> Told:
+        settings = add_document("0", str(root), allowed=allowed).settings
+        assert settings is not None
+        export = Export.open(settings, "none", beside=Beside(hide=hide))
+        exports.append(export)
+        tree = Tree(export)
+        tree.found_mounts(any_there=False)
+        made.append(Told(tree, most_marks))
+        made[-1].watch(*paths)
+        return made[-1]
+
+    yield watching
+    for each in made:
+        each.close()
+    for export in exports:
+        export.close()
+
+
+def test_directories_that_left_their_places_take_no_more_of_the_hosts_kernel_than_is_allowed(
+    told: Callable[..., Told], root: Path
+) -> None:
+    (root / "away").mkdir()
+    guest = told("", most_marks=8)
+    lost = 0
+    for count in range(40):
+        path = root / str(count)
+        path.mkdir()
+        guest.watch(path.name)
+        path.rename(root / "away" / path.name)
+        (root / "away" / path.name / "made").mkdir()
+        lost += "lost" in guest.look()
+        assert guest.marks <= 8
+    assert lost, "an agent that goes by the rules is told to begin anew, and has room then"
+    guest.watched.begin()
+    assert guest.marks == 0
+    guest.listen()
+    guest.watch("", "away")
+    (root / "away" / "f").touch()
+    assert guest.look() == ["Cf away/f"]
+
+
+def test_directories_that_are_removed_leave_room_for_others(told: Callable[..., Told], root: Path) -> None:
+    guest = told("", most_marks=8)
+    for count in range(40):
+        path = root / str(count)
+        path.mkdir()
+        guest.watch(path.name)
+        path.rmdir()
+        assert "lost" not in guest.look()
+    (root / "d").mkdir()
+    guest.watch("d")
+    guest.look()
+    (root / "d" / "f").touch()
+    assert guest.look() == ["Cf d/f"]
+
+
+def test_without_a_descriptor_left_nothing_false_is_told_and_telling_goes_on_afterwards(
+    told: Callable[..., Told], root: Path
+) -> None:
+    (root / "d").mkdir()
+    guest = told("", "d")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    (root / "d" / "f").touch()
+    (root / "d" / "sub").mkdir()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        assert guest.look() == ["lost"]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    (root / "d" / "g").touch()
+    assert "Cf d/g" in guest.look()
+
+
+def test_a_file_that_cannot_be_looked_at_for_want_of_a_descriptor_is_not_told_as_removed(
+    told: Callable[..., Told], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "f").touch()
+    guest = told("")
+    (root / "f").write_text("more")
+
+    def no_more(*_: object) -> int:
+        raise OSError(24, "too many")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(syscalls, "open_entry", no_more)
+        assert guest.look() == ["lost"]
+
+
+def test_a_mount_over_a_name_or_a_directory_is_not_asked_anything(told: Callable[..., Told], root: Path) -> None:
+    """It may be a file system that never answers, and the thread that waits for it would hold all that is told."""
+    require_root("mounting needs root")
+    for path in ("d", "e"):
+        (root / path).mkdir()
+    guest = told("", "d", "e")
+    (root / "d" / "name").mkdir()
+    (root / "d" / "f").touch()
+    (root / "e" / "f").touch()
+    points = root / "d" / "name", root / "e"
+    for point in points:
+        subprocess.run(["mount", "-t", "tmpfs", "ours", point], check=True)
+    try:
+        (root / "e" / "f").touch()
+        assert guest.look() == ["Cf d/f", str(number_of(guest, "d"))]
+    finally:
+        for point in points:
+            subprocess.run(["umount", "--lazy", point], check=True)
+
+
+def test_a_name_that_is_allowed_and_hidden_is_not_told(told: Callable[..., Told], root: Path) -> None:
+    guest = told("", allowed=("a", "b.key"), hide=("*.key",))
+    for name in ("b.key", "a", "c"):
+        (root / name).touch()
+    assert guest.look() == ["Cf /a"]
+
+
+def test_nothing_is_told_of_a_directory_that_may_have_other_names_for_what_is_hidden(
+    told: Callable[..., Told], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("d", "e"):
+        (root / name).mkdir()
+    guest = told("", "d", "e", hide=("secret",))
+    inode = (root / "d").stat().st_ino
+    monkeypatch.setattr(watched, "folds", lambda directory: os.fstat(directory).st_ino == inode)
+    for name in ("d", "e"):
+        (root / name / "SECRET").mkdir()
+        (root / name / "Secret").touch()
+    assert sorted(guest.look()) == sorted(["Cd e/SECRET", "Cf e/Secret", str(number_of(guest, "e"))])
+    with pytest.raises(OSError, match="nobody can say"):
+        guest.watch("d")
+
+
+def number_of(guest: Told, path: str) -> int:
+    return next(number for number, each in guest.numbers.items() if each == path)
+
+
+def test_no_more_names_are_listed_than_are_remembered(
+    told: Callable[..., Told], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory of ten million names is not to fill the memory, nor to hold up whoever asks for it."""
+    monkeypatch.setattr(listening, "_MOST_NAMES", 10)
+    for name in ("large", "small"):
+        (root / name).mkdir()
+    for count in range(100):
+        (root / "large" / str(count)).touch()
+    guest = told("large", "small")
+    (root / "large" / "new").touch()
+    (root / "small" / "new").touch()
+    assert guest.look() == ["Cf small/new"]
+    for count in range(100):
+        (root / "small" / str(count)).touch()
+    assert guest.watched.listening is not None
+    guest.watched.listening._compare_all()
+    assert guest.look() == ["lost"]
+
+
+def test_the_reserved_user_is_one_that_no_container_gives_away(told: Callable[..., Told]) -> None:
+    found = set()
+    for _ in range(20):
+        guest = told("")
+        assert guest.watched.reserved is not None
+        found.add(guest.watched.reserved)
+        guest.watched.begin()
+        assert guest.watched.listen() == guest.watched.reserved, "it is one for as long as the connection lasts"
+    assert all(0x7000_0000 <= each < 0x7FFF_FFFF for each in found)
+    assert len(found) > 10
