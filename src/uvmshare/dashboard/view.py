@@ -1,4 +1,4 @@
-"""What the page gets: one document of all there is to see, made of the daemon's, with the rates beside them.
+"""What the page gets: the daemon's documents of all there is to see, put together as one, with the rates beside them.
 
 What lives here: the document and its text, which nobody can mistake for another. What must not: asking (`watcher`), or
 how it looks (`page.js`).

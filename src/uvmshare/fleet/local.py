@@ -1,4 +1,4 @@
-"""What a follower asks of its own daemon: to the daemon, the fleet is one more client.
+"""Inside a daemon: what its follower asks of it, as one more client, with the tokens of agents read from their files.
 
 What lives here: the protocol `Local`, and `OfService`, which is it over a real daemon. What must not: etcd, or what is
 wanted (`follower`).

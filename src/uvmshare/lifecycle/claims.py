@@ -1,4 +1,4 @@
-"""Who wants a thing: claims of calls that have not returned yet, which become references or are given up.
+"""Who wants a thing: claims of calls under way, each of which becomes a reference, or goes with a cancelled call.
 
 What lives here: `Claims`, between what callers may ask for (`uvmshare.share.manager`, `uvmshare.mounts.manager`) and
 what happens to a share or a mount (the `Engine`). What must not: a call to a VM or a guest.

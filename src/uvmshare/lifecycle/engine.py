@@ -1,4 +1,4 @@
-"""What the engines of both managers do alike, whatever it is that they keep.
+"""What the engines of both managers do alike: the table of what they keep, trying again, and the end.
 
 What lives here: `Engine`, with the table, what is tried again, and the end: by closing, or because the VM has exited.
 What must not: a call to a VM or a guest, or what the end of one means.

@@ -1,4 +1,4 @@
-"""The shares that are served, and the mount processes of each.
+"""The shares that are served: which attach is admitted to one, and the mount processes of each.
 
 What lives here: `ServedShares`, the one owner of that table, and how mounts begin and end. What must not:
 requests and their answers (`main`), what a guest does in a share (`mount.serving`).

@@ -1,7 +1,7 @@
 """POSIX locks: lock, getlock.
 
-What lives here: the two messages, and what a request is that waits for a lock. What must not: who holds what
-(`uvmshare.fileserver.mount.files.locks`), or when a request that waits is tried again (`serving`, `foreign`).
+What lives here: the two messages, what a request is that waits for a lock, and how often it is tried again. What must
+not: trying it again (`serving`, `foreign`), or who holds what (`uvmshare.fileserver.mount.files.locks`).
 """
 
 from __future__ import annotations
