@@ -109,6 +109,8 @@ def test_events_that_end_are_told_with_their_reason_and_the_host_is_made_to_ask(
                 assert listed.pins is not None
                 assert listed.pins.events is not None
                 assert (listed.pins.events.repeated, listed.pins.events.failed) == (3, 1)
+                (health,) = (await client.report()).mounts
+                assert (health.events, health.no_events, health.pins) == (True, "", listed.pins)
             # The child ends with what it hears, and so do the events.
 
             async def are_over() -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
 from typing import TYPE_CHECKING
+
+import pytest
 
 from uvmshare.cli.main import run
 from uvmshare.fileserver import syscalls
@@ -15,8 +18,6 @@ from uvmshare.finding import Finding
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 
 def test_a_directory_that_can_be_shared_leaves_the_status_at_0(
@@ -71,6 +72,21 @@ def test_a_machine_without_a_filter_is_a_warning_here_and_a_note_at_start(monkey
     findings = {finding.subject: finding for finding in examine()}
     assert findings["seccomp"].verdict == "warning"
     assert any("no seccomp" in note for note in confinement.missing())
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"), [(errno.EMFILE, "fs.fanotify.max_user_groups"), (errno.EPERM, "5.13"), (errno.ENOSYS, "5.13")]
+)
+def test_a_host_that_tells_nobody_who_changed_a_file_can_give_no_events(
+    monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
+) -> None:
+    def refuse() -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(syscalls, "fanotify_init", refuse)
+    findings = {finding.subject: finding for finding in examine()}
+    assert findings["events"].verdict == "warning"
+    assert remedy in findings["events"].remedy
 
 
 def test_an_old_kernel_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:

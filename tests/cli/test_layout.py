@@ -12,7 +12,7 @@ from rich.cells import cell_len
 
 from uvmshare.cli.layout import lay_out, left_part, right_part
 from uvmshare.cli.top import Rates, picture, rates
-from uvmshare.daemon.documents import Stats
+from uvmshare.daemon.documents import EventCounts, Stats
 
 HEADERS = ("vm", "guest path", "share", "path", "access", "state", "directory", "held by")
 TEXTS = st.text(max_size=30)
@@ -106,6 +106,7 @@ def stats(operations: int, errors: int = 0, share: str = "0") -> Stats:
         sent=0,
         latency=None,
         kinds={},
+        events=EventCounts(*[0] * 7),
         compiled=0,
         expected=0,
         errnos={},

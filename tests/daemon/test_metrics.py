@@ -13,6 +13,8 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.daemon.harness import Home, supervisor_of
+from tests.fileserver.test_events import EVENTS
+from tests.fileserver.test_watched import BEGIN, CHANGES, asked, watched
 
 from uvmshare import errors
 from uvmshare.cli import stats, top
@@ -48,6 +50,11 @@ def busy() -> Iterator[Running]:
             for _ in range(2):  # what tells of trouble
                 with pytest.raises(OSError, match=r"."):
                     guest.write_file("file", b"")
+            asked(guest, "", BEGIN)
+            asked(guest, "", EVENTS)
+            watched(guest, "")
+            Path(path, "other").touch()
+            asked(guest, "", CHANGES)
             yield daemon
 
 
@@ -79,6 +86,8 @@ def test_shares_references_leases_and_what_guests_do_are_there(busy: Running) ->
     assert {dict(where)["errno"] for where in samples(busy)["uvmshare_errors_total"]} == {"EROFS"}
     assert value(busy, "uvmshare_sent_bytes_total") > 40 * 5000
     assert value(busy, "uvmshare_received_bytes_total") > 0
+    assert value(busy, "uvmshare_events_total", what="told") == 1
+    assert value(busy, "uvmshare_watched_directories", share="0") == 1
     count = value(busy, "uvmshare_operation_seconds_count")
     assert 0 < count == value(busy, "uvmshare_operation_seconds_bucket", le="+Inf")
     assert value(busy, "uvmshare_operation_seconds_sum") > 0
@@ -204,6 +213,7 @@ def test_the_commands_show_it(
     assert (found["errors"], found["expected"], found["connections"]) == (2, 40, 1)
     assert found["errnos"] == {"ENOENT": 40, "EROFS": 2}
     assert found["unreachable_since"] is None
+    assert (found["events"]["told"], found["events"]["watched"], found["events"]["overflows"]) == (1, 1, 0)
     assert found["operations"] == sum(found["kinds"].values())
     assert found["latency"] > 0
     assert run(["top", "--interval", "0.1", "--times", "1"]) == 0
@@ -213,7 +223,7 @@ def test_the_commands_show_it(
 
 
 def test_rates_are_of_what_was_done_meanwhile_and_never_below_nothing() -> None:
-    from uvmshare.daemon.documents import Stats
+    from uvmshare.daemon.documents import EventCounts, Stats
 
     def made(share: str, operations: int) -> Stats:
         return Stats(
@@ -231,6 +241,7 @@ def test_rates_are_of_what_was_done_meanwhile_and_never_below_nothing() -> None:
             latency=None,
             compiled=0,
             kinds={},
+            events=EventCounts(*[0] * 7),
             unreachable_since=None,
         )
 

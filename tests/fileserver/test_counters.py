@@ -13,7 +13,7 @@ import pytest
 
 from uvmshare import AddOptions, FileServer, Manager
 from uvmshare.fileserver import counters
-from uvmshare.fileserver.counters import BUCKETS, Counted, Counters
+from uvmshare.fileserver.counters import BUCKETS, Counted, Counters, Events
 from uvmshare.ninep import messages
 from uvmshare.testing.client import NinePClient
 
@@ -103,11 +103,15 @@ def test_what_a_mount_of_an_earlier_version_has_counted_is_read(tmp_path: Path) 
     made.slots[messages.Tread.type] = 3
     made.set_beside(1, 2)
     made.slots[counters.COMPILED] = 3
+    made.slots[counters.HEARD] = 3
     size = os.stat(path).st_size
-    os.truncate(path, size - 8)  # it knew of no compiled hot path
+    os.truncate(path, size - 8 * 7)  # it knew of no events
+    found = counters.read(path)
+    assert (found.operations, found.compiled, found.events) == ({"Tread": 3}, 3, Events())
+    os.truncate(path, size - 8 * 8)  # nor of a compiled hot path
     found = counters.read(path)
     assert (found.operations, found.beside, found.compiled) == ({"Tread": 3}, 1, 0)
-    os.truncate(path, size - 24)  # nor of requests beside its loop
+    os.truncate(path, size - 8 * 10)  # nor of requests beside its loop
     found = counters.read(path)
     assert (found.operations, found.beside, found.beside_device) == ({"Tread": 3}, 0, 0)
 
@@ -131,3 +135,18 @@ def test_every_type_of_message_has_a_place_of_its_own() -> None:
     found = counters.read(made.memory)
     assert found.operations == {cls.__name__: number for number, cls in messages.BY_TYPE.items()}
     assert (found.errors, found.received, found.sent, found.latencies) == ({}, 0, 0, {})
+
+
+def test_what_several_mounts_did_for_events_is_added_up() -> None:
+    names = ("HEARD", "COALESCED", "TOLD", "PRETENDED", "REFUSED", "OVERFLOWS", "WATCHED")
+    found = []
+    for factor in (1, 10):
+        made = Counters()
+        for number, name in enumerate(names, start=1):
+            made.slots[getattr(counters, name)] = factor * number
+        found.append(counters.read(made.memory))
+    assert Events.of(found) == Events(**{name.lower(): 11 * number for number, name in enumerate(names, start=1)})
+    assert Events.of([]) == Events()
+    made.slots[counters.HEARD] = (1 << 64) - 1  # its process writes there what it likes
+    large = counters.read(made.memory)
+    assert Events.of([large, large]).heard == large.events.heard < 1 << 53

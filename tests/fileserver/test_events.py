@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.fileserver.harness import Device
 from tests.fileserver.test_watched import BEGIN, CHANGES, asked, confined, watched
 
+from uvmshare.fileserver.counters import Events
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import NOFID, OpenFlag
 
@@ -241,6 +243,28 @@ def test_what_was_told_is_pretended_once_and_nothing_changes_on_the_host(
                     pretend[line](guest)
     assert sorted(found) == sorted(pretend)
     assert _there(host.root) == before
+
+
+def test_what_is_done_for_events_is_counted(host: Host, agent: Callable[..., Agent], refused: Refused) -> None:
+    def counted() -> Events:
+        assert isinstance(host.device, Device)
+        status = host.device.run(host.device.server.status(counters=True))
+        return Events.of([mount.counted for share in status.shares for mount in share.mounts if mount.counted])
+
+    (host.root / "d").mkdir()
+    told = agent("d")
+    assert counted() == Events(watched=1), "nothing was done before it was asked for"
+    (host.root / "d" / "new").touch()
+    assert told.told() == ["Cf d/new"]
+    assert counted() == Events(heard=1, told=1, watched=1)
+    with told.as_ghost() as guest:
+        guest.clunk(guest.create("d/new", OpenFlag.WRONLY | OpenFlag.EXCL))
+        with refused(errno.EPERM):
+            guest.unlink("d/new")
+    found = counted()
+    assert (found.pretended, found.refused) == (1, 1)
+    asked(told.guest, "", BEGIN)
+    assert counted().watched == 0
 
 
 def test_other_users_never_see_what_is_pretended(host: Host, agent: Callable[..., Agent]) -> None:

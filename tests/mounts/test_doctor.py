@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from uvmshare.mounts.doctor import examine
-from uvmshare.mounts.report import FileSystem, GuestReport, MountHealth
+from uvmshare.mounts.report import FileSystem, GuestReport, ListedEvents, ListedPins, MountHealth
 
 GOOD = GuestReport(
     kernel="6.1.0-50-amd64",
@@ -71,3 +71,18 @@ def test_what_is_wrong_says_what_it_breaks_and_what_to_do(
     assert finding.breaks
     assert finding.remedy
     assert words in f"{finding.found}; {finding.breaks}; {finding.remedy}"
+
+
+def test_of_a_mount_with_events_it_is_said_what_was_repeated_or_why_nothing_is() -> None:
+    def found(**told: object) -> list[tuple[str, str, str]]:
+        mount = MountHealth(mount_path="/m", status="ok", events=True, **told)  # type: ignore[arg-type]  # a table
+        findings = examine(msgspec.structs.replace(GOOD, mounts=(mount,)))
+        return [(each.verdict, each.found, each.remedy) for each in findings if each.subject == "guest events /m"]
+
+    pins = ListedPins(directories=2048, full=True, events=ListedEvents(repeated=3, failed=1))
+    assert found(pins=pins) == [
+        ("good", "3 changes repeated, 1 failed; 2048 directories held, and there are more than may be held", "")
+    ]
+    ((verdict, why, remedy),) = found(no_events="the agent lacks CAP_FOWNER")
+    assert (verdict, why) == ("warning", "the agent lacks CAP_FOWNER")
+    assert "poll" in remedy

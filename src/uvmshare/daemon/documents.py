@@ -392,6 +392,25 @@ class ReleasedOwner(Answer, frozen=True):
     """How many mounts were."""
 
 
+class EventCounts(Answer, frozen=True):
+    """What the file server has done for events in the guest, for one share. All but `watched` are sums."""
+
+    heard: int
+    """How often the host's kernel said that another process changed a name in a directory that is watched."""
+    coalesced: int
+    """How many of these were one change with an earlier one, some milliseconds before."""
+    told: int
+    """Changes that the agent was told."""
+    pretended: int
+    """Operations by which the agent repeated changes; a change may take two."""
+    refused: int
+    """Operations of the reserved user that were refused."""
+    overflows: int
+    """How often more happened than could be kept: each time the names were compared with what they were."""
+    watched: int
+    """Directories that are watched now."""
+
+
 class Stats(Answer, frozen=True):
     """What the guest has done with one share, over all connections that it is mounted by."""
 
@@ -418,6 +437,7 @@ class Stats(Answer, frozen=True):
     """How many of the operations the compiled hot path served: 0 where it is not in use."""
     kinds: dict[str, int]
     """Operations by kind."""
+    events: EventCounts
     unreachable_since: datetime | None
     """Since when the agent in the guest is out of reach, for a share that mounts of the daemon's hold; null while it is
     reached, and for other shares."""

@@ -12,6 +12,7 @@ import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import msgspec
 import structlog
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -23,7 +24,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from uvmshare.daemon.shares import holder_of
-from uvmshare.fileserver.counters import BUCKETS, errno_name
+from uvmshare.fileserver.counters import BUCKETS, Events, errno_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -53,6 +54,8 @@ NAMES = (
     "uvmshare_received_bytes_total",
     "uvmshare_sent_bytes_total",
     "uvmshare_operation_seconds",
+    "uvmshare_events_total",
+    "uvmshare_watched_directories",
 )
 """Every name there is, as queries write it; histograms without their suffixes."""
 
@@ -143,6 +146,15 @@ def _mounts(shares: Mapping[tuple[int, str], list[ShareStatus]]) -> list[Metric]
     seconds = HistogramMetricFamily(
         "uvmshare_operation_seconds", "Time in a request's handler, of one turn in sixteen.", labels=[*labels, "kind"]
     )
+    events = CounterMetricFamily(
+        "uvmshare_events",
+        "What was done for events in guests: changes heard, coalesced and told, operations pretended and refused, "
+        "overflows.",
+        labels=[*labels, "what"],
+    )
+    watched = GaugeMetricFamily(
+        "uvmshare_watched_directories", "Directories that are watched for pins and events.", labels=labels
+    )
     for key, served in shares.items():
         vm = _name(key)
         for share in served:
@@ -168,8 +180,13 @@ def _mounts(shares: Mapping[tuple[int, str], list[ShareStatus]]) -> list[Metric]
                     answered.update(each.answered(expected=is_expected))
                 for number, count in answered.items():
                     family.add_metric([*where, errno_name(number)], count)
+            for what, count in msgspec.structs.asdict(Events.of(counted)).items():
+                if what == "watched":
+                    watched.add_metric(where, count)
+                elif count:
+                    events.add_metric([*where, what], count)
             for kind, counts in buckets.items():
                 bounds = [*(f"{bound:g}" for bound in BUCKETS), "+Inf"]
                 sums = [sum(counts[: index + 1]) for index in range(len(counts))]
                 seconds.add_metric([*where, kind], list(zip(bounds, sums, strict=True)), sum(latencies[kind]))
-    return [mounts, operations, errors, expected, received, sent, seconds]
+    return [mounts, operations, errors, expected, received, sent, seconds, events, watched]

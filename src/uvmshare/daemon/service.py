@@ -23,7 +23,7 @@ import structlog
 
 from uvmshare.daemon.addresses import check_addresses
 from uvmshare.daemon.agents import Agents
-from uvmshare.daemon.documents import Finding, Health, Info, NewVm, ReleasedOwner, Removed, Stats, Vm
+from uvmshare.daemon.documents import EventCounts, Finding, Health, Info, NewVm, ReleasedOwner, Removed, Stats, Vm
 from uvmshare.daemon.event_kinds import EventKind
 from uvmshare.daemon.events import EventLog
 from uvmshare.daemon.groups import check_limits, exceeds
@@ -38,7 +38,7 @@ from uvmshare.daemon.releases import Releases
 from uvmshare.daemon.shares import UserShares
 from uvmshare.daemon.store import LeaseKey, MountLease, MountRecord, VmRecord, name_for
 from uvmshare.errors import AlreadyThere, InvalidOptions, NotThere, OperationDenied, StillInUse, UvmshareError
-from uvmshare.fileserver.counters import errno_name
+from uvmshare.fileserver.counters import Events, errno_name
 from uvmshare.fileserver.mount import confinement
 from uvmshare.lifecycle.retry import Wait
 from uvmshare.mounts.doctor import examine
@@ -460,6 +460,7 @@ class Service:
                     latency=sum(latency.seconds for latency in measured) / count if count else None,
                     compiled=min(sum(each.compiled for each in counted), _MOST),
                     kinds={kind: min(number, _MOST) for kind, number in kinds.items()},
+                    events=EventCounts(**msgspec.structs.asdict(Events.of(counted))),
                     unreachable_since=machine.unreachable_since if share.name in mapped else None,
                 )
             )

@@ -24,17 +24,25 @@ import msgspec
 from uvmshare.ninep import messages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 __all__ = [
     "BUCKETS",
+    "COALESCED",
     "COMPILED",
     "EXPECTED",
+    "HEARD",
+    "OVERFLOWS",
+    "PRETENDED",
     "RECEIVED",
+    "REFUSED",
     "SAMPLED",
     "SENT",
+    "TOLD",
+    "WATCHED",
     "Counted",
     "Counters",
+    "Events",
     "Latency",
     "errno_name",
     "read",
@@ -69,7 +77,10 @@ Behind all that mounts of earlier versions have, which a new supervisor reads.""
 _BESIDE_DEVICE: Final = _BESIDE + 1
 COMPILED: Final = _BESIDE_DEVICE + 1
 """Requests that the compiled hot path served (`mount.plain`), of those by message type."""
-_SLOTS: Final = COMPILED + 1
+_EVENTS: Final = COMPILED + 1
+HEARD, COALESCED, TOLD, PRETENDED, REFUSED, OVERFLOWS, WATCHED = range(_EVENTS, _EVENTS + 7)
+"""What `Events` has, in its order."""
+_SLOTS: Final = WATCHED + 1
 _SIZE: Final = 8 * _SLOTS
 _BOUNDS: Final = tuple(int(bound * 1e9) for bound in BUCKETS)
 _EIO: Final = 5
@@ -94,6 +105,33 @@ class Latency(msgspec.Struct, frozen=True):
     """How many took at most each of `BUCKETS`, and no less than the one before; then those beyond."""
 
 
+class Events(msgspec.Struct, frozen=True):
+    """What one mount has done for events in its guest (docs/events.md). All but `watched` are sums since it began."""
+
+    heard: Count = 0
+    """Words of the host's kernel that another process changed a name."""
+    coalesced: Count = 0
+    """Those of a name that the kernel had spoken of already some milliseconds before: both are one change."""
+    told: Count = 0
+    """Changes that the agent was told."""
+    pretended: Count = 0
+    """Operations of the agent's that were answered as if they were carried out; a change may take two."""
+    refused: Count = 0
+    """Operations of the reserved user that were refused."""
+    overflows: Count = 0
+    """How often more happened than the kernel keeps, or the agent took. Then names are compared with what they were, or
+    the agent begins anew."""
+    watched: Count = 0
+    """Directories that are watched now, for pins or events."""
+
+    @classmethod
+    def of(cls, counted: Collection[Counted]) -> Events:
+        """Return what several mounts have done together."""
+        return cls(
+            *(min(sum(numbers), _MOST) for numbers in zip(*(_each(found.events) for found in counted), strict=True))
+        )
+
+
 class Counted(msgspec.Struct, frozen=True):
     """What one mount has done since it began. Another user's process may have said so: what is no count is refused."""
 
@@ -112,10 +150,15 @@ class Counted(msgspec.Struct, frozen=True):
     compiled: Count = 0
     """How many of the requests the compiled hot path served: 0 where it is not used."""
     latencies: Annotated[dict[Kind, Latency], msgspec.Meta(max_length=128)] = {}
+    events: Events = Events()
 
     def answered(self, *, expected: bool) -> dict[Errno, Count]:
         """Return the `errors` that are `EXPECTED`, or those that are not."""
         return {number: count for number, count in self.errors.items() if (number in EXPECTED) is expected}
+
+
+def _each(events: Events) -> tuple[int, ...]:
+    return msgspec.structs.astuple(events)
 
 
 class Counters:
@@ -224,4 +267,5 @@ def read(source: mmap.mmap | str) -> Counted:
         beside_device=slots[_BESIDE_DEVICE],
         compiled=slots[COMPILED],
         latencies=latencies,
+        events=Events(*slots[_EVENTS:]),
     )

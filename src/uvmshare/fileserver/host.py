@@ -181,6 +181,24 @@ def _nowait() -> Finding:
     return Finding(f"reads without waiting ({tempfile.gettempdir()})", "good", "RWF_NOWAIT works")
 
 
+def _events() -> Finding:
+    """Say whether a change can be told with who made it, which events in guests need (docs/events.md)."""
+    try:
+        os.close(syscalls.fanotify_init())
+    except OSError as error:
+        why = "no more groups for this user" if error.errno == errno.EMFILE else error.strerror or str(error)
+        return Finding(
+            "events",
+            "warning",
+            f"no fanotify: {why}",
+            "map --events: tools in guests hear nothing of changes by the host",
+            "raise fs.fanotify.max_user_groups"
+            if error.errno == errno.EMFILE
+            else "use Linux 5.13 or later, and let the server's container call fanotify_init(2)",
+        )
+    return Finding("events", "good", "fanotify tells what changed, and who did it")
+
+
 def _hot_path() -> Finding:
     if speed.is_used():
         return Finding("compiled hot path", "good", speed.describe())
@@ -246,6 +264,7 @@ _HOST: Final[tuple[Callable[[], Finding], ...]] = (
     _descriptors,
     _vsock,
     _nowait,
+    _events,
     _hot_path,
 )
 

@@ -208,9 +208,15 @@ class MountTable:
         def tell(path: str, result: dict[str, Any]) -> None:
             found[path] = {"mount_path": path, **result}
 
-        self._check(
-            [path for path in self.records if path not in found], within, tell, lambda: answer([*found.values()])
-        )
+        def told() -> None:
+            for path, result in found.items():
+                record = self.records.get(path)
+                if record is not None and record.events:
+                    pins = None if record.pins is None else record.pins.told()
+                    result.update(events=True, no_events=record.no_events, pins=pins)
+            answer([*found.values()])
+
+        self._check([path for path in self.records if path not in found], within, tell, told)
 
     # ------------------------------------------------------------------ adding and removing
 

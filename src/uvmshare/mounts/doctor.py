@@ -12,6 +12,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.finding import Finding
+from uvmshare.mounts.report import ListedEvents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -141,8 +142,31 @@ def _mounts(report: GuestReport) -> Iterator[Finding]:
             )
 
 
+def _events(report: GuestReport) -> Iterator[Finding]:
+    for mount in report.mounts:
+        if not mount.events or mount.status != "ok":
+            continue
+        if mount.no_events:
+            yield Finding(
+                f"guest events {mount.mount_path}",
+                "warning",
+                mount.no_events,
+                "tools in the guest that wait for changes by the host: they hear of none",
+                "docs/events.md says what each case needs; until then have the tools poll",
+            )
+        elif mount.pins is not None:
+            counted = mount.pins.events or ListedEvents()
+            limit = ", and there are more than may be held" if mount.pins.full else ""
+            yield Finding(
+                f"guest events {mount.mount_path}",
+                "good",
+                f"{counted.repeated} changes repeated, {counted.failed} failed; {mount.pins.directories} directories "
+                f"held{limit}",
+            )
+
+
 _GUEST: Final[tuple[Callable[[GuestReport], Iterator[Finding]], ...]] = (
-    *(_kernel, _client, _acls, _vsock, _root, _clock, _places, _mounts),
+    *(_kernel, _client, _acls, _vsock, _root, _clock, _places, _mounts, _events),
 )
 
 

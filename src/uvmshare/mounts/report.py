@@ -133,6 +133,12 @@ class MountHealth(msgspec.Struct, frozen=True, kw_only=True):
     seconds: _Seconds | None = None
     """How long reading took."""
     error: _Words = ""
+    events: bool = False
+    """Whether what the host does is to be an event there."""
+    no_events: _Words = ""
+    """Why it is not, if it was to be."""
+    pins: ListedPins | None = None
+    """Of a mount with events."""
 
 
 class FileSystem(msgspec.Struct, frozen=True, kw_only=True):

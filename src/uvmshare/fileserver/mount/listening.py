@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from uvmshare.directory import birth_time, file_handle
-from uvmshare.fileserver import syscalls
+from uvmshare.fileserver import counters, syscalls
 from uvmshare.fileserver.mount.seccomp import LISTEN_MASK, MARK
 from uvmshare.fileserver.syscalls import Fanotify, MountCrossed
 
@@ -159,12 +159,18 @@ class Listening:
     """What has happened to the names of one session's watched directories. Its owner's lock guards all of it.
 
     `opened` opens a watched directory where it was when it was added, None when it is not there any more; `shows` says
-    whether a name in one exists for the guest, by what kind of file it has.
+    whether a name in one exists for the guest, by what kind of file it has. What happens is counted in `slots`
+    (`counters`).
     """
 
     def __init__(
-        self, group: Group, opened: Callable[[int], int | None], shows: Callable[[int, bytes, bytes], bool]
+        self,
+        group: Group,
+        opened: Callable[[int], int | None],
+        shows: Callable[[int, bytes, bytes], bool],
+        slots: memoryview,
     ) -> None:
+        self._slots = slots
         self.plan: dict[Key, Pretence] = {}
         """What may be pretended now: of the lines that were told last."""
         self._own = os.getpid()
@@ -266,6 +272,7 @@ class Listening:
             while at < len(data):
                 size, _, _, header, mask, _, pid = _METADATA.unpack_from(data, at)
                 if mask & Fanotify.Q_OVERFLOW:
+                    self._slots[counters.OVERFLOWS] += 1
                     self._compare_all()
                 else:
                     self._note(data, at + header, at + size, mask if pid != self._own else 0)
@@ -280,6 +287,9 @@ class Listening:
                 name = data[start + length : at + size].split(b"\0", 1)[0]
                 place = self._place(number, name) if number is not None else None
                 if place is not None:
+                    if mask:
+                        self._slots[counters.HEARD] += 1
+                        self._slots[counters.COALESCED] += place in self._dirty
                     self._dirty[place] = self._dirty.get(place, 0) | mask
             at += max(size, 1)
 
@@ -342,6 +352,7 @@ class Listening:
         if len(self._lines) <= _MOST_LINES:
             return True
         self._lines.clear()
+        self._slots[counters.OVERFLOWS] += 1
         return False
 
     def _compare_one(self, found: _Found, place: _Place, directory: int, mask: int, since: int) -> None:
@@ -464,6 +475,7 @@ class Listening:
             if self.plan.keys() & plan.keys():
                 break  # one thing after the other
             self._lines.popleft()
+            self._slots[counters.TOLD] += 1
             told += line
             self.plan.update(plan)
         return told

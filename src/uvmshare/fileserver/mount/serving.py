@@ -158,7 +158,7 @@ class Serving(ServedConnection):
         self._rests = False
         """Whether all idle descriptors were closed since something came."""
         self.xattr_room = XattrRoom()
-        self.watched = None if queue is None else Watched(queue, self.tree, self.outbox.send)
+        self.watched = None if queue is None else Watched(queue, self.tree, self.outbox.send, self.counters)
         self._connection = connection
         self.log = log
         self.logged = set()

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final
 
 from uvmshare.fileserver import syscalls
 from uvmshare.fileserver.casefold import folds
+from uvmshare.fileserver.counters import WATCHED, Counters
 from uvmshare.fileserver.mount.listening import SHARE_OF_ALL, Directory, Group, Listening, require_room
 from uvmshare.fileserver.mount.outbox import read_reply
 from uvmshare.fileserver.mount.seccomp import WATCH_MASK
@@ -91,10 +92,13 @@ class Queue:
 class Watched:
     """The directories of one session that are watched, by number.
 
-    `send` sends a whole reply from any thread.
+    `send` sends a whole reply from any thread. What happens is counted in `counted`.
     """
 
-    def __init__(self, queue: Queue, tree: Tree, send: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, queue: Queue, tree: Tree, send: Callable[[bytes], None], counted: Counters | None = None
+    ) -> None:
+        self._slots = (counted or Counters()).slots
         self._queue = queue
         self._tree = tree
         self._send = send
@@ -137,7 +141,7 @@ class Watched:
         if self._queue.group is None:
             raise OSError(errno.EOPNOTSUPP, "no fanotify, or none to spare")
         with self._lock:
-            listening = Listening(self._queue.group, self._opened, self._is_shown)
+            listening = Listening(self._queue.group, self._opened, self._is_shown, self._slots)
             listening.require_told(self._tree.root.fd, self._tree.path_of(self._tree.root))
             self.listening = listening
             if self.reserved is None:
@@ -167,6 +171,7 @@ class Watched:
                 raise OSError(errno.ENOSPC, f"{self._queue.most} directories are watched, which is the limit")
             self._paths.setdefault(number, b"")
             self._files[number] = found.st_dev, found.st_ino
+            self._slots[WATCHED] = len(self._paths)
         try:
             path = self._tree.boundary.below(node)
             if not os.fstat(descriptor).st_nlink:
@@ -194,6 +199,7 @@ class Watched:
         if self._paths.pop(number, None) is not None:
             self._changed.pop(number, None)
             del self._files[number]
+            self._slots[WATCHED] = len(self._paths)
             if self.listening is not None:
                 self.listening.remove(number, is_gone=is_gone)
             with suppress(OSError):  # it is gone, and the kernel's watch with it

@@ -16,6 +16,7 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from uvmshare.fileserver.counters import PRETENDED, REFUSED
 from uvmshare.fileserver.mount.fids import GhostFid
 from uvmshare.fileserver.mount.handlers import files
 from uvmshare.fileserver.mount.listening import Absent, Gone, Moved
@@ -58,18 +59,25 @@ def served(plain: list[Serve | None]) -> list[Serve | None]:
     for cls, ghost in (*_ALWAYS.items(), *_OF_GONE.items()):
         server = plain[cls.type]
         assert server is not None, "each of these messages has a handler"
-        made[cls.type] = _either(server, ghost, always=cls in _ALWAYS)
+        made[cls.type] = _either(server, ghost, always=cls in _ALWAYS, pretends=cls in _PRETENDING)
     return made
 
 
-def _either(plain: Serve, ghost: Ghost, *, always: bool) -> Serve:
+def _either(plain: Serve, ghost: Ghost, *, always: bool, pretends: bool) -> Serve:
     def serve(session: Session, tag: int, number: int, at: int, stop: int) -> bytes | None:
         fid = session.fids.get(number)
         if type(fid) is GhostFid and (always or fid.pretended):
+            counted = session.counters.slots
             try:
-                return ghost(session, tag, number, fid, at, stop)
+                reply = ghost(session, tag, number, fid, at, stop)
             except MountCrossed as error:  # what is behind it would be served by `foreign`, which pretends nothing
+                counted[REFUSED] += 1
                 raise OSError(errno.EPERM, "nothing is pretended below a mount") from error
+            except PermissionError as error:
+                counted[REFUSED] += error.errno == errno.EPERM
+                raise
+            counted[PRETENDED] += pretends
+            return reply
         return plain(session, tag, number, at, stop)
 
     return serve
@@ -277,3 +285,7 @@ _OF_GONE: Final[dict[type[m.Message], Ghost]] = {
     m.Tstatfs: _not_there,
 }
 """Where nothing is there; of all else the messages are those of any user."""
+_PRETENDING: Final = frozenset(
+    (m.Tsetattr, m.Tlcreate, m.Tmkdir, m.Tmknod, m.Tsymlink, m.Tunlinkat, m.Trenameat),
+)
+"""What is answered as if it were done."""
