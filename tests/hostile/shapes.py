@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 REQUESTS: Final = {number: cls for number, cls in m.BY_TYPE.items() if cls.__name__.startswith("T")}
-FID_FIELDS: Final = {"fid", "newfid", "dfid", "dirfd", "olddirfd", "newdirfd", "afid"}
+FID_FIELDS: Final = {"fid", "newfid", "dfid", "dirfd", "olddirfid", "newdirfid", "afid"}
 
 NUMBERS: Final = (0, 1, 0x7F, 0xFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 40, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
 NAMES: Final = (

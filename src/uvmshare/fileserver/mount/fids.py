@@ -69,6 +69,10 @@ class Fid:
         self.file: OpenFile | None = None
         self.xattr: XattrValue | Changes | XattrWrite | None = None
 
+    def like(self, node: Node) -> Fid:
+        """Return another fid of the same user, for a node that is there."""
+        return type(self)(node, self.uid)
+
     def node_for_clone(self, tree: Tree) -> Node:
         """Return the node for another fid of the same file. Raises `OSError`.
 

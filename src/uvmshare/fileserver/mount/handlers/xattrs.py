@@ -12,11 +12,12 @@ import errno
 import os
 from typing import TYPE_CHECKING, Final
 
-from uvmshare.fileserver.mount.fids import Fid, XattrValue, XattrWrite
+from uvmshare.fileserver.mount.fids import XattrValue, XattrWrite
 from uvmshare.fileserver.mount.handlers import watching
 from uvmshare.ninep import messages as m
 
 if TYPE_CHECKING:
+    from uvmshare.fileserver.mount.fids import Fid
     from uvmshare.fileserver.mount.files.node import Node
     from uvmshare.fileserver.mount.session import Session
 
@@ -37,7 +38,7 @@ def xattrwalk(session: Session, tag: int, message: m.Txattrwalk) -> bytes:
         raise OSError(errno.EBUSY, "fid is open")
     session.tree.require_inside(fid.node)
     value = watching.answer(session, fid.node, message.name) or XattrValue(_value(session, fid.node, message.name))
-    reading = Fid(fid.node_for_clone(session.tree), fid.uid)
+    reading = fid.like(fid.node_for_clone(session.tree))
     session.require_xattr_room(value.size)
     reading.xattr = value
     session.fids[message.newfid] = reading
