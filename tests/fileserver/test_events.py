@@ -331,6 +331,28 @@ def test_what_the_reserved_user_reads_and_writes_is_the_file_itself(host: Host, 
     assert (host.root / "f").read_text() == "dirty p"
 
 
+@pytest.mark.parametrize(("flags", "is_written"), [(OpenFlag.RDWR, True), (OpenFlag.RDWR | OpenFlag.APPEND, False)])
+def test_a_programs_data_is_not_lost_because_nobody_may_open_the_file_any_more(
+    host: Host, agent: Callable[..., Agent], refused: Refused, flags: int, *, is_written: bool
+) -> None:
+    """A guest's kernel chooses by which fid it writes back, and the program that has the file open may write it."""
+    (host.root / "f").write_text("content")
+    told = agent("")
+    program = told.guest.open("f", flags)
+    with told.as_ghost() as guest:
+        repeating = guest.open("f", OpenFlag.WRONLY)
+        (host.root / "f").rename(host.outside / "f")
+        if is_written:
+            assert guest.write(repeating, 0, b"dirty p") == 7
+        else:  # it would be put at the end
+            with refused(errno.ENOENT):
+                guest.write(repeating, 0, b"dirty p")
+        guest.clunk(repeating)
+    told.guest.write(program, 7, b"!")
+    told.guest.clunk(program)
+    assert (host.outside / "f").read_text() == ("dirty p!" if is_written else "content!")
+
+
 def test_the_reserved_user_gets_nowhere_that_others_do_not(
     host: Host, agent: Callable[..., Agent], refused: Refused
 ) -> None:

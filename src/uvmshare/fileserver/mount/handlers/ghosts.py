@@ -11,6 +11,7 @@ names or attributes is only pretended, to this guest. What has not just been tol
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from contextlib import suppress
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from uvmshare.fileserver.mount.fids import Fid
     from uvmshare.fileserver.mount.files.node import Node
+    from uvmshare.fileserver.mount.files.openfile import OpenFile
     from uvmshare.fileserver.mount.listening import Key, Pretence
     from uvmshare.fileserver.mount.session import Serve, Session
 
@@ -48,6 +50,7 @@ _NOBODYS: Final = 1 << 63
 
 _RLOPEN: Final = m.packer(m.Rlopen)
 _RLCREATE: Final = m.packer(m.Rlcreate)
+_RWRITE: Final = m.packer(m.Rwrite)
 _RMKDIR: Final = m.packer(m.Rmkdir)
 _RMKNOD: Final = m.packer(m.Rmknod)
 _RSYMLINK: Final = m.packer(m.Rsymlink)
@@ -200,10 +203,29 @@ def _write(session: Session, tag: int, number: int, *rest: Any) -> bytes | None:
     """Write to the file itself: a guest's kernel writes a program's data back through any fid, this one too."""
     fid, at, stop = rest
     if fid.file is not None and not fid.file.writable:
-        file, _ = files.open_node(session, fid.node, os.O_RDWR)
+        try:
+            file, _ = files.open_node(session, fid.node, os.O_RDWR)
+        except OSError:
+            opened = _open_by_a_program(session, fid.file)
+            if opened is None:
+                raise
+            offset, start = requests.write(session.buffer, at, stop)
+            session.ownership.before_write(fid.node, opened.fd, fid.uid)
+            return _RWRITE(tag, opened.write(session.view[start:stop], offset))
         session.opened_files.discard(fid.file)
         session.opened(fid, file)
     return files.write(session, tag, number, at, stop)
+
+
+def _open_by_a_program(session: Session, file: OpenFile) -> OpenFile | None:
+    """Return the same file as a program of the guest has it open for writing; None where none has.
+
+    Its data may come by this fid, and is not to be lost because the host lets nobody open the file any more.
+    """
+    for other in session.opened_files.of(file.key):
+        if other.writable and not fcntl.fcntl(other.fd, fcntl.F_GETFL) & os.O_APPEND:  # pwrite(2) would append
+            return other
+    return None
 
 
 def _setattr(session: Session, tag: int, _: int, __: GhostFid, at: int, stop: int) -> bytes:
