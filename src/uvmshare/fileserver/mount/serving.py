@@ -424,10 +424,10 @@ class Serving(ServedConnection):
         """Serve requests from now on, or none but Tversion and Tattach."""
         self._attached = attached
         self._handlers = self._served = table.served(read_only=self.export.read_only) if attached else _NOT_ATTACHED
-        if self.foreign.is_used and attached:
-            self._served = self.foreign.served(self._handlers)
         if self._pretends and attached:
             self._served = ghosts.served(self._served)
+        if self.foreign.is_used and attached:  # around all others: what is under way on a fid comes first
+            self._served = self.foreign.served(self._served)
         if self.fence is not None:
             self._served = self.fence.looked_at(self._served)
         self._measured = self.counters.measured(self._served)
