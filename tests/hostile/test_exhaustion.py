@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from tests.processes import children_of, descriptors_of, status_of, wait_for_end
+from tests.processes import await_answer, children_of, descriptors_of, status_of, wait_for_end
 
 from uvmshare.errors import ConnectionClosed
 from uvmshare.fileserver.limits import Limits
@@ -77,6 +77,33 @@ def take_everything(target: Target, client: NinePClient) -> None:
     attributes: list[m.Message] = [m.Txattrcreate(fid, b"user.a", 10_000, 0) for fid in range(120, 140)]
     assert refused_at_last(client, attributes, errno.ENOMEM) == 6
     assert not unlocked(target.root / "file")
+
+
+def watches(client: NinePClient) -> bool:
+    """Say whether an agent would be told of changes (docs/events.md)."""
+    attribute = client.new_fid()
+    try:
+        client.rpc(m.Txattrwalk(client.root, attribute, b"trusted.uvmshare.begin"))
+    except OSError as error:
+        assert error.errno in (errno.ENODATA, errno.EOPNOTSUPP)  # noqa: PT017  any other is the failure itself
+        return False
+    client.clunk(attribute)
+    return True
+
+
+def test_a_guest_that_attaches_as_often_as_it_can_leaves_the_kernels_queues_to_other_vms(
+    attack: Callable[..., Target],
+) -> None:
+    """There are 128 for all that a user does, of inotify and of fanotify, and each attach took one of both."""
+    greedy = attack()
+    clients = [greedy.connect() for _ in range(16)]
+    assert [watches(client) for client in clients] == [True] * 15 + [False], "the witness has one"
+    other = attack()
+    assert watches(other.connect())
+    clients[0].close()
+    await_answer(lambda: len(greedy.mounts()), 15)
+    assert watches(greedy.connect())
+    greedy.require_unharmed()
 
 
 @pytest.mark.parametrize("ending", ["hang up", "close", "version", "nonsense", "unshare"])

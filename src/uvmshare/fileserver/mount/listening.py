@@ -52,8 +52,8 @@ _MOST_LINES: Final = 8192
 _MOST_MARKS: Final = 4096
 """Twice as many as directories may be watched (`watched`). A mark keeps its directory in the kernel's memory. It stays
 when the directory has left its place, since only a path could take it away."""
-SHARE_OF_ALL: Final = 16
-"""One mount takes no more than so small a part of what a user may watch and mark."""
+SHARE_OF_ALL: Final = 64
+"""One mount takes no more than so small a part of what a user may watch and mark, and 16 mounts of one VM a quarter."""
 _MAX_MARKS: Final = "/proc/sys/fs/fanotify/max_user_marks"
 _PIECE: Final = 64 * 1024
 _MOST_PIECES: Final = 64

@@ -73,10 +73,12 @@ def serve(
     telling: int,
     counters: Counters | None = None,
     fence: Fence | None = None,
+    watches: bool = True,
 ) -> NoReturn:
     """Be a mount process: serve the connection to its end, then exit. Called in a fresh fork.
 
     `lifeline` and `own_file` are as in `_begin`, `telling` is where to say what the log is to have.
+    `watches` is whether it may have the kernel's queues of what happens to files.
     """
     status = 1
     try:
@@ -96,7 +98,7 @@ def serve(
         descriptors = confinement.allow_descriptors(limits.descriptors)
         table = os.open(TABLE, os.O_RDONLY | os.O_CLOEXEC)
         any_mounts = _may_have_mounts(export, table)
-        queue = Queue.open()
+        queue = Queue.open() if watches else None
         enclosed = confinement.enter(export, table)
         if queue is not None and not enclosed:  # by a path it would be told of what lies outside the share
             queue.close()

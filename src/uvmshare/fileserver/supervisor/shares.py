@@ -16,7 +16,7 @@ import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, Protocol
 
 from uvmshare.directory import may_be_same
 from uvmshare.errors import FileServerError, HostPathReplaced, InvalidState, ShareExists, ShareNotFound
@@ -51,6 +51,11 @@ if TYPE_CHECKING:
 __all__ = ["MountProcess", "MountProcesses", "Serve", "ServedShare", "ServedShares"]
 
 
+_MOST_WATCHING: Final = 16
+"""Mounts of one VM that may have the kernel's queues of what happens to files. Its user may have 128 of each kind
+(``max_user_instances``), and a guest that attaches as often as it can is to leave some to other VMs."""
+
+
 class Serve(Protocol):
     """What a mount process does from its fork to its end (`mount.process.serve`)."""
 
@@ -66,6 +71,7 @@ class Serve(Protocol):
         telling: int,
         counters: Counters,
         fence: Fence | None,
+        watches: bool,
     ) -> NoReturn:
         """Serve a connection to its end, then exit."""
 
@@ -96,6 +102,8 @@ class MountProcess:
     counters: Counters | None = None
     """None for one that was taken over: its counters are in the run directory."""
     said: Said | None = None
+    watches: bool = True
+    """Whether it may have the kernel's queues of what happens to files; of one that was taken over nobody knows."""
 
 
 @dataclass(slots=True, eq=False)
@@ -365,6 +373,7 @@ class ServedShares:
         share = self._by_name[attach.message.aname.decode(errors="surrogateescape")]
         number, peer = connection.number, connection.peer
         own_file = None
+        watches = sum(each.watches for each in self._running()) < _MOST_WATCHING
         told, telling = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         counted = Counters(None if self._run_dir is None else self._run_dir.new_counters(number))
         try:
@@ -382,6 +391,7 @@ class ServedShares:
                     telling=telling,
                     counters=counted,
                     fence=self._fence,
+                    watches=watches,
                 )
             counted.keep_to_one()
             try:
@@ -404,7 +414,14 @@ class ServedShares:
         with suppress(OSError):  # no descriptor left: it is ended all the same
             # Not the socket's own dup, which sets O_NONBLOCK anew: the mount process has the same open file, and waits.
             connected = socket.socket(fileno=os.dup(connection.socket.fileno()))
-        self._watch(MountProcess(pid, pidfd, share, number, peer, connected, counters=counted), told)
+        started = MountProcess(pid, pidfd, share, number, peer, connected, counters=counted, watches=watches)
+        self._watch(started, told)
+
+    def _running(self) -> Iterator[MountProcess]:
+        """Return every mount process that has not ended, also those that were left behind."""
+        for share in self._by_name.values():
+            yield from share.mounts.values()
+        yield from self._left.values()
 
     def counted(self, running: MountProcess) -> Counted:
         """Return what a mount has done."""
