@@ -7,7 +7,8 @@ the share's name and gets an errno. What is named in DIRECTORY/busy cannot be un
 EIO, in DIRECTORY/hang does not end a read, in DIRECTORY/slow ends it when DIRECTORY/fifo does; until then it is busy,
 which DIRECTORY/met-reader notes. A read that does not end is noted in DIRECTORY/hanging, and DIRECTORY/later says how
 many seconds the clock is ahead. Where there is a FIFO DIRECTORY/says, what holds the directories of a mount says the
-lines that come from it. Options that are named in DIRECTORY/passed-over are passed over without a word.
+lines that come from it. Where there is a DIRECTORY/no-remount that says anything, no mount is made read-only
+without its file system. Options that are named in DIRECTORY/passed-over are passed over without a word.
 """
 
 from __future__ import annotations
@@ -107,6 +108,14 @@ def bind(source: str, target: str) -> int:
     return 0
 
 
+def make_read_only(path: str, *, suid: bool, dev: bool) -> int:
+    with table() as found:
+        (entry,) = [entry for entry in found if entry[1] == os.path.realpath(path)]
+        assert ("nosuid" in entry[4], "nodev" in entry[4]) == (not suid, not dev), "a remount says all flags"
+        entry[4] += ",ro-here"
+    return errno.EPERM if named("no-remount") else 0
+
+
 def umount(name: str, *, lazy: bool) -> int:
     path = os.path.join(os.path.realpath(os.path.dirname(name)), os.path.basename(name))
     if path in named("busy") and not lazy:
@@ -157,6 +166,7 @@ if __name__ == "__main__":
     mount_paths.mount_number = mount_number
     mount_paths.umount = umount
     work.bind = bind
+    work.make_read_only = make_read_only
     work.read = read
     time.monotonic = clock
     # It is told of the mounts of the host that runs the test, of which those of this kernel are none.

@@ -1,4 +1,4 @@
-"""What mount(2) keeps when a mount that was made aside is bound to its place: in a mount namespace of its own."""
+"""What a mount that was made aside is when it is bound to its place: in a mount namespace of the test's own."""
 
 from __future__ import annotations
 
@@ -35,3 +35,47 @@ def test_what_is_bound_in_the_place_of_a_dead_mount_has_the_flags_of_what_was_mo
     shown = subprocess.run([*command, PROGRAM, base, *flags], stdout=subprocess.PIPE, check=True).stdout.decode()
     kept = {"ro", "nosuid", "nodev"}
     assert kept & set(shown.strip().split(",")) == kept & set(flags)
+
+
+READ_ONLY = """
+import ctypes, errno, os, sys
+from uvmshare.guest import pinning, repeating, work
+base, *flags = sys.argv[1:]
+for name in ("aside", "place"):
+    os.mkdir(f"{base}/{name}")
+os.system(f"mount -t tmpfs -o {','.join(flags)} none {base}/aside")
+assert work.make_read_only(f"{base}/aside", suid="suid" in flags, dev="dev" in flags) == 0
+assert work.bind(f"{base}/aside", f"{base}/place") == 0
+
+def require_read_only(where):
+    try:
+        os.mkdir(f"{base}/{where}/made")
+    except OSError as error:
+        assert error.errno == errno.EROFS
+    else:
+        raise AssertionError(where)
+
+require_read_only("aside")
+os.system(f"umount {base}/aside")
+place = os.open(f"{base}/place", os.O_PATH)
+own = pinning._clone(place)
+repeater = repeating.Repeater.__new__(repeating.Repeater)
+repeater._libc = ctypes.CDLL(None, use_errno=True)
+repeater._make_writable(own)
+os.mkdir("inside", dir_fd=own)
+assert os.listdir(f"{base}/place") == ["inside"], "it is the same file system"
+require_read_only("place")
+(options,) = [line.split()[5] for line in open("/proc/self/mountinfo") if line.split()[4] == f"{base}/place"]
+print(options)
+"""
+
+
+@pytest.mark.parametrize("flags", [("nosuid", "nodev"), ("suid", "dev")])
+def test_a_mount_whose_file_system_is_written_through_another_one_stays_read_only_itself(
+    flags: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    base = str(tmp_path_factory.mktemp("bound"))
+    command = ["unshare", "--mount", "--propagation", "private", sys.executable, "-W", "error::SyntaxWarning", "-c"]
+    shown = subprocess.run([*command, READ_ONLY, base, *flags], stdout=subprocess.PIPE, check=True).stdout.decode()
+    kept = {"ro", "nosuid", "nodev"}
+    assert kept & set(shown.strip().split(",")) == {"ro", *(kept & set(flags))}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from uvmshare.errors import GuestAgentError
 from uvmshare.mounts import MountManager
 from uvmshare.mounts.options import MountOptions
 from uvmshare.testing.fakes import FakeAgent
@@ -127,18 +128,48 @@ def test_events_that_end_are_told_with_their_reason_and_the_host_is_made_to_ask(
     bench.run(test)
 
 
-@pytest.mark.parametrize(
-    ("how", "words"),
-    [({}, "docs/events.md|open_tree"), ({"read_only": True}, "read-only")],
-    ids=["no file server that tells", "read-only"],
-)
-def test_where_there_can_be_none_the_mount_is_there_and_says_why(bench: Bench, how: dict[str, Any], words: str) -> None:
+@pytest.mark.parametrize("how", [{}, {"read_only": True}], ids=["writable", "read-only"])
+def test_where_there_can_be_none_the_mount_is_there_and_says_why(bench: Bench, how: dict[str, Any]) -> None:
     async def test() -> None:
         await bench.start_agent()
         async with bench.client() as client, MountManager(client) as mounts:
             mount = await mounts.mount(MountOptions("0", f"{bench.allow}/a", events=True, **how))
             assert bench.mounted() == ["a"]
-            assert re.search(words, mount.no_events or "")
+            assert re.search("docs/events.md|open_tree", mount.no_events or ""), "this file server tells nothing"
+
+    bench.run(test)
+
+
+@pytest.mark.parametrize("flags", [{}, {"suid": True, "dev": True}], ids=["nosuid", "suid"])
+def test_of_a_read_only_mount_with_events_the_file_system_is_writable_and_nowhere_to_be_written(
+    bench: Bench, flags: dict[str, Any]
+) -> None:
+    def shown() -> list[tuple[str, set[str]]]:
+        kept = {"ro", "ro-here", "nosuid", "nodev"}
+        entries = json.loads((bench.kernel / "mounts.json").read_text())
+        return [(os.path.relpath(entry[1], bench.allow), kept & set(entry[4].split(","))) for entry in entries]
+
+    there = [("a", {"ro-here", *(f"no{name}" for name in ("suid", "dev") if name not in flags)})]
+
+    async def test() -> None:
+        await bench.start_agent()
+        async with bench.client() as client:
+            await client.add_mapped_directory(wanted(bench, read_only=True, **flags))
+            assert shown() == there
+            bench.server.cut()
+
+            async def is_again() -> bool:
+                return (await client.listed())[0].again == 1
+
+            await bench.until(is_again)
+            assert shown() == there
+            await client.remove_mapped_directory(wanted(bench, read_only=True, **flags))
+            (bench.kernel / "no-remount").write_text("yes")
+            with pytest.raises(GuestAgentError, match="cannot be made read-only"):
+                await client.add_mapped_directory(wanted(bench, read_only=True, **flags))
+            assert shown() == [], "what could not be made read-only is mounted nowhere"
+            await client.add_mapped_directory(wanted(bench, read_only=True, events=False))
+            assert shown() == [("a", {"ro", "nosuid", "nodev"})]
 
     bench.run(test)
 

@@ -83,8 +83,10 @@ class Agent:
 
 @pytest.fixture
 def agent(host: Host) -> Callable[..., Agent]:
-    def begun(*directories: str, hide: tuple[str, ...] = (), allowed: tuple[str, ...] = ()) -> Agent:
-        name = host.share(hide=hide, allowed=allowed)
+    def begun(
+        *directories: str, hide: tuple[str, ...] = (), allowed: tuple[str, ...] = (), read_only: bool = False
+    ) -> Agent:
+        name = host.share(hide=hide, allowed=allowed, read_only=read_only)
         Agent.name = name.encode()
         return Agent(host.connect(name), *directories)
 
@@ -242,6 +244,45 @@ def test_what_was_told_is_pretended_once_and_nothing_changes_on_the_host(
                 with refused(errno.EPERM):
                     pretend[line](guest)
     assert sorted(found) == sorted(pretend)
+    assert _there(host.root) == before
+
+
+def test_of_a_read_only_share_changes_are_pretended_and_nothing_is_written_as_any_user(
+    host: Host, agent: Callable[..., Agent], refused: Refused
+) -> None:
+    d = host.root / "d"
+    d.mkdir()
+    (d / "f").write_text("content")
+    (d / "gone").write_text("x")
+    told = agent("d", read_only=True)
+    told.settle(d)
+    (d / "new").write_text("new")
+    (d / "gone").unlink()
+    found: list[str] = []
+    before = _there(host.root)
+    while not {"Cf d/new", "Df d/gone"} <= set(found):
+        lines = told.told()
+        found += lines
+        with told.as_ghost() as guest:
+            for line in lines:
+                if line == "Cf d/new":
+                    fid = guest.create("d/new", OpenFlag.WRONLY | OpenFlag.EXCL)
+                    with refused(errno.EROFS):
+                        guest.write(fid, 0, b"written")
+                    guest.clunk(fid)
+                elif line == "Df d/gone":
+                    guest.unlink("d/gone")
+    with told.as_ghost() as guest, guest.walked("d/f") as fid:
+        guest.ask(m.Tlopen(fid, OpenFlag.RDWR), m.Rlopen)
+        assert guest.read(fid, 0, 100) == b"content"
+        with refused(errno.EROFS):
+            guest.write(fid, 0, b"written")
+    with refused(errno.EROFS):
+        told.guest.write_file("d/f", b"written")
+    with refused(errno.EROFS):
+        told.guest.unlink("d/f")
+    with refused(errno.EROFS):
+        told.guest.mkdir("d/made")
     assert _there(host.root) == before
 
 

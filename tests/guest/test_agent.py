@@ -95,13 +95,13 @@ class Bench:
         await self.guest.run("kill $(cat /run/agent.pid); rm -r /run/agent /run/agent.log")
         await self.server.aclose()
 
-    def share(self) -> AddOptions:
+    def share(self, *, read_only: bool = False) -> AddOptions:
         """Return a directory of its own with a file in it."""
         self.made += 1
         made = self.directory / f"share{self.made}"
         made.mkdir()
         (made / "f").write_text("text")
-        return AddOptions(made)
+        return AddOptions(made, read_only=read_only)
 
     def listed(self, path: str) -> ListedMount:
         return next(found for found in self.run(self.agent.listed()) if found.mount_path == path)

@@ -182,6 +182,37 @@ def test_what_nobody_watches_is_not_repeated(pinned: Pinned) -> None:
     assert (pins.events.repeated, pins.events.failed, pins.events.ended) == (1, 0, "")
 
 
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param({"share_read_only": True}, id="share"),
+        pytest.param({"read_only": True}, id="mount", marks=pytest.mark.long),
+    ],
+)
+def test_a_read_only_mount_has_events_too_and_nobody_writes_through_it(bench: Bench, how: dict[str, bool]) -> None:
+    pinned = Pinned(bench, f"/run/mnt/ro{bench.made}", events=True, **how)
+    host = pinned.host
+    (host / "src" / "f").write_text("f")
+    with pinned.listening("src"):
+        (host / "src" / "new").write_text("content")
+        _until_heard(pinned, "src/new CREATE")
+        _until_heard(pinned, "src/new CLOSE_WRITE")
+        (host / "src" / "f").rename(host / "src" / "g")
+        _until_heard(pinned, "src/g MOVED_TO")
+        (host / "src" / "g").unlink()
+        _until_heard(pinned, "src/g DELETE")
+    before = _content(host)
+    changes = ("touch src/made", "echo x >src/new", "rm src/new", "mkdir made", "chmod 600 src/new", "mv src/new src/z")
+    for change in changes:
+        said = bench.sh(f"cd {pinned.path} && ({change}) 2>&1; true")
+        assert "Read-only file system" in said, (change, said)
+    assert f"{pinned.path} 9p ro," in bench.sh("cat /proc/mounts")
+    assert _content(host) == before
+    listed = bench.listed(pinned.path)
+    assert (listed.no_events, listed.read_only) == ("", True)
+    bench.run(bench.mounts.unmap(pinned.path, owner="a"))
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(4))
 def test_after_random_changes_on_both_sides_that_are_repeated_both_see_the_same(pinned: Pinned, seed: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.guest import listener, shuffle
@@ -35,14 +35,14 @@ class Pinned:
     Six of them are pinned: the root, a, b, c, src and node_modules, but nothing below that.
     """
 
-    def __init__(self, bench: Bench, path: str, *, events: bool = False) -> None:
+    def __init__(self, bench: Bench, path: str, *, share_read_only: bool = False, **how: Any) -> None:
         self.bench = bench
         self.path = path
-        self.options = bench.share()
+        self.options = bench.share(read_only=share_read_only)
         self.host = bench.directory / f"share{bench.made}"
         for each in ("a/b/c", "src", "node_modules/x/y"):
             (self.host / each).mkdir(parents=True)
-        self.share = bench.run(bench.mounts.map(self.options, path, owner="a", events=events)).share_name
+        self.share = bench.run(bench.mounts.map(self.options, path, owner="a", **how)).share_name
 
         self.until_pinned(6)
 

@@ -38,6 +38,7 @@ __all__ = [
     "choose",
     "chosen",
     "connect",
+    "flags",
     "ignored",
     "main",
     "mount",
@@ -332,8 +333,13 @@ def attach(
     `dev`, device nodes in it cannot be opened (mount(2), MS_NOSUID and MS_NODEV).
     """
     number = connected.fileno()
-    flags = (_MS_RDONLY if read_only else 0) | (0 if suid else _MS_NOSUID) | (0 if dev else _MS_NODEV)
-    return _mount(source, directory, flags, f"trans=fd,rfdno={number},wfdno={number},{options}")
+    how = flags(read_only=read_only, suid=suid, dev=dev)
+    return _mount(source, directory, how, f"trans=fd,rfdno={number},wfdno={number},{options}")
+
+
+def flags(*, read_only: bool, suid: bool, dev: bool) -> int:
+    """Return the flags of mount(2) for this."""
+    return (_MS_RDONLY if read_only else 0) | (0 if suid else _MS_NOSUID) | (0 if dev else _MS_NODEV)
 
 
 def require_path(path: str) -> str:

@@ -35,6 +35,10 @@ _CREATE = os.O_CREAT | os.O_EXCL | os.O_RDONLY | _FLAGS
 _EXECUTE = 0o111
 _NS = 1_000_000_000
 _MINOR_BITS = 20
+_MOUNT_SETATTR = 442
+"""The same on every architecture."""
+_AT_EMPTY_PATH = 0x1000
+_MOUNT_ATTR_RDONLY = 1
 _QUEUE = "anon_inode:inotify"
 
 
@@ -42,8 +46,18 @@ class _Timespec(ctypes.Structure):
     _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
 
 
+class _MountAttr(ctypes.Structure):
+    _fields_ = (
+        *(("set", ctypes.c_uint64), ("clear", ctypes.c_uint64)),
+        *(("propagation", ctypes.c_uint64), ("userns", ctypes.c_uint64)),
+    )
+
+
 class Repeater:
-    """Repeats changes below the mount of a directory. Raises `OSError`: EOPNOTSUPP where that cannot be."""
+    """Repeats changes below the mount of a directory, which is this process's alone: it is made writable.
+
+    Raises `OSError`: EOPNOTSUPP where that cannot be.
+    """
 
     def __init__(self, root: int) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -59,12 +73,23 @@ class Repeater:
             )
         if self._libc.prctl(_PR_SET_SECUREBITS, ctypes.c_ulong(_NO_SETUID_FIXUP), 0, 0, 0):
             raise OSError(errno.EOPNOTSUPP, "the agent may not keep its capabilities")
+        if os.fstatvfs(root).f_flag & os.ST_RDONLY:
+            self._make_writable(root)
         with self._as_reserved():
             try:
                 os.lstat(f".uvmshare-{self.uid}", dir_fd=root)
             except FileNotFoundError as error:
                 why = "the guest's kernel does not attach for each user: mount with access=client"
                 raise OSError(errno.EOPNOTSUPP, why) from error
+
+    def _make_writable(self, root: int) -> None:
+        """Let this process write through its own mount of a file system whose other mount is read-only."""
+        attr = _MountAttr(clear=_MOUNT_ATTR_RDONLY)
+        size = ctypes.c_size_t(ctypes.sizeof(attr))
+        how = ctypes.c_uint(_AT_EMPTY_PATH), ctypes.byref(attr), size
+        if self._libc.syscall(_MOUNT_SETATTR, ctypes.c_int(root), b"", *how):
+            why = os.strerror(ctypes.get_errno())
+            raise OSError(errno.EOPNOTSUPP, f"events of a read-only mount need Linux 5.12 in the guest ({why})")
 
     @contextlib.contextmanager
     def _as_reserved(self) -> Iterator[None]:

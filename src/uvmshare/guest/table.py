@@ -101,14 +101,21 @@ class AgentMount:
         return (self.reader is not None and self.reader.running) or self.read_until >= when
 
     @property
+    def has_writable_inside(self) -> bool:
+        """Whether its file system is writable, though nobody can write at its path.
+
+        The agent's operations, which only seem to change something, need that. What the share forbids the file server
+        refuses.
+        """
+        return self.read_only and self.events
+
+    @property
     def no_events(self) -> str:
         """Why what the host does is no event here although that was asked for; "" while it is."""
         if not self.events or self.state == "mounting":
             return ""
         if self.state == "broken":
             return "its connection was lost"
-        if self.read_only:
-            return "it is mounted read-only, where the guest's kernel refuses the agent's operations: map it writable"
         if self.pins is None:
             return f"the directories of {MOST_MOUNTS} other mounts are held, which is the limit: unmap one of them"
         return self.pins.no_events
@@ -347,10 +354,11 @@ class MountTable:
     def _pin(self, record: AgentMount) -> None:
         """Hold its directories, unless the guest's kernel remembers them by itself."""
         with_pins = sum(1 for each in self.records.values() if each.pins is not None)
-        wanted = record.events and not record.read_only
-        most = self._most_pins or (_EVENT_PINS if wanted else 0)
+        most = self._most_pins or (_EVENT_PINS if record.events else 0)
         if most and record.cache != "loose" and with_pins < MOST_MOUNTS:
-            record.pins = Pins(self._loop, record.path, self._prefixes, most, events=wanted, changed=self._note_change)
+            record.pins = Pins(
+                self._loop, record.path, self._prefixes, most, events=record.events, changed=self._note_change
+            )
 
     def _note_change(self) -> None:
         self.changes += 1

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from uvmshare.guest.table import AgentMount
     from uvmshare.linux.mountinfo import Mounted
 
-__all__ = ["bind", "is_there", "mounting", "read", "reading", "unmounting"]
+__all__ = ["bind", "is_there", "make_read_only", "mounting", "read", "reading", "unmounting"]
 
-_MS_BIND = 4096
+_MS_REMOUNT, _MS_BIND = 32, 4096
 _DEAD = mount.LOST
 """What the kernel's 9P client answers when its connection is gone."""
 
@@ -68,7 +68,7 @@ def mounting(
             with mount.connect(address, timeout=timeout) as connected:
                 keepalive.begin(connected)
                 send({}, connected.fileno())
-                if found is None:
+                if found is None and not record.has_writable_inside:
                     with mount_paths.opened(above, record.path) as target:
                         _attach(connected, address, f"/proc/self/fd/{target}", record, options)
                         try:
@@ -80,7 +80,11 @@ def mounting(
                     with _aside(directory) as aside:
                         _attach(connected, address, aside, record, options)
                         how = _require_all(options, aside, record)
-                        _replace(above, record, prefixes, aside)
+                        if record.has_writable_inside:
+                            _make_read_only(aside, record)
+                        if found is not None:
+                            mount_paths.unmount(record.path, prefixes, lazy=True)
+                        _bind(aside, above, record)
         send({"done": True, "made": made, "chosen": how})
 
     return _telling(task)
@@ -98,9 +102,8 @@ def _what_is_there(above: int, record: AgentMount) -> Mounted | None:
 
 
 def _attach(connected: socket.socket, address: ServerAddress, where: str, record: AgentMount, options: str) -> None:
-    code = mount.attach(
-        connected, str(address), where, options, read_only=record.read_only, suid=record.suid, dev=record.dev
-    )
+    read_only = record.read_only and not record.has_writable_inside
+    code = mount.attach(connected, str(address), where, options, read_only=read_only, suid=record.suid, dev=record.dev)
     if code:
         why = mount.why_not_mounted(code, record.share, record.cache)
         words = f"cannot mount share {record.share!r} of {address} on {record.path}: {why}"
@@ -128,12 +131,18 @@ def _aside(directory: str) -> Iterator[str]:
         os.rmdir(aside)
 
 
-def _replace(above: int, record: AgentMount, prefixes: list[str], aside: str) -> None:
-    """Put what is mounted aside in the place of a dead mount, which stays until then.
+def _make_read_only(aside: str, record: AgentMount) -> None:
+    """Make what is mounted aside read-only, but not its file system, which is written through another mount of it."""
+    code = make_read_only(aside, suid=record.suid, dev=record.dev)
+    if code:
+        raise RequestError(wire.FAILED, f"{record.path} cannot be made read-only: {os.strerror(code)}")
 
-    It is bound there: moving it would need a mount that is not shared (mount(2)).
+
+def _bind(aside: str, above: int, record: AgentMount) -> None:
+    """Put what is mounted aside in its place. A dead mount stays there until then.
+
+    It is bound there, as it is: moving it would need a mount that is not shared (mount(2)).
     """
-    mount_paths.unmount(record.path, prefixes, lazy=True)
     with mount_paths.opened(above, record.path) as target:
         code = bind(aside, f"/proc/self/fd/{target}")
     if code:
@@ -144,6 +153,14 @@ def bind(source: str, target: str) -> int:
     """Bind a mount to a second place with mount(2), and return 0 or the errno."""
     libc = ctypes.CDLL(None, use_errno=True)
     failed = libc.mount(os.fsencode(source), os.fsencode(target), None, ctypes.c_ulong(_MS_BIND), None)
+    return ctypes.get_errno() if failed else 0
+
+
+def make_read_only(path: str, *, suid: bool, dev: bool) -> int:
+    """Have nobody write through a mount, though its file system is writable (mount(2)); return 0 or the errno."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    flags = _MS_REMOUNT | _MS_BIND | mount.flags(read_only=True, suid=suid, dev=dev)
+    failed = libc.mount(None, os.fsencode(path), None, ctypes.c_ulong(flags), None)
     return ctypes.get_errno() if failed else 0
 
 
