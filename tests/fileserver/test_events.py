@@ -11,6 +11,7 @@ import shutil
 import stat
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,7 +24,6 @@ from uvmshare.ninep.constants import NOFID, OpenFlag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.fileserver.harness import Host, Refused
 
@@ -284,6 +284,31 @@ def test_of_a_read_only_share_changes_are_pretended_and_nothing_is_written_as_an
     with refused(errno.EROFS):
         told.guest.mkdir("d/made")
     assert _there(host.root) == before
+
+
+def test_for_a_guest_that_asks_for_no_events_the_kernel_is_to_tell_of_nothing(
+    host: Host, agent: Callable[..., Agent]
+) -> None:
+    def told_of() -> list[list[str]]:
+        """Return the directories of which the kernel tells the mount process, as /proc has them."""
+        assert isinstance(host.device, Device)
+        status = host.device.run(host.device.server.status())
+        (pid,) = (mount.pid for share in status.shares for mount in share.mounts)
+        texts = [path.read_text() for path in Path(f"/proc/{pid}/fdinfo").iterdir()]
+        words = [line.split()[:2] for text in texts for line in text.splitlines()]
+        return [each for each in words if each[0] in ("inotify", "fanotify") and not each[1].startswith("flags:")]
+
+    (host.root / "d").mkdir()
+    guest = host.guest()
+    guest.write_file("d/f", b"x")
+    (host.root / "d" / "new").touch()
+    assert guest.exists("d/new")
+    assert told_of() == []
+    guest.close()
+    asks = agent("d")
+    (host.root / "d" / "newer").touch()
+    assert asks.told() == ["Cf d/newer"]
+    assert {each[0] for each in told_of()} == {"inotify", "fanotify"}, "so it is seen where it does"
 
 
 def test_what_is_done_for_events_is_counted(host: Host, agent: Callable[..., Agent], refused: Refused) -> None:
