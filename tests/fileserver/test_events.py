@@ -20,7 +20,7 @@ from tests.fileserver.test_watched import BEGIN, CHANGES, asked, confined, watch
 
 from uvmshare.fileserver.counters import Events
 from uvmshare.ninep import messages as m
-from uvmshare.ninep.constants import NOFID, OpenFlag
+from uvmshare.ninep.constants import NOFID, NONUNAME, OpenFlag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -472,6 +472,72 @@ def test_when_the_agent_begins_anew_nothing_of_before_is_pretended(
     assert again.uid == told.uid
     (host.root / "new").write_text("x")
     assert again.told() == ["Cf new"]
+
+
+@pytest.mark.parametrize("by_name", [False, True], ids=["n_uname", "uname"])
+def test_of_all_users_the_reserved_one_alone_is_pretended_to(
+    host: Host, agent: Callable[..., Agent], refused: Refused, *, by_name: bool
+) -> None:
+    """However a client says which user it is, and however large the number."""
+    told = agent("")
+    guest = told.guest
+    for uid in (0, 1, 0xFFFF, 0xFFFE, 1 << 31, 0xFFFFFFFE, told.uid & 0xFFFF, told.uid - 1, told.uid + 1, told.uid):
+        guest.root = guest.new_fid()
+        attach = m.Tattach(guest.root, NOFID, b"%d" % uid, told.name, NONUNAME if by_name else uid)
+        guest.ask(attach, m.Rattach)
+        if uid == told.uid:
+            with refused(errno.EPERM):
+                guest.mkdir(str(uid))
+        else:
+            guest.mkdir(str(uid))
+    assert len([path for path in host.root.iterdir() if path.is_dir()]) == 9
+
+
+def test_the_reserved_user_of_one_mount_is_any_user_of_another_which_is_told_of_what_the_first_does(
+    host: Host, agent: Callable[..., Agent]
+) -> None:
+    first = agent("")
+    second = Agent(host.connect(first.name.decode()), "")
+    assert first.uid != second.uid
+    first.guest.ask(m.Tattach(stranger := first.guest.new_fid(), NOFID, b"", first.name, second.uid), m.Rattach)
+    first.guest.root = stranger
+    first.guest.mkdir("made")
+    assert (host.root / "made").is_dir()
+    assert second.told() == ["Cd made"]
+    with second.as_ghost() as guest:
+        guest.mkdir("made")
+
+
+@pytest.mark.parametrize("end", ["flush", "clunk", "version"])
+def test_what_is_pretended_outlasts_a_read_that_is_taken_back_and_nothing_outlasts_a_version(
+    host: Host, agent: Callable[..., Agent], refused: Refused, end: str
+) -> None:
+    told = agent("")
+    guest = told.guest
+    (host.root / "new").touch()
+    assert told.told() == ["Cf new"]
+    with guest.walked("") as fid:
+        changes = guest.new_fid()
+        guest.ask(m.Txattrwalk(fid, changes, CHANGES), m.Rxattrwalk)
+    tag = guest.send(m.Tread(changes, 0, 4096))
+    if end == "version":
+        guest.version()
+        guest.root = guest.attach(told.name)
+        guest.ask(m.Tattach(ghost := guest.new_fid(), NOFID, b"", told.name, told.uid), m.Rattach)
+        guest.root = ghost
+        assert guest.exists("new")
+        with refused(errno.EPERM):
+            guest.unlink("new")
+        return
+    if end == "clunk":
+        guest.clunk(changes)
+    with told.as_ghost():
+        assert not guest.exists("new")
+        guest.clunk(guest.create("new", OpenFlag.WRONLY | OpenFlag.EXCL))
+        assert guest.exists("new")
+    assert not guest.flush(tag)
+    (host.root / "other").touch()
+    assert told.told() == ["Cf other"]
 
 
 def test_a_removed_tree_is_told_by_the_directory_that_it_was_in(host: Host, agent: Callable[..., Agent]) -> None:

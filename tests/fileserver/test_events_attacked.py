@@ -202,6 +202,58 @@ def test_a_mount_over_a_name_or_a_directory_is_not_asked_anything(told: Callable
             subprocess.run(["umount", "--lazy", point], check=True)
 
 
+def test_a_directory_that_was_moved_out_tells_nothing_until_it_is_back(told: Callable[..., Told], root: Path) -> None:
+    (root / "d" / "sub").mkdir(parents=True)
+    guest = told("", "d", "d/sub")
+    outside = root.parent / "outside"
+    for path in ("d", "d/sub"):
+        moved = outside / path
+        moved.parent.mkdir(exist_ok=True)
+        (root / path).rename(moved)
+        (moved / "secret").touch()
+        (moved / "file").touch()
+        (moved / "file").rename(moved / "renamed")
+        assert not [line for line in guest.look() if line.split()[-1].split("/")[-1] in ("secret", "file", "renamed")]
+        (moved / "secret").unlink()
+        (moved / "renamed").unlink()
+        moved.rename(root / path)
+        guest.look()
+        guest.watch(path)
+        (root / path / "f").touch()
+        assert f"Cf {path}/f" in guest.look()
+
+
+def test_a_directory_that_another_one_or_a_link_replaces_tells_nothing(told: Callable[..., Told], root: Path) -> None:
+    outside = root.parent / "outside"
+    for made in (root / "d" / "sub", outside / "sub"):
+        made.mkdir(parents=True)
+    guest = told("", "d", "d/sub")
+    for replace in (lambda: (root / "d").symlink_to(outside), lambda: outside.rename(root / "d")):
+        (root / "d").rename(root / f"was{len(os.listdir(root))}")
+        replace()
+        guest.look()
+        for path in ("d/secret", "d/sub/secret"):
+            (root / path).touch()
+        assert guest.look() == []
+        if (root / "d").is_symlink():
+            (root / "d").unlink()
+            (root / "d").mkdir()
+            guest.look()
+
+
+def test_a_line_is_told_whole_to_whoever_reads_as_little_as_is_allowed(told: Callable[..., Told], root: Path) -> None:
+    guest = told("")
+    (root / ("x" * 255)).touch()
+    assert guest.look() == ["Cf /" + "x" * 255]
+    (root / ("x" * 255)).rename(root / ("y" * 255))
+    guest.watched.look(has_directories=False)
+    with pytest.raises(OSError, match="1100 bytes"):
+        guest.watched.wait(1, 1099)
+    reply = guest.watched.wait(1, 1100)
+    assert reply is not None
+    assert reply.endswith(b"y".hex().encode() * 255 + b"\n")
+
+
 def test_a_name_that_is_allowed_and_hidden_is_not_told(told: Callable[..., Told], root: Path) -> None:
     guest = told("", allowed=("a", "b.key"), hide=("*.key",))
     for name in ("b.key", "a", "c"):

@@ -232,6 +232,15 @@ def _listen(scene: Scene) -> None:
     _call("fanotify_mark", group, _FAN_MARK_ADD_DIRECTORY, ctypes.c_uint64(LISTEN_MASK), *outside)
 
 
+def _listen_to_all(scene: Scene) -> None:
+    """The same for the whole file system that the share is on, which tells of all that is outside."""
+    group = _made_before("[fanotify]")
+    group = _call("fanotify_init", _FAN_REPORT_DFID_NAME, os.O_RDONLY) if group is None else group
+    _call("fanotify_mark", group, _FAN_MARK_ADD_FILESYSTEM, ctypes.c_uint64(_FAN_MODIFY), scene.root, b".")
+
+
+_FAN_MARK_ADD_FILESYSTEM: Final = 0x101
+_FAN_MODIFY: Final = 0x2
 _FAN_REPORT_DFID_NAME: Final = 0xC00
 _FAN_MARK_ADD_DIRECTORY: Final = 0x9
 
@@ -398,6 +407,7 @@ ATTEMPTS: Final = (
     _a("make a queue of what happens to files", lambda _: _call("inotify_init1", os.O_CLOEXEC), "seccomp"),
     _a("be told of a directory outside by a queue that is there", _watch, "seccomp", "namespace"),
     _a("be told of names outside by a group that is there", _listen, "seccomp", "namespace"),
+    _a("be told of a whole file system by a group that is there", _listen_to_all, "seccomp", needs_root=True),
     _a("make a timer", lambda _: signal.setitimer(signal.ITIMER_REAL, 1000), "seccomp"),
     # Other processes
     _a("read another's environment", lambda s: _read(f"/proc/{s.victim}/environ"), "namespace", landlock=1),

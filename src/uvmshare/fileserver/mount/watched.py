@@ -44,6 +44,8 @@ LOST: Final = b"lost"
 """What is told instead of numbers when there is no telling what has changed."""
 MOST_TOLD: Final = 4096
 """Bytes that are told at once."""
+_LONGEST_LINE: Final = 1100
+"""Bytes of what is told of a rename, at most: two names of 255 bytes in hexadecimal, and their directories."""
 
 _MOST: Final = 2048
 """Directories of one mount. A watch takes about 1 KB of the kernel's memory."""
@@ -208,8 +210,10 @@ class Watched:
     def wait(self, tag: int, count: int) -> bytes | None:
         """Return the reply to a Tread of that count; None when it waits for a change. Raises `OSError`.
 
-        EBUSY when another one waits.
+        EBUSY when another one waits, EINVAL when the count is for less than a line.
         """
+        if count < _LONGEST_LINE:
+            raise OSError(errno.EINVAL, f"a read of changes takes {_LONGEST_LINE} bytes")
         with self._lock:
             if self._waits is not None:
                 raise OSError(errno.EBUSY, "another request waits for changes")
