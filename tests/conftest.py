@@ -7,6 +7,7 @@ What must not live here: fixtures of one part of the project; they belong beside
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -52,6 +53,13 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _refuse_skip(report)
     return report
+
+
+def pytest_collection_finish() -> None:
+    # What was loaded stays to the end. Frozen, it is not looked at again by each full collection: that saved a third of
+    # the CPU time of tests/share (40 s of user time without it, 29 with it).
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -8,6 +8,7 @@ What lives here: the loggers, which say nothing unless a program listens (a Null
 ``uvmshare.shares``        INFO: a share is to be added or removed again later, and why
 ``uvmshare.mounts``        INFO: a mount is to be mounted or unmounted again later, and why; WARNING: connections of
                            others than the agent were refused
+``uvmshare.etcd``          WARNING: a member of etcd runs a version with a defect that ends leases
 ``uvmshare.leases``        WARNING: a lease is not renewed; INFO: it is again; ERROR: it is over, or lost
 =========================  ====================================================================================
 

@@ -60,8 +60,16 @@ def running(place: Path, tree: Path) -> Iterator[dict[str, list[Server]]]:
         yield started
 
 
-@pytest.mark.parametrize("name", OURS)
-@pytest.mark.parametrize("workload", WORKLOADS)
+@pytest.mark.parametrize(
+    ("name", "workload"),
+    [
+        *(("uvmshare", each) for each in WORKLOADS),
+        *(
+            pytest.param("minimal", each, marks=pytest.mark.long if number % 4 else ())
+            for number, each in enumerate(WORKLOADS)
+        ),
+    ],
+)
 def test_every_workload_ends_without_an_error(
     running: dict[str, list[Server]], tree: Path, name: str, workload: str
 ) -> None:

@@ -91,6 +91,7 @@ def test_what_is_held_without_an_open_fid_is_looked_for_by_its_name(
     assert [walk.names for walk in walks] == [(b"f",)]
 
 
+@pytest.mark.long  # what the client does of itself
 def test_a_page_that_was_read_is_not_asked_for_again_after_an_append(
     bench: Callable[[str], Bench], directory: str
 ) -> None:
@@ -106,6 +107,7 @@ def test_a_page_that_was_read_is_not_asked_for_again_after_an_append(
         assert file.read()[5000:] == b"b" * 100
 
 
+@pytest.mark.long  # the same
 def test_a_write_that_is_refused_fails_the_next_one_which_is_not_sent(
     bench: Callable[[str], Bench], directory: str
 ) -> None:

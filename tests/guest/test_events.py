@@ -69,14 +69,14 @@ QUICK: dict[str, tuple[Change, list[str]]] = {
         lambda d: (d / "src" / "new").write_text("1"),
         ["src/new CREATE", "src/new MODIFY", "src/new CLOSE_WRITE"],
     ),
-    "overwrite": (lambda d: (d / "src" / "f").write_text("other"), ["src/f MODIFY", "src/f CLOSE_WRITE"]),
     "atomic save": (lambda d: _save_atomically(d / "src" / "f"), ["src/f MODIFY", "src/f CLOSE_WRITE"]),
     "remove": (lambda d: (d / "src" / "f").unlink(), ["src/f DELETE"]),
     "rename": (lambda d: (d / "src" / "f").rename(d / "src" / "g"), ["src/f MOVED_FROM", "src/g MOVED_TO"]),
-    "chmod": (lambda d: (d / "src" / "f").chmod(0o600), ["src/f ATTRIB"]),
-    "mkdir": (lambda d: (d / "src" / "new").mkdir(), ["src/new CREATE"]),
 }
 LONG: dict[str, tuple[Change, list[str]]] = {
+    "overwrite": (lambda d: (d / "src" / "f").write_text("other"), ["src/f MODIFY", "src/f CLOSE_WRITE"]),
+    "chmod": (lambda d: (d / "src" / "f").chmod(0o600), ["src/f ATTRIB"]),
+    "mkdir": (lambda d: (d / "src" / "new").mkdir(), ["src/new CREATE"]),
     "create an empty file": (lambda d: (d / "src" / "new").touch(), ["src/new CREATE"]),
     "create an executable": (lambda d: (d / "src" / "new").touch(0o755), ["src/new CREATE", "src/new MODIFY"]),
     "create a read-only file": (lambda d: (d / "src" / "new").touch(0o444), ["src/new CREATE"]),

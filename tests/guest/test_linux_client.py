@@ -279,6 +279,7 @@ def test_names_up_to_255_bytes(mounted: Mounted) -> None:
     assert list(mounted.host.iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_deep_path(mounted: Mounted) -> None:
     mounted.python("""
         import os

@@ -97,6 +97,7 @@ def move_and_compare(served: Served, *, megabytes: int, files: int, msize: int) 
     assert theirs == digests(source) == digests(served.directory / "out")
 
 
+@pytest.mark.long
 @pytest.mark.transports("firecracker")
 def test_what_a_guest_copies_is_what_was_there(served: Served) -> None:
     move_and_compare(served, megabytes=4, files=50, msize=1 << 20)
@@ -225,6 +226,7 @@ def listening_agent(runner: asyncio.Runner, transport: Transport, directory: Pat
     runner.run(scenario())
 
 
+@pytest.mark.long  # the README, which make test types, has such an agent too
 @pytest.mark.transports("firecracker", over=VSOCK)
 def test_an_agent_that_listens_is_reached_through_the_monitors_socket(
     runner: asyncio.Runner, transport: Transport, tmp_path: Path

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from uvmshare.hcs.compute_system import ComputeSystem
 
 
-def test_ten_thousand_pairs_leave_no_handle_string_or_thread(standin: StandIn) -> None:
-    callers, pairs = 20, 500
+@pytest.mark.parametrize("pairs", [50, pytest.param(500, marks=pytest.mark.long)])
+def test_many_pairs_of_twenty_callers_leave_no_handle_string_or_thread(standin: StandIn, pairs: int) -> None:
+    callers = 20
 
     async def call(system: ComputeSystem, name: str) -> None:
         for _ in range(pairs):

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import random
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from uvmshare.errors import LocalProtocolError, RemoteProtocolError
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.types import Qid
 
-if TYPE_CHECKING:
-    import random
-
-# Examples are the same in every run, and no clock decides; a message of its own needs few, any bytes need many.
-few = settings(max_examples=20, deadline=None, derandomize=True, database=None)
-many = settings(max_examples=300, deadline=None, derandomize=True, database=None)
+# Examples are the same in every run; a message of its own needs few, any bytes need many.
+FEW: Final = 50
+MANY: Final = 2000
 
 # number, name, fields: as intro(5) and diod's protocol.md print them, size[4] and tag[2] left out.
 # s is a string, qid thirteen bytes, data what a count[4] stands before.
@@ -125,37 +121,37 @@ def wire(message: m.Message, tag: int) -> bytes:
     return (7 + len(body)).to_bytes(4, "little") + bytes([message.type]) + tag.to_bytes(2, "little") + body
 
 
-def uint(width: int) -> st.SearchStrategy[int]:
-    top = 256**width - 1
-    return st.one_of(st.sampled_from((0, 1, top >> 1, (top >> 1) + 1, top)), st.integers(0, top))
+class Chance(random.Random):
+    """Values of fields, and messages."""
 
+    def uint(self, width: int) -> int:
+        top = 256**width - 1
+        return self.choice((0, 1, top >> 1, (top >> 1) + 1, top, self.randint(0, top), self.randint(0, top)))
 
-strings: Final = st.binary(max_size=300).map(lambda value: value.replace(b"\0", b"/"))
-qids: Final = st.builds(Qid, uint(1), uint(4), uint(8))
-tags: Final = uint(2)
+    def string(self) -> bytes:
+        return self.randbytes(self.randint(0, self.choice((0, 20, 300)))).replace(b"\0", b"/")
 
+    def qid(self) -> Qid:
+        return Qid(self.uint(1), self.uint(4), self.uint(8))
 
-def values_of(form: str) -> st.SearchStrategy[Any]:
-    match form:
-        case "s":
-            return strings
-        case "s*":
-            return st.lists(strings, max_size=16).map(tuple)
-        case "13":
-            return qids
-        case "13*":
-            return st.lists(qids, max_size=16).map(tuple)
-        case "data":
-            return st.binary(max_size=2000)
-        case width:
-            return uint(int(width))
+    def value_of(self, form: str) -> Any:
+        match form:
+            case "s":
+                return self.string()
+            case "s*":
+                return tuple(self.string() for _ in range(self.randint(0, 16)))
+            case "13":
+                return self.qid()
+            case "13*":
+                return tuple(self.qid() for _ in range(self.randint(0, 16)))
+            case "data":
+                return self.randbytes(self.randint(0, self.choice((0, 20, 2000))))
+            case width:
+                return self.uint(int(width))
 
-
-def messages_of(number: int) -> st.SearchStrategy[m.Message]:
-    return st.tuples(*map(values_of, FORMS[number][1])).map(lambda values: m.BY_TYPE[number](*values))
-
-
-any_message: Final = st.sampled_from(ALL).flatmap(messages_of)
+    def message(self, number: int | None = None) -> m.Message:
+        number = self.choice(ALL) if number is None else number
+        return m.BY_TYPE[number](*map(self.value_of, FORMS[number][1]))
 
 
 def plain(message: m.Message) -> m.Message:
@@ -191,16 +187,16 @@ def test_a_number_without_a_message_is_named_by_itself() -> None:
 
 
 @pytest.mark.parametrize("number", ALL, ids=lambda number: FORMS[number][0])
-@few
-@given(data=st.data())
-def test_round_trip(number: int, data: st.DataObject) -> None:
-    message, tag = data.draw(messages_of(number)), data.draw(tags)
-    encoded = message.encode(tag)
-    assert encoded == wire(message, tag)
-    assert m.decode(encoded) == (tag, message)
-    for buffer in (bytearray(encoded), memoryview(encoded)):
-        read_tag, read = m.decode(buffer)
-        assert (read_tag, plain(read)) == (tag, message)
+def test_round_trip(number: int) -> None:
+    chance = Chance(number)
+    for _ in range(FEW):
+        message, tag = chance.message(number), chance.uint(2)
+        encoded = message.encode(tag)
+        assert encoded == wire(message, tag)
+        assert m.decode(encoded) == (tag, message)
+        for buffer in (bytearray(encoded), memoryview(encoded)):
+            read_tag, read = m.decode(buffer)
+            assert (read_tag, plain(read)) == (tag, message)
 
 
 def test_a_view_of_the_data_is_not_a_copy() -> None:
@@ -212,26 +208,26 @@ def test_a_view_of_the_data_is_not_a_copy() -> None:
 
 
 @pytest.mark.parametrize("number", ALL, ids=lambda number: FORMS[number][0])
-@few
-@given(data=st.data())
-def test_a_message_cut_short_is_refused_wherever_it_is_cut(number: int, data: st.DataObject) -> None:
-    encoded = data.draw(messages_of(number)).encode(1)
-    cut = data.draw(st.integers(0, len(encoded) - 1))
-    with pytest.raises(RemoteProtocolError):  # it says more bytes than it has
-        m.decode(encoded[:cut])
-    if cut >= 7:
-        with pytest.raises(RemoteProtocolError):  # it says what it has, and a field is missing
-            m.decode(cut.to_bytes(4, "little") + encoded[4:cut])
+def test_a_message_cut_short_is_refused_wherever_it_is_cut(number: int) -> None:
+    chance = Chance(number)
+    for _ in range(FEW):
+        encoded = chance.message(number).encode(1)
+        cut = chance.randrange(len(encoded))
+        with pytest.raises(RemoteProtocolError):  # it says more bytes than it has
+            m.decode(encoded[:cut])
+        if cut >= 7:
+            with pytest.raises(RemoteProtocolError):  # it says what it has, and a field is missing
+                m.decode(cut.to_bytes(4, "little") + encoded[4:cut])
 
 
-@many
-@given(any_message, st.binary(min_size=1, max_size=20))
-def test_bytes_behind_the_last_field_are_refused(message: m.Message, more: bytes) -> None:
-    encoded = message.encode(1) + more
-    with pytest.raises(RemoteProtocolError):
-        m.decode(encoded)
-    with pytest.raises(RemoteProtocolError):
-        m.decode(len(encoded).to_bytes(4, "little") + encoded[4:])
+def test_bytes_behind_the_last_field_are_refused() -> None:
+    chance = Chance(1)
+    for _ in range(MANY):
+        encoded = chance.message().encode(1) + chance.randbytes(chance.randint(1, 20))
+        with pytest.raises(RemoteProtocolError):
+            m.decode(encoded)
+        with pytest.raises(RemoteProtocolError):
+            m.decode(len(encoded).to_bytes(4, "little") + encoded[4:])
 
 
 def parse_or_refuse(data: bytes) -> None:
@@ -244,40 +240,40 @@ def parse_or_refuse(data: bytes) -> None:
         assert plain(message).encode(tag) == data
 
 
-@many
-@given(st.binary(max_size=200))
-def test_any_bytes_parse_or_are_refused(data: bytes) -> None:
-    parse_or_refuse(data)
+def test_any_bytes_parse_or_are_refused() -> None:
+    chance = Chance(2)
+    for _ in range(MANY):
+        parse_or_refuse(chance.randbytes(chance.randint(0, 200)))
 
 
-@many
-@given(st.sampled_from([*ALL, 0, 6, 99, 106, 107, 124, 255]), tags, st.binary(max_size=300))
-def test_any_body_behind_a_good_header_parses_or_is_refused(number: int, tag: int, body: bytes) -> None:
-    header = (7 + len(body)).to_bytes(4, "little") + bytes([number]) + tag.to_bytes(2, "little")
-    parse_or_refuse(header + body)
+@pytest.mark.parametrize("number", [*ALL, 0, 6, 99, 106, 107, 124, 255])
+def test_any_body_behind_a_good_header_parses_or_is_refused(number: int) -> None:
+    chance = Chance(number)
+    for _ in range(FEW):
+        body = chance.randbytes(chance.randint(0, chance.choice((20, 300))))
+        header = (7 + len(body)).to_bytes(4, "little") + bytes([number]) + chance.uint(2).to_bytes(2, "little")
+        parse_or_refuse(header + body)
 
 
-@many
-@given(any_message, st.randoms(use_true_random=False))
-def test_a_message_with_bytes_changed_parses_or_is_refused(message: m.Message, chance: random.Random) -> None:
-    data = bytearray(message.encode(3))
-    for _ in range(chance.randint(1, 4)):
-        data[chance.randrange(len(data))] = chance.choice((0, 1, 0x7F, 0x80, 0xFF, chance.randrange(256)))
-    parse_or_refuse(bytes(data))
+def test_a_message_with_bytes_changed_parses_or_is_refused() -> None:
+    chance = Chance(3)
+    for _ in range(MANY):
+        data = bytearray(chance.message().encode(3))
+        for _ in range(chance.randint(1, 4)):
+            data[chance.randrange(len(data))] = chance.choice((0, 1, 0x7F, 0x80, 0xFF, chance.randrange(256)))
+        parse_or_refuse(bytes(data))
 
 
-@many
-@given(any_message, st.randoms(use_true_random=False))
-def test_a_message_with_a_piece_taken_out_or_doubled_parses_or_is_refused(
-    message: m.Message, chance: random.Random
-) -> None:
-    data = message.encode(3)
-    begin = chance.randrange(len(data))
-    end = chance.randint(begin, len(data))
-    for changed in (data[:begin] + data[end:], data[:end] + data[begin:]):
-        parse_or_refuse(changed)
-        if len(changed) >= 7:
-            parse_or_refuse(len(changed).to_bytes(4, "little") + changed[4:])
+def test_a_message_with_a_piece_taken_out_or_doubled_parses_or_is_refused() -> None:
+    chance = Chance(4)
+    for _ in range(MANY):
+        data = chance.message().encode(3)
+        begin = chance.randrange(len(data))
+        end = chance.randint(begin, len(data))
+        for changed in (data[:begin] + data[end:], data[:end] + data[begin:]):
+            parse_or_refuse(changed)
+            if len(changed) >= 7:
+                parse_or_refuse(len(changed).to_bytes(4, "little") + changed[4:])
 
 
 # Limits
@@ -365,19 +361,19 @@ def test_other_numbers_are_no_message() -> None:
 
 
 @pytest.mark.parametrize("number", ALL, ids=lambda number: FORMS[number][0])
-@few
-@given(data=st.data())
-def test_packing_at_speed_gives_the_same_bytes(number: int, data: st.DataObject) -> None:
+def test_packing_at_speed_gives_the_same_bytes(number: int) -> None:
     cls = m.BY_TYPE[number]
     if {"s", "s*", "13*", "data"} & set(FORMS[number][1]):
         with pytest.raises(LocalProtocolError, match=cls.__name__):
             m.packer(cls)
         return
-    message, tag = data.draw(messages_of(number)), data.draw(tags)
-    flat: list[int] = []
-    for value in msgspec.structs.astuple(message):
-        flat += (value.type, value.version, value.path) if isinstance(value, Qid) else (value,)
-    assert m.packer(cls)(tag, *flat) == message.encode(tag)
+    chance = Chance(number)
+    for _ in range(FEW):
+        message, tag = chance.message(number), chance.uint(2)
+        flat: list[int] = []
+        for value in msgspec.structs.astuple(message):
+            flat += (value.type, value.version, value.path) if isinstance(value, Qid) else (value,)
+        assert m.packer(cls)(tag, *flat) == message.encode(tag)
 
 
 def test_expect_gives_back_what_was_due_and_refuses_the_rest() -> None:

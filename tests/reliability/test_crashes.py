@@ -396,7 +396,7 @@ def kill_everywhere(zygote: Zygote, name: str, stride: int) -> None:
 
 @pytest.mark.parametrize("name", WAYS)
 def test_a_supervisor_killed_before_some_lines_of_it_loses_nothing(zygote: Zygote, name: str) -> None:
-    kill_everywhere(zygote, name, 73)
+    kill_everywhere(zygote, name, 149)
 
 
 @pytest.mark.long

@@ -9,7 +9,6 @@ left too, which is how one that is cut off from the others is told from one that
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import grpc
@@ -18,6 +17,7 @@ from uvmshare.errors import StoreClosed, StoreOutcomeUnknown, StoreUnavailable
 from uvmshare.etcd.messages import Empty, StatusResponse
 from uvmshare.etcd.versions import judge
 from uvmshare.etcd.wire import Message, decode, encode
+from uvmshare.heard import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from uvmshare.etcd.endpoints import Endpoints
     from uvmshare.etcd.versions import Judgement
 
-__all__ = ["LOG", "Member", "Members", "closed", "is_cancelled"]
+__all__ = ["Member", "Members", "closed", "is_cancelled"]
 
 M = TypeVar("M", bound=Message)
 
-LOG: Final = logging.getLogger("uvmshare.etcd")
+_LOG: Final = logger("etcd")
 
 _ATTEMPT: Final = 3.0
 """Seconds for connecting to one member, and for its status: a member behind a cut link says nothing at all."""
@@ -153,7 +153,7 @@ class Members:
             raise StoreUnavailable(msg)
         if judged.warning and member.target not in _WARNED:
             _WARNED.add(member.target)
-            LOG.warning("%s", judged.warning)
+            _LOG.warning("%s", judged.warning)
         member.judged = judged
 
     async def close(self) -> None:

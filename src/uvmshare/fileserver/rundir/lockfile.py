@@ -2,9 +2,10 @@
 
 What lives here: `LockFile`. What must not: what is locked with it (a run directory, a socket's path).
 
-The lock is flock(2)'s, which ends with its holder however that ends; the file and the pid in it are
-only words for an error message, and one that was left behind locks nothing. Not a POSIX record lock: a guest
-that is shown the file could take one through 9P.
+The lock is flock(2)'s: it ends with its holder, however that ends. The file and the pid in it are only words for an
+error message, and a file that was left behind locks nothing. POSIX record locks would end as soon as their process
+closed any descriptor of the file, so a guest whose share holds the file could end one. docs/decisions.md says what a
+guest would need to take a flock(2).
 """
 
 from __future__ import annotations
