@@ -147,6 +147,11 @@ bench: $(STAMP) $(SPEED)  ## Measure against diod and a minimal C server; under 
 	tools/packages bench
 	$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
 
+.PHONY: bench-fleet
+bench-fleet: $(STAMP)  ## Measure a fleet on this machine, by hand; needs root (BENCH_ARGS="--json --quick add" to try one row)
+	tools/packages demo-fleet
+	$(BIN)/python -m benchmarks.fleet $(BENCH_ARGS)
+
 .PHONY: bench-guest
 bench-guest: $(STAMP) $(SPEED)  ## Compare with virtio-9p, virtiofsd and diod in a guest (BENCH_ARGS=--quick to try)
 	tools/packages bench-guest

@@ -72,7 +72,7 @@ def test_a_directory_that_is_gone_meanwhile_hinders_nobody(home: Home) -> None:
 
 
 def test_what_links_are_to_be_outlives_the_daemon_and_the_file_server(home: Home) -> None:
-    from uvmshare.daemon.machine import Places
+    from uvmshare.daemon.places import Places
 
     path = home.directory("project")
     with home.running() as daemon:
@@ -95,7 +95,7 @@ def test_a_vm_whose_file_server_cannot_be_started_is_told_and_can_be_removed(hom
         daemon.add_share(home.directory("project"))
         client.vms.remove("vm", force=True)
         daemon.add_vm()
-    from uvmshare.daemon.machine import Places
+    from uvmshare.daemon.places import Places
 
     run_dir = f"{Places(home.settings.run_dir, home.settings.state_dir).run_dir}/vms/{os.getuid()}/vm"
     _end_file_server(run_dir)

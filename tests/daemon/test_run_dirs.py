@@ -14,7 +14,7 @@ from tests.processes import DEADLINE, kill
 from uvmshare import errors
 from uvmshare.daemon.documents import NewVm
 from uvmshare.daemon.identity import Identity
-from uvmshare.daemon.machine import Places
+from uvmshare.daemon.places import Places
 from uvmshare.daemon.store import VmRecord
 from uvmshare.fileserver import link
 from uvmshare.fileserver.rundir.lockfile import LockFile

@@ -26,6 +26,7 @@ from uvmshare.errors import AlreadyThere, InvalidOptions, NotThere
 from uvmshare.etcd.protocol import Put
 from uvmshare.fleet.callers import Caller
 from uvmshare.fleet.documents import Tenant, encode
+from uvmshare.fleet.fence import Fence
 from uvmshare.fleet.follower import Follower
 from uvmshare.fleet.gate import Gate
 from uvmshare.fleet.keys import Keys
@@ -82,6 +83,18 @@ class FakeHost:
         self.lent: set[VmName] = set()
         """Those of them that the fleet has."""
         self._changed: list[asyncio.Queue[VmName]] = []
+        self.until: dict[VmName, float] = {}
+        """Of fenced VMs: until when they are served, by the clock of the host."""
+        self.boot = f"boot of {name}"
+        self.clock_rate, self.clock_begin = 1.0, 1000.0
+        self.left: str | None = None
+        """What its removals leave of a VM."""
+        self.note: Callable[[str, VmName], None] = lambda _, __: None
+        """Called when a VM was added or removed, or its time moved."""
+
+    def clock(self) -> float:
+        """Its CLOCK_BOOTTIME."""
+        return self.clock_begin + self.clock_rate * asyncio.get_running_loop().time()
 
     # as Position
 
@@ -151,6 +164,13 @@ class FakeHost:
             self.given[vm] = arriving.names - 1
         self.machines[vm] = made
         self.writes.append(f"vm {vm.here}")
+        self.note("added", vm)
+
+    async def serve_until(self, vm: VmName, until: float) -> None:
+        await self._pause("serve_until")
+        self._machine(vm)
+        self.until[vm] = until
+        self.note("told", vm)
 
     async def take_on(self, vm: VmName, wanted: Mapping[str, Any], holdings: Iterable[Holding]) -> None:
         await self._pause("take_on")
@@ -161,7 +181,7 @@ class FakeHost:
         elif vm not in self.lent:
             raise NotThere("it offers no such VM")  # noqa: EM101, TRY003  a fake
 
-    async def remove_vm(self, vm: VmName, before: Have | None) -> None:
+    async def remove_vm(self, vm: VmName, before: Have | None) -> bool:
         await self._pause("remove_vm")
         if vm in self.lent:
             self.lent.discard(vm)
@@ -169,6 +189,10 @@ class FakeHost:
             self.told = None if before is None else before.shares
         elif self.machines.pop(vm, None) is not None:
             self.writes.append(f"no vm {vm.here}")
+            if self.left is not None:
+                return False
+            self.note("removed", vm)
+        return True
 
     async def add(self, vm: VmName, holding: Holding) -> str:
         await self._pause("add")
@@ -272,6 +296,7 @@ def vm_document(vm: VmName, machine: FakeVm) -> Vm:
         shares=len(machine.shares),
         mounts=len(machine.mounts),
         notes=(),
+        fence=wanted.fence,
     )
 
 
@@ -351,7 +376,7 @@ class Fleet:
     def start(self, host: str) -> None:
         @asynccontextmanager
         async def connect() -> AsyncIterator[Store]:
-            store = self.stores[host] = self.etcd.connect()
+            store = self.stores[host] = self.connect(host)
             if host in self._cut:
                 store.cut()
             try:
@@ -360,8 +385,16 @@ class Fleet:
                 await store.close()
 
         fake = self.hosts[host]
-        follower = self.followers[host] = Follower(connect, self.keys, host, fake, fake, chance=lambda: 0.0)
+        fence = Fence(self.keys, host, fake, clock=fake.clock, boot=lambda: fake.boot)
+        follower = self.followers[host] = Follower(
+            connect, self.keys, host, fake, fake, chance=lambda: 0.0, fence=fence
+        )
         self._running[host] = asyncio.get_running_loop().create_task(follower.run())
+
+    def connect(self, host: str) -> Any:
+        """Return a client of etcd for a host."""
+        del host
+        return self.etcd.connect()
 
     def cut(self, host: str) -> None:
         """Cut a host off from etcd, until `mend`."""

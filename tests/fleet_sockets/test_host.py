@@ -20,7 +20,7 @@ from uvmshare.daemon.documents import NewShare
 from uvmshare.daemon.fleet_documents import NewMove, NewServed, PlacedVm
 from uvmshare.daemon.server import Settings, serve
 from uvmshare.daemon.store import DaemonStore
-from uvmshare.errors import DaemonError, InvalidOptions, InvalidState, NotThere, OperationDenied
+from uvmshare.errors import DaemonError, FileServerError, InvalidOptions, InvalidState, NotThere, OperationDenied
 from uvmshare.etcd.client import EtcdStore
 from uvmshare.etcd.endpoints import Endpoints
 from uvmshare.etcd.protocol import Put
@@ -251,13 +251,20 @@ async def _moved(folder: pathlib.Path) -> None:
     other = HostOfFleet(folder / "two", name="h2", etcd=host.etcd, below=inside)
     puts = [Put(host.keys.tenant("acme"), encode(Tenant()))]
     await host.store.txn([], [*puts, *(Put(host.keys.registered(name), b"{}") for name in ("h1", "h2"))])
-    listen = f"unix:{folder}/b.9p"
     async with host.daemon() as first:
         async with other.daemon() as second:
             for local in (first, second):
                 while (await local.following()).error is not None:
                     pass
-            await host.gate.add_vm(ANN, *await host.gate.want_vm(ANN, host.placed()))
+            wanted = PlacedVm(id="taken", on="h1", listen=(f"unix:{folder}/taken.9p",))
+            await host.gate.add_vm(ANN, *await host.gate.want_vm(ANN, wanted))
+            for step in ("prepare", "all"):
+                with pytest.raises(FileServerError, match=r"taken\.9p: a file server has it already"):
+                    await host.gate.move(ANN, "taken", NewMove(to="h2", step=step))
+            assert [each.id for each in await first.vms()] == ["acme:taken"], "it stays where it was"
+            await host.gate.remove_vm(await host.gate.want_no_vm(ANN, "taken", force=True))
+            wanted = PlacedVm(id="build", on="h1", listen=("tcp:127.0.0.1:0",))
+            (listen,) = (await host.gate.add_vm(ANN, *await host.gate.want_vm(ANN, wanted))).addresses
             assert [(await host.add_share(each)).name for each in (outside, inside)] == ["0", "1"]
             with pytest.raises(OperationDenied, match="not below what this host lets the fleet share"):
                 await host.gate.move(ANN, "build", NewMove(to="h2"))
@@ -266,7 +273,7 @@ async def _moved(folder: pathlib.Path) -> None:
             ended = await host.gate.end_share(ANN, "build", "0", "job", force=False)
             await host.gate.release_share(ANN, "0", ended, force=False)
             moved = await host.gate.move(ANN, "build", NewMove(to="h2"))
-            assert (moved.host, moved.epoch, moved.state, moved.addresses) == ("h2", 2, "running", (listen,))
+            assert (moved.host, moved.epoch, moved.state) == ("h2", 2, "running")
             assert await first.vms() == []
             (seen,) = await second.shares("acme:build")
             assert (seen.name, [each.owner for each in seen.references]) == ("1", ["acme:job"])
@@ -281,6 +288,7 @@ async def _moved(folder: pathlib.Path) -> None:
             while found != {"1": "added", "2": "added"}:
                 with contextlib.suppress(NotThere):  # it is added anew
                     found = {each.name: each.state for each in await second.shares("acme:build")}
+            ((listen,),) = [each.addresses for each in await second.vms()]
             with NinePClient.connect(listen, "1") as guest:
                 assert guest.read_file("file") == b"x"
             await host.gate.remove_vm(await host.gate.want_no_vm(ANN, "build", force=True))

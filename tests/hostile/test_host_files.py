@@ -18,7 +18,7 @@ from tests.fileserver.takeover.harness import Place
 from tests.root import needs_root
 
 from uvmshare import address, errors
-from uvmshare.daemon.machine import Places
+from uvmshare.daemon.places import Places
 from uvmshare.daemon.server import Settings, _bind
 from uvmshare.fileserver.link import Link
 from uvmshare.fileserver.rundir.directory import RunDirectory

@@ -101,6 +101,12 @@ def vm() -> None:
     "--agent-token-file", type=click.File("rb"), help="A file with the secret that the agent was started with."
 )
 @click.option("--on", metavar="HOST", help="The host of the fleet where the VM runs, for a fleet's gate.")
+@click.option(
+    "--fence",
+    type=click.FloatRange(3, 3600),
+    metavar="SECONDS",
+    help="With --on: one host alone serves the VM at a time; one that is cut off stops after so long.",
+)
 @click.option("--agent-token-on-host", "token_there", metavar="FILE", help="With --on: a file there with that secret.")
 @host_option
 @json_option
@@ -122,6 +128,7 @@ def add(
     read_only: bool,
     limits: Limits | None,
     on: str | None,
+    fence: float | None,
     token_there: str | None,
     as_json: bool,
 ) -> None:
@@ -136,6 +143,7 @@ def add(
       uvmshare vm add ci vsock:3 --read-only --limit mounts=16
       uvmshare vm add dev firecracker:/run/fc/v.sock --agent firecracker:/run/fc/v.sock
       uvmshare vm add build --on host-17 firecracker:/run/fc/v.sock
+      uvmshare vm add build --on host-17 --fence 10 firecracker:/run/fc/v.sock
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     import msgspec  # noqa: PLC0415  --help need not load it
 
@@ -156,11 +164,15 @@ def add(
         "agent_dials": agent_dials,
         "agent_token": None if agent_token_file is None else _token_in(agent_token_file),
         "limits": {} if limits is None else msgspec.to_builtins(limits, builtin_types=()),
+        "fence": fence,
     }
     require_request(NewVm, wanted, _NAMES)
     if bool(listen) == (compute_system is not None):
         have = "has both: give one of them" if listen else "has neither: give an ADDRESS, such as unix:/run/vm1.9p"
         msg = f"VM {id_!r} is reached at an ADDRESS or is a --compute-system, and {have}"
+        raise click.UsageError(msg)
+    if fence is not None and on is None:
+        msg = "--fence is for a VM of a fleet: give --on too"
         raise click.UsageError(msg)
     if token_there is not None and on is None:
         msg = "--agent-token-on-host names a file on a host of a fleet: give --on too, or --agent-token-file"
@@ -198,7 +210,8 @@ def move(vm: str, to: str, step: str | None, host: str | None, *, take: bool, ma
     was. Without a step, both follow each other. Each may be repeated. Connections of the guest end; its agent mounts
     again.
 
-    A host that is not heard of may serve on, and its VM run on. Take the VM from it only when you ended both.
+    A host that is not heard of may serve on, and its VM run on. Take the VM from it only when you ended both. A host
+    that serves a VM with a fence stops by itself: take such a VM with --take alone.
 
     \b
     Examples:

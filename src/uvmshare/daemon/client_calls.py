@@ -182,6 +182,7 @@ def add_vm(
     agent: str | None = None,
     agent_dials: bool = False,
     agent_token: str | None = None,
+    fence: float | None = None,
     on: str | None = None,
     agent_token_file: str | None = None,
 ) -> Call[Vm]:
@@ -209,6 +210,7 @@ def add_vm(
         "agent": agent,
         "agent_dials": agent_dials,
         "agent_token": agent_token,
+        "fence": fence,
     }
     if on is None and agent_token_file is not None:
         msg = (

@@ -190,6 +190,9 @@ class NewVm(Request, frozen=True):
     """Whether the agent dials, and this address is where the daemon listens for it."""
     agent_token: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] | None = None
     """The secret that the agent was started with, if it was. Never told to anybody."""
+    fence: Annotated[float, msgspec.Meta(ge=3, le=3600)] | None = None
+    """For a VM of a fleet that one host alone may serve at a time: for how many seconds a host that does not reach etcd
+    serves it on, and another one waits that takes it."""
 
 
 class Vm(Answer, frozen=True, omit_defaults=True):
@@ -236,6 +239,8 @@ class Vm(Answer, frozen=True, omit_defaults=True):
     """In a fleet: which host has it."""
     epoch: int | None = None
     """In a fleet: counts the hosts that it was on."""
+    fence: float | None = None
+    """In a fleet: the length of its fence, as `NewVm` has it."""
 
 
 class Removed(Answer, frozen=True):

@@ -1,7 +1,7 @@
 """One VM of the daemon: its file server, the Manager of its shares, and the MountManager of its guest.
 
-What lives here: `Machine`, which starts, finds and ends what one VM has, and where on the host it is kept (`Places`).
-What must not: who may ask for what (`service`), or how a file server that died is started again (`FileServer`).
+What lives here: `Machine`, which starts, finds and ends what one VM has. What must not: who may ask for what
+(`service`), where on the host it is kept (`places`), or how a file server that died is started again (`FileServer`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import tempfile
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
@@ -34,7 +33,6 @@ from uvmshare.fileserver.limits import Limits
 from uvmshare.fileserver.link import NoFileServer
 from uvmshare.fileserver.rundir.directory import table_path
 from uvmshare.guest.wire import DEFAULT_PORT as AGENT_PORT
-from uvmshare.hostfiles import make_own_directory
 from uvmshare.mounts.agent_client import AgentClient
 from uvmshare.mounts.channel import Acceptor, Dialler
 from uvmshare.mounts.manager import MountManager
@@ -43,11 +41,12 @@ from uvmshare.share.manager import Manager
 from uvmshare.wording import reason_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from datetime import datetime
 
-    from uvmshare.daemon.groups import Group, Groups
+    from uvmshare.daemon.groups import Group
     from uvmshare.daemon.identity import Identity, Threads
+    from uvmshare.daemon.places import Places
     from uvmshare.daemon.store import VmRecord
     from uvmshare.directory import Fate
     from uvmshare.fileserver import control
@@ -58,7 +57,7 @@ if TYPE_CHECKING:
     from uvmshare.share.manager import ShareInfo
     from uvmshare.share.recovery import RecoveryReport
 
-__all__ = ["Machine", "Places"]
+__all__ = ["Machine"]
 
 T = TypeVar("T")
 
@@ -83,70 +82,6 @@ _COMPUTE_SYSTEMS: Final = (
     "VM {id!r}: compute system {system!r} is reached on its Windows host alone, and this daemon runs on Linux: there, "
     "in a process of your own, use a Manager over uvmshare.hcs.compute_system.ComputeSystem (docs/windows.md)"
 )
-
-
-class Places:
-    """Where the daemon keeps things: what ends with the host's run, and what does not."""
-
-    def __init__(self, run_dir: str, state_dir: str) -> None:
-        self.groups: Groups | None = None
-        """Where the processes of each VM are; None where the daemon has no group to divide."""
-        self.group_limits: Mapping[str, str] = {}
-        """Of every VM's group, unless it has others."""
-        self.run_dir = os.path.abspath(run_dir)
-        self.state_dir = os.path.abspath(state_dir)
-
-    def make(self) -> None:
-        """Make the directories, which are the daemon's alone to write in. Raises `OSError`."""
-        make_own_directory(self.run_dir, 0o755)
-        make_own_directory(self.state_dir, 0o700)
-        make_own_directory(os.path.join(self.run_dir, "vms"), 0o711)
-        make_own_directory(os.path.join(self.run_dir, "log"), 0o700)
-
-    @property
-    def store(self) -> str:
-        """The daemon's own file."""
-        return os.path.join(self.state_dir, "daemon.sqlite")
-
-    @property
-    def journal(self) -> str:
-        """The journal of the Managers."""
-        return os.path.join(self.state_dir, "journal.sqlite")
-
-    def run_dir_of(self, record: VmRecord) -> str:
-        """Return the run directory of a VM's file server, made for its user.
-
-        Its parent is the daemon's, so that nobody can put another in its place. It gets its name when it is its user's.
-        From then on it is not looked at from here, not even by stat(2): its user may have mounted there what never
-        answers (FUSE). Raises `OSError`.
-        """
-        path = self.run_dir_at(record)
-        parent, name = os.path.split(path)
-        make_own_directory(parent, 0o711)
-        if name not in os.listdir(parent):
-            made = tempfile.mkdtemp(prefix=".new-", dir=parent)  # no VM's id begins like that
-            if os.geteuid() == 0:
-                os.chown(made, record.identity.uid, record.identity.gid)
-            os.rename(made, path)
-        return path
-
-    def run_dir_at(self, record: VmRecord) -> str:
-        """Return where the run directory of a VM's file server is, if there is one."""
-        return os.path.join(self.run_dir, "vms", str(record.identity.uid), record.id)
-
-    def group_of(self, record: VmRecord) -> Group | None:
-        """Return the group of a VM's processes, made with its limits. Raises `FileServerError`."""
-        if self.groups is None:
-            return None
-        return self.groups.of(record.key, {**self.group_limits, **record.wanted.cgroup})
-
-    def group_at(self, record: VmRecord) -> Group | None:
-        """Return the group of a VM's processes, with the limits that it has. Raises `FileServerError`."""
-        return None if self.groups is None else self.groups.of(record.key, {})
-
-    def log_of(self, record: VmRecord) -> str:
-        """Return the log of a VM's file server: in a directory of the daemon's, which opens it."""
-        return os.path.join(self.run_dir, "log", f"{record.identity.uid}-{record.id}.log")
 
 
 class Machine:
@@ -261,6 +196,12 @@ class Machine:
     def left_by(self, share: str) -> tuple[str, ...]:
         """Return what the removal of a share left in the kernel, in words; of the last ones."""
         return self._left.words(share)
+
+    async def serve_until(self, until: float) -> None:
+        """Have a fenced VM be served until then, in seconds of CLOCK_BOOTTIME. Raises as `FileServer.serve_until`."""
+        self.require()
+        assert self._server is not None, "as that says"
+        await self._server.serve_until(until)
 
     def require(self) -> Manager:
         """Return the Manager. Raises `FileServerError` with the reason when there is no file server."""
@@ -384,7 +325,7 @@ class Machine:
             return False
         return True
 
-    async def _start_server(self) -> FileServer:
+    async def _start_server(self, *, is_trial: bool = False) -> FileServer:
         wanted = self.record.wanted
         if wanted.compute_system is not None:
             raise UnsupportedPlatform(_COMPUTE_SYSTEMS.format(id=self.record.id, system=wanted.compute_system))
@@ -396,7 +337,7 @@ class Machine:
                 links=wanted.links,
                 allow_remote=wanted.allow_remote,
                 allow_uids=wanted.allow_uids,
-                run_dir=self._places.run_dir_of(self.record),
+                run_dir=None if is_trial else self._places.run_dir_of(self.record),
                 log=self._places.log_of(self.record),
                 socket_mode=int(wanted.socket_mode, 8),
                 limits=limits,
@@ -404,11 +345,21 @@ class Machine:
                 # Whoever writes there says who has what, in this VM or in another's.
                 keep_out=(self._places.state_dir, self._places.run_dir),
                 run_as=self._run_as,
+                fenced=wanted.fence is not None,
                 run=self._as_user,
             ).start()
         except OSError as error:
             msg = f"the file server of VM {self.record.id} cannot be started: {reason_of(error)}: see uvmshare doctor"
             raise FileServerError(msg) from error
+
+    async def try_to_listen(self) -> None:
+        """Start a file server as that of the VM would be, and end it. Raises what starting it does."""
+        self.group = self._places.group_of(self.record)
+        try:
+            server = await self._start_server(is_trial=True)
+            await server.aclose()
+        finally:
+            await self._end_group()
 
     async def _take(
         self, server: FileServer, *, vm_is_new: bool, take_out_unknown: bool = False, brought: bytes | None = None

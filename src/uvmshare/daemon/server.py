@@ -24,7 +24,7 @@ from uvmshare.daemon import systemd
 from uvmshare.daemon.app import make_app
 from uvmshare.daemon.connections import configured, cut_late, protocol
 from uvmshare.daemon.groups import Groups, check_limits
-from uvmshare.daemon.machine import Places
+from uvmshare.daemon.places import Places
 from uvmshare.daemon.quotas import USER_SHARES, USER_VMS
 from uvmshare.daemon.service import Service
 from uvmshare.daemon.store import DaemonStore

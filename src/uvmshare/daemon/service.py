@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
     from contextlib import AbstractContextManager
 
-    from uvmshare.daemon.machine import Places
+    from uvmshare.daemon.places import Places
     from uvmshare.daemon.store import DaemonStore, VmKey
     from uvmshare.fileserver import control
     from uvmshare.sqlite_journal import SqliteJournal
@@ -286,6 +286,7 @@ class Service:
             shares=len(self.shares.all(who, machine)),
             mounts=len(self.mounts.all(who, machine)),
             notes=machine.reachable.notes,
+            fence=wanted.fence,
         )
 
     async def add_vm(self, who: Identity, wanted: NewVm, *, tenant: str = "", brought: Brought | None = None) -> Vm:
@@ -326,8 +327,13 @@ class Service:
         return self.vm(who, machine)
 
     async def check_vm(self, who: Identity, wanted: NewVm, *, tenant: str = "") -> None:
-        """See that a VM can be added here, as far as that can be told before. Raises as `add_vm` does."""
-        self._check_vm(VmRecord(who, wanted, tenant=tenant))
+        """See that a VM can be added here, as far as that can be told before. Raises as `add_vm` does.
+
+        A file server is started for that, and ends before this returns.
+        """
+        record = VmRecord(who, wanted, tenant=tenant)
+        self._check_vm(record)
+        await self._make_machine(record).try_to_listen()
 
     def _check_vm(self, record: VmRecord) -> None:
         who, wanted, there = record.identity, record.wanted, self.machines.get(record.key)
@@ -337,6 +343,9 @@ class Service:
         if bool(wanted.listen) == (wanted.compute_system is not None):
             got = "has both: leave one out" if wanted.listen else "has neither: give one, such as unix:/run/vm1.9p"
             msg = f"VM {wanted.id!r} needs addresses to listen on or a compute system, and {got}"
+            raise InvalidOptions(msg)
+        if wanted.fence is not None and not record.tenant:
+            msg = f"VM {wanted.id!r}: a fence is for VMs of a fleet: add it through a gate (--on HOST), or without"
             raise InvalidOptions(msg)
         check_addresses(wanted, who)
         self._check_group(who, wanted)

@@ -24,6 +24,7 @@ __all__ = ["host_of", "mounts_of", "released_of", "share_of", "shares_of", "vm_o
 
 _SILENT: Final = "its host has not said anything about it yet"
 _LOST: Final = "host {host} is not heard of: it may be down, or cut off; it may serve on"
+_LOST_FENCED: Final = "host {host} is not heard of: it may be down, or cut off; it serves on for {fence:g} s at most"
 
 
 def vm_of(who: Caller, found: Found) -> Vm:
@@ -40,7 +41,9 @@ def vm_document(who: Caller, tenant: str, vm: str, *, host: str, want: Want, hav
     else:
         shown = _unseen(want, have)
     if not lives:
-        shown = msgspec.structs.replace(shown, state="lost", error=_LOST.format(host=host))
+        fence = want.vm.get("fence")
+        why = _LOST if fence is None else _LOST_FENCED
+        shown = msgspec.structs.replace(shown, state="lost", error=why.format(host=host, fence=fence))
     return msgspec.structs.replace(shown, id=who.shown(tenant, vm), host=host, epoch=want.epoch)
 
 
@@ -70,6 +73,7 @@ def _unseen(want: Want, have: Have | None) -> Vm:
         shares=0,
         mounts=0,
         notes=(),
+        fence=wanted.fence,
     )
 
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 __all__ = [
     "EVERYBODY",
     "Alive",
+    "Claim",
     "End",
+    "FencedWant",
     "Have",
     "Holding",
     "Lease",
@@ -82,12 +84,38 @@ class Want(_Document, frozen=True):
     """Whether the host is only to say whether it could have it: it is on another host yet."""
     after: str = ""
     """The host that must have let go of it first."""
+    also: tuple[str, ...] = ()
+    """Hosts before that one which had not let go of it either."""
+    hold: bool = False
+    """Whether, as the VM is fenced, it is enough to wait until the time of these hosts is certainly over."""
     names: int = 0
     """Of a VM that comes from another host, or is a clone: the least number that no share was called. Else 0."""
     holdings: dict[str, Holding] = {}
     """By number, which is never used again."""
     last: int = 0
     """The greatest number that a holding had."""
+
+
+class _FencedVm(_Document, frozen=True):
+    fence: float | None = None
+
+
+class FencedWant(_Document, frozen=True):
+    """What of a `Want` says whether and when a host may serve it: read often, and without all that is held."""
+
+    vm: _FencedVm = _FencedVm()
+    epoch: int = 1
+    prepare: bool = False
+    after: str = ""
+    hold: bool = False
+
+
+class Claim(_Document, frozen=True):
+    """Which boot has the name of a host."""
+
+    boot: str
+    since: float | None = None
+    """Since when, in seconds of its CLOCK_BOOTTIME; None until that is certain."""
 
 
 class Outcome(_Document, frozen=True):

@@ -18,6 +18,7 @@ import msgspec
 import structlog
 
 from uvmshare.errors import (
+    InvalidState,
     LeaseNotFound,
     RevisionCompacted,
     StoreError,
@@ -28,6 +29,7 @@ from uvmshare.errors import (
 from uvmshare.etcd.listing import listed
 from uvmshare.etcd.protocol import Delete, Put, absent, unchanged
 from uvmshare.fleet.documents import Alive, Have, Want, decode, encode
+from uvmshare.fleet.fence import Fence
 from uvmshare.fleet.settling import settle
 from uvmshare.fleet.view import View
 from uvmshare.lifecycle.retry import Wait
@@ -53,6 +55,8 @@ _RELIST_SECONDS: Final = 600.0
 """After so long it lists again, whatever the watch says."""
 _APART_SECONDS: Final = 1.0
 """Between two documents about one VM that answer nobody."""
+_FENCE_SECONDS: Final = 1.0
+"""After so long it is looked again whether any VM is fenced; the shortest fence has three times as long."""
 _RETRY_FIRST: Final = 1.0
 """Seconds before something that could not be brought about is tried again; the wait doubles (`Wait`)."""
 _RECONNECT_FIRST: Final = 0.5
@@ -88,6 +92,7 @@ class Follower:
         position: Position,
         *,
         chance: Callable[[], float] = random.random,
+        fence: Fence | None = None,
     ) -> None:
         self._connect = connect
         self._keys = keys
@@ -95,6 +100,7 @@ class Follower:
         self._local = local
         self._position = position
         self._chance = chance
+        self._fence = Fence(keys, host, local) if fence is None else fence
         self._store: Store | None = None
         self._view = View(keys, host)
         self._dirty: set[VmName] = set()
@@ -103,6 +109,8 @@ class Follower:
         self._waits: dict[VmName, Wait] = {}
         self._jobs: dict[VmName, dict[str, Job]] = {}
         """What takes longer than a look, by the number of the holding."""
+        self._epochs: dict[VmName, int] = {}
+        """Of VMs that came back from another host: the epoch of what is here now."""
         self._written: dict[VmName, tuple[float, int]] = {}
         """When a document about a VM was written last, and the revision of what is wanted that this made."""
         self._accepted = asyncio.Event()
@@ -159,18 +167,24 @@ class Follower:
         self._view = View(self._keys, self._host, page.found, revision)
         self.error = None
         self._log.info("fleet.followed", host=self._host, revision=revision, vms=len(self._view.wants))
-        for vm in self._view.vms() | set(self._local.vms()):
-            self._touch(vm)
-        living = asyncio.get_running_loop().create_task(self._live(store))
-        watching = asyncio.get_running_loop().create_task(self._watch(store, cluster, revision + 1))
+        loop = asyncio.get_running_loop()
+        tasks = {
+            loop.create_task(self._live(store)),
+            loop.create_task(self._watch(store, cluster, revision + 1)),
+            loop.create_task(self._keep_fences(store)),
+        }
         try:
-            done, _ = await asyncio.wait({living, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if not await self._fence.claim(store, self._view) or not await self._fence.renew(store, self._view):
+                raise _Relist
+            for vm in self._view.vms() | set(self._local.vms()):
+                self._touch(vm)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
-            for task in (living, watching):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(living, watching, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _stay_forward(self, cluster: int, revision: int) -> None:
         """See that this is the etcd that was followed, and no older state of it; else wait until it is accepted."""
@@ -187,6 +201,7 @@ class Follower:
             self.held_back = None
             self._log.warning("fleet.accepted", cluster=f"{cluster:x}", revision=revision)
             self._position.drop_fleet_place()
+            self._fence.begin_anew()
             raise _Relist
         self._position.put_fleet_place(cluster, revision)
 
@@ -228,6 +243,14 @@ class Follower:
                     await store.keep_alive(lease.id)
             except LeaseNotFound:
                 continue
+
+    async def _keep_fences(self, store: Store) -> None:
+        """Renew the times of fenced VMs. Raises `_Relist` when one was taken, and `StoreError`."""
+        while True:
+            seconds = self._fence.next_renewal(self._view)
+            await asyncio.sleep(_FENCE_SECONDS if seconds is None else seconds)
+            if not await self._fence.renew(store, self._view):
+                raise _Relist
 
     async def _hear(self) -> None:
         """Look at each VM of which something changed on this host."""
@@ -281,28 +304,73 @@ class Follower:
             await self._leave(store, vm, view.haves.get(vm))
             return
         want = decode(Want, found.value, found.key)
+        as_read, last = want, view.haves.get(vm)
+        before = None if last is None else decode(Have, last.value, last.key)
+        if before is not None and not want.joined and not want.prepare:
+            before = await self._end_earlier(vm, want, before)
+        if want.vm.get("fence") is not None and not want.prepare:
+            allowed = await self._allowed(store, found, vm, want)
+            if allowed is None:
+                return
+            want = allowed
         dead = {
             (each.owner, each.lease)
             for each in want.holdings.values()
             if not view.lives(vm.tenant, each.owner, each.lease)
         }
-        last = view.haves.get(vm)
-        before = None if last is None else decode(Have, last.value, last.key)
 
         def lives(holding: Holding) -> bool:
             return (holding.owner, holding.lease) not in dead
 
         jobs = self._jobs.setdefault(vm, {})
         under_way = set(jobs)
-        settled = await settle(self._local, vm, want, found.mod_revision, before, lives, jobs)
+        settled = await settle(self._local, vm, want, found.mod_revision, before, lives, jobs, self._fence.tell)
         for id_, job in jobs.items():
             if id_ not in under_way and id_ not in settled.told:
                 job.task.add_done_callback(lambda task: None if task.cancelled() else self._touch(vm))
-        await self._write(store, vm, _Look(found, want, last, before), settled)
+        await self._write(store, vm, _Look(found, as_read, last, before), settled)
         if settled.is_unfinished:
             self._touch_later(vm, self._backed_off(vm))
         else:
             self._waits.pop(vm, None)
+
+    async def _end_earlier(self, vm: VmName, want: Want, before: Have) -> Have:
+        """End what this host has of a VM since before the VM was on another; return what is known of it then."""
+        if max(before.epoch, self._epochs.get(vm, 0)) >= want.epoch:
+            return before
+        await self._end_jobs(vm)
+        await self._local.remove_vm(vm, before)
+        self._epochs[vm] = want.epoch
+        return Have(seen=0, epoch=want.epoch, names=before.names)
+
+    async def _allowed(self, store: Store, found: KeyValue, vm: VmName, want: Want) -> Want | None:
+        """Return what is wanted of a fenced VM now: that it is served, or that it waits yet; None to look later."""
+        wait = self._fence.wait(vm, want)
+        if wait:
+            if wait < float("inf"):  # else the host that had it lets go of it
+                self._touch_later(vm, wait)
+            return want if want.after else None
+        if not await self._admit(store, found, vm):
+            self._touch_later(vm, self._backed_off(vm))
+            return None
+        return msgspec.structs.replace(want, after="", also=(), hold=False)
+
+    async def _admit(self, store: Store, found: KeyValue, vm: VmName) -> bool:
+        """See that a fenced VM may be served now, and that it can be seen that it may be; else it is looked at again.
+
+        Whoever takes the VM waits until this host's document about it is gone. So there is one before it is served.
+        """
+        try:
+            if not await self._fence.admit(store, self._view, vm):
+                return False
+        except InvalidState as error:
+            self._log.error("fleet.unserved", vm=vm.here, reason=printable(str(error)))
+            return False
+        if vm in self._view.haves:
+            return True
+        first = Have(seen=0, epoch=decode(Want, found.value, found.key).epoch)
+        put = Put(self._keys.have(self._host, *vm), encode(first))
+        return (await store.txn([unchanged(found)], [put])).succeeded
 
     async def _write(
         self,
@@ -347,16 +415,22 @@ class Follower:
 
     async def _leave(self, store: Store, vm: VmName, last: KeyValue | None) -> None:
         """End a VM of which nothing is wanted any more, and then say that it is not here."""
+        before = None if last is None else decode(Have, last.value, last.key)
         try:
-            await self._local.remove_vm(vm, None if last is None else decode(Have, last.value, last.key))
+            is_certain = await self._local.remove_vm(vm, before)
         except UvmshareError as error:
             self._log.warning("fleet.vm_left", vm=vm.here, reason=printable(str(error)))
             self._touch_later(vm, self._backed_off(vm))
             return
+        length = None if before is None or before.vm is None else before.vm.get("fence")
+        if length is not None and (left := self._fence.left(vm, length, is_certain=is_certain)) > 0:
+            self._touch_later(vm, left)
+            return
+        self._fence.forget(vm)
         if last is not None:
             await store.txn([absent(self._keys.want(self._host, *vm))], [Delete(last.key)])
-        self._written.pop(vm, None)
-        self._waits.pop(vm, None)
+        for each in (self._written, self._waits, self._epochs):
+            each.pop(vm, None)
 
 
 def _same(before: Have, have: Have) -> bool:

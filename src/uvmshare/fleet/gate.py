@@ -264,6 +264,12 @@ class Gate:
             if found.want.joined:
                 msg = f"VM {vm!r} is host {found.host}'s own, which only has it back: uvmshare vm leave"
                 raise InvalidState(msg)
+            if found.want.vm.get("fence") is not None and not found.lives and not force:
+                msg = (
+                    f"host {found.host} is not heard of, and serves VM {vm!r} for {found.want.vm['fence']:g} s more at "
+                    "most: have another host take it, or force its removal, and give its name to no other VM until then"
+                )
+                raise StillInUse(msg)
             held = [each for each in found.want.holdings.values() if not each.end]
             if held and not force:
                 msg = f"VM {vm!r} has {len(held)} share(s) and mounts that are held: release them first, or force it"
@@ -307,6 +313,10 @@ class Gate:
         if count_at is not None:
             compare.append(unchanged(count_at))
             changes.append(Put(count_at.key, str(max(0, int(count_at.value) - 1)).encode()))
+        if found.want.vm.get("fence") is not None:
+            counted, count = await self._reader.next_term(found.host)
+            compare.append(counted)
+            changes.append(count)
         return (await self._store.txn(compare, changes)).succeeded
 
     async def _take_back(self, found: Found) -> None:

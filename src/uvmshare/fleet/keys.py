@@ -40,9 +40,10 @@ def require_host_name(name: str, what: str = "host") -> str:
 
 
 class HostKey(NamedTuple):
-    """What one key below a host's prefix is about. `kind` is its first part: "vm", "have", "owner", "alive", "term"."""
+    """What one key below a host's prefix is about."""
 
     kind: str
+    """Its first part: "vm", "have", "owner", "alive", "term" or "fence"."""
     tenant: str = ""
     name: str = ""
     """The VM's; of an owner's marker, the owner's."""
@@ -119,8 +120,12 @@ class Keys:
         return f"{self.host(host)}alive"
 
     def term(self, host: str) -> str:
-        """Where it is counted how many VMs were taken from a host."""
+        """Where it is counted how many fenced VMs were taken from a host."""
         return f"{self.host(host)}term"
+
+    def fence(self, host: str) -> str:
+        """Where it is written which boot of which machine has the name of a host."""
+        return f"{self.host(host)}fence"
 
     def marker(self, host: str, tenant: str, owner: str, lease: str) -> str:
         """Where a host sees that the lease of an owner lives."""
@@ -129,7 +134,7 @@ class Keys:
     def read_host(self, host: str, key: str) -> HostKey | None:
         """Return what a key below a host's prefix is about; None for what this version does not know."""
         kind, *rest = key.removeprefix(self.host(host)).split("/")
-        if kind in ("alive", "term") and not rest:
+        if kind in ("alive", "term", "fence") and not rest:
             return HostKey(kind)
         if kind in ("vm", "have") and len(rest) == 2:
             return HostKey(kind, *rest)

@@ -110,11 +110,15 @@ class Local(Protocol):
         """Have a VM of the host's own, which it offers, be the fleet's. The same again changes nothing."""
         ...
 
-    async def remove_vm(self, vm: VmName, before: Have | None) -> None:
+    async def remove_vm(self, vm: VmName, before: Have | None) -> bool:
         """Remove a VM with all that it has; one of the host's own is that again, with what it has by `before`.
 
-        One that is not there is no error.
+        Say whether it is certain that nothing serves it any more. One that is not there is no error.
         """
+        ...
+
+    async def serve_until(self, vm: VmName, until: float) -> None:
+        """Have a fenced VM be served until then, in seconds of CLOCK_BOOTTIME."""
         ...
 
     async def add(self, vm: VmName, holding: Holding) -> str:
@@ -257,13 +261,19 @@ class OfService:
         if machine is None or machine.record.offered:
             await self.joining.take_on(vm.tenant, vm.vm, wanted, holdings)
 
-    async def remove_vm(self, vm: VmName, before: Have | None) -> None:
+    async def remove_vm(self, vm: VmName, before: Have | None) -> bool:
         """Remove a VM with all that it has; one of the host's own is that again."""
         machine = self._machine(vm)
         if machine is not None and machine.record.joined:
             await self.joining.give_back(machine, before)
         elif machine is not None:
-            await self._service.remove_vm(machine.record.identity, machine.record.id, force=True)
+            removed = await self._service.remove_vm(machine.record.identity, machine.record.id, force=True)
+            return removed.left is None
+        return True
+
+    async def serve_until(self, vm: VmName, until: float) -> None:
+        """Have a fenced VM be served until then, in seconds of CLOCK_BOOTTIME. Raises as the daemon does."""
+        await (await self._ready(vm)).serve_until(until)
 
     async def add(self, vm: VmName, holding: Holding) -> str:
         """Share, or map, and return the share's name. Raises as the daemon does, and `OperationDenied`."""

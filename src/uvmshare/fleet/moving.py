@@ -98,16 +98,21 @@ class Moving:
     async def commit(self, who: Caller, vm: str, to: str, *, take: bool, made_sure: bool) -> Found:
         """Give a VM over to the host where it was prepared; return it, and wait until that serves it.
 
-        Of a host that is not heard of it is taken with `take` alone. Raises `OutcomeUnknown` when the old host has not
-        let go of it in time: again, it goes on from there.
+        Of a host that is not heard of it is taken with `take` alone: one that is fenced when its time there is over;
+        any other if somebody made sure. Raises `OutcomeUnknown` when the old host has not let go of it in time: again,
+        it goes on from there.
         """
-        if take and not made_sure:
-            msg = "take: the host may serve on, and so may its VM: end both, and say that you made sure (--i-made-sure)"
-            raise InvalidOptions(msg)
+        made_sure = made_sure and take
         for _ in range(_TRIES):
             found = await self._movable(who, vm)
+            if take and not made_sure and not _is_fenced(found):
+                msg = (
+                    "take: the host may serve on, and so may its VM: end both, and say that you made sure "
+                    "(--i-made-sure)"
+                )
+                raise InvalidOptions(msg)
             if found.host == to:
-                return await self._served(who, found, take=take)
+                return await self._served(who, found, made_sure=made_sure)
             there, *_ = await self._there(found, to)
             if found.name.moving != to or there.want_at is None:
                 msg = f"VM {vm!r} was not prepared for host {to}, or longer ago than 10 min: prepare it"
@@ -116,14 +121,15 @@ class Moving:
                 msg = f"host {found.host} lives, and lets go of VM {vm!r} by itself: move it without --take"
                 raise InvalidState(msg)
             if not found.lives and not take:
-                msg = (
-                    f"host {found.host} is not heard of, and may serve VM {vm!r} on: bring it back; or end it and take "
-                    "the VM from it (vm move --take --i-made-sure)"
-                )
-                raise InvalidState(msg)
+                raise InvalidState(_lost(found))
             await self.mark_leases(found, to)
             new = msgspec.structs.replace(
-                found.want, epoch=found.want.epoch + 1, names=names_of(found), after="" if take else found.host
+                found.want,
+                epoch=found.want.epoch + 1,
+                names=names_of(found),
+                after="" if made_sure else found.host,
+                also=() if made_sure else tuple(each for each in hosts_before(found.want) if each != to),
+                hold=_is_fenced(found) and not made_sure,
             )
             name = msgspec.structs.replace(found.name, host=to, epoch=new.epoch, moving=None)
             compare = [unchanged(found.name_at), unchanged(found.want_at), unchanged(there.want_at)]
@@ -132,23 +138,23 @@ class Moving:
                 Delete(found.want_at.key),
                 Put(there.want_at.key, encode(new, found.want_at.value)),
             ]
+            if _is_fenced(found):
+                counted, count = await self._reader.next_term(found.host)
+                compare.append(counted)
+                changes.append(count)
             try:
                 await self._store.txn(compare, changes)
             except StoreOutcomeUnknown:
                 continue
         raise _too_many(vm)
 
-    async def _served(self, who: Caller, found: Found, *, take: bool) -> Found:
+    async def _served(self, who: Caller, found: Found, *, made_sure: bool) -> Found:
         """See that the old host has let go, have the new one serve, and wait until it does."""
         for _ in range(_TRIES):
             if found.want.after:
-                if not take:
-                    alive = (await self._store.get(self._keys.alive(found.want.after))).found
-                    old = dataclasses.replace(
-                        found, name=msgspec.structs.replace(found.name, host=found.want.after), lives=alive is not None
-                    )
-                    await self._reader.when_gone(old, f"move of VM {found.vm!r}")
-                new = msgspec.structs.replace(found.want, after="")
+                if not made_sure:
+                    await self._reader.when_let_go(found, hosts_before(found.want), f"move of VM {found.vm!r}")
+                new = msgspec.structs.replace(found.want, after="", also=(), hold=False)
                 put = Put(found.want_at.key, encode(new, found.want_at.value))
                 with suppress(StoreOutcomeUnknown):  # it is read again
                     await self._store.txn([unchanged(found.want_at)], [put])
@@ -213,6 +219,27 @@ class Moving:
 
     def _is_used(self, found: Found, owner: str, lease: str) -> bool:
         return any((each.owner, each.lease) == (owner, lease) for each in found.want.holdings.values())
+
+
+def _is_fenced(found: Found) -> bool:
+    return found.want.vm.get("fence") is not None
+
+
+def _lost(found: Found) -> str:
+    if _is_fenced(found):
+        return (
+            f"host {found.host} is not heard of, and serves VM {found.vm!r} for {found.want.vm['fence']:g} s more at "
+            "most: take the VM from it (vm move --take)"
+        )
+    return (
+        f"host {found.host} is not heard of, and may serve VM {found.vm!r} on: bring it back; or end it and take the "
+        "VM from it (vm move --take --i-made-sure)"
+    )
+
+
+def hosts_before(want: Want) -> tuple[str, ...]:
+    """Return the hosts that may not have let go of a VM yet."""
+    return (*want.also, *((want.after,) if want.after else ()))
 
 
 def names_of(found: Found) -> int:

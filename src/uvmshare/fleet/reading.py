@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from uvmshare.errors import InvalidState, OutcomeUnknown, RevisionCompacted, WatchEnded
 from uvmshare.etcd.listing import listed
-from uvmshare.etcd.protocol import Get
+from uvmshare.etcd.protocol import Get, Put, absent, unchanged
 from uvmshare.fleet.callers import no_vm
 from uvmshare.fleet.documents import Have, Name, Tenant, Want, decode
+from uvmshare.fleet.fence import MARGIN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from uvmshare.etcd.protocol import KeyValue, Store
+    from uvmshare.etcd.protocol import Compare, KeyValue, Store
     from uvmshare.fleet.callers import Caller, Role
     from uvmshare.fleet.keys import Keys
 
@@ -128,6 +131,13 @@ class Reader:
         """Return what a name says."""
         return decode(Name, at.value, at.key)
 
+    async def next_term(self, host: str) -> tuple[Compare, Put]:
+        """Return what makes a transaction count that a fenced VM is taken from a host: a comparison, and a change."""
+        key = self.keys.term(host)
+        at = (await self.store.get(key)).found
+        count = 0 if at is None else int(at.value)
+        return absent(key) if at is None else unchanged(at), Put(key, str(count + 1).encode())
+
     # Waiting
 
     async def when_seen(self, found: Found, revision: int, words: str, ids: Sequence[str] = ()) -> Have:
@@ -155,6 +165,38 @@ class Reader:
                 if reading.found is None:
                     return
                 await self._next_change(key, reading.revision + 1)
+
+    async def when_let_go(self, found: Found, hosts: Sequence[str], words: str) -> None:
+        """Wait until none of some hosts has anything of a VM, or its own host waits for them no more.
+
+        Raises `OutcomeUnknown`.
+        """
+        haves = [self.keys.have(host, found.tenant, found.vm) for host in hosts]
+        alive = await self.get_all([self.keys.alive(host) for host in hosts])
+        seconds = ANSWER_SECONDS if all(each is not None for each in alive) else LOST_SECONDS
+        if found.want.hold:
+            seconds = float(found.want.vm["fence"]) + MARGIN + ANSWER_SECONDS
+        name = msgspec.structs.replace(found.name, host=hosts[-1])
+        async with _InTime(seconds, replace(found, name=name, lives=alive[-1] is not None), words):
+            while True:
+                revision = (await self.store.get(found.want_at.key)).revision
+                want_at, *left = await self.get_all([found.want_at.key, *haves])
+                changed = want_at is None or want_at.mod_revision != found.want_at.mod_revision
+                if changed or not any(each is not None for each in left):
+                    return
+                await self._next_change_of([found.want_at.key, *haves], revision + 1)
+
+    async def _next_change_of(self, keys: Sequence[str], revision: int) -> None:
+        """Wait until one of some keys has changed, or may have."""
+        tasks = [asyncio.ensure_future(self._next_change(key, revision)) for key in keys]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _in_time(self, found: Found, words: str) -> _InTime:
         return _InTime(ANSWER_SECONDS if found.lives else LOST_SECONDS, found, words)

@@ -17,12 +17,12 @@ import msgspec
 
 from uvmshare.daemon.documents import Mount, Share
 from uvmshare.daemon.problems import problem_of
-from uvmshare.errors import UvmshareError
+from uvmshare.errors import OutcomeUnknown, UvmshareError
 from uvmshare.fleet.documents import Have, Holding, Outcome
 from uvmshare.fleet.local import Arriving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from uvmshare.fleet.documents import End, Want
     from uvmshare.fleet.local import Local, Seen, VmName
@@ -79,6 +79,7 @@ class _Look:
         self, local: Local, vm: VmName, revision: int, lives: Callable[[Holding], bool], before: Have | None
     ) -> None:
         self.local = local
+        self.before = before
         self.names = 0 if before is None else before.names
         """The least that no share was called, as it was known before."""
         self.vm = vm
@@ -115,6 +116,15 @@ class _Look:
             return error
         return None
 
+    async def begin_serving(self, tell: Callable[[VmName], Awaitable[None]]) -> UvmshareError | None:
+        try:
+            await tell(self.vm)
+        except UvmshareError as error:
+            return error
+        except TimeoutError:
+            return OutcomeUnknown(f"VM {self.vm.vm!r}: its file server does not answer")
+        return None
+
     def _arriving(self, want: Want) -> Arriving | None:
         """Return what a VM brings along from another host."""
         if not want.names:
@@ -127,7 +137,9 @@ class _Look:
     async def look_ahead(self, want: Want) -> Settled:
         """Say whether the host could have a VM that is on another host yet, and leave all as it is."""
         problem = None
-        if want.prepare:
+        if want.prepare and self.before is not None and self.before.seen >= self.revision:
+            problem = self.before.problem  # it was looked at, and a look takes a file server
+        elif want.prepare:
             try:
                 await self.local.prepare(self.vm, want.vm, [each for each in want.holdings.values() if not each.end])
             except UvmshareError as error:
@@ -196,17 +208,20 @@ async def settle(  # noqa: PLR0917  each is another thing
     before: Have | None,
     lives: Callable[[Holding], bool],
     jobs: dict[str, Job],
+    tell: Callable[[VmName], Awaitable[None]],
 ) -> Settled:
     """Bring one VM as near to what is wanted as it can be; return what is to be written.
 
     `revision` is that of `want`; `before` is what was written last; `lives` says whether the lease of a holding
     lives, at that same revision or later. `jobs` are those of earlier looks: one that takes longer than `PATIENCE`
-    holds nothing else up, and is left in it.
+    holds nothing else up, and is left in it. `tell` has the file server of a fenced VM serve, once it is there.
     """
     look = _Look(local, vm, revision, lives, before)
     if want.prepare or want.after:
         return await look.look_ahead(want)
     broken = await look.add_vm(want)
+    if broken is None and want.vm.get("fence") is not None:
+        broken = await look.begin_serving(tell)
     seen = await look.see()
     outcomes = dict(before.outcomes) if before is not None else {}
     holdings = dict(want.holdings)
