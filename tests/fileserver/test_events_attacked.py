@@ -10,10 +10,11 @@ import os
 import select
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 from tests.fileserver.harness import add_document
+from tests.processes import DEADLINE
 from tests.root import require_root
 
 if TYPE_CHECKING:
@@ -311,3 +312,40 @@ def test_the_reserved_user_is_one_that_no_container_gives_away(told: Callable[..
         assert guest.watched.listen() == guest.watched.reserved, "it is one for as long as the connection lasts"
     assert all(0x7000_0000 <= each < 0x7FFF_FFFF for each in found)
     assert len(found) > 10
+
+
+def test_processes_that_look_at_once_whether_queues_are_to_spare_all_find_them(tmp_path: Path) -> None:
+    """Each takes 33 of both kinds for a moment. Here there are so many beside those that the others keep."""
+    script = tmp_path / "many.py"
+    script.write_text(MANY)
+    subprocess.run([sys.executable, script, str(33 + 8)], check=True, timeout=DEADLINE)
+
+
+MANY: Final = """
+import ctypes
+import os
+import sys
+
+from uvmshare.fileserver.mount.watched import Queue
+
+assert ctypes.CDLL(None).unshare(0x10000000) == 0, "no user namespace of its own"
+for kind in ("inotify_instances", "fanotify_groups"):
+    with open(f"/proc/sys/user/max_{kind}", "w") as file:
+        file.write(sys.argv[1])
+turn = os.memfd_create("turn")
+begin, beginning = os.pipe()
+end, ending = os.pipe()
+told, telling = os.pipe()
+for _ in range(8):
+    if os.fork() == 0:
+        os.close(beginning)
+        os.close(ending)
+        os.read(begin, 1)  # all have been started
+        queue = Queue.open_in_turn(turn)
+        os.write(telling, b"y" if queue is not None and queue.group is not None else b"n")
+        os.read(end, 1)  # all have told
+        os._exit(0)
+os.close(beginning)
+said = b"".join(os.read(told, 1) for _ in range(8))
+assert said == b"y" * 8, said
+"""

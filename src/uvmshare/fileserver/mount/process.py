@@ -73,12 +73,12 @@ def serve(
     telling: int,
     counters: Counters | None = None,
     fence: Fence | None = None,
-    watches: bool = True,
+    turn: int | None = None,
 ) -> NoReturn:
     """Be a mount process: serve the connection to its end, then exit. Called in a fresh fork.
 
     `lifeline` and `own_file` are as in `_begin`, `telling` is where to say what the log is to have.
-    `watches` is whether it may have the kernel's queues of what happens to files.
+    With `turn` it gets the kernel's queues of what happens to files (`Queue.open_in_turn`).
     """
     status = 1
     try:
@@ -92,13 +92,13 @@ def serve(
         kept = _begin(lifeline, own_file, export)
         # Before anything that may take its time: the locks and the listening sockets of a supervisor that dies
         # now are not to live on here.
-        close_all_but((connection.fileno(), kept, export.root))
+        close_all_but((connection.fileno(), kept, export.root, *(() if turn is None else (turn,))))
         _prepare(connection)
         notice_death(connection, limits.peer_seconds)
         descriptors = confinement.allow_descriptors(limits.descriptors)
         table = os.open(TABLE, os.O_RDONLY | os.O_CLOEXEC)
         any_mounts = _may_have_mounts(export, table)
-        queue = Queue.open() if watches else None
+        queue = None if turn is None else Queue.open_in_turn(turn)
         enclosed = confinement.enter(export, table)
         if queue is not None and not enclosed:  # by a path it would be told of what lies outside the share
             queue.close()

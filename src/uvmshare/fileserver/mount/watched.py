@@ -15,6 +15,7 @@ read by a thread that is started with the first directory. A guest that asks for
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import select
@@ -83,6 +84,19 @@ class Queue:
             return cls(syscalls.with_spare(syscalls.inotify_init, _SPARE), most, Group.open()) if most else None
         except (OSError, ValueError):
             return None
+
+    @classmethod
+    def open_in_turn(cls, turn: int) -> Queue | None:
+        """Return a queue while no other process of this VM is about to; closes the file `turn`. Raises `OSError`.
+
+        To see that there are some to spare takes them for a moment. A guest that attaches many times at once would
+        have none to spare in each of these processes, nor in those of other VMs.
+        """
+        try:
+            fcntl.lockf(turn, fcntl.LOCK_EX)
+            return cls.open()
+        finally:
+            os.close(turn)
 
     def close(self) -> None:
         """Give it back."""

@@ -71,7 +71,7 @@ class Serve(Protocol):
         telling: int,
         counters: Counters,
         fence: Fence | None,
-        watches: bool,
+        turn: int | None,
     ) -> NoReturn:
         """Serve a connection to its end, then exit."""
 
@@ -161,6 +161,8 @@ class ServedShares:
         self._leaving: dict[int, MountProcess] = {}
         """By pid, those that were asked to leave, and those that were killed, until they have ended or are left."""
         self._ending = False
+        self._turn = os.memfd_create("turn", os.MFD_CLOEXEC)
+        """What one mount process at a time locks while it makes the kernel's queues (`mount.watched`)."""
         self._lifeline: int | None = None
         if run_dir is None:
             self._lifeline, self._life = os.pipe2(os.O_CLOEXEC)
@@ -346,6 +348,7 @@ class ServedShares:
             share.export.close()
         if self._share_table is not None:
             self._share_table.discard()
+        os.close(self._turn)
         if self._lifeline is not None:
             os.close(self._lifeline)
             os.close(self._life)
@@ -391,7 +394,7 @@ class ServedShares:
                     telling=telling,
                     counters=counted,
                     fence=self._fence,
-                    watches=watches,
+                    turn=self._turn if watches else None,
                 )
             counted.keep_to_one()
             try:
