@@ -174,6 +174,16 @@ def _all_commands() -> list[tuple[str, ...]]:
     return [each for each in found if each[0] != "guest" or len(each) == 1]
 
 
+@pytest.mark.parametrize(
+    "words", [(), *((name,) for name in COMMANDS if isinstance(cli.get_command(click.Context(cli), name), click.Group))]
+)
+def test_no_list_of_commands_cuts_what_it_says(words: tuple[str, ...], capfd: pytest.CaptureFixture[str]) -> None:
+    assert run([*words, "--help"]) == 0
+    _, _, commands = capfd.readouterr().out.rpartition("\nCommands:\n")
+    assert commands
+    assert "..." not in commands
+
+
 @pytest.mark.parametrize("words", _all_commands(), ids=" ".join)
 def test_the_help_of_every_command_has_an_example(words: tuple[str, ...], capfd: pytest.CaptureFixture[str]) -> None:
     assert run([*words, "--help"]) == 0

@@ -34,12 +34,12 @@ __all__ = ["daemon"]
 @click.option(
     "--run-dir",
     metavar="DIR",
-    help="For files that end with the host. [default: /run/uvmshare; a user's: $XDG_RUNTIME_DIR/uvmshare]",
+    help="For files that go when the host is booted. [default: /run/uvmshare; a user's: $XDG_RUNTIME_DIR/uvmshare]",
 )
 @click.option(
     "--state-dir",
     metavar="DIR",
-    help="For files that stay. [default: /var/lib/uvmshare; a user's: $XDG_STATE_HOME/uvmshare]",
+    help="For files that are kept. [default: /var/lib/uvmshare; a user's: $XDG_STATE_HOME/uvmshare]",
 )
 @click.option(
     "--user-vms",

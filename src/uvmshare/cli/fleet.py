@@ -50,7 +50,7 @@ def fleet() -> None:
     """  # noqa: D301  \b is click's mark for lines that stay as they are
 
 
-@fleet.command()
+@fleet.command(short_help="Make a fleet: its certificates and its roles in etcd.")
 @click.option("--etcd", "endpoints", metavar="URL", multiple=True, required=True, help="A member of etcd; repeat it.")
 @click.option(
     "--gate",
@@ -96,7 +96,7 @@ def init(endpoints: tuple[str, ...], gates: tuple[str, ...], name: str, folder: 
     note("       --peer-client-cert-auth ...")
 
 
-@fleet.command("add-host")
+@fleet.command("add-host", short_help="Let a host into the fleet.")
 @click.argument("host")
 @_folder
 def add_host(host: str, folder: str) -> None:
@@ -113,7 +113,7 @@ def add_host(host: str, folder: str) -> None:
     say(path)
 
 
-@fleet.command("add-tenant")
+@fleet.command("add-tenant", short_help="Let a tenant into the fleet, or change its limits.")
 @click.argument("tenant")
 @click.option(
     "--user", "users", metavar="NAME", multiple=True, help="A user of the tenant, who gets a certificate; repeat it."

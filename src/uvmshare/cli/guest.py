@@ -30,7 +30,7 @@ def guest() -> None:
     """  # noqa: D301  \b is click's mark for lines that stay as they are
 
 
-@guest.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@guest.command(short_help="Mount a share.", add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def mount(arguments: tuple[str, ...]) -> int:
     """Mount a share: see "uvmshare guest mount --help"."""
@@ -39,7 +39,11 @@ def mount(arguments: tuple[str, ...]) -> int:
     return main(arguments, while_mounting=partial(waiting, "mounting"))
 
 
-@guest.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@guest.command(
+    short_help="Run the agent, which mounts what the host asks for.",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True},
+)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def agent(arguments: tuple[str, ...]) -> int:
     """Mount and unmount what the host asks for: see "uvmshare guest agent --help"."""

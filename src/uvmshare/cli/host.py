@@ -103,7 +103,7 @@ def status(host: str | None, *, as_json: bool) -> None:
     say(f"state: {found.error or 'followed'}")
 
 
-@host.command()
+@host.command(short_help="Have this host follow the etcd that is there now.")
 @click.option("--mine", is_flag=True, help="First write what this host serves into etcd, through a gate.")
 @click.option("--gate", metavar="https://NAME:PORT", help="The gate for --mine, with an administrator's UVMSHARE_CERT.")
 @host_option

@@ -44,7 +44,7 @@ def _holds(client: Client, vms: Sequence[str] = ()) -> list[OwnerHolds]:
     return holds(of_vms(client, vms, client.shares, listed), of_vms(client, vms, client.mounts, listed))
 
 
-@owner.command()
+@owner.command(short_help="List what each owner holds in each VM.")
 @click.argument("vms", metavar="[VM]...", nargs=-1)
 @host_option
 @listing_options
@@ -75,7 +75,7 @@ def _joined(names: Iterable[str]) -> str:
     return " ".join(names)
 
 
-@owner.command()
+@owner.command(short_help="Release all that an owner of yours holds.")
 @click.argument("name", metavar="OWNER")
 @click.option("--force", "-f", is_flag=True, help="Do it whatever the guests say: each has five seconds to unmount.")
 @host_option

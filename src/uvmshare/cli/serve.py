@@ -82,7 +82,7 @@ _OWNER: Final = "uvmshare serve"
     metavar="DIR",
     type=click.Path(file_okay=False),
     help="Keep the state of the file server in this directory. Guests go on when this command is killed, and the same "
-    "command goes on from there (see below).",
+    "command goes on from there (see above).",
 )
 @click.option(
     "--limit",

@@ -50,7 +50,7 @@ def share() -> None:
     """  # noqa: D301  \b is click's mark for lines that stay as they are
 
 
-@share.command()
+@share.command(short_help="Share directories with a VM, and hold the shares.")
 @vm_argument()
 @shares_argument
 @sharing_options
@@ -121,7 +121,7 @@ def add(
         say(each.name)
 
 
-@share.command()
+@share.command(short_help="List the shares that you hold; as root, all shares.")
 @click.argument("which", metavar="[VM|PATH]...", nargs=-1)
 @host_option
 @listing_options
@@ -193,7 +193,7 @@ def inspect(vm: str, share: str, host: str | None) -> None:
         print_json(client.shares.get(vm, share))
 
 
-@share.command()
+@share.command(short_help="Release shares.")
 @vm_argument()
 @share_argument(many=True)
 @owner_option

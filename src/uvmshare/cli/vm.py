@@ -46,7 +46,7 @@ def vm() -> None:
     """  # noqa: D301  \b is click's mark for lines that stay as they are
 
 
-@vm.command()
+@vm.command(short_help="Start a file server for a VM.")
 @click.argument("id_", metavar="ID")
 @click.argument("listen", metavar="[ADDRESS]...", nargs=-1)
 @click.option("--compute-system", metavar="ID", help="A Hyper-V compute system, in place of addresses (Windows).")
@@ -194,7 +194,7 @@ def add(
             note(f"the agent at {added.agent} is not reached yet{why}: uvmshare vm ls shows when it is")
 
 
-@vm.command()
+@vm.command(short_help="Have another host serve a VM.")
 @vm_argument()
 @click.option("--to", metavar="HOST", required=True, help="The host of the fleet that is to serve it.")
 @click.option("--prepare", "step", flag_value="prepare", help="See whether HOST could, before its memory is moved.")
@@ -225,7 +225,7 @@ def move(vm: str, to: str, step: str | None, host: str | None, *, take: bool, ma
     note(f"VM {moved.id!r} is on host {moved.host}")
 
 
-@vm.command()
+@vm.command(short_help="Add a VM with the shares and holders of another.")
 @vm_argument()
 @click.argument("id_", metavar="ID")
 @click.argument("listen", metavar="[ADDRESS]...", nargs=-1)
@@ -246,7 +246,7 @@ def clone(vm: str, id_: str, listen: tuple[str, ...], *, on: str, agent: str | N
         say(client.vms.clone(vm, id_, on=on, listen=listen, agent=agent).id)
 
 
-@vm.command()
+@vm.command(short_help="Take a VM of this host into its fleet.")
 @vm_argument()
 @click.option("--tenant", metavar="NAME", required=True, help="The tenant of the fleet who is to have it.")
 @click.option("--daemon", metavar="unix:PATH", help="This host's daemon. [default: your own, or the system's]")
@@ -274,7 +274,7 @@ def join(vm: str, tenant: str, daemon: str | None, host: str | None) -> None:
         )
 
 
-@vm.command()
+@vm.command(short_help="Give a VM of the fleet back to its host.")
 @vm_argument()
 @host_option
 def leave(vm: str, host: str | None) -> None:

@@ -64,18 +64,19 @@ def check(holds: bool, otherwise: str) -> None:  # noqa: FBT001  reads as an ass
 def demo(guest: str, *, fleet: bool) -> int:
     """Boot a guest, and share directories with it while it runs.
 
-    Shares this project's own files read-only and an empty directory writable; the guest mounts both, and
-    writes the SHA-256 of every file into the second; a second caller shares the first, a release changes
-    nothing, the last one ends the share under the guest's eyes. Then the daemon: two programs map one
-    directory, both crash, and the share goes when their leases end. Every step is checked; exit status 1
-    says that one of them failed.
+    It shares this project's own files read-only, and an empty directory that the guest may write to. The guest
+    mounts both, and writes the SHA-256 of every file into the second. Then a second caller shares the first
+    directory. The first release changes nothing; the last one ends the share while the guest uses it. After that
+    the daemon is shown: two programs map one directory, both crash, and the share goes when their leases end.
+    Every step is checked. Exit status 1 says that a step failed.
 
-    The guest reaches the host over vsock as Firecracker's do, where QEMU has vhost-user-vsock-pci, else over TCP.
+    The guest reaches the host over vsock, as a Firecracker guest does, if QEMU has vhost-user-vsock-pci, and
+    over TCP otherwise. This needs qemu-system-x86, a kernel with 9P and busybox-static, which "make demo"
+    installs. It needs no root and no KVM.
 
-    Needs qemu-system-x86, a kernel with 9P and busybox-static ("make demo" sees to them); no root, no KVM.
-
-    With --fleet it is another demonstration: three members of etcd, two gates and two hosts in network namespaces
-    of this machine, with a guest on each host. A gate, a laptop and a cable are lost on the way.
+    With --fleet another demonstration runs: three members of etcd, two gates and two hosts in network namespaces
+    of this machine, with a guest on each host. Meanwhile a gate is killed, a program's machine is lost, and a host is
+    cut off.
 
     \b
     Examples:

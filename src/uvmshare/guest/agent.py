@@ -431,7 +431,7 @@ Mounts stay when the agent ends; the next one finds them again.""",
     where = "the secret that the host has to know; or in UVMSHARE_AGENT_TOKEN"
     add("--token-file", type=_file, metavar="FILE", help=where)
     add("--no-token", action="store_true", help="on TCP off loopback, let in anybody who reaches the port")
-    where = "what it has is kept here (%(default)s)"
+    where = "where it writes down which mounts it has (%(default)s)"
     add("--state", default="/run/uvmshare-agent", type=_directory, metavar="DIRECTORY", help=where)
     add(
         "--check-every",
