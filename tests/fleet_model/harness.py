@@ -87,6 +87,8 @@ class FakeHost:
         """Of fenced VMs: until when they are served, by the clock of the host."""
         self.boot = f"boot of {name}"
         self.clock_rate, self.clock_begin = 1.0, 1000.0
+        self.hangs: set[VmName] = set()
+        """VMs whose file servers do not answer."""
         self.left: str | None = None
         """What its removals leave of a VM."""
         self.note: Callable[[str, VmName], None] = lambda _, __: None
@@ -133,7 +135,8 @@ class FakeHost:
 
     async def prepare(self, vm: VmName, wanted: Mapping[str, Any], holdings: Iterable[Holding]) -> None:
         await self._pause("prepare")
-        del vm
+        if vm in self.machines:
+            raise AlreadyThere("there is one of that name")  # noqa: EM101, TRY003  a fake
         for place in (*wanted["listen"], *(each.what["path"] for each in holdings)):
             if place in self.refused:
                 raise self.refused[place]
@@ -168,6 +171,8 @@ class FakeHost:
 
     async def serve_until(self, vm: VmName, until: float) -> None:
         await self._pause("serve_until")
+        if vm in self.hangs:
+            await asyncio.get_running_loop().create_future()
         self._machine(vm)
         self.until[vm] = until
         self.note("told", vm)

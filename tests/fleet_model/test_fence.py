@@ -362,6 +362,26 @@ def test_the_time_of_a_renewal_runs_from_when_it_was_sent() -> None:
     run(_answered_late())
 
 
+async def _one_hangs() -> None:
+    fleet = await _fenced("h1", "h2")
+    await fleet.add_vm(wanted=placed("other", fence=3))
+    host, other = fleet.hosts["h1"], VmName("acme", "other")
+    host.hangs.add(BUILD)
+    for _ in range(40):
+        await asyncio.sleep(0.5)
+        assert host.until[other] > host.clock(), "it is served as ever"
+    assert not fleet.serves("h1")
+    host.hangs.clear()
+    await asyncio.sleep(LENGTH)
+    assert fleet.serves("h1")
+    assert overlaps(served(fleet.history)) == []
+    await fleet.end()
+
+
+def test_a_file_server_that_hangs_keeps_no_other_from_its_time() -> None:
+    run(_one_hangs())
+
+
 async def _left_behind() -> None:
     fleet = await _fenced("h1", "h2")
     fleet.hosts["h1"].left = "a process that does not end"

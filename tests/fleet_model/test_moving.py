@@ -154,6 +154,42 @@ async def test_a_vm_waits_until_its_old_host_has_let_go() -> None:
         assert f.hosts["h2"].held() == {"build": {("/srv/x", "job")}}
 
 
+async def test_a_vm_that_moves_on_before_its_first_host_has_let_go_waits_for_both() -> None:
+    async with fleet("h1", "h2", "h3") as f:
+        await f.add_vm()
+        await f.add_share("/srv/x")
+        await f.move_vm("h2", "prepare")
+        f.cut("h1")
+        with pytest.raises(OutcomeUnknown):
+            await f.move_vm("h2", "commit")
+        with pytest.raises(OutcomeUnknown):
+            await f.move_vm("h3")
+        await asyncio.sleep(100)
+        assert [name for name, host in f.hosts.items() if host.machines] == ["h1"], "it serves yet"
+        f.mend("h1")
+        await asyncio.sleep(60)
+        assert (await f.move_vm("h3", "commit")).host == "h3"
+        assert [name for name, host in f.hosts.items() if host.machines] == ["h3"]
+
+
+async def test_a_vm_comes_back_to_a_host_that_did_not_hear_that_it_had_gone() -> None:
+    async with fleet("h1", "h2") as f:
+        await f.add_vm()
+        await f.add_share("/srv/old")
+        f.cut("h1")
+        await asyncio.sleep(20)
+        await f.move_vm("h2", take=True, made_sure=True)
+        await f.release_share("0")
+        await f.add_share("/srv/new")
+        with pytest.raises(InvalidState, match="has not let go of an earlier VM"):
+            await f.move_vm("h1")
+        f.mend("h1")
+        await asyncio.sleep(60)
+        await f.move_vm("h1")
+        assert _names(f, "h1") == {"1": {"job"}}
+        assert f.hosts["h1"].held() == {"build": {("/srv/new", "job")}}
+
+
 async def test_a_vm_is_taken_from_a_lost_host_by_whoever_made_sure_alone() -> None:
     async with fleet("h1", "h2") as f:
         await f.add_vm()

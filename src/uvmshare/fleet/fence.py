@@ -27,7 +27,7 @@ from uvmshare.linux.boot import boot_id
 from uvmshare.printable import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from uvmshare.etcd.protocol import Store
     from uvmshare.fleet.documents import FencedWant, Want
@@ -82,6 +82,7 @@ class Fence:
         """When it was seen first that a VM, in an epoch, was taken from another host."""
         self._doubtful: set[VmName] = set()
         """VMs that were removed, with processes that may serve on until their time."""
+        self._telling: dict[VmName, asyncio.Task[None]] = {}
         self._renewing = asyncio.Lock()
         self._is_anew = False
         """Whether nothing is to be made of a claim that is there: etcd is another one, or an older state."""
@@ -128,6 +129,7 @@ class Fence:
     def begin_anew(self) -> None:
         """Trust no claim that is there: etcd was replaced, and what another host was told since is not in it."""
         self._is_anew = True
+        self._claim = None  # until there is a new one, nothing is renewed
 
     # What a VM has to wait for
 
@@ -207,18 +209,25 @@ class Fence:
                 return False
             for vm, length in lengths.items():
                 self._until[vm] = sent + length
-        await asyncio.gather(*(self._tell_quietly(vm) for vm in self._served(lengths)))
+        # Nobody waits for that: one file server that hangs is not to keep others from their time.
+        for vm in set(lengths) & set(self._local.vms()) - set(self._telling):
+            self._telling[vm] = asyncio.get_running_loop().create_task(self._tell_quietly(vm))
         return True
 
-    def _served(self, vms: Iterable[VmName]) -> list[VmName]:
-        there = set(self._local.vms())
-        return [vm for vm in vms if vm in there]
+    async def end(self) -> None:
+        """Tell nobody anything any more."""
+        tasks = list(self._telling.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _tell_quietly(self, vm: VmName) -> None:
         try:
             await self.tell(vm)
         except (UvmshareError, TimeoutError) as error:  # it serves until the time that it has, and is told again
             self._log.warning("fleet.fence_untold", vm=vm.here, reason=printable(str(error) or repr(error)))
+        finally:
+            del self._telling[vm]
 
     def _lengths(self, view: View) -> dict[VmName, float]:
         """Return the lengths of the fences of the VMs that this host may serve, as of what was listed."""

@@ -109,8 +109,6 @@ class Follower:
         self._waits: dict[VmName, Wait] = {}
         self._jobs: dict[VmName, dict[str, Job]] = {}
         """What takes longer than a look, by the number of the holding."""
-        self._epochs: dict[VmName, int] = {}
-        """Of VMs that came back from another host: the epoch of what is here now."""
         self._written: dict[VmName, tuple[float, int]] = {}
         """When a document about a VM was written last, and the revision of what is wanted that this made."""
         self._accepted = asyncio.Event()
@@ -135,6 +133,7 @@ class Follower:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._fence.end()
 
     async def _keep_following(self) -> None:
         wait = Wait(_RECONNECT_FIRST, _RECONNECT_LONGEST)
@@ -281,6 +280,9 @@ class Follower:
                 except StoreError as error:
                     self._log.warning("fleet.unwritten", vm=vm.here, reason=printable(str(error)))
                     self._touch_later(vm, self._backed_off(vm))
+                except UvmshareError as error:
+                    self._log.warning("fleet.unfinished", vm=vm.here, reason=printable(str(error)))
+                    self._touch_later(vm, self._backed_off(vm))
                 except Exception:  # noqa: BLE001  a defect with one VM is not the others'; it is told, and tried again
                     self._log.exception("defect", vm=vm.here)
                     self._touch_later(vm, self._backed_off(vm))
@@ -306,8 +308,6 @@ class Follower:
         want = decode(Want, found.value, found.key)
         as_read, last = want, view.haves.get(vm)
         before = None if last is None else decode(Have, last.value, last.key)
-        if before is not None and not want.joined and not want.prepare:
-            before = await self._end_earlier(vm, want, before)
         if want.vm.get("fence") is not None and not want.prepare:
             allowed = await self._allowed(store, found, vm, want)
             if allowed is None:
@@ -333,15 +333,6 @@ class Follower:
             self._touch_later(vm, self._backed_off(vm))
         else:
             self._waits.pop(vm, None)
-
-    async def _end_earlier(self, vm: VmName, want: Want, before: Have) -> Have:
-        """End what this host has of a VM since before the VM was on another; return what is known of it then."""
-        if max(before.epoch, self._epochs.get(vm, 0)) >= want.epoch:
-            return before
-        await self._end_jobs(vm)
-        await self._local.remove_vm(vm, before)
-        self._epochs[vm] = want.epoch
-        return Have(seen=0, epoch=want.epoch, names=before.names)
 
     async def _allowed(self, store: Store, found: KeyValue, vm: VmName, want: Want) -> Want | None:
         """Return what is wanted of a fenced VM now: that it is served, or that it waits yet; None to look later."""
@@ -429,8 +420,8 @@ class Follower:
         self._fence.forget(vm)
         if last is not None:
             await store.txn([absent(self._keys.want(self._host, *vm))], [Delete(last.key)])
-        for each in (self._written, self._waits, self._epochs):
-            each.pop(vm, None)
+        self._written.pop(vm, None)
+        self._waits.pop(vm, None)
 
 
 def _same(before: Have, have: Have) -> bool:
