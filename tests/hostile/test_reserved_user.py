@@ -6,7 +6,11 @@ any value and any name, of which something is pretended or not, does more than r
 
 from __future__ import annotations
 
+import random
+import shutil
+import stat
 import sys
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,11 +28,16 @@ if TYPE_CHECKING:
 
     from tests.hostile.conftest import Target
 
+    from uvmshare.testing.client import NinePClient
+
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
 
 __all__ = ["snapshot"]
 
+PLACES: Final = ("", "d", "e", "d/sub")
+"""Directories that are watched."""
+LETTERS: Final = "abcdefg"
 EACH: Final = 18
 """Names of each kind of which something is pretended at a time: what is told at once has 4,096 bytes."""
 
@@ -45,17 +54,28 @@ class Reserved:
             (target.root / name).write_bytes(b"content")
         (self.d / "link").symlink_to(target.outside / "canary")
         self.client = target.connect()
-        self._asked(b"begin")
-        self.uid = int(self._asked(b"events"))
-        for path in ("", "d", "e"):
-            self._asked(b"watch", path)
         self.agent = self.client.root
+        self.places: dict[int, str] = {}
+        self.uid = self.begin()
         self.root = self.client.new_fid()
         self.attach(self.root)
         self.client.root = self.root
         self._round = 0
+        self.changes = self.client.new_fid()
+        self.client.rpc(m.Txattrwalk(self.agent, self.changes, b"trusted.uvmshare.changes"))
         self.names: dict[str, list[bytes]] = {}
         self.pretend()
+
+    def begin(self) -> int:
+        """Have names told, from now on; return the reserved user."""
+        ghost, self.client.root = self.client.root, self.agent
+        self._asked(b"begin")
+        uid = int(self._asked(b"events"))
+        for path in PLACES:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                self.places[int(self._asked(b"watch", path).split()[0])] = path
+        self.client.root = ghost
+        return uid
 
     def attach(self, fid: int) -> None:
         self.client.rpc(m.Tattach(fid, NOFID, b"", self.target.name.encode(), self.uid))
@@ -204,4 +224,117 @@ def test_what_is_pretended_of_a_name_changes_nothing_either(
                     forget(client, fid, other)
     assert snapshot(reserved.target.root) == before
     assert done > 500
+    reserved.target.require_unharmed()
+
+
+def _change(top: Path, chance: random.Random) -> None:
+    """Do one of all changes of names on the host; it may be one that cannot be done."""
+    one, other = (top / chance.choice(PLACES) / chance.choice(LETTERS) for _ in range(2))
+    with suppress(OSError):
+        match chance.randrange(6):
+            case 0:
+                one.write_bytes(b"%d" % chance.randrange(1000))
+            case 1:
+                one.unlink()
+            case 2:
+                one.mkdir()
+            case 3:
+                one.rmdir()
+            case 4:
+                one.rename(other)
+            case 5:
+                one.symlink_to("nowhere")
+
+
+def _names(top: Path) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for path in sorted(top.rglob("*")):
+        content = path.read_bytes() if path.is_file() and not path.is_symlink() else stat.S_IFMT(path.lstat().st_mode)
+        found[str(path.relative_to(top))] = content
+    return found
+
+
+def _repeat(client: NinePClient, line: bytes, places: dict[int, str]) -> None:
+    """Do what an agent does of a line that it was told."""
+    what, *words = line.split()
+    one, *others = (
+        f"{places[int(words[at])]}/{bytes.fromhex(words[at + 1].decode()).decode()}" for at in range(0, len(words), 2)
+    )
+    match what:
+        case b"Cf":
+            client.clunk(client.create(one, OpenFlag.RDWR))
+        case b"Cd":
+            client.mkdir(one)
+        case b"Cl":
+            client.symlink("nowhere", one)
+        case b"Dd":
+            client.rmdir(one)
+        case b"Df" | b"Dl":
+            client.unlink(one)
+        case b"Rf" | b"Rd" | b"Rl":
+            client.rename(one, others[0])
+        case _:
+            raise FileNotFoundError
+
+
+def _try_something(client: NinePClient, chance: random.Random) -> None:
+    one, other = (f"{chance.choice(PLACES)}/{chance.choice(LETTERS)}" for _ in range(2))
+    match chance.randrange(7):
+        case 0:
+            client.clunk(client.create(one, OpenFlag.RDWR))
+        case 1:
+            client.unlink(one)
+        case 2:
+            client.mkdir(one)
+        case 3:
+            client.rmdir(one)
+        case 4:
+            client.rename(one, other)
+        case 5:
+            client.symlink("nowhere", one)
+        case 6:
+            with client.walked(one) as fid:
+                client.setattr(fid, size=0, mode=0o600)
+
+
+def test_what_is_pretended_while_the_host_changes_the_same_names_changes_nothing(reserved: Reserved) -> None:
+    """The host's names come to what they come to where no guest is. The guest does all that it can meanwhile."""
+    root, client = reserved.target.root, reserved.client
+    alone = reserved.target.top / "alone"
+    shutil.copytree(root, alone, symlinks=True)
+    first, replayed, chance = random.Random(9), random.Random(9), random.Random(10)
+    enough = threading.Event()
+    changes = 0
+
+    def change() -> None:
+        nonlocal changes
+        while not enough.is_set():
+            _change(root, first)
+            changes += 1
+
+    host = threading.Thread(target=change)
+    host.start()
+    pretended = 0
+    try:
+        while pretended < 200:
+            waiting = client.send(m.Tread(reserved.changes, 0, 4096))
+            for _ in range(20):
+                with suppress(OSError):
+                    _try_something(client, chance)
+            if client.flush(waiting):
+                reply = m.expect(client.wait(waiting), m.Rread)
+                for line in bytes(reply.data).splitlines():
+                    if line == b"lost" or not chance.randrange(500):
+                        reserved.begin()
+                        break
+                    if not line.isdigit():
+                        with suppress(OSError):
+                            _repeat(client, line, reserved.places)
+                            pretended += 1
+    finally:
+        enough.set()
+        host.join()
+    for _ in range(changes):
+        _change(alone, replayed)
+    assert _names(root) == _names(alone)
     reserved.target.require_unharmed()
