@@ -68,6 +68,8 @@ def test_every_step_holds_with_a_linux_guest(project: Path) -> None:
     assert "the daemon dials the agent at firecracker:" in shown
     assert "3 files, 300,008 bytes: all the same" in shown
     assert "Input/output error" in shown
+    assert "a server in the guest reloads" in shown
+    assert "the guest's kernel woke it up" in shown
 
 
 @pytest.mark.guest
@@ -79,6 +81,7 @@ def test_without_the_vsock_device_the_guest_comes_over_tcp_and_the_demonstration
     status, shown = run("qemu")
     assert status == 0, shown
     assert "its own 9P client over TCP, because qemu-system-x86_64 has no vhost-user-vsock-pci here" in shown
+    assert "left out: the agent here is a shell script" in shown
 
 
 def test_hidden_files_are_not_shared(project: Path) -> None:

@@ -1,4 +1,4 @@
-"""The second half of `uvmshare demo`: two programs, one VM, one directory, one mount; both crash.
+"""The second half of `uvmshare demo`: two programs, one VM, one directory, one mount; both crash. Then hot reload.
 
 What lives here: the daemon's process, the programs, and the steps with their checks. What must not: the first half.
 """
@@ -31,6 +31,7 @@ assert sys.platform == "linux", "the daemon runs on Linux"
 
 _VM: Final = "demo"
 _GUEST_PATH: Final = "/run/uvmshare/project"
+_SITE_PATH: Final = "/run/uvmshare/site"
 _LEASE: Final = 10
 """Seconds; a third of it passes between two renewals, so that one may come late by the rest, on a busy machine."""
 _DEADLINE: Final = 300.0
@@ -50,6 +51,21 @@ with Client(host) as daemon:
         daemon.owners.renew(owner)
 """
 """What each of the two programs is; it neither knows of the other nor cleans up."""
+
+SERVER: Final = """
+import ctypes, os, sys
+
+directory = sys.argv[1]
+libc = ctypes.CDLL(None, use_errno=True)
+changes = libc.inotify_init1(0)
+if libc.inotify_add_watch(changes, directory.encode(), 0x8 | 0x80) < 0:  # IN_CLOSE_WRITE, IN_MOVED_TO
+    sys.exit(os.strerror(ctypes.get_errno()))
+while True:
+    with open(f"{directory}/page") as file:
+        print("serving", file.read(), flush=True)
+    os.read(changes, 65536)  # until the kernel tells of a change
+"""
+"""What runs in the guest and reloads: it never looks by itself whether there is anything new."""
 
 
 class DaemonDemonstration:
@@ -81,6 +97,9 @@ class DaemonDemonstration:
                 await self._step("two programs map the same directory to the same path", self._map(client))
                 await self._step("both crash (kill -9), and nobody cleans up", self._crash())
                 await self._step(f"their leases of {_LEASE} s end", self._end(client))
+                await self._step(
+                    "a file is edited on the host, and a server in the guest reloads", self._reload(client)
+                )
                 await self._step("the VM is removed from the daemon", self._remove(client))
             finally:
                 await self._crash()
@@ -177,6 +196,32 @@ class DaemonDemonstration:
         self._check(mounted.text.strip() == "0", f"the guest still has it mounted: {mounted.text}")
         return "the guest has no such mount any more, and the VM no share"
 
+    async def _reload(self, client: Client) -> str:
+        if self._vm.vsock is None:
+            return "left out: the agent here is a shell script, which knows nothing of events"
+        site = os.path.join(self._directory, "site")
+        os.mkdir(site)
+        await asyncio.to_thread(_save, site, b"one")
+        mount = await asyncio.to_thread(client.mounts.map, _VM, site, _SITE_PATH, events=True)
+        if mount.no_events is not None:
+            await asyncio.to_thread(client.mounts.unmap, _VM, _SITE_PATH)
+            return f"left out: there are no events here: {mount.no_events}"
+        await self._vm.write_file("/run/server.py", SERVER.encode())
+        program = shlex.join([sys.executable, "-I", "-S", "/run/server.py", _SITE_PATH])
+        await self._vm.check(f"{program} >/run/served 2>&1 & echo $! >/run/server.pid", timeout=_DEADLINE)
+        await self._until_served("one")
+        await asyncio.to_thread(_save, site, b"two")
+        await self._until_served("two")
+        await self._vm.check("kill $(cat /run/server.pid)", timeout=_DEADLINE)
+        await asyncio.to_thread(client.mounts.unmap, _VM, _SITE_PATH)
+        return "mapped with --events: the server slept in inotify's queue, and the guest's kernel woke it up"
+
+    async def _until_served(self, page: str) -> None:
+        """Wait until the server in the guest serves this page."""
+        waiting = f"until tail -n 1 /run/served | grep -qx 'serving {page}'; do sleep 0.05; done"
+        seen = await self._vm.run(f"timeout {_DEADLINE / 2:.0f} sh -c {shlex.quote(waiting)}", timeout=_DEADLINE)
+        self._check(not seen.status, f"the server in the guest does not serve page {page!r}")
+
     async def _remove(self, client: Client) -> str:
         await asyncio.to_thread(client.vms.remove, _VM)
         self._check(not await asyncio.to_thread(client.vms), "the daemon still has it")
@@ -203,6 +248,13 @@ def _remove_all(client: Client) -> None:
 def _write(path: str, data: bytes) -> None:
     with open(path, "wb") as file:
         file.write(data)
+
+
+def _save(site: str, page: bytes) -> None:
+    """Write the page as editors do: beside the one before, and then in its place."""
+    beside = os.path.join(site, "page.new")
+    _write(beside, page)
+    os.replace(beside, os.path.join(site, "page"))
 
 
 def _agent_script() -> bytes:

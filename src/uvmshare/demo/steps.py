@@ -68,7 +68,8 @@ def demo(guest: str, *, fleet: bool) -> int:
     mounts both, and writes the SHA-256 of every file into the second. Then a second caller shares the first
     directory. The first release changes nothing; the last one ends the share while the guest uses it. After that
     the daemon is shown: two programs map one directory, both crash, and the share goes when their leases end.
-    Every step is checked. Exit status 1 says that a step failed.
+    At last a file is edited on the host, and a server in the guest reloads it. Every step is checked. Exit status 1
+    says that a step failed.
 
     The guest reaches the host over vsock, as a Firecracker guest does, if QEMU has vhost-user-vsock-pci, and
     over TCP otherwise. This needs qemu-system-x86, a kernel with 9P and busybox-static, which "make demo"
