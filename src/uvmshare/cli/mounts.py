@@ -181,6 +181,8 @@ def unmap(
 def mounts(vms: tuple[str, ...], host: str | None, *, listing: ListForm) -> None:
     """List the mounts in guests that you hold, of some VMs or of all.
 
+    Of mounts with --events, STATE says whether there are any, and standard error and --json why there are none.
+
     \b
     Examples:
       uvmshare mounts

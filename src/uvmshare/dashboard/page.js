@@ -242,7 +242,8 @@ function mountRow(mount, part) {
   const away = mount.unreachable_since;
   return h("tr", { key: mount.guest_path },
     h("th.path", { scope: "row", ...column("in the guest") }, h("bdi", {}, mount.guest_path),
-      h("p.sums", {}, mount.chosen ?? (mount.cache === "auto" ? "" : `cache=${mount.cache}`))),
+      h("p.sums", {}, mount.chosen ?? (mount.cache === "auto" ? "" : `cache=${mount.cache}`),
+        mount.events && (mount.no_events ? ` · no events: ${mount.no_events}` : " · events"))),
     h("td.path", column("of"), h("bdi", {}, mount.path), " ", options(mount)),
     h("td", column("state"), away ? [badge("bad", "unreachable"), " since ", ago(seconds(away)), h("span.quiet", {}, `; was ${mount.state}`)] : badge(kindOf(mount.state), mount.state), " ", trouble(mount)),
     h("td", column("held by"), holders(mount, part.age)),

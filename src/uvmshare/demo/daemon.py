@@ -12,6 +12,7 @@ import shlex
 import signal
 import socket
 import sys
+import time
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.errors import UvmshareError
@@ -132,8 +133,15 @@ class DaemonDemonstration:
                 await process.wait()
 
     async def _add(self, client: Client) -> str:
-        if self._vm.vsock is not None:
-            return await self._add_on_vsock(client, self._vm.vsock)
+        """Add the VM, start the agent, and wait for it: on a slow machine it takes longer than the daemon would."""
+        vsock = self._vm.vsock
+        added = await (self._add_on_tcp(client) if vsock is None else self._add_on_vsock(client, vsock))
+        reached = await asyncio.to_thread(_until_reached, client)
+        log = "" if reached else (await self._vm.run("cat /run/agent.log", timeout=_DEADLINE)).text
+        self._check(reached, f"the agent was not reached: {log}")
+        return added
+
+    async def _add_on_tcp(self, client: Client) -> str:
         here = "tcp:127.0.0.1:0"
         added = await asyncio.to_thread(client.vms.add, _VM, listen=[here], agent=here, agent_dials=True)
         assert added.agent is not None
@@ -226,6 +234,16 @@ class DaemonDemonstration:
         await asyncio.to_thread(client.vms.remove, _VM)
         self._check(not await asyncio.to_thread(client.vms), "the daemon still has it")
         return "the guest runs on"
+
+
+def _until_reached(client: Client) -> bool:
+    """Wait until the guest's agent is reached; False when it takes too long."""
+    until = time.monotonic() + _DEADLINE
+    while time.monotonic() < until:
+        if client.vms.get(_VM).agent_state == "reached":
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def _until_leases_end(client: Client, count: int) -> set[str]:
