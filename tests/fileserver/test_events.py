@@ -9,6 +9,7 @@ import errno
 import os
 import shutil
 import stat
+import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.fileserver.harness import Device
 from tests.fileserver.test_watched import BEGIN, CHANGES, asked, confined, watched
+from tests.fuse import HungFuse
+from tests.root import require_root
 
 from uvmshare.fileserver.counters import Events
 from uvmshare.ninep import messages as m
@@ -538,6 +541,47 @@ def test_what_is_pretended_outlasts_a_read_that_is_taken_back_and_nothing_outlas
     assert not guest.flush(tag)
     (host.root / "other").touch()
     assert told.told() == ["Cf other"]
+
+
+@pytest.fixture
+def propagating(host: Host) -> Iterator[None]:
+    """Have mounts below the root be seen by mount processes, as where systemd runs (mount_namespaces(7))."""
+    require_root("mounting needs root")
+    for options in (["--bind", host.root], ["--make-shared"]):
+        subprocess.run(["mount", *options, host.root], check=True)
+    yield
+    subprocess.run(["umount", "--lazy", host.root], check=True)
+
+
+@pytest.mark.usefixtures("propagating")
+def test_a_file_system_that_hangs_below_a_watched_directory_holds_up_nothing(
+    host: Host, agent: Callable[..., Agent], refused: Refused
+) -> None:
+    for path in (host.root / "d" / "mnt", host.outside / "shown"):
+        path.mkdir(parents=True)
+    (host.outside / "shown" / "f").touch()
+    told = agent("", "d")
+    guest = told.guest
+    with HungFuse(host.outside / "shown", host.root / "d" / "mnt") as fuse:
+        fuse.hang_all()
+        while asked(guest, "", CHANGES) != b"lost\n":
+            pass
+        (host.root / "d" / "new").touch()
+        walked = guest.new_fid()
+        walk = guest.send(m.Twalk(guest.root, walked, (b"d", b"mnt", b"f")))
+        fuse.wait_until_asked()
+        with told.as_ghost():
+            assert guest.exists("d")
+            with refused(errno.EPERM):
+                guest.walk("d/mnt")
+            # The number is that of the walk that is under way: whoever comes behind it waits, as any user would.
+            behind = guest.send(m.Twalk(guest.root, walked, (b"d",)))
+            assert guest.exists("d/new")
+        fuse.release()
+        assert isinstance(guest.wait(walk), m.Rwalk)
+        with refused(errno.EINVAL):
+            guest.wait(behind)
+        guest.clunk(walked)
 
 
 def test_a_removed_tree_is_told_by_the_directory_that_it_was_in(host: Host, agent: Callable[..., Agent]) -> None:

@@ -302,6 +302,12 @@ def test_no_more_names_are_listed_than_are_remembered(
     assert guest.look() == ["lost"]
 
 
+def test_telling_takes_no_more_than_a_fifth_of_a_processor() -> None:
+    for took in (0.0, 0.001, 0.02, 0.3, 2.0):
+        assert took <= (took + watched.pause_after(took)) / 5
+    assert watched.pause_after(0.0) > 0, "what is done at once is told as one"
+
+
 def test_the_reserved_user_is_one_that_no_container_gives_away(told: Callable[..., Told]) -> None:
     found = set()
     for _ in range(20):

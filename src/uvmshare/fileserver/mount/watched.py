@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.mount.files.node import Node
     from uvmshare.fileserver.mount.files.tree import Tree
 
-__all__ = ["LOST", "MOST_TOLD", "Queue", "Watched"]
+__all__ = ["LOST", "MOST_TOLD", "Queue", "Watched", "pause_after"]
 
 LOST: Final = b"lost"
 """What is told instead of numbers when there is no telling what has changed."""
@@ -56,8 +56,7 @@ _PAUSE: Final = 0.02
 """Seconds between two looks at the queue: what makes a thousand files is not to wake a thread a thousand times. What
 comes after a quiet time is told at once."""
 _REST: Final = 4
-"""Times as long as a look took is waited until the next one: whoever changes much, in another VM too, is not to take
-more than a fifth of the time from the guest's own requests."""
+"""So many times the processor's time of a look is waited until the next one."""
 _PIECE: Final = 64 * 1024
 _FIRST_RESERVED: Final = 0x7000_0000
 _RESERVED: Final = 0x0FFF_FFFF
@@ -65,6 +64,15 @@ _RESERVED: Final = 0x0FFF_FFFF
 bits. A user who had it by chance would have no change carried out."""
 _EVENT: Final = struct.Struct("=iIII")
 _MAX_WATCHES: Final = "/proc/sys/fs/inotify/max_user_watches"
+
+
+def pause_after(seconds: float) -> float:
+    """Return for how many seconds nothing is looked at after a look that took a processor so many.
+
+    Whoever changes much, in another VM too, takes no more than a fifth of the time from the guest's own requests. What
+    is waited for, such as a guest that takes no answer, does not count.
+    """
+    return max(_PAUSE, _REST * seconds)
 
 
 class Queue:
@@ -286,9 +294,9 @@ class Watched:
             names.poll()
             if self.listening is not None:
                 time.sleep(_PAUSE)  # so that what is done at once is told as one
-            began = time.monotonic()
+            began = time.thread_time()
             self.look(has_directories=bool(first.poll(0)))
-            time.sleep(max(_PAUSE, _REST * (time.monotonic() - began)))
+            time.sleep(pause_after(time.thread_time() - began))
 
     def look(self, *, has_directories: bool) -> None:
         """Take note of what the kernel has to say, and tell the guest. Raises nothing: this thread is the only one.
