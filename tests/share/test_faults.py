@@ -8,7 +8,6 @@ killed process (tests/acknowledged.py). A caller that gets no answer gives up af
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 from collections import deque
 from contextlib import suppress
@@ -27,7 +26,7 @@ from uvmshare.testing.fakes import FakeJournal, FakeReply, FakeVM, ListingFakeVM
 from uvmshare.testing.schedule import run
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterator
+    from collections.abc import Awaitable
 
 
 ONE, TWO, THREE = (
@@ -90,15 +89,6 @@ class Life:
         await self.add(ONE, "c")
         await self.remove(third, "c")
         await self.remove(second, "b")
-
-
-@pytest.fixture(autouse=True)
-def _little_to_collect() -> Iterator[None]:
-    """Each of the many event loops collects all garbage at its end; what pytest holds is none."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def replies(faults: tuple[Fault, ...], where: str) -> deque[FakeReply]:
