@@ -112,7 +112,7 @@ def test_a_daemon_that_goes_away_greys_the_page_until_it_is_back(browser: Chromi
         page = opened(browser, dashboard)
         shows(page, path)
     try:
-        shows(page, "The daemon is not reached since ")
+        shows(page, "The daemon has not been reached since ")
         shows(page, "no daemon answers at")
         assert path in page.text(), "what it said last is there"
         page.wait_for("document.querySelector('article.vm').classList.contains('stale')")
@@ -250,7 +250,7 @@ def test_what_a_daemon_tells_of_its_agents_health_is_shown_with_its_time(browser
         })()"""
         shown = page.run(script)
         assert "agent unreachable 1 min" in shown
-        assert "agent: it did not answer" in shown
+        assert "agent at unix:/x: it did not answer" in shown
         assert "no guest reaches vsock:3" in shown
         assert "unreachable since 1 min" in shown
         assert "; was mounted" in shown

@@ -245,7 +245,7 @@ function mountRow(mount, part) {
       h("p.sums", {}, mount.chosen ?? (mount.cache === "auto" ? "" : `cache=${mount.cache}`),
         mount.events && (mount.no_events ? ` · no events: ${mount.no_events}` : " · events"))),
     h("td.path", column("of"), h("bdi", {}, mount.path), " ", options(mount)),
-    h("td", column("state"), away ? [badge("bad", "unreachable"), " since ", ago(seconds(away)), h("span.quiet", {}, `; was ${mount.state}`)] : badge(kindOf(mount.state), mount.state), " ", trouble(mount)),
+    h("td", column("state"), away ? [badge("bad", "unreachable"), h("span.quiet", {}, " since ", ago(seconds(away)), `; was ${mount.state}`)] : badge(kindOf(mount.state), mount.state), " ", trouble(mount)),
     h("td", column("held by"), holders(mount, part.age)),
   );
 }
@@ -297,7 +297,7 @@ function vmCard(of) {
     h("ul.facts", {}, facts.map((each) => h("li", {}, h("bdi", {}, each)))),
     STATE[vm.state] && h("p.notice", {}, STATE[vm.state], vm.state === "gone" && command("uvmshare vm rm", vm.id)),
     vm.error && h("p.error", {}, vm.error),
-    vm.agent_error && vm.agent_state === "unreachable" && h("p.error", {}, "agent: ", vm.agent_error),
+    vm.agent_error && vm.agent_state === "unreachable" && h("p.error", {}, "agent at ", h("bdi", {}, vm.agent), `: ${vm.agent_error}`),
     (vm.notes ?? []).map((each) => h("p.notice", {}, each)),
     isStale(of.counters_age) && of.counters_error && of.shares.total > 0 && h("p.aged", {}, "Counters: ", age(of.counters_age), " ", h("span.error", {}, of.counters_error)),
     vm.state === "finding" ? null
@@ -332,9 +332,9 @@ function banner() {
   const away = (performance.now() - known.since) / 1000;
   if (known.connection === "ended") return ["The command was ended.", ["Start it again for a new page: ", command("uvmshare dashboard")]];
   if (known.connection === "refused") return ["This page is not let in any more.", ["The command was started again, or another page has its place. Open the link that it prints: ", command("uvmshare dashboard")]];
-  if (known.connection === "lost") return [`The command does not answer since ${clock((view ? now() : Date.now() / 1000) - away)}.`, [h("span", { "aria-hidden": "true" }, `(${duration(away)}) `), "It was ended, or the way to its host is cut. The page goes on by itself when it answers. ", command("uvmshare dashboard")]];
+  if (known.connection === "lost") return [`The command has not answered since ${clock((view ? now() : Date.now() / 1000) - away)}.`, [h("span", { "aria-hidden": "true" }, `(${duration(away)}) `), "It was ended, or the way to its host is cut. The page goes on by itself when it answers. ", command("uvmshare dashboard")]];
   if (view && !view.daemon.reached) {
-    return [`The daemon is not reached since ${clock(view.daemon.since)}.`, [h("span", { "aria-hidden": "true" }, `(${duration(now() - view.daemon.since)}) `), view.daemon.error, ". The page goes on by itself when the daemon answers. What is shown below is what it said last."]];
+    return [`The daemon has not been reached since ${clock(view.daemon.since)}.`, [h("span", { "aria-hidden": "true" }, `(${duration(now() - view.daemon.since)}) `), view.daemon.error, ". The page goes on by itself when the daemon answers. What is shown below is what it said last."]];
   }
   return null;
 }
