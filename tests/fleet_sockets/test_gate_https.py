@@ -274,6 +274,8 @@ def test_the_commands_take_a_gate_for_a_daemon(https: Https, monkeypatch: pytest
     assert run("vm", "add", "typed", "--on", "h1", "unix:/run/typed.9p") == "typed\n"
     assert run("share", "add", "typed", "/srv/x:ro", "--owner", "job-7", "--lease", "30").split()[0] == "0"
     assert json.loads(run("vm", "inspect", "typed"))["host"] == "h1"
+    without = runner.invoke(cli, ["vm", "add", "fenced", "unix:/run/f.9p", "--fence", "10"])
+    assert "--fence is for a VM of a fleet: give --on too" in without.output
     assert "h1" in run("host", "ls")
     assert "/srv/x" in run("share", "ls", "typed")
     run("share", "rm", "typed", "0", "--owner", "job-7")

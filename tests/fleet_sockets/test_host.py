@@ -404,6 +404,8 @@ def test_a_daemon_that_follows_no_fleet_has_no_such_path(tmp_path: pathlib.Path)
         async with AsyncClient(f"unix:{settings.socket_path}") as client:
             with pytest.raises(NotThere):
                 await client.following()
+            with pytest.raises(InvalidOptions, match="a fence is for VMs of a fleet"):
+                await client.vms.add("own", listen=[f"unix:{tmp_path}/own.9p"], fence=10)
         daemon.stop()
         await serving
 

@@ -106,7 +106,7 @@ class Fence:
             return True
         if self._claim is not None and not self._is_anew and (there is None or there.boot != boot):
             self.rival = (
-                f"another machine follows the fleet under the name {self._host}, or the host was taken out of it: see "
+                f"another machine follows the fleet under the name {self._host}, or the host was removed from it: see "
                 "that each host has a name of its own, and start this daemon again"
             )
             self._log.error("fleet.fence_lost", host=self._host, reason=self.rival)
