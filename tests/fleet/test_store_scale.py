@@ -156,6 +156,15 @@ async def measured(cluster: Cluster) -> dict[str, object]:
     return record
 
 
+@pytest.mark.long
+def test_a_few_followers_list_watch_and_renew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.FOLLOWERS", 20)
+    with cluster_in(tmp_path) as cluster:
+        record = asyncio.run(measured(cluster))
+    RECORD.with_stem("store-scale-quick").write_text(json.dumps(record, indent=1))
+    assert record["lost"] == 0
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_a_thousand_followers_list_watch_and_renew(tmp_path: Path) -> None:
