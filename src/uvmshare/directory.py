@@ -47,6 +47,8 @@ _PARTS: Final = ("boot", "device", "inode", "generation", "namespace", "mount")
 _SEPARATOR: Final = ":"
 
 _libc: Final = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+for _name in ("name_to_handle_at", "statx"):  # as in `fileserver.syscalls`: looked up once, not in each mount process
+    getattr(_libc, _name, None)
 
 _AT_EMPTY_PATH: Final = 0x1000
 
@@ -74,7 +76,8 @@ def file_handle(descriptor: int) -> bytes:
 _STATX_BTIME: Final = 0x800
 _STATX_MNT_ID: Final = 0x1000
 _STATX_MNT_ID_UNIQUE: Final = 0x4000
-_STATX_SIZE: Final = 256
+_StatX: Final = ctypes.c_char * 256
+"""``struct statx``."""
 _STATX_BTIME_AT: Final = 80
 _STATX_MNT_ID_AT: Final = 144
 _STATX_TIME: Final = struct.Struct("=qI")
@@ -86,7 +89,7 @@ _AT_STATX_DONT_SYNC: Final = 0x4000
 def _statx(descriptor: int, mask: int, flags: int = 0) -> tuple[int, bytes]:
     """Return what of `mask` was found, and the ``struct statx``. Raises `OSError`."""
     assert _libc is not None, "for Linux"
-    found = ctypes.create_string_buffer(_STATX_SIZE)
+    found = _StatX()
     if _libc.statx(descriptor, b"", _AT_EMPTY_PATH | flags, ctypes.c_uint(mask), found) < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"statx: {os.strerror(number)}")

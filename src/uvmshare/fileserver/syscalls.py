@@ -58,6 +58,23 @@ __all__ = [
 ]
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
+for _name in (
+    "capget",
+    "capset",
+    "fanotify_init",
+    "fanotify_mark",
+    "fstatfs",
+    "inotify_add_watch",
+    "inotify_init1",
+    "inotify_rm_watch",
+    "mount",
+    "prctl",
+    "syscall",
+    "umount2",
+    "unshare",
+    "utimensat",
+):  # ctypes makes an object for a function when it is first asked for: once, and not in each mount process
+    getattr(_libc, _name)
 
 # The same on every architecture (numbers past 424 are shared); getdents64 and capset are not.
 _LANDLOCK_CREATE_RULESET: Final = 444
@@ -179,13 +196,13 @@ def landlock_restrict(directory: int, allowed: int) -> None:
         os.close(ruleset)
 
 
-_ENOUGH_FOR_STATFS: Final = 256
-"""``struct statfs`` has 120 bytes on 64-bit Linux, and begins with a long, ``f_type``."""
+_StatFs: Final = ctypes.c_long * (256 // ctypes.sizeof(ctypes.c_long))
+"""Enough: ``struct statfs`` has 120 bytes on 64-bit Linux, and begins with a long, ``f_type``."""
 
 
 def file_system_type(descriptor: int) -> int:
     """Return the magic number of the file system that a file is on, see fstatfs(2). Raises `OSError`."""
-    found = (ctypes.c_long * (_ENOUGH_FOR_STATFS // ctypes.sizeof(ctypes.c_long)))()
+    found = _StatFs()
     _check(_libc.fstatfs(descriptor, found), "fstatfs")
     return found[0] & 0xFFFFFFFF
 
@@ -365,6 +382,8 @@ class _Timespec(ctypes.Structure):
     _fields_ = (("seconds", ctypes.c_longlong), ("nanoseconds", ctypes.c_long))
 
 
+_TwoTimes: Final = _Timespec * 2
+
 _AT_FDCWD: Final = -100
 
 
@@ -373,7 +392,7 @@ def set_times(path: str, atime: tuple[int, int], mtime: tuple[int, int]) -> None
 
     `os.utime` cannot leave one of them alone. Raises `OSError`.
     """
-    times = (_Timespec * 2)(_Timespec(*atime), _Timespec(*mtime))
+    times = _TwoTimes(_Timespec(*atime), _Timespec(*mtime))
     _check(_libc.utimensat(_AT_FDCWD, path.encode(), times, 0), "utimensat")
 
 
@@ -402,12 +421,13 @@ class _CapData(ctypes.Structure):
     _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
 
 
+_Capabilities: Final = _CapData * 2
 _CAP_HEADER: Final = _CapHeader(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3
 
 
 def keep_capabilities(*capabilities: int) -> None:
     """Add these to the effective capabilities, see capset(2). They must be permitted. Raises `OSError`."""
-    data = (_CapData * 2)()
+    data = _Capabilities()
     _check(_libc.capget(ctypes.byref(_CAP_HEADER), ctypes.byref(data)), "capget")
     for capability in capabilities:
         data[capability // 32].effective |= 1 << (capability % 32)
@@ -430,7 +450,7 @@ def drop_capabilities(keep: frozenset[int]) -> None:
         for capability in range(_MOST_CAPABILITIES):
             _check(_libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0), "prctl(PR_CAPBSET_DROP)")
     _check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "prctl(PR_CAP_AMBIENT)")
-    data = (_CapData * 2)()
+    data = _Capabilities()
     _check(_libc.capget(ctypes.byref(_CAP_HEADER), ctypes.byref(data)), "capget")
     for word, each in enumerate(data):
         each.permitted &= sum(1 << capability % 32 for capability in keep if capability // 32 == word)

@@ -281,29 +281,45 @@ def allowed_calls(
     return frozenset(_NUMBERS) - left_out
 
 
-def _program(calls: frozenset[str], column: int, architecture: int, kept: tuple[int, ...]) -> bytes:
-    """Assemble the filter."""
-    rules = {**_RULES, **dict.fromkeys(_LETTING_GO, (_Argument(0, but=kept),))} if kept else _RULES
-    lines: list[_Line] = [
-        (_LOAD, 0, 0, _ARCH),
-        (_EQUAL, 1, 0, architecture),
-        (_RETURN, 0, 0, _KILL_PROCESS),
-        (_LOAD, 0, 0, _NR),
-        (_AT_LEAST, 0, 1, _X32),  # the x32 numbers of x86_64, which nothing here uses
-        (_RETURN, 0, 0, _ERRNO | errno.EPERM),
-    ]
-    # Those with rules come first: of the others the kernel remembers the verdict, and does not run the filter.
-    for name in (*rules, *sorted(calls - rules.keys())):
-        number = _NUMBERS[name][column] if name in calls else None
-        if number is None:
-            continue
-        verdict = (_RETURN, 0, 0, _ALLOW)
-        if name == "clone3":  # its flags are in memory, where a filter cannot look; glibc then uses clone
-            verdict = (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)
-        block = [line for argument in rules.get(name, ()) for line in argument.lines()]
-        lines += [(_EQUAL, 0, len(block) + 1, number), *block, verdict]
-    lines.append((_RETURN, 0, 0, _ERRNO | errno.EPERM))
+def _assembled(*lines: _Line) -> bytes:
     return b"".join(_INSTRUCTION.pack(*line) for line in lines)
+
+
+def _block(name: str, number: int, rules: tuple[_Argument, ...]) -> bytes:
+    """Assemble what is done with one call."""
+    verdict = (_RETURN, 0, 0, _ALLOW)
+    if name == "clone3":  # its flags are in memory, where a filter cannot look; glibc then uses clone
+        verdict = (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)
+    lines = [line for argument in rules for line in argument.lines()]
+    return _assembled((_EQUAL, 0, len(lines) + 1, number), *lines, verdict)
+
+
+_COLUMN, _ARCHITECTURE = _ARCHITECTURES.get(platform.machine(), (0, 0))
+_HEAD: Final = _assembled(
+    (_LOAD, 0, 0, _ARCH),
+    (_EQUAL, 1, 0, _ARCHITECTURE),
+    (_RETURN, 0, 0, _KILL_PROCESS),
+    (_LOAD, 0, 0, _NR),
+    (_AT_LEAST, 0, 1, _X32),  # the x32 numbers of x86_64, which nothing here uses
+    (_RETURN, 0, 0, _ERRNO | errno.EPERM),
+)
+_HERE: Final = {name: number for name, columns in _NUMBERS.items() if (number := columns[_COLUMN]) is not None}
+_BLOCKS: Final = {
+    # Those with rules come first: of the others the kernel remembers the verdict, and does not run the filter.
+    name: _block(name, _HERE[name], _RULES.get(name, ()))
+    for name in (*_RULES, *sorted(_HERE.keys() - _RULES.keys()))
+    if name in _HERE and name not in _LETTING_GO
+}
+"""Assembled once, and not in each mount process."""
+_TAIL: Final = _assembled((_RETURN, 0, 0, _ERRNO | errno.EPERM))
+
+
+def _program(calls: frozenset[str], kept: tuple[int, ...]) -> bytes:
+    """Assemble the filter."""
+    letting_go = [
+        _block(name, _HERE[name], (_Argument(0, but=kept),) if kept else ()) for name in _LETTING_GO if name in calls
+    ]
+    return b"".join((_HEAD, *letting_go, *(block for name, block in _BLOCKS.items() if name in calls), _TAIL))
 
 
 def install(calls: frozenset[str], *, kept: Iterable[int] = ()) -> None:
@@ -311,6 +327,5 @@ def install(calls: frozenset[str], *, kept: Iterable[int] = ()) -> None:
 
     `no_new_privileges` comes first. Raises `OSError`.
     """
-    column, architecture = _ARCHITECTURES[platform.machine()]
-    program = ctypes.create_string_buffer(_program(calls, column, architecture, tuple(kept)))
+    program = ctypes.create_string_buffer(_program(calls, tuple(kept)))
     syscalls.set_seccomp_filter(program, (len(program) - 1) // _INSTRUCTION.size)

@@ -87,11 +87,19 @@ HANDLERS: Final = frozenset(cls.type for cls in (*_READS, *_WRITES))
 """The numbers of the messages that have a handler."""
 
 
-def served(*, read_only: bool) -> list[Serve | None]:
-    """Return what serves each message type. A read-only share refuses all that is not known to leave it as it is."""
+def _by_number(*, read_only: bool) -> list[Serve | None]:
     found: list[Serve | None] = [None] * 256
     for cls, serve in _READS.items():
         found[cls.type] = serve
     for cls, serve in _WRITES.items():
         found[cls.type] = _refused(cls) if read_only else serve
     return found
+
+
+_SERVED: Final = {read_only: _by_number(read_only=read_only) for read_only in (False, True)}
+"""Made once, and not in each mount process."""
+
+
+def served(*, read_only: bool) -> list[Serve | None]:
+    """Return what serves each message type. A read-only share refuses all that is not known to leave it as it is."""
+    return _SERVED[read_only]
