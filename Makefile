@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml
 
 # The compiled hot path, where there is a compiler and Python's headers. Without them everything works in Python, and the
 # next run tries again.
-$(SPEED): $(STAMP) native/uvmshare_speed.pyx native/entries.pxi native/setup.py native/pyproject.toml
+$(SPEED): $(STAMP) native/uvmshare_speed.pyx native/setup.py native/pyproject.toml
 	@if command -v cc >/dev/null && $(BIN)/python -c '$(HAS_HEADERS)'; then \
 		$(BIN)/python -m pip --quiet --disable-pip-version-check install 'cython>=3.1' 'setuptools>=65' wheel && \
 		$(BIN)/python -m pip --quiet --disable-pip-version-check install --no-build-isolation --no-deps ./native && \

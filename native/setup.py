@@ -17,7 +17,6 @@ if os.environ.get("UVMSHARE_SPEED_SANITIZE") == "1":
 module = Extension(
     "uvmshare_speed",
     ["uvmshare_speed.pyx"],
-    depends=["entries.pxi"],
     define_macros=[("_GNU_SOURCE", "1")],
     extra_compile_args=flags,
     extra_link_args=links,

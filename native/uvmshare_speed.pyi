@@ -8,13 +8,13 @@ CONTRACT: int
 class Loop:
     def __init__(self, plain: Any) -> None: ...
     def serve(self, start: int, end: int, msize: int, measured: bool) -> int: ...
-    def run(self, start: int, end: int, msize: int) -> tuple[int, int]: ...
+    def run(self, start: int, end: int, msize: int) -> tuple[int, int, bool]: ...
 
 def encode(
     raw: bytes,
     qid_base: int,
     most_inode: int,
-    root_inode: int | None,
+    root_inode: int,
     qid_types: bytes,
     offset: int,
     here: bytes,

@@ -13,11 +13,10 @@ owned by Python objects (`Node`, `OpenFile`), whose slots are read in place, aft
 Every byte of the guest's is read through a typed view with its bounds checked.
 """
 
-from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.ref cimport PyObject
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memchr, memcmp, memcpy, memmove
@@ -25,13 +24,14 @@ from posix.fcntl cimport openat
 from posix.stat cimport fstat, struct_stat
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.uio cimport RWF_NOWAIT, iovec, preadv2
-from posix.unistd cimport close, pread, pwrite
+from posix.unistd cimport close, pwrite
 
+import os
 from types import MemberDescriptorType
 
 from uvmshare.errors import RemoteProtocolError
 
-CONTRACT = 2
+CONTRACT = 3
 """What the Python side must be of. Another number, and the module is not used."""
 
 cdef extern from *:
@@ -94,8 +94,9 @@ cdef class Loop:
     """The loop of one session, as far as its requests are plain. `plain` is the contract: see `mount.plain`."""
 
     cdef object tree, boundary, root, opened_files, lock, outbox
-    cdef object known_of, before, before_write, drop_fid, opened, took, nothing_came, something_came, fstat_of
+    cdef object known_of, before, before_write, drop_fid, opened, took
     cdef dict fids, known_files
+    cdef bytes inside
     cdef type fid_class, node_class, file_class, created_class, known_class
     cdef Py_ssize_t fid_node, fid_uid, fid_file, fid_xattr, node_fd, node_parent
     cdef Py_ssize_t file_fd, file_listing, file_nowait, file_splices, file_sync, file_writable
@@ -103,20 +104,17 @@ cdef class Loop:
     cdef uint8_t[::1] buffer, out, large
     cdef uint64_t[::1] slots
     cdef uint64_t turn
-    cdef bytes inside
     cdef int connection, proc, path_flags, reopen_flags, most_descriptors, sampled
     cdef uint32_t odd_flags
     cdef Py_ssize_t room, slack, in_most, splice_min, most_fids, most_open, received_at, sent_at, served_at, length, msize
-    cdef bint walks, writes, looks_further, has_landlock, is_sending, is_direct, was_silent
+    cdef bint walks, writes, looks_further, has_landlock, is_sending, is_direct
 
     def __init__(self, plain):
         """Take the contract. Raises TypeError or AttributeError where it is not the one that was compiled."""
         self.tree, self.boundary, self.root = plain.tree, plain.boundary, plain.root
         self.opened_files, self.lock, self.outbox = plain.opened_files, plain.lock, plain.outbox
-        self.looks_further = plain.looks_further
         self.known_of, self.before, self.before_write = plain.known, plain.before, plain.before_write
         self.drop_fid, self.opened, self.took = plain.drop_fid, plain.opened, plain.took
-        self.nothing_came, self.something_came, self.fstat_of = plain.nothing_came, plain.something_came, plain.fstat
         self.fids, self.known_files, self.created_class = plain.fids, plain.known_files, plain.created_class
         self.fid_class, self.node_class, self.known_class = plain.fid_class, plain.node_class, plain.known_class
         self.connection, self.proc, self.file_class = plain.connection, plain.proc, plain.file_class
@@ -134,16 +132,14 @@ cdef class Loop:
         self.room, self.slack, self.in_most = plain.room, plain.slack, plain.in_most
         self.splice_min, self.most_fids, self.most_open = plain.splice_min, plain.most_fids, plain.most_open
         self.received_at, self.sent_at, self.served_at = plain.received_at, plain.sent_at, plain.served_at
-        self.walks, self.writes, self.most_descriptors = plain.walks, plain.writes, plain.most_descriptors
-        self.has_landlock, self.inside, self.sampled = plain.has_landlock, plain.inside, plain.sampled
+        self.inside, self.sampled = plain.inside, plain.sampled
+        self.walks, self.writes, self.looks_further = plain.walks, plain.writes, plain.looks_further
+        self.has_landlock, self.most_descriptors = plain.has_landlock, plain.most_descriptors
         if self.room > self.buffer.shape[0] or self.out.shape[0] < FULL + SMALL + PAGE:
             raise TypeError("the buffers are too small")
 
     def serve(self, Py_ssize_t start, Py_ssize_t end, Py_ssize_t msize, bint measured):
-        """Serve what is plain from `start` on, and return where the first request stands that is not, or is not whole.
-
-        The replies go to the outbox.
-        """
+        """Serve what is plain from `start` on, into the outbox; return where what is not plain, or not whole, stands."""
         self.is_direct, self.msize = False, msize
         start = self._serve(start, end, measured)
         self._hand_over()
@@ -152,7 +148,8 @@ cdef class Loop:
     def run(self, Py_ssize_t start, Py_ssize_t end, Py_ssize_t msize):
         """Serve, send and receive for as long as what comes is plain; return where what is received stands then.
 
-        Nothing may wait in the outbox, or be under way in a thread. Raises what sending and receiving raise.
+        And whether nothing came for as long as receiving waits. Nothing may wait in the outbox, or be under way in a
+        thread. Raises what sending raises; what receiving does, the caller meets when it receives.
         """
         cdef Py_ssize_t most, received
         cdef int error
@@ -162,12 +159,12 @@ cdef class Loop:
             start = self._serve(start, end, self.turn % self.sampled == 0)
             if not self._is_incomplete(start, end):
                 self._hand_over()
-                return start, end
+                return start, end, False
             self._flush()
             most = self.in_most
             if end - start >= WRITE_FIELDS:
                 if most and self.buffer[start + 4] == T_WRITE:
-                    if <Py_ssize_t>self._number(start, 4) - (end - start) >= self.splice_min: return start, end
+                    if <Py_ssize_t>self._number(start, 4) - (end - start) >= self.splice_min: break
                 most = 0
             if start == end:
                 start = end = 0
@@ -175,23 +172,15 @@ cdef class Loop:
                 memmove(&self.buffer[0], &self.buffer[start], end - start)
                 start, end = 0, end - start
             most = min(most, self.room - end) if most else self.room - end
-            if most <= 0: return start, end
-            while True:
-                PyErr_CheckSignals()
-                with nogil:
-                    received = recv(self.connection, &self.buffer[end], most, 0)
-                    error = errno
-                if received >= 0: break
-                if error == EAGAIN:
-                    self.was_silent = True
-                    self.nothing_came()
-                elif error != EINTR:
-                    raise OSError(error, "")
-            if self.was_silent:
-                self.was_silent = self.something_came() is not None
-            if received == 0: return start, end
+            if most <= 0: break
+            PyErr_CheckSignals()
+            with nogil:
+                received = recv(self.connection, &self.buffer[end], most, 0)
+                error = errno
+            if received <= 0: return start, end, received < 0 and error == EAGAIN
             self.slots[self.received_at] += <uint64_t>received
             end += received
+        return start, end, False
 
     # Reading requests
 
@@ -225,8 +214,7 @@ cdef class Loop:
                 if self.out.shape[0] - self.length < PAGE:
                     if not self.is_direct: break
                     self._flush()
-                if measured:
-                    clock_gettime(CLOCK_MONOTONIC, &begun)
+                if measured: clock_gettime(CLOCK_MONOTONIC, &begun)
                 if kind == T_GETATTR: done = self._getattr(tag, number, at, stop)
                 elif kind == T_READ: done = self._read(tag, number, at, stop)
                 elif kind == T_WALK: done = self._walk(tag, number, at, stop)
@@ -273,7 +261,7 @@ cdef class Loop:
         """Return what is known of a node, by Python's look at it where it has to look. Raises OSError."""
         cdef struct_stat found
         known = self._known(&found) if fstat(descriptor, &found) == 0 else None
-        return self.known_of(node, self.fstat_of(descriptor)) if known is None else known
+        return self.known_of(node, os.fstat(descriptor)) if known is None else known
 
     # Writing replies: `_serve` has seen that a page is free
 
@@ -325,10 +313,8 @@ cdef class Loop:
         newfid, count = self._number(at + 4, 4), self._number(at + 8, 2)
         fid = self._fid(number)
         if fid is None or count > MAX_NAMES or newfid == NOFID: return 0
-        if newfid == number:
-            if held(fid, self.fid_file) is not None or held(fid, self.fid_xattr) is not None: return 0
-        elif newfid in self.fids or len(self.fids) >= self.most_fids:
-            return 0
+        if held(fid, self.fid_file) is not None or held(fid, self.fid_xattr) is not None: return 0
+        if newfid != number and (newfid in self.fids or len(self.fids) >= self.most_fids): return 0
         node = held(fid, self.fid_node)
         directory = self._descriptor(node)
         if directory < 0: return 0
@@ -345,7 +331,6 @@ cdef class Loop:
             names.append(PyBytes_FromStringAndSize(<char *>&self.buffer[at], size))
             at += size
         if at != stop: return 0
-        if count == 0 and held(fid, self.fid_file) is not None: return 0
         nodes = self._open_each(node, directory, names) if count else []
         if nodes is None: return 0
         reply = self.length + HEADER + 2
@@ -393,7 +378,9 @@ cdef class Loop:
         cdef uint32_t flags, access
         cdef int descriptor, opened, host
         cdef struct_stat found
-        cdef char name[16]
+        cdef char name[16], path[PAGE]
+        cdef const char *inside = self.inside
+        cdef ssize_t size
         if stop - at != 8: return 0
         flags = self._number(at + 4, 4)
         access = flags & 3
@@ -403,12 +390,17 @@ cdef class Loop:
         if len(self.opened_files) >= self.most_open: return 0
         node = held(fid, self.fid_node)
         descriptor = self._descriptor(node)
-        if descriptor < 0 or not self.has_landlock and not self._is_inside(node, descriptor): return 0
+        if descriptor < 0: return 0
+        snprintf(name, sizeof(name), "%d", descriptor)
+        if not self.has_landlock:
+            size = readlinkat(self.proc, name, path, sizeof(path))
+            # By the path that all of the share begins with, or by Python's look at it.
+            if not len(self.inside) < size < <ssize_t>sizeof(path) or memcmp(path, inside, len(self.inside)) != 0:
+                self.boundary.require_inside(node)
         if fstat(descriptor, &found) != 0 or found.st_mode & FORMAT != REGULAR: return 0
         known = self._known(&found)
         if known is None or <uint32_t>held(known, self.known_attributes)[0] & FORMAT != REGULAR: return 0
         host = (2 if access == 3 else <int>access) | self.reopen_flags
-        snprintf(name, sizeof(name), "%d", descriptor)
         with nogil:
             opened = openat(self.proc, name, host)
         if opened < 0: return 0
@@ -423,19 +415,6 @@ cdef class Loop:
         self.opened(fid, file)
         return self._end(T_LOPEN, tag, QID + 4)
 
-    cdef bint _is_inside(self, object node, int descriptor) except -1:
-        """Say whether a node is in the share: by the path that all of it begins with, or by Python's look at it."""
-        cdef char name[16]
-        cdef char path[PAGE]
-        cdef ssize_t size
-        if self.inside is not None:
-            snprintf(name, sizeof(name), "%d", descriptor)
-            size = readlinkat(self.proc, name, path, sizeof(path))
-            if len(self.inside) < size < <ssize_t>sizeof(path):
-                if memcmp(path, PyBytes_AS_STRING(self.inside), len(self.inside)) == 0: return True
-        self.boundary.require_inside(node)
-        return True
-
     cdef object _file(self, object fid):
         """Return what a fid has open, where that is an ordinary file; None otherwise."""
         if fid is None: return None
@@ -449,6 +428,7 @@ cdef class Loop:
         cdef iovec piece
         cdef uint8_t *into
         cdef int descriptor
+        cdef bint is_now
         cdef struct_stat found
         if stop - at != 16: return 0
         offset = self._number(at + 4, 8)
@@ -469,21 +449,17 @@ cdef class Loop:
             begin = PAGE
             into = &self.large[begin]
             if begin + count > self.large.shape[0]: return 0
-        if held(file, self.file_nowait) is True:
-            piece.iov_base, piece.iov_len = into, count
-            with nogil:
-                got = preadv2(descriptor, &piece, 1, offset, RWF_NOWAIT)
-            if got < 0: return 0
-            if got < count and (fstat(descriptor, &found) != 0 or <int64_t>offset + got < found.st_size): return 0
-        else:
-            with nogil:
-                got = pread(descriptor, into, count, offset)
-            if got < 0: return 0
+        is_now = held(file, self.file_nowait) is True
+        piece.iov_base, piece.iov_len = into, count
+        with nogil:
+            got = preadv2(descriptor, &piece, 1, offset, RWF_NOWAIT if is_now else 0)
+        if got < 0: return 0
+        if is_now and got < count:
+            if fstat(descriptor, &found) != 0 or <int64_t>offset + got < found.st_size: return 0
         if count <= SMALL:
             self._put(self.length + HEADER, got, 4)
             self._end(T_READ, tag, 4 + got)
-            if self.length >= FULL and self.is_direct:
-                self._flush()
+            if self.length >= FULL and self.is_direct: self._flush()
             return 1
         self._flush()
         self._put(HEADER, got, 4)
@@ -524,10 +500,7 @@ cdef class Loop:
         if stop - at != 4: return 0
         fid = self._fid(number)
         if fid is None or held(fid, self.fid_xattr) is not None: return 0
-        if held(fid, self.fid_file) is None:
-            del self.fids[number]
-        else:
-            self.drop_fid(number)
+        self.drop_fid(number)
         return self._end(T_CLUNK, tag, 0)
 
     # Sending
@@ -547,29 +520,17 @@ cdef class Loop:
 
     cdef int _transmit(self, uint8_t[::1] data, Py_ssize_t begin, Py_ssize_t length) except -1:
         """Send whole replies, as `Outbox.flush` does; the rest, where sending ends before all is sent, is its own."""
-        cdef const uint8_t *at
-        cdef Py_ssize_t done = 0
-        cdef ssize_t sent
-        cdef int error
+        cdef ssize_t sent = 0
         if begin < 0 or length <= 0 or begin + length > data.shape[0]: raise IndexError("outside the buffer")
-        at = &data[begin]
         self.is_sending = True
         self.before()
         self.lock.acquire()
         try:
-            while done < length:
-                if self.outbox.is_stuck: break
+            if not self.outbox.is_stuck:
                 with nogil:
-                    sent = send(self.connection, at + done, length - done, MSG_NOSIGNAL)
-                    error = errno
-                if sent >= 0:
-                    done += sent
-                elif error == EINTR:
-                    PyErr_CheckSignals()
-                else:
-                    break
-            if done < length:
-                self.outbox.transmit(memoryview(data)[begin + done : begin + length])
+                    sent = max(0, send(self.connection, &data[begin], length, MSG_NOSIGNAL))
+            if sent < length:
+                self.outbox.transmit(memoryview(data)[begin + sent : begin + length])
         finally:
             self.lock.release()
         self.outbox.sent += length
@@ -579,4 +540,60 @@ cdef class Loop:
         return 0
 
 
-include "entries.pxi"
+def encode(
+    const uint8_t[::1] raw, uint64_t qid_base, uint64_t most_inode, uint64_t root_inode,
+    const uint8_t[::1] qid_types, uint64_t offset, bytes here, object type_of,
+):
+    """Encode what getdents64(2) gave: return the entries, where each ends (32 bits), and the host's offset behind each.
+
+    None where an entry is not plain: its inode is too large, or its name is too long (one of FAT's has 255 characters,
+    of up to three bytes). `root_inode` is that of ".." in the root, 0 in all other directories. `type_of` is asked, by
+    a path below `here`, for the type of each regular file that has any attribute; None where nobody has to look.
+    `offset` is that of the last entry before these.
+    """
+    cdef Py_ssize_t at = 0, start, length, name_length, written = 0, count = 0
+    cdef uint64_t inode, behind
+    cdef uint8_t kind
+    cdef const uint8_t *name
+    cdef char path[512]  # what leads here, a name, and its end
+    cdef Py_ssize_t prefix = len(here), size = raw.shape[0], attributes
+    if prefix > 128 or qid_types.shape[0] != 16: raise IndexError("outside the buffer")
+    cdef bytearray entries = bytearray(2 * size), ends = bytearray(size), places = bytearray(size)
+    cdef uint8_t[::1] entry = entries, end = ends, place = places
+    memcpy(path, PyBytes_AS_STRING(here), prefix)
+    while at < size:
+        if size - at < DIRENT + 1: raise IndexError("an entry is cut off")
+        memcpy(&inode, &raw[at], 8)
+        memcpy(&behind, &raw[at + 8], 8)
+        length, kind = raw[at + 16] | <uint32_t>raw[at + 17] << 8, raw[at + 18]
+        if length < DIRENT + 1 or length > size - at: raise IndexError("an entry of no length")
+        name = &raw[at + DIRENT]
+        name_length = strnlen(<const char *>name, length - DIRENT)
+        if name_length == length - DIRENT: raise IndexError("a name without an end")
+        if name_length > LONGEST: return None
+        at += length
+        if root_inode and name_length == 2 and name[0] == c'.' and name[1] == c'.': inode = root_inode
+        if kind >= 16: kind = 0
+        if kind == 8 and type_of is not None:
+            memcpy(path + prefix, name, name_length + 1)
+            with nogil:
+                attributes = llistxattr(path, NULL, 0)
+            if attributes != 0:
+                kind = type_of(here + PyBytes_FromStringAndSize(<const char *>name, name_length))
+        if inode >= most_inode: return None
+        inode |= qid_base
+        offset += 1
+        start = written
+        written += ENTRY + name_length
+        if written > entry.shape[0] or 8 * (count + 1) > place.shape[0]: raise IndexError("entries that are too large")
+        entry[start] = qid_types[kind]
+        memcpy(&entry[start + 5], &inode, 8)
+        memcpy(&entry[start + 13], &offset, 8)
+        entry[start + 21] = kind
+        entry[start + 22] = name_length
+        if name_length:
+            memcpy(&entry[start + ENTRY], name, name_length)
+        memcpy(&end[4 * count], &written, 4)
+        memcpy(&place[8 * count], &behind, 8)
+        count += 1
+    return bytes(entries[:written]), bytes(ends[: 4 * count]), bytes(places[: 8 * count])

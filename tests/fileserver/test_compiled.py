@@ -396,7 +396,7 @@ def test_a_directory_whose_names_or_inodes_are_too_large_is_left_to_the_handler(
     def encoded(inode: int, name: bytes) -> object:
         length = -(-(20 + len(name)) // 8) * 8
         raw = (struct.pack("<QqHB", inode, 1, length, 8) + name).ljust(length, b"\0")
-        return encode(raw, 0, 1 << 48, None, bytes(16), 0, b"/proc/self/fd/3/", None)
+        return encode(raw, 0, 1 << 48, 0, bytes(16), 0, b"/proc/self/fd/3/", None)
 
     entry = struct.pack("<BIQQBH", 0, 0, 5, 1, 8, 255) + b"n" * 255
     assert encoded(5, b"n" * 255) == (entry, struct.pack("<I", len(entry)), struct.pack("<q", 1))

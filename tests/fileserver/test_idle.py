@@ -23,13 +23,16 @@ from uvmshare.testing.client import NinePClient
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
 
+from uvmshare.fileserver import speed
 from uvmshare.fileserver.export import Export
+from uvmshare.fileserver.mount import buffers
 from uvmshare.fileserver.mount import idle as idle_module
 from uvmshare.fileserver.mount.serving import Serving
 from uvmshare.fileserver.mount.waiting import set_time_out
 from uvmshare.hcs.schema import Plan9Share, Plan9ShareFlags
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
@@ -295,6 +298,41 @@ def test_a_large_write_that_pauses_is_written_whole(mount: Mount, root: Path, mo
     client.send_raw(whole[300_000:])
     assert client.recv()[1] == m.Rwrite(len(data))
     assert (root / "a" / "b" / "f").read_bytes() == data
+
+
+@pytest.mark.parametrize("is_compiled", [True, False])
+@pytest.mark.parametrize("is_large", [True, False])
+def test_what_has_come_of_a_message_is_there_when_a_silent_mount_has_given_its_memory_back(
+    root: Path, monkeypatch: pytest.MonkeyPatch, *, is_large: bool, is_compiled: bool
+) -> None:
+    if not is_compiled:
+        monkeypatch.setattr(speed, "compiled", None)
+    given_back = threading.Event()
+    give_back = buffers.give_back
+
+    def note(*given: mmap.mmap, kept: int = 0) -> None:
+        give_back(*given, kept=kept)
+        if kept:
+            given_back.set()
+
+    with mounted(root) as mount:
+        client = mount.client
+        set_time_out(mount.session._connection, 0.01)
+        fid = client.open("a/b/f", O.WRONLY | O.APPEND)  # what is appended is received before it is written
+        data = os.urandom(600_000)
+        request = m.Twrite(fid, 0, data) if is_large else m.Tgetattr(fid, 0)
+        whole = request.encode(1)
+        half = len(whole) // 2
+        monkeypatch.setattr(buffers, "give_back", note)
+        client.send_raw(whole[:half])
+        assert given_back.wait(DEADLINE)
+        client.send_raw(whole[half:])
+        answer = client.recv()[1]
+        if is_large:
+            assert answer == m.Rwrite(len(data))
+            assert (root / "a" / "b" / "f").read_bytes() == b"content" + data
+        else:
+            assert isinstance(answer, m.Rgetattr)
 
 
 def test_a_mount_process_that_nobody_uses_holds_no_file_open(start_device: Callable[..., Device], root: Path) -> None:

@@ -379,7 +379,7 @@ def test_a_guest_that_never_stops_sending_still_gets_the_locks_it_waits_for(
         session.wait_for_lock(7, try_again)
         ours.sendall(bytes(100))  # there is always more to read
         for _ in range(50):
-            assert session._receive(memoryview(bytearray(1))) == 1
+            assert session._receive(0, 1) == 1
         assert len(tries) == 3
         ours.settimeout(DEADLINE)
         reply = m.decode(ours.recv(100))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from uvmshare.errors import RemoteProtocolError
 from uvmshare.fileserver.leaving import STALL_SECONDS, TELL_SECONDS
+from uvmshare.fileserver.mount import buffers
 from uvmshare.fileserver.mount.waiting import untaken
 from uvmshare.ninep import messages
 from uvmshare.ninep.constants import NOTAG, READ_HEADER_SIZE
@@ -90,13 +91,17 @@ class Outbox:
         self._connection = connection
         self.lock = threading.Lock()
         """Held by whoever sends."""
-        self._buffer = mmap.mmap(-1, _DATA_AT + _SENDFILE_MIN)  # pages that nothing touches cost nothing
+        self._buffer = buffers.make(_DATA_AT + _SENDFILE_MIN)
         self._data = memoryview(self._buffer)[_DATA_AT:]
         self._reply = memoryview(self._buffer)[_HEADER_AT:]
         self.is_stuck = False
         """Whether a part of a reply was sent and the rest was not: then nothing more ever is."""
         self._end: Callable[[], NoReturn] | None = None
         self._uses_sendfile = connection.family == socket.AF_UNIX
+
+    def rest(self) -> None:
+        """Give back the memory of large replies. Between two turns."""
+        buffers.give_back(self._buffer)
 
     def send(self, replies: bytes) -> None:
         """Send whole replies now, from any thread. Raises `OSError`, or `RemoteProtocolError` as `flush` does."""

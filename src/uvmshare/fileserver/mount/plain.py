@@ -10,12 +10,12 @@ there, as long as it shows in one of these marks, or in a class of its own.
 
 from __future__ import annotations
 
-import mmap
 import os
 import socket
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from uvmshare.fileserver import counters, speed
+from uvmshare.fileserver.mount import buffers
 from uvmshare.fileserver.mount.fids import Fid
 from uvmshare.fileserver.mount.files.node import Node
 from uvmshare.fileserver.mount.files.openfile import CreatedFile, OpenFile
@@ -24,6 +24,7 @@ from uvmshare.fileserver.mount.splicing import SPLICE_MIN
 from uvmshare.ninep.constants import OpenFlag
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Callable
 
     from uvmshare.fileserver.mount.session import ServedConnection
@@ -39,14 +40,21 @@ _ODD_FLAGS: Final = int(OpenFlag.TRUNC | OpenFlag.APPEND | OpenFlag.SYNC | OpenF
 """Flags of an open that mean something here: what has one is for its handler."""
 
 
+_NOWHERE: Final = b"?"
+"""What no path begins with: then the boundary is asked each time."""
+
+
 class Fast(Protocol):
     """The compiled loop of one session."""
 
     def serve(self, start: int, end: int, msize: int, measured: bool) -> int:  # noqa: FBT001  called for every request
         """Serve what is plain of the session's buffer; return where what is not begins. Replies go to the outbox."""
 
-    def run(self, start: int, end: int, msize: int) -> tuple[int, int]:
-        """Serve, send and receive while all is plain; return where what is received begins and ends then."""
+    def run(self, start: int, end: int, msize: int) -> tuple[int, int, bool]:
+        """Serve, send and receive while all is plain; return where what is received begins and ends then.
+
+        And whether nothing came for as long as receiving waits.
+        """
 
 
 class Plain:
@@ -60,7 +68,6 @@ class Plain:
     splice_min = SPLICE_MIN
     sampled = counters.SAMPLED
     received_at, sent_at, served_at = counters.RECEIVED, counters.SENT, counters.COMPILED
-    fstat = staticmethod(os.fstat)
 
     def __init__(
         self,
@@ -70,8 +77,6 @@ class Plain:
         room: int,
         slack: int,
         in_most: int,
-        nothing_came: Callable[[], None],
-        something_came: Callable[[], None],
         buffers: tuple[mmap.mmap, mmap.mmap],
     ) -> None:
         """Mark what the session allows. `room`, `slack` and `in_most` are those of the loop's buffer."""
@@ -89,17 +94,16 @@ class Plain:
         self.most_descriptors = session.most_descriptors
         self.most_fids, self.most_open = session.limits.fids, session.limits.open_files
         self.room, self.slack, self.in_most = room, slack, in_most if session.splicer is not None else 0
-        self.nothing_came, self.something_came = nothing_came, something_came
         self.walks = tree.only is None and tree.hidden is None
         """Whether a name that is there may be walked to, wherever the walk stays inside."""
         self.writes = not session.export.read_only
         self.has_landlock = tree.boundary.has_landlock
-        self.inside = tree.boundary.inside
+        self.inside = tree.boundary.inside or _NOWHERE
 
 
 def make_buffers() -> tuple[mmap.mmap, mmap.mmap]:
-    """Return the memory for replies; a confined process can map no more. Pages that nothing touches cost nothing."""
-    return mmap.mmap(-1, _OUT), mmap.mmap(-1, _LARGE)
+    """Return the memory for replies."""
+    return buffers.make(_OUT), buffers.make(_LARGE)
 
 
 def begin(plain: Callable[[], Plain], session: ServedConnection, connection: socket.socket) -> Fast | None:

@@ -12,7 +12,6 @@ only end this loop, never reach past it.
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import socket
 import struct
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 from uvmshare.errors import RemoteProtocolError
 from uvmshare.fileserver.counters import SAMPLED, Counters
 from uvmshare.fileserver.handshake import negotiate
-from uvmshare.fileserver.mount import large
+from uvmshare.fileserver.mount import buffers, large
 from uvmshare.fileserver.mount.aside import Aside
 from uvmshare.fileserver.mount.files.listing import Kept
 from uvmshare.fileserver.mount.files.locks import GuestLocks, LockTable
@@ -176,8 +175,7 @@ class Serving(ServedConnection):
         self._buffers = make_buffers()
         self._thread = threading.get_ident()
         self.foreign = Foreign(self)
-        # Anonymous mappings: pages that no large message touches cost nothing.
-        self.buffer = mmap.mmap(-1, max(limits.msize, 8192) + _IN_SLACK + _HEADER.size)
+        self.buffer = self._memory = buffers.make(max(limits.msize, 8192) + _IN_SLACK + _HEADER.size)
         """What the guest has sent. A slice of it is bytes, one of `view` is not copied."""
         self.view = memoryview(self.buffer)
         self._room = len(self.buffer) - _HEADER.size
@@ -233,7 +231,9 @@ class Serving(ServedConnection):
                 if replies:
                     start = fast.serve(start, end, self.msize, turn % SAMPLED == 0)
                 else:
-                    start, end = fast.run(start, end, self.msize)
+                    start, end, was_silent = fast.run(start, end, self.msize)
+                    if was_silent:
+                        self._nothing_came(end)
             served, msize = self._measured if turn % SAMPLED == 0 else self._served, self.msize
             more = False
             try:
@@ -287,7 +287,7 @@ class Serving(ServedConnection):
             if self.splicer is None or end - start >= large.FIELDS:
                 most = self._room
             self.counters.set_sent(self.outbox.sent + self.outbox.sent_aside)
-            received = self._receive(view[end : min(end + most, self._room)])
+            received = self._receive(end, min(end + most, self._room))
             self.counters.count_received(received)
             if not received:
                 if end != start:
@@ -295,7 +295,7 @@ class Serving(ServedConnection):
                 return
             end += received
 
-    def _receive(self, into: memoryview) -> int:
+    def _receive(self, at: int, stop: int) -> int:
         """Wait for more from the guest; meanwhile try again what waits for a lock or for the disk."""
         while self._ahead or self._lock_waits:
             self._require_time()
@@ -314,15 +314,19 @@ class Serving(ServedConnection):
                 break
         while True:
             try:
-                received = self._connection.recv_into(into)
+                received = self._connection.recv_into(self.view[at:stop])
             except BlockingIOError:
-                self._nothing_came()
+                self._nothing_came(at)
             else:
                 self._something_came()
                 return received
 
-    def _nothing_came(self) -> None:
+    def _nothing_came(self, end: int) -> None:
+        """Give back what an idle mount does not need; what was received ends at `end`."""
         self.bear_silence()
+        if self._silences == 1:
+            buffers.give_back(self._memory, *self._buffers, kept=end)
+            self.outbox.rest()
         if not self._rests:
             self.foreign.rest()
         while not self._rests and not is_readable(self._connection, 0):
@@ -446,8 +450,6 @@ class Serving(ServedConnection):
             room=self._room,
             slack=_IN_SLACK,
             in_most=_IN_MOST,
-            nothing_came=self._nothing_came,
-            something_came=self._something_came,
             buffers=self._buffers,
         )
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import select
 import struct
 import threading
@@ -169,7 +168,7 @@ class Watched:
             listening.require_told(self._tree.root.fd, self._tree.path_of(self._tree.root))
             self.listening = listening
             if self.reserved is None:
-                self.reserved = _FIRST_RESERVED + secrets.randbelow(_RESERVED)
+                self.reserved = _FIRST_RESERVED + int.from_bytes(os.urandom(8)) % _RESERVED  # `secrets` brings OpenSSL
             return self.reserved
 
     def _require_no_mounts(self) -> None:

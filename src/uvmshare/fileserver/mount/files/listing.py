@@ -349,7 +349,7 @@ class Listing:
             raw,
             base,
             MAX_INODE,
-            self._root_inode,
+            self._root_inode or 0,
             bytes(_QID_TYPES),
             len(self._places),
             here,
