@@ -32,6 +32,9 @@ __all__ = ["measure"]
 _CALLERS: Final = 256
 """At the same time, so that their records go to the disk together."""
 
+_FEW: Final = 2_000
+"""The first adds, of which the middle one is made beside 1,000 shares, and as many last ones are compared."""
+
 
 def _resident() -> int:
     status = Path("/proc/self/status").read_text(encoding="ascii")
@@ -73,10 +76,19 @@ async def _run(count: int) -> dict[str, Any]:
             manager = Manager(InstantVM(), journal=journal.for_vm())
             await manager.recover()
             before = _resident()
-            with _Timer(found, "add", count):
+            few = found["few"] = min(_FEW, count // 2)
+
+            async def add(first: int, behind: int) -> None:
                 # Options are made as they are used, as a program does, and are part of both figures.
-                every = (AddOptions("/", allowed_names=(f"n{number}",)) for number in range(count))
+                every = (AddOptions("/", allowed_names=(f"n{number}",)) for number in range(first, behind))
                 await _from_many(every, lambda options: manager.add(options, owner="owner"))
+
+            with _Timer(found, "add", count):
+                with _Timer(found, "first_add", few):
+                    await add(0, few)
+                await add(few, count - few)
+                with _Timer(found, "last_add", few):
+                    await add(count - few, count)
             found["share_bytes"] = (_resident() - before) / count
             await manager.detach()
             found["journal_bytes"] = _size_of(place) / count
