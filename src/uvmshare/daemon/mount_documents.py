@@ -1,7 +1,7 @@
-"""Mounts that the daemon still restores, as its API shows them.
+"""Documents of mounts: of one that the daemon still restores, as its API shows it, and what one asks for.
 
-What lives here: the document of such a mount, for one user. What must not: which mounts there are, and the documents
-of all others (`mounts`).
+What lives here: the document of such a mount, for one user; the options of a mount, from a request or a record. What
+must not: which mounts there are, and the documents of all others (`mounts`).
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING
 from uvmshare.daemon.documents import Mount, Reference
 from uvmshare.daemon.shares import holder_of, may_see
 from uvmshare.daemon.store import MountLease, name_for
+from uvmshare.mounts.options import MountOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from uvmshare.daemon.documents import NewMount
     from uvmshare.daemon.identity import Identity
     from uvmshare.daemon.leases import Leases
     from uvmshare.daemon.machine import Machine
     from uvmshare.daemon.store import MountRecord, VmKey
-    from uvmshare.mounts.options import MountOptions
     from uvmshare.share.options import AddOptions
 
-__all__ = ["mount_document", "mount_references"]
+__all__ = ["mount_document", "mount_options", "mount_references"]
 
 
 def mount_document(
@@ -73,3 +74,17 @@ def mount_references(who: Identity, vm: VmKey, leases: Leases, path: str, owners
         lease = leases.get(key)
         seconds = None if lease is None else lease.seconds
         yield Reference(owner=holder[1], uid=holder[0], lease=seconds, expires_in=leases.left(key))
+
+
+def mount_options(share: AddOptions, guest_path: str, how: NewMount | MountRecord) -> MountOptions:
+    """Return the options of a mount of this share, as a request or a record of one has them."""
+    return MountOptions(
+        share,
+        guest_path,
+        cache=how.cache,
+        msize=how.msize,
+        suid=how.suid,
+        dev=how.dev,
+        posixacl=how.posixacl,
+        events=how.events,
+    )

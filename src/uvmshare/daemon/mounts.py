@@ -19,7 +19,7 @@ import structlog
 
 from uvmshare.daemon.event_kinds import EventKind
 from uvmshare.daemon.identity import checked_options
-from uvmshare.daemon.mount_documents import mount_document, mount_references
+from uvmshare.daemon.mount_documents import mount_document, mount_options, mount_references
 from uvmshare.daemon.quotas import weight
 from uvmshare.daemon.shares import holder_of, may_see, note_what_is_there, options_of
 from uvmshare.daemon.store import MountLease, MountRecord, name_for
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from uvmshare.mounts.manager import MountManager
     from uvmshare.mounts.mount import MountInfo
 
-__all__ = ["UserMounts", "mount_options"]
+__all__ = ["UserMounts"]
 
 _RETRY_FIRST: Final = 0.5
 _RETRY_LONGEST: Final = 15.0
@@ -583,20 +583,6 @@ class UserMounts:
 def _grace(machine: Machine) -> float:
     """Return how long the guest has to unmount: nobody waits for one whose agent is out of reach."""
     return REVOKE_GRACE if machine.agent_reached else 0.0
-
-
-def mount_options(share: AddOptions, guest_path: str, how: NewMount | MountRecord) -> MountOptions:
-    """Return the options of a mount of this share, as a request or a record of one has them."""
-    return MountOptions(
-        share,
-        guest_path,
-        cache=how.cache,
-        msize=how.msize,
-        suid=how.suid,
-        dev=how.dev,
-        posixacl=how.posixacl,
-        events=how.events,
-    )
 
 
 def _taken(path: str) -> MountConflict:

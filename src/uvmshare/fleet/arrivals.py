@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from uvmshare.daemon.documents import NewMount, NewShare
-from uvmshare.daemon.mounts import mount_options
+from uvmshare.daemon.mount_documents import mount_options
 from uvmshare.daemon.service import Brought
 from uvmshare.daemon.shares import options_below
 from uvmshare.daemon.store import MountRecord
