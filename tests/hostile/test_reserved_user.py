@@ -314,9 +314,9 @@ def test_what_is_pretended_while_the_host_changes_the_same_names_changes_nothing
 
     host = threading.Thread(target=change)
     host.start()
-    pretended = 0
+    tried = pretended = 0
     try:
-        while pretended < 200:
+        while tried < 200 or not pretended:
             waiting = client.send(m.Tread(reserved.changes, 0, 4096))
             for _ in range(20):
                 with suppress(OSError):
@@ -328,6 +328,7 @@ def test_what_is_pretended_while_the_host_changes_the_same_names_changes_nothing
                         reserved.begin()
                         break
                     if not line.isdigit():
+                        tried += 1
                         with suppress(OSError):
                             _repeat(client, line, reserved.places)
                             pretended += 1

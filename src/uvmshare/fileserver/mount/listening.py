@@ -87,9 +87,10 @@ class Gone(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """The name still leads to what is at `path` now, for whoever renames it."""
+    """The name still leads to what is at `path` now, for whoever renames it: the file with that `inode`."""
 
     path: bytes
+    inode: int
 
 
 Pretence = Absent | Gone | Moved
@@ -386,7 +387,7 @@ class Listening:
             if to is None or to == place or not _is_same(entry, found.come[to], since):
                 continue
             del found.gone[place], found.come[to], came[entry[:2]]
-            plan: dict[Key, Pretence] = {self._key(*place): Moved(self._path(*to))}
+            plan: dict[Key, Pretence] = {self._key(*place): Moved(self._path(*to), entry.inode)}
             if to in found.gone:  # it was replaced: the name is there all the time
                 del found.gone[to]
             else:

@@ -15,7 +15,7 @@ import fcntl
 import os
 import stat
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from uvmshare.fileserver.counters import PRETENDED, REFUSED
 from uvmshare.fileserver.mount.fids import GhostFid
@@ -41,10 +41,15 @@ if TYPE_CHECKING:
 
 __all__ = ["served"]
 
+_PROBE: Final = Gone(stat.S_IFREG)
+"""There for the reserved user, and never to be removed."""
+_P = TypeVar("_P", Absent, Gone, Moved)
+
 _TRUNC: Final = int(OpenFlag.TRUNC)
 _ACCESS: Final = int(OpenFlag.NOACCESS)
 _BASIC: Final = int(GetattrMask.BASIC)
 _BLOCK: Final = 4096
+_INODE: Final = (1 << 64) - 1
 _NOBODYS: Final = 1 << 63
 """The path of the qid of what is not there; no file's is so large."""
 
@@ -95,7 +100,7 @@ def _plan(session: Session) -> dict[Key, Pretence]:
 def _pretence(session: Session, fid: Fid, node: Node, name: bytes) -> Pretence | None:
     """Return what may be pretended of a name in a directory."""
     if node.parent is None and name == b".uvmshare-%d" % fid.uid:
-        return Gone(stat.S_IFREG)  # by which the agent sees that it is the reserved user
+        return _PROBE  # by which the agent sees that it is the reserved user
     plan = _plan(session)
     if not plan:
         return None
@@ -103,14 +108,46 @@ def _pretence(session: Session, fid: Fid, node: Node, name: bytes) -> Pretence |
     return plan.get(((found.st_dev, found.st_ino), name))
 
 
-def _take(session: Session, fid: GhostFid, name: bytes, kind: type[Absent | Gone | Moved]) -> None:
-    """Have a name be pretended of no more. Raises `OSError`: EPERM when nothing of this kind was to be."""
-    plan = _plan(session)
-    found = os.fstat(fid.node.fd)
-    key = (found.st_dev, found.st_ino), name
-    if fid.pretended or not isinstance(plan.get(key), kind):
+def _told(session: Session, fid: GhostFid, name: bytes, kind: type[_P]) -> _P:
+    """Return what is pretended of a name. Raises `OSError`: EPERM when nothing of this kind is.
+
+    Nor is it where the guest has another file there by now, which its kernel would take for the one that is gone.
+    """
+    pretence = None if fid.pretended else _pretence(session, fid, fid.node, name)
+    if not isinstance(pretence, kind):
         raise OSError(errno.EPERM, "the host did not do that just now")
-    del plan[key]
+    if isinstance(pretence, Gone | Moved):
+        inode = _inode(session, fid.node, name)
+        if inode and _is_in_use(session, name, inode):
+            raise OSError(errno.EPERM, "the name is another file's by now")
+    return pretence
+
+
+def _is_in_use(session: Session, name: bytes, inode: int) -> bool:
+    """Say whether the guest has walked to a file by that name: its kernel has it as long as it has the fid."""
+    for fid in tuple(session.fids.values()):
+        node = fid.node
+        if node.name == name and type(fid) is not GhostFid and not node.is_foreign:
+            seal = node.seal  # while its descriptor is let go, the low half is the inode (`idle`)
+            if (os.fstat(node.fd).st_ino if seal is None else seal & _INODE) == inode:
+                return True
+    return False
+
+
+def _take(session: Session, fid: GhostFid, name: bytes, kind: type[_P]) -> None:
+    """Have a name be pretended of no more. Raises `OSError` as `_told` does."""
+    _told(session, fid, name, kind)
+    found = os.fstat(fid.node.fd)
+    _plan(session).pop(((found.st_dev, found.st_ino), name), None)
+
+
+def _inode(session: Session, directory: Node, name: bytes) -> int:
+    """Return the inode of what a directory has under a name for the guest; 0 for nothing. Raises `OSError`."""
+    try:
+        node = session.tree.child(directory, name)
+    except FileNotFoundError:
+        return 0
+    return os.fstat(node.fd).st_ino
 
 
 def _qid_of_gone(mode: int) -> Qid:
@@ -278,6 +315,9 @@ def _renameat(session: Session, tag: int, _: int, fid: GhostFid, at: int, stop: 
     to = session.fid(message.newdirfid)
     if not isinstance(to, GhostFid):
         raise OSError(errno.EPERM, "nothing is changed as this user")
+    moved = _told(session, fid, message.oldname, Moved)
+    if _inode(session, to.node, message.newname) != moved.inode:
+        raise OSError(errno.EPERM, "the file has another name, or the name another file")
     _take(session, fid, message.oldname, Moved)
     with suppress(OSError):  # it was there before, and was replaced
         _take(session, to, message.newname, Absent)
