@@ -24,11 +24,13 @@ import msgspec
 import uvmshare
 from manpages import commands
 from uvmshare.cli.main import cli
+from uvmshare.daemon import documents
 from uvmshare.fileserver import limits as limits_module
 from uvmshare.fileserver.limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import ModuleType
 
 _GENERATED: Final = "This page is generated from what the program says of itself.\n"
 
@@ -109,7 +111,7 @@ def http() -> str:
     document = openapi()
     parts = [
         "# HTTP API\n",
-        f"{_GENERATED}The daemon answers the same as OpenAPI at `/v1/openapi.json`.\n",
+        f"{_GENERATED}The daemon has the same as an OpenAPI document at `/v1/openapi.json`.\n",
         f"{document['info'].get('description', '')}\n",
     ]
     everywhere = set.intersection(
@@ -133,9 +135,19 @@ def http() -> str:
                 parts.append(f"Body: {_contents(body)}\n")
             parts.append(_table("| Status | Answer |", set(_answers(operation)) - everywhere))
     parts.append("## Documents\n")
+    told = meanings(documents)
     for name, schema in sorted(document["components"]["schemas"].items()):
-        parts += [f"### {name}\n", f"{_cell(schema.get('description', ''))}\n", _fields(schema)]
+        parts += [
+            f"### {name}\n",
+            f"{_cell(schema.get('description') or _meant(name))}\n",
+            _fields(schema, told.get(name, {})),
+        ]
     return "\n".join(parts)
+
+
+def _meant(name: str) -> str:
+    """Return what the class of a document says of itself."""
+    return " ".join((getattr(getattr(documents, name, None), "__doc__", None) or "").split())
 
 
 def _answers(operation: dict[str, Any]) -> list[str]:
@@ -149,10 +161,11 @@ def _table(head: str, rows: set[str]) -> str:
     return "\n".join([head, re.sub(r"[^|]+", " --- ", head), *sorted(rows)]) + "\n"
 
 
-def _fields(schema: dict[str, Any]) -> str:
+def _fields(schema: dict[str, Any], told: dict[str, str]) -> str:
+    """Return the fields of a document, each with its description, or with what stands below it where it is defined."""
     rows = [
         f"| `{name}`{' (required)' if name in schema.get('required', []) else ''} | {_type(field)} "
-        f"| {_cell(' '.join(str(field.get('description', '')).split()))} |\n"
+        f"| {_cell(' '.join(str(field.get('description') or told.get(name, '')).split()))} |\n"
         for name, field in schema.get("properties", {}).items()
     ]
     return "| Field | Type | |\n| --- | --- | --- |\n" + "".join(rows) if rows else f"{_type(schema)}\n"
@@ -186,7 +199,8 @@ def _type(schema: dict[str, Any]) -> str:
         if key in schema:
             return " or ".join(dict.fromkeys(_type(each) for each in schema[key]))
     if "enum" in schema or "const" in schema:
-        return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
+        values = schema.get("enum", [schema.get("const")])
+        return ", ".join("null" if value is None else f"`{value}`" for value in values)
     kind = schema.get("type", "anything")
     kind = " or ".join(kind) if isinstance(kind, list) else kind
     if kind == "array":
@@ -237,7 +251,7 @@ def limits() -> str:
         _HOW_TO_LIMIT,
         "| Name | Unit | Default | May be | What it bounds |\n| --- | --- | --- | --- | --- |",
     ]
-    told = meanings()
+    told = meanings(limits_module)["Limits"]
     hints = get_type_hints(Limits, include_extras=True)
     for field in msgspec.structs.fields(Limits):
         hint = hints[field.name]
@@ -248,15 +262,17 @@ def limits() -> str:
     return "\n".join(parts) + "\n"
 
 
-def meanings() -> dict[str, str]:
-    """Return what stands below each limit where it is defined."""
-    tree = ast.parse(Path(inspect.getfile(limits_module)).read_text(encoding="utf-8"))
-    (body,) = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Limits"]
-    found = {}
-    for node, after in itertools.pairwise(body):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr):
-            assert isinstance(after.value, ast.Constant)
-            found[node.target.id] = " ".join(str(after.value.value).split())
+def meanings(module: ModuleType) -> dict[str, dict[str, str]]:
+    """Return what stands below the fields of each class of a module where they are defined."""
+    tree = ast.parse(Path(inspect.getfile(module)).read_text(encoding="utf-8"))
+    found: dict[str, dict[str, str]] = {}
+    for defined in tree.body:
+        if not isinstance(defined, ast.ClassDef):
+            continue
+        for node, after in itertools.pairwise(defined.body):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr):
+                assert isinstance(after.value, ast.Constant)
+                found.setdefault(defined.name, {})[node.target.id] = " ".join(str(after.value.value).split())
     return found
 
 

@@ -17,7 +17,7 @@ from litestar.di import NamedDependency, Provide
 from litestar.exceptions import ClientException, HTTPException
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import FromQuery, HeaderParameter, JSONBody, PathParameter, QueryParameter
+from litestar.params import HeaderParameter, JSONBody, PathParameter, QueryParameter
 from litestar.response import Stream
 
 from uvmshare.daemon import metrics
@@ -229,7 +229,7 @@ async def get_health(*, service: TheService, who: Who) -> Health:
 
 @get("/vms", summary="List VMs", responses=FAILURES)
 async def list_vms(*, service: TheService, who: Who) -> list[Vm]:
-    """List the VMs that are yours; to root, all."""
+    """List your VMs; for root, all VMs."""
     machines = service.visible(who)
     await asyncio.gather(*(machine.reachable.look(machine.addresses) for machine in machines))
     return [service.vm(who, machine) for machine in machines]
@@ -237,7 +237,7 @@ async def list_vms(*, service: TheService, who: Who) -> list[Vm]:
 
 @post("/vms", summary="Add a VM", responses=ACCEPTED)
 async def add_vm(*, service: TheService, who: Who, data: JSONBody[NewVm], wait: Wait = True) -> Vm:
-    """Start a file server for a VM, with your rights. The same again changes nothing."""
+    """Start a file server for a VM, with your rights. To add the same VM again changes nothing."""
     return await _answer(service, who, ("add VM", data.id), service.add_vm(who, data), 201, wait=wait, document=data)
 
 
@@ -256,9 +256,9 @@ async def remove_vm(
     who: Who,
     vm: VmName,
     wait: Wait = True,
-    force: FromQuery[bool] = False,
+    force: Annotated[bool, QueryParameter(description="Whether shares that are held are removed too.")] = False,
 ) -> Removed:
-    """End its file server and forget it. While shares are held this needs force, and removes them.
+    """End its file server and forget the VM. While shares are held, this needs force, and removes them too.
 
     The answer says what may be left of a file server that did not answer, where no control group ends its processes.
     """
@@ -268,7 +268,7 @@ async def remove_vm(
 
 @get("/vms/{vm:str}/shares", summary="List shares", responses=FAILURES)
 async def list_shares(*, service: TheService, who: Who, vm: VmName) -> list[Share]:
-    """List the shares of a VM that you hold; to root, all."""
+    """List the shares of a VM that you hold; for root, all of them."""
     machine = await service.find_ready(who, vm)
     await service.shares.look(machine)
     return service.shares.all(who, machine)
@@ -318,7 +318,7 @@ async def release_share(
 async def renew_lease(
     *, service: TheService, who: Who, vm: VmName, share: ShareName, owner: OwnerInPath, data: JSONBody[Renewal]
 ) -> Renewed:
-    """Let the lease of one owner on one share run afresh."""
+    """Renew the lease of one owner on one share."""
     machine = await service.find_ready(who, vm)
     service.shares.get(who, machine, share)
     return Renewed(leases=service.shares.renew(machine, share, f"{who.uid}/{owner}", data.lease))
@@ -326,7 +326,7 @@ async def renew_lease(
 
 @get("/vms/{vm:str}/mounts", summary="List mounts", responses=FAILURES)
 async def list_mounts(*, service: TheService, who: Who, vm: VmName) -> list[Mount]:
-    """List the mounts in a VM's guest that you hold; to root, all."""
+    """List the mounts in a VM's guest that you hold; for root, all of them."""
     machine = await service.find_ready(who, vm)
     await service.shares.look(machine)
     return service.mounts.all(who, machine)
@@ -388,7 +388,7 @@ async def examine_guest(*, service: TheService, who: Who, vm: VmName) -> list[Fi
 
 @put("/leases/{owner:str}", summary="Renew all leases of an owner", responses=FAILURES)
 async def renew_leases(*, service: TheService, who: Who, owner: OwnerInPath, data: JSONBody[Renewal]) -> Renewed:
-    """Let every lease of one owner run afresh, in all VMs: one request is a program's sign of life."""
+    """Renew every lease of one owner, in all VMs."""
     return Renewed(leases=service.leases.renew_all(f"{who.uid}/{owner}", data.lease))
 
 
@@ -403,7 +403,7 @@ async def release_owner(
 ) -> ReleasedOwner:
     """Release everything that an owner of yours holds, in all VMs. A guest that does not unmount makes it fail.
 
-    Again it does no harm; the answer says whether anything was released.
+    To repeat it does no harm. The answer says whether anything was released.
     """
     work = service.release_all(who, owner, force=force)
     return await _answer(service, who, ("release owner", "*"), work, 200, wait=wait)
@@ -411,13 +411,13 @@ async def release_owner(
 
 @get("/operations", summary="List operations", responses=FAILURES)
 async def list_operations(*, service: TheService, who: Who) -> list[Operation]:
-    """List what you asked for and was not waited for, oldest first, and the last that ended."""
+    """List your operations that nobody waited for, oldest first, and the last that ended."""
     return [_operation(running) for running in service.operations.list(who.uid)]
 
 
 @get("/operations/{operation:str}", summary="An operation", responses=FAILURES)
 async def get_operation(*, service: TheService, who: Who, operation: OperationId, wait: Wait = False) -> Operation:
-    """Show what became of an operation; with wait, when it has ended."""
+    """Show an operation. With wait, the answer comes when it has ended."""
     running = service.operations.find(operation, who.uid)
     if wait and running.task is not None:
         await asyncio.wait({running.task})
@@ -441,17 +441,19 @@ async def follow_events(
     service: TheService,
     who: Who,
     since: Annotated[
-        str | None, QueryParameter(description="Begin behind the event of this id.", max_length=64)
+        str | None, QueryParameter(description="Begin after the event with this id.", max_length=64)
     ] = None,
     last_event_id: Annotated[
         str | None,
         HeaderParameter(
-            name="Last-Event-ID", description="As since; what a browser sends when it connects again.", max_length=64
+            name="Last-Event-ID",
+            description="The same as since; browsers send it when they reconnect.",
+            max_length=64,
         ),
     ] = None,
     follow: Annotated[bool, QueryParameter(description="Whether to wait for more.")] = True,
 ) -> Response[Any]:
-    """Send events as they happen. One of kind "missed" says that some are missing, behind an id that is too old."""
+    """Send events as they happen. One of kind "missed" says that events after the given id are not kept any more."""
 
     async def messages() -> AsyncIterator[bytes]:
         yield b": events of the uvmshare daemon\n\n"

@@ -42,7 +42,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """How long a connection may take from accept to attach."""
 
     mounts: Count = 1024
-    """Mount processes, one a connection that has attached."""
+    """Mount processes: one for each connection that has attached."""
 
     # Of a mount
 
@@ -50,7 +50,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The largest message, in bytes. 1 MiB is the most that Linux's fd transport takes."""
 
     fids: Count = 4_000_000
-    """Fids. Linux's client holds one a directory entry it remembers, and one an open file."""
+    """Fids. Linux's client holds one for each directory entry that it remembers, and one for each open file."""
 
     open_files: Count = 4_000_000
     """Fids that are open. Before Linux 6.4 its client keeps each file that was written to open for as long as it
@@ -62,8 +62,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     are closed until they are used: of files that are not open, and then of open ones that have a name."""
 
     keep_seconds: Seconds = 30.0
-    """How long descriptors that nobody uses stay open in a mount that sends nothing: deleted files use their space,
-    and file systems below the share cannot be unmounted, as long as they are."""
+    """How long descriptors that nobody uses stay open in a mount that sends nothing. While they are open, deleted files
+    use their space, and file systems below the share cannot be unmounted."""
 
     locks: Count = 4096
     """Byte ranges that are locked, and lock requests that wait."""

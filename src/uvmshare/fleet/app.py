@@ -153,7 +153,7 @@ async def list_vms(*, gate: At, who: Who) -> list[Vm]:
 
 @post("/vms", summary="Add a VM", responses=ACCEPTED)
 async def add_vm(*, gate: At, who: Who, data: JSONBody[PlacedVm], wait: Wait = True) -> Vm:
-    """Start a file server for a VM on its host. The same again changes nothing."""
+    """Start a file server for a VM on its host. To add the same VM again changes nothing."""
     found, revision = await gate.want_vm(who, data)
     return await _answer(
         Ticket("v", revision, (), time.time(), data.id), gate.add_vm(who, found, revision), 201, wait=wait
@@ -248,7 +248,7 @@ async def release_share(
 async def renew_lease(
     *, gate: At, who: Who, vm: VmName, share: ShareName, owner: OwnerInPath, data: JSONBody[Renewal]
 ) -> Renewed:
-    """Let the lease of one owner on one share run afresh."""
+    """Renew the lease of one owner on one share."""
     return Renewed(leases=await gate.renew_share(who, vm, share, owner, data.lease))
 
 
@@ -302,7 +302,7 @@ def _on_its_host(host: str | None, what: str) -> NotSupported:
 
 @put("/leases/{owner:str}", summary="Renew all leases of an owner", responses=FAILURES)
 async def renew_leases(*, gate: At, who: Who, owner: OwnerInPath, data: JSONBody[Renewal]) -> Renewed:
-    """Let every lease of one owner run afresh, in all VMs: one request is a program's sign of life."""
+    """Renew every lease of one owner, in all VMs."""
     return Renewed(leases=await gate.renew(who, owner, data.lease))
 
 
@@ -314,7 +314,7 @@ async def release_owner(
     owner: OwnerInPath,
     force: Annotated[bool, QueryParameter(description="Whether it goes whatever the guests say.")] = False,
 ) -> ReleasedOwner:
-    """Release everything that an owner of your tenant holds, in all VMs. Again it does no harm."""
+    """Release everything that an owner of your tenant holds, in all VMs. To repeat it does no harm."""
     return await gate.release_owner(who, owner, force=force)
 
 
@@ -327,7 +327,7 @@ async def list_operations(*, who: Who) -> list[Operation]:
 
 @get("/operations/{operation:str}", summary="An operation", responses=FAILURES)
 async def get_operation(*, gate: At, who: Who, operation: OperationId, wait: Wait = False) -> Operation:
-    """Show what became of an operation, through whichever gate; with wait, when it has ended."""
+    """Show an operation, through whichever gate. With wait, the answer comes when it has ended."""
     ticket = Ticket.read(operation)
     if ticket is None:
         msg = f"there is no operation {operation!r}"
@@ -348,17 +348,19 @@ async def follow_events(
     gate: At,
     who: Who,
     since: Annotated[
-        str | None, QueryParameter(description="Begin behind the event of this id.", max_length=64)
+        str | None, QueryParameter(description="Begin after the event with this id.", max_length=64)
     ] = None,
     last_event_id: Annotated[
         str | None,
         HeaderParameter(
-            name="Last-Event-ID", description="As since; what a browser sends when it connects again.", max_length=64
+            name="Last-Event-ID",
+            description="The same as since; browsers send it when they reconnect.",
+            max_length=64,
         ),
     ] = None,
     follow: Annotated[bool, QueryParameter(description="Whether to wait for more.")] = True,
 ) -> Response[Any]:
-    """Send events as they happen. One of kind "missed" says that some are missing, behind an id that is too old."""
+    """Send events as they happen. One of kind "missed" says that events after the given id are not kept any more."""
     await gate.require_reader(who)
 
     async def messages() -> AsyncIterator[bytes]:
