@@ -24,6 +24,7 @@ if sys.platform == "win32":
 from uvmshare.fileserver.fence import Fence
 from uvmshare.fileserver.mount.foreign import Errand
 from uvmshare.fileserver.mount.handlers import table
+from uvmshare.ninep.messages import Twrite
 
 LONG_PAST = 0.001
 
@@ -82,13 +83,19 @@ def test_a_mount_that_was_stopped_looks_again_before_it_serves(place: Place) -> 
     server = place.start(fenced=True)
     place.add(server, "0")
     place.run(server.serve_until(far()))
-    guest = place.guest("0")
+    guest, idle = place.guest("0"), place.guest("0")
     fid = guest.open("file", os.O_RDWR)
-    (mount,) = place.mounts(server)["0"]
+    mount, asked_nothing = place.mounts(server)["0"]
     os.kill(int(place.run(server.status()).pid), signal.SIGSTOP)
-    os.kill(mount, signal.SIGSTOP)
+    for pid in (mount, asked_nothing):
+        os.kill(pid, signal.SIGSTOP)
+    guest.send(Twrite(fid, 0, b"too late"))
     fence_of(place).move(LONG_PAST)
-    os.kill(mount, signal.SIGCONT)
+    for pid in (mount, asked_nothing):
+        os.kill(pid, signal.SIGCONT)
+        wait_for_end(pid)
+    with pytest.raises(ConnectionClosed):
+        idle.recv()
     with pytest.raises(ConnectionClosed):
         guest.write(fid, 0, b"too late")
     assert (place.shared / "file").read_bytes() == b"content"

@@ -32,6 +32,8 @@ from uvmshare.linux.mountinfo import TABLE
 from uvmshare.ninep import messages
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from uvmshare.fileserver.counters import Counters
     from uvmshare.fileserver.export import Export
     from uvmshare.fileserver.fence import Fence
@@ -114,7 +116,7 @@ def serve(
             session.foreign.tree.lending.give_all_back()
             os._exit(0)
 
-        signal.signal(LEAVE, lambda *_: session.outbox.end(leave))
+        _handle_signals(session, connection, leave)
         over_vsock = connection.family == socket.AF_VSOCK
         has_landlock = confinement.confine(
             export,
@@ -142,16 +144,33 @@ def serve(
         os._exit(status)
 
 
+def _handle_signals(session: Serving, connection: socket.socket, leave: Callable[[], NoReturn]) -> None:
+    """End when the supervisor asks for that; and past a fence as soon as this process goes on that was stopped.
+
+    One that was stopped between its look at the fence and a system call ends so in nearly every case before the call:
+    Python calls the handler before the next function begins.
+    """
+
+    def went_on(*_: object) -> None:
+        if session.fence is not None and session.fence.is_past:
+            _cut(connection)
+
+    signal.signal(LEAVE, lambda *_: session.outbox.end(leave))
+    if session.fence is not None:
+        signal.signal(signal.SIGCONT, went_on)
+
+
+def _cut(connection: socket.socket) -> NoReturn:
+    """End, and the connection too: a supervisor that is stopped has it open, and no guest is to wait for that."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    os._exit(0)
+
+
 def _end(connection: socket.socket, session: Serving) -> None:
-    """Past its fence, end the connection too: a supervisor that is stopped has it open, and no guest is to wait."""
-
-    def cut() -> NoReturn:
-        with suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
-        os._exit(0)
-
+    """End the connection of a mount whose fence is past, and say so to the guest."""
     if session.fence is not None and session.fence.is_past:
-        session.outbox.end(cut)
+        session.outbox.end(lambda: _cut(connection))
 
 
 def _refuse(connection: socket.socket, attach: Attach, number: int, error: Exception) -> None:
