@@ -12,6 +12,7 @@ import stat
 import sys
 import threading
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -131,6 +132,9 @@ class Reserved:
             self.client.rpc(m.Txattrwalk(fid, fid, b""))
             return fid
 
+        def last(kind: str) -> int:
+            return self.client.walk(b"d/" + self.names[kind][-1])
+
         yield "root", self.client.walk
         yield "directory", lambda: self.client.walk("d")
         yield "open directory", lambda: opened("d")
@@ -140,7 +144,7 @@ class Reserved:
         yield "attributes", attribute
         yield "probe", lambda: self.client.walk(f".uvmshare-{self.uid}")
         for kind in ("gone", "gonedir", "from"):
-            yield kind, lambda kind=kind: self.client.walk(b"d/" + self.names[kind][-1])  # type: ignore[misc]
+            yield kind, partial(last, kind)
 
 
 @pytest.fixture
