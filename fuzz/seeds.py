@@ -116,6 +116,7 @@ _ADD: Final = (
 )
 _GREETING: Final = b'{"uvmshare":"agent","version":1,"agent":"a","boot":"b","nonce":"c","token":false,"allow":["/x"]}\n'
 _LISTED: Final = b'{"mount_path":"/a","share_name":"0","port":1,"msize":8192,"state":"broken","last_gap":1.5}'
+_PINS: Final = b'{"directories":1,"full":false,"ended":"","events":{"repeated":1,"failed":0,"ended":"why"}}'
 _REPORT: Final = b'{"kernel":"6.1","time":1.5,"modules":{"9p":true},"allow":[{"path":"/","kind":"?","writable":true}]}'
 
 AGENT: Final = {
@@ -133,6 +134,8 @@ AGENT: Final = {
             *(b'{"id":3,"ok":true,"result":%s}\n' % _REPORT, b'{"id":4,"ok":true,"result":{}}\n'),
         )
     ),
+    "answers-events": b'\2\xff{"id":1,"ok":true,"result":[%s]}\n{"id":4,"ok":true,"result":{"no_events":"why"}}\n'
+    % (_LISTED[:-1] + b',"events":true,"no_events":"why","pins":%s}' % _PINS),
     "answers-piecemeal": b'\2\0{"id":3,"ok":true,"result":%s}\n' % _REPORT,
     "answers-id-list": b'\2\xff{"id":[1],"ok":true}\n',
     "answers-id-object": b'\2\xff{"id":{"a":1},"ok":true}\n',

@@ -14,6 +14,9 @@ import pytest
 from uvmshare import AddOptions, FileServer, Manager
 from uvmshare.fileserver import counters
 from uvmshare.fileserver.counters import BUCKETS, Counted, Counters, Events
+from uvmshare.fileserver.mount import listening
+from uvmshare.fileserver.mount.listening import Group, Listening
+from uvmshare.fileserver.syscalls import Fanotify
 from uvmshare.ninep import messages
 from uvmshare.testing.client import NinePClient
 
@@ -150,3 +153,30 @@ def test_what_several_mounts_did_for_events_is_added_up() -> None:
     made.slots[counters.HEARD] = (1 << 64) - 1  # its process writes there what it likes
     large = counters.read(made.memory)
     assert Events.of([large, large]).heard == large.events.heard < 1 << 53
+
+
+def test_words_of_the_kernel_are_counted_by_what_comes_of_them() -> None:
+    def word(mask: int, pid: int, name: bytes = b"") -> bytes:
+        told = listening._RECORD.pack(listening._DFID_NAME, 0, listening._RECORD.size + 2 + len(name), b"", 1, 0) + b"h"
+        record = told + name + b"\0" if name else b""
+        size = listening._METADATA.size
+        return listening._METADATA.pack(size + len(record), 3, 0, size, mask, -1, pid) + record
+
+    others, own = 1, os.getpid()
+    taken, given = os.pipe2(os.O_NONBLOCK)
+    try:
+        counted = Counters()
+        found = Listening(Group(taken, 10), lambda _: None, lambda *_: True, counted.slots)
+        found._numbers[b"h"] = 7
+        for name in (b"f", b"f", b"g"):
+            os.write(given, word(Fanotify.MODIFY, others, name))
+        os.write(given, word(Fanotify.MODIFY, own, b"own"))
+        found.read()
+        assert counters.read(counted.memory).events == Events(heard=3, coalesced=1)
+        for _ in range(2):
+            os.write(given, word(Fanotify.Q_OVERFLOW, 0))
+        found.read()
+        assert counters.read(counted.memory).events == Events(heard=3, coalesced=1, overflows=2)
+    finally:
+        os.close(taken)
+        os.close(given)

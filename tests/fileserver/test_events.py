@@ -21,6 +21,7 @@ from tests.fileserver.test_watched import BEGIN, CHANGES, asked, confined, watch
 from tests.fuse import HungFuse
 from tests.root import require_root
 
+from uvmshare.fileserver.counters import Events
 from uvmshare.ninep import messages as m
 from uvmshare.ninep.constants import NOFID, NONUNAME, OpenFlag
 
@@ -33,12 +34,6 @@ if TYPE_CHECKING:
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
-
-from uvmshare.fileserver import counters
-from uvmshare.fileserver.counters import Counters, Events
-from uvmshare.fileserver.mount import listening
-from uvmshare.fileserver.mount.listening import Group, Listening
-from uvmshare.fileserver.syscalls import Fanotify
 
 EVENTS = b"trusted.uvmshare.events"
 pytestmark = confined
@@ -339,33 +334,6 @@ def test_what_is_done_for_events_is_counted(host: Host, agent: Callable[..., Age
     assert (found.pretended, found.refused) == (1, 1)
     asked(told.guest, "", BEGIN)
     assert counted().watched == 0
-
-
-def test_words_of_the_kernel_are_counted_by_what_comes_of_them() -> None:
-    def word(mask: int, pid: int, name: bytes = b"") -> bytes:
-        told = listening._RECORD.pack(listening._DFID_NAME, 0, listening._RECORD.size + 2 + len(name), b"", 1, 0) + b"h"
-        record = told + name + b"\0" if name else b""
-        size = listening._METADATA.size
-        return listening._METADATA.pack(size + len(record), 3, 0, size, mask, -1, pid) + record
-
-    others, own = 1, os.getpid()
-    taken, given = os.pipe2(os.O_NONBLOCK)
-    try:
-        counted = Counters()
-        found = Listening(Group(taken, 10), lambda _: None, lambda *_: True, counted.slots)
-        found._numbers[b"h"] = 7
-        for name in (b"f", b"f", b"g"):
-            os.write(given, word(Fanotify.MODIFY, others, name))
-        os.write(given, word(Fanotify.MODIFY, own, b"own"))
-        found.read()
-        assert counters.read(counted.memory).events == Events(heard=3, coalesced=1)
-        for _ in range(2):
-            os.write(given, word(Fanotify.Q_OVERFLOW, 0))
-        found.read()
-        assert counters.read(counted.memory).events == Events(heard=3, coalesced=1, overflows=2)
-    finally:
-        os.close(taken)
-        os.close(given)
 
 
 def test_other_users_never_see_what_is_pretended(host: Host, agent: Callable[..., Agent]) -> None:
