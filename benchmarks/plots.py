@@ -9,6 +9,8 @@ import math
 from typing import TYPE_CHECKING, Any, Final
 from xml.sax.saxutils import escape
 
+from benchmarks.report import judged
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -45,18 +47,18 @@ def draw(results: dict[str, Any]) -> dict[str, str]:
     by_name = {row["name"]: row for row in rows}
     return {
         "performance-ten.svg": _ratios(
-            "uvmshare against diod: throughput as a ratio, with its spread",
-            [(name, by_name[name]["ratios"].get("diod"), None) for name in _TEN if name in by_name],
+            "uvmshare against diod: work for the same CPU time, as a ratio with its spread",
+            [(name, judged(by_name[name], "diod"), None) for name in _TEN if name in by_name],
             _COLOURS["diod"],
         ),
         "performance-diod.svg": _ratios(
-            "uvmshare against diod: throughput as a ratio, with its spread",
-            [(row["name"], row["ratios"].get("diod"), row["row"]["to_diod"]) for row in rows],
+            "uvmshare against diod: work for the same CPU time, as a ratio with its spread",
+            [(row["name"], judged(row, "diod"), row["row"]["to_diod"]) for row in rows],
             _COLOURS["diod"],
         ),
         "performance-limit.svg": _ratios(
-            "uvmshare against the minimal C server: throughput as a ratio, with its spread",
-            [(row["name"], row["ratios"].get("minimal"), row["row"]["to_minimal"]) for row in rows],
+            "uvmshare against the minimal C server: work for the same CPU time, as a ratio with its spread",
+            [(row["name"], judged(row, "minimal"), row["row"]["to_minimal"]) for row in rows],
             _COLOURS["minimal"],
         ),
         "performance-manager.svg": _growth(

@@ -4,7 +4,8 @@ What lives here: the summary of a row, the text that is printed, the tables of d
 not: measuring (`run`), pictures (`plots`).
 
 A ratio is made of two medians. Its spread is that of the rounds: in each the servers took turns, so that
-the ratio of one round is that of neighbours in time.
+the ratio of one round is that of neighbours in time. Figures are judged by the CPU time of client and server together;
+by throughput where the servers do not send the same messages.
 """
 
 from __future__ import annotations
@@ -23,9 +24,18 @@ if TYPE_CHECKING:
 
     from benchmarks.cases import Case
 
-__all__ = ["filled", "load", "not_met", "one_line", "summarise", "text", "verdicts"]
+__all__ = ["COMPARED", "filled", "judged", "load", "not_met", "one_line", "summarise", "text", "verdicts"]
 
 _MIB: Final = 1 << 20
+COMPARED: Final = {
+    "diod": ("uvmshare", "diod", "to_diod"),
+    "minimal": ("uvmshare", "minimal", "to_minimal"),
+    "pure": ("pure", "diod", "pure_to_diod"),
+}
+"""What is compared: whose work, with whose, and the field of a row that has the figure."""
+_WORDS: Final = {"diod": "diod", "minimal": "limit", "pure": "pure Python to diod"}
+_HEADS: Final = {"uvmshare": "uvmshare", "pure": "pure Python", "diod": "diod", "minimal": "limit"}
+"""The servers, as the tables name them."""
 _PEERS: Final = ("diod", "minimal")
 
 
@@ -63,25 +73,30 @@ def summarise(row: Case, samples: dict[str, list[dict[str, Any]]]) -> dict[str, 
             "unlinkat": taken[0]["unlinkat"],
             **{key: statistics.median(sample[key] for sample in taken) for key in keys},
         }
-    ours = result["servers"]["uvmshare"]
-    for peer in _PEERS:
-        other = result["servers"].get(peer, {"error": "not there"})
-        if "error" in ours or "error" in other:
+    for key, (name, peer, _) in COMPARED.items():
+        if any("error" in result["servers"].get(each, {"error": "not there"}) for each in (name, peer)):
             continue
-        result["ratios"][peer] = _ratios(
-            [_value(row, sample) for sample in samples["uvmshare"]], [_value(row, sample) for sample in samples[peer]]
+        ours, theirs = samples[name], samples[peer]
+        result["ratios"][key] = _ratios(
+            [_value(row, sample) for sample in ours], [_value(row, sample) for sample in theirs]
         )
-        result["cpu_ratios"][peer] = _cpu_ratio(row, ours, other)
+        result["cpu_ratios"][key] = _cpu_ratio(row, ours, theirs)
     return result
 
 
-def _cpu_ratio(row: Case, ours: dict[str, Any], other: dict[str, Any]) -> float | None:
-    """Return what the ratio would be on an idle machine, by the CPU time of client and server for the work.
+def _cpu_ratio(row: Case, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[str, float] | None:
+    """Return by how much less CPU time client and server need for the same work.
 
-    For one CPU only, which they share. A message of a large transfer carries as much as msize allows.
+    A message of a large transfer carries as much as msize allows.
     """
-    if row.cpus != 1 or row.by_latency or not ours["cpu_us"]:
+    size = _size_of_a_message(row, ours[0], theirs[0])
+    if size is None or row.by_latency:
         return None
+    return _ratios([size * sample["cpu_us"] for sample in theirs], [sample["cpu_us"] for sample in ours])
+
+
+def _size_of_a_message(row: Case, ours: dict[str, Any], other: dict[str, Any]) -> float | None:
+    """Return how much more work one of our messages does than one of another server's; None where nobody can say."""
     size = 1.0
     if row.moves_bytes and not row.workload.startswith("random"):
         words = {"64k": 64 << 10, "128k": (128 << 10) - 24, "512k": 512 << 10, "1m": _MIB}
@@ -91,7 +106,7 @@ def _cpu_ratio(row: Case, ours: dict[str, Any], other: dict[str, Any]) -> float 
         size = 6 / 5  # the peer takes a message more for the same operation
     elif row.workload.startswith("readdir") and ours["msize"] != other["msize"]:
         return None  # the number of messages is another
-    return float(other["cpu_us"] / ours["cpu_us"] * size)
+    return size
 
 
 def _number(value: float) -> str:
@@ -111,27 +126,26 @@ def _shown(result: dict[str, Any], server: str) -> str:
     return f"{_number(value['median'])}/s"
 
 
-def _ratio(result: dict[str, Any], peer: str) -> str:
-    ratio = result["ratios"].get(peer)
+def _ratio(ratio: dict[str, float] | None) -> str:
     if ratio is None:
         return "-"
     return f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
 
 
-def _cpu(result: dict[str, Any], peer: str) -> str:
-    ratio = result["cpu_ratios"].get(peer)
-    return "-" if ratio is None else f"{ratio:.2f}"
+def judged(result: dict[str, Any], key: str) -> dict[str, float] | None:
+    """Return the ratio that a figure is about: by CPU time where there is one."""
+    ratio: dict[str, float] | None = result["cpu_ratios"].get(key) or result["ratios"].get(key)
+    return ratio
 
 
 def verdicts(result: dict[str, Any]) -> dict[str, str]:
     """Say of each figure of a row whether it is met. "met" is said only where every round says so."""
     row = result["row"]
     found = {}
-    for peer in _PEERS:
-        goal = row[f"to_{peer}"]
-        if goal is not None:
-            ratio = result["ratios"].get(peer)
-            found[peer] = "not compared" if ratio is None else _settled(ratio, goal, at_most=row["by_latency"])
+    for key, (_, _, figure) in COMPARED.items():
+        if row[figure] is not None:
+            ratio = judged(result, key)
+            found[key] = "not compared" if ratio is None else _settled(ratio, row[figure], at_most=row["by_latency"])
     return found
 
 
@@ -147,27 +161,29 @@ def _settled(ratio: dict[str, float], goal: float, *, at_most: bool) -> str:
 def _verdict(result: dict[str, Any]) -> str:
     row = result["row"]
     said = verdicts(result)
-    words = [f"{peer} {'at most ' if row['by_latency'] else ''}{row[f'to_{peer}']:g}: {said[peer]}" for peer in said]
+    most = "at most " if row["by_latency"] else ""
+    words = [f"{_WORDS[key]} {most}{row[COMPARED[key][2]]:g}: {said[key]}" for key in said]
     return "; ".join(words) or "none set"
 
 
 def not_met(results: list[dict[str, Any]]) -> list[tuple[str, str, list[dict[str, Any]]]]:
-    """Return what is not met: workload, peer, and the rows. Each has a reason in `reasons`."""
+    """Return what is not met: workload, what is compared, and the rows. Each has a reason in `reasons`."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for result in results:
-        for peer, said in verdicts(result).items():
+        for key, said in verdicts(result).items():
             if said != "met":
-                found.setdefault((result["row"]["workload"], peer), []).append(result)
+                found.setdefault((result["row"]["workload"], key), []).append(result)
     return [(*key, rows) for key, rows in found.items()]
 
 
 def _reasons_table(results: list[dict[str, Any]]) -> str:
-    def line(workload: str, peer: str, rows: list[dict[str, Any]]) -> tuple[str, ...]:
-        ratios = [row["ratios"][peer]["median"] for row in rows if row["ratios"].get(peer)]
+    def line(workload: str, key: str, rows: list[dict[str, Any]]) -> tuple[str, ...]:
+        ratios = [ratio["median"] for row in rows if (ratio := judged(row, key))]
         spread = f"{min(ratios):.2f} to {max(ratios):.2f}" if ratios else "not compared"
-        goals = sorted({row["row"][f"to_{peer}"] for row in rows})
+        goals = sorted({row["row"][COMPARED[key][2]] for row in rows})
         wanted = ", ".join(f"{goal:g}" for goal in goals)
-        return workload, peer, f"{len(rows)}", spread, wanted, REASONS.get((workload, peer), "no reason is known yet")
+        reason = REASONS.get((workload, key), "no reason is known yet")
+        return workload, _WORDS[key], f"{len(rows)}", spread, wanted, reason
 
     missed = not_met(results)
     if not missed:
@@ -188,9 +204,9 @@ def _floor_table(results: dict[str, Any]) -> str:
         return "-"
 
     return _table(
-        ("CPU time of a message (us)", "bare Python loop, no sockets", "uvmshare", "diod", "limit"),
+        ("CPU time of a message (us)", "bare Python loop, no sockets", *_HEADS.values()),
         (
-            (workload, f"{least:.2f}", *(cpu(workload, server) for server in ("uvmshare", "diod", "minimal")))
+            (workload, f"{least:.2f}", *(cpu(workload, server) for server in _HEADS))
             for workload, least in results["floor"].items()
         ),
     )
@@ -199,7 +215,8 @@ def _floor_table(results: dict[str, Any]) -> str:
 def one_line(result: dict[str, Any]) -> str:
     """Return one row's outcome in a line."""
     values = ", ".join(f"{name} {_shown(result, name)}" for name in result["servers"])
-    return f"{values}; to diod {_ratio(result, 'diod')}, to the limit {_ratio(result, 'minimal')}; {_verdict(result)}"
+    ratios = ", ".join(f"to {_WORDS[key]} {_ratio(judged(result, key))}" for key in _PEERS)
+    return f"{values}; {ratios}, {_WORDS['pure']} {_ratio(judged(result, 'pure'))}; {_verdict(result)}"
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
@@ -210,26 +227,20 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 def _server_table(results: list[dict[str, Any]]) -> str:
     head = (
         "workload",
-        "uvmshare",
-        "diod",
-        "limit",
+        *_HEADS.values(),
         "to diod",
-        "by CPU",
         "to limit",
-        "by CPU",
+        "pure Python to diod",
         "p50, p99, p99.9 (us)",
-        "figure",
+        "figures",
     )
     return _table(
         head,
         (
             (
                 result["name"],
-                *(_shown(result, name) for name in ("uvmshare", "diod", "minimal")),
-                _ratio(result, "diod"),
-                _cpu(result, "diod"),
-                _ratio(result, "minimal"),
-                _cpu(result, "minimal"),
+                *(_shown(result, name) for name in _HEADS),
+                *(_ratio(judged(result, key)) for key in COMPARED),
                 _percentiles(result["servers"]["uvmshare"]),
                 _verdict(result),
             )

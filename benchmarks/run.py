@@ -3,7 +3,7 @@
 What lives here: the order of measuring, one measurement, and the command line. What must not: what is
 measured (`cases`, `manager_cost`, `lives`) and how it is shown (`report`, `plots`).
 
-The servers take turns on each row, A B C A B C, so that whatever else the machine does falls on all alike.
+The servers take turns on each row, A B C D A B C D, so that whatever else the machine does falls on all alike.
 Beside what a clock says, each measurement has the CPU time that client and server used for a message: on
 one CPU that is what the clock would say on a machine that does nothing else.
 """
@@ -162,8 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.run", description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a try: one round of 100 ms, 10 VMs; writes no results")
     parser.add_argument("--rounds", type=int, default=5, help="how often each server takes its turn (%(default)s)")
-    parser.add_argument("--run-ms", type=int, default=250, help="how long each turn is measured (%(default)s)")
-    parser.add_argument("--vms", type=int, default=200, help="how many VMs are put on this host (%(default)s)")
+    parser.add_argument("--run-ms", type=int, default=120, help="how long each turn is measured (%(default)s)")
+    parser.add_argument("--vms", type=int, default=100, help="how many VMs are put on this host (%(default)s)")
     parser.add_argument(
         "--shares", type=int, default=100_000, help="how many one Manager has; 1000000 takes minutes (%(default)s)"
     )

@@ -1,4 +1,4 @@
-"""The servers that are compared: uvmshare, diod, and the minimal C server.
+"""The servers that are compared: uvmshare with its compiled hot path and without, diod, and the minimal C server.
 
 What lives here: how each is built, started on a unix socket and on TCP, held to CPUs, looked at, and ended.
 What must not: what is asked of them (`run`).
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["NAMES", "Failed", "Server", "build", "describe_diod", "start"]
 
 HERE: Final = Path(__file__).parent
-NAMES: Final = ("uvmshare", "diod", "minimal")
+NAMES: Final = ("uvmshare", "pure", "diod", "minimal")
+"""uvmshare with the compiled hot path, uvmshare without it, and the two that it is compared with."""
+_SPEED: Final = {"uvmshare": "required", "pure": "off"}
 _START_SECONDS: Final = 30.0
 
 
@@ -50,12 +52,19 @@ class Server:
     Use as a context manager: it is ended with its processes.
     """
 
-    def __init__(self, name: str, command: Sequence[str], addresses: dict[str, str], aname: str) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], addresses: dict[str, str], aname: str, **environment: str
+    ) -> None:
         self.name = name
         self.addresses = addresses
         self.aname = aname
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
         )
 
     def __enter__(self) -> Self:
@@ -160,9 +169,10 @@ def start(name: str, tree: Path, sockets: Path, programs: Path) -> list[Server]:
 
 def _start(name: str, tree: Path, unix: str, port: int, programs: Path) -> list[Server]:
     both = {"unix": unix, "tcp": f"tcp:{port}"}
-    if name == "uvmshare":
+    if name in _SPEED:
         listen = ["--listen", unix, "--listen", f"tcp:127.0.0.1:{port}"]
-        server = Server(name, [str(Path(sys.executable).with_name("uvmshare")), "serve", *listen, str(tree)], both, "0")
+        command = [str(Path(sys.executable).with_name("uvmshare")), "serve", *listen, str(tree)]
+        server = Server(name, command, both, "0", UVMSHARE_SPEED=_SPEED[name])
         while line := server.read_line():
             if json.loads(line).get("ready"):
                 return [server]
