@@ -96,7 +96,7 @@ coverage: packages $(STAMP) $(SPEED)  ## The tests of `make test` once more, mea
 	$(COVERAGE) report
 
 .PHONY: test-long
-test-long: packages $(STAMP) $(SPEED)  ## The long tests, beside each other: half an hour
+test-long: packages $(STAMP) $(SPEED)  ## The long tests, beside each other: one to two hours
 	tools/packages roots
 	$(BIN)/python tools/run_tests.py long $(PYTEST_ARGS)
 
