@@ -29,7 +29,7 @@ __all__ = ["SHELL", "Shown", "Terminal", "namespaces"]
 SHELL: Final = ("bash", "--norc", "--noediting", "-i")
 _PROMPT: Final = "host[$?]$ "
 _AT_PROMPT: Final = re.compile(r"(?:\(\w+\) )?(?:host\[(\d+)\]\$|guest#) $")
-_ESCAPES: Final = re.compile(r"[^\n]*\r\x1b\[2K|\x1b\[[0-9;?]*[A-Za-z]|\r")
+_ESCAPES: Final = re.compile(r"^[^\n]*\r\x1b\[2K|\x1b\[[0-9;?]*[A-Za-z]|\r", re.MULTILINE)
 """What is not shown: lines that were erased again, such as those that say what is waited for, and control codes."""
 _JOB: Final = re.compile(r"^\[\d+\] \d+$", re.MULTILINE)
 """What a shell says of a line that ends in ``&``."""
