@@ -23,6 +23,15 @@ os.system(f"umount {base}/aside")
 print(options)
 """
 
+KEPT = {"ro", "nosuid", "nodev"}
+
+
+def options_after(program: str, base: str, flags: tuple[str, ...]) -> set[str]:
+    """Run a program in a mount namespace of its own, and return the options of a mount that it prints."""
+    command = ["unshare", "--mount", "--propagation", "private", sys.executable, "-W", "error::SyntaxWarning", "-c"]
+    shown = subprocess.run([*command, program, base, *flags], stdout=subprocess.PIPE, check=True).stdout.decode()
+    return set(shown.strip().split(","))
+
 
 @pytest.mark.parametrize(
     "flags", [("nosuid", "nodev"), ("nosuid", "dev"), ("suid", "nodev"), ("ro", "nosuid", "nodev")]
@@ -30,11 +39,8 @@ print(options)
 def test_what_is_bound_in_the_place_of_a_dead_mount_has_the_flags_of_what_was_mounted(
     flags: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    base = str(tmp_path_factory.mktemp("bound"))
-    command = ["unshare", "--mount", "--propagation", "private", sys.executable, "-W", "error::SyntaxWarning", "-c"]
-    shown = subprocess.run([*command, PROGRAM, base, *flags], stdout=subprocess.PIPE, check=True).stdout.decode()
-    kept = {"ro", "nosuid", "nodev"}
-    assert kept & set(shown.strip().split(",")) == kept & set(flags)
+    shown = options_after(PROGRAM, str(tmp_path_factory.mktemp("bound")), flags)
+    assert KEPT & shown == KEPT & set(flags)
 
 
 READ_ONLY = """
@@ -74,8 +80,5 @@ print(options)
 def test_a_mount_whose_file_system_is_written_through_another_one_stays_read_only_itself(
     flags: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    base = str(tmp_path_factory.mktemp("bound"))
-    command = ["unshare", "--mount", "--propagation", "private", sys.executable, "-W", "error::SyntaxWarning", "-c"]
-    shown = subprocess.run([*command, READ_ONLY, base, *flags], stdout=subprocess.PIPE, check=True).stdout.decode()
-    kept = {"ro", "nosuid", "nodev"}
-    assert kept & set(shown.strip().split(",")) == {"ro", *(kept & set(flags))}
+    shown = options_after(READ_ONLY, str(tmp_path_factory.mktemp("bound")), flags)
+    assert KEPT & shown == {"ro", *(KEPT & set(flags))}

@@ -26,7 +26,7 @@ from uvmshare.errors import AlreadyThere, InvalidOptions, NotThere
 from uvmshare.etcd.protocol import Put
 from uvmshare.fleet.callers import Caller
 from uvmshare.fleet.documents import Tenant, encode
-from uvmshare.fleet.fence import Fence
+from uvmshare.fleet.fence import Fences
 from uvmshare.fleet.follower import Follower
 from uvmshare.fleet.gate import Gate
 from uvmshare.fleet.keys import Keys
@@ -390,7 +390,7 @@ class Fleet:
                 await store.close()
 
         fake = self.hosts[host]
-        fence = Fence(self.keys, host, fake, clock=fake.clock, boot=lambda: fake.boot)
+        fence = Fences(self.keys, host, fake, clock=fake.clock, boot=lambda: fake.boot)
         follower = self.followers[host] = Follower(
             connect, self.keys, host, fake, fake, chance=lambda: 0.0, fence=fence
         )

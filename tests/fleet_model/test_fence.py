@@ -19,7 +19,7 @@ from tests.fleet_model.serving import Noted, Served, overlaps, served
 from uvmshare.errors import InvalidState, OutcomeUnknown, StillInUse, UvmshareError
 from uvmshare.etcd.protocol import Put
 from uvmshare.fleet.documents import Name, decode
-from uvmshare.fleet.fence import Fence
+from uvmshare.fleet.fence import Fences
 from uvmshare.fleet.follower import Follower
 from uvmshare.fleet.local import VmName
 from uvmshare.testing.etcd import FakeStore
@@ -246,7 +246,7 @@ def test_never_two_hosts_serve_a_vm_over_thousands_of_takes() -> None:
 
 
 def test_without_the_wait_two_would_have_been_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Fence, "wait", lambda *_: 0.0)
+    monkeypatch.setattr(Fences, "wait", lambda *_: 0.0)
     assert any(overlaps(run(_takes(seed, 30))) for seed in range(3))
 
 
@@ -411,7 +411,7 @@ async def _a_twin() -> None:
         yield store
         await store.close()
 
-    fence = Fence(fleet.keys, "h1", twin, clock=twin.clock, boot=lambda: twin.boot)
+    fence = Fences(fleet.keys, "h1", twin, clock=twin.clock, boot=lambda: twin.boot)
     following = asyncio.ensure_future(
         Follower(connect, fleet.keys, "h1", twin, twin, chance=lambda: 0.0, fence=fence).run()
     )

@@ -137,14 +137,19 @@ async def test_what_was_prepared_goes_when_it_is_aborted_and_when_nobody_commits
         assert (await f.move_vm("h3")).host == "h3"
 
 
+async def commit_while_the_old_host_is_cut_off(f: Fleet) -> None:
+    """Move the VM from h1 to h2, as far as that goes while nobody hears of h1."""
+    await f.add_vm()
+    await f.add_share("/srv/x")
+    await f.move_vm("h2", "prepare")
+    f.cut("h1")
+    with pytest.raises(OutcomeUnknown):
+        await f.move_vm("h2", "commit")
+
+
 async def test_a_vm_waits_until_its_old_host_has_let_go() -> None:
     async with fleet("h1", "h2") as f:
-        await f.add_vm()
-        await f.add_share("/srv/x")
-        await f.move_vm("h2", "prepare")
-        f.cut("h1")
-        with pytest.raises(OutcomeUnknown):
-            await f.move_vm("h2", "commit")
+        await commit_while_the_old_host_is_cut_off(f)
         assert BUILD in f.hosts["h1"].machines
         assert BUILD not in f.hosts["h2"].machines, "two would serve it"
         f.mend("h1")
@@ -156,12 +161,7 @@ async def test_a_vm_waits_until_its_old_host_has_let_go() -> None:
 
 async def test_a_vm_that_moves_on_before_its_first_host_has_let_go_waits_for_both() -> None:
     async with fleet("h1", "h2", "h3") as f:
-        await f.add_vm()
-        await f.add_share("/srv/x")
-        await f.move_vm("h2", "prepare")
-        f.cut("h1")
-        with pytest.raises(OutcomeUnknown):
-            await f.move_vm("h2", "commit")
+        await commit_while_the_old_host_is_cut_off(f)
         with pytest.raises(OutcomeUnknown):
             await f.move_vm("h3")
         await asyncio.sleep(100)

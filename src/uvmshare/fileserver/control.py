@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Configuration",
     "Failure",
-    "Fence",
     "Left",
     "LostShare",
     "Modify",
     "MountStatus",
     "Reply",
     "Request",
+    "ServeUntil",
     "ShareStatus",
     "Shutdown",
     "Status",
@@ -83,7 +83,7 @@ class Configuration(_Request, frozen=True, tag="start", kw_only=True):
     keep_out: tuple[str, ...] = ()
     """Directories besides `run_dir` that no share which a guest may write to may hold, or lie in."""
     fenced: bool = False
-    """Whether it serves only until it is told (`Fence`), and nothing before that."""
+    """Whether it serves only until it is told (`ServeUntil`), and nothing before that."""
 
     def checked(self) -> Self:
         """Return the same configuration. Raises `FileServerError` for what a supervisor could not read."""
@@ -118,7 +118,7 @@ class Status(_Request, frozen=True, tag="status"):
     counters: bool = False
 
 
-class Fence(_Request, frozen=True, tag="fence"):
+class ServeUntil(_Request, frozen=True, tag="fence"):
     """Serve until then, in seconds of CLOCK_BOOTTIME."""
 
     until: Annotated[float, msgspec.Meta(ge=0)]
@@ -128,7 +128,7 @@ class Shutdown(_Request, frozen=True, tag="shutdown"):
     """End every mount, and the supervisor."""
 
 
-Request = Configuration | Modify | Status | Fence | Shutdown
+Request = Configuration | Modify | Status | ServeUntil | Shutdown
 
 
 class Failure(msgspec.Struct, frozen=True):

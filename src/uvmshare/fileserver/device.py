@@ -367,7 +367,7 @@ class FileServer:
         `InvalidState` for a file server that was not started `fenced`.
         """
         arguments.seconds("until", until)
-        await (await self._require_link()).ask(lambda number: control.Fence(number, until), self._modify_timeout)
+        await (await self._require_link()).ask(lambda number: control.ServeUntil(number, until), self._modify_timeout)
 
     async def _require_link(self) -> Link:
         link = self._require_started()

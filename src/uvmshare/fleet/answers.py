@@ -12,6 +12,7 @@ import msgspec
 
 from uvmshare.daemon.documents import Mount, NewVm, Reference, Released, Share, Vm
 from uvmshare.daemon.fleet_documents import Host
+from uvmshare.fleet.fence import length_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -41,7 +42,7 @@ def vm_document(who: Caller, tenant: str, vm: str, *, host: str, want: Want, hav
     else:
         shown = _unseen(want, have)
     if not lives:
-        fence = want.vm.get("fence")
+        fence = length_of(want)
         why = _LOST if fence is None else _LOST_FENCED
         shown = msgspec.structs.replace(shown, state="lost", error=why.format(host=host, fence=fence))
     return msgspec.structs.replace(shown, id=who.shown(tenant, vm), host=host, epoch=want.epoch)

@@ -1,6 +1,6 @@
 """Which VMs this host may serve, and until when: at most one host serves a VM that is fenced.
 
-What lives here: `Fence`: this host's claim to its name, the renewals of its VMs' times, and how long a VM must wait
+What lives here: `Fences`: this host's claim to its name, the renewals of its VMs' times, and how long a VM must wait
 that comes from another host. What must not: when a VM is looked at (`follower`), or how its mounts obey
 (`uvmshare.fileserver.fence`).
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from uvmshare.fleet.local import Local, VmName
     from uvmshare.fleet.view import View
 
-__all__ = ["MARGIN", "Fence", "boottime", "length_of"]
+__all__ = ["MARGIN", "Fences", "boottime", "length_of"]
 
 MARGIN: Final = 1.0
 """Seconds that a host waits beyond a fence: as far as two clocks may go apart meanwhile."""
@@ -56,7 +56,7 @@ def length_of(want: Want | FencedWant) -> float | None:
     return None if fence is None else float(fence)
 
 
-class Fence:
+class Fences:
     """The fences of one host's VMs. Belongs to one event loop. `clock` is CLOCK_BOOTTIME."""
 
     def __init__(

@@ -29,8 +29,9 @@ from uvmshare.errors import (
 from uvmshare.etcd.listing import listed
 from uvmshare.etcd.protocol import Delete, Put, absent, unchanged
 from uvmshare.fleet.documents import Alive, Have, Want, decode, encode
-from uvmshare.fleet.fence import Fence
+from uvmshare.fleet.fence import Fences, length_of
 from uvmshare.fleet.settling import settle
+from uvmshare.fleet.together import together
 from uvmshare.fleet.view import View
 from uvmshare.lifecycle.retry import Wait
 from uvmshare.linux.boot import boot_id
@@ -92,7 +93,7 @@ class Follower:
         position: Position,
         *,
         chance: Callable[[], float] = random.random,
-        fence: Fence | None = None,
+        fence: Fences | None = None,
     ) -> None:
         self._connect = connect
         self._keys = keys
@@ -100,7 +101,7 @@ class Follower:
         self._local = local
         self._position = position
         self._chance = chance
-        self._fence = Fence(keys, host, local) if fence is None else fence
+        self._fence = Fences(keys, host, local) if fence is None else fence
         self._store: Store | None = None
         self._view = View(keys, host)
         self._dirty: set[VmName] = set()
@@ -166,24 +167,13 @@ class Follower:
         self._view = View(self._keys, self._host, page.found, revision)
         self.error = None
         self._log.info("fleet.followed", host=self._host, revision=revision, vms=len(self._view.wants))
-        loop = asyncio.get_running_loop()
-        tasks = {
-            loop.create_task(self._live(store)),
-            loop.create_task(self._watch(store, cluster, revision + 1)),
-            loop.create_task(self._keep_fences(store)),
-        }
-        try:
+        work = (self._live(store), self._watch(store, cluster, revision + 1), self._keep_fences(store))
+        async with together(*work) as first_end:
             if not await self._fence.claim(store, self._view) or not await self._fence.renew(store, self._view):
                 raise _Relist
             for vm in self._view.vms() | set(self._local.vms()):
                 self._touch(vm)
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await first_end()
 
     async def _stay_forward(self, cluster: int, revision: int) -> None:
         """See that this is the etcd that was followed, and no older state of it; else wait until it is accepted."""
@@ -308,7 +298,7 @@ class Follower:
         want = decode(Want, found.value, found.key)
         as_read, last = want, view.haves.get(vm)
         before = None if last is None else decode(Have, last.value, last.key)
-        if want.vm.get("fence") is not None and not want.prepare:
+        if length_of(want) is not None and not want.prepare:
             allowed = await self._allowed(store, found, vm, want)
             if allowed is None:
                 return

@@ -43,6 +43,7 @@ from uvmshare.errors import (
 from uvmshare.etcd.protocol import Delete, Put, absent, present, unchanged
 from uvmshare.fleet import answers
 from uvmshare.fleet.documents import Alive, Have, Holding, Name, Tenant, Want, changed_fields, decode, encode
+from uvmshare.fleet.fence import length_of
 from uvmshare.fleet.happenings import follow
 from uvmshare.fleet.moving import Moving, names_of
 from uvmshare.fleet.owners import Owners
@@ -264,9 +265,10 @@ class Gate:
             if found.want.joined:
                 msg = f"VM {vm!r} is host {found.host}'s own, which only has it back: uvmshare vm leave"
                 raise InvalidState(msg)
-            if found.want.vm.get("fence") is not None and not found.lives and not force:
+            length = length_of(found.want)
+            if length is not None and not found.lives and not force:
                 msg = (
-                    f"host {found.host} is not heard of, and serves VM {vm!r} for {found.want.vm['fence']:g} s more at "
+                    f"host {found.host} is not heard of, and serves VM {vm!r} for {length:g} s more at "
                     "most: have another host take it, or force its removal, and give its name to no other VM until then"
                 )
                 raise StillInUse(msg)
@@ -313,7 +315,7 @@ class Gate:
         if count_at is not None:
             compare.append(unchanged(count_at))
             changes.append(Put(count_at.key, str(max(0, int(count_at.value) - 1)).encode()))
-        if found.want.vm.get("fence") is not None:
+        if length_of(found.want) is not None:
             counted, count = await self._reader.next_term(found.host)
             compare.append(counted)
             changes.append(count)

@@ -18,6 +18,7 @@ import msgspec
 from uvmshare.errors import InvalidOptions, InvalidState, NotThere, StoreOutcomeUnknown
 from uvmshare.etcd.protocol import Delete, Put, absent, present, unchanged
 from uvmshare.fleet.documents import Want, decode, encode
+from uvmshare.fleet.fence import length_of
 from uvmshare.fleet.owners import id_of
 from uvmshare.fleet.wanting import problem_in
 
@@ -222,13 +223,14 @@ class Moving:
 
 
 def _is_fenced(found: Found) -> bool:
-    return found.want.vm.get("fence") is not None
+    return length_of(found.want) is not None
 
 
 def _lost(found: Found) -> str:
-    if _is_fenced(found):
+    length = length_of(found.want)
+    if length is not None:
         return (
-            f"host {found.host} is not heard of, and serves VM {found.vm!r} for {found.want.vm['fence']:g} s more at "
+            f"host {found.host} is not heard of, and serves VM {found.vm!r} for {length:g} s more at "
             "most: take the VM from it (vm move --take)"
         )
     return (

@@ -18,7 +18,8 @@ from uvmshare.etcd.listing import listed
 from uvmshare.etcd.protocol import Get, Put, absent, unchanged
 from uvmshare.fleet.callers import no_vm
 from uvmshare.fleet.documents import Have, Name, Tenant, Want, decode
-from uvmshare.fleet.fence import MARGIN
+from uvmshare.fleet.fence import MARGIN, length_of
+from uvmshare.fleet.together import together
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -175,7 +176,9 @@ class Reader:
         alive = await self.get_all([self.keys.alive(host) for host in hosts])
         seconds = ANSWER_SECONDS if all(each is not None for each in alive) else LOST_SECONDS
         if found.want.hold:
-            seconds = float(found.want.vm["fence"]) + MARGIN + ANSWER_SECONDS
+            length = length_of(found.want)
+            assert length is not None, "only fenced VMs are held back"
+            seconds = length + MARGIN + ANSWER_SECONDS
         name = msgspec.structs.replace(found.name, host=hosts[-1])
         async with _InTime(seconds, replace(found, name=name, lives=alive[-1] is not None), words):
             while True:
@@ -188,15 +191,8 @@ class Reader:
 
     async def _next_change_of(self, keys: Sequence[str], revision: int) -> None:
         """Wait until one of some keys has changed, or may have."""
-        tasks = [asyncio.ensure_future(self._next_change(key, revision)) for key in keys]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        async with together(*(self._next_change(key, revision) for key in keys)) as first_end:
+            await first_end()
 
     def _in_time(self, found: Found, words: str) -> _InTime:
         return _InTime(ANSWER_SECONDS if found.lives else LOST_SECONDS, found, words)

@@ -19,6 +19,7 @@ from uvmshare.daemon.documents import Mount, Share
 from uvmshare.daemon.problems import problem_of
 from uvmshare.errors import OutcomeUnknown, UvmshareError
 from uvmshare.fleet.documents import Have, Holding, Outcome
+from uvmshare.fleet.fence import length_of
 from uvmshare.fleet.local import Arriving
 
 if TYPE_CHECKING:
@@ -220,7 +221,7 @@ async def settle(  # noqa: PLR0917  each is another thing
     if want.prepare or want.after:
         return await look.look_ahead(want)
     broken = await look.add_vm(want)
-    if broken is None and want.vm.get("fence") is not None:
+    if broken is None and length_of(want) is not None:
         broken = await look.begin_serving(tell)
     seen = await look.see()
     outcomes = dict(before.outcomes) if before is not None else {}

@@ -273,7 +273,7 @@ class Supervisor:
                     self._require_server().shares.hear_all()
                     status = self._require_server().status(request.id, counters=request.counters)
                     self._controllers.answer(controller, status)
-                case control.Fence():
+                case control.ServeUntil():
                     self._require_server().shares.serve_until(request.until)
                     self._controllers.answer(controller, control.Reply(id=request.id))
                 case control.Shutdown():
