@@ -37,10 +37,11 @@ _STATUS: Final = "Each file of `git status` is a walk that makes a fid, a getatt
 _COPY: Final = "Reads and writes of this size are copied once by each server; what is left is the message around them, so the walk's reason"
 _TCP: Final = "Over TCP the file server copies what it reads into the reply; sendfile(2) is for unix sockets alone."
 _CHANGED: Final = (
-    "98 % of the system calls are llistxattr(2): under `mapped-xattr` a device, socket or FIFO of the guest is a regular file of the "
-    "host with an attribute, so every regular file of a directory that changed is looked at, or its type would be untrue. The C "
-    "servers look at none. From the working directory the look takes half as long (2.4 us for 5); not done, because large "
-    "directories are read on threads, and these share one working directory"
+    "98 % of the system calls ask each regular file for an attribute: under `mapped-xattr` a device, socket or FIFO of the guest is "
+    "a regular file of the host with an attribute, so every regular file of a directory that changed is asked, or its type would be "
+    "untrue. The C servers ask none. getxattrat(2), of Linux 6.13, takes 2.4 us, a path below /proc/self/fd 5; a whole entry costs "
+    "diod 0.6. Types that are remembered by name and inode would cost nothing, and be wrong where another VM replaces a file and the "
+    "file system gives its inode again"
 )
 
 REASONS: Final[dict[tuple[str, str], str]] = {

@@ -17,6 +17,7 @@ def encode(
     root_inode: int,
     qid_types: bytes,
     offset: int,
-    here: bytes,
+    directory: int,
+    attribute: bytes,
     type_of: Callable[[bytes], int] | None,
 ) -> tuple[bytes, bytes, bytes] | None: ...

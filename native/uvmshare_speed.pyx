@@ -16,7 +16,7 @@ Every byte of the guest's is read through a typed view with its bounds checked.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.ref cimport PyObject
-from libc.errno cimport EAGAIN, errno
+from libc.errno cimport EAGAIN, ENODATA, ENOSYS, EOPNOTSUPP, EPERM, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memchr, memcmp, memcpy, memmove
@@ -31,7 +31,7 @@ from types import MemberDescriptorType
 
 from uvmshare.errors import RemoteProtocolError
 
-CONTRACT = 3
+CONTRACT = 4
 """What the Python side must be of. Another number, and the module is not used."""
 
 cdef extern from *:
@@ -50,7 +50,7 @@ cdef extern from *:
     ssize_t readlinkat(int fd, const char *path, char *buf, size_t size) nogil
     ssize_t recv(int fd, void *buf, size_t count, int flags) nogil
     ssize_t send(int fd, const void *buf, size_t count, int flags) nogil
-    ssize_t llistxattr(const char *path, char *list, size_t size) nogil
+    ssize_t lgetxattr(const char *path, const char *name, void *value, size_t size) nogil
     size_t strnlen(const char *text, size_t most) nogil
 
 cdef enum:
@@ -58,10 +58,11 @@ cdef enum:
     HEADER = 7, READ_HEADER = 11, WRITE_FIELDS = 23, QID = 13, ATTRIBUTES = 153, MAX_NAMES = 16
     PAGE = 4096, FULL = 65536, SMALL = 16384, LARGE = 262144
     FORMAT = 0o170000, REGULAR = 0o100000, SET_ID = 0o6000
-    DIRENT = 19, ENTRY = 24, LONGEST = 255, OPENAT2 = 437, RESOLVE_NO_XDEV = 1
+    DIRENT = 19, ENTRY = 24, LONGEST = 255, OPENAT2 = 437, RESOLVE_NO_XDEV = 1, GETXATTRAT = 464, NOFOLLOW = 0x100
 
 cdef uint32_t NOFID = 0xFFFFFFFF
 cdef int64_t NS = 1000000000, MOST_SECONDS = 9000000000
+cdef bint has_getxattrat = True  # from Linux 6.13 on
 
 
 cdef Py_ssize_t slot(type cls, str name) except -1:
@@ -71,6 +72,9 @@ cdef Py_ssize_t slot(type cls, str name) except -1:
     cdef PyMemberDef *member = (<PyMemberDescrObject *><void *>descriptor).d_member
     if member.type != T_OBJECT_EX: raise TypeError(f"{cls.__name__}.{name} holds no object")
     return member.offset
+
+
+cdef list slots(type cls, str names): return [slot(cls, name) for name in names.split()]
 
 
 cdef inline object held(object holder, Py_ssize_t at):
@@ -118,15 +122,12 @@ cdef class Loop:
         self.fids, self.known_files, self.created_class = plain.fids, plain.known_files, plain.created_class
         self.fid_class, self.node_class, self.known_class = plain.fid_class, plain.node_class, plain.known_class
         self.connection, self.proc, self.file_class = plain.connection, plain.proc, plain.file_class
-        self.fid_node, self.fid_uid = slot(self.fid_class, "node"), slot(self.fid_class, "uid")
-        self.fid_file, self.fid_xattr = slot(self.fid_class, "file"), slot(self.fid_class, "xattr")
-        self.node_fd, self.node_parent = slot(self.node_class, "fd"), slot(self.node_class, "parent")
-        self.file_fd, self.file_listing = slot(self.file_class, "fd"), slot(self.file_class, "listing")
-        self.file_nowait, self.file_splices = slot(self.file_class, "nowait"), slot(self.file_class, "splices")
-        self.file_sync, self.file_writable = slot(self.file_class, "sync"), slot(self.file_class, "writable")
-        self.known_stat, self.known_ctime = slot(self.known_class, "stat"), slot(self.known_class, "ctime")
-        self.known_mtime, self.known_made = slot(self.known_class, "mtime"), slot(self.known_class, "made")
-        self.known_qid, self.known_attributes = slot(self.known_class, "qid"), slot(self.known_class, "attributes")
+        self.fid_node, self.fid_uid, self.fid_file, self.fid_xattr = slots(self.fid_class, "node uid file xattr")
+        self.node_fd, self.node_parent = slots(self.node_class, "fd parent")
+        self.file_fd, self.file_listing, self.file_nowait = slots(self.file_class, "fd listing nowait")
+        self.file_splices, self.file_sync, self.file_writable = slots(self.file_class, "splices sync writable")
+        self.known_stat, self.known_ctime, self.known_mtime = slots(self.known_class, "stat ctime mtime")
+        self.known_made, self.known_qid, self.known_attributes = slots(self.known_class, "made qid attributes")
         self.buffer, self.out, self.large, self.slots = plain.buffer, plain.out, plain.large, plain.slots
         self.path_flags, self.reopen_flags, self.odd_flags = plain.path_flags, plain.reopen_flags, plain.odd_flags
         self.room, self.slack, self.in_most = plain.room, plain.slack, plain.in_most
@@ -193,9 +194,8 @@ cdef class Loop:
 
     cdef bint _is_incomplete(self, Py_ssize_t start, Py_ssize_t end) except -1:
         """Say whether what stands at `start` is no whole request yet, of a size that may be."""
-        cdef uint32_t size
         if end - start < HEADER: return True
-        size = self._number(start, 4)
+        cdef uint32_t size = self._number(start, 4)
         return HEADER <= size <= self.msize and size > end - start
 
     cdef Py_ssize_t _serve(self, Py_ssize_t start, Py_ssize_t end, bint measured) except -1:
@@ -209,8 +209,7 @@ cdef class Loop:
                 size = self._number(start, 4)
                 if size < HEADER + 4 or size > self.msize or size > end - start: break
                 kind, tag = self.buffer[start + 4], self._number(start + 5, 2)
-                at, stop = start + HEADER, start + size
-                number = self._number(at, 4)
+                at, stop, number = start + HEADER, start + size, self._number(start + HEADER, 4)
                 if self.out.shape[0] - self.length < PAGE:
                     if not self.is_direct: break
                     self._flush()
@@ -246,12 +245,11 @@ cdef class Loop:
     cdef object _known(self, struct_stat *found):
         """Return what Python knows of a file that is as it was (`Ownership.known`); None where it has to look."""
         cdef object known = self.known_files.get(found.st_ino)
-        cdef tuple told
         if type(known) is not self.known_class: return None
         cdef int64_t ctime = nanoseconds(&found.st_ctim), mtime = nanoseconds(&found.st_mtim)
         if ctime == -1 or <int64_t>held(known, self.known_ctime) != ctime: return None
         if mtime == -1 or <int64_t>held(known, self.known_mtime) != mtime: return None
-        told = held(known, self.known_stat)
+        cdef tuple told = held(known, self.known_stat)
         if <uint32_t>told[0] != found.st_mode or <uint64_t>told[1] != found.st_ino: return None
         if <uint64_t>told[2] != found.st_dev or <uint64_t>told[3] != found.st_nlink: return None
         if <uint32_t>told[4] != found.st_uid or <uint32_t>told[5] != found.st_gid: return None
@@ -288,8 +286,6 @@ cdef class Loop:
 
     cdef int _getattr(self, uint32_t tag, uint32_t number, Py_ssize_t at, Py_ssize_t stop) except -1:
         cdef struct_stat found
-        cdef tuple made
-        cdef object body
         if stop - at != 12: return 0
         fid = self._fid(number)
         if fid is None: return 0
@@ -297,8 +293,8 @@ cdef class Loop:
         if descriptor < 0 or fstat(descriptor, &found) != 0: return 0
         known = self._known(&found)
         if known is None: return 0
-        made = held(known, self.known_made)
-        body = made[2]
+        cdef tuple made = held(known, self.known_made)
+        cdef object body = made[2]
         if type(body) is not bytes or PyBytes_GET_SIZE(body) != ATTRIBUTES: return 0
         if <int64_t>made[0] != nanoseconds(&found.st_atim) or <int64_t>made[1] != found.st_blocks: return 0
         memcpy(&self.out[self.length + HEADER], PyBytes_AS_STRING(body), ATTRIBUTES)
@@ -375,15 +371,13 @@ cdef class Loop:
         return nodes
 
     cdef int _lopen(self, uint32_t tag, uint32_t number, Py_ssize_t at, Py_ssize_t stop) except -1:
-        cdef uint32_t flags, access
         cdef int descriptor, opened, host
         cdef struct_stat found
         cdef char name[16], path[PAGE]
         cdef const char *inside = self.inside
         cdef ssize_t size
         if stop - at != 8: return 0
-        flags = self._number(at + 4, 4)
-        access = flags & 3
+        cdef uint32_t flags = self._number(at + 4, 4), access = flags & 3
         if flags & self.odd_flags or access and not self.writes: return 0
         fid = self._fid(number)
         if fid is None or held(fid, self.fid_file) is not None or held(fid, self.fid_xattr) is not None: return 0
@@ -401,8 +395,7 @@ cdef class Loop:
         known = self._known(&found)
         if known is None or <uint32_t>held(known, self.known_attributes)[0] & FORMAT != REGULAR: return 0
         host = (2 if access == 3 else <int>access) | self.reopen_flags
-        with nogil:
-            opened = openat(self.proc, name, host)
+        with nogil: opened = openat(self.proc, name, host)
         if opened < 0: return 0
         key = found.st_dev, found.st_ino
         try:
@@ -424,14 +417,12 @@ cdef class Loop:
 
     cdef int _read(self, uint32_t tag, uint32_t number, Py_ssize_t at, Py_ssize_t stop) except -1:
         cdef Py_ssize_t count, begin, got
-        cdef uint64_t offset
         cdef iovec piece
         cdef uint8_t *into
         cdef int descriptor
-        cdef bint is_now
         cdef struct_stat found
         if stop - at != 16: return 0
-        offset = self._number(at + 4, 8)
+        cdef uint64_t offset = self._number(at + 4, 8)
         count = min(<Py_ssize_t>self._number(at + 12, 4), self.msize - READ_HEADER)
         file = self._file(self._fid(number))
         if file is None or count >= LARGE or offset >> 62 or not self.is_direct and count > SMALL: return 0
@@ -449,10 +440,9 @@ cdef class Loop:
             begin = PAGE
             into = &self.large[begin]
             if begin + count > self.large.shape[0]: return 0
-        is_now = held(file, self.file_nowait) is True
+        cdef bint is_now = held(file, self.file_nowait) is True
         piece.iov_base, piece.iov_len = into, count
-        with nogil:
-            got = preadv2(descriptor, &piece, 1, offset, RWF_NOWAIT if is_now else 0)
+        with nogil: got = preadv2(descriptor, &piece, 1, offset, RWF_NOWAIT if is_now else 0)
         if got < 0: return 0
         if is_now and got < count:
             if fstat(descriptor, &found) != 0 or <int64_t>offset + got < found.st_size: return 0
@@ -490,8 +480,7 @@ cdef class Loop:
             self.before_write(held(fid, self.fid_node), descriptor, held(fid, self.fid_uid))
         data = &self.buffer[start]
         if start + count > self.buffer.shape[0]: return 0
-        with nogil:
-            written = pwrite(descriptor, data, count, offset)
+        with nogil: written = pwrite(descriptor, data, count, offset)
         if written != count: return 0
         self._put(self.length + HEADER, count, 4)
         return self._end(T_WRITE, tag, 4)
@@ -527,8 +516,7 @@ cdef class Loop:
         self.lock.acquire()
         try:
             if not self.outbox.is_stuck:
-                with nogil:
-                    sent = max(0, send(self.connection, &data[begin], length, MSG_NOSIGNAL))
+                with nogil: sent = max(0, send(self.connection, &data[begin], length, MSG_NOSIGNAL))
             if sent < length:
                 self.outbox.transmit(memoryview(data)[begin + sent : begin + length])
         finally:
@@ -540,26 +528,41 @@ cdef class Loop:
         return 0
 
 
+cdef bint may_have(int directory, const char *name, const char *path, const char *attribute) noexcept nogil:
+    """Say whether a file has an attribute, or cannot be asked: by its directory, or by its path where Linux must."""
+    global has_getxattrat
+    cdef uint64_t[2] nothing = [0, 0]  # struct xattr_args: no room for the value
+    cdef long found = -1
+    if has_getxattrat:
+        found = syscall(GETXATTRAT, directory, name, NOFOLLOW, attribute, nothing, sizeof(nothing))
+        has_getxattrat = found >= 0 or errno != ENOSYS and errno != EPERM
+    if not has_getxattrat: found = lgetxattr(path, attribute, NULL, 0)
+    return found >= 0 or errno != ENODATA and errno != EOPNOTSUPP
+
+
 def encode(
-    const uint8_t[::1] raw, uint64_t qid_base, uint64_t most_inode, uint64_t root_inode,
-    const uint8_t[::1] qid_types, uint64_t offset, bytes here, object type_of,
+    const uint8_t[::1] raw, uint64_t qid_base, uint64_t most_inode, uint64_t root_inode, const uint8_t[::1] qid_types,
+    uint64_t offset, int directory, bytes attribute, object type_of,
 ):
     """Encode what getdents64(2) gave: return the entries, where each ends (32 bits), and the host's offset behind each.
 
     None where an entry is not plain: its inode is too large, or its name is too long (one of FAT's has 255 characters,
     of up to three bytes). `root_inode` is that of ".." in the root, 0 in all other directories. `type_of` is asked, by
-    a path below `here`, for the type of each regular file that has any attribute; None where nobody has to look.
-    `offset` is that of the last entry before these.
+    a path below the directory, for the type of each regular file that may have the attribute; None where nobody has
+    to look. `offset` is that of the last entry before these.
     """
     cdef Py_ssize_t at = 0, start, length, name_length, written = 0, count = 0
     cdef uint64_t inode, behind
     cdef uint8_t kind
     cdef const uint8_t *name
     cdef char path[512]  # what leads here, a name, and its end
-    cdef Py_ssize_t prefix = len(here), size = raw.shape[0], attributes
-    if prefix > 128 or qid_types.shape[0] != 16: raise IndexError("outside the buffer")
+    cdef bytes here = b"/proc/self/fd/%d/" % directory
+    cdef Py_ssize_t prefix = len(here), size = raw.shape[0]
+    cdef bint is_asked
+    if qid_types.shape[0] != 16: raise IndexError("outside the buffer")
     cdef bytearray entries = bytearray(2 * size), ends = bytearray(size), places = bytearray(size)
     cdef uint8_t[::1] entry = entries, end = ends, place = places
+    cdef const char *mark = PyBytes_AS_STRING(attribute)
     memcpy(path, PyBytes_AS_STRING(here), prefix)
     while at < size:
         if size - at < DIRENT + 1: raise IndexError("an entry is cut off")
@@ -576,23 +579,18 @@ def encode(
         if kind >= 16: kind = 0
         if kind == 8 and type_of is not None:
             memcpy(path + prefix, name, name_length + 1)
-            with nogil:
-                attributes = llistxattr(path, NULL, 0)
-            if attributes != 0:
-                kind = type_of(here + PyBytes_FromStringAndSize(<const char *>name, name_length))
+            with nogil: is_asked = may_have(directory, path + prefix, path, mark)
+            if is_asked: kind = type_of(here + PyBytes_FromStringAndSize(<const char *>name, name_length))
         if inode >= most_inode: return None
         inode |= qid_base
         offset += 1
         start = written
         written += ENTRY + name_length
         if written > entry.shape[0] or 8 * (count + 1) > place.shape[0]: raise IndexError("entries that are too large")
-        entry[start] = qid_types[kind]
+        entry[start], entry[start + 21], entry[start + 22] = qid_types[kind], kind, name_length
         memcpy(&entry[start + 5], &inode, 8)
         memcpy(&entry[start + 13], &offset, 8)
-        entry[start + 21] = kind
-        entry[start + 22] = name_length
-        if name_length:
-            memcpy(&entry[start + ENTRY], name, name_length)
+        if name_length: memcpy(&entry[start + ENTRY], name, name_length)
         memcpy(&end[4 * count], &written, 4)
         memcpy(&place[8 * count], &behind, 8)
         count += 1

@@ -390,13 +390,48 @@ def test_what_stands_for_a_link_or_a_device_is_listed_as_one(devices_with: Devic
         pair.close()
 
 
+_ENCODES: Final = """
+import ctypes, os, sys
+import uvmshare_speed
+from uvmshare.fileserver import syscalls
+from uvmshare.fileserver.mount import seccomp
+from uvmshare.fileserver.mount.files import virtfs
+
+directory = os.open(sys.argv[1], os.O_RDONLY)
+if sys.argv[2] == "refused":
+    calls = seccomp.allowed_calls(read_only=False, as_guest_users=False) - {"getxattrat"}
+    syscalls.no_new_privileges()
+    seccomp.install(calls)
+asked = []
+buffer = ctypes.create_string_buffer(1 << 16)
+raw = ctypes.string_at(buffer, syscalls.getdents64(directory, buffer))
+mark = virtfs.MODE.encode()
+uvmshare_speed.encode(
+    raw, 0, 1 << 48, 0, bytes(16), 0, directory, mark, lambda path: asked.append(os.path.basename(path).decode()) or 8
+)
+os._exit(0 if asked == ["marked"] else 3)  # the filter lets nothing be written
+"""
+
+
+@pytest.mark.parametrize("getxattrat", ["allowed", "refused"])
+def test_files_with_the_attribute_of_a_type_alone_are_looked_at(xattr_directory: Path, getxattrat: str) -> None:
+    root = xattr_directory / f"compiled-marks-{os.urandom(4).hex()}"
+    root.mkdir()
+    for name, attribute in (("marked", "user.virtfs.mode"), ("other", "user.virtfs.uid"), ("plain", None)):
+        (root / name).write_bytes(b"")
+        if attribute is not None:
+            os.setxattr(root / name, attribute, b"\x00\xa0\x00\x00")
+    done = subprocess.run([sys.executable, "-P", "-c", _ENCODES, str(root), getxattrat], check=False)
+    assert done.returncode == 0
+
+
 def test_a_directory_whose_names_or_inodes_are_too_large_is_left_to_the_handler() -> None:
     encode = importlib.import_module("uvmshare_speed").encode
 
     def encoded(inode: int, name: bytes) -> object:
         length = -(-(20 + len(name)) // 8) * 8
         raw = (struct.pack("<QqHB", inode, 1, length, 8) + name).ljust(length, b"\0")
-        return encode(raw, 0, 1 << 48, 0, bytes(16), 0, b"/proc/self/fd/3/", None)
+        return encode(raw, 0, 1 << 48, 0, bytes(16), 0, 3, b"user.virtfs.mode", None)
 
     entry = struct.pack("<BIQQBH", 0, 0, 5, 1, 8, 255) + b"n" * 255
     assert encoded(5, b"n" * 255) == (entry, struct.pack("<I", len(entry)), struct.pack("<q", 1))

@@ -218,4 +218,6 @@ def test_every_number_of_the_list_is_the_kernels_own() -> None:
     source = "#include <sys/syscall.h>\n" + "\n".join(f"@{name} SYS_{name}" for name in numbers)
     expanded = subprocess.run(["cc", "-E", "-P", "-"], input=source, capture_output=True, text=True, check=True).stdout
     told = dict(line[1:].split() for line in expanded.splitlines() if line.startswith("@"))
+    if told["getxattrat"] == "SYS_getxattrat":  # of Linux 6.13: older headers do not know it
+        del told["getxattrat"], numbers["getxattrat"]
     assert {name: str(number) for name, number in numbers.items()} == told

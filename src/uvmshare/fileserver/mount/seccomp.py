@@ -71,6 +71,7 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "getsockopt": (55, 209),
     "gettid": (186, 178),
     "getxattr": (191, 8),
+    "getxattrat": (464, 464),
     "inotify_add_watch": (254, 27),
     "inotify_rm_watch": (255, 28),
     "ioctl": (16, 29),

@@ -31,6 +31,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.fileserver import speed, syscalls
+from uvmshare.fileserver.mount.files import virtfs
 from uvmshare.fileserver.mount.files.ownership import is_settled
 from uvmshare.fileserver.mount.files.tree import MAX_INODE
 from uvmshare.ninep.constants import QidType
@@ -61,6 +62,9 @@ _DT_COUNT: Final = 16
 _QID_TYPES: Final = [0] * _DT_COUNT
 _QID_TYPES[_DT_DIR] = int(QidType.DIR)
 _QID_TYPES[_DT_LNK] = int(QidType.SYMLINK)
+
+_MARK: Final = virtfs.MODE.encode()
+"""The attribute that a regular file of the host has where it stands for another type."""
 
 _TYPE_SHIFT: Final = 12
 """From ``S_IFMT`` of a mode to the type of a directory entry: ``IFTODT`` of dirent.h."""
@@ -339,12 +343,11 @@ class Listing:
         """Do what `_encode` does with the compiled encoder; None where not all of it is plain, or there is none.
 
         Plain is what hides nothing, is read for the first time, and has inode numbers that fit a qid as they are. A
-        regular file that has any attribute is looked at by the same `regular_type`.
+        regular file that has `_MARK` is looked at by the same `regular_type`.
         """
         base = self._qid_base
         if speed.compiled is None or base is None or self._hides is not None or self._offsets is not None:
             return None
-        here = b"/proc/self/fd/%d/" % self._descriptor
         found = speed.compiled.encode(
             raw,
             base,
@@ -352,7 +355,8 @@ class Listing:
             self._root_inode or 0,
             bytes(_QID_TYPES),
             len(self._places),
-            here,
+            self._descriptor,
+            _MARK,
             self._regular_type,
         )
         if found is None:
