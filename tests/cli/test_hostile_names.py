@@ -16,7 +16,7 @@ from rich.text import Text
 from tests.hostile_text import HOSTILE, assert_safe, document, texts
 
 from uvmshare import errors
-from uvmshare.cli import doctor, events, foreground, mounts, owner, remote, stats, tables, top
+from uvmshare.cli import doctor, events, foreground, mounts, owner, pictures, remote, stats, top
 from uvmshare.cli import share as share_
 from uvmshare.cli import vm as vm_
 from uvmshare.cli.main import run
@@ -144,7 +144,7 @@ def test_whatever_is_on_the_command_line_is_shown_safely(text: str) -> None:
 @given(texts())
 def test_the_console_makes_printable_what_no_cell_did(text: str) -> None:
     output = io.StringIO()
-    console = tables.SafeConsole(file=output, width=40)
+    console = pictures.SafeConsole(file=output, width=40)
     console.print(text)
     console.print(Text(text))
     assert_safe(output.getvalue())

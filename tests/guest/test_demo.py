@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from uvmshare.cli.main import run as command
-from uvmshare.cli.tables import SafeConsole
+from uvmshare.cli.pictures import SafeConsole
 from uvmshare.demo import steps as demo
 from uvmshare.demo.guest import ClientGuest
 from uvmshare.demo.states import RecordingVM, ShareHistory, draw

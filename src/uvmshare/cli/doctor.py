@@ -13,9 +13,9 @@ import click
 from rich.text import Text
 
 from uvmshare.cli.output import print_json
+from uvmshare.cli.pictures import SafeConsole
 from uvmshare.cli.progress import waiting
 from uvmshare.cli.remote import connected, host_option
-from uvmshare.cli.tables import SafeConsole
 from uvmshare.errors import UnsupportedPlatform, UvmshareError
 from uvmshare.finding import Finding
 from uvmshare.printable import printable

@@ -1,7 +1,7 @@
-"""How a table fits into so many columns of a terminal: no header is ever cut, at any width.
+"""The layout of tables: how one fits into so many columns of a terminal: no header is ever cut, at any width.
 
 What lives here: widths, folding, and the other form that a table takes where its headers do not fit beside each other.
-What must not: writing, or colours (`tables`).
+What must not: writing, or pictures (`pictures`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Everything that a command writes: the one way to standard output and error, but for tables (`tables`).
+"""Everything that a command writes: the one way to standard output and error, but for pictures (`pictures`).
 
 What lives here: lines for people, and JSON for programs. What must not: what is written; rich, which `--help` need not
 load.

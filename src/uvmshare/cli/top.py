@@ -21,9 +21,9 @@ from rich.text import Text
 
 from uvmshare.cli.layout import cell_text, folded, left_part, right_part
 from uvmshare.cli.output import note, say_json
+from uvmshare.cli.pictures import SafeConsole
 from uvmshare.cli.progress import waiting
 from uvmshare.cli.remote import connected, host_option, of_vms
-from uvmshare.cli.tables import SafeConsole
 from uvmshare.errors import ComputeSystemError, DaemonError, FileServerError, StoreError
 
 if TYPE_CHECKING:

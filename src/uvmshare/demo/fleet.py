@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from rich.text import Text
 
-from uvmshare.cli.tables import SafeConsole
+from uvmshare.cli.pictures import SafeConsole
 from uvmshare.demo.stage import DEADLINE, LAPTOP, TENANT, Stage, append
 from uvmshare.demo.steps import CheckFailed, Steps, check
 from uvmshare.errors import GuestFailed, OutcomeUnknown, StoreError

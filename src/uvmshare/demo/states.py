@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from uvmshare.cli.tables import cell
+from uvmshare.cli.pictures import cell
 from uvmshare.errors import ComputeSystemGone, OutcomeUnknown, ShareNotFound
 from uvmshare.hcs.schema import RequestType
 from uvmshare.share.state import TRANSITIONS, ShareState, ShareTrigger

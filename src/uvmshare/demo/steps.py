@@ -21,7 +21,7 @@ from rich.text import Text
 
 from uvmshare.cli import EXTRAS, missing_extra
 from uvmshare.cli.foreground import until_signalled
-from uvmshare.cli.tables import SafeConsole, cell
+from uvmshare.cli.pictures import SafeConsole, cell
 from uvmshare.demo.guest import ClientGuest, QemuGuest
 from uvmshare.demo.states import RecordingVM, draw
 from uvmshare.errors import ComputeSystemError, GuestUnavailable, UnsupportedPlatform, UvmshareError

@@ -42,13 +42,13 @@ from uvmshare.errors import (
 )
 from uvmshare.etcd.protocol import Delete, Put, absent, present, unchanged
 from uvmshare.fleet import answers
+from uvmshare.fleet.accepting import Accepting, vm_of
 from uvmshare.fleet.documents import Alive, Have, Holding, Name, Tenant, Want, changed_fields, decode, encode
 from uvmshare.fleet.fence import length_of
 from uvmshare.fleet.happenings import follow
 from uvmshare.fleet.moving import Moving, names_of
 from uvmshare.fleet.owners import Owners
 from uvmshare.fleet.reading import Found, Reader, is_seen
-from uvmshare.fleet.taking import Taking, vm_of
 from uvmshare.fleet.wanting import Asked, Ended, Wanting, problem_in
 from uvmshare.mounts.options import canonical_guest_path
 
@@ -79,7 +79,7 @@ class Gate:
         self._owners = Owners(self._reader)
         self._wanting = Wanting(self._reader, self._owners)
         self._moving = Moving(self._reader)
-        self._taking = Taking(self._reader, self._owners)
+        self._accepting = Accepting(self._reader, self._owners)
 
     def info(self) -> Info:
         """Tell about the gate."""
@@ -164,7 +164,7 @@ class Gate:
             there = f"has {len(joined.kept)} shares and mounts, and tenant {tenant} may have {rights.holdings} of each"
             msg = f"VM {joined.vm.id!r} {there}: release what is not needed (uvmshare share rm)"
             raise LimitReached(msg)
-        holdings = await self._taking.holdings(joined)
+        holdings = await self._accepting.holdings(joined)
         new = Want(vm=vm_of(joined), joined=True, holdings=holdings, last=len(holdings))
         revision = await self._add(tenant, joined.vm.id, joined.host, new, rights)
         found = await self._reader.vm(who, who.shown(tenant, joined.vm.id), "own")
@@ -549,7 +549,7 @@ class Gate:
         if any(each.host != host for each in wanted.vms):
             msg = f"what host {host} serves was asked of another host: ask the daemon of {host}"
             raise InvalidOptions(msg)
-        written = {f"{each.tenant}:{each.vm.id}": await self._taking.write_back(each) for each in wanted.vms}
+        written = {f"{each.tenant}:{each.vm.id}": await self._accepting.write_back(each) for each in wanted.vms}
         return WrittenBack(
             vms=tuple(vm for vm, is_written in written.items() if is_written),
             elsewhere=tuple(vm for vm, is_written in written.items() if not is_written),

@@ -1,7 +1,9 @@
-"""A child of the agent's that mounts or unmounts, and its deadline.
+"""A child of the agent's that mounts or unmounts, and its end at a deadline.
 
-What lives here: `Attempt`. What must not: what follows from how it ended (`uvmshare.guest.table`), or what the child
-does (`uvmshare.guest.work`). Standard library only (Python 3.9): it runs in guests.
+What lives here: `Attempt`. What must not: how long it may take, which the host's request says (`uvmshare.guest.agent`
+where it does not, `uvmshare.guest.table` where the agent mounts by itself); what follows from how it ended
+(`uvmshare.guest.table`), or what the child does (`uvmshare.guest.work`). Standard library only (Python 3.9): it runs in
+guests.
 """
 
 from __future__ import annotations

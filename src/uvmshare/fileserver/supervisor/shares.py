@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.supervisor.opening import Opener
     from uvmshare.hcs.schema import Beside
 
-__all__ = ["MountProcess", "MountProcesses", "Serve", "ServedShare", "ServedShares"]
+__all__ = ["MountProcess", "MountProcesses", "RunMount", "ServedShare", "ServedShares"]
 
 
 _MOST_WATCHING: Final = 16
@@ -56,7 +56,7 @@ _MOST_WATCHING: Final = 16
 (``max_user_instances``), and a guest that attaches as often as it can is to leave some to other VMs."""
 
 
-class Serve(Protocol):
+class RunMount(Protocol):
     """What a mount process does from its fork to its end (`mount.process.serve`)."""
 
     def __call__(
@@ -79,7 +79,7 @@ class Serve(Protocol):
 class MountProcesses(NamedTuple):
     """All that a supervisor knows of mount processes: what they do, and what this host lacks to confine them."""
 
-    serve: Serve
+    serve: RunMount
     lacking: Callable[[], tuple[str, ...]]
 
 
@@ -136,7 +136,7 @@ class ServedShares:
         opener: Opener,
         *,
         fence: Fence | None = None,
-        serve: Serve,
+        serve: RunMount,
     ) -> None:
         self._loop = loop
         self._serve = serve

@@ -1,6 +1,7 @@
-"""What a gate takes over from a host: its own VMs that join, and all that it serves when etcd has forgotten that.
+"""What a gate accepts of a host: its own VMs that join, and all that it serves when etcd has forgotten that.
 
-What lives here: `Taking`. What must not: what a host offers, or how it knows what it serves (`joining`).
+What lives here: `Accepting`. What must not: what a host offers, or how it knows what it serves (`joining`); a VM that
+another host takes (`moving`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from uvmshare.fleet.owners import Owners
     from uvmshare.fleet.reading import Reader
 
-__all__ = ["Taking", "vm_of"]
+__all__ = ["Accepting", "vm_of"]
 
 _TRIES: Final = 100
 
@@ -31,8 +32,8 @@ def vm_of(joined: Joined) -> dict[str, Any]:
     return changed_fields(NewVm, msgspec.structs.replace(joined.vm, agent_token=None))
 
 
-class Taking:
-    """What one fleet takes over from its hosts."""
+class Accepting:
+    """What one fleet accepts of its hosts."""
 
     def __init__(self, reader: Reader, owners: Owners) -> None:
         self._reader = reader
