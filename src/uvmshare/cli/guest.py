@@ -17,7 +17,7 @@ __all__ = ["guest"]
 
 @click.group()
 def guest() -> None:
-    """Mount what is served, or let the host do it; for use inside a guest.
+    """Mount a share, or run the agent, which mounts what the host asks for; for use inside a guest.
 
     \b
     Examples:
@@ -25,8 +25,8 @@ def guest() -> None:
       uvmshare guest mount tcp:10.0.2.2:5640 1 /mnt/out
       uvmshare guest agent --allow /mnt
 
-    A guest needs nothing of this package but Python: copy uvmshare/guest/mount.py into it and run
-    "python3 mount.py ADDRESS SHARE TARGET"; or copy what "uvmshare guest agent --print" writes, which has the agent.
+    A guest needs Python and one file. To mount by hand, copy uvmshare/guest/mount.py into the guest and run
+    "python3 mount.py ADDRESS SHARE TARGET" there. For the agent, copy what "uvmshare guest agent --print" writes.
     """  # noqa: D301  \b is click's mark for lines that stay as they are
 
 

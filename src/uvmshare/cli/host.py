@@ -66,7 +66,7 @@ def ls(host: str | None, *, listing: ListForm) -> None:
 @click.argument("name", metavar="HOST")
 @host_option
 def rm(name: str, host: str | None) -> None:
-    """Take a host that is lost out of the fleet, with all its VMs. For administrators of the fleet.
+    """Remove a host that is lost from the fleet, with all its VMs. For administrators of the fleet.
 
     The names of its VMs are then free. If the host comes back, it ends these VMs.
 
@@ -110,12 +110,12 @@ def status(host: str | None, *, as_json: bool) -> None:
 def accept(host: str | None, gate: str | None, *, mine: bool) -> None:
     """Have this host follow the etcd that is there now, although it is another one or an older state.
 
-    A host never goes back by itself: when etcd was restored from a backup, it changes nothing and waits for this
-    command. It then ends what that state does not want. Typed on the host, as root.
+    When etcd was restored from a backup, a host changes nothing and waits for this command. Then it ends what is not
+    in that state. Type this on the host, as root.
 
-    With --mine nothing of this host's is lost: what it serves is written into etcd first, with everybody who holds it.
-    Only VMs that another host has by now are ended here. A daemon that was started again since knows no lengths of
-    leases; what was held with one is then held without.
+    With --mine the host first writes into etcd what it serves, with all holders, so nothing of it is lost. It ends
+    only VMs that another host has by now. If its daemon was started again meanwhile, it knows no leases: what was held
+    with a lease is then held without one.
 
     \b
     Examples:

@@ -89,8 +89,8 @@ def map_(
     mount, however many owners hold it. The guest mounts nosuid and nodev, unless you say otherwise. Standard error and
     --json say which cache mode and msize were chosen; docs/guest-kernel.md says what each cache mode gives.
 
-    With --events, tools in the guest that wait for changes hear of those on the host (docs/events.md). A guest that
-    cannot do that has the mount all the same; standard error and --json say why.
+    With --events, programs in the guest that watch files hear of changes on the host (docs/events.md). A guest that
+    cannot do that has the mount all the same; standard error and --json say why there are no events.
 
     \b
     Examples:
@@ -179,9 +179,9 @@ def unmap(
 @host_option
 @listing_options
 def mounts(vms: tuple[str, ...], host: str | None, *, listing: ListForm) -> None:
-    """List the mounts in guests that you hold, of some VMs or of all.
+    """List the mounts in guests that you hold, of some VMs or of all; as root, everybody's.
 
-    Of mounts with --events, STATE says whether there are any, and standard error and --json why there are none.
+    For a mount with --events, STATE says whether the guest has events. If not, standard error and --json say why.
 
     \b
     Examples:

@@ -105,9 +105,14 @@ def vm() -> None:
     "--fence",
     type=click.FloatRange(3, 3600),
     metavar="SECONDS",
-    help="With --on: one host alone serves the VM at a time; one that is cut off stops after so long.",
+    help="With --on: never two hosts serve the VM at once. A host that is cut off from etcd stops after this time.",
 )
-@click.option("--agent-token-on-host", "token_there", metavar="FILE", help="With --on: a file there with that secret.")
+@click.option(
+    "--agent-token-on-host",
+    "token_there",
+    metavar="FILE",
+    help="With --on: a file on that host with the agent's secret.",
+)
 @host_option
 @json_option
 def add(
@@ -197,21 +202,26 @@ def add(
 @vm.command(short_help="Have another host serve a VM.")
 @vm_argument()
 @click.option("--to", metavar="HOST", required=True, help="The host of the fleet that is to serve it.")
-@click.option("--prepare", "step", flag_value="prepare", help="See whether HOST could, before its memory is moved.")
-@click.option("--commit", "step", flag_value="commit", help="Give it over, when its memory is moved.")
-@click.option("--abort", "step", flag_value="abort", help="Leave it where it is.")
-@click.option("--take", is_flag=True, help="Take it from a host that is not heard of.")
-@click.option("--i-made-sure", "made_sure", is_flag=True, help="That this host serves it no more, nor runs it.")
+@click.option("--prepare", "step", flag_value="prepare", help="Check that HOST could serve the VM. Nothing moves yet.")
+@click.option("--commit", "step", flag_value="commit", help="End the old file server, then start one on HOST.")
+@click.option("--abort", "step", flag_value="abort", help="End a --prepare. The VM stays where it is.")
+@click.option("--take", is_flag=True, help="Take the VM from a host that is lost.")
+@click.option(
+    "--i-made-sure",
+    "made_sure",
+    is_flag=True,
+    help="With --take: you made sure that the lost host neither serves nor runs the VM.",
+)
 @host_option
 def move(vm: str, to: str, step: str | None, host: str | None, *, take: bool, made_sure: bool) -> None:
-    """Have another host serve a VM, with the same shares by the same names and everybody who holds them.
+    """Have another host serve a VM, with the same shares, names and holders. For a gate of a fleet.
 
-    Whoever moves the VM itself calls this: --prepare before its memory is moved, --commit when it runs no more where it
-    was. Without a step, both follow each other. Each may be repeated. Connections of the guest end; its agent mounts
-    again.
+    This moves no memory. Run it beside what moves the VM itself: --prepare before the memory is moved, --commit when
+    the VM no longer runs on the old host. Without either, both steps are done. Each may be repeated. The guest's
+    connections end; its agent mounts again.
 
-    A host that is not heard of may serve on, and its VM run on. Take the VM from it only when you ended both. A host
-    that serves a VM with a fence stops by itself: take such a VM with --take alone.
+    A host that is lost may still serve the VM and run it. End both, and then take the VM with --take --i-made-sure. A
+    host stops serving a VM with a fence by itself: take such a VM with --take alone.
 
     \b
     Examples:
@@ -230,12 +240,12 @@ def move(vm: str, to: str, step: str | None, host: str | None, *, take: bool, ma
 @click.argument("id_", metavar="ID")
 @click.argument("listen", metavar="[ADDRESS]...", nargs=-1)
 @click.option("--on", metavar="HOST", required=True, help="The host of the fleet where the copy runs.")
-@click.option("--agent", metavar="ADDRESS", help="Where its agent is reached. [default: as the VM's]")
+@click.option("--agent", metavar="ADDRESS", help="Where its agent is reached. [default: the address of VM's agent]")
 @host_option
 def clone(vm: str, id_: str, listen: tuple[str, ...], *, on: str, agent: str | None, host: str | None) -> None:
-    """Add VM ID with the same shares, names and holders as VM has: for a snapshot that is restored twice.
+    """Add VM ID with the same shares, names and holders as VM: for a snapshot that is restored twice.
 
-    Without an ADDRESS it listens where VM does, which is for another host.
+    Without an ADDRESS its file server listens at the addresses of VM. On the same host they are taken.
 
     \b
     Examples:
@@ -246,16 +256,16 @@ def clone(vm: str, id_: str, listen: tuple[str, ...], *, on: str, agent: str | N
         say(client.vms.clone(vm, id_, on=on, listen=listen, agent=agent).id)
 
 
-@vm.command(short_help="Take a VM of this host into its fleet.")
+@vm.command(short_help="Let a VM of this host join its fleet.")
 @vm_argument()
-@click.option("--tenant", metavar="NAME", required=True, help="The tenant of the fleet who is to have it.")
+@click.option("--tenant", metavar="NAME", required=True, help="The tenant to whom the VM is to belong.")
 @click.option("--daemon", metavar="unix:PATH", help="This host's daemon. [default: your own, or the system's]")
 @host_option
 def join(vm: str, tenant: str, daemon: str | None, host: str | None) -> None:
-    """Take a VM of this host's own daemon into its fleet, with its shares' names and everybody who holds them.
+    """Let a VM of this host's own daemon join its fleet. Its shares keep their names and holders.
 
-    Typed on the host, by the VM's user, with a gate for --host and a certificate of the tenant's. The guest notices
-    nothing. Programs ask a gate for the VM from then on; their owners keep their names, and leases run afresh.
+    Type this on the host, as the VM's user, with a gate for --host and a certificate of the tenant. The guest notices
+    nothing. From then on programs ask a gate for the VM. Owners keep their names, and leases start again.
 
     \b
     Examples:
@@ -274,13 +284,13 @@ def join(vm: str, tenant: str, daemon: str | None, host: str | None) -> None:
         )
 
 
-@vm.command(short_help="Give a VM of the fleet back to its host.")
+@vm.command(short_help="Let a VM leave the fleet.")
 @vm_argument()
 @host_option
 def leave(vm: str, host: str | None) -> None:
-    """Give a VM that joined the fleet back to its host, with everybody who holds something of it.
+    """Let a VM that joined the fleet leave it: it is its host's own again. Owners keep what they hold.
 
-    The guest notices nothing. Programs ask the host's own daemon for the VM from then on.
+    The guest notices nothing. From then on programs ask the host's own daemon for the VM.
 
     \b
     Example:

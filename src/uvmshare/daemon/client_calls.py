@@ -287,7 +287,7 @@ def clone_vm(
 
 
 def leave_vm(vm: str) -> Call[Removed]:
-    """Give a VM that joined back to its host, with all who hold something of it. Its guest notices nothing."""
+    """Let a VM that joined the fleet leave it. Owners keep what they hold, and the guest notices nothing."""
     return Call("POST", f"{_vm(vm)}/leave", Removed)
 
 

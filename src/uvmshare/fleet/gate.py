@@ -556,7 +556,7 @@ class Gate:
         )
 
     async def remove_host(self, who: Caller, host: str) -> RemovedHost:
-        """Take a host that is lost out of the fleet, with its VMs. Raises `StillInUse` for one that lives.
+        """Remove a host that is lost from the fleet, with its VMs. Raises `StillInUse` for one that lives.
 
         One that comes back finds nothing that is wanted of it, and ends its VMs.
         """

@@ -422,16 +422,17 @@ Mounts stay when the agent ends; the next one finds them again.""",
     where = "vsock:PORT, tcp:HOST:PORT or unix:PATH"
     add = parser.add_argument
     add("--listen", action="append", type=_address, metavar="ADDRESS", help=f"{where} (vsock:{wire.DEFAULT_PORT})")
-    add("--connect", action="append", type=_address, metavar="ADDRESS", help="dial the host there, again and again")
+    where_to = "dial the host at this address, and again when the connection ends"
+    add("--connect", action="append", type=_address, metavar="ADDRESS", help=where_to)
     server = ServerAddress("vsock", "2", mount.DEFAULT_PORT)
-    where = "where the file server is; requests say the port (vsock:2)"
+    where = "where the file server is; each request names its port (vsock:2)"
     add("--server", type=_address, default=server, metavar="ADDRESS", help=where)
     where = "mount below it and nowhere else (/run/uvmshare)"
     add("--allow", action="append", type=_directory, metavar="DIRECTORY", help=where)
-    where = "the secret that the host has to know; or in UVMSHARE_AGENT_TOKEN"
+    where = "a file with the secret that the host must know; or put the secret into UVMSHARE_AGENT_TOKEN"
     add("--token-file", type=_file, metavar="FILE", help=where)
     add("--no-token", action="store_true", help="on TCP off loopback, let in anybody who reaches the port")
-    where = "where it writes down which mounts it has (%(default)s)"
+    where = "where the agent writes down its mounts (%(default)s)"
     add("--state", default="/run/uvmshare-agent", type=_directory, metavar="DIRECTORY", help=where)
     add(
         "--check-every",
@@ -440,11 +441,11 @@ Mounts stay when the agent ends; the next one finds them again.""",
         metavar="SECONDS",
         help="how often to read every mount (%(default)s)",
     )
-    what = "cut a mount that nobody could read for so long, and mount it again; 0 is never (%(default)s)"
+    what = "cut a mount that could not be read for this long, and mount it again; 0: never (%(default)s)"
     add("--hung-after", type=mount.seconds, default=60.0, metavar="SECONDS", help=what)
     what = (
-        "hold up to so many directories of each mount, so that inotify works on them, such as 2048 (%(default)s); "
-        "of a mount with events it holds 2048 unless this says otherwise"
+        "hold at most this many directories of each mount, such as 2048, so that inotify works on them "
+        "(%(default)s; 2048 for mounts with events)"
     )
     add("--pins", type=_count, default=0, metavar="NUMBER", help=what)
     add("--print", action="store_true", help="write one file with all of this, to be copied into guests, and end")

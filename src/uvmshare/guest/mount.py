@@ -516,7 +516,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         epilog=f"""examples:
   {program} vsock:2 0 /mnt/project
   {program} tcp:10.0.2.2:5640 1 /mnt/out --cache mmap
-The share is ended with umount TARGET.""",
+umount TARGET ends the mount. The share stays until the host removes it.""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -526,7 +526,7 @@ The share is ended with umount TARGET.""",
     )
     parser.add_argument("share", metavar="SHARE", help="the share's name as the host gave it, such as 0")
     parser.add_argument("target", metavar="TARGET", help="the directory to mount on; it is made if need be")
-    parser.add_argument("--read-only", action="store_true", help="have the guest's kernel refuse writing, too")
+    parser.add_argument("--read-only", action="store_true", help="have the guest's kernel refuse writing too")
     parser.add_argument("--suid", action="store_true", help="let set-user-ID programs in the share have their rights")
     parser.add_argument("--dev", action="store_true", help="let device nodes in the share be opened")
     parser.add_argument("--posixacl", action="store_true", help="keep access control lists (getfacl, setfacl)")
