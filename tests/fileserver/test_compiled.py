@@ -477,4 +477,4 @@ def test_a_program_that_requires_it_and_has_it_not_says_what_to_install() -> Non
         check=False,
     )
     assert done.returncode != 0
-    assert "install uvmshare[speed]" in done.stderr
+    assert "pip install ./native in a clone of uvmshare" in done.stderr

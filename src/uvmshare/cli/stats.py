@@ -45,7 +45,7 @@ def stats(vms: tuple[str, ...], host: str | None, *, listing: ListForm) -> None:
     EXPECTED counts errors that programs meet in normal use, such as that a name is not there (ENOENT, ENODATA,
     EOPNOTSUPP, EEXIST, ENOTEMPTY). ERRORS counts all others. AGENT says since when the agent in the guest is out of
     reach, for shares that the agent has mounted. COMPILED is the part of the operations that the compiled hot path
-    served; the extra "speed" installs it. --json also says what was done for events in the guest.
+    served (docs/performance.md says how to install it). --json also says what was done for events in the guest.
 
     \b
     Examples:

@@ -207,8 +207,8 @@ def _hot_path() -> Finding:
         "warning",
         speed.describe(),
         "file servers are all Python: nothing is missing, but small requests cost more CPU time",
-        "pip install 'uvmshare[speed]', which needs a C compiler and Python's headers where there is no wheel, and "
-        f"leave {speed.VARIABLE}=off away",
+        "pip install ./native in a clone of uvmshare, which needs a C compiler and Python's headers; leave out "
+        f"{speed.VARIABLE}=off if it is set",
     )
 
 

@@ -42,7 +42,7 @@ def _find(wish: str) -> tuple[ModuleType | None, str]:
         if found.CONTRACT != CONTRACT:
             found, words = None, f"built for another version of uvmshare (contract {uvmshare_speed.CONTRACT})"
     if found is None and wish == "required":
-        msg = f"the compiled hot path is {words}, and {VARIABLE}=required: install uvmshare[speed]"
+        msg = f"the compiled hot path is {words}, and {VARIABLE}=required: pip install ./native in a clone of uvmshare"
         raise FileServerError(msg)
     return found, words
 
