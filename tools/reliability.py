@@ -21,14 +21,14 @@ PAGE: Final = TREE / "docs" / "reliability.md"
 
 _HEAD: Final = """# Reliability
 
-What may go wrong was made to go wrong, at every point where it can, and then it was asked whether anything was lost.
-These are the figures of the last runs; `make test` runs a selection, `make soak` everything, and
+Tests cause crashes and errors at every point where they can happen, and then check whether anything was lost. These
+are the figures of the last runs; `make test` runs a selection, `make soak` everything, and
 `python tools/reliability.py` writes this page. What holds, and what you have to do for it, is in
 [journal.md](journal.md) and [architecture.md](architecture.md).
 
-**Lost** is: a reference that somebody was told to have and does not; one that was released and is there again; a
-share that nobody holds, or a holder without a share; a name that two shares had; a guest's open file that is not
-served any more though its share is; a process, a descriptor or a file that is left behind.
+Each of these counts as a **loss**: a reference that its owner was told of and that is not there; a released reference
+that is there again; a share that nobody holds, or a holder without a share; a name that two shares had; a guest's open
+file that is not served any more although its share is; a process, a descriptor or a file that is left behind.
 """
 
 _TABLES: Final = {
@@ -79,8 +79,8 @@ _EXPECTED: Final = (
 _TAIL: Final = """## What was not tried
 
 - A power failure. SQLite is told to wait for the disk at every commit (`synchronous=FULL`); whether a disk does what it
-  says was not tried, only that a log which is cut off or has a hole loses whole transactions from its end.
-- Recovery on a real Host Compute Service. It cannot list its shares; a VM that cannot is among the above.
+  says was not tried. A log that was cut off or had a hole was tried: it loses whole transactions from its end.
+- Recovery on a real Host Compute Service. It cannot list its shares; the runs above include a VM that cannot either.
 - Clocks that jump. Retries use the event loop's clock, which does not.
 """
 

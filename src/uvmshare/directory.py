@@ -1,4 +1,4 @@
-"""Which directory a path leads to: what tells it from the one that was there before, or will be there next.
+"""Which directory a path leads to: an identity that no other directory at the same path has.
 
 What lives here: identities of directories, how they are found, and how two of them are compared. What must not: shares,
 or what follows when a directory was replaced.

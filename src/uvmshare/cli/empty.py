@@ -1,4 +1,4 @@
-"""Empty values on a command line, which no option and no argument has a use for.
+"""Refusing empty values on a command line.
 
 What lives here: refusing them, for every command in one place. `--run-dir "$DIR"` with nothing in DIR must not mean the
 default. What must not: what a value is for. An environment variable that is empty counts as one that is not set, as

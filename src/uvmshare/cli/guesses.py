@@ -1,4 +1,4 @@
-"""What somebody may have meant who typed a command or an option that is not there.
+"""Answers to commands and options that do not exist: what the user may have meant.
 
 What lives here: words that other tools use, and what they are called here. What must not: what a command does.
 """

@@ -1,4 +1,4 @@
-"""Pictures of the commands: rich, as far as names that come from others let it be used.
+"""Pictures of the commands: rich, without markup, since other people choose the names in them.
 
 What lives here: the console, and a cell of a picture. What must not: what is in them; lists, which need no rich
 (`listing`).

@@ -1,4 +1,4 @@
-"""What takes longer than a second says so: one line on standard error, where a person looks at it.
+"""One line on a terminal while a command takes longer than a second.
 
 What lives here: that line, and its end before anything else is written. What must not: what is waited for.
 """

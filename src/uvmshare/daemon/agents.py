@@ -1,4 +1,4 @@
-"""What is seen of the agents in guests, and of the mounts there: the events of it.
+"""Events of the agents in guests, and of the mounts there.
 
 What lives here: `Agents`, which turns what an `AgentClient` and a `MountManager` tell into events, a bounded number of
 them. What must not: how an agent is reached (`uvmshare.mounts`), or what a user may see (`events`).

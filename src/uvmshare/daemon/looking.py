@@ -1,4 +1,4 @@
-"""Looking at what may never answer, without keeping anybody waiting for it.
+"""Looks at file systems that may never answer, for which nobody waits longer than a moment.
 
 What lives here: `Looking`, one look at a time. What must not: what is looked at, or what comes of it.
 """

@@ -1,4 +1,4 @@
-"""From an error to the HTTP answer: one table.
+"""The one table that makes an HTTP answer of an error.
 
 What lives here: which status and which remedy each class of error has. What must not: where errors come from.
 """
