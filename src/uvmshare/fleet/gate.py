@@ -315,10 +315,7 @@ class Gate:
         if count_at is not None:
             compare.append(unchanged(count_at))
             changes.append(Put(count_at.key, str(max(0, int(count_at.value) - 1)).encode()))
-        if length_of(found.want) is not None:
-            counted, count = await self._reader.next_term(found.host)
-            compare.append(counted)
-            changes.append(count)
+        await self._reader.count_taken(found, compare, changes)
         return (await self._store.txn(compare, changes)).succeeded
 
     async def _take_back(self, found: Found) -> None:

@@ -16,9 +16,14 @@ import os
 from dataclasses import dataclass
 
 from uvmshare.errors import DaemonError
-from uvmshare.fleet.hostfile import Ends, GateText, ends_of, read_file
+from uvmshare.fleet.hostfile import Ends, EndsText, Text, ends_of, read_file
 
 __all__ = ["GateFile", "read_gate_file"]
+
+
+class _GateFile(EndsText, forbid_unknown_fields=True, kw_only=True):
+    listen: Text = "0.0.0.0:8443"
+    callers: Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,7 @@ class GateFile:
 
 def read_gate_file(path: str) -> GateFile:
     """Read a gate's fleet file. Raises `DaemonError`, which says what is wrong with it."""
-    found = read_file(path, GateText)
+    found = read_file(path, _GateFile)
     ends = ends_of(path, found)
     if ends.certificate is None or ends.key is None:
         msg = f"{path}: a gate needs a certificate and a key of its own: give ca, certificate and key"

@@ -29,7 +29,7 @@ from uvmshare.errors import DaemonError, InvalidOptions
 from uvmshare.fleet.keys import DEFAULT_FLEET, require_host_name, require_tenant
 from uvmshare.wording import complaint, reason_of
 
-__all__ = ["Ends", "GateText", "HostFile", "TenantRights", "ends_of", "read_file", "read_host_file"]
+__all__ = ["Ends", "EndsText", "HostFile", "TenantRights", "Text", "ends_of", "read_file", "read_host_file"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,9 @@ class _Tenant(msgspec.Struct, forbid_unknown_fields=True):
     remote: bool = False
 
 
-class _Ends(msgspec.Struct, kw_only=True):
+class EndsText(msgspec.Struct, kw_only=True):
+    """Where etcd is, as every fleet file says it."""
+
     fleet: str = DEFAULT_FLEET
     endpoints: Annotated[list[Text], msgspec.Meta(min_length=1)]
     ca: Text | None = None
@@ -61,14 +63,7 @@ class _Ends(msgspec.Struct, kw_only=True):
     key: Text | None = None
 
 
-class GateText(_Ends, forbid_unknown_fields=True, kw_only=True):
-    """A gate's fleet file as it is written."""
-
-    listen: Text = "0.0.0.0:8443"
-    callers: Text
-
-
-class _HostFile(_Ends, forbid_unknown_fields=True, kw_only=True):
+class _HostFile(EndsText, forbid_unknown_fields=True, kw_only=True):
     host: str
     tenants: dict[str, _Tenant] = {}
 
@@ -122,7 +117,7 @@ def read_file(path: str, kind: type[Any]) -> Any:
         raise DaemonError(msg) from error
 
 
-def ends_of(path: str, found: _Ends) -> Ends:
+def ends_of(path: str, found: EndsText) -> Ends:
     """Return where etcd is, as a fleet file at `path` says it. Raises `DaemonError`."""
     folder = os.path.dirname(os.path.abspath(path))
 

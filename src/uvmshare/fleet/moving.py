@@ -139,10 +139,7 @@ class Moving:
                 Delete(found.want_at.key),
                 Put(there.want_at.key, encode(new, found.want_at.value)),
             ]
-            if _is_fenced(found):
-                counted, count = await self._reader.next_term(found.host)
-                compare.append(counted)
-                changes.append(count)
+            await self._reader.count_taken(found, compare, changes)
             try:
                 await self._store.txn(compare, changes)
             except StoreOutcomeUnknown:

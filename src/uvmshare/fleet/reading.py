@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -132,12 +132,14 @@ class Reader:
         """Return what a name says."""
         return decode(Name, at.value, at.key)
 
-    async def next_term(self, host: str) -> tuple[Compare, Put]:
-        """Return what makes a transaction count that a fenced VM is taken from a host: a comparison, and a change."""
-        key = self.keys.term(host)
+    async def count_taken(self, found: Found, compare: list[Compare], changes: list[Any]) -> None:
+        """Have a transaction that takes a VM from its host count that, where the VM is fenced."""
+        if length_of(found.want) is None:
+            return
+        key = self.keys.term(found.host)
         at = (await self.store.get(key)).found
-        count = 0 if at is None else int(at.value)
-        return absent(key) if at is None else unchanged(at), Put(key, str(count + 1).encode())
+        compare.append(absent(key) if at is None else unchanged(at))
+        changes.append(Put(key, str((0 if at is None else int(at.value)) + 1).encode()))
 
     # Waiting
 
