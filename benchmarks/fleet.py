@@ -36,13 +36,13 @@ _ROOT: Final = Path(__file__).parents[1]
 _RECORDS: Final = _ROOT / ".cache"
 _TESTS: Final = {
     "relist": ("tests/fleet/test_store_scale.py", "thousand_followers", "store-scale.json"),
-    "chaos": ("tests/fleet/test_store_chaos.py", "a_hundred_rounds", None),
+    "chaos": ("tests/fleet/test_fleet_chaos.py", "a_hundred_rounds", "fleet-chaos.json"),
     "takes": ("tests/fleet/test_fence.py", "over_200_takes", "fence-takes.json"),
 }
 """Rows that a test measures: its file, which one it is, and where it leaves its record."""
 _QUICK_TESTS: Final = {
     "relist": ("tests/fleet/test_store_scale.py", "a_few_followers", "store-scale-quick.json"),
-    "chaos": ("tests/fleet/test_store_chaos.py", "while_members_fail", None),
+    "chaos": ("tests/fleet/test_fleet_chaos.py", "disks_are_full", "fleet-chaos-quick.json"),
     "takes": ("tests/fleet/test_fence.py", "cut_off_or_stopped", "fence-takes.json"),
 }
 """The same to try them."""

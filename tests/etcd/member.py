@@ -41,10 +41,12 @@ def free_port() -> int:
 class Member:
     """A process of etcd that can be stopped, killed and started again with its data."""
 
-    def __init__(self, name: str, data: Path, arguments: Sequence[str], wrapper: Sequence[str] = ()) -> None:
+    def __init__(
+        self, name: str, data: Path, arguments: Sequence[str], wrapper: Sequence[str] = (), log: Path | None = None
+    ) -> None:
         self.name = name
         self.data = data
-        self.log = data.parent / f"{name}.log"
+        self.log = log or data.parent / f"{name}.log"
         self._command = [*wrapper, program("etcd"), f"--name={name}", f"--data-dir={data}", *arguments]
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -65,6 +67,11 @@ class Member:
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it ended by itself."""
+        return self._process is not None and self._process.poll() is not None
 
     def kill(self) -> None:
         """End it with SIGKILL; its data stays."""

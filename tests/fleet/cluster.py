@@ -1,6 +1,7 @@
 """Three members of etcd in network namespaces behind one bridge, and what can happen to them.
 
-A link that is down loses packets without a word, as a cable that is out does; on loopback nothing does that.
+A link that is down loses packets without a word, as a cable that is out does; on loopback nothing does that. Each has a
+disk of its own where that is asked for, which can be full.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ __all__ = ["Cluster", "cluster_in"]
 
 MEMBERS: Final = 3
 _NUMBERS: Final = itertools.count()
+_FULL: Final = "full"
+"""The file that fills a disk."""
 
 
 def ip(*arguments: str) -> None:
@@ -42,8 +45,10 @@ def ip(*arguments: str) -> None:
 class Cluster:
     """Three members. The test's own process is at the bridge, and reaches all of them."""
 
-    def __init__(self, folder: Path, *more: str) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *more: str, disk: int | None = None) -> None:
+        self._disks = [] if disk is None else [folder / f"disk{number}" for number in range(MEMBERS)]
+        self._disk_bytes = disk
+        self._restored = 0
         # At most 15 characters make the name of an interface; the process and a number make it this test's own.
         self._tag = f"{os.getpid() % 0xFFFFF:x}{next(_NUMBERS)}"
         self._net = f"10.{200 + os.getpid() % 50}.{os.getpid() // 50 % 250}"
@@ -51,7 +56,13 @@ class Cluster:
         names = range(MEMBERS)
         self._initial = ",".join(f"m{number}=http://{self.address(number)}:2380" for number in names)
         self.members = [
-            Member(f"m{number}", folder / f"m{number}", self._arguments(number, more), self._inside(number))
+            Member(
+                f"m{number}",
+                (self._disks[number] if self._disks else folder) / f"m{number}",
+                self._arguments(number, more),
+                self._inside(number),
+                folder / f"m{number}.log",
+            )
             for number in names
         ]
 
@@ -96,6 +107,10 @@ class Cluster:
             ip("-n", space, "addr", "add", f"{self.address(number)}/24", "dev", "eth0")
             ip("-n", space, "link", "set", "eth0", "up")
             ip("-n", space, "link", "set", "lo", "up")
+        for disk in self._disks:
+            disk.mkdir()
+            size = f"size={self._disk_bytes}"
+            subprocess.run(["mount", "-t", "tmpfs", "-o", size, "etcd", str(disk)], check=True)
         for member in self.members:
             member.start()
 
@@ -103,6 +118,8 @@ class Cluster:
         """End the members and take the network away."""
         for member in self.members:
             member.kill()
+        for disk in self._disks:
+            subprocess.run(["umount", str(disk)], capture_output=True, check=False)
         for number in range(MEMBERS):
             subprocess.run(["ip", "netns", "del", self._space(number)], capture_output=True, check=False)
         subprocess.run(["ip", "link", "del", self._bridge], capture_output=True, check=False)
@@ -127,6 +144,23 @@ class Cluster:
 
     def start(self, number: int) -> None:
         self.members[number].start()
+
+    def fill(self, number: int) -> None:
+        """Have no room be left on its disk."""
+        left = os.statvfs(self._disks[number])
+        size, end = left.f_bavail * left.f_frsize, 0
+        with (self._disks[number] / _FULL).open("wb") as file:
+            while size >= left.f_frsize:  # the member writes meanwhile
+                try:
+                    os.posix_fallocate(file.fileno(), end, size)
+                except OSError:
+                    size //= 2
+                else:
+                    end += size
+
+    def free(self, number: int) -> None:
+        """Have room on its disk again, as an administrator makes it."""
+        (self._disks[number] / _FULL).unlink()
 
     async def leader(self) -> int:
         """Return the number of the member that leads."""
@@ -161,14 +195,16 @@ class Cluster:
         )
         assert done.returncode == 0, done.stderr
 
-    def back_up(self, path: Path) -> None:
-        """Write a backup, as administrators do."""
-        self._etcdctl(f"--endpoints={self.urls[0]}", "snapshot", "save", str(path))
+    def back_up(self, path: Path, number: int = 0) -> None:
+        """Write a backup, as administrators do: of one member, which is asked first for all that is acknowledged."""
+        self._etcdctl(f"--endpoints={self.urls[number]}", "get", "/")
+        self._etcdctl(f"--endpoints={self.urls[number]}", "snapshot", "save", str(path))
 
     def restore(self, path: Path) -> None:
-        """Stop all members, and start them with what a backup has."""
+        """Stop all members, and start them as another cluster with what a backup has, as docs/fleet.md says."""
         for member in self.members:
             member.kill()
+        self._restored += 1
         for number, member in enumerate(self.members):
             shutil.rmtree(member.data)
             self._etcdctl(
@@ -178,6 +214,7 @@ class Cluster:
                 f"--name={member.name}",
                 f"--data-dir={member.data}",
                 f"--initial-cluster={self._initial}",
+                f"--initial-cluster-token=restored-{self._restored}",
                 f"--initial-advertise-peer-urls=http://{self.address(number)}:2380",
             )
         for member in self.members:
@@ -185,11 +222,11 @@ class Cluster:
 
 
 @contextmanager
-def cluster_in(folder: Path, *more: str) -> Iterator[Cluster]:
-    """Three members that are running, for as long as the block."""
+def cluster_in(folder: Path, *more: str, disk: int | None = None) -> Iterator[Cluster]:
+    """Three members that are running, for as long as the block; with `disk`, each on one of so many bytes."""
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
-    cluster = Cluster(folder, *more)
+    cluster = Cluster(folder, *more, disk=disk)
     try:
         cluster.begin()
         yield cluster

@@ -15,6 +15,7 @@ from uvmshare.errors import InvalidState, NotThere, StoreOutcomeUnknown
 from uvmshare.etcd.protocol import Put, absent, present, unchanged
 from uvmshare.fleet.documents import Holding, Name, Want, changed_fields, decode, encode
 from uvmshare.fleet.owners import id_of
+from uvmshare.fleet.sending import Sent
 
 if TYPE_CHECKING:
     from uvmshare.daemon.fleet_documents import Joined, Served
@@ -67,41 +68,44 @@ class Accepting:
         """
         keys, tenant, vm, host = self._keys, served.tenant, served.vm.id, served.host
         name, want, count = keys.name(tenant, vm), keys.want(host, tenant, vm), keys.count(tenant)
-        for _ in range(_TRIES):
-            name_at, want_at, count_at, host_at = await self._reader.get_all([name, want, count, keys.registered(host)])
-            if host_at is None:
-                msg = f"there is no host {host!r} in this fleet: add it (uvmshare fleet add-host)"
-                raise NotThere(msg)
-            there = None if name_at is None else decode(Name, name_at.value, name_at.key)
-            if there is not None and there.host != host:
-                return False
-            before = None if want_at is None else decode(Want, want_at.value, want_at.key)
-            last = 0 if before is None else before.last
-            settings = vm_of(served)
-            file = served.agent_token_file or (None if before is None else before.vm.get("agent_token_file"))
-            if file is not None:
-                settings["agent_token_file"] = file
-            new = Want(
-                vm=settings,
-                epoch=max(served.epoch, 1 if there is None else there.epoch),
-                joined=served.joined,
-                names=max(served.names, 1),
-                holdings=await self.holdings(served, last),
-                last=last + len(served.kept),
-            )
-            puts = [
-                Put(name, encode(Name(host=host, epoch=new.epoch), None if name_at is None else name_at.value)),
-                Put(want, encode(new, None if want_at is None else want_at.value)),
-            ]
-            compare = [_as_read(name, name_at), _as_read(want, want_at), present(keys.registered(host))]
-            if name_at is None:
-                compare.append(_as_read(count, count_at))
-                puts.append(Put(count, str((0 if count_at is None else int(count_at.value)) + 1).encode()))
-            try:
-                if (await self._store.txn(compare, puts)).succeeded:
-                    return True
-            except StoreOutcomeUnknown:
-                continue  # the same again does no harm
+        with Sent() as sent:
+            for _ in range(_TRIES):
+                name_at, want_at, count_at, host_at = await self._reader.get_all(
+                    [name, want, count, keys.registered(host)]
+                )
+                if host_at is None:
+                    msg = f"there is no host {host!r} in this fleet: add it (uvmshare fleet add-host)"
+                    raise NotThere(msg)
+                there = None if name_at is None else decode(Name, name_at.value, name_at.key)
+                if there is not None and there.host != host:
+                    return False
+                before = None if want_at is None else decode(Want, want_at.value, want_at.key)
+                last = 0 if before is None else before.last
+                settings = vm_of(served)
+                file = served.agent_token_file or (None if before is None else before.vm.get("agent_token_file"))
+                if file is not None:
+                    settings["agent_token_file"] = file
+                new = Want(
+                    vm=settings,
+                    epoch=max(served.epoch, 1 if there is None else there.epoch),
+                    joined=served.joined,
+                    names=max(served.names, 1),
+                    holdings=await self.holdings(served, last),
+                    last=last + len(served.kept),
+                )
+                puts = [
+                    Put(name, encode(Name(host=host, epoch=new.epoch), None if name_at is None else name_at.value)),
+                    Put(want, encode(new, None if want_at is None else want_at.value)),
+                ]
+                compare = [_as_read(name, name_at), _as_read(want, want_at), present(keys.registered(host))]
+                if name_at is None:
+                    compare.append(_as_read(count, count_at))
+                    puts.append(Put(count, str((0 if count_at is None else int(count_at.value)) + 1).encode()))
+                try:
+                    if (await self._store.txn(compare, puts)).succeeded:
+                        return True
+                except StoreOutcomeUnknown as error:
+                    sent.unknown = error  # the same again does no harm
         msg = f"VM {vm!r} of tenant {tenant} is changed by many others at once: ask again"
         raise InvalidState(msg)
 

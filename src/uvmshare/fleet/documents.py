@@ -151,6 +151,9 @@ class Have(_Document, frozen=True):
     """By the number of a holding, the last ones."""
     pending: tuple[str, ...] = ()
     """The numbers of holdings that are under way yet: this answers what was wanted but for them."""
+    cluster: str = ""
+    """The cluster of etcd that the host followed then, in hexadecimal. In another one, such as a backup that was
+    restored, this is no answer. Empty from hosts of earlier versions."""
 
 
 class Alive(_Document, frozen=True):

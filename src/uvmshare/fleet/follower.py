@@ -103,6 +103,8 @@ class Follower:
         self._chance = chance
         self._fence = Fences(keys, host, local) if fence is None else fence
         self._store: Store | None = None
+        self._cluster = ""
+        """Which one is followed, in hexadecimal."""
         self._view = View(keys, host)
         self._dirty: set[VmName] = set()
         self._looking: dict[VmName, asyncio.Task[None]] = {}
@@ -164,6 +166,7 @@ class Follower:
         cluster = await store.cluster_id()
         revision = page.revision
         await self._stay_forward(cluster, revision)
+        self._cluster = f"{cluster:x}"
         self._view = View(self._keys, self._host, page.found, revision)
         self.error = None
         self._log.info("fleet.followed", host=self._host, revision=revision, vms=len(self._view.wants))
@@ -349,7 +352,7 @@ class Follower:
             return False
         if vm in self._view.haves:
             return True
-        first = Have(seen=0, epoch=decode(Want, found.value, found.key).epoch)
+        first = Have(seen=0, epoch=decode(Want, found.value, found.key).epoch, cluster=self._cluster)
         put = Put(self._keys.have(self._host, *vm), encode(first))
         return (await store.txn([unchanged(found)], [put])).succeeded
 
@@ -362,7 +365,7 @@ class Follower:
     ) -> None:
         """Write what there is, and strike out what is wanted no more, unless what is wanted has changed meanwhile."""
         found, want, last, before = look
-        new, have = settled.want, settled.have
+        new, have = settled.want, msgspec.structs.replace(settled.have, cluster=self._cluster)
         loop = asyncio.get_running_loop()
         when, own = self._written.get(vm, (float("-inf"), 0))
         answers = before is None or found.mod_revision not in {before.seen, own}
@@ -416,7 +419,7 @@ class Follower:
 
 def _same(before: Have, have: Have) -> bool:
     def told(each: Have) -> tuple[object, ...]:
-        return each.epoch, each.vm, each.problem, each.shares, each.mounts, each.pending
+        return each.epoch, each.vm, each.problem, each.shares, each.mounts, each.pending, each.cluster
 
     return told(before) == told(have)
 

@@ -38,6 +38,7 @@ from uvmshare.errors import (
     LimitReached,
     NotThere,
     StillInUse,
+    StoreError,
     StoreOutcomeUnknown,
 )
 from uvmshare.etcd.protocol import Delete, Put, absent, present, unchanged
@@ -49,6 +50,7 @@ from uvmshare.fleet.happenings import follow
 from uvmshare.fleet.moving import Moving, names_of
 from uvmshare.fleet.owners import Owners
 from uvmshare.fleet.reading import Found, Reader, is_seen
+from uvmshare.fleet.sending import Sent
 from uvmshare.fleet.wanting import Asked, Ended, Wanting, problem_in
 from uvmshare.mounts.options import canonical_guest_path
 
@@ -182,35 +184,39 @@ class Gate:
         """Write that a VM is wanted; return the revision, or None when it was wanted before."""
         keys = self._keys
         name, want, have = keys.name(tenant, vm), keys.want(host, tenant, vm), keys.have(host, tenant, vm)
-        for _ in range(_TRIES):
-            name_at, count_at, host_at, have_at = await self._reader.get_all(
-                [name, keys.count(tenant), keys.registered(host), have]
-            )
-            if name_at is not None:
-                await self._require_same(tenant, vm, name_at, host, new)
-                return None
-            if host_at is None:
-                msg = f"there is no host {host!r} in this fleet: `uvmshare host ls` lists them"
-                raise NotThere(msg)
-            if have_at is not None:
-                msg = f"host {host} has not let go of an earlier VM {vm!r} yet: ask again later"
-                raise InvalidState(msg)
-            count = 0 if count_at is None else int(count_at.value)
-            if count >= rights.vms:
-                msg = (
-                    f"tenant {tenant} has {count} VMs, and may have {rights.vms}: remove one that is not needed "
-                    "(uvmshare vm rm), or have an administrator of the fleet raise it"
+        with Sent() as sent:
+            for _ in range(_TRIES):
+                name_at, count_at, host_at, have_at = await self._reader.get_all(
+                    [name, keys.count(tenant), keys.registered(host), have]
                 )
-                raise LimitReached(msg)
-            unmoved = absent(keys.count(tenant)) if count_at is None else unchanged(count_at)
-            puts = [
-                Put(name, encode(Name(host=host))),
-                Put(want, encode(new)),
-                Put(keys.count(tenant), str(count + 1).encode()),
-            ]
-            compare = [absent(name), absent(want), absent(have), present(keys.registered(host)), unmoved]
-            with suppress(StoreOutcomeUnknown):  # then it is there, and is the same
-                done = await self._store.txn(compare, puts)
+                if name_at is not None:
+                    await self._require_same(tenant, vm, name_at, host, new)
+                    return None
+                if host_at is None:
+                    msg = f"there is no host {host!r} in this fleet: `uvmshare host ls` lists them"
+                    raise NotThere(msg)
+                if have_at is not None:
+                    msg = f"host {host} has not let go of an earlier VM {vm!r} yet: ask again later"
+                    raise InvalidState(msg)
+                count = 0 if count_at is None else int(count_at.value)
+                if count >= rights.vms:
+                    msg = (
+                        f"tenant {tenant} has {count} VMs, and may have {rights.vms}: remove one that is not needed "
+                        "(uvmshare vm rm), or have an administrator of the fleet raise it"
+                    )
+                    raise LimitReached(msg)
+                unmoved = absent(keys.count(tenant)) if count_at is None else unchanged(count_at)
+                puts = [
+                    Put(name, encode(Name(host=host))),
+                    Put(want, encode(new)),
+                    Put(keys.count(tenant), str(count + 1).encode()),
+                ]
+                compare = [absent(name), absent(want), absent(have), present(keys.registered(host)), unmoved]
+                try:
+                    done = await self._store.txn(compare, puts)
+                except StoreOutcomeUnknown as error:
+                    sent.unknown = error
+                    continue  # it is there then, and is the same; or not
                 if done.succeeded:
                     return done.revision
         msg = f"VM {vm!r}: many others of tenant {tenant} are added or removed at once: ask again"
@@ -290,20 +296,21 @@ class Gate:
         return await self._want_gone(who, vm, check)
 
     async def _want_gone(self, who: Caller, vm: str, check: Callable[[Found], None]) -> Found:
-        sent: Found | None = None
-        for _ in range(_TRIES):
-            try:
-                found = await self._reader.vm(who, vm, "own")
-            except NotThere:
-                if sent is not None:  # what was sent last was carried out
-                    return sent
-                raise
-            check(found)
-            try:
-                if await self._remove(found):
-                    return found
-            except StoreOutcomeUnknown:
-                sent = found
+        last: Found | None = None
+        with Sent() as sent:
+            for _ in range(_TRIES):
+                try:
+                    found = await self._reader.vm(who, vm, "own")
+                except NotThere:
+                    if last is not None:  # what was sent last was carried out
+                        return last
+                    raise
+                check(found)
+                try:
+                    if await self._remove(found):
+                        return found
+                except StoreOutcomeUnknown as error:
+                    last, sent.unknown = found, error
         msg = f"VM {vm!r} is changed by many others at once: ask again"
         raise InvalidState(msg)
 
@@ -357,14 +364,16 @@ class Gate:
         return share
 
     async def _again(self, who: Caller, found: Found) -> Found:
-        """Return a VM as it is now, for the lengths of leases."""
-        with suppress(NotThere):
+        """Return a VM as it is now, for the lengths of leases; as it was, where that cannot be told."""
+        with suppress(NotThere, StoreError):
             return await self._reader.vm(who, who.shown(found.tenant, found.vm), "read")
         return found
 
     async def end_share(self, who: Caller, vm: str, name: str, owner: str, *, force: bool) -> Ended:
         """Write that a share is to be released. Raises `NotThere`."""
-        await self.share(who, vm, name)
+        found = await self._reader.vm(who, vm, "hold")
+        if answers.share_of(who, found, found.have, name) is None:
+            raise _no_share(vm, name)
 
         def choose(each: Holding) -> bool:
             if each.kind == "mount":
@@ -408,7 +417,8 @@ class Gate:
     async def end_mount(self, who: Caller, vm: str, guest_path: str, owner: str, how: End) -> Ended:
         """Write that a mount is to be released. Raises `NotThere`."""
         path = canonical_guest_path(guest_path)
-        if not any(each.guest_path == path for each in await self.mounts(who, vm)):
+        found = await self._reader.vm(who, vm, "hold")
+        if not any(each.guest_path == path for each in answers.mounts_of(who, found, found.have)):
             msg = f"the guest of VM {vm!r} has no mount at {path}, or none of yours: `uvmshare mounts` lists them"
             raise NotThere(msg)
 

@@ -20,6 +20,7 @@ from uvmshare.etcd.protocol import Delete, Put, absent, present, unchanged
 from uvmshare.fleet.documents import Want, decode, encode
 from uvmshare.fleet.fence import length_of
 from uvmshare.fleet.owners import id_of
+from uvmshare.fleet.sending import Sent
 from uvmshare.fleet.wanting import problem_in
 
 if TYPE_CHECKING:
@@ -52,41 +53,43 @@ class Moving:
 
     async def prepare(self, who: Caller, vm: str, to: str) -> None:
         """Have a host see whether it could have a VM. Raises why not; then nothing is left of it."""
-        for _ in range(_TRIES):
-            found = await self._movable(who, vm)
-            if found.host == to:
-                return
-            there, have_at, registered_at, other_at = await self._there(found, to)
-            if registered_at is None:
-                msg = f"there is no host {to!r} in this fleet: `uvmshare host ls` lists them"
-                raise NotThere(msg)
-            if found.name.moving not in (None, to) and other_at is not None:
-                msg = f"VM {vm!r} is about to move to host {found.name.moving}: abort that first (vm move --abort)"
-                raise InvalidState(msg)
-            if there.want_at is None and have_at is not None:
-                msg = f"host {to} has not let go of an earlier VM {vm!r} yet: ask again later"
-                raise InvalidState(msg)
-            lease = await self._store.grant(_PREPARE_SECONDS)
-            new = msgspec.structs.replace(found.want, prepare=True, epoch=found.want.epoch + 1)
-            want = self._keys.want(to, found.tenant, found.vm)
-            compare = [
-                unchanged(found.name_at),
-                unchanged(found.want_at),
-                present(self._keys.registered(to)),
-                absent(want) if there.want_at is None else unchanged(there.want_at),
-            ]
-            puts = [
-                Put(found.name_at.key, encode(msgspec.structs.replace(found.name, moving=to), found.name_at.value)),
-                Put(want, encode(new, found.want_at.value), lease.id),
-            ]
-            try:
-                done = await self._store.txn(compare, puts)
-            except StoreOutcomeUnknown:
-                continue  # what is there then says whether it was carried out
-            if done.succeeded:
-                await self._seen_ahead(found, there, done.revision)
-                return
-            await self._store.revoke(lease.id)
+        with Sent() as sent:
+            for _ in range(_TRIES):
+                found = await self._movable(who, vm)
+                if found.host == to:
+                    return
+                there, have_at, registered_at, other_at = await self._there(found, to)
+                if registered_at is None:
+                    msg = f"there is no host {to!r} in this fleet: `uvmshare host ls` lists them"
+                    raise NotThere(msg)
+                if found.name.moving not in (None, to) and other_at is not None:
+                    msg = f"VM {vm!r} is about to move to host {found.name.moving}: abort that first (vm move --abort)"
+                    raise InvalidState(msg)
+                if there.want_at is None and have_at is not None:
+                    msg = f"host {to} has not let go of an earlier VM {vm!r} yet: ask again later"
+                    raise InvalidState(msg)
+                lease = await self._store.grant(_PREPARE_SECONDS)
+                new = msgspec.structs.replace(found.want, prepare=True, epoch=found.want.epoch + 1)
+                want = self._keys.want(to, found.tenant, found.vm)
+                compare = [
+                    unchanged(found.name_at),
+                    unchanged(found.want_at),
+                    present(self._keys.registered(to)),
+                    absent(want) if there.want_at is None else unchanged(there.want_at),
+                ]
+                puts = [
+                    Put(found.name_at.key, encode(msgspec.structs.replace(found.name, moving=to), found.name_at.value)),
+                    Put(want, encode(new, found.want_at.value), lease.id),
+                ]
+                try:
+                    done = await self._store.txn(compare, puts)
+                except StoreOutcomeUnknown as error:
+                    sent.unknown = error
+                    continue  # what is there then says whether it was carried out
+                if done.succeeded:
+                    await self._seen_ahead(found, there, done.revision)
+                    return
+                await self._store.revoke(lease.id)
         raise _too_many(vm)
 
     async def _seen_ahead(self, found: Found, there: _There, revision: int) -> None:
@@ -104,46 +107,47 @@ class Moving:
         it goes on from there.
         """
         made_sure = made_sure and take
-        for _ in range(_TRIES):
-            found = await self._movable(who, vm)
-            if take and not made_sure and not _is_fenced(found):
-                msg = (
-                    "take: the host may serve on, and so may its VM: end both, and say that you made sure "
-                    "(--i-made-sure)"
+        with Sent() as sent:
+            for _ in range(_TRIES):
+                found = await self._movable(who, vm)
+                if take and not made_sure and not _is_fenced(found):
+                    msg = (
+                        "take: the host may serve on, and so may its VM: end both, and say that you made sure "
+                        "(--i-made-sure)"
+                    )
+                    raise InvalidOptions(msg)
+                if found.host == to:
+                    return await self._served(who, found, made_sure=made_sure)
+                there, *_ = await self._there(found, to)
+                if found.name.moving != to or there.want_at is None:
+                    msg = f"VM {vm!r} was not prepared for host {to}, or longer ago than 10 min: prepare it"
+                    raise InvalidState(msg)
+                if found.lives and take:
+                    msg = f"host {found.host} lives, and lets go of VM {vm!r} by itself: move it without --take"
+                    raise InvalidState(msg)
+                if not found.lives and not take:
+                    raise InvalidState(_lost(found))
+                await self.mark_leases(found, to)
+                new = msgspec.structs.replace(
+                    found.want,
+                    epoch=found.want.epoch + 1,
+                    names=names_of(found),
+                    after="" if made_sure else found.host,
+                    also=() if made_sure else tuple(each for each in hosts_before(found.want) if each != to),
+                    hold=_is_fenced(found) and not made_sure,
                 )
-                raise InvalidOptions(msg)
-            if found.host == to:
-                return await self._served(who, found, made_sure=made_sure)
-            there, *_ = await self._there(found, to)
-            if found.name.moving != to or there.want_at is None:
-                msg = f"VM {vm!r} was not prepared for host {to}, or longer ago than 10 min: prepare it"
-                raise InvalidState(msg)
-            if found.lives and take:
-                msg = f"host {found.host} lives, and lets go of VM {vm!r} by itself: move it without --take"
-                raise InvalidState(msg)
-            if not found.lives and not take:
-                raise InvalidState(_lost(found))
-            await self.mark_leases(found, to)
-            new = msgspec.structs.replace(
-                found.want,
-                epoch=found.want.epoch + 1,
-                names=names_of(found),
-                after="" if made_sure else found.host,
-                also=() if made_sure else tuple(each for each in hosts_before(found.want) if each != to),
-                hold=_is_fenced(found) and not made_sure,
-            )
-            name = msgspec.structs.replace(found.name, host=to, epoch=new.epoch, moving=None)
-            compare = [unchanged(found.name_at), unchanged(found.want_at), unchanged(there.want_at)]
-            changes: list[Any] = [
-                Put(found.name_at.key, encode(name, found.name_at.value)),
-                Delete(found.want_at.key),
-                Put(there.want_at.key, encode(new, found.want_at.value)),
-            ]
-            await self._reader.count_taken(found, compare, changes)
-            try:
-                await self._store.txn(compare, changes)
-            except StoreOutcomeUnknown:
-                continue
+                name = msgspec.structs.replace(found.name, host=to, epoch=new.epoch, moving=None)
+                compare = [unchanged(found.name_at), unchanged(found.want_at), unchanged(there.want_at)]
+                changes: list[Any] = [
+                    Put(found.name_at.key, encode(name, found.name_at.value)),
+                    Delete(found.want_at.key),
+                    Put(there.want_at.key, encode(new, found.want_at.value)),
+                ]
+                await self._reader.count_taken(found, compare, changes)
+                try:
+                    await self._store.txn(compare, changes)
+                except StoreOutcomeUnknown as error:
+                    sent.unknown = error
         raise _too_many(vm)
 
     async def _served(self, who: Caller, found: Found, *, made_sure: bool) -> Found:

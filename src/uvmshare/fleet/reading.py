@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from uvmshare.errors import InvalidState, OutcomeUnknown, RevisionCompacted, WatchEnded
+from uvmshare.errors import InvalidState, OutcomeUnknown, RevisionCompacted, StoreError, WatchEnded
 from uvmshare.etcd.listing import listed
 from uvmshare.etcd.protocol import Get, Put, absent, unchanged
 from uvmshare.fleet.callers import no_vm
@@ -102,7 +102,10 @@ class Reader:
         return None if at is None else decode(Tenant, at.value, at.key)
 
     async def vm(self, who: Caller, vm: str, role: Role) -> Found:
-        """Return a VM by the name that `who` has for it. Raises `NotThere`, and `OperationDenied` without the role."""
+        """Return a VM by the name that `who` has for it. Raises `NotThere`, and `OperationDenied` without the role.
+
+        To hold or release something, its host must follow this etcd: `InvalidState`.
+        """
         tenant, name = who.find(vm)
         for _ in range(_READ_AGAIN):
             name_at, tenant_at = await self.get_all([self.keys.name(tenant, name), self.keys.tenant(tenant)])
@@ -112,6 +115,12 @@ class Reader:
             who.require(role, rights)
             found = await self._at_host(tenant, name, rights, name_at)
             if found is not None:
+                if role == "hold" and not await self._is_of_this_etcd(found.have):
+                    msg = (
+                        f"VM {vm!r}: etcd was restored, and host {found.host} does not follow it yet: accept it there "
+                        "(uvmshare host accept), and ask again"
+                    )
+                    raise InvalidState(msg)
                 return found
         msg = f"VM {vm!r} moves between hosts: ask again later"
         raise InvalidState(msg)
@@ -127,6 +136,10 @@ class Reader:
         have = None if have_at is None else decode(Have, have_at.value, have_at.key)
         want = decode(Want, want_at.value, want_at.key)
         return Found(tenant, vm, rights, name_at, name, want_at, want, have, have_at, alive is not None)
+
+    async def _is_of_this_etcd(self, have: Have | None) -> bool:
+        """Whether a host has written what it has into this etcd, and not into one of which this is a backup."""
+        return have is None or have.cluster in {"", f"{await self.store.cluster_id():x}"}
 
     def name(self, at: KeyValue) -> Name:
         """Return what a name says."""
@@ -154,7 +167,7 @@ class Reader:
                 reading = await self.store.get(key)
                 at = reading.found
                 have = None if at is None else decode(Have, at.value, at.key)
-                if have is not None and is_seen(at, have, revision, ids):
+                if have is not None and is_seen(at, have, revision, ids) and await self._is_of_this_etcd(have):
                     return have
                 await self._next_change(key, reading.revision + 1)
         raise AssertionError  # the block raises, or returns
@@ -232,3 +245,7 @@ class _InTime:
                 "it stands as wanted, and happens when the host is back"
             )
             raise OutcomeUnknown(msg) from None
+        if isinstance(error, StoreError) and not isinstance(error, OutcomeUnknown):
+            host = self._found.host
+            msg = f"{self._words}: it was asked of host {host}, and etcd does not say what came of it: {error}"
+            raise OutcomeUnknown(msg) from error

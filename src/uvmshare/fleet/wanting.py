@@ -22,6 +22,7 @@ from uvmshare.etcd.protocol import Put, unchanged
 from uvmshare.fleet.counting import Counting
 from uvmshare.fleet.documents import Have, Holding, encode
 from uvmshare.fleet.owners import id_of
+from uvmshare.fleet.sending import Sent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,27 +76,28 @@ class Wanting:
         With `only_there` nothing new is wanted: `NotThere` is raised for what the owner does not hold.
         """
         lease, is_counted = "", False
-        for _ in range(_TRIES):
-            found = await self._reader.vm(who, vm, "hold")
-            if holding.seconds is not None and not lease:
-                lease = await self._owners.lease(found.tenant, holding.owner, holding.seconds)
-            wanted = msgspec.structs.replace(holding, lease=lease)
-            id_, new = self._with(found, wanted)
-            if only_there and id_ not in found.want.holdings:
-                msg = f"VM {vm!r}: {holding.owner} does not hold it any more"
-                raise NotThere(msg)
-            if new is None:
-                return Asked(found, id_, found.want_at.mod_revision)
-            if id_ not in found.want.holdings and not is_counted:
-                await self._counting.require_room(found.tenant, found.rights)
-                is_counted = True
-            puts = [Put(found.want_at.key, encode(new, found.want_at.value))]
-            if lease:
-                marker = self._keys.marker(found.host, found.tenant, holding.owner, lease)
-                puts.append(Put(marker, b"", id_of(lease)))
-            revision = await self._send(found, puts)
-            if revision is not None:
-                return Asked(found, id_, revision)
+        with Sent() as sent:
+            for _ in range(_TRIES):
+                found = await self._reader.vm(who, vm, "hold")
+                if holding.seconds is not None and not lease:
+                    lease = await self._owners.lease(found.tenant, holding.owner, holding.seconds)
+                wanted = msgspec.structs.replace(holding, lease=lease)
+                id_, new = self._with(found, wanted)
+                if only_there and id_ not in found.want.holdings:
+                    msg = f"VM {vm!r}: {holding.owner} does not hold it any more"
+                    raise NotThere(msg)
+                if new is None:
+                    return Asked(found, id_, found.want_at.mod_revision)
+                if id_ not in found.want.holdings and not is_counted:
+                    await self._counting.require_room(found.tenant, found.rights)
+                    is_counted = True
+                puts = [Put(found.want_at.key, encode(new, found.want_at.value))]
+                if lease:
+                    marker = self._keys.marker(found.host, found.tenant, holding.owner, lease)
+                    puts.append(Put(marker, b"", id_of(lease)))
+                revision = await self._send(found, puts, sent)
+                if revision is not None:
+                    return Asked(found, id_, revision)
         raise _too_many(vm)
 
     def _with(self, found: Found, wanted: Holding) -> tuple[str, Any]:
@@ -120,28 +122,31 @@ class Wanting:
     async def end(self, who: Caller, vm: str, choose: Callable[[Holding], bool], how: End) -> Ended:
         """Have the holdings end that `choose` says; none is no error."""
         sent: tuple[str, ...] = ()
-        for _ in range(_TRIES):
-            found = await self._reader.vm(who, vm, "hold")
-            want = found.want
-            ids = tuple(id_ for id_, each in want.holdings.items() if choose(each))
-            if not ids or all(want.holdings[id_].end for id_ in ids):
-                return Ended(found, ids or sent, found.want_at.mod_revision)
-            holdings = {
-                id_: msgspec.structs.replace(each, end=how) if id_ in ids else each
-                for id_, each in want.holdings.items()
-            }
-            new = msgspec.structs.replace(want, holdings=holdings)
-            sent = ids
-            revision = await self._send(found, [Put(found.want_at.key, encode(new, found.want_at.value))])
-            if revision is not None:
-                return Ended(found, ids, revision)
+        with Sent() as unknown:
+            for _ in range(_TRIES):
+                found = await self._reader.vm(who, vm, "hold")
+                want = found.want
+                ids = tuple(id_ for id_, each in want.holdings.items() if choose(each))
+                if not ids or all(want.holdings[id_].end for id_ in ids):
+                    return Ended(found, ids or sent, found.want_at.mod_revision)
+                holdings = {
+                    id_: msgspec.structs.replace(each, end=how) if id_ in ids else each
+                    for id_, each in want.holdings.items()
+                }
+                new = msgspec.structs.replace(want, holdings=holdings)
+                sent = ids
+                put = Put(found.want_at.key, encode(new, found.want_at.value))
+                revision = await self._send(found, [put], unknown)
+                if revision is not None:
+                    return Ended(found, ids, revision)
         raise _too_many(vm)
 
-    async def _send(self, found: Found, puts: list[Put]) -> int | None:
+    async def _send(self, found: Found, puts: list[Put], sent: Sent) -> int | None:
         """Send one change; return its revision, or None when it is to be looked at again."""
         try:
             done = await self._store.txn([unchanged(found.want_at), unchanged(found.name_at)], puts)
-        except StoreOutcomeUnknown:
+        except StoreOutcomeUnknown as error:
+            sent.unknown = error
             return None  # what is there then says whether it was carried out
         if done.succeeded:
             return done.revision
