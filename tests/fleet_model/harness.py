@@ -57,6 +57,7 @@ class FakeVm:
         self.wanted = wanted
         self.shares: dict[str, tuple[NewShare, set[str]]] = {}
         self.mounts: dict[str, tuple[NewMount, str, set[str]]] = {}
+        self.epoch: int | None = None
 
 
 class FakeHost:
@@ -168,6 +169,9 @@ class FakeHost:
         self.machines[vm] = made
         self.writes.append(f"vm {vm.here}")
         self.note("added", vm)
+
+    def note_epoch(self, vm: VmName, epoch: int) -> None:
+        self._machine(vm).epoch = epoch
 
     async def serve_until(self, vm: VmName, until: float) -> None:
         await self._pause("serve_until")
@@ -301,6 +305,7 @@ def vm_document(vm: VmName, machine: FakeVm) -> Vm:
         shares=len(machine.shares),
         mounts=len(machine.mounts),
         notes=(),
+        epoch=machine.epoch,
         fence=wanted.fence,
     )
 

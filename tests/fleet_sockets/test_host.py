@@ -275,6 +275,8 @@ async def _moved(folder: pathlib.Path) -> None:
             moved = await host.gate.move(ANN, "build", NewMove(to="h2"))
             assert (moved.host, moved.epoch, moved.state) == ("h2", 2, "running")
             assert await first.vms() == []
+            assert [(each.id, each.epoch) for each in await second.vms()] == [("acme:build", 2)]
+            assert [(each.share, each.epoch) for each in await second.vms.stats("acme:build")] == [("1", 2)]
             (seen,) = await second.shares("acme:build")
             assert (seen.name, [each.owner for each in seen.references]) == ("1", ["acme:job"])
             (inside / "z").mkdir()

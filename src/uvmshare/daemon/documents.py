@@ -446,6 +446,8 @@ class Stats(Answer, frozen=True):
     unreachable_since: datetime | None
     """Since when the agent in the guest is out of reach, for a share that mounts of the daemon's hold; null while it is
     reached, and for other shares."""
+    epoch: int | None = None
+    """In a fleet: the VM's, which counts the hosts that it was on."""
 
 
 class Finding(Answer, frozen=True):

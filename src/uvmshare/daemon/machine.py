@@ -132,6 +132,8 @@ class Machine:
         self.agent: AgentClient | None = None
         self.fleet_below: tuple[str, ...] = ()
         """Below which directories the fleet may share here (`uvmshare.daemon.shares.options_of`)."""
+        self.epoch: int | None = None
+        """In a fleet: counts the hosts that it was on."""
 
     @property
     def addresses(self) -> tuple[str, ...]:

@@ -286,6 +286,7 @@ class Service:
             shares=len(self.shares.all(who, machine)),
             mounts=len(self.mounts.all(who, machine)),
             notes=machine.reachable.notes,
+            epoch=machine.epoch,
             fence=wanted.fence,
         )
 
@@ -471,6 +472,7 @@ class Service:
                     kinds={kind: min(number, _MOST) for kind, number in kinds.items()},
                     events=EventCounts(**msgspec.structs.asdict(Events.of(counted))),
                     unreachable_since=machine.unreachable_since if share.name in mapped else None,
+                    epoch=machine.epoch,
                 )
             )
         return found

@@ -153,6 +153,7 @@ class Joining:
             else:
                 await self._service.mounts.unmap(machine, place, theirs, force=True)
         self._note(machine, offered="", joined="")
+        machine.epoch = None
 
     # When etcd has forgotten it
 

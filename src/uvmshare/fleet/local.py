@@ -106,6 +106,10 @@ class Local(Protocol):
         """Add a VM, with what it brings along, under the same names. The same again changes nothing."""
         ...
 
+    def note_epoch(self, vm: VmName, epoch: int) -> None:
+        """Tell whoever asks on the host how many hosts a VM was on."""
+        ...
+
     async def take_on(self, vm: VmName, wanted: Mapping[str, Any], holdings: Iterable[Holding]) -> None:
         """Have a VM of the host's own, which it offers, be the fleet's. The same again changes nothing."""
         ...
@@ -215,6 +219,12 @@ class OfService:
             machine = None
         brought = None if arriving is None or machine is not None else await self.arrivals.of(vm, arriving, rights)
         await self._service.add_vm(rights.user, new, tenant=vm.tenant, brought=brought)
+
+    def note_epoch(self, vm: VmName, epoch: int) -> None:
+        """Tell whoever asks on the host how many hosts a VM was on."""
+        machine = self._machine(vm)
+        if machine is not None:
+            machine.epoch = epoch
 
     async def _allowed(self, vm: VmName, wanted: Mapping[str, Any]) -> tuple[TenantRights, NewVm]:
         """Return a VM that is wanted here, and for whom. Raises `OperationDenied`, `InvalidDocument`."""

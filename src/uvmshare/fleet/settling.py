@@ -115,6 +115,7 @@ class _Look:
                 await self.local.add_vm(self.vm, want.vm, self._arriving(want))
         except UvmshareError as error:
             return error
+        self.local.note_epoch(self.vm, want.epoch)
         return None
 
     async def begin_serving(self, tell: Callable[[VmName], Awaitable[None]]) -> UvmshareError | None:
