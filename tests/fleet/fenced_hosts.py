@@ -49,11 +49,13 @@ _PAUSE: Final = 0.02
 
 
 class Link:
-    """The way of one host to etcd. While it is cut, nothing comes through, and nobody is told."""
+    """The way of one host to etcd. While it is cut, nothing comes through, and nobody is told; it may be slow too."""
 
     def __init__(self) -> None:
         self.whole = asyncio.Event()
         self.whole.set()
+        self.delay = 0.0
+        """Seconds that everything takes more."""
         self._carrying: set[asyncio.Task[None]] = set()
 
     async def begin(self, url: str) -> str:
@@ -64,6 +66,7 @@ class Link:
             with contextlib.suppress(OSError, EOFError):
                 while data := await reader.read(65536):
                     await self.whole.wait()
+                    await asyncio.sleep(self.delay)
                     writer.write(data)
                     await writer.drain()
 

@@ -67,6 +67,7 @@ FAULTS: Final = (
     "restore and keep",
     "kill host",
     "cut host",
+    "slow host",
 )
 _HOSTS: Final = ("h1", "h2")
 _VMS: Final = {"a": "h1", "b": "h1", "c": "h2"}
@@ -80,6 +81,8 @@ _PAUSE: Final = 0.02
 """Seconds at most between two requests of one owner."""
 _ASKED_MORE: Final = 30
 """Requests that are answered after a backup before it is restored, and while a fault lasts."""
+_DELAY: Final = 0.3
+"""Seconds that everything takes more on the way between etcd and a host that is slow."""
 _BIG: Final = bytes(500_000)
 _SCALE: Final = 60.0
 
@@ -135,6 +138,10 @@ class _Host:
     def mend(self) -> None:
         for link in self.links:
             link.whole.set()
+
+    def slow(self, seconds: float) -> None:
+        for link in self.links:
+            link.delay = seconds
 
     async def end(self) -> None:
         await self.kill()
@@ -420,7 +427,11 @@ class FleetChaos:
 
     async def _break_host(self, how: str) -> None:
         host = self._hosts[self.random.choice(_HOSTS)]
-        if how == "kill":
+        if how == "slow":
+            host.slow(_DELAY)
+            await self._asked_more()
+            host.slow(0.0)
+        elif how == "kill":
             await host.kill()
             await self._asked_more(5)
             host.start()

@@ -214,16 +214,10 @@ def test_nothing_acknowledged_is_lost_and_no_watch_skips_while_members_fail(tmp_
     storm(tmp_path, 3, random.SystemRandom().randrange(2**32))
 
 
-@pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
 def test_nothing_is_lost_in_a_hundred_rounds(tmp_path: Path) -> None:
     storm(tmp_path, 100, random.SystemRandom().randrange(2**32))
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(7200)
-def test_nothing_is_lost_in_an_hour(tmp_path: Path) -> None:
-    storm(tmp_path, 1000, random.SystemRandom().randrange(2**32))
 
 
 async def until_it_ends(changes: AsyncIterator[Changes]) -> None:
