@@ -79,6 +79,8 @@ _LEASE: Final = 10
 """Seconds. A fault lasts less, unless the machine is so slow that no renewal came through, which is noted down."""
 _PAUSE: Final = 0.02
 """Seconds at most between two requests of one owner."""
+_LOOK: Final = 0.1
+"""Seconds between two looks at what nobody tells of."""
 _ASKED_MORE: Final = 30
 """Requests that are answered after a backup before it is restored, and while a fault lasts."""
 _DELAY: Final = 0.3
@@ -91,7 +93,7 @@ async def _until(is_so: Callable[[], bool]) -> None:
     """Look until it is so."""
     async with asyncio.timeout(DEADLINE):
         while not is_so():  # noqa: ASYNC110  nobody tells of it
-            await asyncio.sleep(_PAUSE)
+            await asyncio.sleep(_LOOK)
 
 
 class _Host:
@@ -344,13 +346,13 @@ class FleetChaos:
         self._going.clear()
         async with self._more:
             await self._more.wait_for(lambda: not self._asking)
-        deadline = self._now() + DEADLINE
-        while True:
-            self.history.rests.append(Rest(self._now(), self.held()))
-            if self._now() > deadline or not self.history.problems():
-                break
-            self.history.rests.pop()
-            await asyncio.sleep(0.1)
+
+        def is_right() -> bool:
+            return not self.history.wrongly_held([Rest(self._now(), self.held())])
+
+        with contextlib.suppress(TimeoutError):  # what is wrong then is found in what is noted down
+            await _until(is_right)
+        self.history.rests.append(Rest(self._now(), self.held()))
         self._going.set()
 
     # What is broken

@@ -93,17 +93,22 @@ class ReferenceHistory:
 
     def problems(self) -> list[str]:
         """Return what cannot have been."""
-        return [*self._wrongly_held(), *self._names_given_twice(), *self._changed_unaccepted(), *self._ended_early()]
+        return [
+            *self.wrongly_held(self.rests),
+            *self._names_given_twice(),
+            *self._changed_unaccepted(),
+            *self._ended_early(),
+        ]
 
-    def _wrongly_held(self) -> list[str]:
-        """Find references that were lost, or left over."""
+    def wrongly_held(self, rests: list[Rest]) -> list[str]:
+        """Return which references were lost, or left over, at these moments."""
         by_reference: dict[Reference, list[Asked]] = {}
         for each in self.asked:
             by_reference.setdefault(each.reference, []).append(each)
         owners = {each.owner: each for each in self.owners}
         found = []
-        for reference in sorted({*by_reference, *(each for rest in self.rests for each in rest.held)}):
-            replay = _Replay(by_reference.get(reference, []), owners.get(reference.owner), self)
+        for reference in sorted({*by_reference, *(each for rest in rests for each in rest.held)}):
+            replay = _Replay(by_reference.get(reference, []), owners.get(reference.owner), self, rests)
             for rest, can_be in replay.at_rests():
                 is_held = reference in rest.held
                 if is_held not in can_be:
@@ -147,7 +152,9 @@ def _last(asked: list[Asked] | None, at: float) -> str:
 class _Replay:
     """One reference through the history: what it can be."""
 
-    def __init__(self, asked: list[Asked], owner: LeasedOwner | None, history: ReferenceHistory) -> None:
+    def __init__(
+        self, asked: list[Asked], owner: LeasedOwner | None, history: ReferenceHistory, rests: list[Rest]
+    ) -> None:
         self.can_be: set[bool] = {False}
         self.flying: Asked | None = None
         self.doubtful: Asked | None = None
@@ -164,7 +171,7 @@ class _Replay:
         if owner is not None:
             events += [(lost, 2, self._lose, None) for lost in owner.lost]
             events += [] if owner.died is None else [(owner.died, 2, self._die, None)]
-        events += [(rest.at, 3, None, rest) for rest in history.rests]
+        events += [(rest.at, 3, None, rest) for rest in rests]
         self.events = sorted(events, key=lambda each: each[:2])
 
     def at_rests(self) -> list[tuple[Rest, set[bool]]]:
