@@ -15,6 +15,7 @@ import json
 import re
 import sys
 import textwrap
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args, get_origin, get_type_hints
 
@@ -152,9 +153,15 @@ def _meant(name: str) -> str:
 
 def _answers(operation: dict[str, Any]) -> list[str]:
     return [
-        f"| {status} | {_cell(' '.join((answer.get('description') or '').split()))} {_contents(answer)} |"
+        f"| {status} | {' '.join(filter(None, (_said(status, answer), _contents(answer))))} |"
         for status, answer in operation["responses"].items()
     ]
+
+
+def _said(status: str, answer: dict[str, Any]) -> str:
+    """Return what the API says of an answer; nothing for the words that HTTP has for every answer of this status."""
+    said = " ".join((answer.get("description") or "").split())
+    return "" if said == HTTPStatus(int(status)).description else _cell(said)
 
 
 def _table(head: str, rows: set[str]) -> str:

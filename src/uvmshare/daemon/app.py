@@ -305,7 +305,7 @@ async def release_share(
 ) -> Released:
     """Release what an owner holds. The last release removes the share; then no guest reaches it any more.
 
-    An owner that holds nothing is no mistake: the answer says that nothing was released, and who holds the share.
+    It is no error if the owner holds nothing: the answer says that nothing was released, and who holds the share.
     While a mount holds the share, this fails (409) and says which and for whom; what the owner held is released.
     """
     machine = await service.find_ready(who, vm)
@@ -358,8 +358,8 @@ async def unmap_directory(
 ) -> Released:
     """Release what an owner holds. The last release unmounts, and then the share goes too.
 
-    An owner that holds nothing is no mistake: the answer says that nothing was released, and who holds the mount.
-    Forced, it goes whatever the guest says: that has five seconds to unmount, and then its share is removed.
+    It is no error if the owner holds nothing: the answer says that nothing was released, and who holds the mount.
+    With force, the guest has five seconds to unmount, and then the share is removed.
     """
     machine = await service.find_ready(who, vm)
     mount = service.mounts.get(who, machine, guest_path)
@@ -403,7 +403,7 @@ async def release_owner(
 ) -> ReleasedOwner:
     """Release everything that an owner of yours holds, in all VMs. A guest that does not unmount makes it fail.
 
-    To repeat it does no harm. The answer says whether anything was released.
+    Repeating it does no harm. The answer says whether anything was released.
     """
     work = service.release_all(who, owner, force=force)
     return await _answer(service, who, ("release owner", "*"), work, 200, wait=wait)

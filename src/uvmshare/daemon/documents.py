@@ -168,7 +168,7 @@ class NewVm(Request, frozen=True):
     """The id of a Hyper-V compute system, in place of addresses."""
     security_model: SecurityModel = "mapped-xattr"
     links: Links = "mapped"
-    """What symbolic links that the guest makes under mapped-xattr are on the host."""
+    """How the host keeps symbolic links that the guest makes under mapped-xattr."""
     socket_mode: Annotated[str, msgspec.Meta(pattern=_MODE, max_length=3)] = "600"
     """Permissions of the file server's unix sockets, three octal digits."""
     allow_remote: bool = False
@@ -191,8 +191,8 @@ class NewVm(Request, frozen=True):
     agent_token: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] | None = None
     """The secret that the agent was started with, if it was. Never told to anybody."""
     fence: Annotated[float, msgspec.Meta(ge=3, le=3600)] | None = None
-    """For a VM of a fleet that one host alone may serve at a time: for how many seconds a host that does not reach etcd
-    serves it on, and another one waits that takes it."""
+    """For a VM of a fleet that no two hosts may serve at once: for how many seconds a host that does not reach etcd
+    goes on serving it. A host that takes the VM waits longer than that."""
 
 
 class Vm(Answer, frozen=True, omit_defaults=True):
@@ -203,9 +203,9 @@ class Vm(Answer, frozen=True, omit_defaults=True):
     uid: int
     """The user of the host to whom it belongs."""
     state: Literal["finding", "running", "failed", "gone", "lost"]
-    """Of its file server: it is looked for since the daemon was started, and what the VM has is not known yet; it
-    serves, or is being started again; it cannot be found or started, and is tried again; somebody ended it; in a fleet,
-    its host is not heard of, and the rest is what was known last."""
+    """Of its file server. "finding": the daemon was started, and looks for it. "running": it serves, or is being
+    started again. "failed": it cannot be found or started, and is tried again. "gone": somebody ended it. "lost", in a
+    fleet: its host is not heard of, and the rest is what was known last."""
     error: str | None
     """Why it is not running."""
     listen: tuple[str, ...]
@@ -345,11 +345,11 @@ class Mount(Answer, frozen=True):
     events: bool
     """Whether what is changed on the host is to be an event in the guest."""
     no_events: str | None
-    """Why it is not, in the words of the guest's agent; null while it is, before it was mounted, and when it is not to
-    be."""
+    """Why there are no events, in the words of the guest's agent; null while there are, before it was mounted, and when
+    none were asked for."""
     chosen: str | None
-    """What cache and msize came to in the guest, in its kernel's words, such as cache=mmap,msize=262144; null before it
-    was mounted, and when its agent does not tell."""
+    """The cache mode and msize that the mount has, in the words of the guest's kernel, such as
+    cache=mmap,msize=262144; null before it was mounted, and when its agent does not tell."""
     state: str
     """Of the guest's mount; "revoked" when its share was taken away and the guest may still have it, dead; or
     "restoring", while the daemon that was started again has not reached the agent yet."""
@@ -428,7 +428,7 @@ class Stats(Answer, frozen=True):
     errors: int
     """Operations that were answered with an error which tells of trouble, such as EIO or EACCES."""
     expected: int
-    """Those that were answered with one that programs meet in ordinary life: ENOENT, ENODATA, EOPNOTSUPP, EEXIST,
+    """Those that were answered with one that programs meet in normal use: ENOENT, ENODATA, EOPNOTSUPP, EEXIST,
     ENOTEMPTY. They are not among the errors."""
     errnos: dict[str, int]
     """Both, by the name of the error."""

@@ -138,7 +138,7 @@ def _mounts(shares: Mapping[tuple[int, str], list[ShareStatus]]) -> list[Metric]
     )
     expected = CounterMetricFamily(
         "uvmshare_expected_errors",
-        "Requests answered with an error that programs meet in ordinary life.",
+        "Requests answered with an error that programs meet in normal use.",
         labels=[*labels, "errno"],
     )
     received = CounterMetricFamily("uvmshare_received_bytes", "Bytes from guests.", labels=labels)

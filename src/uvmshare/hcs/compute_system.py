@@ -163,9 +163,9 @@ class _Call:
 
 
 class ComputeSystem:
-    """One open compute system: takes modify documents, tells events. Make one with `open`.
+    """One open compute system: it takes modify documents, and tells events. Make one with `open`.
 
-    It is the `ComputeSystem` that `uvmshare.UtilityVM` needs. Belongs to the event loop that opened it.
+    It is what `uvmshare.UtilityVM` needs. It belongs to the event loop that opened it.
     """
 
     def __init__(self, core: ComputeCore, id_: str, timeout: float, grace: float) -> None:
@@ -204,8 +204,8 @@ class ComputeSystem:
     ) -> Self:
         """Open the compute system with this id: HcsOpenComputeSystem, and watch its events.
 
-        `timeout` seconds after it was handed over, an operation is cancelled; `grace` seconds later its
-        caller is told that it has no end. `core` is Windows' own computecore.dll unless given.
+        An operation is cancelled `timeout` seconds after it began. If it has not ended `grace` seconds later, its
+        caller gets `OperationTimedOut`. `core` is Windows' own computecore.dll unless given.
 
         Raises `UnsupportedPlatform` where there is no HCS, `ComputeSystemNotFound` when there is no such id,
         `NotAdministrator`, `AccessDenied`, and other children of `ComputeSystemError`.
@@ -244,10 +244,10 @@ class ComputeSystem:
         await self.close()
 
     async def close(self) -> None:
-        """Take no more requests, wait for those under way, and close the handle. Again: waits for the same.
+        """Take no more requests, wait for those under way, and close the handle. A second call waits for the same end.
 
-        Raises `OperationTimedOut` when operations have not ended after the time they have; the handle is then
-        closed when they end. A cancelled caller leaves the closing to go on.
+        Raises `OperationTimedOut` when operations have not ended within their time (`timeout` and `grace`). The handle
+        is then closed when they end. If the caller is cancelled, the closing goes on.
         """
         if self._closing is None:
             self._closing = self._loop.create_task(self._close())
