@@ -1,7 +1,6 @@
 """Give a running utility VM host directories, and take them away again.
 
-    async with FileServer(listen=["unix:/run/vm1.9p"]) as server:
-        manager = Manager(server)
+    async with FileServer(listen=["unix:/run/vm1.9p"]) as server, Manager(server) as manager:
         name = await manager.add("/srv/project", read_only=True)
         ...
         await manager.remove(name)
