@@ -34,7 +34,7 @@ __all__ = ["daemon"]
 @click.option(
     "--run-dir",
     metavar="DIR",
-    help="For files that go when the host is booted. [default: /run/uvmshare; a user's: $XDG_RUNTIME_DIR/uvmshare]",
+    help="For files that a boot of the host removes. [default: /run/uvmshare; a user's: $XDG_RUNTIME_DIR/uvmshare]",
 )
 @click.option(
     "--state-dir",

@@ -67,7 +67,7 @@ def dashboard(
     """Show VMs, shares, who holds them and what guests do on a page in your browser, until Ctrl-C.
 
     The page shows what you may see, as it happens, and changes nothing. It is on a port of 127.0.0.1 that only your
-    browser gets into: the link works once, and programs of other users are cut.
+    browser gets into: the link works once, and programs of other users are cut off.
 
     \b
     Examples:

@@ -103,8 +103,8 @@ def doctor(shares: tuple[str, ...], *, vm: str | None, host: str | None, as_json
 
     \b
     uvmshare doctor                      the host
-    uvmshare doctor /srv/project         and a directory or file that is to be shared
-    uvmshare doctor --vm dev             and the shares of a VM, and its guest, whose agent tells
+    uvmshare doctor /srv/project         the host, and a directory or file that you want to share
+    uvmshare doctor --vm dev             the host, the shares of a VM, and its guest as the agent sees it
     uvmshare doctor --json | jq '.[] | select(.verdict != "good")'
 
     Exit status: 0 when nothing is bad, 1 otherwise. Warnings leave it at 0. Nothing is changed.

@@ -231,7 +231,7 @@ def rm(vm: str, shares: tuple[str, ...], *, owner: str, uid: int | None, host: s
 @lease_option("A new length.")
 @host_option
 def renew(owner: str, lease: float | None, host: str | None) -> None:
-    """Start every lease of an owner again. Fails when the owner has no lease, because they have ended.
+    """Start every lease of an owner again. It fails when the owner has no lease, or when all have ended.
 
     \b
     Examples:

@@ -319,7 +319,7 @@ def top(vms: tuple[str, ...], *, interval: float, times: int | None, host: str |
     the share was mounted, EXP errors that programs expect, such as that a name is not there. MNT is how often the
     guest has the share mounted. AGENT says whether the agent in the guest is reached. The last line has the totals. A
     window of 60 columns shows all of them; a narrower one leaves out the least important. The key q ends it. When a
-    program reads the output, each table follows the one before. A daemon that goes away is waited for.
+    program reads the output, each table follows the one before. If the daemon goes away, the command waits for it.
 
     \b
     Examples:

@@ -98,7 +98,10 @@ def vm() -> None:
 )
 @click.option("--agent-dials", is_flag=True, help="The agent dials: the daemon listens for it at that address.")
 @click.option(
-    "--agent-token-file", type=click.File("rb"), help="A file with the secret that the agent was started with."
+    "--agent-token-file",
+    type=click.File("rb"),
+    metavar="FILE",
+    help="A file with the secret that the agent was started with.",
 )
 @click.option("--on", metavar="HOST", help="The host of the fleet where the VM runs, for a fleet's gate.")
 @click.option(
