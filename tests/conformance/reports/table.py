@@ -470,4 +470,4 @@ OWN = (
         ),
     ),
 )
-"""What nobody's report is named for."""
+"""Further checks of this kind, without a report."""
