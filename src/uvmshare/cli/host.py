@@ -66,7 +66,7 @@ def ls(host: str | None, *, listing: ListForm) -> None:
 @click.argument("name", metavar="HOST")
 @host_option
 def rm(name: str, host: str | None) -> None:
-    """Remove a host that is lost from the fleet, with all its VMs. For administrators of the fleet.
+    """Remove a lost host from the fleet, with all its VMs. For administrators of the fleet.
 
     The names of its VMs are then free. If the host comes back, it ends these VMs.
 

@@ -135,7 +135,7 @@ async def list_hosts(*, gate: At, who: Who) -> list[Host]:
 
 @delete("/hosts/{host:str}", summary="Remove a host", status_code=200, responses=FAILURES)
 async def remove_host(*, gate: At, who: Who, host: HostInPath) -> RemovedHost:
-    """Remove a host that is lost from the fleet, with its VMs. For administrators."""
+    """Remove a lost host from the fleet, with its VMs. For administrators."""
     return await gate.remove_host(who, host)
 
 

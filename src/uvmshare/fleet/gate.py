@@ -563,7 +563,7 @@ class Gate:
         )
 
     async def remove_host(self, who: Caller, host: str) -> RemovedHost:
-        """Remove a host that is lost from the fleet, with its VMs. Raises `StillInUse` for one that lives.
+        """Remove a lost host from the fleet, with its VMs. Raises `StillInUse` for one that lives.
 
         One that comes back finds nothing that is wanted of it, and ends its VMs.
         """
