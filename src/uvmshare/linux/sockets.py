@@ -1,4 +1,4 @@
-"""Where a unix socket is to be, what another one left.
+"""Clears away what a dead unix socket left, where a new one is to be.
 
 What lives here: taking a path whose socket is dead. What must not: binding there, or who may.
 """

@@ -1,4 +1,4 @@
-"""A store of a fleet that is no etcd: it passes the same tests (`tests/etcd`), in virtual time and with faults.
+"""A fake of etcd as the store of a fleet: it passes the same tests (`tests/etcd`), in virtual time and with faults.
 
     etcd = FakeEtcd()
     gate, host = etcd.connect(), etcd.connect()

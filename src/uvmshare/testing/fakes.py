@@ -1,4 +1,4 @@
-"""A utility VM and a guest's agent that are none, for tests of everything above them.
+"""Fakes of a utility VM and of a guest's agent, for tests of everything above them.
 
     vm = FakeVM()
     manager = Manager(vm)

@@ -1,4 +1,4 @@
-"""What names in watched directories have come to, and what of that may be pretended in the guest (docs/events.md).
+"""Changes of names in watched directories, and which of them the guest's agent may repeat (docs/events.md).
 
 What lives here: `Listening`, which has the host's kernel tell (fanotify(7)), compares with what was there before, and
 says it in lines. What must not: how the guest waits for the lines (`watched`), or how it is pretended

@@ -1,4 +1,4 @@
-"""Directories that the guest keeps in memory, and word to the guest when what is in one of them changes.
+"""Directories that the guest's agent holds, and how it is told when something in one of them changes.
 
 What lives here: `Watched`, which has the host's kernel tell (inotify(7)) and the guest wait for it. What must not: how
 a guest asks (`handlers.watching`), or what it does then (`uvmshare.guest.pinning`).

@@ -1,4 +1,4 @@
-"""What a share that a guest may write must not hold: directories by whose files this host decides who has what.
+"""Directories that no share may hold which a guest can write: run directories, and the daemon's state.
 
 What lives here: `KeepOut`, one such directory, and whether a share shows anything of it. What must not: which
 directories these are (`rundir`, and whoever starts a file server), or reading the table of mounts

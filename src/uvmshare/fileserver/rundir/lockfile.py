@@ -1,4 +1,4 @@
-"""A lock file: who has it is a living process, and the kernel says so.
+"""A lock file that only a living process can hold: the lock is the kernel's.
 
 What lives here: `LockFile`. What must not: what is locked with it (a run directory, a socket's path).
 
