@@ -129,6 +129,10 @@ def test_what_a_tenant_may_have_is_changed_and_the_rest_stays(made: SetUp) -> No
     assert made.type("add-tenant", "other", "--holdings", "9") == 0
     assert made.type("add-tenant", "other") == 0
     assert tenant() == Tenant(vms=3, holdings=9)
+    assert made.type("add-tenant", "other", "--own", "ann", "--hold", "ci", "--hold", "eve") == 0
+    assert tenant() == Tenant(vms=3, holdings=9, own=("ann",), hold=("ci", "eve"))
+    assert made.type("add-tenant", "other", "--read", "bob", "--hold", "*") == 0
+    assert tenant() == Tenant(vms=3, holdings=9, own=("ann",), hold=("*",), read=("bob",))
 
 
 def test_the_status_names_members_and_hosts(made: SetUp, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from uvmshare.cli.output import note, print_json, say, say_table
 from uvmshare.cli.progress import waiting
 
 if TYPE_CHECKING:
+    from uvmshare.fleet.callers import Role
     from uvmshare.fleet.setup import FleetFolder, MemberStatus
 
 __all__ = ["fleet"]
@@ -127,6 +128,11 @@ def add_host(host: str, folder: str) -> None:
     type=click.IntRange(0),
     help="How many shares and mounts all their VMs may have, as gates count every few seconds.  [default: any]",
 )
+@click.option(
+    "--own", metavar="NAME", multiple=True, help="Who may do everything with its VMs; repeat it.  [default: *]"
+)
+@click.option("--hold", metavar="NAME", multiple=True, help="Who may share and map; repeat it.  [default: *]")
+@click.option("--read", metavar="NAME", multiple=True, help="Who may see its VMs; repeat it.  [default: *]")
 @_folder
 def add_tenant(
     tenant: str,
@@ -135,18 +141,26 @@ def add_tenant(
     vms: int | None,
     holdings: int | None,
     holdings_in_all: int | None,
+    own: tuple[str, ...],
+    hold: tuple[str, ...],
+    read: tuple[str, ...],
     folder: str,
 ) -> None:
     """Let a tenant into the fleet, change what they may have, and make certificates for their users.
+
+    --own, --hold and --read say which users may do that; * is every user with a certificate of the tenant's. Who may do
+    everything may also share, and who may share may also see. What is not given stays as it was.
 
     \b
     Examples:
       uvmshare fleet add-tenant acme --user ann --user ci
       uvmshare fleet add-tenant acme --vms 200
+      uvmshare fleet add-tenant acme --own ann --hold ci
     """  # noqa: D301  \b is click's mark for lines that stay as they are
     with waiting("writing the tenant in etcd"):
         limits = {"vms": vms, "holdings": holdings, "holdings_in_all": holdings_in_all}
-        paths = asyncio.run(_open(folder).add_tenant(tenant, users, **limits))
+        roles: dict[Role, tuple[str, ...]] = {"own": own, "hold": hold, "read": read}
+        paths = asyncio.run(_open(folder).add_tenant(tenant, users, **limits, roles=roles))
     for path in paths:
         say(path)
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -36,7 +36,9 @@ from uvmshare.fleet.keys import Keys, require_host_name, require_tenant
 from uvmshare.wording import reason_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from uvmshare.fleet.callers import Role
 
 __all__ = ["FleetFolder", "MemberStatus", "Settings"]
 
@@ -181,10 +183,12 @@ class FleetFolder:
         vms: int | None = None,
         holdings: int | None = None,
         holdings_in_all: int | None = None,
+        roles: Mapping[Role, Sequence[str]] | None = None,
     ) -> list[str]:
         """Let a tenant into the fleet, or change what it may have; return the files of its users' certificates.
 
-        Raises `InvalidOptions`, `StoreError`.
+        `roles` say which users have which role; a role without any stays as it is. Raises `InvalidOptions`,
+        `StoreError`.
         """
         settings = self.settings()
         key = Keys(settings.fleet).tenant(require_tenant(tenant))
@@ -193,7 +197,8 @@ class FleetFolder:
                 msg = f"user {user!r}: give a name without a slash, which does not begin with a dot"
                 raise InvalidOptions(msg)
         limits = (("vms", vms), ("holdings", holdings), ("holdings_in_all", holdings_in_all))
-        changed = {name: limit for name, limit in limits if limit is not None}
+        changed: dict[str, Any] = {name: limit for name, limit in limits if limit is not None}
+        changed |= {role: tuple(names) for role, names in (roles or {}).items() if names}
         async with self._etcd(settings) as store:
             while True:
                 found = (await store.get(key)).found
