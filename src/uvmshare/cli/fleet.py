@@ -148,8 +148,9 @@ def add_tenant(
 ) -> None:
     """Let a tenant into the fleet, change what they may have, and make certificates for their users.
 
-    --own, --hold and --read say which users may do that; * is every user with a certificate of the tenant's. Who may do
-    everything may also share, and who may share may also see. What is not given stays as it was.
+    --own, --hold and --read name the users who have a role; * is every user with a certificate of the tenant. The names
+    replace those that had the role. A user with --own may also hold, and a user with --hold may also read. What is not
+    given stays as it was.
 
     \b
     Examples:
