@@ -111,7 +111,7 @@ def accept(host: str | None, gate: str | None, *, mine: bool) -> None:
     """Have this host follow the etcd that is there now, although it is another one or an older state.
 
     When etcd was restored from a backup, a host changes nothing and waits for this command. Then it ends what is not
-    in that state. Type this on the host, as root.
+    in that state, and adds what is. Type this on the host, as root.
 
     With --mine the host first writes into etcd what it serves, with all holders, so nothing of it is lost. It ends
     only VMs that another host has by now. If its daemon was started again meanwhile, it knows no leases: what was held
