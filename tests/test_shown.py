@@ -10,6 +10,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from tests.hostile_text import HOSTILE, assert_safe
 
 if sys.platform == "win32":
     pytest.skip("the file server and the daemon run on Linux", allow_module_level=True)
@@ -155,6 +156,16 @@ def test_a_public_error_shows_its_words(kind: type[Exception]) -> None:
         assert "share 7: why" in str(errors.SharesLeft({"7": OSError("why")}))
     else:
         assert repr(kind("the words")) == f"{kind.__name__}('the words')"
+
+
+@pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
+def test_an_error_with_somebodys_text_in_it_is_one_line_that_shows_itself(kind: type[Exception]) -> None:
+    for hostile in HOSTILE:
+        said = f"the agent said {hostile}"
+        words = str(errors.SharesLeft({"7": OSError(said)}) if kind is errors.SharesLeft else kind(said))
+        assert_safe(words)
+        assert "\n" not in words or kind is errors.GuestFailed  # which goes on with what the guest wrote
+        assert "the agent said " in words
 
 
 @pytest.mark.parametrize("group", ["vms", "shares", "mounts", "owners", "operations"])

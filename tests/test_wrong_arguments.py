@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import os
+import pathlib
 import sys
 import threading
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from tests.for_people import assert_for_people
+from tests.hostile_text import assert_safe
 
 if sys.platform == "win32":
     pytest.skip("the file server and the daemon run on Linux", allow_module_level=True)
@@ -27,7 +31,7 @@ from uvmshare import (
     MountOptions,
     blocking,
 )
-from uvmshare.errors import ComputeSystemGone, InvalidAddress, InvalidOptions
+from uvmshare.errors import ComputeSystemGone, InvalidAddress, InvalidOptions, UvmshareError
 from uvmshare.hcs.compute_system import ComputeSystem
 from uvmshare.hcs.utility_vm import UtilityVM
 from uvmshare.mounts.interfaces import GuestMount
@@ -221,19 +225,84 @@ def nothing_starts() -> Iterator[None]:
     assert asyncio.all_tasks() == tasks
 
 
+@contextmanager
+def nothing_written() -> Iterator[None]:
+    """See that the block starts no process and writes no file, and so leaves nothing behind."""
+    global _watching  # noqa: PLW0603  as above
+    _watching = []
+    try:
+        yield
+    finally:
+        started, _watching = _watching, None
+    assert [each for each in started if not each.startswith("socket.")] == []
+
+
+ODD: Final[tuple[Any, ...]] = (
+    None,
+    True,
+    -1,
+    math.nan,
+    1.5,
+    10**400,
+    "",
+    "a b",
+    "/a\0b",
+    "/a\nb",
+    "/a\udcffb",
+    "/\x1b[31mx",
+    "/" + "x" * 5000,
+    b"/srv",
+    b"\xff",
+    pathlib.Path(),
+    pathlib.Path("/nowhere"),
+    [],
+    [None],
+    [b"a"],
+    ["a\udcff"],
+    {},
+    {5: 5},
+)
+"""What a program might pass by mistake, or a user of it on purpose."""
+
+
+def _called(of: str, method: str, parameter: str, value: object) -> tuple[Callable[..., Any], dict[str, Any]]:
+    function: Any = CALLABLES.get(of)
+    if method:
+        function = MAKERS[of]()
+        for name in method.split("."):
+            function = getattr(function, name)
+    given: dict[str, Any] = {}
+    for name, each in inspect.signature(function).parameters.items():
+        if each.default is each.empty and each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL):
+            given[name] = _valid(name, of)
+    return function, given | {parameter: value}
+
+
+BEGUN: Final = ("serve", "SqliteJournal")
+"""What starts or writes something when it is called; its parameters are those of `FileServer` and `AgentClient`."""
+
+
+@pytest.mark.parametrize(("of", "method", "parameter"), [each for each in _cases() if each[0] not in BEGUN])
+def test_an_odd_argument_is_taken_or_refused_in_words(of: str, method: str, parameter: str) -> None:
+    async def call() -> None:
+        for value in ODD:
+            function, given = _called(of, method, parameter, value)
+            try:
+                await _carried_out(function(**given), is_made=not method and inspect.isclass(function))
+            except UvmshareError as error:
+                words = str(error)
+                assert_safe(words)
+                assert "\n" not in words
+                assert_for_people(words.replace("None", ""))  # which a programmer wrote, and reads
+
+    with nothing_written():
+        asyncio.run(call())
+
+
 @pytest.mark.parametrize(("of", "method", "parameter"), [*_cases()])
 def test_a_wrong_argument_is_one_line_and_nothing_is_started(of: str, method: str, parameter: str) -> None:
     async def call() -> None:
-        function: Any = CALLABLES.get(of)
-        if method:
-            function = MAKERS[of]()
-            for name in method.split("."):
-                function = getattr(function, name)
-        given: dict[str, Any] = {}
-        for name, each in inspect.signature(function).parameters.items():
-            if each.default is each.empty and each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL):
-                given[name] = _valid(name, of)
-        given[parameter] = [] if parameter == "owner" else object()
+        function, given = _called(of, method, parameter, [] if parameter == "owner" else object())
         with nothing_starts(), pytest.raises((InvalidOptions, InvalidAddress)) as raised:
             await _carried_out(function(**given), is_made=not method and inspect.isclass(function))
         words = str(raised.value)

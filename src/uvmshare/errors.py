@@ -86,6 +86,8 @@ from __future__ import annotations
 import errno as _errno
 from typing import Final
 
+from uvmshare.printable import printable, printable_lines
+
 __all__ = [
     "AccessDenied",
     "AgentUnreachable",
@@ -168,7 +170,15 @@ what is not UTF-8, and `RecursionError` comes of what is nested too deeply."""
 
 
 class UvmshareError(Exception):
-    """The root: catch this to catch everything that uvmshare raises on purpose."""
+    """The root: catch this to catch everything that uvmshare raises on purpose.
+
+    Its words are one line that can be shown in a terminal. Paths, names and reasons in it are others', the guest's too,
+    and what does not show itself in them is escaped (`uvmshare.printable`).
+    """
+
+    def __str__(self) -> str:
+        """Return the words, on one line."""
+        return printable(super().__str__())
 
 
 class InvalidOptions(UvmshareError, ValueError):
@@ -470,7 +480,14 @@ class GuestUnavailable(UvmshareError):
 
 
 class GuestFailed(UvmshareError):
-    """The guest VM ended, did not answer within its deadline, or broke off a command."""
+    """The guest VM ended, did not answer within its deadline, or broke off a command.
+
+    Its words go on with the lines that the guest wrote.
+    """
+
+    def __str__(self) -> str:
+        """Return the words, each line of them printable."""
+        return printable_lines(Exception.__str__(self))
 
 
 class ConnectionClosed(UvmshareError, EOFError):

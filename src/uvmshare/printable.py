@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 import threading
@@ -32,6 +33,7 @@ __all__ = [
     "ENOUGH",
     "json_escaped",
     "json_text",
+    "made_valid",
     "printable",
     "printable_lines",
     "safe_stderr",
@@ -98,7 +100,7 @@ def json_text(document: Any) -> str:
     try:
         encoded = msgspec.json.encode(document).decode()
     except UnicodeEncodeError:
-        encoded = msgspec.json.encode(_made_valid(msgspec.to_builtins(document))).decode()
+        encoded = msgspec.json.encode(made_valid(msgspec.to_builtins(document))).decode()
     return json_escaped(encoded)
 
 
@@ -113,13 +115,14 @@ def _shown_in_json(character: str) -> str:
     return "\\u007f" if character == "\x7f" else json.dumps(character)[1:-1]  # dumps leaves that one as it is
 
 
-def _made_valid(value: Any) -> Any:
+def made_valid(value: Any) -> Any:
+    """Return a document whose every text is `valid`."""
     if isinstance(value, str):
         return valid(value)
     if isinstance(value, dict):
-        return {_made_valid(key): _made_valid(each) for key, each in value.items()}
+        return {made_valid(key): made_valid(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_made_valid(each) for each in value]
+        return [made_valid(each) for each in value]
     return value
 
 
@@ -171,6 +174,18 @@ class _OneLine(logging.Formatter):
         return f"{line}\n{traceback_lines(error).removesuffix(chr(10))}" if error else line
 
 
+def open_standard_streams() -> None:
+    """Have standard input, output and error, be it on /dev/null, where whoever started this process closed them.
+
+    Python has None for such a stream. And the first file or socket that is opened would have its number, where the
+    programs that this one starts write.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest free number, and those below were seen to
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  to the end
+
+
 def safe_stderr() -> None:
     """Have all that this process writes on standard error be printable: tracebacks, warnings, and libraries' lines too.
 
@@ -178,6 +193,7 @@ def safe_stderr() -> None:
     thread, was raised where nothing can be (`sys.unraisablehook`), or is logged before logging was set up. And have
     standard output escape what its encoding has not, instead of raising. Again is a no-op.
     """
+    open_standard_streams()
     if not isinstance(sys.stderr, _SafeStream):
         sys.stderr = _SafeStream(sys.stderr)
         sys.excepthook = lambda _, error, __: _tell(error)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Complaint", "complaint", "kind_in_words", "reason_of", "told"]
+__all__ = ["Complaint", "complaint", "kind_in_python", "kind_in_words", "reason_of", "told"]
 
 _KINDS: Final[Mapping[str, str]] = {
     "str": "a text",
@@ -30,6 +30,15 @@ _KINDS: Final[Mapping[str, str]] = {
     "null": "null",
     "datetime": "a time",
     "bytes": "bytes in base64",
+}
+_KINDS_OF_PYTHON: Final[Mapping[str, str]] = {
+    "str": "a str",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "True or False",
+    "array": "a list",
+    "object": "a dict",
+    "null": "None",
 }
 _WORDS: Final[tuple[tuple[str, str], ...]] = (
     (r"Expected `(?:str|bytes|array|object)` of length >= 1", "it is empty"),
@@ -104,6 +113,11 @@ def _in_words(said: str, patterns: Mapping[str, str]) -> str:
 def kind_in_words(kinds: str) -> str:
     """Return a kind of msgspec's in words: "a whole number or null" for ``int | null``."""
     return " or ".join(_KINDS.get(kind.strip(), "something else") for kind in kinds.split("|"))
+
+
+def kind_in_python(kinds: str) -> str:
+    """Return a kind of msgspec's as a programmer in Python passes it: "a whole number or None" for ``int | null``."""
+    return " or ".join(_KINDS_OF_PYTHON.get(kind.strip(), "another type") for kind in kinds.split("|"))
 
 
 def told(complaints: Iterable[Complaint]) -> str:

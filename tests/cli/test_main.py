@@ -17,6 +17,7 @@ from uvmshare import UvmshareError
 from uvmshare.cli import EXTRAS
 from uvmshare.cli.main import COMMANDS, cli, run
 from uvmshare.errors import InvalidAddress, InvalidOptions
+from uvmshare.guest import mount
 
 IMPORTED_AS = {"grpcio": "grpc", "opentelemetry-api": "opentelemetry", "prometheus-client": "prometheus_client"}
 COMMANDS_OF_A_FLEET = [
@@ -231,3 +232,38 @@ def test_a_command_whose_extra_is_missing_says_which_to_install(words: tuple[str
     done = subprocess.run([UVMSHARE[0], UVMSHARE[1], without, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "pip install 'uvmshare[fleet]'" in one_line(done.stderr)
+
+
+MOUNT = os.fspath(Path(mount.__file__))
+ALL = "0<&- 1>&- 2>&-"
+CLOSED = [
+    ([*UVMSHARE, "completion", "bash"], 0, ALL),
+    ([*UVMSHARE, "guest", "agent", "--print"], 0, ALL),
+    ([*UVMSHARE, "vm", "ls", "--host", "unix:/nowhere/x"], 1, ALL),
+    ([*UVMSHARE, "vm", "ls", "--host", "unix:/nowhere/x"], 1, "0<&-"),
+    ([*UVMSHARE, "--help"], 0, "1>&-"),
+    ([*UVMSHARE, "nonsense"], 2, "2>&-"),
+    ([sys.executable, MOUNT, "unix:/nowhere/x", "0", "/nowhere"], 1, ALL),
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "closed"), CLOSED, ids=[f"{' '.join(row[0][-3:])} {row[2]}" for row in CLOSED]
+)
+def test_a_closed_standard_stream_is_one_that_nobody_reads(command: list[str], status: int, closed: str) -> None:
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *command]
+    ended = subprocess.run(shell, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+    told = ended.stderr.decode()
+    assert ended.returncode == status
+    assert "defect" not in told
+    assert "Traceback" not in told
+    assert told.count("\n") == (status > 0 and "2>&-" not in closed)
+
+
+def test_a_full_disk_below_standard_output_is_named() -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        ended = subprocess.run(
+            [*UVMSHARE, "completion", "bash"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert ended.returncode == 1
+    assert one_line(ended.stderr) == "uvmshare: error: standard output: No space left on device"

@@ -54,7 +54,12 @@ def cleared_by(clear: Callable[[], None]) -> Iterator[None]:
 
 def _echo(text: str | bytes, *, err: bool = False) -> None:
     _clear()
-    click.echo(text, err=err)
+    try:
+        click.echo(text, err=err)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, f"standard {'error' if err else 'output'}") from error
 
 
 def write_raw(text: str) -> None:

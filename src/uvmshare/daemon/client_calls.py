@@ -49,8 +49,8 @@ from uvmshare.daemon.fleet_documents import (
     Served,
     WrittenBack,
 )
-from uvmshare.daemon.requests import Unfit, as_document
-from uvmshare.errors import InvalidAddress, InvalidOptions, UnsupportedPlatform, WrongType
+from uvmshare.daemon.requests import Unfit, as_document, refused
+from uvmshare.errors import InvalidAddress, InvalidOptions, UnsupportedPlatform
 from uvmshare.fileserver.models import Links, SecurityModel
 from uvmshare.hostpath import text_of
 
@@ -577,10 +577,7 @@ def _document(kind: type[msgspec.Struct], wanted: dict[str, Any]) -> bytes:
     try:
         document = as_document(kind, wanted)
     except Unfit as error:
-        refused = WrongType if error.is_type else InvalidOptions
-        shown = error.shown or "of another form"
-        msg = f"{error.field} is {shown}: {error.words}: {error.hint or f'pass what {kind.__name__} documents'}"
-        raise refused(msg) from None
+        raise refused(error) from None
     return encoded(document)
 
 

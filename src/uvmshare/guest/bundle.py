@@ -11,6 +11,7 @@ uncompressed, so that a guest needs neither this package nor zlib::
 from __future__ import annotations
 
 import io
+import os
 import pkgutil
 import sys
 import zipfile
@@ -65,6 +66,8 @@ def bundle() -> bytes:
 
 def main(arguments: Sequence[str]) -> int:
     """Run one of the guest's commands; the agent when none is named."""
+    for stream in ("stdin", "stdout", "stderr"):  # as in `mount.py`
+        setattr(sys, stream, getattr(sys, stream) or open(os.devnull, "r+", encoding="utf-8"))  # noqa: SIM115  to the end
     command, rest = (
         ("agent", arguments) if not arguments or arguments[0].startswith("-") else (arguments[0], arguments[1:])
     )

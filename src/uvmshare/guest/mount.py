@@ -592,4 +592,6 @@ def main(
 
 
 if __name__ == "__main__":
+    for stream in ("stdin", "stdout", "stderr"):  # Python has None for a closed one, and a socket would get its number
+        setattr(sys, stream, getattr(sys, stream) or open(os.devnull, "r+", encoding="utf-8"))  # noqa: SIM115  to the end
     sys.exit(main(sys.argv[1:], program=os.path.basename(sys.argv[0])))
