@@ -207,7 +207,10 @@ def test_the_commands_show_it(
 ) -> None:
     monkeypatch.setenv("UVMSHARE_HOST", busy.home.host)
     assert run(["stats"]) == 0
-    assert busy.home.directory("project") in capfd.readouterr().out
+    header, row = capfd.readouterr().out.splitlines()
+    cells = dict(zip(header.split(), re.split(r"\s{2,}", row), strict=True))
+    assert cells["PATH"] == busy.home.directory("project")
+    assert (cells["EXPECTED"], cells["ERRORS"], cells["EVENTS"]) == ("40", "2", "1")
     assert run(["stats", "vm", "--json"]) == 0
     (found,) = json.loads(capfd.readouterr().out)
     assert (found["errors"], found["expected"], found["connections"]) == (2, 40, 1)

@@ -45,7 +45,8 @@ def stats(vms: tuple[str, ...], host: str | None, *, listing: ListForm) -> None:
     EXPECTED counts errors that programs meet in normal use, such as that a name is not there (ENOENT, ENODATA,
     EOPNOTSUPP, EEXIST, ENOTEMPTY). ERRORS counts all others. AGENT says since when the agent in the guest is out of
     reach, for shares that the agent has mounted. COMPILED is the part of the operations that the compiled hot path
-    served (docs/performance.md says how to install it). --json also says what was done for events in the guest.
+    served (docs/performance.md says how to install it). EVENTS counts the host's changes that the agent was told, to
+    make them events in the guest ("-": no directory is watched); --json has more numbers of that.
 
     \b
     Examples:
@@ -71,12 +72,14 @@ def stats(vms: tuple[str, ...], host: str | None, *, listing: ListForm) -> None:
             "latency",
             "expected",
             "errors",
+            "events",
             "agent",
         ),
         lambda each: (
             *(each.vm, each.share, each.path, each.connections, each.operations),
             f"{100 * each.compiled // each.operations} %" if each.compiled and each.operations else "no",
             *(size(each.received), size(each.sent), micros(each.latency), each.expected, each.errors),
+            each.events.told if each.events.told or each.events.watched else "",
             "" if each.unreachable_since is None else f"unreachable since {moment(each.unreachable_since)}",
         ),
     )
