@@ -185,3 +185,22 @@ def test_room_that_comes_free_is_used(top: Path, run: Callable[..., tuple[Pinned
         {"directories": 3, "full": False},
         {"directories": 4, "full": True},
     ]
+
+
+def test_a_directory_that_was_pinned_before_its_making_was_repeated_is_let_go_unless_a_program_watches_it(
+    top: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server(top, [], 100)
+    monkeypatch.setattr(os, "getxattr", server.answer)
+    monkeypatch.setattr(pinning, "_path", server.path)
+    pins = pinning._Pins(os.open(top, os.O_PATH), 1000, lambda _: None)
+    with pytest.raises(Over):
+        pins.run()
+    number = pins._by_path[""].number
+    assert not pins._is_news(number, "a", {os.stat(top / "a").st_ino})
+    assert sorted(pins._by_path) == there(top)
+    assert pins._is_news(number, "a", {os.stat(top / "src").st_ino})
+    assert sorted(pins._by_path) == [path for path in there(top) if path.partition("/")[0] != "a"]
+    assert pins._is_news(number, "not pinned", set())
+    for pin in pins._by_path.values():
+        os.close(pin.descriptor)

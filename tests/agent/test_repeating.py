@@ -1,4 +1,7 @@
-"""What the agent reads in /proc of the watches of programs. The repeating itself is in tests/guest/test_events.py."""
+"""What the agent reads in /proc of the watches of programs, and how a directory is made.
+
+The repeating itself is in tests/guest/test_events.py.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ if sys.platform == "win32":
     pytest.skip("it runs in Linux guests", allow_module_level=True)
 
 from uvmshare.fileserver import syscalls
-from uvmshare.guest.repeating import watched_inodes
+from uvmshare.guest.repeating import Repeater, _Words, watched_inodes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,3 +36,16 @@ def test_what_a_program_watches_is_found_by_its_inode_and_nothing_else_is(tmp_pa
     finally:
         os.close(queue)
     assert not watched_inodes(device) & set(inodes.values())
+
+
+def test_a_directory_that_is_made_is_opened_and_the_process_is_as_urgent_as_before(tmp_path: Path) -> None:
+    at, before = os.open(tmp_path, os.O_PATH), os.sched_getscheduler(0)
+    repeater = Repeater.__new__(Repeater)  # the making alone needs no mount
+    opened = repeater._make_directory(_Words("Cd", at, "made", at, ""))
+    assert opened is not None
+    assert os.path.samestat(os.fstat(opened), os.stat(tmp_path / "made"))
+    with pytest.raises(FileExistsError):
+        repeater._make_directory(_Words("Cd", at, "made", at, ""))
+    assert os.sched_getscheduler(0) == before
+    for each in (opened, at):
+        os.close(each)

@@ -17,7 +17,6 @@ busy because of them.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
@@ -126,7 +125,7 @@ class _Pins:
             lines = said.splitlines()
             names = [line for line in lines if not line.isdigit()]
             if self._repeater is not None and names:
-                for number in self._repeater.carry_out(names, self._descriptor, self._pin_made):
+                for number in self._repeater.carry_out(names, self._descriptor, self._is_news, self._pin_made):
                     self._check(number)
             for line in lines:
                 pin = self._by_number.get(int(line)) if line.isdigit() else None
@@ -137,15 +136,38 @@ class _Pins:
         pin = self._by_number.get(number)
         return None if pin is None else pin.descriptor
 
-    def _pin_made(self, number: int, name: str) -> None:
-        """Pin a directory at once that was just made in one: who hears of it watches it."""
+    def _is_news(self, number: int, name: str, watched: set[int]) -> bool:
+        """Say whether a directory can be made once more; False when a program watches it already.
+
+        It may be pinned, because something else was looked at again. What is held cannot be made.
+        """
         above = self._by_number[number]
         path = f"{above.path}/{name}" if above.path else name
-        if path not in self._by_path and os.path.basename(above.path) not in SHALLOW:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                descriptor = os.open(name, _PATH_FLAGS, dir_fd=above.descriptor)
-                os.fstat(descriptor)  # what the kernel knows of it is what it was made with
-                self._pinned(descriptor, path)
+        pin = self._by_path.get(path)
+        if pin is None:
+            return True
+        try:
+            if os.fstat(pin.descriptor).st_ino in watched:
+                return False
+        except OSError as error:
+            _require_alive(error)
+        self._drop_below(path)
+        return True
+
+    def _pin_made(self, number: int, name: str, descriptor: int) -> None:
+        """Pin a directory that was just made in one, and was opened at once: who hears of it watches it."""
+        above = self._by_number[number]
+        path = f"{above.path}/{name}" if above.path else name
+        if path in self._by_path or os.path.basename(above.path) in SHALLOW:
+            os.close(descriptor)
+            return
+        try:
+            os.fstat(descriptor)  # what the kernel knows of it is what it was made with
+        except OSError as error:
+            os.close(descriptor)
+            _require_alive(error)
+            return
+        self._pinned(descriptor, path)
 
     def _check(self, number: int) -> None:
         """Compare a pin with the host, and those in its directory: an operation there failed, and may have left it."""

@@ -32,6 +32,8 @@ _AT_SYMLINK_NOFOLLOW = 0x100
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 _CREATE = os.O_CREAT | os.O_EXCL | os.O_RDONLY | _FLAGS
 """Not for writing: meanwhile no program could execute it (ETXTBSY)."""
+_O_PATH = 0o10000000
+_MADE = _O_PATH | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 _EXECUTE = 0o111
 _NS = 1_000_000_000
 _MINOR_BITS = 20
@@ -100,12 +102,17 @@ class Repeater:
             self._libc.setfsuid(ctypes.c_uint32(0))
 
     def carry_out(
-        self, lines: list[bytes], directory: Callable[[int], int | None], made: Callable[[int, str], object]
+        self,
+        lines: list[bytes],
+        directory: Callable[[int], int | None],
+        is_news: Callable[[int, str, set[int]], bool],
+        made: Callable[[int, str, int], object],
     ) -> set[int]:
         """Repeat what the lines say, as far as a program of the guest watches; return in which directories one failed.
 
-        `directory` returns the descriptor of the directory with a number, if it is held; `made` is called for
-        each directory that was made in one. Raises `OSError` when the connection is lost.
+        `directory` returns the descriptor of the directory with a number, if it is held. For each directory that is to
+        be made in one, `is_news` lets go of it, or says by the inodes that are watched that programs know it already;
+        `made` is called when it was made, with a descriptor of its path. Raises `OSError` when the connection is lost.
         """
         failed: set[int] = set()
         about: dict[int, tuple[int, bool]] = {}
@@ -126,11 +133,14 @@ class Repeater:
                 continue
             words = _Words(what.decode(), at, _name(name), target, _name(to[1]) if to else "")
             is_listened_to = about[at][1] or about[target][1]
+            is_directory = words.what == "C" and words.kind == "d"
+            if is_directory and is_listened_to and not is_news(int(number), words.name, inodes):
+                continue
             try:
                 with self._as_reserved():
                     if not is_listened_to and (words.what == "C" or not self._is_watched(words, inodes)):
                         continue
-                    self._repeat(words)
+                    opened = self._repeat(words)
                 self.repeated += 1
             except OSError as error:
                 if error.errno in (errno.EIO, errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ESHUTDOWN):
@@ -138,15 +148,16 @@ class Repeater:
                 self.failed += 1
                 failed.add(int(number))
             else:
-                if words.what == "C" and words.kind == "d":
-                    made(int(number), words.name)
+                if opened is not None:
+                    made(int(number), words.name, opened)
         return failed
 
     def _is_watched(self, words: _Words, inodes: set[int]) -> bool:
         """Say whether a program watches the file itself."""
         return os.lstat(words.name, dir_fd=words.at).st_ino in inodes
 
-    def _repeat(self, words: _Words) -> None:
+    def _repeat(self, words: _Words) -> int | None:
+        """Repeat one change. Return a descriptor of the path of a directory that was made."""
         at, name = words.at, words.name
         if words.what == "R":
             os.rename(name, words.new, src_dir_fd=at, dst_dir_fd=words.target)
@@ -160,15 +171,29 @@ class Repeater:
             os.utime(name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=at, follow_symlinks=False)
         elif words.what == "M":
             self._modify(at, name)
+        elif words.kind == "d":
+            return self._make_directory(words)
         else:
             self._create(words)
+        return None
+
+    def _make_directory(self, words: _Words) -> int | None:
+        """Make a directory and return a descriptor of its path; None when it is there no more.
+
+        Who hears of it watches it. The kernel makes a new inode for each look-up, but one that begins while another one
+        goes on gets the same. So the directory is looked up before who hears has looked it up and let it go again.
+        """
+        with _first():
+            os.mkdir(words.name, 0o755, dir_fd=words.at)
+            try:
+                return os.open(words.name, _MADE, dir_fd=words.at)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
 
     def _create(self, words: _Words) -> None:
         at, name, kind = words.at, words.name, words.kind
         try:
-            if kind == "d":
-                os.mkdir(name, 0o755, dir_fd=at)
-            elif kind == "l":
+            if kind == "l":
                 os.symlink("-", name, dir_fd=at)
             elif kind == "f":
                 os.close(os.open(name, _CREATE, 0o644, dir_fd=at))
@@ -206,6 +231,21 @@ class _Words:
         self.what, self.kind = what[:1], what[1:]
         self.at, self.name = at, name
         self.target, self.new = target, new
+
+
+@contextlib.contextmanager
+def _first() -> Iterator[None]:
+    """Have no other program run on this processor until this one waits, where it may ask for that (sched(7))."""
+    is_first = False
+    with contextlib.suppress(OSError):  # no CAP_SYS_NICE, or musl, which knows nothing of this
+        if os.sched_getscheduler(0) == os.SCHED_OTHER:
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+            is_first = True
+    try:
+        yield
+    finally:
+        if is_first:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def _missing_capabilities() -> list[str]:
