@@ -97,7 +97,7 @@ coverage: packages $(STAMP) $(SPEED)  ## The tests of `make test` once more, mea
 
 .PHONY: test-long
 test-long: packages $(STAMP) $(SPEED)  ## The long tests, beside each other: one to two hours
-	tools/packages roots
+	tools/packages roots watching
 	$(BIN)/python tools/run_tests.py long $(PYTEST_ARGS)
 
 .PHONY: soak
@@ -156,6 +156,11 @@ bench-fleet: $(STAMP)  ## Measure a fleet on this machine, by hand; needs root (
 bench-guest: $(STAMP) $(SPEED)  ## Compare with virtio-9p, virtiofsd and diod in a guest (BENCH_ARGS=--quick to try)
 	tools/packages bench-guest
 	$(BIN)/python -m benchmarks.guest_peers $(BENCH_ARGS)
+
+.PHONY: bench-events
+bench-events: $(STAMP) $(SPEED)  ## Measure events in a guest: how late, a large checkout, idling (BENCH_ARGS="--quick latency" to try)
+	tools/packages bench-events
+	$(BIN)/python -m benchmarks.events $(BENCH_ARGS)
 
 .PHONY: docs
 docs: $(STAMP)  ## Build the site into build/site; `make docs-serve` shows it at 127.0.0.1:8000
