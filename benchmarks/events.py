@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -54,7 +54,7 @@ _LOOK: Final = 0.02
 class Sizes:
     """How much there is to do; a try of the script does less."""
 
-    saves: int = 200
+    saves: int = 100
     files: int = 10_000
     directories: tuple[int, ...] = (100, 500, 2_000)
     idle_seconds: float = 20.0
@@ -97,7 +97,7 @@ class Stage:
                 sys.exit(f"no events in this guest: {info.no_events}")
             yield path
         finally:
-            await self.mounts.unmap(path, owner="bench")
+            await self.mounts.unmap(path, owner="bench", lazy=True)  # whatever the agent itself is at there
 
     async def pinned(self, path: str) -> int:
         """Return how many directories of a mount the agent holds."""
@@ -207,6 +207,10 @@ class Listener:
         except TimeoutError:
             pass
 
+    def close(self) -> None:
+        """Hear no more."""
+        self._writer.close()
+
     async def echo(self) -> float:
         """Return how long a word takes to the guest and back, in seconds."""
         begun = time.perf_counter()
@@ -221,14 +225,14 @@ async def listening(stage: Stage, path: str) -> AsyncIterator[tuple[Listener, in
     """Listen in the guest to all directories below a path while the block lasts; gives how many there are, too."""
     came: asyncio.Queue[Listener] = asyncio.Queue()
 
-    async def met(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def met(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         came.put_nowait(Listener(reader, writer))
-        await writer.wait_closed()
 
     server = await asyncio.start_server(met, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     program = f"python3 -I -S {events_guest.__file__} {HOST} {port} {path}"
     await stage.guest.check(f"{program} >/run/listener.log 2>&1 & echo $! >/run/listener.pid")
+    listener = None
     try:
         async with asyncio.timeout(_DEADLINE):
             listener = await came.get()
@@ -236,6 +240,8 @@ async def listening(stage: Stage, path: str) -> AsyncIterator[tuple[Listener, in
     finally:
         await stage.guest.run("kill $(cat /run/listener.pid)")
         server.close()
+        if listener is not None:
+            listener.close()
 
 
 async def measure_latency(stage: Stage, sizes: Sizes) -> Row:
@@ -399,6 +405,7 @@ async def measure(kernel: str, rows: list[str], sizes: Sizes, say: Callable[[str
         for row in rows:
             say(row)
             found[row] = {**await _MEASURED[row](stage, sizes), "load": round(os.getloadavg()[0], 1)}
+            say(f"{row}: {json.dumps(found[row])}")
     return found
 
 
@@ -407,6 +414,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; without any, all")
     parser.add_argument("--kernel", default="6.12", help="the guest's (%(default)s)")
+    parser.add_argument("--files", type=int, help=f"in the checkout ({Sizes().files}); fewer for a slow guest")
     parser.add_argument("--quick", action="store_true", help="only try it: the figures mean nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = parser.parse_args()
@@ -419,6 +427,7 @@ def main() -> None:
         sys.stderr.write(f"[{time.monotonic() - begun:4.0f} s] {line}\n")
 
     sizes = QUICK if chosen.quick else Sizes()
+    sizes = replace(sizes, files=chosen.files or sizes.files)
     found = asyncio.run(measure(chosen.kernel, chosen.rows or list(ROWS), sizes, say))
     if chosen.json:
         sys.stdout.write(json.dumps({"quick": chosen.quick, **found}) + "\n")
