@@ -165,3 +165,10 @@ def test_a_value_of_an_event_makes_up_no_field() -> None:
     detail = {"path": "/a owner=root"}
     event = Event(id="1", time=when, kind="share.held", vm="vm", share="0", owner=None, detail=detail)
     assert events.line_of(event) == '2026-01-02 00:00:00 vm share.held share=0 path="/a owner=root"'
+
+
+def test_a_detail_of_an_event_is_written_without_words_of_python() -> None:
+    detail = {"addresses": ["unix:/a", "tcp:127.0.0.1:1"], "read_only": False, "events": True, "lease": None}
+    when = datetime(2026, 1, 2, tzinfo=UTC)
+    event = Event(id="1", time=when, kind="vm.added", vm="vm", share=None, owner=None, detail=detail)
+    assert events.line_of(event).endswith("vm.added addresses=unix:/a,tcp:127.0.0.1:1 read_only=false events=true")

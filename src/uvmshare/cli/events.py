@@ -50,8 +50,15 @@ def events(since: str | None, host: str | None, *, no_follow: bool, as_json: boo
 def line_of(event: Event) -> str:
     """Return the event for people; a value with a space in it stands in quotes, so that it makes up no field."""
     named = {"share": event.share, "owner": event.owner, **event.detail}
-    words = " ".join(f"{key}={_quoted(str(value))}" for key, value in named.items() if value is not None)
+    words = " ".join(f"{key}={_quoted(_in_words(value))}" for key, value in named.items() if value is not None)
     return f"{event.time:%Y-%m-%d %H:%M:%S} {event.vm} {event.kind} {words}".rstrip()
+
+
+def _in_words(value: object) -> str:
+    """Return a detail as commands take it: neither Python's words nor its brackets."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return ",".join(map(_in_words, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _quoted(value: str) -> str:
