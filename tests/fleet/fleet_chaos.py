@@ -319,6 +319,7 @@ class FleetChaos:
                     pass
                 else:
                     noted.renewed.append(began)
+                    noted.answered.append(self._now())
                 await asyncio.wait([ending], timeout=_LEASE / 5)
         finally:
             ending.cancel()

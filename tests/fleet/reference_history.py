@@ -45,9 +45,21 @@ class LeasedOwner:
     seconds: float
     renewed: list[float] = field(default_factory=list)
     """When each renewal that succeeded was asked for."""
+    answered: list[float] = field(default_factory=list)
+    """When each of these was answered."""
     lost: list[float] = field(default_factory=list)
     """When it was answered that there is no lease."""
     died: float | None = None
+
+    def lapses(self) -> list[float]:
+        """Return when its lease may have ended because renewals were too far apart: nobody may have been told."""
+        found = []
+        for began, next_answered in zip(self.renewed, [*self.answered, None][1:], strict=True):
+            if next_answered is None:
+                found.append(began + self.seconds)
+            elif next_answered >= began + self.seconds:
+                found += [began + self.seconds, next_answered]
+        return found
 
 
 @dataclass(frozen=True)
@@ -169,7 +181,7 @@ class _Replay:
         for restore in history.restores:
             events += [(restore.started, 2, self._restore, restore)]
         if owner is not None:
-            events += [(lost, 2, self._lose, None) for lost in owner.lost]
+            events += [(lost, 2, self._lose, None) for lost in (*owner.lost, *owner.lapses())]
             events += [] if owner.died is None else [(owner.died, 2, self._die, None)]
         events += [(rest.at, 3, None, rest) for rest in rests]
         self.events = sorted(events, key=lambda each: each[:2])

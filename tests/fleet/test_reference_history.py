@@ -51,9 +51,11 @@ def history(*records: Any) -> ReferenceHistory:
         [asked("add", 14), restored("mine", 20), Rest(30, HELD)],
         # What was under way while etcd was stopped was done before or after.
         [asked("add", 23.5), restored("follow", 20), Rest(30, HELD), Rest(31, NOT_HELD)],
-        [asked("add", 0), LeasedOwner("job", 5, [0, 3], died=4), Rest(20, NOT_HELD)],
-        [asked("add", 0), LeasedOwner("job", 5, [0, 3], lost=[9]), Rest(20, NOT_HELD)],
-        [LeasedOwner("job", 5, [19], lost=[21]), restored("follow", 20)],
+        [asked("add", 0), LeasedOwner("job", 5, [0, 3], [0, 3], died=4), Rest(20, NOT_HELD)],
+        [asked("add", 0), LeasedOwner("job", 5, [0, 3], [0, 3], lost=[9]), Rest(20, NOT_HELD)],
+        # Renewals that were too far apart: the lease may have ended, and another one been granted with the next add.
+        [asked("add", 0), LeasedOwner("job", 5, [0, 3, 8, 10], [0, 3, 9, 10]), Rest(12, NOT_HELD)],
+        [LeasedOwner("job", 5, [19], [19], lost=[21]), restored("follow", 20)],
         [asked("add", 0, name="3"), asked("add", 2, name="3", reference=R._replace(owner="other"))],
     ],
 )
@@ -77,8 +79,9 @@ def test_a_history_that_can_have_been_has_no_problem(records: list[Any]) -> None
         # What is acknowledged counts as soon as etcd runs again.
         ([asked("add", 24.5), restored("mine", 20), Rest(30, NOT_HELD)], "was acknowledged, and is lost"),
         ([asked("add", 24.5), restored("follow", 20), Rest(30, NOT_HELD)], "was acknowledged, and is lost"),
-        ([asked("add", 0), LeasedOwner("job", 5, [0, 3], died=4), Rest(20, HELD)], "nobody holds it"),
-        ([LeasedOwner("job", 5, [0, 3], lost=[7])], "gone 4.0 s after a renewal"),
+        ([asked("add", 0), LeasedOwner("job", 5, [0, 3], [0, 3], died=4), Rest(20, HELD)], "nobody holds it"),
+        ([LeasedOwner("job", 5, [0, 3], [0, 3], lost=[7])], "gone 4.0 s after a renewal"),
+        ([asked("add", 0), LeasedOwner("job", 5, [0, 3, 7], [0, 3, 7]), Rest(11, NOT_HELD)], "is lost"),
         ([restored("follow", 20, NOT_HELD)], "for an etcd that nobody had accepted"),
         (
             [asked("add", 0, name="3"), asked("add", 2, name="3", reference=R._replace(path="/srv/2"))],
