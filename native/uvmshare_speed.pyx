@@ -31,7 +31,7 @@ from types import MemberDescriptorType
 
 from uvmshare.errors import RemoteProtocolError
 
-CONTRACT = 4
+CONTRACT = 5
 """What the Python side must be of. Another number, and the module is not used."""
 
 cdef extern from *:
@@ -467,7 +467,7 @@ cdef class Loop:
         cdef const uint8_t *data
         if start >= stop: return 0
         offset, count = self._number(at + 4, 8), self._number(at + 12, 4)
-        if stop - start != count or offset >> 62: return 0
+        if stop - start != count or offset >> 62 or not self.writes: return 0
         fid = self._fid(number)
         file = self._file(fid)
         # What does not splice may append, where a write that is tried again is another one.

@@ -77,16 +77,20 @@ def test_a_machine_without_a_filter_is_a_warning_here_and_a_note_at_start(monkey
 @pytest.mark.parametrize(
     ("number", "remedy"), [(errno.EMFILE, "fs.fanotify.max_user_groups"), (errno.EPERM, "5.13"), (errno.ENOSYS, "5.13")]
 )
-def test_a_host_that_tells_nobody_who_changed_a_file_can_give_no_events(
-    monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
+@pytest.mark.parametrize("has_inotify", [True, False])
+def test_a_host_that_refuses_fanotify_has_events_by_inotify_and_is_told_by_which_way(
+    monkeypatch: pytest.MonkeyPatch, number: int, remedy: str, *, has_inotify: bool
 ) -> None:
     def refuse() -> int:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(syscalls, "fanotify_init", refuse)
-    findings = {finding.subject: finding for finding in examine()}
-    assert findings["events"].verdict == "warning"
-    assert remedy in findings["events"].remedy
+    if not has_inotify:
+        monkeypatch.setattr(syscalls, "inotify_init", refuse)
+    found = {finding.subject: finding for finding in examine()}["events"]
+    assert found.verdict == "warning"
+    assert remedy in found.remedy
+    assert ("by inotify" in found.found, "no inotify" in found.found) == (has_inotify, not has_inotify)
 
 
 def test_an_old_kernel_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:

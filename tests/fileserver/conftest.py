@@ -24,6 +24,7 @@ from tests.fileserver.harness import (
     IN_AND_OUT,
     LIMITS,
     MODELS,
+    WITHOUT_FANOTIFY,
     Device,
     Host,
     InProcess,
@@ -32,6 +33,7 @@ from tests.fileserver.harness import (
 )
 from tests.forked import forked_supervisors, zygote
 from tests.processes import wait_for_end
+from tests.refusing import fanotify_refused
 from tests.root import require_root
 
 from uvmshare.fileserver import speed
@@ -64,7 +66,10 @@ def devices() -> Iterator[Callable[[str], Device | InProcess]]:
     started: dict[str, Device | InProcess] = {}
 
     def device(model: str) -> Device | InProcess:
-        if model not in started:
+        if model not in started and model == WITHOUT_FANOTIFY:
+            with fanotify_refused():
+                started[model] = Device(security_model="passthrough", limits=LIMITS)
+        elif model not in started:
             started[model] = InProcess() if model == "in-process" else Device(security_model=model, limits=LIMITS)
         return started[model]
 
@@ -115,7 +120,7 @@ _directories: Final = itertools.count()
 def host(devices: Callable[[str], Device | InProcess], model: str, xattr_directory: Path) -> Iterator[Host]:
     if sys.platform == "win32":
         pytest.skip("the file server runs on Linux")
-    if model == "passthrough":
+    if model in ("passthrough", WITHOUT_FANOTIFY):
         require_root("passthrough changes owners, which needs root")
     top = xattr_directory / str(next(_directories))
     root, outside = top / "root", top / "outside"

@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 MODELS: Final = ("mapped-xattr", "passthrough", "none", "in-process")
 """The security models, each in processes of its own, and one of them in this process."""
 
+WITHOUT_FANOTIFY: Final = "passthrough without fanotify"
+"""In the place of a security model: a server to which the host refuses fanotify, so that events come by inotify."""
+
 IN_AND_OUT: Final = ("passthrough", "in-process")
 """For what no security model has a say in: once in a confined process, once by the server's own checks alone.
 ``model = one_of(*IN_AND_OUT)`` in a module takes them."""

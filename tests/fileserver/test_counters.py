@@ -14,8 +14,9 @@ import pytest
 from uvmshare import AddOptions, FileServer, Manager
 from uvmshare.fileserver import counters
 from uvmshare.fileserver.counters import BUCKETS, Counted, Counters, Events
-from uvmshare.fileserver.mount import listening
-from uvmshare.fileserver.mount.listening import Group, Listening
+from uvmshare.fileserver.mount import sources
+from uvmshare.fileserver.mount.listening import Directory, Listening
+from uvmshare.fileserver.mount.sources import Group
 from uvmshare.fileserver.syscalls import Fanotify
 from uvmshare.ninep import messages
 from uvmshare.testing.client import NinePClient
@@ -157,17 +158,19 @@ def test_what_several_mounts_did_for_events_is_added_up() -> None:
 
 def test_words_of_the_kernel_are_counted_by_what_comes_of_them() -> None:
     def word(mask: int, pid: int, name: bytes = b"") -> bytes:
-        told = listening._RECORD.pack(listening._DFID_NAME, 0, listening._RECORD.size + 2 + len(name), b"", 1, 0) + b"h"
+        told = sources._RECORD.pack(sources._DFID_NAME, 0, sources._RECORD.size + 2 + len(name), b"", 1, 0) + b"h"
         record = told + name + b"\0" if name else b""
-        size = listening._METADATA.size
-        return listening._METADATA.pack(size + len(record), 3, 0, size, mask, -1, pid) + record
+        size = sources._METADATA.size
+        return sources._METADATA.pack(size + len(record), 3, 0, size, mask, -1, pid) + record
 
     others, own = 1, os.getpid()
     taken, given = os.pipe2(os.O_NONBLOCK)
     try:
         counted = Counters()
-        found = Listening(Group(taken, 10), lambda _: None, lambda *_: True, counted.slots)
-        found._numbers[b"h"] = 7
+        group = Group(taken, 10)
+        group._numbers[b"h"] = 7
+        found = Listening(group, lambda _: None, lambda *_: True, counted.slots)
+        found._place_directory(7, Directory((0, 0), b""))
         for name in (b"f", b"f", b"g"):
             os.write(given, word(Fanotify.MODIFY, others, name))
         os.write(given, word(Fanotify.MODIFY, own, b"own"))

@@ -10,6 +10,7 @@ import os
 import select
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -19,7 +20,6 @@ from tests.root import require_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
@@ -30,7 +30,8 @@ from uvmshare.fileserver import syscalls
 from uvmshare.fileserver.export import Export
 from uvmshare.fileserver.mount import listening, watched
 from uvmshare.fileserver.mount.files.tree import Tree
-from uvmshare.fileserver.mount.listening import Group
+from uvmshare.fileserver.mount.listening import Change
+from uvmshare.fileserver.mount.sources import Group, Watches
 from uvmshare.fileserver.mount.watched import Queue, Watched
 from uvmshare.hcs.schema import Beside
 from uvmshare.ninep.constants import READ_HEADER_SIZE
@@ -39,9 +40,9 @@ from uvmshare.ninep.constants import READ_HEADER_SIZE
 class Told:
     """A session that watches directories of a tree, and is told when a test says so: no thread looks."""
 
-    def __init__(self, tree: Tree, most_marks: int) -> None:
-        group = Group.open()
-        assert group is not None, "this host has no fanotify to spare"
+    def __init__(self, tree: Tree, most_marks: int, kind: type[Group | Watches] = Group) -> None:
+        group = kind.open()
+        assert group is not None, "this host has no queue to spare"
         group.most = min(group.most, most_marks)
         self.tree = tree
         self.queue = Queue(syscalls.inotify_init(), 2048, group)
@@ -54,7 +55,8 @@ class Told:
     def listen(self) -> int:
         uid = self.watched.listen()
         assert self.watched.listening is not None
-        self.watched.listening._own = 0  # the host is this process too
+        if isinstance(self.group, Group):
+            self.group._own = 0  # the host is this process too
         return uid
 
     def watch(self, *paths: str) -> None:
@@ -94,7 +96,11 @@ def told(root: Path) -> Iterator[Callable[..., Told]]:
     exports: list[Export] = []
 
     def watching(
-        *paths: str, allowed: tuple[str, ...] = (), hide: tuple[str, ...] = (), most_marks: int = 4096
+        *paths: str,
+        allowed: tuple[str, ...] = (),
+        hide: tuple[str, ...] = (),
+        most_marks: int = 4096,
+        kind: type[Group | Watches] = Group,
     ) -> Told:
         settings = add_document("0", str(root), allowed=allowed).settings
         assert settings is not None
@@ -102,7 +108,7 @@ def told(root: Path) -> Iterator[Callable[..., Told]]:
         exports.append(export)
         tree = Tree(export)
         tree.found_mounts(any_there=False)
-        made.append(Told(tree, most_marks))
+        made.append(Told(tree, most_marks, kind))
         made[-1].watch(*paths)
         return made[-1]
 
@@ -302,6 +308,79 @@ def test_no_more_names_are_listed_than_are_remembered(
     assert guest.look() == ["lost"]
 
 
+def test_when_more_happens_than_the_kernel_keeps_the_mounts_own_changes_are_still_its_own(
+    told: Callable[..., Told], root: Path
+) -> None:
+    (root / "file").unlink()  # which is so young that it might have been changed since
+    for name in ("own", "others", "busy", "busier"):
+        (root / name).touch()
+    guest = told("", kind=Watches)
+    tree, found = guest.tree, guest.watched.listening
+    assert found is not None
+    for name in ("own", "others"):
+        (root / name).write_text("first")
+    assert guest.look()
+    for _ in range(int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())):
+        for name in ("busy", "busier"):  # one after the other, or they would be one event
+            os.utime(root / name)
+    with found.own(Change((tree.child(tree.root, b"own"),))):
+        (root / "own").write_text("the guest's")
+    with found.own(Change((tree.root,), ((tree.root, b"made"),), "make")):
+        (root / "made").touch()
+    with found.own(Change((tree.root,), ((tree.root, b"own"), (tree.root, b"renamed")), "rename")):
+        (root / "own").rename(root / "renamed")
+    (root / "others").write_text("the host's")
+    (root / "new").touch()
+    lines = guest.look()
+    assert sorted(line for line in lines if "bus" not in line) == ["Cf /new", "Mf /others"]
+    (root / "end").touch()
+    assert guest.look() == ["Cf /end"]
+
+
+def test_a_change_that_cannot_be_noted_down_is_made_all_the_same_and_told_as_anothers(
+    told: Callable[..., Told], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = told("", kind=Watches)
+    tree, found = guest.tree, guest.watched.listening
+    assert found is not None
+
+    def no_more(*_: object) -> int:
+        raise OSError(24, "too many")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(syscalls, "open_entry", no_more)
+        with found.own(Change((tree.root,), ((tree.root, b"made"),), "make")):
+            (root / "made").touch()
+    assert guest.look() == ["Cf /made"]
+
+
+def test_permissions_that_are_lent_are_the_mounts_own_doing(told: Callable[..., Told], root: Path) -> None:
+    (root / "f").touch()
+    guest = told("", kind=Watches)
+    tree, found = guest.tree, guest.watched.listening
+    assert found is not None
+    file = tree.child(tree.root, b"f")
+    (root / "f").write_text("so that what it was before is not in doubt")
+    assert guest.look() == ["Mf /f"]
+    with found.lending(file):
+        (root / "f").chmod(0o600)
+    assert guest.look() == []
+    with found.own(Change((file,))):
+        with found.lending(file):
+            (root / "f").chmod(0o640)
+        (root / "f").write_text("written meanwhile")
+        with found.lending(file):
+            (root / "f").chmod(0o600)
+    assert guest.look() == []
+    with found.lending(file):
+        (root / "f").chmod(0o640)
+    (root / "f").chmod(0o400)
+    assert guest.look() == ["Af /f"]
+    guest.watched.begin()
+    with tree.lending.noted(file):
+        pass
+
+
 def test_telling_takes_no_more_than_a_fifth_of_a_processor() -> None:
     for took in (0.0, 0.001, 0.02, 0.3, 2.0):
         assert took <= (took + watched.pause_after(took)) / 5
@@ -332,6 +411,7 @@ import ctypes
 import os
 import sys
 
+from uvmshare.fileserver.mount.sources import Group
 from uvmshare.fileserver.mount.watched import Queue
 
 assert ctypes.CDLL(None).unshare(0x10000000) == 0, "no user namespace of its own"
@@ -347,8 +427,8 @@ for _ in range(8):
         os.close(beginning)
         os.close(ending)
         os.read(begin, 1)  # all have been started
-        queue = Queue.open_in_turn(turn)
-        os.write(telling, b"y" if queue is not None and queue.group is not None else b"n")
+        queue = Queue.open_in_turn(turn, os.open("/", os.O_PATH))
+        os.write(telling, b"y" if queue is not None and isinstance(queue.source, Group) else b"n")
         os.read(end, 1)  # all have told
         os._exit(0)
 os.close(beginning)

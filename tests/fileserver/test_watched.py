@@ -31,9 +31,9 @@ if sys.platform == "win32":
 
 from uvmshare.fileserver import syscalls
 from uvmshare.fileserver.export import Export
-from uvmshare.fileserver.mount import listening
+from uvmshare.fileserver.mount import sources
 from uvmshare.fileserver.mount.files.tree import Tree
-from uvmshare.fileserver.mount.listening import Group
+from uvmshare.fileserver.mount.sources import Group
 from uvmshare.fileserver.mount.watched import Queue, Watched
 
 confined = pytest.mark.parametrize("model", ["passthrough"])
@@ -296,7 +296,7 @@ def test_a_host_without_a_queue_to_spare_keeps_what_is_left_for_others(monkeypat
         return made[-1]
 
     monkeypatch.setattr(syscalls, "inotify_init", init)
-    assert Queue.open() is None
+    assert Queue.open(os.open("/", os.O_PATH)) is None
     for each in made:
         with pytest.raises(OSError, match="Bad file"):
             os.fstat(each)
@@ -308,10 +308,10 @@ def test_where_the_kernel_cannot_tell_of_names_the_directories_are_watched_all_t
     (root / "a").mkdir()
     tree.found_mounts(any_there=False)
     without = Watched(Queue(syscalls.inotify_init(), 2), tree, lambda _: None)
-    with pytest.raises(OSError, match="no fanotify"):
+    with pytest.raises(OSError, match="no queue to spare"):
         without.listen()
     watched = Watched(Queue(syscalls.inotify_init(), 2, Group.open()), tree, lambda _: None)
-    monkeypatch.setattr(listening, "file_handle", lambda _: b"")
+    monkeypatch.setattr(sources, "file_handle", lambda _: b"")
     with pytest.raises(OSError, match="no handles"):
         watched.listen()
     assert watched.listening is None

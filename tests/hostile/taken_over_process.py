@@ -87,7 +87,7 @@ def _confined(export: Export, scene: Scene, layers: Layers, user: int) -> bool:
         enclosure.trouble = lambda: "masked"
     if not layers.seccomp:
         confinement.has_seccomp = lambda: False
-    queue = Queue.open()
+    queue = Queue.open(export.root)
     enclosed = confinement.enter(export, os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC))
     assert queue is not None
     if not enclosed:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["CONTRACT", "VARIABLE", "compiled", "describe", "is_used"]
 
 VARIABLE: Final = "UVMSHARE_SPEED"
-CONTRACT: Final = 4
+CONTRACT: Final = 5
 """What this version hands over, and how. A module that was built for another is not used."""
 
 

@@ -37,6 +37,7 @@ __all__ = [
     "has_seccomp_filters",
     "inotify_add_watch",
     "inotify_init",
+    "inotify_init_at_once",
     "inotify_rm_watch",
     "keep_capabilities",
     "landlock_abi",
@@ -270,8 +271,10 @@ if not _has_openat2():
 
 
 class Notify:
-    """``IN_*``, see inotify(7)."""
+    """``IN_*``, see inotify(7). What happened to names has the same bits as with `Fanotify`."""
 
+    MODIFY: Final = 0x2
+    ATTRIB: Final = 0x4
     MOVED_FROM: Final = 0x40
     MOVED_TO: Final = 0x80
     CREATE: Final = 0x100
@@ -285,6 +288,11 @@ class Notify:
 def inotify_init() -> int:
     """Return a queue of what happens to files. Raises `OSError`: EMFILE when this user has as many as allowed."""
     return _check(_libc.inotify_init1(os.O_CLOEXEC), "inotify_init1")
+
+
+def inotify_init_at_once() -> int:
+    """Return such a queue that never waits when it is read. Raises `OSError`."""
+    return _check(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK), "inotify_init1")
 
 
 def inotify_add_watch(queue: int, path: str, mask: int) -> int:

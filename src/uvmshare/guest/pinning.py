@@ -44,7 +44,7 @@ _LIST_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEX
 _OPEN_TREE = 428
 """The same on every architecture."""
 _OPEN_TREE_CLONE, _AT_EMPTY_PATH = 1, 0x1000
-_UNTOLD = "the host does not tell the file server who changes what; docs/events.md says when"
+_UNTOLD = "the host tells the file server nothing of names, by fanotify or by inotify; docs/events.md says when"
 _NO_NAME = ".uvmshare-no-such-name"
 
 
@@ -224,7 +224,7 @@ class _Pins:
             _require_alive(error)
             missing = error.errno in (errno.ENODATA, errno.EOPNOTSUPP) and error.filename is not None
             self._no_events = (
-                "the host does not tell the file server who changes what; docs/events.md says when"
+                "the host tells the file server nothing of names, by fanotify or by inotify; docs/events.md says when"
                 if missing
                 else error.strerror or str(error)
             )

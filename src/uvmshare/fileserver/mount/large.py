@@ -67,4 +67,6 @@ def _file(session: ServedConnection, number: int) -> OpenFile | None:
     fid = session.fids.get(number)
     if fid is None or fid.file is None or fid.node.is_foreign or session.serves(_TWRITE) is not files.write:
         return None
+    if session.watched is not None and session.watched.keeps_ledger:  # its handler is to note it down
+        return None
     return fid.file if fid.file.splices else None

@@ -1,12 +1,13 @@
 """Changes of names in watched directories, and which of them the guest's agent may repeat (docs/events.md).
 
-What lives here: `Listening`, which has the host's kernel tell (fanotify(7)), compares with what was there before, and
+What lives here: `Listening`, which has the host's kernel tell (`sources`), compares with what was there before, and
 says it in lines. What must not: how the guest waits for the lines (`watched`), or how it is pretended
 (`handlers.ghosts`).
 
-The kernel says who changed something: what this process did for its own guest is no news there. It need not say in
-which order: a name is compared with what it was, 20 ms after the first word of it, and what went and came under
-another name is a rename.
+What this process did for its own guest is no news there. The kernel says who changed something, or a ledger is kept:
+then each change of this process is made inside `Listening.own`, and what names have come to by it is what they were
+when they are compared next. The kernel need not say in which order: a name is compared with what it was, 20 ms after
+the first word of it, and what went and came under another name is a rename.
 """
 
 from __future__ import annotations
@@ -14,55 +15,33 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import struct
+import threading
 import time
 from collections import deque
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from uvmshare.directory import birth_time, file_handle
+from uvmshare.directory import birth_time
 from uvmshare.fileserver import counters, syscalls
-from uvmshare.fileserver.mount.seccomp import LISTEN_MASK, MARK
+from uvmshare.fileserver.mount.ledger import CONTENT, Ledger, State
 from uvmshare.fileserver.syscalls import Fanotify, MountCrossed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-__all__ = [
-    "SHARE_OF_ALL",
-    "Absent",
-    "Directory",
-    "Gone",
-    "Group",
-    "Key",
-    "Listening",
-    "Moved",
-    "Pretence",
-    "require_room",
-]
+    from uvmshare.fileserver.mount.files.node import Node
+    from uvmshare.fileserver.mount.files.openfile import OpenFile
+    from uvmshare.fileserver.mount.ledger import FileKey
+    from uvmshare.fileserver.mount.sources import Source
 
-_SPARE: Final = 32
-"""Groups that must be left to other programs of this user; there are 128 (``max_user_groups``)."""
+__all__ = ["Absent", "Change", "Directory", "Gone", "Key", "Listening", "Moved", "Pretence", "require_room"]
+
 _MOST_NAMES: Final = 32_768
 """Names of one mount that are remembered when directories are added, about 200 bytes each; as many may come later.
 What happens in more directories is not told."""
 _MOST_LINES: Final = 8192
 """Changes that wait to be told. When there are more, the guest is told to begin anew."""
-_MOST_MARKS: Final = 4096
-"""Twice as many as directories may be watched (`watched`). A mark keeps its directory in the kernel's memory. It stays
-when the directory has left its place, since only a path could take it away."""
-SHARE_OF_ALL: Final = 64
-"""One mount takes no more than so small a part of what a user may watch and mark, and 16 mounts of one VM a quarter."""
-_MAX_MARKS: Final = "/proc/sys/fs/fanotify/max_user_marks"
-_PIECE: Final = 64 * 1024
-_MOST_PIECES: Final = 64
-"""That are read at once: a guest that makes changes faster than they are read is not to keep all else waiting."""
-_METADATA: Final = struct.Struct("=IBBHQii")
-_RECORD: Final = struct.Struct("=BBH8sIi")
-"""An info record with a handle: type, padding, length, fsid, and how long the handle is, and of which type."""
-_DFID_NAME: Final = 2
-_CONTENT: Final = Fanotify.MODIFY | Fanotify.CREATE | Fanotify.MOVED_TO | Fanotify.DELETE | Fanotify.MOVED_FROM
 _COMPARE: Final = 1
 """Beside the kernel's bits: nobody has told what happened to the name."""
 _NS: Final = 1_000_000_000
@@ -134,26 +113,48 @@ class Directory:
     path: bytes
 
 
-class Group:
-    """The kernel's queue of what happens to names, and of how many directories it may be told."""
+def _entry(directory: int, name: bytes, held: list[int] | None = None) -> tuple[_Entry | None, os.stat_result | None]:
+    """Return what a directory has under a name. Raises `OSError` for want of room.
 
-    def __init__(self, descriptor: int, most: int) -> None:
-        self.descriptor = descriptor
-        self.most = most
+    Its descriptor is added to `held`, if that is given, for the caller to close.
+    """
+    try:
+        descriptor = syscalls.open_entry(name, directory)
+    except MountCrossed:  # what is behind it is not watched, and may never answer
+        return None, None
+    except OSError as error:
+        require_room(error)
+        return None, None
+    try:
+        found, born = os.fstat(descriptor), birth_time(descriptor)
+    except OSError as error:
+        require_room(error)
+        return None, None
+    finally:
+        if held is None:
+            os.close(descriptor)
+        else:
+            held.append(descriptor)
+    kinds = {stat.S_IFREG: b"f", stat.S_IFDIR: b"d", stat.S_IFLNK: b"l"}
+    kind = kinds.get(stat.S_IFMT(found.st_mode), b"o")
+    return _Entry(found.st_ino, kind, None if born is None else born[0] * _NS + born[1]), found
 
-    @classmethod
-    def open(cls) -> Group | None:
-        """Return a group; None where this host has none (Linux before 5.13), or none to spare. Raises nothing."""
-        try:
-            with open(_MAX_MARKS, "rb") as file:
-                most = min(_MOST_MARKS, int(file.read()) // SHARE_OF_ALL)
-            return cls(syscalls.with_spare(syscalls.fanotify_init, _SPARE), most) if most else None
-        except (OSError, ValueError):
-            return None
 
-    def close(self) -> None:
-        """Give it back."""
-        os.close(self.descriptor)
+def _file_key(found: os.stat_result) -> FileKey:
+    return found.st_dev, found.st_ino
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What this process is about to do: which files it changes, and what it does to names in directories.
+
+    `what` is "make" or "remove" for the one of `names`, "rename" for the first of two, and "" where there are none. A
+    directory in which a name is changed is one of the files.
+    """
+
+    files: tuple[Node | OpenFile, ...]
+    names: tuple[tuple[Node, bytes], ...] = ()
+    what: str = ""
 
 
 class Listening:
@@ -166,7 +167,7 @@ class Listening:
 
     def __init__(
         self,
-        group: Group,
+        source: Source,
         opened: Callable[[int], int | None],
         shows: Callable[[int, bytes, bytes], bool],
         slots: memoryview,
@@ -174,17 +175,21 @@ class Listening:
         self._slots = slots
         self.plan: dict[Key, Pretence] = {}
         """What may be pretended now: of the lines that were told last."""
-        self._own = os.getpid()
-        self._group = group
+        self.ledger = None if source.says_who else Ledger(time.time_ns())
+        """What this process has changed, where the kernel does not say it."""
+        self._lock = threading.RLock()
+        """With a ledger, no name is compared while this process changes something: guards names and ledger."""
+        self._changing: set[FileKey] | None = None
+        """The files that are about to be changed inside `own`."""
+        self._source = source
+        self._is_all_read = True
         self._opened = opened
         self._shows = shows
-        self._numbers: dict[bytes, int] = {}
-        """By the handle of a directory."""
-        self._handles: dict[int, bytes] = {}
-        self._marked: set[bytes] = set()
-        """The handles of all that the kernel was asked to tell of, and may still tell of."""
+        self._told: set[int] = set()
+        """The directories of which the kernel tells."""
         self._directories: dict[int, Directory] = {}
         self._by_path: dict[bytes, int] = {}
+        self._by_key: dict[FileKey, int] = {}
         self._names: dict[int, dict[bytes, _Entry]] = {}
         self._count = 0
         self._dirty: dict[_Place, int] = {}
@@ -195,21 +200,7 @@ class Listening:
 
     def close(self) -> None:
         """Be told of nothing any more."""
-        with suppress(OSError):
-            syscalls.fanotify_mark(self._group.descriptor, Fanotify.MARK_FLUSH, 0, "/")
-        with suppress(OSError):
-            while os.read(self._group.descriptor, _PIECE):
-                pass
-
-    def require_told(self, descriptor: int, path: str) -> None:
-        """Refuse to listen where the kernel cannot tell of a directory: EOPNOTSUPP. Raises `OSError`."""
-        try:
-            if not file_handle(descriptor):
-                raise OSError(errno.EOPNOTSUPP, "the file system has no handles")
-            syscalls.fanotify_mark(self._group.descriptor, MARK, LISTEN_MASK, path)
-        except OSError as error:
-            raise OSError(errno.EOPNOTSUPP, f"no events of this file system: {error.strerror}") from error
-        self.close()
+        self._source.clear()
 
     def add(self, number: int, descriptor: int, path: str, directory: Directory) -> bool:
         """Be told of the names in a directory; what the kernel cannot tell of is passed over.
@@ -218,18 +209,14 @@ class Listening:
         `OSError` when this process has no room left.
         """
         self._place_directory(number, directory)
-        if number in self._handles:  # it was renamed
+        if number in self._told:  # it was renamed
             return True
         try:
-            handle = file_handle(descriptor)
-            if handle not in self._marked and len(self._marked) >= self._group.most:
-                return 2 * len(self._handles) > len(self._marked)
-            syscalls.fanotify_mark(self._group.descriptor, MARK, LISTEN_MASK, path)
-        except OSError:  # this user may have no more marks
+            if not self._source.watch(number, descriptor, path):
+                return False
+        except OSError:  # this user may have no more
             return True
-        self._marked.add(handle)
-        self._numbers[handle] = number
-        self._handles[number] = handle
+        self._told.add(number)
         names = self._look_at_all(number, _MOST_NAMES - self._count)
         if names is not None:
             self._names[number] = names
@@ -240,23 +227,23 @@ class Listening:
         self._displace(number)
         self._directories[number] = directory
         self._by_path[directory.path] = number
+        self._by_key[directory.key] = number
 
     def _displace(self, number: int) -> None:
         before = self._directories.pop(number, None)
         if before is not None and self._by_path.get(before.path) == number:
             del self._by_path[before.path]
+        if before is not None and self._by_key.get(before.key) == number:
+            del self._by_key[before.key]
 
     def remove(self, number: int, *, is_gone: bool) -> None:
         """Forget a directory. What the kernel still tells of it is passed over.
 
         `is_gone`: the kernel has forgotten it, and tells nothing more.
         """
-        handle = self._handles.pop(number, None)
-        if handle is not None:
-            if is_gone:
-                self._marked.discard(handle)
-            if self._numbers.get(handle) == number:
-                del self._numbers[handle]
+        if number in self._told:
+            self._told.remove(number)
+            self._source.forget(number, is_gone=is_gone)
             self._count -= len(self._names.pop(number, ()))
         self._displace(number)
 
@@ -264,38 +251,26 @@ class Listening:
 
     def read(self) -> None:
         """Take what the kernel has to say. Raises nothing."""
-        for _ in range(_MOST_PIECES):
-            try:
-                data = os.read(self._group.descriptor, _PIECE)
-            except OSError:
-                return
-            at = 0
-            while at < len(data):
-                size, _, _, header, mask, _, pid = _METADATA.unpack_from(data, at)
-                if mask & Fanotify.Q_OVERFLOW:
-                    self._slots[counters.OVERFLOWS] += 1
-                    self._compare_all()
-                else:
-                    self._note(data, at + header, at + size, mask if pid != self._own else 0)
-                at += size
-
-    def _note(self, data: bytes, at: int, stop: int, mask: int) -> None:
-        while at + _RECORD.size <= stop:
-            kind, _, size, _, length, _ = _RECORD.unpack_from(data, at)
-            if kind == _DFID_NAME:
-                start = at + _RECORD.size
-                number = self._numbers.get(data[start : start + length])
-                name = data[start + length : at + size].split(b"\0", 1)[0]
-                place = self._place(number, name) if number is not None else None
-                if place is not None:
-                    if mask:
-                        self._slots[counters.HEARD] += 1
-                        self._slots[counters.COALESCED] += place in self._dirty
-                    self._dirty[place] = self._dirty.get(place, 0) | mask
-            at += max(size, 1)
+        if self.ledger is not None:
+            with self._lock:
+                self.ledger.begin(time.time_ns())
+        told, self._is_all_read = self._source.read()
+        for number, name, mask in told:
+            if number is None:
+                self._slots[counters.OVERFLOWS] += 1
+                self._compare_all()
+                continue
+            place = self._place(number, name)
+            if place is not None:
+                if mask:
+                    self._slots[counters.HEARD] += 1
+                    self._slots[counters.COALESCED] += place in self._dirty
+                self._dirty[place] = self._dirty.get(place, 0) | mask
 
     def _place(self, number: int, name: bytes) -> _Place | None:
         """Return the place of a name. The kernel says "." of what happens to a directory itself, and not its name."""
+        if number not in self._directories:
+            return None
         if name != b".":
             return (number, name) if name else None
         above, _, name = self._directories[number].path.rpartition(b"/")
@@ -305,12 +280,14 @@ class Listening:
     def _compare_all(self) -> None:
         room = 2 * _MOST_NAMES
         for number, names in self._names.items():
-            now = self._look_at_all(number, room)
+            with self._lock:
+                now = self._look_at_all(number, room)
+                before = tuple(names)
             if now is None:
                 self._is_too_much = True
                 return
             room -= len(now)
-            for name in (*names, *now):
+            for name in (*before, *now):
                 key = number, name
                 self._dirty[key] = self._dirty.get(key, 0) | _COMPARE
 
@@ -334,9 +311,11 @@ class Listening:
                 continue
             try:
                 for name, mask in names:
-                    self._compare_one(found, (number, name), directory, mask, since)
+                    with self._lock:
+                        self._compare_one(found, (number, name), directory, mask, since)
             finally:
                 os.close(directory)
+        self._end_round()
         self._tell_renames(found, since)
         for (number, name), entry in found.gone.items():
             now = found.come.get((number, name))
@@ -356,12 +335,21 @@ class Listening:
         self._slots[counters.OVERFLOWS] += 1
         return False
 
+    def _end_round(self) -> None:
+        if self.ledger is not None and self._is_all_read:
+            with self._lock:
+                self.ledger.end()
+
     def _compare_one(self, found: _Found, place: _Place, directory: int, mask: int, since: int) -> None:
         """Compare a name with what it was. `mask` is what others did to it, `since` the time of the last comparison."""
         number, name = place
         before = self._names[number].get(name)
         now, stated = self._look(number, directory, name)
         self._remember(number, name, now)
+        if self.ledger is not None and stated is not None:
+            mask = self.ledger.others((stated.st_dev, stated.st_ino), State.of(stated), mask) or (
+                _COMPARE if before is None or now is None or before[:2] != now[:2] else 0
+            )
         if not mask:
             return
         if before is None or now is None or before[:2] != now[:2]:
@@ -371,7 +359,7 @@ class Listening:
                 found.come[place] = now
             return
         is_newer = stated is not None and max(stated.st_mtime_ns, stated.st_ctime_ns) >= since
-        if mask & _CONTENT or (mask == _COMPARE and is_newer):
+        if mask & CONTENT or (mask == _COMPARE and is_newer):
             found.changed.append((b"M" if now.kind == b"f" else b"A", place, now.kind))
         elif mask & Fanotify.ATTRIB:
             found.changed.append((b"A", place, now.kind))
@@ -395,22 +383,10 @@ class Listening:
             self._tell(b"R", place, entry.kind, plan, b" %d %s" % (to[0], to[1].hex().encode()))
 
     def _look(self, number: int, directory: int, name: bytes) -> tuple[_Entry | None, os.stat_result | None]:
-        try:
-            descriptor = syscalls.open_entry(name, directory)
-            try:
-                found, born = os.fstat(descriptor), birth_time(descriptor)
-            finally:
-                os.close(descriptor)
-        except MountCrossed:  # what is behind it is not watched, and may never answer
+        entry, found = _entry(directory, name)
+        if entry is None or not self._shows(number, name, entry.kind):
             return None, None
-        except OSError as error:
-            require_room(error)
-            return None, None
-        kinds = {stat.S_IFREG: b"f", stat.S_IFDIR: b"d", stat.S_IFLNK: b"l"}
-        kind = kinds.get(stat.S_IFMT(found.st_mode), b"o")
-        if not self._shows(number, name, kind):
-            return None, None
-        return _Entry(found.st_ino, kind, None if born is None else born[0] * _NS + born[1]), found
+        return entry, found
 
     def _look_at_all(self, number: int, most: int) -> dict[bytes, _Entry] | None:
         """Return what a directory has; None when that is more than so many names. Raises `OSError` for want of room."""
@@ -448,6 +424,87 @@ class Listening:
         elif name in names or self._count < 2 * _MOST_NAMES:
             names[name] = now
         self._count += len(names) - before
+
+    # What this process does
+
+    @contextmanager
+    def own(self, change: Change) -> Iterator[None]:
+        """Note down a change that is made meanwhile. What raises has changed no name.
+
+        What cannot be noted down, since this process has no room left, is told as if another had done it.
+        """
+        assert self.ledger is not None
+        with self._lock:
+            held: list[int] = []
+            before: list[_Entry | None] = []
+            is_done = False
+            try:
+                with suppress(OSError):
+                    before = self._note_before(self.ledger, change, held)
+                yield
+                is_done = True
+            finally:
+                self._changing = None
+                with suppress(OSError):
+                    after = self._note_after(self.ledger, change, held, is_done=is_done)
+                    if is_done and len(before) == len(change.names):
+                        self._take_for_known(change, before, after)
+                for descriptor in held:
+                    os.close(descriptor)
+
+    def _note_before(self, ledger: Ledger, change: Change, held: list[int]) -> list[_Entry | None]:
+        """Note down the files that are about to be changed, and hold those that may lose a name; return what names are.
+
+        A file that loses one of its names has another ctime then.
+        """
+        there = [_entry(directory.fd, name, held) for directory, name in change.names]
+        found = [os.fstat(each.fd) for each in change.files] + [stated for _, stated in there if stated is not None]
+        self._changing = {_file_key(each) for each in found}
+        for each in found:
+            ledger.before(_file_key(each), State.of(each))
+        return [entry for entry, _ in there]
+
+    @staticmethod
+    def _note_after(ledger: Ledger, change: Change, held: list[int], *, is_done: bool) -> list[_Entry | None]:
+        there = [_entry(directory.fd, name) for directory, name in change.names]
+        if is_done:  # what was made is the mount's own
+            for _, stated in there:
+                if stated is not None:
+                    ledger.after(_file_key(stated), State.of(stated))
+        for descriptor in (*(each.fd for each in change.files), *held):
+            stated = os.fstat(descriptor)
+            ledger.after(_file_key(stated), State.of(stated))
+        return [entry for entry, _ in there]
+
+    def _take_for_known(self, change: Change, before: list[_Entry | None], after: list[_Entry | None]) -> None:
+        """Take what names have come to by an own change for what they were. Another may have changed them again."""
+        if change.what == "make" and before[0] is None:
+            self._know(*change.names[0], after[0])
+        elif change.what == "remove":
+            self._know(*change.names[0], None)
+        elif change.what == "rename" and before[0] is not None and before[0][:1] != (before[1] or ())[:1]:
+            self._know(*change.names[0], None)  # but of two names of one file both stay
+            self._know(*change.names[1], before[0])
+
+    def _know(self, directory: Node, name: bytes, entry: _Entry | None) -> None:
+        number = self._by_key.get(_file_key(os.fstat(directory.fd)), -1)
+        if number in self._names:
+            self._remember(number, name, entry)
+
+    @contextmanager
+    def lending(self, node: Node) -> Iterator[None]:
+        """Note down that permissions are lent to a file, or given back, whatever for (`files.lending`)."""
+        with self._lock:
+            found = os.fstat(node.fd)
+            key = _file_key(found)
+            if self.ledger is None or (self._changing is not None and key in self._changing):
+                yield
+                return
+            self.ledger.before(key, State.of(found))
+            try:
+                yield
+            finally:
+                self.ledger.after(key, State.of(os.fstat(node.fd)))
 
     # What is told
 

@@ -96,7 +96,8 @@ class Plain:
         self.room, self.slack, self.in_most = room, slack, in_most if session.splicer is not None else 0
         self.walks = tree.only is None and tree.hidden is None
         """Whether a name that is there may be walked to, wherever the walk stays inside."""
-        self.writes = not session.export.read_only
+        self.writes = not session.export.read_only and not (session.watched and session.watched.keeps_ledger)
+        """Whether files are written, or opened for that, without a word to anybody."""
         self.has_landlock = tree.boundary.has_landlock
         self.inside = tree.boundary.inside or _NOWHERE
 

@@ -100,7 +100,7 @@ def serve(
         descriptors = confinement.allow_descriptors(limits.descriptors)
         table = os.open(TABLE, os.O_RDONLY | os.O_CLOEXEC)
         any_mounts = _may_have_mounts(export, table)
-        queue = None if turn is None else Queue.open_in_turn(turn)
+        queue = None if turn is None else Queue.open_in_turn(turn, export.root)
         enclosed = confinement.enter(export, table)
         if queue is not None and not enclosed:  # by a path it would be told of what lies outside the share
             queue.close()

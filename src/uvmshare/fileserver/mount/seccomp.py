@@ -204,7 +204,9 @@ _CLONE_DETACHED: Final = 0x400000
 _MADV_DONTNEED, _MADV_FREE, _MADV_GUARD_INSTALL = 4, 8, 102  # what malloc(3) and the stacks of threads need
 _F_SETPIPE_SZ: Final = 1031
 WATCH_MASK: Final = Notify.CREATE | Notify.DELETE | Notify.MOVED_FROM | Notify.MOVED_TO | Notify.ONLYDIR
-"""All that a mount process may ask a queue for."""
+"""All that a mount process may ask a queue for,"""
+NOTICE_MASK: Final = WATCH_MASK | Notify.MODIFY | Notify.ATTRIB
+"""and a queue that stands in the place of a group."""
 LISTEN_MASK: Final = (
     Fanotify.CREATE
     | Fanotify.DELETE
@@ -245,7 +247,7 @@ _RULES: Final[dict[str, tuple[_Argument, ...]]] = {
     "mprotect": (_Argument(2, without=mmap.PROT_EXEC),),
     "madvise": (_Argument(2, values=(_MADV_DONTNEED, _MADV_FREE, _MADV_GUARD_INSTALL)),),
     "clone": (_Argument(0, values=(_THREAD, _THREAD | _CLONE_DETACHED)),),
-    "inotify_add_watch": (_Argument(2, values=(WATCH_MASK,)),),
+    "inotify_add_watch": (_Argument(2, values=(WATCH_MASK, NOTICE_MASK)),),
     "fanotify_mark": (_Argument(1, values=(MARK, Fanotify.MARK_FLUSH)), _Argument(2, values=(LISTEN_MASK, 0))),
     "ioctl": (_Argument(1, values=(_FS_IOC_GETFLAGS, waiting.COUNT_UNTAKEN)),),
     "pipe2": (_Argument(1, values=(os.O_CLOEXEC,)),),

@@ -30,7 +30,7 @@ from uvmshare.fileserver.mount.files.openfile import OpenFiles
 from uvmshare.fileserver.mount.files.ownership import choose
 from uvmshare.fileserver.mount.files.tree import Tree
 from uvmshare.fileserver.mount.foreign import Foreign
-from uvmshare.fileserver.mount.handlers import ghosts, locking, table, walking
+from uvmshare.fileserver.mount.handlers import ghosts, locking, noting, table, walking
 from uvmshare.fileserver.mount.idle import Idle, InUse
 from uvmshare.fileserver.mount.outbox import Outbox, read_reply
 from uvmshare.fileserver.mount.plain import Plain, begin, make_buffers
@@ -429,7 +429,7 @@ class Serving(ServedConnection):
         self._attached = attached
         self._handlers = self._served = table.served(read_only=self.export.read_only) if attached else _NOT_ATTACHED
         if self._pretends and attached:
-            self._served = ghosts.served(self._served)
+            self._served = noting.served(ghosts.served(self._served))
         if self.foreign.is_used and attached:  # around all others: what is under way on a fid comes first
             self._served = self.foreign.served(self._served)
         if self.fence is not None:

@@ -21,15 +21,16 @@ import select
 import struct
 import threading
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.fileserver import syscalls
 from uvmshare.fileserver.casefold import folds
 from uvmshare.fileserver.counters import WATCHED, Counters
-from uvmshare.fileserver.mount.listening import SHARE_OF_ALL, Directory, Group, Listening, require_room
+from uvmshare.fileserver.mount.listening import Directory, Listening, require_room
 from uvmshare.fileserver.mount.outbox import read_reply
 from uvmshare.fileserver.mount.seccomp import WATCH_MASK
+from uvmshare.fileserver.mount.sources import MAX_WATCHES, SHARE_OF_ALL, open_source
 from uvmshare.fileserver.syscalls import MountCrossed, Notify
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from uvmshare.fileserver.mount.files.node import Node
     from uvmshare.fileserver.mount.files.tree import Tree
+    from uvmshare.fileserver.mount.sources import Source
 
 __all__ = ["LOST", "MOST_TOLD", "Queue", "Watched", "pause_after"]
 
@@ -62,7 +64,6 @@ _RESERVED: Final = 0x0FFF_FFFF
 """Uids of which one is reserved: systemd gives them to no user and no container (its page UIDS-GIDS), and they fit 31
 bits. A user who had it by chance would have no change carried out."""
 _EVENT: Final = struct.Struct("=iIII")
-_MAX_WATCHES: Final = "/proc/sys/fs/inotify/max_user_watches"
 
 
 def pause_after(seconds: float) -> float:
@@ -75,25 +76,25 @@ def pause_after(seconds: float) -> float:
 
 
 class Queue:
-    """The kernel's queue, and how many directories may be watched by it; `group` tells of the names in them."""
+    """The kernel's queue, and how many directories may be watched by it; `source` tells of the names in them."""
 
-    def __init__(self, descriptor: int, most: int, group: Group | None = None) -> None:
+    def __init__(self, descriptor: int, most: int, source: Source | None = None) -> None:
         self.descriptor = descriptor
         self.most = most
-        self.group = group
+        self.source = source
 
     @classmethod
-    def open(cls) -> Queue | None:
-        """Return a queue; None where this host has none to spare. Raises nothing."""
+    def open(cls, root: int) -> Queue | None:
+        """Return a queue for directories below this one; None where this host has none to spare. Raises nothing."""
         try:
-            with open(_MAX_WATCHES, "rb") as file:
+            with open(MAX_WATCHES, "rb") as file:
                 most = min(_MOST, int(file.read()) // SHARE_OF_ALL)
-            return cls(syscalls.with_spare(syscalls.inotify_init, _SPARE), most, Group.open()) if most else None
+            return cls(syscalls.with_spare(syscalls.inotify_init, _SPARE), most, open_source(root)) if most else None
         except (OSError, ValueError):
             return None
 
     @classmethod
-    def open_in_turn(cls, turn: int) -> Queue | None:
+    def open_in_turn(cls, turn: int, root: int) -> Queue | None:
         """Return a queue while no other process of this VM is about to; closes the file `turn`. Raises `OSError`.
 
         To see that there are some to spare takes them for a moment. A guest that attaches many times at once would
@@ -101,15 +102,15 @@ class Queue:
         """
         try:
             fcntl.lockf(turn, fcntl.LOCK_EX)
-            return cls.open()
+            return cls.open(root)
         finally:
             os.close(turn)
 
     def close(self) -> None:
         """Give it back."""
         os.close(self.descriptor)
-        if self.group is not None:
-            self.group.close()
+        if self.source is not None:
+            self.source.close()
 
 
 class Watched:
@@ -145,6 +146,11 @@ class Watched:
         """How many directories there may be."""
         return self._queue.most
 
+    @property
+    def keeps_ledger(self) -> bool:
+        """Whether the mount's own changes are noted down: names are told, and the kernel does not say by whom."""
+        return self.reserved is not None and self._queue.source is not None and not self._queue.source.says_who
+
     def begin(self) -> None:
         """Watch nothing any more: whoever asks begins anew. Whoever waits is told `LOST`. Raises `OSError`.
 
@@ -161,12 +167,13 @@ class Watched:
 
         Raises `OSError`: EOPNOTSUPP where this host's kernel does not tell them.
         """
-        if self._queue.group is None:
-            raise OSError(errno.EOPNOTSUPP, "no fanotify, or none to spare")
+        source = self._queue.source
+        if source is None:
+            raise OSError(errno.EOPNOTSUPP, "the kernel tells of no names here, or has no queue to spare")
         with self._lock:
-            listening = Listening(self._queue.group, self._opened, self._is_shown, self._slots)
-            listening.require_told(self._tree.root.fd, self._tree.path_of(self._tree.root))
-            self.listening = listening
+            source.require_told(self._tree.root.fd, self._tree.path_of(self._tree.root))
+            self.listening = Listening(source, self._opened, self._is_shown, self._slots)
+            self._tree.lending.noted = self.listening.lending
             if self.reserved is None:
                 self.reserved = _FIRST_RESERVED + int.from_bytes(os.urandom(8)) % _RESERVED  # `secrets` brings OpenSSL
             return self.reserved
@@ -270,6 +277,7 @@ class Watched:
         if self.listening is not None:
             self.listening.close()
             self.listening = None
+            self._tree.lending.noted = lambda _: nullcontext()
 
     # The thread
 
@@ -284,9 +292,9 @@ class Watched:
         self._thread = thread
 
     def _read_for_ever(self) -> None:
-        queue, group = self._queue.descriptor, self._queue.group
+        queue, source = self._queue.descriptor, self._queue.source
         first, names = select.poll(), select.poll()
-        for each in (queue,) if group is None else (queue, group.descriptor):
+        for each in (queue,) if source is None else (queue, source.descriptor):
             names.register(each, select.POLLIN)
         first.register(queue, select.POLLIN)
         while True:

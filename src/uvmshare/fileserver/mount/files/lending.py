@@ -28,11 +28,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from uvmshare.fileserver.mount.files.node import Node
 
@@ -71,6 +72,8 @@ class Lending:
         self._user = os.geteuid()
         self._group = os.getegid()
         self._loans: list[_Loan] = []
+        self.noted: Callable[[Node], AbstractContextManager[None]] = lambda _: nullcontext()
+        """Around each change of a file's mode: where a ledger is kept, that is the mount's own doing (`listening`)."""
 
     def during(self, call: Callable[[], T], *nodes: Node) -> T:
         """Return what a call does; where the host refuses it, with bits lent to these files, as far as they can be.
@@ -118,7 +121,8 @@ class Lending:
             loans.append(loan)
             self._loans.append(loan)
             try:
-                os.chmod(f"/proc/self/fd/{node.fd}", mode | added)
+                with self.noted(node):
+                    os.chmod(f"/proc/self/fd/{node.fd}", mode | added)
             except PermissionError:  # another user's all the same, who has no number in this namespace
                 return False
         return True
@@ -128,7 +132,8 @@ class Lending:
             mode = stat.S_IMODE(os.fstat(loan.node.fd).st_mode)
             # Not compared: setuid and setgid, which the host takes off what is truncated.
             if mode & _PERMISSIONS == loan.mode & _PERMISSIONS:
-                os.chmod(f"/proc/self/fd/{loan.node.fd}", mode & ~loan.added)
+                with self.noted(loan.node):
+                    os.chmod(f"/proc/self/fd/{loan.node.fd}", mode & ~loan.added)
         self._loans.remove(loan)
 
     def give_all_back(self) -> None:

@@ -223,7 +223,8 @@ def _read_xattr(session: Session, tag: int, fid: Fid, offset: int, count: int) -
 def write(session: Session, tag: int, number: int, at: int, stop: int) -> bytes | None:
     """Write to an open file or extended attribute (write(5)): all of it, or the answer is the error.
 
-    A write that waits for the disk, because the file was opened so, runs aside.
+    A write that waits for the disk, because the file was opened so, runs aside; but not where it is noted down how it
+    leaves the file (`noting`).
     """
     offset, start = requests.write(session.buffer, at, stop)
     data = session.view[start:stop]
@@ -233,7 +234,7 @@ def write(session: Session, tag: int, number: int, at: int, stop: int) -> bytes 
         return _RWRITE(tag, _write_xattr(fid, data, offset))
     if file.writable:
         session.ownership.before_write(fid.node, file.fd, fid.uid)
-    if file.sync:
+    if file.sync and not (session.watched is not None and session.watched.keeps_ledger):
         copied, descriptor = bytes(data), file  # the buffer it stands in is used again
         if session.run_aside(tag, 0, file, lambda: _rwrite(tag, descriptor.write(copied, offset))):
             return None

@@ -45,7 +45,10 @@ def answer(session: Session, node: Node, name: bytes) -> XattrValue | Changes | 
         watched.begin()
         return XattrValue(b"%d %d" % (_VERSION, watched.most))
     if question == b"events":
-        return XattrValue(b"%d" % watched.listen())
+        uid = watched.listen()
+        if watched.keeps_ledger:
+            session.began_pretending()  # from now on what changes something is noted down (`noting`)
+        return XattrValue(b"%d" % uid)
     if question == b"changes":
         return Changes(MOST_TOLD)
     raise OSError(errno.ENODATA, "no such question")
