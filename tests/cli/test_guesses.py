@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import pytest
 
+from uvmshare.cli import share, vm
 from uvmshare.cli.main import COMMANDS, cli, run
+
+if TYPE_CHECKING:
+    import click
 
 
 @pytest.mark.parametrize(
@@ -32,6 +37,7 @@ from uvmshare.cli.main import COMMANDS, cli, run
         ("vm list", "Did you mean 'ls'?"),
         ("serve -v /srv/x:/mnt", "Perhaps: a share is an argument of its own, PATH or PATH:ro"),
         ("serve --listn unix:/run/x /srv", "--listen"),
+        ("daemon --host unix:/run/x", "daemon --socket"),
     ],
 )
 def test_a_guess_is_answered(line: str, meant: str, capfd: pytest.CaptureFixture[str]) -> None:
@@ -39,6 +45,11 @@ def test_a_guess_is_answered(line: str, meant: str, capfd: pytest.CaptureFixture
     told = capfd.readouterr().err
     assert meant in told
     assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(("command", "line"), [(vm.inspect, ["build"]), (share.inspect, ["build", "0"])])
+def test_who_asks_for_json_where_there_is_nothing_else_gets_it(command: click.Command, line: list[str]) -> None:
+    assert command.make_context("inspect", [*line, "--json"]).params == command.make_context("inspect", line).params
 
 
 def test_what_nobody_can_guess_is_said_without_one(capfd: pytest.CaptureFixture[str]) -> None:

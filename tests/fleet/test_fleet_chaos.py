@@ -70,6 +70,7 @@ def storm(folder: Path, rounds: int, seconds: float = 0.0, name: str = "fleet-ch
     assert outcomes["made"] > len(chaos.done)
 
 
+@pytest.mark.long
 def test_no_reference_is_lost_or_left_over_when_disks_are_full_or_a_backup_is_restored(tmp_path: Path) -> None:
     storm(tmp_path, 3, 0.0, "fleet-chaos-quick", "fill disk of leader", "fill database", "restore and keep")
 

@@ -60,6 +60,7 @@ _OPTIONS: Final = {
     **dict.fromkeys(("--user", "--uid-map", "--translate-uid", "--userns"), "--map-owner HOST:GUEST"),
     **dict.fromkeys(("--exclude", "--ignore"), "--hide PATTERN"),
     "--allow-writes": "shares can be written to unless they are PATH:ro",
+    "--host": "a server says where it listens: serve --listen, daemon --socket, gate in its file",
     "--sandbox": "file servers are confined by themselves; `uvmshare doctor` says how far this host can",
 }
 

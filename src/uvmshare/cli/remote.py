@@ -42,6 +42,7 @@ __all__ = [
     "host_option",
     "json_option",
     "lease_option",
+    "no_table_option",
     "of_vms",
     "own_daemon",
     "owner_option",
@@ -64,6 +65,8 @@ host_option = click.option(
     "your own daemon's, or unix:/run/uvmshare/uvmshare.sock]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+no_table_option = click.option("--json", is_flag=True, expose_value=False, hidden=True)
+"""For commands that print JSON anyway: a user who asks for it gets it."""
 SHARING_NAMES: Final = {
     "path": "SHARE",
     "only": "SHARE",

@@ -21,6 +21,7 @@ from uvmshare.cli.remote import (
     host_option,
     json_option,
     lease_option,
+    no_table_option,
     of_vms,
     owner_option,
     print_release,
@@ -181,6 +182,7 @@ def _held(reference: Reference) -> str:
 @share.command()
 @vm_argument()
 @share_argument()
+@no_table_option
 @host_option
 def inspect(vm: str, share: str, host: str | None) -> None:
     """Print everything about a share, as JSON.

@@ -18,6 +18,7 @@ from uvmshare.cli.remote import (
     follower,
     host_option,
     json_option,
+    no_table_option,
     own_daemon,
     require_gate,
     require_request,
@@ -359,6 +360,7 @@ def ls(host: str | None, *, listing: ListForm) -> None:
 
 @vm.command()
 @vm_argument()
+@no_table_option
 @host_option
 def inspect(vm: str, host: str | None) -> None:
     """Print everything about a VM, as JSON.
