@@ -34,7 +34,7 @@ from uvmshare.fileserver.mount.handlers import ghosts, locking, noting, table, w
 from uvmshare.fileserver.mount.idle import Idle, InUse
 from uvmshare.fileserver.mount.outbox import Outbox, read_reply
 from uvmshare.fileserver.mount.plain import Plain, begin, make_buffers
-from uvmshare.fileserver.mount.session import ServedConnection, XattrRoom
+from uvmshare.fileserver.mount.session import ServedConnection, Session, XattrRoom
 from uvmshare.fileserver.mount.splicing import Splicer
 from uvmshare.fileserver.mount.throttle import Throttle
 from uvmshare.fileserver.mount.waiting import is_readable, set_time_out
@@ -595,6 +595,6 @@ class Serving(ServedConnection):
 
     def opened(self, fid: Fid, file: OpenFile, node: Node | None = None) -> None:
         """Give a fid its open file, and close others where there are too many. Called by the loop."""
-        super().opened(fid, file, node)
+        Session.opened(self, fid, file, node)
         if file.fd > self.most_descriptors:
             self.require_room(file.fd)

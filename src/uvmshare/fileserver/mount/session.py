@@ -194,7 +194,7 @@ class Session(ABC):
 
     def require_room_to_open(self) -> None:
         """Refuse one open file too many (EMFILE). Raises `OSError`."""
-        if len(self.opened_files) >= self.limits.open_files:
+        if self.opened_files.count >= self.limits.open_files:
             self._refuse_more("open files", errno.EMFILE, f"{self.limits.open_files} files are open")
 
     def require_room_to_lock(self) -> None:
@@ -220,7 +220,7 @@ class Session(ABC):
 
     def require_changeable(self, directory: Node) -> None:
         """Refuse changes of names in the root of a share with an allow-list: EACCES. Raises `OSError`."""
-        if not self.tree.is_shared(directory):
+        if self.tree.allowed is not None and directory.parent is None:
             raise OSError(errno.EACCES, "the names of this directory are fixed")
 
     def require_shared(self, node: Node) -> None:

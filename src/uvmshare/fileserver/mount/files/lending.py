@@ -84,9 +84,12 @@ class Lending:
         try:
             return call()
         except PermissionError as error:
-            if not self.is_on or error.errno != errno.EACCES:
-                raise
-            refused = error
+            return self.after_refusal(error, call, *nodes)
+
+    def after_refusal(self, refused: PermissionError, call: Callable[[], T], *nodes: Node) -> T:
+        """Do what `during` does of a call that was refused already. Raises `OSError`."""
+        if not self.is_on or refused.errno != errno.EACCES:
+            raise refused
         for _ in range(_MOST_TRIES):
             loans: list[_Loan] = []
             own = False

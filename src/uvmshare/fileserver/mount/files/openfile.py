@@ -156,15 +156,16 @@ class CreatedFile(OpenFile):
 class OpenFiles:
     """All that is open in a session, by its inode: one file may be open many times. Asked by any thread."""
 
-    __slots__ = ("_by_inode", "_count", "_lock")
+    __slots__ = ("_by_inode", "_lock", "count")
 
     def __init__(self) -> None:
         self._by_inode: dict[int, OpenFile | set[OpenFile]] = {}
-        self._count = 0
+        self.count = 0
+        """How many there are."""
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return self._count
+        return self.count
 
     def of_inode(self, inode: int) -> tuple[OpenFile, ...]:
         """Return what is open of the files that have this inode number, each on a device of its own."""
@@ -184,7 +185,7 @@ class OpenFiles:
                 there.add(file)
             elif there is not file:
                 self._by_inode[file.key[1]] = {there, file}
-            self._count += 1
+            self.count += 1
 
     def discard(self, file: OpenFile) -> None:
         """Forget one, if it is there: a new session forgets all, whatever threads are still at."""
@@ -196,11 +197,11 @@ class OpenFiles:
                 return
             if there is file or not there:
                 del self._by_inode[file.key[1]]
-            self._count -= 1
+            self.count -= 1
 
     def clear(self) -> None:
         """Forget all."""
         with self._lock:
             files, self._by_inode = self._by_inode, {}
-            self._count = 0
+            self.count = 0
         del files  # what is closed with them may take its time

@@ -49,7 +49,6 @@ __all__ = ["Attributes", "FileOwner", "Known", "Mapped", "Ownership", "Passthrou
 Attributes = tuple[int, int, int, int]
 """mode with the file type, uid, gid and rdev, as the guest sees them."""
 
-
 Created = tuple[int, os.stat_result]
 """A descriptor, and what fstat(2) said of it."""
 
@@ -429,7 +428,9 @@ class Mapped(Ownership):
         descriptor = os.open(name, flags | _CREATE, bits, dir_fd=directory.fd)
         try:
             found = os.fstat(descriptor)
-            self._note(descriptor, found, stat.S_IFREG | mode & _ALL_BITS, owner)
+            seen = stat.S_IFREG | mode & _ALL_BITS
+            if self._owners is not None or (found.st_uid, found.st_gid, found.st_mode) != (*owner, seen):
+                self._note(descriptor, found, seen, owner)
         except BaseException:
             os.close(descriptor)
             os.unlink(name, dir_fd=directory.fd)

@@ -16,6 +16,7 @@ import os
 import stat
 import threading
 from contextlib import suppress
+from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
@@ -117,7 +118,11 @@ class Tree:
         if not self.is_allowed(parent, name):
             raise OSError(errno.ENOENT, "not an allowed name")
         fate = self._fate(parent, name)
-        node = Node(self.lending.during(lambda: self.open_entry(name, parent.fd), parent), parent, name)
+        try:
+            descriptor = self.open_entry(name, parent.fd)
+        except PermissionError as error:
+            descriptor = self.lending.after_refusal(error, partial(self.open_entry, name, parent.fd), parent)
+        node = Node(descriptor, parent, name)
         if fate.depends and fate.hides(directory=stat.S_ISDIR(os.fstat(node.fd).st_mode)):
             raise not_there()
         self._require_listed(parent, name)
@@ -189,6 +194,8 @@ class Tree:
 
     def require_shown(self, directory: Node, name: bytes) -> None:
         """Refuse a name that a directory does not have for the guest: ENOENT. Raises `OSError`."""
+        if self.hidden is None:
+            return
         fate = self._fate(directory, name)
         if fate.depends and fate.hides(directory=self._has_directory(directory, name)):
             raise not_there()
@@ -317,7 +324,10 @@ class Tree:
         The caller has checked its type: opening a FIFO or device could block or act.
         Raises `OSError`.
         """
-        return self.lending.during(lambda: self.open_again(node.fd, flags), node)
+        try:
+            return os.open(b"%d" % node.fd, flags | _REOPEN, dir_fd=self._proc)
+        except PermissionError as error:
+            return self.lending.after_refusal(error, partial(self.open_again, node.fd, flags), node)
 
     def open_again(self, descriptor: int, flags: int) -> int:
         """Open the very file of a descriptor once more. Raises `OSError`."""
@@ -379,7 +389,10 @@ class Tree:
     def unlink(self, directory: Node, name: bytes, *, is_directory: bool) -> None:
         """Remove a name. Raises `OSError`."""
         remove = os.rmdir if is_directory else os.unlink
-        self.lending.during(lambda: remove(name, dir_fd=directory.fd), directory)
+        try:
+            remove(name, dir_fd=directory.fd)
+        except PermissionError as error:
+            self.lending.after_refusal(error, partial(remove, name, dir_fd=directory.fd), directory)
 
     @staticmethod
     def path_of(node: Node) -> str:

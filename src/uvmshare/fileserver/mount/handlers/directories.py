@@ -35,7 +35,7 @@ def readdir(session: Session, tag: int, number: int, at: int, stop: int) -> byte
         raise OSError(errno.EINVAL, "no offset of a directory")
     node = session.fids[number].node
     if listing.state is None:
-        session.tree.boundary.require_inside(node)
+        session.tree.boundary.require_directory_inside(node)
     elif session.tree.state(node) != listing.state:
         raise OSError(errno.ENOENT, "moved to where other names are hidden: open it again")
     if session.tree.has_mounts and listing.looks_at_files and not listing.is_ready(offset):

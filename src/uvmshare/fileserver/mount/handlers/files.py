@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypedDict
 
 from uvmshare.fileserver.mount.fids import Changes, XattrValue, XattrWrite
@@ -50,6 +51,7 @@ _PASSED_ON: Final = (
 """Flags with a meaning here. Others are the guest's own affair, or would hurt: O_DIRECT refuses odd
 sizes, O_NONBLOCK changes nothing of a regular file."""
 _SYNC_OR_APPEND: Final = _SYNC | int(OpenFlag.APPEND)
+_ACCESS_OR_SYNC: Final = _ACCESS | _SYNC
 _LIST_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SOME_PASSED_ON: Final = _TRUNC | _SYNC_OR_APPEND
 
@@ -79,7 +81,8 @@ def _kind_of(flags: int) -> _Kind:
 def open_node(session: Session, node: Node, flags: int) -> tuple[OpenFile, Known]:
     """Open a node for I/O; return the open file and what is known of it."""
     session.require_room_to_open()
-    boundary = session.tree.boundary
+    tree = session.tree
+    boundary = tree.boundary
     if not boundary.has_landlock:
         boundary.require_inside(node)
     found = os.fstat(node.fd)
@@ -102,12 +105,16 @@ def open_node(session: Session, node: Node, flags: int) -> tuple[OpenFile, Known
         # Opening a FIFO blocks, and opening a device acts on the host: the guest has its own.
         raise OSError(errno.ENXIO, "only regular files and directories are opened")
     try:
-        descriptor = session.tree.reopen(node, _host_flags(flags))
+        descriptor = tree.reopen(node, _host_flags(flags))
     except OSError:
         boundary.require_inside(node)  # no error of what lies outside is told
         raise
-    kind_of_file = ForeignFile if node.is_foreign else OpenFile
-    return kind_of_file(descriptor, (found.st_dev, found.st_ino), **_kind_of(flags)), known
+    key = found.st_dev, found.st_ino
+    if node.is_foreign:
+        return ForeignFile(descriptor, key, **_kind_of(flags)), known
+    if not flags & _ACCESS_OR_SYNC:
+        return OpenFile(descriptor, key), known
+    return OpenFile(descriptor, key, **_kind_of(flags)), known
 
 
 def _open_directory(session: Session, node: Node, found: os.stat_result) -> OpenFile:
@@ -158,32 +165,35 @@ def lcreate(session: Session, tag: int, number: int, at: int, stop: int) -> byte
     check_name(name)
     session.require_room_to_open()
     session.require_changeable(directory)
-    boundary = session.tree.boundary
+    tree = session.tree
+    boundary = tree.boundary
     if not boundary.has_landlock:
-        boundary.require_inside(directory)
-    session.tree.require_makeable(directory, name, is_directory=False)
+        boundary.require_directory_inside(directory)
+    if tree.hidden is not None:
+        tree.require_makeable(directory, name, is_directory=False)
+    # What is created is empty: O_TRUNC has nothing to do.
+    how = directory, name, _host_flags(flags & ~_TRUNC), permissions, FileOwner(fid.uid, gid)
     try:
-        # What is created is empty: O_TRUNC has nothing to do.
-        owner, host_flags = FileOwner(fid.uid, gid), _host_flags(flags & ~_TRUNC)
-        io, found = session.tree.lending.during(
-            lambda: session.ownership.create(directory, name, host_flags, permissions, owner), directory
-        )
+        try:
+            io, found = session.ownership.create(*how)
+        except PermissionError as error:
+            io, found = tree.lending.after_refusal(error, partial(session.ownership.create, *how), directory)
     except OSError as error:
         boundary.require_inside(directory)  # no error of what lies outside is told
         if flags & _EXCL or error.errno != errno.EEXIST:
             raise
-        node = session.tree.child(directory, name)
+        node = tree.child(directory, name)
         file, known = open_node(session, node, flags)
         qid = known.qid
     else:
         key = found.st_dev, found.st_ino
         if directory.is_foreign:  # also the root of a share that is on such a file system
             file = ForeignFile(io, key, **_kind_of(flags))
-            node = ForeignNode(session.tree.open_again(io, os.O_PATH), directory, name)
+            node = ForeignNode(tree.open_again(io, os.O_PATH), directory, name)
         else:
             node = Node(io, directory, name)
             file = CreatedFile(node, key, **_kind_of(flags))
-        qid = session.tree.qid_numbers(found, found.st_mode)
+        qid = tree.qid_numbers(found, found.st_mode)
     session.opened(fid, file, node)
     return _RLCREATE(tag, *qid, 0)
 

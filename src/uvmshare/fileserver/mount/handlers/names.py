@@ -45,7 +45,7 @@ def _changeable(session: Session, number: int, name: bytes) -> Fid:
     """Return the fid of a directory in which `name` may be changed, for what looks itself whether it is hidden."""
     fid = session.fid(number)
     check_name(name)
-    session.tree.require_inside(fid.node)
+    session.tree.boundary.require_directory_inside(fid.node)
     session.require_changeable(fid.node)
     return fid
 
@@ -129,16 +129,17 @@ def unlinkat(session: Session, tag: int, number: int, at: int, stop: int) -> byt
     fid = session.fids.get(number) or session.fid(number)
     check_name(name)
     directory = fid.node
-    boundary = session.tree.boundary
+    tree = session.tree
+    boundary = tree.boundary
     if not boundary.has_landlock:
-        boundary.require_inside(directory)
+        boundary.require_directory_inside(directory)
     session.require_changeable(directory)
     if flags & ~AT_REMOVEDIR:
         raise OSError(errno.EINVAL, "unknown flags")
-    session.tree.require_shown(directory, name)
+    tree.require_shown(directory, name)
     session.idle.before_removal(directory, name)
     try:
-        session.tree.unlink(directory, name, is_directory=flags != 0)
+        tree.unlink(directory, name, is_directory=flags != 0)
     except OSError:
         boundary.require_inside(directory)  # no error of what lies outside is told
         raise
