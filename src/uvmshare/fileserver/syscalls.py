@@ -366,8 +366,8 @@ def getdents64(descriptor: int, buffer: ctypes.Array[ctypes.c_char]) -> int:
 
 
 _GETCWD: Final = {"x86_64": 79, "aarch64": 17}.get(os.uname().machine)
-_cwd: Final = ctypes.create_string_buffer(os.sysconf("SC_PAGE_SIZE"))
-_cwd_bytes: Final = memoryview(_cwd).cast("B")
+_CWD_SIZE: Final = os.sysconf("SC_PAGE_SIZE")
+_cwd: Final = ctypes.create_string_buffer(_CWD_SIZE)
 
 
 def working_directory() -> bytes:
@@ -378,8 +378,10 @@ def working_directory() -> bytes:
     """
     if _GETCWD is None:
         raise OSError(errno.ENOSYS, "getcwd: its number is not known on this architecture")
-    length = _check(_libc.syscall(_GETCWD, _cwd, len(_cwd_bytes)), "getcwd")
-    return bytes(_cwd_bytes[: length - 1])
+    length = _libc.syscall(_GETCWD, _cwd, _CWD_SIZE)
+    if length < 0:
+        _check(length, "getcwd")
+    return _cwd.value
 
 
 UTIME_NOW: Final = (1 << 30) - 1

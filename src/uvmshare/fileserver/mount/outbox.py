@@ -181,7 +181,8 @@ class Outbox:
             with self.lock:
                 self.transmit(data)
             self.sent += len(data)
-            self.end_if_asked()
+            if self._end is not None:
+                self.end_if_asked()
 
     def reply_read(self, tag: int, file: OpenFile, offset: int, count: int) -> bool:
         """Answer a Tread from the page cache. Returns False when the host would have to wait for the disk.

@@ -318,7 +318,8 @@ class Serving(ServedConnection):
             except BlockingIOError:
                 self._nothing_came(at)
             else:
-                self._something_came()
+                self._silences = 0
+                self._rests = False
                 return received
 
     def _nothing_came(self, end: int) -> None:
@@ -331,10 +332,6 @@ class Serving(ServedConnection):
             self.foreign.rest()
         while not self._rests and not is_readable(self._connection, 0):
             self._rests = not self.idle.let_go(_LET_GO)
-
-    def _something_came(self) -> None:
-        self._silences = 0
-        self._rests = False
 
     def _guarded(self, tag: int, work: Callable[[], bytes | None]) -> bytes | None:
         """Do what a request asks for; an error is the guest's to know."""

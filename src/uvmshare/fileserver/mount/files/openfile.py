@@ -181,20 +181,21 @@ class OpenFiles:
         """Take one in."""
         with self._lock:
             there = self._by_inode.setdefault(file.key[1], file)
-            if isinstance(there, set):
-                there.add(file)
-            elif there is not file:
-                self._by_inode[file.key[1]] = {there, file}
+            if there is not file:
+                if isinstance(there, set):
+                    there.add(file)
+                else:
+                    self._by_inode[file.key[1]] = {there, file}
             self.count += 1
 
     def discard(self, file: OpenFile) -> None:
         """Forget one, if it is there: a new session forgets all, whatever threads are still at."""
         with self._lock:
             there = self._by_inode.get(file.key[1])
-            if isinstance(there, set) and file in there:
+            if there is not file:
+                if not isinstance(there, set) or file not in there:
+                    return
                 there.remove(file)
-            elif there is not file:
-                return
             if there is file or not there:
                 del self._by_inode[file.key[1]]
             self.count -= 1

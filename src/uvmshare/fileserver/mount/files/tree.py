@@ -115,14 +115,16 @@ class Tree:
     def _open(self, parent: Node, name: bytes) -> Node:
         if name in _NO_NAMES or b"/" in name:
             check_name(name)
-        if not self.is_allowed(parent, name):
+        if self.only is not None and not self.is_allowed(parent, name):
             raise OSError(errno.ENOENT, "not an allowed name")
-        fate = self._fate(parent, name)
+        fate = Visibility.SHOWN if self.hidden is None else self._fate(parent, name)
         try:
             descriptor = self.open_entry(name, parent.fd)
         except PermissionError as error:
             descriptor = self.lending.after_refusal(error, partial(self.open_entry, name, parent.fd), parent)
         node = Node(descriptor, parent, name)
+        if self.hidden is None:
+            return node
         if fate.depends and fate.hides(directory=stat.S_ISDIR(os.fstat(node.fd).st_mode)):
             raise not_there()
         self._require_listed(parent, name)
