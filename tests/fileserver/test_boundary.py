@@ -410,3 +410,94 @@ def test_a_root_that_is_moved_away_and_back_within_a_turn_lets_nothing_in_but_na
         with pytest.raises(FileNotFoundError):
             share.walk("file", start=node)
     share.tree.boundary.confirm()
+
+
+@pytest.fixture
+def enclosed(share: Share) -> Share:
+    """The share, whose root has one path for ever, as in a mount namespace."""
+    share.tree.boundary.take_process(has_landlock=False, enclosed=True)
+    return share
+
+
+def test_a_directory_that_is_moved_out_between_two_looks_of_a_turn_is_outside_for_the_second(enclosed: Share) -> None:
+    directory, boundary = enclosed.node("d"), enclosed.tree.boundary
+    boundary.require_directory_inside(directory)
+    (enclosed.root / "d").rename(enclosed.outside / "d")
+    with pytest.raises(FileNotFoundError):
+        boundary.require_directory_inside(directory)
+    with pytest.raises(FileNotFoundError):
+        enclosed.walk("file", start=directory)
+    (enclosed.outside / "d").rename(enclosed.root / "d")
+    boundary.require_directory_inside(directory)
+    assert enclosed.walk("file", start=directory) == [f"{enclosed.root}/d/file"]
+
+
+def test_a_directory_beside_the_share_whose_name_begins_alike_is_outside_for_a_look(enclosed: Share) -> None:
+    directory = enclosed.node("d")
+    beside = enclosed.root.with_name("root-beside")
+    beside.mkdir()
+    (enclosed.root / "d").rename(beside / "d")
+    for look in (enclosed.tree.boundary.require_directory_inside, enclosed.tree.require_inside):
+        with pytest.raises(FileNotFoundError):
+            look(directory)
+
+
+def test_a_directory_is_entered_once_in_a_turn_and_left_by_the_next_one(
+    enclosed: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, boundary = enclosed.node("d"), enclosed.node("d", "e"), enclosed.tree.boundary
+    entered: list[int] = []
+    fchdir = os.fchdir
+
+    def noted(descriptor: int) -> None:
+        entered.append(descriptor)
+        fchdir(descriptor)
+
+    monkeypatch.setattr(os, "fchdir", noted)
+    for _ in range(10):
+        boundary.require_directory_inside(first)
+    for _ in range(10):
+        boundary.require_directory_inside(second)
+    assert entered == [first.fd, second.fd]
+    boundary.confirm()
+    boundary.require_directory_inside(second)
+    assert entered == [first.fd, second.fd, second.fd]
+
+
+def test_what_cannot_be_entered_is_looked_at_by_its_link(enclosed: Share, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, file, boundary = enclosed.node("d", "e", "f"), enclosed.node("d", "file"), enclosed.tree.boundary
+    boundary.require_directory_inside(file)
+    (enclosed.root / "d" / "file").rename(enclosed.outside / "file")
+    with pytest.raises(FileNotFoundError):
+        boundary.require_directory_inside(file)
+
+    def refused(_: int) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "fchdir", refused)
+    boundary.require_directory_inside(directory)
+    (enclosed.root / "d" / "e" / "f").rename(enclosed.outside / "f")
+    with pytest.raises(FileNotFoundError):
+        boundary.require_directory_inside(directory)
+
+
+def test_a_directory_that_was_removed_is_inside_and_has_nothing_to_walk_to(enclosed: Share) -> None:
+    directory, boundary = enclosed.node("d", "e", "f"), enclosed.tree.boundary
+    boundary.require_directory_inside(directory)
+    (enclosed.root / "d" / "e" / "f" / "file").unlink()
+    (enclosed.root / "d" / "e" / "f").rmdir()
+    boundary.require_directory_inside(directory)
+    with pytest.raises(FileNotFoundError):
+        enclosed.walk("file", start=directory)
+
+
+def test_a_directory_deeper_than_a_path_can_say_is_looked_at(enclosed: Share) -> None:
+    at: Node = enclosed.tree.root
+    name = b"n" * 200
+    for _ in range(30):
+        os.mkdir(name, dir_fd=at.fd)
+        (at,) = enclosed.tree.walk(at, [name])
+    enclosed.tree.boundary.require_directory_inside(at)
+    (enclosed.root / name.decode()).rename(enclosed.outside / "n")
+    with pytest.raises(FileNotFoundError):
+        enclosed.tree.boundary.require_directory_inside(at)
