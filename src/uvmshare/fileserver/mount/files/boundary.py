@@ -200,7 +200,7 @@ class Boundary:
             return
         inside = self.inside
         if inside is not None:
-            # What `is_inside` does, of a path that the kernel tells: four calls for it were a third of the time.
+            # What `is_inside` does, of a path that the kernel tells: its calls took as long as the link (cProfile).
             try:
                 path = os.readlink(b"%d" % node.fd, dir_fd=self._proc)
             except OSError:
@@ -214,7 +214,8 @@ class Boundary:
     def require_directory_inside(self, directory: Node) -> None:
         """Do what `require_inside` does, of what is a directory, as far as is known. Raises `OSError`.
 
-        Where it can, by way of the working directory, which most requests of a turn find where the last one left it.
+        Where it can, by way of the working directory: 2.4 us instead of a link's 3.2, and 1.8 where the last request of
+        the turn has left it there (least of 60 timings on one machine).
         """
         inside = self.inside
         if directory.parent is not None and inside is not None and self.is_alone:
