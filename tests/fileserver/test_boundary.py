@@ -501,3 +501,4 @@ def test_a_directory_deeper_than_a_path_can_say_is_looked_at(enclosed: Share) ->
     (enclosed.root / name.decode()).rename(enclosed.outside / "n")
     with pytest.raises(FileNotFoundError):
         enclosed.tree.boundary.require_directory_inside(at)
+    enclosed.tree.boundary.confirm()  # which lets go of the directory
