@@ -122,7 +122,7 @@ LONG: dict[str, tuple[Change, list[str]]] = {
 """What is watched are src, a and a/b; below node_modules nothing is."""
 
 
-def _until_heard(pinned: Pinned, line: str) -> None:
+def until_heard(pinned: Pinned, line: str) -> None:
     """Wait for a line of what is heard. One change may be two events: on a slow host its parts are told apart."""
     line = line.replace("'", "'\\''")
     pinned.until_seen(f"grep -qxF '{line}' /run/heard && echo heard", "heard\n")
@@ -138,7 +138,7 @@ def _view(top: Path) -> str:
 _SEEN = "find . -mindepth 1 -path ./node_modules -prune -o -exec stat -c '%n %i %f' {} + | cut -c3- | LC_ALL=C sort"
 
 
-def _content(top: Path) -> dict[str, object]:
+def content(top: Path) -> dict[str, object]:
     return {
         str(path): (path.lstat().st_mtime_ns, path.lstat().st_ctime_ns, path.is_file() and path.read_bytes())
         for path in top.rglob("*")
@@ -154,8 +154,13 @@ def _content(top: Path) -> dict[str, object]:
     ],
 )
 def test_what_the_host_does_is_an_event_in_the_guest_and_both_see_the_same(
-    pinned: Pinned, change: Callable[[Path], object], lines: list[str]
+    pinned: Pinned, change: Change, lines: list[str]
 ) -> None:
+    require_heard(pinned, change, lines)
+
+
+def require_heard(pinned: Pinned, change: Change, lines: list[str]) -> None:
+    """Have the host change something, and see that the guest hears it and has the same."""
     host = pinned.host
     for name in ("src/f", "src/h", "node_modules/x/in", "a/b/c/deep"):
         (host / name).write_text(name)
@@ -164,18 +169,18 @@ def test_what_the_host_does_is_an_event_in_the_guest_and_both_see_the_same(
     pinned.until_pinned(7)
     with pinned.listening("src", "a", "a/b"):
         change(host)
-        before = _content(host)
+        before = content(host)
         for line in lines:
-            _until_heard(pinned, line)
+            until_heard(pinned, line)
         pinned.until_seen(_SEEN, _view(host))
-        assert _content(host) == before
+        assert content(host) == before
 
 
 def test_what_nobody_watches_is_not_repeated(pinned: Pinned) -> None:
     (pinned.host / "src" / "f").write_text("1")
     with pinned.listening("a"):
         (pinned.host / "a" / "made").mkdir()
-        _until_heard(pinned, "a/made CREATE")
+        until_heard(pinned, "a/made CREATE")
     pins = pinned.bench.listed(pinned.path).pins
     assert pins is not None
     assert pins.events is not None
@@ -195,19 +200,19 @@ def test_a_read_only_mount_has_events_too_and_nobody_writes_through_it(bench: Be
     (host / "src" / "f").write_text("f")
     with pinned.listening("src"):
         (host / "src" / "new").write_text("content")
-        _until_heard(pinned, "src/new CREATE")
-        _until_heard(pinned, "src/new CLOSE_WRITE")
+        until_heard(pinned, "src/new CREATE")
+        until_heard(pinned, "src/new CLOSE_WRITE")
         (host / "src" / "f").rename(host / "src" / "g")
-        _until_heard(pinned, "src/g MOVED_TO")
+        until_heard(pinned, "src/g MOVED_TO")
         (host / "src" / "g").unlink()
-        _until_heard(pinned, "src/g DELETE")
-    before = _content(host)
+        until_heard(pinned, "src/g DELETE")
+    before = content(host)
     changes = ("touch src/made", "echo x >src/new", "rm src/new", "mkdir made", "chmod 600 src/new", "mv src/new src/z")
     for change in changes:
         said = bench.sh(f"cd {pinned.path} && ({change}) 2>&1; true")
         assert "Read-only file system" in said, (change, said)
     assert f"{pinned.path} 9p ro," in bench.sh("cat /proc/mounts")
-    assert _content(host) == before
+    assert content(host) == before
     listed = bench.listed(pinned.path)
     assert (listed.no_events, listed.read_only) == ("", True)
     bench.run(bench.mounts.unmap(pinned.path, owner="a"))
