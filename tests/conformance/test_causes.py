@@ -70,7 +70,8 @@ def test_a_time_before_1970_is_sent_as_0(bench: Callable[[str], Bench], director
 
 
 @pytest.mark.parametrize("setting", BOTH, ids=str)
-@pytest.mark.parametrize("how", ["fifo", pytest.param("path", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["fifo", "path"])
 def test_what_is_held_without_an_open_fid_is_looked_for_by_its_name(
     bench: Callable[[str], Bench], directory: str, setting: Setting, how: str
 ) -> None:

@@ -87,6 +87,7 @@ def _record(taken: dict[str, list[float]]) -> None:
     RECORD.write_text(json.dumps({"takes": sum(map(len, taken.values())), "fence_s": FENCE, **seconds}))
 
 
+@pytest.mark.long
 def test_of_real_hosts_never_two_serve_a_vm_when_one_is_cut_off_or_stopped(tmp_path: Path) -> None:
     async def main() -> None:
         async with asyncio.timeout(4 * DEADLINE):
