@@ -119,8 +119,8 @@ def run(args: Sequence[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         return 130
     except BrokenPipeError:
-        # The reader left early (head, less): nobody is left to tell, also not when Python flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader left early (head, less): nobody is left to tell.
+        _forget_output()
         return 1
     except click.exceptions.NoArgsIsHelpError as help_:  # a group of commands, called without one
         say_lines(help_.format_message())
@@ -130,8 +130,17 @@ def run(args: Sequence[str]) -> int:
             raise  # the caller says how to install it
         if os.environ.get("UVMSHARE_DEBUG") == "1":
             raise
+        try:
+            sys.stdout.flush()
+        except OSError:  # a full disk
+            _forget_output()
         return _explain(error)
     return status if isinstance(status, int) else 0
+
+
+def _forget_output() -> None:
+    """Drop what standard output could not take: Python flushes it once more at exit, and would end with status 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _require_arguments(args: Sequence[str]) -> None:
