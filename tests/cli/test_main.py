@@ -263,7 +263,7 @@ def test_a_closed_standard_stream_is_one_that_nobody_reads(command: list[str], s
 def test_a_full_disk_below_standard_output_is_named() -> None:
     with open("/dev/full", "w", encoding="utf-8") as full:
         ended = subprocess.run(
-            [*UVMSHARE, "completion", "bash"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            [*UVMSHARE, "completion", "fish"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
     assert ended.returncode == 1
     assert one_line(ended.stderr) == "uvmshare: error: standard output: No space left on device"
