@@ -143,7 +143,7 @@ demo: $(STAMP)  ## Boot a real guest and share directories with it while it runs
 	$(BIN)/uvmshare demo
 
 .PHONY: bench
-bench: $(STAMP) $(SPEED)  ## Measure against diod and a minimal C server: a quarter of an hour (BENCH_ARGS=--quick to try)
+bench: $(STAMP) $(SPEED)  ## Measure against diod and a minimal C server, in under ten minutes (BENCH_ARGS=--quick to try)
 	tools/packages bench
 	$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
 

@@ -76,6 +76,8 @@ REASONS: Final[dict[tuple[str, str], str]] = {
     ("write-64k", "pure"): f"{_COPY}.",
     ("write-128k", "minimal"): f"{_COPY}. {_SPREAD}.",
     ("write-128k", "pure"): f"{_COPY}. {_SPREAD}.",
+    ("write-1m", "minimal"): f"{_COPY}. {_SPREAD}.",
+    ("random-read-4k", "diod"): f"{_DIOD}{_SPREAD}.",
     ("write-512k", "diod"): f"{_SPREAD}.",
     ("write-512k", "minimal"): (
         "By CPU time splicing gains 4 to 10 % on the C server's two copies; 20 % were measured without the client and "
