@@ -86,6 +86,11 @@ class Caller:
             raise OperationDenied(msg)
 
 
+def no_host(host: str) -> NotThere:
+    """Return the error for a host that the fleet does not have."""
+    return NotThere(f"there is no host {host!r} in this fleet: `uvmshare host ls` lists them")
+
+
 def no_vm(vm: str) -> NotThere:
     """Return the error of a VM that is not there, or is another tenant's."""
     return NotThere(f"there is no VM {vm!r}, or none of yours: `uvmshare vm ls` lists them")

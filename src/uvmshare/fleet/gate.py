@@ -44,6 +44,7 @@ from uvmshare.errors import (
 from uvmshare.etcd.protocol import Delete, Put, absent, present, unchanged
 from uvmshare.fleet import answers
 from uvmshare.fleet.accepting import Accepting, vm_of
+from uvmshare.fleet.callers import no_host
 from uvmshare.fleet.documents import Alive, Have, Holding, Name, Tenant, Want, changed_fields, decode, encode
 from uvmshare.fleet.fence import length_of
 from uvmshare.fleet.happenings import follow
@@ -193,8 +194,7 @@ class Gate:
                     await self._require_same(tenant, vm, name_at, host, new)
                     return None
                 if host_at is None:
-                    msg = f"there is no host {host!r} in this fleet: `uvmshare host ls` lists them"
-                    raise NotThere(msg)
+                    raise no_host(host)
                 if have_at is not None:
                     msg = f"host {host} has not let go of an earlier VM {vm!r} yet: ask again later"
                     raise InvalidState(msg)
@@ -570,8 +570,7 @@ class Gate:
         who.require_admin()
         registered_at, alive = await self._reader.get_all([self._keys.registered(host), self._keys.alive(host)])
         if registered_at is None:
-            msg = f"there is no host {host!r} in this fleet: `uvmshare host ls` lists them"
-            raise NotThere(msg)
+            raise no_host(host)
         if alive is not None:
             msg = f"host {host!r} lives: end its daemon first, or remove its VMs one by one (uvmshare vm rm)"
             raise StillInUse(msg)

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-from uvmshare.errors import InvalidOptions, InvalidState, NotThere, StoreOutcomeUnknown
+from uvmshare.errors import InvalidOptions, InvalidState, StoreOutcomeUnknown
 from uvmshare.etcd.protocol import Delete, Put, absent, present, unchanged
+from uvmshare.fleet.callers import no_host
 from uvmshare.fleet.documents import Want, decode, encode
 from uvmshare.fleet.fence import length_of
 from uvmshare.fleet.owners import id_of
@@ -60,8 +61,7 @@ class Moving:
                     return
                 there, have_at, registered_at, other_at = await self._there(found, to)
                 if registered_at is None:
-                    msg = f"there is no host {to!r} in this fleet: `uvmshare host ls` lists them"
-                    raise NotThere(msg)
+                    raise no_host(to)
                 if found.name.moving not in (None, to) and other_at is not None:
                     msg = f"VM {vm!r} is about to move to host {found.name.moving}: abort that first (vm move --abort)"
                     raise InvalidState(msg)

@@ -22,9 +22,9 @@ from uvmshare.fileserver.mount.seccomp import LISTEN_MASK, MARK, NOTICE_MASK
 from uvmshare.fileserver.syscalls import Fanotify, Notify
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-__all__ = ["MAX_WATCHES", "SHARE_OF_ALL", "Group", "Source", "Told", "Watches", "open_source"]
+__all__ = ["MAX_WATCHES", "Group", "Source", "Told", "Watches", "open_source", "open_to_spare"]
 
 _SPARE: Final = 32
 """Groups, and queues, that must be left to other programs of this user; there are 128 of each (``max_user_groups``,
@@ -32,7 +32,7 @@ _SPARE: Final = 32
 _MOST_MARKS: Final = 4096
 """Twice as many as directories may be watched (`watched`). A mark keeps its directory in the kernel's memory. It stays
 when the directory has left its place, since only a path could take it away."""
-SHARE_OF_ALL: Final = 64
+_SHARE_OF_ALL: Final = 64
 """One mount takes no more than so small a part of what a user may watch and mark, and 16 mounts of one VM a quarter."""
 _MAX_MARKS: Final = "/proc/sys/fs/fanotify/max_user_marks"
 MAX_WATCHES: Final = "/proc/sys/fs/inotify/max_user_watches"
@@ -44,6 +44,19 @@ _RECORD: Final = struct.Struct("=BBH8sIi")
 """An info record with a handle: type, padding, length, fsid, and how long the handle is, and of which type."""
 _DFID_NAME: Final = 2
 _EVENT: Final = struct.Struct("=iIII")
+
+
+def open_to_spare(make: Callable[[], int], limit: str, most: int) -> tuple[int, int] | None:
+    """Return a queue of the kernel's that `make` makes, and how many directories it may be told of, `most` at most.
+
+    `limit` is the file with how many the user may have. None where this host has none to spare. Raises nothing.
+    """
+    try:
+        with open(limit, "rb") as file:
+            most = min(most, int(file.read()) // _SHARE_OF_ALL)
+        return (syscalls.with_spare(make, _SPARE), most) if most else None
+    except (OSError, ValueError):
+        return None
 
 
 class Told(NamedTuple):
@@ -140,12 +153,8 @@ class Group(Source):
     @classmethod
     def open(cls) -> Group | None:
         """Return a group; None where this host has none (Linux before 5.13), or none to spare. Raises nothing."""
-        try:
-            with open(_MAX_MARKS, "rb") as file:
-                most = min(_MOST_MARKS, int(file.read()) // SHARE_OF_ALL)
-            return cls(syscalls.with_spare(syscalls.fanotify_init, _SPARE), most) if most else None
-        except (OSError, ValueError):
-            return None
+        found = open_to_spare(syscalls.fanotify_init, _MAX_MARKS, _MOST_MARKS)
+        return None if found is None else cls(*found)
 
     def watch(self, number: int, descriptor: int, path: str) -> bool:
         """Mark a directory."""
@@ -215,12 +224,8 @@ class Watches(Source):
     @classmethod
     def open(cls) -> Watches | None:
         """Return a queue; None where this host has none to spare. Raises nothing."""
-        try:
-            with open(MAX_WATCHES, "rb") as file:
-                most = min(_MOST_MARKS, int(file.read()) // SHARE_OF_ALL)
-            return cls(syscalls.with_spare(syscalls.inotify_init_at_once, _SPARE), most) if most else None
-        except (OSError, ValueError):
-            return None
+        found = open_to_spare(syscalls.inotify_init_at_once, MAX_WATCHES, _MOST_MARKS)
+        return None if found is None else cls(*found)
 
     def watch(self, number: int, descriptor: int, path: str) -> bool:
         """Watch a directory."""

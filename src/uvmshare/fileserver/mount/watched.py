@@ -30,7 +30,7 @@ from uvmshare.fileserver.counters import WATCHED, Counters
 from uvmshare.fileserver.mount.listening import Directory, Listening, require_room
 from uvmshare.fileserver.mount.outbox import read_reply
 from uvmshare.fileserver.mount.seccomp import WATCH_MASK
-from uvmshare.fileserver.mount.sources import MAX_WATCHES, SHARE_OF_ALL, open_source
+from uvmshare.fileserver.mount.sources import MAX_WATCHES, open_source, open_to_spare
 from uvmshare.fileserver.syscalls import MountCrossed, Notify
 
 if TYPE_CHECKING:
@@ -51,8 +51,6 @@ _LONGEST_LINE: Final = 1100
 
 _MOST: Final = 2048
 """Directories of one mount. A watch takes about 1 KB of the kernel's memory."""
-_SPARE: Final = 32
-"""Queues that must be left to other programs of this user; there are 128 (``max_user_instances``)."""
 _PAUSE: Final = 0.02
 """Seconds between two looks at the queue: what makes a thousand files is not to wake a thread a thousand times. What
 comes after a quiet time is told at once."""
@@ -86,12 +84,8 @@ class Queue:
     @classmethod
     def open(cls, root: int) -> Queue | None:
         """Return a queue for directories below this one; None where this host has none to spare. Raises nothing."""
-        try:
-            with open(MAX_WATCHES, "rb") as file:
-                most = min(_MOST, int(file.read()) // SHARE_OF_ALL)
-            return cls(syscalls.with_spare(syscalls.inotify_init, _SPARE), most, open_source(root)) if most else None
-        except (OSError, ValueError):
-            return None
+        found = open_to_spare(syscalls.inotify_init, MAX_WATCHES, _MOST)
+        return None if found is None else cls(*found, open_source(root))
 
     @classmethod
     def open_in_turn(cls, turn: int, root: int) -> Queue | None:

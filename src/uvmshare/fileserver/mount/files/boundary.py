@@ -137,6 +137,14 @@ class Boundary:
         if self._is_below(here, self._root_path):
             self._here = here
 
+    def _path_now(self, directory: Node) -> bytes:
+        """Work in a directory from now on, and return its path as the kernel tells it now. Raises `OSError`."""
+        if self._at is not directory:
+            os.fchdir(directory.fd)
+            self._at = directory
+        self._here = b""
+        return working_directory()
+
     def after(self, directory: Node, expected: bytes, nodes: list[Node]) -> bool:
         """Say whether a walk ended where it must, and let `nodes` in then.
 
@@ -144,11 +152,7 @@ class Boundary:
         one of `before` and the names in between.
         """
         try:
-            if self._at is not directory:
-                os.fchdir(directory.fd)
-                self._at = directory
-            self._here = b""
-            here = working_directory()
+            here = self._path_now(directory)
         except OSError:
             return False
         if here != expected:
@@ -220,11 +224,7 @@ class Boundary:
         inside = self.inside
         if directory.parent is not None and inside is not None and self.is_alone:
             try:
-                if self._at is not directory:
-                    os.fchdir(directory.fd)
-                    self._at = directory
-                self._here = b""
-                here = working_directory()
+                here = self._path_now(directory)
             except OSError:
                 pass  # no directory, one that may not be entered, or one that was removed
             else:
