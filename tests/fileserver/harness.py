@@ -11,6 +11,7 @@ import errno
 import itertools
 import os
 import shutil
+import signal
 import socket
 import stat
 import sys
@@ -296,6 +297,22 @@ class Host:
                         about = Path(f"/proc/{pid}/fdinfo/{descriptor}").read_text()
                         found.append(int(about.partition("flags:")[2].split()[0], 8))
         return found
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Have the mount processes see all at once of what is done meanwhile: they are stopped for so long.
+
+        Else they see the first half of what takes two system calls, when this process has to wait between them.
+        """
+        assert isinstance(self.device, Device), "its mounts are processes"
+        mounts = {pid for name in self._names for pid in self.device.mounts(name)}
+        try:
+            for pid in mounts:
+                os.kill(pid, signal.SIGSTOP)
+            yield
+        finally:
+            for pid in mounts:
+                os.kill(pid, signal.SIGCONT)
 
     def close(self) -> None:
         self._open.close()

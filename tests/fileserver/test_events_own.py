@@ -181,7 +181,8 @@ def test_what_the_host_does_to_what_the_guest_has_just_changed_is_told(host: Hos
     }
     for name, (own, others, line) in changes.items():
         own()
-        others()
+        with host.at_once():
+            others()
         found = told.told()
         assert [each for each in found if each.endswith(line)] == found, name
         assert len(found) == 1
@@ -199,11 +200,12 @@ def test_what_the_guest_does_to_what_the_host_has_just_changed_takes_nothing_fro
     told.settle(d)
     guest = told.guest
     for name in ("written", "appended"):
-        with (d / name).open("a") as file:
+        with host.at_once(), (d / name).open("a") as file:
             file.write("the host's")
         _write(guest, f"d/{name}", b"x")
         assert told.told() == [f"Mf d/{name}"]
-    (d / "renamed").write_text("the host's")
+    with host.at_once():
+        (d / "renamed").write_text("the host's")
     guest.rename("d/renamed", "d/moved")
     assert told.told() == ["Mf d/moved"]
     (d / "made").write_text("the host's")
@@ -243,5 +245,6 @@ def test_on_a_file_system_without_file_handles_the_hosts_changes_are_told_and_th
     guest.write_file("own", b"x")
     (layered / "new").touch()
     assert told.told() == ["Cf new"]
-    (layered / "f").write_text("the host's")
+    with host.at_once():
+        (layered / "f").write_text("the host's")
     assert told.told() == ["Mf f"]

@@ -8,8 +8,6 @@ another one.
 from __future__ import annotations
 
 import errno
-import os
-import signal
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -42,14 +40,10 @@ def told(host: Host) -> Agent:
     Agent.name = share.encode()
     agent = Agent(host.connect(share), "d")
     agent.settle(d)
-    mounts = host.device.mounts(share)
-    for pid in mounts:  # so that all of it is told at once
-        os.kill(pid, signal.SIGSTOP)
-    (d / "gone").rename(host.outside / "gone")
-    (d / "from").rename(d / "to")
-    (d / "over").rename(d / "under")
-    for pid in mounts:
-        os.kill(pid, signal.SIGCONT)
+    with host.at_once():
+        (d / "gone").rename(host.outside / "gone")
+        (d / "from").rename(d / "to")
+        (d / "over").rename(d / "under")
     assert sorted(agent.told()) == ["Df d/gone", "Rf d/from d/to", "Rf d/over d/under"]
     return agent
 
@@ -104,10 +98,11 @@ def test_what_the_host_itself_put_in_its_place_before_it_was_told_is_no_obstacle
     with told.as_ghost():
         for each in repeat(told):
             each()
-    (d / "to").rename(d / "to.1")
-    (d / "to").write_text("the next one")
-    (d / "under").unlink()
-    (d / "under").mkdir()
+    with host.at_once():
+        (d / "to").rename(d / "to.1")
+        (d / "to").write_text("the next one")
+        (d / "under").unlink()
+        (d / "under").mkdir()
     lines: list[str] = []
     while len(lines) < 4:
         said = told.told()

@@ -98,6 +98,22 @@ async def test_two_calls_for_one_name_are_a_fault() -> None:
 # ---------------------------------------------------------------------- the virtual loop
 
 
+def test_who_waits_for_the_rest_of_a_time_sees_its_end_however_short_it_is() -> None:
+    """As another clock has it: what is left of its time may be less than what counts beside the loop's."""
+
+    async def wait() -> int:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(2050.3)
+        end, looked = loop.time() * 0.1 + 1e-13, 0
+        while (left := end - loop.time() * 0.1) > 0:
+            await asyncio.sleep(left)
+            looked += 1
+            assert looked < 10, "no time passes"
+        return looked
+
+    assert run(wait()) > 0
+
+
 def test_an_hour_takes_no_time_and_timers_keep_their_order() -> None:
     woken = []
 

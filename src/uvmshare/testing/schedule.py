@@ -26,6 +26,8 @@ else:
 
 __all__ = ["Deadlock", "Noise", "VirtualLoop", "run"]
 
+_SHORTEST = 1e-9
+"""Seconds that pass where somebody waits at all."""
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -124,7 +126,12 @@ class VirtualLoop(_Loop):
     def call_later(
         self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        """Add a timer, `delay` seconds from now."""
+        """Add a timer, `delay` seconds from now. Of more than 0, at least a nanosecond passes, as it does on a machine.
+
+        Or whoever waits for the rest of a time, as another clock has it, would never see the end of it: so small a part
+        of a second is lost beside the time that the loop has.
+        """
+        delay = max(delay, _SHORTEST) if delay > 0 else delay
         return self.call_at(self._now + delay, callback, *args, context=context)
 
     def call_at(
