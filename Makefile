@@ -97,7 +97,7 @@ coverage: packages $(STAMP) $(SPEED)  ## The tests of `make test` once more, mea
 
 .PHONY: test-long
 test-long: packages $(STAMP) $(SPEED)  ## The long tests, beside each other: one to two hours
-	tools/packages roots watching
+	tools/packages roots watching lintian
 	$(BIN)/python tools/run_tests.py long $(PYTEST_ARGS)
 
 .PHONY: soak
