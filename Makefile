@@ -55,14 +55,21 @@ ON_WINDOWS := --platform win32 --cache-dir .mypy_cache/win32 --follow-imports si
 	--exclude '/(hostfiles|peers|forked|refusing|zygote|test_host_files|test_other_users_on_loopback|test_reach_of_root|test_users_of_the_daemon|test_groups|test_blocking_mounts|test_doctor|test_reserved_user)\.py'
 
 .PHONY: lint
-lint: $(STAMP)  ## Lint, formatting, types on both systems, import rules, generated pictures
+lint: $(STAMP)  ## Lint, formatting, types on Linux, import rules, generated pictures
 	$(RUFF) check .
 	$(RUFF) format --check .
-	@# Beside each other, each on a core of its own.
-	$(MYPY) $(ON_WINDOWS) src tests & windows=$$!; status=0; $(MYPY) || status=1; wait $$windows || status=1; exit $$status
+	@# The pictures meanwhile, on the other core.
+	$(MYPY) & types=$$!; status=0; $(MAKE) --no-print-directory pictures || status=1; wait $$types || status=1; exit $$status
+
+.PHONY: pictures
+pictures: $(STAMP)
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tools/state_diagram.py --check
 	$(BIN)/python tools/map.py --check
+
+.PHONY: lint-windows
+lint-windows: $(STAMP)  ## Types on Windows
+	$(MYPY) $(ON_WINDOWS) src tests
 
 .PHONY: format
 format: $(STAMP)  ## Format the sources and mend what the linter can mend

@@ -54,7 +54,8 @@ def run(bench: Bench, at: str, setting: Setting, name: str, *parts: str) -> None
     assert [(what, *results[what]) for what, why in wrong.items() if why is None] == []
 
 
-@pytest.mark.parametrize("setting", EVERYWHERE, ids=str)
+@pytest.mark.long
+@pytest.mark.parametrize("setting", [*SHORT, *LONG], ids=str)
 def test_features(bench: Callable[[str], Bench], directory: str, setting: Setting) -> None:
     up = bench(setting.kernel)
     maps = "no-shared-maps" if setting.cache in ("none", "readahead") else "shared-maps"

@@ -37,7 +37,12 @@ if sys.platform == "win32":
 
 EVENTS = b"trusted.uvmshare.events"
 both_ways = pytest.mark.parametrize("model", ["passthrough", WITHOUT_FANOTIFY], ids=["fanotify", "inotify"])
-pytestmark = both_ways
+either_way = pytest.mark.parametrize(
+    "model",
+    ["passthrough", pytest.param(WITHOUT_FANOTIFY, marks=pytest.mark.long)],
+    ids=["fanotify", "inotify"],
+)
+"""For what does not ask how the host's kernel tells."""
 
 
 class Agent:
@@ -158,6 +163,7 @@ CHANGES_AND_LINES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
 }
 
 
+@both_ways
 @pytest.mark.parametrize(("change", "lines"), CHANGES_AND_LINES.values(), ids=CHANGES_AND_LINES)
 def test_each_change_of_the_host_is_told_as_what_the_name_came_to(
     host: Host, agent: Callable[..., Agent], change: Callable[[Path], object], lines: list[str]
@@ -173,6 +179,7 @@ def test_each_change_of_the_host_is_told_as_what_the_name_came_to(
     assert sorted(told.told()) == sorted(lines)
 
 
+@both_ways
 def test_what_the_guest_does_itself_is_no_news_to_it(host: Host, agent: Callable[..., Agent]) -> None:
     (host.root / "d").mkdir()
     told = agent("d")
@@ -187,6 +194,7 @@ def test_what_the_guest_does_itself_is_no_news_to_it(host: Host, agent: Callable
     assert told.told() == ["Df d/moved"]
 
 
+@both_ways
 def test_names_that_the_share_does_not_show_are_not_told(host: Host, agent: Callable[..., Agent]) -> None:
     (host.root / "shown").mkdir()
     told = agent("", "shown", hide=("secret", "*.key/"))
@@ -198,6 +206,7 @@ def test_names_that_the_share_does_not_show_are_not_told(host: Host, agent: Call
     assert sorted(told.told()) == ["Cf shown/f", "Cf shown/public"]
 
 
+@either_way
 def test_nothing_but_allowed_names_is_told_of_a_root_with_an_allow_list(
     host: Host, agent: Callable[..., Agent]
 ) -> None:
@@ -208,6 +217,7 @@ def test_nothing_but_allowed_names_is_told_of_a_root_with_an_allow_list(
     assert told.told() == ["Cf yes"]
 
 
+@either_way
 def test_what_was_told_is_pretended_once_and_nothing_changes_on_the_host(
     host: Host, agent: Callable[..., Agent], refused: Refused
 ) -> None:
@@ -250,6 +260,7 @@ def test_what_was_told_is_pretended_once_and_nothing_changes_on_the_host(
     assert _there(host.root) == before
 
 
+@either_way
 def test_of_a_read_only_share_changes_are_pretended_and_nothing_is_written_as_any_user(
     host: Host, agent: Callable[..., Agent], refused: Refused
 ) -> None:
@@ -290,6 +301,7 @@ def test_of_a_read_only_share_changes_are_pretended_and_nothing_is_written_as_an
     assert _there(host.root) == before
 
 
+@both_ways
 def test_for_a_guest_that_asks_for_no_events_the_kernel_is_to_tell_of_nothing(
     host: Host, agent: Callable[..., Agent]
 ) -> None:
@@ -316,6 +328,7 @@ def test_for_a_guest_that_asks_for_no_events_the_kernel_is_to_tell_of_nothing(
     assert {each[0] for each in told_of()} == kinds, "so it is seen where it does"
 
 
+@both_ways
 def test_what_is_done_for_events_is_counted(host: Host, agent: Callable[..., Agent], refused: Refused) -> None:
     def counted() -> Events:
         assert isinstance(host.device, Device)
@@ -338,6 +351,7 @@ def test_what_is_done_for_events_is_counted(host: Host, agent: Callable[..., Age
     assert counted().watched == 0
 
 
+@either_way
 def test_other_users_never_see_what_is_pretended(host: Host, agent: Callable[..., Agent]) -> None:
     (host.root / "d").mkdir()
     (host.root / "d" / "gone").write_text("x")
@@ -368,6 +382,7 @@ HOSTILE: dict[str, Callable[[NinePClient], object]] = {
 }
 
 
+@either_way
 @pytest.mark.parametrize("attempt", HOSTILE.values(), ids=HOSTILE)
 def test_what_was_not_told_is_refused_to_the_reserved_user(
     host: Host, agent: Callable[..., Agent], attempt: Callable[[NinePClient], object], refused: Refused
@@ -381,6 +396,7 @@ def test_what_was_not_told_is_refused_to_the_reserved_user(
     assert _there(host.root) == before
 
 
+@either_way
 def test_attributes_are_changed_by_nobody_who_is_pretended_to(host: Host, agent: Callable[..., Agent]) -> None:
     (host.root / "f").write_text("kept")
     told = agent("")
@@ -390,6 +406,7 @@ def test_attributes_are_changed_by_nobody_who_is_pretended_to(host: Host, agent:
     assert _there(host.root) == before
 
 
+@either_way
 def test_what_the_reserved_user_reads_and_writes_is_the_file_itself(host: Host, agent: Callable[..., Agent]) -> None:
     (host.root / "f").write_text("content")
     told = agent("")
@@ -403,6 +420,7 @@ def test_what_the_reserved_user_reads_and_writes_is_the_file_itself(host: Host, 
     assert (host.root / "f").read_text() == "dirty p"
 
 
+@either_way
 @pytest.mark.parametrize(("flags", "is_written"), [(OpenFlag.RDWR, True), (OpenFlag.RDWR | OpenFlag.APPEND, False)])
 def test_a_programs_data_is_not_lost_because_nobody_may_open_the_file_any_more(
     host: Host, agent: Callable[..., Agent], refused: Refused, flags: int, *, is_written: bool
@@ -425,6 +443,7 @@ def test_a_programs_data_is_not_lost_because_nobody_may_open_the_file_any_more(
     assert (host.outside / "f").read_text() == ("dirty p!" if is_written else "content!")
 
 
+@either_way
 def test_the_reserved_user_gets_nowhere_that_others_do_not(
     host: Host, agent: Callable[..., Agent], refused: Refused
 ) -> None:
@@ -441,6 +460,7 @@ def test_the_reserved_user_gets_nowhere_that_others_do_not(
             assert guest.getattr(fid).qid == guest.stat("").qid
 
 
+@either_way
 def test_a_moved_name_that_is_hidden_by_now_is_not_reached(
     host: Host, agent: Callable[..., Agent], refused: Refused
 ) -> None:
@@ -455,6 +475,7 @@ def test_a_moved_name_that_is_hidden_by_now_is_not_reached(
         guest.walk("a")
 
 
+@either_way
 def test_when_the_agent_begins_anew_nothing_of_before_is_pretended(
     host: Host, agent: Callable[..., Agent], refused: Refused
 ) -> None:
@@ -480,6 +501,7 @@ def test_when_the_agent_begins_anew_nothing_of_before_is_pretended(
     assert again.told() == ["Cf new"]
 
 
+@either_way
 @pytest.mark.parametrize("by_name", [False, True], ids=["n_uname", "uname"])
 def test_of_all_users_the_reserved_one_alone_is_pretended_to(
     host: Host, agent: Callable[..., Agent], refused: Refused, *, by_name: bool
@@ -499,6 +521,7 @@ def test_of_all_users_the_reserved_one_alone_is_pretended_to(
     assert len([path for path in host.root.iterdir() if path.is_dir()]) == 9
 
 
+@both_ways
 def test_the_reserved_user_of_one_mount_is_any_user_of_another_which_is_told_of_what_the_first_does(
     host: Host, agent: Callable[..., Agent]
 ) -> None:
@@ -514,6 +537,7 @@ def test_the_reserved_user_of_one_mount_is_any_user_of_another_which_is_told_of_
         guest.mkdir("made")
 
 
+@either_way
 @pytest.mark.parametrize("end", ["flush", "clunk", "version"])
 def test_what_is_pretended_outlasts_a_read_that_is_taken_back_and_nothing_outlasts_a_version(
     host: Host, agent: Callable[..., Agent], refused: Refused, end: str
@@ -556,6 +580,7 @@ def propagating(host: Host) -> Iterator[None]:
     subprocess.run(["umount", "--lazy", host.root], check=True)
 
 
+@both_ways
 @pytest.mark.usefixtures("propagating")
 def test_a_file_system_that_hangs_below_a_watched_directory_holds_up_nothing(
     host: Host, agent: Callable[..., Agent], refused: Refused
@@ -587,6 +612,7 @@ def test_a_file_system_that_hangs_below_a_watched_directory_holds_up_nothing(
         guest.clunk(walked)
 
 
+@both_ways
 def test_a_removed_tree_is_told_by_the_directory_that_it_was_in(host: Host, agent: Callable[..., Agent]) -> None:
     (host.root / "a" / "b").mkdir(parents=True)
     told = agent("", "a", "a/b")

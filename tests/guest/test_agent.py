@@ -361,9 +361,8 @@ def test_a_hung_mount_can_be_unmounted(bench: Bench, monkeypatch: pytest.MonkeyP
     assert not bench.shares.shares()
 
 
-@pytest.mark.parametrize(
-    ("option", "first"), [("--peer-cid 1", b'{"uvmshare":"agent"'), pytest.param("", b"", marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("option", "first"), [("--peer-cid 1", b'{"uvmshare":"agent"'), ("", b"")])
 @pytest.mark.transports("firecracker", over=("firecracker",))  # it has a road of its own
 def test_on_vsock_the_host_alone_is_heard(bench: Bench, option: str, first: bytes) -> None:
     # The loopback of vsock has CID 1, and stands for a host only when it is told to.

@@ -65,15 +65,15 @@ def _make_many(top: Path) -> None:
 
 
 QUICK: dict[str, tuple[Change, list[str]]] = {
+    "atomic save": (lambda d: _save_atomically(d / "src" / "f"), ["src/f MODIFY", "src/f CLOSE_WRITE"]),
+    "remove": (lambda d: (d / "src" / "f").unlink(), ["src/f DELETE"]),
+}
+LONG: dict[str, tuple[Change, list[str]]] = {
     "create": (
         lambda d: (d / "src" / "new").write_text("1"),
         ["src/new CREATE", "src/new MODIFY", "src/new CLOSE_WRITE"],
     ),
-    "atomic save": (lambda d: _save_atomically(d / "src" / "f"), ["src/f MODIFY", "src/f CLOSE_WRITE"]),
-    "remove": (lambda d: (d / "src" / "f").unlink(), ["src/f DELETE"]),
     "rename": (lambda d: (d / "src" / "f").rename(d / "src" / "g"), ["src/f MOVED_FROM", "src/g MOVED_TO"]),
-}
-LONG: dict[str, tuple[Change, list[str]]] = {
     "overwrite": (lambda d: (d / "src" / "f").write_text("other"), ["src/f MODIFY", "src/f CLOSE_WRITE"]),
     "chmod": (lambda d: (d / "src" / "f").chmod(0o600), ["src/f ATTRIB"]),
     "mkdir": (lambda d: (d / "src" / "new").mkdir(), ["src/new CREATE"]),

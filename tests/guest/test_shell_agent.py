@@ -32,6 +32,7 @@ async def read_script() -> bytes:
     return await asyncio.to_thread(read)
 
 
+@pytest.mark.long
 def test_a_guest_with_busybox_alone_is_mapped_into(tmp_path: Path) -> None:
     """One test, because each needs the same guest and all of it takes a second once that is up."""
 
