@@ -260,10 +260,16 @@ def test_a_closed_standard_stream_is_one_that_nobody_reads(command: list[str], s
     assert told.count("\n") == (status > 0 and "2>&-" not in closed)
 
 
-def test_a_full_disk_below_standard_output_is_named() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize(
+    "command", ["--help", "--version", "vm", "vm ls --help", "doctor --json", "completion fish", "guest agent --print"]
+)
+def test_a_full_disk_below_standard_output_is_named(command: str, unbuffered: str) -> None:
     with open("/dev/full", "w", encoding="utf-8") as full:
         ended = subprocess.run(
-            [*UVMSHARE, "completion", "fish"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
-        )
+            [*UVMSHARE, *command.split()],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
     assert ended.returncode == 1
     assert one_line(ended.stderr) == "uvmshare: error: standard output: No space left on device"

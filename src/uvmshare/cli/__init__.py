@@ -22,7 +22,9 @@ def main() -> int:
     safe_stderr()
     try:
         from uvmshare.cli.main import run  # noqa: PLC0415  click and rich are an extra: see below
+        from uvmshare.cli.output import name_standard_output  # noqa: PLC0415  as above
 
+        name_standard_output()
         return run(sys.argv[1:])
     except ModuleNotFoundError as error:
         missing = missing_extra(error)

@@ -111,8 +111,7 @@ def run(args: Sequence[str]) -> int:
     """Run one command line; returns the exit status, having said in one line on stderr what went wrong."""
     try:
         try:
-            _require_arguments(args)
-            status = cli.main(list(args), prog_name="uvmshare", standalone_mode=False)
+            status = _invoke(args)
             sys.stdout.flush()
         except SystemExit as exit_:  # click ends so after a broken pipe and after completion
             status = exit_.code
@@ -122,9 +121,6 @@ def run(args: Sequence[str]) -> int:
         # The reader left early (head, less): nobody is left to tell.
         _forget_output()
         return 1
-    except click.exceptions.NoArgsIsHelpError as help_:  # a group of commands, called without one
-        say_lines(help_.format_message())
-        return 0
     except Exception as error:  # the last line of defence: no traceback for the user
         if missing_extra(error) is not None:
             raise  # the caller says how to install it
@@ -136,6 +132,15 @@ def run(args: Sequence[str]) -> int:
             _forget_output()
         return _explain(error)
     return status if isinstance(status, int) else 0
+
+
+def _invoke(args: Sequence[str]) -> object:
+    _require_arguments(args)
+    try:
+        return cli.main(list(args), prog_name="uvmshare", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as help_:  # a group of commands, called without one
+        say_lines(help_.format_message())
+        return 0
 
 
 def _forget_output() -> None:

@@ -9,6 +9,7 @@ other ways to write (`click.echo`, `print`) to the rest of the package.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -23,8 +24,11 @@ from uvmshare.printable import json_escaped, json_text, printable, printable_lin
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from typing_extensions import Buffer
+
 __all__ = [
     "cleared_by",
+    "name_standard_output",
     "note",
     "print_json",
     "say",
@@ -35,6 +39,24 @@ __all__ = [
     "terminal_width",
     "write_raw",
 ]
+
+
+class _StandardOutput(io.FileIO):
+    """Descriptor 1, whose errors say what could not be written to: whoever writes, click and rich too."""
+
+    def write(self, data: Buffer, /) -> int:
+        """Write, and return how many bytes were written."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def name_standard_output() -> None:
+    """Have errors of standard output name it, such as that of a full disk. A terminal stays as it is."""
+    if not sys.stdout.isatty():
+        raw = _StandardOutput(sys.stdout.fileno(), "wb", closefd=False)
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), encoding=sys.stdout.encoding, errors=sys.stdout.errors)
 
 
 _clear: Callable[[], None] = lambda: None  # noqa: E731  a name for what `cleared_by` exchanges
@@ -54,12 +76,7 @@ def cleared_by(clear: Callable[[], None]) -> Iterator[None]:
 
 def _echo(text: str | bytes, *, err: bool = False) -> None:
     _clear()
-    try:
-        click.echo(text, err=err)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, f"standard {'error' if err else 'output'}") from error
+    click.echo(text, err=err)
 
 
 def write_raw(text: str) -> None:
