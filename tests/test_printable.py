@@ -15,7 +15,7 @@ from tests.hostile_text import HOSTILE, assert_safe, texts
 
 from uvmshare import printable as module
 from uvmshare.guest import mount
-from uvmshare.printable import ENOUGH, json_text, printable, printable_lines, valid
+from uvmshare.printable import ENOUGH, briefly, json_text, printable, printable_lines, valid
 
 
 @given(texts())
@@ -33,6 +33,15 @@ def test_text_is_cut_where_it_is_too_long_and_says_so(text: str, most: int) -> N
     assert len(shown) <= most + 3
     assert shown == printable(text) or shown.endswith("...")
     assert printable(shown, most) == shown
+
+
+@given(texts(), st.integers(4, 30), st.integers(10, 60))
+def test_what_is_too_long_to_read_keeps_its_beginning_and_its_end(text: str, word: int, whole: int) -> None:
+    shown = briefly(text, word, whole)
+    assert_safe(shown)
+    assert len(shown) <= whole
+    everything = printable(text, len(text) * 10 + 10)
+    assert shown == everything or (shown[0] == everything[0] and shown[-1] == everything[-1] and "..." in shown)
 
 
 @given(texts())

@@ -86,7 +86,7 @@ from __future__ import annotations
 import errno as _errno
 from typing import Final
 
-from uvmshare.printable import printable, printable_lines
+from uvmshare.printable import briefly, printable_lines
 
 __all__ = [
     "AccessDenied",
@@ -178,7 +178,7 @@ class UvmshareError(Exception):
 
     def __str__(self) -> str:
         """Return the words, on one line."""
-        return printable(super().__str__())
+        return briefly(super().__str__())
 
 
 class InvalidOptions(UvmshareError, ValueError):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENOUGH",
+    "briefly",
     "json_escaped",
     "json_text",
     "made_valid",
@@ -43,6 +44,8 @@ __all__ = [
 
 ENOUGH: Final = 8192
 """Characters of one line: two paths as long as Linux takes them. What goes past it is cut off, and the line says so."""
+LONGEST_WORD: Final = 4096
+"""Characters of a path as long as Linux takes it."""
 
 _INVISIBLE: Final = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
@@ -67,6 +70,21 @@ def printable(text: str, most: int = ENOUGH) -> str:
         cut = cut or len(text) > most
         text = text[:most]
     return f"{text}..." if cut else text
+
+
+def briefly(text: str, word: int = LONGEST_WORD, whole: int = ENOUGH) -> str:
+    """Return the text as `printable` does, but without the middle of what is too long: a reason stands at the end.
+
+    `word` and `whole` are how many characters a word, such as a path, and all of it may have.
+    """
+    shown = printable(text, len(text) * 10 + 10)
+    if len(shown) > word:
+        shown = " ".join(_without_middle(each, word) for each in shown.split(" "))
+    return _without_middle(shown, whole)
+
+
+def _without_middle(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most // 4]}...{text[-(most // 4) :]}"
 
 
 def printable_lines(text: str) -> str:

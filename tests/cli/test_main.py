@@ -260,6 +260,27 @@ def test_a_closed_standard_stream_is_one_that_nobody_reads(command: list[str], s
     assert told.count("\n") == (status > 0 and "2>&-" not in closed)
 
 
+@pytest.mark.parametrize("long", ["x" * 20_000, "x " * 10_000], ids=["a word", "words"])
+@pytest.mark.parametrize(
+    ("command", "reason", "remedy"),
+    [
+        ("LONG", "No such command 'x", "(see 'uvmshare --help')"),
+        ("doctor --LONG", "No such option", "(see 'uvmshare doctor --help')"),
+        ("share add build /srv --lease LONG", "--lease", "(see 'uvmshare share add --help')"),
+        ("serve --listen LONG /srv", "address 'x", "vsock:"),
+        ("vm ls --host LONG", "host 'x", "unix:"),
+    ],
+)
+def test_a_value_that_is_much_too_long_takes_neither_the_reason_nor_the_remedy_from_the_line(
+    command: str, reason: str, remedy: str, long: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run([word.replace("LONG", long) for word in command.split()]) != 0
+    line = one_line(capfd.readouterr().err)
+    assert reason in line
+    assert remedy in line.partition("...")[2], "behind what is left out"
+    assert len(line) < 5000
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize(
     "command", ["--help", "--version", "vm", "vm ls --help", "doctor --json", "completion fish", "guest agent --print"]

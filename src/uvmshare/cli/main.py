@@ -17,6 +17,7 @@ import click
 from uvmshare.cli import missing_extra
 from uvmshare.cli.output import note, say_lines
 from uvmshare.errors import InvalidAddress, UvmshareError
+from uvmshare.printable import briefly
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -183,5 +184,5 @@ def _explain(error: Exception) -> int:
     else:
         message = f"unexpected {type(error).__name__}: {error}"
         hint = " (a defect of uvmshare: please report it with what UVMSHARE_DEBUG=1 prints)"
-    note(f"{where}: error: {message}{hint}")
+    note(f"{where}: error: {briefly(message, 512, 4096)}{hint}")
     return status
