@@ -7,7 +7,7 @@
 
 What lives here: `Manager`, `MountManager` and `AgentClient`. Each hands its calls to the asynchronous class of the same
 name, in an event loop in a background thread, and waits. What must not: any decision about a share or a mount, or the
-thread (`uvmshare.background`).
+thread (`uvmshare.loop_thread`).
 
 Pass a file server or an agent's client as in an asyncio program, before it is started: the event loop in the background
 enters and leaves it. `uvmshare.serve` puts all of this into one object.
@@ -22,9 +22,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from uvmshare import arguments
-from uvmshare.background import Background, Claim
 from uvmshare.errors import AgentUnreachable, ManagerClosed
 from uvmshare.lifecycle.entry import BlockOwner
+from uvmshare.loop_thread import Claim, LoopThread
 from uvmshare.mounts import agent_client
 from uvmshare.mounts import manager as asynchronous_mounts
 from uvmshare.mounts.engine import REVOKE_GRACE
@@ -114,15 +114,15 @@ class Manager:
     ) -> None:
         """Start the background thread with its event loop, and make the Manager there."""
         self._vm = vm
-        self._background = Background(self, lambda: ManagerClosed(_ENDED))
+        self._thread = LoopThread(self, lambda: ManagerClosed(_ENDED))
 
         async def begin(stack: AsyncExitStack) -> asynchronous.Manager:
             return await make(await _entered(vm, stack))
 
-        self._manager = self._background.start(begin)
+        self._manager = self._thread.start(begin)
 
     def __repr__(self) -> str:
-        return f"<blocking.Manager of {self._vm!r}{': closed' if self._background.ended else ''}>"
+        return f"<blocking.Manager of {self._vm!r}{': closed' if self._thread.ended else ''}>"
 
     @property
     def asynchronous(self) -> asynchronous.Manager:
@@ -132,13 +132,13 @@ class Manager:
     @property
     def is_of_another_process(self) -> bool:
         """Whether this is a forked child of the process that made the Manager. The child may not use it."""
-        return self._background.is_of_another_process
+        return self._thread.is_of_another_process
 
     def __enter__(self) -> Self:
         try:
             self.run(self._manager.__aenter__())
         except BaseException:
-            self._background.stop()
+            self._thread.stop()
             raise
         return self
 
@@ -150,7 +150,7 @@ class Manager:
         try:
             self.close()
         finally:
-            self._background.stop()
+            self._thread.stop()
 
     def resolve_share_name(self, share: AddOptions | HostPath, **keywords: Unpack[ShareKeywords]) -> str:
         """Return the name that the share has or will have, without a call to the VM."""
@@ -202,7 +202,7 @@ class Manager:
     def detach(self) -> tuple[ShareInfo, ...]:
         """End this Manager and its thread. Return the shares, which another Manager on the same journal takes over."""
         there = self.run(self._manager.detach())
-        self._background.stop()
+        self._thread.stop()
         return there
 
     def close(self) -> None:
@@ -213,7 +213,7 @@ class Manager:
         """
         with suppress(ManagerClosed):  # by an earlier call
             self.run(self._manager.aclose())
-        self._background.stop()
+        self._thread.stop()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the background event loop and return its result.
@@ -221,19 +221,19 @@ class Manager:
         It is meant for objects that live in that loop beside the Manager, such as a file server. When the caller is
         interrupted, the coroutine is cancelled. Raises `ManagerClosed` when the Manager has ended, or ends meanwhile.
         """
-        return self._background.run(coroutine)
+        return self._thread.run(coroutine)
 
     @property
-    def background(self) -> Background:
+    def loop_thread(self) -> LoopThread:
         """The background event loop and its thread."""
-        return self._background
+        return self._thread
 
     def _hold(self, options: AddOptions, owner: Hashable | None) -> Share:
-        return Claim(self._manager.claims).hold(self._background, options, owner)
+        return Claim(self._manager.claims).hold(self._thread, options, owner)
 
     def _leave(self, share: Share, owner: BlockOwner, error: BaseException | None) -> None:
         # Not cancelled when this thread is interrupted: the reference is given back once, whatever happens.
-        self._background.run_to_its_end(self._manager.claims.leave(share, owner, error))
+        self._thread.run_to_its_end(self._manager.claims.leave(share, owner, error))
 
 
 class MountManager:
@@ -285,7 +285,7 @@ class MountManager:
         """The agent in the guest. Raises `WrongType` when the `agent` was not a `uvmshare.AgentClient`."""
         if not isinstance(self._agent, agent_client.AgentClient):
             arguments.refuse_type("agent", self._agent, "a uvmshare.AgentClient, which alone can be asked more")
-        return AgentClient._beside(self._agent, self._shares.background)  # noqa: SLF001  a way of making one that is not public
+        return AgentClient._beside(self._agent, self._shares.loop_thread)  # noqa: SLF001  a way of making one that is not public
 
     def __enter__(self) -> Self:
         return self
@@ -305,7 +305,7 @@ class MountManager:
         """Make sure that the guest has the mount, hold a reference to it, and return what it is."""
         self._mounts.claims.check(owner)
         claim = _MountClaim(self._mounts.claims)
-        claim.hold(self._shares.background, options, owner)
+        claim.hold(self._shares.loop_thread, options, owner)
         return claim.held
 
     def map(
@@ -358,7 +358,7 @@ class MountManager:
         """Hold a mapping for the length of a block: ``with mounts.mapped("/srv/x", "/run/uvmshare/x"):``."""
         owner, options = BlockOwner(), mapping_of(share, guest_path, keywords)
         claim = _MountClaim(self._mounts.claims)
-        held = claim.hold(self._shares.background, options, owner)
+        held = claim.hold(self._shares.loop_thread, options, owner)
         try:
             yield claim.held
         except BaseException as error:
@@ -369,7 +369,7 @@ class MountManager:
 
     def _leave(self, mount: Mount, owner: BlockOwner, error: BaseException | None) -> None:
         # Not cancelled when this thread is interrupted, as of a share.
-        self._shares.background.run_to_its_end(self._mounts.claims.leave(mount, owner, error))
+        self._shares.loop_thread.run_to_its_end(self._mounts.claims.leave(mount, owner, error))
 
     def mounts(self) -> tuple[MountInfo, ...]:
         """Return a snapshot of every mount that the guest has, may have or should have, oldest first."""
@@ -438,15 +438,15 @@ class AgentClient:
             address, accept=accept, server_port=server_port, token=token, timeout=timeout, allow_uids=allow_uids
         )
         ended = f"the client of the agent at {address} was closed: make a new one"
-        self._background = Background(self, lambda: AgentUnreachable(ended))
+        self._thread = LoopThread(self, lambda: AgentUnreachable(ended))
         self._is_mine = True
-        self._background.start(lambda stack: stack.enter_async_context(self._client))
+        self._thread.start(lambda stack: stack.enter_async_context(self._client))
 
     @classmethod
-    def _beside(cls, client: agent_client.AgentClient, background: Background) -> Self:
+    def _beside(cls, client: agent_client.AgentClient, thread: LoopThread) -> Self:
         """Return the one of a client that lives in an event loop already, and is ended there."""
         self = cls.__new__(cls)
-        self._client, self._background, self._is_mine = client, background, False
+        self._client, self._thread, self._is_mine = client, thread, False
         return self
 
     def __repr__(self) -> str:
@@ -458,7 +458,7 @@ class AgentClient:
     def __exit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is not None and self._background.is_of_another_process:
+        if error is not None and self._thread.is_of_another_process:
             return  # a forked child that ends: the block is its parent's to end
         self.close()
 
@@ -486,10 +486,10 @@ class AgentClient:
     def close(self) -> None:
         """End the connection; the guest's mounts stay. It has no effect on the client of a MountManager."""
         if self._is_mine:
-            self._background.stop()
+            self._thread.stop()
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return self._background.run(coroutine)
+        return self._thread.run(coroutine)
 
 
 async def _entered(what: T | AbstractAsyncContextManager[T], stack: AsyncExitStack) -> T:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from uvmshare import blocking
-from uvmshare.background import Claim
 from uvmshare.errors import ComputeSystemError, ManagerClosed, OperationDenied, SharesLeft
+from uvmshare.loop_thread import Claim
 from uvmshare.share.options import AddOptions
 from uvmshare.share.state import ShareState
 from uvmshare.testing.fakes import FakeReply, FakeVM
@@ -249,17 +249,17 @@ def test_a_time_out_of_what_is_waited_for_is_told(manager: blocking.Manager) -> 
 def test_an_interrupt_together_with_the_answer_leaves_nothing(
     vm: ToldVM, manager: blocking.Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    background = manager.background
-    post = background.post
+    thread = manager.loop_thread
+    post = thread.post
 
     def interrupted(callback: Callable[..., None], *args: object) -> None:
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(background, "post", interrupted)
+    monkeypatch.setattr(thread, "post", interrupted)
     with pytest.raises(KeyboardInterrupt):
         manager.add(ONE)
-    assert background.post == post
+    assert thread.post == post
     assert_nobody_holds(manager)
     manager.close()
     assert not vm.shares
@@ -267,9 +267,9 @@ def test_an_interrupt_together_with_the_answer_leaves_nothing(
 
 def test_a_claim_given_up_before_its_answer_is_withdrawn_with_it(manager: blocking.Manager) -> None:
     claim = Claim(manager.asynchronous.claims)
-    manager.background.post(claim.give_up)
+    manager.loop_thread.post(claim.give_up)
     share = manager.run(claim.make(ONE, None))
-    manager.background.post(claim.keep, None)  # too late
+    manager.loop_thread.post(claim.keep, None)  # too late
     assert share.claims == 0
     assert_nobody_holds(manager)
 

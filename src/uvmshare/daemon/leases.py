@@ -1,7 +1,7 @@
 """The leases of the daemon: how long an owner holds something without renewing; on the clock, in the store, at the end.
 
 What lives here: `Leases`, which keeps the deadlines (`deadlines`) and the store in step, and watches the clock. What
-must not: how something that is leased is released (`shares`, `mounts`).
+must not: how something that is leased is released (`shares`, `mounts`), or how long a lease may be (`documents`).
 """
 
 from __future__ import annotations

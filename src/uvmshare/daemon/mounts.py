@@ -164,7 +164,7 @@ class UserMounts:
                 self._store.put_mount(MountRecord.of(vm, owner, options))
             try:
                 with span(
-                    "MountManager.map", vm=f"{vm[0]}:{vm[1]}", owner=owner, path=share.host_path, guest_path=path
+                    "MountManager.mount", vm=f"{vm[0]}:{vm[1]}", owner=owner, path=share.host_path, guest_path=path
                 ):
                     info = await self._ask(key, mounts, options)
             except BaseException as error:

@@ -2,7 +2,7 @@
 
 What lives here: `Listing`, the position of one open directory and what is encoded ahead of it, `Kept`, whole listings
 for the next time, and `AllowedListing`, which reads no directory. What must not: the message that asks for one
-(`handlers.directories`).
+(`handlers.readdir`).
 
 Entries are encoded from what getdents64(2) tells, without a stat each, and kept until the guest has
 taken them: it asks again from the last offset.

@@ -18,7 +18,7 @@ import errno
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from uvmshare.fileserver.mount.handlers import attributes, directories, files, locking, names, walking, xattrs
+from uvmshare.fileserver.mount.handlers import attributes, files, locking, names, readdir, walking, xattrs
 from uvmshare.ninep import messages as m
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ _READS: Final[dict[type[m.Message], Serve]] = {
     m.Tlopen: files.lopen,  # refuses flags that change by itself
     m.Tread: files.read,
     m.Tfsync: _decoded(m.Tfsync, files.fsync),
-    m.Treaddir: directories.readdir,
+    m.Treaddir: readdir.readdir,
     m.Treadlink: _decoded(m.Treadlink, names.readlink),
     m.Tlock: _decoded(m.Tlock, locking.lock),
     m.Tgetlock: _decoded(m.Tgetlock, locking.getlock),

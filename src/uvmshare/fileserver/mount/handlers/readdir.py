@@ -1,6 +1,7 @@
 """Reading directories.
 
-What lives here: readdir. What must not: how entries are encoded and kept (`uvmshare.fileserver.mount.files.listing`).
+What lives here: which part of a directory one reply has. What must not: how entries are encoded and kept
+(`uvmshare.fileserver.mount.files.listing`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """An event loop in a thread of its own, for objects whose callers have threads instead.
 
-What lives here: `Background`, and `Claim`, by which a thread gets a share or a mount there. What must not: what
+What lives here: `LoopThread`, and `Claim`, by which a thread gets a share or a mount there. What must not: what
 runs there.
 """
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from uvmshare.errors import UvmshareError
     from uvmshare.lifecycle.claims import Claims
 
-__all__ = ["Background", "Claim"]
+__all__ = ["Claim", "LoopThread"]
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Entry[Any, Any])
 O = TypeVar("O")  # noqa: E741  for options
 
 
-class Background:
+class LoopThread:
     """The event loop in which `owner` lives, and its thread. `ended` makes the error of whoever comes too late."""
 
     def __init__(self, owner: object, ended: Callable[[], UvmshareError]) -> None:
@@ -171,17 +171,17 @@ class Claim(Generic[E, O]):
         """The share or the mount, while the claim stands."""
         self._given_up = False
 
-    def hold(self, background: Background, options: O, owner: Hashable | None) -> E:
+    def hold(self, thread: LoopThread, options: O, owner: Hashable | None) -> E:
         """Return the entry with a reference of `owner` on it, to the thread that calls this.
 
         Until that has the answer, there is only a claim. So an interrupt leaves nothing behind, however it falls
         together with the answer.
         """
         try:
-            entry = background.run(self.make(options, owner))
-            background.post(self.keep)
+            entry = thread.run(self.make(options, owner))
+            thread.post(self.keep)
         except BaseException:
-            background.post(self.give_up)
+            thread.post(self.give_up)
             raise
         return entry
 
