@@ -323,12 +323,11 @@ def test_when_more_happens_than_the_kernel_keeps_the_mounts_own_changes_are_stil
     for _ in range(int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())):
         for name in ("busy", "busier"):  # one after the other, or they would be one event
             os.utime(root / name)
-    with found.own(Change((tree.child(tree.root, b"own"),))):
-        (root / "own").write_text("the guest's")
-    with found.own(Change((tree.root,), ((tree.root, b"made"),), "make")):
-        (root / "made").touch()
-    with found.own(Change((tree.root,), ((tree.root, b"own"), (tree.root, b"renamed")), "rename")):
-        (root / "own").rename(root / "renamed")
+    found.own(Change((tree.child(tree.root, b"own"),)), lambda: (root / "own").write_text("the guest's"))
+    made = Change((tree.root,), ((tree.root, b"made"),), "make")
+    found.own(made, (root / "made").touch)
+    renamed = Change((tree.root,), ((tree.root, b"own"), (tree.root, b"renamed")), "rename")
+    found.own(renamed, lambda: (root / "own").rename(root / "renamed"))
     (root / "others").write_text("the host's")
     (root / "new").touch()
     lines = guest.look()
@@ -337,10 +336,11 @@ def test_when_more_happens_than_the_kernel_keeps_the_mounts_own_changes_are_stil
     assert guest.look() == ["Cf /end"]
 
 
-def test_a_change_that_cannot_be_noted_down_is_made_all_the_same_and_told_as_anothers(
-    told: Callable[..., Told], root: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", [Group, Watches], ids=["fanotify", "inotify"])
+def test_a_change_that_cannot_be_noted_is_made_all_the_same_and_told_as_anothers(
+    told: Callable[..., Told], root: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Group | Watches]
 ) -> None:
-    guest = told("", kind=Watches)
+    guest = told("", kind=kind)
     tree, found = guest.tree, guest.watched.listening
     assert found is not None
 
@@ -349,8 +349,7 @@ def test_a_change_that_cannot_be_noted_down_is_made_all_the_same_and_told_as_ano
 
     with monkeypatch.context() as patch:
         patch.setattr(syscalls, "open_entry", no_more)
-        with found.own(Change((tree.root,), ((tree.root, b"made"),), "make")):
-            (root / "made").touch()
+        found.own(Change((tree.root,), ((tree.root, b"made"),), "make"), (root / "made").touch)
     assert guest.look() == ["Cf /made"]
 
 
@@ -365,12 +364,15 @@ def test_permissions_that_are_lent_are_the_mounts_own_doing(told: Callable[..., 
     with found.lending(file):
         (root / "f").chmod(0o600)
     assert guest.look() == []
-    with found.own(Change((file,))):
+
+    def write() -> None:
         with found.lending(file):
             (root / "f").chmod(0o640)
         (root / "f").write_text("written meanwhile")
         with found.lending(file):
             (root / "f").chmod(0o600)
+
+    found.own(Change((file,)), write)
     assert guest.look() == []
     with found.lending(file):
         (root / "f").chmod(0o640)

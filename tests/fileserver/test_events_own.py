@@ -11,7 +11,6 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.fileserver.harness import WITHOUT_FANOTIFY
 from tests.fileserver.test_events import Agent, agent, both_ways
 from tests.root import require_root
 
@@ -31,8 +30,6 @@ if sys.platform == "win32":
     pytest.skip("the file server runs on Linux", allow_module_level=True)
 
 __all__ = ["agent"]
-
-by_inotify = pytest.mark.parametrize("model", [WITHOUT_FANOTIFY], ids=["inotify"])
 
 
 def _write(guest: NinePClient, path: str, data: bytes, flags: int = OpenFlag.WRONLY) -> None:
@@ -166,7 +163,7 @@ def test_whatever_a_mount_changes_is_never_told_back_to_its_guest(
     assert told.told() == ["Cf d/end"], "nor later"
 
 
-@by_inotify
+@both_ways
 def test_what_the_host_does_to_what_the_guest_has_just_changed_is_told(host: Host, agent: Callable[..., Agent]) -> None:
     d = host.root / "d"
     d.mkdir()
@@ -188,7 +185,7 @@ def test_what_the_host_does_to_what_the_guest_has_just_changed_is_told(host: Hos
         assert len(found) == 1
 
 
-@by_inotify
+@both_ways
 def test_what_the_guest_does_to_what_the_host_has_just_changed_takes_nothing_from_what_is_told(
     host: Host, agent: Callable[..., Agent]
 ) -> None:

@@ -4,15 +4,14 @@ What lives here: `Listening`, which has the host's kernel tell (`sources`), comp
 says it in lines. What must not: how the guest waits for the lines (`watched`), or how it is pretended
 (`handlers.ghosts`).
 
-What this process did for its own guest is no news there. The kernel says who changed something, or a ledger is kept:
-then each change of this process is made inside `Listening.own`, and what names have come to by it is what they were
-when they are compared next. The kernel need not say in which order: a name is compared with what it was, 20 ms after
-the first word of it, and what went and came under another name is a rename.
+What this process did for its own guest is no news there. The kernel says who changed something, or a ledger is kept.
+Either way each change of a name by this process is made inside `Listening.own`, and what names have come to by it is
+what they were when they are compared next. The kernel need not say in which order: a name is compared with what it was,
+20 ms after the first word of it, and what went and came under another name is a rename.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import threading
@@ -20,12 +19,12 @@ import time
 from collections import deque
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from uvmshare.directory import birth_time
-from uvmshare.fileserver import counters, syscalls
+from uvmshare.fileserver import counters
+from uvmshare.fileserver.mount.entries import Entry, entry_of, is_same, require_room
 from uvmshare.fileserver.mount.ledger import CONTENT, Ledger, State
-from uvmshare.fileserver.syscalls import Fanotify, MountCrossed
+from uvmshare.fileserver.syscalls import Fanotify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from uvmshare.fileserver.mount.ledger import FileKey
     from uvmshare.fileserver.mount.sources import Source
 
-__all__ = ["Absent", "Change", "Directory", "Gone", "Key", "Listening", "Moved", "Pretence", "require_room"]
+__all__ = ["Absent", "Change", "Directory", "Gone", "Key", "Listening", "Moved", "Pretence"]
 
 _MOST_NAMES: Final = 32_768
 """Names of one mount that are remembered when directories are added, about 200 bytes each; as many may come later.
@@ -44,15 +43,11 @@ _MOST_LINES: Final = 8192
 """Changes that wait to be told. When there are more, the guest is told to begin anew."""
 _COMPARE: Final = 1
 """Beside the kernel's bits: nobody has told what happened to the name."""
-_NS: Final = 1_000_000_000
+_AWAY: Final = Fanotify.DELETE | Fanotify.MOVED_FROM
+_MOST_RENAMES: Final = 4096
+"""Of this process, that are remembered until all is read that was heard before them."""
 _GRANULARITY: Final = 20_000_000
 """Nanoseconds by which the times of files may lag behind the clock: two ticks of the slowest kernel."""
-
-
-def require_room(error: OSError) -> None:
-    """Raise an error again that says nothing of the file: that this process, or the host, has no room for more."""
-    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-        raise error
 
 
 class Absent(NamedTuple):
@@ -77,21 +72,7 @@ Key = tuple[tuple[int, int], bytes]
 """A directory's device and inode, and a name in it."""
 
 
-class _Entry(NamedTuple):
-    inode: int
-    kind: bytes
-    """f, d, l or o: a regular file, a directory, a symbolic link, another."""
-    born: int | None = None
-    """When it was made, in nanoseconds; None where nobody has looked, or the file system does not tell."""
-
-
-def _is_same(gone: _Entry, come: _Entry, since: int) -> bool:
-    """Say whether two entries with one inode are of one file; of what was only listed, it is older than the listing."""
-    if come.born is None:
-        return False
-    return come.born < since if gone.born is None else come.born == gone.born
-
-
+T = TypeVar("T")
 _Place = tuple[int, bytes]
 """The number of a watched directory, and a name in it."""
 
@@ -100,8 +81,8 @@ _Place = tuple[int, bytes]
 class _Found:
     """What names have come to: those that are gone, with what they were, those that came, and those that changed."""
 
-    gone: dict[_Place, _Entry] = field(default_factory=dict)
-    come: dict[_Place, _Entry] = field(default_factory=dict)
+    gone: dict[_Place, Entry] = field(default_factory=dict)
+    come: dict[_Place, Entry] = field(default_factory=dict)
     changed: list[tuple[bytes, _Place, bytes]] = field(default_factory=list)
 
 
@@ -113,33 +94,6 @@ class Directory:
     path: bytes
 
 
-def _entry(directory: int, name: bytes, held: list[int] | None = None) -> tuple[_Entry | None, os.stat_result | None]:
-    """Return what a directory has under a name. Raises `OSError` for want of room.
-
-    Its descriptor is added to `held`, if that is given, for the caller to close.
-    """
-    try:
-        descriptor = syscalls.open_entry(name, directory)
-    except MountCrossed:  # what is behind it is not watched, and may never answer
-        return None, None
-    except OSError as error:
-        require_room(error)
-        return None, None
-    try:
-        found, born = os.fstat(descriptor), birth_time(descriptor)
-    except OSError as error:
-        require_room(error)
-        return None, None
-    finally:
-        if held is None:
-            os.close(descriptor)
-        else:
-            held.append(descriptor)
-    kinds = {stat.S_IFREG: b"f", stat.S_IFDIR: b"d", stat.S_IFLNK: b"l"}
-    kind = kinds.get(stat.S_IFMT(found.st_mode), b"o")
-    return _Entry(found.st_ino, kind, None if born is None else born[0] * _NS + born[1]), found
-
-
 def _file_key(found: os.stat_result) -> FileKey:
     return found.st_dev, found.st_ino
 
@@ -148,8 +102,8 @@ def _file_key(found: os.stat_result) -> FileKey:
 class Change:
     """What this process is about to do: which files it changes, and what it does to names in directories.
 
-    `what` is "make" or "remove" for the one of `names`, "rename" for the first of two, and "" where there are none. A
-    directory in which a name is changed is one of the files.
+    `what` is "make", "create" (where it is not there yet) or "remove" for the one of `names`, "rename" for the first of
+    two, and "" where there are none. A directory in which a name is changed is one of the files.
     """
 
     files: tuple[Node | OpenFile, ...]
@@ -178,7 +132,7 @@ class Listening:
         self.ledger = None if source.says_who else Ledger(time.time_ns())
         """What this process has changed, where the kernel does not say it."""
         self._lock = threading.RLock()
-        """With a ledger, no name is compared while this process changes something: guards names and ledger."""
+        """No name is compared while this process changes one: guards names, renames and the ledger."""
         self._changing: set[FileKey] | None = None
         """The files that are about to be changed inside `own`."""
         self._source = source
@@ -190,9 +144,13 @@ class Listening:
         self._directories: dict[int, Directory] = {}
         self._by_path: dict[bytes, int] = {}
         self._by_key: dict[FileKey, int] = {}
-        self._names: dict[int, dict[bytes, _Entry]] = {}
+        self._names: dict[int, dict[bytes, Entry]] = {}
         self._count = 0
         self._dirty: dict[_Place, int] = {}
+        self._renames: list[tuple[_Place, _Place]] = []
+        """What this process has renamed: the kernel may still speak of what others did to it by its old name."""
+        self._renames_read = 0
+        """So many of them came before what was read last."""
         self._lines: deque[tuple[bytes, dict[Key, Pretence]]] = deque()
         self._compared = time.time_ns()
         self._is_too_much = False
@@ -244,15 +202,17 @@ class Listening:
         if number in self._told:
             self._told.remove(number)
             self._source.forget(number, is_gone=is_gone)
-            self._count -= len(self._names.pop(number, ()))
+            with self._lock:
+                self._count -= len(self._names.pop(number, ()))
         self._displace(number)
 
     # What the kernel says
 
     def read(self) -> None:
         """Take what the kernel has to say. Raises nothing."""
-        if self.ledger is not None:
-            with self._lock:
+        with self._lock:
+            self._renames_read = len(self._renames)
+            if self.ledger is not None:
                 self.ledger.begin(time.time_ns())
         told, self._is_all_read = self._source.read()
         for number, name, mask in told:
@@ -262,9 +222,8 @@ class Listening:
                 continue
             place = self._place(number, name)
             if place is not None:
-                if mask:
-                    self._slots[counters.HEARD] += 1
-                    self._slots[counters.COALESCED] += place in self._dirty
+                self._slots[counters.HEARD] += 1
+                self._slots[counters.COALESCED] += place in self._dirty
                 self._dirty[place] = self._dirty.get(place, 0) | mask
 
     def _place(self, number: int, name: bytes) -> _Place | None:
@@ -302,19 +261,8 @@ class Listening:
             return False
         since, self._compared = self._compared - _GRANULARITY, time.time_ns()
         found = _Found()
-        by_directory: dict[int, list[tuple[bytes, int]]] = {}
-        for (number, name), mask in dirty.items():
-            by_directory.setdefault(number, []).append((name, mask))
-        for number, names in by_directory.items():
-            directory = self._opened(number) if number in self._names else None
-            if directory is None:
-                continue
-            try:
-                for name, mask in names:
-                    with self._lock:
-                        self._compare_one(found, (number, name), directory, mask, since)
-            finally:
-                os.close(directory)
+        self._compare_each(found, dirty, since)
+        self._compare_each(found, self._renamed(dirty), since)
         self._end_round()
         self._tell_renames(found, since)
         for (number, name), entry in found.gone.items():
@@ -335,10 +283,43 @@ class Listening:
         self._slots[counters.OVERFLOWS] += 1
         return False
 
+    def _compare_each(self, found: _Found, dirty: dict[_Place, int], since: int) -> None:
+        by_directory: dict[int, list[tuple[bytes, int]]] = {}
+        for (number, name), mask in dirty.items():
+            by_directory.setdefault(number, []).append((name, mask))
+        for number, names in by_directory.items():
+            directory = self._opened(number) if number in self._names else None
+            if directory is None:
+                continue
+            try:
+                for name, mask in names:
+                    with self._lock:
+                        self._compare_one(found, (number, name), directory, mask, since)
+            finally:
+                os.close(directory)
+
     def _end_round(self) -> None:
-        if self.ledger is not None and self._is_all_read:
-            with self._lock:
+        if not self._is_all_read:
+            return
+        with self._lock:
+            del self._renames[: self._renames_read]
+            if self.ledger is not None:
                 self.ledger.end()
+
+    def _renamed(self, dirty: dict[_Place, int]) -> dict[_Place, int]:
+        """Return what others did to files by names from which this process has moved them, by their new names.
+
+        It may have been done to the next file of that name: then it is told once too often. A ledger knows the file.
+        """
+        moved: dict[_Place, int] = {}
+        if not dirty:
+            return moved
+        with self._lock:
+            for old, new in self._renames:
+                mask = dirty.get(old, 0) | moved.pop(old, 0)
+                if mask:
+                    moved[new] = moved.get(new, 0) | mask
+        return {place: mask for place, mask in moved.items() if not dirty.get(place, 0) & (CONTENT | _COMPARE)}
 
     def _compare_one(self, found: _Found, place: _Place, directory: int, mask: int, since: int) -> None:
         """Compare a name with what it was. `mask` is what others did to it, `since` the time of the last comparison."""
@@ -358,6 +339,8 @@ class Listening:
             if now is not None:
                 found.come[place] = now
             return
+        if self.ledger is None:
+            mask &= ~_AWAY  # what has brought it back was another event, or this process
         is_newer = stated is not None and max(stated.st_mtime_ns, stated.st_ctime_ns) >= since
         if mask & CONTENT or (mask == _COMPARE and is_newer):
             found.changed.append((b"M" if now.kind == b"f" else b"A", place, now.kind))
@@ -372,7 +355,7 @@ class Listening:
         came = {entry[:2]: place for place, entry in found.come.items()}
         for place, entry in tuple(found.gone.items()):
             to = came.get(entry[:2])
-            if to is None or to == place or not _is_same(entry, found.come[to], since):
+            if to is None or to == place or not is_same(entry, found.come[to], since):
                 continue
             del found.gone[place], found.come[to], came[entry[:2]]
             plan: dict[Key, Pretence] = {self._key(*place): Moved(self._path(*to), entry.inode)}
@@ -382,18 +365,18 @@ class Listening:
                 plan[self._key(*to)] = Absent()
             self._tell(b"R", place, entry.kind, plan, b" %d %s" % (to[0], to[1].hex().encode()))
 
-    def _look(self, number: int, directory: int, name: bytes) -> tuple[_Entry | None, os.stat_result | None]:
-        entry, found = _entry(directory, name)
+    def _look(self, number: int, directory: int, name: bytes) -> tuple[Entry | None, os.stat_result | None]:
+        entry, found = entry_of(directory, name)
         if entry is None or not self._shows(number, name, entry.kind):
             return None, None
         return entry, found
 
-    def _look_at_all(self, number: int, most: int) -> dict[bytes, _Entry] | None:
+    def _look_at_all(self, number: int, most: int) -> dict[bytes, Entry] | None:
         """Return what a directory has; None when that is more than so many names. Raises `OSError` for want of room."""
         directory = self._opened(number)
         if directory is None:
             return {}
-        found: dict[bytes, _Entry] = {}
+        found: dict[bytes, Entry] = {}
         try:
             listed = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
             try:
@@ -407,7 +390,7 @@ class Listening:
                         elif kind == b"o" and entry.is_file(follow_symlinks=False):
                             kind = b"f"
                         if self._shows(number, name, kind):
-                            found[name] = _Entry(entry.inode(), kind)
+                            found[name] = Entry(entry.inode(), kind)
             finally:
                 os.close(listed)
         except OSError as error:
@@ -416,7 +399,7 @@ class Listening:
             os.close(directory)
         return found
 
-    def _remember(self, number: int, name: bytes, now: _Entry | None) -> None:
+    def _remember(self, number: int, name: bytes, now: Entry | None) -> None:
         names = self._names[number]
         before = len(names)
         if now is None:
@@ -427,37 +410,60 @@ class Listening:
 
     # What this process does
 
-    @contextmanager
-    def own(self, change: Change) -> Iterator[None]:
-        """Note down a change that is made meanwhile. What raises has changed no name.
+    def own(self, change: Change, do: Callable[[], T]) -> T:
+        """Return what `do` returns, and take note of what it changes. What it raises has changed no name.
 
-        What cannot be noted down, since this process has no room left, is told as if another had done it.
+        What cannot be noted, since this process has no room left, is told as if another had done it.
         """
-        assert self.ledger is not None
         with self._lock:
-            held: list[int] = []
-            before: list[_Entry | None] = []
-            is_done = False
-            try:
-                with suppress(OSError):
-                    before = self._note_before(self.ledger, change, held)
-                yield
-                is_done = True
-            finally:
-                self._changing = None
-                with suppress(OSError):
-                    after = self._note_after(self.ledger, change, held, is_done=is_done)
-                    if is_done and len(before) == len(change.names):
-                        self._take_for_known(change, before, after)
-                for descriptor in held:
-                    os.close(descriptor)
+            places = [self._remembered(directory, name) for directory, name in change.names]
+            if self.ledger is not None:
+                return self._noted(self.ledger, change, places, do)
+            return self._followed(change, places, do) if any(places) else do()
 
-    def _note_before(self, ledger: Ledger, change: Change, held: list[int]) -> list[_Entry | None]:
+    def _followed(self, change: Change, places: list[_Place | None], do: Callable[[], T]) -> T:
+        """Look only at names of which it is not known without what they are."""
+        before: list[Entry | None] = [None, None]
+        (directory, name), *others = change.names
+        try:
+            if change.what in ("create", "rename"):
+                before[0], found = entry_of(directory.fd, name)
+                if found is not None and found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):
+                    before[1:] = [entry_of(to.fd, new)[0] for to, new in others]  # it may have both names
+        except OSError:
+            return do()
+        done = do()
+        with suppress(OSError):
+            made = entry_of(directory.fd, name)[0] if change.what in ("make", "create") else None
+            self._take_for_known(change.what, places, before, made)
+        return done
+
+    def _noted(self, ledger: Ledger, change: Change, places: list[_Place | None], do: Callable[[], T]) -> T:
+        """Look at all names and files, before and afterwards, for the ledger."""
+        held: list[int] = []
+        before: list[Entry | None] = []
+        is_done = False
+        try:
+            with suppress(OSError):
+                before = self._note_before(ledger, change, held)
+            done = do()
+            is_done = True
+        finally:
+            self._changing = None
+            with suppress(OSError):
+                after = self._note_after(ledger, change, held, is_done=is_done)
+                if is_done and before:
+                    self._take_for_known(change.what, places, before, after[0])
+            for descriptor in held:
+                os.close(descriptor)
+        return done
+
+    def _note_before(self, ledger: Ledger, change: Change, held: list[int]) -> list[Entry | None]:
         """Note down the files that are about to be changed, and hold those that may lose a name; return what names are.
 
         A file that loses one of its names has another ctime then.
         """
-        there = [_entry(directory.fd, name, held) for directory, name in change.names]
+        there = [entry_of(directory.fd, name, held) for directory, name in change.names]
         found = [os.fstat(each.fd) for each in change.files] + [stated for _, stated in there if stated is not None]
         self._changing = {_file_key(each) for each in found}
         for each in found:
@@ -465,8 +471,8 @@ class Listening:
         return [entry for entry, _ in there]
 
     @staticmethod
-    def _note_after(ledger: Ledger, change: Change, held: list[int], *, is_done: bool) -> list[_Entry | None]:
-        there = [_entry(directory.fd, name) for directory, name in change.names]
+    def _note_after(ledger: Ledger, change: Change, held: list[int], *, is_done: bool) -> list[Entry | None]:
+        there = [entry_of(directory.fd, name) for directory, name in change.names]
         if is_done:  # what was made is the mount's own
             for _, stated in there:
                 if stated is not None:
@@ -476,20 +482,32 @@ class Listening:
             ledger.after(_file_key(stated), State.of(stated))
         return [entry for entry, _ in there]
 
-    def _take_for_known(self, change: Change, before: list[_Entry | None], after: list[_Entry | None]) -> None:
+    def _take_for_known(
+        self, what: str, places: list[_Place | None], before: list[Entry | None], made: Entry | None
+    ) -> None:
         """Take what names have come to by an own change for what they were. Another may have changed them again."""
-        if change.what == "make" and before[0] is None:
-            self._know(*change.names[0], after[0])
-        elif change.what == "remove":
-            self._know(*change.names[0], None)
-        elif change.what == "rename" and before[0] is not None and before[0][:1] != (before[1] or ())[:1]:
-            self._know(*change.names[0], None)  # but of two names of one file both stay
-            self._know(*change.names[1], before[0])
+        if what == "make" or (what == "create" and before[0] is None):
+            self._know(places[0], made)
+        elif what == "remove":
+            self._know(places[0], None)
+        elif what == "rename" and before[0] is not None and before[0][:1] != (before[1] or ())[:1]:
+            old, new = places  # but of two names of one file both stay
+            self._know(old, None)
+            self._know(new, before[0])
+            if self.ledger is None and old and new and len(self._renames) < _MOST_RENAMES:
+                self._renames.append((old, new))
 
-    def _know(self, directory: Node, name: bytes, entry: _Entry | None) -> None:
-        number = self._by_key.get(_file_key(os.fstat(directory.fd)), -1)
-        if number in self._names:
-            self._remember(number, name, entry)
+    def _know(self, place: _Place | None, entry: Entry | None) -> None:
+        if place is not None:
+            self._remember(*place, entry)
+
+    def _remembered(self, directory: Node, name: bytes) -> _Place | None:
+        """Return the place of a name; None where the names of the directory are not remembered."""
+        try:
+            number = self._by_key.get(_file_key(os.fstat(directory.fd)))
+        except OSError:  # its descriptor was let go, and it is gone (`idle`)
+            return None
+        return (number, name) if number in self._names else None
 
     @contextmanager
     def lending(self, node: Node) -> Iterator[None]:

@@ -426,7 +426,8 @@ class Serving(ServedConnection):
         self._attached = attached
         self._handlers = self._served = table.served(read_only=self.export.read_only) if attached else _NOT_ATTACHED
         if self._pretends and attached:
-            self._served = noting.served(ghosts.served(self._served))
+            keeps_ledger = self.watched is not None and self.watched.keeps_ledger
+            self._served = noting.served(ghosts.served(self._served), keeps_ledger=keeps_ledger)
         if self.foreign.is_used and attached:  # around all others: what is under way on a fid comes first
             self._served = self.foreign.served(self._served)
         if self.fence is not None:

@@ -62,8 +62,8 @@ def open_to_spare(make: Callable[[], int], limit: str, most: int) -> tuple[int, 
 class Told(NamedTuple):
     """What the kernel says: something happened to a name in a directory that has this number.
 
-    `mask` has the bits of ``FAN_*``, which are inotify's too, 0 for what this process has done itself. The name of the
-    directory itself is ".". With no `number`, more happened than the kernel keeps.
+    `mask` has the bits of ``FAN_*``, which are inotify's too. The name of the directory itself is ".". With no
+    `number`, more happened than the kernel keeps.
     """
 
     number: int | None
@@ -78,7 +78,7 @@ class Source(ABC):
     """The kernel's queue of what happens to names in directories, and of how many it may be told (`most`)."""
 
     says_who: bool
-    """Whether it is known what this process has done itself."""
+    """Whether what this process has done itself is left out."""
 
     def __init__(self, descriptor: int, most: int) -> None:
         self.descriptor = descriptor
@@ -195,8 +195,8 @@ class Group(Source):
             size, _, _, header, mask, _, pid = _METADATA.unpack_from(data, at)
             if mask & Fanotify.Q_OVERFLOW:
                 yield _TOO_MUCH
-            else:
-                yield from self._records(data, at + header, at + size, mask if pid != self._own else 0)
+            elif pid != self._own:
+                yield from self._records(data, at + header, at + size, mask)
             at += size
 
     def _records(self, data: bytes, at: int, stop: int, mask: int) -> Iterator[Told]:

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Final
 from uvmshare.fileserver import syscalls
 from uvmshare.fileserver.casefold import folds
 from uvmshare.fileserver.counters import WATCHED, Counters
-from uvmshare.fileserver.mount.listening import Directory, Listening, require_room
+from uvmshare.fileserver.mount.entries import require_room
+from uvmshare.fileserver.mount.listening import Directory, Listening
 from uvmshare.fileserver.mount.outbox import read_reply
 from uvmshare.fileserver.mount.seccomp import WATCH_MASK
 from uvmshare.fileserver.mount.sources import MAX_WATCHES, open_source, open_to_spare

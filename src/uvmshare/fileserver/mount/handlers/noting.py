@@ -1,10 +1,11 @@
-"""What a mount changes, noted down for the ledger where the host's kernel does not say who changed something.
+"""What a mount changes itself, of which the guest is not to be told.
 
 What lives here: which files and names each request changes. What must not: what becomes of the notes (`listening`,
 `ledger`).
 
-What is missing here, or cannot be told before, is no harm to what is served: it is told to the guest as if the host had
-done it. Permissions that are lent meanwhile are noted down where that is done (`files.lending`).
+Names are noted where an agent is told of names at all. Files are noted too where a ledger is kept, since the host's
+kernel does not say who changed something. What cannot be told before is no harm to what is served: it is told to the
+guest as if the host had done it. Permissions that are lent meanwhile are noted where that is done (`files.lending`).
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ __all__ = ["served"]
 _OPEN_FOR_WRITING: Final = int(OpenFlag.NOACCESS | OpenFlag.TRUNC)
 
 
-def served(plain: list[Serve | None]) -> list[Serve | None]:
-    """Return what serves each message type and notes down what it changes, while a ledger is kept."""
+def served(plain: list[Serve | None], *, keeps_ledger: bool) -> list[Serve | None]:
+    """Return what serves each message type and notes what it changes, while an agent is told of names."""
     made = list(plain)
-    for cls, about in _ABOUT.items():
+    for cls, about in (*_OF_NAMES.items(), *(_OF_FILES.items() if keeps_ledger else ())):
         serve = plain[cls.type]
         if serve is not None:
             made[cls.type] = _noting(serve, about)
@@ -47,7 +48,7 @@ def _noting(plain: Serve, about: About) -> Serve:
     def serve(session: Session, tag: int, number: int, at: int, stop: int) -> bytes | None:
         listening = None if session.watched is None else session.watched.listening
         fid = session.fids.get(number)
-        if listening is None or listening.ledger is None or fid is None or session.export.read_only:
+        if listening is None or fid is None or session.export.read_only:
             return plain(session, tag, number, at, stop)
         try:
             change = about(session, fid, at, stop)
@@ -55,8 +56,7 @@ def _noting(plain: Serve, about: About) -> Serve:
             change = None
         if change is None:
             return plain(session, tag, number, at, stop)
-        with listening.own(change):
-            return plain(session, tag, number, at, stop)
+        return listening.own(change, lambda: plain(session, tag, number, at, stop))
 
     return serve
 
@@ -73,7 +73,7 @@ def _lopen(session: Session, fid: Fid, at: int, stop: int) -> Change | None:
 
 def _lcreate(session: Session, fid: Fid, at: int, stop: int) -> Change | None:
     name, *_ = requests.lcreate(session.buffer, at, stop)
-    return _in_directory(fid.node, name, "make")
+    return _in_directory(fid.node, name, "create")
 
 
 def _write(_: Session, fid: Fid, __: int, ___: int) -> Change | None:
@@ -136,12 +136,8 @@ def _of_programs(about: About) -> About:
     return of_programs
 
 
-_ABOUT: Final[dict[type[m.Message], About]] = {
-    m.Twrite: _write,
-    m.Tlopen: _lopen,
+_OF_NAMES: Final[dict[type[m.Message], About]] = {
     m.Tlcreate: _of_programs(_lcreate),
-    m.Tclunk: _of_programs(_clunk),
-    m.Tsetattr: _of_programs(_setattr),
     m.Tmkdir: _of_programs(_make(m.Tmkdir)),
     m.Tmknod: _of_programs(_make(m.Tmknod)),
     m.Tsymlink: _of_programs(_make(m.Tsymlink)),
@@ -151,3 +147,11 @@ _ABOUT: Final[dict[type[m.Message], About]] = {
     m.Tunlinkat: _of_programs(_unlinkat),
     m.Tremove: _of_programs(_remove),
 }
+"""What changes names, and with them files."""
+_OF_FILES: Final[dict[type[m.Message], About]] = {
+    m.Twrite: _write,
+    m.Tlopen: _lopen,
+    m.Tclunk: _of_programs(_clunk),
+    m.Tsetattr: _of_programs(_setattr),
+}
+"""What changes a file, and no name."""

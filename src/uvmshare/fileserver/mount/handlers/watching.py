@@ -46,8 +46,7 @@ def answer(session: Session, node: Node, name: bytes) -> XattrValue | Changes | 
         return XattrValue(b"%d %d" % (_VERSION, watched.most))
     if question == b"events":
         uid = watched.listen()
-        if watched.keeps_ledger:
-            session.began_pretending()  # from now on what changes something is noted down (`noting`)
+        session.began_pretending()  # from now on what changes something is noted as well (`noting`)
         return XattrValue(b"%d" % uid)
     if question == b"changes":
         return Changes(MOST_TOLD)
