@@ -123,6 +123,7 @@ def test_a_busybox_guest_lives_and_dies(runner: asyncio.Runner) -> None:
 
 
 @pytest.mark.guest
+@pytest.mark.long
 def test_a_kernel_that_does_not_come_up_is_ended_with_its_last_words(
     runner: asyncio.Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

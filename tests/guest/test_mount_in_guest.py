@@ -109,6 +109,7 @@ def test_what_is_chosen_is_told_and_access_control_lists_are_kept(mounter: Mount
     mounter.run("umount /run/chosen").require()
 
 
+@pytest.mark.long
 def test_the_packages_own_command_does_the_same(mounter: Mounter) -> None:
     # The interpreter of these tests is on the host's root, which is the guest's too.
     command = os.path.join(os.path.dirname(sys.executable), "uvmshare")
@@ -145,11 +146,11 @@ def test_over_vsock_and_unix_sockets(mounter: Mounter, kind: str, where: str, ad
                 (("vsock:1:1", "0", "/run/new/target"), "its CID is 2"),
                 (("vsock:2", "0", "/run/new/target"), "vmw_vsock_virtio_transport"),
                 (("unix:/run/nothing", "0", "/run/new/target"), "nothing listens there"),
+                (("{address}", "{share}", "/etc/hostname"), "not a directory"),
+                (("{address}", "{share}", "/run/new/target", "--cache", "readahead"), "Linux 6.4"),
             )
         ),
-        (("{address}", "{share}", "/etc/hostname"), "not a directory"),
         (("{address}", "{share}", "/etc/new"), "cannot make the directory /etc/new: Read-only file system"),
-        (("{address}", "{share}", "/run/new/target", "--cache", "readahead"), "Linux 6.4"),
     ],
 )
 def test_a_failure_is_one_line_and_leaves_nothing(mounter: Mounter, arguments: tuple[str, ...], words: str) -> None:
