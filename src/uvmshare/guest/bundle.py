@@ -38,6 +38,7 @@ MODULES = (
     "session",
     "survey",
     "table",
+    "watches",
     "wire",
     "work",
 )

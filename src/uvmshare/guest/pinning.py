@@ -87,12 +87,16 @@ def _why_none(error: OSError) -> str:
 
 
 class _Pin:
-    """A directory that is held. `number` is the file server's, `path` where it is below the root."""
+    """A directory that is held. `number` is the file server's, `path` where it is below the root.
 
-    __slots__ = ("descriptor", "number", "path")
+    `inode` is 0 as long as nobody has asked: the guest's kernel asks the file server.
+    """
+
+    __slots__ = ("descriptor", "inode", "number", "path")
 
     def __init__(self, descriptor: int, number: int, path: str) -> None:
         self.descriptor = descriptor
+        self.inode = 0
         self.number = number
         self.path = path
 
@@ -125,16 +129,20 @@ class _Pins:
             lines = said.splitlines()
             names = [line for line in lines if not line.isdigit()]
             if self._repeater is not None and names:
-                for number in self._repeater.carry_out(names, self._descriptor, self._is_news, self._pin_made):
+                for number in self._repeater.carry_out(names, self._place, self._is_news, self._pin_made):
                     self._check(number)
             for line in lines:
                 pin = self._by_number.get(int(line)) if line.isdigit() else None
                 if pin is not None:
                     self._look_again(pin)
 
-    def _descriptor(self, number: int) -> int | None:
+    def _place(self, number: int) -> tuple[int, int] | None:
+        """Return descriptor and inode of a pin; None where there is none."""
         pin = self._by_number.get(number)
-        return None if pin is None else pin.descriptor
+        if pin is None:
+            return None
+        pin.inode = pin.inode or os.fstat(pin.descriptor).st_ino
+        return pin.descriptor, pin.inode
 
     def _is_news(self, number: int, name: str, watched: set[int]) -> bool:
         """Say whether a directory can be made once more; False when a program watches it already.

@@ -17,10 +17,12 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from uvmshare.guest.watches import Watches
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Repeater", "watched_inodes"]
+__all__ = ["Repeater"]
 
 _EVENTS = "trusted.uvmshare.events"
 _PR_SET_SECUREBITS = 28
@@ -36,12 +38,10 @@ _O_PATH = 0o10000000
 _MADE = _O_PATH | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 _EXECUTE = 0o111
 _NS = 1_000_000_000
-_MINOR_BITS = 20
 _MOUNT_SETATTR = 442
 """The same on every architecture."""
 _AT_EMPTY_PATH = 0x1000
 _MOUNT_ATTR_RDONLY = 1
-_QUEUE = "anon_inode:inotify"
 
 
 class _Timespec(ctypes.Structure):
@@ -68,6 +68,7 @@ class Repeater:
         """Changes that were repeated."""
         self.failed = 0
         """Changes that could not be."""
+        self._watches = Watches(os.fstat(root).st_dev)
         missing = _missing_capabilities()
         if missing:
             raise OSError(
@@ -104,37 +105,25 @@ class Repeater:
     def carry_out(
         self,
         lines: list[bytes],
-        directory: Callable[[int], int | None],
+        directory: Callable[[int], tuple[int, int] | None],
         is_news: Callable[[int, str, set[int]], bool],
         made: Callable[[int, str, int], object],
     ) -> set[int]:
         """Repeat what the lines say, as far as a program of the guest watches; return in which directories one failed.
 
-        `directory` returns the descriptor of the directory with a number, if it is held. For each directory that is to
-        be made in one, `is_news` lets go of it, or says by the inodes that are watched that programs know it already;
-        `made` is called when it was made, with a descriptor of its path. Raises `OSError` when the connection is lost.
+        `directory` returns descriptor and inode of the directory with a number, if it is held. For each directory that
+        is to be made in one, `is_news` lets go of it, or says by the inodes that are watched that programs know it
+        already; `made` is called when it was made, with a descriptor of its path. Raises `OSError` when the connection
+        is lost.
         """
         failed: set[int] = set()
-        about: dict[int, tuple[int, bool]] = {}
-        inodes: set[int] | None = None
-        for line in lines:
-            what, number, name, *to = line.split()
-            at = directory(int(number))
-            target = directory(int(to[0])) if to else at
-            if at is None or target is None:
+        inodes = self._watched(lines, directory)
+        for line in lines if inodes else ():
+            words = _words(line, directory)  # at its turn: an earlier one may have had its directory let go
+            if words is None:
                 continue
-            for each in (at, target):
-                if each not in about:
-                    found = os.fstat(each)
-                    if inodes is None:
-                        inodes = watched_inodes(found.st_dev)
-                    about[each] = found.st_ino, found.st_ino in inodes
-            if not inodes:
-                continue
-            words = _Words(what.decode(), at, _name(name), target, _name(to[1]) if to else "")
-            is_listened_to = about[at][1] or about[target][1]
-            is_directory = words.what == "C" and words.kind == "d"
-            if is_directory and is_listened_to and not is_news(int(number), words.name, inodes):
+            number, is_listened_to = words.number, bool(words.places & inodes)
+            if words.makes_directory and is_listened_to and not is_news(number, words.name, inodes):
                 continue
             try:
                 with self._as_reserved():
@@ -146,11 +135,20 @@ class Repeater:
                 if error.errno in (errno.EIO, errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ESHUTDOWN):
                     raise
                 self.failed += 1
-                failed.add(int(number))
+                failed.add(number)
             else:
                 if opened is not None:
-                    made(int(number), words.name, opened)
+                    made(number, words.name, opened)
         return failed
+
+    def _watched(self, lines: list[bytes], directory: Callable[[int], tuple[int, int] | None]) -> set[int]:
+        """Return the inodes that are watched: all, unless those that are known to be say enough of all these lines."""
+        inodes = self._watches.known()
+        for line in lines:
+            words = _words(line, directory)
+            if words is not None and (words.makes_directory or not words.places & inodes):
+                return self._watches.all()
+        return inodes
 
     def _is_watched(self, words: _Words, inodes: set[int]) -> bool:
         """Say whether a program watches the file itself."""
@@ -223,14 +221,44 @@ class Repeater:
 
 
 class _Words:
-    """What a line says: what happened, to which kind of file, where, and for a rename where to."""
+    """What a line says: what happened, to which kind of file, where, and for a rename where to.
 
-    __slots__ = ("at", "kind", "name", "new", "target", "what")
+    `places` are the inodes of these directories, `number` the file server's number of the first.
+    """
 
-    def __init__(self, what: str, at: int, name: str, target: int, new: str) -> None:
+    __slots__ = ("at", "kind", "name", "new", "number", "places", "target", "what")
+
+    def __init__(
+        self,
+        what: str,
+        at: int,
+        name: str,
+        target: int,
+        new: str,
+        *,
+        number: int = 0,
+        places: frozenset[int] = frozenset(),
+    ) -> None:
         self.what, self.kind = what[:1], what[1:]
         self.at, self.name = at, name
         self.target, self.new = target, new
+        self.number, self.places = number, places
+
+    @property
+    def makes_directory(self) -> bool:
+        return self.what == "C" and self.kind == "d"
+
+
+def _words(line: bytes, directory: Callable[[int], tuple[int, int] | None]) -> _Words | None:
+    """Read a line; None when a directory in it is not held."""
+    what, number, name, *to = line.split()
+    at = directory(int(number))
+    target = directory(int(to[0])) if to else at
+    if at is None or target is None:
+        return None
+    places = frozenset((at[1], target[1]))
+    new = _name(to[1]) if to else ""
+    return _Words(what.decode(), at[0], _name(name), target[0], new, number=int(number), places=places)
 
 
 @contextlib.contextmanager
@@ -256,30 +284,3 @@ def _missing_capabilities() -> list[str]:
 
 def _name(told: bytes) -> str:
     return os.fsdecode(bytes.fromhex(told.decode()))
-
-
-def watched_inodes(device: int) -> set[int]:
-    """Return the inodes of a file system that programs watch with inotify(7), as /proc tells."""
-    found: set[int] = set()
-    for pid in os.listdir("/proc"):
-        if not pid.isdigit():
-            continue
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            for descriptor in os.listdir(f"/proc/{pid}/fd"):
-                with contextlib.suppress(OSError):
-                    if os.readlink(f"/proc/{pid}/fd/{descriptor}") == _QUEUE:
-                        with open(f"/proc/{pid}/fdinfo/{descriptor}", encoding="ascii") as file:
-                            found.update(_inodes(file.read(), device))
-    return found
-
-
-def _inodes(text: str, device: int) -> Iterator[int]:
-    """Read what /proc says of a queue: ``inotify wd:1 ino:9e7e sdev:800013 mask:...``."""
-    for line in text.splitlines():
-        word, _, rest = line.partition(" ")
-        if word != "inotify":
-            continue
-        fields = dict(field.partition(":")[::2] for field in rest.split())
-        on = int(fields["sdev"], 16)
-        if os.makedev(on >> _MINOR_BITS, on & ((1 << _MINOR_BITS) - 1)) == device:
-            yield int(fields["ino"], 16)
