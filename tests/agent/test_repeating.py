@@ -156,7 +156,7 @@ def test_a_directory_that_is_let_go_meanwhile_has_nothing_repeated_in_it(world: 
         os.close(world.held.pop(1))
         return True
 
-    world._is_news = let_go  # type: ignore[method-assign]
+    world._is_news = let_go  # type: ignore[method-assign,assignment]
     assert world.carry_out("Cd 0/a", "Mf 1/a") == (["Cd 0/a"], 1)
     queue.close()
 

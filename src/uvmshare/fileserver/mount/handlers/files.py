@@ -1,7 +1,7 @@
 """Opening, creating, reading and writing files.
 
 What lives here: lopen, lcreate, read, write, fsync. What must not: names being changed (`names`),
-listings (`directories`).
+listings (`readdir`).
 """
 
 from __future__ import annotations
