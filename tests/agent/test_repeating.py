@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,11 +17,12 @@ if sys.platform == "win32":
     pytest.skip("it runs in Linux guests", allow_module_level=True)
 
 from uvmshare.fileserver import syscalls
+from uvmshare.guest import watches as module
 from uvmshare.guest.repeating import Repeater, _Words
 from uvmshare.guest.watches import Watches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -55,6 +57,39 @@ def test_what_a_program_watches_is_found_by_its_inode_and_nothing_else_is(tmp_pa
         queue.close()
     assert not watches.known() & set(inodes.values()), "what is known is looked at again"
     assert not watches.all() & set(inodes.values())
+
+
+def test_to_look_at_all_processes_takes_no_more_than_a_fifth_of_a_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is watched meanwhile is found: the look comes after the wait."""
+    clock, slept, queues = {"monotonic": 100.0, "process": 5.0}, list[float](), list[Queue]()
+
+    def sleep(seconds: float) -> None:
+        slept.append(round(seconds, 6))
+        clock["monotonic"] += seconds
+        queues.append(Queue(tmp_path))
+
+    def look(plain: Callable[[], set[int]]) -> set[int]:
+        for each in clock:
+            clock[each] += 0.02
+        return plain()
+
+    fake = SimpleNamespace(monotonic=lambda: clock["monotonic"], process_time=lambda: clock["process"], sleep=sleep)
+    monkeypatch.setattr(module, "time", fake)
+    found = os.stat(tmp_path)
+    watches = Watches(found.st_dev)
+    plain = watches._look_at_all
+    monkeypatch.setattr(watches, "_look_at_all", lambda: look(plain))
+    assert found.st_ino not in watches.all()
+    clock["monotonic"] += 0.01
+    assert found.st_ino in watches.all()
+    assert slept == [0.07]
+    clock["monotonic"] += 10
+    assert found.st_ino in watches.all()
+    assert slept == [0.07], "after a quiet time it is looked at once"
+    for each in queues:
+        each.close()
 
 
 class World:
