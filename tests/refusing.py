@@ -5,7 +5,6 @@ What lives here: what starts supervisors so. What must not: what they do then; t
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import platform
 import struct
@@ -35,7 +34,7 @@ def _refuse() -> None:
         (0x06, 0, 0, 0x7FFF0000),
     )
     syscalls.no_new_privileges()
-    program = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*line) for line in lines))
+    program = b"".join(_INSTRUCTION.pack(*line) for line in lines)
     syscalls.set_seccomp_filter(program, len(lines))
 
 

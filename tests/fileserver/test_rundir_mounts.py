@@ -164,3 +164,52 @@ def test_what_is_mounted_below_a_directory_is_seen_in_an_open_table_also_what_ca
         assert not has_mounts(directory, table)
     finally:
         os.close(table)
+
+
+_TABLE = b"""\
+22 27 0:21 / /proc rw,relatime - proc proc rw
+23 27 8:1 /srv/a/in /elsewhere rw - ext4 /dev/sda1 rw
+24 27 8:1 / /srv/a rw - ext4 /dev/sda1 rw
+25 27 0:30 / /srv/with\\040space/in rw - tmpfs tmpfs rw
+26 27 0:31 / /srv/back\\134slash/in rw - tmpfs tmpfs rw
+27 27 0:32 / /srv/line\\012end/tab\\011ulator rw - tmpfs tmpfs rw
+28 27 0:33 / /srv/abc/in rw shared:1 - tmpfs /srv/source/in rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("directory", "expected"),
+    [
+        ("/srv/a", False),  # mounted itself, and of /srv/a/in only what another mount shows
+        ("/srv/ab", False),
+        ("/srv/abc", True),
+        ("/srv/abc/", True),
+        ("/srv/abc/in", False),
+        ("/srv/source", False),
+        ("/srv/with space", True),
+        ("/srv/with", False),
+        ("/srv/back\\slash", True),
+        ("/srv/line\nend", True),
+        ("/srv", True),
+        ("/", True),
+        ("/proc", False),
+    ],
+)
+def test_only_what_is_mounted_below_a_directory_is_below_it_whatever_its_name(
+    tmp_path: Path, directory: str, expected: bool
+) -> None:
+    (tmp_path / "table").write_bytes(_TABLE)
+    table = os.open(tmp_path / "table", os.O_RDONLY)
+    try:
+        assert has_mounts(directory, table) is expected
+    finally:
+        os.close(table)
+
+
+def test_nothing_is_below_the_root_of_a_namespace_that_has_it_alone(tmp_path: Path) -> None:
+    (tmp_path / "table").write_bytes(b"24 27 8:1 / / rw - ext4 /dev/sda1 rw\n")
+    table = os.open(tmp_path / "table", os.O_RDONLY)
+    try:
+        assert not has_mounts("/", table)
+    finally:
+        os.close(table)

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from uvmshare.fileserver.filesystems import LOCAL
-from uvmshare.linux.mountinfo import mount_points, mounted
+from uvmshare.linux.mountinfo import has_below, mounted
 
 if TYPE_CHECKING:
     from uvmshare.linux.mountinfo import Mounted
@@ -68,9 +68,7 @@ def has_mounts(directory: str, table: int) -> bool:
 
     What is mounted there is not below it.
     """
-    here = os.fsencode(directory)
-    below = here.rstrip(b"/") + b"/"
-    return any(path.startswith(below) and path != here for path in mount_points(table))
+    return has_below(os.fsencode(directory), table)
 
 
 def file_system_of(device: int) -> str:

@@ -109,12 +109,12 @@ def set_name(name: str) -> None:
 
 
 class _SockFprog(ctypes.Structure):
-    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
-def set_seccomp_filter(program: ctypes.Array[ctypes.c_char], instructions: int) -> None:
+def set_seccomp_filter(program: bytes, instructions: int) -> None:
     """``prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER)``, see seccomp(2). Raises `OSError`."""
-    described = _SockFprog(instructions, ctypes.addressof(program))
+    described = _SockFprog(instructions, program)
     _check(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(described), 0, 0), "prctl(PR_SET_SECCOMP)")
 
 

@@ -10,12 +10,13 @@ import os
 import re
 from typing import NamedTuple
 
-__all__ = ["TABLE", "Mounted", "mount_points", "mounted"]
+__all__ = ["TABLE", "Mounted", "has_below", "mounted"]
 
 TABLE = "/proc/self/mountinfo"
 
 _PIECE = 64 * 1024
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
+_BEFORE_PATH = 3
 
 
 class Mounted(NamedTuple):
@@ -53,16 +54,24 @@ def mounted(table: int | None = None) -> list[Mounted]:
     return found
 
 
-def mount_points(table: int) -> list[bytes]:
-    """Return where something is mounted, by an open table, as bytes. Raises `OSError`.
+def has_below(directory: bytes, table: int) -> bool:
+    """Say whether anything is mounted below a directory, by an open table. Raises `OSError`.
 
-    Each process of a mount asks, so it makes as few objects as it can (`mounted` made 300 KB of memory its own).
+    What is mounted at the directory itself is not below it. Each process of a mount asks, twice, so it looks for the
+    path as the kernel writes it and takes no line apart, which made 250 KiB of memory its own.
     """
     read = b""
     while piece := os.pread(table, _PIECE, len(read)):
         read += piece
-    points = [line.split(b" ", 5)[4] for line in read.splitlines()]
-    return [_unescaped(point) if b"\\" in point else point for point in points]
+    wanted = b" " + _escaped(directory.rstrip(b"/") + b"/")
+    at = read.find(wanted)
+    while at >= 0:
+        # The fifth word: three spaces come before the one that it begins with. The fourth is a path as well.
+        is_mount_point = read.count(b" ", read.rfind(b"\n", 0, at) + 1, at) == _BEFORE_PATH
+        if is_mount_point and not read.startswith(b" ", at + len(wanted)):
+            return True
+        at = read.find(wanted, at + 1)
+    return False
 
 
 def _plain(field: bytes) -> str:
@@ -71,3 +80,10 @@ def _plain(field: bytes) -> str:
 
 def _unescaped(field: bytes) -> bytes:
     return _ESCAPE.sub(lambda escaped: bytes([int(escaped[1], 8)]), field)
+
+
+def _escaped(path: bytes) -> bytes:
+    """Return a path as the kernel writes it (``show_mountinfo``): these four, and no others."""
+    for odd in (b"\\", b" ", b"\t", b"\n"):
+        path = path.replace(odd, b"\\%03o" % odd[0])
+    return path
