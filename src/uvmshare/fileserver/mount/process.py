@@ -49,7 +49,6 @@ _RESET: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, L
 """What the supervisor handles, or whoever started it may have ignored."""
 
 
-
 def _begin(lifeline: int | None, own_file: int | None, export: Export) -> int:
     """Tie this process to what ends it with its supervisor, or lets another find it; one of the two.
 

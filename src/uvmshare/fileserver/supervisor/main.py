@@ -42,6 +42,7 @@ from uvmshare.fileserver.supervisor.loop import Listening, Loop
 from uvmshare.fileserver.supervisor.opening import Opener
 from uvmshare.fileserver.supervisor.shares import ServedShares
 from uvmshare.fileserver.supervisor.takeover import Inheritance, inherit
+from uvmshare.fileserver.supervisor.together import bring_together
 from uvmshare.hcs import schema
 from uvmshare.hostfiles import open_log
 from uvmshare.printable import safe_stderr
@@ -201,6 +202,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        bring_together()
         # Objects made so far are the same in every mount process: keep the collector from touching
         # their pages after a fork.
         gc.freeze()

@@ -1,0 +1,85 @@
+"""What an attach runs is brought together: functions that are there, which run as before when they were moved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attached
+from uvmshare.fileserver.supervisor import together
+from uvmshare.fileserver.supervisor.attached import ATTACHED
+from uvmshare.fileserver.supervisor.together import bring_together, function_of
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def _plain(number: int = 1, *, added: int = 1) -> int:
+    return number + added
+
+
+class _Kind:
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    @property
+    def asked(self) -> int:
+        return self._number
+
+    @classmethod
+    def made(cls) -> _Kind:
+        return cls(2)
+
+    @staticmethod
+    def said() -> str:
+        return "as before"
+
+    def counting(self) -> list[int]:
+        return [self._number + each for each in range(3)]
+
+
+_NAMES = ("_plain", "_Kind.__init__", "_Kind.asked", "_Kind.made", "_Kind.said", "_Kind.counting")
+
+
+def test_each_function_of_ours_that_is_to_be_brought_together_is_there() -> None:
+    gone = [
+        f"{module}.{name}"
+        for module, names in ATTACHED.items()
+        for name in names
+        if module.startswith("uvmshare.") and function_of(module, name) is None
+    ]
+    assert not gone, "tools/attached.py writes the list"
+
+
+def test_nearly_all_that_an_attach_runs_is_to_be_brought_together() -> None:
+    found = [(module, name) for module, names in attached.found().items() for name in names]
+    ours = [(module, name) for module, name in found if module.startswith("uvmshare.")]
+    assert ("uvmshare.fileserver.supervisor.shares", "ServedShares.begin") in ours
+    assert ("uvmshare.fileserver.mount.serving", "Serving.run") in ours
+    missing = [f"{module}.{name}" for module, name in ours if name not in ATTACHED.get(module, ())]
+    assert len(missing) < len(ours) / 10, f"tools/attached.py writes the list, which lacks {missing}"
+
+
+def test_what_was_moved_runs_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {name: _code(name) for name in _NAMES}
+    monkeypatch.setattr(together, "ATTACHED", {__name__: _NAMES})
+    bring_together()
+    for name, code in before.items():
+        assert _code(name) is not code
+        assert _code(name) == code
+    assert (_plain(), _plain(2, added=3)) == (2, 5)
+    made = _Kind.made()
+    assert (made.asked, made.said(), made.counting()) == (2, "as before", [2, 3, 4])
+
+
+def test_a_name_that_is_not_there_or_no_function_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = _code("_plain")
+    odd = {"no.such.module": ("f",), "sys": ("getsizeof",), __name__: ("_Kind", "_Kind.gone", "gone.asked", "_NAMES")}
+    monkeypatch.setattr(together, "ATTACHED", odd)
+    bring_together()
+    assert _code("_plain") is code
+
+
+def _code(name: str) -> object:
+    function = function_of(__name__, name)
+    assert function is not None
+    return function.__code__
