@@ -10,7 +10,6 @@ ended included: of the mount process, and of the agent and its children in the g
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from benchmarks import events_guest
+from benchmarks.rows import command_line, read, tell
 from uvmshare import AddOptions, FileServer, Manager
 from uvmshare.fileserver.counters import Events
 from uvmshare.guest.bundle import bundle
@@ -411,16 +411,10 @@ async def measure(kernel: str, rows: list[str], sizes: Sizes, say: Callable[[str
 
 def main() -> None:
     """Measure what was asked for."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; without any, all")
+    parser = command_line(__doc__, ROWS)
     parser.add_argument("--kernel", default="6.12", help="the guest's (%(default)s)")
     parser.add_argument("--files", type=int, help=f"in the checkout ({Sizes().files}); fewer for a slow guest")
-    parser.add_argument("--quick", action="store_true", help="only try it: the figures mean nothing")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    chosen = parser.parse_args()
-    unknown = [row for row in chosen.rows if row not in ROWS]
-    if unknown:
-        parser.error(f"there is no row {unknown[0]!r}; use some of {', '.join(ROWS)}")
+    chosen = read(parser, ROWS)
     begun = time.monotonic()
 
     def say(line: str) -> None:
@@ -428,12 +422,8 @@ def main() -> None:
 
     sizes = QUICK if chosen.quick else Sizes()
     sizes = replace(sizes, files=chosen.files or sizes.files)
-    found = asyncio.run(measure(chosen.kernel, chosen.rows or list(ROWS), sizes, say))
-    if chosen.json:
-        sys.stdout.write(json.dumps({"quick": chosen.quick, **found}) + "\n")
-        return
-    for row, values in found.items():
-        sys.stdout.write(f"{row:8} {'  '.join(f'{name}={value}' for name, value in values.items())}\n")
+    found = asyncio.run(measure(chosen.kernel, chosen.rows, sizes, say))
+    tell(found, as_json=chosen.json, quick=chosen.quick)
 
 
 if __name__ == "__main__":

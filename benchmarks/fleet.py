@@ -9,7 +9,6 @@ gates and two hosts are processes in network namespaces of this machine.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -21,6 +20,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from benchmarks.rows import command_line, read, tell
 from uvmshare.demo.stage import HOSTS, TENANT, Stage
 
 if TYPE_CHECKING:
@@ -135,23 +135,12 @@ def _by_test(row: str, *, quick: bool) -> Row:
 
 def main() -> int:
     """Measure what was asked for."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; without any, all")
-    parser.add_argument("--quick", action="store_true", help="only try it: the figures mean nothing")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    chosen = parser.parse_args()
-    unknown = [row for row in chosen.rows if row not in ROWS]
-    if unknown:
-        parser.error(f"there is no row {unknown[0]!r}; use some of {', '.join(ROWS)}")
-    rows = chosen.rows or list(ROWS)
+    chosen = read(command_line(__doc__, ROWS), ROWS)
+    rows = chosen.rows
     on_stage = [row for row in rows if row in _MEASURED]
     found = asyncio.run(_on_stage(on_stage, quick=chosen.quick)) if on_stage else {}
     found |= {row: _by_test(row, quick=chosen.quick) for row in rows if row in _TESTS}
-    if chosen.json:
-        sys.stdout.write(json.dumps({"load": os.getloadavg()[0], "quick": chosen.quick, **found}) + "\n")
-    else:
-        for row, values in found.items():
-            sys.stdout.write(f"{row:8} {'  '.join(f'{name}={value}' for name, value in values.items())}\n")
+    tell(found, as_json=chosen.json, load=os.getloadavg()[0], quick=chosen.quick)
     return 0 if all(values.get("passed", True) is not False for values in found.values()) else 1
 
 

@@ -218,16 +218,23 @@ def test_a_file_is_no_place_to_walk_on_from(share: Share) -> None:
     assert share.walk("d", "file", "x") == [f"{share.root}/d", f"{share.root}/d/file"]
 
 
-def test_the_same_directory_is_asked_for_once_in_a_turn(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
-    directory = share.node("d")
-    entered: list[int] = []
+@pytest.fixture
+def entered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The directories that become the working one, from now on."""
+    descriptors: list[int] = []
     fchdir = os.fchdir
 
     def noted(descriptor: int) -> None:
-        entered.append(descriptor)
+        descriptors.append(descriptor)
         fchdir(descriptor)
 
     monkeypatch.setattr(os, "fchdir", noted)
+    return descriptors
+
+
+def test_the_same_directory_is_asked_for_once_in_a_turn(share: Share, entered: list[int]) -> None:
+    directory = share.node("d")
+    entered.clear()
     for _ in range(10):
         share.walk("file", start=directory)
     assert entered == [directory.fd]
@@ -442,18 +449,9 @@ def test_a_directory_beside_the_share_whose_name_begins_alike_is_outside_for_a_l
             look(directory)
 
 
-def test_a_directory_is_entered_once_in_a_turn_and_left_by_the_next_one(
-    enclosed: Share, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_directory_is_entered_once_in_a_turn_and_left_by_the_next_one(enclosed: Share, entered: list[int]) -> None:
     first, second, boundary = enclosed.node("d"), enclosed.node("d", "e"), enclosed.tree.boundary
-    entered: list[int] = []
-    fchdir = os.fchdir
-
-    def noted(descriptor: int) -> None:
-        entered.append(descriptor)
-        fchdir(descriptor)
-
-    monkeypatch.setattr(os, "fchdir", noted)
+    entered.clear()
     for _ in range(10):
         boundary.require_directory_inside(first)
     for _ in range(10):
