@@ -11,8 +11,8 @@ nearly each function made a page of each mount process its own, and the kernel c
 from __future__ import annotations
 
 import sys
-from types import FunctionType
-from typing import TYPE_CHECKING
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Final
 
 from uvmshare.fileserver.supervisor.attached import ATTACHED
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["bring_together", "function_of"]
+
+_moved: Final[list[CodeType]] = []
+"""What was moved is kept where it was. Its memory would be given to new objects, to one here and to one there."""
 
 
 def function_of(module: str, name: str) -> FunctionType | None:
@@ -39,12 +42,11 @@ def bring_together() -> None:
 
     What was moved runs as before. A name that this Python or this version does not have is passed over.
     """
-    before = []  # kept until all are moved: none is to get the place of another
     for module, names in ATTACHED.items():
         for name in names:
             function = function_of(module, name)
             if function is not None:
-                before.append(function.__code__)
+                _moved.append(function.__code__)
                 function.__code__ = function.__code__.replace()
     # It holds a reference to each name of an attribute that was looked up: to let go of one that was looked up before
     # would be a page as well.
