@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import ctypes
+import json
+import subprocess
+import sys
+from textwrap import dedent
+from typing import Final
+
+import pytest
 
 import attached
 from uvmshare.fileserver.supervisor import together
 from uvmshare.fileserver.supervisor.attached import ATTACHED
 from uvmshare.fileserver.supervisor.together import bring_together, function_of
-
-if TYPE_CHECKING:
-    import pytest
 
 
 def _plain(number: int = 1, *, added: int = 1) -> int:
@@ -83,3 +87,56 @@ def _code(name: str) -> object:
     function = function_of(__name__, name)
     assert function is not None
     return function.__code__
+
+
+_HOLES: Final = """
+    import json, sys
+
+    from uvmshare.fileserver.supervisor import together
+
+    together.ATTACHED = {}
+    size = int(sys.argv[1])
+    there = [bytes(size) for _ in range(4000)]
+    del there[::20]
+    if sys.argv[2] == "filled":
+        together.bring_together()
+    made = [bytes(size) for _ in range(50)]
+    print(json.dumps([list(map(id, there)), list(map(id, made))]))
+"""
+
+
+def _made(size: int, how: str) -> tuple[list[int], list[int]]:
+    """Return the addresses of objects that leave holes, and of those made later."""
+    command = [sys.executable, "-I", "-c", dedent(_HOLES), str(size), how]  # no other malloc than the usual
+    there, made = json.loads(subprocess.check_output(command))
+    return there, made
+
+
+def test_small_objects_that_are_made_later_lie_together_and_in_no_holes() -> None:
+    pools = {how: len({address // 0x4000 for address in _made(100, how)[1]}) for how in ("left", "filled")}
+    assert pools["left"] > 2, "this test makes no holes"
+    assert pools["filled"] <= 2
+
+
+def test_large_objects_that_are_made_later_lie_behind_all_others() -> None:
+    there, made = _made(3000, "left")
+    assert min(made) < max(there), "this test makes no holes"
+    there, made = _made(3000, "filled")
+    assert min(made) > max(there)
+
+
+@pytest.mark.parametrize("lacks", ["mallinfo2", "sbrk"])
+def test_a_c_library_that_tells_nothing_of_its_heap_keeps_its_holes(
+    monkeypatch: pytest.MonkeyPatch, lacks: str
+) -> None:
+    class Library:
+        def __getattr__(self, name: str) -> object:
+            if name == lacks:
+                raise AttributeError(name)
+            return object()
+
+    monkeypatch.setattr(together, "ATTACHED", {__name__: ("_plain",)})
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: Library())
+    code = _code("_plain")
+    bring_together()
+    assert _code("_plain") is not code

@@ -1,6 +1,7 @@
 """System calls that Python's `os` does not have.
 
-What lives here: ctypes for them, each with its manual page; the only ctypes of the file server.
+What lives here: ctypes for them, each with its manual page; the only ctypes of the file server but for its heap
+(`supervisor.together`).
 What must not: why they are called (`mount.confinement`, `mount.files`).
 
 Everything is looked up when the module is imported, because a confined mount process can load nothing.
