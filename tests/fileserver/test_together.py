@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import subprocess
 import sys
@@ -87,6 +88,23 @@ def _code(name: str) -> object:
     function = function_of(__name__, name)
     assert function is not None
     return function.__code__
+
+
+_LOADED: Final = """
+    import sys
+
+    import uvmshare.fileserver.mount.process
+    import uvmshare.fileserver.supervisor.main
+    from uvmshare.fileserver.digest import blake2b
+
+    print(blake2b(b"name", digest_size=8).hexdigest(), "_hashlib" in sys.modules)
+"""
+
+
+def test_a_supervisor_loads_no_openssl_for_its_hash() -> None:
+    digest = hashlib.blake2b(b"name", digest_size=8).hexdigest()
+    command = [sys.executable, "-I", "-c", dedent(_LOADED)]
+    assert subprocess.check_output(command, text=True) == f"{digest} False\n"
 
 
 _HOLES: Final = """

@@ -14,10 +14,10 @@ from __future__ import annotations
 import os
 import stat
 import time
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.fileserver import syscalls
+from uvmshare.fileserver.digest import blake2b
 
 if TYPE_CHECKING:
     from uvmshare.fileserver.mount.files.hidden import Hidden

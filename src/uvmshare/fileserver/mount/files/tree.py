@@ -17,11 +17,11 @@ import stat
 import threading
 from contextlib import suppress
 from functools import partial
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
 from uvmshare.directory import place_of
 from uvmshare.fileserver.casefold import folds, lists
+from uvmshare.fileserver.digest import blake2b
 from uvmshare.fileserver.mount.files.allowed import AllowedNames
 from uvmshare.fileserver.mount.files.boundary import Boundary
 from uvmshare.fileserver.mount.files.hidden import Hidden, not_there
