@@ -26,7 +26,7 @@ from uvmshare.errors import (
 from uvmshare.etcd.administration import Administration
 from uvmshare.etcd.client import EtcdStore
 from uvmshare.etcd.endpoints import Endpoints
-from uvmshare.etcd.protocol import Delete, Put, absent
+from uvmshare.etcd.protocol import Delete, Put, absent, unchanged
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -231,10 +231,14 @@ def test_a_full_database_refuses_changes_and_takes_them_again_when_there_is_room
             async def fill() -> None:
                 nonlocal revision
                 for number in range(100):
-                    revision = (await store.txn([], [Put("a", bytes([number]) * 100_000)])).revision
+                    at = (await store.get("a")).found
+                    compare = absent("a") if at is None else unchanged(at)
+                    revision = (await store.txn([compare], [Put("a", bytes([number]) * 100_000)])).revision
 
             with pytest.raises(StoreFull, match="compact and defragment"):
                 await fill()
+            with pytest.raises(StoreOutcomeUnknown, match="may be the one that filled etcd"):
+                await store.txn([], [Put("a", b"")])
             with pytest.raises(LimitReached):
                 await store.grant(60)
             assert await store.keep_alive(lease.id) == 60

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from uvmshare.etcd.protocol import Compare, Operation
 
-__all__ = ["MOST_BYTES", "changes_nothing", "check_key", "check_lease", "check_txn"]
+__all__ = ["MOST_BYTES", "changes_nothing", "check_key", "check_lease", "check_txn", "tells_itself"]
 
 MOST_BYTES: Final = 1024 * 1024
 """Bytes of a transaction: etcd takes requests of 1.5 MiB (``--max-request-bytes``), with all that is around them."""
@@ -93,3 +93,14 @@ def check_txn(compare: Sequence[Compare], then: Sequence[Operation], otherwise: 
 def changes_nothing(then: Sequence[Operation], otherwise: Sequence[Operation]) -> bool:
     """Whether a transaction only reads, whichever branch is carried out."""
     return all(isinstance(operation, Get) for branch in (then, otherwise) for operation in branch)
+
+
+def tells_itself(compare: Sequence[Compare], then: Sequence[Operation], otherwise: Sequence[Operation]) -> bool:
+    """Whether a transaction that was made can be told from its comparisons: they do not hold any more."""
+    put = {each.key for each in then if isinstance(each, Put)}
+    deleted = {each.key for each in then if isinstance(each, Delete)}
+    revisions = [each for each in compare if each.relation == "equal" and each.target in {"create", "mod", "version"}]
+    return changes_nothing((), otherwise) and any(
+        (each.key in put and (each.target != "create" or each.to == 0)) or (each.key in deleted and each.to != 0)
+        for each in revisions
+    )

@@ -23,11 +23,18 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import grpc
 
-from uvmshare.errors import LeaseNotFound, StoreError, StoreOutcomeUnknown, StoreReplaced, StoreUnavailable
+from uvmshare.errors import (
+    LeaseNotFound,
+    StoreError,
+    StoreFull,
+    StoreOutcomeUnknown,
+    StoreReplaced,
+    StoreUnavailable,
+)
 from uvmshare.etcd import failures, messages
-from uvmshare.etcd.checking import changes_nothing, check_key, check_lease, check_txn
+from uvmshare.etcd.checking import changes_nothing, check_key, check_lease, check_txn, tells_itself
 from uvmshare.etcd.members import Members, closed, is_cancelled
-from uvmshare.etcd.protocol import PAGE, Lease, LeaseStatus, Page, Reading
+from uvmshare.etcd.protocol import PAGE, Get, Lease, LeaseStatus, Page, Reading
 from uvmshare.etcd.renewing import Renewals
 from uvmshare.etcd.translation import key_bytes, key_value, outcome, prefix_range, transaction
 from uvmshare.etcd.watching import PROGRESS, Watch
@@ -122,18 +129,37 @@ class EtcdStore:
                     raise
                 raise closed(unknown=changes) from error
             else:
-                self._look(got, seen)
+                self._look_at_answer(got, seen, member.target, changes=changes)
                 return got
 
-    async def _ask_until_known(self, method: str, request: Message, answer: type[A]) -> A:
-        """Ask for a change that may be repeated, until its outcome is known."""
+    def _look_at_answer(self, answer: messages.Answer, seen: int, where: str, *, changes: bool) -> None:
+        try:
+            self._look(answer, seen)
+        except StoreReplaced as error:
+            if not changes:
+                raise
+            msg = f"a change was carried out by etcd at {where}, which is not the one that was asked before: {error}"
+            raise StoreOutcomeUnknown(msg) from error
+
+    async def _ask_until_known(self, method: str, request: Message, answer: type[A], *known: str) -> A:
+        """Ask for a change that may be repeated, until its outcome is known.
+
+        `known` are words of refusals that say what an earlier attempt came to. Any other failure says that of the last
+        attempt alone, so it does not tell that nothing was changed.
+        """
         deadline = self._deadline()
+        unknown: StoreOutcomeUnknown | None = None
         while True:
             try:
                 return await self.ask(method, request, answer, changes=True)
-            except StoreOutcomeUnknown:
+            except StoreOutcomeUnknown as error:
+                unknown = error
                 if self._members.closed or asyncio.get_running_loop().time() >= deadline:
                     raise
+            except StoreError as error:
+                if unknown is None or any(words in str(error) for words in known):
+                    raise
+                raise unknown from error
 
     # The calls of `Store`.
 
@@ -166,8 +192,25 @@ class EtcdStore:
         check_txn(compare, then, otherwise)
         request, added = transaction(compare, then, otherwise)
         changes = not changes_nothing(then, otherwise)
-        answer = await self.ask("KV/Txn", request, messages.TxnResponse, changes=changes, linearizable=True)
+        try:
+            answer = await self.ask("KV/Txn", request, messages.TxnResponse, changes=changes, linearizable=True)
+        except StoreFull as error:
+            if not tells_itself(compare, then, otherwise) or not await self._holds_yet(compare):
+                msg = f"a change may be the one that filled etcd, and have been made: {error}"
+                raise StoreOutcomeUnknown(msg) from error
+            raise
         return outcome(answer, added)
+
+    async def _holds_yet(self, compare: Sequence[Compare]) -> bool:
+        """Whether comparisons hold after etcd has said that it is full.
+
+        It says so of a change that it refused, and also of the one that it made as the last (`quotaApplierV3` in
+        etcd's server/etcdserver/apply does what is asked, and says then that there was no space for it).
+        """
+        try:
+            return (await self.txn(compare, [Get(compare[0].key)])).succeeded
+        except StoreError:
+            return False
 
     @asynccontextmanager
     async def watch(self, prefix: str, revision: int) -> AsyncIterator[AsyncIterator[Changes]]:
@@ -210,12 +253,24 @@ class EtcdStore:
         """See `Store.grant`."""
         request = messages.LeaseGrantRequest(check_lease(seconds), secrets.randbits(62) + 1)
         try:
-            answer = await self._ask_until_known("Lease/LeaseGrant", request, messages.LeaseGrantResponse)
+            answer = await self._ask_until_known(
+                "Lease/LeaseGrant", request, messages.LeaseGrantResponse, failures.EXISTS
+            )
         except StoreError as error:
-            if failures.EXISTS not in str(error):
+            if failures.EXISTS not in str(error) and not isinstance(error, StoreFull):
                 raise
-            return Lease(request.id, (await self.time_to_live(request.id)).granted)  # an earlier attempt has granted it
+            return await self._granted(request.id, error)
         return Lease(answer.id, answer.ttl)
+
+    async def _granted(self, lease: int, refused: StoreError) -> Lease:
+        """Return a lease that an earlier attempt granted, or the one that filled etcd; see `_holds_yet`."""
+        try:
+            return Lease(lease, (await self.time_to_live(lease)).granted)
+        except StoreError as error:
+            if isinstance(error, LeaseNotFound) and isinstance(refused, StoreFull):
+                raise refused from error
+            msg = f"lease {lease:x} may have been granted, and have ended: {error}"
+            raise StoreOutcomeUnknown(msg) from error
 
     async def keep_alive(self, lease: int) -> int:
         """See `Store.keep_alive`."""
@@ -248,7 +303,9 @@ class EtcdStore:
     async def revoke(self, lease: int) -> None:
         """See `Store.revoke`."""
         try:
-            await self._ask_until_known("Lease/LeaseRevoke", messages.LeaseRevokeRequest(lease), messages.Answer)
+            await self._ask_until_known(
+                "Lease/LeaseRevoke", messages.LeaseRevokeRequest(lease), messages.Answer, failures.NO_LEASE
+            )
         except LeaseNotFound:
             return
 

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
         UvmshareError,
     )
 
-__all__ = ["EXISTS", "STANDING", "refusal", "understood"]
+__all__ = ["EXISTS", "NO_LEASE", "STANDING", "refusal", "understood"]
 
 EXISTS: Final = "lease already exists"
+NO_LEASE: Final = "lease not found"
 
 STANDING: Final = ("name already exists", "name not found", "already enabled", "role is already granted")
 """What etcd says of a user or role that is already as it was asked for, after `refusal` has named others."""
@@ -38,7 +39,7 @@ _REFUSED: Final[Mapping[str, tuple[type[UvmshareError], str]]] = {
     "has been compacted": (RevisionCompacted, "list, and watch from there"),
     "is a future revision": (StoreError, "read at a revision that there is"),
     "database space exceeded": (StoreFull, "compact and defragment etcd, and disarm its alarm"),
-    "lease not found": (LeaseNotFound, "it has ended: grant another"),
+    NO_LEASE: (LeaseNotFound, "it has ended: grant another"),
     "permission denied": (StoreDenied, "give the certificate's user a role that allows it"),
     "user name is empty": (StoreDenied, "show a certificate that has a common name"),
     "user name not found": (StoreDenied, "add the certificate's common name as a user of etcd"),

@@ -72,13 +72,18 @@ class Member:
         return await call(request, timeout=seconds)
 
     async def connect(self) -> None:
-        """Be connected. Raises `StoreUnavailable` as soon as that has failed."""
+        """Be connected. Raises `StoreUnavailable` as soon as that has failed, and `StoreClosed`."""
         state = self.channel.get_state(try_to_connect=True)
         while state is not grpc.ChannelConnectivity.READY:
             if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
                 msg = f"etcd at {self.target} cannot be reached: start it, or mend the way or the certificates"
                 raise StoreUnavailable(msg)
-            await self.channel.wait_for_state_change(state)
+            if state is grpc.ChannelConnectivity.SHUTDOWN:
+                raise closed()
+            try:
+                await self.channel.wait_for_state_change(state)
+            except grpc.aio.UsageError as error:  # what it says of a channel that is closed meanwhile
+                raise closed() from error
             state = self.channel.get_state(try_to_connect=True)
 
 
@@ -122,12 +127,15 @@ class Members:
             member = self._members[self._at]
             if member.judged is not None and member.channel.get_state() is grpc.ChannelConnectivity.READY:
                 return member
+            member.judged = None  # another may be behind the next connection, whoever makes it
             try:
                 async with asyncio.timeout_at(min(deadline, loop.time() + _ATTEMPT)):
                     await self._meet(member)
             except (TimeoutError, StoreUnavailable) as error:
                 failed = error
             else:
+                if self.closed:  # as it was met
+                    raise closed()
                 return member
             self.leave(member)
             if loop.time() >= deadline:
@@ -146,6 +154,10 @@ class Members:
         except grpc.aio.AioRpcError as error:
             msg = f"etcd at {member.target} does not say what it is: {error.details()}"
             raise StoreUnavailable(msg) from error
+        except asyncio.CancelledError as error:
+            if is_cancelled() or not self.closed:
+                raise
+            raise closed() from error
         self._look(status)
         judged = judge(status.version, member.target)
         if not status.leader:
