@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final
 from tests.fleet.cluster import MEMBERS
 from tests.fleet.fenced_hosts import Link
 from tests.fleet.reference_history import (
-    Asked,
     Backup,
     LeasedOwner,
     Reference,
@@ -24,17 +23,16 @@ from tests.fleet.reference_history import (
     Rest,
     Restore,
 )
-from tests.fleet_model.harness import ADMIN, ANN, FakeHost, placed
+from tests.fleet_model.asking import ask
+from tests.fleet_model.harness import ADMIN, ANN, FakeHost, placed, served
 from tests.processes import DEADLINE
 
-from uvmshare.daemon.documents import NewShare
-from uvmshare.daemon.fleet_documents import Kept, NewServed, Served
 from uvmshare.errors import InvalidState, NotThere, OutcomeUnknown, StoreError, StoreFull, StoreUnavailable
 from uvmshare.etcd.administration import Administration
 from uvmshare.etcd.client import EtcdStore
 from uvmshare.etcd.endpoints import Endpoints
-from uvmshare.etcd.protocol import Delete, Put
-from uvmshare.fleet.documents import Tenant, changed_fields, encode
+from uvmshare.etcd.protocol import Delete, Put, absent, unchanged
+from uvmshare.fleet.documents import Tenant, encode
 from uvmshare.fleet.fence import Fences
 from uvmshare.fleet.follower import Follower
 from uvmshare.fleet.gate import Gate
@@ -46,6 +44,7 @@ if TYPE_CHECKING:
 
     from tests.fleet.cluster import Cluster
 
+    from uvmshare.daemon.fleet_documents import NewServed
     from uvmshare.etcd.protocol import Store
 
 __all__ = ["DISK", "FAULTS", "SETTINGS", "FleetChaos"]
@@ -152,35 +151,7 @@ class _Host:
 
     def served(self) -> NewServed:
         """Return what a daemon tells of it (`Joining.served`)."""
-        found = []
-        for vm, machine in self.fake.machines.items():
-            last = self.follower.last_wanted(vm)
-            holdings = () if last is None else last.holdings.values()
-            seconds = {(each.share, each.owner): each.seconds for each in holdings}
-            kept = [
-                Kept(
-                    kind="share",
-                    share=name,
-                    owner=owner,
-                    what=changed_fields(NewShare, wanted),
-                    lease=seconds.get((name, owner)),
-                )
-                for name, (wanted, owners) in machine.shares.items()
-                for owner in sorted(owners)
-            ]
-            epoch = 1 if last is None else last.epoch
-            names = self.fake.given.get(vm, -1) + 1
-            found.append(
-                Served(
-                    host=self.fake.name,
-                    tenant=vm.tenant,
-                    vm=machine.wanted,
-                    kept=tuple(kept),
-                    epoch=epoch,
-                    names=names,
-                )
-            )
-        return NewServed(vms=tuple(found))
+        return served(self.fake, self.follower)
 
 
 class FleetChaos:
@@ -264,24 +235,9 @@ class FleetChaos:
 
     async def _ask(self, reference: Reference, what: Any, name: str | None, lease: float | None) -> str | None:
         """Ask for one thing, and note it down; return the share's name while it is held."""
-        gate, began, told = self._gate(), self._now(), None
-        outcome: Any = "made"
-        try:
-            if what == "add":
-                wanted = NewShare(path=reference.path, owner=reference.owner, lease=lease)
-                told = (await gate.add_share(ANN, await gate.want_share(ANN, reference.vm, wanted))).name
-            else:
-                assert name is not None, "what is released was told by name"
-                ended = await gate.end_share(ANN, reference.vm, name, reference.owner, force=False)
-                await gate.release_share(ANN, name, ended, force=False)
-        except OutcomeUnknown:
-            outcome, told = "unknown", name
-        except NotThere:
-            outcome = "absent"
-        except (StoreError, InvalidState):
-            outcome, told = "refused", name
-        self.history.asked.append(Asked(reference, what, began, self._now(), outcome, told if what == "add" else None))
-        self._answered += outcome == "made"
+        asked, told = await ask(self._gate(), reference, what, name, lease)
+        self.history.asked.append(asked)
+        self._answered += asked.outcome == "made"
         async with self._more:
             self._more.notify_all()
         return told
@@ -413,7 +369,9 @@ class FleetChaos:
         async with self._administrator() as store:
             with contextlib.suppress(StoreFull):
                 while True:
-                    await store.txn([], [Put("/fill", _BIG)])
+                    at = (await store.get("/fill")).found
+                    compare = absent("/fill") if at is None else unchanged(at)
+                    await store.txn([compare], [Put("/fill", _BIG)])
             # Leases are renewed meanwhile.
             before = {each.owner: len(each.renewed) for each in leases}
             await _until(lambda: any(len(each.renewed) > before[each.owner] for each in leases))

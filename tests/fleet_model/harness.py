@@ -21,14 +21,15 @@ from uvmshare.daemon.documents import (
     Share,
     Vm,
 )
-from uvmshare.daemon.fleet_documents import Joined, Kept, NewMove, PlacedVm
+from uvmshare.daemon.fleet_documents import Joined, Kept, NewMove, NewServed, PlacedVm, Served
 from uvmshare.errors import AlreadyThere, InvalidOptions, NotThere
 from uvmshare.etcd.protocol import Put
 from uvmshare.fleet.callers import Caller
-from uvmshare.fleet.documents import Tenant, encode
+from uvmshare.fleet.documents import Tenant, changed_fields, encode
 from uvmshare.fleet.fence import Fences
 from uvmshare.fleet.follower import Follower
 from uvmshare.fleet.gate import Gate
+from uvmshare.fleet.joining import with_leases
 from uvmshare.fleet.keys import Keys
 from uvmshare.fleet.local import Seen, VmName
 from uvmshare.testing.etcd import FakeEtcd
@@ -468,14 +469,14 @@ async def fleet(*hosts: str, **rights: Any) -> AsyncIterator[Fleet]:
         await made.end()
 
 
-def own_vm(host: FakeHost, *kept: Kept) -> Joined:
-    """Have a host offer VM `build` of its own, with shares that are held; return what the gate is told of it."""
-    wanted = NewVm(id="build", listen=("unix:/run/build.9p",))
-    there = host.own[VmName("acme", "build")] = FakeVm(wanted)
+def own_vm(host: FakeHost, *kept: Kept, id_: str = "build") -> Joined:
+    """Have a host offer a VM of its own, with shares that are held; return what the gate is told of it."""
+    wanted = NewVm(id=id_, listen=(f"unix:/run/{id_}.9p",))
+    there = host.own[VmName("acme", id_)] = FakeVm(wanted)
     for each in kept:
         new = msgspec.convert(each.what, NewShare)
         there.shares.setdefault(each.share, (new, set()))[1].add(each.owner)
-        host.given[VmName("acme", "build")] = int(each.share)
+        host.given[VmName("acme", id_)] = int(each.share)
     return Joined(host=host.name, tenant="acme", vm=wanted, kept=kept)
 
 
@@ -485,3 +486,26 @@ def kept_share(path: str, name: str, owner: str = "job", lease: float | None = N
 
 def placed(id_: str = "build", on: str = "h1", **more: Any) -> PlacedVm:
     return PlacedVm(id=id_, on=on, listen=(f"unix:/run/{id_}.9p",), **more)
+
+
+def served(host: FakeHost, follower: Follower) -> NewServed:
+    """Return what a host's daemon tells that it serves of the fleet (`Joining.served`)."""
+    found = []
+    for vm, machine in host.machines.items():
+        last = follower.last_wanted(vm)
+        kept = [
+            Kept(kind="share", share=name, owner=owner, what=changed_fields(NewShare, wanted), lease=None)
+            for name, (wanted, owners) in machine.shares.items()
+            for owner in sorted(owners)
+        ]
+        found.append(
+            Served(
+                host=host.name,
+                tenant=vm.tenant,
+                vm=machine.wanted,
+                kept=with_leases(kept, last),
+                epoch=1 if last is None else last.epoch,
+                names=host.given.get(vm, -1) + 1,
+            )
+        )
+    return NewServed(vms=tuple(found))

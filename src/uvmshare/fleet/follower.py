@@ -112,6 +112,8 @@ class Follower:
         self._waits: dict[VmName, Wait] = {}
         self._jobs: dict[VmName, dict[str, Job]] = {}
         """What takes longer than a look, by the number of the holding."""
+        self._jobs_of: dict[VmName, int] = {}
+        """The revision that made what is wanted of a VM, to which these numbers belong: another counts anew."""
         self._written: dict[VmName, tuple[float, int]] = {}
         """When a document about a VM was written last, and the revision of what is wanted that this made."""
         self._accepted = asyncio.Event()
@@ -189,6 +191,7 @@ class Follower:
             ) + "; nothing is changed here: `uvmshare host accept` follows it"
             self._log.error("fleet.held_back", reason=self.held_back)
             self._accepted.clear()
+            await self._break_off()
             await self._accepted.wait()
             self.held_back = None
             self._log.warning("fleet.accepted", cluster=f"{cluster:x}", revision=revision)
@@ -196,6 +199,26 @@ class Follower:
             self._fence.begin_anew()
             raise _Relist
         self._position.put_fleet_place(cluster, revision)
+
+    async def _break_off(self) -> None:
+        """Break off and forget all that was begun for another etcd.
+
+        In this one the same numbers of holdings, and the same revisions, stand for other things. What has come of those
+        there would be taken for what has come of these here.
+        """
+        looking = dict(self._looking)
+        tasks: list[asyncio.Task[Any]] = [*looking.values()]
+        tasks += [job.task for jobs in self._jobs.values() for job in jobs.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for vm, task in looking.items():
+            if self._looking.get(vm) is task:  # it was broken off before its first step
+                del self._looking[vm]
+        self._jobs.clear()
+        self._jobs_of.clear()
+        self._written.clear()
+        self._waits.clear()
 
     @property
     def revision(self) -> int:
@@ -315,6 +338,9 @@ class Follower:
         def lives(holding: Holding) -> bool:
             return (holding.owner, holding.lease) not in dead
 
+        if self._jobs_of.get(vm) != found.create_revision:
+            await self._end_jobs(vm)
+            self._jobs_of[vm] = found.create_revision
         jobs = self._jobs.setdefault(vm, {})
         under_way = set(jobs)
         settled = await settle(self._local, vm, want, found.mod_revision, before, lives, jobs, self._fence.tell)
@@ -391,7 +417,8 @@ class Follower:
             self._jobs[vm].pop(id_, None)
 
     async def _end_jobs(self, vm: VmName) -> None:
-        """Break off what is under way of a VM that is wanted no more."""
+        """Break off what is under way of a VM that is wanted no more, or anew."""
+        self._jobs_of.pop(vm, None)
         tasks = [job.task for job in self._jobs.pop(vm, {}).values()]
         for task in tasks:
             task.cancel()

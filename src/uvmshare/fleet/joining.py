@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from uvmshare.fleet.documents import Have, Holding, Want
     from uvmshare.fleet.hostfile import TenantRights
 
-__all__ = ["Joining"]
+__all__ = ["Joining", "with_leases"]
 
 
 class Joining:
@@ -160,21 +160,38 @@ class Joining:
     async def served(self, machine: Machine, tenant: str, last: Want | None) -> Served:
         """Return a VM of the fleet as this host serves it. `last`, what was wanted of it, tells lengths of leases."""
         machine = await self._service.find_ready(machine.record.identity, machine.record.id)
-        known = {} if last is None else {_held(each): each.seconds for each in last.holdings.values()}
-        kept = [
-            msgspec.structs.replace(each, lease=known.get((each.kind, _place(each), each.owner)))
-            for each in self._kept(machine, f"{tenant}:")
-        ]
         return Served(
             host=self._host,
             tenant=tenant,
             vm=msgspec.structs.replace(machine.record.wanted, agent_token=None),
-            kept=tuple(kept),
+            kept=with_leases(self._kept(machine, f"{tenant}:"), last),
             epoch=1 if last is None else last.epoch,
             names=machine.require().next_name,
             joined=bool(machine.record.joined),
             agent_token_file=None if last is None else last.vm.get("agent_token_file"),
         )
+
+
+def with_leases(kept: Iterable[Kept], last: Want | None) -> tuple[Kept, ...]:
+    """Return what is held with the lengths of its leases, as `last`, what was wanted of the VM, tells them.
+
+    Of a share that is so new that its name was never written, whatever the owner wanted and was not told of may be
+    meant: the shortest lease of that. Without one it would be held for ever.
+    """
+    known: dict[tuple[str, str, str], float | None] = {}
+    untold: dict[tuple[str, str], list[float | None]] = {}
+    for each in () if last is None else last.holdings.values():
+        if each.kind == "share" and each.share is None:
+            untold.setdefault((each.kind, each.owner), []).append(each.seconds)
+        else:
+            known[_held(each)] = each.seconds
+    found = []
+    for one in kept:
+        held = one.kind, _place(one), one.owner
+        lengths = [known[held]] if held in known else untold.get((one.kind, one.owner), [])
+        lease = min((each for each in lengths if each is not None), default=None)
+        found.append(msgspec.structs.replace(one, lease=lease))
+    return tuple(found)
 
 
 def _held(holding: Holding) -> tuple[str, str, str]:

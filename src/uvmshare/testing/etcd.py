@@ -109,6 +109,14 @@ class FakeEtcd:
         self._granted = 1000
         self._stores: list[FakeStore] = []
         self.running = True
+        self.latency = 0.0
+        """Seconds that each call takes to arrive, and its answer to come."""
+        self.restored = 0
+        """How often it has become what a backup has."""
+        self.stopped = 0
+        """How often it has lost its majority."""
+        self.on_call: Callable[[str], None] = lambda _: None
+        """Called with the name of each call when it arrives, and once more when its answer is under way."""
 
     def connect(self) -> FakeStore:
         """Return a new client."""
@@ -126,6 +134,7 @@ class FakeEtcd:
     def stop(self) -> None:
         """Lose the majority: nothing answers, watches end, and leases stand still."""
         self.running = False
+        self.stopped += 1
         for lease in self._leases.values():
             self._stand_still(lease)
         self._end_watches()
@@ -162,7 +171,11 @@ class FakeEtcd:
         return copy
 
     def restore(self, backup: FakeEtcd, *, cluster_id: int | None = None) -> None:
-        """Become what a backup has, under the same cluster id unless another is given. Clients stay connected."""
+        """Become what a backup has, under the same cluster id unless another is given. Clients stay connected.
+
+        A call that is under way then is carried out by what there is now, as one is whose connection was made anew.
+        """
+        self.restored += 1
         for lease in self._leases.values():
             self._stand_still(lease)
         copy = backup.backup()
@@ -395,8 +408,9 @@ class FakeStore:
         if self._broken is not None:
             raise self._broken
         reply, cuts, gone = self.decide(name), self._cuts, self._mended
+        restored, stopped = self.etcd.restored, self.etcd.stopped
         lost = StoreOutcomeUnknown("no answer came to a change") if changes else StoreUnavailable(_NO_ANSWER)
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.etcd.latency)
         if self._broken is not None:
             raise self._broken
         if not self._connected or not self.etcd.running or reply is FakeReply.FAIL:
@@ -406,23 +420,38 @@ class FakeStore:
         if reply is FakeReply.NEVER:
             await gone.wait()
             raise lost
-        self._look()
+        if self.etcd.restored == restored:
+            self._look()
+        self.etcd.on_call(name)
+        if not self.etcd.running:
+            raise lost
         try:
             answer = ask()
         finally:
+            replaced = self._replaced()
             self._seen = (self.etcd.cluster_id, self.etcd.revision)
-            await asyncio.sleep(0)
-        if reply is FakeReply.LOSE_AFTER or cuts != self._cuts:
+            self.etcd.on_call(name)
+            await asyncio.sleep(self.etcd.latency)
+        if reply is FakeReply.LOSE_AFTER or cuts != self._cuts or stopped != self.etcd.stopped:
             raise lost
+        if replaced is not None:
+            self._broken = self._broken or replaced
         if self._broken is not None:
             raise lost if changes else self._broken
         return answer
 
-    def _look(self) -> None:
+    def _replaced(self) -> StoreReplaced | None:
+        """Return what says that another etcd is there than the one that answered before, or an older state of it."""
         seen, now = self._seen, (self.etcd.cluster_id, self.etcd.revision)
-        if seen is not None and (seen[0] != now[0] or seen[1] > now[1]):
-            words = f"cluster {now[0]:x} at revision {now[1]} answers, and {seen[0]:x} at {seen[1]} did before"
-            self._broken = StoreReplaced(words)
+        if seen is None or (seen[0] == now[0] and seen[1] <= now[1]):
+            return None
+        return StoreReplaced(
+            f"cluster {now[0]:x} at revision {now[1]} answers, and {seen[0]:x} at {seen[1]} did before"
+        )
+
+    def _look(self) -> None:
+        self._broken = self._replaced()
+        if self._broken is not None:
             raise self._broken
 
     async def cluster_id(self) -> int:
