@@ -51,6 +51,7 @@ from uvmshare.fleet.happenings import follow
 from uvmshare.fleet.moving import Moving, names_of
 from uvmshare.fleet.owners import Owners
 from uvmshare.fleet.reading import Found, Reader, is_seen
+from uvmshare.fleet.removing import Removing
 from uvmshare.fleet.sending import Sent
 from uvmshare.fleet.wanting import Asked, Ended, Wanting, problem_in
 from uvmshare.mounts.options import canonical_guest_path
@@ -82,6 +83,7 @@ class Gate:
         self._owners = Owners(self._reader)
         self._wanting = Wanting(self._reader, self._owners)
         self._moving = Moving(self._reader)
+        self._removing = Removing(self._reader)
         self._accepting = Accepting(self._reader, self._owners)
 
     def info(self) -> Info:
@@ -147,8 +149,16 @@ class Gate:
         new = changed_fields(NewVm, wanted)
         if wanted.agent_token_file is not None:
             new["agent_token_file"] = wanted.agent_token_file
-        revision = await self._add(tenant, wanted.id, wanted.on, Want(vm=new), rights)
-        found = await self._reader.vm(who, wanted.id, "own")
+        return await self._add_new(who, (tenant, wanted.id), wanted.on, Want(vm=new), rights)
+
+    async def _add_new(
+        self, who: Caller, vm: tuple[str, str], host: str, new: Want, rights: Tenant
+    ) -> tuple[Found, int]:
+        """Write that a VM of a tenant is wanted; return as `want_vm`."""
+        with Sent() as sent:
+            revision = await self._add(*vm, host, new, rights)
+            sent.made = "" if revision is None else f"VM {vm[1]!r}"
+            found = await self._reader.vm(who, who.shown(*vm), "own")
         return found, revision or found.want_at.mod_revision
 
     async def want_joined(self, who: Caller, joined: Joined) -> tuple[Found, int]:
@@ -169,15 +179,13 @@ class Gate:
             raise LimitReached(msg)
         holdings = await self._accepting.holdings(joined)
         new = Want(vm=vm_of(joined), joined=True, holdings=holdings, last=len(holdings))
-        revision = await self._add(tenant, joined.vm.id, joined.host, new, rights)
-        found = await self._reader.vm(who, who.shown(tenant, joined.vm.id), "own")
-        return found, revision or found.want_at.mod_revision
+        return await self._add_new(who, (tenant, joined.vm.id), joined.host, new, rights)
 
     async def add_vm(self, who: Caller, found: Found, revision: int) -> Vm:
         """Return a VM that is wanted once its host has it. Raises what the host raises; then nothing is left of it."""
         have = await self._reader.when_seen(found, revision, f"VM {found.vm!r}")
         if have.problem is not None:
-            await self._take_back(found)
+            await self._removing.take_back(found)
             raise problem_in(have.problem)
         return answers.vm_of(who, dataclasses.replace(found, have=have, lives=True))
 
@@ -239,11 +247,13 @@ class Gate:
         """Move a VM to another host, or do one step of that; return it. Raises as `Moving` does."""
         if wanted.step == "abort":
             return answers.vm_of(who, await self._moving.abort(who, vm))
-        if wanted.step != "commit":
-            await self._moving.prepare(who, vm, wanted.to)
-        if wanted.step == "prepare":
-            return await self.vm(who, vm)
-        moved = await self._moving.commit(who, vm, wanted.to, take=wanted.take, made_sure=wanted.made_sure)
+        with Sent() as sent:
+            if wanted.step != "commit":
+                await self._moving.prepare(who, vm, wanted.to)
+                sent.made = f"move of VM {vm!r}"
+            if wanted.step == "prepare":
+                return await self.vm(who, vm)
+            moved = await self._moving.commit(who, vm, wanted.to, take=wanted.take, made_sure=wanted.made_sure)
         return answers.vm_of(who, dataclasses.replace(moved, lives=True))
 
     async def want_clone(self, who: Caller, vm: str, wanted: NewClone) -> tuple[Found, int]:
@@ -255,9 +265,7 @@ class Gate:
         holdings = {id_: each for id_, each in found.want.holdings.items() if each.share is not None and not each.end}
         new = Want(vm=document, holdings=holdings, last=found.want.last, names=names_of(found))
         await self._moving.mark_leases(found, wanted.on)
-        revision = await self._add(found.tenant, wanted.id, wanted.on, new, found.rights)
-        made = await self._reader.vm(who, who.shown(found.tenant, wanted.id), "own")
-        return made, revision or made.want_at.mod_revision
+        return await self._add_new(who, (found.tenant, wanted.id), wanted.on, new, found.rights)
 
     async def remove_vm(self, found: Found) -> Removed:
         """Wait until the host of a VM that is wanted no more has ended its file server."""
@@ -283,7 +291,7 @@ class Gate:
                 msg = f"VM {vm!r} has {len(held)} share(s) and mounts that are held: release them first, or force it"
                 raise StillInUse(msg)
 
-        return await self._want_gone(who, vm, check)
+        return await self._removing.want_gone(who, vm, check)
 
     async def want_left(self, who: Caller, vm: str) -> Found:
         """Write that a VM is its host's own again, with all who hold something of it; return what it was."""
@@ -293,47 +301,7 @@ class Gate:
                 msg = f"VM {vm!r} was added through the fleet, and is nobody else's: remove it (uvmshare vm rm)"
                 raise InvalidState(msg)
 
-        return await self._want_gone(who, vm, check)
-
-    async def _want_gone(self, who: Caller, vm: str, check: Callable[[Found], None]) -> Found:
-        last: Found | None = None
-        with Sent() as sent:
-            for _ in range(_TRIES):
-                try:
-                    found = await self._reader.vm(who, vm, "own")
-                except NotThere:
-                    if last is not None:  # what was sent last was carried out
-                        return last
-                    raise
-                check(found)
-                try:
-                    if await self._remove(found):
-                        return found
-                except StoreOutcomeUnknown as error:
-                    last, sent.unknown = found, error
-        msg = f"VM {vm!r} is changed by many others at once: ask again"
-        raise InvalidState(msg)
-
-    async def _remove(self, found: Found) -> bool:
-        """Write that a VM is wanted no more, if nothing of it has changed; say whether it is written."""
-        count_at = (await self._store.get(self._keys.count(found.tenant))).found
-        changes: list[Any] = [Delete(found.name_at.key), Delete(found.want_at.key)]
-        compare = [unchanged(found.name_at), unchanged(found.want_at)]
-        if count_at is not None:
-            compare.append(unchanged(count_at))
-            changes.append(Put(count_at.key, str(max(0, int(count_at.value) - 1)).encode()))
-        await self._reader.count_taken(found, compare, changes)
-        return (await self._store.txn(compare, changes)).succeeded
-
-    async def _take_back(self, found: Found) -> None:
-        """Want a VM no more that its host could not add."""
-        for _ in range(_TRIES):
-            with suppress(StoreOutcomeUnknown):
-                if await self._remove(found):
-                    return
-            at = (await self._store.get(found.want_at.key)).found
-            if at is None or at.mod_revision != found.want_at.mod_revision:
-                return  # somebody else has asked for something there, or has taken it back
+        return await self._removing.want_gone(who, vm, check)
 
     # ------------------------------------------------------------------ shares and mounts
 
@@ -405,9 +373,10 @@ class Gate:
     async def add_mount(self, who: Caller, asked: Asked) -> Mount:
         """Return a mount that is wanted once the guest has it. Raises what the host raises."""
         have, _ = await self._wanting.held(asked)
-        found = await self._again(who, asked.found)
-        path = asked.found.want.holdings.get(asked.id)
-        wanted = found.want.holdings.get(asked.id, path)
+        with Sent() as sent:
+            sent.made = f"VM {asked.found.vm!r}"
+            found = await self._reader.vm(who, who.shown(asked.found.tenant, asked.found.vm), "read")
+        wanted = found.want.holdings.get(asked.id, asked.found.want.holdings.get(asked.id))
         for mount in answers.mounts_of(who, found, have):
             if wanted is not None and mount.guest_path == wanted.what["guest_path"]:
                 return mount
@@ -448,9 +417,11 @@ class Gate:
         leases = await self._owners.of(who.tenant, owner)
         renewed = await self._owners.renew(owner, leases)
         if seconds is not None and any(each.seconds != seconds for each in leases):
-            for each in await self._reader.list_all(self._keys.names(who.tenant)):
-                with suppress(NotThere):
-                    await self._relet(who, self._keys.vm_of_name(each.key)[1], owner, seconds, None)
+            with Sent() as sent:
+                sent.made = f"renewal of owner {owner!r}"
+                for each in await self._reader.list_all(self._keys.names(who.tenant)):
+                    with suppress(NotThere):
+                        await self._relet(who, self._keys.vm_of_name(each.key)[1], owner, seconds, None)
         return renewed
 
     async def _relet(self, who: Caller, vm: str, owner: str, seconds: float, share: str | None) -> None:
@@ -471,7 +442,9 @@ class Gate:
         every = [each for each in await self._owners.of(found.tenant, owner) if each.lease in leases]
         renewed = await self._owners.renew(owner, every)
         if seconds is not None:
-            await self._relet(who, vm, owner, seconds, name)
+            with Sent() as sent:
+                sent.made = f"renewal of owner {owner!r}"
+                await self._relet(who, vm, owner, seconds, name)
         return renewed
 
     async def release_owner(self, who: Caller, owner: str, *, force: bool) -> ReleasedOwner:
@@ -484,12 +457,16 @@ class Gate:
         )
         kinds: Counter[str] = Counter()
         for outcome in outcomes:
-            if isinstance(outcome, NotThere):
-                continue
-            if isinstance(outcome, BaseException):
-                raise outcome
-            kinds += outcome
-        await self._owners.end(await self._owners.of(who.tenant, owner))
+            kinds += outcome if isinstance(outcome, Counter) else Counter()
+        with Sent() as sent:
+            sent.made = f"release of owner {owner!r}" if kinds else ""
+            for outcome in outcomes:
+                if isinstance(outcome, BaseException) and not isinstance(outcome, NotThere):
+                    raise outcome
+            leases = await self._owners.of(who.tenant, owner)
+            for each in leases:
+                await self._owners.end([each])
+                sent.made = f"release of owner {owner!r}"
         return ReleasedOwner(released=bool(kinds), shares=kinds["share"], mounts=kinds["mount"])
 
     async def _release_owner_in(self, who: Caller, vm: str, owner: str, how: End) -> Counter[str]:
@@ -556,7 +533,11 @@ class Gate:
         if any(each.host != host for each in wanted.vms):
             msg = f"what host {host} serves was asked of another host: ask the daemon of {host}"
             raise InvalidOptions(msg)
-        written = {f"{each.tenant}:{each.vm.id}": await self._accepting.write_back(each) for each in wanted.vms}
+        written: dict[str, bool] = {}
+        with Sent() as sent:
+            for each in wanted.vms:
+                written[f"{each.tenant}:{each.vm.id}"] = await self._accepting.write_back(each)
+                sent.made = f"what host {host} serves"
         return WrittenBack(
             vms=tuple(vm for vm, is_written in written.items() if is_written),
             elsewhere=tuple(vm for vm, is_written in written.items() if not is_written),
@@ -575,13 +556,15 @@ class Gate:
             msg = f"host {host!r} lives: end its daemon first, or remove its VMs one by one (uvmshare vm rm)"
             raise StillInUse(msg)
         removed = []
-        for each in await self._reader.list_all(self._keys.names()):
-            if decode(Name, each.value, each.key).host == host:
-                tenant, vm = self._keys.vm_of_name(each.key)
-                with suppress(NotThere):
-                    await self._want_gone(who, f"{tenant}:{vm}", lambda _: None)
-                removed.append(f"{tenant}:{vm}")
-        await self._store.txn([absent(self._keys.alive(host))], [Delete(self._keys.registered(host))])
+        with Sent() as sent:
+            for each in await self._reader.list_all(self._keys.names()):
+                if decode(Name, each.value, each.key).host == host:
+                    tenant, vm = self._keys.vm_of_name(each.key)
+                    with suppress(NotThere):
+                        await self._removing.want_gone(who, f"{tenant}:{vm}", lambda _: None)
+                    removed.append(f"{tenant}:{vm}")
+                    sent.made = f"removal of host {host!r}"
+            await self._store.txn([absent(self._keys.alive(host))], [Delete(self._keys.registered(host))])
         return RemovedHost(vms=tuple(removed))
 
 

@@ -10,7 +10,6 @@ wanted of it, and gives that to the new one, which waits until the old one has l
 from __future__ import annotations
 
 import dataclasses
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -87,6 +86,7 @@ class Moving:
                     sent.unknown = error
                     continue  # what is there then says whether it was carried out
                 if done.succeeded:
+                    sent.made = f"move of VM {vm!r}"
                     await self._seen_ahead(found, there, done.revision)
                     return
                 await self._store.revoke(lease.id)
@@ -117,7 +117,7 @@ class Moving:
                     )
                     raise InvalidOptions(msg)
                 if found.host == to:
-                    return await self._served(who, found, made_sure=made_sure)
+                    return await self._served(who, found, sent, made_sure=made_sure)
                 there, *_ = await self._there(found, to)
                 if found.name.moving != to or there.want_at is None:
                     msg = f"VM {vm!r} was not prepared for host {to}, or longer ago than 10 min: prepare it"
@@ -145,12 +145,13 @@ class Moving:
                 ]
                 await self._reader.count_taken(found, compare, changes)
                 try:
-                    await self._store.txn(compare, changes)
+                    if (await self._store.txn(compare, changes)).succeeded:
+                        sent.made = f"move of VM {vm!r}"
                 except StoreOutcomeUnknown as error:
                     sent.unknown = error
         raise _too_many(vm)
 
-    async def _served(self, who: Caller, found: Found, *, made_sure: bool) -> Found:
+    async def _served(self, who: Caller, found: Found, sent: Sent, *, made_sure: bool) -> Found:
         """See that the old host has let go, have the new one serve, and wait until it does."""
         for _ in range(_TRIES):
             if found.want.after:
@@ -158,8 +159,11 @@ class Moving:
                     await self._reader.when_let_go(found, hosts_before(found.want), f"move of VM {found.vm!r}")
                 new = msgspec.structs.replace(found.want, after="", also=(), hold=False)
                 put = Put(found.want_at.key, encode(new, found.want_at.value))
-                with suppress(StoreOutcomeUnknown):  # it is read again
-                    await self._store.txn([unchanged(found.want_at)], [put])
+                try:
+                    if (await self._store.txn([unchanged(found.want_at)], [put])).succeeded:
+                        sent.made = f"move of VM {found.vm!r}"
+                except StoreOutcomeUnknown as error:
+                    sent.unknown = error  # it is read again
             else:
                 have = await self._reader.when_seen(found, found.want_at.mod_revision, f"VM {found.vm!r}")
                 if have.problem is not None:
@@ -171,27 +175,31 @@ class Moving:
     async def abort(self, who: Caller, vm: str) -> Found:
         """Leave a VM where it is, and nothing of the move; return it. One that does not move is no error."""
         found = await self._reader.vm(who, vm, "own")
-        if found.name.moving is not None:
-            await self._abort(found.tenant, found.vm, found.name.moving)
-        return await self._reader.vm(who, vm, "own")
+        with Sent() as sent:
+            if found.name.moving is not None:
+                await self._abort(found.tenant, found.vm, found.name.moving)
+                sent.made = f"move of VM {vm!r}"
+            return await self._reader.vm(who, vm, "own")
 
     async def _abort(self, tenant: str, vm: str, to: str) -> None:
-        for _ in range(_TRIES):
-            keys = [self._keys.name(tenant, vm), self._keys.want(to, tenant, vm)]
-            name_at, want_at = await self._reader.get_all(keys)
-            name = None if name_at is None else self._reader.name(name_at)
-            if name_at is None or name is None or name.moving != to:
-                return
-            changes: list[Any] = [Put(name_at.key, encode(msgspec.structs.replace(name, moving=None), name_at.value))]
-            compare = [unchanged(name_at)]
-            if want_at is not None and decode(Want, want_at.value, want_at.key).prepare:
-                compare.append(unchanged(want_at))
-                changes.append(Delete(want_at.key))
-            try:
-                if (await self._store.txn(compare, changes)).succeeded:
+        with Sent() as sent:
+            for _ in range(_TRIES):
+                keys = [self._keys.name(tenant, vm), self._keys.want(to, tenant, vm)]
+                name_at, want_at = await self._reader.get_all(keys)
+                name = None if name_at is None else self._reader.name(name_at)
+                if name_at is None or name is None or name.moving != to:
                     return
-            except StoreOutcomeUnknown:
-                continue
+                new = msgspec.structs.replace(name, moving=None)
+                changes: list[Any] = [Put(name_at.key, encode(new, name_at.value))]
+                compare = [unchanged(name_at)]
+                if want_at is not None and decode(Want, want_at.value, want_at.key).prepare:
+                    compare.append(unchanged(want_at))
+                    changes.append(Delete(want_at.key))
+                try:
+                    if (await self._store.txn(compare, changes)).succeeded:
+                        return
+                except StoreOutcomeUnknown as error:
+                    sent.unknown = error
         raise _too_many(vm)
 
     async def _movable(self, who: Caller, vm: str) -> Found:
