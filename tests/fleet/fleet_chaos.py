@@ -371,7 +371,8 @@ class FleetChaos:
                 while True:
                     at = (await store.get("/fill")).found
                     compare = absent("/fill") if at is None else unchanged(at)
-                    await store.txn([compare], [Put("/fill", _BIG)])
+                    with contextlib.suppress(OutcomeUnknown):  # the one that fills it is made, or no answer came
+                        await store.txn([compare], [Put("/fill", _BIG)])
             # Leases are renewed meanwhile.
             before = {each.owner: len(each.renewed) for each in leases}
             await _until(lambda: any(len(each.renewed) > before[each.owner] for each in leases))
