@@ -51,7 +51,7 @@ $(SPEED): $(STAMP) native/uvmshare_speed.pyx native/setup.py native/pyproject.to
 # The file server, the daemon, the guest's agent and what is held against them run on Linux alone; elsewhere only what
 # imports them is looked at.
 ON_WINDOWS := --platform win32 --cache-dir .mypy_cache/win32 --follow-imports silent \
-	--exclude '/(reliability|fileserver|conformance|daemon|dashboard|agent|linux|docs|stranger|etcd|fleet|fleet_sockets)/' --exclude '/guest/(agent|check|keepalive|loop|pinning|mount_paths|pins|repeating|session|survey|table|work|test_agent|test_shell_agent|test_snapshot|vsock_driver|vsock_server|test_vsock_device|test_vsock_end|test_vsock_guest|test_vsock_server|test_events)|demo/(fleet|machines|stage)|testing/(vhost_user|vsock)' \
+	--exclude '/(reliability|fileserver|conformance|daemon|dashboard|agent|linux|docs|stranger|etcd|fleet|fleet_sockets)/' --exclude '/guest/(agent|check|keepalive|loop|pinning|mount_paths|pins|repeating|session|survey|table|watches|work|test_agent|test_shell_agent|test_snapshot|vsock_driver|vsock_server|test_vsock_device|test_vsock_end|test_vsock_guest|test_vsock_server|test_events)|demo/(fleet|machines|stage)|testing/(vhost_user|vsock)' \
 	--exclude '/(hostfiles|peers|forked|refusing|zygote|test_host_files|test_other_users_on_loopback|test_reach_of_root|test_users_of_the_daemon|test_groups|test_blocking_mounts|test_doctor|test_reserved_user)\.py'
 
 .PHONY: lint
