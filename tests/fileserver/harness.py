@@ -308,11 +308,13 @@ class Host:
         mounts = {pid for name in self._names for pid in self.device.mounts(name)}
         try:
             for pid in mounts:
-                os.kill(pid, signal.SIGSTOP)
+                with suppress(ProcessLookupError):  # its guest has hung up
+                    os.kill(pid, signal.SIGSTOP)
             yield
         finally:
             for pid in mounts:
-                os.kill(pid, signal.SIGCONT)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     def close(self) -> None:
         self._open.close()

@@ -203,27 +203,26 @@ def test_nothing_but_allowed_names_is_told_of_a_root_with_an_allow_list(
 def test_for_a_guest_that_asks_for_no_events_the_kernel_is_to_tell_of_nothing(
     host: Host, agent: Callable[..., Agent]
 ) -> None:
-    def told_of() -> list[list[str]]:
-        """Return the directories of which the kernel tells the mount process, as /proc has them."""
-        assert isinstance(host.device, Device)
-        status = host.device.run(host.device.server.status())
-        (pid,) = (mount.pid for share in status.shares for mount in share.mounts)
+    def told_of(share: str) -> list[list[str]]:
+        """Return the directories of which the kernel tells the mount process of a share, as /proc has them."""
+        (pid,) = host.device.mounts(share)
         texts = [path.read_text() for path in Path(f"/proc/{pid}/fdinfo").iterdir()]
         words = [line.split()[:2] for text in texts for line in text.splitlines()]
         return [each for each in words if each[0] in ("inotify", "fanotify") and not each[1].startswith("flags:")]
 
     (host.root / "d").mkdir()
-    guest = host.guest()
+    plain = host.share()
+    guest = host.connect(plain)
     guest.write_file("d/f", b"x")
     (host.root / "d" / "new").touch()
     assert guest.exists("d/new")
-    assert told_of() == []
+    assert told_of(plain) == []
     guest.close()
     asks = agent("d")
     (host.root / "d" / "newer").touch()
     assert asks.told() == ["Cf d/newer"]
     kinds = {"inotify"} if host.model == WITHOUT_FANOTIFY else {"inotify", "fanotify"}
-    assert {each[0] for each in told_of()} == kinds, "so it is seen where it does"
+    assert {each[0] for each in told_of(asks.name.decode())} == kinds, "so it is seen where it does"
 
 
 @both_ways
