@@ -337,7 +337,10 @@ def test_killing_one_that_has_just_ended_takes_its_status_from_nobody(
     async def end() -> int:
         if sys.platform == "win32":  # for the type checker: Windows' modules have no such names
             raise AssertionError
-        process = await asyncio.create_subprocess_exec("sh", "-c", "exit 3")
+        reading, writing = os.pipe()
+        process = await asyncio.create_subprocess_exec("sh", "-c", "read line; exit 3", stdin=reading)
+        os.close(reading)
+        os.close(writing)  # now it ends, while the loop stands still
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222  it has ended, and nobody was told
         send_signal(process, signal.SIGKILL)
         killed.set()
