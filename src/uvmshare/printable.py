@@ -27,7 +27,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Generator, Iterable
 
 __all__ = [
     "ENOUGH",
@@ -169,6 +169,11 @@ class _SafeStream:
         return getattr(self._stream, name)
 
 
+def _given(lines: list[str], *_: object, **__: object) -> Generator[str, None, None]:
+    """Return lines that are there, whatever is asked for of them: later Pythons ask for colours."""
+    yield from lines
+
+
 def traceback_lines(error: BaseException) -> str:
     """Return a traceback as Python writes it, but with each message and note on one line, whatever name is in it."""
     told = traceback.TracebackException.from_exception(error)
@@ -178,7 +183,7 @@ def traceback_lines(error: BaseException) -> str:
         notes, each.__notes__ = each.__notes__, None  # Python makes one of several lines
         said = [*each.format_exception_only(), *(map(str, notes) if isinstance(notes, list) else ())]
         lines = [printable(line.removesuffix("\n")) + "\n" for line in said]
-        each.format_exception_only = partial(iter, lines)  # type: ignore[method-assign]  # of this one object
+        each.format_exception_only = partial(_given, lines)  # type: ignore[method-assign]  # of this one object
         waiting += [other for other in (each.__cause__, each.__context__, *(each.exceptions or ())) if other]
     return "".join(told.format())
 
