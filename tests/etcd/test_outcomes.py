@@ -20,8 +20,10 @@ from uvmshare.etcd.messages import ResponseHeader
 from uvmshare.etcd.protocol import Compare, Delete, Put, absent, present
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
     from pathlib import Path
+
+    from tests.etcd.member import Member
 
     from uvmshare.etcd.protocol import Store
 
@@ -247,6 +249,21 @@ def _told_when_asked(monkeypatch: pytest.MonkeyPatch, store: EtcdStore) -> async
     return asked
 
 
+def _with_a_member(place: Path, test: Callable[[Member, EtcdStore], Coroutine[Any, Any, None]]) -> None:
+    """Run a test with an etcd of one member, and a store that has met it."""
+    member, url = start_single(place / "data")
+
+    async def met() -> None:
+        store = EtcdStore(Endpoints((url,), timeout=DEADLINE))
+        await store.get("a")
+        await test(member, store)
+
+    try:
+        asyncio.run(met())
+    finally:
+        member.kill()
+
+
 def test_who_waits_for_a_connection_is_told_when_the_store_is_closed() -> None:
     async def test() -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -265,11 +282,7 @@ def test_who_waits_for_a_connection_is_told_when_the_store_is_closed() -> None:
 def test_who_waits_for_a_member_to_say_what_it_is_is_told_when_the_store_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    member, url = start_single(tmp_path / "data")
-
-    async def test() -> None:
-        store = EtcdStore(Endpoints((url,), timeout=DEADLINE))
-        await store.get("a")
+    async def test(member: Member, store: EtcdStore) -> None:
         asked = _told_when_asked(monkeypatch, store)
         store._members.leave(store._members._members[0])
         member.signal(signal.SIGSTOP)
@@ -280,20 +293,13 @@ def test_who_waits_for_a_member_to_say_what_it_is_is_told_when_the_store_is_clos
         with pytest.raises(StoreClosed):
             await asking
 
-    try:
-        asyncio.run(test())
-    finally:
-        member.kill()
+    _with_a_member(tmp_path, test)
 
 
 def test_who_has_just_met_a_member_is_told_when_the_store_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    member, url = start_single(tmp_path / "data")
-
-    async def test() -> None:
-        store = EtcdStore(Endpoints((url,), timeout=DEADLINE))
-        await store.get("a")
+    async def test(_: Member, store: EtcdStore) -> None:
         only = store._members._members[0]
         ask = only.ask
 
@@ -307,7 +313,4 @@ def test_who_has_just_met_a_member_is_told_when_the_store_is_closed(
         with pytest.raises(StoreClosed):
             await store.txn([], [Put("a", b"")])
 
-    try:
-        asyncio.run(test())
-    finally:
-        member.kill()
+    _with_a_member(tmp_path, test)

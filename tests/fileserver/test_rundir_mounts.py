@@ -15,10 +15,10 @@ from tests.processes import DEADLINE
 from tests.root import needs_root
 
 from uvmshare.errors import AccessDenied, FileServerError
-from uvmshare.fileserver.mounttable import Place, has_mounts, is_changed, place_of, shown_below
+from uvmshare.fileserver.mounttable import Place, is_changed, place_of, shown_below
 from uvmshare.fileserver.rundir.directory import RunDirectory
 from uvmshare.hcs.schema import Plan9Share, Plan9ShareFlags
-from uvmshare.linux.mountinfo import TABLE
+from uvmshare.linux.mountinfo import TABLE, has_below
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -152,16 +152,16 @@ def test_what_is_mounted_below_a_directory_is_seen_in_an_open_table_also_what_ca
     table = os.open(TABLE, os.O_RDONLY)
     directory = str(top / "shared")
     try:
-        assert not has_mounts(directory, table)
+        assert not has_below(directory, table)
         for point, expected in (("shared", False), ("shared/c", True)):
             (top / point).mkdir(exist_ok=True)
             subprocess.run(["mount", "-t", "tmpfs", "ours", top / point], check=True)
             try:
                 assert is_changed(table, 0)
-                assert has_mounts(directory, table) is expected, "what is mounted there is not below it"
+                assert has_below(directory, table) is expected, "what is mounted there is not below it"
             finally:
                 subprocess.run(["umount", top / point], check=True)
-        assert not has_mounts(directory, table)
+        assert not has_below(directory, table)
     finally:
         os.close(table)
 
@@ -201,7 +201,7 @@ def test_only_what_is_mounted_below_a_directory_is_below_it_whatever_its_name(
     (tmp_path / "table").write_bytes(_TABLE)
     table = os.open(tmp_path / "table", os.O_RDONLY)
     try:
-        assert has_mounts(directory, table) is expected
+        assert has_below(directory, table) is expected
     finally:
         os.close(table)
 
@@ -210,6 +210,6 @@ def test_nothing_is_below_the_root_of_a_namespace_that_has_it_alone(tmp_path: Pa
     (tmp_path / "table").write_bytes(b"24 27 8:1 / / rw - ext4 /dev/sda1 rw\n")
     table = os.open(tmp_path / "table", os.O_RDONLY)
     try:
-        assert not has_mounts("/", table)
+        assert not has_below("/", table)
     finally:
         os.close(table)

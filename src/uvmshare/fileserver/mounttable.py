@@ -15,12 +15,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from uvmshare.fileserver.filesystems import LOCAL
-from uvmshare.linux.mountinfo import has_below, mounted
+from uvmshare.linux.mountinfo import mounted
 
 if TYPE_CHECKING:
     from uvmshare.linux.mountinfo import Mounted
 
-__all__ = ["Place", "file_system_of", "has_mounts", "is_changed", "may_hang", "place_of", "shown_below"]
+__all__ = ["Place", "file_system_of", "is_changed", "may_hang", "place_of", "shown_below"]
 
 
 class Place(NamedTuple):
@@ -61,14 +61,6 @@ def shown_below(directory: str) -> list[Place]:
     """
     below = os.path.join(directory, "")
     return [place_of(directory), *(_root(mount) for mount in mounted() if mount.path.startswith(below))]
-
-
-def has_mounts(directory: str, table: int) -> bool:
-    """Say whether anything is mounted below a directory, by an open table and without a look at it. Raises `OSError`.
-
-    What is mounted there is not below it.
-    """
-    return has_below(os.fsencode(directory), table)
 
 
 def file_system_of(device: int) -> str:

@@ -131,13 +131,9 @@ class Follower:
         try:
             await self._keep_following()
         finally:
-            tasks: list[asyncio.Task[Any]] = [hearing, *self._looking.values()]
-            tasks += [job.task for jobs in self._jobs.values() for job in jobs.values()]
             for timer in self._again.values():
                 timer.cancel()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._cancel_all(hearing)
             await self._fence.end()
 
     async def _keep_following(self) -> None:
@@ -200,6 +196,14 @@ class Follower:
             raise _Relist
         self._position.put_fleet_place(cluster, revision)
 
+    async def _cancel_all(self, *others: asyncio.Task[None]) -> None:
+        """Cancel all looks and jobs, and others, and wait until they have ended."""
+        tasks: list[asyncio.Task[Any]] = [*others, *self._looking.values()]
+        tasks += [job.task for jobs in self._jobs.values() for job in jobs.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     async def _break_off(self) -> None:
         """Break off and forget all that was begun for another etcd.
 
@@ -207,11 +211,7 @@ class Follower:
         there would be taken for what has come of these here.
         """
         looking = dict(self._looking)
-        tasks: list[asyncio.Task[Any]] = [*looking.values()]
-        tasks += [job.task for jobs in self._jobs.values() for job in jobs.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._cancel_all()
         for vm, task in looking.items():
             if self._looking.get(vm) is task:  # it was broken off before its first step
                 del self._looking[vm]

@@ -54,8 +54,8 @@ def mounted(table: int | None = None) -> list[Mounted]:
     return found
 
 
-def has_below(directory: bytes, table: int) -> bool:
-    """Say whether anything is mounted below a directory, by an open table. Raises `OSError`.
+def has_below(directory: str, table: int) -> bool:
+    """Say whether anything is mounted below a directory, by an open table and without a look at it. Raises `OSError`.
 
     What is mounted at the directory itself is not below it. Each process of a mount asks, twice, so it looks for the
     path as the kernel writes it and takes no line apart, which made 250 KiB of memory its own.
@@ -63,7 +63,7 @@ def has_below(directory: bytes, table: int) -> bool:
     read = b""
     while piece := os.pread(table, _PIECE, len(read)):
         read += piece
-    wanted = b" " + _escaped(directory.rstrip(b"/") + b"/")
+    wanted = b" " + _escaped(os.fsencode(directory).rstrip(b"/") + b"/")
     at = read.find(wanted)
     while at >= 0:
         # The fifth word: three spaces come before the one that it begins with. The fourth is a path as well.

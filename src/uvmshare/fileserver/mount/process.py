@@ -25,10 +25,10 @@ from uvmshare.fileserver.mount.enclosure import DirectoryGone
 from uvmshare.fileserver.mount.serving import Serving
 from uvmshare.fileserver.mount.waiting import notice_death, probe_for_ever
 from uvmshare.fileserver.mount.watched import Queue
-from uvmshare.fileserver.mounttable import has_mounts, is_changed
+from uvmshare.fileserver.mounttable import is_changed
 from uvmshare.fileserver.rundir import directory
 from uvmshare.linux.descriptors import close_all_but
-from uvmshare.linux.mountinfo import TABLE
+from uvmshare.linux.mountinfo import TABLE, has_below
 from uvmshare.ninep import messages
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def _may_have_mounts(export: Export, table: int) -> bool:
     """Say whether anything may be mounted below a share's root, by a table of mounts and without a look at it."""
     try:
         here = os.readlink(f"/proc/self/fd/{export.root}")
-        return here != export.path or has_mounts(here, table)
+        return here != export.path or has_below(here, table)
     except OSError:
         return True
 
@@ -211,7 +211,7 @@ def _follow_mounts(table: int, session: Serving, *, any_there: bool) -> None:
     try:
         # Not by a path: of the two calls, seccomp leaves a confined process the one that takes a descriptor.
         here = os.readlink(str(tree.root.fd), dir_fd=tree.descriptors[1])
-        any_there = any_there or has_mounts(here, table)
+        any_there = any_there or has_below(here, table)
     except OSError:
         any_there = True
     tree.found_mounts(any_there=any_there)

@@ -182,7 +182,7 @@ ATTACHED: Final[dict[str, tuple[str, ...]]] = {
         "Watched.forget",
         "Watched.keeps_ledger",
     ),
-    "uvmshare.fileserver.mounttable": ("has_mounts", "is_changed"),
+    "uvmshare.fileserver.mounttable": ("is_changed",),
     "uvmshare.fileserver.supervisor.connections": (
         "Connections._drop",
         "Connections._on_handshake",
