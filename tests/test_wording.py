@@ -111,6 +111,11 @@ def test_what_json_says_is_said_in_words(sent: str) -> None:
     assert reason_of(raised.value) in {"it is no JSON", "it is a number too large"}
 
 
+def test_what_json_of_a_later_python_says_is_said_in_words_too() -> None:
+    error = json.JSONDecodeError("Illegal trailing comma before end of array", "[1,]", 2)
+    assert reason_of(error) == "it is no JSON"
+
+
 @settings(deadline=None)  # the first one compiles
 @given(st.text(max_size=20))
 def test_a_text_that_nobody_knows_never_shows_a_path_of_a_validator(text: str) -> None:
@@ -126,7 +131,7 @@ def test_every_text_in_the_table_of_words_is_provoked_by_a_test() -> None:
         except (ValueError, RecursionError) as error:
             said.add(str(error).partition(" - at ")[0])
     elsewhere = {
-        r"(?:Expecting |Extra data|Unterminated |Invalid (?:control character|\\)).*",  # json's, above
+        r"(?:Expecting |Extra data|Unterminated |Illegal |Invalid (?:control character|\\)).*",  # json's, above
         r"Exceeds the limit .* for integer string conversion.*",  # as above
         r"Missing required (?:query parameter|header) '(\w+)'.*",  # Litestar's: tests/daemon/test_words.py
         r"'data'",  # as above

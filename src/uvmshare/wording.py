@@ -63,7 +63,7 @@ _WORDS: Final[tuple[tuple[str, str], ...]] = (
     (r"Invalid RFC3339 encoded .*", "it is no time as RFC 3339 writes it"),
     (r"'data'", "it is missing"),
     (r"(?:JSON is malformed|Input data was truncated).*", "it is no JSON"),
-    (r"(?:Expecting |Extra data|Unterminated |Invalid (?:control character|\\)).*", "it is no JSON"),
+    (r"(?:Expecting |Extra data|Unterminated |Illegal |Invalid (?:control character|\\)).*", "it is no JSON"),
     (r"Invalid UTF-8.*", "it is not UTF-8"),
     (r"Exceeds the limit .* for integer string conversion.*", "it is a number too large"),
 )
