@@ -267,7 +267,7 @@ def test_a_closed_standard_stream_is_one_that_nobody_reads(command: list[str], s
         ("LONG", "No such command 'x", "(see 'uvmshare --help')"),
         ("doctor --LONG", "No such option", "(see 'uvmshare doctor --help')"),
         ("share add build /srv --lease LONG", "--lease", "(see 'uvmshare share add --help')"),
-        ("serve --listen LONG /srv", "address 'x", "vsock:"),
+        ("serve --listen LONG /", "address 'x", "vsock:"),
         ("vm ls --host LONG", "host 'x", "unix:"),
     ],
 )

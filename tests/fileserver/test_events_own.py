@@ -236,6 +236,8 @@ def test_on_a_file_system_without_file_handles_the_hosts_changes_are_told_and_th
     fid = guest.walk("f")
     Agent.name = name.encode()
     told = Agent(guest, "")
+    (layered / "begun").touch()  # from then on it is known that nobody has just changed the file
+    assert told.told() == ["Cf begun"]
     guest.ask(m.Tlopen(fid, OpenFlag.RDWR), m.Rlopen)
     guest.write(fid, 0, b"above")
     guest.clunk(fid)
