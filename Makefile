@@ -11,6 +11,7 @@ HAS_HEADERS := import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.
 RUFF := $(BIN)/ruff
 MYPY := $(BIN)/mypy
 COVERAGE := $(BIN)/coverage
+PICTURES := $(BIN)/lint-imports --no-logo && $(BIN)/python tools/state_diagram.py --check && $(BIN)/python tools/map.py --check
 
 # More arguments for pytest, such as PYTEST_ARGS='-k retried'.
 PYTEST_ARGS ?=
@@ -59,13 +60,11 @@ lint: $(STAMP)  ## Lint, formatting, types on Linux, import rules, generated pic
 	$(RUFF) check .
 	$(RUFF) format --check .
 	@# The pictures meanwhile, on the other core.
-	$(MYPY) & types=$$!; status=0; $(MAKE) --no-print-directory pictures || status=1; wait $$types || status=1; exit $$status
+	$(MYPY) & types=$$!; status=0; { $(PICTURES); } || status=1; wait $$types || status=1; exit $$status
 
 .PHONY: pictures
 pictures: $(STAMP)
-	$(BIN)/lint-imports --no-logo
-	$(BIN)/python tools/state_diagram.py --check
-	$(BIN)/python tools/map.py --check
+	$(PICTURES)
 
 .PHONY: lint-windows
 lint-windows: $(STAMP)  ## Types on Windows

@@ -33,7 +33,7 @@ PACKAGES: Final = (
     *("acl", "curl", "e2fsprogs", "git", "gzip", "hostname", "libstdc++6", "netbase", "procps", "tar", "tzdata"),
 )
 """What the root has: what a command needs to live in it, and Debian's programs that tests without a guest start."""
-MORE: Final = ("gcc", "iproute2", "libc6-dev", "make", "mawk", "systemd")
+MORE: Final = ("gcc", "iproute2", "libc-bin", "libc6-dev", "make", "mawk", "systemd")
 """What it has for all of the tests."""
 TOOLS: Final = frozenset({"hypothesis", "opentelemetry-sdk", "pytest", "pytest-timeout"})
 """What the part needs of the extra "dev", beside what the extra "fleet" asks for."""

@@ -60,10 +60,16 @@ class Kind:
     options: tuple[str, ...] = ("--durations=15", "--durations-min=5")
 
 
-def kind(marks: str, lanes: int, *groups: Group, options: tuple[str, ...] = Kind.options) -> Kind:
-    """Return a kind of these groups, and of one that has the rest: also what a group with settings of its own has."""
+def kind(
+    marks: str, lanes: int, *groups: Group, options: tuple[str, ...] = Kind.options, ignored: tuple[str, ...] = ()
+) -> Kind:
+    """Return a kind of these groups, and of one that has the rest: also what a group with settings of its own has.
+
+    None of them has what is `ignored`, as arguments of pytest.
+    """
     others = [group for group in groups if not group.environment]
-    return Kind(marks, lanes, (Group("rest", ("tests",)).without(*others), *groups), options)
+    all_of_it = (Group("rest", ("tests",)).without(*others), *groups)
+    return Kind(marks, lanes, tuple(replace(each, where=(*each.where, *ignored)) for each in all_of_it), options)
 
 
 _CONFORMANCE: Final = "tests/conformance"
@@ -144,9 +150,7 @@ _OF_THE_PYTHON: Final = (
 KINDS: Final = {
     # Three at a time on two cores: much of what they do is to wait for processes that they start.
     "quick": kind("not long and not soak", 3, *_QUICK, _CORE),
-    "newer-python": kind(
-        "not long and not soak and not guest", 3, *(replace(each, where=(*each.where, *_NOT_THERE)) for each in _QUICK)
-    ),
+    "newer-python": kind("not long and not soak and not guest", 3, *_QUICK, ignored=_NOT_THERE),
     "newer-python-part": Kind("not long and not soak and not guest", 2, _OF_THE_PYTHON),
     "long": kind("long and not soak", 2, *_LONG, _PURE, options=("--timeout=3600", *Kind.options)),
     "soak": kind("soak", 2, *_LONG, options=("--timeout=7200", *Kind.options)),

@@ -27,6 +27,8 @@ ESSENTIAL: Final = ("base-files", "base-passwd", "bash", "coreutils", "dash", "d
 """What no package says that it needs, because every Debian has it."""
 _ALTERNATIVES: Final = {"awk": "mawk", "cc": "gcc"}
 """Names of programs that are there as another one, which a script of its package would link."""
+_DIRECTORIES: Final = ("media", "mnt", "opt", "srv")
+"""What the script of base-files makes."""
 _MINUTES: Final = 10
 """How long one command of apt's may take, before it hangs."""
 
@@ -88,7 +90,7 @@ def unpacked(suite: str, *packages: str) -> Path:
         Failed: It cannot be made. The message has apt's or dpkg's last lines.
     """
     wanted = sorted({*ESSENTIAL, *packages})
-    digest = hashlib.sha256(",".join(wanted).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(",".join([*wanted, *_DIRECTORIES]).encode()).hexdigest()[:12]
     root = CACHE / "roots" / f"{suite}-unpacked-{digest}"
     if root.exists():
         return root
@@ -115,6 +117,8 @@ def unpacked(suite: str, *packages: str) -> Path:
 
 def _complete(root: Path) -> None:
     """Write what a Debian gets by its packages' scripts, as far as programs ask for it."""
+    for name in _DIRECTORIES:
+        (root / name).mkdir(exist_ok=True)
     etc = root / "etc"
     for name in ("passwd", "group"):
         shutil.copy(root / "usr/share/base-passwd" / f"{name}.master", etc / name)

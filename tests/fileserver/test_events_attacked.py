@@ -405,7 +405,7 @@ def test_processes_that_look_at_once_whether_queues_are_to_spare_all_find_them(t
     """Each takes 33 of both kinds for a moment. Here there are so many beside those that the others keep."""
     script = tmp_path / "many.py"
     script.write_text(MANY)
-    subprocess.run([sys.executable, script, str(33 + 8)], check=True, timeout=DEADLINE)
+    subprocess.run([sys.executable, script, str(33 + 8), tmp_path], check=True, timeout=DEADLINE)
 
 
 MANY: Final = """
@@ -429,7 +429,7 @@ for _ in range(8):
         os.close(beginning)
         os.close(ending)
         os.read(begin, 1)  # all have been started
-        queue = Queue.open_in_turn(turn, os.open("/", os.O_PATH))
+        queue = Queue.open_in_turn(turn, os.open(sys.argv[2], os.O_PATH))
         os.write(telling, b"y" if queue is not None and isinstance(queue.source, Group) else b"n")
         os.read(end, 1)  # all have told
         os._exit(0)
