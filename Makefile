@@ -11,7 +11,7 @@ HAS_HEADERS := import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.
 RUFF := $(BIN)/ruff
 MYPY := $(BIN)/mypy
 COVERAGE := $(BIN)/coverage
-PICTURES := $(BIN)/lint-imports --no-logo && $(BIN)/python tools/state_diagram.py --check && $(BIN)/python tools/map.py --check
+IMPORTS_AND_PICTURES := $(BIN)/lint-imports --no-logo && $(BIN)/python tools/state_diagram.py --check && $(BIN)/python tools/map.py --check
 
 # More arguments for pytest, such as PYTEST_ARGS='-k retried'.
 PYTEST_ARGS ?=
@@ -59,12 +59,8 @@ ON_WINDOWS := --platform win32 --cache-dir .mypy_cache/win32 --follow-imports si
 lint: $(STAMP)  ## Lint, formatting, types on Linux, import rules, generated pictures
 	$(RUFF) check .
 	$(RUFF) format --check .
-	@# The pictures meanwhile, on the other core.
-	$(MYPY) & types=$$!; status=0; { $(PICTURES); } || status=1; wait $$types || status=1; exit $$status
-
-.PHONY: pictures
-pictures: $(STAMP)
-	$(PICTURES)
+	@# Imports and pictures meanwhile, on the other core.
+	$(MYPY) & types=$$!; status=0; { $(IMPORTS_AND_PICTURES); } || status=1; wait $$types || status=1; exit $$status
 
 .PHONY: lint-windows
 lint-windows: $(STAMP)  ## Types on Windows

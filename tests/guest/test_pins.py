@@ -68,9 +68,10 @@ class Pinned:
         sh, host = self.bench.sh, self.host
         for part in range(3):  # in between both are quiet, and what was wrong then would stay so
             at = f"{self.path} {10 * seed + part} 60 guest{part}-"
+            sh("rm -f /run/shuffled")  # of a test that failed
             sh(f"(python3 -I -S {shuffle.__file__} {at} >/run/shuffle.log 2>&1; echo over >/run/shuffled) & true")
             shuffle.shuffle(str(host), 1000 + 10 * seed + part, 60, f"host{part}-")
-            sh("until [ -e /run/shuffled ]; do sleep 0.1; done; rm /run/shuffled; cat /run/shuffle.log")
+            sh("until [ -e /run/shuffled ]; do sleep 0.1; done; cat /run/shuffle.log")
             there = sorted(str(path.relative_to(host)) for path in host.rglob("*"))
             self.until_seen("find . -mindepth 1 | cut -c3- | LC_ALL=C sort", "".join(f"{name}\n" for name in there))
             inodes = "".join(f"{of_guest((host / name).stat().st_ino)}\n" for name in there)
